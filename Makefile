@@ -1,0 +1,38 @@
+# demo: a miniature case from model to report · test: the fast tests · lint: ruff and pyright. The first use makes .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+JOBS ?= 2
+
+.PHONY: demo test test-slow test-all lint bench clean
+
+demo: $(STAMP)
+	$(BIN)/python -m experiments.attribute --config=configs/demo.py --workdir=runs/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+
+# pytest ends with 5 where no test is marked slow, which is no failure.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) -m slow || test $$? -eq 5
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: $(STAMP)
+	@set -e; for file in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file; done
+
+clean:
+	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache .cache
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+# A change of setup.py or pyproject.toml installs again; the stamp is written last, so an install cut short starts over.
+$(STAMP): setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@

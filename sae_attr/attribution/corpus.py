@@ -1,0 +1,125 @@
+"""ā and firing rates: what a site looks like on ordinary text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from sae_attr.hooks import Site
+from sae_attr.lm.config import LMConfig
+from sae_attr.lm.model import Params, forward
+from sae_attr.parallel import shard_batch
+from sae_attr.sae.model import SAE, encode
+
+CorpusBatch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens_bt, valid_bt, counted_bt
+
+
+def site_acts(params: Params, tokens_bt: jax.Array, valid_bt: jax.Array, *, cfg: LMConfig, site: Site) -> jax.Array:
+    """Activations at a site, `[b, t, d]`; layers above it are not run."""
+    span = (0, site.layer + 1)
+    return forward(params, tokens_bt, cfg=cfg, valid_bt=valid_bt, keep=(site,), span=span).acts[site]
+
+
+@dataclass(frozen=True)
+class MeanActivation:
+    """ā over `tokens` counted positions: `mean_d`, and `norm`, the mean length of a_t (the unit of steering)."""
+
+    mean_d: np.ndarray
+    norm: float
+    tokens: int
+
+
+def mean_activation(
+    params: Params,
+    work: Iterable[CorpusBatch],
+    *,
+    cfg: LMConfig,
+    site: Site,
+    mesh: jax.sharding.Mesh,
+    progress: bool = False,
+) -> MeanActivation:
+    """ā: the mean of a_t over the counted positions of a corpus; sums are float64 on the host.
+
+    Args:
+      work: (tokens_bt, valid_bt, counted_bt) batches; a position counts where all masks of the run let it.
+
+    Raises:
+      ValueError: no position counts, or an activation is NaN or infinite.
+    """
+
+    def sums(p: Params, tokens: jax.Array, valid: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array]:
+        acts_btd = site_acts(p, tokens, valid, cfg=cfg, site=site)
+        acts_btd = jnp.where(counted[..., None], acts_btd, 0)
+        return jnp.sum(acts_btd, axis=1), jnp.sum(jnp.linalg.norm(acts_btd, axis=-1))
+
+    step = jax.jit(sums)
+    total_d, total_norm, tokens = np.zeros(cfg.width(site.point)), 0.0, 0
+    with tqdm(desc="mean activation", unit="tok", unit_scale=True, disable=not progress) as bar:
+        for batch in work:
+            sum_bd, norm = step(params, *shard_batch(batch, mesh))
+            total_d += np.asarray(sum_bd, np.float64).sum(0)
+            total_norm += float(norm)
+            tokens += int(batch[2].sum())
+            bar.update(int(batch[2].sum()))
+    if not tokens:
+        raise ValueError("no corpus position counts towards the mean activation; exclude fewer tokens or give more text")
+    if not np.isfinite(total_d).all():
+        raise ValueError(f"activations at {site} are NaN or infinite on the corpus; try float32 weights")
+    return MeanActivation(total_d / tokens, total_norm / tokens, tokens)
+
+
+def firing_rates(
+    params: Params,
+    work: Iterable[CorpusBatch],
+    sae: SAE,
+    *,
+    cfg: LMConfig,
+    site: Site,
+    mesh: jax.sharding.Mesh,
+    progress: bool = False,
+) -> tuple[np.ndarray, int]:
+    """Share of counted corpus positions on which each latent fires, float32 `[n]`, and the number of positions."""
+
+    def count(p: Params, s: SAE, tokens: jax.Array, valid: jax.Array, counted: jax.Array) -> jax.Array:
+        codes_btn = encode(s, site_acts(p, tokens, valid, cfg=cfg, site=site))
+        return jnp.sum((codes_btn != 0) & counted[..., None], axis=(0, 1))
+
+    step = jax.jit(count)
+    total_n, tokens = np.zeros(sae.cfg.n_latents, np.int64), 0
+    for batch in tqdm(work, desc="firing rates", unit="batch", disable=not progress):
+        total_n += np.asarray(step(params, sae, *shard_batch(batch, mesh)), np.int64)
+        tokens += int(batch[2].sum())
+    return (total_n / max(tokens, 1)).astype(np.float32), tokens
+
+
+def weighted_codes(
+    encode_fn: Callable[[jax.Array], jax.Array], acts_kd: np.ndarray, weights_k: np.ndarray, *, block: int
+) -> np.ndarray:
+    """Σ_k w_k z(a_k), float64 `[n]`: a weighted mean of codes over cached activations, a block of tokens at a time."""
+    used = np.flatnonzero(weights_k)
+    step = jax.jit(lambda a, w: w @ encode_fn(a))
+    total: np.ndarray | None = None
+    for start in range(0, len(used), block):
+        part = used[start : start + block]
+        gap = block - len(part) if len(used) > block else 0
+        acts = np.pad(np.asarray(acts_kd[part], np.float32), ((0, gap), (0, 0)))
+        sums = np.asarray(step(acts, np.pad(weights_k[part].astype(np.float32), (0, gap))), np.float64)
+        total = sums if total is None else total + sums
+    if total is None:
+        raise ValueError("no token has a weight, so there is no code to average; use a wider token scope")
+    return total
+
+
+def limited(work: Iterable[CorpusBatch], positions: int) -> Iterator[CorpusBatch]:
+    """Batches until about this many positions have gone by; the last one is whole."""
+    seen = 0
+    for batch in work:
+        if seen >= positions:
+            return
+        seen += int(batch[2].sum())
+        yield batch

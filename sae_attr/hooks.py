@@ -1,0 +1,219 @@
+"""Where a model is read or changed (`Site`) and how it is changed (the edits).
+
+An edit is a pytree that is called as `edit(x_btd, pos_bt) -> x_btd`. Its vectors are traced, so a new latent, strength or
+target does not recompile anything; a new site does. A vector may be `[d]`, `[b, d]` (batch rows are latents) or
+`[b, t, d]`; a scalar may be `[]`, `[b]` or `[b, t]`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+POINTS = ("resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_hidden", "mlp_out", "resid_post")
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """A named activation of one layer; static under jit.
+
+    Args:
+      layer: index of the block, from 0.
+      point: one of `POINTS`. `resid_post` of layer l is what Hugging Face calls `hidden_states[l + 1]`.
+
+    Raises:
+      ValueError: unknown point or negative layer.
+    """
+
+    layer: int
+    point: str = "resid_post"
+
+    def __post_init__(self) -> None:
+        if self.point not in POINTS:
+            raise ValueError(f"site point {self.point!r} is unknown; the points are {', '.join(POINTS)}")
+        if self.layer < 0:
+            raise ValueError(f"site layer {self.layer} is negative; layers count from 0")
+
+    def __str__(self) -> str:
+        return f"layer{self.layer}.{self.point}"
+
+
+# TransformerLens names (blocks.L.<suffix>) and Hugging Face module paths (layers.L.<suffix>), both as suffix -> point.
+_LENS_POINTS = {
+    "hook_resid_pre": "resid_pre",
+    "hook_resid_mid": "resid_mid",
+    "hook_resid_post": "resid_post",
+    "attn.hook_z": "attn_z",
+    "hook_attn_out": "attn_out",
+    "hook_mlp_in": "mlp_in",
+    "mlp.hook_in": "mlp_in",
+    "mlp.hook_post": "mlp_hidden",
+    "hook_mlp_out": "mlp_out",
+}
+_MODULE_POINTS = {
+    "": "resid_post",
+    "output": "resid_post",
+    "input": "resid_pre",
+    "self_attn.o_proj.input": "attn_z",
+    "self_attn": "attn_out",
+    "self_attn.output": "attn_out",
+    "mlp.input": "mlp_in",
+    "pre_feedforward_layernorm.output": "mlp_in",
+    "mlp.down_proj.input": "mlp_hidden",
+    "mlp": "mlp_out",
+    "mlp.output": "mlp_out",
+    "post_feedforward_layernorm.output": "mlp_out",
+}
+
+
+def parse_site(text: str) -> Site:
+    """The site that a name means: `layer2.resid_post`, a TransformerLens hook, or a Hugging Face module path.
+
+    `blocks.2.hook_resid_post`, `model.layers.2`, `transformer.h.2.output` and `layer2.resid_post` are all the same site.
+
+    Raises:
+      ValueError: the name fits none of the three spellings.
+    """
+    for pattern, points in (
+        (r"layer(\d+)\.(\w+)", {p: p for p in POINTS}),
+        (r"blocks\.(\d+)\.(.+)", _LENS_POINTS),
+        (r"(?:.*\.)?(?:layers|h)\.(\d+)(?:\.(.+))?", _MODULE_POINTS),
+        (r"resid_post_layer_(\d+)()", _MODULE_POINTS),
+    ):
+        match = re.fullmatch(pattern, text)
+        if match and (match[2] or "") in points:
+            return Site(int(match[1]), points[match[2] or ""])
+    raise ValueError(
+        f"site {text!r} is not understood; write it as layer2.resid_post (points: {', '.join(POINTS)}), "
+        "as a TransformerLens hook such as blocks.2.hook_resid_post, or as a module path such as model.layers.2"
+    )
+
+
+class Edit(Protocol):
+    """What the forward pass calls at a site: a pytree `(x_btd, pos_bt) -> x_btd` of the same shape and dtype."""
+
+    def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array: ...
+
+
+def _rows(vector: jax.Array, x_btd: jax.Array) -> jax.Array:
+    """A `[d]`, `[b, d]` or `[b, t, d]` vector made to broadcast against `x_btd`."""
+    vector = jnp.asarray(vector, x_btd.dtype)
+    return vector[:, None, :] if vector.ndim == 2 else vector
+
+
+def _scalars(value: Any, x_btd: jax.Array) -> jax.Array:
+    """A `[]`, `[b]` or `[b, t]` scalar field made to broadcast against `x_btd[..., :1]`."""
+    value = jnp.asarray(value, x_btd.dtype)
+    return value.reshape(value.shape + (1,) * (3 - value.ndim)) if value.ndim else value
+
+
+def _only(where: Any, new: jax.Array, old: jax.Array) -> jax.Array:
+    """`new` where the `[b]` or `[b, t]` mask is true, `old` elsewhere; everywhere without a mask."""
+    if where is None:
+        return new
+    where = jnp.asarray(where, bool)
+    return jnp.where(where.reshape(where.shape + (1,) * (3 - where.ndim)), new, old)
+
+
+def _dot(x_btd: jax.Array, direction: jax.Array) -> jax.Array:
+    """Projection `x . d`, `[b, t, 1]`; a sum of products, since a matrix product would round to bf16 on a TPU."""
+    return jnp.sum(x_btd * direction, axis=-1, keepdims=True)
+
+
+@struct.dataclass
+class Add:
+    """`x + scale * vector`: steering, and with zeros the handle by which a gradient at a site is taken."""
+
+    vector: jax.Array
+    scale: Any = 1.0
+    where: Any = None
+
+    def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
+        return _only(self.where, x_btd + _scalars(self.scale, x_btd) * _rows(self.vector, x_btd), x_btd)
+
+
+@struct.dataclass
+class Replace:
+    """`value` instead of `x`; `jax.grad` with respect to `value` is the gradient at the site."""
+
+    value: jax.Array
+    where: Any = None
+
+    def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
+        return _only(self.where, jnp.broadcast_to(_rows(self.value, x_btd), x_btd.shape), x_btd)
+
+
+@struct.dataclass
+class SetProjection:
+    """`x + (value - x . d) d` for a unit direction d; with `value = mean . d` this is mean ablation (method, section 3)."""
+
+    direction: jax.Array
+    value: Any
+    where: Any = None
+
+    def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
+        direction = _rows(self.direction, x_btd)
+        return _only(self.where, x_btd + (_scalars(self.value, x_btd) - _dot(x_btd, direction)) * direction, x_btd)
+
+
+@struct.dataclass
+class ProjectOut:
+    """`x - (x . d) d` for a unit direction d: zero ablation of one direction."""
+
+    direction: jax.Array
+    where: Any = None
+
+    def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
+        return SetProjection(self.direction, 0.0, self.where)(x_btd, pos_bt)
+
+
+@struct.dataclass
+class ClampCode:
+    """`x + (value - z(x)) * direction`: sets one latent's code and keeps what the SAE does not explain.
+
+    Args:
+      direction: the latent's decoder row, not normalised.
+      value: the code that is wanted.
+      code: pytree that `code_fn` reads, for instance an SAE.
+      code_fn: static; `(code, x_btd) -> z_bt`, the latent's code at every position.
+    """
+
+    direction: jax.Array
+    value: Any
+    code: Any
+    code_fn: Callable[[Any, jax.Array], jax.Array] = struct.field(pytree_node=False)
+    where: Any = None
+
+    def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
+        gap_bt = _scalars(self.value, x_btd) - self.code_fn(self.code, x_btd)[..., None].astype(x_btd.dtype)
+        return _only(self.where, x_btd + gap_bt * _rows(self.direction, x_btd), x_btd)
+
+
+@struct.dataclass
+class Lerp:
+    """`x + alpha (target - x)`: a point on the line from the activation to `target`, as integrated gradients needs."""
+
+    target: jax.Array
+    alpha: Any
+    where: Any = None
+
+    def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
+        return _only(self.where, x_btd + _scalars(self.alpha, x_btd) * (_rows(self.target, x_btd) - x_btd), x_btd)
+
+
+@struct.dataclass
+class Chain:
+    """Several edits at one site, first to last; for instance several latents at once."""
+
+    edits: tuple[Any, ...]
+
+    def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
+        for edit in self.edits:
+            x_btd = edit(x_btd, pos_bt)
+        return x_btd

@@ -1,0 +1,1 @@
+"""Language models: one config, one block, one segmented forward for every decoder family."""

@@ -1,0 +1,153 @@
+"""One Linen block for every decoder family; what differs is read from `LMConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from sae_attr.lm.config import LMConfig
+
+Tap = Callable[[str, jax.Array], jax.Array]
+
+_ACT: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+@struct.dataclass
+class Context:
+    """What a block needs beside its input: who may attend to whom, and the rotations of every rope.
+
+    `mask_bts` is causal and excludes padding and other segments; `gap_bts` is query position minus key position and is
+    present only if some layer has a window; `cos_rbtm`, `sin_rbtm` hold one rotation table per rope r.
+    """
+
+    mask_bts: jax.Array
+    gap_bts: jax.Array | None
+    cos_rbtm: jax.Array | None
+    sin_rbtm: jax.Array | None
+
+
+@struct.dataclass
+class LayerFacts:
+    """The facts that differ between layers and ride the scan: window in tokens and index of the rope."""
+
+    window: jax.Array
+    rope: jax.Array
+
+
+def no_tap(point: str, x: jax.Array) -> jax.Array:
+    """The tap of a layer that is neither read nor changed."""
+    return x
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """`x` in float32, or in float64 where it already is: the precision of norms, softmax and log-probabilities."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm over the last axis, computed in float32 (Gemma multiplies by 1 + scale)."""
+
+    cfg: LMConfig
+    out_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        cfg = self.cfg
+        init = nn.initializers.zeros if cfg.norm_plus_one else nn.initializers.ones
+        scale = wide(self.param("scale", init, (x.shape[-1],)))
+        x = wide(x)
+        if cfg.norm == "layer":
+            x = x - jnp.mean(x, -1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + cfg.norm_eps)
+        x = x * (1 + scale if cfg.norm_plus_one else scale)
+        if cfg.norm == "layer":
+            x = x + self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return x.astype(self.out_dtype)
+
+
+def rotate(x_bthc: jax.Array, cos_btm: jax.Array, sin_btm: jax.Array) -> jax.Array:
+    """Rotates the first 2m channels of every head, first half against second half (Su et al. 2021, Hugging Face order)."""
+    m = cos_btm.shape[-1]
+    first, second, rest = x_bthc[..., :m], x_bthc[..., m : 2 * m], x_bthc[..., 2 * m :]
+    cos, sin = cos_btm[:, :, None].astype(x_bthc.dtype), sin_btm[:, :, None].astype(x_bthc.dtype)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+
+
+def attend(q_bthc: jax.Array, k_bskc: jax.Array, v_bskc: jax.Array, mask_bts: jax.Array, softcap: float) -> jax.Array:
+    """Grouped-query attention, softmax in float32; returns `[b, t, h, c]`."""
+    b, t, h, c = q_bthc.shape
+    q_btkgc = q_bthc.reshape(b, t, k_bskc.shape[2], -1, c)
+    scores = wide(jnp.einsum("btkgc,bskc->bkgts", q_btkgc, k_bskc))
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
+    scores = jnp.where(mask_bts[:, None, None], scores, jnp.finfo(scores.dtype).min)
+    probs = jax.nn.softmax(scores, axis=-1).astype(v_bskc.dtype)
+    return jnp.einsum("bkgts,bskc->btkgc", probs, v_bskc).reshape(b, t, h, c)
+
+
+class Block(nn.Module):
+    """Attention and MLP with their norms and residual additions; `tap(point, x)` sees and may change every site point."""
+
+    cfg: LMConfig
+    dtype: Any = jnp.float32
+
+    def _dense(self, features: int, bias: bool, name: str) -> nn.Dense:
+        return nn.Dense(features, use_bias=bias, dtype=self.dtype, name=name)
+
+    def _norm(self, name: str, out_dtype: Any = None) -> Norm:
+        return Norm(self.cfg, out_dtype or self.dtype, name=name)
+
+    @nn.compact
+    def __call__(self, x_btd: jax.Array, ctx: Context, facts: LayerFacts, tap: Tap = no_tap) -> jax.Array:
+        cfg, resid = self.cfg, x_btd.dtype
+        x_btd = tap("resid_pre", x_btd)
+        h_btd = self._norm("attn_norm")(x_btd) if cfg.pre_norm else x_btd.astype(self.dtype)
+        attn_btd = self._attention(h_btd, ctx, facts, tap)
+        if cfg.post_norm:
+            attn_btd = self._norm("attn_post_norm")(attn_btd)
+        attn_btd = tap("attn_out", attn_btd.astype(resid))
+        mid_btd = tap("resid_mid", x_btd + attn_btd) if not cfg.parallel_residual else x_btd
+        h_btd = self._norm("mlp_norm")(mid_btd) if cfg.pre_norm else mid_btd.astype(self.dtype)
+        mlp_btd = self._mlp(tap("mlp_in", h_btd), tap)
+        if cfg.post_norm:
+            mlp_btd = self._norm("mlp_post_norm")(mlp_btd)
+        mlp_btd = tap("mlp_out", mlp_btd.astype(resid))
+        return tap("resid_post", mid_btd + mlp_btd + (attn_btd if cfg.parallel_residual else 0))
+
+    def _attention(self, h_btd: jax.Array, ctx: Context, facts: LayerFacts, tap: Tap) -> jax.Array:
+        cfg = self.cfg
+        b, t, _ = h_btd.shape
+        q = self._dense(cfg.n_heads * cfg.head_dim, cfg.qkv_bias, "q")(h_btd)
+        k = self._dense(cfg.n_kv_heads * cfg.head_dim, cfg.qkv_bias, "k")(h_btd)
+        v = self._dense(cfg.n_kv_heads * cfg.head_dim, cfg.qkv_bias, "v")(h_btd)
+        if cfg.qk_norm == "all":
+            q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
+        q, k, v = (x.reshape(b, t, -1, cfg.head_dim) for x in (q, k, v))
+        if cfg.qk_norm == "head":
+            q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
+        if ctx.cos_rbtm is not None and ctx.sin_rbtm is not None:
+            cos, sin = ctx.cos_rbtm[facts.rope], ctx.sin_rbtm[facts.rope]
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        mask = ctx.mask_bts if ctx.gap_bts is None else ctx.mask_bts & (ctx.gap_bts < facts.window)
+        z = attend(q * jnp.asarray(cfg.query_scale, q.dtype), k, v, mask, cfg.attn_softcap)
+        z = tap("attn_z", z.reshape(b, t, -1))
+        return self._dense(cfg.d_model, cfg.out_bias, "o")(z)
+
+    def _mlp(self, h_btd: jax.Array, tap: Tap) -> jax.Array:
+        cfg = self.cfg
+        up_btf = self._dense(cfg.d_mlp, cfg.mlp_bias, "up")(h_btd)
+        if cfg.gated_mlp:
+            hidden_btf = _ACT[cfg.act](self._dense(cfg.d_mlp, cfg.mlp_bias, "gate")(h_btd)) * up_btf
+        else:
+            hidden_btf = _ACT[cfg.act](up_btf)
+        return self._dense(cfg.d_model, cfg.mlp_bias, "down")(tap("mlp_hidden", hidden_btf))

@@ -1,0 +1,41 @@
+"""The completion's log-loss, from logits at the positions that predict its tokens and nowhere else."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from sae_attr.lm.config import LMConfig
+from sae_attr.lm.model import Params, logits
+
+LOSSES = ("sum", "mean")
+
+
+def target_nll(
+    params: Params, hidden_btd: jax.Array, tokens_bt: jax.Array, target_bc: jax.Array, target_valid_bc: jax.Array,
+    *, cfg: LMConfig,
+) -> jax.Array:
+    """-log p of chosen tokens given what precedes them, `[b, c]` in nats and float32; 0 where `target_valid_bc` is False.
+
+    Args:
+      hidden_btd: residual after the last block, before the final norm.
+      target_bc: positions of the tokens that are scored, each at least 1. Only the hidden states that predict them are
+        unembedded: with a vocabulary of 50 k that is most of what the head would cost.
+    """
+    before_bc = jnp.maximum(target_bc - 1, 0)
+    hidden_bcd = jnp.take_along_axis(hidden_btd, before_bc[..., None], axis=1)
+    logits_bcv = logits(params, hidden_bcd, cfg=cfg)
+    ids_bc = jnp.take_along_axis(tokens_bt, target_bc, axis=1)
+    chosen_bc = jnp.take_along_axis(logits_bcv, ids_bc[..., None], axis=-1)[..., 0]
+    return jnp.where(target_valid_bc, jax.nn.logsumexp(logits_bcv, axis=-1) - chosen_bc, 0.0)
+
+
+def completion_loss(nll_bc: jax.Array, target_valid_bc: jax.Array, loss: str = "sum") -> jax.Array:
+    """L(C) per row `[b]` in nats: the sum over the completion's tokens (method, section 2), or their mean.
+
+    Raises ValueError for another name than `sum` or `mean`.
+    """
+    if loss not in LOSSES:
+        raise ValueError(f"loss {loss!r} is unknown; choose one of {', '.join(LOSSES)}")
+    total_b = jnp.sum(nll_bc, axis=1)
+    return total_b if loss == "sum" else total_b / jnp.maximum(jnp.sum(target_valid_bc, axis=1), 1)

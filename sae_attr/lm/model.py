@@ -1,0 +1,210 @@
+"""The segmented forward pass: scan up to a site, that block inline with its taps, scan on (design: sites and edits)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from sae_attr.hooks import Edit, Site
+from sae_attr.lm.block import Block, Context, LayerFacts, Norm, no_tap, wide
+from sae_attr.lm.config import LMConfig
+
+Params = dict[str, Any]
+
+
+@struct.dataclass
+class Output:
+    """`hidden_btd`: residual after the last block that ran, before the final norm; `acts`: one array per kept site."""
+
+    hidden_btd: jax.Array
+    acts: dict[Site, jax.Array]
+
+
+def check_site(cfg: LMConfig, site: Site) -> None:
+    """Raises ValueError if the model has no such site."""
+    if site.layer >= cfg.n_layers:
+        raise ValueError(f"site {site} lies outside the model, whose layers are 0..{cfg.n_layers - 1}; choose one of those")
+    if site.point == "resid_mid" and cfg.parallel_residual:
+        raise ValueError(f"site {site}: a {cfg.family} block adds attention and MLP in parallel and has no resid_mid")
+
+
+def _params_dtype(params: Params) -> Any:
+    return params["embed"]["table"].dtype
+
+
+def embed(params: Params, tokens_bt: jax.Array, pos_bt: jax.Array, *, cfg: LMConfig) -> jax.Array:
+    """Token (and learned position) embeddings `[b, t, d]` in the residual stream's dtype."""
+    x_btd = params["embed"]["table"][tokens_bt].astype(cfg.resid_dtype)
+    if cfg.embed_scale != 1.0:
+        x_btd = x_btd * jnp.asarray(cfg.embed_scale, params["embed"]["table"].dtype).astype(x_btd.dtype)
+    if cfg.learned_pos:
+        x_btd = x_btd + params["pos"]["table"][pos_bt].astype(cfg.resid_dtype)
+    return x_btd
+
+
+def _rotations(cfg: LMConfig, pos_bt: jax.Array, valid_bt: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
+    """cos and sin `[ropes, b, t, m]` in float32 (float64 under x64); longrope looks at each row's own length."""
+    if not cfg.ropes:
+        return None, None
+    if len({rope.dim for rope in cfg.ropes}) > 1:
+        raise ValueError(f"layers of this {cfg.family} model rotate different numbers of channels; not implemented")
+    dtype = jnp.promote_types(cfg.resid_dtype, jnp.float32)
+    counted_bt = pos_bt if valid_bt is None else jnp.where(valid_bt, pos_bt, 0)
+    length_b = jnp.max(counted_bt, axis=1) + 1
+    tables = []
+    for rope in cfg.ropes:
+        inv = jnp.asarray(rope.inv_freq(), dtype)[None, None]
+        if rope.kind == "longrope":
+            long = jnp.asarray(rope.inv_freq(long=True), dtype)[None, None]
+            inv = jnp.where((length_b > rope.original_len)[:, None, None], long, inv)
+        angles_btm = pos_bt[..., None].astype(dtype) * inv
+        tables.append((jnp.cos(angles_btm) * rope.attention_factor, jnp.sin(angles_btm) * rope.attention_factor))
+    return jnp.stack([cos for cos, _ in tables]), jnp.stack([sin for _, sin in tables])
+
+
+def _context(
+    cfg: LMConfig, pos_bt: jax.Array, valid_bt: jax.Array | None, segment_bt: jax.Array | None
+) -> Context:
+    gap_bts = pos_bt[:, :, None] - pos_bt[:, None, :]
+    t = pos_bt.shape[1]
+    mask_bts = jnp.broadcast_to(jnp.tril(jnp.ones((t, t), bool)), gap_bts.shape)
+    if valid_bt is not None:
+        mask_bts = mask_bts & valid_bt[:, None, :]
+    if segment_bt is not None:
+        mask_bts = mask_bts & (segment_bt[:, :, None] == segment_bt[:, None, :])
+    cos, sin = _rotations(cfg, pos_bt, valid_bt)
+    return Context(mask_bts, gap_bts if cfg.has_windows else None, cos, sin)
+
+
+def _facts(cfg: LMConfig, layer: Any) -> LayerFacts:
+    ropes = cfg.rope_of_layer or (0,) * cfg.n_layers
+    return LayerFacts(jnp.asarray(np.array(cfg.window_of_layer, np.int32))[layer], jnp.asarray(np.array(ropes))[layer])
+
+
+def _layer(blocks: Params, layer: Any) -> Params:
+    """One layer's parameters, sliced out of the stack inside the loop: a slice outside it would copy whole segments."""
+    return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, layer, keepdims=False), blocks)
+
+
+def forward(
+    params: Params,
+    tokens_bt: jax.Array | None,
+    *,
+    cfg: LMConfig,
+    pos_bt: jax.Array | None = None,
+    valid_bt: jax.Array | None = None,
+    segment_bt: jax.Array | None = None,
+    edits: Mapping[Site, Edit] | None = None,
+    keep: tuple[Site, ...] = (),
+    span: tuple[int, int] | None = None,
+    x_btd: jax.Array | None = None,
+    remat: bool = False,
+    unroll: bool = False,
+) -> Output:
+    """Runs the blocks of `span` on tokens, or on a stored residual stream, with edits applied and sites kept.
+
+    Args:
+      params: `{embed, pos?, blocks, final_norm, head?}`; every leaf of `blocks` has the layers as its first axis.
+      tokens_bt: token ids `[b, t]`; may be None if `x_btd` is given.
+      pos_bt: positions; default 0, 1, ... along the row (right padding).
+      valid_bt: False where a token is padding and may not be attended to.
+      segment_bt: tokens of different segments do not see each other (packed rows).
+      edits: site -> edit, applied where the activation arises; kept activations are the edited ones.
+      keep: sites whose activations are returned.
+      span: half-open range of layers; default all. With `x_btd`, the residual that enters layer `span[0]`: a prefix that
+        was run once serves many suffixes.
+      remat: recompute each scanned block in the backward pass instead of storing its inside.
+      unroll: unroll the scans (operation counts; otherwise only slower to compile).
+
+    Returns:
+      `Output`; logits come from `logits(params, hidden, cfg=cfg)`.
+
+    Raises:
+      ValueError: a site outside the model or outside the span; a row longer than learned positions reach.
+    """
+    edits = dict(edits or {})
+    start, stop = span or (0, cfg.n_layers)
+    sites = {*edits, *keep}
+    for site in sites:
+        check_site(cfg, site)
+        if not start <= site.layer < stop:
+            raise ValueError(f"site {site} lies outside the layers {start}..{stop - 1} that this call runs")
+    if x_btd is None:
+        if start or tokens_bt is None:
+            raise ValueError(f"a span that starts at layer {start} needs x_btd, the residual that enters that layer")
+        pos_bt = _positions(pos_bt, tokens_bt.shape, cfg)
+        x_btd = embed(params, tokens_bt, pos_bt, cfg=cfg)
+    pos_bt = _positions(pos_bt, x_btd.shape[:2], cfg)
+    ctx = _context(cfg, pos_bt, valid_bt, segment_bt)
+    block = Block(cfg, _params_dtype(params))
+    acts: dict[Site, jax.Array] = {}
+
+    def run(x: jax.Array, layer: Any, tap: Any = no_tap) -> jax.Array:
+        return block.apply({"params": _layer(params["blocks"], layer)}, x, ctx, _facts(cfg, layer), tap)  # type: ignore
+
+    def tap_at(layer: int) -> Any:
+        def tap(point: str, x: jax.Array) -> jax.Array:
+            site = Site(layer, point)
+            if site in edits:
+                x = edits[site](x, pos_bt).astype(x.dtype)
+            if site in keep:
+                acts[site] = x
+            return x
+
+        return tap
+
+    body = jax.checkpoint(run) if remat else run
+    for layer in [*sorted({site.layer for site in sites}), stop]:
+        if layer > start:
+            x_btd, _ = jax.lax.scan(lambda x, i: (body(x, i), None), x_btd, jnp.arange(start, layer), unroll=unroll)
+        if layer < stop:
+            x_btd = run(x_btd, layer, tap_at(layer))
+        start = layer + 1
+    return Output(x_btd, acts)
+
+
+def _positions(pos_bt: jax.Array | None, shape: tuple[int, ...], cfg: LMConfig) -> jax.Array:
+    if cfg.learned_pos and shape[1] > cfg.max_len:
+        raise ValueError(f"rows of {shape[1]} tokens are longer than the {cfg.max_len} learned positions of the model")
+    return jnp.broadcast_to(jnp.arange(shape[1]), shape[:2]) if pos_bt is None else pos_bt
+
+
+def logits(params: Params, hidden: jax.Array, *, cfg: LMConfig) -> jax.Array:
+    """Final norm, unembedding and soft-cap of residuals `[..., d]`: `[..., v]` in float32 (float64 if hidden is)."""
+    dtype = _params_dtype(params)
+    normed = Norm(cfg, dtype).apply({"params": params["final_norm"]}, hidden)
+    out = wide(jnp.einsum("...d,vd->...v", normed, _head(params, cfg)))
+    return cfg.final_softcap * jnp.tanh(out / cfg.final_softcap) if cfg.final_softcap else out
+
+
+def unembedding(params: Params, *, cfg: LMConfig) -> jax.Array:
+    """Unembedding vectors as rows `[v, d]`, with the final norm's gain folded in."""
+    scale_d = wide(params["final_norm"]["scale"]) + (1 if cfg.norm_plus_one else 0)
+    return wide(_head(params, cfg)) * scale_d
+
+
+def _head(params: Params, cfg: LMConfig) -> jax.Array:
+    return params["embed" if cfg.tied_head else "head"]["table"]
+
+
+def init_params(cfg: LMConfig, key: jax.Array, dtype: str = "float32") -> Params:
+    """Random parameters in the layout that `forward` reads: embeddings N(0, 0.02), Linen's defaults in the blocks."""
+    keys = jax.random.split(key, cfg.n_layers + 3)
+    x_btd = jnp.zeros((1, 2, cfg.d_model), cfg.resid_dtype)
+    ctx = _context(cfg, jnp.arange(2)[None], None, None)
+    one = lambda k: Block(cfg).init(k, x_btd, ctx, _facts(cfg, 0))["params"]  # noqa: E731
+    params: Params = {
+        "embed": {"table": 0.02 * jax.random.normal(keys[0], (cfg.vocab, cfg.d_model))},
+        "blocks": jax.vmap(one)(keys[3:]),
+        "final_norm": Norm(cfg, jnp.float32).init(keys[1], x_btd)["params"],
+    }
+    if cfg.learned_pos:
+        params["pos"] = {"table": 0.02 * jax.random.normal(keys[1], (cfg.max_len, cfg.d_model))}
+    if not cfg.tied_head:
+        params["head"] = {"table": 0.02 * jax.random.normal(keys[2], (cfg.vocab, cfg.d_model))}
+    return jax.tree.map(lambda w: w.astype(dtype), params)

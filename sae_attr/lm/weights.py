@@ -1,0 +1,287 @@
+"""Hugging Face folders into our parameter tree: memory-mapped files, streamed to their devices a layer at a time."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from sae_attr.lm.config import LMConfig, config_from_hf
+from sae_attr.lm.model import Params, init_params
+from sae_attr.parallel import LM_RULES, spec_for
+from sae_attr.tensorfiles import read_tensors
+
+Read = Callable[[np.ndarray, LMConfig], np.ndarray]
+CHUNK_BYTES = 32 << 20  # a table is streamed in pieces of about this size
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one leaf of one layer comes from: a tensor's name without prefixes, and the view of it that we store."""
+
+    name: str
+    read: Read = lambda w, cfg: w
+
+
+def _transposed(w: np.ndarray, cfg: LMConfig) -> np.ndarray:
+    return w.T
+
+
+def _interleaved(part: int) -> Read:
+    """GPT-NeoX keeps (head, [q, k, v], channel) in one matrix."""
+
+    def read(w: np.ndarray, cfg: LMConfig) -> np.ndarray:
+        view = w.reshape(cfg.n_heads, 3, cfg.head_dim, *w.shape[1:])[:, part]
+        return view.reshape(cfg.n_heads * cfg.head_dim, *w.shape[1:]).T
+
+    return read
+
+
+def _conv1d(part: int) -> Read:
+    """GPT-2's Conv1D is [in, out] with q, k and v side by side along the outputs."""
+    return lambda w, cfg: w[..., part * cfg.d_model : (part + 1) * cfg.d_model]
+
+
+def _fused_qkv(part: int) -> Read:
+    """Phi-3's qkv_proj is [q rows, k rows, v rows]."""
+
+    def read(w: np.ndarray, cfg: LMConfig) -> np.ndarray:
+        heads = np.cumsum([0, cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads]) * cfg.head_dim
+        return w[heads[part] : heads[part + 1]].T
+
+    return read
+
+
+def _linear(ours: str, theirs: str, read: Read = _transposed) -> dict[str, Source]:
+    bias: Read = (lambda w, cfg: w) if read is _transposed else read
+    return {f"{ours}/kernel": Source(f"{theirs}.weight", read), f"{ours}/bias": Source(f"{theirs}.bias", bias)}
+
+
+def _norm(ours: str, theirs: str) -> dict[str, Source]:
+    return {f"{ours}/scale": Source(f"{theirs}.weight"), f"{ours}/bias": Source(f"{theirs}.bias")}
+
+
+def _as_is(w: np.ndarray, cfg: LMConfig) -> np.ndarray:
+    return w
+
+
+_OUTER = {
+    "embed/table": Source("embed_tokens.weight"),
+    "head/table": Source("lm_head.weight"),
+    **_norm("final_norm", "norm"),
+}
+_LLAMA = {
+    **_OUTER,
+    **_norm("attn_norm", "layers.{}.input_layernorm"),
+    **_norm("mlp_norm", "layers.{}.post_attention_layernorm"),
+    **_norm("q_norm", "layers.{}.self_attn.q_norm"),
+    **_norm("k_norm", "layers.{}.self_attn.k_norm"),
+    **_linear("q", "layers.{}.self_attn.q_proj"),
+    **_linear("k", "layers.{}.self_attn.k_proj"),
+    **_linear("v", "layers.{}.self_attn.v_proj"),
+    **_linear("o", "layers.{}.self_attn.o_proj"),
+    **_linear("gate", "layers.{}.mlp.gate_proj"),
+    **_linear("up", "layers.{}.mlp.up_proj"),
+    **_linear("down", "layers.{}.mlp.down_proj"),
+}
+_POST_NORMS = {
+    **_norm("attn_post_norm", "layers.{}.post_attention_layernorm"),
+    **_norm("mlp_norm", "layers.{}.pre_feedforward_layernorm"),
+    **_norm("mlp_post_norm", "layers.{}.post_feedforward_layernorm"),
+}
+_PHI3 = {
+    **_LLAMA,
+    **{f"{n}/kernel": Source("layers.{}.self_attn.qkv_proj.weight", _fused_qkv(i)) for i, n in enumerate("qkv")},
+    "gate/kernel": Source("layers.{}.mlp.gate_up_proj.weight", lambda w, cfg: w[: cfg.d_mlp].T),
+    "up/kernel": Source("layers.{}.mlp.gate_up_proj.weight", lambda w, cfg: w[cfg.d_mlp :].T),
+}
+_GPT2 = {
+    "embed/table": Source("wte.weight"),
+    "pos/table": Source("wpe.weight"),
+    "head/table": Source("lm_head.weight"),
+    **_norm("final_norm", "ln_f"),
+    **_norm("attn_norm", "h.{}.ln_1"),
+    **_norm("mlp_norm", "h.{}.ln_2"),
+    **_linear("q", "h.{}.attn.c_attn", _conv1d(0)),
+    **_linear("k", "h.{}.attn.c_attn", _conv1d(1)),
+    **_linear("v", "h.{}.attn.c_attn", _conv1d(2)),
+    **_linear("o", "h.{}.attn.c_proj", _as_is),
+    **_linear("up", "h.{}.mlp.c_fc", _as_is),
+    **_linear("down", "h.{}.mlp.c_proj", _as_is),
+}
+_NEOX = {
+    "embed/table": Source("embed_in.weight"),
+    "head/table": Source("embed_out.weight"),
+    **_norm("final_norm", "final_layer_norm"),
+    **_norm("attn_norm", "layers.{}.input_layernorm"),
+    **_norm("mlp_norm", "layers.{}.post_attention_layernorm"),
+    **_linear("q", "layers.{}.attention.query_key_value", _interleaved(0)),
+    **_linear("k", "layers.{}.attention.query_key_value", _interleaved(1)),
+    **_linear("v", "layers.{}.attention.query_key_value", _interleaved(2)),
+    **_linear("o", "layers.{}.attention.dense"),
+    **_linear("up", "layers.{}.mlp.dense_h_to_4h"),
+    **_linear("down", "layers.{}.mlp.dense_4h_to_h"),
+}
+_SOURCES: Mapping[str, Mapping[str, Source]] = {
+    "gpt2": _GPT2,
+    "gpt_neox": _NEOX,
+    "phi3": _PHI3,
+    "gemma2": {**_LLAMA, **_POST_NORMS},
+    "gemma3_text": {**_LLAMA, **_POST_NORMS},
+    "olmo2": {**_LLAMA, **_POST_NORMS},
+}
+
+# Checkpoints differ in what stands before a tensor's name, and carry buffers that are computed, not learnt.
+_PREFIXES = re.compile(r"^(model\.language_model\.|language_model\.model\.|language_model\.|model\.|transformer\.|gpt_neox\.)")
+_NOT_WEIGHTS = re.compile(r"rotary_emb\.|\.attn\.(masked_)?bias$|attention\.(masked_)?bias$|vision_|multi_modal_projector")
+
+
+def resolve_model(path: str) -> Path:
+    """The local folder of a model: `path` itself, or a hub id `owner/name[@revision]` downloaded by huggingface_hub.
+
+    Raises:
+      ValueError: neither a folder nor something that looks like a hub id, or the hub has no such model.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    hub_id, _, revision = path.removeprefix("hf://").partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) or path.startswith((".", "/")):
+        raise ValueError(f"{path!r} is neither a folder here nor a hub id owner/name[@revision]; check --config.lm")
+    import huggingface_hub  # slow to import, and not needed for local folders
+
+    patterns = ["*.json", "*.safetensors", "*.jinja"]
+    try:
+        return Path(huggingface_hub.snapshot_download(hub_id, revision=revision or None, allow_patterns=patterns))
+    except Exception as error:
+        raise ValueError(f"{hub_id!r} is no folder here and could not be fetched from the hub: {error}") from error
+
+
+def load_config(path: str, *, resid_dtype: str = "float32") -> LMConfig:
+    """`LMConfig` of a model folder or hub id, without its weights; ValueError if config.json is missing or unknown."""
+    file = resolve_model(path) / "config.json"
+    if not file.exists():
+        raise ValueError(f"{file.parent} holds no config.json, so it is no Hugging Face model folder")
+    try:
+        return replace(config_from_hf(json.loads(file.read_text("utf-8"))), resid_dtype=resid_dtype)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON ({error}); fetch it again") from error
+
+
+def _tensors(folder: Path) -> dict[str, np.ndarray]:
+    """Every tensor of the folder's safetensors files as a memory map, under its name without prefixes."""
+    index = folder / "model.safetensors.index.json"
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else None
+    files = [folder / n for n in sorted(names)] if names else sorted(folder.glob("*.safetensors"))
+    absent = [f.name for f in files if not f.exists()]
+    if absent or not files:
+        raise ValueError(f"{folder} lacks {', '.join(absent) or 'any *.safetensors file'}; download the model completely")
+    tensors: dict[str, np.ndarray] = {}
+    for file in files:
+        for name, tensor in read_tensors(file).items():
+            if not _NOT_WEIGHTS.search(name):
+                tensors[_PREFIXES.sub("", name)] = tensor
+    return tensors
+
+
+def _wanted(cfg: LMConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path -> shape of every leaf of the parameter tree."""
+    tree = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(str(k.key) for k in path): leaf for path, leaf in leaves}
+
+
+def _source(cfg: LMConfig, leaf: str) -> Source:
+    return _SOURCES.get(cfg.family, _LLAMA)[leaf.removeprefix("blocks/")]
+
+
+def _names(cfg: LMConfig, leaf: str) -> list[str]:
+    name = _source(cfg, leaf).name
+    return [name.format(i) for i in range(cfg.n_layers)] if leaf.startswith("blocks/") else [name]
+
+
+def _check_names(cfg: LMConfig, wanted: Mapping[str, Any], tensors: Mapping[str, np.ndarray], folder: Path) -> None:
+    expected = {name for leaf in wanted for name in _names(cfg, leaf)}
+    missing = sorted(expected - set(tensors))
+    unexpected = sorted(set(tensors) - expected - ({"lm_head.weight", "embed_out.weight"} if cfg.tied_head else set()))
+    if missing or unexpected:
+        lines = [f"- {n} (missing)" for n in missing] + [f"+ {n} (unexpected)" for n in unexpected]
+        more = f"\n... and {len(lines) - 20} more" if len(lines) > 20 else ""
+        raise ValueError(
+            f"the weights in {folder} are not those of the {cfg.family} model that config.json describes:\n"
+            + "\n".join(lines[:20]) + more + "\nUse the config.json that belongs to these weights."
+        )
+
+
+def _pieces(cfg: LMConfig, leaf: str, tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+    """(start along the first axis, view) of a leaf: a layer at a time, or a few megabytes of a table."""
+    read = _source(cfg, leaf).read
+    for i, name in enumerate(_names(cfg, leaf)):
+        view = read(tensors[name], cfg)
+        if leaf.startswith("blocks/"):
+            yield i, view[None]
+        else:
+            step = max(1, CHUNK_BYTES // max(1, view[:1].nbytes))
+            yield from ((j, view[j : j + step]) for j in range(0, len(view), step))
+
+
+def _stream(leaf: str, want: Any, pieces: Iterator[tuple[int, np.ndarray]], mesh: jax.sharding.Mesh, dtype: str) -> Any:
+    """Fills one leaf's device buffer in place; the host holds one piece of it at a time."""
+    sharding = jax.NamedSharding(mesh, spec_for(leaf, want.shape, LM_RULES, mesh))
+    buffer = jax.jit(lambda: jnp.zeros(want.shape, dtype), out_shardings=sharding)()
+    put = jax.jit(
+        lambda buf, x, i: jax.lax.dynamic_update_slice_in_dim(buf, x, i, 0), donate_argnums=0, out_shardings=sharding
+    )
+    for start, view in pieces:
+        if view.shape[1:] != want.shape[1:]:
+            raise ValueError(f"{leaf} should be {want.shape[1:]} by config.json, but the file has {view.shape[1:]}")
+        part = jax.NamedSharding(mesh, spec_for(leaf, view.shape, LM_RULES, mesh))
+        cast = lambda idx, view=view: np.ascontiguousarray(view[idx]).astype(dtype, copy=False)  # noqa: E731
+        buffer = put(buffer, jax.make_array_from_callback(view.shape, part, cast), start)
+    if not bool(jax.jit(lambda x: jnp.isfinite(x).all())(buffer)):
+        raise ValueError(f"{leaf} holds NaN or infinity after loading as {dtype}; the file is damaged or overflows {dtype}")
+    return buffer
+
+
+def load_lm(
+    path: str,
+    *,
+    mesh: jax.sharding.Mesh,
+    dtype: str = "float32",
+    resid_dtype: str | None = None,
+    progress: bool = True,
+) -> tuple[LMConfig, Params]:
+    """Config and parameters of a Hugging Face folder or hub id, each weight on the devices that `LM_RULES` gives it.
+
+    Host memory beyond the final weights is one layer's largest matrix; files are memory-mapped.
+
+    Args:
+      path: folder, or hub id `owner/name[@revision]`.
+      mesh: axes `data` and `model`.
+      dtype: of the weights and of matrix products: float32, bfloat16 or float64 (under x64).
+      resid_dtype: of the residual stream; default float32, float64 for float64 weights.
+      progress: show a bar.
+
+    Raises:
+      ValueError: missing or unexpected weights (listed with - and +), shapes that contradict config.json, truncated files,
+        NaN or infinity.
+    """
+    folder = resolve_model(path)
+    cfg = load_config(str(folder), resid_dtype=resid_dtype or ("float64" if dtype == "float64" else "float32"))
+    tensors, wanted = _tensors(folder), _wanted(cfg)
+    _check_names(cfg, wanted, tensors, folder)
+    params: Params = {}
+    for leaf, want in tqdm(wanted.items(), desc="load weights", unit="leaf", disable=not progress):
+        *outer, last = leaf.split("/")
+        node = params
+        for key in outer:
+            node = node.setdefault(key, {})
+        node[last] = _stream(leaf, want, _pieces(cfg, leaf, tensors), mesh, dtype)
+    return cfg, params

@@ -1,0 +1,1 @@
+"""Sparse autoencoders: the model, the file formats, training and metrics."""

@@ -1,0 +1,186 @@
+"""dictionary_learning (saprmarks) folders: ae.pt, a torch state dict, + config.json.
+
+Most classes store torch Linear weights (encoder [n, d], decoder [d, n]); JumpRelu and Matryoshka store the transposes.
+Source: dictionary_learning 0.1.0 `dictionary.py`, `trainers/*`, and the reference goldens of the tests.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_attr.sae.formats.parts import (
+    LoadOptions,
+    Parts,
+    check_gate,
+    check_names,
+    check_shapes,
+    decoder_source,
+    read_json,
+    reject_options,
+)
+from sae_attr.sae.model import SAEConfig
+from sae_attr.tensorfiles import read_tensors, read_torch
+
+WEIGHTS = "ae.pt"
+CONFIG = "config.json"
+
+# State-dict key -> our field; "enc" and "dec" are the matrices, "" is required and not used.
+_LINEAR = {"encoder.weight": "enc", "decoder.weight": "dec"}
+_TOPK = {**_LINEAR, "encoder.bias": "enc_bias_n", "b_dec": "dec_bias_m"}
+_MATRICES = {"W_enc": "enc", "W_dec": "dec", "b_enc": "enc_bias_n", "b_dec": "dec_bias_m"}
+_KEYS: dict[str, dict[str, str]] = {
+    "AutoEncoder": {**_LINEAR, "encoder.bias": "enc_bias_n", "bias": "dec_bias_m"},
+    "AutoEncoderNew": {**_LINEAR, "encoder.bias": "enc_bias_n", "decoder.bias": "dec_bias_m"},
+    "GatedAutoEncoder": {
+        **_LINEAR, "decoder_bias": "dec_bias_m",
+        "r_mag": "mag_scale_n", "gate_bias": "gate_bias_n", "mag_bias": "mag_bias_n",
+    },
+    "JumpReluAutoEncoder": {**_MATRICES, "threshold": "threshold_n"},
+    "AutoEncoderTopK": _TOPK,
+    "BatchTopKSAE": _TOPK,
+    "MatryoshkaBatchTopKSAE": {**_MATRICES, "group_sizes": ""},  # training structure; tells it from JumpRelu
+}  # fmt: skip
+_OPTIONAL = {"AutoEncoderTopK": ("k", "threshold"), "BatchTopKSAE": ("k", "threshold")}
+_OPTIONAL["MatryoshkaBatchTopKSAE"] = ("k", "threshold")
+# Unless asked otherwise: TopK keeps k per row although it stores a threshold, the batch classes use their threshold.
+_GATES = {
+    "AutoEncoder": "relu", "AutoEncoderNew": "relu", "GatedAutoEncoder": "gated", "JumpReluAutoEncoder": "jumprelu",
+    "AutoEncoderTopK": "topk", "BatchTopKSAE": "jumprelu", "MatryoshkaBatchTopKSAE": "jumprelu",
+}  # fmt: skip
+_NO_PRE_BIAS = ("AutoEncoderNew", "JumpReluAutoEncoder")
+
+
+def read(weights: Path, options: LoadOptions) -> Parts:
+    """Parts of the SAE whose state dict is given; config.json lies beside it, or one folder up for a checkpoint.
+
+    Raises:
+      ValueError: an unknown or undecidable class; config and tensors that disagree; a threshold that was never set; a
+        training backup.
+    """
+    reject_options(options, "dictionary_learning", ("gate", "k", "threshold", "dict_class", "site"))
+    raw = _read_config(weights)
+    tensors = _state_dict(weights)
+    name = _dict_class(weights, raw.get("trainer", {}), tensors, options)
+    keys = _KEYS[name]
+    check_names(weights, f"the dictionary_learning class {name}", tensors, keys, _OPTIONAL.get(name, ()))
+    linear = "encoder.weight" in keys
+    fields = {field: tensors[key] for key, field in keys.items() if field}
+    enc_dn, dec_nm = (fields.pop(which).T if linear else fields.pop(which) for which in ("enc", "dec"))
+    gate, k, threshold = _gate(weights, name, raw.get("trainer", {}), tensors, options)
+    cfg = _config(name, raw, enc_dn, dec_nm, gate, k, options)
+    _check(weights, raw.get("trainer", {}), {**fields, "encoder": enc_dn, "decoder": dec_nm}, cfg)
+    if threshold is not None:
+        fields["threshold_n"] = np.full(cfg.n_latents, threshold, np.float32)
+    if name == "GatedAutoEncoder":
+        fields["enc_bias_n"] = np.zeros(cfg.n_latents, np.float32)
+    return Parts(weights, cfg, decoder_source(dec_nm, scale_n=None, norm_scale=1.0, unit=False), enc_dn, fields)
+
+
+def _read_config(weights: Path) -> dict[str, Any]:
+    for folder in (weights.parent, weights.parent.parent):  # checkpoints/ae_1000.pt has its config one folder up
+        if (folder / CONFIG).is_file():
+            raw = read_json(folder / CONFIG)
+            return raw if isinstance(raw.get("trainer"), dict) else {}
+    return {}
+
+
+def _state_dict(weights: Path) -> dict[str, np.ndarray]:
+    content = read_torch(weights) if weights.suffix != ".safetensors" else {}
+    if isinstance(content, dict) and "ae" in content and "optimizer" in content:
+        raise ValueError(
+            f"{weights} is a training backup (step, ae, optimizer, norm_factor), whose biases are in normalised units; "
+            "use the ae.pt that training saves at its end"
+        )
+    tensors = read_tensors(weights)
+    return {name.removeprefix("_orig_mod."): value for name, value in tensors.items()}  # torch.compile adds the prefix
+
+
+def _dict_class(path: Path, trainer: dict[str, Any], tensors: dict[str, np.ndarray], options: LoadOptions) -> str:
+    said = trainer.get("dict_class")
+    name = options.get("dict_class", said)
+    if name is None:
+        found = tensors.keys()
+        fits = [kind for kind, keys in _KEYS.items() if keys.keys() <= found <= {*keys, *_OPTIONAL.get(kind, ())}]
+        if len(fits) != 1:
+            raise ValueError(
+                f"{path} has no {CONFIG} that names its dict_class, and its tensors fit {fits or 'no class'}; "
+                f"give dict_class= one of {', '.join(_KEYS)}"
+            )
+        return fits[0]
+    if name not in _KEYS:
+        raise ValueError(f"{path}: dict_class {name!r} is unknown; known: {', '.join(_KEYS)}")
+    return name
+
+
+def _gate(
+    path: Path, name: str, trainer: dict[str, Any], tensors: dict[str, np.ndarray], options: LoadOptions
+) -> tuple[str, int | None, float | None]:
+    """Gate, k and scalar threshold, after the options."""
+    if name not in _OPTIONAL:
+        given = [option for option in ("gate", "k", "threshold") if option in options]
+        if given:
+            raise ValueError(f"option {given[0]}= means nothing for {name}, whose gate is in its weights; leave it out")
+        return _GATES[name], None, None
+    gate = options.get("gate", "jumprelu" if "threshold" in options else _GATES[name])
+    check_gate(gate)
+    if gate == "topk":
+        return "topk", _k(path, trainer, tensors, options), None
+    threshold = float(options.get("threshold", tensors["threshold"].reshape(-1)[0] if "threshold" in tensors else -1.0))
+    if threshold < 0:
+        raise ValueError(
+            f"{path}: {name} without a threshold (stored: {threshold:g}, below 0 is never set), so its batch gate is "
+            "not defined for single tokens; give threshold=, or gate='topk' to keep k latents per token"
+        )
+    return "jumprelu", None, threshold
+
+
+def _k(path: Path, trainer: dict[str, Any], tensors: dict[str, np.ndarray], options: LoadOptions) -> int:
+    if "k" in options:
+        return int(options["k"])
+    stored = [int(tensors["k"].reshape(-1)[0])] if "k" in tensors else []  # the library itself goes by this one
+    said = [int(trainer["k"])] if trainer.get("k") is not None else []
+    if not (stored or said):
+        raise ValueError(f"{path} has no k, and neither has {CONFIG}; give k=")
+    if stored and said and stored != said:
+        raise ValueError(f"{path}: k is {stored[0]} but {CONFIG} says k={said[0]}; give the right one as k=")
+    return (stored or said)[0]
+
+
+def _config(
+    name: str,
+    raw: dict[str, Any],
+    enc_dn: np.ndarray,
+    dec_nm: np.ndarray,
+    gate: str,
+    k: int | None,
+    options: LoadOptions,
+) -> SAEConfig:
+    trainer, buffer = raw.get("trainer", {}), raw.get("buffer", {})
+    return SAEConfig(
+        d_in=enc_dn.shape[0],
+        d_out=dec_nm.shape[-1],
+        n_latents=dec_nm.shape[0],
+        gate=gate,
+        k=k,
+        subtract_b_dec=name not in _NO_PRE_BIAS,
+        source="dictionary_learning",
+        architecture=name,
+        dtype=dec_nm.dtype.name,
+        site=options.get("site", trainer.get("submodule_name")),
+        layer=trainer.get("layer"),
+        model_name=trainer.get("lm_name"),
+        context_size=buffer.get("ctx_len"),
+        exclude_special=buffer.get("remove_bos"),
+        expected_l0=trainer.get("k", trainer.get("target_l0")),
+    )
+
+
+def _check(path: Path, trainer: dict[str, Any], tensors: dict[str, np.ndarray], cfg: SAEConfig) -> None:
+    """Shapes, against config.json where it speaks and among each other."""
+    d, n = int(trainer.get("activation_dim", cfg.d_in)), int(trainer.get("dict_size", cfg.n_latents))
+    shapes = {key: (n,) for key in tensors if key.endswith("_n")}
+    shapes |= {"encoder": (d, n), "decoder": (n, d), "dec_bias_m": (d,)}
+    check_shapes(path, tensors, shapes, f"{CONFIG} and encoder say activation_dim={d}, dict_size={n}")

@@ -1,0 +1,205 @@
+"""SAELens folders: cfg.json + sae_weights.safetensors, before and after version 6, for inference or from training.
+
+Orientation is always W_enc [d_in, d_sae], W_dec [d_sae, d_out]. Source: SAELens 6.54 `SAE.load_from_disk`,
+`handle_pre_6_0_config`, `process_state_dict_for_saving_inference`, and the reference goldens of the tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_attr.sae.formats.parts import (
+    LoadOptions,
+    Parts,
+    check_names,
+    check_shapes,
+    decoder_source,
+    read_json,
+    reject_options,
+)
+from sae_attr.sae.model import SAEConfig
+from sae_attr.tensorfiles import read_tensors
+
+WEIGHTS = "sae_weights.safetensors"
+CONFIG = "cfg.json"
+SCALER = "activation_scaler.json"
+
+_BASE = ("W_enc", "W_dec", "b_dec")
+_PLAIN = (*_BASE, "b_enc")
+_TENSORS: dict[str, tuple[str, ...]] = {
+    "standard": _PLAIN,
+    "gated": (*_BASE, "b_gate", "b_mag", "r_mag"),
+    "jumprelu": (*_PLAIN, "threshold"),
+    "topk": _PLAIN,
+    "transcoder": _PLAIN,
+    "skip_transcoder": (*_PLAIN, "W_skip"),
+    "jumprelu_transcoder": (*_PLAIN, "threshold"),
+    "jumprelu_skip_transcoder": (*_PLAIN, "threshold", "W_skip"),
+    # Training checkpoints; SAELens itself cannot load these two for inference.
+    "batchtopk": (*_PLAIN, "topk_threshold"),
+    "matryoshka_batchtopk": (*_PLAIN, "topk_threshold"),
+}
+_GATES = {"standard": "relu", "transcoder": "relu", "skip_transcoder": "relu", "gated": "gated", "topk": "topk"}
+_FIELDS = {
+    "b_enc": "enc_bias_n", "b_dec": "dec_bias_m", "threshold": "threshold_n",
+    "b_gate": "gate_bias_n", "b_mag": "mag_bias_n", "r_mag": "mag_scale_n",
+}  # fmt: skip
+
+
+def read(weights: Path, options: LoadOptions) -> Parts:
+    """Parts of the SAE whose weight file is given; cfg.json lies beside it.
+
+    Raises:
+      ValueError: an unknown architecture, activation or normalisation; config and tensors that disagree; a scale or a
+        threshold that is not in the folder.
+    """
+    reject_options(options, "saelens", ("norm_scale", "threshold", "site"))
+    if not (weights.parent / CONFIG).is_file():
+        raise ValueError(f"{weights} has no {CONFIG} beside it; a saelens SAE needs both")
+    raw = read_json(weights.parent / CONFIG)
+    raw |= {key: value for key, value in (raw.get("metadata") or {}).items() if key not in raw}
+    tensors = read_tensors(weights)
+    cfg = _config(weights, raw, tensors, options)
+    scale = _norm_scale(weights, raw, options)
+    batch = "topk_threshold" in tensors
+    fold = cfg.rescale_by_dec_norm or (batch and bool(raw.get("rescale_acts_by_decoder_norm", False)))
+    vectors = {_FIELDS[name]: value for name, value in tensors.items() if name in _FIELDS}
+    if cfg.gate == "gated":
+        vectors["enc_bias_n"] = np.zeros(cfg.n_latents, np.float32)
+    if batch:
+        vectors["threshold_n"] = _batch_threshold(weights, tensors, cfg, scale if fold else 1.0, options)
+    if cfg.skip:
+        vectors["skip_dm"] = tensors["W_skip"].T  # stored [d_out, d_in], used as x @ W_skip.T
+    dec = decoder_source(tensors["W_dec"], scale_n=tensors.get("scaling_factor"), norm_scale=scale, unit=fold)
+    # Folding the norms is exact for topk too: selection and code use pre * |row|, and the decoder divides it out again.
+    names = [f"norm_scale={scale:g}"] * (scale != 1.0) + ["decoder norm"] * fold
+    cfg = replace(cfg, rescale_by_dec_norm=False, folded=tuple(names))
+    return Parts(weights, cfg, dec, tensors["W_enc"], vectors, norm_scale=scale, fold_dec_norm=fold)
+
+
+def _config(path: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray], options: LoadOptions) -> SAEConfig:
+    architecture, k = _architecture(path, raw)
+    check_names(path, f"saelens architecture {architecture!r}", tensors, _TENSORS[architecture], ("scaling_factor",))
+    missing = [key for key in ("d_in", "d_sae") if key not in raw]
+    if missing:
+        raise ValueError(f"{path.parent / CONFIG} does not say {' and '.join(missing)}; is it a saelens config?")
+    transcoder = "transcoder" in architecture
+    d_in, n = int(raw["d_in"]), int(raw["d_sae"])
+    d_out = int(raw.get("d_out") or d_in) if transcoder else d_in
+    _check_shapes(path, tensors, d_in, d_out, n)
+    hook = raw.get("hook_name", raw.get("hook_point"))
+    head = raw.get("hook_head_index", raw.get("hook_point_head_index"))
+    excluded = raw.get("exclude_special_tokens")  # a bool, or a list of token ids
+    return SAEConfig(
+        d_in=d_in,
+        d_out=d_out,
+        n_latents=n,
+        gate=_GATES.get(architecture, "jumprelu"),
+        k=k,
+        # Missing means true. Transcoders never subtract: b_dec belongs to the output.
+        subtract_b_dec=bool(raw.get("apply_b_dec_to_input", True)) and not transcoder,
+        norm=_norm(path, raw, transcoder),
+        rescale_by_dec_norm=architecture == "topk" and bool(raw.get("rescale_acts_by_decoder_norm", False)),
+        # Before version 6 the hook's name alone decided.
+        flatten_heads=raw.get("reshape_activations", "hook_z" if "hook_z" in (hook or "") else "none") == "hook_z",
+        skip="W_skip" in tensors,
+        source="saelens",
+        architecture=architecture,
+        dtype=tensors["W_dec"].dtype.name,
+        site=options.get("site", hook),
+        site_out=raw.get("hook_name_out"),
+        layer=raw.get("hook_layer"),
+        head_index=head,
+        model_name=raw.get("model_name"),
+        context_size=raw.get("context_size"),
+        prepend_bos=raw.get("prepend_bos", None if "metadata" in raw else True),
+        exclude_special=None if excluded is None else bool(excluded),
+        expected_l0=raw.get("l0"),
+    )
+
+
+def _architecture(path: Path, raw: dict[str, Any]) -> tuple[str, int | None]:
+    """Architecture and k; before version 6 a top-k SAE was "standard" with a top-k activation."""
+    architecture = raw.get("architecture", "standard")
+    if architecture not in _TENSORS:
+        known = ", ".join(_TENSORS)
+        raise ValueError(f"{path.parent / CONFIG}: architecture {architecture!r} is unknown; known: {known}")
+    activation = raw.get("activation_fn_str", raw.get("activation_fn", "relu"))
+    if architecture == "standard" and activation == "topk":
+        k = (raw.get("activation_fn_kwargs") or {}).get("k")
+        if k is None:
+            raise ValueError(f"{path.parent / CONFIG}: activation topk without activation_fn_kwargs.k; add it")
+        return "topk", int(k)
+    if activation not in ("relu", "topk"):
+        raise ValueError(f"{path.parent / CONFIG}: activation {activation!r} is unknown; known: relu, topk")
+    if architecture == "topk" and "k" not in raw:
+        raise ValueError(f"{path.parent / CONFIG}: architecture topk without k; add it")
+    return architecture, int(raw["k"]) if architecture == "topk" else None
+
+
+def _check_shapes(path: Path, tensors: dict[str, np.ndarray], d_in: int, d_out: int, n: int) -> None:
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
+        ("b_enc", "threshold", "b_gate", "b_mag", "r_mag", "scaling_factor"), (n,)
+    )
+    shapes |= {"W_enc": (d_in, n), "W_dec": (n, d_out), "b_dec": (d_out,), "W_skip": (d_out, d_in)}
+    check_shapes(path, tensors, shapes, f"{CONFIG} says d_in={d_in}, d_out={d_out}, d_sae={n}")
+
+
+def _norm(path: Path, raw: dict[str, Any], transcoder: bool) -> str:
+    """Per-token norm; the dataset-wise one is folded and leaves nothing to do."""
+    norm = raw.get("normalize_activations")
+    if isinstance(norm, bool) or norm is None:  # booleans before version 6
+        norm = "expected_average_only_in" if norm else "none"
+    known = ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale")
+    if norm not in known:
+        hint = "; it is folded when training ends: save the inference model" if norm == "covariance_whitening" else ""
+        raise ValueError(f"{path.parent / CONFIG}: normalize_activations {norm!r} is unknown; known: {known}{hint}")
+    if transcoder and norm != "none":
+        raise ValueError(
+            f"{path.parent / CONFIG}: a transcoder with normalize_activations {norm!r}, which SAELens defines for the "
+            "input alone; only 'none' is supported"
+        )
+    return "none" if norm == "expected_average_only_in" else norm
+
+
+def _norm_scale(path: Path, raw: dict[str, Any], options: LoadOptions) -> float:
+    """The factor s of expected_average_only_in, from option or activation_scaler.json; 1 where none is to be folded."""
+    pending = raw.get("normalize_activations") in ("expected_average_only_in", True)
+    scaler = path.parent / SCALER
+    saved = read_json(scaler) if scaler.is_file() else {}
+    if saved.get("has_whitening"):
+        raise ValueError(f"{scaler} whitens the activations and {path.name} does not; save the inference model")
+    scale = options.get("norm_scale", saved.get("scaling_factor"))
+    if not pending:
+        if scale is not None:
+            raise ValueError(
+                f"a scale of {scale} is given (norm_scale= or {SCALER}) but {CONFIG} says normalize_activations="
+                f"{raw.get('normalize_activations')!r}; folding it twice would be wrong, remove one of them"
+            )
+        return 1.0
+    if scale is None:
+        raise ValueError(
+            f"{path.parent / CONFIG} says expected_average_only_in, but the factor s = sqrt(d_in) / E|x| is in no "
+            f"file of the folder ({SCALER} would hold it); give it as norm_scale="
+        )
+    if not (np.isfinite(scale) and scale > 0):
+        raise ValueError(f"the scale {scale} of {path} is not a positive number; give the right one as norm_scale=")
+    return float(scale)
+
+
+def _batch_threshold(
+    path: Path, tensors: dict[str, np.ndarray], cfg: SAEConfig, scale: float, options: LoadOptions
+) -> np.ndarray:
+    """BatchTopK's running threshold for every latent, in the units of the codes that the folded SAE gives."""
+    threshold = float(options.get("threshold", tensors["topk_threshold"].reshape(-1)[0]))
+    if threshold <= 0 and "threshold" not in options:
+        raise ValueError(
+            f"{path}: topk_threshold is {threshold}, so training never set it; give one as threshold= "
+            "(the mean over batches of the smallest code kept)"
+        )
+    # It was learnt on pre * |row|. Folding s divides every row, and with it the codes, by s.
+    return np.full(cfg.n_latents, threshold / scale, np.float32)

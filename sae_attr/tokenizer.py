@@ -1,0 +1,314 @@
+"""A Hugging Face tokenizer folder behind encode / decode / render.
+
+One rule for the whole code base: text is encoded without the tokenizer's own special tokens, and a single function
+(`encode`) decides whether BOS stands in front. So template and tokenizer can never both add it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+import numpy as np
+import tokenizers
+from jinja2.ext import Extension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+Message = Mapping[str, Any]
+Span = tuple[int, int]
+_NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A loaded tokenizer: made by `load_tokenizer`, used through the functions of this module.
+
+    Args:
+      path: the folder, for messages.
+      backend: the `tokenizers` object, with truncation, padding and offset trimming switched off.
+      tokens: the named special tokens that exist (bos_token, eos_token, pad_token, unk_token) as text.
+      bos_id, eos_id, pad_id: their ids, None where there is none (0 is a valid id).
+      special_ids: ids of bos, eos, pad and of every added token that is flagged special.
+      vocab_size: largest id + 1; the embedding of the model may have more rows.
+      add_bos_token: what tokenizer_config.json says, None where it is silent.
+      chat_template: Jinja source, None for a tokenizer without one.
+    """
+
+    path: str
+    backend: tokenizers.Tokenizer = field(repr=False, compare=False)
+    tokens: Mapping[str, str]
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+    special_ids: frozenset[int] = field(repr=False)
+    vocab_size: int
+    add_bos_token: bool | None = None
+    chat_template: str | None = field(default=None, repr=False)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Reads tokenizer.json and, where present, tokenizer_config.json, special_tokens_map.json, chat_template.jinja.
+
+    Raises:
+      ValueError: no tokenizer.json, a file that cannot be read, a named BOS/EOS that the vocabulary lacks, several
+        chat templates of which none is called default.
+    """
+    folder = Path(path)
+    backend = _load_backend(folder)
+    config = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
+    tokens = {name: text for name in _NAMED if (text := _token_text(config.get(name))) is not None}
+    if "bos_token" not in tokens and (first := _post_processor_first(backend)) is not None:
+        tokens["bos_token"] = str(backend.id_to_token(first))
+    ids = {name: backend.token_to_id(text) for name, text in tokens.items()}
+    for name in ("bos_token", "eos_token"):
+        if name in tokens and ids[name] is None:
+            raise ValueError(
+                f"{folder}: the configuration names {name} {tokens[name]!r} but tokenizer.json has no such token; "
+                "take both files from the same model"
+            )
+    add_bos = config.get("add_bos_token")
+    return Tokenizer(
+        path=str(folder),
+        backend=backend,
+        tokens={name: text for name, text in tokens.items() if ids[name] is not None},
+        bos_id=ids.get("bos_token"),
+        eos_id=ids.get("eos_token"),
+        pad_id=ids.get("pad_token"),
+        special_ids=_special_ids(backend, config, ids),
+        vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+        add_bos_token=add_bos if isinstance(add_bos, bool) else None,
+        chat_template=_chat_template(folder, config),
+    )
+
+
+def adds_bos(tok: Tokenizer) -> bool:
+    """Whether the tokenizer by itself puts BOS in front: add_bos_token where stated, else its post-processor."""
+    if tok.bos_id is None:
+        return False
+    if tok.add_bos_token is not None:
+        return tok.add_bos_token
+    return _post_processor_first(tok.backend) == tok.bos_id
+
+
+def encode(tok: Tokenizer, text: str, *, add_bos: bool) -> tuple[list[int], list[Span]]:
+    """Encodes a text that may hold special tokens in writing, with at most one BOS in front.
+
+    A BOS that the text itself begins with (a chat template wrote it) counts; a repeated one is dropped.
+
+    Returns:
+      ids, and for every id the (start, end) characters of `text` that it covers; an added BOS covers (0, 0).
+
+    Raises:
+      ValueError: `add_bos` with a tokenizer that has no BOS.
+    """
+    encoding = tok.backend.encode(text, add_special_tokens=False)
+    ids, offsets = list(encoding.ids), list(encoding.offsets)
+    written = leading_bos(tok, ids)
+    if written:
+        return ids[written - 1 :], offsets[written - 1 :]
+    return ([_bos(tok), *ids], [(0, 0), *offsets]) if add_bos else (ids, offsets)
+
+
+def encode_many(tok: Tokenizer, texts: Sequence[str], *, add_bos: bool) -> list[list[int]]:
+    """`encode` for many texts at once, ids only; uses the library's threads."""
+    rows = [list(e.ids) for e in tok.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    front = [_bos(tok)] if add_bos else []
+    written = [leading_bos(tok, ids) for ids in rows]
+    return [ids[w - 1 :] if w else front + ids for ids, w in zip(rows, written, strict=True)]
+
+
+def leading_bos(tok: Tokenizer, ids: Sequence[int]) -> int:
+    """Number of BOS tokens that `ids` begins with; 0 for a tokenizer without BOS."""
+    if tok.bos_id is None:
+        return 0
+    return next((i for i, token in enumerate(ids) if token != tok.bos_id), len(ids))
+
+
+def decode(tok: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
+    """The text of `ids`, special tokens written out."""
+    return tok.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+def token_strings(tok: Tokenizer, ids: Sequence[int] | np.ndarray) -> list[str]:
+    """Every token's own text, for showing: leading spaces kept, half characters in the vocabulary's spelling."""
+    return [_token_string(tok, int(i)) for i in ids]
+
+
+def render(tok: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    """Writes messages ({"role", "content"}) through the chat template, in the same sandbox as transformers uses.
+
+    Raises:
+      ValueError: no chat template, no message, a template that is refused, does not parse or rejects the messages.
+    """
+    if tok.chat_template is None:
+        raise ValueError(
+            f"{tok.path}: the prompt is a list of messages but the tokenizer has no chat template; "
+            "add chat_template.jinja to the folder or give the prompt as one string"
+        )
+    if not messages:
+        raise ValueError(f"{tok.path}: an empty list of messages cannot be rendered; give at least one message")
+    try:
+        return _compiled(tok.chat_template).render(
+            messages=[dict(m) for m in messages],
+            tools=None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **tok.tokens,
+        )
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        roles = ", ".join(str(m.get("role")) for m in messages)
+        raise ValueError(f"{tok.path}: the chat template refused messages with roles {roles}: {error}") from error
+
+
+def message_spans(tok: Tokenizer, messages: Sequence[Message], text: str) -> list[Span]:
+    """Where the contents of the messages stand in `text` = render(tok, messages), in characters.
+
+    The template is rendered a second time with a marker for every content. What stands between the markers is
+    template text, even where a content repeats it ("user", "assistant"). A content may be trimmed or rewritten by
+    the template; it then reaches to the next piece of template text.
+    """
+    marked = [dict(m) | {"content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
+    pieces = re.split("\ue000([0-9]+)\ue001", render(tok, marked))
+    spans: list[Span] = []
+    at = len(pieces[0]) if text.startswith(pieces[0]) else 0
+    for index, after in zip(pieces[1::2], pieces[2::2], strict=True):
+        content = str(messages[int(index)]["content"])
+        end = _content_end(text, at, content, after)
+        if end is None:  # a template that branches on the content: look for it, and go without if it is not there
+            start = text.find(content.strip(), at)
+            at, end = (start, start + len(content.strip())) if start >= 0 else (at, at)
+        spans.append((at, end))
+        at = end + len(after)
+    return spans
+
+
+def _content_end(text: str, at: int, content: str, after: str) -> int | None:
+    """End of `content` (possibly trimmed) that starts at `at` and is followed by `after`; None if there is none."""
+    for version in (content, content.strip(), content.lstrip(), content.rstrip()):
+        if text.startswith(version + after, at):
+            return at + len(version)
+    found = text.find(after, at) if after else -1
+    return None if found < 0 else found
+
+
+def _bos(tok: Tokenizer) -> int:
+    if tok.bos_id is None:
+        raise ValueError(
+            f"{tok.path}: BOS is asked for but the tokenizer has none; set prepend_bos=False or name a bos_token in "
+            "tokenizer_config.json"
+        )
+    return tok.bos_id
+
+
+def _load_backend(folder: Path) -> tokenizers.Tokenizer:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        raise ValueError(
+            f"{folder} has no tokenizer.json (found: {', '.join(found) or 'nothing'}); convert it once with "
+            f"transformers: AutoTokenizer.from_pretrained({str(folder)!r}, use_fast=True)"
+            f".save_pretrained({str(folder)!r})"
+        )
+    # Trimmed offsets leave spaces out, so that a token of line breaks and spaces across the end of the prompt would
+    # seem to end before it. The pattern cannot occur inside a JSON string, where quotes are escaped.
+    text = re.sub(r'"trim_offsets":\s*true', '"trim_offsets": false', file.read_text(encoding="utf-8"))
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(f"{file}: the tokenizers library cannot read it: {error}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}; download it again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds a {type(found).__name__} where an object is expected; download it again")
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _token_text(value: Any) -> str | None:
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def _post_processor_first(backend: tokenizers.Tokenizer) -> int | None:
+    """The id that the post-processor puts in front of a text, if any."""
+    with_special = backend.encode("a", add_special_tokens=True)
+    return with_special.ids[0] if with_special.special_tokens_mask[:1] == [1] else None
+
+
+def _special_ids(backend: tokenizers.Tokenizer, config: dict[str, Any], ids: dict[str, int | None]) -> frozenset[int]:
+    flagged = [i for i, token in backend.get_added_tokens_decoder().items() if token.special]
+    extra = config.get("additional_special_tokens") or []
+    listed = [backend.token_to_id(text) for item in extra if (text := _token_text(item)) is not None]
+    return frozenset(i for i in (*flagged, *listed, *ids.values()) if i is not None)
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    found = config.get("chat_template")
+    if not isinstance(found, list):
+        return found
+    named = {item["name"]: item["template"] for item in found}
+    if "default" not in named and len(named) > 1:
+        raise ValueError(
+            f"{folder}: tokenizer_config.json has the chat templates {', '.join(named)} and none called default; "
+            "put the one to use into chat_template.jinja"
+        )
+    return named.get("default", next(iter(named.values()), None))
+
+
+def _token_string(tok: Tokenizer, token: int) -> str:
+    piece = tok.backend.id_to_token(token)
+    if piece is None:
+        return f"<id {token}>"
+    if token in tok.special_ids:
+        return piece
+    if "▁" in piece:  # SentencePiece's space; its decoder would strip a leading one
+        return piece.replace("▁", " ")
+    text = tok.backend.decode([token], skip_special_tokens=False)
+    return piece if not text or "\ufffd" in text else text
+
+
+class _Generation(Extension):
+    """{% generation %} ... {% endgeneration %}: marks assistant text for training; here its body only."""
+
+    tags = frozenset({"generation"})  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+
+    def parse(self, parser: Any) -> Any:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@lru_cache(maxsize=16)
+def _compiled(source: str) -> jinja2.Template:
+    env = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+    env.filters["tojson"] = _to_json
+    env.globals["raise_exception"] = _raise_exception
+    env.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return env.from_string(source)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # unlike jinja2's own, no HTML escapes
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,34 @@
+"""What every test sees: 4 simulated CPU devices, a compile cache on disk, and the shared fixtures where they exist."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# All of this is read when jax is first imported, so it comes before any import that may do so.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+CACHE = os.environ.get("SAE_ATTR_CACHE") or os.path.join(tempfile.gettempdir(), f"sae_attr_tests_{os.getuid()}")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(CACHE, "xla_tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import pytest  # noqa: E402
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared models and golden files; SAE_ATTR_SHARED, or `shared` beside the checkout."""
+    path = Path(os.environ.get("SAE_ATTR_SHARED") or REPO.parent / "shared")
+    if not path.is_dir():
+        pytest.skip(f"needs the shared fixtures, which are not at {path}; set SAE_ATTR_SHARED to their folder")
+    return path
+
+
+@pytest.fixture(scope="session")
+def stories(shared: Path) -> Path:
+    """The folder of the stories260K language model."""
+    path = shared / "models/stories260K"
+    if not path.is_dir():
+        pytest.skip(f"needs the stories260K model, which is not at {path}")
+    return path
