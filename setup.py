@@ -23,7 +23,8 @@ def readme() -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-# Ranges are those the tests have been run with; upper bounds stop at the next release that is free to break something.
+# Developed with jax 0.10, flax 0.12.8, optax 0.2.8, orbax-checkpoint 0.12.8 and numpy 2.4; not every version of a range
+# has been run. Upper bounds stop at the next release that is free to break something.
 REQUIRES = [
     "jax>=0.9,<0.12",  # arrays, autodiff, sharding, compilation
     "flax>=0.12.5,<0.13",  # linen for the block, struct for pytrees (never nnx)

@@ -1,4 +1,4 @@
-"""Prompts with completions (pairs), corpora, and their token arrays with the roles and masks of every position.
+"""Token arrays of pairs and corpora: rows, batches, and the roles and masks of every position.
 
 A prompt and its completion are rendered and encoded together once and split by character offset: a token that
 straddles the border belongs to the completion (encoding a completion alone adds a space in SentencePiece). Token ids
@@ -7,28 +7,25 @@ that a record gives win, so sampled completions are never encoded again.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import struct
 
+from sae_attr.chat import Message, message_spans, render
+from sae_attr.pairs import Pair
 from sae_attr.tokenizer import (
-    Message,
     Span,
     Tokenizer,
     adds_bos,
     encode,
     encode_many,
     leading_bos,
-    message_spans,
-    render,
     token_strings,
 )
 
@@ -39,35 +36,7 @@ SCOPES = ("prompt", "completion", "all")
 EXCLUDABLE = frozenset({"bos", "special"})
 PAD, BOS, TEMPLATE, USER, LAST, COMPLETION = range(len(ROLES))
 
-_FIELDS = ("id", "prompt", "positive", "negative", "sampler", "prompt_ids", "positive_ids", "negative_ids")
 _MAX_SHAPES = 4  # compiled programs per data set
-_TEXT_BLOCK = 2000  # characters of a .txt corpus that make one text: about 500 tokens
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One record: a prompt with completions that have the behaviour (positives) and that have not (negatives).
-
-    Args:
-      id: unique name; "line-N" where the record has none.
-      prompt: a string or messages ({"role", "content"}); "" where the record gives token ids only.
-      positives, negatives: texts; may be empty where the record gives token ids.
-      line: line number in the file, from 1.
-      sampler: what sampled the completions (a model's name or hash), None if unknown.
-      prompt_ids, positive_ids, negative_ids: token ids of the record; they win over the texts.
-      extra: every other field of the record (scores, ...).
-    """
-
-    id: str
-    prompt: str | tuple[Message, ...]
-    positives: tuple[str, ...]
-    negatives: tuple[str, ...]
-    line: int
-    sampler: str | None = None
-    prompt_ids: tuple[int, ...] | None = None
-    positive_ids: tuple[tuple[int, ...], ...] = ()
-    negative_ids: tuple[tuple[int, ...], ...] = ()
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,185 +87,6 @@ class Batch:
     completion_bt: Any
     target_bc: Any
     target_valid_bc: Any
-
-
-# ---- reading -----------------------------------------------------------------------------------------------------
-
-
-def read_pairs(path: str | Path) -> list[Pair]:
-    """Reads a JSONL file of pairs: prompt, positive (text or list), and optionally negative, id, sampler, *_ids.
-
-    Raises:
-      ValueError: with file and line: not UTF-8, not JSON, a field that is missing, of the wrong type or empty, an id
-        that stands twice; or an empty file.
-    """
-    pairs: list[Pair] = []
-    lines: dict[str, int] = {}
-    for line, record in _json_lines(Path(path)):
-        where = f"{path}:{line}"
-        pair = _pair(record, line, where)
-        if pair.id in lines:
-            raise ValueError(f"{where}: id {pair.id!r} stands on line {lines[pair.id]} too; make ids unique")
-        lines[pair.id] = line
-        pairs.append(pair)
-    if not pairs:
-        raise ValueError(f"{path} has no records; write one JSON object a line with prompt, positive and negative")
-    return pairs
-
-
-def read_corpus(path: str | Path) -> Iterator[str]:
-    """Texts of a corpus: .json (list), .jsonl (one a line), each a string or {"text": ...}, or .txt.
-
-    A .txt file is cut into blocks of at most 2,000 characters that end at white space where there is any. Blank texts
-    are left out.
-
-    Raises:
-      ValueError: unknown ending, not UTF-8, not JSON, a text that is none, no text at all (the first text is read at
-        once; later ones as they are asked for).
-    """
-    path = Path(path)
-    reader = {".json": _json_texts, ".jsonl": _jsonl_texts, ".txt": _txt_texts}.get(path.suffix)
-    if reader is None:
-        raise ValueError(
-            f"{path}: a corpus ends in .json, .jsonl or .txt, not in {path.suffix!r}; rename or convert it"
-        )
-    texts = (text for text in reader(path) if text.strip())
-    first = next(texts, None)
-    if first is None:
-        raise ValueError(f"{path} has no text; a corpus needs at least one text that is not blank")
-    return chain([first], texts)
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with open(path, "rb") as file:  # bytes: only \n ends a line, and a bad byte is named with its line
-        for number, raw in enumerate(file, start=1):
-            text = _utf8(raw, f"{path}:{number}")
-            if text.strip():
-                yield number, _json(text, f"{path}:{number}")
-
-
-def _json_texts(path: Path) -> Iterator[str]:
-    found = _json(_utf8(path.read_bytes(), str(path)), str(path))
-    if not isinstance(found, list):
-        raise ValueError(f"{path} holds a {type(found).__name__} where a list of texts is expected; wrap it in [ ]")
-    return (_corpus_text(item, f"{path}: text {k}") for k, item in enumerate(found))
-
-
-def _jsonl_texts(path: Path) -> Iterator[str]:
-    return (_corpus_text(item, f"{path}:{line}") for line, item in _json_lines(path))
-
-
-def _txt_texts(path: Path) -> Iterator[str]:
-    text = _utf8(path.read_bytes(), str(path))
-    # The second branch is for a run without white space that is longer than a block.
-    pattern = rf"\S(?:.{{0,{_TEXT_BLOCK - 1}}}(?!\S)|.{{0,{_TEXT_BLOCK - 1}}})"
-    return (match.group().rstrip() for match in re.finditer(pattern, text, re.DOTALL))
-
-
-def _corpus_text(item: Any, where: str) -> str:
-    text = item.get("text") if isinstance(item, dict) else item
-    if not isinstance(text, str):
-        kind = f"an object with the fields {', '.join(item)}" if isinstance(item, dict) else type(item).__name__
-        raise ValueError(f'{where} is {kind} where a string or {{"text": ...}} is expected')
-    return _sound(text, where)
-
-
-def _utf8(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: byte {error.start} is not UTF-8 ({error.reason}); save it as UTF-8") from error
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
-
-
-def _sound(text: str, where: str) -> str:
-    """`text`, unless it holds half of a surrogate pair, which JSON can write and no tokenizer can read."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: character {error.start} is half of a surrogate pair; repair the text") from error
-    return text
-
-
-def _pair(record: Any, line: int, where: str) -> Pair:
-    if not isinstance(record, dict):
-        raise ValueError(f"{where} is a {type(record).__name__} where an object with prompt and positive is expected")
-    for name in ("prompt", "positive"):
-        if record.get(name) is None and record.get(f"{name}_ids") is None:
-            raise ValueError(f"{where}: {name!r} is missing (found: {', '.join(record) or 'nothing'}); add it")
-    name, sampler = record.get("id", f"line-{line}"), record.get("sampler")
-    if isinstance(name, bool) or not isinstance(name, str | int):
-        raise ValueError(f"{where}: 'id' is {name!r}; it must be a string or an integer")
-    if not isinstance(sampler, str | None):
-        raise ValueError(f"{where}: 'sampler' is {sampler!r}; it must be a string")
-    pair = Pair(
-        id=str(name),
-        prompt=_prompt_field(record.get("prompt"), where),
-        positives=_texts_field(record.get("positive"), "positive", where),
-        negatives=_texts_field(record.get("negative"), "negative", where),
-        line=line,
-        sampler=sampler,
-        prompt_ids=next(iter(_ids_field(record.get("prompt_ids"), "prompt_ids", where)), None),
-        positive_ids=_ids_field(record.get("positive_ids"), "positive_ids", where),
-        negative_ids=_ids_field(record.get("negative_ids"), "negative_ids", where),
-        extra={key: value for key, value in record.items() if key not in _FIELDS},
-    )
-    _check_sides(pair, where)
-    return pair
-
-
-def _prompt_field(value: Any, where: str) -> str | tuple[Message, ...]:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return _sound(value, f"{where}: 'prompt'")
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"{where}: 'prompt' is {value!r}; it must be a string or a list of messages that is not empty")
-    for k, message in enumerate(value):
-        fields = [message.get(key) for key in ("role", "content")] if isinstance(message, dict) else [None]
-        if not all(isinstance(text, str) for text in fields):
-            raise ValueError(f"{where}: message {k} of 'prompt' is {message!r}; it needs the strings role and content")
-        _sound(message["content"], f"{where}: message {k} of 'prompt'")
-    return tuple(value)
-
-
-def _texts_field(value: Any, name: str, where: str) -> tuple[str, ...]:
-    texts = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{where}: {name!r} is {value!r}; it must be a string or a list of strings")
-    if "" in texts or (name == "positive" and value == []):
-        raise ValueError(f"{where}: {name!r} is empty or holds an empty completion; remove it or fill it in")
-    return tuple(_sound(text, f"{where}: {name!r}") for text in texts)
-
-
-def _ids_field(value: Any, name: str, where: str) -> tuple[tuple[int, ...], ...]:
-    if value is None:
-        return ()
-    lists = value if isinstance(value, list) and any(isinstance(item, list) for item in value) else [value]
-    for ids in lists:
-        if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
-            raise ValueError(f"{where}: {name!r} must be a list of token ids (integers from 0) or a list of such lists")
-        if not ids:
-            raise ValueError(f"{where}: {name!r} holds an empty list of token ids; remove it or fill it in")
-    if name == "prompt_ids" and len(lists) > 1:
-        raise ValueError(f"{where}: 'prompt_ids' holds {len(lists)} lists but a record has one prompt; split it")
-    return tuple(tuple(ids) for ids in lists)
-
-
-def _check_sides(pair: Pair, where: str) -> None:
-    """Texts and token ids of a record must describe the same completions, all in the same way."""
-    sides = (("positive", pair.positives, pair.positive_ids), ("negative", pair.negatives, pair.negative_ids))
-    for name, texts, ids in sides:
-        if texts and ids and len(texts) != len(ids):
-            raise ValueError(f"{where}: {len(texts)} texts in {name!r} but {len(ids)} in '{name}_ids'; make them equal")
-        if texts and not ids and (pair.prompt_ids or pair.positive_ids or pair.negative_ids):
-            raise ValueError(f"{where}: {name!r} is text only but the record gives token ids; add '{name}_ids'")
 
 
 # ---- encoding pairs ----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ def nearest_tokens(
       directions_kd: directions in the residual stream.
       unembedding_vd: from `lm.model.unembedding`, which folds the final norm's gain in.
     """
-    unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-30)  # noqa: E731
+    unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-30)
     cosines_kv = jnp.einsum("kd,vd->kv", unit(directions_kd), unit(unembedding_vd), precision="highest")
     values, ids = jax.lax.top_k(cosines_kv, count)
     return ids, values

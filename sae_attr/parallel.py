@@ -28,9 +28,7 @@ T = TypeVar("T")
 # Leading axis of everything under blocks/ is the layer. What a head or an mlp unit reads is split by columns, what it
 # writes by rows, so a block needs one all-reduce after `o` and one after `down`. Norms and all else are replicated.
 LM_RULES: Rules = (
-    (r"embed/table", P("model", None)),
-    (r"head/kernel", P(None, "model")),
-    (r"head/bias", P("model")),
+    (r"(embed|head)/table", P("model", None)),
     (r"blocks/(q|k|v|gate|up)/kernel", P(None, None, "model")),
     (r"blocks/(q|k|v|gate|up)/bias", P(None, "model")),
     (r"blocks/(o|down)/kernel", P(None, "model", None)),

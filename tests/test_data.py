@@ -1,10 +1,8 @@
-"""Pairs, corpora, batches and masks: what is read, how it is split, which positions count."""
+"""Rows, batches and masks: how pairs and corpora are split, which positions count."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import string
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import models, pre_tokenizers, processors
 
+from sae_attr.chat import render
 from sae_attr.data import (
     BOS,
     COMPLETION,
@@ -21,50 +19,30 @@ from sae_attr.data import (
     ROLES,
     TEMPLATE,
     USER,
-    Pair,
     Row,
     batches,
     corpus_batches,
     corpus_mask,
     encode_pairs,
-    read_corpus,
-    read_pairs,
     scope_mask,
     shown_tokens,
 )
-from sae_attr.tokenizer import Tokenizer, decode, load_tokenizer, render
-
-SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
-CHATML = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim "
-    "+ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+from sae_attr.pairs import Pair, read_pairs
+from sae_attr.textfiles import read_corpus
+from sae_attr.tokenizer import Tokenizer, decode, load_tokenizer
+from tests.miniatures import CHATML, write_tokenizer
 
 
 def small_tokenizer(folder: Path, *, post: bool = True, **config: Any) -> Tokenizer:
     """One token a character, except "xy" and "\\n " that are one token each; BOS has id 0."""
-    characters = sorted(set(string.printable) - {"?"})
-    vocab = {token: i for i, token in enumerate((*SPECIAL, "?", *characters, "xy", "\n "))}
-    backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="?"))
-    backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"xy|\n |[\s\S]"), "isolated")
-    backend.add_special_tokens(list(SPECIAL))
-    if post:
-        backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
-    folder.mkdir(parents=True, exist_ok=True)
-    backend.save(str(folder / "tokenizer.json"))
-    config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": CHATML} | config
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return load_tokenizer(folder)
+    return load_tokenizer(
+        write_tokenizer(folder, post=post, pieces=("xy", "\n "), **({"chat_template": CHATML} | config))
+    )
 
 
 @pytest.fixture
 def tok(tmp_path: Path) -> Tokenizer:
     return small_tokenizer(tmp_path / "tokenizer")
-
-
-def write_lines(path: Path, *records: Any) -> Path:
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records), encoding="utf-8")
-    return path
 
 
 def pair_of(prompt: Any = "ab", positive: Any = "cd", negative: Any = (), **fields: Any) -> Pair:
@@ -88,83 +66,6 @@ def random_rows(count: int, seed: int = 0, longest: int = 200) -> list[Row]:
         ids = rng.integers(1, 99, prompt + completion).astype(np.int32)
         rows.append(Row(ids, prompt, roles, np.zeros(len(ids), bool), k // 2, 1 - 2 * (k % 2), 0))
     return rows
-
-
-# ---- reading pairs -----------------------------------------------------------------------------------------------
-
-
-def test_read_pairs(tmp_path: Path) -> None:
-    messages = [{"role": "user", "content": "hi", "name": "x"}]
-    path = write_lines(
-        tmp_path / "pairs.jsonl",
-        {
-            "id": "a",
-            "prompt": "p",
-            "positive": "c",
-            "negative": ["d", "e"],
-            "sampler": "m",
-            "scores": [1],
-            "note": None,
-        },
-        "",
-        {"prompt": messages, "positive": ["c"], "negative": None},
-        {"id": 5, "prompt_ids": [1, 2], "positive_ids": [3], "negative_ids": [[4], [5, 6]]},
-    )
-    first, second, third = read_pairs(path)
-    assert (first.id, first.positives, first.negatives, first.sampler, first.line) == ("a", ("c",), ("d", "e"), "m", 1)
-    assert first.extra == {"scores": [1], "note": None}
-    assert (second.id, second.prompt, second.negatives, second.line) == ("line-3", tuple(messages), (), 3)
-    assert (third.id, third.prompt, third.prompt_ids) == ("5", "", (1, 2))
-    assert (third.positive_ids, third.negative_ids) == (((3,),), ((4,), (5, 6)))
-
-
-GOOD = {"prompt": "p", "positive": "c"}
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "is not JSON"),
-        ("[1]", "is a list where an object"),
-        ({"positive": "c", "x": 1}, r"'prompt' is missing \(found: positive, x\)"),
-        ({"prompt": "p", "negative": "c"}, "'positive' is missing"),
-        (GOOD | {"prompt": 3}, "'prompt' is 3; it must be a string or a list of messages"),
-        (GOOD | {"prompt": []}, "'prompt' is .*not empty"),
-        (GOOD | {"prompt": [{"role": "user"}]}, "message 0 of 'prompt' .* needs the strings role and content"),
-        (GOOD | {"prompt": ["hi"]}, "message 0 of 'prompt'"),
-        (GOOD | {"positive": 1}, "'positive' is 1; it must be a string or a list of strings"),
-        (GOOD | {"negative": ["a", 2]}, "'negative' is .*list of strings"),
-        (GOOD | {"positive": ""}, "'positive' is empty or holds an empty completion"),
-        (GOOD | {"positive": []}, "'positive' is empty"),
-        (GOOD | {"negative": ["a", ""]}, "'negative' is empty or holds"),
-        (GOOD | {"id": True}, "'id' is True"),
-        (GOOD | {"id": [1]}, "'id' is"),
-        (GOOD | {"id": "first"}, "id 'first' stands on line 1 too"),
-        (GOOD | {"sampler": 3}, "'sampler' is 3"),
-        ('{"prompt": "p\\ud800", "positive": "c"}', "half of a surrogate pair"),
-        (GOOD | {"prompt_ids": [1.5], "positive_ids": [1]}, "'prompt_ids' must be a list of token ids"),
-        (GOOD | {"positive_ids": [True]}, "'positive_ids' must be"),
-        (GOOD | {"positive_ids": [-1]}, "'positive_ids' must be"),
-        (GOOD | {"positive_ids": []}, "empty list of token ids"),
-        (GOOD | {"positive_ids": [[1], []]}, "empty list of token ids"),
-        (GOOD | {"prompt_ids": [[1], [2]], "positive_ids": [1]}, "2 lists but a record has one prompt"),
-        (GOOD | {"positive_ids": [[1], [2]]}, "1 texts in 'positive' but 2 in 'positive_ids'"),
-        (GOOD | {"prompt_ids": [1]}, "'positive' is text only .* add 'positive_ids'"),
-        (GOOD | {"negative": "d", "positive_ids": [1]}, "'negative' is text only"),
-    ],
-)
-def test_bad_pairs_are_named_with_file_and_line(tmp_path: Path, line: Any, message: str) -> None:
-    path = write_lines(tmp_path / "pairs.jsonl", GOOD | {"id": "first"}, "", line)
-    with pytest.raises(ValueError, match=rf"pairs.jsonl:3.*{message}"):
-        read_pairs(path)
-
-
-def test_empty_and_undecodable_pairs(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"pairs.jsonl has no records"):
-        read_pairs(write_lines(tmp_path / "pairs.jsonl", ""))
-    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "p", "positive": "c"}\n{"prompt": "\xe9"}\n')
-    with pytest.raises(ValueError, match=r"latin.jsonl:2: byte 12 is not UTF-8"):
-        read_pairs(tmp_path / "latin.jsonl")
 
 
 # ---- encoding ----------------------------------------------------------------------------------------------------
@@ -269,7 +170,7 @@ def test_bos_alone_is_a_prompt(tok: Tokenizer) -> None:
         (pair_of("a" * 9, "b" * 6), {"context": 15}, "positive completion 0 has 16 tokens .* the context is 15"),
         (pair_of("a", "b", "c" * 15), {"context": 15}, "negative completion 0 has 17 tokens"),
         (pair_of("", "b"), {"prepend_bos": False}, "no token to predict from; set prepend_bos=True"),
-        (pair_of("", (), prompt_ids=(1,), positive_ids=((999,),)), {}, "token id 999 is beyond .* vocabulary of 106"),
+        (pair_of("", (), prompt_ids=(1,), positive_ids=((999,),)), {}, "token id 999 is beyond .* vocabulary of 107"),
         (pair_of("", (), prompt_ids=(999,), positive_ids=((1,),)), {}, "token id 999 is beyond"),
         (pair_of("", (), prompt_ids=(0, 0, 5), positive_ids=((1,),)), {}, "begins with BOS .0. more than once"),
     ],
@@ -384,40 +285,6 @@ def test_no_rows_no_batches_and_a_batch_is_a_pytree() -> None:
 # ---- corpora -----------------------------------------------------------------------------------------------------
 
 
-def test_corpus_formats(tmp_path: Path) -> None:
-    (tmp_path / "c.json").write_text(json.dumps(["one", {"text": "two", "id": 3}, "  "]))
-    write_lines(tmp_path / "c.jsonl", {"text": "one\u2028x"}, "", '"two"')
-    (tmp_path / "c.txt").write_text("word " * 1000 + "\n\n" + "x" * 2500, encoding="utf-8-sig")
-    assert list(read_corpus(tmp_path / "c.json")) == ["one", "two"]
-    assert list(read_corpus(tmp_path / "c.jsonl")) == ["one\u2028x", "two"]
-    blocks = list(read_corpus(tmp_path / "c.txt"))
-    assert [len(block) for block in blocks] == [1999, 1999, 999, 2000, 500]
-    assert "".join("".join(blocks).split()) == "word" * 1000 + "x" * 2500
-    assert all(block[-1] == "d" for block in blocks[:2])
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("c.csv", b"x", r"ends in .json, .jsonl or .txt, not in '.csv'"),
-        ("c.json", b"[]", "has no text"),
-        ("c.json", b'{"text": "x"}', "holds a dict where a list"),
-        ("c.json", b"[", "is not JSON"),
-        ("c.json", b"[1]", "text 0 is int"),
-        ("c.json", b'["\\udc00"]', "text 0: character 0 is half of a surrogate"),
-        ("c.jsonl", b'\n{"story": "x"}', r"c.jsonl:2 is an object with the fields story"),
-        ("c.jsonl", b"x", "c.jsonl:1 is not JSON"),
-        ("c.jsonl", b'"\xff"', "c.jsonl:1: byte 1 is not UTF-8"),
-        ("c.txt", b"abc\xff", "byte 3 is not UTF-8"),
-        ("c.txt", b" \n ", "has no text"),
-    ],
-)
-def test_bad_corpora(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        read_corpus(tmp_path / name)
-
-
 def test_corpus_batches_keep_order_and_cut(tok: Tokenizer) -> None:
     texts = ["a" * 20, "bc", "<s>d</s>", "e", "f"]
     out = list(corpus_batches(texts, tok, context=16, batch_size=2))
@@ -464,13 +331,6 @@ def test_the_story_corpus_has_413717_positions(shared: Path) -> None:
                 np.testing.assert_array_equal(ids[valid], golden["story_tokens"][start:end])
             row += 1
     assert total == 413717
-
-
-def test_the_wikitext_corpus_reads(shared: Path) -> None:
-    blocks = list(read_corpus(shared / "corpora/wikitext2_valid.txt"))
-    text = (shared / "corpora/wikitext2_valid.txt").read_text(encoding="utf-8")
-    assert "".join("".join(blocks).split()) == "".join(text.split())
-    assert max(map(len, blocks)) <= 2000
 
 
 # ---- masks -------------------------------------------------------------------------------------------------------

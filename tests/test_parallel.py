@@ -56,8 +56,7 @@ SHAPES = {
     "blocks/up/kernel": ((3, 8, 32), P(None, None, "model")),
     "blocks/down/kernel": ((3, 32, 8), P(None, "model", None)),
     "final_norm/scale": ((8,), P()),
-    "head/kernel": ((8, 64), P(None, "model")),
-    "head/bias": ((64,), P("model")),
+    "head/table": ((64, 8), P("model", None)),
 }
 
 

@@ -16,10 +16,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sae_attr import store as store_lib
 from sae_attr.store import (
     Damaged,
     Progress,
+    Result,
     Store,
     claim_workdir,
     digest,
@@ -28,6 +28,7 @@ from sae_attr.store import (
     run_stage,
     write_atomic,
 )
+from sae_attr.store import files as store_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ def test_fingerprint_of_files_and_folders(tmp_path: Path) -> None:
 
 def test_fingerprint_samples_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"_WHOLE": 100, "_SAMPLES": 4, "_SAMPLE": 10}.items():
-        monkeypatch.setattr(store_lib, name, value)
+        monkeypatch.setattr(f"sae_attr.store.names.{name}", value)
     data = bytearray(range(200))
     names = []
     for at in (None, 0, 199, 15):  # 15 lies between the pieces 0-9 and 63-72
@@ -249,7 +250,7 @@ def test_a_kill_while_publishing_leaves_no_entry(tmp_path: Path) -> None:
 
 
 def test_a_bucket_has_no_rename_but_the_manifest_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_lib, "_local", lambda path: False)
+    monkeypatch.setattr(store_files, "is_local", lambda path: False)
     store = Store(tmp_path)
 
     def fails(folder: Any) -> None:
@@ -275,7 +276,7 @@ def test_a_bucket_has_no_rename_but_the_manifest_comes_last(tmp_path: Path, monk
 def test_a_stage_runs_again_only_for_what_it_depends_on(tmp_path: Path) -> None:
     store = Store(tmp_path)
 
-    def stage(version: int = 1, rubric: str = "a", **inputs: str) -> store_lib.Result:
+    def stage(version: int = 1, rubric: str = "a", **inputs: str) -> Result:
         return run_stage(store, "grade", version, {"rubric": rubric}, inputs, lambda _: ({"x": np.ones(1)}, {}))
 
     first = stage()

@@ -32,11 +32,10 @@ class Ablation:
     end_push: jax.Array
 
 
-def suffix_start(site: Site) -> tuple[int, Site | None]:
+def suffix_start(site: Site) -> tuple[int, Site]:
     """The layer whose input is stored for a site, and where that suffix is edited.
 
-    A resid_post is the next layer's resid_pre, so its own block need not run again; None if that is past the last layer
-    is decided by the caller, who knows the depth.
+    A resid_post is the next layer's resid_pre, so its own block need not run again.
     """
     return (site.layer + 1, Site(site.layer + 1, "resid_pre")) if site.point == "resid_post" else (site.layer, site)
 
@@ -62,12 +61,32 @@ def suffix_loss(
     return completion_loss(nll_bc, batch.target_valid_bc, loss)
 
 
+@struct.dataclass
+class Unablated:
+    """What ablations of one batch share: the stored prefix, and activation, gradient and loss without an edit."""
+
+    x_btd: jax.Array
+    acts_btd: jax.Array
+    grads_btd: jax.Array
+    loss_b: jax.Array
+
+
+def run_unablated(params: Params, batch: Batch, *, cfg: LMConfig, site: Site, loss: str = "sum") -> Unablated:
+    """One prefix and one suffix, forward and backward: everything that the ablations of a batch start from."""
+    x_btd = run_prefix(params, batch, cfg=cfg, site=site)
+
+    def plain(shift_btd: jax.Array) -> tuple[jax.Array, jax.Array]:
+        losses = suffix_loss(params, x_btd, batch, Add(shift_btd), cfg=cfg, site=site, loss=loss)
+        return losses.sum(), losses
+
+    shape = (*batch.tokens_bt.shape, cfg.width(site.point))
+    grads_btd, loss_b = jax.grad(plain, has_aux=True)(jnp.zeros(shape, x_btd.dtype))
+    return Unablated(x_btd, _site_of(params, x_btd, batch, cfg=cfg, site=site), grads_btd, loss_b)
+
+
 def ablate_rows(
     params: Params,
-    x_btd: jax.Array,
-    acts_btd: jax.Array,
-    grads_btd: jax.Array,
-    loss_b: jax.Array,
+    plain: Unablated,
     batch: Batch,
     directions_bd: jax.Array,
     mean_d: jax.Array,
@@ -80,27 +99,43 @@ def ablate_rows(
     """Mean ablation of one direction per row at the positions `where_bt`: `[b]` fields.
 
     Args:
-      x_btd: from `run_prefix`. acts_btd, grads_btd, loss_b: activation, gradient and loss without the ablation.
       directions_bd: unit direction of every row.
       mean_d: ā; a_t · d becomes ā · d.
       where_bt: positions that are ablated, jointly.
     """
     project = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    gap_bt = project("btd,bd->bt", mean_d - acts_btd, directions_bd) * where_bt
-    ablate = SetProjection(directions_bd[:, None, :], project("d,bd->b", mean_d, directions_bd), where_bt)
+    gap_bt = project("btd,bd->bt", mean_d - plain.acts_btd, directions_bd) * where_bt
+    ablate = SetProjection(directions_bd, project("d,bd->b", mean_d, directions_bd), where_bt)
 
     def edited(shift_btd: jax.Array) -> tuple[jax.Array, jax.Array]:
-        losses = suffix_loss(params, x_btd, batch, Chain((ablate, Add(shift_btd))), cfg=cfg, site=site, loss=loss)
+        edit = Chain((ablate, Add(shift_btd)))
+        losses = suffix_loss(params, plain.x_btd, batch, edit, cfg=cfg, site=site, loss=loss)
         return losses.sum(), losses
 
-    end_grads_btd, end_loss_b = jax.grad(edited, has_aux=True)(jnp.zeros_like(acts_btd))
+    end_grads_btd, end_loss_b = jax.grad(edited, has_aux=True)(jnp.zeros_like(plain.acts_btd))
 
     def slopes(grads: jax.Array) -> tuple[jax.Array, jax.Array]:
         push_bt = project("btd,bd->bt", grads, directions_bd) * where_bt
         return jnp.sum(push_bt * gap_bt, 1), -jnp.sum(push_bt, 1)
 
-    (first_b, push_b), (end_b, end_push_b) = slopes(grads_btd), slopes(end_grads_btd)
-    return Ablation(end_loss_b - loss_b, first_b, end_b, push_b, end_push_b)
+    (first_b, push_b), (end_b, end_push_b) = slopes(plain.grads_btd), slopes(end_grads_btd)
+    return Ablation(end_loss_b - plain.loss_b, first_b, end_b, push_b, end_push_b)
+
+
+def row_ablation(
+    params: Params,
+    batch: Batch,
+    directions_bd: jax.Array,
+    mean_d: jax.Array,
+    where_bt: jax.Array,
+    *,
+    cfg: LMConfig,
+    site: Site,
+    loss: str = "sum",
+) -> Ablation:
+    """Mean ablation of one direction per row, fields `[b]`; with one True per row this is ΔL_{i,t} of single positions."""
+    plain = run_unablated(params, batch, cfg=cfg, site=site, loss=loss)
+    return ablate_rows(params, plain, batch, directions_bd, mean_d, where_bt, cfg=cfg, site=site, loss=loss)
 
 
 def exact_ablation(
@@ -121,22 +156,11 @@ def exact_ablation(
     Args:
       dec_kd: unit decoder rows of the chosen latents.
     """
-    x_btd = run_prefix(params, batch, cfg=cfg, site=site)
-
-    def plain(shift_btd: jax.Array) -> tuple[jax.Array, jax.Array]:
-        losses = suffix_loss(params, x_btd, batch, Add(shift_btd), cfg=cfg, site=site, loss=loss)
-        return losses.sum(), losses
-
-    shape = (*batch.tokens_bt.shape, cfg.width(site.point))
-    grads_btd, loss_b = jax.grad(plain, has_aux=True)(jnp.zeros(shape, x_btd.dtype))
-    acts_btd = _site_of(params, x_btd, batch, cfg=cfg, site=site)
+    plain = run_unablated(params, batch, cfg=cfg, site=site, loss=loss)
 
     def one(direction_d: jax.Array) -> Ablation:
-        directions_bd = jnp.broadcast_to(direction_d, (shape[0], shape[2]))
-        return ablate_rows(
-            params, x_btd, acts_btd, grads_btd, loss_b, batch, directions_bd, mean_d, where_bt,
-            cfg=cfg, site=site, loss=loss,
-        )  # fmt: skip
+        directions_bd = jnp.broadcast_to(direction_d, (len(plain.loss_b), len(direction_d)))
+        return ablate_rows(params, plain, batch, directions_bd, mean_d, where_bt, cfg=cfg, site=site, loss=loss)
 
     return jax.tree.map(lambda x_kb: x_kb.T, jax.lax.map(one, dec_kd))
 

@@ -67,7 +67,9 @@ def mean_activation(
             tokens += int(batch[2].sum())
             bar.update(int(batch[2].sum()))
     if not tokens:
-        raise ValueError("no corpus position counts towards the mean activation; exclude fewer tokens or give more text")
+        raise ValueError(
+            "no corpus position counts towards the mean activation; exclude fewer tokens or give more text"
+        )
     if not np.isfinite(total_d).all():
         raise ValueError(f"activations at {site} are NaN or infinite on the corpus; try float32 weights")
     return MeanActivation(total_d / tokens, total_norm / tokens, tokens)

@@ -63,9 +63,7 @@ def act_and_grad(
             params, batch.tokens_bt, cfg=cfg, valid_bt=batch.valid_bt, edits={**edits, **adds}, keep=sites,
             remat=remat, unroll=unroll,
         )  # fmt: skip
-        nll_bc = target_nll(
-            params, out.hidden_btd, batch.tokens_bt, batch.target_bc, batch.target_valid_bc, cfg=cfg
-        )
+        nll_bc = target_nll(params, out.hidden_btd, batch.tokens_bt, batch.target_bc, batch.target_valid_bc, cfg=cfg)
         return jnp.sum(completion_loss(nll_bc, batch.target_valid_bc, loss)), (out.acts, nll_bc)
 
     grads, (acts, nll_bc) = jax.grad(total, has_aux=True)(zeros)

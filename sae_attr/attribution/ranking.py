@@ -84,4 +84,8 @@ def agreement(a_n: np.ndarray, b_n: np.ndarray) -> dict[str, float]:
     x, y = np.asarray(a_n)[both].ravel(), np.asarray(b_n)[both].ravel()
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return {"pearson": float("nan"), "spearman": float("nan"), "n": len(x)}
-    return {"pearson": float(np.corrcoef(x, y)[0, 1]), "spearman": float(stats.spearmanr(x, y)[0]), "n": len(x)}
+    return {
+        "pearson": float(np.corrcoef(x, y)[0, 1]),
+        "spearman": float(np.asarray(stats.spearmanr(x, y))[0]),
+        "n": len(x),
+    }

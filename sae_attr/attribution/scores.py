@@ -12,6 +12,7 @@ from flax import struct
 from tqdm import tqdm
 
 from sae_attr.parallel import shard_rows
+from sae_attr.sae.model import unit_decoder
 from sae_attr.tensorfiles import RowSource
 
 SIDES = ("both", "active", "gated", "quadrant")
@@ -41,12 +42,6 @@ def token_scores(
     if sides in ("active", "quadrant"):
         presence = jnp.maximum(presence, 0)
     return (jnp.maximum(push, 0) if sides == "quadrant" else push) * presence
-
-
-def unit_rows(dec_nd: jax.Array) -> jax.Array:
-    """Rows divided by their norms: δ is quadratic in ‖d_i‖, which a dictionary is free to choose. Zero rows stay zero."""
-    norm_n1 = jnp.linalg.norm(dec_nd, axis=-1, keepdims=True)
-    return jnp.where(norm_n1 > 0, dec_nd / jnp.where(norm_n1 > 0, norm_n1, 1), 0)
 
 
 def attribute(
@@ -83,8 +78,8 @@ def attribute(
     total_d = jnp.einsum("bt,btd->d", weights_bt, grads_btd, precision=jax.lax.Precision.HIGHEST)
 
     def scores(dec_cd: jax.Array) -> jax.Array:
-        dec_cd = unit_rows(dec_cd)
-        row = lambda a, g, w: w @ token_scores(a, g, dec_cd, mean_d, sides)  # noqa: E731
+        dec_cd = unit_decoder(dec_cd)
+        row = lambda a, g, w: w @ token_scores(a, g, dec_cd, mean_d, sides)
         scores_bc = jax.vmap(row)(acts_btd, grads_btd, weights_bt)
         return scores_bc * (dec_cd @ total_d < 0) if sides == "gated" else scores_bc
 
@@ -157,9 +152,11 @@ def score_moment(m: Moment, mean_d: jax.Array, dec_nd: jax.Array | RowSource, *,
     check_width(dec_nd.shape[-1], form_dd.shape[0])
     n, d = dec_nd.shape
     none_kd = jnp.zeros((0, d), dec_nd.dtype)
-    score = lambda dec_cd: score_rows(dec_cd, form_dd[None], none_kd)[0][0]  # noqa: E731
+    score = lambda dec_cd: score_rows(dec_cd, form_dd[None], none_kd)[0][0]
     whole = n // chunk * chunk
-    head_mc = jax.lax.map(lambda i: score(jax.lax.dynamic_slice_in_dim(dec_nd, i * chunk, chunk)), jnp.arange(n // chunk))
+    head_mc = jax.lax.map(
+        lambda i: score(jax.lax.dynamic_slice_in_dim(dec_nd, i * chunk, chunk)), jnp.arange(n // chunk)
+    )
     return jnp.concatenate([head_mc.reshape(-1), score(dec_nd[whole:])]) if whole < n else head_mc.reshape(-1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -43,16 +44,16 @@ class TokenTable:
                 f"{sum(lengths)} tokens; give one activation and one gradient per token, rows in order"
             )
         if self.acts_kd.shape != self.grads_kd.shape:
-            raise ValueError(f"activations are {self.acts_kd.shape} but gradients {self.grads_kd.shape}; make them equal")
+            raise ValueError(
+                f"activations are {self.acts_kd.shape} but gradients {self.grads_kd.shape}; make them equal"
+            )
 
     def tokens_of(self, row: int) -> slice:
         """Where a row's tokens lie."""
         return slice(int(self.start_r[row]), int(self.start_r[row + 1]))
 
 
-def table_from_arrays(
-    rows: Sequence[Row], acts: Sequence[Any], grads: Sequence[Any], nll_r: Sequence[float] | None = None
-) -> TokenTable:
+def table_from_arrays(rows: Sequence[Row], acts: Sequence[Any], grads: Sequence[Any], nll_r: Any = None) -> TokenTable:
     """A table from one `[T, d]` array of activations and one of gradients per row, computed here or elsewhere.
 
     Raises ValueError if lengths disagree or a number is NaN or infinite.
@@ -105,7 +106,9 @@ def table_from_batches(rows: Sequence[Row], results: Iterable[dict[str, np.ndarr
                 nll_r[row] = result["nll_b"][b]
     absent = [i for i, a in enumerate(acts) if a is None]
     if absent:
-        raise ValueError(f"{len(absent)} of {len(rows)} rows have no gradients (first: row {absent[0]}); run them again")
+        raise ValueError(
+            f"{len(absent)} of {len(rows)} rows have no gradients (first: row {absent[0]}); run them again"
+        )
     return table_from_arrays(rows, acts, grads, nll_r)
 
 
@@ -180,7 +183,7 @@ def _round_up(number: int, multiple: int) -> int:
 
 def _padded(array: np.ndarray, length: int) -> np.ndarray:
     """Zeros after the end, so that every block compiles to one shape."""
-    array = np.asarray(array, np.float64 if jax.config.jax_enable_x64 else np.float32)
+    array = np.asarray(array, np.float64 if jax.config.read("jax_enable_x64") else np.float32)
     return np.concatenate([array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)])
 
 
@@ -253,14 +256,22 @@ def prompt_scores(
         part = slice(start, start + block)
         acts, grads = (_padded(x[part], block) for x in (merged.acts_jd, merged.grads_jd))
         segments = np.pad(segment_j[part], (0, block - len(segment_j[part])))
-        total = _add_block(total, acts, grads, segments, dec_nd, mean_d, sides)
+        total = _add_block(total, acts, grads, segments, dec_nd, mean_d, sides=sides)
     shape = (merged.prompts, groups, -1) if by_role else (merged.prompts, -1)
     return np.asarray(total).reshape(shape)
 
 
-def _add_block_impl(total, acts, grads, segments, dec_nd, mean_d, sides):  # noqa: ANN001, ANN202
+@partial(jax.jit, static_argnames="sides")
+def _add_block(
+    total: jax.Array,
+    acts: jax.Array,
+    grads: jax.Array,
+    segments: jax.Array,
+    dec_nd: jax.Array,
+    mean_d: jax.Array,
+    *,
+    sides: str,
+) -> jax.Array:
+    """Adds a block's scores to the sums of their segments `[segments, n]`."""
     scores = token_scores(acts, grads, dec_nd, mean_d, sides)  # padding has zero gradients, so it adds zero
     return total + jax.ops.segment_sum(scores, segments, num_segments=total.shape[0])
-
-
-_add_block = jax.jit(_add_block_impl, static_argnames="sides")

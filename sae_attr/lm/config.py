@@ -149,11 +149,11 @@ def _rope(hf: Mapping[str, Any], params: Mapping[str, Any], head_dim: int, theta
     if attention is None:
         attention = _attention_factor(kind, factor, original, params)
     names = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "truncate")
-    extra = {name: params[name] for name in names if params.get(name) is not None}
-    factors = {name: tuple(params.get(name) or ()) for name in ("short_factor", "long_factor")}
+    extra: dict[str, Any] = {name: params[name] for name in names if params.get(name) is not None}
+    extra |= {name: tuple(params.get(name) or ()) for name in ("short_factor", "long_factor")}
     theta = float(params.get("rope_theta", theta))
     dim = int(head_dim * partial)
-    return Rope(dim, theta, kind, float(factor or 1.0), int(original), attention_factor=attention, **extra, **factors)
+    return Rope(dim, theta, kind, float(factor or 1.0), int(original), attention_factor=attention, **extra)
 
 
 def _attention_factor(kind: str, factor: float | None, original: int, params: Mapping[str, Any]) -> float:
@@ -185,7 +185,7 @@ def _ropes(hf: Mapping[str, Any], head_dim: int, types: tuple[str, ...]) -> dict
 def _layer_types(hf: Mapping[str, Any], n_layers: int) -> tuple[str, ...]:
     """`sliding_attention` or `full_attention` per layer, stated or by the family's older rule."""
     if hf.get("layer_types"):
-        return tuple(hf["layer_types"])
+        return _stated_types(tuple(hf["layer_types"]), n_layers)
     family, window = hf["model_type"], hf.get("sliding_window")
     if not window:
         return ("full_attention",) * n_layers
@@ -202,30 +202,42 @@ def _layer_types(hf: Mapping[str, Any], n_layers: int) -> tuple[str, ...]:
     return tuple("sliding_attention" if s else "full_attention" for s in sliding)
 
 
+def _stated_types(types: tuple[str, ...], n_layers: int) -> tuple[str, ...]:
+    unknown = set(types) - {"full_attention", "sliding_attention"}
+    if unknown:
+        kinds = ", ".join(map(repr, sorted(unknown)))
+        raise ValueError(f"layer_types: {kinds} is not implemented; known: full_attention, sliding_attention")
+    if len(types) != n_layers:
+        raise ValueError(
+            f"layer_types lists {len(types)} layers but num_hidden_layers is {n_layers}; take the original"
+        )
+    return types
+
+
 def _llama_like(hf: Mapping[str, Any], **fields: Any) -> LMConfig:
     """Fields that every RMSNorm / rotary / gated-MLP family shares; `fields` override."""
     n_layers, n_heads, d_model = hf["num_hidden_layers"], hf["num_attention_heads"], hf["hidden_size"]
     head_dim = hf.get("head_dim") or d_model // n_heads
     types = _layer_types(hf, n_layers)
     window = hf.get("sliding_window") or NO_WINDOW
-    shared = dict(
-        family=hf["model_type"],
-        vocab=hf["vocab_size"],
-        d_model=d_model,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=hf.get("num_key_value_heads") or n_heads,
-        head_dim=head_dim,
-        d_mlp=hf["intermediate_size"],
-        max_len=hf["max_position_embeddings"],
-        norm_eps=hf.get("rms_norm_eps", 1e-6),
-        act=_act(hf.get("hidden_activation") or hf.get("hidden_act", "silu")),
-        window_of_layer=tuple(window if kind == "sliding_attention" else NO_WINDOW for kind in types),
-        query_scale=head_dim**-0.5,
-        tied_head=bool(hf.get("tie_word_embeddings", False)),
-        bos_id=hf.get("bos_token_id"),
-        eos_id=_eos(hf.get("eos_token_id")),
-    )
+    shared: dict[str, Any] = {
+        "family": hf["model_type"],
+        "vocab": hf["vocab_size"],
+        "d_model": d_model,
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "n_kv_heads": hf.get("num_key_value_heads") or n_heads,
+        "head_dim": head_dim,
+        "d_mlp": hf["intermediate_size"],
+        "max_len": hf["max_position_embeddings"],
+        "norm_eps": hf.get("rms_norm_eps", 1e-6),
+        "act": _act(hf.get("hidden_activation") or hf.get("hidden_act", "silu")),
+        "window_of_layer": tuple(window if kind == "sliding_attention" else NO_WINDOW for kind in types),
+        "query_scale": head_dim**-0.5,
+        "tied_head": bool(hf.get("tie_word_embeddings", False)),
+        "bos_id": hf.get("bos_token_id"),
+        "eos_id": _eos(hf.get("eos_token_id")),
+    }
     return LMConfig(**{**shared, **_ropes(hf, head_dim, types), **fields})
 
 
@@ -369,4 +381,6 @@ def config_from_hf(hf: Mapping[str, Any]) -> LMConfig:
     try:
         return _FAMILIES[family]({**_DEFAULTS.get(family, {}), **hf})
     except KeyError as error:
-        raise ValueError(f"config.json of a {family} model lacks {error.args[0]!r}; take it from the original") from error
+        raise ValueError(
+            f"config.json of a {family} model lacks {error.args[0]!r}; take it from the original"
+        ) from error

@@ -12,8 +12,13 @@ LOSSES = ("sum", "mean")
 
 
 def target_nll(
-    params: Params, hidden_btd: jax.Array, tokens_bt: jax.Array, target_bc: jax.Array, target_valid_bc: jax.Array,
-    *, cfg: LMConfig,
+    params: Params,
+    hidden_btd: jax.Array,
+    tokens_bt: jax.Array,
+    target_bc: jax.Array,
+    target_valid_bc: jax.Array,
+    *,
+    cfg: LMConfig,
 ) -> jax.Array:
     """-log p of chosen tokens given what precedes them, `[b, c]` in nats and float32; 0 where `target_valid_bc` is False.
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,15 @@ def _interleaved(part: int) -> Read:
 
 def _conv1d(part: int) -> Read:
     """GPT-2's Conv1D is [in, out] with q, k and v side by side along the outputs."""
-    return lambda w, cfg: w[..., part * cfg.d_model : (part + 1) * cfg.d_model]
+    return lambda w, cfg: w[..., part * cfg.d_model : (part + 1) * cfg.d_model if part < 2 else None]
 
 
 def _fused_qkv(part: int) -> Read:
-    """Phi-3's qkv_proj is [q rows, k rows, v rows]."""
+    """Phi-3's qkv_proj is [q rows, k rows, v rows]; v takes all that is left, so that its shape tells of too many."""
 
     def read(w: np.ndarray, cfg: LMConfig) -> np.ndarray:
         heads = np.cumsum([0, cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads]) * cfg.head_dim
-        return w[heads[part] : heads[part + 1]].T
+        return w[heads[part] : heads[part + 1] if part < 2 else None].T
 
     return read
 
@@ -140,8 +141,12 @@ _SOURCES: Mapping[str, Mapping[str, Source]] = {
 }
 
 # Checkpoints differ in what stands before a tensor's name, and carry buffers that are computed, not learnt.
-_PREFIXES = re.compile(r"^(model\.language_model\.|language_model\.model\.|language_model\.|model\.|transformer\.|gpt_neox\.)")
-_NOT_WEIGHTS = re.compile(r"rotary_emb\.|\.attn\.(masked_)?bias$|attention\.(masked_)?bias$|vision_|multi_modal_projector")
+_PREFIXES = re.compile(
+    r"^(model\.language_model\.|language_model\.model\.|language_model\.|model\.|transformer\.|gpt_neox\.)"
+)
+_NOT_WEIGHTS = re.compile(
+    r"rotary_emb\.|\.attn\.(masked_)?bias$|attention\.(masked_)?bias$|vision_|multi_modal_projector"
+)
 
 
 def resolve_model(path: str) -> Path:
@@ -170,19 +175,32 @@ def load_config(path: str, *, resid_dtype: str = "float32") -> LMConfig:
     if not file.exists():
         raise ValueError(f"{file.parent} holds no config.json, so it is no Hugging Face model folder")
     try:
-        return replace(config_from_hf(json.loads(file.read_text("utf-8"))), resid_dtype=resid_dtype)
-    except json.JSONDecodeError as error:
+        found = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}); fetch it again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds a {type(found).__name__} where an object is expected; fetch it again")
+    return replace(config_from_hf(found), resid_dtype=resid_dtype)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that hold the model: those of the index, or model.safetensors, or whatever there is."""
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.exists():
+        try:
+            return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} is no JSON object with a weight_map ({error!r}); fetch it again") from error
+    return [whole] if whole.exists() else sorted(folder.glob("*.safetensors"))
 
 
 def _tensors(folder: Path) -> dict[str, np.ndarray]:
     """Every tensor of the folder's safetensors files as a memory map, under its name without prefixes."""
-    index = folder / "model.safetensors.index.json"
-    names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else None
-    files = [folder / n for n in sorted(names)] if names else sorted(folder.glob("*.safetensors"))
-    absent = [f.name for f in files if not f.exists()]
+    files = _files(folder)
+    absent = [file.name for file in files if not file.exists()]
     if absent or not files:
-        raise ValueError(f"{folder} lacks {', '.join(absent) or 'any *.safetensors file'}; download the model completely")
+        lacking = ", ".join(absent) or "any *.safetensors file"
+        raise ValueError(f"{folder} lacks {lacking}; download the model completely")
     tensors: dict[str, np.ndarray] = {}
     for file in files:
         for name, tensor in read_tensors(file).items():
@@ -209,44 +227,69 @@ def _names(cfg: LMConfig, leaf: str) -> list[str]:
 
 def _check_names(cfg: LMConfig, wanted: Mapping[str, Any], tensors: Mapping[str, np.ndarray], folder: Path) -> None:
     expected = {name for leaf in wanted for name in _names(cfg, leaf)}
-    missing = sorted(expected - set(tensors))
-    unexpected = sorted(set(tensors) - expected - ({"lm_head.weight", "embed_out.weight"} if cfg.tied_head else set()))
-    if missing or unexpected:
-        lines = [f"- {n} (missing)" for n in missing] + [f"+ {n} (unexpected)" for n in unexpected]
-        more = f"\n... and {len(lines) - 20} more" if len(lines) > 20 else ""
+    spare = {"lm_head.weight", "embed_out.weight"} if cfg.tied_head else set()  # a second copy of the embedding
+    lines = [f"- {name} (missing)" for name in sorted(expected - set(tensors))]
+    lines += [f"+ {name} (unexpected)" for name in sorted(set(tensors) - expected - spare)]
+    if len(lines) > 20:
+        lines[20:] = [f"... and {len(lines) - 20} more"]
+    if lines:
         raise ValueError(
             f"the weights in {folder} are not those of the {cfg.family} model that config.json describes:\n"
-            + "\n".join(lines[:20]) + more + "\nUse the config.json that belongs to these weights."
+            + "\n".join([*lines, "Use the config.json that belongs to these weights."])
         )
 
 
-def _pieces(cfg: LMConfig, leaf: str, tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+def _view(cfg: LMConfig, leaf: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """What a leaf takes of a tensor; ValueError if that has another shape than config.json asks for."""
+    try:
+        view = _source(cfg, leaf).read(tensor, cfg)
+    except ValueError:  # it cannot be cut into heads
+        view = tensor
+    if view.shape != shape:
+        raise ValueError(
+            f"{leaf} should be {shape} by config.json, but the file has {view.shape}; take both from one model"
+        )
+    return view
+
+
+def _pieces(
+    cfg: LMConfig, leaf: str, tensors: Mapping[str, np.ndarray], shape: tuple[int, ...]
+) -> Iterator[tuple[int, np.ndarray]]:
     """(start along the first axis, view) of a leaf: a layer at a time, or a few megabytes of a table."""
-    read = _source(cfg, leaf).read
+    stacked = leaf.startswith("blocks/")
     for i, name in enumerate(_names(cfg, leaf)):
-        view = read(tensors[name], cfg)
-        if leaf.startswith("blocks/"):
+        view = _view(cfg, leaf, tensors[name], shape[1:] if stacked else shape)
+        if stacked:
             yield i, view[None]
         else:
             step = max(1, CHUNK_BYTES // max(1, view[:1].nbytes))
             yield from ((j, view[j : j + step]) for j in range(0, len(view), step))
 
 
+@lru_cache(maxsize=256)
+def _fillers(shape: tuple[int, ...], dtype: str, sharding: jax.NamedSharding) -> tuple[Any, Any, Any]:
+    """Compiled `() -> zeros`, `(buffer, piece, start) -> buffer` in place, `buffer -> all finite`; shared between leaves."""
+    put = lambda buffer, x, start: jax.lax.dynamic_update_slice_in_dim(buffer, x, start, 0)
+    return (
+        jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding),
+        jax.jit(put, donate_argnums=0, out_shardings=sharding),
+        jax.jit(lambda buffer: jnp.isfinite(buffer).all()),
+    )
+
+
 def _stream(leaf: str, want: Any, pieces: Iterator[tuple[int, np.ndarray]], mesh: jax.sharding.Mesh, dtype: str) -> Any:
     """Fills one leaf's device buffer in place; the host holds one piece of it at a time."""
     sharding = jax.NamedSharding(mesh, spec_for(leaf, want.shape, LM_RULES, mesh))
-    buffer = jax.jit(lambda: jnp.zeros(want.shape, dtype), out_shardings=sharding)()
-    put = jax.jit(
-        lambda buf, x, i: jax.lax.dynamic_update_slice_in_dim(buf, x, i, 0), donate_argnums=0, out_shardings=sharding
-    )
+    zeros, put, finite = _fillers(want.shape, dtype, sharding)
+    buffer = zeros()
     for start, view in pieces:
-        if view.shape[1:] != want.shape[1:]:
-            raise ValueError(f"{leaf} should be {want.shape[1:]} by config.json, but the file has {view.shape[1:]}")
         part = jax.NamedSharding(mesh, spec_for(leaf, view.shape, LM_RULES, mesh))
-        cast = lambda idx, view=view: np.ascontiguousarray(view[idx]).astype(dtype, copy=False)  # noqa: E731
+        cast = lambda idx, view=view: np.ascontiguousarray(view[idx]).astype(dtype, copy=False)
         buffer = put(buffer, jax.make_array_from_callback(view.shape, part, cast), start)
-    if not bool(jax.jit(lambda x: jnp.isfinite(x).all())(buffer)):
-        raise ValueError(f"{leaf} holds NaN or infinity after loading as {dtype}; the file is damaged or overflows {dtype}")
+    if not bool(finite(buffer)):
+        raise ValueError(
+            f"{leaf} holds NaN or infinity after loading as {dtype}; the file is damaged or overflows {dtype}"
+        )
     return buffer
 
 
@@ -270,8 +313,8 @@ def load_lm(
       progress: show a bar.
 
     Raises:
-      ValueError: missing or unexpected weights (listed with - and +), shapes that contradict config.json, truncated files,
-        NaN or infinity.
+      ValueError: missing or unexpected weights (listed with - and +), shapes that contradict config.json, truncated
+        files, NaN or infinity.
     """
     folder = resolve_model(path)
     cfg = load_config(str(folder), resid_dtype=resid_dtype or ("float64" if dtype == "float64" else "float32"))
@@ -283,5 +326,5 @@ def load_lm(
         node = params
         for key in outer:
             node = node.setdefault(key, {})
-        node[last] = _stream(leaf, want, _pieces(cfg, leaf, tensors), mesh, dtype)
+        node[last] = _stream(leaf, want, _pieces(cfg, leaf, tensors, want.shape), mesh, dtype)
     return cfg, params

@@ -1,0 +1,1 @@
+"""One config per experiment; its docstring holds the command, the hardware and the numbers to expect."""

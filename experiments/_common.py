@@ -1,0 +1,90 @@
+"""What every entrypoint shares: versions, plain JSON values, errors as one line."""
+
+from __future__ import annotations
+
+import io
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app
+
+import sae_attr
+
+LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "scipy", "tokenizers", "safetensors")
+
+
+def versions() -> dict[str, Any]:
+    """Versions of this project, its libraries and Python, and the devices."""
+    libraries = {name: metadata.version(name) for name in LIBRARIES}
+    devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
+    return {"sae_attr": sae_attr.__version__, "python": platform.python_version(), **libraries, "devices": devices}
+
+
+def plain(value: Any) -> Any:
+    """`json.dumps(default=...)`: numpy numbers and arrays, sets and paths as plain values."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The arrays as the bytes of an uncompressed .npz."""
+    buffer = io.BytesIO()
+    kwargs: dict[str, Any] = dict(arrays)
+    np.savez(buffer, **kwargs)
+    return buffer.getvalue()
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """The few numbers that tell how far the ranking can be trusted."""
+    pairs, exact = summary["pairs"], summary["exact_ablation"]
+    lines = [f"{pairs['prompts']} prompts"]
+    for side in ("positive", "negative"):
+        if side in pairs:
+            p = pairs[side]
+            lines.append(
+                f"{side}: {p['completions']} completions of {p['mean_tokens']:.1f} tokens, {p['nats_per_token']:.3f} nats/token"
+            )
+    primary = summary["presets"][summary["primary"]]
+    lines.append(f"mean activation over {summary['mean']['tokens']:,} tokens, mean norm {summary['mean']['norm']:.3f}")
+    lines.append(
+        f"best latent reaches {100 * summary['bound']['best_over_bound']:.0f} % of what any direction could score"
+    )
+    stability = summary["stability"]
+    lines.append(
+        f"halves of the prompts: top overlap {stability['half_overlap']:.2f}, Spearman over the dictionary "
+        f"{stability['half_spearman']:.2f}"
+    )
+    lines.append("overlap of the top with: " + ", ".join(f"{k} {v:.2f}" for k, v in primary["overlap"].items()))
+    lines.append(f"overlap with the same ranking around the prompts' own mean: {summary['prompt_mean_overlap']:.2f}")
+    if "joint_per_latent" in exact:
+        for name in ("joint_per_latent", "joint_per_completion", "single_position"):
+            c = exact[name]
+            lines.append(
+                f"exact ablation, {name.replace('_', ' ')}: Pearson {c['pearson']:.3f}, Spearman {c['spearman']:.3f}"
+            )
+        lines.append(f"the first-order step fails for {exact['latents_where_taylor_fails']} ablated latents (marked !)")
+    lines += [f"not computed: {name} ({why})" for name, why in summary["skipped"].items()]
+    return "\n" + "\n".join(lines)
+
+
+def run_app(main: Callable[[list[str]], None]) -> None:
+    """`app.run`, with an input error as one message instead of a traceback (exit status 1)."""
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            main(argv)
+        except (ValueError, FileNotFoundError, RuntimeError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    app.run(guarded)

@@ -1,0 +1,246 @@
+"""What is printed beside every Δ: uncertainty, signs, where it comes from, rivals, and exact ablation, for candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from sae_attr.attribution.ablation import exact_ablation, row_ablation, taylor_fails
+from sae_attr.attribution.corpus import MeanActivation
+from sae_attr.attribution.ranking import Ranking, agreement, overlap, random_matched, rank
+from sae_attr.attribution.settings import Preset
+from sae_attr.attribution.statistics import cluster_statistics, duplicates, split_half_spearman
+from sae_attr.attribution.study import Study, preset_scores
+from sae_attr.attribution.table import TokenTable, merge, prompt_scores, side_weights
+from sae_attr.data import ROLES, Row, batches, scope_mask
+from sae_attr.interpret import nearest_tokens
+from sae_attr.lm.model import unembedding
+from sae_attr.parallel import shard_batch
+from sae_attr.sae.model import unit_decoder
+from sae_attr.store import Result
+from sae_attr.tensorfiles import RowSource
+from sae_attr.tokenizer import token_strings
+
+POOL = 10  # candidates per place when a preset's sides are computed only for the best by `both`
+
+
+def decoder_rows(source: RowSource, latents: np.ndarray) -> jax.Array:
+    """Unit decoder rows `[k, d]` of chosen latents."""
+    return unit_decoder(jnp.asarray(np.concatenate([source.rows(int(i), int(i) + 1) for i in latents])))
+
+
+def preset_ranking(
+    study: Study, preset: Preset, table: TokenTable, mean: MeanActivation, scores: Mapping[str, np.ndarray]
+) -> Ranking:
+    """A preset's ranking of the dictionary; beyond the dense limit, of a pool that `both` selected (NaN elsewhere)."""
+    options = {"tokens": preset.tokens, "sides": preset.sides, "pool": "whole dictionary"}
+    values = preset_scores(study, preset, scores)
+    if values is None:
+        pool = rank("pool", scores[f"both_{preset.tokens}"], POOL * study.settings.top).latents_k
+        merged = merge(table, preset.tokens, study.exclude)
+        values = np.full(len(study.decoder), np.nan, np.float32)
+        dec_kd = decoder_rows(study.decoder, pool)
+        values[pool] = prompt_scores(merged, dec_kd, _f32(mean), sides=preset.sides).mean(0)
+        options["pool"] = f"best {len(pool)} by both"
+    return rank(preset.name, values, study.settings.top, **options)
+
+
+def _f32(mean: MeanActivation) -> jax.Array:
+    return jnp.asarray(mean.mean_d, jnp.float32)
+
+
+def rivals(study: Study, scores: Mapping[str, np.ndarray], rates_n: np.ndarray, primary: Ranking) -> dict[str, Ranking]:
+    """The rivals' rankings, in the same type; those that could not be computed are absent (see `skipped`)."""
+    scope, top = study.settings.presets()[0].tokens, study.settings.top
+    sources = {
+        "gradient": f"gradient_{scope}",
+        "positive_only": "positive_only",
+        "delta_projection": "delta_projection",
+        "delta_code": "delta_code",
+        "delta_activation": "delta_activation",
+    }
+    out = {name: rank(name, scores[key], top) for name, key in sources.items() if key in scores}
+    out["random"] = random_matched("random", rates_n, primary.latents_k, top, study.key(2))
+    return out
+
+
+def candidate_columns(
+    study: Study,
+    ranking: Ranking,
+    preset: Preset,
+    table: TokenTable,
+    mean: MeanActivation,
+    scores: Mapping[str, np.ndarray],
+    rates_n: np.ndarray,
+    others: Mapping[str, Ranking],
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """One column per statistic, one entry per candidate, best first; and numbers about the ranking as a whole."""
+    latents = ranking.latents_k
+    dec_kd = decoder_rows(study.decoder, latents)
+    merged = merge(table, preset.tokens, study.exclude)
+    sides_pk = {s: prompt_scores(merged, dec_kd, _f32(mean), sides=s) for s in ("both", "active", "quadrant")}
+    gate_k = np.asarray(scores[f"gradient_{preset.tokens}"])[latents] > 0
+    sides_pk["gated"] = sides_pk["both"] * gate_k
+    own_pk = sides_pk[preset.sides]
+    stats = cluster_statistics(own_pk, study.key(3), resamples=study.settings.bootstrap)
+    role_k = prompt_scores(merged, dec_kd, _f32(mean), sides=preset.sides, by_role=True).mean(0)
+    if preset.sides == "gated":
+        role_k = role_k * gate_k
+    copies = duplicates(np.asarray(dec_kd))
+    columns: dict[str, np.ndarray] = {
+        "rank": np.arange(1, len(latents) + 1),
+        "latent": latents,
+        "delta": stats.mean_k,
+        "se": stats.se_k,
+        "low": stats.low_k,
+        "high": stats.high_k,
+        "consistency": stats.consistency_k,
+        **{side: values_pk.mean(0) for side, values_pk in sides_pk.items()},
+        "projection": np.asarray(scores[f"projection_{preset.tokens}"])[latents],
+        "gradient": -np.asarray(scores[f"gradient_{preset.tokens}"])[latents],
+        "firing_rate": rates_n[latents],
+        **{f"from_{role}": role_k[i] for i, role in enumerate(ROLES) if role != "pad"},
+        **{f"rank_{name}": other.rank_of(latents) for name, other in others.items() if name != "random"},
+        "duplicate_of": np.where(copies >= 0, latents[copies], -1),
+    }
+    ids, cosines = nearest_tokens(dec_kd, unembedding(study.params, cfg=study.cfg))
+    columns["tokens"] = np.array([" ".join(map(repr, token_strings(study.tokenizer, row))) for row in np.asarray(ids)])
+    columns["token_cosine"] = np.asarray(cosines)[:, 0]
+    rho, spread = split_half_spearman(own_pk, study.key(4))
+    about = {"candidate_split_half_spearman": rho, "candidate_split_half_sd": spread, "prompts": len(own_pk)}
+    return columns, {**about, "overlap": {name: overlap(ranking, other) for name, other in others.items()}}
+
+
+def stability(scores: Mapping[str, np.ndarray], top: int) -> dict[str, float]:
+    """How far two random halves of the prompts agree, over the whole dictionary: top overlap and Spearman."""
+    if "both_half0" not in scores:
+        return {"half_overlap": float("nan"), "half_spearman": float("nan")}
+    a, b = (rank(name, scores[name], top) for name in ("both_half0", "both_half1"))
+    return {"half_overlap": overlap(a, b), "half_spearman": agreement(a.scores_n, b.scores_n)["spearman"]}
+
+
+# ---- exact ablation ------------------------------------------------------------------------------------------------------
+
+
+def ablation_stage(
+    study: Study, latents: np.ndarray, mean: MeanActivation, preset: Preset, inputs: Mapping[str, str]
+) -> Result:
+    """Exact mean ablation of latents, jointly over the scope `[rows, latents]` and at sampled single positions `[s]`."""
+    rows = ablated_rows(study.encoded.rows, study.settings.ablate_rows)
+    dec_kd = decoder_rows(study.decoder, latents)
+
+    def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        joint = _joint(study, rows, dec_kd, mean, preset, progress)
+        return {**joint, **_single(study, rows, dec_kd, mean, preset)}, {"rows": len(rows)}
+
+    s = study.settings
+    fields = {
+        **study.model_fields(),
+        "loss": s.loss,
+        "latents": latents,
+        "scope": preset.tokens,
+        "exclude": sorted(study.exclude),
+        "rows": [[row.ids, row.n_prompt, row.side] for row in rows],
+        "positions": s.ablate_positions,
+        "seed": s.seed,
+        "batch_size": s.batch_size,
+    }
+    return study.stage("ablation", fields, inputs, compute)
+
+
+def ablated_rows(rows: list[Row], limit: int | None) -> list[Row]:
+    """The first prompts' rows, whole prompts at a time, at most `limit` rows but at least one prompt."""
+    out: list[Row] = []
+    for pair in dict.fromkeys(row.pair for row in rows):
+        members = [row for row in rows if row.pair == pair]
+        if out and limit is not None and len(out) + len(members) > limit:
+            break
+        out += members
+    return out
+
+
+_FIELDS = ("dloss", "first_order", "end_slope", "push", "end_push")
+
+
+def _where(rows: list[Row], row_b: np.ndarray, width: int, preset: Preset, exclude: frozenset[str]) -> np.ndarray:
+    where_bt = np.zeros((len(row_b), width), bool)
+    for b, row in enumerate(row_b):
+        if row >= 0:
+            mask = scope_mask(rows[row], preset.tokens, exclude=exclude)
+            where_bt[b, : len(mask)] = mask
+    return where_bt
+
+
+def _joint(
+    study: Study, rows: list[Row], dec_kd: jax.Array, mean: MeanActivation, preset: Preset, progress: Any
+) -> dict[str, np.ndarray]:
+    cfg, site, loss = study.cfg, study.site, study.settings.loss
+    step = jax.jit(lambda p, b, d, m, w: exact_ablation(p, b, d, m, w, cfg=cfg, site=site, loss=loss))
+    out = {f"joint_{name}": np.zeros((len(rows), len(dec_kd)), np.float32) for name in _FIELDS}
+    work, done = batches(rows, batch_size=study.settings.batch_size, context=study.context), progress.done()
+    for i, (batch, row_b) in enumerate(tqdm(work, desc="exact ablation", unit="batch", disable=not study.progress)):
+        if str(i) in done:
+            arrays, _ = progress.get(str(i))
+        else:
+            where_bt = _where(rows, row_b, batch.tokens_bt.shape[1], preset, study.exclude)
+            result = step(study.params, *shard_batch((batch,), study.mesh), dec_kd, _f32(mean), where_bt)
+            arrays = {name: np.asarray(getattr(result, name)) for name in _FIELDS}
+            progress.add(str(i), arrays)
+        for name in _FIELDS:
+            out[f"joint_{name}"][row_b[row_b >= 0]] = arrays[name][row_b >= 0]
+    return out
+
+
+def _single(
+    study: Study, rows: list[Row], dec_kd: jax.Array, mean: MeanActivation, preset: Preset
+) -> dict[str, np.ndarray]:
+    """ΔL_{i,t} of sampled (row, position, latent): each triple is a row of its own in the batch."""
+    count = study.settings.ablate_positions
+    generator = np.random.default_rng(np.asarray(jax.random.key_data(study.key(5))).ravel())
+    row_s = generator.integers(len(rows), size=count)
+    latent_s = generator.integers(len(dec_kd), size=count)
+    masks = [scope_mask(row, preset.tokens, exclude=study.exclude) for row in rows]
+    pos_s = np.array([generator.choice(np.flatnonzero(masks[r])) for r in row_s], int)
+    cfg, site, loss = study.cfg, study.site, study.settings.loss
+    step = jax.jit(lambda p, b, d, m, w: row_ablation(p, b, d, m, w, cfg=cfg, site=site, loss=loss))
+    out = {f"single_{name}": np.zeros(count, np.float32) for name in _FIELDS}
+    work = batches([rows[r] for r in row_s], batch_size=study.settings.batch_size, context=study.context)
+    for batch, index_b in tqdm(work, desc="single positions", unit="batch", disable=not study.progress):
+        used, where_bt = index_b >= 0, np.zeros(batch.tokens_bt.shape, bool)
+        where_bt[used, pos_s[index_b[used]]] = True
+        directions_bd = dec_kd[latent_s[index_b]]
+        result = step(study.params, *shard_batch((batch,), study.mesh), directions_bd, _f32(mean), where_bt)
+        for name in _FIELDS:
+            out[f"single_{name}"][index_b[used]] = np.asarray(getattr(result, name))[used]
+    return {**out, "single_row": row_s, "single_latent": latent_s, "single_position": pos_s}
+
+
+def ablation_summary(rows: list[Row], arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Per latent, the paired mean of ΔL and of what first order said; and their correlations, joint and single apart.
+
+    Both are sums over the ablated positions, in nats, with the sides and prompts weighted as in Δ.
+    """
+    weights_r = side_weights(rows)
+    paired = {name: weights_r @ np.asarray(arrays[f"joint_{name}"], np.float64) for name in _FIELDS}
+    dloss, first = np.asarray(arrays["joint_dloss"]), np.asarray(arrays["joint_first_order"])
+    columns = {
+        "exact": paired["dloss"],
+        "first_order": paired["first_order"],
+        "end_slope": paired["end_slope"],
+        "push_start": paired["push"],
+        "push_end": paired["end_push"],
+        "taylor_fails": taylor_fails(paired["dloss"], paired["first_order"]),
+        "taylor_fail_share": taylor_fails(dloss, first).mean(0),
+    }
+    about = {
+        "joint_per_latent": agreement(paired["dloss"], paired["first_order"]),
+        "joint_per_completion": agreement(dloss, first),
+        "single_position": agreement(arrays["single_dloss"], arrays["single_first_order"]),
+        "latents_where_taylor_fails": int(columns["taylor_fails"].sum()),
+    }
+    return columns, about

@@ -1,0 +1,115 @@
+"""Every choice of an attribution run, with its default; all of them are recorded in the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sae_attr.attribution.scores import SIDES
+from sae_attr.data import EXCLUDABLE, SCOPES
+from sae_attr.lm.loss import LOSSES
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A token scope and the sides that count: what turns the same gradients into one ranking or another."""
+
+    name: str
+    tokens: str
+    sides: str
+
+    def __post_init__(self) -> None:
+        for what, value, known in (("tokens", self.tokens, SCOPES), ("sides", self.sides, SIDES)):
+            if value not in known:
+                raise ValueError(f"{what} {value!r} is unknown; choose one of {', '.join(known)}")
+
+
+# `faithful` is the post to the letter. `recommended` is what truth tables on a model organism, where every cause is known,
+# support for finding latents to steer with: harmful words come late, and δ > 0 of an absent latent points the wrong way.
+PRESETS: Mapping[str, Preset] = {
+    "faithful": Preset("faithful", "prompt", "both"),
+    "recommended": Preset("recommended", "all", "active"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to study and how.
+
+    Args:
+      lm, sae, pairs, corpus: paths or hub ids; `lm_aligned` is the second model of Δ-activation, None skips that rival.
+      sae_format, sae_options: as for `load_sae`.
+      site: where to read, for instance layer2.resid_post; None takes the site that the SAE's file names.
+      preset: the primary ranking; the other preset is computed beside it from the same gradients.
+      tokens, sides: override the primary preset's scope or sides, recorded as a departure.
+      loss: L(C) is the sum over the completion's tokens, or the mean.
+      exclude: tokens that count neither in δ nor in ā, of "bos" and "special"; None: what the SAE was not trained on,
+        and padding only where its file is silent.
+      prepend_bos: None: as the SAE was trained, else as the tokenizer does.
+      context: longest row; None: the model's.
+      top: candidates per ranking.
+      batch_size: rows per step.
+      corpus_tokens, corpus_batch: how much ordinary text ā is averaged over, and texts per step.
+      firing_tokens: how much of it firing rates are counted over.
+      corpus_context: tokens per text; None: what the SAE was trained with, at most the model's context.
+      dense_limit: latents × tokens up to which `active`, `quadrant` and codes are computed for all latents.
+      ablate: candidates whose exact ablation is run, and as many random latents beside them; 0 skips it.
+      ablate_rows: completions used for that, whole prompts at a time; None: all.
+      ablate_positions: sampled (latent, completion, position) triples for ablation at single positions.
+      bootstrap: resamples over prompts.
+      dtype, resid_dtype: of weights and of the residual stream.
+      remat: recompute blocks in the backward pass (less memory).
+      seed: of bootstrap, splits and random latents.
+    """
+
+    lm: str
+    sae: str
+    pairs: str
+    corpus: str
+    lm_aligned: str | None = None
+    sae_format: str = "auto"
+    sae_options: Mapping[str, Any] = field(default_factory=dict)
+    site: str | None = None
+    preset: str = "faithful"
+    tokens: str | None = None
+    sides: str | None = None
+    loss: str = "sum"
+    exclude: tuple[str, ...] | None = None
+    prepend_bos: bool | None = None
+    context: int | None = None
+    top: int = 100
+    batch_size: int = 8
+    corpus_tokens: int = 1_000_000
+    corpus_batch: int = 16
+    firing_tokens: int = 100_000
+    corpus_context: int | None = None
+    dense_limit: int = 2**32
+    ablate: int = 20
+    ablate_rows: int | None = 128
+    ablate_positions: int = 256
+    bootstrap: int = 1000
+    dtype: str = "float32"
+    resid_dtype: str | None = None
+    remat: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset {self.preset!r} is unknown; choose one of {', '.join(PRESETS)}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss {self.loss!r} is unknown; choose one of {', '.join(LOSSES)}")
+        if unknown := set(self.exclude or ()) - EXCLUDABLE:
+            raise ValueError(f"exclude {sorted(unknown)[0]!r} is unknown; choose of {', '.join(sorted(EXCLUDABLE))}")
+        for name in ("top", "batch_size", "corpus_tokens", "firing_tokens", "corpus_batch", "bootstrap"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        self.presets()
+
+    def presets(self) -> tuple[Preset, ...]:
+        """The primary preset, with the overrides in it, then the others."""
+        base = PRESETS[self.preset]
+        changed = self.tokens not in (None, base.tokens) or self.sides not in (None, base.sides)
+        name = f"{base.name}, changed" if changed else base.name
+        primary = Preset(name, self.tokens or base.tokens, self.sides or base.sides)
+        return primary, *(p for p in PRESETS.values() if p.name != primary.name and (changed or p is not base))

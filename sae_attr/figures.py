@@ -1,0 +1,77 @@
+"""Figures from arrays; each is saved as SVG and PNG with its numbers beside it as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+INK, BLUE, GREY = "#22303c", "#1f77b4", "#9aa5b1"
+
+
+def _scatter(ax: Any, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
+    ax.scatter(x, y, s=style.pop("s", 26), linewidths=0, **style)
+
+
+def _diagonal(ax: Any) -> None:
+    """Equal limits, the line of equality and the axes through zero."""
+    low = min(ax.get_xlim()[0], ax.get_ylim()[0])
+    high = max(ax.get_xlim()[1], ax.get_ylim()[1])
+    ax.plot([low, high], [low, high], color=INK, lw=0.8, ls="--", zorder=0)
+    ax.axhline(0, color=GREY, lw=0.5, zorder=0)
+    ax.axvline(0, color=GREY, lw=0.5, zorder=0)
+    ax.set(xlim=(low, high), ylim=(low, high))
+
+
+def ablation_figure(numbers: Mapping[str, Any]) -> Figure:
+    """First-order attribution against exact mean ablation.
+
+    Args:
+      numbers: `latents`: list of {latent, group (candidate | random), first_order, exact}, the paired means in nats;
+        `single`: {first_order, exact} lists, one entry per sampled position; `correlations`: the two panels' Pearson and
+        Spearman.
+    """
+    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for group, color in (("random", GREY), ("candidate", BLUE)):
+        points = [p for p in numbers["latents"] if p["group"] == group]
+        x, y = ([p[k] for p in points] for k in ("first_order", "exact"))
+        _scatter(
+            left, np.array(x), np.array(y), color=color, label=f"{group} latents", zorder=2 + (group == "candidate")
+        )
+    best = sorted((p for p in numbers["latents"] if p["group"] == "candidate"), key=lambda p: -abs(p["exact"]))[:5]
+    for p in best:
+        left.annotate(
+            str(p["latent"]), (p["first_order"], p["exact"]), xytext=(4, 4), textcoords="offset points", fontsize=8
+        )
+    _diagonal(left)
+    left.legend(frameon=False, loc="upper left")
+    single = numbers["single"]
+    _scatter(right, np.array(single["first_order"]), np.array(single["exact"]), color=BLUE, s=14, alpha=0.7)
+    _diagonal(right)
+    titles = {"joint": "all positions of the scope together", "single": "single positions"}
+    for ax, name in ((left, "joint"), (right, "single")):
+        c = numbers["correlations"][name]
+        ax.set_title(f"{titles[name]}\nPearson {c['pearson']:.2f}, Spearman {c['spearman']:.2f}", fontsize=10)
+        ax.set_xlabel("first order: Σ δ (nats)")
+        ax.spines[["top", "right"]].set_visible(False)
+    left.set_ylabel("exact mean ablation: ΔL, positive − negative (nats)", fontsize=9)
+    right.set_ylabel("exact mean ablation: ΔL (nats)", fontsize=9)
+    return figure
+
+
+def render(figure: Figure, numbers: Mapping[str, Any]) -> dict[str, bytes]:
+    """File suffix -> contents: svg, png and the numbers as json; the same bytes for the same numbers."""
+    out = {"json": json.dumps(numbers, indent=1).encode()}
+    with matplotlib.rc_context({"svg.hashsalt": "sae_attr", "svg.fonttype": "none"}):
+        for suffix in ("svg", "png"):
+            buffer = io.BytesIO()
+            metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+            figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
+            out[suffix] = buffer.getvalue()
+    return out

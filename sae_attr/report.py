@@ -1,0 +1,60 @@
+"""Results as people read them: a table for the terminal, CSV for a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+def _cell(value: object) -> str:
+    """A number at full precision that float() reads back; text as it is."""
+    if isinstance(value, (bool, np.bool_)):
+        return "true" if value else "false"
+    return repr(float(value)) if isinstance(value, (float, np.floating)) else str(value)
+
+
+def csv_text(columns: Mapping[str, Sequence[object] | np.ndarray]) -> str:
+    """Columns of equal length as CSV, one line per entry.
+
+    A cell that a spreadsheet would run as a formula (it begins with =, +, - or @ and is no number) gets a leading quote.
+    """
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"columns have different lengths: {lengths}")
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow([f"'{c}" if isinstance(v, str) and c[:1] in "=+-@" else c for v in row for c in (_cell(v),)])
+    return out.getvalue()
+
+
+def latent_table(columns: Mapping[str, np.ndarray], count: int = 20) -> str:
+    """The first candidates as a table: rank, latent, Δ ± error, sign consistency, projection, gradient, firing, tokens."""
+    head = f"{'rank':>4} {'latent':>8} {'Δ':>10} {'± se':>9} {'signs':>6} {'(a-ā)·d':>9} {'g·d':>10} {'fires':>7} {'exact ΔL':>9}  nearest tokens"
+    lines = [head, "-" * (len(head) + 12)]
+    for i in range(min(count, len(columns["rank"]))):
+        c = {name: values[i] for name, values in columns.items()}
+        exact = f"{c['exact']:9.4f}" if "exact" in c and np.isfinite(c["exact"]) else f"{'':>9}"
+        flag = "!" if c.get("taylor_fails") else " "
+        copy = f"  = {c['duplicate_of']}" if c["duplicate_of"] >= 0 else ""
+        fires = f"{100 * c['firing_rate']:6.2f}%" if np.isfinite(c["firing_rate"]) else f"{'?':>7}"
+        lines.append(
+            f"{c['rank']:>4} {c['latent']:>8} {c['delta']:>10.3g} {c['se']:>9.2g} {100 * c['consistency']:>5.0f}% "
+            f"{c['projection']:>9.3f} {c['gradient']:>10.3g} {fires} {exact}{flag} {c['tokens']}{copy}"
+        )
+    return "\n".join(lines)
+
+
+def origin_table(columns: Mapping[str, np.ndarray], count: int = 10) -> str:
+    """How much of the top Δ comes from which tokens, in percent of Δ."""
+    roles = [name.removeprefix("from_") for name in columns if name.startswith("from_")]
+    lines = [f"{'latent':>8} " + " ".join(f"{role:>10}" for role in roles)]
+    for i in range(min(count, len(columns["rank"]))):
+        total = sum(columns[f"from_{role}"][i] for role in roles)
+        shares = [100 * columns[f"from_{role}"][i] / total if total else float("nan") for role in roles]
+        lines.append(f"{columns['latent'][i]:>8} " + " ".join(f"{share:>9.0f}%" for share in shares))
+    return "\n".join(lines)

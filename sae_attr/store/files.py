@@ -1,0 +1,112 @@
+"""Single files: written whole or not at all, arrays of every dtype as .npy, JSON of numpy values."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import urllib.parse
+import uuid
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+Arrays: TypeAlias = dict[str, np.ndarray]
+Meta: TypeAlias = dict[str, Any]
+PathLike: TypeAlias = str | os.PathLike[str]
+
+
+def is_local(path: epath.Path) -> bool:
+    """Whether the path is no bucket's; an epath is never a `pathlib.Path`, so the type does not tell."""
+    return "://" not in os.fspath(path)
+
+
+def sync(path: PathLike) -> None:
+    """Asks the disk to hold a file or a folder's list of names before we go on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: PathLike, content: str | bytes) -> None:
+    """Writes a file so that a reader, or a run after a kill, sees the old or the new content and never a part."""
+    path = epath.Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not is_local(path):
+        path.write_bytes(data)  # a bucket shows an object only when it is whole
+        return
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        temporary.write_bytes(data)
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_json(obj: Any) -> str:
+    """JSON with numpy numbers and arrays as numbers and lists, and paths as text."""
+
+    def plain(value: Any) -> Any:
+        if hasattr(value, "tolist"):
+            return value.tolist()
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.asdict(value)
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        raise TypeError(f"meta holds a {type(value).__name__}, which JSON cannot say; pass plain values, or use arrays")
+
+    return json.dumps(obj, indent=1, ensure_ascii=False, default=plain)
+
+
+def quote(name: str) -> str:
+    """A file name for any text; never hidden, never a path."""
+    return urllib.parse.quote(name, safe=" ,=+@").replace(".", "%2E")
+
+
+def plain_array(array: Any) -> np.ndarray:
+    """The array in a dtype that .npy knows: bfloat16 and its kin as unsigned integers of the same width."""
+    array = np.asarray(array)
+    if array.dtype.hasobject:
+        raise TypeError("an array of Python objects cannot be stored; put its values in meta, or convert it to numbers")
+    return array.view(f"u{array.dtype.itemsize}") if hasattr(ml_dtypes, array.dtype.name) else array
+
+
+def typed_array(array: np.ndarray, dtype: str) -> np.ndarray:
+    """The inverse of `plain_array`."""
+    return array.view(getattr(ml_dtypes, dtype)) if hasattr(ml_dtypes, dtype) else array
+
+
+def write_arrays(folder: epath.Path, arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """One .npy per array; returns name -> file, dtype."""
+    index = {}
+    for name, array in arrays.items():
+        file = f"{quote(name)}.npy"
+        with (folder / file).open("wb") as handle:
+            np.save(handle, plain_array(array), allow_pickle=False)
+        index[name] = {"file": file, "dtype": np.asarray(array).dtype.name}
+    return index
+
+
+def read_array(path: epath.Path, dtype: str) -> np.ndarray:
+    """Memory-mapped where the disk is local, read whole from a bucket."""
+    if is_local(path):
+        return typed_array(np.load(path, mmap_mode="r", allow_pickle=False), dtype)
+    return typed_array(np.load(io.BytesIO(path.read_bytes()), allow_pickle=False), dtype)
+
+
+def json_row(line: bytes) -> Meta | None:
+    """One JSON line, or None where it is cut short."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None

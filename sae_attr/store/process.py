@@ -1,0 +1,31 @@
+"""Which process wrote something here, and whether it still runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+
+def born_at(pid: int) -> str:
+    """When a process started, in the kernel's ticks ("" where that is not told), since process ids are used again."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def alive(pid: int, born: str) -> bool:
+    """Whether the process that noted `born` still runs on this host."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return born_at(pid) == born
+
+
+def owner_tag() -> str:
+    """Names this process in the names of its temporary folders."""
+    return f"{socket.gethostname()}~{os.getpid()}@{born_at(os.getpid())}"

@@ -1,0 +1,102 @@
+"""A workdir belongs to one config, and to one run at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from sae_attr.store import files
+from sae_attr.store.files import PathLike, json_row, to_json, write_atomic
+from sae_attr.store.process import alive, born_at
+
+LOCK = ".lock"
+
+
+def claim_workdir(
+    workdir: PathLike, config: Mapping[str, Any], ignore: Sequence[str] = (), allow_change: bool = False
+) -> None:
+    """Ties a workdir to one config: written to `config.json` at first use, compared from then on.
+
+    Args:
+      workdir: made if it is absent.
+      config: plain values, nested as you like.
+      ignore: dotted names of fields that may differ, with all below them (where and how fast, not what).
+      allow_change: take the new config for the workdir's own instead of complaining.
+
+    Raises:
+      ValueError: fields differ; lists each as old → new.
+    """
+    path = epath.Path(workdir) / "config.json"
+    new = json.loads(to_json(dict(config)))
+    if path.exists() and not allow_change:
+        old_flat, new_flat = _flat(json.loads(path.read_text())), _flat(new)
+        names = sorted(n for n in old_flat | new_flat if not _below(n, ignore) and old_flat.get(n) != new_flat.get(n))
+        if names:
+            lines = "".join(f"\n  {n}: {old_flat.get(n, '(absent)')} → {new_flat.get(n, '(absent)')}" for n in names)
+            raise ValueError(
+                f"{os.fspath(workdir)} was made with another config than this run's:{lines}\n"
+                "give another --workdir, or --allow_config_change to go on with the new values"
+            )
+        return
+    write_atomic(path, to_json(new))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested dicts as dotted name -> JSON text."""
+    out: dict[str, str] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, Mapping) and value
+        out |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": json.dumps(value, sort_keys=True)}
+    return out
+
+
+def _below(name: str, roots: Sequence[str]) -> bool:
+    return any(name == root or name.startswith(f"{root}.") for root in roots)
+
+
+@contextlib.contextmanager
+def lock_workdir(workdir: PathLike) -> Iterator[None]:
+    """Holds a workdir for one run while the block lasts; what a dead process of this host left is taken over.
+
+    The lock is a file that names host and process: advice to other runs, no protection against other programs.
+
+    Raises:
+      RuntimeError: another run holds it; says which.
+    """
+    path = epath.Path(workdir) / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "born": born_at(os.getpid())}
+    with _alone(path):
+        held = json_row(path.read_bytes()) if path.exists() else None
+        if held and (held["host"] != mine["host"] or alive(held["pid"], held["born"])):
+            raise RuntimeError(
+                f"{os.fspath(workdir)} is in use by process {held['pid']} on {held['host']}; wait for it, give another "
+                f"--workdir, or remove {os.fspath(path)} if that run is gone"
+            )
+        path.write_text(json.dumps(mine))
+    try:
+        yield
+    finally:
+        with _alone(path):
+            if path.exists() and json_row(path.read_bytes()) == mine:
+                path.write_text("")  # not unlinked: another run may be waiting on this very file
+
+
+@contextlib.contextmanager
+def _alone(path: epath.Path) -> Iterator[None]:
+    """No other process of this host looks at the lock meanwhile; nothing of the kind exists for a bucket."""
+    if not files.is_local(path):
+        yield
+        return
+    import fcntl  # absent on Windows
+
+    with path.open("ab") as file:
+        with contextlib.suppress(OSError):  # some network file systems know no flock
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
