@@ -25,7 +25,8 @@ from sae_attr.attribution.candidates import (
 )
 from sae_attr.attribution.ranking import Ranking, overlap, random_matched, rank
 from sae_attr.attribution.settings import Settings
-from sae_attr.attribution.study import Study, firing_stage, gradient_stage, mean_stage, score_stage
+from sae_attr.attribution.stages import firing_stage, gradient_stage, mean_stage, score_stage
+from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import TokenTable
 from sae_attr.data import Row, shown_tokens
 from sae_attr.figures import ablation_figure, render

@@ -34,7 +34,10 @@ def csv_text(columns: Mapping[str, Sequence[object] | np.ndarray]) -> str:
 
 def latent_table(columns: Mapping[str, np.ndarray], count: int = 20) -> str:
     """The first candidates as a table: rank, latent, Δ ± error, sign consistency, projection, gradient, firing, tokens."""
-    head = f"{'rank':>4} {'latent':>8} {'Δ':>10} {'± se':>9} {'signs':>6} {'(a-ā)·d':>9} {'g·d':>10} {'fires':>7} {'exact ΔL':>9}  nearest tokens"
+    head = (
+        f"{'rank':>4} {'latent':>8} {'Δ':>10} {'± se':>9} {'signs':>6} {'(a-ā)·d':>9} {'g·d':>10} {'fires':>7} "
+        f"{'exact ΔL':>9}  nearest tokens"
+    )
     lines = [head, "-" * (len(head) + 12)]
     for i in range(min(count, len(columns["rank"]))):
         c = {name: values[i] for name, values in columns.items()}

@@ -14,8 +14,9 @@ from sae_attr.attribution.ablation import exact_ablation, row_ablation, taylor_f
 from sae_attr.attribution.corpus import MeanActivation
 from sae_attr.attribution.ranking import Ranking, agreement, overlap, random_matched, rank
 from sae_attr.attribution.settings import Preset
+from sae_attr.attribution.stages import preset_scores
 from sae_attr.attribution.statistics import cluster_statistics, duplicates, split_half_spearman
-from sae_attr.attribution.study import Study, preset_scores
+from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import TokenTable, merge, prompt_scores, side_weights
 from sae_attr.data import ROLES, Row, batches, scope_mask
 from sae_attr.interpret import nearest_tokens

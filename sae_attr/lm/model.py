@@ -197,7 +197,7 @@ def init_params(cfg: LMConfig, key: jax.Array, dtype: str = "float32") -> Params
     keys = jax.random.split(key, cfg.n_layers + 3)
     x_btd = jnp.zeros((1, 2, cfg.d_model), cfg.resid_dtype)
     ctx = _context(cfg, jnp.arange(2)[None], None, None)
-    one = lambda k: Block(cfg).init(k, x_btd, ctx, _facts(cfg, 0))["params"]  # noqa: E731
+    one = lambda k: Block(cfg).init(k, x_btd, ctx, _facts(cfg, 0))["params"]
     params: Params = {
         "embed": {"table": 0.02 * jax.random.normal(keys[0], (cfg.vocab, cfg.d_model))},
         "blocks": jax.vmap(one)(keys[3:]),

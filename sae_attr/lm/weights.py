@@ -268,7 +268,7 @@ def _pieces(
 
 @lru_cache(maxsize=256)
 def _fillers(shape: tuple[int, ...], dtype: str, sharding: jax.NamedSharding) -> tuple[Any, Any, Any]:
-    """Compiled `() -> zeros`, `(buffer, piece, start) -> buffer` in place, `buffer -> all finite`; shared between leaves."""
+    """`() -> zeros`, `(buffer, piece, start) -> buffer` in place, `buffer -> all finite`; leaves of one shape share them."""
     put = lambda buffer, x, start: jax.lax.dynamic_update_slice_in_dim(buffer, x, start, 0)
     return (
         jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding),
