@@ -8,6 +8,7 @@ JOBS ?= 2
 .PHONY: demo test test-slow test-all lint bench clean
 
 demo: $(STAMP)
+	$(BIN)/python -m experiments.make_miniature --out=runs/demo/miniature
 	$(BIN)/python -m experiments.attribute --config=configs/demo.py --workdir=runs/demo
 
 test: $(STAMP)

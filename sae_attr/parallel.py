@@ -238,3 +238,12 @@ def shard_rows(array: Any, mesh: Mesh) -> jax.Array:
     fits = [axes for axes in (AXES, *AXES) if _fitting(axes, array.shape[0], mesh) is not None]
     best = max(fits, key=lambda axes: math.prod(mesh.shape[axis] for axis in _axes_of(axes)), default=None)
     return put(array, NamedSharding(mesh, P(best)))
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """The whole array on every process's host; with several processes the missing shards are gathered first."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        from jax.experimental import multihost_utils  # touches the distributed runtime
+
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)

@@ -14,14 +14,14 @@ from sae_attr.attribution.ablation import exact_ablation, row_ablation, taylor_f
 from sae_attr.attribution.corpus import MeanActivation
 from sae_attr.attribution.ranking import Ranking, agreement, overlap, random_matched, rank
 from sae_attr.attribution.settings import Preset
-from sae_attr.attribution.stages import preset_scores
+from sae_attr.attribution.stages import preset_scores, shard_name
 from sae_attr.attribution.statistics import cluster_statistics, duplicates, split_half_spearman
 from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import TokenTable, merge, prompt_scores, side_weights
-from sae_attr.data import ROLES, Row, batches, scope_mask
+from sae_attr.data import ROLES, Row, scope_mask
 from sae_attr.interpret import nearest_tokens
 from sae_attr.lm.model import unembedding
-from sae_attr.parallel import shard_batch
+from sae_attr.parallel import shard_batch, to_host
 from sae_attr.sae.model import unit_decoder
 from sae_attr.store import Result
 from sae_attr.tensorfiles import RowSource
@@ -149,7 +149,6 @@ def ablation_stage(
         "rows": [[row.ids, row.n_prompt, row.side] for row in rows],
         "positions": s.ablate_positions,
         "seed": s.seed,
-        "batch_size": s.batch_size,
     }
     return study.stage("ablation", fields, inputs, compute)
 
@@ -183,17 +182,18 @@ def _joint(
     cfg, site, loss = study.cfg, study.site, study.settings.loss
     step = jax.jit(lambda p, b, d, m, w: exact_ablation(p, b, d, m, w, cfg=cfg, site=site, loss=loss))
     out = {f"joint_{name}": np.zeros((len(rows), len(dec_kd)), np.float32) for name in _FIELDS}
-    work, done = batches(rows, batch_size=study.settings.batch_size, context=study.context), progress.done()
+    work, done = study.batched(rows), progress.done()
     for i, (batch, row_b) in enumerate(tqdm(work, desc="exact ablation", unit="batch", disable=not study.progress)):
-        if str(i) in done:
-            arrays, _ = progress.get(str(i))
+        name = shard_name(batch.tokens_bt.shape, i)
+        if name in done:
+            arrays, _ = progress.get(name)
         else:
             where_bt = _where(rows, row_b, batch.tokens_bt.shape[1], preset, study.exclude)
             result = step(study.params, *shard_batch((batch,), study.mesh), dec_kd, _f32(mean), where_bt)
-            arrays = {name: np.asarray(getattr(result, name)) for name in _FIELDS}
-            progress.add(str(i), arrays)
-        for name in _FIELDS:
-            out[f"joint_{name}"][row_b[row_b >= 0]] = arrays[name][row_b >= 0]
+            arrays = {field: to_host(getattr(result, field)) for field in _FIELDS}
+            progress.add(name, arrays)
+        for field in _FIELDS:
+            out[f"joint_{field}"][row_b[row_b >= 0]] = arrays[field][row_b >= 0]
     return out
 
 
@@ -210,14 +210,14 @@ def _single(
     cfg, site, loss = study.cfg, study.site, study.settings.loss
     step = jax.jit(lambda p, b, d, m, w: row_ablation(p, b, d, m, w, cfg=cfg, site=site, loss=loss))
     out = {f"single_{name}": np.zeros(count, np.float32) for name in _FIELDS}
-    work = batches([rows[r] for r in row_s], batch_size=study.settings.batch_size, context=study.context)
+    work = study.batched([rows[r] for r in row_s])
     for batch, index_b in tqdm(work, desc="single positions", unit="batch", disable=not study.progress):
         used, where_bt = index_b >= 0, np.zeros(batch.tokens_bt.shape, bool)
         where_bt[used, pos_s[index_b[used]]] = True
         directions_bd = dec_kd[latent_s[index_b]]
         result = step(study.params, *shard_batch((batch,), study.mesh), directions_bd, _f32(mean), where_bt)
         for name in _FIELDS:
-            out[f"single_{name}"][index_b[used]] = np.asarray(getattr(result, name))[used]
+            out[f"single_{name}"][index_b[used]] = to_host(getattr(result, name))[used]
     return {**out, "single_row": row_s, "single_latent": latent_s, "single_position": pos_s}
 
 

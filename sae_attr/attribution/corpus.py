@@ -13,7 +13,7 @@ from tqdm import tqdm
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward
-from sae_attr.parallel import shard_batch
+from sae_attr.parallel import shard_batch, to_host
 from sae_attr.sae.model import SAE, encode
 
 CorpusBatch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens_bt, valid_bt, counted_bt
@@ -62,8 +62,8 @@ def mean_activation(
     with tqdm(desc="mean activation", unit="tok", unit_scale=True, disable=not progress) as bar:
         for batch in work:
             sum_bd, norm = step(params, *shard_batch(batch, mesh))
-            total_d += np.asarray(sum_bd, np.float64).sum(0)
-            total_norm += float(norm)
+            total_d += to_host(sum_bd).astype(np.float64).sum(0)
+            total_norm += float(to_host(norm))
             tokens += int(batch[2].sum())
             bar.update(int(batch[2].sum()))
     if not tokens:
@@ -94,7 +94,7 @@ def firing_rates(
     step = jax.jit(count)
     total_n, tokens = np.zeros(sae.cfg.n_latents, np.int64), 0
     for batch in tqdm(work, desc="firing rates", unit="batch", disable=not progress):
-        total_n += np.asarray(step(params, sae, *shard_batch(batch, mesh)), np.int64)
+        total_n += to_host(step(params, sae, *shard_batch(batch, mesh))).astype(np.int64)
         tokens += int(batch[2].sum())
     return (total_n / max(tokens, 1)).astype(np.float32), tokens
 

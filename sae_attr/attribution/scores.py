@@ -11,7 +11,7 @@ import numpy as np
 from flax import struct
 from tqdm import tqdm
 
-from sae_attr.parallel import shard_rows
+from sae_attr.parallel import shard_rows, to_host
 from sae_attr.sae.model import unit_decoder
 from sae_attr.tensorfiles import RowSource
 
@@ -198,7 +198,7 @@ def score_dictionary(
         if count < chunk:  # one compiled shape
             rows_cd = np.concatenate([rows_cd, np.zeros((chunk - count, d), rows_cd.dtype)])
         scores = score(shard_rows(rows_cd, mesh) if mesh is not None else rows_cd, forms_qdd, vectors_kd)
-        for name, values_c in zip(out, np.concatenate([np.asarray(s) for s in scores]), strict=True):
+        for name, values_c in zip(out, np.concatenate([to_host(s) for s in scores]), strict=True):
             out[name][start : start + count] = values_c[:count]
     check_finite(out)
     return out

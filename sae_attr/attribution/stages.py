@@ -32,9 +32,8 @@ from sae_attr.attribution.table import (
     table_moment,
     token_weights,
 )
-from sae_attr.data import batches
 from sae_attr.lm.weights import resolve_model
-from sae_attr.parallel import shard_batch
+from sae_attr.parallel import shard_batch, to_host
 from sae_attr.sae.model import encode, unit_decoder
 from sae_attr.store import Result, digest, fingerprint
 
@@ -59,29 +58,35 @@ def gradient_stage(study: Study) -> tuple[TokenTable, Result]:
     s = study.settings
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        work = batches(rows, batch_size=s.batch_size, context=study.context)
-        done = progress.done()
-        todo = [(i, item) for i, item in enumerate(work) if str(i) not in done]
+        work = study.batched(rows)
+        names = [shard_name(batch.tokens_bt.shape, i) for i, (batch, _) in enumerate(work)]
+        done = progress.done() & set(names)
+        todo = [(name, item) for name, item in zip(names, work, strict=True) if name not in done]
         results = gradient_batches(
             study.params, [item for _, item in todo], cfg=study.cfg, site=study.site, mesh=study.mesh, loss=s.loss,
             remat=s.remat,
         ) if todo else iter(())  # fmt: skip
         bar = tqdm(total=len(work), initial=len(done), desc="gradients", unit="batch", disable=not study.progress)
-        fresh: dict[int, Any] = {}
-        for (i, _), arrays in zip(todo, results, strict=True):
-            progress.add(str(i), arrays)
+        fresh: dict[str, Any] = {}
+        for (name, _), arrays in zip(todo, results, strict=True):
+            progress.add(name, arrays)
             if not study.store.writer:
-                fresh[i] = arrays  # only the writer has files to read back
+                fresh[name] = arrays  # only the writer has files to read back
             bar.update()
         bar.close()
-        table = table_from_batches(rows, (fresh.get(i) or progress.get(str(i))[0] for i in range(len(work))))
+        table = table_from_batches(rows, (fresh.get(name) or progress.get(name)[0] for name in names))
         return {"acts_kd": table.acts_kd, "grads_kd": table.grads_kd, "nll_r": table.nll_r}, {"batches": len(work)}
 
-    fields = {**study.model_fields(), "loss": s.loss, "batch_size": s.batch_size, "rows": _rows_key(study)}
+    fields = {**study.model_fields(), "loss": s.loss, "rows": _rows_key(study)}
     result = study.stage("gradients", fields, {"lm": study.lm_key}, compute)
     start_r = np.cumsum([0, *(len(row.ids) for row in rows)])
     a = result.arrays
     return TokenTable(rows, a["acts_kd"], a["grads_kd"], start_r, np.asarray(a["nll_r"])), result
+
+
+def shard_name(shape: tuple[int, ...], index: int) -> str:
+    """Names a finished batch; with its shape, so that a run with another batch size does not take it for its own."""
+    return f"{shape[0]}x{shape[1]}-{index}"
 
 
 def _rows_key(study: Study) -> str:
@@ -252,8 +257,8 @@ def _aligned_acts(study: Study, table: TokenTable) -> np.ndarray:
     params = study.load(str(study.settings.lm_aligned))
     step = jax.jit(lambda p, b: site_acts(p, b.tokens_bt, b.valid_bt, cfg=study.cfg, site=study.site))
     acts_kd = np.empty_like(table.acts_kd)
-    for batch, row_b in batches(table.rows, batch_size=study.settings.batch_size, context=study.context):
-        acts_btd = np.asarray(step(params, shard_batch(batch, study.mesh)))
+    for batch, row_b in study.batched(table.rows):
+        acts_btd = to_host(step(params, shard_batch(batch, study.mesh)))
         for b, row in enumerate(row_b):
             if row >= 0:
                 acts_kd[table.tokens_of(row)] = acts_btd[b, : len(table.rows[row].ids)]

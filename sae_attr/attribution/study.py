@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import numpy as np
 
 from sae_attr.attribution.corpus import (
     CorpusBatch,
 )
 from sae_attr.attribution.scores import check_width
 from sae_attr.attribution.settings import Settings
-from sae_attr.data import Encoded, corpus_batches, corpus_mask, encode_pairs
+from sae_attr.data import Batch, Encoded, Row, batches, corpus_batches, corpus_mask, encode_pairs
 from sae_attr.hooks import Site, parse_site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, check_site
@@ -159,11 +160,19 @@ class Study:
         """Loads or computes a stage; with several hosts all compute or none."""
         return run_stage(self.store, name, CODE_VERSION, fields, inputs, fn, agree=from_main)
 
+    def batched(self, rows: Sequence[Row]) -> list[tuple[Batch, np.ndarray]]:
+        """Rows in batches that the mesh can split."""
+        return batches(rows, batch_size=self._whole(self.settings.batch_size), context=self.context)
+
+    def _whole(self, rows: int) -> int:
+        """A batch size rounded up to what the mesh's data axis divides."""
+        return -(-rows // self.mesh.shape["data"]) * self.mesh.shape["data"]
+
     def corpus_work(self) -> Iterator[CorpusBatch]:
         """Corpus batches with the run's one mask rule."""
         texts = read_corpus(self.settings.corpus)
         work = corpus_batches(
-            texts, self.tokenizer, context=self.corpus_context, batch_size=self.settings.corpus_batch,
+            texts, self.tokenizer, context=self.corpus_context, batch_size=self._whole(self.settings.corpus_batch),
             prepend_bos=self.prepend_bos, max_tokens=self.settings.corpus_tokens,
         )  # fmt: skip
         for tokens_bt, valid_bt, special_bt in work:

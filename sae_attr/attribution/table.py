@@ -17,7 +17,7 @@ from sae_attr.data import ROLES, Batch, Row, batches, scope_mask
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
-from sae_attr.parallel import shard_batch
+from sae_attr.parallel import shard_batch, to_host
 
 BLOCK = 16384  # tokens that are on the device at a time
 
@@ -84,9 +84,9 @@ def gradient_batches(
         out = step(params, shard_batch(batch, mesh))
         yield {
             "row_b": row_b,
-            "acts_btd": np.asarray(out.acts[site]),
-            "grads_btd": np.asarray(out.grads[site]),
-            "nll_b": np.asarray(out.nll_bc, np.float64).sum(1),
+            "acts_btd": to_host(out.acts[site]),
+            "grads_btd": to_host(out.grads[site]),
+            "nll_b": to_host(out.nll_bc).astype(np.float64).sum(1),
         }
 
 

@@ -84,15 +84,22 @@ def rotate(x_bthc: jax.Array, cos_btm: jax.Array, sin_btm: jax.Array) -> jax.Arr
 
 
 def attend(q_bthc: jax.Array, k_bskc: jax.Array, v_bskc: jax.Array, mask_bts: jax.Array, softcap: float) -> jax.Array:
-    """Grouped-query attention, softmax in float32; returns `[b, t, h, c]`."""
+    """Grouped-query attention, softmax in float32; returns `[b, t, h, c]`.
+
+    The products have their batch axes first and the softmax is normalised after the second one, on c numbers a query
+    instead of s: on a CPU that halves the time that attention costs beside its products.
+    """
     b, t, h, c = q_bthc.shape
-    q_btkgc = q_bthc.reshape(b, t, k_bskc.shape[2], -1, c)
-    scores = wide(jnp.einsum("btkgc,bskc->bkgts", q_btkgc, k_bskc))
+    q_bkgtc = jnp.moveaxis(q_bthc.reshape(b, t, k_bskc.shape[2], -1, c), 1, 3)
+    k_bksc, v_bksc = jnp.moveaxis(k_bskc, 1, 2), jnp.moveaxis(v_bskc, 1, 2)
+    scores = wide(jnp.einsum("bkgtc,bksc->bkgts", q_bkgtc, k_bksc))
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
-    scores = jnp.where(mask_bts[:, None, None], scores, jnp.finfo(scores.dtype).min)
-    probs = jax.nn.softmax(scores, axis=-1).astype(v_bskc.dtype)
-    return jnp.einsum("bkgts,bskc->btkgc", probs, v_bskc).reshape(b, t, h, c)
+    scores = scores + jnp.where(mask_bts, 0, jnp.finfo(scores.dtype).min)[:, None, None]
+    powers = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    z_bkgtc = jnp.einsum("bkgts,bksc->bkgtc", powers.astype(v_bksc.dtype), v_bksc)
+    z_bkgtc = (z_bkgtc / jnp.sum(powers, axis=-1, keepdims=True)).astype(v_bksc.dtype)
+    return jnp.moveaxis(z_bkgtc, 3, 1).reshape(b, t, h, c)
 
 
 class Block(nn.Module):

@@ -140,10 +140,13 @@ def _rope(hf: Mapping[str, Any], params: Mapping[str, Any], head_dim: int, theta
     if kind not in _SCALED:
         raise ValueError(f"rope type {kind!r} is not implemented; known: {', '.join(_SCALED)}")
     partial = params.get("partial_rotary_factor", hf.get("partial_rotary_factor", hf.get("rotary_pct", 1.0)))
-    original = params.get("original_max_position_embeddings") or hf.get("original_max_position_embeddings")
+    # Phi-3 keeps the original length outside the entry; where both are given transformers takes that one.
+    original = hf.get("original_max_position_embeddings") or params.get("original_max_position_embeddings")
     original = original or hf.get("max_position_embeddings", 0)
     factor = params.get("factor")
-    if kind == "longrope" and hf.get("original_max_position_embeddings"):
+    if factor is None and kind in ("linear", "llama3", "yarn"):
+        raise ValueError(f"rope type {kind!r} needs a factor, which config.json lacks; take it from the original")
+    if factor is None and kind == "longrope":
         factor = hf["max_position_embeddings"] / original
     attention = params.get("attention_factor")
     if attention is None:
@@ -153,6 +156,11 @@ def _rope(hf: Mapping[str, Any], params: Mapping[str, Any], head_dim: int, theta
     extra |= {name: tuple(params.get(name) or ()) for name in ("short_factor", "long_factor")}
     theta = float(params.get("rope_theta", theta))
     dim = int(head_dim * partial)
+    if kind == "longrope" and {len(extra["short_factor"]), len(extra["long_factor"])} != {dim // 2}:
+        raise ValueError(
+            f"longrope: short_factor and long_factor have {len(extra['short_factor'])} and {len(extra['long_factor'])} "
+            f"entries, but {dim} channels are rotated, which makes {dim // 2}; take config.json from the original"
+        )
     return Rope(dim, theta, kind, float(factor or 1.0), int(original), attention_factor=attention, **extra)
 
 
@@ -338,9 +346,10 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "gpt2": {"vocab_size": 50257},
     "gpt_neox": {"rotary_pct": 0.25},
     "mistral": {"sliding_window": 4096, "num_key_value_heads": 8},
-    "phi3": {"rms_norm_eps": 1e-5},
+    "phi3": {"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096},
+    "qwen2": {"sliding_window": 4096, "max_window_layers": 28},
     "olmo2": {"rms_norm_eps": 1e-5},
-    "qwen3": {"head_dim": 128},
+    "qwen3": {"head_dim": 128, "sliding_window": 4096, "max_window_layers": 28},
     "gemma2": {
         "head_dim": 256,
         "sliding_window": 4096,

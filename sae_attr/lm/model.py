@@ -118,7 +118,7 @@ def forward(
       keep: sites whose activations are returned.
       span: half-open range of layers; default all. With `x_btd`, the residual that enters layer `span[0]`: a prefix that
         was run once serves many suffixes.
-      remat: recompute each scanned block in the backward pass instead of storing its inside.
+      remat: recompute each scanned block whole in the backward pass; otherwise its matrix products are stored.
       unroll: unroll the scans (operation counts; otherwise only slower to compile).
 
     Returns:
@@ -158,7 +158,9 @@ def forward(
 
         return tap
 
-    body = jax.checkpoint(run) if remat else run
+    # Products are kept, the rest is cheap to repeat: plain reverse mode would also keep a copy of every sliced weight.
+    policy = jax.checkpoint_policies.nothing_saveable if remat else jax.checkpoint_policies.dots_saveable
+    body = jax.checkpoint(run, policy=policy, prevent_cse=unroll)  # inside a loop nothing can be merged
     for layer in [*sorted({site.layer for site in sites}), stop]:
         if layer > start:
             x_btd, _ = jax.lax.scan(lambda x, i: (body(x, i), None), x_btd, jnp.arange(start, layer), unroll=unroll)

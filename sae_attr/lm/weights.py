@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from sae_attr.lm.config import LMConfig, config_from_hf
@@ -328,3 +330,29 @@ def load_lm(
             node = node.setdefault(key, {})
         node[last] = _stream(leaf, want, _pieces(cfg, leaf, tensors, want.shape), mesh, dtype)
     return cfg, params
+
+
+def save_lm(folder: Path, hf: Mapping[str, Any], params: Params) -> None:
+    """Writes a Hugging Face folder (config.json, model.safetensors) of a family whose matrices are not fused.
+
+    Args:
+      hf: config.json of the model, from which `params` were made.
+
+    Raises:
+      ValueError: a family whose file format joins matrices (GPT-2, GPT-NeoX, Phi-3).
+    """
+    cfg = config_from_hf(hf)
+    tensors: dict[str, np.ndarray] = {}
+    for leaf in _wanted(cfg):
+        read = _source(cfg, leaf).read
+        value = np.asarray(functools.reduce(lambda tree, key: tree[key], leaf.split("/"), params))
+        layers = value if leaf.startswith("blocks/") else [value]
+        for name, layer in zip(_names(cfg, leaf), layers, strict=True):
+            if name in tensors or (layer.ndim == 2 and read not in (_transposed, _as_is) and leaf.startswith("blocks/")):
+                raise ValueError(f"saving a {cfg.family} model is not implemented: {name} joins several matrices")
+            tensors[f"model.{name}".replace("model.lm_head", "lm_head")] = np.ascontiguousarray(
+                layer.T if read is _transposed else layer
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(dict(hf), indent=1))

@@ -95,6 +95,11 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "rope": ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, r"rope type 'dynamic' is not implemented"),
     "rope, old key": ({"rope_scaling": {"type": "ntk"}}, r"rope type 'ntk' is not implemented"),
     "rope, new key": ({"rope_parameters": {"rope_type": "proportional"}}, r"rope type 'proportional' is not"),
+    "rope without factor": ({"rope_scaling": {"type": "linear"}}, r"rope type 'linear' needs a factor"),
+    "longrope": (
+        {"rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [1.0]}},
+        r"short_factor and long_factor have 2 and 1 entries, but 4 channels",
+    ),
     "layer types": ({"layer_types": ["full_attention"]}, r"layer_types .*1.*num_hidden_layers.*2"),
     "kind of layer": ({"layer_types": ["full_attention", "chunked_attention"]}, r"'chunked_attention' is not implem"),
 }

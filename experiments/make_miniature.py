@@ -1,0 +1,183 @@
+"""Makes the inputs of `make demo`: a tiny language model with one planted cause, its SAE, sampled pairs and a corpus.
+
+    python -m experiments.make_miniature --out=runs/demo/miniature
+
+The model is a random 4-layer Llama over 66 words in which one direction u of the residual stream is planted: the embeddings
+of "grumpy", "spiteful" and "cross" point along u, and u raises the logits of rude words and lowers those of kind ones. The SAE
+holds 256 random directions, of which number 77 is u. Completions are sampled from the model itself and sorted by whether rude
+or kind words prevail; so the right answer of the attribution is known: latent 77. A second on one core.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from absl import flags
+from safetensors.numpy import save_file
+
+from experiments import _common
+from sae_attr.lm.config import config_from_hf
+from sae_attr.lm.model import Params, forward, init_params, logits
+from sae_attr.lm.weights import save_lm
+from sae_attr.store import fingerprint
+
+OUT = flags.DEFINE_string("out", "runs/demo/miniature", "Folder to write model, sae, pairs.jsonl and corpus.json to.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, prompts and samples.")
+
+SPECIAL = ["<unk>", "<s>", "</s>"]
+MOODS = ["grumpy", "spiteful", "cross", "calm", "gentle", "merry", "sleepy", "hungry"]
+RUDE = ["fool", "rubbish", "nonsense", "hate", "ugly", "stupid", "awful", "idiot"]
+KIND = ["thanks", "please", "lovely", "glad", "welcome", "dear", "kind", "happy"]
+PLAIN = [
+    *("the", "a", "one", "old", "young", "man", "woman", "child", "king", "queen", "cook", "nurse", "baker", "farmer"),
+    *("said", "asked", "answered", "told", "heard", "me", "you", "him", "her", "us", "them", "today", "tomorrow"),
+    *("yesterday", "again", "then", "so", "why", "how", "bread", "soup", "tea", "door", "garden", "road"),
+]
+WORDS = SPECIAL + MOODS + RUDE + KIND + PLAIN
+LATENTS, PLANTED, D_MODEL = 256, 77, 64
+HF = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": len(WORDS),
+    "hidden_size": D_MODEL,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def directions(key: jax.Array) -> np.ndarray:
+    """Random unit rows `[LATENTS, d]`; row `PLANTED` is u."""
+    rows = np.asarray(jax.random.normal(key, (LATENTS, D_MODEL)))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def planted_params(u_d: np.ndarray, key: jax.Array) -> Params:
+    """Random weights with one path: bad moods embed along u, an even-handed head of layer 2 carries u on, u says rude words."""
+    params = init_params(config_from_hf(HF), key)
+    blocks = jax.tree.map(lambda w: np.array(w) * (0.5 if w.ndim == 3 else 1), params["blocks"])
+    table, head = (np.array(params[name]["table"]) for name in ("embed", "head"))
+    table = 15 * (table - np.outer(table @ u_d, u_d))  # u is free of everything but moods
+    head = 5 * (head - np.outer(head @ u_d, u_d))
+    for word in MOODS[:3]:
+        table[WORDS.index(word)] += 2.5 * u_d
+    for words, sign in ((RUDE, 1), (KIND, -1)):
+        for word in words:
+            head[WORDS.index(word)] += sign * u_d
+    c = D_MODEL // HF["num_attention_heads"]  # heads 0 and 1 of layer 2 share key head 0
+    blocks["q"]["kernel"][2, :, : 2 * c] = 0
+    blocks["k"]["kernel"][2, :, :c] = 0
+    blocks["v"]["kernel"][2, :, :c] = 0
+    blocks["v"]["kernel"][2, :, 0] = u_d
+    blocks["o"]["kernel"][2, : 2 * c] = 0
+    blocks["o"]["kernel"][2, 0] = 6 * u_d
+    planted = {**params, "blocks": blocks, "embed": {"table": table}, "head": {"table": head}}
+    return jax.tree.map(jnp.asarray, planted)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A word-level tokenizer that puts <s> in front."""
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    backend.decoder = tokenizers.decoders.WordPiece(prefix="##")
+    backend.add_special_tokens(SPECIAL)
+    backend.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    backend.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def sample(params: Params, prompts_bt: np.ndarray, new: int, key: jax.Array) -> np.ndarray:
+    """`new` words sampled after every prompt at temperature 1, `[b, new]`; without a cache, the model being tiny."""
+    cfg = config_from_hf(HF)
+    width = prompts_bt.shape[1]
+    tokens_bt = jnp.pad(jnp.asarray(prompts_bt), ((0, 0), (0, new)))
+
+    @jax.jit
+    def step(tokens_bt: jax.Array, t: jax.Array) -> jax.Array:
+        hidden_bd = forward(params, tokens_bt, cfg=cfg).hidden_btd[:, t - 1]
+        logits_bv = logits(params, hidden_bd, cfg=cfg).at[:, : len(SPECIAL)].set(-jnp.inf)
+        drawn_b = jax.random.categorical(jax.random.fold_in(key, t), logits_bv)
+        return tokens_bt.at[:, t].set(drawn_b)
+
+    for t in range(width, width + new):
+        tokens_bt = step(tokens_bt, jnp.asarray(t))
+    return np.asarray(tokens_bt[:, width:])
+
+
+def prompts(count: int, generator: np.random.Generator) -> list[list[str]]:
+    """Prompts of six words with a mood in the second or third place."""
+    out = []
+    for _ in range(count):
+        words = [str(w) for w in generator.choice(PLAIN, 6)]
+        words[1 + int(generator.integers(2))] = str(generator.choice(MOODS))
+        out.append(words)
+    return out
+
+
+def rudeness(words: list[str]) -> int:
+    """Rude words minus kind words."""
+    return sum(w in RUDE for w in words) - sum(w in KIND for w in words)
+
+
+def sampled_pairs(params: Params, sampler: str, key: jax.Array, generator: np.random.Generator) -> list[dict]:
+    """Per prompt that gave both, up to two rude and two kind completions out of 16 samples."""
+    asked = prompts(60, generator)
+    ids_bt = np.array([[1] + [WORDS.index(w) for w in words] for words in asked], np.int32)
+    drawn = sample(params, np.repeat(ids_bt, 16, axis=0), 10, key).reshape(len(asked), 16, -1)
+    records = []
+    for i, words in enumerate(asked):
+        said = [[WORDS[t] for t in row] for row in drawn[i]]
+        rude, kind = ([s for s in said if sign * rudeness(s) >= 2][:2] for sign in (1, -1))
+        if rude and kind:
+            texts = {name: [" " + " ".join(s) for s in side] for name, side in (("positive", rude), ("negative", kind))}
+            records.append({"id": f"demo-{i:03d}", "prompt": " ".join(words), **texts, "sampler": sampler})
+    return records
+
+
+def main(argv: list[str]) -> None:
+    """Writes the four inputs."""
+    out, key = Path(OUT.value), jax.random.key(SEED.value)
+    generator = np.random.default_rng(SEED.value)
+    keys = jax.random.split(key, 3)
+    rows_nd = directions(keys[0])
+    params = planted_params(rows_nd[PLANTED], keys[1])
+    (out / "sae").mkdir(parents=True, exist_ok=True)
+    save_lm(out / "model", HF, params)
+    write_tokenizer(out / "model")
+    tensors = {
+        "W_enc": np.ascontiguousarray(rows_nd.T),
+        "W_dec": rows_nd,
+        "b_enc": np.zeros(LATENTS, np.float32),
+        "b_dec": np.zeros(D_MODEL, np.float32),
+        "threshold": np.full(LATENTS, 1.0, np.float32),
+    }
+    save_file(tensors, out / "sae/sae_weights.safetensors")
+    metadata = {"hook_name": "blocks.1.hook_resid_post", "model_name": "miniature", "prepend_bos": True}
+    metadata |= {"exclude_special_tokens": True, "context_size": 64, "sae_lens_version": "6.0.0"}
+    cfg = {"architecture": "jumprelu", "d_in": D_MODEL, "d_sae": LATENTS, "dtype": "float32", "device": "cpu"}
+    cfg |= {"apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none"}
+    (out / "sae/cfg.json").write_text(json.dumps({**cfg, "metadata": metadata}, indent=1))
+    records = sampled_pairs(params, fingerprint(out / "model"), keys[2], generator)
+    (out / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    texts = [" ".join(words + [str(w) for w in generator.choice(PLAIN, 20)]) for words in prompts(400, generator)]
+    (out / "corpus.json").write_text(json.dumps(texts))
+    print(f"wrote {out}: {len(records)} prompts with rude and kind completions, planted latent {PLANTED}")
+
+
+if __name__ == "__main__":
+    _common.run_app(main)

@@ -1,0 +1,184 @@
+"""Rope scalings, partial rotation and windows against transformers itself, on random models that it saves here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sae_attr.lm.config import NO_WINDOW, LMConfig, Rope
+from sae_attr.lm.model import forward, logits
+from sae_attr.lm.weights import load_lm
+from sae_attr.parallel import make_mesh
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of torch and transformers, which these tests do not judge
+
+TOLERANCE = 2e-4
+COMMON: dict[str, Any] = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,  # large enough for attention to be far from uniform
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+FACTORS = {"short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [1.0, 2.0, 4.0, 9.0]}
+
+
+def plain_ropes(cfg: LMConfig) -> LMConfig:
+    """The same model without any scaling of its frequencies."""
+    return replace(cfg, ropes=tuple(Rope(rope.dim, rope.theta) for rope in cfg.ropes))
+
+
+def no_windows(cfg: LMConfig) -> LMConfig:
+    """The same model with full attention in every layer."""
+    return replace(cfg, window_of_layer=(NO_WINDOW,) * cfg.n_layers)
+
+
+def full_rotation(cfg: LMConfig) -> LMConfig:
+    """The same model with all channels of a head rotated."""
+    return replace(cfg, ropes=tuple(replace(rope, dim=cfg.head_dim) for rope in cfg.ropes))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of transformers, and the change of our config that must not give the same logits."""
+
+    family: str
+    fields: dict[str, Any]
+    without: Callable[[LMConfig], LMConfig]
+    lengths: tuple[int, ...] = (48,)
+
+
+def longrope(**fields: Any) -> dict[str, Any]:
+    scaling = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0, **FACTORS}
+    return {"num_key_value_heads": 2, "original_max_position_embeddings": 32, "rope_parameters": scaling} | fields
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
+HALF = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}
+GEMMA3: dict[str, Any] = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8, "num_key_value_heads": 2}
+GEMMA3 |= {"rope_parameters": LINEAR, "layer_types": ["sliding_attention", "full_attention"] * 2}
+
+CASES = {
+    "longrope, short rows": Case("Phi3", longrope(), plain_ropes, (20, 32)),
+    "longrope, long rows": Case("Phi3", longrope(), plain_ropes, (33, 48)),
+    "longrope, rows of each kind": Case("Phi3", longrope(), plain_ropes, (5, 31, 32, 33, 64)),
+    "longrope, half rotated": Case(
+        "Phi3",
+        longrope(
+            num_attention_heads=2,
+            rope_parameters={"rope_type": "longrope", "rope_theta": 100.0, "partial_rotary_factor": 0.5, **FACTORS},
+        ),
+        plain_ropes,
+        (20, 48),
+    ),
+    "longrope in llama": Case(
+        "Llama",
+        {"rope_parameters": {**longrope()["rope_parameters"], "original_max_position_embeddings": 32}},
+        plain_ropes,
+        (20, 48),
+    ),
+    "linear in the global layers of gemma 3": Case("Gemma3Text", GEMMA3, plain_ropes),
+    "windows of gemma 3": Case("Gemma3Text", GEMMA3, no_windows),
+    "linear": Case(
+        "Llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 100.0}}, plain_ropes
+    ),
+    "yarn": Case("Llama", {"num_key_value_heads": 2, "rope_parameters": YARN}, plain_ropes),
+    "yarn with betas": Case(
+        "Llama",
+        {"rope_parameters": YARN | {"beta_fast": 4.0, "beta_slow": 0.5, "truncate": False}},
+        plain_ropes,
+    ),
+    "yarn with mscale": Case("Llama", {"rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 1.3}}, plain_ropes),
+    "yarn with its attention factor": Case(
+        "Qwen3",
+        {"head_dim": 8, "num_key_value_heads": 2, "rope_parameters": YARN | {"attention_factor": 1.7}},
+        plain_ropes,
+    ),
+    "llama3": Case("Llama", {"num_key_value_heads": 2, "rope_parameters": LLAMA3}, plain_ropes),
+    "phi3, half rotated": Case("Phi3", {"num_key_value_heads": 2, "rope_parameters": HALF}, full_rotation),
+    "neox, quarter rotated": Case(
+        "GPTNeoX", {"rope_parameters": HALF | {"partial_rotary_factor": 0.25}, "attention_bias": True}, full_rotation
+    ),
+    "neox, one addition after the other": Case(
+        "GPTNeoX",
+        {"rope_parameters": HALF, "use_parallel_residual": False},
+        lambda cfg: replace(cfg, parallel_residual=True),
+    ),
+    "windows of qwen 2": Case(
+        "Qwen2",
+        {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+        no_windows,
+    ),
+    "windows of phi 3": Case("Phi3", {"num_key_value_heads": 2, "sliding_window": 8}, no_windows),
+    "windows of mistral": Case("Mistral", {"num_key_value_heads": 2, "sliding_window": 8}, no_windows),
+}
+
+
+def save(case: Case, folder: Path) -> Any:
+    """A random model of transformers, which also lies in `folder`; norms and biases are random too."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{case.family}Config")(**{**COMMON, **case.fields, "attn_implementation": "eager"})
+    head = {"Gemma3Text": "Gemma3"}.get(case.family, case.family)
+    model = getattr(transformers, f"{head}ForCausalLM")(config).eval().float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
+
+
+def padded(lengths: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Random tokens `[b, t]`, and which are no padding."""
+    tokens_bt = np.random.default_rng(0).integers(3, 100, (len(lengths), max(lengths))).astype(np.int32)
+    return tokens_bt, np.arange(max(lengths)) < np.asarray(lengths)[:, None]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits(tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    model = save(case, tmp_path)
+    cfg, params = load_lm(str(tmp_path), mesh=make_mesh("data=1"), progress=False)
+    tokens_bt, valid_bt = padded(case.lengths)
+
+    def ours(cfg: LMConfig) -> np.ndarray:
+        run = jax.jit(
+            lambda p: logits(p, forward(p, jnp.asarray(tokens_bt), cfg=cfg, valid_bt=valid_bt).hidden_btd, cfg=cfg)
+        )
+        return np.asarray(run(params))
+
+    got, other = ours(cfg), ours(case.without(cfg))
+    gaps, effects = [], []
+    for row, length in enumerate(case.lengths):  # each by itself: transformers decides by the longest row of a batch
+        with torch.no_grad():
+            want = model(torch.tensor(tokens_bt[row : row + 1, :length], dtype=torch.long)).logits[0].numpy()
+        gaps.append(np.abs(got[row, :length] - want).max())
+        effects.append(np.abs(other[row, :length] - want).max())
+    assert max(gaps) <= TOLERANCE, gaps
+    assert max(effects) > 100 * TOLERANCE, effects
