@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import platform
 import sys
 from collections.abc import Callable, Mapping
@@ -77,6 +78,9 @@ def summary_text(summary: Mapping[str, Any]) -> str:
 
 def run_app(main: Callable[[list[str]], None]) -> None:
     """`app.run`, with an input error as one message instead of a traceback (exit status 1)."""
+
+    # jax tells at INFO which accelerators it did not find; that reads like an error and is none.
+    logging.getLogger("jax").setLevel(logging.WARNING)
 
     def guarded(argv: list[str]) -> None:
         try:

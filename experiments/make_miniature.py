@@ -59,8 +59,11 @@ HF = {
 
 
 def directions(key: jax.Array) -> np.ndarray:
-    """Random unit rows `[LATENTS, d]`; row `PLANTED` is u."""
-    rows = np.asarray(jax.random.normal(key, (LATENTS, D_MODEL)))
+    """Random unit rows `[LATENTS, d]`; row `PLANTED` is u, and the others are orthogonal to it."""
+    rows = np.array(jax.random.normal(key, (LATENTS, D_MODEL)))
+    u_d = rows[PLANTED] / np.linalg.norm(rows[PLANTED])
+    rows -= np.outer(rows @ u_d, u_d)
+    rows[PLANTED] = u_d
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
@@ -72,17 +75,19 @@ def planted_params(u_d: np.ndarray, key: jax.Array) -> Params:
     table = 15 * (table - np.outer(table @ u_d, u_d))  # u is free of everything but moods
     head = 5 * (head - np.outer(head @ u_d, u_d))
     for word in MOODS[:3]:
-        table[WORDS.index(word)] += 2.5 * u_d
+        table[WORDS.index(word)] += 2 * u_d
     for words, sign in ((RUDE, 1), (KIND, -1)):
         for word in words:
             head[WORDS.index(word)] += sign * u_d
+    for name in ("o", "down"):  # and nothing else writes along u
+        blocks[name]["kernel"] -= (blocks[name]["kernel"] @ u_d)[..., None] * u_d
     c = D_MODEL // HF["num_attention_heads"]  # heads 0 and 1 of layer 2 share key head 0
     blocks["q"]["kernel"][2, :, : 2 * c] = 0
     blocks["k"]["kernel"][2, :, :c] = 0
     blocks["v"]["kernel"][2, :, :c] = 0
     blocks["v"]["kernel"][2, :, 0] = u_d
     blocks["o"]["kernel"][2, : 2 * c] = 0
-    blocks["o"]["kernel"][2, 0] = 6 * u_d
+    blocks["o"]["kernel"][2, 0] = 0.1 * u_d
     planted = {**params, "blocks": blocks, "embed": {"table": table}, "head": {"table": head}}
     return jax.tree.map(jnp.asarray, planted)
 
@@ -119,12 +124,13 @@ def sample(params: Params, prompts_bt: np.ndarray, new: int, key: jax.Array) -> 
     return np.asarray(tokens_bt[:, width:])
 
 
-def prompts(count: int, generator: np.random.Generator) -> list[list[str]]:
-    """Prompts of six words with a mood in the second or third place."""
+def prompts(count: int, moods: list[str], generator: np.random.Generator) -> list[list[str]]:
+    """Prompts of six words with one of `moods` said twice."""
     out = []
     for _ in range(count):
         words = [str(w) for w in generator.choice(PLAIN, 6)]
-        words[1 + int(generator.integers(2))] = str(generator.choice(MOODS))
+        mood = str(generator.choice(moods))
+        words[1], words[4] = mood, mood
         out.append(words)
     return out
 
@@ -136,13 +142,13 @@ def rudeness(words: list[str]) -> int:
 
 def sampled_pairs(params: Params, sampler: str, key: jax.Array, generator: np.random.Generator) -> list[dict]:
     """Per prompt that gave both, up to two rude and two kind completions out of 16 samples."""
-    asked = prompts(60, generator)
+    asked = prompts(80, MOODS, generator)
     ids_bt = np.array([[1] + [WORDS.index(w) for w in words] for words in asked], np.int32)
     drawn = sample(params, np.repeat(ids_bt, 16, axis=0), 10, key).reshape(len(asked), 16, -1)
     records = []
     for i, words in enumerate(asked):
         said = [[WORDS[t] for t in row] for row in drawn[i]]
-        rude, kind = ([s for s in said if sign * rudeness(s) >= 2][:2] for sign in (1, -1))
+        rude, kind = ([s for s in said if sign * rudeness(s) >= 1][:2] for sign in (1, -1))
         if rude and kind:
             texts = {name: [" " + " ".join(s) for s in side] for name, side in (("positive", rude), ("negative", kind))}
             records.append({"id": f"demo-{i:03d}", "prompt": " ".join(words), **texts, "sampler": sampler})
@@ -174,7 +180,9 @@ def main(argv: list[str]) -> None:
     (out / "sae/cfg.json").write_text(json.dumps({**cfg, "metadata": metadata}, indent=1))
     records = sampled_pairs(params, fingerprint(out / "model"), keys[2], generator)
     (out / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    texts = [" ".join(words + [str(w) for w in generator.choice(PLAIN, 20)]) for words in prompts(400, generator)]
+    texts = [
+        " ".join(words + [str(w) for w in generator.choice(PLAIN, 20)]) for words in prompts(400, MOODS[3:], generator)
+    ]
     (out / "corpus.json").write_text(json.dumps(texts))
     print(f"wrote {out}: {len(records)} prompts with rude and kind completions, planted latent {PLANTED}")
 

@@ -151,6 +151,7 @@ def score_moment(m: Moment, mean_d: jax.Array, dec_nd: jax.Array | RowSource, *,
         return jnp.asarray(score_dictionary(dec_nd, {"both": form_dd}, {}, chunk=chunk)["both"])
     check_width(dec_nd.shape[-1], form_dd.shape[0])
     n, d = dec_nd.shape
+    chunk = min(chunk, n)
     none_kd = jnp.zeros((0, d), dec_nd.dtype)
     score = lambda dec_cd: score_rows(dec_cd, form_dd[None], none_kd)[0][0]
     whole = n // chunk * chunk

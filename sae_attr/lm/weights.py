@@ -14,16 +14,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from sae_attr.lm.config import LMConfig, config_from_hf
 from sae_attr.lm.model import Params, init_params
-from sae_attr.parallel import LM_RULES, spec_for
+from sae_attr.parallel import LM_RULES, replicated, spec_for
 from sae_attr.tensorfiles import read_tensors
 
 Read = Callable[[np.ndarray, LMConfig], np.ndarray]
-CHUNK_BYTES = 32 << 20  # a table is streamed in pieces of about this size
+CHUNK_BYTES = 16 << 20  # weights are streamed in pieces of about this size
 
 
 @dataclass(frozen=True)
@@ -254,41 +255,90 @@ def _view(cfg: LMConfig, leaf: str, tensor: np.ndarray, shape: tuple[int, ...]) 
     return view
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a leaf that is small enough for the host: the same cut out of every device's shard.
+
+    Args:
+      view: the file's tensor as the leaf takes it, a layer of a stacked leaf as `[1, ...]`.
+      start: first element in `view`, within a shard.
+      size: elements of one shard, per axis.
+      shard: shape of a device's shard of `view`.
+      layer: index along the leaf's first axis, 0 for a leaf that is not stacked.
+    """
+
+    view: np.ndarray
+    start: tuple[int, ...]
+    size: tuple[int, ...]
+    shard: tuple[int, ...]
+    layer: int
+
+    def put(self, sharding: jax.NamedSharding, dtype: str) -> jax.Array:
+        """The piece on its devices: one array whose shards are the devices' cuts."""
+        parts = [whole // part for whole, part in zip(self.view.shape, self.shard)]
+
+        def cut(index: tuple[slice, ...]) -> np.ndarray:
+            number = [(s.start or 0) // size for s, size in zip(index, self.size)]
+            first = [n * part + start for n, part, start in zip(number, self.shard, self.start)]
+            block = self.view[tuple(slice(a, a + size) for a, size in zip(first, self.size))]
+            return np.ascontiguousarray(block).astype(dtype, copy=False)
+
+        whole = tuple(size * n for size, n in zip(self.size, parts))
+        return jax.make_array_from_callback(whole, sharding, cut)
+
+
 def _pieces(
-    cfg: LMConfig, leaf: str, tensors: Mapping[str, np.ndarray], shape: tuple[int, ...]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(start along the first axis, view) of a leaf: a layer at a time, or a few megabytes of a table."""
+    cfg: LMConfig, leaf: str, tensors: Mapping[str, np.ndarray], shape: tuple[int, ...], sharding: jax.NamedSharding
+) -> Iterator[_Piece]:
+    """A leaf in pieces of about `CHUNK_BYTES`, a layer at a time, along the axis that is outermost in the file."""
     stacked = leaf.startswith("blocks/")
+    shard = sharding.shard_shape(shape)
+    shard = (1, *shard[1:]) if stacked else shard
     for i, name in enumerate(_names(cfg, leaf)):
         view = _view(cfg, leaf, tensors[name], shape[1:] if stacked else shape)
-        if stacked:
-            yield i, view[None]
-        else:
-            step = max(1, CHUNK_BYTES // max(1, view[:1].nbytes))
-            yield from ((j, view[j : j + step]) for j in range(0, len(view), step))
+        view = view[None] if stacked else view
+        axis = int(np.argmax(view.strides))
+        step = max(1, min(shard[axis], CHUNK_BYTES * view.shape[axis] // max(1, view.nbytes)))
+        size = (*shard[:axis], step, *shard[axis + 1 :])
+        for at in [
+            *range(0, shard[axis] - step, step),
+            shard[axis] - step,
+        ]:  # the last may overlap, which saves a program
+            start = tuple(at if k == axis else 0 for k in range(len(shard)))
+            yield _Piece(view, start, size, shard, i if stacked else 0)
 
 
 @lru_cache(maxsize=256)
-def _fillers(shape: tuple[int, ...], dtype: str, sharding: jax.NamedSharding) -> tuple[Any, Any, Any]:
-    """`() -> zeros`, `(buffer, piece, start) -> buffer` in place, `buffer -> all finite`; leaves of one shape share them."""
-    put = lambda buffer, x, start: jax.lax.dynamic_update_slice_in_dim(buffer, x, start, 0)
-    return (
-        jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding),
-        jax.jit(put, donate_argnums=0, out_shardings=sharding),
-        jax.jit(lambda buffer: jnp.isfinite(buffer).all()),
+def _filler(sharding: jax.NamedSharding) -> Any:
+    """Compiled `(buffer, finite, piece, at) -> buffer, finite`: in place, and without communication but for `finite`."""
+    spec = sharding.spec
+
+    def local(buffer: jax.Array, x: jax.Array, at: jax.Array) -> jax.Array:
+        # As integers, since XLA on CPUs would convert a whole bfloat16 buffer to float32 and back.
+        bits = jnp.dtype(f"uint{8 * buffer.dtype.itemsize}")
+        as_bits = lambda value: jax.lax.bitcast_convert_type(value, bits)
+        filled = jax.lax.dynamic_update_slice(as_bits(buffer), as_bits(x), [at[k] for k in range(buffer.ndim)])
+        return jax.lax.bitcast_convert_type(filled, buffer.dtype)
+
+    place = jax.shard_map(local, mesh=sharding.mesh, in_specs=(spec, spec, P()), out_specs=spec)
+    return jax.jit(
+        lambda buffer, finite, x, at: (place(buffer, x, at), finite & jnp.isfinite(x).all()),
+        donate_argnums=0,
+        out_shardings=(sharding, replicated(sharding.mesh)),
     )
 
 
-def _stream(leaf: str, want: Any, pieces: Iterator[tuple[int, np.ndarray]], mesh: jax.sharding.Mesh, dtype: str) -> Any:
+def _stream(
+    leaf: str, pieces: Iterator[_Piece], shape: tuple[int, ...], sharding: jax.NamedSharding, dtype: str
+) -> Any:
     """Fills one leaf's device buffer in place; the host holds one piece of it at a time."""
-    sharding = jax.NamedSharding(mesh, spec_for(leaf, want.shape, LM_RULES, mesh))
-    zeros, put, finite = _fillers(want.shape, dtype, sharding)
-    buffer = zeros()
-    for start, view in pieces:
-        part = jax.NamedSharding(mesh, spec_for(leaf, view.shape, LM_RULES, mesh))
-        cast = lambda idx, view=view: np.ascontiguousarray(view[idx]).astype(dtype, copy=False)
-        buffer = put(buffer, jax.make_array_from_callback(view.shape, part, cast), start)
-    if not bool(finite(buffer)):
+    buffer, finite = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)(), np.True_
+    fill = _filler(sharding)
+    for piece in pieces:
+        at = np.array([piece.layer + piece.start[0], *piece.start[1:]], np.int32)
+        buffer, finite = fill(buffer, finite, piece.put(sharding, dtype), at)
+        finite.block_until_ready()  # otherwise pieces are read faster than they are placed, and pile up
+    if not bool(finite):
         raise ValueError(
             f"{leaf} holds NaN or infinity after loading as {dtype}; the file is damaged or overflows {dtype}"
         )
@@ -328,7 +378,9 @@ def load_lm(
         node = params
         for key in outer:
             node = node.setdefault(key, {})
-        node[last] = _stream(leaf, want, _pieces(cfg, leaf, tensors, want.shape), mesh, dtype)
+        sharding = jax.NamedSharding(mesh, spec_for(leaf, want.shape, LM_RULES, mesh))
+        pieces = _pieces(cfg, leaf, tensors, want.shape, sharding)
+        node[last] = _stream(leaf, pieces, want.shape, sharding, dtype)
     return cfg, params
 
 
@@ -348,7 +400,9 @@ def save_lm(folder: Path, hf: Mapping[str, Any], params: Params) -> None:
         value = np.asarray(functools.reduce(lambda tree, key: tree[key], leaf.split("/"), params))
         layers = value if leaf.startswith("blocks/") else [value]
         for name, layer in zip(_names(cfg, leaf), layers, strict=True):
-            if name in tensors or (layer.ndim == 2 and read not in (_transposed, _as_is) and leaf.startswith("blocks/")):
+            if name in tensors or (
+                layer.ndim == 2 and read not in (_transposed, _as_is) and leaf.startswith("blocks/")
+            ):
                 raise ValueError(f"saving a {cfg.family} model is not implemented: {name} joins several matrices")
             tensors[f"model.{name}".replace("model.lm_head", "lm_head")] = np.ascontiguousarray(
                 layer.T if read is _transposed else layer

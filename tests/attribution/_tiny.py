@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,16 @@ from tests.miniatures import llama_config
 
 VOCAB = 40
 SPECIAL_IDS = (0, 1, 2)  # 0 is BOS
+
+
+@contextmanager
+def quick_compile() -> Iterator[None]:
+    """Programs compile in half the time and run somewhat slower: right for models as small as these."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def llama(**changes: Any) -> LMConfig:
@@ -45,11 +56,15 @@ def neox(**changes: Any) -> LMConfig:
 
 @functools.cache
 def random_params(cfg: LMConfig, seed: int = 0) -> Params:
-    """`init_params` with noise on every leaf, so that no bias is zero and no gain one; of the residual's dtype."""
+    """The leaves of `init_params`, all random (no bias is zero, no gain one), in the residual's dtype."""
     rng = np.random.default_rng(seed)
-    params = init_params(cfg, jax.random.key(seed), cfg.resid_dtype)
-    noisy = lambda w: jnp.asarray(np.asarray(w) + 0.2 * rng.standard_normal(w.shape), w.dtype)
-    return jax.tree.map(noisy, params)
+    shapes = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0), cfg.resid_dtype))
+
+    def draw(path: Any, leaf: Any) -> jax.Array:
+        gain, width = path[-1].key == "scale", leaf.shape[-2] ** -0.5 if path[-1].key == "kernel" else 0.3
+        return jnp.asarray(gain + width * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    return jax.tree.map_with_path(draw, shapes)
 
 
 def row(

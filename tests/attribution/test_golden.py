@@ -140,6 +140,6 @@ def test_mean_activation_of_the_whole_corpus(
             read_corpus(shared / "corpora/tinystories_1000.json"), tok, context=512, batch_size=16
         )
     )
-    mean = mean_activation(params, work, cfg=cfg, site=SITE, mesh=make_mesh("data=2"))
+    mean = mean_activation(params, work, cfg=cfg, site=SITE, mesh=make_mesh("data=1"))
     assert mean.tokens == 413717
     assert off(mean.mean_d, golden["abar"]) <= 1e-6

@@ -1,0 +1,202 @@
+"""Gradients at a site, beside PyTorch's autograd on the same weights.
+
+Command: python -m benchmarks.gradients --torch_python=<an interpreter with torch and transformers>
+Measured: milliseconds a row of `act_and_grad` at layer 6 of 12, GPT-2-small shape, random weights, float32, rows of
+128 + 128 tokens, against three peers: `plain`, written for speed in torch functions (it too stops at the site, takes no
+parameter gradients and unembeds the completion alone); `hooked`, transformers' GPT2LMHeadModel, frozen, with a hook at
+the site; `unfrozen`, the same with parameter gradients. Each side runs at the batch size that a first round found best
+for it, then all by turns, and the shortest time counts. `share` is a side's rate over that of its own library's product
+[1024, d] × [d, f], the rate being the least operations that any such gradient needs over the time.
+Expect: on 2 cores 1.0 to 1.2 times as fast as `plain`, since products are most of either side and run at one rate; 1.5
+and more against the other two. Gradients agree to 1e-5. Some 5 minutes on 2 idle cores; on busy ones, ratios move.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.operations import GPT2, least_operations
+from sae_attr.attribution.gradients import act_and_grad
+from sae_attr.data import Batch
+from sae_attr.hooks import Site
+from sae_attr.lm.config import LMConfig, config_from_hf
+from sae_attr.lm.model import Params, init_params
+
+PROMPT, COMPLETION, SITE = 128, 128, Site(6)
+ROWS_OF_PRODUCT = 1024
+AGREE = 1e-4
+PEERS = ("plain", "hooked", "unfrozen")
+
+Run = Callable[[int], float]
+"""Batch size -> seconds of one call."""
+
+
+class Peer:
+    """The torch process: started once, asked one thing at a time, idle while this side runs."""
+
+    def __init__(self, python: str, folder: Path, threads: int, heads: int) -> None:
+        program = str(Path(__file__).with_name("_torch_gradients.py"))
+        command = [python, program, str(folder), *map(str, (threads, heads, PROMPT, SITE.layer))]
+        environ = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
+        self.version = self._answer()["torch"]
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(
+                f"{self.process.args[0]} ended; does it have torch and transformers? See its error above"
+            )
+        return json.loads(line)
+
+    def ask(self, **request: Any) -> float:
+        """Seconds that the request took over there."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return self._answer()["seconds"]
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def rows_of(tokens_bt: np.ndarray) -> Batch:
+    """Rows without padding whose last `COMPLETION` tokens are the completion."""
+    b, t = tokens_bt.shape
+    target_bc = np.tile(np.arange(PROMPT, t, dtype=np.int32), (b, 1))
+    completion_bt = np.broadcast_to(np.arange(t) >= PROMPT, (b, t))
+    return Batch(tokens_bt, np.ones((b, t), bool), completion_bt, target_bc, np.ones(target_bc.shape, bool))
+
+
+def write_weights(params: Params, folder: Path) -> None:
+    """weights.npz for the torch side: every array under the name that it uses."""
+    arrays = {f"{name}.{leaf}": w for name, layer in params["blocks"].items() for leaf, w in layer.items()}
+    arrays |= {"embed": params["embed"]["table"], "pos": params["pos"]["table"]}
+    arrays |= {f"final.{leaf}": w for leaf, w in params["final_norm"].items()}
+    np.savez(folder / "weights.npz", **{name: np.asarray(w) for name, w in arrays.items()})
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Wall time of one call, to the end of its computation."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def product_seconds(cfg: LMConfig) -> float:
+    """Seconds of one product [1024, d] × [d, f] in JAX, the best of four."""
+    product = jax.jit(jnp.matmul)
+    a, b = jnp.ones((ROWS_OF_PRODUCT, cfg.d_model)), jnp.ones((cfg.d_model, cfg.d_mlp))
+    product(a, b).block_until_ready()
+    return min(seconds(lambda: product(a, b)) for _ in range(4))
+
+
+def best_batches(runs: dict[str, Run], sizes: list[int]) -> dict[str, int]:
+    """Per side the batch size with the least time a row; every size is run once unmeasured and twice measured."""
+    found: dict[str, dict[int, float]] = {name: {} for name in runs}
+    for size in sizes:
+        for name, run in runs.items():
+            run(size)
+            found[name][size] = min(run(size) for _ in range(2)) / size
+    for name, times in found.items():
+        print(
+            f"{name:<9}" + "".join(f"  {size}: {t * 1e3:.0f}" for size, t in times.items()) + "  ms/row by batch size"
+        )
+    return {name: min(times, key=times.__getitem__) for name, times in found.items()}
+
+
+def measure(args: argparse.Namespace, cfg: LMConfig, folder: Path) -> dict[str, Any]:
+    """All sides, by turns; per side seconds a row, rate, share of its library's product and difference to ours."""
+    params = jax.jit(lambda: init_params(cfg, jax.random.key(0)))()
+    shape = (max(args.batch), PROMPT + COMPLETION)
+    tokens_bt = np.random.default_rng(0).integers(0, cfg.vocab, shape, dtype=np.int32)
+    write_weights(params, folder)
+    np.save(folder / "tokens.npy", tokens_bt)
+    batches = {size: rows_of(tokens_bt[:size]) for size in args.batch}
+    grad = jax.jit(lambda p, batch: act_and_grad(p, batch, cfg=cfg, sites=(SITE,)).grads[SITE])
+    peer = Peer(args.torch_python, folder, args.threads, cfg.n_heads)
+    runs: dict[str, Run] = {"sae_attr": lambda size: seconds(lambda: grad(params, batches[size]))}
+    runs |= {name: (lambda size, name=name: peer.ask(side=name, rows=size)) for name in args.peers}
+    sizes = best_batches(runs, args.batch)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    products: dict[str, list[float]] = {"jax": [], "torch": []}
+    for _ in range(args.repeats):
+        products["jax"].append(product_seconds(cfg))
+        products["torch"].append(peer.ask(side="product", shape=[ROWS_OF_PRODUCT, cfg.d_model, cfg.d_mlp]))
+        for name, run in runs.items():
+            times[name].append(run(sizes[name]) / sizes[name])
+    ours = np.asarray(grad(params, batches[args.batch[0]]))
+    least = least_operations(cfg, SITE, 1, PROMPT, COMPLETION)
+    product = 2 * ROWS_OF_PRODUCT * cfg.d_model * cfg.d_mlp
+    rates = {library: product / min(values) for library, values in products.items()}
+    found: dict[str, Any] = {
+        "torch": peer.version,
+        "product_flops_per_s": rates,
+        "least_operations": least,
+        "sides": {},
+    }
+    for name in runs:
+        row = {"batch": sizes[name], "seconds": min(times[name]), "all_seconds": times[name]}
+        row["flops_per_s"] = least / row["seconds"]
+        row["share"] = row["flops_per_s"] / rates["jax" if name == "sae_attr" else "torch"]
+        if name != "sae_attr":
+            peer.ask(side=name, rows=args.batch[0], save="grads.npy")
+            theirs = np.load(folder / "grads.npy")
+            row["difference"] = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+        found["sides"][name] = row
+    peer.close()
+    return found
+
+
+def show(found: dict[str, Any]) -> None:
+    """The table."""
+    jax_rate, torch_rate = (found["product_flops_per_s"][name] / 1e9 for name in ("jax", "torch"))
+    print(f"plain products: jax {jax_rate:.0f} GF/s, torch {found['torch']} {torch_rate:.0f} GF/s")
+    print(f"{'side':<9} {'batch':>5} {'ms/row':>7} {'GF/s':>5} {'share':>6} {'ours is faster':>14} {'differ':>8}")
+    ours = found["sides"]["sae_attr"]["seconds"]
+    for name, row in found["sides"].items():
+        differ = f"{row['difference']:8.1e}" if "difference" in row else ""
+        print(
+            f"{name:<9} {row['batch']:5d} {row['seconds'] * 1e3:7.0f} {row['flops_per_s'] / 1e9:5.0f} {row['share']:6.2f} "
+            f"{row['seconds'] / ours:13.2f}x {differ}"
+        )
+
+
+def main() -> None:
+    """Prints the table and ends with status 1 if a side's gradients are others than ours."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--torch_python", default=sys.executable, help="interpreter with torch and transformers")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch; give JAX as many cores (taskset)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--repeats", type=int, default=6)
+    parser.add_argument("--out", help="write the numbers here as JSON")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(args, config_from_hf(GPT2), Path(folder))
+    show(found)
+    if args.out:
+        with open(args.out, "w") as file:
+            json.dump(found, file, indent=1)
+    sys.exit(int(max(row.get("difference", 0.0) for row in found["sides"].values()) > AGREE))
+
+
+if __name__ == "__main__":
+    main()
