@@ -155,11 +155,10 @@ def sampled_pairs(params: Params, sampler: str, key: jax.Array, generator: np.ra
     return records
 
 
-def main(argv: list[str]) -> None:
-    """Writes the four inputs."""
-    out, key = Path(OUT.value), jax.random.key(SEED.value)
-    generator = np.random.default_rng(SEED.value)
-    keys = jax.random.split(key, 3)
+def make(out: Path, seed: int = 0) -> int:
+    """Writes model, sae, pairs.jsonl and corpus.json; returns how many prompts gave both sides."""
+    generator = np.random.default_rng(seed)
+    keys = jax.random.split(jax.random.key(seed), 3)
     rows_nd = directions(keys[0])
     params = planted_params(rows_nd[PLANTED], keys[1])
     (out / "sae").mkdir(parents=True, exist_ok=True)
@@ -184,7 +183,13 @@ def main(argv: list[str]) -> None:
         " ".join(words + [str(w) for w in generator.choice(PLAIN, 20)]) for words in prompts(400, MOODS[3:], generator)
     ]
     (out / "corpus.json").write_text(json.dumps(texts))
-    print(f"wrote {out}: {len(records)} prompts with rude and kind completions, planted latent {PLANTED}")
+    return len(records)
+
+
+def main(argv: list[str]) -> None:
+    """Makes the miniature where the flags say."""
+    count = make(Path(OUT.value), SEED.value)
+    print(f"wrote {OUT.value}: {count} prompts with rude and kind completions, planted latent {PLANTED}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from sae_attr.parallel import LM_RULES, replicated, spec_for
 from sae_attr.tensorfiles import read_tensors
 
 Read = Callable[[np.ndarray, LMConfig], np.ndarray]
-CHUNK_BYTES = 16 << 20  # weights are streamed in pieces of about this size
+CHUNK_BYTES = 8 << 20  # weights are streamed in pieces of about this size; larger ones were no faster
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ def _pieces(
         view = _view(cfg, leaf, tensors[name], shape[1:] if stacked else shape)
         view = view[None] if stacked else view
         axis = int(np.argmax(view.strides))
-        step = max(1, min(shard[axis], CHUNK_BYTES * view.shape[axis] // max(1, view.nbytes)))
+        step = max(1, min(shard[axis], CHUNK_BYTES * shard[axis] // max(1, view.nbytes)))
         size = (*shard[:axis], step, *shard[axis + 1 :])
         for at in [
             *range(0, shard[axis] - step, step),

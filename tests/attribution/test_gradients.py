@@ -215,13 +215,16 @@ def test_batch_size_changes_nothing(plain: Plain) -> None:
 
 
 def test_refusals() -> None:
-    cfg, batch = llama(), batch_of(ROWS)
-    params = random_params(cfg)
+    batch = batch_of(ROWS)
+
+    def refused(cfg: LMConfig, *sites: Site, **options: Any) -> None:
+        jax.eval_shape(lambda p: act_and_grad(p, batch, cfg=cfg, sites=sites, **options), random_params(cfg))
+
     with pytest.raises(ValueError, match=r"layer1.resid_post is edited and differentiated at once"):
-        act_and_grad(params, batch, cfg=cfg, sites=(Site(0), Site(1)), edits={Site(1): Add(jnp.zeros(16))})
+        refused(llama(), Site(0), Site(1), edits={Site(1): Add(jnp.zeros(16))})
     with pytest.raises(ValueError, match=r"layer3.resid_post lies outside the model, whose layers are 0..2"):
-        act_and_grad(params, batch, cfg=cfg, sites=(Site(3),))
+        refused(llama(), Site(3))
     with pytest.raises(ValueError, match=r"gpt_neox block .* has no resid_mid"):
-        act_and_grad(random_params(neox()), batch, cfg=neox(), sites=(Site(1, "resid_mid"),))
+        refused(neox(), Site(1, "resid_mid"))
     with pytest.raises(ValueError, match=r"loss 'total' is unknown; choose one of sum, mean"):
-        act_and_grad(params, batch, cfg=cfg, sites=(Site(1),), loss="total")
+        refused(llama(), Site(1), loss="total")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from sae_attr.lm.config import NO_WINDOW, LMConfig, Rope
 from sae_attr.lm.model import forward, logits
-from sae_attr.lm.weights import load_lm
+from sae_attr.lm.weights import load_config, load_lm
 from sae_attr.parallel import make_mesh
 
 torch = pytest.importorskip("torch")
@@ -158,6 +159,33 @@ def padded(lengths: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Random tokens `[b, t]`, and which are no padding."""
     tokens_bt = np.random.default_rng(0).integers(3, 100, (len(lengths), max(lengths))).astype(np.int32)
     return tokens_bt, np.arange(max(lengths)) < np.asarray(lengths)[:, None]
+
+
+def older(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json as transformers wrote it before version 5: what belongs to ropes and layers lay in keys of its own."""
+    new, types = config.pop("rope_parameters"), config.pop("layer_types", ())
+    main = dict(new.get("full_attention", new))
+    config |= {"rope_theta": main.pop("rope_theta"), "partial_rotary_factor": main.pop("partial_rotary_factor", 1.0)}
+    if config["model_type"] == "gpt_neox":
+        config["rotary_pct"] = config.pop("partial_rotary_factor")
+    if "sliding_attention" in new:
+        config |= {"rope_local_base_freq": new["sliding_attention"]["rope_theta"], "sliding_window_pattern": 2}
+    if config["model_type"] == "qwen2" and config["sliding_window"]:
+        config |= {"use_sliding_window": True, "max_window_layers": types.index("sliding_attention")}
+    kind = main.pop("rope_type")
+    if config["model_type"] == "phi3":
+        main.pop("original_max_position_embeddings", None)
+    config["rope_scaling"] = None if kind == "default" else {"type": kind, **main}
+    return config
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_older_spelling_means_the_same(tmp_path: Path, name: str) -> None:
+    save(CASES[name], tmp_path)
+    new = load_config(str(tmp_path))
+    config = older(json.loads((tmp_path / "config.json").read_text()))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_config(str(tmp_path)) == new
 
 
 @pytest.mark.parametrize("name", CASES)
