@@ -7,8 +7,9 @@ parameter gradients and unembeds the completion alone); `hooked`, transformers' 
 the site; `unfrozen`, the same with parameter gradients. Each side runs at the batch size that a first round found best
 for it, then all by turns, and the shortest time counts. `share` is a side's rate over that of its own library's product
 [1024, d] × [d, f], the rate being the least operations that any such gradient needs over the time.
-Expect: on 2 cores 1.0 to 1.2 times as fast as `plain`, since products are most of either side and run at one rate; 1.5
-and more against the other two. Gradients agree to 1e-5. Some 5 minutes on 2 idle cores; on busy ones, ratios move.
+Expect: on 2 cores 1.0 to 1.2 times as fast as `plain`, since products are most of either side and run at one rate; about
+1.3 against `hooked`, from measurements on busy cores. Gradients agree to 1e-5. `cpu ms` is
+processor time over all threads, which moves less than the clock when other programs run. Some 5 minutes on 2 idle cores.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ ROWS_OF_PRODUCT = 1024
 AGREE = 1e-4
 PEERS = ("plain", "hooked", "unfrozen")
 
-Run = Callable[[int], float]
-"""Batch size -> seconds of one call."""
+Run = Callable[[int], tuple[float, float]]
+"""Batch size -> seconds of one call: on the clock, and of processor time over all threads."""
 
 
 class Peer:
@@ -63,12 +64,13 @@ class Peer:
             )
         return json.loads(line)
 
-    def ask(self, **request: Any) -> float:
-        """Seconds that the request took over there."""
+    def ask(self, **request: Any) -> tuple[float, float]:
+        """Seconds that the request took over there, on the clock and of processor time."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        return self._answer()["seconds"]
+        answer = self._answer()
+        return answer["seconds"], answer["cpu_seconds"]
 
     def close(self) -> None:
         """Ends the process."""
@@ -93,11 +95,11 @@ def write_weights(params: Params, folder: Path) -> None:
     np.savez(folder / "weights.npz", **{name: np.asarray(w) for name, w in arrays.items()})
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """Wall time of one call, to the end of its computation."""
-    start = time.perf_counter()
+def seconds(run: Callable[[], Any]) -> tuple[float, float]:
+    """Time of one call to the end of its computation, on the clock and of processor time."""
+    start, cpu_start = time.perf_counter(), time.process_time()
     jax.block_until_ready(run())
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu_start
 
 
 def product_seconds(cfg: LMConfig) -> float:
@@ -105,7 +107,7 @@ def product_seconds(cfg: LMConfig) -> float:
     product = jax.jit(jnp.matmul)
     a, b = jnp.ones((ROWS_OF_PRODUCT, cfg.d_model)), jnp.ones((cfg.d_model, cfg.d_mlp))
     product(a, b).block_until_ready()
-    return min(seconds(lambda: product(a, b)) for _ in range(4))
+    return min(seconds(lambda: product(a, b))[0] for _ in range(4))
 
 
 def best_batches(runs: dict[str, Run], sizes: list[int]) -> dict[str, int]:
@@ -114,10 +116,11 @@ def best_batches(runs: dict[str, Run], sizes: list[int]) -> dict[str, int]:
     for size in sizes:
         for name, run in runs.items():
             run(size)
-            found[name][size] = min(run(size) for _ in range(2)) / size
+            found[name][size] = min(run(size)[0] for _ in range(2)) / size
     for name, times in found.items():
         print(
-            f"{name:<9}" + "".join(f"  {size}: {t * 1e3:.0f}" for size, t in times.items()) + "  ms/row by batch size"
+            f"{name:<9}" + "".join(f"  {size}: {t * 1e3:.0f}" for size, t in times.items()) + "  ms/row by batch size",
+            flush=True,
         )
     return {name: min(times, key=times.__getitem__) for name, times in found.items()}
 
@@ -135,13 +138,13 @@ def measure(args: argparse.Namespace, cfg: LMConfig, folder: Path) -> dict[str, 
     runs: dict[str, Run] = {"sae_attr": lambda size: seconds(lambda: grad(params, batches[size]))}
     runs |= {name: (lambda size, name=name: peer.ask(side=name, rows=size)) for name in args.peers}
     sizes = best_batches(runs, args.batch)
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     products: dict[str, list[float]] = {"jax": [], "torch": []}
     for _ in range(args.repeats):
         products["jax"].append(product_seconds(cfg))
-        products["torch"].append(peer.ask(side="product", shape=[ROWS_OF_PRODUCT, cfg.d_model, cfg.d_mlp]))
+        products["torch"].append(peer.ask(side="product", shape=[ROWS_OF_PRODUCT, cfg.d_model, cfg.d_mlp])[0])
         for name, run in runs.items():
-            times[name].append(run(sizes[name]) / sizes[name])
+            times[name].append(run(sizes[name]))
     ours = np.asarray(grad(params, batches[args.batch[0]]))
     least = least_operations(cfg, SITE, 1, PROMPT, COMPLETION)
     product = 2 * ROWS_OF_PRODUCT * cfg.d_model * cfg.d_mlp
@@ -153,7 +156,13 @@ def measure(args: argparse.Namespace, cfg: LMConfig, folder: Path) -> dict[str, 
         "sides": {},
     }
     for name in runs:
-        row = {"batch": sizes[name], "seconds": min(times[name]), "all_seconds": times[name]}
+        wall, cpu = (np.array(values) / sizes[name] for values in zip(*times[name], strict=True))
+        row: dict[str, Any] = {
+            "batch": sizes[name],
+            "seconds": wall.min(),
+            "cpu_seconds": cpu.min(),
+            "all": wall.tolist(),
+        }
         row["flops_per_s"] = least / row["seconds"]
         row["share"] = row["flops_per_s"] / rates["jax" if name == "sae_attr" else "torch"]
         if name != "sae_attr":
@@ -169,13 +178,15 @@ def show(found: dict[str, Any]) -> None:
     """The table."""
     jax_rate, torch_rate = (found["product_flops_per_s"][name] / 1e9 for name in ("jax", "torch"))
     print(f"plain products: jax {jax_rate:.0f} GF/s, torch {found['torch']} {torch_rate:.0f} GF/s")
-    print(f"{'side':<9} {'batch':>5} {'ms/row':>7} {'GF/s':>5} {'share':>6} {'ours is faster':>14} {'differ':>8}")
+    print(
+        f"{'side':<9} {'batch':>5} {'ms/row':>7} {'cpu ms':>7} {'GF/s':>5} {'share':>6} {'ours is faster':>14} {'differ':>8}"
+    )
     ours = found["sides"]["sae_attr"]["seconds"]
     for name, row in found["sides"].items():
         differ = f"{row['difference']:8.1e}" if "difference" in row else ""
         print(
-            f"{name:<9} {row['batch']:5d} {row['seconds'] * 1e3:7.0f} {row['flops_per_s'] / 1e9:5.0f} {row['share']:6.2f} "
-            f"{row['seconds'] / ours:13.2f}x {differ}"
+            f"{name:<9} {row['batch']:5d} {row['seconds'] * 1e3:7.0f} {row['cpu_seconds'] * 1e3:7.0f} "
+            f"{row['flops_per_s'] / 1e9:5.0f} {row['share']:6.2f} {row['seconds'] / ours:13.2f}x {differ}"
         )
 
 

@@ -6,7 +6,7 @@ unrolled, since XLA counts the body of a loop once. Least: products of the forwa
 site's own activations (no parameter gradients) and of the completion's logits, with attention as full t × t.
 Two counts: `dots`, the matrix products in the optimised program, and `all`, what `cost_analysis()` calls flops, with every
 elementwise operation.
-Expect: dots 1.00 without remat and about 1.2 with it; all below 1.15 without. Under a minute on 2 cores.
+Expect: dots 1.00 without remat and 1.15 with it; all below 1.15 without. Under a minute on 2 cores.
 """
 
 from __future__ import annotations

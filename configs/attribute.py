@@ -14,6 +14,8 @@ one accelerator holds models up to its memory; `mesh="data=2,model=4"` spreads a
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+SAE_OPTIONS = {"norm_scale": float, "gate": str, "k": int, "threshold": float, "dict_class": str, "site": str}
+
 
 def get_config() -> ConfigDict:
     """Defaults of `Settings`, with the inputs left to the command line."""
@@ -22,7 +24,9 @@ def get_config() -> ConfigDict:
     config.lm_aligned = placeholder(str)  # second model of Δ-activation; absent: that rival is skipped, and said
     config.sae = placeholder(str)
     config.sae_format = "auto"
-    config.sae_options = ConfigDict()
+    config.sae_options = ConfigDict(
+        {name: placeholder(kind) for name, kind in SAE_OPTIONS.items()}
+    )  # what the SAE's file leaves open
     config.pairs = placeholder(str)
     config.corpus = placeholder(str)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import platform
 import sys
@@ -35,6 +36,12 @@ def plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
 
 
+def json_text(value: Any) -> str:
+    """JSON for people and for strict readers: NaN and infinity, which JSON does not know, become null."""
+    finite = json.loads(json.dumps(value, default=plain), parse_constant=lambda _: None)
+    return json.dumps(finite, indent=1, ensure_ascii=False) + "\n"
+
+
 def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     """The arrays as the bytes of an uncompressed .npz."""
     buffer = io.BytesIO()
@@ -63,7 +70,9 @@ def summary_text(summary: Mapping[str, Any]) -> str:
         f"halves of the prompts: top overlap {stability['half_overlap']:.2f}, Spearman over the dictionary "
         f"{stability['half_spearman']:.2f}"
     )
-    lines.append("overlap of the top with: " + ", ".join(f"{k} {v:.2f}" for k, v in primary["overlap"].items()))
+    lines.append(
+        "overlap of the top with: " + ", ".join(f"{k} {v:.2f}" for k, v in primary["overlap"].items() if k != "random")
+    )
     lines.append(f"overlap with the same ranking around the prompts' own mean: {summary['prompt_mean_overlap']:.2f}")
     if "joint_per_latent" in exact:
         for name in ("joint_per_latent", "joint_per_completion", "single_position"):
@@ -78,17 +87,33 @@ def summary_text(summary: Mapping[str, Any]) -> str:
 
 def run_app(main: Callable[[list[str]], None]) -> None:
     """`app.run`, with an input error as one message instead of a traceback (exit status 1)."""
-
     # jax tells at INFO which accelerators it did not find; that reads like an error and is none.
     logging.getLogger("jax").setLevel(logging.WARNING)
+    app.run(guarded(main), flags_parser=parse_flags)
 
-    def guarded(argv: list[str]) -> None:
+
+def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+    """`main` that ends an input error with one message on stderr and exit status 1; a bug keeps its traceback."""
+
+    def run(argv: list[str]) -> None:
         try:
             main(argv)
-        except (ValueError, FileNotFoundError, RuntimeError) as error:
+        except (ValueError, OSError, RuntimeError) as error:
             if isinstance(error, jax.errors.JaxRuntimeError):
                 raise
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
 
-    app.run(guarded)
+    return run
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with an unknown config key or an absent config file as one message."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:  # what a locked ConfigDict raises for a key that it does not have
+        named = str(error).strip("\"'")
+        print(f"error: the config has no key {named!r}; configs/attribute.py lists them", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {error}; check --config", file=sys.stderr)
+    sys.exit(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,14 +23,14 @@ from sae_attr.attribution.candidates import (
     stability,
 )
 from sae_attr.attribution.ranking import Ranking, overlap, random_matched, rank
-from sae_attr.attribution.settings import Settings
+from sae_attr.attribution.settings import Preset, Settings
 from sae_attr.attribution.stages import firing_stage, gradient_stage, mean_stage, score_stage
 from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import TokenTable
 from sae_attr.data import Row, shown_tokens
 from sae_attr.figures import ablation_figure, render
-from sae_attr.report import csv_text, latent_table, origin_table
-from sae_attr.store import Store, claim_workdir, lock_workdir, write_atomic
+from sae_attr.report import csv_text, latent_table, legend, origin_table
+from sae_attr.store import Store, claim_workdir, fingerprint, lock_workdir, write_atomic
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, for instance configs/attribute.py.", lock_config=True
@@ -52,6 +51,7 @@ def settings_of(config: ConfigDict) -> Settings:
         raise ValueError(f"the config lacks {', '.join(absent)}; add " + " ".join(f"--config.{k}=PATH" for k in absent))
     if values["exclude"] is not None:
         values["exclude"] = tuple(values["exclude"])
+    values["sae_options"] = {k: v for k, v in values["sae_options"].items() if v is not None}
     return Settings(**values)
 
 
@@ -79,17 +79,21 @@ def run(study: Study, workdir: epath.Path) -> dict[str, Any]:
         files.update(_figure(chosen, exact_columns, exact, ablation_result.arrays, study.settings.ablate))
 
     about: dict[str, Any] = {}
+    dense = dict(scores)
     for preset in presets:
         rest = {**{k: v for k, v in rankings.items() if k != preset.name}, **others}
         columns, about[preset.name] = candidate_columns(
             study, rankings[preset.name], preset, table, mean, scores, rates_n, rest
         )
+        _fill_dense(dense, preset, rankings[preset.name], columns)
         columns = _with_exact(columns, ablated)
         name = "latents.csv" if preset is presets[0] else f"latents_{preset.name}.csv"
         files[name] = csv_text(columns)
         if parallel.is_main():
             print(f"\n{preset.name}: tokens={preset.tokens}, sides={preset.sides}\n{latent_table(columns)}")
             print(f"\nwhere Δ comes from\n{origin_table(columns)}")
+    if parallel.is_main():
+        print(f"\n{legend(presets[0].tokens if ablated else None)}")
 
     summary = {
         "primary": presets[0].name,
@@ -105,16 +109,39 @@ def run(study: Study, workdir: epath.Path) -> dict[str, Any]:
         "mean": {"tokens": mean.tokens, "norm": mean.norm, "firing_tokens": firing_result.meta["tokens"]},
         "skipped": score_result.meta["skipped"],
         "choices": _choices(study),
-        "inputs": {"lm": study.lm_key, "sae": study.sae_key, "stages": {r.key.split("-")[0]: r.key for r in results}},
+        "inputs": {**_inputs(study), "stages": {r.key.split("-")[0]: r.key for r in results}},
         "versions": _common.versions(),
     }
+    summary["warnings"] = _warnings(study, summary["pairs"])
     timings = {r.key.split("-")[0]: {"seconds": round(r.seconds, 3), "loaded": r.cached} for r in results}
-    files["scores.npz"] = _common.npz_bytes({k: np.asarray(v) for k, v in scores.items()} | {"firing_rate": rates_n})
-    files["result.json"] = json.dumps({**summary, "timings": timings}, indent=1, default=_common.plain)
+    dense = {k: np.asarray(v) for k, v in dense.items() if k != "best_direction_d"} | {"firing_rate": rates_n}
+    files["scores.npz"] = _common.npz_bytes(dense)
+    files["result.json"] = _common.json_text({**summary, "timings": timings})
     for name, content in files.items():
         if parallel.is_main():
             write_atomic(workdir / name, content)
-    return summary
+    return {**summary, "timings": timings, "files": list(files)}
+
+
+def _fill_dense(dense: dict[str, Any], preset: Preset, ranking: Ranking, columns: Mapping[str, np.ndarray]) -> None:
+    """Arrays that the dense limit left out, in place: what is known of candidates (and of the pool), NaN elsewhere."""
+    known = {side: (ranking.latents_k, columns[side]) for side in ("active", "quadrant")}
+    if preset.sides in known:
+        known[preset.sides] = (np.arange(len(ranking.scores_n)), ranking.scores_n)
+    for side, (latents, values) in known.items():
+        name = f"{side}_{preset.tokens}"
+        if name not in dense or np.isnan(dense[name]).any():
+            array = np.array(dense.get(name, np.full(len(ranking.scores_n), np.nan, np.float32)))
+            array[latents] = np.where(np.isfinite(values), values, array[latents])
+            dense[name] = array
+    dense.setdefault("delta_code", np.full(len(ranking.scores_n), np.nan, np.float32))
+
+
+def _inputs(study: Study) -> dict[str, str]:
+    """Hashes of everything that was read."""
+    s = study.settings
+    found = {"lm": study.lm_key, "sae": study.sae_key, "pairs": fingerprint(s.pairs), "corpus": fingerprint(s.corpus)}
+    return found | ({"lm_aligned": study.aligned_key} if s.lm_aligned else {})
 
 
 def _ablate(study: Study, primary: Ranking, rates_n: np.ndarray, mean: Any, keys: Mapping[str, str]) -> tuple:
@@ -181,16 +208,16 @@ def _pair_facts(study: Study, table: TokenTable) -> dict[str, Any]:
     return facts
 
 
-def _warnings(facts: Mapping[str, Any], scopes: set[str], loss: str) -> list[str]:
+def _warnings(study: Study, facts: Mapping[str, Any]) -> list[str]:
     """What a reader of the ranking must know about the pairs."""
-    out = []
+    out, scopes = [], {preset.tokens for preset in study.settings.presets()}
     if not facts["on_policy"]:
         out.append(
-            f"pairs are not known to be on-policy: sampler {', '.join(facts['samplers'])}, model {facts['model']}; the method "
+            f"pairs are not known to be on-policy: sampler {', '.join(facts['samplers'])}, model {study.lm_key}; the method "
             "expects completions that the studied model itself sampled"
         )
     sides = [facts[s]["mean_tokens"] for s in ("positive", "negative") if s in facts]
-    if len(sides) == 2 and loss == "sum" and scopes - {"prompt"} and abs(sides[0] / sides[1] - 1) > 0.1:
+    if len(sides) == 2 and study.settings.loss == "sum" and scopes - {"prompt"} and abs(sides[0] / sides[1] - 1) > 0.1:
         out.append(
             f"positives have {sides[0]:.1f} tokens and negatives {sides[1]:.1f}: with a summed loss and completion tokens in "
             "the scope this difference leaks into Δ; compare with loss=mean"
@@ -211,7 +238,7 @@ def _choices(study: Study) -> dict[str, Any]:
         "order": "mean over a completion's tokens, difference within the prompt, mean over prompts; signed, descending",
         "context": study.context,
         "corpus_context": study.corpus_context,
-        "sae": {k: str(v) for k, v in vars(study.sae_cfg).items()},
+        "sae": vars(study.sae_cfg),
         "settings": vars(study.settings),
     }
 
@@ -221,32 +248,45 @@ def _show(rows: list[Row], study: Study, count: int) -> None:
         print(shown_tokens(row, study.tokenizer, exclude=study.exclude), end="\n\n")
 
 
+def start(config: ConfigDict, workdir: epath.Path, *, show: int = 0, allow_change: bool = False) -> None:
+    """Checks every input, then runs all stages under the workdir's lock, and prints what a reader must know.
+
+    Args:
+      config: as configs/attribute.py makes it.
+      workdir: for results and for what a killed run continues from.
+      show: print what is scored of this many rows, and stop.
+      allow_change: use a workdir that was made with another config.
+    """
+    settings, mesh = settings_of(config), parallel.make_mesh(config.mesh)
+    study = Study(settings, Store(workdir / "store", writer=parallel.is_main()), mesh, parallel.is_main())
+    first = parallel.from_main(not (workdir / "config.json").exists())  # a later run may need no weights at all
+    study.check(weights=first and not show)
+    rows = study.encoded.rows
+    logging.info(
+        "%d prompts, %d completions, %d latents at %s", len(study.pairs), len(rows), len(study.decoder), study.site
+    )
+    if show:
+        _show(rows, study, show)
+        return
+    with lock_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
+        if parallel.is_main():
+            claim_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change)
+        summary = run(study, workdir)
+    if parallel.is_main():
+        print(_common.summary_text(summary))
+        for text in summary["warnings"]:
+            print(f"warning: {text}")
+        print(f"\nwrote to {workdir}: {', '.join(sorted(summary['files']))}")
+
+
 def main(argv: list[str]) -> None:
-    """Checks the inputs, then runs the stages under the workdir's lock."""
+    """`start` with what the flags say."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     parallel.start_distributed()
     parallel.enable_compile_cache()
-    settings, mesh = settings_of(CONFIG.value), parallel.make_mesh(CONFIG.value.mesh)
     workdir = epath.Path(str(WORKDIR.value))
-    study = Study(settings, Store(workdir / "store", writer=parallel.is_main()), mesh, parallel.is_main())
-    rows = study.encoded.rows  # every input error is raised before anything is written
-    logging.info(
-        "%d prompts, %d completions, %d latents at %s", len(study.pairs), len(rows), len(study.decoder), study.site
-    )
-    if SHOW_TOKENS.value:
-        _show(rows, study, SHOW_TOKENS.value)
-        return
-    with lock_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
-        if parallel.is_main():
-            claim_workdir(workdir, CONFIG.value.to_dict(), ignore=PLAIN, allow_change=ALLOW_CHANGE.value)
-        summary = run(study, workdir)
-    facts = {**summary["pairs"], "model": study.lm_key}
-    if parallel.is_main():
-        print(_common.summary_text(summary))
-        for text in _warnings(facts, {p.tokens for p in settings.presets()}, settings.loss):
-            print(f"warning: {text}")
-        print(f"\nwrote {workdir}/latents.csv, scores.npz, result.json and figures/")
+    start(CONFIG.value, workdir, show=SHOW_TOKENS.value, allow_change=ALLOW_CHANGE.value)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -25,7 +25,20 @@ def _diagonal(ax: Any) -> None:
     ax.plot([low, high], [low, high], color=INK, lw=0.8, ls="--", zorder=0)
     ax.axhline(0, color=GREY, lw=0.5, zorder=0)
     ax.axvline(0, color=GREY, lw=0.5, zorder=0)
-    ax.set(xlim=(low, high), ylim=(low, high))
+    ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+
+
+def _name_best(ax: Any, points: Sequence[Mapping[str, Any]], *, count: int = 5, gap: float = 0.06) -> None:
+    """Writes the latent beside the points of largest effect, leaving out those whose names would lie on another's."""
+    named: list[np.ndarray] = []
+    low, high = ax.get_xlim()
+    for p in sorted(points, key=lambda p: -abs(p["exact"])):
+        at = (np.array([p["first_order"], p["exact"]]) - low) / (high - low)
+        if len(named) < count and all(abs(at[0] - x) > 2 * gap or abs(at[1] - y) > gap for x, y in named):
+            named.append(at)
+            ax.annotate(
+                str(p["latent"]), (p["first_order"], p["exact"]), xytext=(4, 4), textcoords="offset points", fontsize=8
+            )
 
 
 def ablation_figure(numbers: Mapping[str, Any]) -> Figure:
@@ -44,12 +57,8 @@ def ablation_figure(numbers: Mapping[str, Any]) -> Figure:
         _scatter(
             left, np.array(x), np.array(y), color=color, label=f"{group} latents", zorder=2 + (group == "candidate")
         )
-    best = sorted((p for p in numbers["latents"] if p["group"] == "candidate"), key=lambda p: -abs(p["exact"]))[:5]
-    for p in best:
-        left.annotate(
-            str(p["latent"]), (p["first_order"], p["exact"]), xytext=(4, 4), textcoords="offset points", fontsize=8
-        )
     _diagonal(left)
+    _name_best(left, [p for p in numbers["latents"] if p["group"] == "candidate"])
     left.legend(frameon=False, loc="upper left")
     single = numbers["single"]
     _scatter(right, np.array(single["first_order"]), np.array(single["exact"]), color=BLUE, s=14, alpha=0.7)
@@ -67,7 +76,8 @@ def ablation_figure(numbers: Mapping[str, Any]) -> Figure:
 
 def render(figure: Figure, numbers: Mapping[str, Any]) -> dict[str, bytes]:
     """File suffix -> contents: svg, png and the numbers as json; the same bytes for the same numbers."""
-    out = {"json": json.dumps(numbers, indent=1).encode()}
+    finite = json.loads(json.dumps(numbers), parse_constant=lambda _: None)  # JSON knows no NaN
+    out = {"json": json.dumps(finite, indent=1).encode()}
     with matplotlib.rc_context({"svg.hashsalt": "sae_attr", "svg.fonttype": "none"}):
         for suffix in ("svg", "png"):
             buffer = io.BytesIO()

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
 
 def _cell(value: object) -> str:
     """A number at full precision that float() reads back; text as it is."""
@@ -19,16 +21,17 @@ def _cell(value: object) -> str:
 def csv_text(columns: Mapping[str, Sequence[object] | np.ndarray]) -> str:
     """Columns of equal length as CSV, one line per entry.
 
-    A cell that a spreadsheet would run as a formula (it begins with =, +, - or @ and is no number) gets a leading quote.
+    Text that a spreadsheet would run as a formula (it begins with =, +, -, @, a tab or a return) gets a leading quote.
     """
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns have different lengths: {lengths}")
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer, quoting = (csv.writer(out, quoting=q, lineterminator="\n") for q in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
     writer.writerow(columns)
     for row in zip(*columns.values(), strict=True):
-        writer.writerow([f"'{c}" if isinstance(v, str) and c[:1] in "=+-@" else c for v in row for c in (_cell(v),)])
+        cells = [f"'{c}" if isinstance(v, str) and c.startswith(_FORMULA) else c for v in row for c in (_cell(v),)]
+        (quoting if any("\r" in c for c in cells) else writer).writerow(cells)  # csv itself leaves a lone \r bare
     return out.getvalue()
 
 
@@ -49,6 +52,25 @@ def latent_table(columns: Mapping[str, np.ndarray], count: int = 20) -> str:
             f"{c['rank']:>4} {c['latent']:>8} {c['delta']:>10.3g} {c['se']:>9.2g} {100 * c['consistency']:>5.0f}% "
             f"{c['projection']:>9.3f} {c['gradient']:>10.3g} {fires} {exact}{flag} {c['tokens']}{copy}"
         )
+    return "\n".join(lines)
+
+
+def legend(exact_scope: str | None) -> str:
+    """What the columns of `latent_table` are.
+
+    Args:
+      exact_scope: the token scope of the exact ablation, None where there was none.
+    """
+    lines = [
+        "Δ ± se: nats per token, mean over prompts · signs: share of prompts with Δ's sign · (a-ā)·d: mean over the",
+        "scope's tokens · g·d: the same, positive − negative (below 0: more of the latent makes the positives likelier)",
+        "fires: share of corpus tokens on which the code is not zero · = n: decoder row nearly that of latent n",
+    ]
+    if exact_scope is not None:
+        lines += [
+            f"exact ΔL: nats by which ablating the latent at all tokens of the scope {exact_scope!r} at once hurts the",
+            "positives more than the negatives (in every table) · !: the first order is off by more than half of it",
+        ]
     return "\n".join(lines)
 
 

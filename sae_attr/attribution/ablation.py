@@ -52,7 +52,7 @@ def suffix_loss(
     """L(C) per row `[b]` from a stored prefix, with an edit at the site."""
     start, at = suffix_start(site)
     if start == cfg.n_layers:
-        hidden_btd = edit(x_btd, jnp.zeros(x_btd.shape[:2], jnp.int32))
+        hidden_btd = edit(x_btd, jnp.broadcast_to(jnp.arange(x_btd.shape[1]), x_btd.shape[:2]))
     else:
         hidden_btd = forward(
             params, None, cfg=cfg, valid_bt=batch.valid_bt, edits={at: edit}, span=(start, cfg.n_layers), x_btd=x_btd

@@ -14,7 +14,7 @@ from sae_attr.attribution.ablation import exact_ablation, row_ablation, taylor_f
 from sae_attr.attribution.corpus import MeanActivation
 from sae_attr.attribution.ranking import Ranking, agreement, overlap, random_matched, rank
 from sae_attr.attribution.settings import Preset
-from sae_attr.attribution.stages import preset_scores, shard_name
+from sae_attr.attribution.stages import agreed, preset_scores, shard_name
 from sae_attr.attribution.statistics import cluster_statistics, duplicates, split_half_spearman
 from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import TokenTable, merge, prompt_scores, side_weights
@@ -182,9 +182,11 @@ def _joint(
     cfg, site, loss = study.cfg, study.site, study.settings.loss
     step = jax.jit(lambda p, b, d, m, w: exact_ablation(p, b, d, m, w, cfg=cfg, site=site, loss=loss))
     out = {f"joint_{name}": np.zeros((len(rows), len(dec_kd)), np.float32) for name in _FIELDS}
-    work, done = study.batched(rows), progress.done()
-    for i, (batch, row_b) in enumerate(tqdm(work, desc="exact ablation", unit="batch", disable=not study.progress)):
-        name = shard_name(batch.tokens_bt.shape, i)
+    work = study.batched(rows)
+    names = [shard_name(batch.tokens_bt.shape, i) for i, (batch, _) in enumerate(work)]
+    done = agreed(progress.done(), names)
+    bar = tqdm(work, desc="exact ablation", unit="batch", disable=not study.progress)
+    for name, (batch, row_b) in zip(names, bar, strict=True):
         if name in done:
             arrays, _ = progress.get(name)
         else:

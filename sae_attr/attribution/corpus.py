@@ -104,7 +104,7 @@ def weighted_codes(
 ) -> np.ndarray:
     """Σ_k w_k z(a_k), float64 `[n]`: a weighted mean of codes over cached activations, a block of tokens at a time."""
     used = np.flatnonzero(weights_k)
-    step = jax.jit(lambda a, w: w @ encode_fn(a))
+    step = jax.jit(lambda a, w: jnp.einsum("k,kn->n", w, encode_fn(a), precision=jax.lax.Precision.HIGHEST))
     total: np.ndarray | None = None
     for start in range(0, len(used), block):
         part = used[start : start + block]

@@ -51,7 +51,8 @@ def random_matched(
     """Latents drawn at random whose firing rates are those of `like`: the grey zone of the method's figure.
 
     For each draw a member of `like` is taken in turn and one of the 20 unused latents nearest to it in log firing rate is
-    drawn. Latents in `avoid` (default `like`) and latents of unknown rate are never drawn; dead ones only for dead ones.
+    drawn. Latents in `avoid` (default `like`) and latents of unknown rate are never drawn; dead ones only for dead ones, so
+    fewer than `count` come back where the living run out.
     Where no rate is known at all the draw is uniform, and `options["matched"]` says so.
     """
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
@@ -64,10 +65,12 @@ def random_matched(
     for i in range(min(count, int(free.sum()))):
         pool = np.flatnonzero(free)
         if matched:
+            pool = pool[(rates_n[pool] > 0) | (rates_n[like[i % len(like)]] == 0)]
             gap = np.abs(log_n[pool] - log_n[like[i % len(like)]])
             pool = pool[np.argsort(gap, kind="stable")[:20]]
-        chosen.append(int(generator.choice(pool)))
-        free[chosen[-1]] = False
+        if len(pool):
+            chosen.append(int(generator.choice(pool)))
+            free[chosen[-1]] = False
     scores_n = np.full(len(rates_n), np.nan)
     scores_n[chosen] = -np.arange(len(chosen))  # the order of drawing; there is no score
     return Ranking(name, scores_n, np.array(chosen, int), {"matched": "firing rate" if matched else "nothing"})

@@ -79,9 +79,9 @@ def attribute(
 
     def scores(dec_cd: jax.Array) -> jax.Array:
         dec_cd = unit_decoder(dec_cd)
-        row = lambda a, g, w: w @ token_scores(a, g, dec_cd, mean_d, sides)
+        row = lambda a, g, w: jnp.sum(w[:, None] * token_scores(a, g, dec_cd, mean_d, sides), axis=0)
         scores_bc = jax.vmap(row)(acts_btd, grads_btd, weights_bt)
-        return scores_bc * (dec_cd @ total_d < 0) if sides == "gated" else scores_bc
+        return scores_bc * (jnp.sum(dec_cd * total_d, axis=-1) < 0) if sides == "gated" else scores_bc
 
     scores_mbc = jax.lax.map(scores, padded)
     return jnp.moveaxis(scores_mbc, 0, 1).reshape(acts_btd.shape[0], -1)[:, :n]

@@ -33,6 +33,9 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
+DTYPES = ("float32", "bfloat16", "float64")
+
+
 @dataclass(frozen=True)
 class Settings:
     """What to study and how.
@@ -104,6 +107,17 @@ class Settings:
         for name in ("top", "batch_size", "corpus_tokens", "firing_tokens", "corpus_batch", "bootstrap"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("ablate", "ablate_positions", "dense_limit"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("context", "corpus_context", "ablate_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1, or be left out")
+        for name in ("dtype", "resid_dtype"):
+            value = getattr(self, name)
+            if value not in (DTYPES if name == "dtype" else (*DTYPES, None)):
+                raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(DTYPES)}")
         self.presets()
 
     def presets(self) -> tuple[Preset, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,6 @@ from tqdm import tqdm
 from sae_attr.attribution.corpus import (
     MeanActivation,
     firing_rates,
-    limited,
     mean_activation,
     site_acts,
     weighted_codes,
@@ -32,8 +31,7 @@ from sae_attr.attribution.table import (
     table_moment,
     token_weights,
 )
-from sae_attr.lm.weights import resolve_model
-from sae_attr.parallel import shard_batch, to_host
+from sae_attr.parallel import from_main, shard_batch, to_host
 from sae_attr.sae.model import encode, unit_decoder
 from sae_attr.store import Result, digest, fingerprint
 
@@ -60,7 +58,7 @@ def gradient_stage(study: Study) -> tuple[TokenTable, Result]:
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         work = study.batched(rows)
         names = [shard_name(batch.tokens_bt.shape, i) for i, (batch, _) in enumerate(work)]
-        done = progress.done() & set(names)
+        done = agreed(progress.done(), names)
         todo = [(name, item) for name, item in zip(names, work, strict=True) if name not in done]
         results = gradient_batches(
             study.params, [item for _, item in todo], cfg=study.cfg, site=study.site, mesh=study.mesh, loss=s.loss,
@@ -89,20 +87,24 @@ def shard_name(shape: tuple[int, ...], index: int) -> str:
     return f"{shape[0]}x{shape[1]}-{index}"
 
 
+def agreed(done: set[str], names: Sequence[str]) -> set[str]:
+    """Which of the names process 0 found done: processes that see a file at different times must not part ways."""
+    return {name for name in names if from_main(name in done)}
+
+
 def _rows_key(study: Study) -> str:
     return digest([[row.ids, row.n_prompt, row.pair, row.side] for row in study.encoded.rows])
 
 
 def firing_stage(study: Study) -> tuple[np.ndarray, Result]:
     """Firing rates `[n]` over `firing_tokens` corpus positions, fewer where the dense limit asks; NaN below 1,000."""
-    n, s = study.sae_cfg.n_latents, study.settings
-    positions = min(s.dense_limit // n, s.firing_tokens, s.corpus_tokens)
+    n, positions = study.sae_cfg.n_latents, study.firing_positions
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if positions < 1000:
             return {"rate_n": np.full(n, np.nan, np.float32)}, {"tokens": 0}
         rate_n, tokens = firing_rates(
-            study.params, limited(study.corpus_work(), positions), study.sae, cfg=study.cfg, site=study.site,
+            study.params, study.corpus_work(positions), study.sae, cfg=study.cfg, site=study.site,
             mesh=study.mesh, progress=study.progress,
         )  # fmt: skip
         return {"rate_n": rate_n}, {"tokens": tokens}
@@ -139,7 +141,7 @@ def score_stage(study: Study, table: TokenTable, mean: MeanActivation, inputs: M
         "scopes": _scopes(study),
         "rows": _rows_key(study),
     }
-    aligned = {"lm_aligned": fingerprint(resolve_model(s.lm_aligned))} if s.lm_aligned else {}
+    aligned = {"lm_aligned": study.aligned_key} if s.lm_aligned else {}
     return study.stage("scores", fields, {**inputs, "sae": study.sae_key, **aligned}, compute)
 
 

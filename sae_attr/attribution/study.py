@@ -24,7 +24,7 @@ from sae_attr.pairs import Pair, read_pairs
 from sae_attr.parallel import from_main
 from sae_attr.sae.formats import load_sae, open_decoder, read_config
 from sae_attr.sae.model import SAE
-from sae_attr.store import Result, Store, digest, fingerprint, run_stage
+from sae_attr.store import Progress, Result, Store, digest, fingerprint, run_stage
 from sae_attr.tensorfiles import RowSource
 from sae_attr.textfiles import read_corpus
 from sae_attr.tokenizer import Tokenizer, load_tokenizer
@@ -60,11 +60,16 @@ class Study:
         cfg, params = load_lm(
             path, mesh=self.mesh, dtype=self.settings.dtype, resid_dtype=self.cfg.resid_dtype, progress=self.progress
         )
-        if replace(cfg, bos_id=None, eos_id=None) != replace(self.cfg, bos_id=None, eos_id=None):
+        self.same_architecture(path, cfg)
+        return params
+
+    def same_architecture(self, path: str, cfg: LMConfig) -> None:
+        """Raises ValueError if another model's config differs from the studied one's in more than its special tokens."""
+        other, ours = (replace(c, bos_id=None, eos_id=None, resid_dtype="") for c in (cfg, self.cfg))
+        if other != ours:
             raise ValueError(
                 f"{path} and {self.settings.lm} have different configs; both must be the same architecture"
             )
-        return params
 
     @functools.cached_property
     def sae_cfg(self) -> Any:
@@ -142,11 +147,33 @@ class Study:
         return fingerprint(resolve_model(self.settings.lm))
 
     @functools.cached_property
+    def aligned_key(self) -> str:
+        """Names the second model of Δ-activation by its files' contents."""
+        return fingerprint(resolve_model(str(self.settings.lm_aligned)))
+
+    @functools.cached_property
     def sae_key(self) -> str:
         """Names the SAE by its files' contents and how they were read."""
         local = not self.settings.sae.startswith("hf://")
         name = fingerprint(self.settings.sae) if local else self.settings.sae
         return digest([name, self.settings.sae_format, dict(self.settings.sae_options)])
+
+    def check(self, *, weights: bool) -> None:
+        """Looks at every input, so that what is wrong with one is said before anything is computed or written.
+
+        Args:
+          weights: also load the model and the SAE, as a first run does anyway.
+        """
+        if "float64" in (self.settings.dtype, self.settings.resid_dtype) and not jax.config.read("jax_enable_x64"):
+            raise ValueError("float64 needs JAX_ENABLE_X64=1 in the environment; without it JAX has no float64")
+        next(iter(read_corpus(self.settings.corpus)))
+        if self.settings.lm_aligned:
+            self.same_architecture(self.settings.lm_aligned, load_config(self.settings.lm_aligned))
+        _ = self.encoded, self.decoder
+        if weights:
+            _ = self.params
+            if self.firing_positions >= 1000:
+                _ = self.sae
 
     def model_fields(self) -> dict[str, Any]:
         """What activations depend on, beside the files."""
@@ -158,7 +185,13 @@ class Study:
 
     def stage(self, name: str, fields: Mapping[str, Any], inputs: Mapping[str, str], fn: Any) -> Result:
         """Loads or computes a stage; with several hosts all compute or none."""
-        return run_stage(self.store, name, CODE_VERSION, fields, inputs, fn, agree=from_main)
+
+        def together(progress: Progress) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+            computed = fn(progress)
+            from_main(True)  # all are done with `progress` before the writer clears it
+            return computed
+
+        return run_stage(self.store, name, CODE_VERSION, fields, inputs, together, agree=from_main)
 
     def batched(self, rows: Sequence[Row]) -> list[tuple[Batch, np.ndarray]]:
         """Rows in batches that the mesh can split."""
@@ -168,12 +201,12 @@ class Study:
         """A batch size rounded up to what the mesh's data axis divides."""
         return -(-rows // self.mesh.shape["data"]) * self.mesh.shape["data"]
 
-    def corpus_work(self) -> Iterator[CorpusBatch]:
-        """Corpus batches with the run's one mask rule."""
+    def corpus_work(self, tokens: int | None = None) -> Iterator[CorpusBatch]:
+        """Corpus batches with the run's one mask rule, up to exactly `tokens` positions (default: the settings')."""
         texts = read_corpus(self.settings.corpus)
         work = corpus_batches(
             texts, self.tokenizer, context=self.corpus_context, batch_size=self._whole(self.settings.corpus_batch),
-            prepend_bos=self.prepend_bos, max_tokens=self.settings.corpus_tokens,
+            prepend_bos=self.prepend_bos, max_tokens=tokens or self.settings.corpus_tokens,
         )  # fmt: skip
         for tokens_bt, valid_bt, special_bt in work:
             yield (
@@ -181,6 +214,12 @@ class Study:
                 valid_bt,
                 corpus_mask(tokens_bt, valid_bt, special_bt, self.tokenizer, exclude=self.exclude),
             )
+
+    @property
+    def firing_positions(self) -> int:
+        """Corpus positions that firing rates are counted over."""
+        s = self.settings
+        return min(s.dense_limit // self.sae_cfg.n_latents, s.firing_tokens, s.corpus_tokens)
 
     @functools.cached_property
     def corpus_context(self) -> int:

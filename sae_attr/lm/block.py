@@ -87,7 +87,7 @@ def attend(q_bthc: jax.Array, k_bskc: jax.Array, v_bskc: jax.Array, mask_bts: ja
     """Grouped-query attention, softmax in float32; returns `[b, t, h, c]`.
 
     The products have their batch axes first and the softmax is normalised after the second one, on c numbers a query
-    instead of s: on a CPU that halves the time that attention costs beside its products.
+    instead of s: on two CPU cores a tenth less time for a whole gradient of GPT-2's shape at 256 tokens.
     """
     b, t, h, c = q_bthc.shape
     q_bkgtc = jnp.moveaxis(q_bthc.reshape(b, t, k_bskc.shape[2], -1, c), 1, 3)

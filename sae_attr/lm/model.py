@@ -11,7 +11,7 @@ import numpy as np
 from flax import struct
 
 from sae_attr.hooks import Edit, Site
-from sae_attr.lm.block import Block, Context, LayerFacts, Norm, no_tap, wide
+from sae_attr.lm.block import Block, Context, LayerFacts, Norm, Tap, no_tap, wide
 from sae_attr.lm.config import LMConfig
 
 Params = dict[str, Any]
@@ -28,7 +28,9 @@ class Output:
 def check_site(cfg: LMConfig, site: Site) -> None:
     """Raises ValueError if the model has no such site."""
     if site.layer >= cfg.n_layers:
-        raise ValueError(f"site {site} lies outside the model, whose layers are 0..{cfg.n_layers - 1}; choose one of those")
+        raise ValueError(
+            f"site {site} lies outside the model, whose layers are 0..{cfg.n_layers - 1}; choose one of those"
+        )
     if site.point == "resid_mid" and cfg.parallel_residual:
         raise ValueError(f"site {site}: a {cfg.family} block adds attention and MLP in parallel and has no resid_mid")
 
@@ -47,7 +49,9 @@ def embed(params: Params, tokens_bt: jax.Array, pos_bt: jax.Array, *, cfg: LMCon
     return x_btd
 
 
-def _rotations(cfg: LMConfig, pos_bt: jax.Array, valid_bt: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
+def _rotations(
+    cfg: LMConfig, pos_bt: jax.Array, valid_bt: jax.Array | None
+) -> tuple[jax.Array | None, jax.Array | None]:
     """cos and sin `[ropes, b, t, m]` in float32 (float64 under x64); longrope looks at each row's own length."""
     if not cfg.ropes:
         return None, None
@@ -67,9 +71,7 @@ def _rotations(cfg: LMConfig, pos_bt: jax.Array, valid_bt: jax.Array | None) -> 
     return jnp.stack([cos for cos, _ in tables]), jnp.stack([sin for _, sin in tables])
 
 
-def _context(
-    cfg: LMConfig, pos_bt: jax.Array, valid_bt: jax.Array | None, segment_bt: jax.Array | None
-) -> Context:
+def _context(cfg: LMConfig, pos_bt: jax.Array, valid_bt: jax.Array | None, segment_bt: jax.Array | None) -> Context:
     gap_bts = pos_bt[:, :, None] - pos_bt[:, None, :]
     t = pos_bt.shape[1]
     mask_bts = jnp.broadcast_to(jnp.tril(jnp.ones((t, t), bool)), gap_bts.shape)
@@ -127,47 +129,59 @@ def forward(
     Raises:
       ValueError: a site outside the model or outside the span; a row longer than learned positions reach.
     """
-    edits = dict(edits or {})
-    start, stop = span or (0, cfg.n_layers)
+    edits, (start, stop) = dict(edits or {}), span or (0, cfg.n_layers)
     sites = {*edits, *keep}
-    for site in sites:
-        check_site(cfg, site)
-        if not start <= site.layer < stop:
-            raise ValueError(f"site {site} lies outside the layers {start}..{stop - 1} that this call runs")
+    _check_span(cfg, sites, (start, stop), tokens_bt if x_btd is None else x_btd)
+    shape = (tokens_bt if x_btd is None else x_btd).shape[:2]  # type: ignore[union-attr]
+    pos_bt = _positions(pos_bt, shape, cfg)
     if x_btd is None:
-        if start or tokens_bt is None:
-            raise ValueError(f"a span that starts at layer {start} needs x_btd, the residual that enters that layer")
-        pos_bt = _positions(pos_bt, tokens_bt.shape, cfg)
+        assert tokens_bt is not None  # _check_span
         x_btd = embed(params, tokens_bt, pos_bt, cfg=cfg)
-    pos_bt = _positions(pos_bt, x_btd.shape[:2], cfg)
     ctx = _context(cfg, pos_bt, valid_bt, segment_bt)
     block = Block(cfg, _params_dtype(params))
-    acts: dict[Site, jax.Array] = {}
 
-    def run(x: jax.Array, layer: Any, tap: Any = no_tap) -> jax.Array:
-        return block.apply({"params": _layer(params["blocks"], layer)}, x, ctx, _facts(cfg, layer), tap)  # type: ignore
-
-    def tap_at(layer: int) -> Any:
-        def tap(point: str, x: jax.Array) -> jax.Array:
-            site = Site(layer, point)
-            if site in edits:
-                x = edits[site](x, pos_bt).astype(x.dtype)
-            if site in keep:
-                acts[site] = x
-            return x
-
-        return tap
+    def run(x: jax.Array, layer: Any, tap: Tap = no_tap) -> jax.Array:
+        variables = {"params": _layer(params["blocks"], layer)}
+        return block.apply(variables, x, ctx, _facts(cfg, layer), tap)  # type: ignore[return-value]
 
     # Products are kept, the rest is cheap to repeat: plain reverse mode would also keep a copy of every sliced weight.
     policy = jax.checkpoint_policies.nothing_saveable if remat else jax.checkpoint_policies.dots_saveable
     body = jax.checkpoint(run, policy=policy, prevent_cse=unroll)  # inside a loop nothing can be merged
+    acts: dict[Site, jax.Array] = {}
     for layer in [*sorted({site.layer for site in sites}), stop]:
         if layer > start:
             x_btd, _ = jax.lax.scan(lambda x, i: (body(x, i), None), x_btd, jnp.arange(start, layer), unroll=unroll)
         if layer < stop:
-            x_btd = run(x_btd, layer, tap_at(layer))
+            x_btd = run(x_btd, layer, _tap(layer, edits, keep, acts, pos_bt))
         start = layer + 1
     return Output(x_btd, acts)
+
+
+def _check_span(cfg: LMConfig, sites: set[Site], span: tuple[int, int], entering: jax.Array | None) -> None:
+    """Raises ValueError for sites that this call does not reach, or a start in the middle without its residual."""
+    start, stop = span
+    for site in sites:
+        check_site(cfg, site)
+        if not start <= site.layer < stop:
+            raise ValueError(f"site {site} lies outside the layers {start}..{stop - 1} that this call runs")
+    if entering is None or (start and entering.ndim < 3):
+        raise ValueError(f"a span that starts at layer {start} needs x_btd, the residual that enters that layer")
+
+
+def _tap(
+    layer: int, edits: Mapping[Site, Edit], keep: tuple[Site, ...], acts: dict[Site, jax.Array], pos_bt: jax.Array
+) -> Tap:
+    """The tap of one layer: applies its edits, and puts what is kept into `acts` while the block is traced."""
+
+    def tap(point: str, x: jax.Array) -> jax.Array:
+        site = Site(layer, point)
+        if site in edits:
+            x = edits[site](x, pos_bt).astype(x.dtype)
+        if site in keep:
+            acts[site] = x
+        return x
+
+    return tap
 
 
 def _positions(pos_bt: jax.Array | None, shape: tuple[int, ...], cfg: LMConfig) -> jax.Array:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from sae_attr.lm.config import LMConfig, config_from_hf
 from sae_attr.lm.model import Params, init_params
-from sae_attr.parallel import LM_RULES, replicated, spec_for
+from sae_attr.parallel import LM_RULES, spec_for
 from sae_attr.tensorfiles import read_tensors
 
 Read = Callable[[np.ndarray, LMConfig], np.ndarray]
@@ -277,7 +277,7 @@ class _Piece:
         """The piece on its devices: one array whose shards are the devices' cuts."""
         parts = [whole // part for whole, part in zip(self.view.shape, self.shard)]
 
-        def cut(index: tuple[slice, ...]) -> np.ndarray:
+        def cut(index: Any) -> np.ndarray:
             number = [(s.start or 0) // size for s, size in zip(index, self.size)]
             first = [n * part + start for n, part, start in zip(number, self.shard, self.start)]
             block = self.view[tuple(slice(a, a + size) for a, size in zip(first, self.size))]
@@ -300,18 +300,20 @@ def _pieces(
         axis = int(np.argmax(view.strides))
         step = max(1, min(shard[axis], CHUNK_BYTES * shard[axis] // max(1, view.nbytes)))
         size = (*shard[:axis], step, *shard[axis + 1 :])
-        for at in [
-            *range(0, shard[axis] - step, step),
-            shard[axis] - step,
-        ]:  # the last may overlap, which saves a program
+        starts = [*range(0, shard[axis] - step, step), shard[axis] - step]  # the last may overlap: one program for all
+        for at in starts:
             start = tuple(at if k == axis else 0 for k in range(len(shard)))
             yield _Piece(view, start, size, shard, i if stacked else 0)
 
 
 @lru_cache(maxsize=256)
-def _filler(sharding: jax.NamedSharding) -> Any:
-    """Compiled `(buffer, finite, piece, at) -> buffer, finite`: in place, and without communication but for `finite`."""
-    spec = sharding.spec
+def _programs(shape: tuple[int, ...], dtype: str, sharding: jax.NamedSharding) -> tuple[Any, Any]:
+    """Compiled `() -> buffer, finite` and `(buffer, finite, piece, at) -> buffer, finite`, shared by leaves of a shape.
+
+    The second works in place. Every device updates its own shard: an update along an axis that is split would have XLA
+    gather the whole leaf on every device.
+    """
+    spec, places = sharding.spec, (sharding, jax.NamedSharding(sharding.mesh, P()))
 
     def local(buffer: jax.Array, x: jax.Array, at: jax.Array) -> jax.Array:
         # As integers, since XLA on CPUs would convert a whole bfloat16 buffer to float32 and back.
@@ -321,19 +323,17 @@ def _filler(sharding: jax.NamedSharding) -> Any:
         return jax.lax.bitcast_convert_type(filled, buffer.dtype)
 
     place = jax.shard_map(local, mesh=sharding.mesh, in_specs=(spec, spec, P()), out_specs=spec)
-    return jax.jit(
-        lambda buffer, finite, x, at: (place(buffer, x, at), finite & jnp.isfinite(x).all()),
-        donate_argnums=0,
-        out_shardings=(sharding, replicated(sharding.mesh)),
-    )
+    fill = lambda buffer, finite, x, at: (place(buffer, x, at), finite & jnp.isfinite(x).all())
+    start = lambda: (jnp.zeros(shape, dtype), jnp.bool_(True))
+    return jax.jit(start, out_shardings=places), jax.jit(fill, donate_argnums=0, out_shardings=places)
 
 
 def _stream(
     leaf: str, pieces: Iterator[_Piece], shape: tuple[int, ...], sharding: jax.NamedSharding, dtype: str
-) -> Any:
+) -> jax.Array:
     """Fills one leaf's device buffer in place; the host holds one piece of it at a time."""
-    buffer, finite = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)(), np.True_
-    fill = _filler(sharding)
+    start, fill = _programs(shape, dtype, sharding)
+    buffer, finite = start()
     for piece in pieces:
         at = np.array([piece.layer + piece.start[0], *piece.start[1:]], np.int32)
         buffer, finite = fill(buffer, finite, piece.put(sharding, dtype), at)
@@ -355,7 +355,7 @@ def load_lm(
 ) -> tuple[LMConfig, Params]:
     """Config and parameters of a Hugging Face folder or hub id, each weight on the devices that `LM_RULES` gives it.
 
-    Host memory beyond the final weights is one layer's largest matrix; files are memory-mapped.
+    Files are memory-mapped; the host holds a piece of `CHUNK_BYTES` at a time (benchmarks/load_memory.py).
 
     Args:
       path: folder, or hub id `owner/name[@revision]`.

@@ -29,7 +29,7 @@ def _quick() -> Iterator[None]:
 
 
 @pytest.fixture
-def _x64() -> Iterator[None]:
+def x64() -> Iterator[None]:
     with jax.enable_x64(True):
         yield
 
@@ -48,23 +48,22 @@ def prompt_mask() -> np.ndarray:
 def ablate(params: Params, cfg: LMConfig, site: Site, where_bt: Any, batch: Any = BATCH, **options: Any) -> Ablation:
     dec, mean = directions(cfg.width(site.point))
     step = jax.jit(lambda p, b, d, m, w: exact_ablation(p, b, d, m, w, cfg=cfg, site=site, **options))
-    return jax.tree.map(np.asarray, step(params, batch, dec.astype(cfg.resid_dtype), mean.astype(cfg.resid_dtype), where_bt))
+    dec, mean = dec.astype(cfg.resid_dtype), mean.astype(cfg.resid_dtype)
+    return jax.tree.map(np.asarray, step(params, batch, dec, mean, where_bt))
 
 
 @pytest.mark.parametrize(
     ("family", "site"),
     [
         (llama, Site(2)),
-        (llama, Site(1)),
         (llama, Site(0, "resid_pre")),
         (llama, Site(2, "mlp_out")),
         (llama, Site(1, "attn_z")),
-        (neox, Site(1, "attn_z")),
         (neox, Site(0)),
     ],
     ids=lambda x: str(x) if isinstance(x, Site) else x.__name__,
 )
-def test_brute_force(family: Any, site: Site, _x64: None) -> None:
+def test_brute_force(family: Any, site: Site, x64: None) -> None:
     """ΔL from a whole forward pass with the projection set; both slopes by finite differences along the way."""
     cfg = family(**F64)
     params, where = random_params(cfg), prompt_mask()
@@ -82,9 +81,7 @@ def test_brute_force(family: Any, site: Site, _x64: None) -> None:
 
         return plain_losses(params, tokens, completion, {site: edit}, cfg=cfg)
 
-    full = jax.jit(lambda d: plain_losses(params, tokens, completion, {site: SetProjection(d, mean @ d, where)}, cfg=cfg))
-    start = moved(dec[0], 0.0, 0.0)
-    dloss = np.stack([full(d) - start for d in dec], axis=1)
+    dloss = np.stack([moved(d, 1.0, 0.0) - moved(d, 0.0, 0.0) for d in dec], axis=1)
     np.testing.assert_allclose(got.dloss, dloss, rtol=1e-9, atol=1e-10)
     assert np.abs(dloss).max() > 1e-3
 
@@ -101,7 +98,7 @@ def test_brute_force(family: Any, site: Site, _x64: None) -> None:
     assert off(got.end_slope, got.first_order) > 1e-3
 
 
-def test_single_positions_are_one_position_masks(_x64: None) -> None:
+def test_single_positions_are_one_position_masks(x64: None) -> None:
     cfg, site = llama(**F64), Site(1)
     params = random_params(cfg)
     dec, mean = directions(16)
@@ -116,7 +113,7 @@ def test_single_positions_are_one_position_masks(_x64: None) -> None:
     assert np.abs(single.dloss).min() > 1e-9
 
 
-def test_nothing_ablated_changes_nothing(_x64: None) -> None:
+def test_nothing_ablated_changes_nothing(x64: None) -> None:
     cfg = llama(**F64)
     got = ablate(random_params(cfg), cfg, Site(1), np.zeros(BATCH.tokens_bt.shape, bool))
     for values in jax.tree.leaves(got):
@@ -125,7 +122,7 @@ def test_nothing_ablated_changes_nothing(_x64: None) -> None:
     np.testing.assert_allclose(ablate(random_params(cfg), cfg, Site(1), last).dloss, 0, atol=1e-11)
 
 
-def test_mean_loss_is_the_sum_over_each_rows_length(_x64: None) -> None:
+def test_mean_loss_is_the_sum_over_each_rows_length(x64: None) -> None:
     cfg = llama(**F64)
     total, mean = (ablate(random_params(cfg), cfg, Site(1), prompt_mask(), loss=loss) for loss in ("sum", "mean"))
     lengths = np.array([[len(r.ids) - r.n_prompt] for r in ROWS])
@@ -141,7 +138,8 @@ def test_sharding_changes_nothing() -> None:
     got = ablate(shard_tree(params, LM_RULES, mesh), cfg, site, prompt_mask(), batch=shard_batch(BATCH, mesh))
     for name in ("first_order", "end_slope", "push", "end_push"):
         assert off(getattr(got, name), getattr(want, name)) < 1e-5
-    assert np.abs(got.dloss - want.dloss).max() < 1e-5 * np.abs(want.dloss).max() + 2e-5  # a difference of losses near 60
+    rounding = 2e-5  # a difference of two losses near 60
+    assert np.abs(got.dloss - want.dloss).max() < 1e-5 * np.abs(want.dloss).max() + rounding
 
 
 # ---- where first order is exact ---------------------------------------------------------------------------------------
@@ -156,10 +154,9 @@ def linear_blocks(cfg: LMConfig) -> Params:
     return {**params, "blocks": blocks}
 
 
-@pytest.mark.parametrize("site", [Site(0), Site(1, "attn_z"), Site(2)], ids=str)
-@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize(("power", "site"), [(1, Site(0)), (1, Site(1, "attn_z")), (2, Site(0))], ids=str)
 def test_first_order_is_exact_for_a_linear_loss_and_the_mean_slope_for_a_quadratic_one(
-    power: int, site: Site, _x64: None, monkeypatch: pytest.MonkeyPatch
+    power: int, site: Site, x64: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = llama(pre_norm=False, mlp_bias=True, **F64)
     params = linear_blocks(cfg)
@@ -196,7 +193,7 @@ def test_taylor_fails_by_share_or_by_sign() -> None:
     assert not taylor_fails(dloss, first, tolerance=0.7)[2]
 
 
-def test_an_edit_sees_true_positions_at_the_last_layer(_x64: None) -> None:
+def test_an_edit_sees_true_positions_at_the_last_layer(x64: None) -> None:
     """The suffix of the last layer's resid_post is empty; an edit that reads positions must get the same ones there."""
     cfg = llama(**F64)
     params = random_params(cfg)
@@ -205,13 +202,13 @@ def test_an_edit_sees_true_positions_at_the_last_layer(_x64: None) -> None:
         return x_btd + (pos_bt % 5)[..., None] * jnp.asarray(directions(16)[1])
 
     site = Site(cfg.n_layers - 1)
-    x_btd = ablation.run_prefix(params, BATCH, cfg=cfg, site=site)
-    got = ablation.suffix_loss(params, x_btd, BATCH, edit, cfg=cfg, site=site)
-    want = plain_losses(params, BATCH.tokens_bt, BATCH.completion_bt, {site: edit}, cfg=cfg)
+    x_btd = jax.jit(lambda p: ablation.run_prefix(p, BATCH, cfg=cfg, site=site))(params)
+    got = jax.jit(lambda p: ablation.suffix_loss(p, x_btd, BATCH, edit, cfg=cfg, site=site))(params)
+    want = jax.jit(lambda p: plain_losses(p, BATCH.tokens_bt, BATCH.completion_bt, {site: edit}, cfg=cfg))(params)
     np.testing.assert_allclose(got, want, rtol=1e-10)
 
 
-def test_first_order_of_an_ablation_is_the_gradient_of_added_zeros(_x64: None) -> None:
+def test_first_order_of_an_ablation_is_the_gradient_of_added_zeros(x64: None) -> None:
     """`Chain((ablate, Add(0)))` leaves the ablated loss as it is: the end gradient is taken at the ablated point."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 16)))
     dec, _ = directions(16)

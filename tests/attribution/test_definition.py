@@ -23,7 +23,17 @@ from sae_attr.hooks import Replace, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import forward
 from sae_attr.parallel import LM_RULES, make_mesh, shard_tree
-from tests.attribution._tiny import SPECIAL_IDS, VOCAB, llama, neox, off, plain_losses, quick_compile, ragged_rows, random_params
+from tests.attribution._tiny import (
+    SPECIAL_IDS,
+    VOCAB,
+    llama,
+    neox,
+    off,
+    plain_losses,
+    quick_compile,
+    ragged_rows,
+    random_params,
+)
 
 SITE = Site(1)
 ROWS = ragged_rows()

@@ -29,7 +29,7 @@ def _quick() -> Iterator[None]:
 
 
 @pytest.fixture
-def _x64() -> Iterator[None]:
+def x64() -> Iterator[None]:
     with jax.enable_x64(True):
         yield
 
@@ -50,7 +50,7 @@ def at_every_point(cfg: LMConfig) -> Callable[[Batch], SiteGradients]:
 
 
 @pytest.fixture(params=["llama", "neox"])
-def case(request: pytest.FixtureRequest, _x64: None) -> tuple[LMConfig, Params, Batch, SiteGradients]:
+def case(request: pytest.FixtureRequest, x64: None) -> tuple[LMConfig, Params, Batch, SiteGradients]:
     """A float64 model, a ragged batch and its gradients at every kind of site."""
     cfg = (llama if request.param == "llama" else neox)(**F64)
     batch = batch_of(ROWS)

@@ -1,0 +1,26 @@
+"""The miniature and one run on it, shared by all workers of a test session."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.experiments import _demo
+
+
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model, sae, pairs.jsonl and corpus.json of the demo; not to be changed, see `_demo.copied`."""
+    return _demo.once(_shared(tmp_path_factory) / "miniature", _demo.write_miniature)
+
+
+@pytest.fixture(scope="session")
+def done(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> Path:
+    """The workdir of a finished run; not to be changed, see `_demo.copied`."""
+    folder = _shared(tmp_path_factory) / "done"
+    return _demo.once(folder, lambda workdir: _demo.run(_demo.config(miniature), workdir))

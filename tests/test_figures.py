@@ -1,0 +1,75 @@
+"""Figures: the same bytes for the same numbers, in files that other programs open."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+from sae_attr.figures import ablation_figure, render
+
+
+def made(candidates: int = 4, randoms: int = 3, pearson: float = 0.5) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    groups = ["candidate"] * candidates + ["random"] * randoms
+    values = rng.normal(size=(len(groups), 2)).tolist()
+    latents = [
+        {"latent": 900 + i, "group": group, "first_order": x, "exact": y}
+        for i, (group, (x, y)) in enumerate(zip(groups, values, strict=True))
+    ]
+    single = {"first_order": rng.normal(size=9).tolist(), "exact": rng.normal(size=9).tolist()}
+    c = {"pearson": pearson, "spearman": pearson}
+    return {"latents": latents, "single": single, "correlations": {"joint": c, "single": c}}
+
+
+def test_the_same_numbers_give_the_same_bytes() -> None:
+    once, again = (render(ablation_figure(made()), made()) for _ in range(2))
+    assert once == again
+    other = made()
+    other["latents"][0]["exact"] += 0.5
+    changed = render(ablation_figure(other), other)
+    assert all(changed[suffix] != once[suffix] for suffix in once)
+
+
+def test_every_file_opens() -> None:
+    numbers = made()
+    files = render(ablation_figure(numbers), numbers)
+    assert set(files) == {"json", "svg", "png"}
+    assert json.loads(files["json"]) == numbers
+    pixels = image.imread(io.BytesIO(files["png"]))
+    assert min(pixels.shape[:2]) > 300
+    assert pixels.std() > 0.01  # not a blank page
+    root = ElementTree.fromstring(files["svg"])
+    text = " ".join(t for t in root.itertext() if t.strip())
+    assert root.tag.endswith("svg")
+    for said in ("exact mean ablation", "candidate latents", "Pearson 0.50"):
+        assert said in text
+    assert sum(str(p["latent"]) in text for p in numbers["latents"] if p["group"] == "candidate") >= 1
+
+
+def test_names_do_not_lie_on_each_other() -> None:
+    numbers = made(candidates=6, randoms=0)
+    for p in numbers["latents"][1:]:
+        p.update(first_order=0.1, exact=0.1)
+    numbers["latents"][0].update(first_order=3.0, exact=3.0)
+    text = render(ablation_figure(numbers), numbers)["svg"].decode()
+    assert ">900<" in text
+    assert sum(f">{900 + i}<" in text for i in range(1, 6)) == 1
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (1, 0), (0, 2)])
+def test_few_points_and_unknown_correlations_still_give_strict_json(counts: tuple[int, int]) -> None:
+    numbers = made(*counts, pearson=float("nan"))
+    files = render(ablation_figure(numbers), numbers)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    found = json.loads(files["json"], parse_constant=refuse)
+    assert found["correlations"]["joint"]["pearson"] is None
+    assert files["png"].startswith(b"\x89PNG")
