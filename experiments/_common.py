@@ -50,41 +50,6 @@ def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def summary_text(summary: Mapping[str, Any]) -> str:
-    """The few numbers that tell how far the ranking can be trusted."""
-    pairs, exact = summary["pairs"], summary["exact_ablation"]
-    lines = [f"{pairs['prompts']} prompts"]
-    for side in ("positive", "negative"):
-        if side in pairs:
-            p = pairs[side]
-            lines.append(
-                f"{side}: {p['completions']} completions of {p['mean_tokens']:.1f} tokens, {p['nats_per_token']:.3f} nats/token"
-            )
-    primary = summary["presets"][summary["primary"]]
-    lines.append(f"mean activation over {summary['mean']['tokens']:,} tokens, mean norm {summary['mean']['norm']:.3f}")
-    lines.append(
-        f"best latent reaches {100 * summary['bound']['best_over_bound']:.0f} % of what any direction could score"
-    )
-    stability = summary["stability"]
-    lines.append(
-        f"halves of the prompts: top overlap {stability['half_overlap']:.2f}, Spearman over the dictionary "
-        f"{stability['half_spearman']:.2f}"
-    )
-    lines.append(
-        "overlap of the top with: " + ", ".join(f"{k} {v:.2f}" for k, v in primary["overlap"].items() if k != "random")
-    )
-    lines.append(f"overlap with the same ranking around the prompts' own mean: {summary['prompt_mean_overlap']:.2f}")
-    if "joint_per_latent" in exact:
-        for name in ("joint_per_latent", "joint_per_completion", "single_position"):
-            c = exact[name]
-            lines.append(
-                f"exact ablation, {name.replace('_', ' ')}: Pearson {c['pearson']:.3f}, Spearman {c['spearman']:.3f}"
-            )
-        lines.append(f"the first-order step fails for {exact['latents_where_taylor_fails']} ablated latents (marked !)")
-    lines += [f"not computed: {name} ({why})" for name, why in summary["skipped"].items()]
-    return "\n" + "\n".join(lines)
-
-
 def run_app(main: Callable[[list[str]], None]) -> None:
     """`app.run`, with an input error as one message instead of a traceback (exit status 1)."""
     # jax tells at INFO which accelerators it did not find; that reads like an error and is none.
