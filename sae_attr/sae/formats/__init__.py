@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Unpack
 
+import numpy as np
+
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats import (
     crosscoder,
@@ -95,7 +97,9 @@ def _parts(path: str | os.PathLike[str], fmt: str, options: LoadOptions) -> Part
     local = sources.fetch(str(path)) if str(path).startswith("hf://") else Path(path)
     fmt, weights = sources.detect(local, fmt, FORMATS)
     try:
-        return _READERS[fmt](weights, options)
+        # Readers scale small vectors; NaN and infinity among them are found where the weights are read.
+        with np.errstate(all="ignore"):
+            return _READERS[fmt](weights, options)
     except (TypeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
         # A config or state dict may hold anything; the readers check what they expect, and this what they do not.
         raise ValueError(

@@ -108,12 +108,12 @@ def _normalization(path: Path, trainer: dict[str, Any], tensors: dict[str, np.nd
         if not 1 <= number <= len(NORMALIZATIONS):
             raise ValueError(f"{path}: code_normalization_id is {value}; known: 1..{len(NORMALIZATIONS)}")
         return NORMALIZATIONS[number - 1]
-    if str(said).upper() not in NORMALIZATIONS:
+    if not isinstance(said, str) or said.upper() not in NORMALIZATIONS:  # None is not "NONE"
         raise ValueError(
             f"{path}: code_normalization is {said!r}, and the gate compares code times norm; give code_normalization= "
             f"one of {', '.join(NORMALIZATIONS)} (old files of the library mean CROSSCODER)"
         )
-    return str(said).upper()
+    return said.upper()
 
 
 def _threshold(path: Path, tensors: dict[str, np.ndarray], cfg: SAEConfig, options: LoadOptions) -> np.ndarray:

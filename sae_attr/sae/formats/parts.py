@@ -129,6 +129,16 @@ def materialise(parts: Parts, dtype: str) -> SAE:
     Raises:
       ValueError: NaN or infinity in a tensor.
     """
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # what comes of it is found at the end
+        tensors = _folded(parts)
+        for name, value in tensors.items():
+            # One float64 sum is finite exactly where all its terms are, and needs no array of booleans.
+            if not np.isfinite(np.sum(value, dtype=np.float64)):
+                raise ValueError(f"{parts.path}: {name} holds NaN or infinity; fetch it again or use another SAE")
+    return SAE(**{name: jnp.asarray(value, dtype=jnp.dtype(dtype)) for name, value in tensors.items()}, cfg=parts.cfg)
+
+
+def _folded(parts: Parts) -> dict[str, np.ndarray]:
     vectors = {name: _float32(value) for name, value in parts.vectors.items()}
     scales = parts.scales or (1.0,) * len(parts.encs)
     encs = [_float32(enc) for enc in parts.encs]
@@ -147,16 +157,9 @@ def materialise(parts: Parts, dtype: str) -> SAE:
         norms = parts.code_norm(np.stack([row_norms(dec) for dec in decs]))
         # A row of zeros never passes a gate on code times norm, and no finite code passes the largest float.
         most = np.finfo(np.float32).max
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            quotient = np.where(norms > 0, vectors["threshold_n"] / norms, most)
+        quotient = np.where(norms > 0, vectors["threshold_n"] / norms, most)
         vectors["threshold_n"] = np.minimum(quotient, most).astype(np.float32)
-    tensors = {"enc_dn": enc_dn, "dec_nm": dec_nm, **vectors}
-    for name, value in tensors.items():
-        # One float64 sum is finite exactly where all its terms are, and needs no array of booleans.
-        with np.errstate(invalid="ignore"):
-            if not np.isfinite(np.sum(value, dtype=np.float64)):
-                raise ValueError(f"{parts.path}: {name} holds NaN or infinity; fetch it again or use another SAE")
-    return SAE(**{name: jnp.asarray(value, dtype=jnp.dtype(dtype)) for name, value in tensors.items()}, cfg=parts.cfg)
+    return {"enc_dn": enc_dn, "dec_nm": dec_nm, **vectors}
 
 
 def decoder_source(

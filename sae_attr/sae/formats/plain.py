@@ -27,7 +27,7 @@ _QWEN = ("W_enc", "b_enc", "W_dec", "b_dec")
 def read_goodfire(weights: Path, options: LoadOptions) -> Parts:
     """Parts of a Goodfire SAE: residual stream after the layer in its name. Errors as for `load_sae`."""
     reject_options(options, "goodfire", ("site",))
-    name = re.match(r"(Llama-[\w.]+-Instruct)-SAE-l(\d+)$", weights.stem)
+    name = re.match(r"(Llama-[\w.-]+-Instruct)-SAE-l(\d+)$", weights.stem)
     model = f"meta-llama/{name[1]}" if name else None
     return _linear(weights, "goodfire", _GOODFIRE, int(name[2]) if name else None, model, None, options)
 

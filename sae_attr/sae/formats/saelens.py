@@ -83,6 +83,9 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     fold = cfg.rescale_by_dec_norm or (batch and bool(raw.get("rescale_acts_by_decoder_norm", False)))
     vectors = {_FIELDS[name]: value for name, value in tensors.items() if name in _FIELDS}
     vectors["dec_bias_m"] = _dec_bias(raw, cfg, tensors["b_dec"]) / np.float32(scale)
+    names = [f"norm_scale={scale:g}"] * (scale != 1.0) + ["decoder norm"] * fold
+    if cfg.residual_threshold is not None:  # scaling input and output leaves tied weights as they are
+        cfg, scale = replace(cfg, residual_threshold=cfg.residual_threshold / scale), 1.0
     if cfg.gate in ("gated", "matching_pursuit"):
         vectors["enc_bias_n"] = np.zeros(cfg.n_latents, np.float32)
     if batch:
@@ -92,7 +95,6 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     factor_n = _finetuning_factor(weights, raw, tensors)
     dec = decoder_source(tensors["W_dec"], scale_n=factor_n, norm_scale=scale, unit=fold)
     # Folding the norms is exact for topk too: selection and code use pre * |row|, and the decoder divides it out again.
-    names = [f"norm_scale={scale:g}"] * (scale != 1.0) + ["decoder norm"] * fold
     cfg = replace(cfg, rescale_by_dec_norm=False, folded=tuple(names))
     enc_dn = tensors["W_dec"].T if cfg.gate == "matching_pursuit" else tensors["W_enc"]
     return Parts(weights, cfg, (dec,), (enc_dn,), vectors, scales=(scale,), fold_dec_norm=fold)
@@ -142,7 +144,7 @@ def _config(path: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray], opt
         # Missing means true. Transcoders never subtract: b_dec belongs to the output.
         subtract_b_dec=bool(raw.get("apply_b_dec_to_input", True)) and not transcoder,
         norm=_norm(path, raw, transcoder),
-        residual_threshold=_residual_threshold(path, raw, architecture),
+        **_pursuit(path, raw, architecture),
         rescale_by_dec_norm=architecture in ("topk", "abstopk")
         and bool(raw.get("rescale_acts_by_decoder_norm", False)),
         # Before version 6 the hook's name alone decided.
@@ -195,13 +197,19 @@ def _optional(architecture: str) -> tuple[str, ...]:
     return ("scaling_factor", "W_enc") if architecture == "matching_pursuit" else ("scaling_factor",)
 
 
-def _residual_threshold(path: Path, raw: dict[str, Any], architecture: str) -> float | None:
+def _pursuit(path: Path, raw: dict[str, Any], architecture: str) -> dict[str, Any]:
+    """Settings of matching pursuit, with SAELens' defaults."""
     if architecture != "matching_pursuit":
-        return None
-    value = raw.get("residual_threshold", 1e-2)  # SAELens' default
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{path.parent / CONFIG}: residual_threshold is {value!r}, not a number")
-    return float(value)
+        return {}
+    where, limit = path.parent / CONFIG, raw.get("residual_threshold", 1e-2)
+    if isinstance(limit, bool) or not isinstance(limit, int | float):
+        raise ValueError(f"{where}: residual_threshold is {limit!r}, not a number")
+    rounds = raw.get("max_iterations")
+    return {
+        "residual_threshold": float(limit),
+        "max_iterations": integer(where, raw, "d_in" if rounds is None else "max_iterations"),
+        "stop_on_duplicate_support": bool(raw.get("stop_on_duplicate_support", True)),
+    }
 
 
 def _check_shapes(path: Path, tensors: dict[str, np.ndarray], d_in: int, d_out: int, n: int) -> None:
@@ -250,8 +258,6 @@ def _norm_scale(path: Path, raw: dict[str, Any], cfg: SAEConfig, options: LoadOp
             f"{path.parent / CONFIG} says expected_average_only_in, but the factor s = sqrt(d_in) / E|x| is in no "
             f"file of the folder ({SCALER} would hold it); give it as norm_scale="
         )
-    if cfg.gate == "matching_pursuit":
-        raise ValueError(f"{path}: matching_pursuit on scaled input; the scale does not fold into tied weights")
     return positive(f"the scale of {path}", scale)
 
 
