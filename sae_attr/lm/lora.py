@@ -16,8 +16,6 @@ from sae_attr.lm.config import LMConfig
 from sae_attr.lm.sources import source_of, without_prefix
 from sae_attr.tensorfiles import read_tensors
 
-MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
-
 # Keys of adapter_config.json that plain LoRA has, or that say nothing about the result; any other that is set is refused.
 _UNDERSTOOD = {
     *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights", "bias"),
@@ -27,6 +25,12 @@ _UNDERSTOOD = {
 }
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")  # the others change the base model as well
 _KEY = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.\w+)?\.weight$")
+
+
+def adaptable(cfg: LMConfig) -> tuple[str, ...]:
+    """The linear maps of a block that an adapter may change; experts and their router are not among them."""
+    mlp = () if cfg.n_experts else ("gate", "up", "down") if cfg.gated_mlp else ("up", "down")
+    return ("q", "k", "v", "o", *mlp)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Adapter:
 
     def factors(self, cfg: LMConfig, leaf: str) -> dict[int, Factors]:
         """Layer -> what is added to it, for a leaf such as blocks/q/kernel; of fused matrices the leaf's own part."""
-        if leaf.removeprefix("blocks/").removesuffix("/kernel") not in MATRICES:
+        if leaf not in {f"blocks/{name}/kernel" for name in adaptable(cfg)}:
             return {}
         source, found = source_of(cfg, leaf), {}
         for layer in range(cfg.n_layers):
@@ -72,18 +76,18 @@ class Adapter:
         Args:
           shapes: of every leaf of the parameter tree.
         """
-        leaves = {f"blocks/{name}/kernel" for name in MATRICES} & set(shapes)
+        leaves = [f"blocks/{name}/kernel" for name in adaptable(cfg)]
         known = {_module(source_of(cfg, leaf).name, i) for leaf in leaves for i in range(cfg.n_layers)}
         lines = [f"{name}: no such matrix can be adapted here" for name in sorted(set(self.matrices) - known)]
-        for leaf in sorted(leaves):
+        for leaf in leaves:
             lines += self._misfits(cfg, leaf, shapes[leaf][1:])
         if lines:
             lines[20:] = [f"... and {len(lines) - 20} more"] if len(lines) > 20 else []
             raise ValueError(
                 f"the adapter in {self.path} does not fit this {cfg.family} model of {cfg.n_layers} layers:\n"
                 + "\n".join(lines)
-                + f"\nAdapted can be {', '.join(MATRICES)} of dense layers and the attention of layers with experts; use "
-                "the model that adapter_config.json names as base_model_name_or_path."
+                + f"\nAdapted can be {', '.join(adaptable(cfg))} of every block; use the "
+                "model that adapter_config.json names as base_model_name_or_path."
             )
 
     def _misfits(self, cfg: LMConfig, leaf: str, shape: tuple[int, ...]) -> Iterator[str]:
@@ -99,9 +103,7 @@ class Adapter:
     def stacked(self, cfg: LMConfig, dtype: str) -> dict[str, dict[str, np.ndarray]]:
         """Every adapted matrix's `a` `[l, in, r]` and `b` `[l, r, out]`; layers without it, and lower ranks, have zeros."""
         tree: dict[str, dict[str, np.ndarray]] = {}
-        for name in MATRICES:
-            if name == "gate" and not cfg.gated_mlp or (name in ("gate", "up", "down") and cfg.n_experts):
-                continue
+        for name in adaptable(cfg):
             found = self.factors(cfg, f"blocks/{name}/kernel")
             if found:
                 rank = max(factors.a.shape[1] for factors in found.values())

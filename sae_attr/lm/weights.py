@@ -60,8 +60,11 @@ def resolve_model(path: str) -> Path:
         raise ValueError(f"{hub_id!r} is no folder here and could not be fetched from the hub: {error}") from error
 
 
-def load_config(path: str, *, resid_dtype: str = "float32") -> LMConfig:
-    """`LMConfig` of a model folder or hub id, without its weights; ValueError if config.json is missing or unknown."""
+def load_config(path: str, *, resid_dtype: str = "float32", mesh: jax.sharding.Mesh | None = None) -> LMConfig:
+    """`LMConfig` of a model folder or hub id, without its weights; ValueError if config.json is missing or unknown.
+
+    With a mesh, the tokens of each `data` shard go to experts by themselves, so that no shard waits for another's.
+    """
     file = resolve_model(path) / "config.json"
     if not file.exists():
         raise ValueError(f"{file.parent} holds no config.json, so it is no Hugging Face model folder")
@@ -71,7 +74,8 @@ def load_config(path: str, *, resid_dtype: str = "float32") -> LMConfig:
         raise ValueError(f"{file} is not JSON ({error}); fetch it again") from error
     if not isinstance(found, dict):
         raise ValueError(f"{file} holds a {type(found).__name__} where an object is expected; fetch it again")
-    return replace(config_from_hf(found), resid_dtype=resid_dtype)
+    cfg = replace(config_from_hf(found), resid_dtype=resid_dtype)
+    return replace(cfg, token_groups=mesh.shape["data"]) if mesh is not None and cfg.n_experts else cfg
 
 
 def _files(folder: Path) -> list[Path]:
@@ -276,9 +280,8 @@ def load_lm(
         files, NaN or infinity, an adapter of another kind or another model.
     """
     folder = resolve_model(path)
-    cfg = load_config(str(folder), resid_dtype=resid_dtype or ("float64" if dtype == "float64" else "float32"))
-    if cfg.n_experts:
-        cfg = replace(cfg, token_groups=mesh.shape["data"])
+    resid_dtype = resid_dtype or ("float64" if dtype == "float64" else "float32")
+    cfg = load_config(str(folder), resid_dtype=resid_dtype, mesh=mesh)
     lora = load_adapter(resolve_model(adapter)) if adapter else None
     tensors, wanted = _tensors(folder), _wanted(cfg)
     _check_names(cfg, wanted, tensors, folder)
