@@ -80,9 +80,11 @@ class Experts(nn.Module):
     """A router and its experts, each an MLP of width f: a token's output is the weighted sum of its experts'.
 
     Exact and without a capacity: tokens are ordered by expert in padded blocks and a loop multiplies each block with its
-    expert's matrices. Operations: 6 d f per slot, at most 1.5 n c + e slots of n tokens with c choices each, where every
-    expert on every token would take n e. `jax.lax.ragged_dot` would take n c e on CPUs (its lowering there repeats the
-    input for each expert), and a capacity would drop tokens.
+    expert's matrices. Operations: 6 d f a slot, and again for the gradient by the input, with at most 1.5 n c slots for n
+    tokens with c choices each (1.47 for 256 tokens, 16 experts, 2 choices; no product is repeated in the backward pass).
+    Every expert on every token would take e / c times n c, and `jax.lax.ragged_dot` e times on CPUs, where its lowering
+    repeats the input for each expert: at 1024 tokens, d 256, f 512, e 16, c 2 on two busy cores 44 ms forward against 780
+    and 825.
     """
 
     cfg: LMConfig

@@ -1,6 +1,6 @@
 """Writes tests/lm/goldens/: random miniatures of transformers with random LoRA adapters, and the logits that peft gives.
 
-Command: python -m tests.lm.make_lora_goldens (torch, transformers and peft; made with torch 2.13, transformers 5.23, peft 0.21).
+Command: python -m tests.lm.make_lora_goldens, with torch, transformers and peft (here 2.13, 5.23 and 0.21).
 """
 
 from __future__ import annotations
