@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     """Defaults of `Settings`, with the inputs left to the command line."""
     config = ConfigDict()
     config.lm = placeholder(str)
+    config.adapter = placeholder(str)  # a PEFT LoRA adapter of lm
     config.lm_aligned = placeholder(str)  # second model of Δ-activation; absent: that rival is skipped, and said
     config.sae = placeholder(str)
     config.sae_format = "auto"

@@ -32,6 +32,11 @@ LM_RULES: Rules = (
     (r"blocks/(q|k|v|gate|up)/kernel", P(None, None, "model")),
     (r"blocks/(q|k|v|gate|up)/bias", P(None, "model")),
     (r"blocks/(o|down)/kernel", P(None, "model", None)),
+    (r"blocks/moe/(gate|up)", P(None, None, None, "model")),  # every expert's width, as in one MLP
+    (r"blocks/moe/(gate|up)_bias", P(None, None, "model")),
+    (r"blocks/moe/down", P(None, None, "model", None)),
+    (r"lora/(q|k|v|gate|up)/b", P(None, None, "model")),
+    (r"lora/(o|down)/a", P(None, "model", None)),
 )
 
 

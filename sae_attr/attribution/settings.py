@@ -42,6 +42,7 @@ class Settings:
 
     Args:
       lm, sae, pairs, corpus: paths or hub ids; `lm_aligned` is the second model of Δ-activation, None skips that rival.
+      adapter: folder or hub id of a PEFT LoRA adapter, which is merged into `lm` (not into `lm_aligned`).
       sae_format, sae_options: as for `load_sae`.
       site: where to read, for instance layer2.resid_post; None takes the site that the SAE's file names.
       preset: the primary ranking; the other preset is computed beside it from the same gradients.
@@ -70,6 +71,7 @@ class Settings:
     sae: str
     pairs: str
     corpus: str
+    adapter: str | None = None
     lm_aligned: str | None = None
     sae_format: str = "auto"
     sae_options: Mapping[str, Any] = field(default_factory=dict)

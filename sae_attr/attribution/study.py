@@ -48,17 +48,22 @@ class Study:
     def cfg(self) -> LMConfig:
         """The model's config, before its weights are read."""
         resid = self.settings.resid_dtype or ("float64" if self.settings.dtype == "float64" else "float32")
-        return load_config(self.settings.lm, resid_dtype=resid)
+        return load_config(self.settings.lm, resid_dtype=resid, mesh=self.mesh)
 
     @functools.cached_property
     def params(self) -> Params:
         """The model's weights on the mesh."""
-        return self.load(self.settings.lm)
+        return self.load(self.settings.lm, adapter=self.settings.adapter)
 
-    def load(self, path: str) -> Params:
-        """Weights of a model of the studied architecture."""
+    def load(self, path: str, *, adapter: str | None = None) -> Params:
+        """Weights of a model of the studied architecture, with an adapter merged into them."""
         cfg, params = load_lm(
-            path, mesh=self.mesh, dtype=self.settings.dtype, resid_dtype=self.cfg.resid_dtype, progress=self.progress
+            path,
+            mesh=self.mesh,
+            dtype=self.settings.dtype,
+            resid_dtype=self.cfg.resid_dtype,
+            adapter=adapter,
+            progress=self.progress,
         )
         self.same_architecture(path, cfg)
         return params
@@ -143,8 +148,9 @@ class Study:
 
     @functools.cached_property
     def lm_key(self) -> str:
-        """Names the model by its files' contents: pairs that it sampled carry it as their sampler."""
-        return fingerprint(resolve_model(self.settings.lm))
+        """Names the model, with its adapter, by its files' contents: pairs that it sampled carry it as their sampler."""
+        name, adapter = fingerprint(resolve_model(self.settings.lm)), self.settings.adapter
+        return digest([name, fingerprint(resolve_model(adapter))]) if adapter else name
 
     @functools.cached_property
     def aligned_key(self) -> str:
@@ -168,7 +174,7 @@ class Study:
             raise ValueError("float64 needs JAX_ENABLE_X64=1 in the environment; without it JAX has no float64")
         next(iter(read_corpus(self.settings.corpus)))
         if self.settings.lm_aligned:
-            self.same_architecture(self.settings.lm_aligned, load_config(self.settings.lm_aligned))
+            self.same_architecture(self.settings.lm_aligned, load_config(self.settings.lm_aligned, mesh=self.mesh))
         _ = self.encoded, self.decoder
         if weights:
             _ = self.params

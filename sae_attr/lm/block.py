@@ -11,15 +11,9 @@ from flax import linen as nn
 from flax import struct
 
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.mlp import Experts, activation, wide
 
 Tap = Callable[[str, jax.Array], jax.Array]
-
-_ACT: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-}
 
 
 @struct.dataclass
@@ -47,11 +41,6 @@ class LayerFacts:
 def no_tap(point: str, x: jax.Array) -> jax.Array:
     """The tap of a layer that is neither read nor changed."""
     return x
-
-
-def wide(x: jax.Array) -> jax.Array:
-    """`x` in float32, or in float64 where it already is: the precision of norms, softmax and log-probabilities."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class Norm(nn.Module):
@@ -83,8 +72,17 @@ def rotate(x_bthc: jax.Array, cos_btm: jax.Array, sin_btm: jax.Array) -> jax.Arr
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
 
-def attend(q_bthc: jax.Array, k_bskc: jax.Array, v_bskc: jax.Array, mask_bts: jax.Array, softcap: float) -> jax.Array:
+def attend(
+    q_bthc: jax.Array,
+    k_bskc: jax.Array,
+    v_bskc: jax.Array,
+    mask_bts: jax.Array,
+    softcap: float,
+    sinks_h: jax.Array | None = None,
+) -> jax.Array:
     """Grouped-query attention, softmax in float32; returns `[b, t, h, c]`.
+
+    `sinks_h`: one more logit per head, which takes its share of the softmax and adds nothing.
 
     The products have their batch axes first and the softmax is normalised after the second one, on c numbers a query
     instead of s: on two CPU cores a tenth less time for a whole gradient of GPT-2's shape at 256 tokens.
@@ -96,9 +94,17 @@ def attend(q_bthc: jax.Array, k_bskc: jax.Array, v_bskc: jax.Array, mask_bts: ja
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = scores + jnp.where(mask_bts, 0, jnp.finfo(scores.dtype).min)[:, None, None]
-    powers = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    if sinks_h is not None:
+        sinks_kg11 = wide(sinks_h).reshape(k_bksc.shape[1], -1, 1, 1)
+        top = jnp.maximum(top, sinks_kg11)
+    top = jax.lax.stop_gradient(top)
+    powers = jnp.exp(scores - top)
+    total = jnp.sum(powers, axis=-1, keepdims=True)
+    if sinks_h is not None:
+        total = total + jnp.exp(sinks_kg11 - top)
     z_bkgtc = jnp.einsum("bkgts,bksc->bkgtc", powers.astype(v_bksc.dtype), v_bksc)
-    z_bkgtc = (z_bkgtc / jnp.sum(powers, axis=-1, keepdims=True)).astype(v_bksc.dtype)
+    z_bkgtc = (z_bkgtc / total).astype(v_bksc.dtype)
     return jnp.moveaxis(z_bkgtc, 3, 1).reshape(b, t, h, c)
 
 
@@ -108,8 +114,13 @@ class Block(nn.Module):
     cfg: LMConfig
     dtype: Any = jnp.float32
 
-    def _dense(self, features: int, bias: bool, name: str) -> nn.Dense:
-        return nn.Dense(features, use_bias=bias, dtype=self.dtype, name=name)
+    def _dense(self, x: jax.Array, features: int, bias: bool, name: str) -> jax.Array:
+        """A linear map, and beside it the adapter that the collection "lora" may hold for it: x W + (x A) B."""
+        out = nn.Dense(features, use_bias=bias, dtype=self.dtype, name=name)(x)
+        if not self.has_variable("lora", name):
+            return out
+        lora = self.get_variable("lora", name)
+        return out + (x @ lora["a"].astype(self.dtype)) @ lora["b"].astype(self.dtype)
 
     def _norm(self, name: str, out_dtype: Any = None) -> Norm:
         return Norm(self.cfg, out_dtype or self.dtype, name=name)
@@ -134,9 +145,9 @@ class Block(nn.Module):
     def _attention(self, h_btd: jax.Array, ctx: Context, facts: LayerFacts, tap: Tap) -> jax.Array:
         cfg = self.cfg
         b, t, _ = h_btd.shape
-        q = self._dense(cfg.n_heads * cfg.head_dim, cfg.qkv_bias, "q")(h_btd)
-        k = self._dense(cfg.n_kv_heads * cfg.head_dim, cfg.qkv_bias, "k")(h_btd)
-        v = self._dense(cfg.n_kv_heads * cfg.head_dim, cfg.qkv_bias, "v")(h_btd)
+        q = self._dense(h_btd, cfg.n_heads * cfg.head_dim, cfg.qkv_bias, "q")
+        k = self._dense(h_btd, cfg.n_kv_heads * cfg.head_dim, cfg.qkv_bias, "k")
+        v = self._dense(h_btd, cfg.n_kv_heads * cfg.head_dim, cfg.qkv_bias, "v")
         if cfg.qk_norm == "all":
             q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
         q, k, v = (x.reshape(b, t, -1, cfg.head_dim) for x in (q, k, v))
@@ -146,15 +157,15 @@ class Block(nn.Module):
             cos, sin = ctx.cos_rbtm[facts.rope], ctx.sin_rbtm[facts.rope]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         mask = ctx.mask_bts if ctx.gap_bts is None else ctx.mask_bts & (ctx.gap_bts < facts.window)
-        z = attend(q * jnp.asarray(cfg.query_scale, q.dtype), k, v, mask, cfg.attn_softcap)
+        sinks_h = self.param("sinks", nn.initializers.zeros, (cfg.n_heads,)) if cfg.sinks else None
+        z = attend(q * jnp.asarray(cfg.query_scale, q.dtype), k, v, mask, cfg.attn_softcap, sinks_h)
         z = tap("attn_z", z.reshape(b, t, -1))
-        return self._dense(cfg.d_model, cfg.out_bias, "o")(z)
+        return self._dense(z, cfg.d_model, cfg.out_bias, "o")
 
     def _mlp(self, h_btd: jax.Array, tap: Tap) -> jax.Array:
         cfg = self.cfg
-        up_btf = self._dense(cfg.d_mlp, cfg.mlp_bias, "up")(h_btd)
-        if cfg.gated_mlp:
-            hidden_btf = _ACT[cfg.act](self._dense(cfg.d_mlp, cfg.mlp_bias, "gate")(h_btd)) * up_btf
-        else:
-            hidden_btf = _ACT[cfg.act](up_btf)
-        return self._dense(cfg.d_model, cfg.mlp_bias, "down")(tap("mlp_hidden", hidden_btf))
+        if cfg.n_experts:
+            return Experts(cfg, self.dtype, name="moe")(h_btd)
+        up_btf = self._dense(h_btd, cfg.d_mlp, cfg.mlp_bias, "up")
+        gate_btf = self._dense(h_btd, cfg.d_mlp, cfg.mlp_bias, "gate") if cfg.gated_mlp else None
+        return self._dense(tap("mlp_hidden", activation(cfg, gate_btf, up_btf)), cfg.d_model, cfg.mlp_bias, "down")

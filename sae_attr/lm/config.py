@@ -2,71 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from sae_attr.lm.rope import Rope, rope_from_hf
 
 NO_WINDOW = 2**30  # "attends to everything", as an integer that can ride the scan
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary position embedding of some layers: which frequencies, and by how much attention is scaled with them.
-
-    Kinds: `default`, `linear` (position interpolation), `llama3` (Llama 3.1's wavelength-dependent scaling), `yarn`
-    (Peng et al. 2023) and `longrope` (Ding et al. 2024; short or long factors by the length of the row).
-    """
-
-    dim: int
-    theta: float
-    kind: str = "default"
-    factor: float = 1.0
-    original_len: int = 0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    attention_factor: float = 1.0
-    short_factor: tuple[float, ...] = ()
-    long_factor: tuple[float, ...] = ()
-
-    def inv_freq(self, long: bool = False) -> np.ndarray:
-        """Inverse frequencies `[dim / 2]`, float64; `long` chooses longrope's factors for long rows."""
-        base = self.theta ** (np.arange(0, self.dim, 2, dtype=np.float64) / self.dim)
-        return _SCALED[self.kind](self, 1.0 / base, long)
-
-
-def _llama3(rope: Rope, inv: np.ndarray, long: bool) -> np.ndarray:
-    wavelength = 2 * math.pi / inv
-    blend = (rope.original_len / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    blend = np.clip(blend, 0.0, 1.0)  # 0: long wavelengths, divided by the factor; 1: short ones, untouched
-    return (1 - blend) * inv / rope.factor + blend * inv
-
-
-def _yarn(rope: Rope, inv: np.ndarray, long: bool) -> np.ndarray:
-    def dim_of(rotations: float) -> float:
-        span = rope.original_len / (rotations * 2 * math.pi)
-        return rope.dim * math.log(span) / (2 * math.log(rope.theta))
-
-    low, high = dim_of(rope.beta_fast), dim_of(rope.beta_slow)
-    if rope.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, rope.dim - 1)
-    ramp = np.clip((np.arange(rope.dim // 2) - low) / max(high - low, 0.001), 0, 1)
-    return inv / rope.factor * ramp + inv * (1 - ramp)
-
-
-_SCALED: Mapping[str, Callable[[Rope, np.ndarray, bool], np.ndarray]] = {
-    "default": lambda rope, inv, long: inv,
-    "linear": lambda rope, inv, long: inv / rope.factor,
-    "llama3": _llama3,
-    "yarn": _yarn,
-    "longrope": lambda rope, inv, long: inv / np.asarray(rope.long_factor if long else rope.short_factor),
-}
 
 
 @dataclass(frozen=True)
@@ -75,7 +17,8 @@ class LMConfig:
 
     Shapes: `d_model` residual width d, `d_mlp` f, `n_heads` h, `n_kv_heads` k, `head_dim`, `vocab` v. `ropes` and
     `rope_of_layer` / `window_of_layer` hold what differs between layers, so that layers can share one scanned body.
-    `resid_dtype` is the residual stream's; weights have the dtype they were loaded in.
+    `resid_dtype` is the residual stream's; weights have the dtype they were loaded in. With experts, `mlp_bias` is theirs
+    and the router's.
     """
 
     family: str
@@ -99,6 +42,13 @@ class LMConfig:
     mlp_bias: bool = False
     act: str = "silu"
     gated_mlp: bool = True
+    glu_limit: float = 0.0  # gpt-oss clips gate and up (act "clipped_glu")
+    glu_alpha: float = 1.0
+    n_experts: int = 0  # 0: one MLP; otherwise experts of width d_mlp behind a router
+    n_chosen: int = 0  # experts of a token
+    norm_chosen: bool = True  # weights of a token's experts sum to 1
+    token_groups: int = 1  # rows go to the experts in so many groups, one per `data` shard; no number depends on it
+    sinks: bool = False  # a logit per head that takes part in the softmax and has no value (gpt-oss)
     learned_pos: bool = False
     ropes: tuple[Rope, ...] = ()
     rope_of_layer: tuple[int, ...] = ()
@@ -133,59 +83,16 @@ _ACTS = {
 }
 
 
-def _rope(hf: Mapping[str, Any], params: Mapping[str, Any], head_dim: int, theta: float) -> Rope:
-    """One `Rope` from a `rope_parameters` / `rope_scaling` entry of either spelling."""
-    kind = params.get("rope_type", params.get("type", "default")) or "default"
-    kind = {"su": "longrope", "mrope": "default"}.get(kind, kind)
-    if kind not in _SCALED:
-        raise ValueError(f"rope type {kind!r} is not implemented; known: {', '.join(_SCALED)}")
-    partial = params.get("partial_rotary_factor", hf.get("partial_rotary_factor", hf.get("rotary_pct", 1.0)))
-    # Phi-3 keeps the original length outside the entry; where both are given transformers takes that one.
-    original = hf.get("original_max_position_embeddings") or params.get("original_max_position_embeddings")
-    original = original or hf.get("max_position_embeddings", 0)
-    factor = params.get("factor")
-    if factor is None and kind in ("linear", "llama3", "yarn"):
-        raise ValueError(f"rope type {kind!r} needs a factor, which config.json lacks; take it from the original")
-    if factor is None and kind == "longrope":
-        factor = hf["max_position_embeddings"] / original
-    attention = params.get("attention_factor")
-    if attention is None:
-        attention = _attention_factor(kind, factor, original, params)
-    names = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "truncate")
-    extra: dict[str, Any] = {name: params[name] for name in names if params.get(name) is not None}
-    extra |= {name: tuple(params.get(name) or ()) for name in ("short_factor", "long_factor")}
-    theta = float(params.get("rope_theta", theta))
-    dim = int(head_dim * partial)
-    if kind == "longrope" and {len(extra["short_factor"]), len(extra["long_factor"])} != {dim // 2}:
-        raise ValueError(
-            f"longrope: short_factor and long_factor have {len(extra['short_factor'])} and {len(extra['long_factor'])} "
-            f"entries, but {dim} channels are rotated, which makes {dim // 2}; take config.json from the original"
-        )
-    return Rope(dim, theta, kind, float(factor or 1.0), int(original), attention_factor=attention, **extra)
-
-
-def _attention_factor(kind: str, factor: float | None, original: int, params: Mapping[str, Any]) -> float:
-    """By how much cos and sin grow: 1, LongRoPE's sqrt(1 + ln s / ln L) or YaRN's 0.1 ln s + 1."""
-    if not factor or factor <= 1 or kind not in ("longrope", "yarn"):
-        return 1.0
-    if kind == "longrope":
-        return math.sqrt(1 + math.log(factor) / math.log(original))
-    mscale, mscale_all = params.get("mscale"), params.get("mscale_all_dim")
-    if mscale and mscale_all:
-        return (0.1 * mscale * math.log(factor) + 1) / (0.1 * mscale_all * math.log(factor) + 1)
-    return 0.1 * math.log(factor) + 1
-
-
 def _ropes(hf: Mapping[str, Any], head_dim: int, types: tuple[str, ...]) -> dict[str, Any]:
     """`ropes` and `rope_of_layer`, from the flat or the per-layer-type spelling, or Gemma 3's older pair of keys."""
     new, theta = hf.get("rope_parameters"), hf.get("rope_theta", hf.get("rotary_emb_base", 10000.0))
     if new and all(isinstance(v, Mapping) or v is None for v in new.values()):
-        by_type = {kind: _rope(hf, params or {}, head_dim, theta) for kind, params in new.items()}
+        by_type = {kind: rope_from_hf(hf, params or {}, head_dim, theta) for kind, params in new.items()}
     else:
-        main = _rope(hf, new or hf.get("rope_scaling") or {}, head_dim, theta)
+        main = rope_from_hf(hf, new or hf.get("rope_scaling") or {}, head_dim, theta)
         by_type = {kind: main for kind in set(types)}
         if "rope_local_base_freq" in hf and "sliding_attention" in by_type:
-            by_type["sliding_attention"] = _rope(hf, {}, head_dim, hf["rope_local_base_freq"])
+            by_type["sliding_attention"] = rope_from_hf(hf, {}, head_dim, hf["rope_local_base_freq"])
     ropes = tuple(dict.fromkeys(by_type[kind] for kind in types))
     return {"ropes": ropes, "rope_of_layer": tuple(ropes.index(by_type[kind]) for kind in types)}
 
@@ -200,9 +107,11 @@ def _layer_types(hf: Mapping[str, Any], n_layers: int) -> tuple[str, ...]:
     if family.startswith("gemma3"):
         period = hf.get("sliding_window_pattern", hf.get("_sliding_window_pattern", 6))
         sliding = [(layer + 1) % period != 0 for layer in range(n_layers)]
-    elif family == "gemma2":
+    elif family in ("gemma2", "gpt_oss"):
         sliding = [layer % 2 == 0 for layer in range(n_layers)]
-    elif family.startswith("qwen"):
+    elif family == "qwen3_moe":
+        sliding = [bool(hf.get("use_sliding_window"))] * n_layers
+    elif family in ("qwen2", "qwen3"):
         first = hf.get("max_window_layers", n_layers) if hf.get("use_sliding_window") else n_layers
         sliding = [layer >= first for layer in range(n_layers)]
     else:
@@ -326,15 +235,67 @@ def _gpt2(hf: Mapping[str, Any]) -> LMConfig:
     )
 
 
+def _mixtral(hf: Mapping[str, Any]) -> LMConfig:
+    return _llama_like(hf, n_experts=hf["num_local_experts"], n_chosen=hf["num_experts_per_tok"])
+
+
+def _qwen3(hf: Mapping[str, Any], **fields: Any) -> LMConfig:
+    bias = bool(hf.get("attention_bias", False))
+    return _llama_like(hf, qk_norm="head", qkv_bias=bias, out_bias=bias, **fields)
+
+
+def _qwen3_moe(hf: Mapping[str, Any]) -> LMConfig:
+    """Layers must share one scanned body, so they have experts all or none."""
+    n_experts = hf.get("num_experts") or hf.get("num_local_experts") or 0
+    dense, step, layers = set(hf.get("mlp_only_layers") or ()), hf["decoder_sparse_step"], hf["num_hidden_layers"]
+    sparse = [n_experts > 0 and layer not in dense and (layer + 1) % step == 0 for layer in range(layers)]
+    if any(sparse) != all(sparse):
+        raise ValueError(
+            f"decoder_sparse_step={step} and mlp_only_layers={sorted(dense)} give experts to {sum(sparse)} of {layers} "
+            "layers; a model that mixes both kinds is not implemented, only all or none"
+        )
+    if not any(sparse):
+        return _qwen3(hf)
+    return _qwen3(
+        hf,
+        d_mlp=hf["moe_intermediate_size"],
+        n_experts=n_experts,
+        n_chosen=hf["num_experts_per_tok"],
+        norm_chosen=bool(hf["norm_topk_prob"]),
+    )
+
+
+def _gpt_oss(hf: Mapping[str, Any]) -> LMConfig:
+    yarn = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}
+    if not hf.get("rope_parameters") and not hf.get("rope_scaling"):
+        hf = {**hf, "rope_scaling": yarn}  # what the architecture does where its config is silent
+    if _act(hf["hidden_act"]) != "silu":
+        raise ValueError(f"gpt_oss with hidden_act {hf['hidden_act']!r} is not implemented; only silu is")
+    bias = bool(hf["attention_bias"])
+    return _llama_like(
+        hf,
+        qkv_bias=bias,
+        out_bias=bias,
+        mlp_bias=True,
+        act="clipped_glu",
+        glu_limit=float(hf["swiglu_limit"]),
+        glu_alpha=float(hf["swiglu_alpha"]),
+        n_experts=hf["num_local_experts"],
+        n_chosen=hf["num_experts_per_tok"],
+        sinks=True,
+    )
+
+
 _FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], LMConfig]] = {
     "gpt2": _gpt2,
     "gpt_neox": _gpt_neox,
     "llama": _llama,
     "mistral": _llama,
     "qwen2": lambda hf: _llama_like(hf, qkv_bias=True),
-    "qwen3": lambda hf: _llama_like(
-        hf, qk_norm="head", qkv_bias=hf.get("attention_bias", False), out_bias=hf.get("attention_bias", False)
-    ),
+    "qwen3": _qwen3,
+    "qwen3_moe": _qwen3_moe,
+    "mixtral": _mixtral,
+    "gpt_oss": _gpt_oss,
     "gemma2": _gemma,
     "gemma3_text": _gemma,
     "olmo2": lambda hf: _llama_like(hf, pre_norm=False, post_norm=True, qk_norm="all"),
@@ -346,6 +307,33 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "gpt2": {"vocab_size": 50257},
     "gpt_neox": {"rotary_pct": 0.25},
     "mistral": {"sliding_window": 4096, "num_key_value_heads": 8},
+    "mixtral": {
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+    "gpt_oss": {
+        "head_dim": 64,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 150000.0,
+        "sliding_window": 128,
+        "hidden_act": "silu",
+        "attention_bias": True,
+        "num_experts_per_tok": 4,
+        "swiglu_alpha": 1.702,
+        "swiglu_limit": 7.0,
+    },
+    "qwen3_moe": {
+        "num_key_value_heads": 4,
+        "sliding_window": 4096,
+        "decoder_sparse_step": 1,
+        "moe_intermediate_size": 768,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": False,
+    },
     "phi3": {"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096},
     "qwen2": {"sliding_window": 4096, "max_window_layers": 28},
     "olmo2": {"rms_norm_eps": 1e-5},

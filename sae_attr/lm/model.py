@@ -11,8 +11,9 @@ import numpy as np
 from flax import struct
 
 from sae_attr.hooks import Edit, Site
-from sae_attr.lm.block import Block, Context, LayerFacts, Norm, Tap, no_tap, wide
+from sae_attr.lm.block import Block, Context, LayerFacts, Norm, Tap, no_tap
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.mlp import wide
 
 Params = dict[str, Any]
 
@@ -33,6 +34,11 @@ def check_site(cfg: LMConfig, site: Site) -> None:
         )
     if site.point == "resid_mid" and cfg.parallel_residual:
         raise ValueError(f"site {site}: a {cfg.family} block adds attention and MLP in parallel and has no resid_mid")
+    if site.point == "mlp_hidden" and cfg.n_experts:
+        raise ValueError(
+            f"site {site}: the hidden units of a {cfg.family} model belong to {cfg.n_experts} experts and only some run "
+            "for a token; choose mlp_in or mlp_out"
+        )
 
 
 def _params_dtype(params: Params) -> Any:
@@ -111,7 +117,8 @@ def forward(
     """Runs the blocks of `span` on tokens, or on a stored residual stream, with edits applied and sites kept.
 
     Args:
-      params: `{embed, pos?, blocks, final_norm, head?}`; every leaf of `blocks` has the layers as its first axis.
+      params: `{embed, pos?, blocks, final_norm, head?, lora?}`; every leaf of `blocks` and of `lora`, an adapter that was
+        kept apart, has the layers as its first axis.
       tokens_bt: token ids `[b, t]`; may be None if `x_btd` is given.
       pos_bt: positions; default 0, 1, ... along the row (right padding).
       valid_bt: False where a token is padding and may not be attended to.
@@ -142,6 +149,8 @@ def forward(
 
     def run(x: jax.Array, layer: Any, tap: Tap = no_tap) -> jax.Array:
         variables = {"params": _layer(params["blocks"], layer)}
+        if "lora" in params:
+            variables["lora"] = _layer(params["lora"], layer)
         return block.apply(variables, x, ctx, _facts(cfg, layer), tap)  # type: ignore[return-value]
 
     # Products are kept, the rest is cheap to repeat: plain reverse mode would also keep a copy of every sliced weight.

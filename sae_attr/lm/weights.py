@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,134 +19,17 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from sae_attr.lm.config import LMConfig, config_from_hf
+from sae_attr.lm.lora import Adapter, Factors, load_adapter
 from sae_attr.lm.model import Params, init_params
-from sae_attr.parallel import LM_RULES, spec_for
+from sae_attr.lm.mxfp4 import join_packed
+from sae_attr.lm.sources import as_is, source_of, transposed, without_prefix
+from sae_attr.parallel import LM_RULES, shard_tree, spec_for
 from sae_attr.tensorfiles import read_tensors
 
-Read = Callable[[np.ndarray, LMConfig], np.ndarray]
 CHUNK_BYTES = 8 << 20  # weights are streamed in pieces of about this size; larger ones were no faster
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where one leaf of one layer comes from: a tensor's name without prefixes, and the view of it that we store."""
-
-    name: str
-    read: Read = lambda w, cfg: w
-
-
-def _transposed(w: np.ndarray, cfg: LMConfig) -> np.ndarray:
-    return w.T
-
-
-def _interleaved(part: int) -> Read:
-    """GPT-NeoX keeps (head, [q, k, v], channel) in one matrix."""
-
-    def read(w: np.ndarray, cfg: LMConfig) -> np.ndarray:
-        view = w.reshape(cfg.n_heads, 3, cfg.head_dim, *w.shape[1:])[:, part]
-        return view.reshape(cfg.n_heads * cfg.head_dim, *w.shape[1:]).T
-
-    return read
-
-
-def _conv1d(part: int) -> Read:
-    """GPT-2's Conv1D is [in, out] with q, k and v side by side along the outputs."""
-    return lambda w, cfg: w[..., part * cfg.d_model : (part + 1) * cfg.d_model if part < 2 else None]
-
-
-def _fused_qkv(part: int) -> Read:
-    """Phi-3's qkv_proj is [q rows, k rows, v rows]; v takes all that is left, so that its shape tells of too many."""
-
-    def read(w: np.ndarray, cfg: LMConfig) -> np.ndarray:
-        heads = np.cumsum([0, cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads]) * cfg.head_dim
-        return w[heads[part] : heads[part + 1] if part < 2 else None].T
-
-    return read
-
-
-def _linear(ours: str, theirs: str, read: Read = _transposed) -> dict[str, Source]:
-    bias: Read = (lambda w, cfg: w) if read is _transposed else read
-    return {f"{ours}/kernel": Source(f"{theirs}.weight", read), f"{ours}/bias": Source(f"{theirs}.bias", bias)}
-
-
-def _norm(ours: str, theirs: str) -> dict[str, Source]:
-    return {f"{ours}/scale": Source(f"{theirs}.weight"), f"{ours}/bias": Source(f"{theirs}.bias")}
-
-
-def _as_is(w: np.ndarray, cfg: LMConfig) -> np.ndarray:
-    return w
-
-
-_OUTER = {
-    "embed/table": Source("embed_tokens.weight"),
-    "head/table": Source("lm_head.weight"),
-    **_norm("final_norm", "norm"),
-}
-_LLAMA = {
-    **_OUTER,
-    **_norm("attn_norm", "layers.{}.input_layernorm"),
-    **_norm("mlp_norm", "layers.{}.post_attention_layernorm"),
-    **_norm("q_norm", "layers.{}.self_attn.q_norm"),
-    **_norm("k_norm", "layers.{}.self_attn.k_norm"),
-    **_linear("q", "layers.{}.self_attn.q_proj"),
-    **_linear("k", "layers.{}.self_attn.k_proj"),
-    **_linear("v", "layers.{}.self_attn.v_proj"),
-    **_linear("o", "layers.{}.self_attn.o_proj"),
-    **_linear("gate", "layers.{}.mlp.gate_proj"),
-    **_linear("up", "layers.{}.mlp.up_proj"),
-    **_linear("down", "layers.{}.mlp.down_proj"),
-}
-_POST_NORMS = {
-    **_norm("attn_post_norm", "layers.{}.post_attention_layernorm"),
-    **_norm("mlp_norm", "layers.{}.pre_feedforward_layernorm"),
-    **_norm("mlp_post_norm", "layers.{}.post_feedforward_layernorm"),
-}
-_PHI3 = {
-    **_LLAMA,
-    **{f"{n}/kernel": Source("layers.{}.self_attn.qkv_proj.weight", _fused_qkv(i)) for i, n in enumerate("qkv")},
-    "gate/kernel": Source("layers.{}.mlp.gate_up_proj.weight", lambda w, cfg: w[: cfg.d_mlp].T),
-    "up/kernel": Source("layers.{}.mlp.gate_up_proj.weight", lambda w, cfg: w[cfg.d_mlp :].T),
-}
-_GPT2 = {
-    "embed/table": Source("wte.weight"),
-    "pos/table": Source("wpe.weight"),
-    "head/table": Source("lm_head.weight"),
-    **_norm("final_norm", "ln_f"),
-    **_norm("attn_norm", "h.{}.ln_1"),
-    **_norm("mlp_norm", "h.{}.ln_2"),
-    **_linear("q", "h.{}.attn.c_attn", _conv1d(0)),
-    **_linear("k", "h.{}.attn.c_attn", _conv1d(1)),
-    **_linear("v", "h.{}.attn.c_attn", _conv1d(2)),
-    **_linear("o", "h.{}.attn.c_proj", _as_is),
-    **_linear("up", "h.{}.mlp.c_fc", _as_is),
-    **_linear("down", "h.{}.mlp.c_proj", _as_is),
-}
-_NEOX = {
-    "embed/table": Source("embed_in.weight"),
-    "head/table": Source("embed_out.weight"),
-    **_norm("final_norm", "final_layer_norm"),
-    **_norm("attn_norm", "layers.{}.input_layernorm"),
-    **_norm("mlp_norm", "layers.{}.post_attention_layernorm"),
-    **_linear("q", "layers.{}.attention.query_key_value", _interleaved(0)),
-    **_linear("k", "layers.{}.attention.query_key_value", _interleaved(1)),
-    **_linear("v", "layers.{}.attention.query_key_value", _interleaved(2)),
-    **_linear("o", "layers.{}.attention.dense"),
-    **_linear("up", "layers.{}.mlp.dense_h_to_4h"),
-    **_linear("down", "layers.{}.mlp.dense_4h_to_h"),
-}
-_SOURCES: Mapping[str, Mapping[str, Source]] = {
-    "gpt2": _GPT2,
-    "gpt_neox": _NEOX,
-    "phi3": _PHI3,
-    "gemma2": {**_LLAMA, **_POST_NORMS},
-    "gemma3_text": {**_LLAMA, **_POST_NORMS},
-    "olmo2": {**_LLAMA, **_POST_NORMS},
-}
-
-# Checkpoints differ in what stands before a tensor's name, and carry buffers that are computed, not learnt.
-_PREFIXES = re.compile(
-    r"^(model\.language_model\.|language_model\.model\.|language_model\.|model\.|transformer\.|gpt_neox\.)"
-)
+# Buffers that are computed, not learnt, and the parts of multimodal models that are not the language model.
 _NOT_WEIGHTS = re.compile(
     r"rotary_emb\.|\.attn\.(masked_)?bias$|attention\.(masked_)?bias$|vision_|multi_modal_projector"
 )
@@ -165,15 +48,23 @@ def resolve_model(path: str) -> Path:
         raise ValueError(f"{path!r} is neither a folder here nor a hub id owner/name[@revision]; check --config.lm")
     import huggingface_hub  # slow to import, and not needed for local folders
 
-    patterns = ["*.json", "*.safetensors", "*.jinja"]
+    wanted = ["*.json", "*.safetensors", "*.jinja", "adapter_model.bin"]
+    copies = ["*/*", "consolidated*"]  # the same weights again in the layout of their authors
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, revision=revision or None, allow_patterns=patterns))
+        return Path(
+            huggingface_hub.snapshot_download(
+                hub_id, revision=revision or None, allow_patterns=wanted, ignore_patterns=copies
+            )
+        )
     except Exception as error:
         raise ValueError(f"{hub_id!r} is no folder here and could not be fetched from the hub: {error}") from error
 
 
-def load_config(path: str, *, resid_dtype: str = "float32") -> LMConfig:
-    """`LMConfig` of a model folder or hub id, without its weights; ValueError if config.json is missing or unknown."""
+def load_config(path: str, *, resid_dtype: str = "float32", mesh: jax.sharding.Mesh | None = None) -> LMConfig:
+    """`LMConfig` of a model folder or hub id, without its weights; ValueError if config.json is missing or unknown.
+
+    With a mesh, the tokens of each `data` shard go to experts by themselves, so that no shard waits for another's.
+    """
     file = resolve_model(path) / "config.json"
     if not file.exists():
         raise ValueError(f"{file.parent} holds no config.json, so it is no Hugging Face model folder")
@@ -183,7 +74,8 @@ def load_config(path: str, *, resid_dtype: str = "float32") -> LMConfig:
         raise ValueError(f"{file} is not JSON ({error}); fetch it again") from error
     if not isinstance(found, dict):
         raise ValueError(f"{file} holds a {type(found).__name__} where an object is expected; fetch it again")
-    return replace(config_from_hf(found), resid_dtype=resid_dtype)
+    cfg = replace(config_from_hf(found), resid_dtype=resid_dtype)
+    return replace(cfg, token_groups=mesh.shape["data"]) if mesh is not None and cfg.n_experts else cfg
 
 
 def _files(folder: Path) -> list[Path]:
@@ -197,8 +89,8 @@ def _files(folder: Path) -> list[Path]:
     return [whole] if whole.exists() else sorted(folder.glob("*.safetensors"))
 
 
-def _tensors(folder: Path) -> dict[str, np.ndarray]:
-    """Every tensor of the folder's safetensors files as a memory map, under its name without prefixes."""
+def _tensors(folder: Path) -> dict[str, Any]:
+    """Every tensor of the folder's safetensors files as a memory map, under its name without prefixes; MXFP4 joined."""
     files = _files(folder)
     absent = [file.name for file in files if not file.exists()]
     if absent or not files:
@@ -208,8 +100,8 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
     for file in files:
         for name, tensor in read_tensors(file).items():
             if not _NOT_WEIGHTS.search(name):
-                tensors[_PREFIXES.sub("", name)] = tensor
-    return tensors
+                tensors[without_prefix(name)] = tensor
+    return join_packed(tensors)
 
 
 def _wanted(cfg: LMConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -219,13 +111,18 @@ def _wanted(cfg: LMConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return {"/".join(str(k.key) for k in path): leaf for path, leaf in leaves}
 
 
-def _source(cfg: LMConfig, leaf: str) -> Source:
-    return _SOURCES.get(cfg.family, _LLAMA)[leaf.removeprefix("blocks/")]
+def _places(cfg: LMConfig, leaf: str) -> list[tuple[tuple[int, ...], str]]:
+    """What fills a leaf: its first indices (none, a layer, or a layer and an expert) and a tensor's name."""
+    source = source_of(cfg, leaf)
+    if not leaf.startswith("blocks/"):
+        return [((), source.name)]
+    experts = range(cfg.n_experts if source.per_expert else 1)
+    at = lambda i, j: (i, j) if source.per_expert else (i,)
+    return [(at(i, j), source.name.format(i, j)) for i in range(cfg.n_layers) for j in experts]
 
 
 def _names(cfg: LMConfig, leaf: str) -> list[str]:
-    name = _source(cfg, leaf).name
-    return [name.format(i) for i in range(cfg.n_layers)] if leaf.startswith("blocks/") else [name]
+    return list(dict.fromkeys(name for _, name in _places(cfg, leaf)))
 
 
 def _check_names(cfg: LMConfig, wanted: Mapping[str, Any], tensors: Mapping[str, np.ndarray], folder: Path) -> None:
@@ -242,12 +139,14 @@ def _check_names(cfg: LMConfig, wanted: Mapping[str, Any], tensors: Mapping[str,
         )
 
 
-def _view(cfg: LMConfig, leaf: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _view(
+    cfg: LMConfig, leaf: str, tensors: Mapping[str, Any], name: str, at: tuple[int, ...], shape: tuple[int, ...]
+) -> np.ndarray:
     """What a leaf takes of a tensor; ValueError if that has another shape than config.json asks for."""
     try:
-        view = _source(cfg, leaf).read(tensor, cfg)
-    except ValueError:  # it cannot be cut into heads
-        view = tensor
+        view = source_of(cfg, leaf).view(tensors, name, at[-1] if at else 0, cfg)
+    except (ValueError, IndexError):  # it cannot be cut into heads or experts
+        view = tensors[name]
     if view.shape != shape:
         raise ValueError(
             f"{leaf} should be {shape} by config.json, but the file has {view.shape}; take both from one model"
@@ -260,18 +159,20 @@ class _Piece:
     """A part of a leaf that is small enough for the host: the same cut out of every device's shard.
 
     Args:
-      view: the file's tensor as the leaf takes it, a layer of a stacked leaf as `[1, ...]`.
+      view: the file's tensor as the leaf takes it, a layer of a stacked leaf as `[1, ...]`, an expert's as `[1, 1, ...]`.
       start: first element in `view`, within a shard.
       size: elements of one shard, per axis.
       shard: shape of a device's shard of `view`.
-      layer: index along the leaf's first axis, 0 for a leaf that is not stacked.
+      at: where it goes in a shard of the leaf.
+      factors: an adapter's matrices for this layer, whose product is added.
     """
 
     view: np.ndarray
     start: tuple[int, ...]
     size: tuple[int, ...]
     shard: tuple[int, ...]
-    layer: int
+    at: tuple[int, ...]
+    factors: Factors | None = None
 
     def put(self, sharding: jax.NamedSharding, dtype: str) -> jax.Array:
         """The piece on its devices: one array whose shards are the devices' cuts."""
@@ -280,7 +181,10 @@ class _Piece:
         def cut(index: Any) -> np.ndarray:
             number = [(s.start or 0) // size for s, size in zip(index, self.size)]
             first = [n * part + start for n, part, start in zip(number, self.shard, self.start)]
-            block = self.view[tuple(slice(a, a + size) for a, size in zip(first, self.size))]
+            slices = tuple(slice(a, a + size) for a, size in zip(first, self.size))
+            block = self.view[slices]
+            if self.factors is not None:
+                block = block.astype(np.float64) + self.factors.product(*slices[1:])
             return np.ascontiguousarray(block).astype(dtype, copy=False)
 
         whole = tuple(size * n for size, n in zip(self.size, parts))
@@ -288,22 +192,25 @@ class _Piece:
 
 
 def _pieces(
-    cfg: LMConfig, leaf: str, tensors: Mapping[str, np.ndarray], shape: tuple[int, ...], sharding: jax.NamedSharding
+    cfg: LMConfig,
+    leaf: str,
+    tensors: Mapping[str, Any],
+    shape: tuple[int, ...],
+    sharding: jax.NamedSharding,
+    adapter: Adapter | None = None,
 ) -> Iterator[_Piece]:
-    """A leaf in pieces of about `CHUNK_BYTES`, a layer at a time, along the axis that is outermost in the file."""
-    stacked = leaf.startswith("blocks/")
-    shard = sharding.shard_shape(shape)
-    shard = (1, *shard[1:]) if stacked else shard
-    for i, name in enumerate(_names(cfg, leaf)):
-        view = _view(cfg, leaf, tensors[name], shape[1:] if stacked else shape)
-        view = view[None] if stacked else view
-        axis = int(np.argmax(view.strides))
+    """A leaf in pieces of about `CHUNK_BYTES`, a layer or expert at a time, along the axis outermost in the file."""
+    factors = adapter.factors(cfg, leaf) if adapter else {}
+    for at, name in _places(cfg, leaf):
+        view = _view(cfg, leaf, tensors, name, at, shape[len(at) :])[(None,) * len(at)]
+        shard = (*view.shape[: len(at)], *sharding.shard_shape(shape)[len(at) :])
+        axis = int(np.argmax(view.strides[len(at) :])) + len(at) if view.ndim > len(at) else 0
         step = max(1, min(shard[axis], CHUNK_BYTES * shard[axis] // max(1, view.nbytes)))
         size = (*shard[:axis], step, *shard[axis + 1 :])
         starts = [*range(0, shard[axis] - step, step), shard[axis] - step]  # the last may overlap: one program for all
-        for at in starts:
-            start = tuple(at if k == axis else 0 for k in range(len(shard)))
-            yield _Piece(view, start, size, shard, i if stacked else 0)
+        for first in starts:
+            start = tuple(first if k == axis else 0 for k in range(len(shard)))
+            yield _Piece(view, start, size, shard, (*at, *start[len(at) :]), factors.get(at[0]) if at else None)
 
 
 @lru_cache(maxsize=256)
@@ -335,8 +242,7 @@ def _stream(
     start, fill = _programs(shape, dtype, sharding)
     buffer, finite = start()
     for piece in pieces:
-        at = np.array([piece.layer + piece.start[0], *piece.start[1:]], np.int32)
-        buffer, finite = fill(buffer, finite, piece.put(sharding, dtype), at)
+        buffer, finite = fill(buffer, finite, piece.put(sharding, dtype), np.array(piece.at, np.int32))
         finite.block_until_ready()  # otherwise pieces are read faster than they are placed, and pile up
     if not bool(finite):
         raise ValueError(
@@ -351,6 +257,8 @@ def load_lm(
     mesh: jax.sharding.Mesh,
     dtype: str = "float32",
     resid_dtype: str | None = None,
+    adapter: str | None = None,
+    merge: bool = True,
     progress: bool = True,
 ) -> tuple[LMConfig, Params]:
     """Config and parameters of a Hugging Face folder or hub id, each weight on the devices that `LM_RULES` gives it.
@@ -362,16 +270,23 @@ def load_lm(
       mesh: axes `data` and `model`.
       dtype: of the weights and of matrix products: float32, bfloat16 or float64 (under x64).
       resid_dtype: of the residual stream; default float32, float64 for float64 weights.
+      adapter: folder or hub id of a PEFT LoRA adapter of this model.
+      merge: add it to the weights, in float64 before they are rounded to `dtype`; otherwise its factors are kept apart
+        in `params["lora"]`, where they can be differentiated, scaled or taken out.
       progress: show a bar.
 
     Raises:
       ValueError: missing or unexpected weights (listed with - and +), shapes that contradict config.json, truncated
-        files, NaN or infinity.
+        files, NaN or infinity, an adapter of another kind or another model.
     """
     folder = resolve_model(path)
-    cfg = load_config(str(folder), resid_dtype=resid_dtype or ("float64" if dtype == "float64" else "float32"))
+    resid_dtype = resid_dtype or ("float64" if dtype == "float64" else "float32")
+    cfg = load_config(str(folder), resid_dtype=resid_dtype, mesh=mesh)
+    lora = load_adapter(resolve_model(adapter)) if adapter else None
     tensors, wanted = _tensors(folder), _wanted(cfg)
     _check_names(cfg, wanted, tensors, folder)
+    if lora:
+        lora.check(cfg, {leaf: want.shape for leaf, want in wanted.items()})
     params: Params = {}
     for leaf, want in tqdm(wanted.items(), desc="load weights", unit="leaf", disable=not progress):
         *outer, last = leaf.split("/")
@@ -379,8 +294,10 @@ def load_lm(
         for key in outer:
             node = node.setdefault(key, {})
         sharding = jax.NamedSharding(mesh, spec_for(leaf, want.shape, LM_RULES, mesh))
-        pieces = _pieces(cfg, leaf, tensors, want.shape, sharding)
+        pieces = _pieces(cfg, leaf, tensors, want.shape, sharding, lora if merge else None)
         node[last] = _stream(leaf, pieces, want.shape, sharding, dtype)
+    if lora and not merge:
+        params |= shard_tree({"lora": lora.stacked(cfg, dtype)}, LM_RULES, mesh)
     return cfg, params
 
 
@@ -391,21 +308,25 @@ def save_lm(folder: Path, hf: Mapping[str, Any], params: Params) -> None:
       hf: config.json of the model, from which `params` were made.
 
     Raises:
-      ValueError: a family whose file format joins matrices (GPT-2, GPT-NeoX, Phi-3).
+      ValueError: a family whose file format joins matrices (GPT-2, GPT-NeoX, Phi-3) or has experts; an adapter apart.
     """
     cfg = config_from_hf(hf)
+    if cfg.n_experts:
+        raise ValueError(f"saving a {cfg.family} model is not implemented: it has experts")
+    if "lora" in params:
+        raise ValueError(
+            "these parameters keep an adapter apart, which the folder has no place for; merge it on loading"
+        )
     tensors: dict[str, np.ndarray] = {}
     for leaf in _wanted(cfg):
-        read = _source(cfg, leaf).read
+        read = source_of(cfg, leaf).read
         value = np.asarray(functools.reduce(lambda tree, key: tree[key], leaf.split("/"), params))
         layers = value if leaf.startswith("blocks/") else [value]
         for name, layer in zip(_names(cfg, leaf), layers, strict=True):
-            if name in tensors or (
-                layer.ndim == 2 and read not in (_transposed, _as_is) and leaf.startswith("blocks/")
-            ):
+            if name in tensors or (layer.ndim == 2 and read not in (transposed, as_is) and leaf.startswith("blocks/")):
                 raise ValueError(f"saving a {cfg.family} model is not implemented: {name} joins several matrices")
             tensors[f"model.{name}".replace("model.lm_head", "lm_head")] = np.ascontiguousarray(
-                layer.T if read is _transposed else layer
+                layer.T if read is transposed else layer
             )
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
