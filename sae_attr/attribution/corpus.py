@@ -14,7 +14,7 @@ from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward
 from sae_attr.parallel import shard_batch, to_host
-from sae_attr.sae.model import SAE, encode
+from sae_attr.sae.model import SAE, code_scale, decode, encode
 
 CorpusBatch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens_bt, valid_bt, counted_bt
 
@@ -75,6 +75,59 @@ def mean_activation(
     return MeanActivation(total_d / tokens, total_norm / tokens, tokens)
 
 
+@dataclass(frozen=True, eq=False)
+class CodeStatistics:
+    """An SAE on `tokens` counted corpus positions.
+
+    `rate_n`: share of positions on which a latent fires. `mean_n`: mean of its contribution z · scale_t (the code itself
+    unless the SAE has a norm per token). `error_m`: mean of the reconstruction error a_t − SAE(a_t). All float32.
+    """
+
+    rate_n: np.ndarray
+    mean_n: np.ndarray
+    error_m: np.ndarray
+    tokens: int
+
+
+def code_statistics(
+    params: Params,
+    work: Iterable[CorpusBatch],
+    sae: SAE,
+    *,
+    cfg: LMConfig,
+    site: Site,
+    mesh: jax.sharding.Mesh,
+    read: Site | None = None,
+    progress: bool = False,
+) -> CodeStatistics:
+    """`CodeStatistics` over the counted positions of a corpus; sums are float64 on the host.
+
+    Args:
+      site: what the SAE reconstructs.
+      read: what it encodes; None: the same site. A transcoder reads another one.
+    """
+    read = read or site
+
+    def sums(p: Params, s: SAE, tokens: jax.Array, valid: jax.Array, counted: jax.Array) -> tuple[jax.Array, ...]:
+        span, keep = (0, max(site.layer, read.layer) + 1), (site, read)
+        acts = forward(p, tokens, cfg=cfg, valid_bt=valid, keep=keep, span=span).acts
+        codes_btn = encode(s, acts[read])
+        fires_n = jnp.sum((codes_btn != 0) & counted[..., None], axis=(0, 1))
+        weight_btn = jnp.where(counted[..., None], code_scale(s, acts[read]), 0)
+        error_btm = acts[site] - decode(s, codes_btn, acts[read])
+        error_m = jnp.sum(jnp.where(counted[..., None], error_btm, 0), axis=(0, 1))
+        return fires_n, jnp.sum(codes_btn * weight_btn, axis=(0, 1)), error_m
+
+    step, tokens = jax.jit(sums), 0
+    totals = [np.zeros(size) for size in (sae.cfg.n_latents, sae.cfg.n_latents, sae.cfg.d_out)]
+    for batch in tqdm(work, desc="firing rates", unit="batch", disable=not progress):
+        for total, value in zip(totals, step(params, sae, *shard_batch(batch, mesh)), strict=True):
+            total += to_host(value).astype(np.float64)
+        tokens += int(batch[2].sum())
+    rate_n, mean_n, error_m = ((total / max(tokens, 1)).astype(np.float32) for total in totals)
+    return CodeStatistics(rate_n, mean_n, error_m, tokens)
+
+
 def firing_rates(
     params: Params,
     work: Iterable[CorpusBatch],
@@ -86,17 +139,8 @@ def firing_rates(
     progress: bool = False,
 ) -> tuple[np.ndarray, int]:
     """Share of counted corpus positions on which each latent fires, float32 `[n]`, and the number of positions."""
-
-    def count(p: Params, s: SAE, tokens: jax.Array, valid: jax.Array, counted: jax.Array) -> jax.Array:
-        codes_btn = encode(s, site_acts(p, tokens, valid, cfg=cfg, site=site))
-        return jnp.sum((codes_btn != 0) & counted[..., None], axis=(0, 1))
-
-    step = jax.jit(count)
-    total_n, tokens = np.zeros(sae.cfg.n_latents, np.int64), 0
-    for batch in tqdm(work, desc="firing rates", unit="batch", disable=not progress):
-        total_n += to_host(step(params, sae, *shard_batch(batch, mesh))).astype(np.int64)
-        tokens += int(batch[2].sum())
-    return (total_n / max(tokens, 1)).astype(np.float32), tokens
+    codes = code_statistics(params, work, sae, cfg=cfg, site=site, mesh=mesh, progress=progress)
+    return codes.rate_n, codes.tokens
 
 
 def weighted_codes(

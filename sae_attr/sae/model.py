@@ -175,6 +175,17 @@ def reconstruct(sae: SAE, x: jax.Array) -> jax.Array:
     return decode(sae, encode(sae, x), x)
 
 
+def code_rows(sae: SAE) -> jax.Array:
+    """What one unit of each code adds to the output before its scale, `[n, d_out]`: rows of the decoder as it is used."""
+    return unit_decoder(sae.dec_nm) if sae.cfg.rescale_by_dec_norm else sae.dec_nm
+
+
+def code_scale(sae: SAE, x: jax.Array) -> jax.Array:
+    """The factor `[..., 1]` by which `decode` multiplies a token's codes: 1 unless the SAE has a norm per token."""
+    x, _ = _flat(sae, x)
+    return jnp.broadcast_to(jnp.asarray(_norm(sae.cfg, x)[2], x.dtype), (*x.shape[:-1], 1))
+
+
 def unit_decoder(dec_nm: jax.Array) -> jax.Array:
     """Decoder rows divided by their norm, `[n, m]`, at least float32; a row of zeros stays zero."""
     dec_nm = jnp.asarray(dec_nm)
@@ -242,10 +253,7 @@ def _gate(sae: SAE, pre_bn: jax.Array) -> jax.Array:
 
 def _linear(sae: SAE, codes: jax.Array) -> jax.Array:
     """`codes @ dec + bias`, before the norm is undone."""
-    dec_nm = sae.dec_nm
-    if sae.cfg.rescale_by_dec_norm:
-        dec_nm = unit_decoder(dec_nm)
-    return _dot(codes, dec_nm) + sae.dec_bias_m.astype(codes.dtype)
+    return _dot(codes, code_rows(sae)) + sae.dec_bias_m.astype(codes.dtype)
 
 
 def _norm(cfg: SAEConfig, x: jax.Array) -> tuple[jax.Array, jax.Array | float, jax.Array | float]:
