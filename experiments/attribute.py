@@ -257,7 +257,7 @@ def start(config: ConfigDict, workdir: epath.Path, *, show: int = 0, allow_chang
       show: print what is scored of this many rows, and stop.
       allow_change: use a workdir that was made with another config.
     """
-    settings, mesh = settings_of(config), parallel.make_mesh(config.mesh)
+    settings, mesh = settings_of(config), parallel.make_mesh(str(config.mesh))
     study = Study(settings, Store(workdir / "store", writer=parallel.is_main()), mesh, parallel.is_main())
     first = parallel.from_main(not (workdir / "config.json").exists())  # a later run may need no weights at all
     study.check(weights=first and not show)

@@ -11,7 +11,7 @@ from flax import struct
 from sae_attr.data import Batch
 from sae_attr.hooks import Add, Edit, Site
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.loss import completion_loss, target_nll
+from sae_attr.lm.loss import check_loss, completion_loss, target_nll
 from sae_attr.lm.model import Params, forward
 from sae_attr.lm.rules import PLAIN, Rules
 
@@ -55,6 +55,7 @@ def act_and_grad(
     Raises:
       ValueError: unknown loss, a site outside the model, or an edit at one of `sites`.
     """
+    check_loss(loss)
     edits = dict(edits or {})
     both = sorted(set(edits) & set(sites))
     if both:

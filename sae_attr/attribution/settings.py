@@ -8,7 +8,7 @@ from typing import Any
 
 from sae_attr.attribution.scores import SIDES
 from sae_attr.data import EXCLUDABLE, SCOPES
-from sae_attr.lm.loss import LOSSES
+from sae_attr.lm.loss import check_loss
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise ValueError(f"preset {self.preset!r} is unknown; choose one of {', '.join(PRESETS)}")
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss {self.loss!r} is unknown; choose one of {', '.join(LOSSES)}")
+        check_loss(self.loss)
         if unknown := set(self.exclude or ()) - EXCLUDABLE:
             raise ValueError(f"exclude {sorted(unknown)[0]!r} is unknown; choose of {', '.join(sorted(EXCLUDABLE))}")
         for name in ("top", "batch_size", "corpus_tokens", "firing_tokens", "corpus_batch", "bootstrap"):

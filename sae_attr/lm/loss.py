@@ -43,7 +43,12 @@ def completion_loss(nll_bc: jax.Array, target_valid_bc: jax.Array, loss: str = "
 
     Raises ValueError for another name than `sum` or `mean`.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"loss {loss!r} is unknown; choose one of {', '.join(LOSSES)}")
+    check_loss(loss)
     total_b = jnp.sum(nll_bc, axis=1)
     return total_b if loss == "sum" else total_b / jnp.maximum(jnp.sum(target_valid_bc, axis=1), 1)
+
+
+def check_loss(loss: str) -> None:
+    """Raises ValueError for another name than `sum` or `mean`."""
+    if loss not in LOSSES:
+        raise ValueError(f"loss {loss!r} is unknown; choose one of {', '.join(LOSSES)}")

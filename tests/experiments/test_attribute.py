@@ -229,6 +229,7 @@ def test_what_stages_do_not_depend_on_computes_none_of_the_dear_ones(
     assert loaded(run(config(miniature, **changes), again, allow_change=True)) >= STAGES - {"ablation"}
 
 
+@pytest.mark.slow
 def test_batch_size_and_mesh_do_not_change_the_ranking(done: Path, miniature: Path, tmp_path: Path) -> None:
     found = run(config(miniature, batch_size=12, corpus_batch=12, mesh="data=2,model=2"), tmp_path / "w")
     assert loaded(found) == set()

@@ -1,0 +1,127 @@
+"""From pre-activations to codes: one function per gate, all `(sae, pre, z) -> codes`.
+
+`pre` are the pre-activations `[..., n]`, biases included, and `z` is what the encoder matrix multiplied `[..., d]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from sae_attr.sae.model import SAE
+
+
+def relu(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
+    """`max(pre, 0)`."""
+    return jax.nn.relu(pre)
+
+
+def identity(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
+    """The pre-activations themselves."""
+    return pre
+
+
+def jumprelu(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
+    """`max(pre, 0)` where `pre` is strictly above its threshold; with thresholds `[streams, n]` once per stream."""
+    threshold_n = _like(sae.threshold_n, pre)
+    pre = pre[..., None, :] if threshold_n.ndim == 2 else pre
+    return jnp.where(pre > threshold_n, jax.nn.relu(pre), 0)
+
+
+def gated(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
+    """Rajamanoharan et al. 2024 (arXiv:2404.16014): gate and magnitude share enc_dn up to the factor exp(r_mag)."""
+    bias_n, scale_n = _like(sae.mag_bias_n, pre), jnp.exp(_like(sae.mag_scale_n, pre))
+    is_open = pre + _like(sae.gate_bias_n, pre) > 0
+    return jnp.where(is_open, jax.nn.relu(pre * scale_n + bias_n), 0)
+
+
+def topk(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
+    """The k largest pre-activations, relu after the selection.
+
+    SAELens selects before the relu, sparsify after it: the codes are the same, since only positive values survive.
+    """
+    return jax.nn.relu(topk_raw(sae, pre, z))
+
+
+def topk_raw(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
+    """The k largest pre-activations, of either sign."""
+    rank, pre = _ranked(sae, pre)
+    return _keep(rank, pre, sae.cfg.k or 0)
+
+
+def abs_topk(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
+    """The k pre-activations of largest absolute value, with their sign."""
+    rank, pre = _ranked(sae, pre)
+    return _keep(jnp.abs(rank), pre, sae.cfg.k or 0)
+
+
+def groupmax(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
+    """The largest of each of k groups of neighbouring latents, relu first (sparsify)."""
+    rank, pre = _ranked(sae, pre)
+    groups = jax.nn.relu(rank).reshape(*rank.shape[:-1], sae.cfg.k or 1, -1)
+    largest = jax.nn.one_hot(jnp.argmax(groups, axis=-1), groups.shape[-1], dtype=bool)
+    return jnp.where(largest.reshape(rank.shape), jax.nn.relu(pre), 0)
+
+
+def matching_pursuit(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
+    """Greedy pursuit with tied weights, as SAELens has it: the best latent takes its projection from what is left.
+
+    A token is done when the latents in use no longer change, or less than `residual_threshold` is left. Each round
+    before the last adds a latent, so there are at most n + 1. No reverse-mode gradient: the number of rounds is open.
+    """
+    dec_nm, limit = sae.dec_nm.astype(z.dtype), sae.cfg.residual_threshold or 0.0
+    n = dec_nm.shape[0]
+
+    def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        rest, codes, done = state
+        scores = jax.nn.relu(jnp.matmul(rest, dec_nm.T, precision="highest"))
+        best = jnp.argmax(scores, axis=-1)
+        value = jnp.where(done, 0, jnp.take_along_axis(scores, best[:, None], axis=-1)[:, 0])
+        rest = rest - value[:, None] * dec_nm[best]
+        after = codes + value[:, None] * jax.nn.one_hot(best, n, dtype=codes.dtype)
+        stable = ((after != 0) == (codes != 0)).all(-1)
+        return rest, after, done | stable | (jnp.linalg.norm(rest, axis=-1) < limit)
+
+    flat = z.reshape(-1, z.shape[-1])
+    start = flat, jnp.zeros((flat.shape[0], n), z.dtype), jnp.zeros(flat.shape[0], bool)
+    codes = jax.lax.while_loop(lambda state: ~state[2].all(), step, start)[1]
+    return codes.reshape(pre.shape)
+
+
+GATES: dict[str, Callable[[SAE, jax.Array, jax.Array], jax.Array]] = {
+    "relu": relu, "identity": identity, "jumprelu": jumprelu, "gated": gated, "topk": topk, "topk_raw": topk_raw,
+    "abs_topk": abs_topk, "groupmax": groupmax, "matching_pursuit": matching_pursuit,
+}  # fmt: skip
+
+
+def safe_norm(x: jax.Array) -> jax.Array:
+    """Norm over the last axis, kept as size 1, whose gradient at zero is zero and not NaN."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    squares = jnp.sum(x * x, axis=-1, keepdims=True)
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+
+
+def _ranked(sae: SAE, pre: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What the selection compares, and what it keeps."""
+    if not (sae.cfg.rescale_by_dec_norm or sae.cfg.select_by_dec_norm):
+        return pre, pre
+    rank = pre * safe_norm(sae.dec_nm)[..., 0].astype(pre.dtype)
+    return rank, rank if sae.cfg.rescale_by_dec_norm else pre
+
+
+def _keep(rank: jax.Array, values: jax.Array, k: int) -> jax.Array:
+    _, latents = jax.lax.top_k(rank, k)
+    kept = jnp.take_along_axis(values, latents, axis=-1)
+    return jnp.put_along_axis(jnp.zeros_like(values), latents, kept, axis=-1, inplace=False)
+
+
+def _like(value_n: Any, x: jax.Array) -> jax.Array:
+    if value_n is None:
+        raise ValueError(
+            "the SAE lacks a tensor of its gate: jumprelu needs threshold_n, gated needs gate_ and mag_ ones"
+        )
+    return value_n.astype(x.dtype)
