@@ -19,6 +19,7 @@ from sae_attr.attribution.candidates import (
     ablation_summary,
     candidate_columns,
     preset_ranking,
+    reconstruction_error,
     rivals,
     stability,
 )
@@ -58,10 +59,11 @@ def settings_of(config: ConfigDict) -> Settings:
 def run(study: Study, workdir: epath.Path) -> dict[str, Any]:
     """All stages and files of one attribution run; returns what result.json holds."""
     mean, mean_result = mean_stage(study)
-    table, gradient_result = gradient_stage(study)
-    rates_n, firing_result = firing_stage(study)
+    table, gradient_result = gradient_stage(study, mean, mean_result.key)
+    codes, firing_result = firing_stage(study)
+    rates_n = codes.rate_n
     keys = {"mean": mean_result.key, "gradients": gradient_result.key}
-    score_result = score_stage(study, table, mean, keys)
+    score_result = score_stage(study, table, mean, codes, {**keys, "firing": firing_result.key})
     scores = score_result.arrays
     presets = study.settings.presets()
     rankings = {preset.name: preset_ranking(study, preset, table, mean, scores) for preset in presets}
@@ -83,7 +85,7 @@ def run(study: Study, workdir: epath.Path) -> dict[str, Any]:
     for preset in presets:
         rest = {**{k: v for k, v in rankings.items() if k != preset.name}, **others}
         columns, about[preset.name] = candidate_columns(
-            study, rankings[preset.name], preset, table, mean, scores, rates_n, rest
+            study, rankings[preset.name], preset, table, mean, scores, codes, rest
         )
         _fill_dense(dense, preset, rankings[preset.name], columns)
         columns = _with_exact(columns, ablated)
@@ -105,6 +107,7 @@ def run(study: Study, workdir: epath.Path) -> dict[str, Any]:
         ),
         "bound": {k: score_result.meta[k] for k in ("bound", "best_over_bound")},
         "exact_ablation": exact,
+        "reconstruction_error": reconstruction_error(study, presets[0], table, mean, codes, scores),
         "pairs": _pair_facts(study, table),
         "mean": {"tokens": mean.tokens, "norm": mean.norm, "firing_tokens": firing_result.meta["tokens"]},
         "skipped": score_result.meta["skipped"],
@@ -125,7 +128,7 @@ def run(study: Study, workdir: epath.Path) -> dict[str, Any]:
 
 def _fill_dense(dense: dict[str, Any], preset: Preset, ranking: Ranking, columns: Mapping[str, np.ndarray]) -> None:
     """Arrays that the dense limit left out, in place: what is known of candidates (and of the pool), NaN elsewhere."""
-    known = {side: (ranking.latents_k, columns[side]) for side in ("active", "quadrant")}
+    known = {side: (ranking.latents_k, columns[side]) for side in ("active", "quadrant", "encoder")}
     if preset.sides in known:
         known[preset.sides] = (np.arange(len(ranking.scores_n)), ranking.scores_n)
     for side, (latents, values) in known.items():
@@ -222,6 +225,12 @@ def _warnings(study: Study, facts: Mapping[str, Any]) -> list[str]:
             f"positives have {sides[0]:.1f} tokens and negatives {sides[1]:.1f}: with a summed loss and completion tokens in "
             "the scope this difference leaks into Δ; compare with loss=mean"
         )
+    if study.settings.gradient == "integrated" and len(scopes) > 1:
+        scope = study.settings.presets()[0].tokens
+        out.append(
+            f"integrated gradients move the positions of the primary preset's scope {scope!r}; presets of other scopes use "
+            "the same gradients"
+        )
     if "negative" not in facts:
         out.append("no record has a negative: this is the plain mean of δ, not a difference")
     return out
@@ -231,6 +240,8 @@ def _choices(study: Study) -> dict[str, Any]:
     """Everything that the method leaves open, as it was chosen here."""
     return {
         "site": str(study.site),
+        "encoded_site": str(study.read_site),
+        "gradient": _gradient(study),
         "excluded_tokens": sorted(study.exclude) or "padding only",
         "prepend_bos": "as the tokenizer does" if study.prepend_bos is None else study.prepend_bos,
         "decoder_rows": "scaled to unit norm",
@@ -241,6 +252,15 @@ def _choices(study: Study) -> dict[str, Any]:
         "sae": vars(study.sae_cfg),
         "settings": vars(study.settings),
     }
+
+
+def _gradient(study: Study) -> dict[str, Any]:
+    """What stood for g_t in δ."""
+    s = study.settings
+    if s.gradient == "integrated":
+        scope = s.presets()[0].tokens
+        return {"name": "integrated", "form": "joint", "steps": s.gradient_steps, "rule": "midpoint", "moved": scope}
+    return {"name": s.gradient, "backward_rules": sorted(s.rules)}
 
 
 def _show(rows: list[Row], study: Study, count: int) -> None:

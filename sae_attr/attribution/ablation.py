@@ -57,9 +57,7 @@ def suffix_loss(
     return completion_loss(nll_bc, batch.target_valid_bc, loss)
 
 
-def suffix_nll(
-    params: Params, x_btd: jax.Array, batch: Batch, edit: Edit, *, cfg: LMConfig, site: Site
-) -> jax.Array:
+def suffix_nll(params: Params, x_btd: jax.Array, batch: Batch, edit: Edit, *, cfg: LMConfig, site: Site) -> jax.Array:
     """Nats of the completion's tokens `[b, c]` from a stored prefix, with an edit at the site."""
     start, at = suffix_start(site)
     if start == cfg.n_layers:

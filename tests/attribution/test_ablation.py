@@ -162,7 +162,7 @@ def test_first_order_is_exact_for_a_linear_loss_and_the_mean_slope_for_a_quadrat
     params = linear_blocks(cfg)
     reader = np.random.default_rng(0).standard_normal(16)
 
-    def nll(params: Params, hidden: jax.Array, tokens: Any, target: Any, valid: Any, *, cfg: LMConfig) -> jax.Array:
+    def nll(params: Params, hidden: jax.Array, tokens: Any, target: Any, valid: Any, **options: Any) -> jax.Array:
         before = jnp.take_along_axis(hidden, jnp.maximum(target - 1, 0)[..., None], axis=1)
         return jnp.where(valid, (before @ reader) ** power, 0)
 

@@ -31,7 +31,7 @@ from tests.experiments._demo import (
 LATENTS, TOP = 256, 30
 STAGES = {"mean", "gradients", "firing", "scores", "ablation"}
 FINITE = (
-    *("delta", "se", "low", "high", "consistency", "both", "active", "quadrant", "gated", "projection", "gradient"),
+    *("delta", "se", "low", "high", "consistency", "both", "active", "quadrant", "gated", "encoder", "projection", "gradient"),
     *("firing_rate", "token_cosine", *(f"from_{role}" for role in ROLES if role != "pad")),
 )
 FILES = {"latents.csv": "prompt", "latents_recommended.csv": "all"}
@@ -87,7 +87,7 @@ def test_a_table_is_sorted_whole_and_finite(done: Path, name: str) -> None:
 def test_the_tables_numbers_are_those_of_scores(done: Path, name: str) -> None:
     rows, arrays, scope = table(done / name), scores(done), FILES[name]
     latents = numbers(rows, "latent").astype(int)
-    same = {side: f"{side}_{scope}" for side in ("both", "active", "quadrant", "gated")}
+    same = {side: f"{side}_{scope}" for side in ("both", "active", "quadrant", "gated", "encoder")}
     same |= {"delta": f"{SIDES[name]}_{scope}", "projection": f"projection_{scope}", "firing_rate": "firing_rate"}
     for column, key in same.items():
         want = arrays[key][latents]
@@ -108,7 +108,7 @@ def test_shares_by_role_add_up_to_delta(done: Path, name: str) -> None:
 
 def test_scores_hold_one_number_per_latent(done: Path) -> None:
     arrays = scores(done)
-    scoped = {f"{kind}_{scope}" for kind in ("both", "gated", "gradient", "projection", "active", "quadrant")
+    scoped = {f"{kind}_{scope}" for kind in ("both", "gated", "gradient", "projection", "active", "quadrant", "encoder")
               for scope in ("prompt", "all")}  # fmt: skip
     alone = {"positive_only", "both_prompt_mean", "both_half0", "both_half1", "delta_projection", "delta_code"}
     assert set(arrays) == scoped | alone | {"firing_rate"}
