@@ -14,9 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app
+from ml_collections import ConfigDict
 
 import sae_attr
+from sae_attr.attribution.settings import Settings
+from sae_attr.attribution.study import Study
 
+OTHER_KEYS = ("mesh", "compare")  # keys of a config that are no settings of a study
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "scipy", "tokenizers", "safetensors")
 
 
@@ -48,6 +52,45 @@ def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     kwargs: dict[str, Any] = dict(arrays)
     np.savez(buffer, **kwargs)
     return buffer.getvalue()
+
+
+def settings_of(config: ConfigDict) -> Settings:
+    """`Settings` from the config; a ValueError names what is missing or unknown."""
+    values = {k: v for k, v in config.to_dict().items() if k not in OTHER_KEYS}
+    absent = [k for k in ("lm", "sae", "pairs", "corpus") if not values.get(k)]
+    if absent:
+        raise ValueError(f"the config lacks {', '.join(absent)}; add " + " ".join(f"--config.{k}=PATH" for k in absent))
+    if values["exclude"] is not None:
+        values["exclude"] = tuple(values["exclude"])
+    values["sae_options"] = {k: v for k, v in values["sae_options"].items() if v is not None}
+    return Settings(**values)
+
+
+def choices(study: Study) -> dict[str, Any]:
+    """Everything that the method leaves open, as it was chosen here."""
+    return {
+        "site": str(study.site),
+        "encoded_site": str(study.read_site),
+        "gradient": gradient_choice(study),
+        "excluded_tokens": sorted(study.exclude) or "padding only",
+        "prepend_bos": "as the tokenizer does" if study.prepend_bos is None else study.prepend_bos,
+        "decoder_rows": "scaled to unit norm",
+        "mean": "mean activation of the studied model over the corpus, same mask as δ",
+        "order": "mean over a completion's tokens, difference within the prompt, mean over prompts; signed, descending",
+        "context": study.context,
+        "corpus_context": study.corpus_context,
+        "sae": vars(study.sae_cfg),
+        "settings": vars(study.settings),
+    }
+
+
+def gradient_choice(study: Study) -> dict[str, Any]:
+    """What stood for g_t in δ."""
+    s = study.settings
+    if s.gradient == "integrated":
+        scope = s.presets()[0].tokens
+        return {"name": "integrated", "form": "joint", "steps": s.gradient_steps, "rule": "midpoint", "moved": scope}
+    return {"name": s.gradient, "backward_rules": sorted(s.rules)}
 
 
 def summary_text(summary: Mapping[str, Any]) -> str:

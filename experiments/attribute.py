@@ -24,7 +24,7 @@ from sae_attr.attribution.candidates import (
     stability,
 )
 from sae_attr.attribution.ranking import Ranking, overlap, random_matched, rank
-from sae_attr.attribution.settings import Preset, Settings
+from sae_attr.attribution.settings import Preset
 from sae_attr.attribution.stages import firing_stage, gradient_stage, mean_stage, score_stage
 from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import TokenTable
@@ -42,18 +42,6 @@ WORKDIR = flags.DEFINE_string(
 SHOW_TOKENS = flags.DEFINE_integer("show_tokens", 0, "Print exactly what is scored of this many rows, and stop.")
 ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Use a workdir that was made with another config.")
 PLAIN = ("mesh", "batch_size", "corpus_batch", "remat")  # where and how fast, not what
-
-
-def settings_of(config: ConfigDict) -> Settings:
-    """`Settings` from the config; a ValueError names what is missing or unknown."""
-    values = {k: v for k, v in config.to_dict().items() if k != "mesh"}
-    absent = [k for k in ("lm", "sae", "pairs", "corpus") if not values.get(k)]
-    if absent:
-        raise ValueError(f"the config lacks {', '.join(absent)}; add " + " ".join(f"--config.{k}=PATH" for k in absent))
-    if values["exclude"] is not None:
-        values["exclude"] = tuple(values["exclude"])
-    values["sae_options"] = {k: v for k, v in values["sae_options"].items() if v is not None}
-    return Settings(**values)
 
 
 def run(study: Study, workdir: epath.Path) -> dict[str, Any]:
@@ -111,7 +99,7 @@ def run(study: Study, workdir: epath.Path) -> dict[str, Any]:
         "pairs": _pair_facts(study, table),
         "mean": {"tokens": mean.tokens, "norm": mean.norm, "firing_tokens": firing_result.meta["tokens"]},
         "skipped": score_result.meta["skipped"],
-        "choices": _choices(study),
+        "choices": _common.choices(study),
         "inputs": {**_inputs(study), "stages": {r.key.split("-")[0]: r.key for r in results}},
         "versions": _common.versions(),
     }
@@ -236,33 +224,6 @@ def _warnings(study: Study, facts: Mapping[str, Any]) -> list[str]:
     return out
 
 
-def _choices(study: Study) -> dict[str, Any]:
-    """Everything that the method leaves open, as it was chosen here."""
-    return {
-        "site": str(study.site),
-        "encoded_site": str(study.read_site),
-        "gradient": _gradient(study),
-        "excluded_tokens": sorted(study.exclude) or "padding only",
-        "prepend_bos": "as the tokenizer does" if study.prepend_bos is None else study.prepend_bos,
-        "decoder_rows": "scaled to unit norm",
-        "mean": "mean activation of the studied model over the corpus, same mask as δ",
-        "order": "mean over a completion's tokens, difference within the prompt, mean over prompts; signed, descending",
-        "context": study.context,
-        "corpus_context": study.corpus_context,
-        "sae": vars(study.sae_cfg),
-        "settings": vars(study.settings),
-    }
-
-
-def _gradient(study: Study) -> dict[str, Any]:
-    """What stood for g_t in δ."""
-    s = study.settings
-    if s.gradient == "integrated":
-        scope = s.presets()[0].tokens
-        return {"name": "integrated", "form": "joint", "steps": s.gradient_steps, "rule": "midpoint", "moved": scope}
-    return {"name": s.gradient, "backward_rules": sorted(s.rules)}
-
-
 def _show(rows: list[Row], study: Study, count: int) -> None:
     for row in rows[:count]:
         print(shown_tokens(row, study.tokenizer, exclude=study.exclude), end="\n\n")
@@ -277,7 +238,7 @@ def start(config: ConfigDict, workdir: epath.Path, *, show: int = 0, allow_chang
       show: print what is scored of this many rows, and stop.
       allow_change: use a workdir that was made with another config.
     """
-    settings, mesh = settings_of(config), parallel.make_mesh(str(config.mesh))
+    settings, mesh = _common.settings_of(config), parallel.make_mesh(str(config.mesh))
     study = Study(settings, Store(workdir / "store", writer=parallel.is_main()), mesh, parallel.is_main())
     first = parallel.from_main(not (workdir / "config.json").exists())  # a later run may need no weights at all
     study.check(weights=first and not show)
