@@ -19,8 +19,9 @@ from sae_attr.attribution import (
 from sae_attr.attribution.encoder import contributions
 from sae_attr.attribution.table import table_from_arrays
 from sae_attr.hooks import Site
+from sae_attr.lm.model import forward
 from sae_attr.parallel import make_mesh
-from sae_attr.sae.model import SAE, code_rows, decode, encode
+from sae_attr.sae.model import SAE, SAEConfig, code_rows, decode, encode
 from tests.attribution._tiny import VOCAB, llama, off, quick_compile, ragged_rows, random_params
 from tests.sae.test_model import KINDS, D, N, make
 
@@ -100,14 +101,12 @@ def test_statistics_over_a_corpus_and_a_transcoder() -> None:
     sae = SAE(
         **{k: jnp.asarray(rng.standard_normal(s), jnp.float32) for k, s in
            {"enc_dn": (16, 12), "enc_bias_n": (12,), "dec_nm": (12, 16), "dec_bias_m": (16,)}.items()},
-        cfg=make("relu").cfg.__class__(16, 16, 12),
+        cfg=SAEConfig(16, 16, 12),
     )  # fmt: skip
     tokens = rng.integers(3, VOCAB, (4, 9)).astype(np.int32)
     valid, counted = np.ones((4, 9), bool), rng.random((4, 9)) < 0.6
     params = random_params(cfg)
     found = code_statistics(params, [(tokens, valid, counted)], sae, cfg=cfg, site=site, read=read, mesh=mesh)
-    from sae_attr.lm.model import forward
-
     acts = forward(params, tokens, cfg=cfg, keep=(site, read)).acts
     codes = np.asarray(encode(sae, acts[read]))[counted]
     assert found.tokens == counted.sum()

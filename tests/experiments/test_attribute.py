@@ -383,3 +383,28 @@ def test_show_tokens_prints_the_rows_and_writes_nothing(
     assert words == [repr(w) for w in ["<s>", *record["prompt"].split(), *record["positive"][0].split()]]
     assert blocks[0].splitlines()[2].endswith("masked")
     assert not (tmp_path / "w").exists()
+
+
+# ---- other gradients
+
+
+@pytest.mark.parametrize("gradient", ["integrated", "lrp"])
+def test_another_gradient_is_recorded_and_shares_what_it_can(
+    done: Path, miniature: Path, tmp_path: Path, gradient: str
+) -> None:
+    work = copied(done, tmp_path / "work")
+    found = run(config(miniature, gradient=gradient, gradient_steps=3, ablate=0), work, allow_change=True)
+    assert loaded(found) == {"mean", "firing"}
+    assert found["choices"]["gradient"]["name"] == found["choices"]["settings"]["gradient"] == gradient
+    assert int(table(work / "latents.csv")[0]["latent"]) == PLANTED
+    assert np.abs(scores(work)["both_prompt"] - scores(done)["both_prompt"]).max() > 1e-5
+    told = [w for w in found["warnings"] if "integrated gradients move" in w]
+    assert len(told) == (gradient == "integrated")
+
+
+def test_the_reconstruction_error_is_an_entry_of_its_own(done: Path) -> None:
+    error = result(done)["reconstruction_error"]
+    assert error["scope"] == "prompt"
+    assert error["low"] <= error["delta"] <= error["high"]
+    assert 1 <= error["rank"] <= LATENTS + 1
+    np.testing.assert_allclose(error["latents"] + error["delta"], error["whole"], rtol=0.05, atol=5e-3)
