@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 import sae_attr
 from sae_attr.attribution.settings import Settings
-from sae_attr.attribution.study import Study
 
 OTHER_KEYS = ("mesh", "compare")  # keys of a config that are no settings of a study
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "scipy", "tokenizers", "safetensors")
@@ -64,68 +63,6 @@ def settings_of(config: ConfigDict) -> Settings:
         values["exclude"] = tuple(values["exclude"])
     values["sae_options"] = {k: v for k, v in values["sae_options"].items() if v is not None}
     return Settings(**values)
-
-
-def choices(study: Study) -> dict[str, Any]:
-    """Everything that the method leaves open, as it was chosen here."""
-    return {
-        "site": str(study.site),
-        "encoded_site": str(study.read_site),
-        "gradient": gradient_choice(study),
-        "excluded_tokens": sorted(study.exclude) or "padding only",
-        "prepend_bos": "as the tokenizer does" if study.prepend_bos is None else study.prepend_bos,
-        "decoder_rows": "scaled to unit norm",
-        "mean": "mean activation of the studied model over the corpus, same mask as δ",
-        "order": "mean over a completion's tokens, difference within the prompt, mean over prompts; signed, descending",
-        "context": study.context,
-        "corpus_context": study.corpus_context,
-        "sae": vars(study.sae_cfg),
-        "settings": vars(study.settings),
-    }
-
-
-def gradient_choice(study: Study) -> dict[str, Any]:
-    """What stood for g_t in δ."""
-    s = study.settings
-    if s.gradient == "integrated":
-        scope = s.presets()[0].tokens
-        return {"name": "integrated", "form": "joint", "steps": s.gradient_steps, "rule": "midpoint", "moved": scope}
-    return {"name": s.gradient, "backward_rules": sorted(s.rules)}
-
-
-def summary_text(summary: Mapping[str, Any]) -> str:
-    """The few numbers that tell how far the ranking can be trusted."""
-    pairs, exact = summary["pairs"], summary["exact_ablation"]
-    lines = [f"{pairs['prompts']} prompts"]
-    for side in ("positive", "negative"):
-        if side in pairs:
-            p = pairs[side]
-            lines.append(
-                f"{side}: {p['completions']} completions of {p['mean_tokens']:.1f} tokens, {p['nats_per_token']:.3f} nats/token"
-            )
-    primary = summary["presets"][summary["primary"]]
-    lines.append(f"mean activation over {summary['mean']['tokens']:,} tokens, mean norm {summary['mean']['norm']:.3f}")
-    lines.append(
-        f"best latent reaches {100 * summary['bound']['best_over_bound']:.0f} % of what any direction could score"
-    )
-    stability = summary["stability"]
-    lines.append(
-        f"halves of the prompts: top overlap {stability['half_overlap']:.2f}, Spearman over the dictionary "
-        f"{stability['half_spearman']:.2f}"
-    )
-    lines.append(
-        "overlap of the top with: " + ", ".join(f"{k} {v:.2f}" for k, v in primary["overlap"].items() if k != "random")
-    )
-    lines.append(f"overlap with the same ranking around the prompts' own mean: {summary['prompt_mean_overlap']:.2f}")
-    if "joint_per_latent" in exact:
-        for name in ("joint_per_latent", "joint_per_completion", "single_position"):
-            c = exact[name]
-            lines.append(
-                f"exact ablation, {name.replace('_', ' ')}: Pearson {c['pearson']:.3f}, Spearman {c['spearman']:.3f}"
-            )
-        lines.append(f"the first-order step fails for {exact['latents_where_taylor_fails']} ablated latents (marked !)")
-    lines += [f"not computed: {name} ({why})" for name, why in summary["skipped"].items()]
-    return "\n" + "\n".join(lines)
 
 
 def run_app(main: Callable[[list[str]], None]) -> None:

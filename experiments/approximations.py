@@ -34,6 +34,7 @@ from sae_attr.attribution.ablation import run_prefix, suffix_loss
 from sae_attr.attribution.candidates import ablated_rows, decoder_rows
 from sae_attr.attribution.corpus import CodeStatistics
 from sae_attr.attribution.encoder import code_scores, contributions
+from sae_attr.attribution.outcome import choices
 from sae_attr.attribution.stages import firing_stage, gradient_stage, mean_stage
 from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import side_weights
@@ -257,7 +258,7 @@ def run(study: Study, compare: Compare) -> dict[str, Any]:
         "latents": c.latents,
         "per_latent": {name: weights_r @ v for name, v in values.items()},
         "rows": len(c.rows),
-        "choices": {**_common.choices(study), "compare": dataclasses.asdict(compare)},
+        "choices": {**choices(study), "compare": dataclasses.asdict(compare)},
         "versions": _common.versions(),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -82,4 +83,39 @@ def origin_table(columns: Mapping[str, np.ndarray], count: int = 10) -> str:
         total = sum(columns[f"from_{role}"][i] for role in roles)
         shares = [100 * columns[f"from_{role}"][i] / total if total else float("nan") for role in roles]
         lines.append(f"{columns['latent'][i]:>8} " + " ".join(f"{share:>9.0f}%" for share in shares))
+    return "\n".join(lines)
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """The few numbers that tell how far the ranking can be trusted."""
+    pairs, exact = summary["pairs"], summary["exact_ablation"]
+    lines = [f"{pairs['prompts']} prompts"]
+    for side in ("positive", "negative"):
+        if side in pairs:
+            p = pairs[side]
+            lines.append(
+                f"{side}: {p['completions']} completions of {p['mean_tokens']:.1f} tokens, {p['nats_per_token']:.3f} nats/token"
+            )
+    primary = summary["presets"][summary["primary"]]
+    lines.append(f"mean activation over {summary['mean']['tokens']:,} tokens, mean norm {summary['mean']['norm']:.3f}")
+    lines.append(
+        f"best latent reaches {100 * summary['bound']['best_over_bound']:.0f} % of what any direction could score"
+    )
+    stability = summary["stability"]
+    lines.append(
+        f"halves of the prompts: top overlap {stability['half_overlap']:.2f}, Spearman over the dictionary "
+        f"{stability['half_spearman']:.2f}"
+    )
+    lines.append(
+        "overlap of the top with: " + ", ".join(f"{k} {v:.2f}" for k, v in primary["overlap"].items() if k != "random")
+    )
+    lines.append(f"overlap with the same ranking around the prompts' own mean: {summary['prompt_mean_overlap']:.2f}")
+    if "joint_per_latent" in exact:
+        for name in ("joint_per_latent", "joint_per_completion", "single_position"):
+            c = exact[name]
+            lines.append(
+                f"exact ablation, {name.replace('_', ' ')}: Pearson {c['pearson']:.3f}, Spearman {c['spearman']:.3f}"
+            )
+        lines.append(f"the first-order step fails for {exact['latents_where_taylor_fails']} ablated latents (marked !)")
+    lines += [f"not computed: {name} ({why})" for name, why in summary["skipped"].items()]
     return "\n".join(lines)

@@ -107,10 +107,13 @@ class RowSource:
         """
         if not 0 <= i <= j <= len(self):
             raise IndexError(f"rows({i}, {j}) of a matrix with {len(self)} rows; give 0 <= i <= j <= {len(self)}")
-        rows = np.array(self.matrix[i:j], dtype=np.float32, order="C", subok=False)
-        if self.scale_n is not None:
-            rows *= np.asarray(self.scale_n[i:j], np.float32)[:, None]
-        return rows / _nonzero(row_norms(rows))[:, None] if self.unit else rows
+        with np.errstate(
+            invalid="ignore", over="ignore"
+        ):  # NaN and infinity pass through; who needs none looks for them
+            rows = np.array(self.matrix[i:j], dtype=np.float32, order="C", subok=False)
+            if self.scale_n is not None:
+                rows *= np.asarray(self.scale_n[i:j], np.float32)[:, None]
+            return rows / _nonzero(row_norms(rows))[:, None] if self.unit else rows
 
 
 def row_norms(rows_nm: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ from sae_attr.store import Result
 from sae_attr.tensorfiles import RowSource
 from sae_attr.tokenizer import token_strings
 
+VALUES = ("positive_only", "delta_projection", "delta_code", "delta_activation")  # rivals' scores, beside their ranks
 POOL = 10  # candidates per place when a preset's sides are computed only for the best by `both`
 
 
@@ -67,9 +68,14 @@ def rivals(study: Study, scores: Mapping[str, np.ndarray], rates_n: np.ndarray, 
         "delta_code": "delta_code",
         "delta_activation": "delta_activation",
     }
-    out = {name: rank(name, scores[key], top) for name, key in sources.items() if key in scores}
+    out = {name: rank(name, scores[key], top) for name, key in sources.items() if _whole(scores.get(key))}
     out["random"] = random_matched("random", rates_n, primary.latents_k, top, study.key(2))
     return out
+
+
+def _whole(values: np.ndarray | None) -> bool:
+    """Whether every latent has a score; a rank among the candidates alone would mean nothing."""
+    return values is not None and bool(np.isfinite(values).all())
 
 
 def candidate_columns(
@@ -109,6 +115,7 @@ def candidate_columns(
         "encoder": encoder_column(study, merged, codes, latents),
         "firing_rate": codes.rate_n[latents],
         **{f"from_{role}": role_k[i] for i, role in enumerate(ROLES) if role != "pad"},
+        **{name: np.asarray(scores[name])[latents] for name in VALUES if name in scores},
         **{f"rank_{name}": other.rank_of(latents) for name, other in others.items() if name != "random"},
         "duplicate_of": np.where(copies >= 0, latents[copies], -1),
     }
@@ -148,7 +155,7 @@ def reconstruction_error(
     names = {"delta": "mean_k", "se": "se_k", "low": "low_k", "high": "high_k", "consistency": "consistency_k"}
     out = {name: float(getattr(stats, key)[0]) for name, key in names.items()} | {"whole": float(stats.mean_k[1])}
     latents_n = scores.get(f"encoder_{preset.tokens}")
-    if latents_n is not None:
+    if latents_n is not None and np.isfinite(latents_n).all():
         latents_n = np.asarray(latents_n, np.float64)
         out |= {"latents": float(latents_n.sum()), "rank": int((latents_n > out["delta"]).sum()) + 1}
     return {**out, "scope": preset.tokens, "unit": "nats per token, mean over prompts"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import jax
@@ -14,7 +14,7 @@ from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward
 from sae_attr.parallel import shard_batch, to_host
-from sae_attr.sae.model import SAE, code_scale, decode, encode
+from sae_attr.sae.model import SAE, code_scale, decode, encode, encode_latents
 
 CorpusBatch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens_bt, valid_bt, counted_bt
 
@@ -108,15 +108,21 @@ def code_statistics(
     """
     read = read or site
 
+    block = max(1, min(4096, 2**25 // sae.cfg.n_latents))
+
+    def one(s: SAE, acts_kd: jax.Array, reads_kd: jax.Array, counted_k: jax.Array) -> tuple[jax.Array, ...]:
+        codes_kn = encode(s, reads_kd)
+        weight_kn = jnp.where(counted_k[:, None], code_scale(s, reads_kd), 0)
+        error_km = jnp.where(counted_k[:, None], acts_kd - decode(s, codes_kn, reads_kd), 0)
+        return jnp.sum((codes_kn != 0) & counted_k[:, None], 0), jnp.sum(codes_kn * weight_kn, 0), jnp.sum(error_km, 0)
+
     def sums(p: Params, s: SAE, tokens: jax.Array, valid: jax.Array, counted: jax.Array) -> tuple[jax.Array, ...]:
         span, keep = (0, max(site.layer, read.layer) + 1), (site, read)
         acts = forward(p, tokens, cfg=cfg, valid_bt=valid, keep=keep, span=span).acts
-        codes_btn = encode(s, acts[read])
-        fires_n = jnp.sum((codes_btn != 0) & counted[..., None], axis=(0, 1))
-        weight_btn = jnp.where(counted[..., None], code_scale(s, acts[read]), 0)
-        error_btm = acts[site] - decode(s, codes_btn, acts[read])
-        error_m = jnp.sum(jnp.where(counted[..., None], error_btm, 0), axis=(0, 1))
-        return fires_n, jnp.sum(codes_btn * weight_btn, axis=(0, 1)), error_m
+        flat = [x.reshape(-1, *x.shape[2:]) for x in (acts[site], acts[read], counted)]
+        gap = -len(flat[0]) % block
+        blocks = [jnp.pad(x, ((0, gap), *((0, 0),) * (x.ndim - 1))).reshape(-1, block, *x.shape[1:]) for x in flat]
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.lax.map(lambda x: one(s, *x), tuple(blocks)))
 
     step, tokens = jax.jit(sums), 0
     totals = [np.zeros(size) for size in (sae.cfg.n_latents, sae.cfg.n_latents, sae.cfg.d_out)]
@@ -136,11 +142,35 @@ def firing_rates(
     cfg: LMConfig,
     site: Site,
     mesh: jax.sharding.Mesh,
+    latents: np.ndarray | None = None,
     progress: bool = False,
 ) -> tuple[np.ndarray, int]:
-    """Share of counted corpus positions on which each latent fires, float32 `[n]`, and the number of positions."""
-    codes = code_statistics(params, work, sae, cfg=cfg, site=site, mesh=mesh, progress=progress)
-    return codes.rate_n, codes.tokens
+    """Share of counted corpus positions on which each latent fires, float32 `[n]`, and the number of positions.
+
+    Codes are alive for a few positions at a time, `2**25` numbers of them. With `latents`, only those are encoded (not for topk
+    gates, whose codes need all).
+    """
+    n = sae.cfg.n_latents if latents is None else len(latents)
+    block = max(1, min(4096, 2**25 // n))
+
+    def count(p: Params, s: SAE, tokens: jax.Array, valid: jax.Array, counted: jax.Array) -> jax.Array:
+        acts_kd = site_acts(p, tokens, valid, cfg=cfg, site=site).reshape(-1, cfg.width(site.point))
+        gap = -len(acts_kd) % block
+        blocks = jnp.pad(acts_kd, ((0, gap), (0, 0))).reshape(-1, block, acts_kd.shape[1])
+        masks = jnp.pad(counted.reshape(-1), (0, gap)).reshape(-1, block, 1)
+
+        def fires(x: tuple[jax.Array, jax.Array]) -> jax.Array:
+            codes_kn = encode(s, x[0]) if latents is None else encode_latents(s, x[0], latents)
+            return jnp.sum((codes_kn != 0) & x[1], axis=0)
+
+        return jnp.sum(jax.lax.map(fires, (blocks, masks)), axis=0)
+
+    step = jax.jit(count)
+    total_n, tokens = np.zeros(n, np.int64), 0
+    for batch in tqdm(work, desc="firing rates", unit="batch", disable=not progress):
+        total_n += to_host(step(params, sae, *shard_batch(batch, mesh))).astype(np.int64)
+        tokens += int(batch[2].sum())
+    return (total_n / max(tokens, 1)).astype(np.float32), tokens
 
 
 def weighted_codes(
@@ -159,13 +189,3 @@ def weighted_codes(
     if total is None:
         raise ValueError("no token has a weight, so there is no code to average; use a wider token scope")
     return total
-
-
-def limited(work: Iterable[CorpusBatch], positions: int) -> Iterator[CorpusBatch]:
-    """Batches until about this many positions have gone by; the last one is whole."""
-    seen = 0
-    for batch in work:
-        if seen >= positions:
-            return
-        seen += int(batch[2].sum())
-        yield batch

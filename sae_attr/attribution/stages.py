@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from sae_attr.attribution.codes import code_rivals
 from sae_attr.attribution.corpus import (
     CodeStatistics,
     MeanActivation,
     code_statistics,
     mean_activation,
-    site_acts,
-    weighted_codes,
 )
 from sae_attr.attribution.encoder import encoder_prompt_scores
 from sae_attr.attribution.integrated import Path
@@ -33,8 +31,8 @@ from sae_attr.attribution.table import (
     table_moment,
     token_weights,
 )
-from sae_attr.parallel import from_main, shard_batch, to_host
-from sae_attr.sae.model import encode, unit_decoder
+from sae_attr.parallel import from_main
+from sae_attr.sae.model import unit_decoder
 from sae_attr.store import Result, digest, fingerprint
 
 
@@ -148,7 +146,7 @@ def score_stage(
             merged = merge(table, scope, study.exclude)
             arrays.update(_dense_sides(study, merged, mean, scope, skipped))
             arrays.update(_encoder(study, merged, codes, scope, skipped))
-        arrays.update(_code_rivals(study, table, skipped))
+        arrays.update(code_rivals(study, table, skipped))
         return arrays, {**meta, "skipped": skipped}
 
     s = study.settings
@@ -255,45 +253,6 @@ def _dense_sides(
             scores_pc = prompt_scores(merged, dec_cd, jnp.asarray(mean.mean_d, jnp.float32), sides=sides)
             out[f"{sides}_{scope}"][start : start + len(rows_cd)] = scores_pc.mean(0)[: len(rows_cd)]
     return out
-
-
-def _code_rivals(study: Study, table: TokenTable, skipped: dict[str, str]) -> dict[str, np.ndarray]:
-    """`delta_code` within the model and `delta_activation` between two: differences of mean codes, signed."""
-    n = study.sae_cfg.n_latents
-    block = max(1, min(4096, 2**25 // n))
-    encode_fn = functools.partial(encode, study.sae)
-    weights = {
-        "delta_code": token_weights(table.rows, "completion", study.exclude),
-        "delta_activation": np.abs(token_weights(table.rows, "prompt", study.exclude)),
-    }
-    out: dict[str, np.ndarray] = {}
-    for name, w_k in weights.items():
-        cost = n * int((w_k != 0).sum())
-        if name == "delta_activation" and not study.settings.lm_aligned:
-            skipped[name] = "no second model: set lm_aligned"
-        elif cost > study.settings.dense_limit:
-            skipped[name] = f"{cost:.3g} latents x tokens exceed dense_limit {study.settings.dense_limit:.3g}"
-        elif name == "delta_code":
-            out[name] = weighted_codes(encode_fn, table.reads_kd, w_k, block=block).astype(np.float32)
-        else:
-            w_k = w_k / w_k.sum()
-            ours = weighted_codes(encode_fn, table.reads_kd, w_k, block=block)
-            theirs = weighted_codes(encode_fn, _aligned_acts(study, table), w_k, block=block)
-            out[name] = (ours - theirs).astype(np.float32)
-    return out
-
-
-def _aligned_acts(study: Study, table: TokenTable) -> np.ndarray:
-    """The second model's activations on the same tokens, `[k, d]`."""
-    params = study.load(str(study.settings.lm_aligned))
-    step = jax.jit(lambda p, b: site_acts(p, b.tokens_bt, b.valid_bt, cfg=study.cfg, site=study.read_site))
-    acts_kd = np.empty_like(table.reads_kd)
-    for batch, row_b in study.batched(table.rows):
-        acts_btd = to_host(step(params, shard_batch(batch, study.mesh)))
-        for b, row in enumerate(row_b):
-            if row >= 0:
-                acts_kd[table.tokens_of(row)] = acts_btd[b, : len(table.rows[row].ids)]
-    return acts_kd
 
 
 def preset_scores(study: Study, preset: Preset, scores: Mapping[str, np.ndarray]) -> np.ndarray | None:

@@ -46,7 +46,8 @@ def halves(prompts: int, key: jax.Array) -> np.ndarray:
 def split_half_spearman(scores_pk: np.ndarray, key: jax.Array, *, splits: int = 100) -> tuple[float, float]:
     """Mean and standard deviation, over random halvings of the prompts, of Spearman's rho between the halves' means.
 
-    Over the candidates only, which were selected with all prompts: it tells how far their order can be trusted.
+    Over the candidates only. They were selected with all prompts, so that a half that is high leaves the other low: the number
+    is biased downwards and may be negative where the order within the top is noise.
     """
     if len(scores_pk) < 4 or scores_pk.shape[1] < 3:
         return float("nan"), float("nan")

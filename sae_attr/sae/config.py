@@ -21,7 +21,9 @@ class SAEConfig:
         topk_raw leaves the relu out, abs_topk ranks by absolute value and keeps the sign, groupmax keeps the largest
         of each of k groups of neighbouring latents. matching_pursuit is greedy and tied: one latent after another.
       k: latents kept per token (topk, topk_raw, abs_topk, groupmax).
-      residual_threshold: matching pursuit stops where the rest is shorter than this.
+      residual_threshold: matching pursuit stops where the rest is shorter than this; 0 for never.
+      max_iterations: of matching pursuit.
+      stop_on_duplicate_support: matching pursuit stops where a round brings no new latent.
       subtract_b_dec: the decoder bias is taken from the input.
       norm: one of `NORMS`, per token. layer_norm: (x - mean) / (std + 1e-5), std with N - 1; constant_norm_rescale:
         x sqrt(d) / |x|. The output is scaled back, and the mean added.
@@ -54,6 +56,8 @@ class SAEConfig:
     gate: str = "relu"
     k: int | None = None
     residual_threshold: float | None = None
+    max_iterations: int | None = None
+    stop_on_duplicate_support: bool = True
     subtract_b_dec: bool = False
     norm: str = "none"
     rescale_by_dec_norm: bool = False
@@ -87,7 +91,12 @@ class SAEConfig:
             raise ValueError(f"gate {self.gate} with k={self.k} and {n} latents; give k in 1..{n}")
         if self.gate == "groupmax" and n % (self.k or 1):
             raise ValueError(f"gate groupmax with k={self.k} groups does not divide {n} latents; give another k")
-        if self.gate == "matching_pursuit" and not (self.residual_threshold or 0) > 0:
-            raise ValueError(f"matching_pursuit with residual_threshold={self.residual_threshold}; give one above 0")
+        if self.gate == "matching_pursuit" and not (
+            (self.residual_threshold or 0) >= 0 and (self.max_iterations or 0) >= 1
+        ):
+            raise ValueError(
+                f"matching_pursuit with residual_threshold={self.residual_threshold} and max_iterations="
+                f"{self.max_iterations}; give a threshold of 0 or more and at least one iteration"
+            )
         if self.streams > 1 and self.norm != "none":
             raise ValueError(f"{self.streams} streams with the per-token norm {self.norm}; only 'none' is defined")

@@ -70,25 +70,29 @@ def groupmax(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
 def matching_pursuit(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
     """Greedy pursuit with tied weights, as SAELens has it: the best latent takes its projection from what is left.
 
-    A token is done when the latents in use no longer change, or less than `residual_threshold` is left. Each round
-    before the last adds a latent, so there are at most n + 1. No reverse-mode gradient: the number of rounds is open.
+    A token is done when a round brings no new latent, or less than `residual_threshold` is left, or after
+    `max_iterations`. No reverse-mode gradient: the number of rounds is open.
     """
-    dec_nm, limit = sae.dec_nm.astype(z.dtype), sae.cfg.residual_threshold or 0.0
-    n = dec_nm.shape[0]
+    dec_nm, cfg = sae.dec_nm.astype(z.dtype), sae.cfg
+    n, limit = dec_nm.shape[0], cfg.residual_threshold or 0.0
 
     def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        rest, codes, done = state
+        rest, codes, done, rounds = state
         scores = jax.nn.relu(jnp.matmul(rest, dec_nm.T, precision="highest"))
         best = jnp.argmax(scores, axis=-1)
         value = jnp.where(done, 0, jnp.take_along_axis(scores, best[:, None], axis=-1)[:, 0])
         rest = rest - value[:, None] * dec_nm[best]
         after = codes + value[:, None] * jax.nn.one_hot(best, n, dtype=codes.dtype)
-        stable = ((after != 0) == (codes != 0)).all(-1)
-        return rest, after, done | stable | (jnp.linalg.norm(rest, axis=-1) < limit)
+        if cfg.stop_on_duplicate_support:
+            done = done | ((after != 0) == (codes != 0)).all(-1)
+        if limit > 0:
+            done = done | (jnp.linalg.norm(rest, axis=-1) < limit)
+        return rest, after, done, rounds + 1
 
     flat = z.reshape(-1, z.shape[-1])
-    start = flat, jnp.zeros((flat.shape[0], n), z.dtype), jnp.zeros(flat.shape[0], bool)
-    codes = jax.lax.while_loop(lambda state: ~state[2].all(), step, start)[1]
+    start = flat, jnp.zeros((flat.shape[0], n), z.dtype), jnp.zeros(flat.shape[0], bool), jnp.int32(0)
+    unfinished = lambda state: ~state[2].all() & (state[3] < (cfg.max_iterations or 1))
+    codes = jax.lax.while_loop(unfinished, step, start)[1]
     return codes.reshape(pre.shape)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sae_attr.attribution import firing_rates, mean_activation, site_acts, weighted_codes
-from sae_attr.attribution.corpus import CorpusBatch, limited
+from sae_attr.attribution.corpus import CorpusBatch
 from sae_attr.hooks import Site
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.model import SAE, SAEConfig
@@ -73,10 +73,6 @@ def test_weighted_codes(block: int, acts: np.ndarray, sae: SAE) -> None:
     with pytest.raises(ValueError, match=r"no token has a weight"):
         weighted_codes(encode_fn, acts, 0 * weights, block=block)
 
-
-def test_limited_ends_with_the_batch_that_reaches_the_number() -> None:
-    first = int(work()[0][2].sum())
-    assert [len(list(limited(work(), n))) for n in (1, first, first + 1, 10**6)] == [1, 1, 2, 2]
 
 
 def test_nothing_to_average() -> None:

@@ -252,7 +252,8 @@ def test_beyond_the_dense_limit_candidates_are_known_and_the_rest_is_nan(miniatu
     # `recommended` ranks active_all, so its pool of 10 for each place is known; elsewhere the candidates of that scope.
     assert known["active_prompt"] == known["quadrant_prompt"] == known["quadrant_all"] == 5
     assert known["active_all"] == 50
-    assert known["delta_code"] == known["firing_rate"] == 0
+    assert known["delta_code"] == known["firing_rate"]
+    assert 5 <= known["firing_rate"] <= 10  # the candidates of both presets
     assert known["both_prompt"] == known["gated_all"] == LATENTS
     for name, file in (("active_all", "latents_recommended.csv"), ("quadrant_prompt", "latents.csv")):
         rows = table(tmp_path / "w" / file)
@@ -265,7 +266,8 @@ def test_beyond_the_dense_limit_candidates_are_known_and_the_rest_is_nan(miniatu
     for file in FILES:
         rows = table(tmp_path / "w" / file)
         assert int(rows[0]["latent"]) == PLANTED
-        assert np.isnan(numbers(rows, "firing_rate")).all()
+        assert np.isfinite(numbers(rows, "firing_rate")).all()
+        assert np.isfinite(numbers(rows, "delta_code")).all()
     assert "rank_delta_code" not in table(tmp_path / "w/latents.csv")[0]
     assert found["mean"]["firing_tokens"] == 0
 
@@ -374,7 +376,7 @@ def test_show_tokens_prints_the_rows_and_writes_nothing(
 
     from experiments import attribute
 
-    attribute.start(config(miniature), epath.Path(tmp_path / "w"), show=2)
+    attribute.start(config(miniature), epath.Path(tmp_path / "w"), shown=2)
     out = capsys.readouterr().out
     blocks = out.strip().split("\n\n")
     assert len(blocks) == 2

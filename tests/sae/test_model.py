@@ -10,15 +10,16 @@ import pytest
 from sae_attr.sae.model import SAE, SAEConfig, decode, encode, encode_latents, reconstruct, unit_decoder
 
 D, N, K = 6, 20, 4
-KINDS = ("relu", "jumprelu", "topk", "gated", "layer_norm", "constant_norm_rescale", "skip", "rescaled", "heads")
+RANKED = ("topk", "topk_raw", "abs_topk", "groupmax")
+KINDS = ("relu", "jumprelu", *RANKED, "gated", "layer_norm", "constant_norm_rescale", "skip", "rescaled", "heads")
 
 
 def make(kind: str, dtype: str = "float32") -> SAE:
     """A random SAE of one kind; biases large enough to matter."""
     rng = np.random.default_rng(0)
-    gate = kind if kind in ("relu", "jumprelu", "topk", "gated") else "topk" if kind == "rescaled" else "relu"
+    gate = kind if kind in ("relu", "jumprelu", "gated", *RANKED) else "topk" if kind == "rescaled" else "relu"
     cfg = SAEConfig(
-        D, D, N, gate=gate, k=K if gate == "topk" else None, subtract_b_dec=kind != "skip",
+        D, D, N, gate=gate, k=K if gate in RANKED else None, subtract_b_dec=kind != "skip",
         norm=kind if "norm" in kind else "none", rescale_by_dec_norm=kind == "rescaled", flatten_heads=kind == "heads",
         skip=kind == "skip", site="layer2.resid_post",
     )  # fmt: skip
@@ -54,8 +55,13 @@ def by_hand(sae: SAE, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         codes = codes * (pre > w["threshold_n"])
     elif sae.cfg.gate == "gated":
         codes = (pre + w["gate_bias_n"] > 0) * np.maximum(pre * np.exp(w["mag_scale_n"]) + w["mag_bias_n"], 0)
-    elif sae.cfg.gate == "topk":
-        codes = codes * (pre >= np.sort(pre, axis=-1)[..., -K, None])
+    elif sae.cfg.gate in ("topk", "topk_raw"):
+        codes = (codes if sae.cfg.gate == "topk" else pre) * (pre >= np.sort(pre, axis=-1)[..., -K, None])
+    elif sae.cfg.gate == "abs_topk":
+        codes = pre * (np.abs(pre) >= np.sort(np.abs(pre), axis=-1)[..., -K, None])
+    elif sae.cfg.gate == "groupmax":
+        groups = codes.reshape(*codes.shape[:-1], K, -1)
+        codes = (groups * (groups == groups.max(-1, keepdims=True))).reshape(codes.shape)
     y = (codes / norms @ w["dec_nm"] + w["dec_bias_m"]) * scale + shift
     return codes, y + x @ w["skip_dm"] if sae.cfg.skip else y
 
@@ -114,7 +120,7 @@ def test_dtypes_follow_weights_and_input() -> None:
             assert reconstruct(make(kind), acts(2).astype(jnp.float32)).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("topk", "rescaled")])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in (*RANKED, "rescaled")])
 def test_chosen_latents_equal_the_columns_of_encode(kind: str) -> None:
     sae, x, chosen = make(kind), acts(3, 4), [7, 0, 19, 7]
     expected = encode(sae, x)[..., np.array(chosen)]
@@ -136,6 +142,41 @@ def test_topk_keeps_exactly_k_under_ties_and_fewer_where_pre_is_negative() -> No
     assert (encode(tied, acts(2)) > 0).sum(-1).tolist() == [K, K]
     two = tied.replace(enc_bias_n=jnp.where(jnp.arange(N) < 2, 1.0, -1.0))
     assert (encode(two, acts(2)) != 0).sum(-1).tolist() == [2, 2]
+
+
+def pursuer() -> SAE:
+    """A tied SAE with unit rows, pursued until half is left."""
+    sae = make("relu")
+    rows = unit_decoder(sae.dec_nm)
+    cfg = replace(sae.cfg, gate="matching_pursuit", residual_threshold=0.5, max_iterations=N)
+    return sae.replace(dec_nm=rows, enc_dn=rows.T, enc_bias_n=jnp.zeros(N), cfg=cfg)
+
+
+def test_pursuit_shortens_the_rest_and_is_the_same_under_jit_and_vmap() -> None:
+    sae, x = pursuer(), acts(3, 4)
+    codes = encode(sae, x)
+    assert ((codes > 0).sum(-1) >= 1).all()
+    assert (codes >= 0).all()
+    # Each step projects, so what is left is shorter than what was there; it ends where the best latent is in use already.
+    left = jnp.linalg.norm(reconstruct(sae, x) - x, axis=-1) / jnp.linalg.norm(x - sae.dec_bias_m, axis=-1)
+    assert left.max() < 1
+    for found in (jax.jit(encode)(sae, x), jax.vmap(encode, (None, 0))(sae, x)):
+        np.testing.assert_allclose(found, codes, rtol=1e-5, atol=1e-5)
+    # One latent alone is found at once, and nothing else.
+    one = encode(sae, 3 * sae.dec_nm[7] + sae.dec_bias_m)
+    np.testing.assert_allclose(one, 3 * jnp.eye(N)[7], atol=1e-5)
+    assert not jnp.isnan(encode(sae, jnp.zeros((2, D)) + sae.dec_bias_m)).any()
+
+
+def test_selection_by_decoder_norm_leaves_the_scale_of_the_codes() -> None:
+    sae = make("topk")
+    apart = sae.replace(cfg=replace(sae.cfg, select_by_dec_norm=True))
+    both = sae.replace(cfg=replace(sae.cfg, rescale_by_dec_norm=True))
+    x, norms = acts(30), jnp.linalg.norm(sae.dec_nm, axis=-1)
+    np.testing.assert_array_equal(encode(apart, x) != 0, encode(both, x) != 0)
+    np.testing.assert_allclose(encode(apart, x) * norms, encode(both, x), rtol=1e-5)
+    np.testing.assert_allclose(reconstruct(apart, x), reconstruct(both, x), rtol=1e-4, atol=1e-4)
+    assert (encode(apart, x) != encode(sae, x)).any()
 
 
 def test_jumprelu_is_strict_and_never_negative() -> None:
@@ -166,6 +207,12 @@ def test_config_refuses_what_it_does_not_know() -> None:
     cfg = make("topk").cfg
     with pytest.raises(ValueError, match="gate 'softplus' or norm 'none' is unknown"):
         replace(cfg, gate="softplus")
+    with pytest.raises(ValueError, match="k=3 groups does not divide 20 latents"):
+        replace(cfg, gate="groupmax", k=3)
+    with pytest.raises(ValueError, match=r"max_iterations=None; give a threshold of 0 or more"):
+        replace(cfg, gate="matching_pursuit")
+    with pytest.raises(ValueError, match="2 streams with the per-token norm layer_norm"):
+        replace(cfg, streams=2, norm="layer_norm")
     for k in (None, 0, N + 1):
         with pytest.raises(ValueError, match=rf"k={k} and 20 latents; give k in 1\.\.20"):
             replace(cfg, k=k)

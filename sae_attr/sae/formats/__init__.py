@@ -1,36 +1,64 @@
 """SAE weights of other libraries as one pytree: `load_sae`, `open_decoder`, `read_config`.
 
-A path is a folder, a weight file, or `hf://owner/repo/folder@revision`; the files that are there tell the format.
+A path is a folder, a weight file, or `hf://owner/repo/folder@revision`; names and tensors tell the format.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Unpack
 
-from sae_attr.sae.formats import dictionary_learning, gemma_scope, saelens
+import numpy as np
+
+from sae_attr.sae.config import SAEConfig
+from sae_attr.sae.formats import (
+    crosscoder,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    kissane,
+    llama_scope,
+    llamascopium,
+    openai,
+    plain,
+    saelens,
+    sources,
+    sparsify,
+)
+from sae_attr.sae.formats.checks import check_options
 from sae_attr.sae.formats.parts import LoadOptions, Parts, materialise
-from sae_attr.sae.model import SAE, SAEConfig
+from sae_attr.sae.formats.sources import parse_hub
+from sae_attr.sae.model import SAE
 from sae_attr.tensorfiles import RowSource
 
-# Format -> name of its weight file, files that belong to it, reader.
-_FORMATS: dict[str, tuple[str, tuple[str, ...], Callable[[Path, LoadOptions], Parts]]] = {
-    "saelens": (saelens.WEIGHTS, (saelens.CONFIG, saelens.SCALER), saelens.read),
-    "dictionary_learning": (dictionary_learning.WEIGHTS, (dictionary_learning.CONFIG,), dictionary_learning.read),
-    "gemma_scope": (gemma_scope.WEIGHTS, (), gemma_scope.read),
+__all__ = ["FORMATS", "LoadOptions", "load_sae", "open_decoder", "parse_hub", "read_config"]
+
+_READERS: dict[str, Callable[[Path, LoadOptions], Parts]] = {
+    "saelens": saelens.read,
+    "dictionary_learning": dictionary_learning.read,
+    "gemma_scope": gemma_scope.read,
+    "gemma_scope_2": gemma_scope_2.read,
+    "openai": openai.read,
+    "sparsify": sparsify.read,
+    "llama_scope": llama_scope.read,
+    "llamascopium": llamascopium.read,
+    "goodfire": plain.read_goodfire,
+    "qresearch": plain.read_qresearch,
+    "qwen_scope": plain.read_qwen_scope,
+    "connor_rob": kissane.read_hook_z,
+    "crosscoder": crosscoder.read,
+    "ckkissane": kissane.read_crosscoder,
+    "gemma_scope_2_crosscoder": gemma_scope_2.read_crosscoder,
 }
-FORMATS = tuple(_FORMATS)
-_SUFFIXES = {".safetensors": "saelens", ".npz": "gemma_scope"}
-_SUFFIXES |= dict.fromkeys((".pt", ".pth", ".bin"), "dictionary_learning")
+FORMATS = tuple(_READERS)
 
 
 def load_sae(
     path: str | os.PathLike[str], *, fmt: str = "auto", dtype: str = "float32", **options: Unpack[LoadOptions]
 ) -> SAE:
-    """An SAE of any known format, whose codes are those of the library that wrote it.
+    """An SAE, transcoder or crosscoder of any known format, whose codes are those of the library that wrote it.
 
     Everything that folds exactly is folded in float32 before the cast (`SAEConfig.folded` says what).
 
@@ -49,9 +77,10 @@ def load_sae(
 
 
 def open_decoder(path: str | os.PathLike[str], *, fmt: str = "auto", **options: Unpack[LoadOptions]) -> RowSource:
-    """Decoder rows `[n, m]` read from disk as they are asked for, equal to `load_sae(path).dec_nm`; errors as there.
+    """Decoder rows `[n, m]` read from disk as they are asked for, equal to `stream_decoder(load_sae(path))`.
 
-    Weights are not scanned for NaN here.
+    Errors as for `load_sae`, and a ValueError for a crosscoder without `layer=` or `model=`. Weights are not scanned for
+    NaN here.
     """
     return _parts(path, fmt, options).dec
 
@@ -62,61 +91,18 @@ def read_config(path: str | os.PathLike[str], fmt: str = "auto", **options: Unpa
 
 
 def _parts(path: str | os.PathLike[str], fmt: str, options: LoadOptions) -> Parts:
-    if fmt != "auto" and fmt not in _FORMATS:
+    if fmt != "auto" and fmt not in _READERS:
         raise ValueError(f"fmt={fmt!r} is unknown; known: auto, {', '.join(FORMATS)}")
-    local = _fetch(str(path)) if str(path).startswith("hf://") else Path(path)
-    fmt, weights = detect(local, fmt)
-    return _FORMATS[fmt][2](weights, options)
-
-
-def detect(path: Path, fmt: str = "auto") -> tuple[str, Path]:
-    """Format and weight file of a local folder or file.
-
-    Raises:
-      ValueError: the files fit no format, or several.
-      FileNotFoundError: nothing at the path.
-    """
-    if path.is_file():
-        by_name = [name for name, (weights, *_) in _FORMATS.items() if weights == path.name]
-        found = fmt if fmt != "auto" else (by_name or [_SUFFIXES.get(path.suffix, "")])[0]
-        if found:
-            return found, path
-        raise ValueError(f"{path} is not recognised as SAE weights; say fmt= one of {', '.join(FORMATS)}")
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} is neither a file nor a folder")
-    there = [name for name, (weights, *_) in _FORMATS.items() if (path / weights).is_file() and fmt in ("auto", name)]
-    if len(there) == 1:
-        return there[0], path / _FORMATS[there[0]][0]
-    files = ", ".join(sorted(entry.name for entry in path.iterdir())[:12]) or "nothing"
-    if there:
-        raise ValueError(f"{path} holds several formats ({', '.join(there)}: {files}); choose one with fmt=")
-    wanted = [fmt] if fmt != "auto" else FORMATS
-    raise ValueError(
-        f"{path} holds no {' or '.join(wanted)} SAE: found {files}; looked for "
-        f"{', '.join(_FORMATS[name][0] for name in wanted)}. Point at that file or its folder, or say fmt="
-    )
-
-
-def parse_hub(url: str) -> tuple[str, str, str | None]:
-    """`hf://owner/repo/sub/folder@revision` as (repo id, folder or file inside it, revision).
-
-    Raises:
-      ValueError: another spelling.
-    """
-    match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:/([^@]*))?(?:@(.+))?", url)
-    if not match:
-        raise ValueError(f"{url!r} is not understood; write hf://owner/repo/folder@revision")
-    return match[1], (match[2] or "").strip("/"), match[3]
-
-
-def _fetch(url: str) -> Path:
-    """Downloads the few files of one SAE through the hub's cache; never the whole folder, which may hold GBs."""
-    from huggingface_hub import snapshot_download  # lazy: local paths need no hub
-
-    repo, inside, revision = parse_hub(url)
-    is_file = Path(inside).suffix in _SUFFIXES
-    folder = str(Path(inside).parent) if is_file else inside
-    prefix = "" if folder in ("", ".") else f"{folder}/"
-    names = [name for weights, others, _ in _FORMATS.values() for name in (*others, *([] if is_file else [weights]))]
-    patterns = [f"{prefix}{name}" for name in names] + ([inside] if is_file else [])
-    return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns)) / inside
+    check_options(options)
+    local = sources.fetch(str(path)) if str(path).startswith("hf://") else Path(path)
+    fmt, weights = sources.detect(local, fmt, FORMATS)
+    try:
+        # Readers scale small vectors; NaN and infinity among them are found where the weights are read.
+        with np.errstate(all="ignore"):
+            return _READERS[fmt](weights, options)
+    except (TypeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        # A config or state dict may hold anything; the readers check what they expect, and this what they do not.
+        raise ValueError(
+            f"{weights} or its config is not as a {fmt} SAE has it ({type(error).__name__}: {error}); "
+            "fetch it again, or say fmt="
+        ) from error

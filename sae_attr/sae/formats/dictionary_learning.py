@@ -1,30 +1,35 @@
 """dictionary_learning (saprmarks) folders: ae.pt, a torch state dict, + config.json.
 
 Most classes store torch Linear weights (encoder [n, d], decoder [d, n]); JumpRelu and Matryoshka store the transposes.
+A training backup nests the state dict, with its biases in normalised units. The fork of science-of-finetuning writes
+model_final.pt (or model.safetensors for the hub) and may keep a normaliser of the input in it.
 Source: dictionary_learning 0.1.0 `dictionary.py`, `trainers/*`, and the reference goldens of the tests.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sae_attr.sae.formats.parts import (
-    LoadOptions,
-    Parts,
+from sae_attr.sae.config import SAEConfig
+from sae_attr.sae.formats import normalizer
+from sae_attr.sae.formats.checks import (
     check_gate,
     check_names,
     check_shapes,
-    decoder_source,
+    integer,
+    matrix_shape,
+    positive,
     read_json,
     reject_options,
 )
-from sae_attr.sae.model import SAEConfig
+from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 from sae_attr.tensorfiles import read_tensors, read_torch
 
-WEIGHTS = "ae.pt"
+WEIGHTS = ("ae.pt", "model_final.pt", "model.safetensors")
 CONFIG = "config.json"
 
 # State-dict key -> our field; "enc" and "dec" are the matrices, "" is required and not used.
@@ -43,7 +48,8 @@ _KEYS: dict[str, dict[str, str]] = {
     "BatchTopKSAE": _TOPK,
     "MatryoshkaBatchTopKSAE": {**_MATRICES, "group_sizes": ""},  # training structure; tells it from JumpRelu
 }  # fmt: skip
-_OPTIONAL = {"AutoEncoderTopK": ("k", "threshold"), "BatchTopKSAE": ("k", "threshold")}
+_OPTIONAL: dict[str, tuple[str, ...]] = {"AutoEncoderTopK": ("k", "threshold"), "BatchTopKSAE": ("k", "threshold")}
+_OPTIONAL["BatchTopKSAE"] += normalizer.KEYS
 _OPTIONAL["MatryoshkaBatchTopKSAE"] = ("k", "threshold")
 # Unless asked otherwise: TopK keeps k per row although it stores a threshold, the batch classes use their threshold.
 _GATES = {
@@ -58,16 +64,19 @@ def read(weights: Path, options: LoadOptions) -> Parts:
 
     Raises:
       ValueError: an unknown or undecidable class; config and tensors that disagree; a threshold that was never set; a
-        training backup.
+        training backup without its scale.
     """
-    reject_options(options, "dictionary_learning", ("gate", "k", "threshold", "dict_class", "site"))
-    raw = _read_config(weights)
-    tensors = _state_dict(weights)
+    reject_options(options, "dictionary_learning", ("gate", "k", "threshold", "dict_class", "site", "norm_scale"))
+    tensors, bias_scale, backup = _state_dict(weights, options)
+    raw = backup if "trainer" in backup else read_config(weights)
     name = _dict_class(weights, raw.get("trainer", {}), tensors, options)
     keys = _KEYS[name]
     check_names(weights, f"the dictionary_learning class {name}", tensors, keys, _OPTIONAL.get(name, ()))
     linear = "encoder.weight" in keys
     fields = {field: tensors[key] for key, field in keys.items() if field}
+    for key, field in keys.items():
+        if field in ("enc", "dec"):
+            matrix_shape(weights, tensors, key)
     enc_dn, dec_nm = (fields.pop(which).T if linear else fields.pop(which) for which in ("enc", "dec"))
     gate, k, threshold = _gate(weights, name, raw.get("trainer", {}), tensors, options)
     cfg = _config(name, raw, enc_dn, dec_nm, gate, k, options)
@@ -76,26 +85,50 @@ def read(weights: Path, options: LoadOptions) -> Parts:
         fields["threshold_n"] = np.full(cfg.n_latents, threshold, np.float32)
     if name == "GatedAutoEncoder":
         fields["enc_bias_n"] = np.zeros(cfg.n_latents, np.float32)
-    return Parts(weights, cfg, decoder_source(dec_nm, scale_n=None, norm_scale=1.0, unit=False), enc_dn, fields)
+    if bias_scale != 1.0:
+        scaled = ("enc_bias_n", "dec_bias_m", "gate_bias_n", "mag_bias_n", "threshold_n")
+        fields |= {field: fields[field] * np.float32(bias_scale) for field in scaled if field in fields}
+        cfg = replace(cfg, folded=(f"norm_factor={bias_scale:g}",))
+    plain = Parts(weights, cfg, (decoder_source(dec_nm),), (enc_dn,), fields)
+    return normalizer.fold(plain, tensors)
 
 
-def _read_config(weights: Path) -> dict[str, Any]:
+def read_config(weights: Path) -> dict[str, Any]:
+    """config.json beside the weights, or one folder up for a checkpoint; empty where there is none.
+
+    The hub's form has no "trainer" level; it is given one.
+    """
     for folder in (weights.parent, weights.parent.parent):  # checkpoints/ae_1000.pt has its config one folder up
         if (folder / CONFIG).is_file():
             raw = read_json(folder / CONFIG)
-            return raw if isinstance(raw.get("trainer"), dict) else {}
+            if isinstance(raw.get("trainer"), dict):
+                return raw | {"buffer": raw["buffer"] if isinstance(raw.get("buffer"), dict) else {}}
+            return {"trainer": raw} if "dict_class" in raw else {}
     return {}
 
 
-def _state_dict(weights: Path) -> dict[str, np.ndarray]:
+def _state_dict(weights: Path, options: LoadOptions) -> tuple[dict[str, np.ndarray], float, dict[str, Any]]:
+    """Tensors, the factor that takes the biases of a training backup to the site's units, and the backup's config."""
     content = read_torch(weights) if weights.suffix != ".safetensors" else {}
-    if isinstance(content, dict) and "ae" in content and "optimizer" in content:
+    if not (isinstance(content, dict) and isinstance(content.get("ae"), dict)):
+        if "norm_scale" in options:
+            raise ValueError(f"option norm_scale= means nothing for {weights}, whose biases are scaled already")
+        tensors = read_tensors(weights)
+        return {name.removeprefix("_orig_mod."): value for name, value in tensors.items()}, 1.0, {}
+    tensors = {n.removeprefix("_orig_mod."): t for n, t in content["ae"].items() if isinstance(t, np.ndarray)}
+    config = content.get("config")
+    backup = {"trainer": config} if isinstance(config, dict) else {}
+    factor = content.get("norm_factor")
+    if isinstance(factor, np.ndarray) and factor.size == 1:
+        factor = float(factor.reshape(-1)[0])
+    if factor is None and "norm_scale" not in options:
         raise ValueError(
-            f"{weights} is a training backup (step, ae, optimizer, norm_factor), whose biases are in normalised units; "
-            "use the ae.pt that training saves at its end"
+            f"{weights} is a training backup without norm_factor, so the units of its biases are unknown; give "
+            "norm_scale= (1 / norm_factor, or 1 if training did not normalise), or use the ae.pt of the end of training"
         )
-    tensors = read_tensors(weights)
-    return {name.removeprefix("_orig_mod."): value for name, value in tensors.items()}  # torch.compile adds the prefix
+    if "norm_scale" in options:
+        return tensors, 1.0 / positive("norm_scale", options["norm_scale"]), backup
+    return tensors, positive(f"norm_factor of {weights}", factor), backup
 
 
 def _dict_class(path: Path, trainer: dict[str, Any], tensors: dict[str, np.ndarray], options: LoadOptions) -> str:
@@ -110,7 +143,7 @@ def _dict_class(path: Path, trainer: dict[str, Any], tensors: dict[str, np.ndarr
                 f"give dict_class= one of {', '.join(_KEYS)}"
             )
         return fits[0]
-    if name not in _KEYS:
+    if not isinstance(name, str) or name not in _KEYS:
         raise ValueError(f"{path}: dict_class {name!r} is unknown; known: {', '.join(_KEYS)}")
     return name
 
@@ -128,8 +161,9 @@ def _gate(
     check_gate(gate)
     if gate == "topk":
         return "topk", _k(path, trainer, tensors, options), None
-    threshold = float(options.get("threshold", tensors["threshold"].reshape(-1)[0] if "threshold" in tensors else -1.0))
-    if threshold < 0:
+    stored = tensors.get("threshold", np.float32(-1.0)).reshape(-1)
+    threshold = float(options.get("threshold", stored[0] if stored.size == 1 else np.nan))
+    if not threshold >= 0:
         raise ValueError(
             f"{path}: {name} without a threshold (stored: {threshold:g}, below 0 is never set), so its batch gate is "
             "not defined for single tokens; give threshold=, or gate='topk' to keep k latents per token"
@@ -140,8 +174,10 @@ def _gate(
 def _k(path: Path, trainer: dict[str, Any], tensors: dict[str, np.ndarray], options: LoadOptions) -> int:
     if "k" in options:
         return int(options["k"])
-    stored = [int(tensors["k"].reshape(-1)[0])] if "k" in tensors else []  # the library itself goes by this one
-    said = [int(trainer["k"])] if trainer.get("k") is not None else []
+    where = path.parent / CONFIG
+    # The library itself goes by the stored one.
+    stored = [int(tensors["k"].reshape(-1)[0])] if "k" in tensors and tensors["k"].size == 1 else []
+    said = [integer(where, trainer, "k")] if trainer.get("k") is not None else []
     if not (stored or said):
         raise ValueError(f"{path} has no k, and neither has {CONFIG}; give k=")
     if stored and said and stored != said:
@@ -180,7 +216,7 @@ def _config(
 
 def _check(path: Path, trainer: dict[str, Any], tensors: dict[str, np.ndarray], cfg: SAEConfig) -> None:
     """Shapes, against config.json where it speaks and among each other."""
-    d, n = int(trainer.get("activation_dim", cfg.d_in)), int(trainer.get("dict_size", cfg.n_latents))
+    d, n = integer(path, trainer, "activation_dim", cfg.d_in), integer(path, trainer, "dict_size", cfg.n_latents)
     shapes = {key: (n,) for key in tensors if key.endswith("_n")}
     shapes |= {"encoder": (d, n), "decoder": (n, d), "dec_bias_m": (d,)}
     check_shapes(path, tensors, shapes, f"{CONFIG} and encoder say activation_dim={d}, dict_size={n}")

@@ -11,8 +11,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sae_attr.sae.formats.parts import LoadOptions, Parts, check_names, check_shapes, decoder_source, reject_options
-from sae_attr.sae.model import SAEConfig
+from sae_attr.sae.config import SAEConfig
+from sae_attr.sae.formats.checks import check_names, check_shapes, reject_options
+from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 from sae_attr.tensorfiles import read_tensors
 
 WEIGHTS = "params.npz"
@@ -43,7 +44,7 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     check_shapes(weights, tensors, shapes, f"path and W_enc say d_in={cfg.d_in}, width {cfg.n_latents}")
     dec = decoder_source(tensors["W_dec"], scale_n=tensors.get("scaling_factor"), norm_scale=1.0, unit=False)
     vectors = {"enc_bias_n": tensors["b_enc"], "dec_bias_m": tensors["b_dec"], "threshold_n": tensors["threshold"]}
-    return Parts(weights, cfg, dec, tensors["W_enc"], vectors)
+    return Parts(weights, cfg, (dec,), (tensors["W_enc"],), vectors)
 
 
 def _config(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.sae.model import SAE, SAEConfig
+from sae_attr.sae.config import SAEConfig
+from sae_attr.sae.model import SAE
 from sae_attr.tensorfiles import RowSource, row_norms
 
 _CHUNK = 8192  # rows per read where a whole dictionary is passed over
@@ -21,20 +21,33 @@ class LoadOptions(TypedDict, total=False):
     """Answers to what a file leaves open; every loader takes them as keywords.
 
     Keys:
-      norm_scale: s = sqrt(d_in) / E|x| of an SAE trained on scaled input whose file does not hold s; it is folded.
+      norm_scale: s = sqrt(d_in) / E|x| of an SAE trained on scaled input whose file does not hold s; it is folded. One
+        number, or one per model for a crosscoder.
+      norm_scale_out: the same for the output of a transcoder.
       gate: "topk" or "jumprelu", against what the file would mean by itself.
       k: latents per token for gate topk.
       threshold: one jumprelu threshold for every latent, where the file has none.
       dict_class: of a dictionary_learning file without its config.json.
       site: where the SAE reads, where the file is silent.
+      layer, model: whose decoder rows stand for the latents of a crosscoder: a layer number or model name that the file
+        gives, else the position from 0.
+      code_normalization: of a crosscoder whose file does not hold code_normalization_id.
+      pre_bias: whether a sparsify transcoder takes b_dec from its input, as those from before February 2025 did.
+      affine: "in_out" or "out_in", the axes of a Gemma Scope 2 skip connection.
     """
 
-    norm_scale: float
+    norm_scale: float | Sequence[float]
+    norm_scale_out: float
     gate: str
     k: int
     threshold: float
     dict_class: str
     site: str
+    layer: int
+    model: int | str
+    code_normalization: str
+    pre_bias: bool
+    affine: str
 
 
 @dataclass(frozen=True)
@@ -44,20 +57,70 @@ class Parts:
     Args:
       path: the weight file, for messages.
       cfg: final config; `folded` already names the folds below.
-      dec: decoder rows `[n, m]`, with the folds that concern them.
-      enc_dn: encoder `[d, n]`.
-      vectors: the other fields of `SAE` by name.
-      norm_scale: the encoder is multiplied by it, the decoder bias divided (as SAELens folds its scaling factor).
+      decs: decoder rows `[n, d_out]` of every stream, with the folds that concern them.
+      encs: encoder `[d_in, n]` of every stream (`[d_in, n / streams]` for a block encoder).
+      vectors: the other fields of `SAE` by name, in final units but for the folds below.
+      scales: factor of every stream's input, multiplied into the encoder; empty for none.
+      shifts: `[d_in]` of every stream, taken from the scaled input and so folded into the encoder's bias; or empty.
       fold_dec_norm: encoder and its bias are multiplied by the norms of the decoder rows, which become unit.
+      code_norm: from the rows' norms `[streams, n]` to what `threshold_n` is divided by.
     """
 
     path: Path
     cfg: SAEConfig
-    dec: RowSource
-    enc_dn: np.ndarray
+    decs: tuple[RowSource, ...]
+    encs: tuple[np.ndarray, ...]
     vectors: dict[str, np.ndarray]
-    norm_scale: float = 1.0
+    scales: tuple[float, ...] = ()
+    shifts: tuple[np.ndarray, ...] = ()
     fold_dec_norm: bool = False
+    code_norm: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        """Shapes and dtypes that no reader may get wrong."""
+        cfg, blocks = self.cfg, self.cfg.streams if self.cfg.block_encoder else 1
+        if len(self.decs) != cfg.streams or len(self.encs) != cfg.streams:
+            raise ValueError(
+                f"{self.path}: {len(self.decs)} decoders, {len(self.encs)} encoders, {cfg.streams} streams"
+            )
+        n, d_out = cfg.n_latents, cfg.streams * cfg.d_out
+        for name, array, shape in (
+            *(("the encoder", enc, (cfg.d_in, n // blocks)) for enc in self.encs),
+            *(("the decoder", dec, (n, cfg.d_out)) for dec in self.decs),
+            *((name, value, self._shape(name, n, d_out)) for name, value in self.vectors.items()),
+        ):
+            if array.shape != shape:
+                raise ValueError(f"{self.path}: {name} has shape {list(array.shape)}, not {list(shape)}")
+            if not is_float(array.dtype):
+                raise ValueError(f"{self.path}: {name} holds {array.dtype}, not floating-point weights")
+
+    def _shape(self, name: str, n: int, d_out: int) -> tuple[int, ...]:
+        if name == "skip_dm":
+            return self.cfg.streams * self.cfg.d_in, d_out
+        if name == "dec_bias_m":
+            return (d_out,)
+        return (self.cfg.streams, n) if name == "threshold_n" and self.cfg.decoupled else (n,)
+
+    @property
+    def dec(self) -> RowSource:
+        """Decoder rows of the only stream, or of the chosen one.
+
+        Raises:
+          ValueError: a crosscoder, and no stream is chosen.
+        """
+        chosen = 0 if self.cfg.streams == 1 else self.cfg.stream
+        if chosen is None:
+            names = ", ".join(self.cfg.stream_names) or f"0..{self.cfg.streams - 1}"
+            raise ValueError(
+                f"{self.path} is a crosscoder of {self.cfg.streams} streams ({names}), each with a decoder of its own; "
+                "say whose rows stand for the latents with layer= or model="
+            )
+        return self.decs[chosen]
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """True for floating-point types, those of ml_dtypes included."""
+    return np.issubdtype(dtype, np.floating) or dtype.name.startswith(("bfloat16", "float8"))
 
 
 def materialise(parts: Parts, dtype: str) -> SAE:
@@ -66,29 +129,57 @@ def materialise(parts: Parts, dtype: str) -> SAE:
     Raises:
       ValueError: NaN or infinity in a tensor.
     """
-    dec_nm = parts.dec.rows(0, len(parts.dec))
-    enc_dn = _float32(parts.enc_dn) * np.float32(parts.norm_scale)
-    vectors = {name: _float32(value) for name, value in parts.vectors.items()}
-    vectors["dec_bias_m"] = vectors["dec_bias_m"] / np.float32(parts.norm_scale)
-    if parts.fold_dec_norm:
-        norms_n = _norms(replace(parts.dec, unit=False))
-        enc_dn *= norms_n
-        vectors["enc_bias_n"] = vectors["enc_bias_n"] * norms_n
-    tensors = {"enc_dn": enc_dn, "dec_nm": dec_nm, **vectors}
-    for name, value in tensors.items():
-        # One float64 sum is finite exactly where all its terms are, and needs no array of booleans.
-        with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # what comes of it is found at the end
+        tensors = _folded(parts)
+        for name, value in tensors.items():
+            # One float64 sum is finite exactly where all its terms are, and needs no array of booleans.
             if not np.isfinite(np.sum(value, dtype=np.float64)):
                 raise ValueError(f"{parts.path}: {name} holds NaN or infinity; fetch it again or use another SAE")
     return SAE(**{name: jnp.asarray(value, dtype=jnp.dtype(dtype)) for name, value in tensors.items()}, cfg=parts.cfg)
 
 
-def decoder_source(dec_nm: np.ndarray, *, scale_n: np.ndarray | None, norm_scale: float, unit: bool) -> RowSource:
+def _folded(parts: Parts) -> dict[str, np.ndarray]:
+    vectors = {name: _float32(value) for name, value in parts.vectors.items()}
+    scales = parts.scales or (1.0,) * len(parts.encs)
+    encs = [_float32(enc) for enc in parts.encs]
+    if parts.shifts:
+        vectors["enc_bias_n"] = _shifted(vectors["enc_bias_n"], parts.shifts, encs, parts.cfg.block_encoder)
+    for enc, scale in zip(encs, scales, strict=True):
+        if scale != 1.0:
+            enc *= np.float32(scale)
+    decs = [dec.rows(0, len(dec)) for dec in parts.decs]
+    enc_dn, dec_nm = (_joined(encs, 0), _joined(decs, 1))
+    if parts.fold_dec_norm:
+        norms_n = _norms(replace(parts.dec, unit=False))
+        enc_dn *= norms_n
+        vectors["enc_bias_n"] = vectors["enc_bias_n"] * norms_n
+    if parts.code_norm is not None:
+        norms = parts.code_norm(np.stack([row_norms(dec) for dec in decs]))
+        # A row of zeros never passes a gate on code times norm, and no finite code passes the largest float.
+        most = np.finfo(np.float32).max
+        quotient = np.where(norms > 0, vectors["threshold_n"] / norms, most)
+        vectors["threshold_n"] = np.minimum(quotient, most).astype(np.float32)
+    return {"enc_dn": enc_dn, "dec_nm": dec_nm, **vectors}
+
+
+def decoder_source(
+    dec_nm: np.ndarray, *, scale_n: np.ndarray | None = None, norm_scale: float = 1.0, unit: bool = False
+) -> RowSource:
     """Decoder rows with a per-row factor, the dataset-wise scale and unit norm, all applied as the rows are read."""
     if norm_scale != 1.0:
         factor = np.float32(1.0 / norm_scale)
         scale_n = np.broadcast_to(factor, dec_nm.shape[:1]) if scale_n is None else scale_n * factor
     return RowSource(dec_nm, scale_n, unit)
+
+
+def _joined(arrays: list[np.ndarray], axis: int) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis)
+
+
+def _shifted(bias_n: np.ndarray, shifts: Sequence[np.ndarray], encs: list[np.ndarray], apart: bool) -> np.ndarray:
+    """The bias less what the shift of the input adds to the pre-activations, summed in float64."""
+    taken = [np.asarray(shift, np.float64) @ enc for shift, enc in zip(shifts, encs, strict=True)]
+    return (bias_n - (np.concatenate(taken) if apart else sum(taken))).astype(np.float32)
 
 
 def _float32(value: np.ndarray) -> np.ndarray:
@@ -98,80 +189,3 @@ def _float32(value: np.ndarray) -> np.ndarray:
 def _norms(source: RowSource) -> np.ndarray:
     starts = range(0, len(source), _CHUNK)
     return np.concatenate([row_norms(source.rows(i, min(i + _CHUNK, len(source)))) for i in starts])
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-      ValueError: the file is not valid JSON, or not an object.
-    """
-    try:
-        value = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, not an object of settings")
-    return value
-
-
-def check_names(
-    path: Path, kind: str, found: Iterable[str], wanted: Iterable[str], optional: Iterable[str] = ()
-) -> None:
-    """Compares tensor names with those that a kind of SAE has.
-
-    Raises:
-      ValueError: lists missing names with − and unexpected ones with +.
-    """
-    missing = sorted(set(wanted) - set(found))
-    extra = sorted(set(found) - set(wanted) - set(optional))
-    if missing or extra:
-        lines = [f"  − {name} (missing)" for name in missing] + [f"  + {name} (unexpected)" for name in extra]
-        listing = "\n".join(lines)
-        raise ValueError(f"{path} does not hold the tensors of {kind}; is its config of another SAE?\n{listing}")
-
-
-def check_shapes(
-    path: Path, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], said: str
-) -> None:
-    """Compares tensor shapes with those that follow from the config.
-
-    Args:
-      path: the weight file.
-      tensors: by name.
-      shapes: expected, for some of the names.
-      said: what the expectation comes from, for the message: "cfg.json says d_in=64, d_sae=512".
-
-    Raises:
-      ValueError: the first tensor of another shape.
-    """
-    for name, shape in shapes.items():
-        if name in tensors and tensors[name].shape != shape:
-            raise ValueError(
-                f"{path}: {name} has shape {list(tensors[name].shape)}, but {said}, which needs {list(shape)}; "
-                "config and weights are of different SAEs"
-            )
-
-
-def reject_options(options: LoadOptions, fmt: str, known: tuple[str, ...]) -> None:
-    """Options that a format has no use for are an error and not ignored.
-
-    Raises:
-      TypeError: no such option at all.
-      ValueError: an option of other formats.
-    """
-    for name in options:
-        if name not in LoadOptions.__annotations__:
-            raise TypeError(f"unknown option {name!r}; the options are {', '.join(LoadOptions.__annotations__)}")
-        if name not in known:
-            raise ValueError(f"option {name}= means nothing for a {fmt} file; it takes {', '.join(known)}")
-
-
-def check_gate(gate: str) -> None:
-    """The option `gate=` must be topk or jumprelu.
-
-    Raises:
-      ValueError: anything else.
-    """
-    if gate not in ("topk", "jumprelu"):
-        raise ValueError(f"gate={gate!r}; the option takes 'topk' or 'jumprelu'")

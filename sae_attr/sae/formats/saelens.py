@@ -12,16 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.sae.formats.parts import (
-    LoadOptions,
-    Parts,
+from sae_attr.sae.config import SAEConfig
+from sae_attr.sae.formats import releases
+from sae_attr.sae.formats.checks import (
     check_names,
     check_shapes,
-    decoder_source,
+    integer,
+    layer_of,
+    positive,
     read_json,
+    read_json_if_there,
     reject_options,
 )
-from sae_attr.sae.model import SAEConfig
+from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 from sae_attr.tensorfiles import read_tensors
 
 WEIGHTS = "sae_weights.safetensors"
@@ -35,6 +38,8 @@ _TENSORS: dict[str, tuple[str, ...]] = {
     "gated": (*_BASE, "b_gate", "b_mag", "r_mag"),
     "jumprelu": (*_PLAIN, "threshold"),
     "topk": _PLAIN,
+    "abstopk": _PLAIN,
+    "matching_pursuit": ("W_dec", "b_dec"),
     "transcoder": _PLAIN,
     "skip_transcoder": (*_PLAIN, "W_skip"),
     "jumprelu_transcoder": (*_PLAIN, "threshold"),
@@ -43,7 +48,15 @@ _TENSORS: dict[str, tuple[str, ...]] = {
     "batchtopk": (*_PLAIN, "topk_threshold"),
     "matryoshka_batchtopk": (*_PLAIN, "topk_threshold"),
 }
-_GATES = {"standard": "relu", "transcoder": "relu", "skip_transcoder": "relu", "gated": "gated", "topk": "topk"}
+_GATES = {
+    "standard": "relu", "transcoder": "relu", "skip_transcoder": "relu", "gated": "gated", "topk": "topk",
+    "abstopk": "abs_topk", "matching_pursuit": "matching_pursuit",
+}  # fmt: skip
+_ALIASES = {"abs_topk": "abstopk"}
+_REFUSED = {
+    "temporal": "its codes depend on the whole sequence (attention over earlier tokens), not on one token at a time",
+    "phase_multiplexed": "its encoder is not documented well enough to be certain of the codes",
+}
 _FIELDS = {
     "b_enc": "enc_bias_n", "b_dec": "dec_bias_m", "threshold": "threshold_n",
     "b_gate": "gate_bias_n", "b_mag": "mag_bias_n", "r_mag": "mag_scale_n",
@@ -61,35 +74,63 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     if not (weights.parent / CONFIG).is_file():
         raise ValueError(f"{weights} has no {CONFIG} beside it; a saelens SAE needs both")
     raw = read_json(weights.parent / CONFIG)
-    raw |= {key: value for key, value in (raw.get("metadata") or {}).items() if key not in raw}
+    metadata = raw.get("metadata") or {}
+    raw |= {key: value for key, value in metadata.items() if key not in raw} | releases.overrides(weights.parent)
     tensors = read_tensors(weights)
     cfg = _config(weights, raw, tensors, options)
-    scale = _norm_scale(weights, raw, options)
+    scale = _norm_scale(weights, raw, cfg, options)
     batch = "topk_threshold" in tensors
     fold = cfg.rescale_by_dec_norm or (batch and bool(raw.get("rescale_acts_by_decoder_norm", False)))
     vectors = {_FIELDS[name]: value for name, value in tensors.items() if name in _FIELDS}
-    if cfg.gate == "gated":
+    vectors["dec_bias_m"] = _dec_bias(raw, cfg, tensors["b_dec"]) / np.float32(scale)
+    names = [f"norm_scale={scale:g}"] * (scale != 1.0) + ["decoder norm"] * fold
+    if cfg.residual_threshold is not None:  # scaling input and output leaves tied weights as they are
+        cfg, scale = replace(cfg, residual_threshold=cfg.residual_threshold / scale), 1.0
+    if cfg.gate in ("gated", "matching_pursuit"):
         vectors["enc_bias_n"] = np.zeros(cfg.n_latents, np.float32)
     if batch:
         vectors["threshold_n"] = _batch_threshold(weights, tensors, cfg, scale if fold else 1.0, options)
     if cfg.skip:
         vectors["skip_dm"] = tensors["W_skip"].T  # stored [d_out, d_in], used as x @ W_skip.T
-    dec = decoder_source(tensors["W_dec"], scale_n=tensors.get("scaling_factor"), norm_scale=scale, unit=fold)
+    factor_n = _finetuning_factor(weights, raw, tensors)
+    dec = decoder_source(tensors["W_dec"], scale_n=factor_n, norm_scale=scale, unit=fold)
     # Folding the norms is exact for topk too: selection and code use pre * |row|, and the decoder divides it out again.
-    names = [f"norm_scale={scale:g}"] * (scale != 1.0) + ["decoder norm"] * fold
     cfg = replace(cfg, rescale_by_dec_norm=False, folded=tuple(names))
-    return Parts(weights, cfg, dec, tensors["W_enc"], vectors, norm_scale=scale, fold_dec_norm=fold)
+    enc_dn = tensors["W_dec"].T if cfg.gate == "matching_pursuit" else tensors["W_enc"]
+    return Parts(weights, cfg, (dec,), (enc_dn,), vectors, scales=(scale,), fold_dec_norm=fold)
+
+
+def _dec_bias(raw: dict[str, Any], cfg: SAEConfig, b_dec: np.ndarray) -> np.ndarray:
+    # Tied matching pursuit adds the bias only where it took it from the input.
+    used = cfg.gate != "matching_pursuit" or cfg.subtract_b_dec
+    return b_dec if used else np.zeros_like(b_dec)
+
+
+def _finetuning_factor(path: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray]) -> np.ndarray | None:
+    """The legacy factor of every code before decoding; all ones were written for a time, and mean nothing."""
+    factor_n = tensors.get("scaling_factor")
+    if factor_n is None or np.allclose(factor_n.astype(np.float32), 1.0):
+        return None
+    if not raw.get("finetuning_scaling_factor", True):
+        raise ValueError(
+            f"{path} has a scaling_factor that is not all ones, but {CONFIG} says finetuning_scaling_factor=false; "
+            "set it to true if the factors belong to the SAE, or remove the tensor"
+        )
+    return factor_n
 
 
 def _config(path: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray], options: LoadOptions) -> SAEConfig:
     architecture, k = _architecture(path, raw)
-    check_names(path, f"saelens architecture {architecture!r}", tensors, _TENSORS[architecture], ("scaling_factor",))
-    missing = [key for key in ("d_in", "d_sae") if key not in raw]
+    check_names(
+        path, f"saelens architecture {architecture!r}", tensors, _TENSORS[architecture], _optional(architecture)
+    )
+    missing = [key for key in ("d_in", "d_sae") if raw.get(key) is None]
     if missing:
         raise ValueError(f"{path.parent / CONFIG} does not say {' and '.join(missing)}; is it a saelens config?")
     transcoder = "transcoder" in architecture
-    d_in, n = int(raw["d_in"]), int(raw["d_sae"])
-    d_out = int(raw.get("d_out") or d_in) if transcoder else d_in
+    where = path.parent / CONFIG
+    d_in, n = integer(where, raw, "d_in"), integer(where, raw, "d_sae")
+    d_out = integer(where, raw, "d_out", d_in) if transcoder else d_in
     _check_shapes(path, tensors, d_in, d_out, n)
     hook = raw.get("hook_name", raw.get("hook_point"))
     head = raw.get("hook_head_index", raw.get("hook_point_head_index"))
@@ -103,7 +144,9 @@ def _config(path: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray], opt
         # Missing means true. Transcoders never subtract: b_dec belongs to the output.
         subtract_b_dec=bool(raw.get("apply_b_dec_to_input", True)) and not transcoder,
         norm=_norm(path, raw, transcoder),
-        rescale_by_dec_norm=architecture == "topk" and bool(raw.get("rescale_acts_by_decoder_norm", False)),
+        **_pursuit(path, raw, architecture),
+        rescale_by_dec_norm=architecture in ("topk", "abstopk")
+        and bool(raw.get("rescale_acts_by_decoder_norm", False)),
         # Before version 6 the hook's name alone decided.
         flatten_heads=raw.get("reshape_activations", "hook_z" if "hook_z" in (hook or "") else "none") == "hook_z",
         skip="W_skip" in tensors,
@@ -112,7 +155,7 @@ def _config(path: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray], opt
         dtype=tensors["W_dec"].dtype.name,
         site=options.get("site", hook),
         site_out=raw.get("hook_name_out"),
-        layer=raw.get("hook_layer"),
+        layer=raw.get("hook_layer", raw.get("hook_point_layer", layer_of(hook))),
         head_index=head,
         model_name=raw.get("model_name"),
         context_size=raw.get("context_size"),
@@ -125,6 +168,11 @@ def _config(path: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray], opt
 def _architecture(path: Path, raw: dict[str, Any]) -> tuple[str, int | None]:
     """Architecture and k; before version 6 a top-k SAE was "standard" with a top-k activation."""
     architecture = raw.get("architecture", "standard")
+    architecture = _ALIASES.get(architecture, architecture)
+    if architecture in _REFUSED:
+        raise ValueError(
+            f"{path.parent / CONFIG}: architecture {architecture!r} is not loaded: {_REFUSED[architecture]}"
+        )
     if architecture not in _TENSORS:
         known = ", ".join(_TENSORS)
         raise ValueError(f"{path.parent / CONFIG}: architecture {architecture!r} is unknown; known: {known}")
@@ -133,12 +181,35 @@ def _architecture(path: Path, raw: dict[str, Any]) -> tuple[str, int | None]:
         k = (raw.get("activation_fn_kwargs") or {}).get("k")
         if k is None:
             raise ValueError(f"{path.parent / CONFIG}: activation topk without activation_fn_kwargs.k; add it")
-        return "topk", int(k)
+        return "topk", integer(path.parent / CONFIG, {"activation_fn_kwargs.k": k}, "activation_fn_kwargs.k")
     if activation not in ("relu", "topk"):
         raise ValueError(f"{path.parent / CONFIG}: activation {activation!r} is unknown; known: relu, topk")
-    if architecture == "topk" and "k" not in raw:
-        raise ValueError(f"{path.parent / CONFIG}: architecture topk without k; add it")
-    return architecture, int(raw["k"]) if architecture == "topk" else None
+    if architecture not in ("topk", "abstopk"):
+        return architecture, None
+    k = raw.get("k", (raw.get("activation_fn_kwargs") or {}).get("k"))
+    if k is None:
+        raise ValueError(f"{path.parent / CONFIG}: architecture {architecture} without k; add it")
+    return architecture, integer(path.parent / CONFIG, {"k": k}, "k")
+
+
+def _optional(architecture: str) -> tuple[str, ...]:
+    """Tensors that may be there: a tied SAE may store its encoder, and batch training its threshold beside a final one."""
+    return ("scaling_factor", "W_enc") if architecture == "matching_pursuit" else ("scaling_factor",)
+
+
+def _pursuit(path: Path, raw: dict[str, Any], architecture: str) -> dict[str, Any]:
+    """Settings of matching pursuit, with SAELens' defaults."""
+    if architecture != "matching_pursuit":
+        return {}
+    where, limit = path.parent / CONFIG, raw.get("residual_threshold", 1e-2)
+    if isinstance(limit, bool) or not isinstance(limit, int | float):
+        raise ValueError(f"{where}: residual_threshold is {limit!r}, not a number")
+    rounds = raw.get("max_iterations")
+    return {
+        "residual_threshold": float(limit),
+        "max_iterations": integer(where, raw, "d_in" if rounds is None else "max_iterations"),
+        "stop_on_duplicate_support": bool(raw.get("stop_on_duplicate_support", True)),
+    }
 
 
 def _check_shapes(path: Path, tensors: dict[str, np.ndarray], d_in: int, d_out: int, n: int) -> None:
@@ -166,11 +237,11 @@ def _norm(path: Path, raw: dict[str, Any], transcoder: bool) -> str:
     return "none" if norm == "expected_average_only_in" else norm
 
 
-def _norm_scale(path: Path, raw: dict[str, Any], options: LoadOptions) -> float:
-    """The factor s of expected_average_only_in, from option or activation_scaler.json; 1 where none is to be folded."""
+def _norm_scale(path: Path, raw: dict[str, Any], cfg: SAEConfig, options: LoadOptions) -> float:
+    """The factor s of expected_average_only_in: option, activation_scaler.json, or table; 1 where none is folded."""
     pending = raw.get("normalize_activations") in ("expected_average_only_in", True)
     scaler = path.parent / SCALER
-    saved = read_json(scaler) if scaler.is_file() else {}
+    saved = read_json_if_there(scaler)
     if saved.get("has_whitening"):
         raise ValueError(f"{scaler} whitens the activations and {path.name} does not; save the inference model")
     scale = options.get("norm_scale", saved.get("scaling_factor"))
@@ -181,22 +252,24 @@ def _norm_scale(path: Path, raw: dict[str, Any], options: LoadOptions) -> float:
                 f"{raw.get('normalize_activations')!r}; folding it twice would be wrong, remove one of them"
             )
         return 1.0
+    scale = releases.norm_scale(path.parent) if scale is None else scale
     if scale is None:
         raise ValueError(
             f"{path.parent / CONFIG} says expected_average_only_in, but the factor s = sqrt(d_in) / E|x| is in no "
             f"file of the folder ({SCALER} would hold it); give it as norm_scale="
         )
-    if not (np.isfinite(scale) and scale > 0):
-        raise ValueError(f"the scale {scale} of {path} is not a positive number; give the right one as norm_scale=")
-    return float(scale)
+    return positive(f"the scale of {path}", scale)
 
 
 def _batch_threshold(
     path: Path, tensors: dict[str, np.ndarray], cfg: SAEConfig, scale: float, options: LoadOptions
 ) -> np.ndarray:
     """BatchTopK's running threshold for every latent, in the units of the codes that the folded SAE gives."""
-    threshold = float(options.get("threshold", tensors["topk_threshold"].reshape(-1)[0]))
-    if threshold <= 0 and "threshold" not in options:
+    stored = tensors["topk_threshold"]
+    if stored.size != 1:
+        raise ValueError(f"{path}: topk_threshold has shape {list(stored.shape)}, not one number")
+    threshold = float(options.get("threshold", stored.reshape(-1)[0]))
+    if not threshold > 0 and "threshold" not in options:
         raise ValueError(
             f"{path}: topk_threshold is {threshold}, so training never set it; give one as threshold= "
             "(the mean over batches of the smallest code kept)"

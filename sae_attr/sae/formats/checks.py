@@ -1,0 +1,172 @@
+"""Checks that every format reader makes, with messages that name the two things that disagree."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_attr.sae.formats.parts import LoadOptions
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      ValueError: the file is not valid JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not an object of settings")
+    return value
+
+
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no file."""
+    return read_json(path) if path.is_file() else {}
+
+
+def integer(path: Path, raw: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A whole number of a config, at least 0.
+
+    Raises:
+      ValueError: missing without a default, or anything else.
+    """
+    value = raw.get(key, default)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(
+            f"{path}: {key} is {value!r} in the config, which should be a whole number; is it of this SAE?"
+        )
+    return value
+
+
+def positive(name: str, value: Any) -> float:
+    """A scale or factor: a finite number above 0.
+
+    Raises:
+      ValueError: anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} is {value!r}, not a positive number; give the right one as norm_scale=")
+    return float(value)
+
+
+def check_names(
+    path: Path, kind: str, found: Iterable[str], wanted: Iterable[str], optional: Iterable[str] = ()
+) -> None:
+    """Compares tensor names with those that a kind of SAE has.
+
+    Raises:
+      ValueError: lists missing names with − and unexpected ones with +.
+    """
+    missing = sorted(set(wanted) - set(found))
+    extra = sorted(set(found) - set(wanted) - set(optional))
+    if missing or extra:
+        lines = [f"  − {name} (missing)" for name in missing] + [f"  + {name} (unexpected)" for name in extra]
+        listing = "\n".join(lines)
+        raise ValueError(f"{path} does not hold the tensors of {kind}; is its config of another SAE?\n{listing}")
+
+
+def check_shapes(
+    path: Path, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], said: str
+) -> None:
+    """Compares tensor shapes with those that follow from the config.
+
+    Args:
+      path: the weight file.
+      tensors: by name.
+      shapes: expected, for some of the names.
+      said: what the expectation comes from, for the message: "cfg.json says d_in=64, d_sae=512".
+
+    Raises:
+      ValueError: the first tensor of another shape.
+    """
+    for name, shape in shapes.items():
+        if name in tensors and tensors[name].shape != shape:
+            raise ValueError(
+                f"{path}: {name} has shape {list(tensors[name].shape)}, but {said}, which needs {list(shape)}; "
+                "config and weights are of different SAEs"
+            )
+
+
+def matrix_shape(path: Path, tensors: Mapping[str, np.ndarray], name: str, ndim: int = 2) -> tuple[int, ...]:
+    """Shape of a tensor that must have `ndim` axes.
+
+    Raises:
+      ValueError: it has not.
+    """
+    shape = tensors[name].shape
+    if len(shape) != ndim:
+        raise ValueError(f"{path}: {name} has shape {list(shape)}, not {ndim} axes; is it an SAE?")
+    return shape
+
+
+def check_options(options: LoadOptions) -> None:
+    """Every option must be one of `LoadOptions`.
+
+    Raises:
+      TypeError: no such option at all.
+    """
+    for name in options:
+        if name not in LoadOptions.__annotations__:
+            raise TypeError(f"unknown option {name!r}; the options are {', '.join(LoadOptions.__annotations__)}")
+
+
+def reject_options(options: LoadOptions, fmt: str, known: tuple[str, ...]) -> None:
+    """Options that a format has no use for are an error and not ignored.
+
+    Raises:
+      ValueError: an option of other formats.
+    """
+    for name in options:
+        if name not in known:
+            raise ValueError(f"option {name}= means nothing for a {fmt} file; it takes {', '.join(known)}")
+
+
+def check_gate(gate: str) -> None:
+    """The option `gate=` must be topk or jumprelu.
+
+    Raises:
+      ValueError: anything else.
+    """
+    if gate not in ("topk", "jumprelu"):
+        raise ValueError(f"gate={gate!r}; the option takes 'topk' or 'jumprelu'")
+
+
+def pick_stream(path: Path, names: tuple[str, ...], streams: int, options: LoadOptions) -> int | None:
+    """Position of the stream that `layer=` or `model=` names, None where neither is given.
+
+    Raises:
+      ValueError: both are given, or no such stream.
+    """
+    if "layer" in options and "model" in options:
+        raise ValueError(
+            f"{path}: layer={options['layer']} and model={options['model']}; a crosscoder takes one of them"
+        )
+    chosen = options.get("layer", options.get("model"))
+    if chosen is None:
+        return None
+    if str(chosen) in names:
+        return names.index(str(chosen))
+    # A layer number that the file does not have must not be taken for a position.
+    numbered = bool(names) and all(name.isdigit() for name in names)
+    if numbered or isinstance(chosen, bool) or not isinstance(chosen, int) or not 0 <= chosen < streams:
+        known = ", ".join(names) or f"0..{streams - 1}"
+        raise ValueError(f"{path}: layer= or model= is {chosen!r}, but the crosscoder has {known}")
+    return chosen
+
+
+def layer_of(name: str | None) -> int | None:
+    """Block index in a hook's or module's name, None where there is none."""
+    found = re.search(r"(?:^|[._/])(?:blocks|layers?|h)[._]?(\d+)(?:[._/]|$)", name or "")
+    return int(found[1]) if found else None

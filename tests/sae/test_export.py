@@ -1,0 +1,165 @@
+"""What is written for other tools: read back by our own loader, and by theirs where it is installed."""
+
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from sae_attr.sae.export import save_repeng_gguf, save_saelens, save_vectors
+from sae_attr.sae.formats import load_sae
+from sae_attr.sae.model import encode, reconstruct
+from tests.sae._layouts import LAYOUTS
+
+FIXTURES = (
+    "saelens/gated", "saelens/jumprelu_skip_transcoder", "saelens/standard_bfloat16", "saelens/standard_hook_z",
+    "saelens/standard_constant_norm_rescale", "saelens/topk_layer_norm", "saelens/transcoder",
+    "dictionary_learning/BatchTopKSAE", "dictionary_learning/GatedAutoEncoder", "sparsify/topk/layers.2",
+    "gemma_scope/layer_2/width_512/average_l0_13", "openai/topk_normalize_from_saelens",
+    "crosscoder/batchtopk_sae_normalized_fork",
+)  # fmt: skip
+MINIATURES = (
+    "saelens_abstopk", "saelens_abstopk_rescaled", "saelens_matching_pursuit", "llama_scope", "sparsify_signed",
+    "gemma_scope_2_transcoder", "llamascopium_jumprelu",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_every_kind_of_fixture_comes_back_with_the_same_codes(shared: Path, tmp_path: Path, name: str) -> None:
+    folder = shared / "fixtures/sae" / name
+    with np.load(folder / "golden.npz") as file:
+        x = file["x"]
+    sae = load_sae(folder)
+    save_saelens(tmp_path / "sae", sae)
+    back = load_sae(tmp_path / "sae")
+    np.testing.assert_array_equal(encode(back, x), encode(sae, x))
+    np.testing.assert_array_equal(reconstruct(back, x), reconstruct(sae, x))
+    assert (back.cfg.site, back.cfg.site_out, back.cfg.k) == (sae.cfg.site, sae.cfg.site_out, sae.cfg.k)
+    assert (back.cfg.model_name, back.cfg.exclude_special) == (sae.cfg.model_name, sae.cfg.exclude_special)
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_every_kind_of_miniature_comes_back_with_the_same_codes(tmp_path: Path, name: str) -> None:
+    (tmp_path / "from").mkdir()
+    case = LAYOUTS[name](tmp_path / "from")
+    sae = load_sae(case.path, **case.options)
+    save_saelens(tmp_path / "to", sae)
+    back = load_sae(tmp_path / "to")
+    np.testing.assert_array_equal(encode(back, case.x), encode(sae, case.x))
+    np.testing.assert_array_equal(reconstruct(back, case.x), reconstruct(sae, case.x))
+
+
+def test_weights_keep_their_dtype_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    case = LAYOUTS["llama_scope"](tmp_path)
+    sae = load_sae(case.path, dtype="bfloat16")
+    save_saelens(tmp_path / "sae", sae)
+    assert load_file(tmp_path / "sae/sae_weights.safetensors")["W_dec"].dtype.name == "bfloat16"
+    assert json.loads((tmp_path / "sae/cfg.json").read_text())["dtype"] == "bfloat16"
+    with pytest.raises(FileExistsError, match="holds an SAE already"):
+        save_saelens(tmp_path / "sae", sae)
+
+
+def test_what_the_layout_cannot_express_is_an_error(tmp_path: Path) -> None:
+    def refused(name: str, message: str, **changes: object) -> None:
+        folder = tmp_path / f"{name}{len(changes)}"
+        folder.mkdir()
+        case = LAYOUTS[name](folder)
+        sae = load_sae(case.path, **case.options)
+        with pytest.raises(ValueError, match=message):
+            save_saelens(tmp_path / "out", sae.replace(cfg=replace(sae.cfg, **changes)))
+
+    refused("ckkissane", "a crosscoder of 2 streams")
+    refused("sparsify_groupmax", "no SAE with gate groupmax; it has relu")
+    refused("llamascopium_topk", "gate topk with selection by decoder norm")
+    refused("sparsify_old_transcoder", "no transcoder with gate topk")
+    refused("gemma_scope_2_transcoder", "neither take b_dec", subtract_b_dec=True)
+    refused("saelens_matching_pursuit", "only where it takes it from the input", subtract_b_dec=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_saelens_reads_what_we_write(tmp_path: Path) -> None:
+    sae_lens, torch = pytest.importorskip("sae_lens"), pytest.importorskip("torch")
+    for name in ("saelens_abstopk", "saelens_matching_pursuit", "llama_scope"):
+        (tmp_path / name).mkdir()
+        case = LAYOUTS[name](tmp_path / name)
+        sae = load_sae(case.path, **case.options)
+        save_saelens(tmp_path / name / "out", sae)
+        theirs = sae_lens.SAE.load_from_disk(tmp_path / name / "out")
+        codes = theirs.encode(torch.tensor(case.x)).detach().numpy()
+        np.testing.assert_allclose(codes, encode(sae, case.x), rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_come_back_with_their_metadata(tmp_path: Path) -> None:
+    vectors = {"latent_3": jnp.arange(4.0), "mean": np.ones(4, np.float64)}
+    save_vectors(tmp_path / "v.safetensors", vectors, {"model": "tiny", "latents": [3], "scale": 0.5})
+    found = load_file(tmp_path / "v.safetensors")
+    np.testing.assert_array_equal(found["latent_3"], np.arange(4.0))
+    assert found["mean"].dtype == np.float64
+    with safe_open(tmp_path / "v.safetensors", framework="numpy") as file:
+        assert file.metadata() == {"model": "tiny", "latents": "[3]", "scale": "0.5"}
+    with pytest.raises(ValueError, match=r"latent_3 for .* holds NaN"):
+        save_vectors(tmp_path / "x.safetensors", {"latent_3": [np.nan]})
+    with pytest.raises(ValueError, match="at least one"):
+        save_vectors(tmp_path / "x.safetensors", {})
+
+
+def read_gguf(path: Path) -> tuple[dict[str, object], dict[str, np.ndarray]]:
+    """GGUF v3 from its specification: header, key-value pairs, tensor infos, padding, data."""
+    raw, at = path.read_bytes(), 24
+
+    def number(kind: str) -> int:
+        nonlocal at
+        value = struct.unpack_from(f"<{kind}", raw, at)[0]
+        at += struct.calcsize(kind)
+        return value
+
+    def text() -> str:
+        nonlocal at
+        size = number("Q")
+        at += size
+        return raw[at - size : at].decode()
+
+    magic, version, tensors, pairs = struct.unpack_from("<4sIQQ", raw)
+    assert (magic, version) == (b"GGUF", 3)
+    keys = {text(): text() if number("I") == 8 else number("I") for _ in range(pairs)}
+    infos = []
+    for _ in range(tensors):
+        name, axes = text(), number("I")
+        infos.append((name, [number("Q") for _ in range(axes)], number("I"), number("Q")))
+    start = -(-at // 32) * 32
+    found = {}
+    for name, shape, kind, offset in infos:
+        assert (kind, offset % 32) == (0, 0)
+        found[name] = np.frombuffer(raw, "<f4", int(np.prod(shape)), start + offset)
+    assert len(raw) % 32 == 0
+    return keys, found
+
+
+def test_control_vectors_are_laid_out_as_repeng_has_them(tmp_path: Path) -> None:
+    directions = {3: np.linspace(-1, 1, 7), 11: jnp.ones(7)}
+    save_repeng_gguf(tmp_path / "v.gguf", directions, "llama")
+    keys, found = read_gguf(tmp_path / "v.gguf")
+    assert keys == {
+        "general.architecture": "controlvector",
+        "controlvector.model_hint": "llama",
+        "controlvector.layer_count": 2,
+    }
+    assert list(found) == ["direction.3", "direction.11"]
+    for layer, vector in directions.items():
+        np.testing.assert_array_equal(found[f"direction.{layer}"], np.asarray(vector, np.float32))
+    for bad in ({}, {3: np.ones(7), 4: np.ones(6)}, {-1: np.ones(7)}, {1: np.ones((2, 7))}, {1: np.array([np.inf])}):
+        with pytest.raises(ValueError, match=r"layer|at least one|infinity"):
+            save_repeng_gguf(tmp_path / "x.gguf", bad, "llama")
+
+
+def test_gguf_reads_our_control_vectors(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    save_repeng_gguf(tmp_path / "v.gguf", {5: np.arange(6.0)}, "qwen2")
+    reader = gguf.GGUFReader(tmp_path / "v.gguf")
+    assert bytes(reader.get_field("controlvector.model_hint").parts[-1]).decode() == "qwen2"
+    assert [(t.name, t.data.tolist()) for t in reader.tensors] == [("direction.5", [0, 1, 2, 3, 4, 5])]
