@@ -35,6 +35,8 @@ def get_config() -> ConfigDict:
     config.preset = "faithful"
     config.tokens = placeholder(str)  # overrides the preset: prompt | completion | all
     config.sides = placeholder(str)  # overrides the preset: both | active | gated | quadrant
+    config.gradient = "plain"  # plain | integrated | lrp | norm+attention+...
+    config.gradient_steps = 10
     config.loss = "sum"
     config.exclude = placeholder(tuple)  # of "bos", "special"; absent: what the SAE was not trained on
     config.prepend_bos = placeholder(bool)  # absent: as the SAE was trained

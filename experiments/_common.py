@@ -14,9 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app
+from ml_collections import ConfigDict
 
 import sae_attr
+from sae_attr.attribution.settings import Settings
 
+OTHER_KEYS = ("mesh", "compare")  # keys of a config that are no settings of a study
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "scipy", "tokenizers", "safetensors")
 
 
@@ -48,6 +51,18 @@ def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     kwargs: dict[str, Any] = dict(arrays)
     np.savez(buffer, **kwargs)
     return buffer.getvalue()
+
+
+def settings_of(config: ConfigDict) -> Settings:
+    """`Settings` from the config; a ValueError names what is missing or unknown."""
+    values = {k: v for k, v in config.to_dict().items() if k not in OTHER_KEYS}
+    absent = [k for k in ("lm", "sae", "pairs", "corpus") if not values.get(k)]
+    if absent:
+        raise ValueError(f"the config lacks {', '.join(absent)}; add " + " ".join(f"--config.{k}=PATH" for k in absent))
+    if values["exclude"] is not None:
+        values["exclude"] = tuple(values["exclude"])
+    values["sae_options"] = {k: v for k, v in values["sae_options"].items() if v is not None}
+    return Settings(**values)
 
 
 def run_app(main: Callable[[list[str]], None]) -> None:

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict, config_flags
 from experiments import _common
 from sae_attr import parallel
 from sae_attr.attribution.outcome import Outcome, compute
-from sae_attr.attribution.settings import Settings
 from sae_attr.attribution.study import Study
 from sae_attr.data import shown_tokens
 from sae_attr.figures import ablation_figure, render
@@ -27,18 +26,6 @@ WORKDIR = flags.DEFINE_string(
 SHOW_TOKENS = flags.DEFINE_integer("show_tokens", 0, "Print exactly what is scored of this many rows, and stop.")
 ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Use a workdir that was made with another config.")
 PLAIN = ("mesh", "batch_size", "corpus_batch", "remat")  # where and how fast, not what
-
-
-def settings_of(config: ConfigDict) -> Settings:
-    """`Settings` from the config; a ValueError names what is missing or unknown."""
-    values = {k: v for k, v in config.to_dict().items() if k != "mesh"}
-    absent = [k for k in ("lm", "sae", "pairs", "corpus") if not values.get(k)]
-    if absent:
-        raise ValueError(f"the config lacks {', '.join(absent)}; add " + " ".join(f"--config.{k}=PATH" for k in absent))
-    if values["exclude"] is not None:
-        values["exclude"] = tuple(values["exclude"])
-    values["sae_options"] = {k: v for k, v in values["sae_options"].items() if v is not None}
-    return Settings(**values)
 
 
 def write(outcome: Outcome, workdir: epath.Path) -> list[str]:
@@ -79,7 +66,7 @@ def start(config: ConfigDict, workdir: epath.Path, *, shown: int = 0, allow_chan
       shown: print what is scored of this many rows, and stop.
       allow_change: use a workdir that was made with another config.
     """
-    settings, mesh = settings_of(config), parallel.make_mesh(str(config.mesh))
+    settings, mesh = _common.settings_of(config), parallel.make_mesh(str(config.mesh))
     study = Study(settings, Store(workdir / "store", writer=parallel.is_main()), mesh, parallel.is_main())
     first = parallel.from_main(not (workdir / "config.json").exists())  # a later run may need no weights at all
     study.check(weights=first and not shown)

@@ -4,8 +4,19 @@ What a script needs is here; the stages of a whole run are in `stages`, and what
 """
 
 from sae_attr.attribution.ablation import Ablation, exact_ablation, row_ablation
-from sae_attr.attribution.corpus import MeanActivation, firing_rates, mean_activation, site_acts, weighted_codes
+from sae_attr.attribution.corpus import (
+    CodeStatistics,
+    MeanActivation,
+    code_statistics,
+    firing_rates,
+    mean_activation,
+    site_acts,
+    weighted_codes,
+)
+from sae_attr.attribution.encoder import attribute_codes, encoder_prompt_scores, error_prompt_scores, error_scores
 from sae_attr.attribution.gradients import SiteGradients, act_and_grad
+from sae_attr.attribution.integrated import LatentPaths, Path, integrated_gradients, integrated_latents
+from sae_attr.attribution.merged import merge, prompt_scores
 from sae_attr.attribution.ranking import Ranking, agreement, overlap, random_matched, rank
 from sae_attr.attribution.scores import (
     Moment,
@@ -18,12 +29,11 @@ from sae_attr.attribution.scores import (
     token_scores,
 )
 from sae_attr.attribution.settings import PRESETS, Preset, Settings
+from sae_attr.attribution.sites import SiteLatent, SiteRanking, collect_sites, rank_sites, score_sites
 from sae_attr.attribution.statistics import ClusterStatistics, cluster_statistics, split_half_spearman
 from sae_attr.attribution.table import (
     TokenTable,
     collect,
-    merge,
-    prompt_scores,
     table_from_arrays,
     table_moment,
     token_weights,
@@ -33,21 +43,34 @@ __all__ = [
     "PRESETS",
     "Ablation",
     "ClusterStatistics",
+    "CodeStatistics",
+    "LatentPaths",
     "MeanActivation",
     "Moment",
+    "Path",
     "Preset",
     "Ranking",
     "Settings",
     "SiteGradients",
+    "SiteLatent",
+    "SiteRanking",
     "TokenTable",
     "act_and_grad",
     "agreement",
     "attribute",
+    "attribute_codes",
     "best_direction",
     "cluster_statistics",
+    "code_statistics",
     "collect",
+    "collect_sites",
+    "encoder_prompt_scores",
+    "error_prompt_scores",
+    "error_scores",
     "exact_ablation",
     "firing_rates",
+    "integrated_gradients",
+    "integrated_latents",
     "mean_activation",
     "merge",
     "moment",
@@ -56,9 +79,11 @@ __all__ = [
     "quadratic_form",
     "random_matched",
     "rank",
+    "rank_sites",
     "row_ablation",
     "score_dictionary",
     "score_moment",
+    "score_sites",
     "site_acts",
     "split_half_spearman",
     "table_from_arrays",

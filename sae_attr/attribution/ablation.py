@@ -40,16 +40,25 @@ def suffix_start(site: Site) -> tuple[int, Site]:
     return (site.layer + 1, Site(site.layer + 1, "resid_pre")) if site.point == "resid_post" else (site.layer, site)
 
 
-def run_prefix(params: Params, batch: Batch, *, cfg: LMConfig, site: Site) -> jax.Array:
-    """The residual that enters the suffix of a site, `[b, t, d]`: run once, reused for every latent."""
+def run_prefix(
+    params: Params, batch: Batch, *, cfg: LMConfig, site: Site, keep: tuple[Site, ...] = ()
+) -> tuple[jax.Array, dict[Site, jax.Array]]:
+    """The residual that enters the suffix of a site, `[b, t, d]`, run once and reused for every latent; and kept sites."""
     start, _ = suffix_start(site)
-    return forward(params, batch.tokens_bt, cfg=cfg, valid_bt=batch.valid_bt, span=(0, start)).hidden_btd
+    out = forward(params, batch.tokens_bt, cfg=cfg, valid_bt=batch.valid_bt, keep=keep, span=(0, start))
+    return out.hidden_btd, out.acts
 
 
 def suffix_loss(
     params: Params, x_btd: jax.Array, batch: Batch, edit: Edit, *, cfg: LMConfig, site: Site, loss: str = "sum"
 ) -> jax.Array:
     """L(C) per row `[b]` from a stored prefix, with an edit at the site."""
+    nll_bc = suffix_nll(params, x_btd, batch, edit, cfg=cfg, site=site)
+    return completion_loss(nll_bc, batch.target_valid_bc, loss)
+
+
+def suffix_nll(params: Params, x_btd: jax.Array, batch: Batch, edit: Edit, *, cfg: LMConfig, site: Site) -> jax.Array:
+    """Nats of the completion's tokens `[b, c]` from a stored prefix, with an edit at the site."""
     start, at = suffix_start(site)
     if start == cfg.n_layers:
         hidden_btd = edit(x_btd, jnp.broadcast_to(jnp.arange(x_btd.shape[1]), x_btd.shape[:2]))
@@ -57,8 +66,7 @@ def suffix_loss(
         hidden_btd = forward(
             params, None, cfg=cfg, valid_bt=batch.valid_bt, edits={at: edit}, span=(start, cfg.n_layers), x_btd=x_btd
         ).hidden_btd
-    nll_bc = target_nll(params, hidden_btd, batch.tokens_bt, batch.target_bc, batch.target_valid_bc, cfg=cfg)
-    return completion_loss(nll_bc, batch.target_valid_bc, loss)
+    return target_nll(params, hidden_btd, batch.tokens_bt, batch.target_bc, batch.target_valid_bc, cfg=cfg)
 
 
 @struct.dataclass
@@ -73,7 +81,7 @@ class Unablated:
 
 def run_unablated(params: Params, batch: Batch, *, cfg: LMConfig, site: Site, loss: str = "sum") -> Unablated:
     """One prefix and one suffix, forward and backward: everything that the ablations of a batch start from."""
-    x_btd = run_prefix(params, batch, cfg=cfg, site=site)
+    x_btd, _ = run_prefix(params, batch, cfg=cfg, site=site)
 
     def plain(shift_btd: jax.Array) -> tuple[jax.Array, jax.Array]:
         losses = suffix_loss(params, x_btd, batch, Add(shift_btd), cfg=cfg, site=site, loss=loss)

@@ -11,13 +11,15 @@ import numpy as np
 from tqdm import tqdm
 
 from sae_attr.attribution.ablation import exact_ablation, row_ablation, taylor_fails
-from sae_attr.attribution.corpus import MeanActivation
+from sae_attr.attribution.corpus import CodeStatistics, MeanActivation
+from sae_attr.attribution.encoder import encoder_prompt_scores, error_prompt_scores
+from sae_attr.attribution.merged import MergedTokens, merge, prompt_scores
 from sae_attr.attribution.ranking import Ranking, agreement, overlap, random_matched, rank
 from sae_attr.attribution.settings import Preset
 from sae_attr.attribution.stages import agreed, preset_scores, shard_name
 from sae_attr.attribution.statistics import cluster_statistics, duplicates, split_half_spearman
 from sae_attr.attribution.study import Study
-from sae_attr.attribution.table import TokenTable, merge, prompt_scores, side_weights
+from sae_attr.attribution.table import TokenTable, side_weights
 from sae_attr.data import ROLES, Row, scope_mask
 from sae_attr.interpret import nearest_tokens
 from sae_attr.lm.model import unembedding
@@ -83,7 +85,7 @@ def candidate_columns(
     table: TokenTable,
     mean: MeanActivation,
     scores: Mapping[str, np.ndarray],
-    rates_n: np.ndarray,
+    codes: CodeStatistics,
     others: Mapping[str, Ranking],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """One column per statistic, one entry per candidate, best first; and numbers about the ranking as a whole."""
@@ -110,7 +112,8 @@ def candidate_columns(
         **{side: values_pk.mean(0) for side, values_pk in sides_pk.items()},
         "projection": np.asarray(scores[f"projection_{preset.tokens}"])[latents],
         "gradient": -np.asarray(scores[f"gradient_{preset.tokens}"])[latents],
-        "firing_rate": rates_n[latents],
+        "encoder": encoder_column(study, merged, codes, latents),
+        "firing_rate": codes.rate_n[latents],
         **{f"from_{role}": role_k[i] for i, role in enumerate(ROLES) if role != "pad"},
         **{name: np.asarray(scores[name])[latents] for name in VALUES if name in scores},
         **{f"rank_{name}": other.rank_of(latents) for name, other in others.items() if name != "random"},
@@ -122,6 +125,40 @@ def candidate_columns(
     rho, spread = split_half_spearman(own_pk, study.key(4))
     about = {"candidate_split_half_spearman": rho, "candidate_split_half_sd": spread, "prompts": len(own_pk)}
     return columns, {**about, "overlap": {name: overlap(ranking, other) for name, other in others.items()}}
+
+
+def encoder_column(study: Study, merged: MergedTokens, codes: CodeStatistics, latents: np.ndarray) -> np.ndarray:
+    """Δ′ of chosen latents `[k]`; NaN where the codes' means are unknown."""
+    if not codes.tokens:
+        return np.full(len(latents), np.nan)
+    return encoder_prompt_scores(merged, study.sae, codes.mean_n, latents).mean(0)
+
+
+def reconstruction_error(
+    study: Study,
+    preset: Preset,
+    table: TokenTable,
+    mean: MeanActivation,
+    codes: CodeStatistics,
+    scores: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """The part of the first order that no latent carries, as an entry of its own beside the latents' Δ′.
+
+    `delta`: Δ_err = mean over pairs of mean_t −g_t·(e_t − mean e), e_t = a_t − SAE(a_t), with its statistics; `whole`: the
+    same of a_t − ā, which Σ_i Δ′_i (`latents`) and Δ_err share out; `rank`: its place among the latents by Δ′.
+    """
+    if not codes.tokens:
+        return {"skipped": "the error's mean is unknown: too few firing_tokens"}
+    merged = merge(table, preset.tokens, study.exclude)
+    parts_p2 = error_prompt_scores(merged, study.sae, codes.error_m, mean.mean_d)
+    stats = cluster_statistics(parts_p2, study.key(7), resamples=study.settings.bootstrap)
+    names = {"delta": "mean_k", "se": "se_k", "low": "low_k", "high": "high_k", "consistency": "consistency_k"}
+    out = {name: float(getattr(stats, key)[0]) for name, key in names.items()} | {"whole": float(stats.mean_k[1])}
+    latents_n = scores.get(f"encoder_{preset.tokens}")
+    if latents_n is not None and np.isfinite(latents_n).all():
+        latents_n = np.asarray(latents_n, np.float64)
+        out |= {"latents": float(latents_n.sum()), "rank": int((latents_n > out["delta"]).sum()) + 1}
+    return {**out, "scope": preset.tokens, "unit": "nats per token, mean over prompts"}
 
 
 def stability(scores: Mapping[str, np.ndarray], top: int) -> dict[str, float]:
@@ -174,20 +211,12 @@ def ablated_rows(rows: list[Row], limit: int | None) -> list[Row]:
 _FIELDS = ("dloss", "first_order", "end_slope", "push", "end_push")
 
 
-def _where(rows: list[Row], row_b: np.ndarray, width: int, preset: Preset, exclude: frozenset[str]) -> np.ndarray:
-    where_bt = np.zeros((len(row_b), width), bool)
-    for b, row in enumerate(row_b):
-        if row >= 0:
-            mask = scope_mask(rows[row], preset.tokens, exclude=exclude)
-            where_bt[b, : len(mask)] = mask
-    return where_bt
-
-
 def _joint(
     study: Study, rows: list[Row], dec_kd: jax.Array, mean: MeanActivation, preset: Preset, progress: Any
 ) -> dict[str, np.ndarray]:
     cfg, site, loss = study.cfg, study.site, study.settings.loss
     step = jax.jit(lambda p, b, d, m, w: exact_ablation(p, b, d, m, w, cfg=cfg, site=site, loss=loss))
+    where = study.where(rows, preset.tokens)
     out = {f"joint_{name}": np.zeros((len(rows), len(dec_kd)), np.float32) for name in _FIELDS}
     work = study.batched(rows)
     names = [shard_name(batch.tokens_bt.shape, i) for i, (batch, _) in enumerate(work)]
@@ -197,7 +226,7 @@ def _joint(
         if name in done:
             arrays, _ = progress.get(name)
         else:
-            where_bt = _where(rows, row_b, batch.tokens_bt.shape[1], preset, study.exclude)
+            where_bt = where(batch, row_b)
             result = step(study.params, *shard_batch((batch,), study.mesh), dec_kd, _f32(mean), where_bt)
             arrays = {field: to_host(getattr(result, field)) for field in _FIELDS}
             progress.add(name, arrays)

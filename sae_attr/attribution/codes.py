@@ -38,7 +38,7 @@ def code_differences(
     out: dict[str, np.ndarray] = {}
     for name in names:
         w_k = _weights(study, table, name)
-        values = weighted_codes(encode_fn, table.acts_kd, w_k, block=block)
+        values = weighted_codes(encode_fn, table.reads_kd, w_k, block=block)
         if name == "delta_activation":
             values = values - weighted_codes(encode_fn, _aligned_acts(study, table), w_k, block=block)
         out[name] = values.astype(np.float32)
@@ -65,8 +65,8 @@ def code_rivals(study: Study, table: TokenTable, skipped: dict[str, str]) -> dic
 def _aligned_acts(study: Study, table: TokenTable) -> np.ndarray:
     """The second model's activations on the same tokens, `[k, d]`."""
     params = study.load(str(study.settings.lm_aligned))
-    step = jax.jit(lambda p, b: site_acts(p, b.tokens_bt, b.valid_bt, cfg=study.cfg, site=study.site))
-    acts_kd = np.empty_like(table.acts_kd)
+    step = jax.jit(lambda p, b: site_acts(p, b.tokens_bt, b.valid_bt, cfg=study.cfg, site=study.read_site))
+    acts_kd = np.empty_like(table.reads_kd)
     for batch, row_b in study.batched(table.rows):
         acts_btd = to_host(step(params, shard_batch(batch, study.mesh)))
         for b, row in enumerate(row_b):
@@ -89,7 +89,7 @@ def code_stage(
                 study.corpus_work(study.settings.firing_tokens),
                 study.sae,
                 cfg=study.cfg,
-                site=study.site,
+                site=study.read_site,
                 mesh=study.mesh,
                 latents=latents,
                 progress=study.progress,

@@ -14,7 +14,7 @@ from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward
 from sae_attr.parallel import shard_batch, to_host
-from sae_attr.sae.model import SAE, encode, encode_latents
+from sae_attr.sae.model import SAE, code_scale, decode, encode, encode_latents
 
 CorpusBatch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens_bt, valid_bt, counted_bt
 
@@ -73,6 +73,65 @@ def mean_activation(
     if not np.isfinite(total_d).all():
         raise ValueError(f"activations at {site} are NaN or infinite on the corpus; try float32 weights")
     return MeanActivation(total_d / tokens, total_norm / tokens, tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class CodeStatistics:
+    """An SAE on `tokens` counted corpus positions.
+
+    `rate_n`: share of positions on which a latent fires. `mean_n`: mean of its contribution z · scale_t (the code itself
+    unless the SAE has a norm per token). `error_m`: mean of the reconstruction error a_t − SAE(a_t). All float32.
+    """
+
+    rate_n: np.ndarray
+    mean_n: np.ndarray
+    error_m: np.ndarray
+    tokens: int
+
+
+def code_statistics(
+    params: Params,
+    work: Iterable[CorpusBatch],
+    sae: SAE,
+    *,
+    cfg: LMConfig,
+    site: Site,
+    mesh: jax.sharding.Mesh,
+    read: Site | None = None,
+    progress: bool = False,
+) -> CodeStatistics:
+    """`CodeStatistics` over the counted positions of a corpus; sums are float64 on the host.
+
+    Args:
+      site: what the SAE reconstructs.
+      read: what it encodes; None: the same site. A transcoder reads another one.
+    """
+    read = read or site
+
+    block = max(1, min(4096, 2**25 // sae.cfg.n_latents))
+
+    def one(s: SAE, acts_kd: jax.Array, reads_kd: jax.Array, counted_k: jax.Array) -> tuple[jax.Array, ...]:
+        codes_kn = encode(s, reads_kd)
+        weight_kn = jnp.where(counted_k[:, None], code_scale(s, reads_kd), 0)
+        error_km = jnp.where(counted_k[:, None], acts_kd - decode(s, codes_kn, reads_kd), 0)
+        return jnp.sum((codes_kn != 0) & counted_k[:, None], 0), jnp.sum(codes_kn * weight_kn, 0), jnp.sum(error_km, 0)
+
+    def sums(p: Params, s: SAE, tokens: jax.Array, valid: jax.Array, counted: jax.Array) -> tuple[jax.Array, ...]:
+        span, keep = (0, max(site.layer, read.layer) + 1), (site, read)
+        acts = forward(p, tokens, cfg=cfg, valid_bt=valid, keep=keep, span=span).acts
+        flat = [x.reshape(-1, *x.shape[2:]) for x in (acts[site], acts[read], counted)]
+        gap = -len(flat[0]) % block
+        blocks = [jnp.pad(x, ((0, gap), *((0, 0),) * (x.ndim - 1))).reshape(-1, block, *x.shape[1:]) for x in flat]
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.lax.map(lambda x: one(s, *x), tuple(blocks)))
+
+    step, tokens = jax.jit(sums), 0
+    totals = [np.zeros(size) for size in (sae.cfg.n_latents, sae.cfg.n_latents, sae.cfg.d_out)]
+    for batch in tqdm(work, desc="firing rates", unit="batch", disable=not progress):
+        for total, value in zip(totals, step(params, sae, *shard_batch(batch, mesh)), strict=True):
+            total += to_host(value).astype(np.float64)
+        tokens += int(batch[2].sum())
+    rate_n, mean_n, error_m = ((total / max(tokens, 1)).astype(np.float32) for total in totals)
+    return CodeStatistics(rate_n, mean_n, error_m, tokens)
 
 
 def firing_rates(

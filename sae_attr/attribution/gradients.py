@@ -13,11 +13,12 @@ from sae_attr.hooks import Add, Edit, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.loss import check_loss, completion_loss, target_nll
 from sae_attr.lm.model import Params, forward
+from sae_attr.lm.rules import PLAIN, Rules
 
 
 @struct.dataclass
 class SiteGradients:
-    """Per site `acts` and `grads` `[b, t, d]`, and per completion token `nll_bc` in nats."""
+    """Per site `acts` and `grads` `[b, t, d]` (sites that are only read have no grads), and `nll_bc` in nats."""
 
     acts: dict[Site, jax.Array]
     grads: dict[Site, jax.Array]
@@ -34,6 +35,8 @@ def act_and_grad(
     edits: Mapping[Site, Edit] | None = None,
     remat: bool = False,
     unroll: bool = False,
+    rules: Rules = PLAIN,
+    read: tuple[Site, ...] = (),
 ) -> SiteGradients:
     """a_t and g_t = dL(C)/da_t at the sites, for every row by itself (method, section 2).
 
@@ -46,6 +49,8 @@ def act_and_grad(
       loss: `sum` over the completion's tokens, or `mean`.
       edits: interventions that are in force while the gradient is taken, at other sites than `sites`.
       remat: recompute blocks in the backward pass: less memory, about a third more operations.
+      rules: backward rules, a set of `sae_attr.lm.rules.RULES`; with them g_t is what RelP propagates instead.
+      read: further sites whose activations alone are returned, for instance a transcoder's input.
 
     Raises:
       ValueError: unknown loss, a site outside the model, or an edit at one of `sites`.
@@ -61,10 +66,13 @@ def act_and_grad(
     def total(shift: dict[Site, jax.Array]) -> tuple[jax.Array, tuple[dict[Site, jax.Array], jax.Array]]:
         adds = {site: Add(x_btd) for site, x_btd in shift.items()}
         out = forward(
-            params, batch.tokens_bt, cfg=cfg, valid_bt=batch.valid_bt, edits={**edits, **adds}, keep=sites,
-            remat=remat, unroll=unroll,
+            params, batch.tokens_bt, cfg=cfg, valid_bt=batch.valid_bt, edits={**edits, **adds}, keep=(*sites, *read),
+            remat=remat, unroll=unroll, rules=rules,
         )  # fmt: skip
-        nll_bc = target_nll(params, out.hidden_btd, batch.tokens_bt, batch.target_bc, batch.target_valid_bc, cfg=cfg)
+        nll_bc = target_nll(
+            params, out.hidden_btd, batch.tokens_bt, batch.target_bc, batch.target_valid_bc, cfg=cfg,
+            rules=rules,
+        )  # fmt: skip
         return jnp.sum(completion_loss(nll_bc, batch.target_valid_bc, loss)), (out.acts, nll_bc)
 
     grads, (acts, nll_bc) = jax.grad(total, has_aux=True)(zeros)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from sae_attr.attribution.candidates import (
     ablation_summary,
     candidate_columns,
     preset_ranking,
+    reconstruction_error,
     rivals,
     stability,
 )
@@ -47,10 +48,11 @@ class Outcome:
 def compute(study: Study) -> Outcome:
     """Runs every stage that is not stored yet, and puts the results together."""
     mean, mean_result = mean_stage(study)
-    table, gradient_result = gradient_stage(study)
-    rates_n, firing_result = firing_stage(study)
+    table, gradient_result = gradient_stage(study, mean, mean_result.key)
+    codes, firing_result = firing_stage(study)
+    rates_n = codes.rate_n
     keys = {"mean": mean_result.key, "gradients": gradient_result.key}
-    score_result = score_stage(study, table, mean, keys)
+    score_result = score_stage(study, table, mean, codes, {**keys, "firing": firing_result.key})
     results = [mean_result, gradient_result, firing_result, score_result]
     scores, presets = dict(score_result.arrays), study.settings.presets()
     rankings = {preset.name: preset_ranking(study, preset, table, mean, scores) for preset in presets}
@@ -64,7 +66,9 @@ def compute(study: Study) -> Outcome:
     for preset in presets:
         rest = {**{k: v for k, v in rankings.items() if k != preset.name}, **others}
         ranking = rankings[preset.name]
-        found, facts = candidate_columns(study, ranking, preset, table, mean, scores, rates_n, rest)
+        found, facts = candidate_columns(
+            study, ranking, preset, table, mean, scores, replace(codes, rate_n=rates_n), rest
+        )
         _fill_sides(scores, preset, ranking, found)
         columns[preset.name] = _with_exact(found, ablated)
         about[preset.name] = {"tokens": preset.tokens, "sides": preset.sides, **facts}
@@ -79,10 +83,11 @@ def compute(study: Study) -> Outcome:
         "prompt_mean_overlap": _prompt_mean_overlap(scores, presets[0], study.settings.top),
         "bound": {k: score_result.meta[k] for k in ("bound", "best_over_bound")},
         "exact_ablation": exact,
+        "reconstruction_error": reconstruction_error(study, presets[0], table, mean, codes, scores),
         "pairs": facts,
         "mean": {"tokens": mean.tokens, "norm": mean.norm, "firing_tokens": firing_result.meta["tokens"]},
         "skipped": skipped,
-        "choices": _choices(study),
+        "choices": choices(study),
         "inputs": {**_inputs(study), "stages": {r.key.split("-")[0]: r.key for r in results}},
         "warnings": _warnings(study, facts),
         "timings": {r.key.split("-")[0]: {"seconds": round(r.seconds, 3), "loaded": r.cached} for r in results},
@@ -182,7 +187,7 @@ def _fill_sides(
     scores: dict[str, np.ndarray], preset: Preset, ranking: Ranking, columns: Mapping[str, np.ndarray]
 ) -> None:
     """Arrays that the dense limit left out, in place: what is known of candidates (and of the pool), NaN elsewhere."""
-    known = {side: (ranking.latents_k, columns[side]) for side in ("active", "quadrant")}
+    known = {side: (ranking.latents_k, columns[side]) for side in ("active", "quadrant", "encoder")}
     if preset.sides in known:
         known[preset.sides] = (np.arange(len(ranking.scores_n)), ranking.scores_n)
     for side, (latents, values) in known.items():
@@ -225,15 +230,23 @@ def _warnings(study: Study, facts: Mapping[str, Any]) -> list[str]:
             f"positives have {sides[0]:.1f} tokens and negatives {sides[1]:.1f}: with a summed loss and completion tokens in "
             "the scope this difference leaks into Δ; compare with loss=mean"
         )
+    if study.settings.gradient == "integrated" and len(scopes) > 1:
+        scope = study.settings.presets()[0].tokens
+        out.append(
+            f"integrated gradients move the positions of the primary preset's scope {scope!r}; presets of other scopes use "
+            "the same gradients"
+        )
     if "negative" not in facts:
         out.append("no record has a negative: this is the plain mean of δ, not a difference")
     return out
 
 
-def _choices(study: Study) -> dict[str, Any]:
+def choices(study: Study) -> dict[str, Any]:
     """Everything that the method leaves open, as it was chosen here."""
     return {
         "site": str(study.site),
+        "encoded_site": str(study.read_site),
+        "gradient": _gradient(study),
         "excluded_tokens": sorted(study.exclude) or "padding only",
         "prepend_bos": "as the tokenizer does" if study.prepend_bos is None else study.prepend_bos,
         "decoder_rows": "scaled to unit norm",
@@ -244,6 +257,15 @@ def _choices(study: Study) -> dict[str, Any]:
         "sae": vars(study.sae_cfg),
         "settings": vars(study.settings),
     }
+
+
+def _gradient(study: Study) -> dict[str, Any]:
+    """What stood for g_t in δ."""
+    s = study.settings
+    if s.gradient == "integrated":
+        scope = s.presets()[0].tokens
+        return {"name": "integrated", "form": "joint", "steps": s.gradient_steps, "rule": "midpoint", "moved": scope}
+    return {"name": s.gradient, "backward_rules": sorted(s.rules)}
 
 
 def _inputs(study: Study) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 from sae_attr.attribution.scores import SIDES
 from sae_attr.data import EXCLUDABLE, SCOPES
 from sae_attr.lm.loss import check_loss
+from sae_attr.lm.rules import PLAIN, RULES, Rules, parse_rules
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class Settings:
       site: where to read, for instance layer2.resid_post; None takes the site that the SAE's file names.
       preset: the primary ranking; the other preset is computed beside it from the same gradients.
       tokens, sides: override the primary preset's scope or sides, recorded as a departure.
+      gradient: what stands for g_t: `plain`, `integrated` (joint form, along the primary preset's tokens), `lrp`, or single
+        backward rules joined with + (`norm+attention`).
+      gradient_steps: points of the line of integrated gradients.
       loss: L(C) is the sum over the completion's tokens, or the mean.
       exclude: tokens that count neither in δ nor in ā, of "bos" and "special"; None: what the SAE was not trained on,
         and padding only where its file is silent.
@@ -79,6 +83,8 @@ class Settings:
     preset: str = "faithful"
     tokens: str | None = None
     sides: str | None = None
+    gradient: str = "plain"
+    gradient_steps: int = 10
     loss: str = "sum"
     exclude: tuple[str, ...] | None = None
     prepend_bos: bool | None = None
@@ -103,9 +109,18 @@ class Settings:
         if self.preset not in PRESETS:
             raise ValueError(f"preset {self.preset!r} is unknown; choose one of {', '.join(PRESETS)}")
         check_loss(self.loss)
+        _ = self.rules
         if unknown := set(self.exclude or ()) - EXCLUDABLE:
             raise ValueError(f"exclude {sorted(unknown)[0]!r} is unknown; choose of {', '.join(sorted(EXCLUDABLE))}")
-        for name in ("top", "batch_size", "corpus_tokens", "firing_tokens", "corpus_batch", "bootstrap"):
+        for name in (
+            "top",
+            "batch_size",
+            "corpus_tokens",
+            "firing_tokens",
+            "corpus_batch",
+            "bootstrap",
+            "gradient_steps",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("ablate", "ablate_positions", "dense_limit"):
@@ -120,6 +135,17 @@ class Settings:
             if value not in (DTYPES if name == "dtype" else (*DTYPES, None)):
                 raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(DTYPES)}")
         self.presets()
+
+    @property
+    def rules(self) -> Rules:
+        """The backward rules that `gradient` names; none for integrated gradients. Raises ValueError for another name."""
+        if self.gradient == "integrated":
+            return PLAIN
+        try:
+            return parse_rules(self.gradient)
+        except ValueError as error:
+            known = f"plain, integrated, lrp, or rules of {', '.join(RULES)} joined with +"
+            raise ValueError(f"gradient {self.gradient!r} is unknown; choose {known}") from error
 
     def presets(self) -> tuple[Preset, ...]:
         """The primary preset, with the overrides in it, then the others."""

@@ -12,10 +12,14 @@ from tqdm import tqdm
 
 from sae_attr.attribution.codes import code_rivals
 from sae_attr.attribution.corpus import (
+    CodeStatistics,
     MeanActivation,
-    firing_rates,
+    code_statistics,
     mean_activation,
 )
+from sae_attr.attribution.encoder import encoder_prompt_scores
+from sae_attr.attribution.integrated import Path
+from sae_attr.attribution.merged import MergedTokens, merge, prompt_scores
 from sae_attr.attribution.scores import Moment, best_direction, quadratic_form, score_dictionary
 from sae_attr.attribution.settings import Preset
 from sae_attr.attribution.statistics import halves
@@ -23,8 +27,6 @@ from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import (
     TokenTable,
     gradient_batches,
-    merge,
-    prompt_scores,
     table_from_batches,
     table_moment,
     token_weights,
@@ -48,10 +50,11 @@ def mean_stage(study: Study) -> tuple[MeanActivation, Result]:
     return MeanActivation(np.asarray(result.arrays["mean_d"]), result.meta["norm"], result.meta["tokens"]), result
 
 
-def gradient_stage(study: Study) -> tuple[TokenTable, Result]:
+def gradient_stage(study: Study, mean: MeanActivation, mean_key: str) -> tuple[TokenTable, Result]:
     """Activations and gradients of every token of every completion; continues at the next batch after a kill."""
     rows = study.encoded.rows
-    s = study.settings
+    s, integrated = study.settings, study.settings.gradient == "integrated"
+    path = Path(mean.mean_d, study.where(rows, s.presets()[0].tokens), s.gradient_steps) if integrated else None
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         work = study.batched(rows)
@@ -60,7 +63,7 @@ def gradient_stage(study: Study) -> tuple[TokenTable, Result]:
         todo = [(name, item) for name, item in zip(names, work, strict=True) if name not in done]
         results = gradient_batches(
             study.params, [item for _, item in todo], cfg=study.cfg, site=study.site, mesh=study.mesh, loss=s.loss,
-            remat=s.remat,
+            remat=s.remat, rules=s.rules, path=path, read=study.read_site,
         ) if todo else iter(())  # fmt: skip
         bar = tqdm(total=len(work), initial=len(done), desc="gradients", unit="batch", disable=not study.progress)
         fresh: dict[str, Any] = {}
@@ -71,13 +74,21 @@ def gradient_stage(study: Study) -> tuple[TokenTable, Result]:
             bar.update()
         bar.close()
         table = table_from_batches(rows, (fresh.get(name) or progress.get(name)[0] for name in names))
-        return {"acts_kd": table.acts_kd, "grads_kd": table.grads_kd, "nll_r": table.nll_r}, {"batches": len(work)}
+        arrays = {"acts_kd": table.acts_kd, "grads_kd": table.grads_kd, "nll_r": table.nll_r}
+        return arrays | ({} if table.inputs_kd is None else {"inputs_kd": table.inputs_kd}), {"batches": len(work)}
 
-    fields = {**study.model_fields(), "loss": s.loss, "rows": _rows_key(study)}
-    result = study.stage("gradients", fields, {"lm": study.lm_key}, compute)
+    fields = {**study.model_fields(), "loss": s.loss, "rows": _rows_key(study), "gradient": sorted(s.rules)}
+    inputs = {"lm": study.lm_key}
+    if study.read_site != study.site:
+        fields["read"] = str(study.read_site)
+    if integrated:
+        line = {"steps": s.gradient_steps, "scope": s.presets()[0].tokens, "exclude": sorted(study.exclude)}
+        fields, inputs = {**fields, "gradient": line}, {**inputs, "mean": mean_key}
+    result = study.stage("gradients", fields, inputs, compute)
     start_r = np.cumsum([0, *(len(row.ids) for row in rows)])
     a = result.arrays
-    return TokenTable(rows, a["acts_kd"], a["grads_kd"], start_r, np.asarray(a["nll_r"])), result
+    nll_r = np.asarray(a["nll_r"])
+    return TokenTable(rows, a["acts_kd"], a["grads_kd"], start_r, nll_r, a.get("inputs_kd")), result
 
 
 def shard_name(shape: tuple[int, ...], index: int) -> str:
@@ -94,40 +105,47 @@ def _rows_key(study: Study) -> str:
     return digest([[row.ids, row.n_prompt, row.pair, row.side] for row in study.encoded.rows])
 
 
-def firing_stage(study: Study) -> tuple[np.ndarray, Result]:
-    """Firing rates `[n]` over `firing_tokens` corpus positions, fewer where the dense limit asks; NaN below 1,000."""
+def firing_stage(study: Study) -> tuple[CodeStatistics, Result]:
+    """The SAE over `firing_tokens` corpus positions, fewer where the dense limit asks; NaN below 1,000."""
     n, positions = study.sae_cfg.n_latents, study.firing_positions
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if positions < 1000:
-            return {"rate_n": np.full(n, np.nan, np.float32)}, {"tokens": 0}
-        rate_n, tokens = firing_rates(
+            sizes = {"rate_n": n, "mean_n": n, "error_m": study.sae_cfg.d_out}
+            return {name: np.full(size, np.nan, np.float32) for name, size in sizes.items()}, {"tokens": 0}
+        found = code_statistics(
             study.params, study.corpus_work(positions), study.sae, cfg=study.cfg, site=study.site,
-            mesh=study.mesh, progress=study.progress,
+            read=study.read_site, mesh=study.mesh, progress=study.progress,
         )  # fmt: skip
-        return {"rate_n": rate_n}, {"tokens": tokens}
+        return {k: getattr(found, k) for k in ("rate_n", "mean_n", "error_m")}, {"tokens": found.tokens}
 
     inputs = {"lm": study.lm_key, "corpus": fingerprint(study.settings.corpus), "sae": study.sae_key}
     result = study.stage("firing", {**study.corpus_fields(), "positions": positions}, inputs, compute)
-    return np.asarray(result.arrays["rate_n"]), result
+    arrays = {k: np.asarray(v) for k, v in result.arrays.items()}
+    return CodeStatistics(**arrays, tokens=result.meta["tokens"]), result
 
 
 # ---- scores of the whole dictionary --------------------------------------------------------------------------------------
 
 
-def score_stage(study: Study, table: TokenTable, mean: MeanActivation, inputs: Mapping[str, str]) -> Result:
+def score_stage(
+    study: Study, table: TokenTable, mean: MeanActivation, codes: CodeStatistics, inputs: Mapping[str, str]
+) -> Result:
     """Every score of every latent, in one pass over the dictionary, and the numbers that concern the whole ranking.
 
     Arrays `[n]`: `both`, `gated`, `gradient`, `projection` for each scope that a preset uses, `positive_only`,
     `both_prompt_mean`, `both_half0`, `both_half1` for the primary scope; `delta_projection`; and, as far as the dense limit
-    allows, `active`, `quadrant`, `delta_code`, `delta_activation` (absent otherwise, and named in `meta["skipped"]`).
+    allows, `active`, `quadrant`, `encoder`, `delta_code`, `delta_activation` (absent otherwise, and named in
+    `meta["skipped"]`).
     """
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         arrays, meta = _dictionary_pass(study, table, mean)
         skipped: dict[str, str] = {}
         for scope in _scopes(study):
-            arrays.update(_dense_sides(study, table, mean, scope, skipped))
+            merged = merge(table, scope, study.exclude)
+            arrays.update(_dense_sides(study, merged, mean, scope, skipped))
+            arrays.update(_encoder(study, merged, codes, scope, skipped))
         arrays.update(code_rivals(study, table, skipped))
         return arrays, {**meta, "skipped": skipped}
 
@@ -203,11 +221,22 @@ def _half_moments(study: Study, table: TokenTable, w_k: np.ndarray) -> Iterator[
         yield f"both_half{i}", table_moment(table, np.where(mask, w_k, 0) / share)
 
 
+def _encoder(
+    study: Study, merged: MergedTokens, codes: CodeStatistics, scope: str, skipped: dict[str, str]
+) -> dict[str, np.ndarray]:
+    """Δ′ of all latents, from the SAE's codes."""
+    cost = len(study.decoder) * len(merged.acts_jd)
+    if not codes.tokens or cost > study.settings.dense_limit:
+        limit = f"{cost:.3g} latents x tokens exceed dense_limit {study.settings.dense_limit:.3g}"
+        skipped[f"encoder_{scope}"] = limit if codes.tokens else "the codes' means are unknown: too few firing_tokens"
+        return {}
+    return {f"encoder_{scope}": encoder_prompt_scores(merged, study.sae, codes.mean_n).mean(0).astype(np.float32)}
+
+
 def _dense_sides(
-    study: Study, table: TokenTable, mean: MeanActivation, scope: str, skipped: dict[str, str]
+    study: Study, merged: MergedTokens, mean: MeanActivation, scope: str, skipped: dict[str, str]
 ) -> dict[str, np.ndarray]:
     """`active` and `quadrant` of all latents, which are no quadratic forms: token by token, in chunks of latents."""
-    merged = merge(table, scope, study.exclude)
     n, cost = len(study.decoder), len(study.decoder) * len(merged.acts_jd)
     if cost > study.settings.dense_limit:
         for sides in ("active", "quadrant"):

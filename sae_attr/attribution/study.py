@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,8 @@ from sae_attr.attribution.corpus import (
 )
 from sae_attr.attribution.scores import check_width
 from sae_attr.attribution.settings import Settings
-from sae_attr.data import Batch, Encoded, Row, batches, corpus_batches, corpus_mask, encode_pairs
+from sae_attr.attribution.sites import after_gain, read_site
+from sae_attr.data import Batch, Encoded, Row, batches, corpus_batches, corpus_mask, encode_pairs, scope_mask
 from sae_attr.hooks import Site, parse_site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, check_site
@@ -29,7 +30,7 @@ from sae_attr.tensorfiles import RowSource
 from sae_attr.textfiles import read_corpus
 from sae_attr.tokenizer import Tokenizer, load_tokenizer
 
-CODE_VERSION = 2  # raised when a stage's code gives other numbers than before
+CODE_VERSION = 3  # raised when a stage's code gives other numbers than before
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,14 +81,12 @@ class Study:
     def sae_cfg(self) -> Any:
         """The SAE's config."""
         cfg = read_config(self.settings.sae, self.settings.sae_format, **self.settings.sae_options)
-        if cfg.site_out not in (None, cfg.site):
-            raise ValueError(f"{self.settings.sae} is a transcoder to {cfg.site_out}; only SAEs of one site are ranked")
         check_width(cfg.d_out, self.cfg.width(self.site_of(cfg).point))
         return cfg
 
     def site_of(self, sae_cfg: Any) -> Site:
-        """The site that is studied: the settings', or the one that the SAE's file names."""
-        name = self.settings.site or sae_cfg.site
+        """The site that is studied: the settings', or the one that the SAE's file says it writes to."""
+        name = self.settings.site or sae_cfg.site_out or sae_cfg.site
         if name is None:
             raise ValueError(
                 f"{self.settings.sae} does not say where it reads; set site, for instance layer2.resid_post"
@@ -102,9 +101,21 @@ class Study:
         return self.site_of(self.sae_cfg)
 
     @functools.cached_property
+    def read_site(self) -> Site:
+        """The site that the SAE encodes: the studied one, or a transcoder's input."""
+        if self.sae_cfg.site_out in (None, self.sae_cfg.site):
+            return self.site
+        site, _ = read_site(self.sae_cfg.site)
+        check_site(self.cfg, site)
+        return site
+
+    @functools.cached_property
     def sae(self) -> SAE:
-        """The whole SAE in memory, for codes."""
-        return load_sae(self.settings.sae, fmt=self.settings.sae_format, **self.settings.sae_options)
+        """The whole SAE in memory, for codes; a transcoder that reads before a norm's gain reads after it here."""
+        sae = load_sae(self.settings.sae, fmt=self.settings.sae_format, **self.settings.sae_options)
+        if self.read_site != self.site and read_site(self.sae_cfg.site)[1]:
+            sae = after_gain(sae, self.params, self.read_site.layer, cfg=self.cfg)
+        return sae
 
     @functools.cached_property
     def decoder(self) -> RowSource:
@@ -180,6 +191,19 @@ class Study:
             _ = self.params
             if self.firing_positions >= 1000:
                 _ = self.sae
+
+    def where(self, rows: Sequence[Row], scope: str) -> Callable[[Batch, np.ndarray], np.ndarray]:
+        """The positions of a batch of these rows that count in a scope: `(batch, row_b) -> bool [b, t]`."""
+
+        def mask(batch: Batch, row_b: np.ndarray) -> np.ndarray:
+            where_bt = np.zeros(batch.tokens_bt.shape, bool)
+            for b, row in enumerate(row_b):
+                if row >= 0:
+                    counted = scope_mask(rows[row], scope, exclude=self.exclude)
+                    where_bt[b, : len(counted)] = counted
+            return where_bt
+
+        return mask
 
     def model_fields(self) -> dict[str, Any]:
         """What activations depend on, beside the files."""

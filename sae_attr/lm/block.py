@@ -12,6 +12,7 @@ from flax import struct
 
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.mlp import Experts, activation, wide
+from sae_attr.lm.rules import PLAIN, Rules, hold
 
 Tap = Callable[[str, jax.Array], jax.Array]
 
@@ -48,6 +49,7 @@ class Norm(nn.Module):
 
     cfg: LMConfig
     out_dtype: Any
+    rules: Rules = PLAIN
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -56,8 +58,9 @@ class Norm(nn.Module):
         scale = wide(self.param("scale", init, (x.shape[-1],)))
         x = wide(x)
         if cfg.norm == "layer":
-            x = x - jnp.mean(x, -1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + cfg.norm_eps)
+            x = x - hold(jnp.mean(x, -1, keepdims=True), "centre" in self.rules)
+        scale_1 = jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + cfg.norm_eps)
+        x = x * hold(scale_1, "norm" in self.rules)
         x = x * (1 + scale if cfg.norm_plus_one else scale)
         if cfg.norm == "layer":
             x = x + self.param("bias", nn.initializers.zeros, (x.shape[-1],))
@@ -79,10 +82,13 @@ def attend(
     mask_bts: jax.Array,
     softcap: float,
     sinks_h: jax.Array | None = None,
+    *,
+    fixed_pattern: bool = False,
 ) -> jax.Array:
     """Grouped-query attention, softmax in float32; returns `[b, t, h, c]`.
 
-    `sinks_h`: one more logit per head, which takes its share of the softmax and adds nothing.
+    `sinks_h`: one more logit per head, which takes its share of the softmax and adds nothing. `fixed_pattern`: the
+    probabilities are constants, so that gradients flow through v alone.
 
     The products have their batch axes first and the softmax is normalised after the second one, on c numbers a query
     instead of s: on two CPU cores a tenth less time for a whole gradient of GPT-2's shape at 256 tokens.
@@ -94,9 +100,10 @@ def attend(
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = scores + jnp.where(mask_bts, 0, jnp.finfo(scores.dtype).min)[:, None, None]
+    scores = hold(scores, fixed_pattern)
     top = jnp.max(scores, axis=-1, keepdims=True)
     if sinks_h is not None:
-        sinks_kg11 = wide(sinks_h).reshape(k_bksc.shape[1], -1, 1, 1)
+        sinks_kg11 = hold(wide(sinks_h), fixed_pattern).reshape(k_bksc.shape[1], -1, 1, 1)
         top = jnp.maximum(top, sinks_kg11)
     top = jax.lax.stop_gradient(top)
     powers = jnp.exp(scores - top)
@@ -109,10 +116,14 @@ def attend(
 
 
 class Block(nn.Module):
-    """Attention and MLP with their norms and residual additions; `tap(point, x)` sees and may change every site point."""
+    """Attention and MLP with their norms and residual additions; `tap(point, x)` sees and may change every site point.
+
+    `rules` change how it is differentiated and no value (see `sae_attr.lm.rules`).
+    """
 
     cfg: LMConfig
     dtype: Any = jnp.float32
+    rules: Rules = PLAIN
 
     def _dense(self, x: jax.Array, features: int, bias: bool, name: str) -> jax.Array:
         """A linear map, and beside it the adapter that the collection "lora" may hold for it: x W + (x A) B."""
@@ -123,7 +134,7 @@ class Block(nn.Module):
         return out + (x @ lora["a"].astype(self.dtype)) @ lora["b"].astype(self.dtype)
 
     def _norm(self, name: str, out_dtype: Any = None) -> Norm:
-        return Norm(self.cfg, out_dtype or self.dtype, name=name)
+        return Norm(self.cfg, out_dtype or self.dtype, self.rules, name=name)
 
     @nn.compact
     def __call__(self, x_btd: jax.Array, ctx: Context, facts: LayerFacts, tap: Tap = no_tap) -> jax.Array:
@@ -158,14 +169,16 @@ class Block(nn.Module):
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         mask = ctx.mask_bts if ctx.gap_bts is None else ctx.mask_bts & (ctx.gap_bts < facts.window)
         sinks_h = self.param("sinks", nn.initializers.zeros, (cfg.n_heads,)) if cfg.sinks else None
-        z = attend(q * jnp.asarray(cfg.query_scale, q.dtype), k, v, mask, cfg.attn_softcap, sinks_h)
+        q, fixed = q * jnp.asarray(cfg.query_scale, q.dtype), "attention" in self.rules
+        z = attend(q, k, v, mask, cfg.attn_softcap, sinks_h, fixed_pattern=fixed)
         z = tap("attn_z", z.reshape(b, t, -1))
         return self._dense(z, cfg.d_model, cfg.out_bias, "o")
 
     def _mlp(self, h_btd: jax.Array, tap: Tap) -> jax.Array:
         cfg = self.cfg
         if cfg.n_experts:
-            return Experts(cfg, self.dtype, name="moe")(h_btd)
+            return Experts(cfg, self.dtype, self.rules, name="moe")(h_btd)
         up_btf = self._dense(h_btd, cfg.d_mlp, cfg.mlp_bias, "up")
         gate_btf = self._dense(h_btd, cfg.d_mlp, cfg.mlp_bias, "gate") if cfg.gated_mlp else None
-        return self._dense(tap("mlp_hidden", activation(cfg, gate_btf, up_btf)), cfg.d_model, cfg.mlp_bias, "down")
+        hidden_btf = tap("mlp_hidden", activation(cfg, gate_btf, up_btf, self.rules))
+        return self._dense(hidden_btf, cfg.d_model, cfg.mlp_bias, "down")

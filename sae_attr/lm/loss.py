@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, logits
+from sae_attr.lm.rules import PLAIN, Rules
 
 LOSSES = ("sum", "mean")
 
@@ -19,6 +20,7 @@ def target_nll(
     target_valid_bc: jax.Array,
     *,
     cfg: LMConfig,
+    rules: Rules = PLAIN,
 ) -> jax.Array:
     """-log p of chosen tokens given what precedes them, `[b, c]` in nats and float32; 0 where `target_valid_bc` is False.
 
@@ -26,10 +28,11 @@ def target_nll(
       hidden_btd: residual after the last block, before the final norm.
       target_bc: positions of the tokens that are scored, each at least 1. Only the hidden states that predict them are
         unembedded: with a vocabulary of 50 k that is most of what the head would cost.
+      rules: backward rules; of them `norm` and `centre` concern the final norm.
     """
     before_bc = jnp.maximum(target_bc - 1, 0)
     hidden_bcd = jnp.take_along_axis(hidden_btd, before_bc[..., None], axis=1)
-    logits_bcv = logits(params, hidden_bcd, cfg=cfg)
+    logits_bcv = logits(params, hidden_bcd, cfg=cfg, rules=rules)
     ids_bc = jnp.take_along_axis(tokens_bt, target_bc, axis=1)
     chosen_bc = jnp.take_along_axis(logits_bcv, ids_bc[..., None], axis=-1)[..., 0]
     return jnp.where(target_valid_bc, jax.nn.logsumexp(logits_bcv, axis=-1) - chosen_bc, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.rules import PLAIN, Rules, half_gradient, hold, ratio_activation
 
 _ACT: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -24,14 +26,16 @@ def wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def activation(cfg: LMConfig, gate: jax.Array | None, up: jax.Array) -> jax.Array:
+def activation(cfg: LMConfig, gate: jax.Array | None, up: jax.Array, rules: Rules = PLAIN) -> jax.Array:
     """Hidden units of an MLP: act(up), act(gate) up, or gpt-oss's clipped gate sigmoid(alpha gate) (up + 1)."""
+    act = _ACT[cfg.act] if cfg.act != "clipped_glu" else lambda x: x * jax.nn.sigmoid(cfg.glu_alpha * x)
+    f = partial(ratio_activation, act) if "activation" in rules else act
     if gate is None:
-        return _ACT[cfg.act](up)
-    if cfg.act == "clipped_glu":
-        gate, up = jnp.minimum(gate, cfg.glu_limit), jnp.clip(up, -cfg.glu_limit, cfg.glu_limit)
-        return gate * jax.nn.sigmoid(cfg.glu_alpha * gate) * (up + 1)
-    return _ACT[cfg.act](gate) * up
+        return f(up)
+    if cfg.act == "clipped_glu":  # clips keep their own derivative under every rule
+        gate, up = jnp.minimum(gate, cfg.glu_limit), jnp.clip(up, -cfg.glu_limit, cfg.glu_limit) + 1
+    product = f(gate) * up
+    return half_gradient(product) if "product" in rules else product
 
 
 def route(logits_ne: jax.Array, n_chosen: int, norm_chosen: bool) -> tuple[jax.Array, jax.Array]:
@@ -66,12 +70,12 @@ def dispatch(chosen_nc: jax.Array, n_experts: int) -> tuple[jax.Array, jax.Array
     n_blocks = (n * c + min(n_experts, n * c) * (size - 1)) // size
     flat = chosen_nc.reshape(-1)
     counts_e = jnp.zeros(n_experts, jnp.int32).at[flat].add(1)
-    ends_e = jnp.cumsum(-(-counts_e // size))  # in blocks
+    ends_e = jnp.cumsum(-(-counts_e // size), dtype=jnp.int32)  # in blocks
     order = jnp.argsort(flat, stable=True)
     by_expert = flat[order]
-    rank = jnp.arange(n * c) - (jnp.cumsum(counts_e) - counts_e)[by_expert]
+    rank = jnp.arange(n * c, dtype=jnp.int32) - (jnp.cumsum(counts_e, dtype=jnp.int32) - counts_e)[by_expert]
     slot = jnp.zeros(n * c, jnp.int32).at[order].set((ends_e - -(-counts_e // size))[by_expert] * size + rank)
-    token = jnp.zeros(n_blocks * size, jnp.int32).at[slot].set(jnp.arange(n * c) // c)
+    token = jnp.zeros(n_blocks * size, jnp.int32).at[slot].set(jnp.arange(n * c, dtype=jnp.int32) // c)
     expert_m = jnp.minimum(jnp.searchsorted(ends_e, jnp.arange(n_blocks), side="right"), n_experts - 1)
     return token.reshape(n_blocks, size), slot.reshape(n, c), expert_m
 
@@ -89,6 +93,7 @@ class Experts(nn.Module):
 
     cfg: LMConfig
     dtype: Any = jnp.float32
+    rules: Rules = PLAIN
 
     @nn.compact
     def __call__(self, h_btd: jax.Array) -> jax.Array:
@@ -103,21 +108,24 @@ class Experts(nn.Module):
         weights = {name: w.astype(self.dtype) for name, w in weights.items()}
         logits_bte = nn.Dense(e, use_bias=cfg.mlp_bias, dtype=self.dtype, name="router")(h_btd)
         groups = cfg.token_groups if h_btd.shape[0] % cfg.token_groups == 0 else 1
-        one = lambda h_nd, logits_ne: _mixture(cfg, weights, h_nd, logits_ne)
+        one = lambda h_nd, logits_ne: _mixture(cfg, weights, h_nd, logits_ne, self.rules)
         if groups == 1:
             return one(h_btd.reshape(-1, d), logits_bte.reshape(-1, e)).reshape(h_btd.shape)
         h_gnd, logits_gne = h_btd.reshape(groups, -1, d), logits_bte.reshape(groups, -1, e)
         return jax.vmap(one)(h_gnd, logits_gne).reshape(h_btd.shape)
 
 
-def _mixture(cfg: LMConfig, weights: dict[str, jax.Array], h_nd: jax.Array, logits_ne: jax.Array) -> jax.Array:
-    weight_nc, chosen_nc = route(logits_ne, cfg.n_chosen, cfg.norm_chosen)
+def _mixture(
+    cfg: LMConfig, weights: dict[str, jax.Array], h_nd: jax.Array, logits_ne: jax.Array, rules: Rules
+) -> jax.Array:
+    # A router's softmax is a pattern like attention's: the same rule holds it.
+    weight_nc, chosen_nc = route(hold(logits_ne, "attention" in rules), cfg.n_chosen, cfg.norm_chosen)
     token_mb, slot_nc, expert_m = dispatch(chosen_nc, cfg.n_experts)
 
     def expert_of_block(h_bd: jax.Array, expert: jax.Array) -> jax.Array:
         own = {name: jax.lax.dynamic_index_in_dim(w, expert, keepdims=False) for name, w in weights.items()}
         linear = lambda x, name: x @ own[name] + (own[f"{name}_bias"] if cfg.mlp_bias else 0)
-        return linear(activation(cfg, linear(h_bd, "gate"), linear(h_bd, "up")), "down")
+        return linear(activation(cfg, linear(h_bd, "gate"), linear(h_bd, "up"), rules), "down")
 
     # Products are stored for the backward pass, sliced matrices are not: they are as large as the model's layer.
     body = jax.checkpoint(expert_of_block, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)

@@ -14,6 +14,7 @@ from sae_attr.hooks import Edit, Site
 from sae_attr.lm.block import Block, Context, LayerFacts, Norm, Tap, no_tap
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.mlp import wide
+from sae_attr.lm.rules import PLAIN, Rules, check_rules
 
 Params = dict[str, Any]
 
@@ -113,6 +114,7 @@ def forward(
     x_btd: jax.Array | None = None,
     remat: bool = False,
     unroll: bool = False,
+    rules: Rules = PLAIN,
 ) -> Output:
     """Runs the blocks of `span` on tokens, or on a stored residual stream, with edits applied and sites kept.
 
@@ -129,12 +131,13 @@ def forward(
         was run once serves many suffixes.
       remat: recompute each scanned block whole in the backward pass; otherwise its matrix products are stored.
       unroll: unroll the scans (operation counts; otherwise only slower to compile).
+      rules: backward rules, a set of `sae_attr.lm.rules.RULES`; values stay the same to the bit.
 
     Returns:
       `Output`; logits come from `logits(params, hidden, cfg=cfg)`.
 
     Raises:
-      ValueError: a site outside the model or outside the span; a row longer than learned positions reach.
+      ValueError: a site outside the model or outside the span; a row longer than learned positions reach; an unknown rule.
     """
     edits, (start, stop) = dict(edits or {}), span or (0, cfg.n_layers)
     sites = {*edits, *keep}
@@ -145,7 +148,7 @@ def forward(
         assert tokens_bt is not None  # _check_span
         x_btd = embed(params, tokens_bt, pos_bt, cfg=cfg)
     ctx = _context(cfg, pos_bt, valid_bt, segment_bt)
-    block = Block(cfg, _params_dtype(params))
+    block = Block(cfg, _params_dtype(params), check_rules(rules))
 
     def run(x: jax.Array, layer: Any, tap: Tap = no_tap) -> jax.Array:
         variables = {"params": _layer(params["blocks"], layer)}
@@ -199,10 +202,10 @@ def _positions(pos_bt: jax.Array | None, shape: tuple[int, ...], cfg: LMConfig) 
     return jnp.broadcast_to(jnp.arange(shape[1]), shape[:2]) if pos_bt is None else pos_bt
 
 
-def logits(params: Params, hidden: jax.Array, *, cfg: LMConfig) -> jax.Array:
+def logits(params: Params, hidden: jax.Array, *, cfg: LMConfig, rules: Rules = PLAIN) -> jax.Array:
     """Final norm, unembedding and soft-cap of residuals `[..., d]`: `[..., v]` in float32 (float64 if hidden is)."""
     dtype = _params_dtype(params)
-    normed = Norm(cfg, dtype).apply({"params": params["final_norm"]}, hidden)
+    normed = Norm(cfg, dtype, check_rules(rules)).apply({"params": params["final_norm"]}, hidden)
     out = wide(jnp.einsum("...d,vd->...v", normed, _head(params, cfg)))
     return cfg.final_softcap * jnp.tanh(out / cfg.final_softcap) if cfg.final_softcap else out
 

@@ -124,6 +124,17 @@ def reconstruct(sae: SAE, x: jax.Array) -> jax.Array:
     return decode(sae, encode(sae, x), x)
 
 
+def code_rows(sae: SAE) -> jax.Array:
+    """What one unit of each code adds to the output before its scale, `[n, d_out]`: rows of the decoder as it is used."""
+    return unit_decoder(sae.dec_nm) if sae.cfg.rescale_by_dec_norm else sae.dec_nm
+
+
+def code_scale(sae: SAE, x: jax.Array) -> jax.Array:
+    """The factor `[..., 1]` by which `decode` multiplies a token's codes: 1 unless the SAE has a norm per token."""
+    x, _ = _flat(sae, x)
+    return jnp.broadcast_to(jnp.asarray(_norm(sae.cfg, x)[2], x.dtype), (*x.shape[:-1], 1))
+
+
 def unit_decoder(dec_nm: jax.Array) -> jax.Array:
     """Decoder rows divided by their norm, `[n, m]`, at least float32; a row of zeros stays zero."""
     dec_nm = jnp.asarray(dec_nm)
@@ -203,7 +214,7 @@ def _project(sae: SAE, z: jax.Array) -> jax.Array:
 
 def _linear(sae: SAE, codes: jax.Array) -> jax.Array:
     """`codes @ dec + bias`, before the norm is undone."""
-    dec_nm = unit_decoder(sae.dec_nm) if sae.cfg.rescale_by_dec_norm else sae.dec_nm
+    dec_nm = code_rows(sae)
     if not sae.cfg.decoupled:
         return _dot(codes, dec_nm) + sae.dec_bias_m.astype(codes.dtype)
     apart_nsd = dec_nm.reshape(dec_nm.shape[0], sae.cfg.streams, sae.cfg.d_out).astype(codes.dtype)

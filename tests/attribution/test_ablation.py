@@ -162,7 +162,7 @@ def test_first_order_is_exact_for_a_linear_loss_and_the_mean_slope_for_a_quadrat
     params = linear_blocks(cfg)
     reader = np.random.default_rng(0).standard_normal(16)
 
-    def nll(params: Params, hidden: jax.Array, tokens: Any, target: Any, valid: Any, *, cfg: LMConfig) -> jax.Array:
+    def nll(params: Params, hidden: jax.Array, tokens: Any, target: Any, valid: Any, **options: Any) -> jax.Array:
         before = jnp.take_along_axis(hidden, jnp.maximum(target - 1, 0)[..., None], axis=1)
         return jnp.where(valid, (before @ reader) ** power, 0)
 
@@ -202,7 +202,7 @@ def test_an_edit_sees_true_positions_at_the_last_layer(x64: None) -> None:
         return x_btd + (pos_bt % 5)[..., None] * jnp.asarray(directions(16)[1])
 
     site = Site(cfg.n_layers - 1)
-    x_btd = jax.jit(lambda p: ablation.run_prefix(p, BATCH, cfg=cfg, site=site))(params)
+    x_btd, _ = jax.jit(lambda p: ablation.run_prefix(p, BATCH, cfg=cfg, site=site))(params)
     got = jax.jit(lambda p: ablation.suffix_loss(p, x_btd, BATCH, edit, cfg=cfg, site=site))(params)
     want = jax.jit(lambda p: plain_losses(p, BATCH.tokens_bt, BATCH.completion_bt, {site: edit}, cfg=cfg))(params)
     np.testing.assert_allclose(got, want, rtol=1e-10)

@@ -17,7 +17,7 @@ from sae_attr.attribution import (
     table_moment,
     token_weights,
 )
-from sae_attr.attribution.table import merge
+from sae_attr.attribution.merged import merge
 from sae_attr.data import SCOPES, Row
 from sae_attr.hooks import Replace, Site
 from sae_attr.lm.config import LMConfig

@@ -22,7 +22,7 @@ from sae_attr.attribution import (
     table_moment,
     token_weights,
 )
-from sae_attr.attribution.table import merge
+from sae_attr.attribution.merged import merge
 from sae_attr.data import BOS, COMPLETION, LAST, USER, Row, corpus_batches, corpus_mask
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig

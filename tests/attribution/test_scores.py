@@ -22,8 +22,9 @@ from sae_attr.attribution import (
     token_scores,
     token_weights,
 )
+from sae_attr.attribution.merged import merge
 from sae_attr.attribution.scores import SIDES
-from sae_attr.attribution.table import merge, table_from_batches
+from sae_attr.attribution.table import table_from_batches
 from sae_attr.data import BOS, COMPLETION, LAST, ROLES, SCOPES, Row
 from sae_attr.parallel import make_mesh
 from sae_attr.tensorfiles import RowSource

@@ -31,7 +31,20 @@ from tests.experiments._demo import (
 LATENTS, TOP = 256, 30
 STAGES = {"mean", "gradients", "firing", "scores", "ablation"}
 FINITE = (
-    *("delta", "se", "low", "high", "consistency", "both", "active", "quadrant", "gated", "projection", "gradient"),
+    *(
+        "delta",
+        "se",
+        "low",
+        "high",
+        "consistency",
+        "both",
+        "active",
+        "quadrant",
+        "gated",
+        "encoder",
+        "projection",
+        "gradient",
+    ),
     *("firing_rate", "token_cosine", *(f"from_{role}" for role in ROLES if role != "pad")),
 )
 FILES = {"latents.csv": "prompt", "latents_recommended.csv": "all"}
@@ -87,7 +100,7 @@ def test_a_table_is_sorted_whole_and_finite(done: Path, name: str) -> None:
 def test_the_tables_numbers_are_those_of_scores(done: Path, name: str) -> None:
     rows, arrays, scope = table(done / name), scores(done), FILES[name]
     latents = numbers(rows, "latent").astype(int)
-    same = {side: f"{side}_{scope}" for side in ("both", "active", "quadrant", "gated")}
+    same = {side: f"{side}_{scope}" for side in ("both", "active", "quadrant", "gated", "encoder")}
     same |= {"delta": f"{SIDES[name]}_{scope}", "projection": f"projection_{scope}", "firing_rate": "firing_rate"}
     for column, key in same.items():
         want = arrays[key][latents]
@@ -108,7 +121,7 @@ def test_shares_by_role_add_up_to_delta(done: Path, name: str) -> None:
 
 def test_scores_hold_one_number_per_latent(done: Path) -> None:
     arrays = scores(done)
-    scoped = {f"{kind}_{scope}" for kind in ("both", "gated", "gradient", "projection", "active", "quadrant")
+    scoped = {f"{kind}_{scope}" for kind in ("both", "gated", "gradient", "projection", "active", "quadrant", "encoder")
               for scope in ("prompt", "all")}  # fmt: skip
     alone = {"positive_only", "both_prompt_mean", "both_half0", "both_half1", "delta_projection", "delta_code"}
     assert set(arrays) == scoped | alone | {"firing_rate"}
@@ -385,3 +398,28 @@ def test_show_tokens_prints_the_rows_and_writes_nothing(
     assert words == [repr(w) for w in ["<s>", *record["prompt"].split(), *record["positive"][0].split()]]
     assert blocks[0].splitlines()[2].endswith("masked")
     assert not (tmp_path / "w").exists()
+
+
+# ---- other gradients
+
+
+@pytest.mark.parametrize("gradient", ["integrated", "lrp"])
+def test_another_gradient_is_recorded_and_shares_what_it_can(
+    done: Path, miniature: Path, tmp_path: Path, gradient: str
+) -> None:
+    work = copied(done, tmp_path / "work")
+    found = run(config(miniature, gradient=gradient, gradient_steps=3, ablate=0), work, allow_change=True)
+    assert loaded(found) == {"mean", "firing"}
+    assert found["choices"]["gradient"]["name"] == found["choices"]["settings"]["gradient"] == gradient
+    assert int(table(work / "latents.csv")[0]["latent"]) == PLANTED
+    assert np.abs(scores(work)["both_prompt"] - scores(done)["both_prompt"]).max() > 1e-5
+    told = [w for w in found["warnings"] if "integrated gradients move" in w]
+    assert len(told) == (gradient == "integrated")
+
+
+def test_the_reconstruction_error_is_an_entry_of_its_own(done: Path) -> None:
+    error = result(done)["reconstruction_error"]
+    assert error["scope"] == "prompt"
+    assert error["low"] <= error["delta"] <= error["high"]
+    assert 1 <= error["rank"] <= LATENTS + 1
+    np.testing.assert_allclose(error["latents"] + error["delta"], error["whole"], rtol=0.05, atol=5e-3)
