@@ -43,6 +43,8 @@ def get_config() -> ConfigDict:
     config.batch_size = 8
     config.corpus_tokens = 1_000_000
     config.firing_tokens = 100_000
+    config.fitness_tokens = 4096  # the SAE's self-test; 0 leaves it out
+    config.trust_sae = False  # True: go on with an SAE that fails it
     config.corpus_batch = 16
     config.corpus_context = placeholder(int)
     config.dense_limit = 2**32

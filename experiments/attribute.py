@@ -24,11 +24,12 @@ from sae_attr.attribution.candidates import (
 )
 from sae_attr.attribution.ranking import Ranking, overlap, random_matched, rank
 from sae_attr.attribution.settings import Preset, Settings
-from sae_attr.attribution.stages import firing_stage, gradient_stage, mean_stage, score_stage
+from sae_attr.attribution.stages import firing_stage, fitness_stage, gradient_stage, mean_stage, score_stage
 from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import TokenTable
 from sae_attr.data import Row, shown_tokens
 from sae_attr.figures import ablation_figure, render
+from sae_attr.fitness import table as fitness_table
 from sae_attr.report import csv_text, latent_table, legend, origin_table
 from sae_attr.store import Store, claim_workdir, fingerprint, lock_workdir, write_atomic
 
@@ -40,7 +41,7 @@ WORKDIR = flags.DEFINE_string(
 )
 SHOW_TOKENS = flags.DEFINE_integer("show_tokens", 0, "Print exactly what is scored of this many rows, and stop.")
 ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Use a workdir that was made with another config.")
-PLAIN = ("mesh", "batch_size", "corpus_batch", "remat")  # where and how fast, not what
+PLAIN = ("mesh", "batch_size", "corpus_batch", "remat", "trust_sae")  # where and how fast, not what
 
 
 def settings_of(config: ConfigDict) -> Settings:
@@ -57,6 +58,7 @@ def settings_of(config: ConfigDict) -> Settings:
 
 def run(study: Study, workdir: epath.Path) -> dict[str, Any]:
     """All stages and files of one attribution run; returns what result.json holds."""
+    fitness, fitness_results = self_test(study)
     mean, mean_result = mean_stage(study)
     table, gradient_result = gradient_stage(study)
     rates_n, firing_result = firing_stage(study)
@@ -67,7 +69,7 @@ def run(study: Study, workdir: epath.Path) -> dict[str, Any]:
     rankings = {preset.name: preset_ranking(study, preset, table, mean, scores) for preset in presets}
     primary = rankings[presets[0].name]
     others = rivals(study, scores, rates_n, primary)
-    results = [mean_result, gradient_result, firing_result, score_result]
+    results = [*fitness_results, mean_result, gradient_result, firing_result, score_result]
 
     exact: dict[str, Any] = {"skipped": "ablate=0"}
     ablated: dict[int, dict[str, Any]] = {}
@@ -103,6 +105,7 @@ def run(study: Study, workdir: epath.Path) -> dict[str, Any]:
             rank("a", scores[f"both_{presets[0].tokens}"], study.settings.top),
             rank("b", scores["both_prompt_mean"], study.settings.top),
         ),
+        "sae_fitness": fitness,
         "bound": {k: score_result.meta[k] for k in ("bound", "best_over_bound")},
         "exact_ablation": exact,
         "pairs": _pair_facts(study, table),
@@ -112,7 +115,7 @@ def run(study: Study, workdir: epath.Path) -> dict[str, Any]:
         "inputs": {**_inputs(study), "stages": {r.key.split("-")[0]: r.key for r in results}},
         "versions": _common.versions(),
     }
-    summary["warnings"] = _warnings(study, summary["pairs"])
+    summary["warnings"] = _warnings(study, summary["pairs"], fitness)
     timings = {r.key.split("-")[0]: {"seconds": round(r.seconds, 3), "loaded": r.cached} for r in results}
     dense = {k: np.asarray(v) for k, v in dense.items() if k != "best_direction_d"} | {"firing_rate": rates_n}
     files["scores.npz"] = _common.npz_bytes(dense)
@@ -121,6 +124,27 @@ def run(study: Study, workdir: epath.Path) -> dict[str, Any]:
         if parallel.is_main():
             write_atomic(workdir / name, content)
     return {**summary, "timings": timings, "files": list(files)}
+
+
+def self_test(study: Study) -> tuple[dict[str, Any], list[Any]]:
+    """The SAE's self-test for result.json, and its stage.
+
+    Raises:
+      ValueError: the SAE fails it, and trust_sae is not set.
+    """
+    if not study.settings.fitness_tokens:
+        return {"skipped": "fitness_tokens=0"}, []
+    measured, promise, verdict, result = fitness_stage(study)
+    if not verdict.passes and not study.settings.trust_sae:
+        raise ValueError(
+            f"the SAE {study.settings.sae} {verdict.sentence}\n{fitness_table(measured, promise, verdict)}\n"
+            "load it rightly (site, sae_options, exclude), or go on all the same with --config.trust_sae=True"
+        )
+    if parallel.is_main():
+        print(f"SAE: {verdict.sentence}")
+    found = {"verdict": verdict.sentence, "passes": verdict.passes, "trusted": study.settings.trust_sae}
+    found |= {"findings": [vars(f) for f in verdict.findings], "promised": vars(promise)}
+    return {**found, "measured": measured.to_dict()}, [result]
 
 
 def _fill_dense(dense: dict[str, Any], preset: Preset, ranking: Ranking, columns: Mapping[str, np.ndarray]) -> None:
@@ -208,9 +232,10 @@ def _pair_facts(study: Study, table: TokenTable) -> dict[str, Any]:
     return facts
 
 
-def _warnings(study: Study, facts: Mapping[str, Any]) -> list[str]:
-    """What a reader of the ranking must know about the pairs."""
-    out, scopes = [], {preset.tokens for preset in study.settings.presets()}
+def _warnings(study: Study, facts: Mapping[str, Any], fitness: Mapping[str, Any]) -> list[str]:
+    """What a reader of the ranking must know about SAE and pairs."""
+    out = [f"SAE, {f['code']}: {f['text']}" for f in fitness.get("findings", ())]
+    scopes = {preset.tokens for preset in study.settings.presets()}
     if not facts["on_policy"]:
         out.append(
             f"pairs are not known to be on-policy: sampler {', '.join(facts['samplers'])}, model {study.lm_key}; the method "

@@ -199,8 +199,11 @@ def test_two_processes_share_one_mesh(tmp_path: Path) -> None:
     }
     runs = [
         subprocess.Popen(
-            [sys.executable, "-c", TWO_HOSTS], env=common | {"JAX_PROCESS_ID": str(i)}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-c", TWO_HOSTS],
+            env=common | {"JAX_PROCESS_ID": str(i)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for i in range(2)
     ]

@@ -56,6 +56,8 @@ class Settings:
       corpus_tokens, corpus_batch: how much ordinary text ā is averaged over, and texts per step.
       firing_tokens: how much of it firing rates are counted over.
       corpus_context: tokens per text; None: what the SAE was trained with, at most the model's context.
+      fitness_tokens: ordinary text that the SAE's self-test runs on before anything else; 0 leaves the test out.
+      trust_sae: go on with an SAE that fails its self-test; the findings are recorded.
       dense_limit: latents × tokens up to which `active`, `quadrant` and codes are computed for all latents.
       ablate: candidates whose exact ablation is run, and as many random latents beside them; 0 skips it.
       ablate_rows: completions used for that, whole prompts at a time; None: all.
@@ -87,6 +89,8 @@ class Settings:
     corpus_batch: int = 16
     firing_tokens: int = 100_000
     corpus_context: int | None = None
+    fitness_tokens: int = 4096
+    trust_sae: bool = False
     dense_limit: int = 2**32
     ablate: int = 20
     ablate_rows: int | None = 128
@@ -107,7 +111,7 @@ class Settings:
         for name in ("top", "batch_size", "corpus_tokens", "firing_tokens", "corpus_batch", "bootstrap"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("ablate", "ablate_positions", "dense_limit"):
+        for name in ("ablate", "ablate_positions", "dense_limit", "fitness_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         for name in ("context", "corpus_context", "ablate_rows"):

@@ -31,9 +31,30 @@ from sae_attr.attribution.table import (
     table_moment,
     token_weights,
 )
+from sae_attr.fitness import Measured, Promise, Verdict, judge, measure, promised
 from sae_attr.parallel import from_main, shard_batch, to_host
 from sae_attr.sae.model import encode, unit_decoder
 from sae_attr.store import Result, digest, fingerprint
+
+
+def fitness_stage(study: Study) -> tuple[Measured, Promise, Verdict, Result]:
+    """The self-test of the SAE at the site: what was measured is stored, the verdict on it is made anew."""
+    promise = promised(study.settings.sae, study.sae_cfg)
+
+    def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        measured = measure(
+            study.params, study.sae, study.text_work(study.settings.fitness_tokens), cfg=study.cfg, site=study.site,
+            mesh=study.mesh, expected_l0=promise.l0,
+        )  # fmt: skip
+        return {}, {"measured": measured.to_dict()}
+
+    fields = {**study.model_fields(), "prepend_bos": study.prepend_bos, "context": study.corpus_context}
+    fields |= {"tokens": study.settings.fitness_tokens, "expected_l0": promise.l0}
+    inputs = {"lm": study.lm_key, "corpus": fingerprint(study.settings.corpus), "sae": study.sae_key}
+    result = study.stage("fitness", fields, inputs, compute)
+    measured = Measured.from_dict(result.meta["measured"])
+    verdict = judge(measured, promise, counts_special=not study.exclude)
+    return measured, promise, verdict, result
 
 
 def mean_stage(study: Study) -> tuple[MeanActivation, Result]:

@@ -172,7 +172,7 @@ class Study:
         _ = self.encoded, self.decoder
         if weights:
             _ = self.params
-            if self.firing_positions >= 1000:
+            if self.firing_positions >= 1000 or self.settings.fitness_tokens:
                 _ = self.sae
 
     def model_fields(self) -> dict[str, Any]:
@@ -201,14 +201,16 @@ class Study:
         """A batch size rounded up to what the mesh's data axis divides."""
         return -(-rows // self.mesh.shape["data"]) * self.mesh.shape["data"]
 
+    def text_work(self, tokens: int) -> Iterator[CorpusBatch]:
+        """Corpus batches (tokens, valid, special) up to exactly `tokens` positions, no mask applied."""
+        return corpus_batches(
+            read_corpus(self.settings.corpus), self.tokenizer, context=self.corpus_context,
+            batch_size=self._whole(self.settings.corpus_batch), prepend_bos=self.prepend_bos, max_tokens=tokens,
+        )  # fmt: skip
+
     def corpus_work(self, tokens: int | None = None) -> Iterator[CorpusBatch]:
         """Corpus batches with the run's one mask rule, up to exactly `tokens` positions (default: the settings')."""
-        texts = read_corpus(self.settings.corpus)
-        work = corpus_batches(
-            texts, self.tokenizer, context=self.corpus_context, batch_size=self._whole(self.settings.corpus_batch),
-            prepend_bos=self.prepend_bos, max_tokens=tokens or self.settings.corpus_tokens,
-        )  # fmt: skip
-        for tokens_bt, valid_bt, special_bt in work:
+        for tokens_bt, valid_bt, special_bt in self.text_work(tokens or self.settings.corpus_tokens):
             yield (
                 tokens_bt,
                 valid_bt,

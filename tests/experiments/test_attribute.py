@@ -29,7 +29,7 @@ from tests.experiments._demo import (
 )
 
 LATENTS, TOP = 256, 30
-STAGES = {"mean", "gradients", "firing", "scores", "ablation"}
+STAGES = {"fitness", "mean", "gradients", "firing", "scores", "ablation"}
 FINITE = (
     *("delta", "se", "low", "high", "consistency", "both", "active", "quadrant", "gated", "projection", "gradient"),
     *("firing_rate", "token_cosine", *(f"from_{role}" for role in ROLES if role != "pad")),
@@ -206,7 +206,7 @@ def test_a_second_run_loads_every_stage_and_writes_the_same_bytes(done: Path, mi
 def test_another_seed_computes_only_what_is_drawn(done: Path, miniature: Path, tmp_path: Path) -> None:
     again = copied(done, tmp_path / "again")
     found = run(config(miniature, seed=1), again, allow_change=True)
-    assert loaded(found) == {"mean", "gradients", "firing"}
+    assert loaded(found) == {"fitness", "mean", "gradients", "firing"}
     old, new = scores(done), scores(again)
     assert not np.array_equal(old["both_half0"], new["both_half0"])
     np.testing.assert_array_equal(old["both_prompt"], new["both_prompt"])
