@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from experiments import _common
+from experiments._flags import CONFIG, WORKDIR
+from experiments.check_sae import self_test
 from sae_attr import parallel
 from sae_attr.attribution.candidates import (
     ablated_rows,
@@ -24,21 +26,14 @@ from sae_attr.attribution.candidates import (
 )
 from sae_attr.attribution.ranking import Ranking, overlap, random_matched, rank
 from sae_attr.attribution.settings import Preset, Settings
-from sae_attr.attribution.stages import firing_stage, fitness_stage, gradient_stage, mean_stage, score_stage
+from sae_attr.attribution.stages import firing_stage, gradient_stage, mean_stage, score_stage
 from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import TokenTable
 from sae_attr.data import Row, shown_tokens
 from sae_attr.figures import ablation_figure, render
-from sae_attr.fitness import table as fitness_table
 from sae_attr.report import csv_text, latent_table, legend, origin_table
 from sae_attr.store import Store, claim_workdir, fingerprint, lock_workdir, write_atomic
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, for instance configs/attribute.py.", lock_config=True
-)
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for results and for what a killed run continues from; may be gs://."
-)
 SHOW_TOKENS = flags.DEFINE_integer("show_tokens", 0, "Print exactly what is scored of this many rows, and stop.")
 ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Use a workdir that was made with another config.")
 PLAIN = ("mesh", "batch_size", "corpus_batch", "remat", "trust_sae")  # where and how fast, not what
@@ -124,27 +119,6 @@ def run(study: Study, workdir: epath.Path) -> dict[str, Any]:
         if parallel.is_main():
             write_atomic(workdir / name, content)
     return {**summary, "timings": timings, "files": list(files)}
-
-
-def self_test(study: Study) -> tuple[dict[str, Any], list[Any]]:
-    """The SAE's self-test for result.json, and its stage.
-
-    Raises:
-      ValueError: the SAE fails it, and trust_sae is not set.
-    """
-    if not study.settings.fitness_tokens:
-        return {"skipped": "fitness_tokens=0"}, []
-    measured, promise, verdict, result = fitness_stage(study)
-    if not verdict.passes and not study.settings.trust_sae:
-        raise ValueError(
-            f"the SAE {study.settings.sae} {verdict.sentence}\n{fitness_table(measured, promise, verdict)}\n"
-            "load it rightly (site, sae_options, exclude), or go on all the same with --config.trust_sae=True"
-        )
-    if parallel.is_main():
-        print(f"SAE: {verdict.sentence}")
-    found = {"verdict": verdict.sentence, "passes": verdict.passes, "trusted": study.settings.trust_sae}
-    found |= {"findings": [vars(f) for f in verdict.findings], "promised": vars(promise)}
-    return {**found, "measured": measured.to_dict()}, [result]
 
 
 def _fill_dense(dense: dict[str, Any], preset: Preset, ranking: Ranking, columns: Mapping[str, np.ndarray]) -> None:
@@ -282,7 +256,7 @@ def start(config: ConfigDict, workdir: epath.Path, *, show: int = 0, allow_chang
       show: print what is scored of this many rows, and stop.
       allow_change: use a workdir that was made with another config.
     """
-    settings, mesh = settings_of(config), parallel.make_mesh(config.mesh)
+    settings, mesh = settings_of(config), parallel.make_mesh(str(config.mesh))
     study = Study(settings, Store(workdir / "store", writer=parallel.is_main()), mesh, parallel.is_main())
     first = parallel.from_main(not (workdir / "config.json").exists())  # a later run may need no weights at all
     study.check(weights=first and not show)

@@ -8,20 +8,16 @@ from typing import Any
 
 from absl import app, flags
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from experiments import _common
+from experiments._flags import CONFIG, WORKDIR
 from sae_attr import parallel
 from sae_attr.attribution.settings import Settings
 from sae_attr.attribution.stages import fitness_stage
 from sae_attr.attribution.study import Study
-from sae_attr.fitness import Bands, judge, table
+from sae_attr.fitness import Bands, judge, record, table
 from sae_attr.store import Store, write_atomic
-
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, for instance configs/check_sae.py.", lock_config=True
-)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for result.json; may be gs://. Absent: nothing is kept.")
 
 
 def settings_of(config: ConfigDict) -> Settings:
@@ -47,17 +43,13 @@ def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, A
     if not settings.fitness_tokens:
         raise ValueError("fitness_tokens is 0, so there is nothing to test on; take a few thousand")
     store = Store(workdir / "store", writer=parallel.is_main())
-    study = Study(settings, store, parallel.make_mesh(config.mesh), parallel.is_main())
+    study = Study(settings, store, parallel.make_mesh(str(config.mesh)), parallel.is_main())
     measured, promise, _, result = fitness_stage(study)
-    bands = Bands(**{k: v for k, v in config.bands.to_dict().items() if v is not None})
+    bands = Bands(**{k: v for k, v in config.to_dict()["bands"].items() if v is not None})
     verdict = judge(measured, promise, counts_special=not study.exclude, bands=bands)
     found = {
-        "verdict": verdict.sentence,
-        "passes": verdict.passes,
-        "findings": [vars(f) for f in verdict.findings],
-        "promised": vars(promise),
+        **record(measured, promise, verdict),
         "bands": vars(bands),
-        "measured": measured.to_dict(),
         "inputs": {"lm": study.lm_key, "sae": study.sae_key, "stage": result.key},
         "settings": vars(settings),
         "versions": _common.versions(),
@@ -67,6 +59,25 @@ def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, A
         if keep:
             write_atomic(workdir / "result.json", _common.json_text(found))
     return found
+
+
+def self_test(study: Study) -> tuple[dict[str, Any], list[Any]]:
+    """The SAE's self-test for result.json, and its stage.
+
+    Raises:
+      ValueError: the SAE fails it, and trust_sae is not set.
+    """
+    if not study.settings.fitness_tokens:
+        return {"skipped": "fitness_tokens=0"}, []
+    measured, promise, verdict, result = fitness_stage(study)
+    if not verdict.passes and not study.settings.trust_sae:
+        raise ValueError(
+            f"the SAE {study.settings.sae} {verdict.sentence}\n{table(measured, promise, verdict)}\n"
+            "load it rightly (site, sae_options, exclude), or go on all the same with --config.trust_sae=True"
+        )
+    if parallel.is_main():
+        print(f"SAE: {verdict.sentence}")
+    return {"trusted": study.settings.trust_sae, **record(measured, promise, verdict)}, [result]
 
 
 def main(argv: list[str]) -> None:

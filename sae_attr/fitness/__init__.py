@@ -8,7 +8,7 @@ from sae_attr.fitness.measure import Measured, SiteFit, measure, measure_sample
 from sae_attr.fitness.promise import promised
 from sae_attr.fitness.repairs import Repair
 from sae_attr.fitness.sample import Sample, collect
-from sae_attr.fitness.show import table
+from sae_attr.fitness.show import record, table
 from sae_attr.fitness.verdict import Bands, Finding, Promise, Verdict, judge
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "measure",
     "measure_sample",
     "promised",
+    "record",
     "table",
 ]

@@ -124,7 +124,7 @@ def measure_sample(
     mean_d = plain_kd.astype(np.float64).mean(0).astype(np.float32)
     values = [recon.recon_kd, mean_d, np.zeros_like(mean_d)]
     losses = spliced_losses(params, sample, values, cfg=cfg, site=site, mesh=mesh, limit=loss_tokens)
-    loss = dict(zip(("plain", "sae", "mean", "zero"), losses, strict=True))
+    loss: dict[str, float] = dict(zip(("plain", "sae", "mean", "zero"), losses, strict=True))
     sites = [site, *(name for name in sample.acts if name != site)]
     return Measured(
         site=str(site),

@@ -27,14 +27,14 @@ def promised(path: str | os.PathLike[str], cfg: SAEConfig) -> Promise:
     density = _density(folder / "sparsity.safetensors") if local else None
     expected = (cfg.k, said.get("L0", said.get("l0")), cfg.expected_l0, density)
     return Promise(
-        l0=next((float(x) for x in expected if _number(x)), None),
-        explained_variance=said["explained_variance"] if _number(said.get("explained_variance")) else None,
+        l0=next((x for x in map(_number, expected) if x), None),
+        explained_variance=_number(said.get("explained_variance")),
         excludes_special=cfg.exclude_special,
     )
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) and value > 0 else None
 
 
 def _metrics(path: Path) -> dict[str, Any]:

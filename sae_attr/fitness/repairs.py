@@ -84,13 +84,13 @@ def _scale_fit(sae: SAE, acts_kd: np.ndarray, s: float) -> tuple[float, float | 
 
 def _gates(sae: SAE, acts_kd: np.ndarray, active: float, expected: float | None) -> Iterator[Repair]:
     """Fewer latents per token: dropping most of what fires helps only where the gate lets through what it should not."""
+    if sae.cfg.gate == "gated":  # its gate and its magnitudes are different numbers: a top-k would be of neither
+        return
     limit = min(active / 1.5, sae.cfg.n_latents)
-    tops = [k for k in dict.fromkeys([*([round(expected)] if expected else []), *TOPS]) if 1 <= k < limit]
+    tops = [k for k in sorted({round(expected or 0), *TOPS}) if 1 <= k < limit]
     best: Repair | None = None
     for k in tops:
         kept = replace(sae, cfg=replace(sae.cfg, gate="topk", k=k, rescale_by_dec_norm=False))
-        if sae.cfg.gate == "gated":  # a top-k of the magnitudes
-            continue
         repair = Repair("gate_lost", f"only the top {k} latents of a token", explained_variance(fit(kept, acts_kd)))
         best = repair if best is None or repair.explained_variance > best.explained_variance else best
     if best:

@@ -123,7 +123,7 @@ def spliced_losses(
             if value is not None:
                 value_btd[valid_bt] = value[start:stop] if value.ndim == 2 else value
             where_bt = counted_bt if value is not None else np.zeros_like(counted_bt)
-            arrays = shard_batch((tokens_bt, valid_bt, aim_bt, Replace(value_btd, where_bt)), mesh)
+            arrays = shard_batch((tokens_bt, valid_bt, aim_bt, Replace(jnp.asarray(value_btd), where_bt)), mesh)
             totals[i] += float(to_host(_loss(params, *arrays, cfg=cfg, site=site)))
         count, start = count + int(aim_bt.sum()), stop
     return (totals / count if count else totals * np.nan).tolist()

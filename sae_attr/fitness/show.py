@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sae_attr.fitness.measure import Measured
 from sae_attr.fitness.verdict import Promise, Verdict
+
+
+def record(measured: Measured, promise: Promise, verdict: Verdict) -> dict[str, Any]:
+    """Everything about the self-test as plain values, for result.json."""
+    found = {"verdict": verdict.sentence, "passes": verdict.passes, "findings": [vars(f) for f in verdict.findings]}
+    return {**found, "promised": vars(promise), "measured": measured.to_dict()}
 
 
 def table(measured: Measured, promise: Promise, verdict: Verdict) -> str:
