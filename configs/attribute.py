@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     config.corpus = placeholder(str)
 
     config.site = placeholder(str)  # absent: the one that the SAE's file names
+    config.site_in = placeholder(str)  # of a transcoder: what it encodes
     config.preset = "faithful"
     config.tokens = placeholder(str)  # overrides the preset: prompt | completion | all
     config.sides = placeholder(str)  # overrides the preset: both | active | gated | quadrant
@@ -46,6 +47,8 @@ def get_config() -> ConfigDict:
     config.batch_size = 8
     config.corpus_tokens = 1_000_000
     config.firing_tokens = 100_000
+    config.fitness_tokens = 4096  # the SAE's self-test; 0 leaves it out
+    config.trust_sae = False  # True: go on with an SAE that fails it
     config.corpus_batch = 16
     config.corpus_context = placeholder(int)
     config.dense_limit = 2**32

@@ -22,6 +22,9 @@ def get_config() -> ConfigDict:
     config.sae = "runs/demo/miniature/sae"
     config.pairs = "runs/demo/miniature/pairs.jsonl"
     config.corpus = "runs/demo/miniature/corpus.json"
+    # The 256 random directions of the miniature's SAE mean something only as directions: they reconstruct nothing, and the
+    # self-test rightly says so.
+    config.trust_sae = True
     config.top = 30
     config.batch_size = 32
     config.corpus_batch = 32

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 import sae_attr
 from sae_attr.attribution.settings import Settings
 
-OTHER_KEYS = ("mesh", "compare")  # keys of a config that are no settings of a study
+OTHER_KEYS = ("mesh", "compare", "bands")  # keys of a config that are no settings of a study
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "scipy", "tokenizers", "safetensors")
 
 
@@ -53,16 +53,16 @@ def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def settings_of(config: ConfigDict) -> Settings:
-    """`Settings` from the config; a ValueError names what is missing or unknown."""
+def settings_of(config: ConfigDict, *, needs: tuple[str, ...] = ("lm", "sae", "pairs", "corpus")) -> Settings:
+    """`Settings` from the config; a ValueError names what of `needs` is missing."""
     values = {k: v for k, v in config.to_dict().items() if k not in OTHER_KEYS}
-    absent = [k for k in ("lm", "sae", "pairs", "corpus") if not values.get(k)]
+    absent = [k for k in needs if not values.get(k)]
     if absent:
         raise ValueError(f"the config lacks {', '.join(absent)}; add " + " ".join(f"--config.{k}=PATH" for k in absent))
     if values["exclude"] is not None:
         values["exclude"] = tuple(values["exclude"])
     values["sae_options"] = {k: v for k, v in values["sae_options"].items() if v is not None}
-    return Settings(**values)
+    return Settings(**{"pairs": "", **values})
 
 
 def run_app(main: Callable[[list[str]], None]) -> None:

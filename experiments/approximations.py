@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from etils import epath
-from ml_collections import config_flags
 
 from experiments import _common
+from experiments._flags import CONFIG
 from sae_attr import parallel
 from sae_attr.attribution import (
     act_and_grad,
@@ -45,9 +45,6 @@ from sae_attr.lm.rules import LRP, PLAIN, RULES, Rules
 from sae_attr.sae.model import code_rows
 from sae_attr.store import Store, write_atomic
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, for instance configs/approximations.py.", lock_config=True
-)
 OUT = flags.DEFINE_string("out", None, "JSON file for the numbers; stages are stored beside it.")
 
 Method = Callable[[Params, Batch, Any], jax.Array]

@@ -89,7 +89,9 @@ def origin_table(columns: Mapping[str, np.ndarray], count: int = 10) -> str:
 def summary_text(summary: Mapping[str, Any]) -> str:
     """The few numbers that tell how far the ranking can be trusted."""
     pairs, exact = summary["pairs"], summary["exact_ablation"]
-    lines = [f"{pairs['prompts']} prompts"]
+    fitness = summary.get("sae_fitness", {})
+    lines = [f"SAE: {fitness['verdict']}"] if "verdict" in fitness else []
+    lines.append(f"{pairs['prompts']} prompts")
     for side in ("positive", "negative"):
         if side in pairs:
             p = pairs[side]

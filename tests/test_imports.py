@@ -12,7 +12,7 @@ CORE = BASE | {"lm", "sae"}
 MAY_IMPORT = (
     dict.fromkeys(BASE, BASE)
     | {"lm": BASE, "sae": BASE}
-    | {"attribution": {*CORE, "interpret"}, "steering": CORE, "interpret": CORE}
+    | {"attribution": {*CORE, "interpret", "fitness"}, "fitness": CORE, "steering": CORE, "interpret": CORE}
     | {"judge": BASE, "figures": set(), "report": {"figures", "store"}}
 )
 NOWHERE = {"torch", "transformers", "sae_lens", "flax.nnx"}

@@ -21,7 +21,7 @@ from sae_attr.attribution.candidates import (
 from sae_attr.attribution.codes import code_stage
 from sae_attr.attribution.ranking import Ranking, overlap, random_matched, rank
 from sae_attr.attribution.settings import Preset
-from sae_attr.attribution.stages import firing_stage, gradient_stage, mean_stage, score_stage
+from sae_attr.attribution.stages import firing_stage, gradient_stage, mean_stage, score_stage, self_test
 from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import TokenTable
 from sae_attr.store import Result, fingerprint
@@ -46,14 +46,19 @@ class Outcome:
 
 
 def compute(study: Study) -> Outcome:
-    """Runs every stage that is not stored yet, and puts the results together."""
+    """Runs every stage that is not stored yet, and puts the results together.
+
+    Raises:
+      ValueError: the SAE fails its self-test, and the settings do not trust it.
+    """
+    fitness, fitness_results = self_test(study)
     mean, mean_result = mean_stage(study)
     table, gradient_result = gradient_stage(study, mean, mean_result.key)
     codes, firing_result = firing_stage(study)
     rates_n = codes.rate_n
     keys = {"mean": mean_result.key, "gradients": gradient_result.key}
     score_result = score_stage(study, table, mean, codes, {**keys, "firing": firing_result.key})
-    results = [mean_result, gradient_result, firing_result, score_result]
+    results = [*fitness_results, mean_result, gradient_result, firing_result, score_result]
     scores, presets = dict(score_result.arrays), study.settings.presets()
     rankings = {preset.name: preset_ranking(study, preset, table, mean, scores) for preset in presets}
     chosen = np.unique(np.concatenate([ranking.latents_k for ranking in rankings.values()]))
@@ -81,6 +86,7 @@ def compute(study: Study) -> Outcome:
         "presets": about,
         "stability": stability(scores, study.settings.top),
         "prompt_mean_overlap": _prompt_mean_overlap(scores, presets[0], study.settings.top),
+        "sae_fitness": fitness,
         "bound": {k: score_result.meta[k] for k in ("bound", "best_over_bound")},
         "exact_ablation": exact,
         "reconstruction_error": reconstruction_error(study, presets[0], table, mean, codes, scores),
@@ -89,7 +95,7 @@ def compute(study: Study) -> Outcome:
         "skipped": skipped,
         "choices": choices(study),
         "inputs": {**_inputs(study), "stages": {r.key.split("-")[0]: r.key for r in results}},
-        "warnings": _warnings(study, facts),
+        "warnings": _warnings(study, facts, fitness),
         "timings": {r.key.split("-")[0]: {"seconds": round(r.seconds, 3), "loaded": r.cached} for r in results},
     }
     return Outcome(rankings, columns, scores, figure, summary)
@@ -216,9 +222,12 @@ def _pair_facts(study: Study, table: TokenTable) -> dict[str, Any]:
     return facts
 
 
-def _warnings(study: Study, facts: Mapping[str, Any]) -> list[str]:
-    """What a reader of the ranking must know about the pairs."""
-    out, scopes = [], {preset.tokens for preset in study.settings.presets()}
+def _warnings(study: Study, facts: Mapping[str, Any], fitness: Mapping[str, Any]) -> list[str]:
+    """What a reader of the ranking must know about SAE and pairs."""
+    out = [f"SAE, {f['code']}: {f['text']}" for f in fitness.get("findings", ())]
+    if "skipped" in fitness:
+        out.append(f"SAE, not tested: {fitness['skipped']}")
+    scopes = {preset.tokens for preset in study.settings.presets()}
     if not facts["on_policy"]:
         out.append(
             f"pairs are not known to be on-policy: sampler {', '.join(facts['samplers'])}, model {study.lm_key}; the method "

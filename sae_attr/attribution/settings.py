@@ -46,6 +46,8 @@ class Settings:
       adapter: folder or hub id of a PEFT LoRA adapter, which is merged into `lm` (not into `lm_aligned`).
       sae_format, sae_options: as for `load_sae`.
       site: where to read, for instance layer2.resid_post; None takes the site that the SAE's file names.
+      site_in: what a transcoder encodes, where its file is silent or names another (ln2.hook_normalized is mlp_in before the
+        norm's gain; here mlp_in is after it).
       preset: the primary ranking; the other preset is computed beside it from the same gradients.
       tokens, sides: override the primary preset's scope or sides, recorded as a departure.
       gradient: what stands for g_t: `plain`, `integrated` (joint form, along the primary preset's tokens), `lrp`, or single
@@ -61,6 +63,8 @@ class Settings:
       corpus_tokens, corpus_batch: how much ordinary text ā is averaged over, and texts per step.
       firing_tokens: how much of it firing rates are counted over.
       corpus_context: tokens per text; None: what the SAE was trained with, at most the model's context.
+      fitness_tokens: ordinary text that the SAE's self-test runs on before anything else; 0 leaves the test out.
+      trust_sae: go on with an SAE that fails its self-test; the findings are recorded.
       dense_limit: latents × tokens up to which `active`, `quadrant` and codes are computed for all latents.
       ablate: candidates whose exact ablation is run, and as many random latents beside them; 0 skips it.
       ablate_rows: completions used for that, whole prompts at a time; None: all.
@@ -80,6 +84,7 @@ class Settings:
     sae_format: str = "auto"
     sae_options: Mapping[str, Any] = field(default_factory=dict)
     site: str | None = None
+    site_in: str | None = None
     preset: str = "faithful"
     tokens: str | None = None
     sides: str | None = None
@@ -95,6 +100,8 @@ class Settings:
     corpus_batch: int = 16
     firing_tokens: int = 100_000
     corpus_context: int | None = None
+    fitness_tokens: int = 4096
+    trust_sae: bool = False
     dense_limit: int = 2**32
     ablate: int = 20
     ablate_rows: int | None = 128
@@ -123,7 +130,7 @@ class Settings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("ablate", "ablate_positions", "dense_limit"):
+        for name in ("ablate", "ablate_positions", "dense_limit", "fitness_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         for name in ("context", "corpus_context", "ablate_rows"):

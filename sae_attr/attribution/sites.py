@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -20,12 +20,11 @@ from sae_attr.attribution.scores import score_moment
 from sae_attr.attribution.table import TokenTable, table_from_batches, table_moment, token_weights
 from sae_attr.data import Row, batches
 from sae_attr.hooks import Site, parse_site
-from sae_attr.lm.block import wide
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.model import Params
+from sae_attr.lm.model import Params, norm_gain
 from sae_attr.lm.rules import PLAIN, Rules
 from sae_attr.parallel import shard_batch, to_host
-from sae_attr.sae.model import SAE
+from sae_attr.sae.model import SAE, scaled_input
 from sae_attr.tensorfiles import RowSource
 
 ERROR = -1  # in the place of a latent: what the SAE of that site does not reconstruct
@@ -152,11 +151,10 @@ def after_gain(sae: SAE, params: Params, layer: int, *, cfg: LMConfig) -> SAE:
 
     Raises ValueError for a LayerNorm, where it depends on how the model was processed for training.
     """
-    if cfg.norm != "rms":
+    gain_d = norm_gain(params, Site(layer, "mlp_in"), cfg=cfg)
+    if gain_d is None:
         raise ValueError(
             f"the SAE reads ln2.hook_normalized of a {cfg.family} model, whose LayerNorm may or may not have been folded; "
-            "say which by the option site: layer0.mlp_in reads after gain and bias"
+            f"say which by site_in: layer{layer}.mlp_in reads after gain and bias"
         )
-    gain_d = wide(params["blocks"]["mlp_norm"]["scale"][layer]) + (1 if cfg.norm_plus_one else 0)
-    divided = lambda w: None if w is None else (w / gain_d[:, None]).astype(w.dtype)
-    return replace(sae, enc_dn=divided(sae.enc_dn), skip_dm=divided(sae.skip_dm))
+    return scaled_input(sae, 1 / gain_d)

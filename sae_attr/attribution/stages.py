@@ -31,9 +31,49 @@ from sae_attr.attribution.table import (
     table_moment,
     token_weights,
 )
+from sae_attr.fitness import Measured, Promise, Verdict, judge, measure, promised, record, table
 from sae_attr.parallel import from_main
 from sae_attr.sae.model import unit_decoder
 from sae_attr.store import Result, digest, fingerprint
+
+
+def fitness_stage(study: Study) -> tuple[Measured, Promise, Verdict, Result]:
+    """The self-test of the SAE at the site: what was measured is stored, the verdict on it is made anew."""
+    promise = promised(study.settings.sae, study.sae_cfg)
+
+    def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        measured = measure(
+            study.params, study.sae, study.text_work(study.settings.fitness_tokens), cfg=study.cfg, site=study.site,
+            read=study.read_site, mesh=study.mesh, expected_l0=promise.l0,
+        )  # fmt: skip
+        return {}, {"measured": measured.to_dict()}
+
+    fields = {**study.model_fields(), "prepend_bos": study.prepend_bos, "context": study.corpus_context}
+    fields |= {"tokens": study.settings.fitness_tokens, "expected_l0": promise.l0, "read": str(study.read_site)}
+    inputs = {"lm": study.lm_key, "corpus": fingerprint(study.settings.corpus), "sae": study.sae_key}
+    result = study.stage("fitness", fields, inputs, compute)
+    measured = Measured.from_dict(result.meta["measured"])
+    verdict = judge(measured, promise, counts_special=not study.exclude)
+    return measured, promise, verdict, result
+
+
+def self_test(study: Study) -> tuple[dict[str, Any], list[Result]]:
+    """The SAE's self-test as `fitness.record` has it, and its stage; only a reason where it is left out.
+
+    Raises:
+      ValueError: the SAE fails it, and `trust_sae` is not set.
+    """
+    if not study.settings.fitness_tokens:
+        return {"skipped": "fitness_tokens=0"}, []
+    if study.sae_cfg.streams > 1:
+        return {"skipped": "a crosscoder reads several layers or models at once, of which a run has one"}, []
+    measured, promise, verdict, result = fitness_stage(study)
+    if not verdict.passes and not study.settings.trust_sae:
+        raise ValueError(
+            f"the SAE {study.settings.sae} {verdict.sentence}\n{table(measured, promise, verdict)}\n"
+            "load it rightly (site, sae_options, exclude), or go on all the same with --config.trust_sae=True"
+        )
+    return {"trusted": study.settings.trust_sae, **record(measured, promise, verdict)}, [result]
 
 
 def mean_stage(study: Study) -> tuple[MeanActivation, Result]:

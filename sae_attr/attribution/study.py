@@ -103,9 +103,10 @@ class Study:
     @functools.cached_property
     def read_site(self) -> Site:
         """The site that the SAE encodes: the studied one, or a transcoder's input."""
-        if self.sae_cfg.site_out in (None, self.sae_cfg.site):
+        stated = self.settings.site_in
+        if stated is None and self.sae_cfg.site_out in (None, self.sae_cfg.site):
             return self.site
-        site, _ = read_site(self.sae_cfg.site)
+        site = parse_site(stated) if stated else read_site(self.sae_cfg.site)[0]
         check_site(self.cfg, site)
         return site
 
@@ -113,7 +114,8 @@ class Study:
     def sae(self) -> SAE:
         """The whole SAE in memory, for codes; a transcoder that reads before a norm's gain reads after it here."""
         sae = load_sae(self.settings.sae, fmt=self.settings.sae_format, **self.settings.sae_options)
-        if self.read_site != self.site and read_site(self.sae_cfg.site)[1]:
+        named = None if self.settings.site_in or self.read_site == self.site else self.sae_cfg.site
+        if named and read_site(named)[1]:
             sae = after_gain(sae, self.params, self.read_site.layer, cfg=self.cfg)
         return sae
 
@@ -189,7 +191,7 @@ class Study:
         _ = self.encoded, self.decoder
         if weights:
             _ = self.params
-            if self.firing_positions >= 1000:
+            if self.firing_positions >= 1000 or self.settings.fitness_tokens:
                 _ = self.sae
 
     def where(self, rows: Sequence[Row], scope: str) -> Callable[[Batch, np.ndarray], np.ndarray]:
@@ -231,14 +233,16 @@ class Study:
         """A batch size rounded up to what the mesh's data axis divides."""
         return -(-rows // self.mesh.shape["data"]) * self.mesh.shape["data"]
 
+    def text_work(self, tokens: int) -> Iterator[CorpusBatch]:
+        """Corpus batches (tokens, valid, special) up to exactly `tokens` positions, no mask applied."""
+        return corpus_batches(
+            read_corpus(self.settings.corpus), self.tokenizer, context=self.corpus_context,
+            batch_size=self._whole(self.settings.corpus_batch), prepend_bos=self.prepend_bos, max_tokens=tokens,
+        )  # fmt: skip
+
     def corpus_work(self, tokens: int | None = None) -> Iterator[CorpusBatch]:
         """Corpus batches with the run's one mask rule, up to exactly `tokens` positions (default: the settings')."""
-        texts = read_corpus(self.settings.corpus)
-        work = corpus_batches(
-            texts, self.tokenizer, context=self.corpus_context, batch_size=self._whole(self.settings.corpus_batch),
-            prepend_bos=self.prepend_bos, max_tokens=tokens or self.settings.corpus_tokens,
-        )  # fmt: skip
-        for tokens_bt, valid_bt, special_bt in work:
+        for tokens_bt, valid_bt, special_bt in self.text_work(tokens or self.settings.corpus_tokens):
             yield (
                 tokens_bt,
                 valid_bt,

@@ -42,6 +42,14 @@ def check_site(cfg: LMConfig, site: Site) -> None:
         )
 
 
+def norm_gain(params: Params, site: Site, *, cfg: LMConfig) -> jax.Array | None:
+    """Gain `[d]`, at least float32, of the RMSNorm whose output the site is; None where it is not the output of one."""
+    if site.point != "mlp_in" or cfg.norm != "rms":
+        return None
+    gain_d = wide(params["blocks"]["mlp_norm"]["scale"][site.layer])
+    return 1 + gain_d if cfg.norm_plus_one else gain_d
+
+
 def _params_dtype(params: Params) -> Any:
     return params["embed"]["table"].dtype
 

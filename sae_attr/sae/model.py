@@ -159,6 +159,17 @@ def stream_decoder(sae: SAE, stream: int | None = None) -> jax.Array:
     return sae.dec_nm[:, chosen * cfg.d_out : (chosen + 1) * cfg.d_out]
 
 
+def scaled_input(sae: SAE, factor_d: jax.Array) -> SAE:
+    """The SAE that reads x as this one reads x · factor `[d]`.
+
+    Raises ValueError for an SAE that normalises its input or subtracts its decoder bias from it.
+    """
+    if sae.cfg.norm != "none" or sae.cfg.subtract_b_dec or sae.cfg.streams > 1:
+        raise ValueError("the input's scale per channel cannot be moved into an encoder that centres or normalises it")
+    times = lambda w: None if w is None else (w * factor_d[:, None]).astype(w.dtype)
+    return replace(sae, enc_dn=times(sae.enc_dn), skip_dm=times(sae.skip_dm))
+
+
 _PER_LATENT = ("enc_bias_n", "threshold_n", "gate_bias_n", "mag_bias_n", "mag_scale_n")
 
 

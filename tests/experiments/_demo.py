@@ -35,6 +35,7 @@ SMALL = {
     "bootstrap": 100,
     "corpus_tokens": 4000,
     "firing_tokens": 2000,
+    "fitness_tokens": 600,
 }
 
 

@@ -29,7 +29,7 @@ from tests.experiments._demo import (
 )
 
 LATENTS, TOP = 256, 30
-STAGES = {"mean", "gradients", "firing", "scores", "ablation"}
+STAGES = {"fitness", "mean", "gradients", "firing", "scores", "ablation"}
 FINITE = (
     *(
         "delta",
@@ -165,7 +165,7 @@ def test_result_knows_that_the_pairs_are_on_policy(done: Path, miniature: Path) 
     found = result(done)
     assert found["pairs"]["on_policy"] is True
     assert found["pairs"]["samplers"] == [fingerprint(miniature / "model")]
-    assert found["warnings"] == []
+    assert [w.split(":")[0] for w in found["warnings"]] == ["SAE, wrong_model"]  # random directions reconstruct nothing
     assert found["pairs"]["positive"]["completions"] > found["pairs"]["prompts"]  # several per prompt
     for side in ("positive", "negative"):
         # Sampled from a model over 66 words, three of which were never drawn: not beyond the uniform distribution by far.
@@ -202,7 +202,7 @@ def test_printed_text_names_the_planted_latent_and_the_files(
         "latents.csv",
     ):
         assert said in out
-    assert "warning" not in out
+    assert re.findall("warning: (.*?):", out) == ["SAE, wrong_model"]
 
 
 # ---- what is computed again
@@ -219,7 +219,7 @@ def test_a_second_run_loads_every_stage_and_writes_the_same_bytes(done: Path, mi
 def test_another_seed_computes_only_what_is_drawn(done: Path, miniature: Path, tmp_path: Path) -> None:
     again = copied(done, tmp_path / "again")
     found = run(config(miniature, seed=1), again, allow_change=True)
-    assert loaded(found) == {"mean", "gradients", "firing"}
+    assert loaded(found) == {"fitness", "mean", "gradients", "firing"}
     old, new = scores(done), scores(again)
     assert not np.array_equal(old["both_half0"], new["both_half0"])
     np.testing.assert_array_equal(old["both_prompt"], new["both_prompt"])
@@ -337,7 +337,8 @@ def test_longer_positives_and_another_sampler_are_warned_about(
     assert found["pairs"]["on_policy"] is False
     assert found["pairs"]["samplers"] == ["someone else"]
     assert found["pairs"]["positive"]["mean_tokens"] == 13
-    assert sorted(bool(re.search("on-policy|leaks into Δ", text)) for text in found["warnings"]) == [True, True]
+    about_pairs = [text for text in found["warnings"] if not text.startswith("SAE, ")]
+    assert [bool(re.search("on-policy|leaks into Δ", text)) for text in about_pairs] == [True, True]
     out = capsys.readouterr().out
     assert "warning: pairs are not known to be on-policy: sampler someone else" in out
     assert "warning: positives have 13.0 tokens and negatives 10.0" in out
@@ -409,7 +410,7 @@ def test_another_gradient_is_recorded_and_shares_what_it_can(
 ) -> None:
     work = copied(done, tmp_path / "work")
     found = run(config(miniature, gradient=gradient, gradient_steps=3, ablate=0), work, allow_change=True)
-    assert loaded(found) == {"mean", "firing"}
+    assert loaded(found) == {"fitness", "mean", "firing"}
     assert found["choices"]["gradient"]["name"] == found["choices"]["settings"]["gradient"] == gradient
     assert int(table(work / "latents.csv")[0]["latent"]) == PLANTED
     assert np.abs(scores(work)["both_prompt"] - scores(done)["both_prompt"]).max() > 1e-5

@@ -1,0 +1,44 @@
+"""Does an SAE fit its model where it is said to fit? Explained variance, L0, loss, neighbouring sites, usual mistakes.
+
+    python -m experiments.check_sae --config=configs/check_sae.py \\
+        --config.lm=MODEL --config.sae=SAE --config.corpus=TEXTS [--config.site=layer2.resid_post] [--workdir=runs/check]
+
+Exit status 1 where a finding is out of its band. Bands are in `sae_attr/fitness/verdict.py`.
+
+Hardware: a laptop for models of a few million parameters (stories260K, 512 latents: half a minute on 2 cores). Expect, for
+an SAE at its own site: explained variance and L0 within about 0.01 and 3 % of what its makers measured on such text.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from configs import attribute
+
+SHARED = (
+    "lm",
+    "sae",
+    "sae_format",
+    "sae_options",
+    "corpus",
+    "site",
+    "site_in",
+    "exclude",
+    "prepend_bos",
+    "context",
+    "corpus_context",
+)
+SHARED += ("mesh", "dtype", "resid_dtype")
+
+
+BANDS = ("min_explained_variance", "l0_factor", "max_below_promise", "min_ce_recovered", "min_cosine", "max_dead")
+
+
+def get_config() -> ConfigDict:
+    """Those keys of configs/attribute.py that the test needs, and the bands that may be set."""
+    config = attribute.get_config()
+    for name in set(config) - set(SHARED):
+        del config[name]
+    config.fitness_tokens = 8192
+    config.corpus_batch = 8
+    config.bands = ConfigDict({name: placeholder(float) for name in BANDS})
+    return config

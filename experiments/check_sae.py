@@ -1,0 +1,67 @@
+"""Tests whether an SAE fits its model where it is said to fit; see configs/check_sae.py for the command."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from typing import Any
+
+from absl import app, flags
+from etils import epath
+from ml_collections import ConfigDict
+
+from experiments import _common
+from experiments._flags import CONFIG, WORKDIR
+from sae_attr import parallel
+from sae_attr.attribution.stages import fitness_stage
+from sae_attr.attribution.study import Study
+from sae_attr.fitness import Bands, judge, record, table
+from sae_attr.store import Store, write_atomic
+
+
+def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, Any]:
+    """Measures, judges and prints; what result.json holds.
+
+    Args:
+      config: as configs/check_sae.py makes it.
+      workdir: for the store and, where `keep` is set, result.json.
+    """
+    settings = _common.settings_of(config, needs=("lm", "sae", "corpus"))
+    if not settings.fitness_tokens:
+        raise ValueError("fitness_tokens is 0, so there is nothing to test on; take a few thousand")
+    store = Store(workdir / "store", writer=parallel.is_main())
+    study = Study(settings, store, parallel.make_mesh(str(config.mesh)), parallel.is_main())
+    measured, promise, _, result = fitness_stage(study)
+    bands = Bands(**{k: v for k, v in config.to_dict()["bands"].items() if v is not None})
+    verdict = judge(measured, promise, counts_special=not study.exclude, bands=bands)
+    found = {
+        **record(measured, promise, verdict),
+        "bands": vars(bands),
+        "inputs": {"lm": study.lm_key, "sae": study.sae_key, "stage": result.key},
+        "settings": vars(settings),
+        "versions": _common.versions(),
+    }
+    if parallel.is_main():
+        print(table(measured, promise, verdict))
+        if keep:
+            write_atomic(workdir / "result.json", _common.json_text(found))
+    return found
+
+
+def main(argv: list[str]) -> None:
+    """`check` with what the flags say; exit status 1 where the SAE is out of a band."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    parallel.start_distributed()
+    parallel.enable_compile_cache()
+    if WORKDIR.value:
+        found = check(CONFIG.value, epath.Path(WORKDIR.value), keep=True)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            found = check(CONFIG.value, epath.Path(folder), keep=False)
+    sys.exit(0 if found["passes"] else 1)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config"])
+    _common.run_app(main)

@@ -1,0 +1,30 @@
+"""The self-test of a loaded SAE: many load without an error and compute something else.
+
+measured = measure(params, sae, text, cfg=cfg, site=site, mesh=mesh)
+verdict = judge(measured, promised(path, sae.cfg), counts_special=False)
+"""
+
+from sae_attr.fitness.measure import Measured, SiteFit, measure, measure_sample
+from sae_attr.fitness.promise import promised
+from sae_attr.fitness.repairs import Repair
+from sae_attr.fitness.sample import Sample, collect
+from sae_attr.fitness.show import record, table
+from sae_attr.fitness.verdict import Bands, Finding, Promise, Verdict, judge
+
+__all__ = [
+    "Bands",
+    "Finding",
+    "Measured",
+    "Promise",
+    "Repair",
+    "Sample",
+    "SiteFit",
+    "Verdict",
+    "collect",
+    "judge",
+    "measure",
+    "measure_sample",
+    "promised",
+    "record",
+    "table",
+]

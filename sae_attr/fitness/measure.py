@@ -1,0 +1,179 @@
+"""Everything that the self-test measures, as plain numbers; `verdict` judges them, so bands can change without measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from sae_attr.fitness.repairs import Repair, repairs
+from sae_attr.fitness.sample import Place, Sample, TextBatch, collect, spliced_losses
+from sae_attr.hooks import Site
+from sae_attr.lm.config import LMConfig
+from sae_attr.lm.model import Params, norm_gain
+from sae_attr.sae.metrics import (
+    Reconstruction,
+    explained_variance,
+    fit,
+    fit_sums,
+    l0,
+    mse,
+    reconstruct_tokens,
+    summary,
+)
+from sae_attr.sae.model import SAE
+
+TRIAL = 1024  # tokens on which neighbours and repairs are compared
+LOSS_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class SiteFit:
+    """One row of the table: how the SAE does at a site, without and with special tokens (BOS).
+
+    `site` is "A to B" for a transcoder; `read` and `write` are the sites themselves.
+    """
+
+    site: str
+    read: str
+    write: str
+    explained_variance: float
+    l0: float
+    mse: float
+    explained_variance_with_special: float
+    l0_with_special: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the self-test saw.
+
+    Args:
+      site: the declared one.
+      metrics: `sae.metrics.summary` over all non-special tokens at the site.
+      special: `tokens`, and `mse` of the reconstruction on them; None where the text has no special tokens.
+      sites: the declared site first, then its neighbours, all on the same few tokens.
+      repairs: variants of the SAE on those tokens, the best first.
+      loss: mean nats per non-special token: `plain`, with the `sae`'s reconstruction, the `mean` activation or `zero` in the
+        place of the site at non-special positions.
+      recovered: (L_ablated − L_sae) / (L_ablated − L_plain) for the ablations `mean` and `zero`.
+      gate: of the SAE; `threshold_max` of a jumprelu one, else None.
+    """
+
+    site: str
+    metrics: dict[str, Any]
+    special: dict[str, Any] | None
+    sites: tuple[SiteFit, ...]
+    repairs: tuple[Repair, ...]
+    loss: dict[str, float]
+    recovered: dict[str, float]
+    gate: str
+    threshold_max: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Measured:
+        """The inverse of `to_dict`."""
+        made: dict[str, Any] = {
+            "sites": tuple(SiteFit(**s) for s in values["sites"]),
+            "repairs": tuple(Repair(**r) for r in values["repairs"]),
+        }
+        return Measured(**{**values, **made})
+
+
+def measure(
+    params: Params,
+    sae: SAE,
+    work: Iterable[TextBatch],
+    *,
+    cfg: LMConfig,
+    site: Site,
+    read: Site | None = None,
+    mesh: jax.sharding.Mesh,
+    **options: Any,
+) -> Measured:
+    """Runs the self-test of an SAE that is said to belong to `site`.
+
+    Args:
+      work: text batches (tokens_bt, valid_bt, special_bt), for instance of `data.corpus_batches`; a few thousand tokens.
+      read: the site that a transcoder encodes; None for the site itself.
+      **options: of `measure_sample`.
+
+    Raises:
+      ValueError: no text; activations that are NaN; a site whose width is not the SAE's.
+    """
+    for where, what, width in ((read or site, "reads", sae.cfg.d_in), (site, "writes", sae.cfg.d_out)):
+        if cfg.width(where.point) != width:
+            raise ValueError(f"{where} has width {cfg.width(where.point)} but the SAE {what} {width}; set site=")
+    sample = collect(params, work, cfg=cfg, site=site, read=read, mesh=mesh, beside=options.get("trial", TRIAL))
+    return measure_sample(params, sae, sample, cfg=cfg, mesh=mesh, **options)
+
+
+def measure_sample(
+    params: Params,
+    sae: SAE,
+    sample: Sample,
+    *,
+    cfg: LMConfig,
+    mesh: jax.sharding.Mesh,
+    expected_l0: float | None = None,
+    trial: int = TRIAL,
+    loss_tokens: int = LOSS_TOKENS,
+) -> Measured:
+    """`measure` on activations that were collected before.
+
+    Args:
+      expected_l0: what file or path promise, to be tried as a top-k.
+      trial: tokens on which sites and repairs are compared.
+      loss_tokens: tokens for the losses, in whole batches; 0 skips them (NaN).
+    """
+    read, site = sample.place
+    recon = reconstruct_tokens(sae, sample.acts[read])
+    plain_kd = sample.plain(site)
+    plain = fit(sae, sample.plain(read), plain_kd)
+    trial_kd, target_kd = sample.plain(read, trial), sample.plain(site, trial)
+    gain_d = norm_gain(params, read, cfg=cfg) if read != site else None
+    found = repairs(sae, trial_kd, target_kd, active=l0(plain), expected=expected_l0, gain_d=gain_d)
+    mean_d = plain_kd.astype(np.float64).mean(0).astype(np.float32)
+    values = [recon.recon_kd, mean_d, np.zeros_like(mean_d)]
+    losses = spliced_losses(params, sample, values, cfg=cfg, site=site, mesh=mesh, limit=loss_tokens)
+    loss: dict[str, float] = dict(zip(("plain", "sae", "mean", "zero"), losses, strict=True))
+    return Measured(
+        site=str(sample.place),
+        metrics=summary(sae, plain),
+        special=_special(sample, site, recon.recon_kd),
+        sites=tuple(_site_fit(sae, sample, place, trial) for place in (sample.place, *sample.beside)),
+        repairs=tuple(found),
+        loss=loss,
+        recovered={k: _recovered(loss, k) for k in ("mean", "zero")},
+        gate=sae.cfg.gate,
+        threshold_max=None if sae.threshold_n is None else float(np.max(np.asarray(sae.threshold_n, np.float32))),
+    )
+
+
+def _special(sample: Sample, site: Site, recon_kd: np.ndarray) -> dict[str, Any] | None:
+    if not sample.special_k.any():
+        return None
+    gap_kd = sample.acts[site][sample.special_k].astype(np.float64) - recon_kd[sample.special_k]
+    return {"tokens": len(gap_kd), "mse": float(np.mean(gap_kd**2))}
+
+
+def _site_fit(sae: SAE, sample: Sample, place: Place, limit: int) -> SiteFit:
+    target_kd = sample.acts[place.write][:limit]
+    whole = reconstruct_tokens(sae, sample.acts[place.read][:limit])
+    keep_k = ~sample.special_k[: len(target_kd)]
+    without = fit_sums(target_kd[keep_k], Reconstruction(whole.recon_kd[keep_k], whole.active_k[keep_k], whole.fired_n))
+    both = fit_sums(target_kd, whole)
+    numbers = explained_variance(without), l0(without), mse(without), explained_variance(both), l0(both)
+    return SiteFit(str(place), str(place.read), str(place.write), *numbers)
+
+
+def _recovered(loss: dict[str, float], ablated: str) -> float:
+    damage = loss[ablated] - loss["plain"]
+    return (loss[ablated] - loss["sae"]) / damage if damage else float("nan")

@@ -1,0 +1,196 @@
+"""Activations of ordinary text at a site and its neighbours, and what splicing something in there does to the loss."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sae_attr.hooks import Edit, Replace, Site
+from sae_attr.lm.config import LMConfig
+from sae_attr.lm.loss import target_nll
+from sae_attr.lm.model import Params, forward
+from sae_attr.parallel import shard_batch, to_host
+
+TextBatch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens_bt, valid_bt, special_bt
+_POINTS = ("resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
+_TARGETS = 64  # positions of every row whose logits are in memory at once
+
+
+class Place(NamedTuple):
+    """What an SAE reads, and what it stands for: the same site, or two of them for a transcoder."""
+
+    read: Site
+    write: Site
+
+    def __str__(self) -> str:
+        return str(self.write) if self.read == self.write else f"{self.read} to {self.write}"
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Tokens with their activations.
+
+    `place` is where the SAE is said to belong, `beside` the places near it.
+
+    Args:
+      batches: as they were read; a text batch's valid positions, batch after batch, are the tokens of `acts`.
+      acts: site -> float32 `[k, d]`; all tokens at the declared site, the first few at its neighbours.
+      special_k: bool `[K]`, special tokens (BOS among them), for all tokens.
+    """
+
+    place: Place
+    beside: tuple[Place, ...]
+    batches: list[TextBatch]
+    acts: dict[Site, np.ndarray]
+    special_k: np.ndarray
+
+    def plain(self, site: Site, limit: int | None = None) -> np.ndarray:
+        """Activations at a site without special tokens, `[k, d]`, of the first `limit` tokens."""
+        acts_kd = self.acts[site][:limit]
+        return acts_kd[~self.special_k[: len(acts_kd)]]
+
+
+def neighbours(cfg: LMConfig, place: Place) -> tuple[Place, ...]:
+    """Places near one: other sites of its width in its layer and the layers beside it; each activation once.
+
+    A transcoder keeps one of its two sites and changes the other within the layer, or moves both by one layer. `resid_pre`
+    of a layer is `resid_post` of the one before, and stands under that name unless it is the site itself.
+    """
+    read, write = place
+    if read == write:
+        layers = range(max(read.layer - 1, 0), min(read.layer + 2, cfg.n_layers))
+        sites = [_named(site, read) for layer in layers for site in _sites(cfg, layer, read)]
+        found = [Place(site, site) for site in sites]
+    else:
+        found = [Place(site, write) for site in _sites(cfg, read.layer, read)]
+        found += [Place(read, site) for site in _sites(cfg, write.layer, write)]
+        moved = [(Site(read.layer + k, read.point), Site(write.layer + k, write.point)) for k in (-1, 1)]
+        found += [Place(r, w) for r, w in moved if min(r.layer, w.layer) >= 0 and max(r.layer, w.layer) < cfg.n_layers]
+    return tuple(p for p in dict.fromkeys(found) if p != place and (read == write or p.read != p.write))
+
+
+def _sites(cfg: LMConfig, layer: int, like: Site) -> list[Site]:
+    """The sites of a layer that have the width of `like`."""
+    parallel = lambda point: point == "resid_mid" and cfg.parallel_residual
+    return [Site(layer, p) for p in _POINTS if cfg.width(p) == cfg.width(like.point) and not parallel(p)]
+
+
+def _named(other: Site, site: Site) -> Site:
+    same = Site(other.layer - 1, "resid_post") if other.point == "resid_pre" and other.layer else other
+    twin = Site(site.layer - 1, "resid_post") if site.point == "resid_pre" and site.layer else site
+    return site if same == twin else same
+
+
+def collect(
+    params: Params,
+    work: Iterable[TextBatch],
+    *,
+    cfg: LMConfig,
+    site: Site,
+    read: Site | None = None,
+    mesh: jax.sharding.Mesh,
+    beside: int,
+) -> Sample:
+    """Activations of all valid positions at `site`, and of the first `beside` (in whole batches) at its neighbours.
+
+    Args:
+      read: what the SAE encodes; None for the site itself.
+
+    Raises:
+      ValueError: no text, or an activation that is NaN or infinite.
+    """
+    batches, place = list(work), Place(read or site, site)
+    near = neighbours(cfg, place)
+    own, all_sites = tuple(dict.fromkeys(place)), tuple(dict.fromkeys(s for p in (place, *near) for s in p))
+    parts: dict[Site, list[np.ndarray]] = {}
+    seen = 0
+    for tokens_bt, valid_bt, _ in batches:
+        sites = all_sites if seen < beside else own
+        acts = _acts(params, *shard_batch((tokens_bt, valid_bt), mesh), cfg=cfg, sites=sites)
+        for name, acts_btd in acts.items():
+            parts.setdefault(name, []).append(to_host(acts_btd).astype(np.float32)[valid_bt])
+        seen += int(valid_bt.sum())
+    if not seen:
+        raise ValueError("the corpus gives no token to test the SAE on; give more text")
+    joined = {name: np.concatenate(found) for name, found in parts.items()}
+    for name in own:
+        if not np.isfinite(joined[name]).all():
+            raise ValueError(f"activations at {name} are NaN or infinite on the corpus; try float32 weights")
+    return Sample(
+        place, near, batches, joined, np.concatenate([special_bt[valid_bt] for _, valid_bt, special_bt in batches])
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "sites"))
+def _acts(
+    params: Params, tokens_bt: jax.Array, valid_bt: jax.Array, *, cfg: LMConfig, sites: tuple[Site, ...]
+) -> dict[Site, jax.Array]:
+    span = (0, max(site.layer for site in sites) + 1)
+    return forward(params, tokens_bt, cfg=cfg, valid_bt=valid_bt, keep=sites, span=span).acts
+
+
+def spliced_losses(
+    params: Params,
+    sample: Sample,
+    values: Sequence[np.ndarray],
+    *,
+    cfg: LMConfig,
+    site: Site,
+    mesh: jax.sharding.Mesh,
+    limit: int,
+) -> list[float]:
+    """Mean nats per token with each of `values` in the place of the site's activation; the first number is the plain model.
+
+    Only non-special positions are replaced (an SAE that was not trained on BOS is not asked about it), and only
+    non-special tokens are predicted.
+
+    Args:
+      values: `[K, d]`, one row for every token of the sample, or `[d]`.
+      limit: tokens, in whole batches; 0 skips all and gives NaN.
+    """
+    totals, count, start = np.zeros(len(values) + 1), 0, 0
+    for tokens_bt, valid_bt, special_bt in sample.batches:
+        if start >= limit:
+            break
+        counted_bt, stop = valid_bt & ~special_bt, start + int(valid_bt.sum())
+        aim_bt = counted_bt & (np.arange(tokens_bt.shape[1]) > 0)
+        for i, value in enumerate([None, *values]):
+            value_btd = np.zeros((*tokens_bt.shape, cfg.width(site.point)), np.float32)
+            if value is not None:
+                value_btd[valid_bt] = value[start:stop] if value.ndim == 2 else value
+            where_bt = counted_bt if value is not None else np.zeros_like(counted_bt)
+            arrays = shard_batch((tokens_bt, valid_bt, aim_bt, Replace(jnp.asarray(value_btd), where_bt)), mesh)
+            totals[i] += float(to_host(_loss(params, *arrays, cfg=cfg, site=site)))
+        count, start = count + int(aim_bt.sum()), stop
+    return (totals / count if count else totals * np.nan).tolist()
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "site"))
+def _loss(
+    params: Params,
+    tokens_bt: jax.Array,
+    valid_bt: jax.Array,
+    aim_bt: jax.Array,
+    edit: Edit,
+    *,
+    cfg: LMConfig,
+    site: Site,
+) -> jax.Array:
+    """Summed nats of the tokens at `aim_bt`, a few positions of every row at a time: whole logits would not fit."""
+    hidden_btd = forward(params, tokens_bt, cfg=cfg, valid_bt=valid_bt, edits={site: edit}).hidden_btd
+    b, t = tokens_bt.shape
+    chunks = -(-t // _TARGETS)
+    pos_c = jnp.pad(jnp.arange(t), (0, chunks * _TARGETS - t)).reshape(chunks, _TARGETS)
+    aim_cb = jnp.pad(aim_bt, ((0, 0), (0, chunks * _TARGETS - t))).reshape(b, chunks, _TARGETS).swapaxes(0, 1)
+
+    def one(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        target_bc = jnp.broadcast_to(part[0], (b, _TARGETS))
+        return jnp.sum(target_nll(params, hidden_btd, tokens_bt, target_bc, part[1], cfg=cfg))
+
+    return jnp.sum(jax.lax.map(one, (pos_c, aim_cb)))
