@@ -1,6 +1,6 @@
 """Host memory while a model is loaded, beyond the weights themselves; the ratio must stay below 0.20.
 
-Command: python benchmarks/load_memory.py
+Command: python -m benchmarks.load_memory
 Hardware: any CPU with 6 GB of memory and 2 GB of disk in the temporary folder; about two minutes on 2 cores.
 Expect: ratios from 0.05 to 0.13. On CPU the devices' memory is the host's, so that the final weights count as well
 and are subtracted; mapped files are not anonymous memory and do not count.
@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
+
+from benchmarks._memory import Watch
 
 LIMIT = 0.20
 CASES = (("", "bfloat16"), ("", "float32"), ("model=4", "bfloat16"), ("model=4", "float32"))  # mesh ("" is one device)
@@ -62,27 +63,6 @@ def write_model(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def anonymous_bytes() -> int:
-    """RssAnon of this process: memory that no file stands behind."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
-
-
-class Watch(threading.Thread):
-    """Notes the largest RssAnon every 5 ms until it is told to stop."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.baseline = self.peak = anonymous_bytes()
-        self.samples, self.over = 0, threading.Event()
-
-    def run(self) -> None:
-        """The thread's loop."""
-        while not self.over.wait(0.005):
-            self.peak = max(self.peak, anonymous_bytes())
-            self.samples += 1
-
-
 def measure(folder: str, mesh_spec: str, dtype: str) -> dict[str, Any]:
     """Loads the model in this process and says what that took."""
     import jax
@@ -115,7 +95,17 @@ def measure(folder: str, mesh_spec: str, dtype: str) -> dict[str, Any]:
 def in_subprocess(folder: Path, mesh_spec: str, dtype: str) -> dict[str, Any]:
     """`measure` in a process of its own, with as many CPU devices as the mesh needs."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={4 if mesh_spec else 1}"
-    command = [sys.executable, __file__, "--folder", str(folder), "--mesh", mesh_spec, "--dtype", dtype]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.load_memory",
+        "--folder",
+        str(folder),
+        "--mesh",
+        mesh_spec,
+        "--dtype",
+        dtype,
+    ]
     environ = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent.parent), environ.get("PYTHONPATH", "")])
     found = subprocess.run(command, env=environ, check=True, stdout=subprocess.PIPE, text=True)

@@ -13,7 +13,7 @@ from sae_attr.attribution.corpus import firing_rates, site_acts, weighted_codes
 from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import TokenTable, token_weights
 from sae_attr.parallel import shard_batch, to_host
-from sae_attr.sae.model import encode, encode_latents
+from sae_attr.sae.model import encode
 from sae_attr.store import Result, fingerprint
 
 RIVALS = ("delta_code", "delta_activation")
@@ -81,17 +81,17 @@ def code_stage(
     """`delta_code`, `delta_activation`, `firing_rate` of chosen latents `[k]`, for gates that look at one latent each."""
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        encode_fn = functools.partial(encode_latents, study.sae, latents=latents)
+        sae = study.sae_of(latents)
+        encode_fn = functools.partial(encode, sae)
         found = code_differences(study, table, [n for n in names if n in RIVALS], encode_fn, block=4096)
         if "firing_rate" in names:
             found["firing_rate"], _ = firing_rates(
                 study.params,
                 study.corpus_work(study.settings.firing_tokens),
-                study.sae,
+                sae,
                 cfg=study.cfg,
                 site=study.read_site,
                 mesh=study.mesh,
-                latents=latents,
                 progress=study.progress,
             )
         return found, {}

@@ -14,7 +14,7 @@ from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward
 from sae_attr.parallel import shard_batch, to_host
-from sae_attr.sae.model import SAE, code_scale, decode, encode, encode_latents
+from sae_attr.sae.model import SAE, code_scale, decode, encode
 
 CorpusBatch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens_bt, valid_bt, counted_bt
 
@@ -142,15 +142,13 @@ def firing_rates(
     cfg: LMConfig,
     site: Site,
     mesh: jax.sharding.Mesh,
-    latents: np.ndarray | None = None,
     progress: bool = False,
 ) -> tuple[np.ndarray, int]:
     """Share of counted corpus positions on which each latent fires, float32 `[n]`, and the number of positions.
 
-    Codes are alive for a few positions at a time, `2**25` numbers of them. With `latents`, only those are encoded (not for topk
-    gates, whose codes need all).
+    Codes are alive for a few positions at a time, `2**25` numbers of them.
     """
-    n = sae.cfg.n_latents if latents is None else len(latents)
+    n = sae.cfg.n_latents
     block = max(1, min(4096, 2**25 // n))
 
     def count(p: Params, s: SAE, tokens: jax.Array, valid: jax.Array, counted: jax.Array) -> jax.Array:
@@ -160,7 +158,7 @@ def firing_rates(
         masks = jnp.pad(counted.reshape(-1), (0, gap)).reshape(-1, block, 1)
 
         def fires(x: tuple[jax.Array, jax.Array]) -> jax.Array:
-            codes_kn = encode(s, x[0]) if latents is None else encode_latents(s, x[0], latents)
+            codes_kn = encode(s, x[0])
             return jnp.sum((codes_kn != 0) & x[1], axis=0)
 
         return jnp.sum(jax.lax.map(fires, (blocks, masks)), axis=0)

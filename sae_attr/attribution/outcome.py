@@ -24,6 +24,7 @@ from sae_attr.attribution.settings import Preset
 from sae_attr.attribution.stages import firing_stage, gradient_stage, mean_stage, score_stage, self_test
 from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import TokenTable
+from sae_attr.sae.config import LOCAL_GATES
 from sae_attr.store import Result, fingerprint
 
 Columns = dict[str, np.ndarray]
@@ -118,11 +119,11 @@ def _fill_codes(
 ) -> tuple[np.ndarray, list[Result]]:
     """Codes that the dense limit left out: computed for the candidates where the gate allows it, NaN elsewhere."""
     wanted = [name for name in ("delta_code", "delta_activation") if "dense_limit" in skipped.get(name, "")]
-    if not np.isfinite(rates_n).any():
+    if not np.isfinite(rates_n).any() and study.settings.firing_tokens:
         wanted.append("firing_rate")
         skipped["firing_rate"] = f"fewer than 1,000 positions within dense_limit {study.settings.dense_limit:.3g}"
     results: list[Result] = []
-    if wanted and study.sae_cfg.gate != "topk":
+    if wanted and study.sae_cfg.gate in LOCAL_GATES and study.sae_cfg.streams == 1:
         results.append(code_stage(study, table, chosen, wanted, keys))
     for name in wanted:
         values_n = np.full(study.sae_cfg.n_latents, np.nan, np.float32)
@@ -130,7 +131,7 @@ def _fill_codes(
             values_n[chosen] = results[0].arrays[name]
             skipped[name] += "; computed for the candidates"
         else:
-            skipped[name] += "; a topk code needs all latents"
+            skipped[name] += f"; a {study.sae_cfg.gate} code needs all latents"
         rates_n = values_n if name == "firing_rate" else rates_n
         scores[name] = values_n
     return rates_n, results

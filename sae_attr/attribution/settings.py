@@ -61,7 +61,8 @@ class Settings:
       top: candidates per ranking.
       batch_size: rows per step.
       corpus_tokens, corpus_batch: how much ordinary text ā is averaged over, and texts per step.
-      firing_tokens: how much of it firing rates are counted over.
+      firing_tokens: how much of it firing rates are counted over; below 1,000 they are left out. With 0 and fitness_tokens=0
+        the SAE is never in memory as a whole, so it may be larger than memory (gates that look at one latent at a time).
       corpus_context: tokens per text; None: what the SAE was trained with, at most the model's context.
       fitness_tokens: ordinary text that the SAE's self-test runs on before anything else; 0 leaves the test out.
       trust_sae: go on with an SAE that fails its self-test; the findings are recorded.
@@ -123,14 +124,13 @@ class Settings:
             "top",
             "batch_size",
             "corpus_tokens",
-            "firing_tokens",
             "corpus_batch",
             "bootstrap",
             "gradient_steps",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("ablate", "ablate_positions", "dense_limit", "fitness_tokens"):
+        for name in ("ablate", "ablate_positions", "dense_limit", "fitness_tokens", "firing_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         for name in ("context", "corpus_context", "ablate_rows"):

@@ -113,7 +113,12 @@ class Study:
     @functools.cached_property
     def sae(self) -> SAE:
         """The whole SAE in memory, for codes; a transcoder that reads before a norm's gain reads after it here."""
-        sae = load_sae(self.settings.sae, fmt=self.settings.sae_format, **self.settings.sae_options)
+        return self.sae_of(None)
+
+    def sae_of(self, latents: np.ndarray | None) -> SAE:
+        """The SAE of a few latents, read without the rest of the file, or the whole; see `load_sae`."""
+        s = self.settings
+        sae = load_sae(s.sae, fmt=s.sae_format, latents=latents, **s.sae_options)
         named = None if self.settings.site_in or self.read_site == self.site else self.sae_cfg.site
         if named and read_site(named)[1]:
             sae = after_gain(sae, self.params, self.read_site.layer, cfg=self.cfg)

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from sae_attr.attribution.study import Study
 from sae_attr.data import ROLES
 from sae_attr.store import fingerprint
 from tests.experiments._demo import (
@@ -256,6 +257,20 @@ def test_batch_size_and_mesh_do_not_change_the_ranking(done: Path, miniature: Pa
 
 
 # ---- choices
+
+
+def test_a_dictionary_larger_than_memory_is_never_whole_in_it(
+    done: Path, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Study, "sae", property(lambda self: pytest.fail("the whole SAE was loaded")))
+    changes = {"dense_limit": 0, "top": 5, "ablate": 3, "fitness_tokens": 0, "firing_tokens": 0}
+    found = run(config(miniature, **changes), tmp_path / "w")
+    assert "SAE, not tested: fitness_tokens=0" in found["warnings"]
+    assert int(table(tmp_path / "w/latents.csv")[0]["latent"]) == PLANTED
+    few, whole = scores(tmp_path / "w")["delta_code"], scores(done)["delta_code"]
+    known = np.isfinite(few)
+    assert 5 <= known.sum() < 20
+    np.testing.assert_allclose(few[known], whole[known], rtol=1e-4, atol=1e-5)
 
 
 def test_beyond_the_dense_limit_candidates_are_known_and_the_rest_is_nan(miniature: Path, tmp_path: Path) -> None:

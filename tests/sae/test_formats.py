@@ -446,3 +446,13 @@ def test_hub_downloads_the_files_of_one_sae_only(fixtures: Path, monkeypatch: py
     assert {p for p in asked["patterns"] if not p.endswith(".json")} == {f"{GEMMA}/params.npz"}
     with pytest.raises(ValueError, match="write hf://owner/repo/folder@revision"):
         load_sae("hf://owner")
+
+
+@pytest.mark.parametrize(
+    "name", ["saelens/gated", "saelens/jumprelu_skip_transcoder", "saelens/standard_bfloat16", GEMMA]
+)
+def test_a_few_latents_of_a_file(fixtures: Path, name: str) -> None:
+    x, chosen = golden(fixtures / name)["x"], [3, 500, 17]
+    whole, few = load_sae(fixtures / name), load_sae(fixtures / name, latents=chosen)
+    np.testing.assert_allclose(encode(few, x), encode(whole, x)[..., np.array(chosen)], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(few.dec_nm, whole.dec_nm[np.array(chosen)])

@@ -56,6 +56,22 @@ def test_chosen_latents_equal_the_columns_where_the_gate_is_local(tmp_path: Path
             encode_latents(sae, case.x, chosen)
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_few_latents_are_read_without_the_rest(tmp_path: Path, name: str) -> None:
+    case = LAYOUTS[name](tmp_path)
+    sae, chosen = load_sae(case.path, **case.options), np.array([5, 0, N - 1, 5])
+    if sae.cfg.gate not in ("relu", "jumprelu") or sae.cfg.streams > 1:
+        with pytest.raises(ValueError, match="so a few of its latents are no SAE; load the whole"):
+            load_sae(case.path, latents=chosen, **case.options)
+        return
+    few = load_sae(case.path, latents=chosen, **case.options)
+    assert few.cfg.n_latents == 4
+    np.testing.assert_array_equal(few.dec_nm, sae.dec_nm[chosen])
+    np.testing.assert_allclose(encode(few, case.x), encode(sae, case.x)[..., chosen], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=rf"do not lie in 0\.\.{N - 1}"):
+        load_sae(case.path, latents=[N], **case.options)
+
+
 @pytest.mark.parametrize("name", CROSSCODERS)
 def test_a_crosscoder_asks_whose_decoder_is_meant(tmp_path: Path, name: str) -> None:
     case = LAYOUTS[name](tmp_path)

@@ -6,7 +6,7 @@ A path is a folder, a weight file, or `hf://owner/repo/folder@revision`; names a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -28,7 +28,7 @@ from sae_attr.sae.formats import (
     sparsify,
 )
 from sae_attr.sae.formats.checks import check_options
-from sae_attr.sae.formats.parts import LoadOptions, Parts, materialise
+from sae_attr.sae.formats.parts import LoadOptions, Parts, materialise, subset
 from sae_attr.sae.formats.sources import parse_hub
 from sae_attr.sae.model import SAE
 from sae_attr.tensorfiles import RowSource
@@ -56,7 +56,12 @@ FORMATS = tuple(_READERS)
 
 
 def load_sae(
-    path: str | os.PathLike[str], *, fmt: str = "auto", dtype: str = "float32", **options: Unpack[LoadOptions]
+    path: str | os.PathLike[str],
+    *,
+    fmt: str = "auto",
+    dtype: str = "float32",
+    latents: Sequence[int] | np.ndarray | None = None,
+    **options: Unpack[LoadOptions],
 ) -> SAE:
     """An SAE, transcoder or crosscoder of any known format, whose codes are those of the library that wrote it.
 
@@ -66,14 +71,17 @@ def load_sae(
       path: folder, weight file, or `hf://owner/repo/folder@revision`.
       fmt: one of `FORMATS`, or "auto".
       dtype: of the weights in memory and so of the arithmetic; "bfloat16" does as SAELens does with a bfloat16 SAE.
+      latents: these alone, in this order, become an SAE of their own, and the rest of the file stays unread; for gates that
+        look at one latent at a time.
       **options: answers to what a file leaves open, see `LoadOptions`.
 
     Raises:
       ValueError: no format or several; config and tensors that disagree; NaN or infinite weights; anything that the
-        file leaves open, with the option that settles it.
+        file leaves open, with the option that settles it; `latents` of an SAE whose gate compares them.
       FileNotFoundError: nothing at the path.
     """
-    return materialise(_parts(path, fmt, options), dtype)
+    parts = _parts(path, fmt, options)
+    return materialise(parts if latents is None else subset(parts, np.asarray(latents, np.int64)), dtype)
 
 
 def open_decoder(path: str | os.PathLike[str], *, fmt: str = "auto", **options: Unpack[LoadOptions]) -> RowSource:

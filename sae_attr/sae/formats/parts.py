@@ -10,7 +10,7 @@ from typing import TypedDict
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.sae.config import SAEConfig
+from sae_attr.sae.config import LOCAL_GATES, SAEConfig
 from sae_attr.sae.model import SAE
 from sae_attr.tensorfiles import RowSource, row_norms
 
@@ -116,6 +116,29 @@ class Parts:
                 "say whose rows stand for the latents with layer= or model="
             )
         return self.decs[chosen]
+
+
+def subset(parts: Parts, latents_k: np.ndarray) -> Parts:
+    """The SAE of a few latents, of which alone anything is read.
+
+    Raises:
+      ValueError: a gate that compares latents, a crosscoder, or a latent outside `0..n-1`.
+    """
+    cfg = parts.cfg
+    if cfg.gate not in LOCAL_GATES or cfg.streams > 1:
+        what = f"a gate ({cfg.gate}) that compares latents" if cfg.streams == 1 else f"{cfg.streams} streams"
+        raise ValueError(f"{parts.path} has {what}, so a few of its latents are no SAE; load the whole")
+    if latents_k.size == 0 or not 0 <= latents_k.min() <= latents_k.max() < cfg.n_latents:
+        raise ValueError(f"latents {latents_k.tolist()[:3]}… do not lie in 0..{cfg.n_latents - 1} of {parts.path}")
+    row = lambda v: None if v is None else np.asarray(v)[latents_k]
+    (dec,), (enc_dn,) = parts.decs, parts.encs
+    return replace(
+        parts,
+        cfg=replace(cfg, n_latents=len(latents_k)),
+        decs=(RowSource(dec.matrix[latents_k], row(dec.scale_n), dec.unit),),
+        encs=(enc_dn[:, latents_k],),
+        vectors={k: v[latents_k] if k.endswith("_n") else v for k, v in parts.vectors.items()},
+    )
 
 
 def is_float(dtype: np.dtype) -> bool:
