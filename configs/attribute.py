@@ -3,7 +3,7 @@
     python -m experiments.attribute --config=configs/attribute.py \\
         --config.lm=MODEL --config.sae=SAE --config.pairs=PAIRS.jsonl --config.corpus=TEXTS --workdir=runs/first
 
-MODEL is a Hugging Face folder or hub id, SAE a folder in SAELens, dictionary_learning or Gemma Scope layout, PAIRS a JSONL
+MODEL is a Hugging Face folder or hub id, SAE a folder, file or hf:// address in any layout that the README lists, PAIRS a JSONL
 with prompt, positive and negative, TEXTS a .json, .jsonl or .txt of ordinary text. What each key means stands in
 `sae_attr/attribution/settings.py`.
 
@@ -14,7 +14,10 @@ one accelerator holds models up to its memory; `mesh="data=2,model=4"` spreads a
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-SAE_OPTIONS = {"norm_scale": float, "gate": str, "k": int, "threshold": float, "dict_class": str, "site": str}
+SAE_OPTIONS = {
+    "norm_scale": float, "norm_scale_out": float, "gate": str, "k": int, "threshold": float, "dict_class": str, "site": str,
+    "layer": int, "model": str, "code_normalization": str, "pre_bias": bool, "affine": str,
+}  # fmt: skip
 
 
 def get_config() -> ConfigDict:

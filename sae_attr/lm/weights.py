@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from sae_attr import hub
 from sae_attr.lm.config import LMConfig, config_from_hf
 from sae_attr.lm.lora import Adapter, Factors, load_adapter
 from sae_attr.lm.model import Params, init_params
@@ -46,18 +47,9 @@ def resolve_model(path: str) -> Path:
     hub_id, _, revision = path.removeprefix("hf://").partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) or path.startswith((".", "/")):
         raise ValueError(f"{path!r} is neither a folder here nor a hub id owner/name[@revision]; check --config.lm")
-    import huggingface_hub  # slow to import, and not needed for local folders
-
     wanted = ["*.json", "*.safetensors", "*.jinja", "adapter_model.bin"]
     copies = ["*/*", "consolidated*"]  # the same weights again in the layout of their authors
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                hub_id, revision=revision or None, allow_patterns=wanted, ignore_patterns=copies
-            )
-        )
-    except Exception as error:
-        raise ValueError(f"{hub_id!r} is no folder here and could not be fetched from the hub: {error}") from error
+    return hub.download(hub_id, revision or None, files=wanted, ignore=copies)
 
 
 def load_config(path: str, *, resid_dtype: str = "float32", mesh: jax.sharding.Mesh | None = None) -> LMConfig:

@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -431,11 +430,11 @@ def test_hub_addresses(url: str, parts: tuple) -> None:
 def test_hub_downloads_the_files_of_one_sae_only(fixtures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
-    def snapshot_download(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def snapshot_download(repo: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: None) -> str:
         asked.update(repo=repo, revision=revision, patterns=allow_patterns)
         return str(fixtures)
 
-    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert load_sae("hf://owner/repo/saelens/gated@abc").cfg.gate == "gated"
     assert (asked["repo"], asked["revision"]) == ("owner/repo", "abc")
     assert {"saelens/gated/cfg.json", "saelens/gated/sae_weights.safetensors"} <= set(asked["patterns"])

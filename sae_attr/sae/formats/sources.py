@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
+from sae_attr import hub
 from sae_attr.sae.formats import (
     crosscoder,
     dictionary_learning,
@@ -155,12 +156,8 @@ def parse_hub(url: str) -> tuple[str, str, str | None]:
 
 def fetch(url: str) -> Path:
     """Downloads the few files of one SAE through the hub's cache; never the whole folder, which may hold GBs."""
-    from huggingface_hub import snapshot_download  # lazy: local paths need no hub
-
     repo, inside, revision = parse_hub(url)
-    patterns = hub_files(repo, inside)
-    root = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    return root / inside
+    return hub.download(repo, revision, files=hub_files(repo, inside)) / inside
 
 
 def hub_files(repo: str, inside: str) -> list[str]:

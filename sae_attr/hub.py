@@ -1,0 +1,41 @@
+"""Files of a Hugging Face hub repository in the hub's own cache, or one clear error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def download(repo: str, revision: str | None, *, files: Sequence[str], ignore: Sequence[str] | None = None) -> Path:
+    """The local folder that holds `files` of a repository at a revision; nothing is fetched that is there already.
+
+    Args:
+      repo: "owner/name".
+      revision: branch, tag or commit; None for the main branch.
+      files: names or wildcards that are wanted.
+      ignore: names or wildcards that are not.
+
+    Raises:
+      ValueError: no such repository or revision, no permission, or no connection and no copy in the cache.
+    """
+    import huggingface_hub  # slow to import, and not needed for local folders
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    what = f"{repo} at revision {revision}" if revision else repo
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo, revision=revision, allow_patterns=list(files), ignore_patterns=list(ignore) if ignore else None
+            )
+        )
+    except RevisionNotFoundError as error:
+        raise ValueError(
+            f"the hub repository {repo} has no revision {revision!r}; take a branch, tag or commit of it, or leave out "
+            "what follows @"
+        ) from error
+    except GatedRepoError as error:
+        raise ValueError(f"{what} is gated: accept its terms on the hub and log in with `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(f"the hub has no repository {repo}, or it is private; check the name, or log in") from error
+    except Exception as error:  # the hub's client raises whatever its transport does
+        raise ValueError(f"{what} is no folder here and could not be fetched from the hub: {error}") from error

@@ -1,0 +1,37 @@
+"""What the hub's client raises, as one message each."""
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+from configs.attribute import SAE_OPTIONS
+from sae_attr.lm.weights import load_config
+from sae_attr.sae.formats import LoadOptions, load_sae
+
+
+def bare(kind: type[Exception]) -> Exception:
+    """An error of the hub's client without the answer that it usually carries."""
+    return kind.__new__(kind)
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (bare(RevisionNotFoundError), r"repository owner/name has no revision 'v9'; take a branch"),
+        (bare(GatedRepoError), "owner/name at revision v9 is gated: accept its terms"),
+        (bare(RepositoryNotFoundError), "the hub has no repository owner/name, or it is private"),
+        (ConnectionError("down"), "owner/name at revision v9 is no folder here and could not be fetched .*: down"),
+    ],
+)
+def test_what_the_hub_refuses(monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str) -> None:
+    def refuse(*args: object, **kwargs: object) -> str:
+        raise raised
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    for load in (load_config, lambda path: load_sae(f"hf://{path.partition('@')[0]}/folder@v9")):
+        with pytest.raises(ValueError, match=said):
+            load("owner/name@v9")
+
+
+def test_every_option_of_a_loader_can_be_set_in_a_config() -> None:
+    assert set(SAE_OPTIONS) == set(LoadOptions.__annotations__)
