@@ -212,6 +212,13 @@ class Study:
 
         return mask
 
+    def beside(self, sae: str, *, site: str | None = None, site_in: str | None = None) -> Study:
+        """The study of another SAE on the same model and pairs; what was loaded already is shared."""
+        other = replace(self, settings=replace(self.settings, sae=sae, site=site, site_in=site_in))
+        for name in ("cfg", "params", "tokenizer", "pairs", "lm_key"):
+            other.__dict__[name] = getattr(self, name)  # where cached_property keeps its value
+        return other
+
     def model_fields(self) -> dict[str, Any]:
         """What activations depend on, beside the files."""
         return {"site": str(self.site), "dtype": self.settings.dtype, "resid_dtype": self.cfg.resid_dtype}

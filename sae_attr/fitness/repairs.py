@@ -77,7 +77,7 @@ def best_scale(sae: SAE, acts_kd: np.ndarray, target_kd: np.ndarray) -> Repair:
     best = max(tried, key=lambda s: tried[s][0])
     value, gain = tried[best]
     if gain is not None:
-        return Repair("scale_off", f"encoder times {best:.3g}, decoder times {gain:.3g}", value)
+        return Repair("scales_apart", f"encoder times {best:.3g}, decoder times {gain:.3g}", value)
     known = " = sqrt(d_in) / E|x|" if best == usual else ""
     return Repair("scale_off", f"input times {best:.3g}{known} and output over it (norm_scale=)", value)
 

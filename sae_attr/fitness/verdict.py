@@ -10,8 +10,8 @@ from sae_attr.fitness.repairs import Repair
 from sae_attr.hooks import parse_site
 
 GAINS = {
-    "scale_off": 0.05, "wrong_site": 0.03, "decoder_norms": 0.03, "norm_missing": 0.025, "encoder_mismatch": 0.02,
-    "norm_gain": 0.02, "gate_lost": 0.01, "b_dec_input": 0.01,
+    "scale_off": 0.05, "scales_apart": 0.05, "wrong_site": 0.03, "decoder_norms": 0.03, "norm_missing": 0.025,
+    "encoder_mismatch": 0.02, "norm_gain": 0.02, "gate_lost": 0.01, "b_dec_input": 0.01,
 }  # fmt: skip
 
 
@@ -21,8 +21,10 @@ class Bands:
 
     Args:
       min_explained_variance: at the declared site, non-special tokens.
-      gains: by code, how much more variance a neighbouring site or a repair must explain to name a mistake. SAEs with an L1
-        penalty shrink their codes: scaling them honestly gains up to 0.035. The wrong setting of b_dec never gains.
+      gains: by code, how much more variance a neighbouring site or a repair must explain to name a mistake. The wrong
+        setting of b_dec never gains.
+      shrinkage: the gain for code scales_apart where the gate is a plain relu: an L1 penalty shrinks codes, so that scaling
+        them honestly gains (0.055 for one of the tests' fixtures).
       min_scaled: what a change of scale must reach to be believed: some scale mends a little of any wrong SAE.
       tie: findings this close to the best one are all named.
       l0_factor: L0 may be this many times the promised one, or that fraction of it. Training aims (`target_l0`) are missed
@@ -37,6 +39,7 @@ class Bands:
 
     min_explained_variance: float = 0.5
     gains: Mapping[str, float] = field(default_factory=lambda: dict(GAINS))
+    shrinkage: float = 0.12
     min_scaled: float = 0.7
     tie: float = 0.01
     l0_factor: float = 2.5
@@ -111,11 +114,12 @@ def _causes(measured: Measured, promise: Promise, bands: Bands) -> list[Finding]
     """Mistakes that can be named: what fits much better, a gate that lets all through, matrices of different latents."""
     here, m = measured.sites[0].explained_variance, measured.metrics
     better = [*measured.repairs, *(_as_repair(measured.sites[0], s) for s in measured.sites[1:])]
-    floor = {"scale_off": bands.min_scaled}
+    floor = {"scale_off": bands.min_scaled, "scales_apart": bands.min_scaled}
+    gains = {**bands.gains, **({"scales_apart": bands.shrinkage} if measured.gate == "relu" else {})}
     named = [
         r
         for r in better
-        if r.explained_variance >= here + bands.gains[r.code]
+        if r.explained_variance >= here + gains[r.code]
         and r.explained_variance >= floor.get(r.code, bands.min_explained_variance)
     ]
     best = max([r.explained_variance for r in named], default=here)

@@ -128,6 +128,15 @@ def codes(verdict: Verdict) -> set[str]:
     return {f.code for f in verdict.findings if f.fails}
 
 
+def test_an_sae_of_the_heads_outputs(bench: Bench, shared: Path) -> None:
+    """Its codes are shrunk by their L1 penalty more than those of the others."""
+    folder = shared / "fixtures/sae/saelens/standard_hook_z"
+    measured, verdict = bench.run(folder, Site(2, "attn_z"), loss=600)
+    assert measured.metrics["explained_variance"] == pytest.approx(0.87, abs=0.01)
+    assert measured.repairs[0].explained_variance > 0.9
+    assert verdict.passes, table(measured, Promise(), verdict)
+
+
 @pytest.mark.parametrize("name", UNTOUCHED)
 def test_untouched_saes_pass_with_their_makers_numbers(bench: Bench, shared: Path, name: str) -> None:
     folder = shared / "fixtures/sae" / name
@@ -228,7 +237,7 @@ TRAPS = {
     "threshold zeroed": ("jumprelu_step", zero_threshold, {}, "gate_lost"),
     "scale left out": ("topk_no_rescale_no_b_dec", unscale, {}, "scale_off"),
     "scale left out of a relu": ("standard_expected_average_only_in", unscale, {}, "scale_off"),
-    "encoder scaled": ("batchtopk", triple_encoder, {}, "scale_off"),
+    "encoder scaled": ("batchtopk", triple_encoder, {}, "scales_apart"),
     "b_dec not subtracted": ("topk_rescaled", None, {"apply_b_dec_to_input": False}, "b_dec_input"),
     "b_dec not subtracted, small": ("runner_hf_hook", None, {"apply_b_dec_to_input": False}, "b_dec_input"),
     "b_dec subtracted": ("topk_no_rescale_no_b_dec", None, {"apply_b_dec_to_input": True}, "b_dec_input"),
@@ -252,7 +261,9 @@ def test_planted_mistakes_are_named(bench: Bench, copy: Callable[[str], Path], t
     for found in (verdict, silent):
         assert not found.passes
         assert found.findings[0].code == code, table(measured, Promise(), found)
-        assert codes(found) <= {code, "l0_off", "scale_off", "gate_lost"}, table(measured, Promise(), found)
+        assert codes(found) <= {code, "l0_off", "scale_off", "scales_apart", "gate_lost"}, table(
+            measured, Promise(), found
+        )
     if code == "wrong_site":
         assert "layer2.resid_post" in verdict.sentence or "layer 2 instead" in verdict.sentence
     if trap.startswith("scale left out"):

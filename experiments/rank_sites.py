@@ -1,0 +1,205 @@
+"""Ranks the latents of several SAEs together; see configs/rank_sites.py for the command."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from etils import epath
+from ml_collections import ConfigDict
+
+from experiments import _common
+from experiments._flags import CONFIG, WORKDIR
+from sae_attr import parallel
+from sae_attr.attribution import (
+    TokenTable,
+    cluster_statistics,
+    collect_sites,
+    merge,
+    prompt_scores,
+    rank_sites,
+    score_sites,
+)
+from sae_attr.attribution.candidates import decoder_rows
+from sae_attr.attribution.corpus import CodeStatistics
+from sae_attr.attribution.encoder import error_prompt_scores
+from sae_attr.attribution.sites import ERROR, SiteRanking
+from sae_attr.attribution.stages import firing_stage, mean_stage, self_test
+from sae_attr.attribution.study import Study
+from sae_attr.hooks import Site
+from sae_attr.interpret import nearest_tokens
+from sae_attr.lm.model import unembedding
+from sae_attr.report import csv_text
+from sae_attr.store import Store, claim_workdir, lock_workdir, write_atomic
+from sae_attr.tokenizer import token_strings
+
+PLAIN = ("mesh", "batch_size", "corpus_batch", "remat", "trust_sae")  # where and how fast, not what
+
+
+def parse_entry(text: str) -> tuple[str, dict[str, str]]:
+    """`SAE?site=layer2.mlp_out&site_in=layer2.mlp_in` as path and sites; ValueError for another key."""
+    path, _, query = text.partition("?")
+    sites = dict(parse_qsl(query, keep_blank_values=True))
+    if (query and not sites) or set(sites) - {"site", "site_in"}:
+        raise ValueError(f"{text!r} is not understood; write SAE, or SAE?site=layer2.mlp_out&site_in=layer2.mlp_in")
+    return path, sites
+
+
+def studies_of(config: ConfigDict, store: Store, mesh: Any) -> dict[Site, Study]:
+    """One study per SAE, in the order given, sharing the model and the rows.
+
+    Raises:
+      ValueError: no SAE, two of one site, or SAEs that were trained on different tokens where nothing is said about it.
+    """
+    named = [parse_entry(text.strip()) for text in str(config.saes).split(",") if text.strip()]
+    if not named:
+        raise ValueError("the config names no SAE; add --config.saes=SAE1,SAE2")
+    paths = [path for path, _ in named]
+    values = {**config.to_dict(), "sae": paths[0]}
+    del values["saes"]
+    settings = _common.settings_of(ConfigDict(values))
+    first = Study(settings, store, mesh, parallel.is_main())
+    studies: dict[Site, Study] = {}
+    for path, sites in named:
+        study = first.beside(path, **sites)
+        if study.site in studies:
+            raise ValueError(f"{path} and {studies[study.site].settings.sae} are both of {study.site}; give one a site")
+        for name, example in (("exclude", "\"('special',)\""), ("prepend_bos", "True")):
+            theirs, ours = (str(getattr(x, name) or "nothing").removeprefix("frozenset") for x in (study, first))
+            if ours != theirs:
+                raise ValueError(
+                    f"{name} would be {theirs} for {path} and {ours} for {paths[0]}, but one pass has one set of rows; "
+                    f"say which, for instance --config.{name}={example}"
+                )
+        studies[study.site] = study
+    return studies
+
+
+def columns_of(
+    ranking: SiteRanking,
+    studies: Mapping[Site, Study],
+    tables: Mapping[Site, TokenTable],
+    means: Mapping[Site, np.ndarray],
+    errors_p: Mapping[Site, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """One entry per place of the ranking: Δ with its error over prompts, and the tokens that the latent writes."""
+    count = len(ranking.entries)
+    floats = {name: np.full(count, np.nan) for name in ("delta", "se", "low", "high", "consistency")}
+    tokens = np.full(count, "", object)
+    for site, study in studies.items():
+        at = np.array([i for i, e in enumerate(ranking.entries) if e.site == site], int)
+        latents = ranking.latents(site)
+        own = np.array([i for i in at if ranking.entries[i].latent != ERROR], int)
+        scores_pk = np.zeros((len(study.pairs), 0))
+        if len(latents):
+            dec_kd = decoder_rows(study.decoder, latents)
+            merged = merge(tables[site], study.settings.presets()[0].tokens, study.exclude)
+            scores_pk = prompt_scores(merged, dec_kd, jnp.asarray(means[site], jnp.float32))
+            if study.cfg.width(site.point) == study.cfg.d_model:
+                ids, _ = nearest_tokens(dec_kd, unembedding(study.params, cfg=study.cfg))
+                tokens[own] = [" ".join(map(repr, token_strings(study.tokenizer, row))) for row in np.asarray(ids)]
+        if len(at) > len(own):  # the reconstruction error, which is one entry
+            scores_pk = np.concatenate([scores_pk, errors_p[site][:, None]], axis=1)
+            own = np.concatenate([own, np.setdiff1d(at, own)])
+        if len(own):
+            found = cluster_statistics(scores_pk, study.key(3), resamples=study.settings.bootstrap)
+            names = {"delta": "mean_k", "se": "se_k", "low": "low_k", "high": "high_k", "consistency": "consistency_k"}
+            for name, field in names.items():
+                floats[name][own] = getattr(found, field)
+    return {
+        "rank": np.arange(1, count + 1),
+        "site": np.array([str(e.site) for e in ranking.entries]),
+        "latent": np.array(["error" if e.latent == ERROR else str(e.latent) for e in ranking.entries]),
+        **floats,
+        "tokens": tokens.astype(str),
+    }
+
+
+def table_text(columns: Mapping[str, np.ndarray], count: int = 20) -> str:
+    """The first places as people read them."""
+    lines = [f"{'rank':>4} {'site':<18} {'latent':>8} {'Δ':>10} {'± se':>9} {'signs':>6}  nearest tokens"]
+    for i in range(min(count, len(columns["rank"]))):
+        c = {name: values[i] for name, values in columns.items()}
+        lines.append(
+            f"{c['rank']:>4} {c['site']:<18} {c['latent']:>8} {c['delta']:>10.3g} {c['se']:>9.2g} "
+            f"{100 * c['consistency']:>5.0f}%  {c['tokens']}"
+        )
+    return "\n".join(lines)
+
+
+def errors_of(study: Study, table: TokenTable, codes: CodeStatistics, mean_d: np.ndarray) -> np.ndarray | None:
+    """Δ_err within each prompt, or None where its mean is unknown or there are too many codes."""
+    merged = merge(table, study.settings.presets()[0].tokens, study.exclude)
+    cost = study.sae_cfg.n_latents * len(merged.acts_jd)
+    if not codes.tokens or cost > study.settings.dense_limit or study.sae_cfg.streams > 1:
+        return None
+    return error_prompt_scores(merged, study.sae, codes.error_m, mean_d)[:, 0]
+
+
+def run(studies: Mapping[Site, Study]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Everything from the self-tests to the table; the columns, and what result.json holds beside them."""
+    first = next(iter(studies.values()))
+    fitness = {str(site): self_test(study)[0] for site, study in studies.items()}
+    means = {site: np.asarray(mean_stage(study)[0].mean_d) for site, study in studies.items()}
+    s, scope = first.settings, first.settings.presets()[0].tokens
+    reads = {site: study.read_site for site, study in studies.items()}
+    tables = collect_sites(
+        first.params, first.encoded.rows, cfg=first.cfg, sites=reads, mesh=first.mesh, loss=s.loss,
+        batch_size=s.batch_size, rules=s.rules, remat=s.remat,
+    )  # fmt: skip
+    decoders = {site: study.decoder for site, study in studies.items()}
+    scores = score_sites(tables, decoders, means, scope=scope, exclude=first.exclude)
+    found = {
+        site: errors_of(study, tables[site], firing_stage(study)[0], means[site]) for site, study in studies.items()
+    }
+    errors_p = {site: values for site, values in found.items() if values is not None}
+    errors = {site: float(values.mean()) for site, values in errors_p.items()}
+    ranking = rank_sites("delta_attribution", scores, s.top, errors=errors, tokens=scope)
+    columns = columns_of(ranking, studies, tables, means, errors_p)
+    places = {str(site): len(ranking.latents(site)) for site in studies}
+    return columns, {
+        "sites": {str(site): {"sae": study.settings.sae, "reads": str(reads[site])} for site, study in studies.items()},
+        "latents_in_top": places,
+        "reconstruction_error": {str(site): value for site, value in errors.items()},
+        "sae_fitness": fitness,
+        "choices": {"tokens": scope, "sides": "both", "settings": {**vars(s), "sae": None}},
+        "versions": _common.versions(),
+    }
+
+
+def start(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
+    """Checks every input, runs under the workdir's lock, prints the table and writes latents.csv and result.json."""
+    mesh = parallel.make_mesh(str(config.mesh))
+    studies = studies_of(config, Store(workdir / "store", writer=parallel.is_main()), mesh)
+    for study in studies.values():
+        study.check(weights=False)
+    with lock_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
+        if parallel.is_main():
+            claim_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=False)
+        columns, result = run(studies)
+        if parallel.is_main():
+            print(table_text(columns))
+            for site, count in result["latents_in_top"].items():
+                print(f"{site}: {count} of the top {len(columns['rank'])}")
+            write_atomic(workdir / "latents.csv", csv_text(columns))
+            write_atomic(workdir / "result.json", _common.json_text(result))
+    return result
+
+
+def main(argv: list[str]) -> None:
+    """`start` with what the flags say."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    parallel.start_distributed()
+    parallel.enable_compile_cache()
+    start(CONFIG.value, epath.Path(str(WORKDIR.value)))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    _common.run_app(main)
