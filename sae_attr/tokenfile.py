@@ -38,7 +38,8 @@ class TokenFile:
     Args:
       ids_k: uint16 or uint32 [k], memory-mapped: all documents, each with the BOS and EOS that were asked for.
       starts_s: int64 [documents + 1], memory-mapped: document i is ids_k[starts_s[i] : starts_s[i + 1]].
-      meta: plain values: tokens, documents, vocab_size, bos_id, eos_id, special_ids, prepend_bos, append_eos.
+      meta: plain values: tokens, documents, vocab_size, bos_id, eos_id, special_ids, prepend_bos, append_eos, and
+        the sha256 of the ids.
     """
 
     ids_k: np.ndarray
@@ -176,6 +177,7 @@ def open_tokens(path: PathLike) -> TokenFile:
     if not Store(folder.parent).has(folder.name) or not (folder / _STARTS).exists():
         raise ValueError(f"{os.fspath(folder)} holds no complete token file; make one with write_tokens")
     meta = json.loads((folder / "meta.json").read_text()) | json.loads((folder / "counts.json").read_text())
+    meta["sha256"] = json.loads((folder / "manifest.json").read_text())["files"][_IDS]["sha256"]
     ids_k = np.memmap(folder / _IDS, _id_dtype(meta["vocab_size"]), "r")
     return TokenFile(ids_k, np.memmap(folder / _STARTS, np.int64, "r"), meta)
 

@@ -12,7 +12,8 @@ CORE = BASE | {"lm", "sae"}
 MAY_IMPORT = (
     dict.fromkeys(BASE, BASE)
     | {"lm": BASE, "sae": BASE}
-    | {"attribution": {*CORE, "interpret"}, "steering": CORE, "interpret": CORE}
+    | {"attribution": {*CORE, "activations", "interpret"}, "steering": CORE, "interpret": CORE}
+    | {"activations": BASE | {"lm"}}
     | {"judge": BASE, "figures": set(), "report": {"figures", "store"}}
 )
 NOWHERE = {"torch", "transformers", "sae_lens", "flax.nnx"}

@@ -3,8 +3,9 @@
 What a script needs is here; the stages of a whole run are in `stages`, and what is printed beside Δ in `candidates`.
 """
 
+from sae_attr.activations import MeanActivation, mean_activation, site_acts
 from sae_attr.attribution.ablation import Ablation, exact_ablation, row_ablation
-from sae_attr.attribution.corpus import MeanActivation, firing_rates, mean_activation, site_acts, weighted_codes
+from sae_attr.attribution.corpus import firing_rates, weighted_codes
 from sae_attr.attribution.gradients import SiteGradients, act_and_grad
 from sae_attr.attribution.ranking import Ranking, agreement, overlap, random_matched, rank
 from sae_attr.attribution.scores import (

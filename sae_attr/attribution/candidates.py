@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from sae_attr.activations import MeanActivation
 from sae_attr.attribution.ablation import exact_ablation, row_ablation, taylor_fails
-from sae_attr.attribution.corpus import MeanActivation
 from sae_attr.attribution.ranking import Ranking, agreement, overlap, random_matched, rank
 from sae_attr.attribution.settings import Preset
 from sae_attr.attribution.stages import agreed, preset_scores, shard_name

@@ -10,12 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from sae_attr.activations import MeanActivation, mean_activation
 from sae_attr.attribution.codes import code_rivals
-from sae_attr.attribution.corpus import (
-    MeanActivation,
-    firing_rates,
-    mean_activation,
-)
+from sae_attr.attribution.corpus import firing_rates
 from sae_attr.attribution.scores import Moment, best_direction, quadratic_form, score_dictionary
 from sae_attr.attribution.settings import Preset
 from sae_attr.attribution.statistics import halves
