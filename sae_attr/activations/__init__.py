@@ -8,7 +8,7 @@ from sae_attr.activations.collect import (
     describe,
     open_source,
 )
-from sae_attr.activations.shuffle import Batches, Block, Blocks, batch_function, inputs, permute
+from sae_attr.activations.shuffle import Batches, Block, Blocks, ahead, batch_function, inputs, permute
 from sae_attr.activations.sources import cached_blocks, live_blocks, read_index, write_cache
 from sae_attr.activations.statistics import CorpusBatch, MeanActivation, mean_activation, mean_of, site_acts
 
@@ -21,6 +21,7 @@ __all__ = [
     "Masks",
     "MeanActivation",
     "Source",
+    "ahead",
     "batch_function",
     "cached_blocks",
     "collector",

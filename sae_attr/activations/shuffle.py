@@ -10,13 +10,16 @@ from __future__ import annotations
 import bisect
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sae_attr.hooks import Site
 from sae_attr.store import Progress, Store
+
+T = TypeVar("T")
 
 _ROUNDS = 6
 
@@ -124,7 +127,8 @@ def batch_function(blocks: Blocks, *, batch_size: int, seed: int = 0, ledger: St
     def part(g: int, start: int, stop: int) -> Block:
         block = load(g)
         index = permute(np.arange(start, stop), len(block.ids_k2), seed, "token", g)
-        return Block({site: acts[index] for site, acts in block.acts.items()}, block.ids_k2[index])
+        # `take` copies whole rows, and is half again as fast as an index here.
+        return Block({site: acts.take(index, axis=0) for site, acts in block.acts.items()}, block.ids_k2[index])
 
     def batch(step: int) -> Block:
         place, stop = step * batch_size, (step + 1) * batch_size
@@ -154,6 +158,26 @@ def _joined(parts: list[Block]) -> Block:
         return parts[0]
     acts = {site: np.concatenate([part.acts[site] for part in parts]) for site in parts[0].acts}
     return Block(acts, np.concatenate([part.ids_k2 for part in parts]))
+
+
+def ahead(batches: Callable[[int], T], *, depth: int = 2) -> Callable[[int], T]:
+    """The same batches, the next `depth` of them made by a thread while the caller works on this one.
+
+    For a cache on disk and a trainer on an accelerator; the values do not change. With the model running live in
+    several processes leave it out: their collectives would start in different orders.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="batches")  # one: `batches` keeps a block between calls
+    waiting: dict[int, Future[T]] = {}
+
+    def batch(step: int) -> T:
+        for other in [s for s in waiting if not step <= s <= step + depth]:
+            waiting.pop(other).cancel()
+        for soon in range(step, step + depth + 1):
+            if soon not in waiting:
+                waiting[soon] = pool.submit(batches, soon)
+        return waiting.pop(step).result()
+
+    return batch
 
 
 def inputs(batches: Batches, site: Site, target: Site | None = None) -> Callable[[int], Any]:

@@ -95,7 +95,7 @@ def write_cache(
     """Computes all activations of a source once into shards of random rows; what is there already is kept.
 
     A shard is an entry of a `Store`, published whole: after a kill at any moment the next call goes on at the next
-    shard, and the bytes are those of an uninterrupted run.
+    shard, and the bytes are those of an uninterrupted run (with another mesh or `batch_rows` the last bits may differ).
 
     Args:
       folder: local or in a bucket; it belongs to one source, model and seed.
