@@ -203,5 +203,7 @@ def _read_shards(store: Store, chosen: np.ndarray, sizes: np.ndarray, names: Seq
         ids_k2[place] = read_array(folder / "ids.npy", "int64")
         for name in names:
             found = read_array(folder / f"{quote(name)}.npy", dtype)
-            acts.setdefault(name, np.empty((total, found.shape[1]), jnp.dtype(dtype)))[place] = found
+            if name not in acts:
+                acts[name] = np.empty((total, found.shape[1]), jnp.dtype(dtype))
+            acts[name][place] = found
     return Block({parse_site(name): array for name, array in acts.items()}, ids_k2)
