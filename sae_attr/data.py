@@ -34,6 +34,8 @@ from sae_attr.tokenizer import (
 ROLES = ("pad", "bos", "template", "user", "last", "completion")
 SCOPES = ("prompt", "completion", "all")
 EXCLUDABLE = frozenset({"bos", "special"})
+# Why a position of ordinary text does not count; the last is known only from its activation.
+REASONS = ("kept", "padding", "bos", "special", "first_k", "norm_outlier")
 PAD, BOS, TEMPLATE, USER, LAST, COMPLETION = range(len(ROLES))
 
 _MAX_SHAPES = 4  # compiled programs per data set
@@ -369,15 +371,41 @@ def scope_mask(
     return mask & ~special if "special" in exclude else mask
 
 
+def mask_codes(
+    tokens_bt: np.ndarray,
+    valid_bt: np.ndarray,
+    special_bt: np.ndarray,
+    *,
+    bos_id: int | None,
+    exclude: frozenset[str],
+    since_bt: np.ndarray | None = None,
+    first_k: int = 0,
+) -> np.ndarray:
+    """Why each position of ordinary text does not count, int8 [b, t] codes of `REASONS`; the first reason is told.
+
+    Args:
+      special_bt: special ids, BOS among them.
+      exclude: as in `scope_mask`, whose rule this is.
+      since_bt: tokens since the text began; None where each row is one text.
+      first_k: leave out the first k positions of each text, BOS among them.
+    """
+    since_bt = np.broadcast_to(np.arange(tokens_bt.shape[1]), tokens_bt.shape) if since_bt is None else since_bt
+    roles_bt = np.where(valid_bt, USER, PAD)
+    if bos_id is not None:
+        roles_bt[valid_bt & (since_bt == 0) & (tokens_bt == bos_id)] = BOS
+    codes_bt = np.where(valid_bt, 0, REASONS.index("padding")).astype(np.int8)
+    for name in sorted(exclude):  # bos before special
+        counts_bt = scope_mask((roles_bt, special_bt), "all", exclude=frozenset({name}))
+        codes_bt[(codes_bt == 0) & ~counts_bt] = REASONS.index(name)
+    codes_bt[(codes_bt == 0) & (since_bt < first_k)] = REASONS.index("first_k")
+    return codes_bt
+
+
 def corpus_mask(
     tokens_bt: np.ndarray, valid_bt: np.ndarray, special_bt: np.ndarray, tok: Tokenizer, *, exclude: frozenset[str]
 ) -> np.ndarray:
-    """`scope_mask` of a corpus batch, bool [b, t]: which positions enter a mean."""
-    roles_bt = np.where(valid_bt, USER, PAD)
-    if tok.bos_id is not None:
-        first_b = valid_bt[:, 0] & (tokens_bt[:, 0] == tok.bos_id)
-        roles_bt[:, 0] = np.where(first_b, BOS, roles_bt[:, 0])
-    return scope_mask((roles_bt, special_bt), "all", exclude=exclude)
+    """Which positions of a corpus batch enter a mean, bool [b, t]: those without a reason not to."""
+    return mask_codes(tokens_bt, valid_bt, special_bt, bos_id=tok.bos_id, exclude=exclude) == 0
 
 
 def shown_tokens(row: Row, tok: Tokenizer, *, exclude: frozenset[str] = frozenset()) -> str:

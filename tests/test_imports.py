@@ -7,12 +7,25 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-BASE = {"hooks", "hub", "parallel", "store", "data", "pairs", "textfiles", "tokenizer", "chat", "tensorfiles"}
+BASE = {
+    "hooks",
+    "hub",
+    "parallel",
+    "store",
+    "data",
+    "pairs",
+    "textfiles",
+    "tokenfile",
+    "tokenizer",
+    "chat",
+    "tensorfiles",
+}
 CORE = BASE | {"lm", "sae"}
 MAY_IMPORT = (
     dict.fromkeys(BASE, BASE)
     | {"lm": BASE, "sae": BASE}
-    | {"attribution": {*CORE, "interpret", "fitness"}, "fitness": CORE, "steering": CORE, "interpret": CORE}
+    | {"attribution": {*CORE, "activations", "interpret", "fitness"}, "steering": CORE, "interpret": CORE}
+    | {"activations": BASE | {"lm"}, "fitness": CORE}
     | {"judge": BASE, "figures": set(), "report": {"figures", "store"}}
 )
 NOWHERE = {"torch", "transformers", "sae_lens", "flax.nnx"}

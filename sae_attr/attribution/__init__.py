@@ -3,14 +3,12 @@
 What a script needs is here; the stages of a whole run are in `stages`, and what is printed beside Δ in `candidates`.
 """
 
+from sae_attr.activations import MeanActivation, mean_activation, site_acts
 from sae_attr.attribution.ablation import Ablation, exact_ablation, row_ablation
 from sae_attr.attribution.corpus import (
     CodeStatistics,
-    MeanActivation,
     code_statistics,
     firing_rates,
-    mean_activation,
-    site_acts,
     weighted_codes,
 )
 from sae_attr.attribution.encoder import attribute_codes, encoder_prompt_scores, error_prompt_scores, error_scores

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from sae_attr.activations import MeanActivation
 from sae_attr.attribution.ablation import exact_ablation, row_ablation, taylor_fails
-from sae_attr.attribution.corpus import CodeStatistics, MeanActivation
+from sae_attr.attribution.corpus import CodeStatistics
 from sae_attr.attribution.encoder import encoder_prompt_scores, error_prompt_scores
 from sae_attr.attribution.merged import MergedTokens, merge, prompt_scores
 from sae_attr.attribution.ranking import Ranking, agreement, overlap, random_matched, rank

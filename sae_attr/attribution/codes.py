@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from sae_attr.attribution.corpus import firing_rates, site_acts, weighted_codes
+from sae_attr.activations import site_acts
+from sae_attr.attribution.corpus import firing_rates, weighted_codes
 from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import TokenTable, token_weights
 from sae_attr.parallel import shard_batch, to_host

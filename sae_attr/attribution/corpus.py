@@ -1,4 +1,4 @@
-"""ā and firing rates: what a site looks like on ordinary text."""
+"""Firing rates and mean codes: what an SAE does on ordinary text."""
 
 from __future__ import annotations
 
@@ -10,69 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from sae_attr.activations import CorpusBatch, site_acts
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.sae.model import SAE, code_scale, decode, encode
-
-CorpusBatch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens_bt, valid_bt, counted_bt
-
-
-def site_acts(params: Params, tokens_bt: jax.Array, valid_bt: jax.Array, *, cfg: LMConfig, site: Site) -> jax.Array:
-    """Activations at a site, `[b, t, d]`; layers above it are not run."""
-    span = (0, site.layer + 1)
-    return forward(params, tokens_bt, cfg=cfg, valid_bt=valid_bt, keep=(site,), span=span).acts[site]
-
-
-@dataclass(frozen=True)
-class MeanActivation:
-    """ā over `tokens` counted positions: `mean_d`, and `norm`, the mean length of a_t (the unit of steering)."""
-
-    mean_d: np.ndarray
-    norm: float
-    tokens: int
-
-
-def mean_activation(
-    params: Params,
-    work: Iterable[CorpusBatch],
-    *,
-    cfg: LMConfig,
-    site: Site,
-    mesh: jax.sharding.Mesh,
-    progress: bool = False,
-) -> MeanActivation:
-    """ā: the mean of a_t over the counted positions of a corpus; sums are float64 on the host.
-
-    Args:
-      work: (tokens_bt, valid_bt, counted_bt) batches; a position counts where all masks of the run let it.
-
-    Raises:
-      ValueError: no position counts, or an activation is NaN or infinite.
-    """
-
-    def sums(p: Params, tokens: jax.Array, valid: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array]:
-        acts_btd = site_acts(p, tokens, valid, cfg=cfg, site=site)
-        acts_btd = jnp.where(counted[..., None], acts_btd, 0)
-        return jnp.sum(acts_btd, axis=1), jnp.sum(jnp.linalg.norm(acts_btd, axis=-1))
-
-    step = jax.jit(sums)
-    total_d, total_norm, tokens = np.zeros(cfg.width(site.point)), 0.0, 0
-    with tqdm(desc="mean activation", unit="tok", unit_scale=True, disable=not progress) as bar:
-        for batch in work:
-            sum_bd, norm = step(params, *shard_batch(batch, mesh))
-            total_d += to_host(sum_bd).astype(np.float64).sum(0)
-            total_norm += float(to_host(norm))
-            tokens += int(batch[2].sum())
-            bar.update(int(batch[2].sum()))
-    if not tokens:
-        raise ValueError(
-            "no corpus position counts towards the mean activation; exclude fewer tokens or give more text"
-        )
-    if not np.isfinite(total_d).all():
-        raise ValueError(f"activations at {site} are NaN or infinite on the corpus; try float32 weights")
-    return MeanActivation(total_d / tokens, total_norm / tokens, tokens)
 
 
 @dataclass(frozen=True, eq=False)

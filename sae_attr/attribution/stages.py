@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from sae_attr.activations import MeanActivation, mean_activation
 from sae_attr.attribution.codes import code_rivals
 from sae_attr.attribution.corpus import (
     CodeStatistics,
-    MeanActivation,
     code_statistics,
-    mean_activation,
 )
 from sae_attr.attribution.encoder import encoder_prompt_scores
 from sae_attr.attribution.integrated import Path

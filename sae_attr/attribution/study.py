@@ -10,9 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sae_attr.attribution.corpus import (
-    CorpusBatch,
-)
+from sae_attr.activations import CorpusBatch
 from sae_attr.attribution.scores import check_width
 from sae_attr.attribution.settings import Settings
 from sae_attr.attribution.sites import after_gain, read_site

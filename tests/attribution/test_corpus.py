@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sae_attr.activations import CorpusBatch
 from sae_attr.attribution import firing_rates, mean_activation, site_acts, weighted_codes
-from sae_attr.attribution.corpus import CorpusBatch
 from sae_attr.hooks import Site
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.model import SAE, SAEConfig

@@ -1,0 +1,38 @@
+"""Activations of a language model on ordinary text: collected, masked, shuffled, cached, averaged."""
+
+from sae_attr.activations.collect import (
+    Collected,
+    Masks,
+    Source,
+    collector,
+    describe,
+    open_source,
+)
+from sae_attr.activations.shuffle import Batches, Block, Blocks, ahead, batch_function, inputs, permute
+from sae_attr.activations.sources import cached_blocks, live_blocks, read_index, write_cache
+from sae_attr.activations.statistics import CorpusBatch, MeanActivation, mean_activation, mean_of, site_acts
+
+__all__ = [
+    "Batches",
+    "Block",
+    "Blocks",
+    "Collected",
+    "CorpusBatch",
+    "Masks",
+    "MeanActivation",
+    "Source",
+    "ahead",
+    "batch_function",
+    "cached_blocks",
+    "collector",
+    "describe",
+    "inputs",
+    "live_blocks",
+    "mean_activation",
+    "mean_of",
+    "open_source",
+    "permute",
+    "read_index",
+    "site_acts",
+    "write_cache",
+]
