@@ -1,0 +1,168 @@
+"""How well an SAE does on given activations: sums that add up over batches, and the numbers that follow from them.
+
+There is ONE explained variance here: 1 − SS_res / SS_tot, where SS_tot is taken about each dimension's mean over the whole
+set, both are pooled over dimensions and tokens, and both are in the raw units of the site, whatever the SAE normalises
+inside. (The mean of per-batch or per-token ratios is another number, and so is 1 − SS_res / Σ|x|².)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sae_attr.sae.model import SAE, SAEConfig, decode, encode
+
+_BLOCK = 2**24  # codes in memory at once
+
+
+@dataclass(frozen=True, eq=False)
+class FitSums:
+    """Sums over tokens, in float64; `a + b` is the sums of both sets, so batches of any size give the same numbers.
+
+    Args:
+      tokens: how many.
+      sum_d: Σ x.
+      squares: Σ |x|².
+      residual: Σ |x − y|², y the reconstruction.
+      active: Σ number of latents with a code other than 0.
+      fired_n: int64, tokens on which each latent's code is not 0.
+    """
+
+    tokens: int
+    sum_d: np.ndarray
+    squares: float
+    residual: float
+    active: float
+    fired_n: np.ndarray
+
+    def __add__(self, other: FitSums) -> FitSums:
+        return FitSums(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+
+class Reconstruction(NamedTuple):
+    """`recon_kd` float32; `active_k` latents active per token; `fired_n` tokens per latent, int64."""
+
+    recon_kd: np.ndarray
+    active_k: np.ndarray
+    fired_n: np.ndarray
+
+
+class NormRange(NamedTuple):
+    """Smallest, middle and largest norm of the decoder's rows."""
+
+    min: float
+    median: float
+    max: float
+
+
+def reconstruct_tokens(sae: SAE, acts_kd: np.ndarray) -> Reconstruction:
+    """Reconstruction of many tokens, a block at a time: the codes `[k, n]` of a large dictionary do not fit in memory.
+
+    Raises:
+      ValueError: the SAE writes to another width than it reads, as a transcoder may.
+    """
+    if sae.cfg.d_in != sae.cfg.d_out:
+        raise ValueError(f"the SAE reads width {sae.cfg.d_in} and writes {sae.cfg.d_out}; it reconstructs nothing")
+    acts_kd = np.asarray(acts_kd, np.float32).reshape(-1, sae.cfg.d_in)
+    block = max(1, min(1024, _BLOCK // sae.cfg.n_latents))
+    recon_kd, active_k = np.empty_like(acts_kd), np.empty(len(acts_kd), np.int64)
+    fired_n = np.zeros(sae.cfg.n_latents, np.int64)
+    plain = bare(sae)
+    for start in range(0, len(acts_kd), block):
+        part = acts_kd[start : start + block]
+        padded = np.pad(part, ((0, block - len(part)), (0, 0)))
+        y_kd, active, fired = _block(plain, padded, np.arange(block) < len(part))
+        recon_kd[start : start + block] = np.asarray(y_kd)[: len(part)]
+        active_k[start : start + block] = np.asarray(active)[: len(part)]
+        fired_n += np.asarray(fired)
+    return Reconstruction(recon_kd, active_k, fired_n)
+
+
+@jax.jit
+def _block(sae: SAE, x_kd: jax.Array, valid_k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    codes_kn = encode(sae, x_kd)
+    active_kn = (codes_kn != 0) & valid_k[:, None]
+    return decode(sae, codes_kn, x_kd), jnp.sum(active_kn, axis=1), jnp.sum(active_kn, axis=0)
+
+
+def bare(sae: SAE) -> SAE:
+    """The same arithmetic without what the config only records: SAEs that differ in that alone share compiled programs."""
+    blank = {
+        f: SAEConfig.__dataclass_fields__[f].default for f in SAEConfig.__dataclass_fields__ if f not in _ARITHMETIC
+    }
+    return replace(sae, cfg=replace(sae.cfg, **blank))
+
+
+_ARITHMETIC = (
+    "d_in", "d_out", "n_latents", "gate", "k", "subtract_b_dec", "norm", "rescale_by_dec_norm", "flatten_heads", "skip",
+)  # fmt: skip
+
+
+def fit_sums(acts_kd: np.ndarray, recon: Reconstruction) -> FitSums:
+    """The sums of one batch of tokens `[k, d]` and their reconstruction."""
+    x_kd = np.asarray(acts_kd, np.float64).reshape(len(recon.recon_kd), -1)
+    return FitSums(
+        tokens=len(x_kd),
+        sum_d=x_kd.sum(0),
+        squares=float(np.sum(x_kd * x_kd)),
+        residual=float(np.sum((x_kd - recon.recon_kd) ** 2)),
+        active=float(recon.active_k.sum()),
+        fired_n=recon.fired_n.astype(np.int64),
+    )
+
+
+def fit(sae: SAE, acts_kd: np.ndarray) -> FitSums:
+    """`fit_sums` of an SAE on tokens `[k, d]`."""
+    return fit_sums(acts_kd, reconstruct_tokens(sae, acts_kd))
+
+
+def explained_variance(sums: FitSums) -> float:
+    """1 − SS_res / SS_tot about the per-dimension mean, pooled, raw units; NaN where the set does not vary."""
+    total = sums.squares - float(sums.sum_d @ sums.sum_d) / max(sums.tokens, 1)
+    return 1.0 - sums.residual / total if total > 0 else float("nan")
+
+
+def mse(sums: FitSums) -> float:
+    """Σ |x − y|² / (tokens · d): the mean squared error of one coordinate."""
+    return sums.residual / (sums.tokens * len(sums.sum_d)) if sums.tokens else float("nan")
+
+
+def l0(sums: FitSums) -> float:
+    """Mean number of active latents of a token."""
+    return sums.active / sums.tokens if sums.tokens else float("nan")
+
+
+def dead_share(sums: FitSums) -> float:
+    """Share of latents that fired on none of the tokens: an upper bound of the share that never fires."""
+    return float(np.mean(sums.fired_n == 0))
+
+
+def decoder_norms(sae: SAE) -> NormRange:
+    """Smallest, middle and largest norm of the decoder's rows, as loaded."""
+    norms_n = np.linalg.norm(np.asarray(sae.dec_nm, np.float32), axis=1)
+    return NormRange(float(norms_n.min()), float(np.median(norms_n)), float(norms_n.max()))
+
+
+def encoder_decoder_cosine(sae: SAE, fired_n: np.ndarray) -> float:
+    """Median cosine between a latent's encoder column and its own decoder row, over latents that fired.
+
+    A trained SAE reads about the direction that it writes; near 0 the two matrices are not of the same latents (or not
+    in the same order, or one of them is laid out transposed).
+    """
+    live = np.flatnonzero(fired_n) if np.any(fired_n) else np.arange(sae.cfg.n_latents)
+    enc_dk, dec_km = np.asarray(sae.enc_dn, np.float32)[:, live], np.asarray(sae.dec_nm, np.float32)[live]
+    norms_k = np.linalg.norm(enc_dk, axis=0) * np.linalg.norm(dec_km, axis=1)
+    return float(np.median(np.einsum("dk,kd->k", enc_dk, dec_km) / np.where(norms_k > 0, norms_k, 1)))
+
+
+def summary(sae: SAE, sums: FitSums) -> dict[str, Any]:
+    """Every number of this page by name."""
+    numbers = {f.__name__: f(sums) for f in (explained_variance, l0, mse, dead_share)}
+    return {
+        "tokens": sums.tokens, "latents": sae.cfg.n_latents, **numbers, "decoder_norms": decoder_norms(sae)._asdict(),
+        "encoder_decoder_cosine": encoder_decoder_cosine(sae, sums.fired_n),
+    }  # fmt: skip
