@@ -106,7 +106,7 @@ def batch_topk(pre_bn: jax.Array, k: int, candidates: int, shards: int = 1) -> B
         exact = kth_largest(values_bn, b * k)
         return _entries(values_bn, None, exact, k), exact
 
-    spilled = jnp.any((values_bc[:, -1] >= threshold) & (values_bc[:, -1] > 0)) & (candidates < n)
+    spilled = jnp.any((values_bc[:, -1].astype(jnp.float32) >= threshold) & (values_bc[:, -1] > 0)) & (candidates < n)
     slots, threshold = jax.lax.cond(spilled, all_of_them, few)
     return BatchChoice(slots, threshold, spilled)
 
@@ -114,8 +114,9 @@ def batch_topk(pre_bn: jax.Array, k: int, candidates: int, shards: int = 1) -> B
 def _entries(values_bc: jax.Array, latents_bc: jax.Array | None, threshold: jax.Array, k: int) -> Slots:
     """The entries that the threshold keeps, as slots; column numbers are latents where none are given."""
     b, c = values_bc.shape
-    above = values_bc > threshold
-    equal = (values_bc == threshold) & (threshold > 0)
+    ranked_bc = values_bc.astype(jnp.float32)  # as the threshold was found
+    above = ranked_bc > threshold
+    equal = (ranked_bc == threshold) & (threshold > 0)
     before = jnp.cumsum(equal.reshape(-1), dtype=jnp.int32).reshape(b, c)
     kept = above | (equal & (before <= b * k - jnp.sum(above, dtype=jnp.int32)))
     rows, columns = jnp.nonzero(kept, size=b * k, fill_value=0)
@@ -128,7 +129,7 @@ def _entries(values_bc: jax.Array, latents_bc: jax.Array | None, threshold: jax.
 
 def decode_slots(slots: Slots, dec_nm: jax.Array, rows: int) -> jax.Array:
     """`codes @ dec_nm` `[rows, m]` for the codes that the slots stand for; gradients of values and decoder are sparse."""
-    return _decode(slots.values_sb, dec_nm, slots.latents_sb, slots.rows_sb, rows)
+    return _decode(slots.values_sb, jnp.asarray(dec_nm), slots.latents_sb, slots.rows_sb, rows)
 
 
 def encoded(slots: Slots, x_bd: jax.Array, enc_dn: jax.Array, bias_n: jax.Array) -> Slots:
@@ -138,7 +139,7 @@ def encoded(slots: Slots, x_bd: jax.Array, enc_dn: jax.Array, bias_n: jax.Array)
     """
     real_sb = slots.values_sb != 0  # padding has no gradient
     return slots._replace(
-        values_sb=_attach(jax.lax.stop_gradient(slots.values_sb), x_bd, enc_dn, bias_n, real_sb, *slots[1:])
+        values_sb=_attach(jax.lax.stop_gradient(slots.values_sb), jnp.asarray(x_bd), enc_dn, bias_n, real_sb, *slots[1:])
     )
 
 

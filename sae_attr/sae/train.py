@@ -188,7 +188,7 @@ def train_step(
     grads = without_parallel(state.sae, grads) if objective.unit else grads
     updates, opt = optimiser(cfg).update(grads, state.opt, state.sae)
     sae = objective.post_step(optax.apply_updates(state.sae, updates))
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     bad = (state.bad_step < 0) & ~(jnp.isfinite(total) & jnp.isfinite(norm))
     l0 = _CONTROLLER_MEMORY * state.l0 + (1 - _CONTROLLER_MEMORY) * outcome.l0
     after = state.replace(
