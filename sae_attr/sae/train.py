@@ -35,6 +35,7 @@ SAE_RULES: Rules = (
 _QUIET_MAX = 2**30
 _CONTROLLER_MEMORY = 0.9
 _MEDIAN_ROUNDS = 20
+_SCALE_TOKENS = 1024
 
 
 @struct.dataclass
@@ -139,11 +140,28 @@ def first_state(cfg: TrainConfig, x_bd: Any, b_dec_m: Any) -> TrainState:
     objective, x_bd = OBJECTIVES[cfg.objective], jnp.asarray(x_bd)
     sae = first_weights(cfg, objective.gate, jnp.asarray(b_dec_m), jax.random.key(cfg.seed))
     sae = objective.post_step(objective.start(sae, x_bd, cfg))
+    sae = sae if cfg.transcoder else _at_scale(sae, x_bd, cfg)
     scalar = jnp.float32
     return TrainState(
         sae, optimiser(cfg).init(sae), jnp.zeros(cfg.n_latents, jnp.int32), scalar(0), scalar(np.log(cfg.sparsity)),
         scalar(cfg.target_l0 or 0), scalar(1), scalar(1), jnp.int32(0), jnp.int32(-1),
     )  # fmt: skip
+
+
+def _at_scale(sae: SAE, x_bd: jax.Array, cfg: TrainConfig) -> SAE:
+    """The encoder scaled so that the first reconstruction has the least error that any scale gives.
+
+    With tied unit rows the k best latents of a token all point its way and their sum is several times too long; Adam
+    would spend its first thousand steps on that (stories260K, TopK, 1,500 steps: explained variance 0.941 against 0.933).
+    Without biases the code is homogeneous, so one number settles it.
+    """
+    x_bd = x_bd[:_SCALE_TOKENS]
+    signals = Signals(jnp.zeros(cfg.n_latents, bool), jnp.float32(0))
+    y_bm = OBJECTIVES[cfg.objective].loss(sae, x_bd, x_bd, cfg, signals).y_bm - sae.dec_bias_m
+    factor = jnp.vdot(y_bm, x_bd - sae.dec_bias_m) / jnp.vdot(y_bm, y_bm)
+    factor = jnp.where(jnp.isfinite(factor) & (factor > 0), factor, 1)
+    threshold_n = None if sae.threshold_n is None else sae.threshold_n * factor
+    return replace(sae, enc_dn=sae.enc_dn * factor, threshold_n=threshold_n)
 
 
 def centre(y_bm: np.ndarray, kind: str) -> np.ndarray:
@@ -196,7 +214,7 @@ def train_step(
         opt=opt,
         quiet_n=jnp.where(outcome.fired_n, 0, jnp.minimum(state.quiet_n + len(x_bd), _QUIET_MAX)),
         threshold=cfg.threshold_decay * state.threshold + (1 - cfg.threshold_decay) * outcome.threshold,
-        log_sparsity=state.log_sparsity + _correction(l0, cfg),
+        log_sparsity=state.log_sparsity + cfg.controller_gain * _off_target(l0, cfg),
         l0=l0,
         step=state.step + 1,
         bad_step=jnp.where(bad, state.step, state.bad_step),
@@ -220,17 +238,20 @@ def without_parallel(sae: SAE, grads: SAE) -> SAE:
 
 
 def coefficient(state: TrainState, cfg: TrainConfig) -> jax.Array:
-    """The penalty's coefficient at this step: the controller's, risen over the first `sparsity_warmup` of the steps."""
+    """The penalty's coefficient at this step: the controller's, risen over the first `sparsity_warmup` of the steps.
+
+    The controller is a PI one on logarithms: an L0 twice the target multiplies the coefficient by 2^damping at once, and
+    raises it by the gain · log 2 a step. Without the first part thresholds, which follow slowly, swing about the target.
+    """
     rise = jnp.minimum(1.0, (state.step + 1) / max(cfg.sparsity_warmup * cfg.steps, 1))
-    return jnp.exp(state.log_sparsity) * rise
+    return jnp.exp(state.log_sparsity + cfg.controller_damping * _off_target(state.l0, cfg)) * rise
 
 
-def _correction(l0: jax.Array, cfg: TrainConfig) -> jax.Array:
-    """Integral control on the logarithms: an L0 twice the target raises the coefficient by the gain · log 2 a step."""
+def _off_target(l0: jax.Array, cfg: TrainConfig) -> jax.Array:
+    """log(L0 / target), within ±1; 0 without a target."""
     if cfg.target_l0 is None:
         return jnp.float32(0)
-    off = jnp.log(jnp.maximum(l0, 1e-3) / cfg.target_l0)
-    return cfg.controller_gain * jnp.clip(off, -1, 1)
+    return jnp.clip(jnp.log(jnp.maximum(l0, 1e-3) / cfg.target_l0), -1, 1)
 
 
 def running_threshold(state: TrainState, cfg: TrainConfig) -> jax.Array:

@@ -36,6 +36,7 @@ class TrainConfig:
       sparsity_warmup: share of the steps over which it rises from 0.
       target_l0: latents per token that a controller aims at by moving the coefficient; None leaves it alone.
       controller_gain: change of log(coefficient) per step and unit of log(L0 / target).
+      controller_damping: power of (L0 / target) that multiplies the coefficient at once.
       penalty: of jumprelu: "step" counts active latents, "tanh" is Σ tanh(tanh_scale · code · |dec row|).
       bandwidth: width of the kernel of jumprelu's straight-through estimators, in normalised units.
       threshold_init: jumprelu's first threshold; None takes from the data the one that leaves 2 target_l0 (or 2 k) active.
@@ -72,7 +73,8 @@ class TrainConfig:
     sparsity: float = 1e-3
     sparsity_warmup: float = 0.05
     target_l0: float | None = None
-    controller_gain: float = 0.01
+    controller_gain: float = 0.02
+    controller_damping: float = 2.0
     penalty: str = "step"
     bandwidth: float = 0.1
     threshold_init: float | None = None
