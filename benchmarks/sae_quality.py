@@ -204,7 +204,9 @@ def compare(rows: dict[str, list[dict[str, float]]], name: str) -> dict[str, flo
 def show(found: dict[str, Any], target: float) -> bool:
     """The table; whether every row holds."""
     print(f"loss plain {found['loss_plain']:.4f}, site at its mean {found['loss_mean']:.4f} nats/token")
-    print(f"{'objective':<11} {'measure':<4} {'ours':>8} {'SAELens':>8} {'ours - theirs':>14} {'pooled se':>10}  L0 (mean)")
+    print(
+        f"{'objective':<11} {'measure':<4} {'ours':>8} {'SAELens':>8} {'ours - theirs':>14} {'pooled se':>10}  L0 (mean)"
+    )
     good = True
     for objective, rows in found["rows"].items():
         level = compare(rows, "l0")
@@ -234,7 +236,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--lr", type=float, default=6e-3, help="ours")
     parser.add_argument("--lens_lr", type=float, default=3e-3, help="SAELens'")
-    parser.add_argument("--dead_steps", type=int, default=200, help="a latent that was silent for so many steps is dead")
+    parser.add_argument(
+        "--dead_steps", type=int, default=200, help="a latent that was silent for so many steps is dead"
+    )
     parser.add_argument("--limit", type=int, default=200_000, help="training tokens; more steps go round again")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", help="write the numbers here as JSON")

@@ -137,7 +137,9 @@ def show(objective: str, found: dict[str, Any]) -> None:
     sizes = found["batch"], found["d"], found["n"], found["k"]
     least, ours = least_operations(*sizes), found["sides"][objective]["sae_attr"]["seconds"]
     counts = counted_operations(objective, *sizes)
-    print(f"{objective}: batch {sizes[0]}, d {sizes[1]}, n {sizes[2]}, k {sizes[3]}; least {least / 1e9:.0f}e9 operations")
+    print(
+        f"{objective}: batch {sizes[0]}, d {sizes[1]}, n {sizes[2]}, k {sizes[3]}; least {least / 1e9:.0f}e9 operations"
+    )
     rates = {lib: f"{2 * sizes[0] * sizes[1] * sizes[2] / s / 1e9:.0f} GF/s" for lib, s in found["product"].items()}
     print(f"encoder's product alone: {rates}; {found['versions']}")
     print(f"{'side':<20} {'s/step':>7} {'tokens/s':>9} {'ours is faster':>15} {'products / least':>17}")

@@ -99,7 +99,7 @@ def row_of(step: int, tokens_before: float, window: list[tuple[int, Report]]) ->
     mean = lambda name: float(np.mean([getattr(r, name) for r in reports], dtype=np.float64))
     tokens = sum(size for size, _ in window)
     total = [float(np.sum([getattr(r, name) for r in reports], dtype=np.float64)) for name in ("squares", "residual")]
-    sum_m = np.sum([r.sum_m for r in reports], axis=0, dtype=np.float64)
+    sum_m = np.asarray(np.sum([r.sum_m for r in reports], axis=0, dtype=np.float64))
     sums = FitSums(tokens, sum_m, total[0], total[1], 0.0, np.zeros(0, np.int64))
     terms = {k: float(np.mean([r.terms[k] for r in reports], dtype=np.float64)) for k in reports[0].terms}
     last = {k: float(getattr(reports[-1], k)) for k in ("dead", "lr", "sparsity", "threshold")}

@@ -139,7 +139,9 @@ def encoded(slots: Slots, x_bd: jax.Array, enc_dn: jax.Array, bias_n: jax.Array)
     """
     real_sb = slots.values_sb != 0  # padding has no gradient
     return slots._replace(
-        values_sb=_attach(jax.lax.stop_gradient(slots.values_sb), jnp.asarray(x_bd), enc_dn, bias_n, real_sb, *slots[1:])
+        values_sb=_attach(
+            jax.lax.stop_gradient(slots.values_sb), jnp.asarray(x_bd), enc_dn, bias_n, real_sb, *slots[1:]
+        )
     )
 
 
@@ -155,24 +157,24 @@ def _zero(x: Any) -> Any:
 
 
 @jax.custom_vjp
-def _attach(values_sb, x_bd, enc_dn, bias_n, real_sb, latents_sb, rows_sb):  # noqa: ANN001, ANN202
+def _attach(values_sb, x_bd, enc_dn, bias_n, real_sb, latents_sb, rows_sb):
     return values_sb
 
 
-def _attach_forward(values_sb, x_bd, enc_dn, bias_n, real_sb, latents_sb, rows_sb):  # noqa: ANN001, ANN202
+def _attach_forward(values_sb, x_bd, enc_dn, bias_n, real_sb, latents_sb, rows_sb):
     return values_sb, (x_bd, enc_dn, real_sb, latents_sb, rows_sb)
 
 
-def _attach_backward(saved, grads_sb):  # noqa: ANN001, ANN202
+def _attach_backward(saved, grads_sb):
     x_bd, enc_dn, real_sb, latents_sb, rows_sb = saved
     grads_sb = jnp.where(real_sb, grads_sb, 0)
 
-    def enc_step(sum_nd, slot):  # noqa: ANN001, ANN202
+    def enc_step(sum_nd, slot):
         grads_b, latents_b, rows_b = slot
         x = x_bd if rows_b is None else x_bd[rows_b]
         return sum_nd.at[latents_b].add(grads_b[:, None] * x), None
 
-    def x_step(sum_bd, slot):  # noqa: ANN001, ANN202
+    def x_step(sum_bd, slot):
         grads_b, latents_b, rows_b = slot
         part = grads_b[:, None] * enc_nd[latents_b]
         return (sum_bd + part if rows_b is None else sum_bd.at[rows_b].add(part)), None
@@ -187,8 +189,8 @@ def _attach_backward(saved, grads_sb):  # noqa: ANN001, ANN202
 _attach.defvjp(_attach_forward, _attach_backward)
 
 
-def _decode_slots(values_sb, dec_nm, latents_sb, rows_sb, rows):  # noqa: ANN001, ANN202
-    def step(sum_bm, slot):  # noqa: ANN001, ANN202
+def _decode_slots(values_sb, dec_nm, latents_sb, rows_sb, rows):
+    def step(sum_bm, slot):
         values_b, latents_b, rows_b = slot
         part = values_b[:, None] * dec_nm[latents_b]
         return (sum_bm + part if rows_b is None else sum_bm.at[rows_b].add(part)), None
@@ -200,14 +202,14 @@ def _decode_slots(values_sb, dec_nm, latents_sb, rows_sb, rows):  # noqa: ANN001
 _decode = jax.custom_vjp(_decode_slots, nondiff_argnums=(4,))
 
 
-def _decode_forward(values_sb, dec_nm, latents_sb, rows_sb, rows):  # noqa: ANN001, ANN202
+def _decode_forward(values_sb, dec_nm, latents_sb, rows_sb, rows):
     return _decode_slots(values_sb, dec_nm, latents_sb, rows_sb, rows), (values_sb, dec_nm, latents_sb, rows_sb)
 
 
-def _decode_backward(rows, saved, grad_bm):  # noqa: ANN001, ANN202
+def _decode_backward(rows, saved, grad_bm):
     values_sb, dec_nm, latents_sb, rows_sb = saved
 
-    def step(sum_nm, slot):  # noqa: ANN001, ANN202
+    def step(sum_nm, slot):
         values_b, latents_b, rows_b = slot
         grad = grad_bm if rows_b is None else grad_bm[rows_b]
         return sum_nm.at[latents_b].add(values_b[:, None] * grad), jnp.sum(grad * dec_nm[latents_b], axis=1)

@@ -131,7 +131,7 @@ def init_state(cfg: TrainConfig, batch: Callable[[int], Batch], mesh: Mesh | Non
     x_bd, y_bm = (np.concatenate([np.asarray(p[i], np.float32) for p in pairs]) for i in range(2))
     scale_in, scale_out = (_scale(cfg, v, name) for v, name in ((x_bd, "inputs"), (y_bm, "targets")))
     state = first_state(cfg, x_bd * scale_in, centre(y_bm * scale_out, cfg.centre))
-    state = state.replace(scale_in=jnp.float32(scale_in), scale_out=jnp.float32(scale_out))
+    state = replace(state, scale_in=jnp.float32(scale_in), scale_out=jnp.float32(scale_out))
     return state if mesh is None else shard_tree(state, SAE_RULES, mesh)
 
 
@@ -142,8 +142,9 @@ def first_state(cfg: TrainConfig, x_bd: Any, b_dec_m: Any) -> TrainState:
     sae = objective.post_step(objective.start(sae, x_bd, cfg))
     sae = sae if cfg.transcoder else _at_scale(sae, x_bd, cfg)
     scalar = jnp.float32
+    params: Any = sae
     return TrainState(
-        sae, optimiser(cfg).init(sae), jnp.zeros(cfg.n_latents, jnp.int32), scalar(0), scalar(np.log(cfg.sparsity)),
+        sae, optimiser(cfg).init(params), jnp.zeros(cfg.n_latents, jnp.int32), scalar(0), scalar(np.log(cfg.sparsity)),
         scalar(cfg.target_l0 or 0), scalar(1), scalar(1), jnp.int32(0), jnp.int32(-1),
     )  # fmt: skip
 
@@ -202,14 +203,17 @@ def train_step(
         outcome = objective.loss(sae, x_bd, y_bm, cfg, signals)
         return sum(outcome.terms.values(), jnp.float32(0)), outcome
 
+    grads: Any
     (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(state.sae)
     grads = without_parallel(state.sae, grads) if objective.unit else grads
-    updates, opt = optimiser(cfg).update(grads, state.opt, state.sae)
-    sae = objective.post_step(optax.apply_updates(state.sae, updates))
+    params: Any = state.sae
+    updates, opt = optimiser(cfg).update(grads, state.opt, params)
+    sae = objective.post_step(optax.apply_updates(params, updates))
     norm = optax.tree.norm(grads)
     bad = (state.bad_step < 0) & ~(jnp.isfinite(total) & jnp.isfinite(norm))
     l0 = _CONTROLLER_MEMORY * state.l0 + (1 - _CONTROLLER_MEMORY) * outcome.l0
-    after = state.replace(
+    after = replace(
+        state,
         sae=sae,
         opt=opt,
         quiet_n=jnp.where(outcome.fired_n, 0, jnp.minimum(state.quiet_n + len(x_bd), _QUIET_MAX)),

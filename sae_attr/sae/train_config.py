@@ -151,9 +151,7 @@ def _check_shares(cfg: TrainConfig) -> None:
         if not 0 <= getattr(cfg, name) <= 1:
             raise ValueError(f"{name}={getattr(cfg, name)} is a share of the steps; give 0..1")
     if cfg.warmup + cfg.decay * cfg.steps > cfg.steps:
-        raise ValueError(
-            f"warmup={cfg.warmup} and decay={cfg.decay} of {cfg.steps} steps overlap; lower one of them"
-        )
+        raise ValueError(f"warmup={cfg.warmup} and decay={cfg.decay} of {cfg.steps} steps overlap; lower one of them")
     for name in ("sparsity", "bandwidth", "tanh_scale"):
         if not getattr(cfg, name) > 0:
             raise ValueError(f"{name}={getattr(cfg, name)}; give a number above 0")

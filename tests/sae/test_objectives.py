@@ -119,7 +119,7 @@ def test_gradients_are_finite_differences(case: dict[str, Any]) -> None:
         for _ in range(3):
             way = jax.tree.map(lambda w: jnp.asarray(rng.standard_normal(w.shape)), sae)
             way = replace(way, **{name: jnp.zeros(N) for name in fixed})
-            moved = [loss(jax.tree.map(lambda w, v: w + s * v, sae, way)) for s in (-1e-5, 1e-5)]
+            moved = [loss(jax.tree.map(lambda w, v, s=s: w + s * v, sae, way)) for s in (-1e-5, 1e-5)]
             slope = float(moved[1] - moved[0]) / 2e-5
             ours = sum(float(jnp.sum(g * v)) for g, v in zip(jax.tree.leaves(grads), jax.tree.leaves(way), strict=True))
             assert ours == pytest.approx(slope, rel=2e-4, abs=2e-5)

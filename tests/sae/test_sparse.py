@@ -90,11 +90,11 @@ def test_gradients_are_those_of_dense_products(with_rows: bool) -> None:
         slots = Slots(jax.nn.relu(values).T, latents.T)
     mask = dense(slots, B, N) > 0
 
-    def sparse_loss(x, enc, bias, dec):  # noqa: ANN001, ANN202
+    def sparse_loss(x, enc, bias, dec):
         y = decode_slots(encoded(slots, x, enc, bias), dec, B)
         return jnp.sum((y - target) ** 2)
 
-    def dense_loss(x, enc, bias, dec):  # noqa: ANN001, ANN202
+    def dense_loss(x, enc, bias, dec):
         codes = jnp.where(mask, x @ enc + bias, 0)
         return jnp.sum((codes @ dec - target) ** 2)
 

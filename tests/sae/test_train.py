@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from jax.sharding import PartitionSpec as P
 
 from sae_attr.checkpoints import latest, restore
@@ -85,7 +84,9 @@ def test_dead_latents_are_counted_in_tokens() -> None:
     for i in range(6):
         x = batch(i)
         sae = state.sae
-        pre = (x * float(state.scale_in) - np.asarray(sae.dec_bias_m)) @ np.asarray(sae.enc_dn) + np.asarray(sae.enc_bias_n)
+        pre = (x * float(state.scale_in) - np.asarray(sae.dec_bias_m)) @ np.asarray(sae.enc_dn) + np.asarray(
+            sae.enc_bias_n
+        )
         fired = ((pre >= np.sort(pre, axis=1)[:, -3:][:, :1]) & (pre > 0)).any(0)
         state, report = step(state, x, x)
         assert float(report.dead) == pytest.approx((quiet >= 64).mean())
@@ -96,13 +97,13 @@ def test_dead_latents_are_counted_in_tokens() -> None:
 
 @pytest.mark.slow
 def test_dead_latents_come_back() -> None:
-    """With the encoder biases of half of the latents far below zero only AuxK can bring them back."""
+    """With the encoder biases of half of the latents below zero only AuxK can bring them back."""
     alive = {}
     for aux_k in (0, 4):
         cfg = config(steps=150, dead_tokens=100, aux_k=aux_k, lr=3e-2)
         state = init_state(cfg, batch)
         bias_n = jnp.where(jnp.arange(N) % 2 == 0, -3.0, 0.0)
-        state = state.replace(sae=replace(state.sae, enc_bias_n=bias_n))
+        state = replace(state, sae=replace(state.sae, enc_bias_n=bias_n))
         step = compiled_step(cfg, None, state)
         for i in range(cfg.steps):
             state, _ = step(state, batch(i), batch(i))
@@ -179,7 +180,7 @@ def test_a_nan_stops_the_run_and_leaves_the_checkpoint(tmp_path: Path) -> None:
 
     with pytest.raises(FloatingPointError, match=r"step 9 .* NaN or infinity.*checkpoint of step 8 is whole"):
         quick(config(), broken, folder=tmp_path)
-    state, meta = restore(tmp_path, init_state(config(), batch), config=asdict(config()))
+    state, _ = restore(tmp_path, init_state(config(), batch), config=asdict(config()))
     assert int(state.step) == 8
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     huge = lambda step: batch(step) * (np.float32(1e30) if step == 5 else 1)

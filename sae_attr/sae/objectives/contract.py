@@ -81,10 +81,9 @@ def unit_rows(sae: SAE) -> SAE:
 
 def sae_config(cfg: TrainConfig, gate: str) -> SAEConfig:
     """The static part of the SAE in training."""
-    ranked = {"k": cfg.k} if gate == "topk" else {}
-    return SAEConfig(
-        cfg.d_in, cfg.width_out, cfg.n_latents, gate=gate, subtract_b_dec=not cfg.transcoder, source="sae_attr", **ranked
-    )
+    k = cfg.k if gate == "topk" else None
+    own, widths = not cfg.transcoder, (cfg.d_in, cfg.width_out, cfg.n_latents)
+    return SAEConfig(*widths, gate=gate, k=k, subtract_b_dec=own, source="sae_attr")
 
 
 def first_weights(cfg: TrainConfig, gate: str, b_dec_m: jax.Array, key: jax.Array) -> SAE:

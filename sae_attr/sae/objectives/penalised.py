@@ -41,7 +41,9 @@ def gated_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, sig
 
     The gate's step has no gradient: gates learn from the last two terms, magnitudes from the first.
     """
-    assert sae.gate_bias_n is not None and sae.mag_bias_n is not None and sae.mag_scale_n is not None
+    assert sae.gate_bias_n is not None
+    assert sae.mag_bias_n is not None
+    assert sae.mag_scale_n is not None
     pre_bn = dense_codes(sae, x_bd)
     gate_bn = pre_bn + sae.gate_bias_n
     size_bn = jax.nn.relu(pre_bn * jnp.exp(sae.mag_scale_n) + sae.mag_bias_n)
@@ -50,7 +52,11 @@ def gated_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, sig
     open_bn = jax.nn.relu(gate_bn)
     frozen_bm = open_bn @ jax.lax.stop_gradient(sae.dec_nm) + jax.lax.stop_gradient(sae.dec_bias_m)
     l1 = jnp.mean(jnp.sum(open_bn, axis=1))
-    terms = {"error": squared_error(out_bm, y_bm), "l1": signals.sparsity * l1, "frozen": squared_error(frozen_bm, y_bm)}
+    terms = {
+        "error": squared_error(out_bm, y_bm),
+        "l1": signals.sparsity * l1,
+        "frozen": squared_error(frozen_bm, y_bm),
+    }
     return dense_outcome(terms, out_bm, codes_bn)
 
 
@@ -92,17 +98,17 @@ def _kernel(pre: jax.Array, threshold_n: jax.Array, bandwidth: float) -> jax.Arr
     return (jnp.abs(pre - threshold_n) <= bandwidth / 2).astype(pre.dtype) / bandwidth
 
 
-def _save(pre, threshold_n, bandwidth, run):  # noqa: ANN001, ANN202
+def _save(pre, threshold_n, bandwidth, run):
     return run(pre, threshold_n, bandwidth), (pre, threshold_n, bandwidth)
 
 
-def _step_backward(saved, grad):  # noqa: ANN001, ANN202
+def _step_backward(saved, grad):
     pre, threshold_n, bandwidth = saved
     by_threshold = -grad * _kernel(pre, threshold_n, bandwidth)
     return jnp.zeros_like(pre), by_threshold.sum(tuple(range(pre.ndim - 1))), None
 
 
-def _jump_backward(saved, grad):  # noqa: ANN001, ANN202
+def _jump_backward(saved, grad):
     pre, threshold_n, bandwidth = saved
     by_threshold = -grad * threshold_n * _kernel(pre, threshold_n, bandwidth)
     by_pre = jnp.where((pre > threshold_n) & (pre > 0), grad, 0)

@@ -34,7 +34,7 @@ def multi_topk_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig
     """`topk_loss` plus 1/8 of the error of the `multi · k` largest, which keeps the order beyond k meaningful."""
     pre_bn, bias_n = _project(sae, x_bd)
     slots = encoded(_rows(pre_bn, cfg.k * cfg.multi, signals.shards), x_bd, sae.enc_dn, bias_n)
-    first, rest = (Slots(*(part if part is None else part[at] for part in slots)) for at in (_until(cfg.k), _from(cfg.k)))
+    first, rest = (Slots(slots.values_sb[at], slots.latents_sb[at]) for at in (_until(cfg.k), _from(cfg.k)))
     out_bm = decode_slots(first, sae.dec_nm, len(x_bd)) + sae.dec_bias_m
     more_bm = out_bm + decode_slots(rest, sae.dec_nm, len(x_bd))
     terms = {"error": squared_error(out_bm, y_bm), "multi": _MULTI_WEIGHT * squared_error(more_bm, y_bm)}
@@ -108,7 +108,13 @@ def _rows(pre_bn: jax.Array, k: int, shards: int) -> Slots:
 
 
 def _aux(
-    sae: SAE, x_bd: jax.Array, rest_bm: jax.Array, pre_bn: jax.Array, bias_n: jax.Array, cfg: TrainConfig, signals: Signals
+    sae: SAE,
+    x_bd: jax.Array,
+    rest_bm: jax.Array,
+    pre_bn: jax.Array,
+    bias_n: jax.Array,
+    cfg: TrainConfig,
+    signals: Signals,
 ) -> dict[str, jax.Array]:
     """AuxK: the dead latents with the largest pre-activations explain what is left, which itself gets no gradient."""
     if cfg.dead_k == 0:
