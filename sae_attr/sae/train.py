@@ -208,7 +208,8 @@ def train_step(
     grads = without_parallel(state.sae, grads) if objective.unit else grads
     params: Any = state.sae
     updates, opt = optimiser(cfg).update(grads, state.opt, params)
-    sae = objective.post_step(optax.apply_updates(params, updates))
+    moved: Any = optax.apply_updates(params, updates)
+    sae = objective.post_step(moved)
     norm = optax.tree.norm(grads)
     bad = (state.bad_step < 0) & ~(jnp.isfinite(total) & jnp.isfinite(norm))
     l0 = _CONTROLLER_MEMORY * state.l0 + (1 - _CONTROLLER_MEMORY) * outcome.l0

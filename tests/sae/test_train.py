@@ -97,13 +97,13 @@ def test_dead_latents_are_counted_in_tokens() -> None:
 
 @pytest.mark.slow
 def test_dead_latents_come_back() -> None:
-    """With the encoder biases of half of the latents below zero only AuxK can bring them back."""
+    """Half of the latents read so faintly that they are never among the k best: only AuxK can bring them back."""
     alive = {}
     for aux_k in (0, 4):
         cfg = config(steps=150, dead_tokens=100, aux_k=aux_k, lr=3e-2)
         state = init_state(cfg, batch)
-        bias_n = jnp.where(jnp.arange(N) % 2 == 0, -3.0, 0.0)
-        state = replace(state, sae=replace(state.sae, enc_bias_n=bias_n))
+        faint_n = jnp.where(jnp.arange(N) % 2 == 0, 0.02, 1.0)
+        state = replace(state, sae=replace(state.sae, enc_dn=state.sae.enc_dn * faint_n))
         step = compiled_step(cfg, None, state)
         for i in range(cfg.steps):
             state, _ = step(state, batch(i), batch(i))
@@ -132,10 +132,10 @@ def test_schedule() -> None:
     assert config(lr=None).learning_rate == pytest.approx(2e-4 / (N / 2**14) ** 0.5)
 
 
-SLOW_SHARDED = [pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES if name != "batch_topk"]
+SLOW_SHARDED = [pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES if name != "jumprelu"]
 
 
-@pytest.mark.parametrize("objective", ["batch_topk", *SLOW_SHARDED])
+@pytest.mark.parametrize("objective", ["jumprelu", *SLOW_SHARDED])
 def test_sharded_training_has_the_same_losses(objective: str) -> None:
     groups = (4, 4, 8) if objective == "matryoshka" else ()
     cfg = config(objective, steps=20, groups=groups, aux_k=2, dead_tokens=96, candidates=2, lr=1e-3, warmup=1)
@@ -194,7 +194,7 @@ def test_the_controller_reaches_its_l0(objective: str) -> None:
     for target in (2.0, 5.0):
         cfg = config(objective, steps=800, target_l0=target, sparsity=1e-4)
         rows = quick(cfg, log_every=100, save_every=100).rows
-        assert rows[-1]["l0"] == pytest.approx(target, rel=0.05)
+        assert rows[-1]["l0"] == pytest.approx(target, rel=0.07)  # a mean over steps, at L0 2 of 8 dimensions
 
 
 @pytest.mark.slow
@@ -252,7 +252,8 @@ def test_settings_that_do_not_fit(message: str) -> None:
 def test_a_step_is_a_pure_function() -> None:
     cfg = config()
     state = first_state(cfg, batch(0), np.zeros(D))
-    one, two = (train_step(state, batch(1), batch(1), cfg=cfg)[0] for _ in range(2))
+    step = jax.jit(train_step, static_argnames="cfg")
+    one, two = (step(state, batch(1), batch(1), cfg=cfg)[0] for _ in range(2))
     same(one, two)
     assert int(state.step) == 0
 

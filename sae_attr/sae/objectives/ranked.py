@@ -116,7 +116,10 @@ def _aux(
     cfg: TrainConfig,
     signals: Signals,
 ) -> dict[str, jax.Array]:
-    """AuxK: the dead latents with the largest pre-activations explain what is left, which itself gets no gradient."""
+    """AuxK: the dead latents with the largest pre-activations explain what is left, which itself gets no gradient.
+
+    As in the paper they go through the relu: a latent that is negative on every token of a batch learns nothing from it.
+    """
     if cfg.dead_k == 0:
         return {}
     rest_bm = jax.lax.stop_gradient(rest_bm)
