@@ -1,11 +1,12 @@
 """Training steps of TopK and BatchTopK SAEs a second, beside SAELens and dictionary_learning on the same machine.
 
 Command: python -m benchmarks.sae_training --torch_python=<an interpreter with sae-lens and dictionary-learning>
-Measured: whole optimiser steps (forward, backward, Adam, decoder at unit norm, dead latents counted) on one cached batch
-of 4096 random activations, d 768, n 24 576, k 32, float32, two threads a side, by turns; the shortest of the steps of
-a side counts. SAELens' use_sparse_activations is left at its default, off: with it on, the backward pass of SAELens 6.54
-and torch 2.13 ends in an error on the CPU. No latent is dead yet on
-any side. `least` are the operations without which there is no step: the encoder's product on all latents, and decoder, its gradient, the codes' and the encoder's gradient on the active ones.
+Measured: whole optimiser steps (forward, backward, Adam, decoder at unit norm, dead latents counted) on one cached
+batch of 4096 random activations, d 768, n 24 576, k 32, float32, two threads a side, by turns; the shortest of the
+steps of a side counts. SAELens' use_sparse_activations is left at its default, off: with it on, the backward pass of
+SAELens 6.54 and torch 2.13 ends in an error on the CPU. No latent is dead yet on any side. `least` are the operations
+without which there is no step: the encoder's product on all latents, and decoder, its gradient, the codes' and the
+encoder's gradient on the active ones.
 Expect: at least 2 times as many tokens a second as the faster peer. Some 6 minutes on 2 idle cores.
 """
 
