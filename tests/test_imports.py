@@ -7,19 +7,8 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-BASE = {
-    "hooks",
-    "hub",
-    "parallel",
-    "store",
-    "data",
-    "pairs",
-    "textfiles",
-    "tokenfile",
-    "tokenizer",
-    "chat",
-    "tensorfiles",
-}
+BASE = {"checkpoints", "hooks", "hub", "parallel", "store", "data", "pairs", "textfiles", "tokenfile", "tokenizer"}
+BASE |= {"chat", "examples", "tensorfiles"}
 CORE = BASE | {"lm", "sae"}
 MAY_IMPORT = (
     dict.fromkeys(BASE, BASE)

@@ -1,4 +1,4 @@
-"""SAEs and vectors in the layouts of other tools: SAELens folders, safetensors, repeng's GGUF."""
+"""SAEs and vectors in the layouts of other tools: SAELens, dictionary_learning, safetensors, repeng's GGUF."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from sae_attr.sae.config import SAEConfig
-from sae_attr.sae.formats import saelens
+from sae_attr.sae.formats import dictionary_learning, saelens
 from sae_attr.sae.model import SAE
+from sae_attr.tensorfiles import write_torch
 
 # Gate -> SAELens' architecture, and the fields beside encoder, decoder and their biases.
 _ARCHITECTURES = {
@@ -64,6 +65,68 @@ def save_saelens(folder: str | os.PathLike[str], sae: SAE) -> None:
         raw |= {"d_out": cfg.d_out}
     save_file(tensors, folder / saelens.WEIGHTS)
     (folder / saelens.CONFIG).write_text(json.dumps(raw, indent=1))
+
+
+def save_dictionary_learning(folder: str | os.PathLike[str], sae: SAE) -> None:
+    """Writes `ae.pt` and `config.json` as dictionary_learning's `load_dictionary` and `load_sae` read them.
+
+    topk becomes AutoEncoderTopK, gated GatedAutoEncoder, jumprelu with one threshold BatchTopKSAE, and any other
+    jumprelu and relu (as jumprelu with threshold 0, since AutoEncoder is normalised on loading) JumpReluAutoEncoder.
+    That class takes no b_dec from its input: there it is folded into the encoder's bias, and codes agree to rounding.
+
+    Raises:
+      ValueError: the layout cannot express the SAE.
+      FileExistsError: the folder has an SAE.
+    """
+    folder, cfg = Path(folder), sae.cfg
+    name, tensors = _dictionary(sae)
+    if (folder / dictionary_learning.WEIGHTS[0]).exists() or (folder / dictionary_learning.CONFIG).exists():
+        raise FileExistsError(f"{folder} holds an SAE already; give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = {
+        "dict_class": name, "activation_dim": cfg.d_in, "dict_size": cfg.n_latents, "layer": cfg.layer,
+        "lm_name": cfg.model_name, "submodule_name": cfg.site,
+    }  # fmt: skip
+    trainer |= {"k": int(tensors["k"])} if "k" in tensors else {}
+    said = {"ctx_len": cfg.context_size, "remove_bos": cfg.exclude_special}
+    write_torch(folder / dictionary_learning.WEIGHTS[0], tensors)
+    raw = {"trainer": trainer, "buffer": {key: value for key, value in said.items() if value is not None}}
+    (folder / dictionary_learning.CONFIG).write_text(json.dumps(raw, indent=1))
+
+
+def _dictionary(sae: SAE) -> tuple[str, dict[str, np.ndarray]]:
+    """Class and state dict of dictionary_learning."""
+    cfg = sae.cfg
+    plain = cfg.norm == "none" and cfg.streams == 1 and not (cfg.skip or cfg.rescale_by_dec_norm or cfg.flatten_heads)
+    if cfg.d_in != cfg.d_out or cfg.site_out not in (None, cfg.site) or not plain or cfg.select_by_dec_norm:
+        raise ValueError(
+            "dictionary_learning has autoencoders without norms, skips, heads and streams; this is another"
+        )
+    if cfg.gate not in ("relu", "jumprelu", "topk", "gated") or (
+        cfg.gate in ("topk", "gated") and not cfg.subtract_b_dec
+    ):
+        raise ValueError(f"dictionary_learning has no SAE with gate {cfg.gate}, subtract_b_dec={cfg.subtract_b_dec}")
+    get = lambda name: np.asarray(getattr(sae, name))
+    linear = {"encoder.weight": get("enc_dn").T, "decoder.weight": get("dec_nm").T}
+    if cfg.gate == "gated":
+        if get("enc_bias_n").astype(np.float32).any():
+            raise ValueError(
+                "dictionary_learning's GatedAutoEncoder has no encoder bias beside its gates'; this one has"
+            )
+        sizes = {"r_mag": get("mag_scale_n"), "gate_bias": get("gate_bias_n"), "mag_bias": get("mag_bias_n")}
+        return "GatedAutoEncoder", {**linear, "decoder_bias": get("dec_bias_m"), **sizes}
+    biased = {**linear, "encoder.bias": get("enc_bias_n"), "b_dec": get("dec_bias_m")}
+    if cfg.gate == "topk":
+        return "AutoEncoderTopK", {**biased, "k": np.asarray(cfg.k, np.int32), "threshold": np.asarray(-1, np.float32)}
+    threshold_n = np.zeros(cfg.n_latents, np.float32) if cfg.gate == "relu" else get("threshold_n").astype(np.float32)
+    if cfg.gate == "jumprelu" and cfg.subtract_b_dec and cfg.expected_l0 and np.ptp(threshold_n) == 0:
+        kept = {"k": np.asarray(max(1, round(cfg.expected_l0)), np.int32), "threshold": np.asarray(threshold_n[0])}
+        return "BatchTopKSAE", {**biased, **kept}
+    bias_n = get("enc_bias_n").astype(np.float64)
+    if cfg.subtract_b_dec:
+        bias_n = bias_n - get("dec_bias_m").astype(np.float64) @ get("enc_dn").astype(np.float64)
+    matrices = {"W_enc": get("enc_dn"), "W_dec": get("dec_nm"), "b_dec": get("dec_bias_m")}
+    return "JumpReluAutoEncoder", {**matrices, "b_enc": bias_n.astype(np.float32), "threshold": threshold_n}
 
 
 def _architecture(sae: SAE) -> str:

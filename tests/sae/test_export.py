@@ -11,9 +11,12 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from sae_attr.sae.export import save_repeng_gguf, save_saelens, save_vectors
+from sae_attr.sae.export import save_dictionary_learning, save_repeng_gguf, save_saelens, save_vectors
 from sae_attr.sae.formats import load_sae
-from sae_attr.sae.model import encode, reconstruct
+from sae_attr.sae.model import SAE, encode, reconstruct
+from sae_attr.sae.run import train
+from sae_attr.sae.train import finished
+from sae_attr.sae.train_config import TrainConfig
 from tests.sae._layouts import LAYOUTS
 
 FIXTURES = (
@@ -163,3 +166,63 @@ def test_gguf_reads_our_control_vectors(tmp_path: Path) -> None:
     reader = gguf.GGUFReader(tmp_path / "v.gguf")
     assert bytes(reader.get_field("controlvector.model_hint").parts[-1]).decode() == "qwen2"
     assert [(t.name, t.data.tolist()) for t in reader.tensors] == [("direction.5", [0, 1, 2, 3, 4, 5])]
+
+
+def _trained(objective: str) -> tuple[SAE, np.ndarray]:
+    """A few steps of a small SAE, in raw units."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((64, 6)) * 2 + 3).astype(np.float32)
+    groups = (4, 8) if objective == "matryoshka" else ()
+    cfg = TrainConfig(6, 12, 3, objective=objective, k=3, warmup=1, groups=groups, threshold_decay=0.5)
+    state = train(cfg, lambda step: x, progress=False, log_every=3, save_every=3).state
+    return finished(cfg, state, site="blocks.2.hook_resid_post", layer=2, model_name="toy"), x
+
+
+LEARNED = {
+    "relu": "JumpReluAutoEncoder", "gated": "GatedAutoEncoder", "topk": "AutoEncoderTopK", "batch_topk": "BatchTopKSAE",
+    "jumprelu": "JumpReluAutoEncoder",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", LEARNED)
+def test_trained_saes_come_back_from_both_layouts(tmp_path: Path, objective: str) -> None:
+    sae, x = _trained(objective)
+    save_saelens(tmp_path / "lens", sae)
+    save_dictionary_learning(tmp_path / "learning", sae)
+    lens, learning = load_sae(tmp_path / "lens"), load_sae(tmp_path / "learning")
+    assert learning.cfg.architecture == LEARNED[objective]
+    assert lens.cfg.site == learning.cfg.site == "blocks.2.hook_resid_post"
+    np.testing.assert_array_equal(encode(lens, x), encode(sae, x))
+    np.testing.assert_allclose(encode(learning, x), encode(sae, x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(reconstruct(learning, x), reconstruct(sae, x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(FileExistsError):
+        save_dictionary_learning(tmp_path / "learning", sae)
+
+
+@pytest.mark.parametrize("objective", LEARNED)
+def test_dictionary_learning_reads_what_is_written_for_it(tmp_path: Path, objective: str) -> None:
+    torch = pytest.importorskip("torch", reason="needs torch and dictionary-learning (extra `peers`)")
+    utils = pytest.importorskip("dictionary_learning.utils", reason="needs dictionary-learning (extra `peers`)")
+    sae, x = _trained(objective)
+    save_dictionary_learning(tmp_path / "learning", sae)
+    theirs, _ = utils.load_dictionary(str(tmp_path / "learning"), "cpu")
+    with torch.no_grad():
+        np.testing.assert_allclose(theirs.encode(torch.from_numpy(x)), encode(sae, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", LEARNED)
+def test_saelens_reads_trained_saes(tmp_path: Path, objective: str) -> None:
+    torch = pytest.importorskip("torch", reason="needs torch and sae-lens (extra `peers`)")
+    lens = pytest.importorskip("sae_lens", reason="needs sae-lens (extra `peers`)")
+    sae, x = _trained(objective)
+    save_saelens(tmp_path / "lens", sae)
+    theirs = lens.SAE.load_from_disk(tmp_path / "lens")
+    with torch.no_grad():
+        np.testing.assert_allclose(theirs.encode(torch.from_numpy(x)), encode(sae, x), rtol=1e-4, atol=1e-5)
+
+
+def test_dictionary_learning_cannot_say_everything(tmp_path: Path) -> None:
+    sae, _ = _trained("topk")
+    for other in ({"norm": "layer_norm"}, {"skip": True}, {"subtract_b_dec": False}, {"gate": "groupmax"}):
+        with pytest.raises(ValueError, match="dictionary_learning has"):
+            save_dictionary_learning(tmp_path / "no", replace(sae, cfg=replace(sae.cfg, **other)))

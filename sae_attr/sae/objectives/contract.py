@@ -1,0 +1,112 @@
+"""What an objective is: pure functions on one `SAE` pytree; and what all of them start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sae_attr.sae.model import SAE, SAEConfig, unit_decoder
+from sae_attr.sae.train_config import TrainConfig
+
+
+class Signals(NamedTuple):
+    """What a loss is told beside the batch.
+
+    Args:
+      dead_n: bool, latents that have not fired for `TrainConfig.dead_tokens` tokens.
+      sparsity: the penalty's coefficient at this step.
+      shards: parts of the latent axis, static; 1 unless the mesh has a `model` axis.
+    """
+
+    dead_n: jax.Array
+    sparsity: jax.Array
+    shards: int = 1
+
+
+class Outcome(NamedTuple):
+    """A loss and what came with it.
+
+    Args:
+      terms: name -> scalar; their sum is the loss. "error" is the mean squared error of a coordinate.
+      y_bm: the reconstruction, in the units of the target.
+      fired_n: bool, latents with a code above 0 on some token of the batch.
+      l0: mean number of codes above 0.
+      threshold: smallest value that the batch's selection kept (batch_topk, matryoshka); else 0.
+      spilled: whether that selection had to search the whole matrix.
+    """
+
+    terms: dict[str, jax.Array]
+    y_bm: jax.Array
+    fired_n: jax.Array
+    l0: jax.Array
+    threshold: jax.Array
+    spilled: jax.Array
+
+
+class Objective(NamedTuple):
+    """One way to train an SAE.
+
+    Args:
+      gate: of `SAEConfig` while training, and of the result unless `finish` says otherwise.
+      start: `(sae, x_bd, cfg) -> sae`, the fields that this gate adds, from normalised inputs.
+      loss: `(sae, x_bd, y_bm, cfg, signals) -> Outcome`, differentiable in `sae`.
+      post_step: `sae -> sae`, what must hold after every step.
+      unit: the decoder has rows of norm 1: the part of its gradient along them is taken out before Adam.
+      finish: `(sae, cfg, threshold) -> sae` as it is saved and used, the gate included.
+      penalised: there is a penalty, whose coefficient a controller may move.
+    """
+
+    gate: str
+    start: Callable[[SAE, jax.Array, TrainConfig], SAE]
+    loss: Callable[[SAE, jax.Array, jax.Array, TrainConfig, Signals], Outcome]
+    post_step: Callable[[SAE], SAE]
+    unit: bool
+    finish: Callable[[SAE, TrainConfig, jax.Array], SAE]
+    penalised: bool
+
+
+def keep(sae: SAE, *_: object) -> SAE:
+    """Changes nothing."""
+    return sae
+
+
+def unit_rows(sae: SAE) -> SAE:
+    """Decoder rows of norm 1."""
+    return replace(sae, dec_nm=unit_decoder(sae.dec_nm))
+
+
+def sae_config(cfg: TrainConfig, gate: str) -> SAEConfig:
+    """The static part of the SAE in training."""
+    k = cfg.k if gate == "topk" else None
+    own, widths = not cfg.transcoder, (cfg.d_in, cfg.width_out, cfg.n_latents)
+    return SAEConfig(*widths, gate=gate, k=k, subtract_b_dec=own, source="sae_attr")
+
+
+def first_weights(cfg: TrainConfig, gate: str, b_dec_m: jax.Array, key: jax.Array) -> SAE:
+    """Random unit decoder rows; the encoder is their transpose, or random of the same size where sites differ."""
+    n, d, m = cfg.n_latents, cfg.d_in, cfg.width_out
+    dec_nm = unit_decoder(jax.random.normal(key, (n, m)))
+    enc_nd = unit_decoder(jax.random.normal(jax.random.fold_in(key, 1), (n, d))) if cfg.transcoder else dec_nm
+    return SAE(enc_nd.T, jnp.zeros(n), dec_nm, jnp.asarray(b_dec_m, jnp.float32), cfg=sae_config(cfg, gate))
+
+
+def squared_error(y_bm: jax.Array, target_bm: jax.Array) -> jax.Array:
+    """Mean over tokens and coordinates."""
+    return jnp.mean(jnp.square(y_bm - target_bm))
+
+
+def dense_codes(sae: SAE, x_bd: jax.Array) -> jax.Array:
+    """Pre-activations `[b, n]` as the model defines them, at the default precision of products."""
+    z_bd = x_bd - sae.dec_bias_m if sae.cfg.subtract_b_dec else x_bd
+    return z_bd @ sae.enc_dn + sae.enc_bias_n
+
+
+def dense_outcome(terms: dict[str, jax.Array], y_bm: jax.Array, codes_bn: jax.Array) -> Outcome:
+    """The outcome of an objective without a batch threshold."""
+    active_bn = codes_bn > 0
+    l0 = jnp.mean(jnp.sum(active_bn, axis=1, dtype=jnp.float32))
+    return Outcome(terms, y_bm, jnp.any(active_bn, axis=0), l0, jnp.float32(0), jnp.bool_(False))

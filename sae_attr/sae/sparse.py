@@ -1,0 +1,221 @@
+"""Products with codes of which few are not zero, forward and backward, without a matrix of batch × latents.
+
+A step of a TopK SAE needs one dense product, the encoder's. All the rest touches the active latents alone: the decoder,
+its gradient, the gradient of the codes and of the encoder are k·d per token each instead of n·d.
+
+Active codes come in `slots`: arrays `[s, b]` of values, latents and rows (the token that an entry belongs to; None where
+entry (s, i) belongs to token i). A scan goes over the slots, so that temporaries are `[b, d]`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Slots(NamedTuple):
+    """Where codes are: `latents_sb` int32, `rows_sb` int32 or None, and the value there, `values_sb`.
+
+    An entry that stands for nothing has value 0 and any valid place.
+    """
+
+    values_sb: jax.Array
+    latents_sb: jax.Array
+    rows_sb: jax.Array | None = None
+
+
+def row_topk(pre_bn: jax.Array, k: int, shards: int = 1) -> tuple[jax.Array, jax.Array]:
+    """Values and latents `[b, k]` of the k largest of every row, falling; of equal ones the lower latent comes first.
+
+    Args:
+      pre_bn: any values.
+      k: how many.
+      shards: parts that the latents are split into; each is ranked by itself, then the winners, with the same result.
+        With latents over a mesh axis no device then sees more than its part and the winners.
+    """
+    b, n = pre_bn.shape
+    if shards == 1 or n % shards or n // shards < k:
+        return jax.lax.top_k(pre_bn, k)
+    values_bsk, latents_bsk = jax.lax.top_k(pre_bn.reshape(b, shards, n // shards), k)
+    latents_bsk = latents_bsk + (n // shards) * jnp.arange(shards, dtype=jnp.int32)[:, None]
+    values_bk, places_bk = jax.lax.top_k(values_bsk.reshape(b, -1), k)
+    return values_bk, jnp.take_along_axis(latents_bsk.reshape(b, -1), places_bk, axis=1)
+
+
+def kth_largest(values: jax.Array, k: int) -> jax.Array:
+    """The k-th largest of values at or above 0, exactly and without sorting; 0 where fewer than k are positive.
+
+    Non-negative floats are ordered as their bits read as integers are, so the answer is built bit by bit: 31 counts.
+    Negative values count as 0.
+
+    Args:
+      values: float32 `[..., n]`, up to 2^31 along the last axis and 2^15 before it.
+      k: from 1 to the number of values.
+    """
+    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
+
+    def step(i: jax.Array, found: jax.Array) -> jax.Array:
+        trial = found | (jnp.int32(1) << (30 - i))
+        return jnp.where(_at_least(bits >= trial, k), trial, found)
+
+    return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, 31, step, jnp.int32(0)), jnp.float32)
+
+
+def _at_least(mask: jax.Array, k: int) -> jax.Array:
+    """Whether k entries are true; counted in halves of 16 bits, since 4096 × 2^20 entries overflow 32."""
+    rows = jnp.sum(mask, axis=-1, dtype=jnp.int32)
+    low = jnp.sum(rows & 0xFFFF, dtype=jnp.int32)
+    high = jnp.sum(rows >> 16, dtype=jnp.int32) + (low >> 16)
+    return (high > k >> 16) | ((high == k >> 16) & (low & 0xFFFF >= k & 0xFFFF))
+
+
+class BatchChoice(NamedTuple):
+    """`slots` of the batch's best entries, their smallest value, and whether the whole matrix had to be searched."""
+
+    slots: Slots
+    threshold: jax.Array
+    spilled: jax.Array
+
+
+def batch_topk(pre_bn: jax.Array, k: int, candidates: int, shards: int = 1) -> BatchChoice:
+    """The `b * k` largest positive entries of a matrix, exactly, by a threshold and not by a sort.
+
+    Entries above the threshold are kept, and of those equal to it the first ones in order of rows (within a row, of
+    latents), until `b * k` are kept. Fewer are kept only where fewer are positive.
+
+    Args:
+      pre_bn: pre-activations.
+      k: entries per row, on average.
+      candidates: entries of a row that are looked at first. If a row may have more among the best, the matrix is searched.
+      shards: as for `row_topk`.
+    """
+    b, n = pre_bn.shape
+    candidates = min(candidates, n)
+    values_bc, latents_bc = row_topk(pre_bn, candidates, shards)
+    values_bc = jax.nn.relu(values_bc)
+    threshold = kth_largest(values_bc, b * k)
+
+    def few() -> tuple[Slots, jax.Array]:
+        return _entries(values_bc, latents_bc, threshold, k), threshold
+
+    def all_of_them() -> tuple[Slots, jax.Array]:
+        values_bn = jax.nn.relu(pre_bn)
+        exact = kth_largest(values_bn, b * k)
+        return _entries(values_bn, None, exact, k), exact
+
+    spilled = jnp.any((values_bc[:, -1].astype(jnp.float32) >= threshold) & (values_bc[:, -1] > 0)) & (candidates < n)
+    slots, threshold = jax.lax.cond(spilled, all_of_them, few)
+    return BatchChoice(slots, threshold, spilled)
+
+
+def _entries(values_bc: jax.Array, latents_bc: jax.Array | None, threshold: jax.Array, k: int) -> Slots:
+    """The entries that the threshold keeps, as slots; column numbers are latents where none are given."""
+    b, c = values_bc.shape
+    ranked_bc = values_bc.astype(jnp.float32)  # as the threshold was found
+    above = ranked_bc > threshold
+    equal = (ranked_bc == threshold) & (threshold > 0)
+    before = jnp.cumsum(equal.reshape(-1), dtype=jnp.int32).reshape(b, c)
+    kept = above | (equal & (before <= b * k - jnp.sum(above, dtype=jnp.int32)))
+    rows, columns = jnp.nonzero(kept, size=b * k, fill_value=0)
+    real = jnp.arange(b * k) < jnp.sum(kept, dtype=jnp.int32)
+    latents = columns if latents_bc is None else latents_bc[rows, columns]
+    parts = jnp.where(real, values_bc[rows, columns], 0), latents, rows
+    values, latents, rows = (part.reshape(k, b) for part in parts)
+    return Slots(values, latents.astype(jnp.int32), rows.astype(jnp.int32))
+
+
+def decode_slots(slots: Slots, dec_nm: jax.Array, rows: int) -> jax.Array:
+    """`codes @ dec_nm` `[rows, m]` for the codes that the slots stand for; gradients of values and decoder are sparse."""
+    return _decode(slots.values_sb, jnp.asarray(dec_nm), slots.latents_sb, slots.rows_sb, rows)
+
+
+def encoded(slots: Slots, x_bd: jax.Array, enc_dn: jax.Array, bias_n: jax.Array) -> Slots:
+    """The same slots, whose values now have the gradients of `x @ enc_dn + bias_n` at their places.
+
+    The caller has computed the product and chosen entries from it, outside the gradient; nothing is computed twice.
+    """
+    real_sb = slots.values_sb != 0  # padding has no gradient
+    return slots._replace(
+        values_sb=_attach(
+            jax.lax.stop_gradient(slots.values_sb), jnp.asarray(x_bd), enc_dn, bias_n, real_sb, *slots[1:]
+        )
+    )
+
+
+def fired(slots: Slots, n: int) -> jax.Array:
+    """Whether each latent has a code above 0 in any slot, `[n]`."""
+    hits = (slots.values_sb > 0).astype(jnp.int32).reshape(-1)
+    return jnp.zeros(n, jnp.int32).at[slots.latents_sb.reshape(-1)].max(hits) > 0
+
+
+def _zero(x: Any) -> Any:
+    """The cotangent of an integer argument."""
+    return None if x is None else np.zeros(x.shape, jax.dtypes.float0)
+
+
+@jax.custom_vjp
+def _attach(values_sb, x_bd, enc_dn, bias_n, real_sb, latents_sb, rows_sb):
+    return values_sb
+
+
+def _attach_forward(values_sb, x_bd, enc_dn, bias_n, real_sb, latents_sb, rows_sb):
+    return values_sb, (x_bd, enc_dn, real_sb, latents_sb, rows_sb)
+
+
+def _attach_backward(saved, grads_sb):
+    x_bd, enc_dn, real_sb, latents_sb, rows_sb = saved
+    grads_sb = jnp.where(real_sb, grads_sb, 0)
+
+    def enc_step(sum_nd, slot):
+        grads_b, latents_b, rows_b = slot
+        x = x_bd if rows_b is None else x_bd[rows_b]
+        return sum_nd.at[latents_b].add(grads_b[:, None] * x), None
+
+    def x_step(sum_bd, slot):
+        grads_b, latents_b, rows_b = slot
+        part = grads_b[:, None] * enc_nd[latents_b]
+        return (sum_bd + part if rows_b is None else sum_bd.at[rows_b].add(part)), None
+
+    enc_nd, slots = enc_dn.T, (grads_sb, latents_sb, rows_sb)
+    sum_nd, _ = jax.lax.scan(enc_step, jnp.zeros_like(enc_nd), slots)
+    x_grad, _ = jax.lax.scan(x_step, jnp.zeros_like(x_bd), slots)
+    bias_grad = jnp.zeros(enc_dn.shape[1], grads_sb.dtype).at[latents_sb.reshape(-1)].add(grads_sb.reshape(-1))
+    return grads_sb, x_grad, sum_nd.T, bias_grad, _zero(real_sb), _zero(latents_sb), _zero(rows_sb)
+
+
+_attach.defvjp(_attach_forward, _attach_backward)
+
+
+def _decode_slots(values_sb, dec_nm, latents_sb, rows_sb, rows):
+    def step(sum_bm, slot):
+        values_b, latents_b, rows_b = slot
+        part = values_b[:, None] * dec_nm[latents_b]
+        return (sum_bm + part if rows_b is None else sum_bm.at[rows_b].add(part)), None
+
+    start = jnp.zeros((rows, dec_nm.shape[1]), dec_nm.dtype)
+    return jax.lax.scan(step, start, (values_sb, latents_sb, rows_sb))[0]
+
+
+_decode = jax.custom_vjp(_decode_slots, nondiff_argnums=(4,))
+
+
+def _decode_forward(values_sb, dec_nm, latents_sb, rows_sb, rows):
+    return _decode_slots(values_sb, dec_nm, latents_sb, rows_sb, rows), (values_sb, dec_nm, latents_sb, rows_sb)
+
+
+def _decode_backward(rows, saved, grad_bm):
+    values_sb, dec_nm, latents_sb, rows_sb = saved
+
+    def step(sum_nm, slot):
+        values_b, latents_b, rows_b = slot
+        grad = grad_bm if rows_b is None else grad_bm[rows_b]
+        return sum_nm.at[latents_b].add(values_b[:, None] * grad), jnp.sum(grad * dec_nm[latents_b], axis=1)
+
+    dec_grad, values_grad = jax.lax.scan(step, jnp.zeros_like(dec_nm), (values_sb, latents_sb, rows_sb))
+    return values_grad, dec_grad, _zero(latents_sb), _zero(rows_sb)
+
+
+_decode.defvjp(_decode_forward, _decode_backward)

@@ -1,0 +1,105 @@
+"""The sparse products against dense ones, and the selection against a sort, ties included."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sae_attr.sae.sparse import Slots, _at_least, batch_topk, decode_slots, encoded, fired, kth_largest, row_topk
+
+B, D, N, K = 6, 5, 16, 3
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "few", "tiny"])
+def test_the_kth_largest_is_that_of_a_sort(kind: str) -> None:
+    values = draw(40, 50)
+    if kind == "ties":
+        values = np.round(values)
+    if kind == "few":
+        values[values < 2.5] = -0.0
+    if kind == "tiny":
+        values *= np.float32(1e-38)
+    ranked = np.sort(np.maximum(values, 0).ravel())[::-1]
+    for k in (1, 2, 37, 999, 2000):
+        found = jax.jit(kth_largest, static_argnums=1)(values, k)
+        assert float(found) == ranked[k - 1]
+
+
+def test_counts_beyond_32_bits() -> None:
+    full = jnp.ones((2, 3 * 2**16), bool)
+    assert bool(_at_least(full, 6 * 2**16))
+    assert not bool(_at_least(full, 6 * 2**16 + 1))
+    assert bool(_at_least(full, 1))
+
+
+@pytest.mark.parametrize("shards", [2, 4])
+def test_ranking_by_shards_changes_nothing(shards: int) -> None:
+    pre = np.round(draw(B, N) * 2)  # many ties
+    for whole, split in zip(row_topk(pre, K), row_topk(pre, K, shards), strict=True):
+        np.testing.assert_array_equal(whole, split)
+
+
+def reference(pre: np.ndarray, k: int) -> np.ndarray:
+    """Codes of BatchTopK by a stable sort: larger first, of equal ones the earlier row, then the lower latent."""
+    flat = np.maximum(pre, 0).ravel()
+    order = np.argsort(-flat, kind="stable")[: k * len(pre)]
+    codes = np.zeros_like(flat)
+    codes[order] = flat[order]
+    return codes.reshape(pre.shape)
+
+
+def dense(slots: Slots, b: int, n: int) -> np.ndarray:
+    codes = np.zeros((b, n), np.float32)
+    rows = np.broadcast_to(np.arange(b), slots.latents_sb.shape) if slots.rows_sb is None else slots.rows_sb
+    np.add.at(codes, (np.asarray(rows), np.asarray(slots.latents_sb)), np.asarray(slots.values_sb))
+    return codes
+
+
+@pytest.mark.parametrize("candidates", [3, 6, 16])
+@pytest.mark.parametrize("kind", ["normal", "ties", "few", "one row"])
+def test_batch_topk_is_that_of_a_sort(kind: str, candidates: int) -> None:
+    pre = draw(B, N)
+    if kind == "ties":
+        pre = np.round(pre)
+    if kind == "few":
+        pre -= 1.5
+    if kind == "one row":
+        pre[2] += 10
+    choice = jax.jit(batch_topk, static_argnums=(1, 2))(pre, K, candidates)
+    want = reference(pre, K)
+    np.testing.assert_array_equal(dense(choice.slots, B, N), want)
+    ranked = np.sort(np.maximum(pre, 0).ravel())[::-1]
+    assert float(choice.threshold) == ranked[B * K - 1]
+    per_row = (pre >= max(ranked[B * K - 1], 1e-9)).sum(1).max()
+    assert bool(choice.spilled) == (per_row >= candidates < N)
+    np.testing.assert_array_equal(fired(choice.slots, N), (want > 0).any(0))
+
+
+@pytest.mark.parametrize("with_rows", [False, True])
+def test_gradients_are_those_of_dense_products(with_rows: bool) -> None:
+    x, enc, bias, dec, target = draw(B, D), draw(D, N, seed=1), draw(N, seed=2), draw(N, D, seed=3), draw(B, D, seed=4)
+    pre = x @ enc + bias
+    if with_rows:
+        slots = batch_topk(jnp.asarray(pre), K, N).slots
+    else:
+        values, latents = row_topk(jnp.asarray(pre), K)
+        slots = Slots(jax.nn.relu(values).T, latents.T)
+    mask = dense(slots, B, N) > 0
+
+    def sparse_loss(x, enc, bias, dec):
+        y = decode_slots(encoded(slots, x, enc, bias), dec, B)
+        return jnp.sum((y - target) ** 2)
+
+    def dense_loss(x, enc, bias, dec):
+        codes = jnp.where(mask, x @ enc + bias, 0)
+        return jnp.sum((codes @ dec - target) ** 2)
+
+    ours = jax.jit(jax.value_and_grad(sparse_loss, (0, 1, 2, 3)))(x, enc, bias, dec)
+    want = jax.value_and_grad(dense_loss, (0, 1, 2, 3))(x, enc, bias, dec)
+    assert float(ours[0]) == pytest.approx(float(want[0]), rel=1e-5)
+    for got, expected in zip(ours[1], want[1], strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
