@@ -261,13 +261,13 @@ def test_a_step_is_a_pure_function() -> None:
 KILLED = """
 import sys
 from tests.sae.test_train import batch, config, quick
-quick(config("jumprelu", steps=4000), folder=sys.argv[1], log_every=20, save_every=20)
+quick(config("jumprelu", steps=1500), folder=sys.argv[1], log_every=50, save_every=50)
 """
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
-    cfg, repo = config("jumprelu", steps=4000), Path(__file__).resolve().parents[2]
+    cfg, repo = config("jumprelu", steps=1500), Path(__file__).resolve().parents[2]
     seen = 0
     for wait in (0.1, 0.4):
         with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=repo) as process:
@@ -277,7 +277,7 @@ def test_a_killed_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
             process.kill()
         seen = latest(tmp_path) or 0
     assert 0 < seen < cfg.steps
-    fields: dict[str, Any] = {"log_every": 20, "save_every": 20}
+    fields: dict[str, Any] = {"log_every": 50, "save_every": 50}
     rest, whole = quick(cfg, folder=tmp_path, **fields), quick(cfg, **fields)
     same(rest.state, whole.state)
     assert rest.rows == whole.rows
