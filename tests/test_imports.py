@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-BASE = {"hooks", "parallel", "store", "data", "pairs", "textfiles", "tokenizer", "chat", "tensorfiles"}
+BASE = {"hooks", "parallel", "store", "data", "pairs", "textfiles", "tokenizer", "chat", "tensorfiles", "checkpoints"}
 CORE = BASE | {"lm", "sae"}
 MAY_IMPORT = (
     dict.fromkeys(BASE, BASE)
