@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-BASE = {"hooks", "parallel", "store", "data", "pairs", "textfiles", "tokenizer", "chat", "tensorfiles", "checkpoints"}
+BASE = {"hooks", "parallel", "store", "data", "pairs", "textfiles", "tokenizer", "chat", "tensorfiles"}
+BASE |= {"checkpoints", "tokenfile", "examples"}
 CORE = BASE | {"lm", "sae"}
 MAY_IMPORT = (
     dict.fromkeys(BASE, BASE)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from sae_attr import textfiles
 from sae_attr.textfiles import read_corpus
 from tests.miniatures import write_lines
 
@@ -26,11 +28,13 @@ def test_corpus_formats(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("c.csv", b"x", r"ends in .json, .jsonl or .txt, not in '.csv'"),
+        ("c.csv", b"x", r"ends in .json, .jsonl, .txt, .parquet, .arrow, not in '.csv'"),
         ("c.json", b"[]", "has no text"),
         ("c.json", b'{"text": "x"}', "holds a dict where a list"),
         ("c.json", b"[", "is not JSON"),
         ("c.json", b"[1]", "text 0 is int"),
+        ("c.json", b"", "is not JSON"),
+        ("c.json", b'"x"', "holds a str where a list"),
         ("c.json", b'["\\udc00"]', "text 0: character 0 is half of a surrogate"),
         ("c.jsonl", b'\n{"story": "x"}', r"c.jsonl:2 is an object with the fields story"),
         ("c.jsonl", b"x", "c.jsonl:1 is not JSON"),
@@ -43,6 +47,119 @@ def test_bad_corpora(tmp_path: Path, name: str, content: bytes, message: str) ->
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_corpus(tmp_path / name)
+
+
+@pytest.mark.parametrize("read", [1, 7, 4096])
+def test_files_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: int) -> None:
+    items = ["é" * 30, "", {"text": 'a, [b] "c"', "n": [1, {"x": 2}]}, "  x  "]
+    (tmp_path / "c.json").write_text(json.dumps(items, indent=2, ensure_ascii=False), encoding="utf-8-sig")
+    text = ("wörd " * 700 + "\n\n" + "x" * 4500 + " ") * 2
+    (tmp_path / "c.txt").write_text(text, encoding="utf-8-sig")
+    whole = list(read_corpus(tmp_path / "c.txt"))
+    monkeypatch.setattr(textfiles, "_READ", read)
+    assert list(read_corpus(tmp_path / "c.json")) == ["é" * 30, 'a, [b] "c"', "  x  "]
+    assert list(read_corpus(tmp_path / "c.txt")) == whole
+    assert "".join("".join(whole).split()) == "".join(text.split())
+    (tmp_path / "bad.txt").write_bytes("é".encode() * 9 + b"\xff")
+    with pytest.raises(ValueError, match="byte 18 is not UTF-8"):
+        list(read_corpus(tmp_path / "bad.txt"))
+
+
+@pytest.mark.parametrize("content", ['["a" "b"]', '["a", "b"', '["a", "b"] x', '["a",]'])
+def test_a_list_that_breaks_off_is_not_read_as_shorter(tmp_path: Path, content: str) -> None:
+    (tmp_path / "c.json").write_text(content)
+    with pytest.raises(ValueError, match="is not JSON"):
+        list(read_corpus(tmp_path / "c.json"))
+
+
+def test_the_field_of_the_text_can_be_named(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "c.jsonl", {"story": "x"})
+    assert list(read_corpus(path, column="story")) == ["x"]
+    with pytest.raises(ValueError, match=r'fields story where a string or \{"body"'):
+        read_corpus(path, column="body")
+
+
+# ---- tables and folders ------------------------------------------------------------------------------------------
+
+
+def write_parquet(path: Path, **columns: list[object]) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="parquet needs pyarrow, the extra `data`")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pytest.importorskip("pyarrow").table(columns), path)
+
+
+def write_arrow(path: Path, texts: list[str], *, stream: bool = True) -> None:
+    pa = pytest.importorskip("pyarrow", reason="arrow files need pyarrow, the extra `data`")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table({"text": texts})
+    open_file = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with pa.OSFile(str(path), "wb") as sink, open_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def test_parquet(tmp_path: Path) -> None:
+    texts = [f"text {i}" for i in range(600)]
+    write_parquet(tmp_path / "c.parquet", body=[*texts, None, " "], n=[*range(602)])
+    assert list(read_corpus(tmp_path / "c.parquet", column="body")) == texts
+    with pytest.raises(ValueError, match=r"no column 'text'; it has body, n: name one"):
+        read_corpus(tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match=r"column 'n' holds int64 where text"):
+        read_corpus(tmp_path / "c.parquet", column="n")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_arrow(tmp_path: Path, stream: bool) -> None:
+    texts = [f"text {i}" for i in range(300)]
+    write_arrow(tmp_path / "c.arrow", texts, stream=stream)
+    assert list(read_corpus(tmp_path / "c.arrow")) == texts
+    with pytest.raises(ValueError, match="no column 'body'"):
+        read_corpus(tmp_path / "c.arrow", column="body")
+
+
+def test_a_saved_dataset(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        names = [f"data-{i:05d}-of-00002.arrow" for i in (1, 0)]  # the order that the folder states
+        for name in names:
+            write_arrow(tmp_path / split / name, [f"{split} {name[5:10]}"])
+        (tmp_path / split / "state.json").write_text(json.dumps({"_data_files": [{"filename": n} for n in names]}))
+        (tmp_path / split / "dataset_info.json").write_text("{}")
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert list(read_corpus(tmp_path / "train")) == ["train 00001", "train 00000"]
+    assert list(read_corpus(tmp_path, split="test")) == ["test 00001", "test 00000"]
+    with pytest.raises(ValueError, match=r"no split was named; it has train, test"):
+        read_corpus(tmp_path)
+
+
+def test_a_folder_as_on_the_hub(tmp_path: Path) -> None:
+    for i in (0, 1):
+        write_parquet(tmp_path / f"data/train-{i:05d}-of-00002.parquet", text=[f"train {i}"])
+    write_parquet(tmp_path / "data/test-00000-of-00001.parquet", text=["test"])
+    (tmp_path / "README.md").write_text("x")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    assert list(read_corpus(tmp_path, split="train")) == ["train 0", "train 1"]
+    with pytest.raises(ValueError, match=r"split 'dev' is not there; it has test, train"):
+        read_corpus(tmp_path, split="dev")
+
+
+def test_folders_of_text(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"files of one kind .* but holds no such file"):
+        read_corpus(tmp_path)
+    write_lines(tmp_path / "b.jsonl", '"b"')
+    (tmp_path / "a").mkdir()
+    write_lines(tmp_path / "a/z.jsonl", '"a"')
+    assert list(read_corpus(tmp_path)) == ["a", "b"]
+    with pytest.raises(ValueError, match=r"split 'train' is not there; it has no splits"):
+        read_corpus(tmp_path, split="train")
+    (tmp_path / "c.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"holds files ending in .jsonl and .txt"):
+        read_corpus(tmp_path)
+
+
+def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "c.parquet").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ImportError, match=r"pip install 'sae_attr\[data\]'"):
+        read_corpus(tmp_path / "c.parquet")
 
 
 def test_the_wikitext_corpus_reads(shared: Path) -> None:
