@@ -17,7 +17,7 @@ from absl import app
 
 import sae_attr
 
-LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "scipy", "tokenizers", "safetensors")
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "tokenizers", "safetensors")
 
 
 def versions() -> dict[str, Any]:
@@ -54,6 +54,8 @@ def run_app(main: Callable[[list[str]], None]) -> None:
     """`app.run`, with an input error as one message instead of a traceback (exit status 1)."""
     # jax tells at INFO which accelerators it did not find; that reads like an error and is none.
     logging.getLogger("jax").setLevel(logging.WARNING)
+    # orbax writes twenty lines for a checkpoint, through absl's logger as we do.
+    logging.getLogger("absl").addFilter(lambda r: r.levelno >= logging.WARNING or "orbax" not in r.pathname)
     app.run(guarded(main), flags_parser=parse_flags)
 
 
@@ -78,7 +80,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         return app.parse_flags_with_usage(argv)
     except AttributeError as error:  # what a locked ConfigDict raises for a key that it does not have
         named = str(error).strip("\"'")
-        print(f"error: the config has no key {named!r}; configs/attribute.py lists them", file=sys.stderr)
+        print(f"error: the config has no key {named!r}; the file given as --config lists them", file=sys.stderr)
     except OSError as error:
         print(f"error: {error}; check --config", file=sys.stderr)
     sys.exit(1)

@@ -230,7 +230,7 @@ def train_step(
     updates, opt_state = optimizer(opt).update(grads, state.opt_state, state.trained)
     trained = optax.apply_updates(state.trained, updates)
     lr = jnp.asarray(learning_rate(opt)(state.step), jnp.float32)
-    metrics = Metrics(loss, targets, optax.global_norm(grads), lr)
+    metrics = Metrics(loss, targets, optax.tree.norm(grads), lr)
     return State(trained, opt_state, state.step + 1), metrics  # type: ignore[arg-type]
 
 
