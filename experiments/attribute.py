@@ -6,9 +6,10 @@ import contextlib
 
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from experiments import _common
+from experiments._flags import ALLOW_CHANGE, CONFIG, SHOW_TOKENS, WORKDIR
 from sae_attr import parallel
 from sae_attr.attribution.outcome import Outcome, compute
 from sae_attr.attribution.settings import Settings
@@ -18,14 +19,6 @@ from sae_attr.figures import ablation_figure, render
 from sae_attr.report import csv_text, latent_table, legend, origin_table, summary_text
 from sae_attr.store import Store, claim_workdir, lock_workdir, write_atomic
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, for instance configs/attribute.py.", lock_config=True
-)
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for results and for what a killed run continues from; may be gs://."
-)
-SHOW_TOKENS = flags.DEFINE_integer("show_tokens", 0, "Print exactly what is scored of this many rows, and stop.")
-ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Use a workdir that was made with another config.")
 PLAIN = ("mesh", "batch_size", "corpus_batch", "remat")  # where and how fast, not what
 
 

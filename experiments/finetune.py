@@ -14,9 +14,10 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from experiments import _common, _training
+from experiments._flags import ALLOW_CHANGE, CONFIG, SHOW_TOKENS, WORKDIR
 from sae_attr import parallel
 from sae_attr.examples import Example, Examples, read_examples, shown_example
 from sae_attr.lm.adapters import Lora, adapter_states, attach, check_lora, init_lora, merged, save_adapter
@@ -27,11 +28,6 @@ from sae_attr.lm.train import join
 from sae_attr.lm.weights import load_config, load_lm, resolve_model, save_lm
 from sae_attr.store import claim_workdir, fingerprint, lock_workdir
 from sae_attr.tokenizer import Tokenizer, load_tokenizer
-
-CONFIG = config_flags.DEFINE_config_file("config", None, "For instance configs/finetune.py.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Local folder for results and checkpoints.")
-SHOW_TOKENS = flags.DEFINE_integer("show_tokens", 0, "Print what is learnt of this many rows, and stop.")
-ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Use a workdir that was made with another config.")
 
 
 def tokenizer_of(config: ConfigDict, folder: Path) -> Tokenizer:
@@ -61,7 +57,9 @@ def check(config: ConfigDict, cfg: LMConfig) -> Lora | None:
     if config.context > cfg.max_len:
         raise ValueError(f"context {config.context} is longer than the model's {cfg.max_len}; lower it")
     if config.packed and any(r.kind == "longrope" and config.context > r.original_len for r in cfg.ropes):
-        raise ValueError("longrope scales by a row's length, so rows beyond the original one cannot be packed; packed=False")
+        raise ValueError(
+            "longrope scales by a row's length, so rows beyond the original one cannot be packed; packed=False"
+        )
     if config.method not in ("lora", "full"):
         raise ValueError(f"method {config.method!r} is unknown; choose lora or full")
     if config.method == "full":

@@ -12,9 +12,10 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from experiments import _common, _training
+from experiments._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 from sae_attr import parallel
 from sae_attr.lm.config import LMConfig, config_from_hf
 from sae_attr.lm.feed import Feed, token_feed
@@ -24,10 +25,6 @@ from sae_attr.parallel import LM_RULES, shardings
 from sae_attr.store import claim_workdir, fingerprint, lock_workdir
 from sae_attr.tokenfile import Packing, TokenFile, cached_tokens, open_tokens, row_count
 from sae_attr.tokenizer import Tokenizer, load_tokenizer
-
-CONFIG = config_flags.DEFINE_config_file("config", None, "For instance configs/pretrain.py.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Local folder for results and checkpoints.")
-ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Use a workdir that was made with another config.")
 
 
 def hf_config(config: ConfigDict, tok: Tokenizer) -> dict[str, Any]:

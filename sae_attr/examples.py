@@ -126,9 +126,7 @@ def shown_example(row: Example, tok: Tokenizer) -> str:
 # ---- one record --------------------------------------------------------------------------------------------------
 
 
-def _example(
-    record: Any, line: int, tok: Tokenizer, append_eos: bool | None, where: str
-) -> tuple[Example, int]:
+def _example(record: Any, line: int, tok: Tokenizer, append_eos: bool | None, where: str) -> tuple[Example, int]:
     """The row, and how many assistant turns lack an end token."""
     content = _content(record, where)
     if isinstance(content, list):

@@ -99,7 +99,17 @@ def test_stories_of_the_real_tokenizer(tmp_path: Path, stories: Path, shared: Pa
     assert row.ids[0] == tok.bos_id
 
 
-TEMPLATES = ("alpaca", "chatml", "gemma-it", "llama-2-chat", "llama-3-instruct", "phi-3", "qwen2.5-instruct", "zephyr", "vicuna")
+TEMPLATES = (
+    "alpaca",
+    "chatml",
+    "gemma-it",
+    "llama-2-chat",
+    "llama-3-instruct",
+    "phi-3",
+    "qwen2.5-instruct",
+    "zephyr",
+    "vicuna",
+)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -125,7 +135,10 @@ NO_ANSWER = {"messages": CHAT["messages"][:2]}
         ({"messages": "hello"}, r"rows.jsonl:2: 'messages' is to be a text or a list of messages, not a str"),
         ({"messages": [{"role": "assistant"}]}, r"a message has 'role' and 'content', both text; this one has role"),
         ({"messages": [{"role": "assistant", "content": " "}]}, r"rows.jsonl:2: an assistant message has no text"),
-        ({"prompt": "a"}, r"rows.jsonl:2: a record has 'messages', or 'prompt' and 'completion'; this one is the fields"),
+        (
+            {"prompt": "a"},
+            r"rows.jsonl:2: a record has 'messages', or 'prompt' and 'completion'; this one is the fields",
+        ),
         (["a"], r"this one is a list"),
         ({"prompt": "", "completion": "b"}, r"rows.jsonl:2: the completion's first token has nothing before it"),
         ("{", r"rows.jsonl:2 is not JSON"),

@@ -140,9 +140,7 @@ def adapter_states(
     """
     lora = params["lora"]
     keep = tuple({Site(layer, _INPUT[name]): None for name in lora for layer in layers})
-    acts = forward(
-        params, tokens_bt, cfg=cfg, pos_bt=pos_bt, valid_bt=valid_bt, segment_bt=segment_bt, keep=keep
-    ).acts
+    acts = forward(params, tokens_bt, cfg=cfg, pos_bt=pos_bt, valid_bt=valid_bt, segment_bt=segment_bt, keep=keep).acts
 
     def state(name: str, layer: int) -> jax.Array:
         x_bti = acts[Site(layer, _INPUT[name])]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -104,7 +105,7 @@ def fit(
     frozen, held_out = shard_tree(frozen, LM_RULES, mesh), [shard_batch(batch, mesh) for batch in held_out]
     history: list[dict[str, float]] = []
     if folder is not None and checkpoints.latest(folder) is not None:
-        state, meta = checkpoints.restore(folder, state, config=config)
+        state, _ = checkpoints.restore(folder, state, config=config)
         history = _history_until(folder, int(state.step))
     out = Fitted(state, history, started=int(state.step))
     run = compiled_steps(state, mesh, cfg=cfg, opt=opt, compute=compute, assemble=assemble)
@@ -137,7 +138,7 @@ def spans(start: int, stop: int, loop: Loop) -> list[tuple[int, int]]:
     """Half-open ranges of steps that run in one program; their borders depend on step numbers alone, not on `start`."""
     every = [n for n in (loop.scan, loop.eval_every, loop.save_every) if n]
     borders = sorted({k for n in every for k in range(n, stop, n)} | {0, stop} | {start})
-    return [(a, b) for a, b in zip(borders, borders[1:]) if a >= start]
+    return [(a, b) for a, b in pairwise(borders) if a >= start]
 
 
 def _due(step: int, every: int) -> bool:

@@ -245,7 +245,5 @@ def train_steps(
     assemble: Assemble = join,
 ) -> tuple[State, Metrics]:
     """`train_step` for each of the batches `[k, m, b, ...]` in one program; metrics `[k]`."""
-    step = lambda state, micro: train_step(
-        state, frozen, micro, cfg=cfg, opt=opt, compute=compute, assemble=assemble
-    )
+    step = lambda state, micro: train_step(state, frozen, micro, cfg=cfg, opt=opt, compute=compute, assemble=assemble)
     return jax.lax.scan(step, state, batches)

@@ -74,7 +74,6 @@ def test_weighted_codes(block: int, acts: np.ndarray, sae: SAE) -> None:
         weighted_codes(encode_fn, acts, 0 * weights, block=block)
 
 
-
 def test_nothing_to_average() -> None:
     empty = [(TOKENS, VALID, np.zeros_like(COUNTED))]
     with pytest.raises(ValueError, match=r"no corpus position counts towards the mean activation"):

@@ -50,7 +50,8 @@ def test_the_start_changes_no_logit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lora", "scale"), [(Lora(rank=4, alpha=16), 4), (Lora(rank=4, alpha=16, rslora=True), 8), (Lora(rank=1, alpha=3), 3)]
+    ("lora", "scale"),
+    [(Lora(rank=4, alpha=16), 4), (Lora(rank=4, alpha=16, rslora=True), 8), (Lora(rank=1, alpha=3), 3)],
 )
 def test_the_scale(lora: Lora, scale: float) -> None:
     assert lora.scale == scale
@@ -124,7 +125,9 @@ def test_a_saved_adapter_is_read_back(tmp_path: Path, case: str) -> None:
     trained = drawn(lora, cfg)
     save_adapter(tmp_path, cfg, lora, trained, base="the/base")
     adapter = load_adapter(tmp_path)
-    shapes = {f"blocks/{n}/kernel": leaf["kernel"].shape for n, leaf in params_of(cfg)["blocks"].items() if "kernel" in leaf}
+    shapes = {
+        f"blocks/{n}/kernel": leaf["kernel"].shape for n, leaf in params_of(cfg)["blocks"].items() if "kernel" in leaf
+    }
     adapter.check(cfg, shapes)
     got, want = adapter.stacked(cfg, "float32"), attach({}, trained, scale=lora.scale)["lora"]
     assert got.keys() == want.keys()

@@ -1,8 +1,7 @@
 """Models that were loaded, written again: the same tensors under the same names, for every family."""
 
-from pathlib import Path
-
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest

@@ -97,9 +97,7 @@ def test_the_gradient_is_the_slope() -> None:
         _, targets, grads = gradients(params, micro, cfg=cfg)
         rng = np.random.default_rng(1)
         way = jax.tree.map(lambda w: rng.standard_normal(w.shape), params)
-        at = lambda h: loss_sum(
-            jax.tree.map(lambda w, v: w + h * v, params, way), batch(rows, [[0, 1], [2]]), cfg=cfg
-        )
+        at = lambda h: loss_sum(jax.tree.map(lambda w, v: w + h * v, params, way), batch(rows, [[0, 1], [2]]), cfg=cfg)
         slope = (at(1e-5) - at(-1e-5)) / 2e-5 / targets
         dot = sum(jnp.vdot(g, v) for g, v in zip(jax.tree.leaves(grads), jax.tree.leaves(way)))
     np.testing.assert_allclose(dot, slope, rtol=1e-6)
@@ -155,7 +153,9 @@ def test_steps_in_one_program_are_steps() -> None:
 # ---- optimiser ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("schedule", "middle", "end"), [("cosine", 0.55, 0.1), ("linear", 0.55, 0.1), ("constant", 1, 1)])
+@pytest.mark.parametrize(
+    ("schedule", "middle", "end"), [("cosine", 0.55, 0.1), ("linear", 0.55, 0.1), ("constant", 1, 1)]
+)
 def test_schedules(schedule: str, middle: float, end: float) -> None:
     rate = train.learning_rate(Optimizer(lr=2.0, steps=14, warmup=4, schedule=schedule, final=0.1))
     got = [float(rate(step)) for step in (0, 1, 3, 4, 9, 14)]

@@ -132,9 +132,7 @@ def steps_of_torch(stories: Path, tokens_sbt: np.ndarray, eps: float) -> tuple[d
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("eps", "share"), [(1e-6, 0.0), (1e-8, 1e-4)])
-def test_three_steps_are_those_of_torch(
-    shared: Path, stories: Path, tmp_path: Path, eps: float, share: float
-) -> None:
+def test_three_steps_are_those_of_torch(shared: Path, stories: Path, tmp_path: Path, eps: float, share: float) -> None:
     """With Adam's usual eps of 1e-8 a handful of elements, whose gradient is float32's noise, differ by more than 1e-5."""
     cfg, params = load_lm(str(stories), mesh=make_mesh("data=1"), progress=False)
     tokens_sbt = rows_of(shared, stories)
