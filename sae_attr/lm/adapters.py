@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from sae_attr.lm.block import Norm
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.lora import adaptable
 from sae_attr.lm.model import Params, forward
-from sae_attr.lm.sources import as_is, source_of, transposed
+from sae_attr.lm.sources import source_of
 from sae_attr.lm.weights import tensor_name
 from sae_attr.parallel import is_main, to_host
 from sae_attr.store import write_atomic
@@ -156,7 +156,10 @@ def adapter_states(
 
 
 def save_adapter(folder: Path, cfg: LMConfig, lora: Lora, trained: Params, *, base: str) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors, which peft loads onto the base model.
+    """Writes adapter_model.safetensors and adapter_config.json, which peft loads onto the base model.
+
+    Matrices that are parts of one in the family's files (q, k, v of GPT-2; gate and up of Phi-3) become one adapter of that
+    one: A below A, and B with a block for each, so of n times the rank and with the same product.
 
     Every process calls it; the first one writes.
 
@@ -165,37 +168,58 @@ def save_adapter(folder: Path, cfg: LMConfig, lora: Lora, trained: Params, *, ba
       base: name or folder of the model that was adapted.
 
     Raises:
-      ValueError: a matrix that is a part of a fused one in the family's files (q, k, v of GPT-2).
+      ValueError: as `check_lora`.
     """
-    layers = check_lora(cfg, lora)
-    modules = {name: _module(cfg, name) for name in sorted(trained["lora"])}
+    layers, joined = check_lora(cfg, lora), _modules(cfg, sorted(trained["lora"]))
+    host = {name: {half: to_host(leaf[half]) for half in "ab"} for name, leaf in trained["lora"].items()}
+    if not is_main():
+        return
     tensors: dict[str, np.ndarray] = {}
-    for name, module in modules.items():
-        a_lir, b_lro = (to_host(trained["lora"][name][half]) for half in "ab")
+    for module, names in joined.items():
         for layer in layers:
             prefix = f"base_model.model.{module.format(layer)}"
-            tensors[f"{prefix}.lora_A.weight"] = np.ascontiguousarray(a_lir[layer].T, np.float32)
-            tensors[f"{prefix}.lora_B.weight"] = np.ascontiguousarray(b_lro[layer].T, np.float32)
-    if is_main():
-        write_atomic(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
-        config = _peft_config(cfg, lora, layers, list(modules.values()), base)
-        write_atomic(folder / "adapter_config.json", json.dumps(config, indent=1))
+            a_ri = np.concatenate([host[name]["a"][layer].T for name in names])
+            b_or = _joined_b(cfg, module, {name: host[name]["b"][layer] for name in names})
+            tensors[f"{prefix}.lora_A.weight"] = np.ascontiguousarray(a_ri, np.float32)
+            tensors[f"{prefix}.lora_B.weight"] = np.ascontiguousarray(b_or, np.float32)
+    write_atomic(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+    write_atomic(folder / "adapter_config.json", json.dumps(_peft_config(cfg, lora, layers, joined, base), indent=1))
 
 
-def _module(cfg: LMConfig, name: str) -> str:
-    """Path of the matrix in the Hugging Face model, with {} for the layer."""
-    source = source_of(cfg, f"blocks/{name}/kernel")
-    if source.read not in (transposed, as_is):
-        raise ValueError(
-            f"an adapter on {name} of a {cfg.family} model cannot be written: {source.name} joins several matrices; "
-            "adapt others"
-        )
-    return tensor_name(cfg, source.name).removesuffix(".weight")
+def _modules(cfg: LMConfig, names: Sequence[str]) -> dict[str, list[str]]:
+    """Path of a matrix in the Hugging Face model, {} for the layer -> which of our matrices are parts of it."""
+    out: dict[str, list[str]] = {}
+    for name in names:
+        module = tensor_name(cfg, source_of(cfg, f"blocks/{name}/kernel").name).removesuffix(".weight")
+        out.setdefault(module, []).append(name)
+    return out
+
+
+def _width(cfg: LMConfig, name: str) -> int:
+    """Outputs of a matrix."""
+    heads = {"q": cfg.n_heads, "k": cfg.n_kv_heads, "v": cfg.n_kv_heads}
+    return heads[name] * cfg.head_dim if name in heads else cfg.d_mlp if name in ("gate", "up") else cfg.d_model
+
+
+def _joined_b(cfg: LMConfig, module: str, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """B `[out, n r]` of the file's matrix: the block of part i has its rows, found by sending row numbers through its view."""
+    rows_o = np.arange(sum(_width(cfg, name) for name in _modules(cfg, adaptable(cfg))[module]))
+    out = np.zeros((len(rows_o), sum(len(b_ro) for b_ro in parts.values())))
+    start = 0
+    for name, b_ro in parts.items():
+        read = source_of(cfg, f"blocks/{name}/kernel").read
+        own = read(rows_o[None] if cfg.family == "gpt2" else rows_o[:, None], cfg)[0]
+        out[own, start : start + len(b_ro)] = b_ro.T
+        start += len(b_ro)
+    return out
 
 
 def _peft_config(
-    cfg: LMConfig, lora: Lora, layers: tuple[int, ...], modules: list[str], base: str
+    cfg: LMConfig, lora: Lora, layers: tuple[int, ...], joined: Mapping[str, Sequence[str]], base: str
 ) -> Mapping[str, Any]:
+    own = {module.split("{}.")[1]: len(names) for module, names in joined.items()}
+    several = {name: n for name, n in own.items() if n > 1}  # the same scale at n times the rank
+    grown = lambda n: lora.alpha * (math.sqrt(n) if lora.rslora else n)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -203,10 +227,12 @@ def _peft_config(
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "use_rslora": lora.rslora,
+        "rank_pattern": {name: n * lora.rank for name, n in several.items()},
+        "alpha_pattern": {name: grown(n) for name, n in several.items()},
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": cfg.family == "gpt2",
-        "target_modules": sorted({module.split("{}.")[1] for module in modules}),
+        "target_modules": sorted(own),
         "layers_to_transform": list(layers),
         "inference_mode": True,
         "init_lora_weights": True,

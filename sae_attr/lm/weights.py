@@ -332,7 +332,7 @@ def save_lm(folder: Path, hf: Mapping[str, Any], params: Params) -> None:
         )
     parts: dict[str, list[_Part]] = {}
     for leaf, want in _wanted(cfg).items():
-        value = to_host(functools.reduce(lambda tree, key: tree[key], leaf.split("/"), params))
+        value = to_host(functools.reduce(lambda tree, key: tree[key], leaf.split("/"), params))  # type: ignore[arg-type]
         if value.shape != want.shape:
             raise ValueError(f"{leaf} is {value.shape} but config.json asks for {want.shape}; take both from one model")
         for at, name in _places(cfg, leaf):

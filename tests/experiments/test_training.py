@@ -149,7 +149,9 @@ def test_a_full_fine_tune_in_bfloat16_products(base: Path, tmp_path: Path) -> No
 def test_what_is_learnt_can_be_looked_at(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finetune.start(finetuning(base), epath.Path(tmp_path / "w"), shown=2)
     out = capsys.readouterr().out
-    assert out.count("learnt\n") == 2 * (1 + len("it is blue") + 1)  # headlines; a token a character, and the end of the turn
+    assert out.count("learnt\n") == 2 * (
+        1 + len("it is blue") + 1
+    )  # headlines; a token a character, and the end of the turn
     assert not (tmp_path / "w").exists()
 
 
@@ -216,7 +218,14 @@ def test_corpora_that_give_nothing(base: Path, tmp_path: Path) -> None:
 def command(base: Path, workdir: Path) -> list[str]:
     flags = {**SMALL, "lm": base / "model", "data": base / "rows.jsonl", "epochs": 4.0, "method": "full"}
     given = [f"--config.{name}={value}" for name, value in flags.items()]
-    return [sys.executable, "-m", "experiments.finetune", "--config=configs/finetune.py", f"--workdir={workdir}", *given]
+    return [
+        sys.executable,
+        "-m",
+        "experiments.finetune",
+        "--config=configs/finetune.py",
+        f"--workdir={workdir}",
+        *given,
+    ]
 
 
 def killed_at(base: Path, workdir: Path, step: int) -> None:

@@ -15,11 +15,12 @@ import pytest
 
 from sae_attr.hooks import Site
 from sae_attr.lm.adapters import Lora, adapter_states, attach, init_lora, merged, save_adapter
-from sae_attr.lm.config import LMConfig
+from sae_attr.lm.config import LMConfig, config_from_hf
 from sae_attr.lm.lora import load_adapter
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.train import Optimizer, init_state, train_steps
 from tests.lm._training import alone, batch, config, examples, params_of, stacked
+from tests.miniatures import llama_config
 
 CFG = config()
 TOKENS = np.random.default_rng(5).integers(0, 40, (2, 9))
@@ -134,6 +135,30 @@ def test_a_saved_adapter_is_read_back(tmp_path: Path, case: str) -> None:
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), got, want)
     layers = json.loads((tmp_path / "adapter_config.json").read_text())["layers_to_transform"]
     assert layers == sorted(lora.layers or range(cfg.n_layers))
+
+
+GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 40, "n_positions": 32}
+FUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "gpt2": (GPT2, ("k", "v", "down")),
+    "gpt_neox": (llama_config(model_type="gpt_neox"), ("q", "k", "v", "up")),
+    "phi3": (llama_config(model_type="phi3"), ("v", "gate", "up")),
+}
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("family", FUSED)
+def test_adapters_of_parts_of_a_matrix_are_read_back(tmp_path: Path, family: str, rslora: bool) -> None:
+    hf, targets = FUSED[family]
+    cfg, lora = config_from_hf(hf), Lora(rank=2, alpha=5, rslora=rslora, targets=targets, layers=(1,))
+    trained = drawn(lora, cfg)
+    save_adapter(tmp_path, cfg, lora, trained, base="base")
+    adapter = load_adapter(tmp_path)
+    got, want = adapter.stacked(cfg, "float32"), attach({}, trained, scale=lora.scale)["lora"]
+    product = lambda leaf: np.einsum("lir,lro->lio", leaf["a"], leaf["b"])
+    for name in targets:
+        np.testing.assert_allclose(product(got[name]), product(want[name]), rtol=1e-4, atol=1e-5)
+    for name in set(got) - set(targets):  # other parts of the same matrix
+        assert not product(got[name]).any()
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,23 @@ def test_peft_reads_the_adapter_that_we_write(tmp_path: Path, case: str) -> None
     assert np.abs(want - theirs(tmp_path / "merged", tokens_bt)).max() <= 2e-4
 
 
+FUSED = {"gpt2": ("q", "k", "v", "o", "up"), "gpt_neox": ("q", "v", "down"), "phi3": ("k", "gate", "up", "down")}
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("family", FUSED)
+def test_peft_reads_adapters_of_parts_of_a_matrix(shared: Path, tmp_path: Path, family: str, rslora: bool) -> None:
+    base, lora = shared / "fixtures/hf" / family, Lora(rank=2, alpha=3, rslora=rslora, targets=FUSED[family])
+    cfg, params = load_lm(str(base), mesh=make_mesh("data=1"), progress=False)
+    rng, trained = np.random.default_rng(2), init_lora(cfg, params, lora, jax.random.key(0))
+    trained = jax.tree.map(lambda w: w + 0.1 * jnp.asarray(rng.standard_normal(w.shape), w.dtype), trained)
+    save_adapter(tmp_path, cfg, lora, trained, base=str(base))
+    tokens_bt = rng.integers(0, cfg.vocab, (2, 12))
+    want = theirs(base, tokens_bt, tmp_path)
+    assert np.abs(want - theirs(base, tokens_bt)).max() > 0.01
+    assert np.abs(want - ours(attach(params, trained, scale=lora.scale), tokens_bt, cfg)).max() <= 2e-4
+
+
 # ---- steps -------------------------------------------------------------------------------------------------------
 
 OPT = Optimizer(lr=3e-4, steps=3, schedule="constant", weight_decay=0.1, clip=1.0)
