@@ -153,7 +153,8 @@ def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
         files["adapter_states.npz"] = states_of(tree, cfg, lora, work.held, config.context, config.batch_size)
     summary = {"data": work.found.counts, "rows_held_out": len(work.held), **inputs}
     summary |= {"packs": work.feeds[0].count, "pack_tokens": work.feeds[0].width}
-    summary |= {"parameters_trained": sum(x.size for x in jax.tree.leaves(trained))}
+    share = len(check_lora(cfg, lora)) / cfg.n_layers if lora else 1  # other layers' factors are there, and 0
+    summary |= {"parameters_trained": round(share * sum(x.size for x in jax.tree.leaves(trained)))}
     return _training.report(workdir, fitted, config, summary, files) if parallel.is_main() else {}
 
 

@@ -103,29 +103,24 @@ def fit(
     """
     state = place_state(init_state(trained, opt), mesh)
     frozen, held_out = shard_tree(frozen, LM_RULES, mesh), [shard_batch(batch, mesh) for batch in held_out]
-    history: list[dict[str, float]] = []
-    if folder is not None and checkpoints.latest(folder) is not None:
-        state, _ = checkpoints.restore(folder, state, config=config)
-        history = _history_until(folder, int(state.step))
+    state, history = _continued(folder, state, config)
     out = Fitted(state, history, started=int(state.step))
     run = compiled_steps(state, mesh, cfg=cfg, opt=opt, compute=compute, assemble=assemble)
-    evaluate = partial(
-        evaluated, jax.jit(partial(_sums, cfg=cfg, compute=compute, assemble=assemble)), frozen, held_out
-    )
+    sums = jax.jit(partial(_sums, cfg=cfg, compute=compute, assemble=assemble))
+    evaluate = partial(evaluated, sums, frozen, held_out)
     if not history and held_out:
         history.append({"step": 0, "eval_loss": evaluate(state.trained)})
-    bar = tqdm(total=opt.steps, initial=out.started, desc="train", unit="step", disable=not progress)
-    with bar:
+    with tqdm(total=opt.steps, initial=out.started, desc="train", unit="step", disable=not progress) as bar:
         for start, stop in spans(out.started, opt.steps, loop):
             began = time.perf_counter()
             batches = [batch_of(step) for step in range(start, stop)]
-            tokens = sum(int((np.asarray(b.segment_bt) >= 0).sum()) for b in batches)
             out.state, metrics = run(out.state, frozen, place_steps(batches, mesh))
             records = _records(start, jax.device_get(metrics))
             _check_finite(records, folder)
             history += records
             if start > out.started:  # the first call compiles
-                out.seconds, out.tokens = out.seconds + time.perf_counter() - began, out.tokens + tokens
+                out.seconds += time.perf_counter() - began
+                out.tokens += sum(int((np.asarray(b.segment_bt) >= 0).sum()) for b in batches)
             if held_out and (stop == opt.steps or _due(stop, loop.eval_every)):
                 history.append({"step": stop, "eval_loss": evaluate(out.state.trained)})
             if folder is not None and (stop == opt.steps or _due(stop, loop.save_every)):
@@ -229,9 +224,15 @@ def _save(
     checkpoints.save(folder, int(state.step), state, meta, keep=keep)
 
 
-def _history_until(folder: PathLike, step: int) -> list[dict[str, float]]:
-    file = epath.Path(folder) / HISTORY
-    return [record for record in json.loads(file.read_text()) if record["step"] <= step]
+def _continued(
+    folder: PathLike | None, state: State, config: Mapping[str, Any] | None
+) -> tuple[State, list[dict[str, float]]]:
+    """State and history of the last checkpoint, or `state` and no history where there is none."""
+    if folder is None or checkpoints.latest(folder) is None:
+        return state, []
+    state, _ = checkpoints.restore(folder, state, config=config)
+    records = json.loads((epath.Path(folder) / HISTORY).read_text())
+    return state, [record for record in records if record["step"] <= int(state.step)]
 
 
 def _show(bar: Any, steps: int, history: list[dict[str, float]], out: Fitted) -> None:

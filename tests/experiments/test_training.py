@@ -94,7 +94,7 @@ def test_a_fine_tune_by_adapter(base: Path, adapted: Path) -> None:
     assert result["data"]["rows"] == 30
     assert result["data"]["rows_truncated"] == 0
     assert result["rows_held_out"] == 2
-    assert result["parameters_trained"] == 2 * (24 + 16)  # of stacked layers, the other's being 0
+    assert result["parameters_trained"] == 24 + 16
     assert result["versions"]["optax"]
     curve = _demo.table(adapted / "curves.csv")
     assert [int(row["step"]) for row in curve] == list(range(1, result["steps"] + 1))
@@ -138,6 +138,7 @@ def test_another_config_in_the_same_workdir(base: Path, adapted: Path, tmp_path:
     assert (again / "result.json").read_bytes() == (adapted / "result.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_full_fine_tune_in_bfloat16_products(base: Path, tmp_path: Path) -> None:
     config = finetuning(base, method="full", compute_dtype="bfloat16", micro=2, packed=False, remat=True, loss_chunk=4)
     result = run(finetune, config, tmp_path)

@@ -140,7 +140,7 @@ def test_a_saved_adapter_is_read_back(tmp_path: Path, case: str) -> None:
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 40, "n_positions": 32}
 FUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "gpt2": (GPT2, ("k", "v", "down")),
-    "gpt_neox": (llama_config(model_type="gpt_neox"), ("q", "k", "v", "up")),
+    "gpt_neox": (llama_config(model_type="gpt_neox", n_kv_heads=4), ("q", "k", "v", "up")),
     "phi3": (llama_config(model_type="phi3"), ("v", "gate", "up")),
 }
 

@@ -85,6 +85,7 @@ def test_a_history_ahead_of_its_checkpoint_is_cut_off(tmp_path: Path) -> None:
     assert run(tmp_path).history == calm().history
 
 
+@pytest.mark.slow
 def test_on_a_mesh_too(tmp_path: Path) -> None:
     mesh = make_mesh("data=2,model=2")
     with pytest.raises(Stopped):
