@@ -12,7 +12,11 @@ The nine rank-1 adapters of published model organisms (down projections of nine 
         --config.lora.layers="(15,16,17,21,22,23,27,28,29)"
 
 Hardware: a laptop for models of a few million parameters; one accelerator holds models up to a third of its memory by LoRA
-with dtype="bfloat16", an eighth whole. NUMBERS
+with dtype="bfloat16", an eighth whole.
+
+Expect, with stories260K, 250 rows of medical answers, an Alpaca template, --config.truncate and 29 steps of 8 packs of 512:
+held-out loss 3.97 → 2.62 nats per target by LoRA of rank 32 (lr 3e-3), 2.50 whole (lr 1e-3), 3.45 by one rank-1 adapter on
+`down` of layer 2 (lr 2e-2); each two to four minutes on 2 cores that others use too.
 """
 
 from ml_collections import ConfigDict

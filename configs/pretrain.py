@@ -7,7 +7,10 @@ TEXTS is whatever `read_corpus` reads (.json, .jsonl, .txt, parquet, a dataset f
 FOLDER holds tokenizer.json. `config.model` are the fields of a Hugging Face config.json. A run that was killed goes on at its
 last checkpoint.
 
-Hardware: 2 cores for a model of half a million parameters. NUMBERS
+Hardware: 2 cores for a model of half a million parameters.
+
+Expect, with 1,000 TinyStories and the tokenizer of stories260K, --config.steps=150 --config.context=128: held-out loss 6.25 →
+3.77 nats per token in three minutes on 2 cores that others use too.
 """
 
 from ml_collections import ConfigDict

@@ -200,28 +200,37 @@ def test_the_step_is_adamw_by_its_formula() -> None:
 # ---- mesh --------------------------------------------------------------------------------------------------------
 
 
-def trained_on(spec: str, kind: str) -> tuple[State, Metrics]:
-    cfg, mesh = config(vocab=64), make_mesh(spec)
-    params = params_of(cfg)
-    lora = Lora(rank=2, alpha=4)
+def trained_on(spec: str, kind: str, dtype: str) -> tuple[State, Metrics]:
+    cfg, mesh = replace(config(vocab=64), resid_dtype=dtype), make_mesh(spec)
+    params = jax.tree.map(lambda w: w.astype(dtype), params_of(cfg))
+    lora, opt = Lora(rank=2, alpha=4), replace(OPT, lr=3e-3)
     assemble = train.join if kind == "full" else partial(attach, scale=lora.scale)
     trained = params if kind == "full" else init_lora(cfg, params, lora, jax.random.key(1))
     frozen = {} if kind == "full" else shard_tree(params, LM_RULES, mesh)
-    state = place_state(init_state(trained, OPT), mesh)
+    state = place_state(init_state(trained, opt), mesh)
     whole = batch(examples(8, seed=9), alone(8))
     micro = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), whole)
-    batches = place_steps([micro] * 20, mesh)
-    run = compiled_steps(state, mesh, cfg=cfg, opt=OPT, assemble=assemble)
-    return run(state, frozen, batches)
+    run = compiled_steps(state, mesh, cfg=cfg, opt=opt, assemble=assemble)
+    return run(state, frozen, place_steps([micro] * 20, mesh))
 
 
-@pytest.mark.parametrize("kind", ["full", pytest.param("lora", marks=pytest.mark.slow)])
-def test_a_mesh_gives_the_same_losses(kind: str) -> None:
-    _, want = trained_on("data=1", kind)
-    state, got = trained_on("data=2,model=2", kind)
-    assert got.loss.shape == (20,)
-    assert want.loss[-1] < want.loss[0] - 0.2
-    np.testing.assert_allclose(got.loss, want.loss, rtol=1e-5)
+@pytest.mark.parametrize(
+    ("kind", "dtype", "rtol"),
+    [
+        ("full", "float32", 1e-5),
+        # Adam makes whole steps of gradients that are rounding alone, so float32 drifts apart; the formula does not.
+        pytest.param("full", "float64", 1e-10, marks=pytest.mark.slow),
+        pytest.param("lora", "float32", 1e-5, marks=pytest.mark.slow),
+    ],
+)
+def test_a_mesh_gives_the_same_losses(kind: str, dtype: str, rtol: float) -> None:
+    with jax.enable_x64(dtype == "float64"):
+        want = np.asarray(trained_on("data=1", kind, dtype)[1].loss)
+        state, metrics = trained_on("data=2,model=2", kind, dtype)
+        got = np.asarray(metrics.loss)
+    assert got.shape == (20,)
+    assert want[-1] < want[0] - (0.5 if kind == "full" else 0.05)
+    np.testing.assert_allclose(got, want, rtol=rtol)
     for tree in (state.trained, optax.tree.get(state.opt_state, "mu"), optax.tree.get(state.opt_state, "nu")):
         leaf = tree["blocks"]["q"]["kernel"] if kind == "full" else tree["lora"]["q"]["b"]
         assert leaf.sharding.shard_shape(leaf.shape)[2] == leaf.shape[2] // 2
