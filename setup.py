@@ -51,7 +51,7 @@ EXTRAS = {
     # Pinned where a new release changes what counts as an error.
     "dev": ["pytest>=8.3,<10", "pytest-xdist>=3.6,<4", "ruff==0.17.5", "pyright[nodejs]==1.1.414", *DATA],
     # What the tests and benchmarks compare with; nothing in sae_attr or experiments imports them.
-    "peers": ["torch>=2.4", "transformers>=4.50", "sae-lens>=5", "dictionary-learning>=0.1"],
+    "peers": ["torch>=2.4", "transformers>=4.50", "peft>=0.15", "sae-lens>=5", "dictionary-learning>=0.1"],
     "gpu": ["jax[cuda13]>=0.9,<0.12"],
     "tpu": ["jax[tpu]>=0.9,<0.12"],
     "gcs": ["etils[epath-gs]>=1.10,<2"],  # workdirs and models at gs://

@@ -20,7 +20,7 @@ import sae_attr
 from sae_attr.attribution.settings import Settings
 
 OTHER_KEYS = ("mesh", "compare", "bands")  # keys of a config that are no settings of a study
-LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "scipy", "tokenizers", "safetensors")
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "tokenizers", "safetensors")
 
 
 def versions() -> dict[str, Any]:
@@ -69,6 +69,8 @@ def run_app(main: Callable[[list[str]], None]) -> None:
     """`app.run`, with an input error as one message instead of a traceback (exit status 1)."""
     # jax tells at INFO which accelerators it did not find; that reads like an error and is none.
     logging.getLogger("jax").setLevel(logging.WARNING)
+    # orbax writes twenty lines for a checkpoint, through absl's logger as we do.
+    logging.getLogger("absl").addFilter(lambda r: r.levelno >= logging.WARNING or "orbax" not in r.pathname)
     app.run(guarded(main), flags_parser=parse_flags)
 
 
@@ -93,7 +95,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         return app.parse_flags_with_usage(argv)
     except AttributeError as error:  # what a locked ConfigDict raises for a key that it does not have
         named = str(error).strip("\"'")
-        print(f"error: the config has no key {named!r}; configs/attribute.py lists them", file=sys.stderr)
+        print(f"error: the config has no key {named!r}; the file given as --config lists them", file=sys.stderr)
     except OSError as error:
         print(f"error: {error}; check --config", file=sys.stderr)
     sys.exit(1)

@@ -9,3 +9,7 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for results and for what a killed run continues from; may be gs://."
 )
+SHOW_TOKENS = flags.DEFINE_integer(
+    "show_tokens", 0, "Print exactly what is scored or learnt of this many rows, and stop."
+)
+ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Use a workdir that was made with another config.")

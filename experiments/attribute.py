@@ -9,7 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from experiments import _common
-from experiments._flags import CONFIG, WORKDIR
+from experiments._flags import ALLOW_CHANGE, CONFIG, SHOW_TOKENS, WORKDIR
 from sae_attr import parallel
 from sae_attr.attribution.outcome import Outcome, compute
 from sae_attr.attribution.study import Study
@@ -18,8 +18,6 @@ from sae_attr.figures import ablation_figure, render
 from sae_attr.report import csv_text, latent_table, legend, origin_table, summary_text
 from sae_attr.store import Store, claim_workdir, lock_workdir, write_atomic
 
-SHOW_TOKENS = flags.DEFINE_integer("show_tokens", 0, "Print exactly what is scored of this many rows, and stop.")
-ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Use a workdir that was made with another config.")
 PLAIN = ("mesh", "batch_size", "corpus_batch", "remat", "trust_sae")  # where and how fast, not what
 
 

@@ -44,15 +44,17 @@ def render(tok: Tokenizer, messages: Sequence[Message], add_generation_prompt: b
         raise ValueError(f"{tok.path}: the chat template refused messages with roles {roles}: {error}") from error
 
 
-def message_spans(tok: Tokenizer, messages: Sequence[Message], text: str) -> list[Span]:
-    """Where the contents of the messages stand in `text` = render(tok, messages), in characters.
+def message_spans(
+    tok: Tokenizer, messages: Sequence[Message], text: str, add_generation_prompt: bool = True
+) -> list[Span]:
+    """Where the contents of the messages stand in `text` = render(tok, messages, add_generation_prompt), in characters.
 
     The template is rendered a second time with a marker for every content. What stands between the markers is
     template text, even where a content repeats it ("user", "assistant"). A content may be trimmed or rewritten by
     the template; it then reaches to the next piece of template text.
     """
     marked = [dict(m) | {"content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
-    pieces = re.split("\ue000([0-9]+)\ue001", render(tok, marked))
+    pieces = re.split("\ue000([0-9]+)\ue001", render(tok, marked, add_generation_prompt))
     spans: list[Span] = []
     at = len(pieces[0]) if text.startswith(pieces[0]) else 0
     for index, after in zip(pieces[1::2], pieces[2::2], strict=True):

@@ -85,3 +85,21 @@ def render(figure: Figure, numbers: Mapping[str, Any]) -> dict[str, bytes]:
             figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
             out[suffix] = buffer.getvalue()
     return out
+
+
+def loss_figure(numbers: Mapping[str, Any]) -> Figure:
+    """Training and held-out loss over steps.
+
+    Args:
+      numbers: `train` and `held_out`: each {step, loss} lists; the second may be empty.
+    """
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    ax = figure.subplots()
+    train, held = numbers["train"], numbers["held_out"]
+    ax.plot(train["step"], train["loss"], color=GREY, lw=0.8, label="training batches")
+    if held["step"]:
+        ax.plot(held["step"], held["loss"], color=BLUE, lw=1.6, marker="o", ms=3, label="held-out rows")
+    ax.set(xlabel="step", ylabel="loss (nats per target)")
+    ax.legend(frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure

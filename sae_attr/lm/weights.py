@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +26,8 @@ from sae_attr.lm.lora import Adapter, Factors, load_adapter
 from sae_attr.lm.model import Params, init_params
 from sae_attr.lm.mxfp4 import join_packed
 from sae_attr.lm.sources import as_is, source_of, transposed, without_prefix
-from sae_attr.parallel import LM_RULES, shard_tree, spec_for
+from sae_attr.parallel import LM_RULES, is_main, shard_tree, spec_for, to_host
+from sae_attr.store import write_atomic
 from sae_attr.tensorfiles import read_tensors
 
 CHUNK_BYTES = 8 << 20  # weights are streamed in pieces of about this size; larger ones were no faster
@@ -293,33 +296,84 @@ def load_lm(
     return cfg, params
 
 
+# ---- writing -----------------------------------------------------------------------------------------------------
+
+_FILE_PREFIX = {"gpt2": "transformer.", "gpt_neox": "gpt_neox."}
+_NO_PREFIX = ("lm_head.", "embed_out.")
+
+
+def tensor_name(cfg: LMConfig, name: str) -> str:
+    """A tensor's name in a checkpoint that transformers writes, from its name without prefixes."""
+    return name if name.startswith(_NO_PREFIX) else _FILE_PREFIX.get(cfg.family, "model.") + name
+
+
 def save_lm(folder: Path, hf: Mapping[str, Any], params: Params) -> None:
-    """Writes a Hugging Face folder (config.json, model.safetensors) of a family whose matrices are not fused.
+    """Writes a Hugging Face folder: model.safetensors in the parameters' dtype, then config.json. Every process calls it.
 
     Args:
-      hf: config.json of the model, from which `params` were made.
+      hf: config.json of the model, from which `params` were made; its dtype is set to that of the weights.
 
     Raises:
-      ValueError: a family whose file format joins matrices (GPT-2, GPT-NeoX, Phi-3) or has experts; an adapter apart.
+      ValueError: an adapter kept apart (`lm.adapters.merged` adds it to the weights); parameters of another model.
     """
     cfg = config_from_hf(hf)
-    if cfg.n_experts:
-        raise ValueError(f"saving a {cfg.family} model is not implemented: it has experts")
     if "lora" in params:
         raise ValueError(
-            "these parameters keep an adapter apart, which the folder has no place for; merge it on loading"
+            "these parameters keep an adapter apart, which the folder has no place for; merge it on loading, or with "
+            "lm.adapters.merged"
         )
-    tensors: dict[str, np.ndarray] = {}
-    for leaf in _wanted(cfg):
-        read = source_of(cfg, leaf).read
-        value = np.asarray(functools.reduce(lambda tree, key: tree[key], leaf.split("/"), params))
-        layers = value if leaf.startswith("blocks/") else [value]
-        for name, layer in zip(_names(cfg, leaf), layers, strict=True):
-            if name in tensors or (layer.ndim == 2 and read not in (transposed, as_is) and leaf.startswith("blocks/")):
-                raise ValueError(f"saving a {cfg.family} model is not implemented: {name} joins several matrices")
-            tensors[f"model.{name}".replace("model.lm_head", "lm_head")] = np.ascontiguousarray(
-                layer.T if read is transposed else layer
-            )
+    parts: dict[str, list[_Part]] = {}
+    for leaf, want in _wanted(cfg).items():
+        value = to_host(functools.reduce(lambda tree, key: tree[key], leaf.split("/"), params))  # type: ignore[arg-type]
+        if value.shape != want.shape:
+            raise ValueError(f"{leaf} is {value.shape} but config.json asks for {want.shape}; take both from one model")
+        for at, name in _places(cfg, leaf):
+            parts.setdefault(name, []).append(_Part(leaf, at[-1] if at else 0, value[at]))
+    if not is_main():
+        return
+    tensors = {tensor_name(cfg, name): _joined(cfg, name, found) for name, found in parts.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(dict(hf), indent=1))
+    partial = folder / ".model.safetensors.partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    os.replace(partial, folder / "model.safetensors")
+    plain = {key: value for key, value in hf.items() if key != "quantization_config"}
+    plain["dtype" if "dtype" in hf else "torch_dtype"] = params["embed"]["table"].dtype.name
+    write_atomic(folder / "config.json", json.dumps(plain, indent=1))
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What a leaf has of a file's tensor; `expert` as `Source.view` takes it."""
+
+    leaf: str
+    expert: int
+    value: np.ndarray
+
+
+def _joined(cfg: LMConfig, name: str, parts: list[_Part]) -> np.ndarray:
+    """The file's tensor, of which every part is a view: the inverse of `Source.view`, whatever that does.
+
+    A tensor of element numbers goes through the view; what comes out says where each element of the part belongs.
+    """
+    if len(parts) == 1 and (read := source_of(cfg, parts[0].leaf).read) in (transposed, as_is):
+        return np.ascontiguousarray(parts[0].value.T if read is transposed else parts[0].value)
+    size = sum(part.value.size for part in parts)
+    for shape in _shapes(cfg, parts):
+        numbers = np.arange(size).reshape(shape) if math.prod(shape) == size else np.zeros(0, int)
+        try:
+            views = [source_of(cfg, p.leaf).view({name: numbers}, name, p.expert, cfg) for p in parts]
+        except (ValueError, IndexError):  # it cannot be cut into heads or experts
+            continue
+        if all(view.shape == part.value.shape for view, part in zip(views, parts)):
+            out = np.empty(size, parts[0].value.dtype)
+            for view, part in zip(views, parts):
+                out[view] = part.value
+            return out.reshape(shape)
+    raise ValueError(f"the parts of {name} do not make one tensor of a {cfg.family} model")
+
+
+def _shapes(cfg: LMConfig, parts: list[_Part]) -> list[tuple[int, ...]]:
+    """Shapes that the joined tensor may have: parts beside or below each other, with or without an axis of experts."""
+    first, leaves = parts[0].value.shape, {part.leaf: part.value.shape[-1] for part in parts}
+    wide = (*first[:-1], sum(leaves.values()))
+    return [wide, wide[::-1], (cfg.n_experts, *wide)]

@@ -19,7 +19,7 @@ from sae_attr.hooks import Add, Site
 from sae_attr.lm.config import LMConfig, config_from_hf
 from sae_attr.lm.mlp import Experts, activation, block_size, dispatch, route
 from sae_attr.lm.model import Params, check_site, forward, logits
-from sae_attr.lm.weights import load_config, load_lm, save_lm
+from sae_attr.lm.weights import load_config, load_lm
 from sae_attr.parallel import make_mesh
 from tests.miniatures import llama_config
 
@@ -220,9 +220,3 @@ def test_stacked_experts_of_another_number(shared: Path, tmp_path: Path) -> None
         ValueError, match=r"blocks/moe/\w+(/kernel)? should be \(.*\) by config.json, but the file has \("
     ):
         load_lm(str(tmp_path), mesh=make_mesh("data=1"), progress=False)
-
-
-def test_models_with_experts_are_not_saved(tmp_path: Path) -> None:
-    hf = llama_config(model_type="mixtral", num_local_experts=3, num_experts_per_tok=2)
-    with pytest.raises(ValueError, match=r"saving a mixtral model is not implemented: it has experts"):
-        save_lm(tmp_path, hf, {})

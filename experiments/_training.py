@@ -1,0 +1,168 @@
+"""What fine-tuning and pretraining share: optimiser and loop from a config, curves, and the folder that is written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from experiments import _common
+from sae_attr import parallel
+from sae_attr.figures import loss_figure, render
+from sae_attr.lm.config import LMConfig
+from sae_attr.lm.feed import Feed, all_batches, step_batch
+from sae_attr.lm.fit import Fitted, Loop, fit
+from sae_attr.lm.model import Params
+from sae_attr.lm.train import Assemble, Compute, Optimizer, join, learning_rate
+from sae_attr.report import csv_text
+from sae_attr.store import write_atomic
+
+# Where and how fast, not what.
+PLAIN = ("mesh", "micro", "scan", "remat", "loss_chunk", "eval_every", "save_every", "keep", "merge")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "generation_config.json", "tokenizer.model", "vocab.json", "merges.txt"),
+)
+
+
+def require(config: ConfigDict, *names: str) -> None:
+    """Raises ValueError for inputs that the config lacks."""
+    absent = [name for name in names if not config[name]]
+    if absent:
+        raise ValueError(
+            f"the config lacks {', '.join(absent)}; add " + " ".join(f"--config.{name}=PATH" for name in absent)
+        )
+
+
+def settings(config: ConfigDict, steps: int) -> dict[str, Any]:
+    """`opt`, `loop` and `compute` of `fit`."""
+    loop = Loop(config.scan, config.eval_every, config.save_every, config.keep)
+    compute = Compute(config.compute_dtype, config.remat, config.loss_chunk)
+    return {"opt": Optimizer(steps=steps, **config.opt.to_dict()), "loop": loop, "compute": compute}
+
+
+def check(config: ConfigDict, steps: int) -> None:
+    """Raises ValueError for a batch, mesh, dtype, schedule or number of steps that cannot be."""
+    if steps < 1 or config.batch_size < 1 or config.micro < 1:
+        raise ValueError(f"{steps} steps of {config.batch_size} rows in {config.micro} parts: each is to be at least 1")
+    if config.batch_size % config.micro:
+        raise ValueError(f"a batch of {config.batch_size} rows cannot be cut into {config.micro}; use a divisor")
+    size = parallel.make_mesh(config.mesh).shape["data"]
+    if config.batch_size // config.micro % size:
+        raise ValueError(
+            f"micro-batches of {config.batch_size // config.micro} rows cannot be split over data={size}; change "
+            "batch_size, micro or mesh"
+        )
+    for name in ("dtype", "compute_dtype"):
+        if config[name] not in ("float32", "bfloat16", *([""] if name == "compute_dtype" else [])):
+            raise ValueError(f"{name} {config[name]!r} is unknown; choose float32 or bfloat16")
+    learning_rate(settings(config, steps)["opt"])
+
+
+def train(
+    trained: Params,
+    frozen: Params,
+    feeds: tuple[Feed, Feed | None],
+    *,
+    cfg: LMConfig,
+    config: ConfigDict,
+    steps: int,
+    mesh: jax.sharding.Mesh,
+    workdir: epath.Path,
+    inputs: Mapping[str, Any],
+    assemble: Assemble = join,
+) -> Fitted:
+    """`fit` on a training and a held-out feed, with checkpoints in the workdir.
+
+    Args:
+      inputs: hashes of what is read; a continued run must find the same.
+    """
+    feed, held_out = feeds
+    batch_of = partial(step_batch, feed, batch_size=config.batch_size, micro=config.micro, seed=config.seed)
+    kept = {name: value for name, value in config.to_dict().items() if name not in PLAIN}
+    rows = config.batch_size // config.micro
+    return fit(
+        trained,
+        frozen,
+        batch_of,
+        cfg=cfg,
+        mesh=mesh,
+        assemble=assemble,
+        held_out=all_batches(held_out, rows) if held_out else (),
+        folder=workdir / "checkpoints",
+        config={**kept, **inputs},
+        progress=parallel.is_main(),
+        **settings(config, steps),
+    )
+
+
+def curves(history: list[dict[str, float]]) -> dict[str, bytes | str]:
+    """curves.csv, held_out.csv and the figure, by file name."""
+    steps = [record for record in history if "loss" in record]
+    held = [record for record in history if "eval_loss" in record]
+    numbers = {
+        "train": {name: [r[name] for r in steps] for name in ("step", "loss")},
+        "held_out": {"step": [r["step"] for r in held], "loss": [r["eval_loss"] for r in held]},
+    }
+    files: dict[str, bytes | str] = {
+        f"figures/loss.{suffix}": data for suffix, data in render(loss_figure(numbers), numbers).items()
+    }
+    files["curves.csv"] = csv_text({name: [r[name] for r in steps] for name in steps[0]})
+    if held:
+        files["held_out.csv"] = csv_text(numbers["held_out"])
+    return files
+
+
+def report(
+    workdir: epath.Path,
+    fitted: Fitted,
+    config: ConfigDict,
+    summary: Mapping[str, Any],
+    files: Mapping[str, bytes | str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Writes curves, result.json and further files; returns what result.json holds."""
+    losses = [record["loss"] for record in fitted.history if "loss" in record]
+    held = [record["eval_loss"] for record in fitted.history if "eval_loss" in record]
+    result = {
+        **summary,
+        "steps": int(fitted.state.step),
+        "continued_from_step": fitted.started,
+        "loss_first": losses[0],
+        "loss_last_tenth": float(np.mean(losses[-max(1, len(losses) // 10) :])),
+        "held_out_first": held[0] if held else None,
+        "held_out_last": held[-1] if held else None,
+        "tokens_per_second": fitted.tokens / fitted.seconds if fitted.seconds else None,
+        "config": config.to_dict(),
+        "versions": _common.versions(),
+    }
+    for name, content in {**curves(fitted.history), **files, "result.json": _common.json_text(result)}.items():
+        write_atomic(workdir / name, content)
+    return result
+
+
+def show(result: Mapping[str, Any], workdir: epath.Path) -> None:
+    """Prints losses, speed and where the results are."""
+    print(f"\ntraining loss {result['loss_first']:.4f} → {result['loss_last_tenth']:.4f} nats per target")
+    if result["held_out_last"] is not None:
+        print(f"held-out loss {result['held_out_first']:.4f} → {result['held_out_last']:.4f}")
+    if result["tokens_per_second"]:
+        print(f"{result['tokens_per_second']:,.0f} tokens/s")
+    print(f"wrote to {workdir}: {', '.join(sorted(p.name for p in workdir.iterdir() if not p.name.startswith('.')))}")
+
+
+def copy_tokenizer(source: Path, target: Path, chat_template: str | None = None) -> None:
+    """The tokenizer's files beside the weights, with another chat template if one is given."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    if chat_template is not None:
+        write_atomic(target / "chat_template.jinja", chat_template)

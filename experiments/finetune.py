@@ -1,0 +1,189 @@
+"""Fine-tunes a language model on chat or prompt/completion rows; see configs/finetune.py for the command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from experiments import _common, _training
+from experiments._flags import ALLOW_CHANGE, CONFIG, SHOW_TOKENS, WORKDIR
+from sae_attr import parallel
+from sae_attr.examples import Example, Examples, read_examples, shown_example
+from sae_attr.lm.adapters import Lora, adapter_states, attach, check_lora, init_lora, merged, save_adapter
+from sae_attr.lm.config import LMConfig
+from sae_attr.lm.feed import Feed, all_batches, example_feed
+from sae_attr.lm.model import Params
+from sae_attr.lm.train import join
+from sae_attr.lm.weights import load_config, load_lm, resolve_model, save_lm
+from sae_attr.store import claim_workdir, fingerprint, lock_workdir
+from sae_attr.tokenizer import Tokenizer, load_tokenizer
+
+
+def tokenizer_of(config: ConfigDict, folder: Path) -> Tokenizer:
+    """The model's tokenizer, with the chat template that the config names."""
+    tok = load_tokenizer(folder)
+    return replace(tok, chat_template=Path(config.chat_template).read_text("utf-8")) if config.chat_template else tok
+
+
+def read_rows(config: ConfigDict, tok: Tokenizer) -> tuple[Examples, list[Example], list[Example]]:
+    """Everything of the data file, the rows to train on, and the held-out rows."""
+    options = {"context": config.context, "truncate": config.truncate, "append_eos": config.append_eos}
+    found = read_examples(config.data, tok, **options)
+    if config.held_out:
+        return found, found.rows, read_examples(config.held_out, tok, **options).rows
+    count = math.ceil(config.held_out_share * len(found.rows))
+    if count >= len(found.rows):
+        raise ValueError(
+            f"held_out_share={config.held_out_share} leaves no row of {len(found.rows)} to train on; lower it"
+        )
+    held = set(np.random.default_rng(config.seed).permutation(len(found.rows))[:count].tolist())
+    split = lambda inside: [row for i, row in enumerate(found.rows) if (i in held) == inside]
+    return found, split(False), split(True)
+
+
+def check(config: ConfigDict, cfg: LMConfig) -> Lora | None:
+    """The adapter that is asked for, None for all parameters; ValueError for what does not fit the model."""
+    if config.context > cfg.max_len:
+        raise ValueError(f"context {config.context} is longer than the model's {cfg.max_len}; lower it")
+    if config.packed and any(r.kind == "longrope" and config.context > r.original_len for r in cfg.ropes):
+        raise ValueError(
+            "longrope scales by a row's length, so rows beyond the original one cannot be packed; packed=False"
+        )
+    if config.method not in ("lora", "full"):
+        raise ValueError(f"method {config.method!r} is unknown; choose lora or full")
+    if config.method == "full":
+        return None
+    fields = config.lora.to_dict()
+    layers = None if fields["layers"] is None else tuple(fields["layers"])
+    lora = Lora(**{**fields, "targets": tuple(fields["targets"]), "layers": layers})
+    check_lora(cfg, lora)
+    return lora
+
+
+def states_of(params: Params, cfg: LMConfig, lora: Lora, held: list[Example], context: int, rows: int) -> bytes:
+    """What each adapter reads off every token of the held-out rows, as .npz: `<matrix>` [layers, tokens, r], ids, line, pos."""
+    layers = check_lora(cfg, lora)
+    states = jax.jit(partial(adapter_states, cfg=cfg, layers=layers))
+    feed = example_feed(held, context=context, packed=False)
+    found: dict[str, list[np.ndarray]] = {}
+    for batch in all_batches(feed, rows):
+        valid_bt = batch.segment_bt >= 0
+        for name, x_lbtr in states(params, batch.tokens_bt).items():
+            found.setdefault(name, []).append(parallel.to_host(x_lbtr)[:, valid_bt])
+    arrays = {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
+    arrays["ids"] = np.concatenate([row.ids for row in held])
+    arrays["learnt"] = np.concatenate([row.target for row in held])
+    arrays["line"] = np.concatenate([np.full(len(row.ids), row.line) for row in held])
+    arrays["pos"] = np.concatenate([np.arange(len(row.ids)) for row in held])
+    return _common.npz_bytes({**arrays, "layers": np.array(layers)})
+
+
+def write(workdir: Path, config: ConfigDict, cfg: LMConfig, lora: Lora | None, params: Params, trained: Params) -> None:
+    """The PEFT adapter, the whole model, or both; `params` is what `forward` reads."""
+    source = resolve_model(config.lm)
+    template = Path(config.chat_template).read_text("utf-8") if config.chat_template else None
+    folders = []
+    if lora is not None:
+        save_adapter(workdir / "adapter", cfg, lora, trained, base=str(config.lm))
+        folders.append(workdir / "adapter")
+    if lora is None or config.merge:
+        hf = json.loads((source / "config.json").read_text("utf-8"))
+        save_lm(workdir / "model", hf, params if lora is None else jax.jit(merged)(params))
+        folders.append(workdir / "model")
+    if parallel.is_main():
+        for folder in folders:
+            _training.copy_tokenizer(source, folder, template)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """Inputs that were read and checked."""
+
+    source: Path
+    lora: Lora | None
+    found: Examples
+    held: list[Example]
+    feeds: tuple[Feed, Feed | None]
+    steps: int
+
+
+def prepare(config: ConfigDict) -> Work:
+    """Reads everything but the weights, so that what is wrong is said before anything is written."""
+    source = resolve_model(config.lm)
+    lora = check(config, load_config(str(source)))
+    found, rows, held = read_rows(config, tokenizer_of(config, source))
+    feed_of = lambda rows: example_feed(rows, context=config.context, packed=config.packed, seed=config.seed)
+    feed = feed_of(rows)
+    steps = math.ceil(config.epochs * feed.count / config.batch_size)
+    logging.info("%d rows in %d packs of %d tokens, %d steps", len(rows), feed.count, feed.width, steps)
+    _training.check(config, steps)
+    return Work(source, lora, found, held, (feed, feed_of(held) if held else None), steps)
+
+
+def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
+    """Loads the model, trains, writes; what result.json holds."""
+    mesh, lora = parallel.make_mesh(config.mesh), work.lora
+    cfg, params = load_lm(str(work.source), mesh=mesh, dtype=config.dtype)
+    if lora is None:
+        trained, frozen, assemble = params, {}, join
+    else:
+        trained, frozen = init_lora(cfg, params, lora, jax.random.key(config.seed)), params
+        assemble = partial(attach, scale=lora.scale)
+    inputs = {"data_hash": fingerprint(config.data), "lm_hash": fingerprint(work.source)}
+    fitted = _training.train(
+        trained, frozen, work.feeds, cfg=cfg, config=config, steps=work.steps, mesh=mesh, workdir=workdir,
+        inputs=inputs, assemble=assemble,
+    )  # fmt: skip
+    trained = fitted.state.trained
+    tree = assemble(frozen, trained)
+    write(Path(workdir), config, cfg, lora, tree, trained)
+    files = {}
+    if lora is not None and work.held:
+        files["adapter_states.npz"] = states_of(tree, cfg, lora, work.held, config.context, config.batch_size)
+    summary = {"data": work.found.counts, "rows_held_out": len(work.held), **inputs}
+    summary |= {"packs": work.feeds[0].count, "pack_tokens": work.feeds[0].width}
+    share = len(check_lora(cfg, lora)) / cfg.n_layers if lora else 1  # other layers' factors are there, and 0
+    summary |= {"parameters_trained": round(share * sum(x.size for x in jax.tree.leaves(trained)))}
+    return _training.report(workdir, fitted, config, summary, files) if parallel.is_main() else {}
+
+
+def start(config: ConfigDict, workdir: epath.Path, *, shown: int = 0, allow_change: bool = False) -> None:
+    """Checks the inputs, then trains under the workdir's lock; with `shown`, only prints what is learnt of rows."""
+    _training.require(config, "lm", "data")
+    if shown:
+        tok = tokenizer_of(config, resolve_model(config.lm))
+        found, _, _ = read_rows(config, tok)
+        print("\n\n".join(shown_example(row, tok) for row in found.rows[:shown]))
+        return
+    work = prepare(config)
+    with lock_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
+        if parallel.is_main():
+            claim_workdir(workdir, config.to_dict(), ignore=_training.PLAIN, allow_change=allow_change)
+        result = run(config, work, workdir)
+        if parallel.is_main():
+            _training.show(result, workdir)
+
+
+def main(argv: list[str]) -> None:
+    """`start` with what the flags say."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    parallel.start_distributed()
+    parallel.enable_compile_cache()
+    start(CONFIG.value, epath.Path(str(WORKDIR.value)), shown=SHOW_TOKENS.value, allow_change=ALLOW_CHANGE.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    _common.run_app(main)

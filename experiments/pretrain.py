@@ -1,0 +1,164 @@
+"""Trains a small language model on text from nothing, or goes on with one; see configs/pretrain.py for the command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from experiments import _common, _training
+from experiments._flags import ALLOW_CHANGE, CONFIG, WORKDIR
+from sae_attr import parallel
+from sae_attr.lm.config import LMConfig, config_from_hf
+from sae_attr.lm.feed import Feed, token_feed
+from sae_attr.lm.model import Params, init_params
+from sae_attr.lm.weights import load_lm, resolve_model, save_lm
+from sae_attr.parallel import LM_RULES, shardings
+from sae_attr.store import claim_workdir, fingerprint, lock_workdir
+from sae_attr.tokenfile import Packing, TokenFile, cached_tokens, open_tokens, row_count
+from sae_attr.tokenizer import Tokenizer, load_tokenizer
+
+
+def hf_config(config: ConfigDict, tok: Tokenizer) -> dict[str, Any]:
+    """config.json of the model: that of `lm`, of `model_json`, or the fields of `model` with the tokenizer's ids.
+
+    Raises:
+      ValueError: a vocabulary smaller than the tokenizer's, or a context longer than the model's.
+    """
+    if config.lm or config.model_json:
+        file = resolve_model(config.lm) / "config.json" if config.lm else Path(config.model_json)
+        hf = json.loads(file.read_text("utf-8"))
+    else:
+        hf = {k: list(v) if isinstance(v, tuple) else v for k, v in config.model.to_dict().items() if v is not None}
+        hf = {"vocab_size": tok.vocab_size, "bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id} | hf
+    cfg = config_from_hf(hf)
+    if cfg.vocab < tok.vocab_size:
+        raise ValueError(f"the model has {cfg.vocab} token ids but the tokenizer {tok.vocab_size}; enlarge vocab_size")
+    if config.context > cfg.max_len:
+        raise ValueError(f"context {config.context} is longer than the model's {cfg.max_len}; lower it")
+    return hf
+
+
+def token_file(config: ConfigDict, corpus: str, tok: Tokenizer, root: epath.Path) -> TokenFile:
+    """A folder of `write_tokens` as it is, or a corpus tokenised once into `root`."""
+    if (epath.Path(corpus) / "ids.bin").exists():
+        return open_tokens(corpus)
+    return cached_tokens(
+        corpus,
+        tok,
+        root,
+        column=config.column,
+        split=config.split,
+        append_eos=config.append_eos,
+        max_tokens=config.max_tokens,
+        progress=parallel.is_main(),
+    )
+
+
+def new_params(cfg: LMConfig, mesh: jax.sharding.Mesh, seed: int, dtype: str) -> Params:
+    """`init_params` with every leaf made on the devices that `LM_RULES` gives it."""
+    make = lambda key: init_params(cfg, key, dtype)
+    places = shardings(jax.eval_shape(make, jax.random.key(0)), LM_RULES, mesh)
+    return jax.jit(make, out_shardings=places)(jax.random.key(seed))
+
+
+def feeds(config: ConfigDict, tok: Tokenizer, root: epath.Path) -> tuple[Feed, Feed | None, dict[str, Any]]:
+    """Training and held-out feed, and the counts; without a file of their own the last rows are held out."""
+    packing = Packing(config.context, documents=config.documents, separate=config.separate)
+    file = token_file(config, config.corpus, tok, root)
+    count = row_count(file, packing)
+    counts = {"tokens": int(file.meta["tokens"]), "documents": int(file.meta["documents"]), "rows": count}
+    if file.meta["vocab_size"] > tok.vocab_size:
+        raise ValueError(
+            f"{config.corpus} was made with a vocabulary of {file.meta['vocab_size']}, the tokenizer has {tok.vocab_size}; "
+            "take the tokenizer that made it"
+        )
+    if config.held_out:
+        other = token_file(config, config.held_out, tok, root)
+        held = token_feed(other, packing, first=0, stop=row_count(other, packing))
+        return token_feed(file, packing, first=0, stop=count), held, counts
+    kept = math.ceil(config.held_out_share * count)
+    if kept >= count:
+        raise ValueError(f"held_out_share={config.held_out_share} leaves none of {count} rows to train on; lower it")
+    held = token_feed(file, packing, first=count - kept, stop=count) if kept else None
+    return token_feed(file, packing, first=0, stop=count - kept), held, counts
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """Inputs that were read and checked."""
+
+    source: Path
+    hf: dict[str, Any]
+    feeds: tuple[Feed, Feed | None]
+    counts: dict[str, Any]
+
+
+def prepare(config: ConfigDict, workdir: epath.Path) -> Work:
+    """Reads everything but the weights, so that what is wrong is said before a model is made."""
+    source = Path(config.tokenizer) if config.tokenizer else resolve_model(config.lm)
+    tok = load_tokenizer(source)
+    hf = hf_config(config, tok)
+    _training.check(config, config.steps)
+    feed, held, counts = feeds(config, tok, workdir)
+    return Work(source, hf, (feed, held), counts)
+
+
+def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
+    """Makes or loads the model, trains, writes; what result.json holds."""
+    mesh = parallel.make_mesh(config.mesh)
+    if config.lm:
+        cfg, params = load_lm(config.lm, mesh=mesh, dtype=config.dtype)
+    else:
+        cfg = config_from_hf(work.hf)
+        params = new_params(cfg, mesh, config.seed, config.dtype)
+    size, feed = sum(x.size for x in jax.tree.leaves(params)), work.feeds[0]
+    epochs = config.steps * config.batch_size / feed.count
+    logging.info("%d parameters, %d rows of %d tokens, %.2f epochs", size, feed.count, feed.width, epochs)
+    inputs = {
+        "corpus_hash": fingerprint(config.corpus),
+        "tokenizer_hash": fingerprint(work.source / "tokenizer.json"),
+    }
+    fitted = _training.train(
+        params, {}, work.feeds, cfg=cfg, config=config, steps=config.steps, mesh=mesh, workdir=workdir, inputs=inputs
+    )
+    save_lm(Path(workdir) / "model", work.hf, fitted.state.trained)
+    if not parallel.is_main():
+        return {}
+    _training.copy_tokenizer(work.source, Path(workdir) / "model")
+    summary = {"corpus": work.counts, "epochs": epochs, "parameters_trained": size, **inputs}
+    return _training.report(workdir, fitted, config, summary)
+
+
+def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False) -> None:
+    """Checks the inputs, then trains under the workdir's lock."""
+    _training.require(config, "corpus", *([] if config.lm else ["tokenizer"]))
+    work = prepare(config, workdir)
+    with lock_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
+        if parallel.is_main():
+            claim_workdir(workdir, config.to_dict(), ignore=_training.PLAIN, allow_change=allow_change)
+        result = run(config, work, workdir)
+        if parallel.is_main():
+            _training.show(result, workdir)
+
+
+def main(argv: list[str]) -> None:
+    """`start` with what the flags say."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    parallel.start_distributed()
+    parallel.enable_compile_cache()
+    start(CONFIG.value, epath.Path(str(WORKDIR.value)), allow_change=ALLOW_CHANGE.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    _common.run_app(main)

@@ -1,0 +1,177 @@
+"""The loop: a run that is continued is one that was not interrupted, and what stops it leaves its checkpoints whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sae_attr import checkpoints
+from sae_attr.lm.feed import all_batches, drawn, example_feed, step_batch, token_feed
+from sae_attr.lm.fit import Fitted, Loop, fit, spans
+from sae_attr.lm.train import Batch, Optimizer
+from sae_attr.parallel import make_mesh
+from sae_attr.tokenfile import Packing, write_tokens
+from sae_attr.tokenizer import load_tokenizer
+from tests.lm._training import config, examples, params_of
+from tests.miniatures import write_tokenizer
+
+CFG = config(d=8, d_mlp=8, n_heads=2, n_kv_heads=1)
+OPT = Optimizer(lr=1e-2, steps=8, warmup=2)
+LOOP = Loop(scan=2, eval_every=4, save_every=2)
+FEED = example_feed(examples(12), context=32, packed=False)
+
+
+class Stopped(Exception):
+    """What a test's feed raises in place of a kill."""
+
+
+def rows(step: int, stop: int = 100) -> Batch:
+    if step >= stop:
+        raise Stopped
+    return step_batch(FEED, step, batch_size=4, micro=2, seed=7)
+
+
+def run(folder: Path | None = None, stop: int = 100, **changes: Any) -> Fitted:
+    options: dict[str, Any] = {
+        "cfg": CFG,
+        "opt": OPT,
+        "mesh": make_mesh("data=1"),
+        "loop": LOOP,
+        "held_out": all_batches(FEED, 4),
+        "folder": folder,
+        "config": {"lr": 1e-2},
+        "progress": False,
+    }
+    return fit(params_of(CFG), {}, partial(rows, stop=stop), **(options | changes))
+
+
+@lru_cache(maxsize=1)
+def calm() -> Fitted:
+    """A run that nothing stops."""
+    return run()
+
+
+def test_a_continued_run_is_one_that_was_not_stopped(tmp_path: Path) -> None:
+    want = calm()
+    assert want.history[0]["step"] == 0
+    assert [r["step"] for r in want.history if "eval_loss" in r] == [0, 4, 8]
+    assert [r["step"] for r in want.history if "loss" in r] == list(range(1, 9))
+    assert want.history[-1]["eval_loss"] < want.history[0]["eval_loss"]
+    for stop in (3, 7):  # of which the second goes on itself
+        with pytest.raises(Stopped):
+            run(tmp_path, stop)
+    got = run(tmp_path)
+    assert got.started == 6
+    assert got.history == want.history
+    jax.tree.map(np.testing.assert_array_equal, got.state, want.state)
+    again = run(tmp_path, stop=0)  # nothing is left to do
+    assert again.history == want.history
+    jax.tree.map(np.testing.assert_array_equal, again.state, want.state)
+
+
+def test_a_history_ahead_of_its_checkpoint_is_cut_off(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, stop=4)
+    file = tmp_path / "history.json"
+    file.write_text(json.dumps([*json.loads(file.read_text()), {"step": 5, "loss": 0.0}]))
+    assert run(tmp_path).history == calm().history
+
+
+@pytest.mark.slow
+def test_on_a_mesh_too(tmp_path: Path) -> None:
+    mesh = make_mesh("data=2,model=2")
+    with pytest.raises(Stopped):
+        run(tmp_path, stop=4, mesh=mesh)
+    got, want = run(tmp_path, mesh=mesh), calm()
+    np.testing.assert_allclose(
+        [r["loss"] for r in got.history if "loss" in r], [r["loss"] for r in want.history if "loss" in r], rtol=1e-5
+    )
+
+
+def test_another_config_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, stop=4)
+    with pytest.raises(ValueError, match=r"another config:\n  lr: 0.01 there, 0.02 here"):
+        run(tmp_path, config={"lr": 0.02})
+
+
+def test_an_optimiser_state_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, stop=4)
+    wider = config(d=8, d_mlp=12, n_heads=2, n_kv_heads=1)
+    with pytest.raises(ValueError, match=r"blocks/up/kernel: float32\[2, 8, 8\] there, float32\[2, 8, 12\] here"):
+        fit(
+            params_of(wider), {}, rows, cfg=wider, opt=OPT, mesh=make_mesh("data=1"), folder=tmp_path,
+            config={"lr": 1e-2}, progress=False,
+        )  # fmt: skip
+
+
+def test_nan_stops_and_the_last_checkpoint_is_as_it_was(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, stop=4)
+    want, _ = checkpoints.restore(tmp_path, calm().state)
+    poisoned = {"lr": jnp.nan}
+    with pytest.raises(RuntimeError, match=r"step 6 has loss nan .*; the checkpoint of step 4 is intact. Lower the"):
+        run(tmp_path, opt=replace(OPT, **poisoned))
+    assert checkpoints.latest(tmp_path) == 4
+    got, _ = checkpoints.restore(tmp_path, want)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    with pytest.raises(RuntimeError, match=r"no checkpoint was written yet"):
+        run(opt=replace(OPT, **poisoned))
+
+
+def test_borders_do_not_depend_on_where_a_run_goes_on() -> None:
+    whole = spans(0, 23, Loop(scan=5, eval_every=7, save_every=10))
+    assert whole[:4] == [(0, 5), (5, 7), (7, 10), (10, 14)]
+    assert whole[-1] == (21, 23)
+    assert spans(10, 23, Loop(scan=5, eval_every=7, save_every=10)) == [s for s in whole if s[0] >= 10]
+    assert spans(23, 23, Loop()) == []
+
+
+# ---- feeds -------------------------------------------------------------------------------------------------------
+
+
+def test_each_epoch_takes_every_row_once_in_its_own_order() -> None:
+    got = np.concatenate([drawn(step, count=10, batch=4, seed=1) for step in range(5)]).reshape(2, 10)
+    assert [sorted(epoch) for epoch in got.tolist()] == [list(range(10))] * 2
+    assert got[0].tolist() != got[1].tolist()
+    assert drawn(3, count=10, batch=4, seed=1).tolist() == got.reshape(-1)[12:16].tolist()
+    assert drawn(0, count=10, batch=4, seed=2).tolist() != got[0][:4].tolist()
+    assert len(drawn(0, count=3, batch=8, seed=0)) == 8  # fewer rows than a batch
+
+
+def test_held_out_batches_hold_every_row_once() -> None:
+    batches = all_batches(FEED, 5)
+    assert [b.tokens_bt.shape for b in batches] == [(5, 32)] * 3
+    assert sum(int(b.target_valid_bc.sum()) for b in batches) == sum(int(r.target.sum()) for r in examples(12))
+
+
+def test_a_batch_that_cannot_be_cut() -> None:
+    with pytest.raises(ValueError, match=r"a batch of 4 rows cannot be cut into 3 micro-batches"):
+        step_batch(FEED, 0, batch_size=4, micro=3, seed=0)
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_of_text_every_token_with_something_before_it_is_learnt(tmp_path: Path, separate: bool) -> None:
+    tok = load_tokenizer(write_tokenizer(tmp_path / "tok", post=True))
+    file = write_tokens(["abcde", "fg", "hijklmno"], tok, tmp_path / "tokens")
+    feed = token_feed(file, Packing(8, separate=separate), first=0, stop=3)
+    (batch,) = all_batches(feed, 4)
+    for row in range(4):
+        segments = batch.segment_bt[row]
+        want = [t for t in range(1, 8) if segments[t] >= 0 and segments[t] == segments[t - 1]]
+        assert batch.target_bc[row][batch.target_valid_bc[row]].tolist() == want
+    starts = (batch.tokens_bt == tok.bos_id) & (batch.segment_bt >= 0)
+    assert starts.sum() >= 3
+    learnt = np.zeros_like(starts)
+    learnt[:, 1:] = batch.target_valid_bc
+    assert (learnt & starts).any() != separate  # a BOS inside a row is learnt only if documents run on
+    assert (batch.segment_bt[3] == -1).all()
