@@ -24,6 +24,8 @@ from sae_attr.lm.model import Params
 from sae_attr.lm.train import Assemble, Compute, Optimizer, join, learning_rate
 from sae_attr.report import csv_text
 from sae_attr.store import write_atomic
+from sae_attr.tokenfile import TokenFile, cached_tokens, open_tokens
+from sae_attr.tokenizer import Tokenizer
 
 # Where and how fast, not what.
 PLAIN = ("mesh", "micro", "scan", "remat", "loss_chunk", "eval_every", "save_every", "keep", "merge")
@@ -40,6 +42,25 @@ def require(config: ConfigDict, *names: str) -> None:
         raise ValueError(
             f"the config lacks {', '.join(absent)}; add " + " ".join(f"--config.{name}=PATH" for name in absent)
         )
+
+
+def token_file(
+    config: ConfigDict, corpus: str, tok: Tokenizer, root: epath.Path, *, prepend_bos: bool | None = None
+) -> TokenFile:
+    """A folder of `write_tokens` as it is, or a corpus tokenised once into `root`."""
+    if (epath.Path(corpus) / "ids.bin").exists():
+        return open_tokens(corpus)
+    return cached_tokens(
+        corpus,
+        tok,
+        root,
+        column=config.column,
+        split=config.split,
+        prepend_bos=prepend_bos,
+        append_eos=config.append_eos,
+        max_tokens=config.max_tokens,
+        progress=parallel.is_main(),
+    )
 
 
 def settings(config: ConfigDict, steps: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from sae_attr.lm.model import Params, init_params
 from sae_attr.lm.weights import load_lm, resolve_model, save_lm
 from sae_attr.parallel import LM_RULES, shardings
 from sae_attr.store import claim_workdir, fingerprint, lock_workdir
-from sae_attr.tokenfile import Packing, TokenFile, cached_tokens, open_tokens, row_count
+from sae_attr.tokenfile import Packing, row_count
 from sae_attr.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -47,22 +47,6 @@ def hf_config(config: ConfigDict, tok: Tokenizer) -> dict[str, Any]:
     return hf
 
 
-def token_file(config: ConfigDict, corpus: str, tok: Tokenizer, root: epath.Path) -> TokenFile:
-    """A folder of `write_tokens` as it is, or a corpus tokenised once into `root`."""
-    if (epath.Path(corpus) / "ids.bin").exists():
-        return open_tokens(corpus)
-    return cached_tokens(
-        corpus,
-        tok,
-        root,
-        column=config.column,
-        split=config.split,
-        append_eos=config.append_eos,
-        max_tokens=config.max_tokens,
-        progress=parallel.is_main(),
-    )
-
-
 def new_params(cfg: LMConfig, mesh: jax.sharding.Mesh, seed: int, dtype: str) -> Params:
     """`init_params` with every leaf made on the devices that `LM_RULES` gives it."""
     make = lambda key: init_params(cfg, key, dtype)
@@ -73,7 +57,7 @@ def new_params(cfg: LMConfig, mesh: jax.sharding.Mesh, seed: int, dtype: str) ->
 def feeds(config: ConfigDict, tok: Tokenizer, root: epath.Path) -> tuple[Feed, Feed | None, dict[str, Any]]:
     """Training and held-out feed, and the counts; without a file of their own the last rows are held out."""
     packing = Packing(config.context, documents=config.documents, separate=config.separate)
-    file = token_file(config, config.corpus, tok, root)
+    file = _training.token_file(config, config.corpus, tok, root)
     count = row_count(file, packing)
     counts = {"tokens": int(file.meta["tokens"]), "documents": int(file.meta["documents"]), "rows": count}
     if file.meta["vocab_size"] > tok.vocab_size:
@@ -82,7 +66,7 @@ def feeds(config: ConfigDict, tok: Tokenizer, root: epath.Path) -> tuple[Feed, F
             "take the tokenizer that made it"
         )
     if config.held_out:
-        other = token_file(config, config.held_out, tok, root)
+        other = _training.token_file(config, config.held_out, tok, root)
         held = token_feed(other, packing, first=0, stop=row_count(other, packing))
         return token_feed(file, packing, first=0, stop=count), held, counts
     kept = math.ceil(config.held_out_share * count)

@@ -95,6 +95,12 @@ def parse_site(text: str) -> Site:
     )
 
 
+def lens_name(site: Site) -> str:
+    """The site's name in TransformerLens, as SAELens writes it into its files: the inverse of `parse_site`."""
+    suffix = next(suffix for suffix, point in _LENS_POINTS.items() if point == site.point)
+    return f"blocks.{site.layer}.{suffix}"
+
+
 class Edit(Protocol):
     """What the forward pass calls at a site: a pytree `(x_btd, pos_bt) -> x_btd` of the same shape and dtype."""
 

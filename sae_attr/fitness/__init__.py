@@ -4,7 +4,7 @@ measured = measure(params, sae, text, cfg=cfg, site=site, mesh=mesh)
 verdict = judge(measured, promised(path, sae.cfg), counts_special=False)
 """
 
-from sae_attr.fitness.measure import Measured, SiteFit, measure, measure_sample
+from sae_attr.fitness.measure import Measured, SiteFit, measure, measure_sample, splice
 from sae_attr.fitness.promise import promised
 from sae_attr.fitness.repairs import Repair
 from sae_attr.fitness.sample import Sample, collect
@@ -26,5 +26,6 @@ __all__ = [
     "measure_sample",
     "promised",
     "record",
+    "splice",
     "table",
 ]

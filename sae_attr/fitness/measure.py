@@ -140,10 +140,7 @@ def measure_sample(
     trial_kd, target_kd = sample.plain(read, trial), sample.plain(site, trial)
     gain_d = norm_gain(params, read, cfg=cfg) if read != site else None
     found = repairs(sae, trial_kd, target_kd, active=l0(plain), expected=expected_l0, gain_d=gain_d)
-    mean_d = plain_kd.astype(np.float64).mean(0).astype(np.float32)
-    values = [recon.recon_kd, mean_d, np.zeros_like(mean_d)]
-    losses = spliced_losses(params, sample, values, cfg=cfg, site=site, mesh=mesh, limit=loss_tokens)
-    loss: dict[str, float] = dict(zip(("plain", "sae", "mean", "zero"), losses, strict=True))
+    loss, recovered = splice(params, sample, recon.recon_kd, cfg=cfg, mesh=mesh, limit=loss_tokens)
     return Measured(
         site=str(sample.place),
         metrics=summary(sae, plain),
@@ -151,10 +148,33 @@ def measure_sample(
         sites=tuple(_site_fit(sae, sample, place, trial) for place in (sample.place, *sample.beside)),
         repairs=tuple(found),
         loss=loss,
-        recovered={k: _recovered(loss, k) for k in ("mean", "zero")},
+        recovered=recovered,
         gate=sae.cfg.gate,
         threshold_max=None if sae.threshold_n is None else float(np.max(np.asarray(sae.threshold_n, np.float32))),
     )
+
+
+def splice(
+    params: Params,
+    sample: Sample,
+    recon_kd: np.ndarray,
+    *,
+    cfg: LMConfig,
+    mesh: jax.sharding.Mesh,
+    limit: int = LOSS_TOKENS,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """`loss` and `recovered` of `Measured`: what the model loses with a reconstruction in the place of the site.
+
+    Args:
+      recon_kd: one row for every token of the sample.
+      limit: tokens, in whole batches; 0 skips all and gives NaN.
+    """
+    site = sample.place.write
+    mean_d = sample.plain(site).astype(np.float64).mean(0).astype(np.float32)
+    values = [recon_kd, mean_d, np.zeros_like(mean_d)]
+    losses = spliced_losses(params, sample, values, cfg=cfg, site=site, mesh=mesh, limit=limit)
+    loss: dict[str, float] = dict(zip(("plain", "sae", "mean", "zero"), losses, strict=True))
+    return loss, {k: _recovered(loss, k) for k in ("mean", "zero")}
 
 
 def _special(sample: Sample, site: Site, recon_kd: np.ndarray) -> dict[str, Any] | None:

@@ -147,6 +147,28 @@ def dead_share(sums: FitSums) -> float:
     return float(np.mean(sums.fired_n == 0))
 
 
+class Density(NamedTuple):
+    """Latents by the decimal logarithm of their firing rate: `edges [k + 1]`, `counts [k]`, and `dead`, which never fired."""
+
+    edges: np.ndarray
+    counts: np.ndarray
+    dead: int
+
+
+def density(sums: FitSums, *, bins_per_decade: int = 4) -> Density:
+    """The histogram of log10 firing rates, from the rarest that the set can tell (one token) to 1.
+
+    Raises ValueError for a set without a token.
+    """
+    if not sums.tokens:
+        raise ValueError("no token to count firings on; give more text")
+    decades = max(1, int(np.ceil(np.log10(sums.tokens))))
+    edges = np.linspace(-decades, 0, decades * bins_per_decade + 1)
+    alive_n = sums.fired_n[sums.fired_n > 0]
+    counts, _ = np.histogram(np.log10(alive_n / sums.tokens), edges)
+    return Density(edges, counts, int(np.sum(sums.fired_n == 0)))
+
+
 def decoder_norms(sae: SAE) -> NormRange:
     """Smallest, middle and largest norm of the decoder's rows, as loaded."""
     norms_n = np.linalg.norm(np.asarray(sae.dec_nm, np.float32), axis=1)

@@ -39,6 +39,8 @@ def train(
     keep: int = 2,
     log_every: int = 50,
     on_row: Callable[[Row], None] = lambda row: None,
+    evaluate: Callable[[TrainState], Row] | None = None,
+    eval_every: int = 0,
     progress: bool = True,
 ) -> Trained:
     """Trains, from the last checkpoint in `folder` if there is one; the result does not depend on where it was stopped.
@@ -52,14 +54,17 @@ def train(
       keep: checkpoints that are left.
       log_every: steps that a row of the curves sums up.
       on_row: is told every new row.
+      evaluate: numbers of a state, added to the row of every `eval_every`-th step (a multiple of `log_every`) and the last.
+      eval_every: 0 for the last step alone.
       progress: show a bar with tokens/s and the time left.
 
     Raises:
       FloatingPointError: a loss or gradient that is not finite. Checkpoints hold finite steps alone.
       ValueError: a folder of another run (see `checkpoints.restore`), batches that do not fit the config.
     """
-    if save_every % log_every:
-        raise ValueError(f"save_every={save_every} is no multiple of log_every={log_every}; curves would lose a part")
+    for name, every in (("save_every", save_every), ("eval_every", eval_every)):
+        if every % log_every:
+            raise ValueError(f"{name}={every} is no multiple of log_every={log_every}; curves would lose a part")
     state, rows = resume(cfg, batch, mesh, folder)
     step_fn, window = compiled_step(cfg, mesh, state), []
     with _bar(cfg, int(state.step), progress) as bar:
@@ -71,6 +76,8 @@ def train(
             if last or (step + 1) % log_every == 0:
                 _check_finite(state, batch, cfg, folder)
                 rows.append(row_of(step + 1, rows[-1]["tokens"] if rows else 0, window))
+                if evaluate is not None and (last or (eval_every and (step + 1) % eval_every == 0)):
+                    rows[-1] |= evaluate(state)
                 on_row(rows[-1])
                 _advance(bar, window, rows[-1])
                 window = []

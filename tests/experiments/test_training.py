@@ -38,15 +38,18 @@ def chats(count: int) -> list[dict[str, Any]]:
     return [{"messages": [ask(k), answer]} for k in range(count)]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_base(folder: Path) -> Path:
     """A random model with a character tokenizer and a chat template, rows and a corpus beside it."""
-    folder = tmp_path_factory.mktemp("base")
     tok = load_tokenizer(write_tokenizer(folder / "model", chat_template=CHATML))
     write_llama(folder / "model", vocab=tok.vocab_size, max_position_embeddings=128, bos_token_id=0, eos_token_id=1)
     write_lines(folder / "rows.jsonl", *chats(30))
     (folder / "corpus.json").write_text(json.dumps([f"the cat number {k} sat on the mat" for k in range(80)]))
     return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("base"))
 
 
 def finetuning(base: Path, **changes: Any) -> ConfigDict:
