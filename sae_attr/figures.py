@@ -78,7 +78,7 @@ def sae_training_figure(numbers: Mapping[str, Any]) -> Figure:
     """Explained variance, L0 and dead latents while an SAE was trained, and how often its latents fire.
 
     Args:
-      numbers: `train`: {step, explained_variance, l0, dead} lists; `held_out`: {step, explained_variance, l0, dead,
+      numbers: `train`: {step, explained_variance, l0, dead} lists; `held_out`: {step, explained_variance, l0, dead_share,
         ce_recovered} lists; `density`: {edges, counts, dead}, as `sae.metrics.density` gives them.
     """
     figure = Figure(figsize=(9.6, 6.4), layout="constrained")
@@ -93,8 +93,10 @@ def sae_training_figure(numbers: Mapping[str, Any]) -> Figure:
     top.set(ylim=(low, 1.0))
     top.legend(frameon=False, loc="lower right")
     bottom.plot(train["step"], train["dead"], color=GREY, lw=1.2, label="dead, by the tokens since they fired")
-    bottom.plot(held["step"], held["dead"], color=BLUE, lw=1.4, marker="o", ms=3, label="never fired on held-out text")
-    highest = max(0.02, *train["dead"], *held["dead"])
+    bottom.plot(
+        held["step"], held["dead_share"], color=BLUE, lw=1.4, marker="o", ms=3, label="never fired on held-out text"
+    )
+    highest = max(0.02, *train["dead"], *held["dead_share"])
     bottom.set(xlabel="step", ylabel="share of latents", ylim=(-0.03 * highest, 1.1 * highest))
     bottom.legend(frameon=False)
     middle.set(ylim=(0, 1.15 * max([*train["l0"], *held["l0"]])))

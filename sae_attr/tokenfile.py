@@ -269,6 +269,28 @@ def rows_at(file: TokenFile, index_b: Sequence[int] | np.ndarray, packing: Packi
     return TokenRows(tokens_bt, valid_bt, segment_bt, since_bt, since_bt)
 
 
+def hold_out(file: TokenFile, packing: Packing, share: float) -> tuple[range, range]:
+    """Rows to train on, and the documents behind them that no such row touches.
+
+    Args:
+      share: of the rows, at the end, that are left out of training.
+
+    Raises:
+      ValueError: no row is left to train on, or no whole document lies behind.
+    """
+    count, documents = row_count(file, packing), len(file.starts_s) - 1
+    kept = count - max(1, round(share * count))
+    if kept < 1:
+        raise ValueError(f"holding out {share} leaves none of {count} rows to train on; lower held_out_share")
+    first = int(documents_at(file, kept - 1, packing).max()) + 1
+    if first >= documents:
+        raise ValueError(
+            f"no whole document lies in the last {count - kept} of {count} rows, so there is none to measure on; raise "
+            "held_out_share"
+        )
+    return range(kept), range(first, documents)
+
+
 def documents_at(file: TokenFile, row: int, packing: Packing) -> np.ndarray:
     """Number of the document that each position of a row belongs to, int64 [t], -1 on padding."""
     ids, _ = _row(file, row, packing)

@@ -14,7 +14,7 @@ MAY_IMPORT = (
     dict.fromkeys(BASE, BASE)
     | {"lm": BASE, "sae": BASE}
     | {"attribution": {*CORE, "activations", "interpret", "fitness"}, "steering": CORE, "interpret": CORE}
-    | {"activations": BASE | {"lm"}, "fitness": CORE}
+    | {"activations": BASE | {"lm"}, "fitness": CORE | {"activations"}}
     | {"judge": BASE, "figures": set(), "report": {"figures", "store"}}
 )
 NOWHERE = {"torch", "transformers", "sae_lens", "flax.nnx"}

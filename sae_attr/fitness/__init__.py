@@ -4,23 +4,29 @@ measured = measure(params, sae, text, cfg=cfg, site=site, mesh=mesh)
 verdict = judge(measured, promised(path, sae.cfg), counts_special=False)
 """
 
+from sae_attr.fitness.held_out import HeldOut, HeldOutFit, collect_held_out, held_out_fit
 from sae_attr.fitness.measure import Measured, SiteFit, measure, measure_sample, splice
 from sae_attr.fitness.promise import promised
 from sae_attr.fitness.repairs import Repair
-from sae_attr.fitness.sample import Sample, collect
+from sae_attr.fitness.sample import Place, Sample, collect
 from sae_attr.fitness.show import record, table
 from sae_attr.fitness.verdict import Bands, Finding, Promise, Verdict, judge
 
 __all__ = [
     "Bands",
     "Finding",
+    "HeldOut",
+    "HeldOutFit",
     "Measured",
+    "Place",
     "Promise",
     "Repair",
     "Sample",
     "SiteFit",
     "Verdict",
     "collect",
+    "collect_held_out",
+    "held_out_fit",
     "judge",
     "measure",
     "measure_sample",

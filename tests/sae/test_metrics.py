@@ -8,6 +8,7 @@ import pytest
 from sae_attr.sae.metrics import (
     dead_share,
     decoder_norms,
+    density,
     explained_variance,
     fit,
     l0,
@@ -71,3 +72,15 @@ def test_saes_that_differ_in_arithmetic_are_measured_apart(sae: SAE) -> None:
         for select in (False, True)
     ]
     assert fit(kept[0], ACTS - 100).residual != fit(kept[1], ACTS - 100).residual
+
+
+def test_the_histogram_of_firing_rates_holds_every_latent_once(sae: SAE) -> None:
+    sums = fit(sae, ACTS - 100)
+    found = density(sums)
+    assert found.counts.sum() + found.dead == 16
+    assert found.dead == (sums.fired_n == 0).sum()
+    assert (found.edges[0], found.edges[-1]) == (-4, 0)
+    rates = sums.fired_n[sums.fired_n > 0] / 3000
+    assert found.counts[-1] == (rates >= 10**-0.25).sum()
+    with pytest.raises(ValueError, match="no token to count firings on"):
+        density(fit(sae, ACTS[:0]))
