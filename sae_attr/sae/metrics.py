@@ -105,7 +105,8 @@ _RECORDED = (
 
 def fit_sums(acts_kd: np.ndarray, recon: Reconstruction) -> FitSums:
     """The sums of one batch of tokens `[k, d]` and their reconstruction; ValueError where the widths differ."""
-    x_kd = np.asarray(acts_kd, np.float64).reshape(len(recon.recon_kd), -1)
+    x_kd = np.asarray(acts_kd, np.float64)
+    x_kd = x_kd.reshape(len(x_kd), int(np.prod(x_kd.shape[1:])))
     if x_kd.shape != recon.recon_kd.shape:
         raise ValueError(
             f"activations have width {x_kd.shape[1]} but the SAE writes {recon.recon_kd.shape[1]}; a transcoder is compared "
