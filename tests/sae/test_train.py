@@ -31,6 +31,7 @@ from sae_attr.sae.train import (
 )
 from sae_attr.sae.train_config import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("quick")
 D, N = 8, 16
 STEPS = 12
 
@@ -260,7 +261,9 @@ def test_a_step_is_a_pure_function() -> None:
 
 KILLED = """
 import sys
+import jax
 from tests.sae.test_train import batch, config, quick
+jax.config.update("jax_disable_most_optimizations", True)  # as here: another compilation has other last bits
 quick(config("jumprelu", steps=1500), folder=sys.argv[1], log_every=50, save_every=50)
 """
 
