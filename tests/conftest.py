@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # All of this is read when jax is first imported, so it comes before any import that may do so.
@@ -12,6 +13,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(CACHE, "xla_test
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import pytest  # noqa: E402
+
+from tests._compile import quick_compile  # noqa: E402
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -32,3 +35,10 @@ def stories(shared: Path) -> Path:
     if not path.is_dir():
         pytest.skip(f"needs the stories260K model, which is not at {path}")
     return path
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[None]:
+    """The module's programs compile quickly: `pytestmark = pytest.mark.usefixtures("quick")`."""
+    with quick_compile():
+        yield

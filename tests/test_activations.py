@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,20 +44,17 @@ from sae_attr.store import Store
 from sae_attr.store.files import quote
 from sae_attr.tokenfile import Packing, TokenFile, rows_at, write_tokens
 from sae_attr.tokenizer import load_tokenizer
-from tests.attribution._tiny import llama, off, quick_compile, random_params
+from tests._processes import limited
+from tests.attribution._tiny import llama, off, random_params
 from tests.miniatures import write_tokenizer
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 CONTEXT, VOCAB = 16, 105
 CFG = replace(llama(), vocab=VOCAB)
 LOW, HIGH = Site(0, "mlp_in"), Site(1)
 REPO = Path(__file__).resolve().parent.parent
 SINK = "~"  # the token whose activations are made huge
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    with quick_compile():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -391,7 +387,8 @@ def test_a_writer_of_the_cache_that_is_killed(file: TokenFile, tmp_path: Path) -
     command = [sys.executable, "-c", KILLED, str(tmp_path / "cut"), str(tokens)]
     with subprocess.Popen(command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "in the middle\n"
+        with limited(process):
+            assert process.stdout.readline() == "in the middle\n"
         process.kill()
     assert len(list((tmp_path / "cut").glob("shard-*"))) == 3
     cache(tmp_path / "cut", params, make(file, params))

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from sae_attr.checkpoints import latest, read_meta, restore, save
 from sae_attr.parallel import make_mesh
+from tests._processes import limited
 
 WEIGHTS = {"w": jnp.arange(12.0).reshape(4, 3), "half": jnp.ones(3, jnp.bfloat16)}
 
@@ -102,7 +103,7 @@ while True:
 def test_a_kill_leaves_whole_steps(tmp_path: Path) -> None:
     like, seen = {"w": jnp.zeros((400, 1000), jnp.int32)}, 0
     for wait in (0.0, 0.05, 0.11, 0.17, 0.23):
-        with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)]) as process:
+        with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)]) as process, limited(process):
             while (latest(tmp_path) or 0) <= seen and process.poll() is None:
                 time.sleep(0.005)
             time.sleep(wait)

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from sae_attr import parallel
 from sae_attr.parallel import LM_RULES, make_mesh, shard_batch, shard_rows, spec_for
+from tests._processes import SECONDS
 
 
 def test_the_tests_run_on_four_devices() -> None:
@@ -207,7 +208,11 @@ def test_two_processes_share_one_mesh(tmp_path: Path) -> None:
         )
         for i in range(2)
     ]
-    outs = [run.communicate(timeout=120) for run in runs]
+    try:
+        outs = [run.communicate(timeout=SECONDS) for run in runs]
+    finally:
+        for run in runs:
+            run.kill()  # nothing happens where it has ended
     assert [run.returncode for run in runs] == [0, 0], outs
     # gloo reports its connections on the same stream
     assert [out.splitlines()[-1].split() for out, _ in outs] == [[str(i), "2", "4", "56.0", "True"] for i in range(2)]

@@ -29,6 +29,7 @@ from sae_attr.store import (
     write_atomic,
 )
 from sae_attr.store import files as store_files
+from tests._processes import limited
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +214,8 @@ def start(code: str, *args: Any) -> subprocess.Popen[str]:
     """A Python process of its own that has said "ready"."""
     run = subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, text=True)
     assert run.stdout is not None
-    said = run.stdout.readline().strip()
+    with limited(run):
+        said = run.stdout.readline().strip()
     if said != "ready":
         kill(run)
     assert said == "ready"

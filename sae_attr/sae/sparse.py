@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_WIDE_SHARE = 16  # one row in so many may be searched whole
+
 
 class Slots(NamedTuple):
     """Where codes are: `latents_sb` int32, `rows_sb` int32 or None, and the value there, `values_sb`.
@@ -73,11 +75,19 @@ def _at_least(mask: jax.Array, k: int) -> jax.Array:
 
 
 class BatchChoice(NamedTuple):
-    """`slots` of the batch's best entries, their smallest value, and whether the whole matrix had to be searched."""
+    """`slots` of the batch's best entries, their smallest value, and whether some row had more than its candidates."""
 
     slots: Slots
     threshold: jax.Array
     spilled: jax.Array
+
+
+class _Part(NamedTuple):
+    """Some values of a matrix: of these rows, and of which latents (None: all of them, in order)."""
+
+    values_rc: jax.Array
+    rows_r: jax.Array
+    latents_rc: jax.Array | None = None
 
 
 def batch_topk(pre_bn: jax.Array, k: int, candidates: int, shards: int = 1) -> BatchChoice:
@@ -89,41 +99,59 @@ def batch_topk(pre_bn: jax.Array, k: int, candidates: int, shards: int = 1) -> B
     Args:
       pre_bn: pre-activations.
       k: entries per row, on average.
-      candidates: entries of a row that are looked at first. If a row may have more among the best, the matrix is searched.
+      candidates: entries of a row that are looked at first. A row that may have more among the best is searched whole;
+        if more than a sixteenth of the rows are such, the matrix is.
       shards: as for `row_topk`.
     """
     b, n = pre_bn.shape
-    candidates = min(candidates, n)
+    candidates, wide, every_b = min(candidates, n), -(-b // _WIDE_SHARE), jnp.arange(b)
     values_bc, latents_bc = row_topk(pre_bn, candidates, shards)
     values_bc = jax.nn.relu(values_bc)
-    threshold = kth_largest(values_bc, b * k)
+    low = kth_largest(values_bc, b * k)  # of some of the entries: the matrix's own is as large or larger
+    spilled_b = (values_bc[:, -1].astype(jnp.float32) >= low) & (values_bc[:, -1] > 0) & (candidates < n)
 
     def few() -> tuple[Slots, jax.Array]:
-        return _entries(values_bc, latents_bc, threshold, k), threshold
+        return _entries([_Part(values_bc, every_b, latents_bc)], low, b, k), low
+
+    def wide_rows() -> tuple[Slots, jax.Array]:
+        (rows_w,) = jnp.nonzero(spilled_b, size=wide, fill_value=b)
+        values_wn = jnp.where(rows_w[:, None] < b, jax.nn.relu(pre_bn[jnp.minimum(rows_w, b - 1)]), 0)
+        rest_bc = jnp.where(spilled_b[:, None], 0, values_bc)
+        exact = kth_largest(jnp.concatenate([rest_bc.reshape(-1), values_wn.reshape(-1)]), b * k)
+        return _entries([_Part(rest_bc, every_b, latents_bc), _Part(values_wn, rows_w)], exact, b, k), exact
 
     def all_of_them() -> tuple[Slots, jax.Array]:
         values_bn = jax.nn.relu(pre_bn)
         exact = kth_largest(values_bn, b * k)
-        return _entries(values_bn, None, exact, k), exact
+        return _entries([_Part(values_bn, every_b)], exact, b, k), exact
 
-    spilled = jnp.any((values_bc[:, -1].astype(jnp.float32) >= threshold) & (values_bc[:, -1] > 0)) & (candidates < n)
-    slots, threshold = jax.lax.cond(spilled, all_of_them, few)
-    return BatchChoice(slots, threshold, spilled)
+    count = jnp.sum(spilled_b, dtype=jnp.int32)
+    case = (count > 0).astype(jnp.int32) + (count > wide)
+    slots, threshold = jax.lax.switch(case, [few, wide_rows, all_of_them])
+    return BatchChoice(slots, threshold, count > 0)
 
 
-def _entries(values_bc: jax.Array, latents_bc: jax.Array | None, threshold: jax.Array, k: int) -> Slots:
-    """The entries that the threshold keeps, as slots; column numbers are latents where none are given."""
-    b, c = values_bc.shape
-    ranked_bc = values_bc.astype(jnp.float32)  # as the threshold was found
-    above = ranked_bc > threshold
-    equal = (ranked_bc == threshold) & (threshold > 0)
-    before = jnp.cumsum(equal.reshape(-1), dtype=jnp.int32).reshape(b, c)
-    kept = above | (equal & (before <= b * k - jnp.sum(above, dtype=jnp.int32)))
-    rows, columns = jnp.nonzero(kept, size=b * k, fill_value=0)
-    real = jnp.arange(b * k) < jnp.sum(kept, dtype=jnp.int32)
-    latents = columns if latents_bc is None else latents_bc[rows, columns]
-    parts = jnp.where(real, values_bc[rows, columns], 0), latents, rows
-    values, latents, rows = (part.reshape(k, b) for part in parts)
+def _entries(parts: list[_Part], threshold: jax.Array, b: int, k: int) -> Slots:
+    """The entries that the threshold keeps, as slots. A row that counts is in one part; elsewhere its values are 0."""
+    ranked = [part.values_rc.astype(jnp.float32) for part in parts]  # as the threshold was found
+    equal = [(values == threshold) & (threshold > 0) for values in ranked]
+    left = b * k - sum(jnp.sum(values > threshold, dtype=jnp.int32) for values in ranked)
+    equal_b = jnp.zeros(b, jnp.int32)
+    for part, same in zip(parts, equal, strict=True):
+        equal_b = equal_b.at[part.rows_r].add(jnp.sum(same, axis=1, dtype=jnp.int32), mode="drop")
+    earlier_b = jnp.cumsum(equal_b, dtype=jnp.int32) - equal_b  # equal ones in the rows before
+    found, size = [jnp.int32(0)] * 3, jnp.int32(0)
+    for part, values, same in zip(parts, ranked, equal, strict=True):
+        before = earlier_b[part.rows_r][:, None] + jnp.cumsum(same, axis=1, dtype=jnp.int32)
+        kept = (values > threshold) | (same & (before <= left))
+        rows, columns = jnp.nonzero(kept, size=b * k, fill_value=0)
+        real = jnp.arange(b * k) < jnp.sum(kept, dtype=jnp.int32)
+        latents = columns if part.latents_rc is None else part.latents_rc[rows, columns]
+        entries = part.values_rc[rows, columns], latents, part.rows_r[rows]
+        # Beyond the kept ones all is 0, so that the parts can be laid one behind the other by adding.
+        found = [sum_f + jnp.roll(jnp.where(real, e, 0), size) for sum_f, e in zip(found, entries, strict=True)]
+        size += jnp.sum(kept, dtype=jnp.int32)
+    values, latents, rows = (part.reshape(k, b) for part in found)
     return Slots(values, latents.astype(jnp.int32), rows.astype(jnp.int32))
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,16 +19,6 @@ from tests.miniatures import llama_config
 
 VOCAB = 40
 SPECIAL_IDS = (0, 1, 2)  # 0 is BOS
-
-
-@contextmanager
-def quick_compile() -> Iterator[None]:
-    """Programs compile in half the time and run somewhat slower: right for models as small as these."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def llama(**changes: Any) -> LMConfig:

@@ -1,7 +1,5 @@
 """ā, firing rates and mean codes over a corpus of ragged, masked rows."""
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,9 @@ from sae_attr.attribution import firing_rates, mean_activation, site_acts, weigh
 from sae_attr.hooks import Site
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.model import SAE, SAEConfig
-from tests.attribution._tiny import VOCAB, llama, off, quick_compile, random_params
+from tests.attribution._tiny import VOCAB, llama, off, random_params
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 CFG, SITE = llama(), Site(1)
 RNG = np.random.default_rng(0)
@@ -20,12 +20,6 @@ TOKENS = RNG.integers(0, VOCAB, (8, 12)).astype(np.int32)
 VALID = np.arange(12) < RNG.integers(3, 13, (8, 1))
 VALID[7] = False  # a row of padding
 COUNTED = VALID & (RNG.random((8, 12)) < 0.7)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    with quick_compile():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -30,10 +30,11 @@ from tests.attribution._tiny import (
     neox,
     off,
     plain_losses,
-    quick_compile,
     ragged_rows,
     random_params,
 )
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 SITE = Site(1)
 ROWS = ragged_rows()
@@ -43,12 +44,6 @@ DEC_ND = np.random.default_rng(1).standard_normal((37, 16)) * np.exp(np.random.d
 MEAN_D = np.random.default_rng(3).standard_normal(16)
 
 Arrays = tuple[list[np.ndarray], list[np.ndarray]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    with quick_compile():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,5 @@
 """Encoder-true scores and the reconstruction error: by hand, per completion against per prompt, and adding up."""
 
-from collections.abc import Iterator
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,17 +20,13 @@ from sae_attr.hooks import Site
 from sae_attr.lm.model import forward
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.model import SAE, SAEConfig, code_rows, decode, encode
-from tests.attribution._tiny import VOCAB, llama, off, quick_compile, ragged_rows, random_params
+from tests.attribution._tiny import VOCAB, llama, off, ragged_rows, random_params
 from tests.sae.test_model import KINDS, D, N, make
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 ROWS = ragged_rows(3)
 LINEAR = ("relu", "jumprelu", "topk", "gated", "rescaled")  # no norm per token, no skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    with quick_compile():
-        yield
 
 
 @pytest.fixture(scope="module")

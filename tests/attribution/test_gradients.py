@@ -16,16 +16,12 @@ from sae_attr.hooks import POINTS, Add, Replace, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
 from sae_attr.parallel import LM_RULES, make_mesh, shard_batch, shard_tree
-from tests.attribution._tiny import batch_of, llama, neox, off, plain_losses, quick_compile, ragged_rows, random_params
+from tests.attribution._tiny import batch_of, llama, neox, off, plain_losses, ragged_rows, random_params
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 ROWS = ragged_rows(5)[2:6]  # 8, 19, 11 and 30 tokens
 F64 = {"resid_dtype": "float64"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    with quick_compile():
-        yield
 
 
 @pytest.fixture

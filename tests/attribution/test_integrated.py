@@ -20,19 +20,15 @@ from sae_attr.attribution import (
 from sae_attr.hooks import Replace, Site
 from sae_attr.lm.rules import LRP
 from sae_attr.parallel import make_mesh
-from tests.attribution._tiny import batch_of, llama, neox, off, plain_losses, quick_compile, ragged_rows, random_params
+from tests.attribution._tiny import batch_of, llama, neox, off, plain_losses, ragged_rows, random_params
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 ROWS = ragged_rows(5)[2:6]
 BATCH = batch_of(ROWS)
 F64 = {"resid_dtype": "float64"}
 WHERE = np.asarray(BATCH.valid_bt & ~BATCH.completion_bt)
 SITES = [Site(0), Site(1, "mlp_out"), Site(1, "attn_z"), Site(2)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    with quick_compile():
-        yield
 
 
 @pytest.fixture

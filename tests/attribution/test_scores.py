@@ -28,7 +28,9 @@ from sae_attr.attribution.table import table_from_batches
 from sae_attr.data import BOS, COMPLETION, LAST, ROLES, SCOPES, Row
 from sae_attr.parallel import make_mesh
 from sae_attr.tensorfiles import RowSource
-from tests.attribution._tiny import off, quick_compile, ragged_rows, row
+from tests.attribution._tiny import off, ragged_rows, row
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 B, T, D, N = 5, 11, 8, 23
 RNG = np.random.default_rng(0)
@@ -37,12 +39,6 @@ WEIGHTS = RNG.standard_normal((B, T)) * (RNG.random((B, T)) > 0.3)
 DEC = RNG.standard_normal((N, D)) * np.exp(2 * RNG.standard_normal((N, 1)))
 UNIT = DEC / np.linalg.norm(DEC, axis=1, keepdims=True)
 MEAN = RNG.standard_normal(D)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    with quick_compile():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,5 @@
 """Several sites from one backward pass, one ranking of them all, and the input of transcoders."""
 
-from collections.abc import Iterator
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,15 +18,11 @@ from sae_attr.hooks import Site
 from sae_attr.lm.model import forward
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.model import SAE, SAEConfig, encode
-from tests.attribution._tiny import llama, neox, off, quick_compile, ragged_rows, random_params
+from tests.attribution._tiny import llama, neox, off, ragged_rows, random_params
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 ROWS = ragged_rows(5)[:6]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    with quick_compile():
-        yield
 
 
 def test_one_pass_gives_what_one_pass_a_site_gives() -> None:

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from configs import demo
 from experiments import attribute, make_miniature
+from tests._processes import SECONDS
 
 REPO = Path(__file__).resolve().parent.parent.parent
 PLANTED = make_miniature.PLANTED
@@ -96,7 +97,13 @@ def environment(**extra: str) -> dict[str, str]:
 
 def shell(flags: Sequence[str], **extra: str) -> subprocess.CompletedProcess[str]:
     """A run in a process of its own, started as a user would."""
-    return subprocess.run(command(flags), cwd=REPO, env=environment(**extra), capture_output=True, text=True)
+    return ended(command(flags), **extra)
+
+
+def ended(command: Sequence[str], **extra: str) -> subprocess.CompletedProcess[str]:
+    """A command in the repository with the environment of the tests; TimeoutExpired if it does not end."""
+    env = environment(**extra)
+    return subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=SECONDS)
 
 
 def copied(folder: Path, to: Path) -> Path:

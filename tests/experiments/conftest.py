@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests._compile import quick_compile
 from tests.experiments import _demo
 
 
@@ -23,4 +24,10 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def done(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> Path:
     """The workdir of a finished run; not to be changed, see `_demo.copied`."""
     folder = _shared(tmp_path_factory) / "done"
-    return _demo.once(folder, lambda workdir: _demo.run(_demo.config(miniature), workdir))
+    with quick_compile():  # a session's fixtures are made before those of a module
+        return _demo.once(folder, lambda workdir: _demo.run(_demo.config(miniature), workdir))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick(quick: None) -> None:
+    """Runs in this process, like the finished one, compile quickly; those in processes of their own compile as a user's."""

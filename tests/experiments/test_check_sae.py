@@ -1,7 +1,6 @@
 """The check of an SAE as a program, and at the start of every run."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,7 @@ def test_exit_status_and_verdict_of_a_wrong_site(settings: ConfigDict) -> None:
     plain = {k: v for k, v in settings.to_dict().items() if isinstance(v, (str, int, float)) and k != "site"}
     flags = [f"--config.{k}={v}" for k, v in plain.items()]
     command = [sys.executable, "-m", "experiments.check_sae", "--config=configs/check_sae.py", *flags]
-    ended = subprocess.run(
-        [*command, "--config.site=layer1.resid_post"], cwd=_demo.REPO, env=_demo.environment(), capture_output=True, text=True
-    )  # fmt: skip
+    ended = _demo.ended([*command, "--config.site=layer1.resid_post"])
     assert ended.returncode == 1, ended.stderr
     assert "layer 2 instead of 1" in ended.stdout.splitlines()[-1]
     assert "is the hook off by one?" in ended.stdout.splitlines()[-1]

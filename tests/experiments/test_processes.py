@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests._processes import SECONDS, limited
 from tests.experiments._demo import (
     REPO,
     RESULTS,
@@ -52,7 +53,10 @@ def test_a_run_killed_again_and_again_ends_as_one_left_alone(miniature: Path, tm
     flags = flag_list(cfg, workdir)
     for _ in range(5):
         quiet = subprocess.DEVNULL
-        with subprocess.Popen(command(flags), cwd=REPO, env=environment(), stdout=quiet, stderr=quiet) as process:
+        with (
+            subprocess.Popen(command(flags), cwd=REPO, env=environment(), stdout=quiet, stderr=quiet) as process,
+            limited(process),
+        ):
             limit = files(workdir) + int(rng.integers(2, 16))  # killed as soon as that many files are there
             while process.poll() is None and files(workdir) < limit:
                 time.sleep(0.002)
@@ -88,7 +92,7 @@ def test_two_processes_rank_as_one_does(done: Path, miniature: Path, tmp_path: P
             process = subprocess.Popen(command(flags), cwd=REPO, env=env, stdout=log, stderr=log)
             processes.append(stack.enter_context(process))
             stack.callback(process.kill)
-        codes = [process.wait(timeout=300) for process in processes]
+        codes = [process.wait(timeout=SECONDS) for process in processes]
     assert codes == [0, 0], (tmp_path / "1.log").read_text()[-2000:]
     assert "faithful: tokens=prompt" in (tmp_path / "0.log").read_text()
     assert "faithful" not in (tmp_path / "1.log").read_text()  # only process 0 speaks

@@ -25,6 +25,7 @@ from sae_attr.lm.model import forward
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.tokenizer import load_tokenizer
+from tests._processes import limited
 from tests.experiments import _demo
 from tests.miniatures import CHATML, write_lines, write_llama, write_tokenizer
 
@@ -236,9 +237,11 @@ def killed_at(base: Path, workdir: Path, step: int) -> None:
     """Starts the run and kills it, with no chance to tidy up, once the checkpoint of `step` begins to be written."""
     quiet = subprocess.DEVNULL
     checkpoints = workdir / "checkpoints"
-    with subprocess.Popen(
-        command(base, workdir), cwd=_demo.REPO, env=_demo.environment(), stdout=quiet, stderr=quiet
-    ) as process:
+    run = command(base, workdir)
+    with (
+        subprocess.Popen(run, cwd=_demo.REPO, env=_demo.environment(), stdout=quiet, stderr=quiet) as process,
+        limited(process),
+    ):
         begun = lambda: checkpoints.is_dir() and any(n.split(".")[0] == str(step) for n in os.listdir(checkpoints))
         while process.poll() is None and not begun():
             time.sleep(0.001)
@@ -248,9 +251,7 @@ def killed_at(base: Path, workdir: Path, step: int) -> None:
 
 @pytest.mark.slow
 def test_a_fine_tune_killed_twice_ends_as_one_left_alone(base: Path, tmp_path: Path) -> None:
-    run_of = lambda workdir: subprocess.run(
-        command(base, workdir), cwd=_demo.REPO, env=_demo.environment(), capture_output=True, text=True
-    )
+    run_of = lambda workdir: _demo.ended(command(base, workdir))
     calm = run_of(tmp_path / "calm")
     assert calm.returncode == 0, calm.stderr
     for step in (2, 6):

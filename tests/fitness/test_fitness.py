@@ -171,15 +171,20 @@ def test_untouched_transcoders_pass(bench: Bench, shared: Path, name: str) -> No
     assert judge(measured, Promise(), counts_special=False).passes
 
 
-@pytest.mark.parametrize(
-    ("site", "read", "code"),
-    [
-        (Site(1, "mlp_out"), Site(1, "mlp_in"), "layer 2 instead of 1"),
-        (Site(2, "mlp_out"), Site(2, "resid_mid"), "layer2.mlp_in to layer2.mlp_out instead of"),
-        (Site(2, "resid_post"), Site(2, "mlp_in"), "layer2.mlp_in to layer2.mlp_out instead of"),
-    ],
+PLACES = (
+    (Site(1, "mlp_out"), Site(1, "mlp_in"), "layer 2 instead of 1"),
+    (Site(2, "mlp_out"), Site(2, "resid_mid"), "layer2.mlp_in to layer2.mlp_out instead of"),
+    (Site(2, "resid_post"), Site(2, "mlp_in"), "layer2.mlp_in to layer2.mlp_out instead of"),
 )
-@pytest.mark.parametrize("name", TRANSCODERS)
+# Quickly every transcoder at one wrong place and every place with one transcoder; slowly all of them.
+WRONG_PLACES = [
+    pytest.param(name, *place, marks=() if i == k else pytest.mark.slow)
+    for i, place in enumerate(PLACES)
+    for k, name in enumerate(TRANSCODERS)
+]
+
+
+@pytest.mark.parametrize(("name", "site", "read", "code"), WRONG_PLACES)
 def test_transcoders_at_the_wrong_place(
     bench: Bench, shared: Path, name: str, site: Site, read: Site, code: str
 ) -> None:
@@ -289,13 +294,28 @@ def test_an_l0_that_the_path_does_not_promise(bench: Bench, shared: Path, tmp_pa
     assert "12.6 and 80 was promised" in verdict.sentence
 
 
-@pytest.mark.parametrize("name", ["topk_rescaled", "standard_apply_b_dec", "jumprelu_step"])
-def test_an_sae_of_another_model(bench: Bench, shared: Path, name: str) -> None:
-    sae = load_sae(shared / "fixtures/sae/saelens" / name)
-    other = init_params(bench.cfg, jax.random.key(0))
+@pytest.fixture(scope="module")
+def another(bench: Bench) -> tuple[Params, Sample]:
+    """A model of the same shapes with random parameters, and its activations."""
+    other = jax.jit(functools.partial(init_params, bench.cfg))(jax.random.key(0))
     other["embed"]["table"] = other["embed"]["table"] * 40  # activations of about the right size
-    found = measure(other, sae, bench.batches[:3], cfg=bench.cfg, site=HERE, mesh=bench.mesh, loss_tokens=0)
+    sample = collect(other, bench.batches[:3], cfg=bench.cfg, site=HERE, mesh=bench.mesh, beside=1024)
+    return other, sample
+
+
+@pytest.mark.parametrize("name", ["topk_rescaled", "standard_apply_b_dec", "jumprelu_step"])
+def test_an_sae_of_another_model(bench: Bench, another: tuple[Params, Sample], shared: Path, name: str) -> None:
+    sae, (other, sample) = load_sae(shared / "fixtures/sae/saelens" / name), another
+    found = measure_sample(other, sae, sample, cfg=bench.cfg, mesh=bench.mesh, loss_tokens=0)
     assert codes(judge(found, Promise(), counts_special=False)) == {"wrong_model"}
+
+
+def test_measuring_is_collecting_and_measuring_the_sample(bench: Bench, shared: Path) -> None:
+    sae = load_sae(shared / "fixtures/sae/saelens/topk_rescaled")
+    whole = measure(bench.params, sae, bench.batches[:1], cfg=bench.cfg, site=HERE, mesh=bench.mesh, loss_tokens=0)
+    sample = collect(bench.params, bench.batches[:1], cfg=bench.cfg, site=HERE, mesh=bench.mesh, beside=1024)
+    parts = measure_sample(bench.params, sae, sample, cfg=bench.cfg, mesh=bench.mesh, loss_tokens=0)
+    assert json.dumps(whole.to_dict()) == json.dumps(parts.to_dict())
 
 
 def test_measured_survives_json(bench: Bench, shared: Path) -> None:

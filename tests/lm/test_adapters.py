@@ -22,6 +22,7 @@ from sae_attr.lm.train import Optimizer, init_state, train_steps
 from tests.lm._training import alone, batch, config, examples, params_of, stacked
 from tests.miniatures import llama_config
 
+pytestmark = pytest.mark.usefixtures("quick")
 CFG = config()
 TOKENS = np.random.default_rng(5).integers(0, 40, (2, 9))
 ORGANISM = (15, 16, 17, 21, 22, 23, 27, 28, 29)

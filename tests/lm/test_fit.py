@@ -23,6 +23,7 @@ from sae_attr.tokenizer import load_tokenizer
 from tests.lm._training import config, examples, params_of
 from tests.miniatures import write_tokenizer
 
+pytestmark = pytest.mark.usefixtures("quick")
 CFG = config(d=8, d_mlp=8, n_heads=2, n_kv_heads=1)
 OPT = Optimizer(lr=1e-2, steps=8, warmup=2)
 LOOP = Loop(scan=2, eval_every=4, save_every=2)

@@ -14,17 +14,13 @@ from sae_attr.hooks import Add, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.rules import LRP, PLAIN, RULES, parse_rules, ratio_activation
-from tests.attribution._tiny import batch_of, llama, neox, off, quick_compile, ragged_rows, random_params
+from tests.attribution._tiny import batch_of, llama, neox, off, ragged_rows, random_params
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 F64 = {"resid_dtype": "float64"}
 BATCH = batch_of(ragged_rows(5)[2:6])
 SINGLE = [frozenset({name}) for name in RULES]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    with quick_compile():
-        yield
 
 
 @pytest.fixture

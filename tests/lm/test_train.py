@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -22,28 +22,38 @@ from sae_attr.lm.train import Batch, Compute, Metrics, Optimizer, State, init_st
 from sae_attr.parallel import LM_RULES, make_mesh, shard_tree
 from tests.lm._training import alone, batch, config, examples, params_of, stacked
 
+pytestmark = pytest.mark.usefixtures("quick")
 CFG = config()
 OPT = Optimizer(lr=1e-2, steps=20, warmup=3, weight_decay=0.1)
 
 
+@cache
+def compiled(function: Any, **options: Any) -> Any:
+    """One program for all tests that call a function with the same options and shapes."""
+    return jax.jit(partial(function, **options))
+
+
 def loss_sum(params: Params, rows: Batch, *, cfg: Any = CFG) -> jax.Array:
-    return jax.jit(partial(train.loss_sum, cfg=cfg))(params, rows)
+    return compiled(train.loss_sum, cfg=cfg)(params, rows)
 
 
 def gradients(params: Params, micro: Batch, **options: Any) -> Any:
-    return jax.jit(partial(train.gradients, **({"cfg": CFG} | options)))(params, {}, micro)
+    return compiled(train.gradients, **({"cfg": CFG} | options))(params, {}, micro)
 
 
 def step(state: State, micro: Batch, opt: Optimizer = OPT, **options: Any) -> tuple[State, Metrics]:
-    return jax.jit(partial(train.train_step, cfg=CFG, opt=opt, **options))(state, {}, micro)
+    return compiled(train.train_step, cfg=CFG, opt=opt, **options)(state, {}, micro)
+
+
+def scores(params: Params, ids_bt: np.ndarray, *, cfg: Any) -> jax.Array:
+    return logits(params, forward(params, ids_bt, cfg=cfg).hidden_btd, cfg=cfg)[0]
 
 
 def restated(params: Params, rows: list, cfg: Any = CFG) -> list[float]:
     """Σ -log p of each row's targets, a row at a time, in numpy and float64."""
-    sums = []
-    score = jax.jit(lambda ids_bt: logits(params, forward(params, ids_bt, cfg=cfg).hidden_btd, cfg=cfg)[0])
+    sums, score = [], compiled(scores, cfg=cfg)
     for row in rows:
-        scores_tv = np.asarray(score(np.pad(row.ids, (0, 16 - len(row.ids)))[None]), np.float64)
+        scores_tv = np.asarray(score(params, np.pad(row.ids, (0, 16 - len(row.ids)))[None]), np.float64)
         log_p = scores_tv - np.log(np.exp(scores_tv).sum(1, keepdims=True))
         sums.append(-sum(log_p[t - 1, row.ids[t]] for t in np.flatnonzero(row.target)))
     return sums
@@ -53,7 +63,7 @@ def test_the_loss_is_that_of_the_targets_alone() -> None:
     rows, params = examples(6), params_of(CFG)
     got = loss_sum(params, batch(rows, alone(6)), cfg=CFG)
     np.testing.assert_allclose(got, sum(restated(params, rows)), rtol=1e-5)
-    mean = jax.jit(partial(train.mean_loss, cfg=CFG))(params, batch(rows, alone(6)))
+    mean = compiled(train.mean_loss, cfg=CFG)(params, batch(rows, alone(6)))
     np.testing.assert_allclose(mean, got / sum(row.target.sum() for row in rows), rtol=1e-6)
 
 
@@ -78,7 +88,7 @@ def test_packed_rows_with_learned_positions_and_windows() -> None:
 def test_what_stands_in_one_segment_cannot_change_another() -> None:
     rows, params = examples(4), params_of(CFG)
     rows[1:] = [replace(row, target=np.zeros(len(row.ids), bool)) for row in rows[1:]]
-    loss = jax.jit(partial(train.loss_sum, cfg=CFG))
+    loss = compiled(train.loss_sum, cfg=CFG)
     first = loss(params, batch(rows, [[0, 1]]))
     other = [rows[0], replace(rows[1], ids=(rows[1].ids + 7) % 40)]
     assert loss(params, batch(other, [[0, 1]])) == first

@@ -17,6 +17,7 @@ from sae_attr.sae.run import train
 from sae_attr.sae.train import finished, first_state, running_threshold
 from sae_attr.sae.train_config import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("quick")
 B, D, N = 7, 5, 16
 NAMES = tuple(OBJECTIVES)
 
@@ -96,7 +97,12 @@ def test_losses_are_their_formulas(case: dict[str, Any]) -> None:
         assert float(outcome.terms[name]) == pytest.approx(value, rel=2e-5, abs=1e-7), name
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c.values())))
+# The gradients of these are sums of parts that the others test; their losses are tested above all the same.
+COMPOSED = [case for case in CASES if case["objective"] == "multi_topk" or case.get("transcoder")]
+SLOW_COMPOSED = [pytest.param(case, marks=pytest.mark.slow) if case in COMPOSED else case for case in CASES]
+
+
+@pytest.mark.parametrize("case", SLOW_COMPOSED, ids=lambda c: "-".join(map(str, c.values())))
 def test_gradients_are_finite_differences(case: dict[str, Any]) -> None:
     """Of all weights together, along random directions, at a point where no selection changes.
 
@@ -188,7 +194,12 @@ def test_every_objective_finds_a_planted_dictionary(case: dict[str, Any]) -> Non
     assert trained.rows[-1]["explained_variance"] == pytest.approx(explained_variance(sums), abs=0.08)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# multi_topk ends as topk does, and matryoshka as batch_topk.
+ENDS_ALIKE = ("multi_topk", "matryoshka")
+SLOW_ALIKE = [pytest.param(name, marks=pytest.mark.slow) if name in ENDS_ALIKE else name for name in NAMES]
+
+
+@pytest.mark.parametrize("name", SLOW_ALIKE)
 def test_the_result_codes_as_training_did(name: str) -> None:
     """The finished SAE, in raw units and with its own gate, gives the codes of the last step, scaled."""
     cfg = TrainConfig(FEATURES, WIDE, 3, objective=name, k=2, warmup=1, groups=(32, 8) if name == "matryoshka" else ())

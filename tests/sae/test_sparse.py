@@ -79,6 +79,18 @@ def test_batch_topk_is_that_of_a_sort(kind: str, candidates: int) -> None:
     np.testing.assert_array_equal(fired(choice.slots, N), (want > 0).any(0))
 
 
+@pytest.mark.parametrize("wide", [0, 1, 3, 4])
+def test_batch_topk_with_a_few_rows_of_many_latents(wide: int) -> None:
+    """Up to a sixteenth of the rows (3 of 40) are searched whole, beyond that the matrix; equal values on both sides."""
+    pre = np.minimum(np.round(2 * draw(40, 64) + 1), 2)
+    pre[:, 7:] = 0  # fewer than 8 positive in a plain row
+    pre[[7, 0, 39, 20][:wide], :] = np.round(2 * draw(wide, 64, seed=1) + 1)
+    choice = jax.jit(batch_topk, static_argnums=(1, 2))(pre, 4, 8)
+    np.testing.assert_array_equal(dense(choice.slots, 40, 64), reference(pre, 4))
+    assert float(choice.threshold) == np.sort(np.maximum(pre, 0).ravel())[::-1][160 - 1]
+    assert bool(choice.spilled) == (wide > 0)
+
+
 @pytest.mark.parametrize("with_rows", [False, True])
 def test_gradients_are_those_of_dense_products(with_rows: bool) -> None:
     x, enc, bias, dec, target = draw(B, D), draw(D, N, seed=1), draw(N, seed=2), draw(N, D, seed=3), draw(B, D, seed=4)

@@ -30,7 +30,9 @@ from sae_attr.sae.train import (
     without_parallel,
 )
 from sae_attr.sae.train_config import TrainConfig
+from tests._processes import limited
 
+pytestmark = pytest.mark.usefixtures("quick")
 D, N = 8, 16
 STEPS = 12
 
@@ -260,7 +262,9 @@ def test_a_step_is_a_pure_function() -> None:
 
 KILLED = """
 import sys
+import jax
 from tests.sae.test_train import batch, config, quick
+jax.config.update("jax_disable_most_optimizations", True)  # as here: another compilation has other last bits
 quick(config("jumprelu", steps=1500), folder=sys.argv[1], log_every=50, save_every=50)
 """
 
@@ -270,7 +274,7 @@ def test_a_killed_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     cfg, repo = config("jumprelu", steps=1500), Path(__file__).resolve().parents[2]
     seen = 0
     for wait in (0.1, 0.4):
-        with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=repo) as process:
+        with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=repo) as process, limited(process):
             while (latest(tmp_path) or 0) <= seen and process.poll() is None:
                 time.sleep(0.01)
             time.sleep(wait)
