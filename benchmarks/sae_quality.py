@@ -159,7 +159,7 @@ def ours(
     cfg = TrainConfig(
         d_in=bench.train_kd.shape[1], n_latents=args.n, steps=args.steps, objective=objective, k=args.l0, lr=lr,
         warmup=args.steps // 10, decay=0.2, dead_tokens=args.dead_steps * args.batch, seed=seed,
-        **({recipe.knob: knob} if recipe.knob else {}),
+        target_l0=knob if recipe.knob else None,
     )  # fmt: skip
     count = len(bench.train_kd) // args.batch
     batch = lambda step: bench.train_kd[step % count * args.batch :][: args.batch]
