@@ -214,6 +214,7 @@ def matched(
 
 def _with_l0(sae: SAE, acts_kd: np.ndarray, target: float) -> SAE:
     """With the one threshold that leaves `target` latents a token on the first 16 384 of these tokens."""
+    assert sae.threshold_n is not None
     open_sae = replace(sae, threshold_n=jnp.zeros_like(sae.threshold_n))
     codes_kn = encode(open_sae, jnp.asarray(acts_kd[:16384]))
     value = kth_largest(codes_kn, round(len(codes_kn) * target))
