@@ -27,8 +27,8 @@ class TrainConfig:
       k: latents per token (per token on average for batch_topk and matryoshka).
       multi: multi_topk adds the loss at `multi * k` latents, times 1/8.
       groups: matryoshka, sizes of the nested groups in order, which add up to n_latents; () for n/16, n/8, n/4, rest.
-      candidates: batch_topk and matryoshka look at the `candidates * k` best latents of a token first. Where some token
-        needs more, the whole matrix is searched: slower, same result.
+      candidates: batch_topk and matryoshka look at the `candidates * k` best latents of a token first. Tokens that
+        need more are searched whole, and where they are many the whole matrix is: slower, same result.
       aux_k: dead latents that explain the residual (AuxK); None for d_out / 2. 0 turns it off.
       aux_coef: weight of that loss.
       dead_tokens: a latent that fired on none of so many tokens is dead.

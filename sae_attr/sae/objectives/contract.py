@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
       fired_n: bool, latents with a code above 0 on some token of the batch.
       l0: mean number of codes above 0.
       threshold: smallest value that the batch's selection kept (batch_topk, matryoshka); else 0.
-      spilled: whether that selection had to search the whole matrix.
+      spilled: whether that selection had to look beyond the candidates of some token.
     """
 
     terms: dict[str, jax.Array]
