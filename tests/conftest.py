@@ -42,3 +42,14 @@ def quick() -> Iterator[None]:
     """The module's programs compile quickly: `pytestmark = pytest.mark.usefixtures("quick")`."""
     with quick_compile():
         yield
+
+
+SLOW = Path(__file__).with_name("slow.txt")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what `slow.txt` names: cases that a quicker one of the same test stands for in the fast run."""
+    named = set(SLOW.read_text(encoding="utf-8").split("\n"))
+    for item in items:
+        if item.nodeid in named:
+            item.add_marker(pytest.mark.slow)
