@@ -22,7 +22,7 @@ from experiments import train_sae
 from sae_attr.hooks import Site, parse_site
 from sae_attr.sae.formats import load_sae
 from sae_attr.sae.metrics import explained_variance, fit
-from tests.attribution._tiny import quick_compile
+from tests._compile import quick_compile
 from tests.experiments import _demo
 from tests.experiments.test_training import write_base
 
