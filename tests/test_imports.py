@@ -15,11 +15,16 @@ MAY_IMPORT = (
     | {"lm": BASE, "sae": BASE}
     | {"attribution": {*CORE, "activations", "interpret", "fitness"}, "steering": CORE, "interpret": CORE}
     | {"activations": BASE | {"lm"}, "fitness": CORE | {"activations"}}
-    | {"judge": BASE, "figures": set(), "report": {"figures", "store"}}
+    | {"judge": BASE, "figures": set(), "report": {"figures", "store"}, "page": {"figures", "report", "store"}}
+    | {"organism": CORE | {"activations", "judge"}}
+    | {
+        "case_study": {*CORE, "activations", "attribution", "steering", "organism", "judge", "interpret", "fitness"}
+        | {"figures", "report", "page"}
+    }
 )
 NOWHERE = {"torch", "transformers", "sae_lens", "flax.nnx"}
 ONLY_EXPERIMENTS = {"absl.flags", "absl.app", "ml_collections", "experiments", "configs"}
-NO_JAX = {"figures", "report", "store"}
+NO_JAX = {"figures", "report", "store", "page"}
 PLOTS = {"figures", "report"}  # of other people's packages these use numpy and matplotlib alone
 
 
