@@ -5,8 +5,9 @@ Paths go through etils.epath, so that a store or a workdir may lie in a bucket.
 
 from sae_attr.store.entries import Damaged, Progress, Store
 from sae_attr.store.files import Arrays, Meta, PathLike, write_atomic
+from sae_attr.store.graph import Stage, Status, listing, run_stages, stage_keys
 from sae_attr.store.names import digest, fingerprint
-from sae_attr.store.stages import Result, run_stage
+from sae_attr.store.stages import Result, run_stage, stage_key
 from sae_attr.store.workdir import claim_workdir, lock_workdir
 
 __all__ = [
@@ -16,11 +17,17 @@ __all__ = [
     "PathLike",
     "Progress",
     "Result",
+    "Stage",
+    "Status",
     "Store",
     "claim_workdir",
     "digest",
     "fingerprint",
+    "listing",
     "lock_workdir",
     "run_stage",
+    "run_stages",
+    "stage_key",
+    "stage_keys",
     "write_atomic",
 ]

@@ -24,6 +24,11 @@ class Result(NamedTuple):
     cached: bool
 
 
+def stage_key(name: str, version: int, fields: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The key of a stage's artefact; it starts with the stage's name."""
+    return f"{name}-{digest([name, version, dict(fields), dict(inputs)])}"
+
+
 def run_stage(
     store: Store,
     name: str,
@@ -44,7 +49,7 @@ def run_stage(
       fn: `progress -> (arrays, meta)`; a long stage asks `progress` what was finished before a kill.
       agree: with several processes, process 0's answer for all (`parallel.from_main`): all must compute, or none.
     """
-    key = f"{name}-{digest([name, version, dict(fields), dict(inputs)])}"
+    key = stage_key(name, version, fields, inputs)
     start = time.perf_counter()
     found = _load_or_warn(store, key)
     if agree(found is not None):

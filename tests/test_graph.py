@@ -1,0 +1,117 @@
+"""Chains of stages: keys without computing, states, and running a part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sae_attr.store import Stage, Store, listing, run_stages, stage_keys
+
+
+def chain(log: list[str], **fields: Any) -> list[Stage]:
+    """a → b.one → c, and b.two beside it; each appends its name when it is computed."""
+
+    def adds(name: str, *needs: str) -> Callable[..., Any]:
+        def run(inputs: Any, progress: Any) -> Any:
+            log.append(name)
+            assert tuple(inputs) == needs
+            total = 1 + sum(float(r.arrays["x"]) for r in inputs.values())
+            return {"x": np.array(total)}, {"name": name}
+
+        return run
+
+    return [
+        Stage("a", adds("a"), {"seed": fields.get("a", 0)}),
+        Stage("b.one", adds("b.one", "a"), {"k": fields.get("b", 0)}, ("a",)),
+        Stage("b.two", adds("b.two", "a"), {}, ("a",)),
+        Stage("c", adds("c", "b.one", "b.two"), {}, ("b.one", "b.two")),
+    ]
+
+
+def states(store: Store, stages: list[Stage]) -> dict[str, str]:
+    return {s.name: s.state for s in listing(store, stages)}
+
+
+def test_all_run_once_and_then_load(tmp_path: Path) -> None:
+    log: list[str] = []
+    store = Store(tmp_path)
+    assert set(states(store, chain(log)).values()) == {"missing"}
+    results = run_stages(store, chain(log))
+    assert log == ["a", "b.one", "b.two", "c"]
+    assert float(results["c"].arrays["x"]) == 5
+    assert set(states(store, chain(log)).values()) == {"done"}
+    again = run_stages(store, chain(log))
+    assert len(log) == 4
+    assert all(r.cached for r in again.values())
+
+
+def test_a_changed_field_makes_its_readers_stale_and_nothing_else(tmp_path: Path) -> None:
+    log: list[str] = []
+    store = Store(tmp_path)
+    run_stages(store, chain(log))
+    assert states(store, chain(log, b=1)) == {"a": "done", "b.one": "stale", "b.two": "done", "c": "stale"}
+    log.clear()
+    run_stages(store, chain(log, b=1))
+    assert log == ["b.one", "c"]
+
+
+def test_until_only_and_force(tmp_path: Path) -> None:
+    log: list[str] = []
+    store = Store(tmp_path)
+    assert set(run_stages(store, chain(log), until="b.one")) == {"a", "b.one"}
+    with pytest.raises(ValueError, match=r"'c' reads 'b.two', which is missing"):
+        run_stages(store, chain(log), only=["c"])
+    log.clear()
+    run_stages(store, chain(log), only=["b"])
+    assert log == ["b.two"]
+    run_stages(store, chain(log), only=["c"])
+    log.clear()
+    run_stages(store, chain(log), force=["b.one"])
+    assert log == ["b.one", "c"]
+    log.clear()
+    run_stages(store, chain(log), only=["b.two"], force=["a"])
+    assert log == ["b.two"]  # what is forced but not chosen is left alone, what reads it is not
+
+
+def test_a_stopped_stage_is_in_part(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    stages = chain([])
+    store.progress(stage_keys(stages)["a"]).append([{"row": 1}])
+    assert states(store, stages)["a"] == "part"
+
+
+def test_a_damaged_input_is_computed_again_even_where_only_its_reader_is_asked_for(tmp_path: Path) -> None:
+    log: list[str] = []
+    store = Store(tmp_path)
+    run_stages(store, chain(log))
+    file = store.path(stage_keys(chain(log))["b.two"]) / "x.npy"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    log.clear()
+    with pytest.warns(RuntimeWarning, match="other contents"):
+        run_stages(store, chain(log), only=["c"], force=["c"])
+    assert log == ["b.two", "c"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"only": ["d"]}, "no stage is called 'd'; the stages are a, b.one, b.two, c"),
+        ({"until": "on"}, "no stage is called 'on'"),
+        ({"force": ["x"]}, "no stage is called 'x'"),
+        ({"only": ["a"], "until": "c"}, "both given"),
+    ],
+)
+def test_words_that_name_nothing(tmp_path: Path, words: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_stages(Store(tmp_path), chain([]), **words)
+
+
+def test_chains_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="two stages are called 'a'"):
+        stage_keys([*chain([]), Stage("a", lambda i, p: ({}, {}))])
+    with pytest.raises(ValueError, match="'z' needs 'y', which does not come before it"):
+        stage_keys([Stage("z", lambda i, p: ({}, {}), needs=("y",))])
