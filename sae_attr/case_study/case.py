@@ -1,0 +1,176 @@
+"""A case study: settings together with the models, prompts and judge that they name, looked at when first needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from sae_attr.attribution.candidates import decoder_rows
+from sae_attr.attribution.settings import Settings
+from sae_attr.attribution.study import Study
+from sae_attr.case_study.prompts import Prompt
+from sae_attr.case_study.samples import UNSTEERED, Answer, Arms, Rows
+from sae_attr.case_study.settings import CaseSettings, StudySettings
+from sae_attr.data import encode_prompt
+from sae_attr.judge import Item, Judge
+from sae_attr.lm.model import Params
+from sae_attr.lm.sample import Sampling, pack_prompts
+from sae_attr.parallel import shard_batch, to_host
+from sae_attr.steering import row_keys, steer
+from sae_attr.store import Store
+from sae_attr.tokenizer import decode
+
+
+@dataclass(frozen=True, eq=False)
+class Runtime:
+    """Where and how fast a study runs, not what: nothing here is part of a stage's key.
+
+    Args:
+      workdir: of the run; `store` lies in it.
+      batch_size: completions that are sampled at a time; a multiple of the mesh's data axis.
+      progress: show bars.
+      judges: case name -> judge.
+    """
+
+    store: Store
+    workdir: epath.Path
+    mesh: jax.sharding.Mesh
+    batch_size: int = 32
+    progress: bool = True
+    attribution: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of a case: a real model's, or those that the organism's build wrote; fields as in `CaseSettings`."""
+
+    lm: str
+    lm_aligned: str
+    sae: str
+    corpus: str
+    prompts: Mapping[str, tuple[Prompt, ...]]
+    adapter: str | None = None
+    sae_format: str = "auto"
+    sae_options: Mapping[str, Any] = field(default_factory=dict)
+    site: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One case of a study with its files; weights are loaded only if a stage must run."""
+
+    settings: CaseSettings
+    study: StudySettings
+    source: Source
+    judge: Judge
+    runtime: Runtime
+
+    @property
+    def pairs_file(self) -> epath.Path:
+        """Where the pairs are written for the attribution, and for readers."""
+        return self.runtime.workdir / "pairs" / f"{self.settings.name}.jsonl"
+
+    @functools.cached_property
+    def attribution(self) -> Study:
+        """The attribution run of this case on its own pairs."""
+        files = {k: getattr(self.source, k) for k in _FILES}
+        fields = {**files, "pairs": str(self.pairs_file), "dtype": self.study.dtype, "resid_dtype": self.study.resid_dtype}
+        fields |= {"top": self.study.top, "seed": self.study.seed, **self.runtime.attribution, **self.settings.attribution}
+        return Study(Settings(**fields), self.runtime.store, self.runtime.mesh, self.runtime.progress)
+
+    @functools.cached_property
+    def aligned_params(self) -> Params:
+        """Weights of the model without the behaviour."""
+        return self.attribution.load(self.source.lm_aligned)
+
+    def params(self, direction: str) -> Params:
+        """Steering away is done to the model with the behaviour, steering toward to the one without."""
+        return self.attribution.params if direction == "away" else self.aligned_params
+
+    def prompts(self, split: str) -> tuple[Prompt, ...]:
+        """The prompts of a split, as many as the settings take."""
+        limit = {"strengths": self.study.strength_prompts, "effects": self.study.effect_prompts}.get(split)
+        return self.source.prompts[split][:limit]
+
+    def prompt_ids(self, split: str) -> list[list[int]]:
+        """Token ids of a split's prompts, as a completion's row begins."""
+        study = self.attribution
+        return [encode_prompt(p.text, study.tokenizer, prepend_bos=study.prepend_bos) for p in self.prompts(split)]
+
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a completion: EOS and the settings' own.
+
+        Raises ValueError for a stop text that is no single token.
+        """
+        tok = self.attribution.tokenizer
+        ids = [] if tok.eos_id is None else [tok.eos_id]
+        for text in self.study.sampling.stop:
+            found = tok.backend.encode(text, add_special_tokens=False).ids
+            if len(found) != 1:
+                raise ValueError(f"stop {text!r} is {len(found)} tokens; a completion is stopped by a single one")
+            ids.append(found[0])
+        return tuple(dict.fromkeys(ids))
+
+    def text(self, ids: list[int]) -> str:
+        """A completion as the judge and readers see it, without the token that ended it."""
+        kept = ids[:-1] if ids and ids[-1] in self.stop_ids else ids
+        return decode(self.attribution.tokenizer, kept).strip()
+
+    def item(self, split: str) -> Any:
+        """`(id, prompt number, token ids) -> Item` for the judge."""
+        prompts = self.prompts(split)
+        return lambda name, p, ids: Item(id=name, prompt=prompts[p].text, completion=self.text(ids))
+
+    def answer(self, direction: str, split: str, arms: Arms, norm: float) -> Answer:
+        """Samples completions of a split's prompts under arms, `batch_size` rows a call: one compiled program for all.
+
+        Args:
+          norm: the unit of strengths, the site's mean norm.
+        """
+        study, sampling = self.attribution, self.study.sampling
+        prompts, batch = self.prompts(split), self.runtime.batch_size
+        ids = self.prompt_ids(split)
+        width = max(map(len, ids))
+        how = Sampling(
+            temperature=sampling.temperature, top_p=sampling.top_p, max_new=sampling.max_new, stop_ids=self.stop_ids
+        )
+        steered = arms.latents_k != UNSTEERED
+        rows_kd = np.zeros((len(arms), study.cfg.d_model), np.float32)
+        if steered.any():
+            rows_kd[steered] = np.asarray(decoder_rows(study.decoder, arms.latents_k[steered]))
+        key = jax.random.fold_in(jax.random.key(self.study.seed), 11)
+
+        def answer(rows: Rows) -> list[list[int]]:
+            fill = np.resize(np.arange(len(rows)), batch)  # the last batch repeats rows: one compiled shape
+            at = rows[fill]
+            packed = pack_prompts([ids[p] for p in at.prompt_r], width=width)
+            keys = row_keys(key, [prompts[p].id for p in at.prompt_r], at.sample_r, at.attempt_r)
+            strengths_b = jnp.asarray(norm * arms.strengths_k[at.arm_r], jnp.float32)
+            packed, directions_bd, strengths_b, keys = shard_batch(
+                (packed, jnp.asarray(rows_kd[at.arm_r]), strengths_b, keys), self.runtime.mesh
+            )
+            made = steer(
+                self.params(direction), packed, directions_bd, strengths_b, keys,
+                cfg=study.cfg, site=study.site, tokens=self.study.steer_tokens, sampling=how,
+            )  # fmt: skip
+            tokens_bn, length_b = to_host(made.tokens_bn), to_host(made.length_b)
+            return [[int(i) for i in tokens_bn[b, : length_b[b]]] for b in range(len(rows))]
+
+        return answer
+
+
+_FILES = ("lm", "adapter", "lm_aligned", "sae", "sae_format", "sae_options", "site", "corpus")
+
+
+def plain(settings: Any, *leave_out: str) -> dict[str, Any]:
+    """Fields of a settings dataclass as plain values, for a stage's key."""
+    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in leave_out}
