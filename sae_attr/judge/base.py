@@ -82,7 +82,9 @@ class Grade:
             raise ValueError(f"grade {self.label!r} is excluded or malformed, so score and behaviour must be None")
         for name in ("behaviour", "coherent"):
             if getattr(self, name) not in (None, 0.0, 1.0):
-                raise ValueError(f"grade {self.label!r}: {name} is {getattr(self, name)!r}; it must be 0.0, 1.0 or None")
+                raise ValueError(
+                    f"grade {self.label!r}: {name} is {getattr(self, name)!r}; it must be 0.0, 1.0 or None"
+                )
 
 
 @runtime_checkable
@@ -111,7 +113,9 @@ def check_items(items: Sequence[Item]) -> None:
     """ValueError where an id stands twice."""
     repeated = [name for name, count in Counter(item.id for item in items).items() if count > 1]
     if repeated:
-        raise ValueError(f"{len(repeated)} ids stand twice among the items to grade, first {repeated[0]!r}; make ids unique")
+        raise ValueError(
+            f"{len(repeated)} ids stand twice among the items to grade, first {repeated[0]!r}; make ids unique"
+        )
 
 
 def judge_name(identity: Mapping[str, Any]) -> str:
@@ -132,8 +136,8 @@ def grade_row(grade: Grade) -> dict[str, Any]:
 def grade_of_row(row: Mapping[str, Any]) -> Grade:
     """The inverse of `grade_row`; keys that are no fields of a grade are ignored."""
     names = {field.name for field in dataclasses.fields(Grade)}
-    values = {name: value for name, value in row.items() if name in names}
-    return Grade(**values | {"discarded": tuple(values.get("discarded", ()))})
+    fields: dict[str, Any] = {name: value for name, value in row.items() if name in names}
+    return Grade(**fields | {"discarded": tuple(fields.get("discarded", ()))})
 
 
 def values(grades: Iterable[Grade | None], field: str = "behaviour") -> np.ndarray:
