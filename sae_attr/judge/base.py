@@ -1,0 +1,159 @@
+"""What a judge is: items go in, grades come out as they arrive, and an identity says who graded by which rubric."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from sae_attr.chat import Message
+from sae_attr.store import digest
+
+MALFORMED = "MALFORMED"
+
+
+class JudgeStopped(RuntimeError):
+    """A judge ended before the last item; every grade that it gave was yielded before this was raised.
+
+    Attributes:
+      graded: items graded in this call.
+      left: items without a grade.
+    """
+
+    def __init__(self, message: str, *, graded: int, left: int) -> None:
+        super().__init__(message)
+        self.graded, self.left = graded, left
+
+
+class BudgetExhausted(JudgeStopped):
+    """The budget in calls or tokens ran out."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One completion to grade.
+
+    Args:
+      id: unique within one call of `grade`.
+      prompt: what the model was asked: a text, or messages ({"role", "content"}).
+      completion: what it answered.
+    """
+
+    id: str
+    prompt: str | tuple[Message, ...]
+    completion: str
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What a judge says of one completion; what it does not say is None, never a number.
+
+    Args:
+      label: the rubric's word: a number of its scale ("4"), an excluded class ("REFUSAL"), or "MALFORMED".
+      score: the place on the rubric's scale; None where the answer is excluded or the reply malformed.
+      behaviour: 1.0 the completion has the behaviour, 0.0 it has not, None excluded, malformed or not asked.
+      coherent: 1.0 or 0.0; None where the rubric does not tell.
+      excluded: the completion was set aside (refusal, satire, code, ...): a missing value that may be resampled.
+      malformed: the judge's reply could not be read: a missing value that says nothing about the completion.
+      raw: the reply as it came.
+      discarded: earlier malformed replies, where the judge was asked again.
+      weighted: the score is a mean weighted by token probabilities.
+      details: plain values that the judge adds (served model, fingerprint, tokens, why a reply ended, ...).
+    """
+
+    label: str
+    score: float | None = None
+    behaviour: float | None = None
+    coherent: float | None = None
+    excluded: bool = False
+    malformed: bool = False
+    raw: str = ""
+    discarded: tuple[str, ...] = ()
+    weighted: bool = False
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.excluded or self.malformed) and (self.score is not None or self.behaviour is not None):
+            raise ValueError(f"grade {self.label!r} is excluded or malformed, so score and behaviour must be None")
+        for name in ("behaviour", "coherent"):
+            if getattr(self, name) not in (None, 0.0, 1.0):
+                raise ValueError(
+                    f"grade {self.label!r}: {name} is {getattr(self, name)!r}; it must be 0.0, 1.0 or None"
+                )
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Whatever grades completions: a server, a local model, a rule."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Plain values that decide a grade beside the item: kind, name, version, rubric (name, version, hash), settings.
+
+        It is part of every cache key and of every result, and does not change while the judge lives.
+        """
+        ...
+
+    def grade(self, items: Sequence[Item]) -> Iterator[tuple[str, Grade]]:
+        """(id, grade) of every item, as they arrive and in any order.
+
+        Raises:
+          ValueError: an id that stands twice.
+          JudgeStopped: the judge could not go on; what was yielded before stays valid.
+        """
+        ...
+
+
+def check_items(items: Sequence[Item]) -> None:
+    """ValueError where an id stands twice."""
+    repeated = [name for name, count in Counter(item.id for item in items).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"{len(repeated)} ids stand twice among the items to grade, first {repeated[0]!r}; make ids unique"
+        )
+
+
+def judge_name(identity: Mapping[str, Any]) -> str:
+    """A short name of a judge for tables: its name, its rubric, and the first digits of its identity's digest."""
+    rubric = identity.get("rubric")
+    rubric = rubric.get("name", "") if isinstance(rubric, Mapping) else str(rubric or "")
+    parts = [str(identity.get("name", identity.get("kind", "judge"))), rubric, digest(identity)[:6]]
+    return ":".join(part for part in parts if part)
+
+
+def grade_row(grade: Grade) -> dict[str, Any]:
+    """A grade as plain values for JSON; fields at their default are left out."""
+    plain = dataclasses.asdict(grade)
+    default = dataclasses.asdict(Grade(grade.label))
+    return {name: value for name, value in plain.items() if name == "label" or value != default[name]}
+
+
+def grade_of_row(row: Mapping[str, Any]) -> Grade:
+    """The inverse of `grade_row`; keys that are no fields of a grade are ignored."""
+    names = {field.name for field in dataclasses.fields(Grade)}
+    fields: dict[str, Any] = {name: value for name, value in row.items() if name in names}
+    return Grade(**fields | {"discarded": tuple(fields.get("discarded", ()))})
+
+
+def values(grades: Iterable[Grade | None], field: str = "behaviour") -> np.ndarray:
+    """`score`, `behaviour` or `coherent` of grades as float64 [n]; NaN where it is missing or there is no grade."""
+    found = (None if grade is None else getattr(grade, field) for grade in grades)
+    return np.array([math.nan if value is None else float(value) for value in found], np.float64)
+
+
+def counts(grades: Iterable[Grade]) -> dict[str, int]:
+    """How many grades there are, are scored, excluded and malformed, and how many of each label are set aside."""
+    grades = list(grades)
+    aside = Counter(grade.label for grade in grades if grade.excluded)
+    return {
+        "graded": len(grades),
+        "scored": sum(grade.score is not None for grade in grades),
+        "excluded": sum(grade.excluded for grade in grades),
+        "malformed": sum(grade.malformed for grade in grades),
+        **{label: aside[label] for label in sorted(aside)},
+    }
