@@ -20,7 +20,9 @@ from sae_attr.store import Result, Status, Store, claim_workdir, listing, lock_w
 ONLY = flags.DEFINE_list("only", [], "Run just these stages; a word names a stage or a part of its name (steer, away).")
 UNTIL = flags.DEFINE_string("until", None, "Stop after this stage.")
 FORCE = flags.DEFINE_list("force", [], "Compute these stages again, and what reads them.")
-LIST = flags.DEFINE_bool("list", False, "Say which stages are done, stale, in part or missing, and what is left; run nothing.")
+LIST = flags.DEFINE_bool(
+    "list", False, "Say which stages are done, stale, in part or missing, and what is left; run nothing."
+)
 
 PLAIN = ("mesh", "batch_size", "attribution")  # where and how fast, not what
 

@@ -82,8 +82,18 @@ class Case:
     def attribution(self) -> Study:
         """The attribution run of this case on its own pairs."""
         files = {k: getattr(self.source, k) for k in _FILES}
-        fields = {**files, "pairs": str(self.pairs_file), "dtype": self.study.dtype, "resid_dtype": self.study.resid_dtype}
-        fields |= {"top": self.study.top, "seed": self.study.seed, **self.runtime.attribution, **self.settings.attribution}
+        fields = {
+            **files,
+            "pairs": str(self.pairs_file),
+            "dtype": self.study.dtype,
+            "resid_dtype": self.study.resid_dtype,
+        }
+        fields |= {
+            "top": self.study.top,
+            "seed": self.study.seed,
+            **self.runtime.attribution,
+            **self.settings.attribution,
+        }
         return Study(Settings(**fields), self.runtime.store, self.runtime.mesh, self.runtime.progress)
 
     @functools.cached_property

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sae_attr.case_study.case import Case, plain
-from sae_attr.case_study.grading import Graded, graded
+from sae_attr.case_study.grading import graded
 from sae_attr.case_study.samples import Arms, every_row, padded, sampled
 from sae_attr.case_study.selection import Selection, arms_of, scaled, with_unsteered
 from sae_attr.steering import BudgetRule, choose_strengths
@@ -56,9 +56,7 @@ def _sampled_coherence(
     options: dict[str, Any] = {"batch_size": runtime.batch_size, "bar": runtime.progress}
     ids = sampled(answer, rows, progress, name=f"strengths, {direction}", **options)
     tokens_rn = padded(ids, case.study.sampling.max_new)
-    found, counts = graded(
-        rows, tokens_rn, case.judge, case.item("strengths"), answer, progress, attempts=0, **options
-    )
+    found, counts = graded(rows, tokens_rn, case.judge, case.item("strengths"), answer, progress, attempts=0, **options)
     _, coherent_kps = found.shaped(len(trial), len(case.prompts("strengths")), samples)
     known = np.isfinite(coherent_kps).any((1, 2))
     coherent_k = np.zeros(len(trial))
@@ -123,5 +121,3 @@ def fields(case: Case) -> dict[str, dict[str, Any]]:
                   "prompts": effects},
         "judge": {"judge": dict(case.judge.identity), "attempts": study.sampling.attempts},
     }  # fmt: skip
-
-

@@ -61,5 +61,7 @@ def cost_table(costs: Sequence[Cost], states: Mapping[str, str]) -> str:
     total = [sum(getattr(cost, k) for cost in left) for k in ("samples", "judged", "tokens", "resampled")]
     lines.append(f"{'to do':<34} {total[0]:>10,} {total[1]:>12,} {total[2]:>12,}")
     if total[3]:
-        lines.append(f"set-aside answers may add up to {total[3]:,} samples and judge calls; usually a few per cent of that")
+        lines.append(
+            f"set-aside answers may add up to {total[3]:,} samples and judge calls; usually a few per cent of that"
+        )
     return "\n".join(lines)

@@ -42,7 +42,12 @@ def grade(case: Case, samples: Result, progress: Progress) -> Made:
     behaviour_r = found.behaviour_r
     rate = float(np.nanmean(behaviour_r)) if np.isfinite(behaviour_r).any() else float("nan")
     facts = {"rate": rate, "incoherent": float(1 - np.nanmean(found.coherent_r))}
-    return found.arrays(), {"labels": list(found.labels_r), "counts": counts, "judge": dict(case.judge.identity), **facts}
+    return found.arrays(), {
+        "labels": list(found.labels_r),
+        "counts": counts,
+        "judge": dict(case.judge.identity),
+        **facts,
+    }
 
 
 def pair(case: Case, grades: Result) -> Made:

@@ -52,7 +52,9 @@ def make_pairs(
       ValueError: no prompt gave both; says how many of each kind there were and what to change.
     """
     behaviour_ps, coherent_ps = graded.shaped(len(prompts), samples)
-    coherent_ps = np.where(graded.attempt_r.reshape(behaviour_ps.shape) > 0, np.nan, coherent_ps)  # of the first attempt
+    coherent_ps = np.where(
+        graded.attempt_r.reshape(behaviour_ps.shape) > 0, np.nan, coherent_ps
+    )  # of the first attempt
     counts = pair_counts(behaviour_ps, coherent_ps)
     sides = {name: _usable(behaviour_ps, coherent_ps, value) for name, value in (("positive", 1.0), ("negative", 0.0))}
     chosen = np.flatnonzero(sides["positive"].any(1) & sides["negative"].any(1))[:limit]

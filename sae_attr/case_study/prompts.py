@@ -83,7 +83,8 @@ def _prompt(record: Any, line: int, where: str) -> Prompt:
         return Prompt(str(name), sound(text, where))
     messages = text if isinstance(text, list) else []
     if not messages or not all(
-        isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+        isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+        for m in messages
     ):
         raise ValueError(f"{where}: 'prompt' must be a text or a list of messages with the strings role and content")
     for message in messages:

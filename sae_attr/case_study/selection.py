@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sae_attr.attribution.ranking import rank, random_matched
+from sae_attr.attribution.ranking import random_matched, rank
 from sae_attr.case_study.samples import UNSTEERED, Arms
 from sae_attr.store import Arrays
 
@@ -94,7 +94,7 @@ def _random(rates_n: np.ndarray, like: np.ndarray, used: np.ndarray, count: int,
 def arms_of(selection: Selection, direction: str, *, gradient_signed: bool) -> Arms:
     """One arm of strength ±1 per latent in the direction's fixed sign (away −, toward +), then those that the gradient flips.
 
-    A latent whose gradient says that more of it makes the behaviour rarer is steered the other way in the gradient-signed strip.
+    The gradient-signed strip steers a latent the other way where its gradient says that more of it makes the behaviour rarer.
     """
     fixed = np.full(len(selection.latents_u), SIGN[direction])
     if not gradient_signed:

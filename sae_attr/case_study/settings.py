@@ -167,10 +167,14 @@ class StudySettings:
             raise ValueError(f"grid {self.grid} must be strengths above 0 in ascending order")
         if self.steer_tokens not in ("all", "prompt", "generated"):
             raise ValueError(f"steer_tokens {self.steer_tokens!r} is unknown; choose all, prompt or generated")
-        at_least(self, 1, "top", "strength_samples", "effect_samples", "strength_prompts", "effect_prompts", "resamples")
+        at_least(
+            self, 1, "top", "strength_samples", "effect_samples", "strength_prompts", "effect_prompts", "resamples"
+        )
         at_least(self, 0, "random", "passages", "passage_tokens", "interpreted", "shown")
         if self.strengths_by == "exact" and any(case.organism is None for case in self.cases):
-            raise ValueError("strengths_by=exact needs a grader of probabilities, which only the organism has; use samples")
+            raise ValueError(
+                "strengths_by=exact needs a grader of probabilities, which only the organism has; use samples"
+            )
 
 
 def at_least(settings: Any, least: int, *names: str) -> None:
