@@ -137,7 +137,8 @@ def grade_of_row(row: Mapping[str, Any]) -> Grade:
     """The inverse of `grade_row`; keys that are no fields of a grade are ignored."""
     names = {field.name for field in dataclasses.fields(Grade)}
     fields: dict[str, Any] = {name: value for name, value in row.items() if name in names}
-    return Grade(**fields | {"discarded": tuple(fields.get("discarded", ()))})
+    fields["discarded"] = tuple(fields.get("discarded", ()))
+    return Grade(**fields)
 
 
 def values(grades: Iterable[Grade | None], field: str = "behaviour") -> np.ndarray:

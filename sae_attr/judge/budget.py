@@ -1,0 +1,71 @@
+"""Budgets in calls and tokens that hold over threads and, with a ledger, over runs."""
+
+from __future__ import annotations
+
+import threading
+
+from etils import epath
+
+from sae_attr.store import PathLike, Progress
+
+
+class Spent(Exception):
+    """No further call fits the budget; the message says which limit."""
+
+
+class Budget:
+    """A limit on calls and tokens.
+
+    A call is begun only if its expected tokens still fit beside those of the calls under way, so the limit is passed by
+    no more than the error of that expectation.
+
+    Args:
+      calls, tokens: limits; None for none. Every request counts as a call, also one that fails and is sent again.
+      ledger: a folder where every call is written down; what stands there already counts, so that a limit holds over
+        all runs that share it. Without one the limit is this object's.
+    """
+
+    def __init__(self, calls: int | None = None, tokens: int | None = None, ledger: PathLike | None = None) -> None:
+        for name, limit in (("calls", calls), ("tokens", tokens)):
+            if limit is not None and limit < 0:
+                raise ValueError(f"a budget of {limit} {name} is below 0; give a limit from 0, or None for none")
+        self.max_calls, self.max_tokens = calls, tokens
+        self._ledger = None if ledger is None else Progress(epath.Path(ledger))
+        rows = [] if self._ledger is None else self._ledger.rows()
+        self.calls, self.tokens = len(rows), sum(int(row.get("tokens", 0)) for row in rows)
+        self._reserved, self._open = 0, 0
+        self._changed = threading.Condition()
+
+    def take(self, tokens: int) -> None:
+        """Begins a call that is expected to need so many tokens; waits while calls under way decide whether it fits.
+
+        Raises:
+          Spent: it does not fit.
+        """
+        with self._changed:
+            while True:
+                if self.max_calls is not None and self.calls + self._open >= self.max_calls:
+                    raise Spent(f"the budget of {self.max_calls:,} calls is spent ({self.describe()})")
+                needed = self.tokens + self._reserved + tokens
+                if self.max_tokens is None or needed <= self.max_tokens:
+                    break
+                if not self._open:
+                    raise Spent(
+                        f"the budget of {self.max_tokens:,} tokens has no room for a call of about {tokens:,} "
+                        f"({self.describe()})"
+                    )
+                self._changed.wait()
+            self._reserved, self._open = self._reserved + tokens, self._open + 1
+
+    def settle(self, reserved: int, used: int) -> None:
+        """Ends a call: what it really used takes the place of what `take` reserved."""
+        with self._changed:
+            self._reserved, self._open = self._reserved - reserved, self._open - 1
+            self.calls, self.tokens = self.calls + 1, self.tokens + used
+            if self._ledger is not None:
+                self._ledger.append([{"tokens": used}])
+            self._changed.notify_all()
+
+    def describe(self) -> str:
+        """What was spent, in words."""
+        return f"used so far: {self.calls:,} calls, {self.tokens:,} tokens"

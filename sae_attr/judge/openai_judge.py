@@ -1,0 +1,254 @@
+"""A judge behind any OpenAI-compatible server: weighted scores where it gives token probabilities, text otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+from sae_attr.judge.base import BudgetExhausted, Grade, Item, JudgeStopped, check_items
+from sae_attr.judge.budget import Budget, Spent
+from sae_attr.judge.replies import VERSION, read_reply, weighted_score
+from sae_attr.judge.rubrics import Rubric, judge_prompt
+from sae_attr.judge.server import Failed, Fatal, Filtered, NoLogprobs, Patience, Reply, Server, ask, openai_client
+
+_SHORT, _LONG = 8, 600  # tokens of a bare answer and of a reasoned one
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a question is put; all of it may change a grade, so all of it is part of the judge's identity.
+
+    Args:
+      answers: "auto" (scores weighted by token probabilities where the rubric asks for a bare number and the server
+        gives them, else the text), "logprobs" (an error where it does not), or "text".
+      temperature, seed: of the judge's sampling; the seed rises by 1 when a malformed reply is asked for again.
+      max_tokens: longest reply; None for 8 where the rubric asks for a bare answer and 600 where it may be reasoned. A
+        model that thinks before it answers needs more.
+      top_logprobs: alternatives asked for.
+      again: how often a malformed reply is asked for again.
+      token_field: the request's name for `max_tokens`; newer servers want max_completion_tokens.
+      extra: further fields of the request body.
+    """
+
+    answers: str = "auto"
+    temperature: float = 0.0
+    seed: int = 0
+    max_tokens: int | None = None
+    top_logprobs: int = 20
+    again: int = 1
+    token_field: str = "max_tokens"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class OpenAIJudge:
+    """A `Judge` that asks a server.
+
+    Args:
+      server: address and model.
+      rubric: what is asked.
+      asking: how it is asked, as far as grades depend on it.
+      patience: concurrency, timeouts, retries.
+      budget: calls and tokens that may be used; may be shared between judges.
+
+    Attributes:
+      warnings: what a reader of the grades must know, each once, in the order in which it came up.
+      served: (model, fingerprint) that the server said it is -> replies.
+
+    Raises:
+      ImportError: openai is not installed.
+      ValueError: answers is none of the three, or "logprobs" for a rubric with reasoned answers.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        rubric: Rubric,
+        asking: Asking = Asking(),
+        patience: Patience = Patience(),  # noqa: B008 (frozen)
+        budget: Budget | None = None,
+    ) -> None:
+        if asking.answers not in ("auto", "logprobs", "text"):
+            raise ValueError(f"answers={asking.answers!r} is unknown; choose auto, logprobs or text")
+        if asking.answers == "logprobs" and rubric.reasoned:
+            raise ValueError(f"rubric {rubric.name} has reasoned answers, which cannot be weighted; use answers='text'")
+        self.server, self.rubric, self.asking, self.patience = server, rubric, asking, patience
+        self.budget = Budget() if budget is None else budget
+        self.warnings: list[str] = []
+        self.served: Counter[tuple[str, str]] = Counter()
+        self._weigh = asking.answers != "text" and not rubric.reasoned
+        self._client = openai_client(server, patience)
+        self._lock = threading.Lock()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Model, server, rubric and every setting that may change a grade."""
+        return {
+            "kind": "openai",
+            "name": self.server.model,
+            "version": VERSION,
+            **self.server.identity,
+            "rubric": self.rubric.identity,
+            "settings": {**vars(self.asking), "extra": dict(self.asking.extra)},
+        }
+
+    def grade(self, items: Sequence[Item]) -> Iterator[tuple[str, Grade]]:
+        """(id, grade) as replies arrive.
+
+        Raises:
+          ValueError: an id that stands twice.
+          BudgetExhausted: the budget ran out; replies under way are still waited for and yielded.
+          JudgeStopped: the server refuses, or failed for too many questions in a row or for some in the end.
+        """
+        check_items(items)
+        return self._grades(items)
+
+    def _grades(self, items: Sequence[Item]) -> Iterator[tuple[str, Grade]]:
+        waiting, running, halt = deque(items), dict[Future[Grade], Item](), threading.Event()
+        state = _State(total=len(items))
+        with ThreadPoolExecutor(self.patience.concurrency, thread_name_prefix="judge") as pool:
+            try:
+                while running or (waiting and not state.ended(self.patience)):
+                    while waiting and len(running) < self.patience.concurrency and not state.ended(self.patience):
+                        item = waiting.popleft()
+                        running[pool.submit(self._one, item, halt)] = item
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        item = running.pop(future)
+                        if (grade := state.take(future)) is not None:
+                            yield item.id, grade
+            finally:
+                halt.set()  # where the caller asks for no more, nothing is sent again
+        state.raise_if_any_left(self.budget)
+
+    def _one(self, item: Item, halt: threading.Event) -> Grade:
+        """The grade of one item; a malformed reply is asked for again as often as allowed."""
+        messages = [{"role": "user", "content": judge_prompt(self.rubric, item)}]
+        discarded: list[str] = []
+        while True:
+            grade = self._asked(messages, self.asking.seed + len(discarded), halt)
+            if not grade.malformed or len(discarded) >= self.asking.again or "error" in grade.details:
+                return dataclasses.replace(grade, discarded=tuple(discarded))
+            discarded.append(grade.raw)
+
+    def _asked(self, messages: list[dict[str, str]], seed: int, halt: threading.Event) -> Grade:
+        weigh = self._weigh
+        try:
+            reply = ask(
+                self._client, self._request(messages, seed, weigh),
+                patience=self.patience, budget=self.budget, halt=halt,
+            )  # fmt: skip
+        except NoLogprobs as error:
+            if not weigh:  # it was not asked for any
+                raise Fatal(str(error)) from error
+            self._without_logprobs(f"the server refuses token probabilities ({error})")
+            return self._asked(messages, seed, halt)
+        except Filtered as error:
+            return self.rubric.malformed(raw=str(error), details={"error": "content_filter"})
+        self._note(reply)
+        return self._read(reply, weigh)
+
+    def _request(self, messages: list[dict[str, str]], seed: int, weigh: bool) -> dict[str, Any]:
+        asking = self.asking
+        longest = asking.max_tokens or (_LONG if self.rubric.reasoned else _SHORT)
+        request: dict[str, Any] = {"model": self.server.model, "messages": messages, "seed": seed}
+        request |= {"temperature": asking.temperature, asking.token_field: longest}
+        request |= {"logprobs": True, "top_logprobs": asking.top_logprobs} if weigh else {}
+        return request | ({"extra_body": dict(asking.extra)} if asking.extra else {})
+
+    def _read(self, reply: Reply, weigh: bool) -> Grade:
+        details = {"model": reply.model, "fingerprint": reply.fingerprint, "finish": reply.finish, "tokens": reply.used}
+        details = {name: value for name, value in details.items() if value}
+        if weigh:
+            score = weighted_reply(reply, self.rubric)
+            if score is not None:
+                return self.rubric.scored(score, raw=reply.text, weighted=True, details=details)
+            if not any(alternatives for _, alternatives in reply.tokens):
+                self._without_logprobs("the server gives no token probabilities")
+        return read_reply(reply.text, self.rubric, details=details)
+
+    def _without_logprobs(self, problem: str) -> None:
+        if self.asking.answers == "logprobs":
+            raise Fatal(f"{problem}; use answers='auto' or 'text'")
+        self._weigh = False
+        self._warn(f"{problem}: scores of {self.server.model} on {self.rubric.name} are read from the text")
+
+    def _note(self, reply: Reply) -> None:
+        with self._lock:
+            self.served[reply.model, reply.fingerprint] += 1
+        if len(self.served) > 1:
+            self._warn(f"{self.server.model} was answered by more than one version; Grade.details tells which")
+        if not reply.counted:
+            self._warn("the server does not count tokens; the budget goes by 4 characters to a token")
+
+    def _warn(self, text: str) -> None:
+        with self._lock:
+            if text not in self.warnings:
+                self.warnings.append(text)
+
+
+def weighted_reply(reply: Reply, rubric: Rubric) -> float | None:
+    """The weighted score of a reply whose first token writes a whole number by itself, else None.
+
+    A tokenizer that writes 85 as "8", "5" would give a mean of first digits; such a reply is left to its text.
+    """
+    first = next(((token, found) for token, found in reply.tokens if token.strip()), None)
+    if first is None:
+        return None
+    token, alternatives = first
+    word = re.match(r"\s*([0-9]+)", reply.text)
+    if word is not None and word[1] != token.strip():
+        return None
+    if word is None and not any(len(t.strip()) > 1 and t.strip().isdigit() for t, _ in alternatives):
+        return None
+    return weighted_score(alternatives, rubric)
+
+
+@dataclass
+class _State:
+    """How far a call of `grade` has come, and why it ends early."""
+
+    total: int
+    graded: int = 0
+    in_a_row: int = 0
+    spent: str = ""
+    fatal: str = ""
+    failed: list[str] = field(default_factory=list)
+
+    def ended(self, patience: Patience) -> bool:
+        return bool(self.spent or self.fatal) or self.in_a_row >= patience.failures
+
+    def take(self, future: Future[Grade]) -> Grade | None:
+        """The grade of a finished question, or None where it has none."""
+        try:
+            grade = future.result()
+        except Spent as error:
+            self.spent = str(error)
+        except Fatal as error:
+            self.fatal = str(error)
+        except Failed as error:
+            self.failed.append(str(error))
+            self.in_a_row += 1
+        else:
+            self.graded, self.in_a_row = self.graded + 1, 0
+            return grade
+        return None
+
+    def raise_if_any_left(self, budget: Budget) -> None:
+        left = self.total - self.graded
+        if not left:
+            return
+        far = f"graded {self.graded} of {self.total} items, {left} are left"
+        if self.spent:
+            per_item = budget.calls / max(1, self.graded), budget.tokens / max(1, self.graded)
+            raise BudgetExhausted(
+                f"{far}: {self.spent}. What is graded is kept; run again with a larger budget to go on (about "
+                f"{left * per_item[0]:,.0f} calls and {left * per_item[1]:,.0f} tokens more)",
+                graded=self.graded, left=left,
+            )  # fmt: skip
+        why = self.fatal or f"{len(self.failed)} got no answer, the last because {self.failed[-1]}"
+        raise JudgeStopped(f"{far}: {why}. What is graded is kept; run again to go on", graded=self.graded, left=left)
