@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -17,14 +16,14 @@ from sae_attr.attribution.candidates import decoder_rows
 from sae_attr.attribution.settings import Settings
 from sae_attr.attribution.study import Study
 from sae_attr.case_study.prompts import Prompt
-from sae_attr.case_study.samples import UNSTEERED, Answer, Arms, Rows
+from sae_attr.case_study.samples import UNSTEERED, Answer, Arms, Rows, row_keys
 from sae_attr.case_study.settings import CaseSettings, StudySettings
 from sae_attr.data import encode_prompt
 from sae_attr.judge import Item, Judge
 from sae_attr.lm.model import Params
-from sae_attr.lm.sample import Sampling, pack_prompts
+from sae_attr.lm.sample import Sampling, make_prompts
 from sae_attr.parallel import shard_batch, to_host
-from sae_attr.steering import row_keys, steer
+from sae_attr.steering import steer
 from sae_attr.store import Store
 from sae_attr.tokenizer import decode
 
@@ -140,40 +139,48 @@ class Case:
         prompts = self.prompts(split)
         return lambda name, p, ids: Item(id=name, prompt=prompts[p].text, completion=self.text(ids))
 
+    @functools.cached_property
+    def sampling(self) -> Sampling:
+        """How every completion is sampled."""
+        s = self.study.sampling
+        return Sampling(temperature=s.temperature, top_p=s.top_p, max_new=s.max_new, stop_ids=self.stop_ids)
+
+    def directions(self, arms: Arms) -> np.ndarray:
+        """Unit decoder rows of the arms `[k, d]`; zeros for the model as it is."""
+        study, steered = self.attribution, arms.latents_k != UNSTEERED
+        rows_kd = np.zeros((len(arms), study.cfg.width(study.site.point)), np.float32)
+        if steered.any():
+            latents, place = np.unique(arms.latents_k[steered], return_inverse=True)
+            rows_kd[steered] = np.asarray(decoder_rows(study.decoder, latents))[place]
+        return rows_kd
+
     def answer(self, direction: str, split: str, arms: Arms, norm: float) -> Answer:
         """Samples completions of a split's prompts under arms, `batch_size` rows a call: one compiled program for all.
 
         Args:
           norm: the unit of strengths, the site's mean norm.
         """
-        study, sampling = self.attribution, self.study.sampling
-        prompts, batch = self.prompts(split), self.runtime.batch_size
-        ids = self.prompt_ids(split)
-        width = max(map(len, ids))
-        how = Sampling(
-            temperature=sampling.temperature, top_p=sampling.top_p, max_new=sampling.max_new, stop_ids=self.stop_ids
+        study, prompts, ids, rows_kd = (
+            self.attribution,
+            self.prompts(split),
+            self.prompt_ids(split),
+            self.directions(arms),
         )
-        steered = arms.latents_k != UNSTEERED
-        rows_kd = np.zeros((len(arms), study.cfg.d_model), np.float32)
-        if steered.any():
-            rows_kd[steered] = np.asarray(decoder_rows(study.decoder, arms.latents_k[steered]))
+        width = -(-max(map(len, ids)) // 8) * 8
         key = jax.random.fold_in(jax.random.key(self.study.seed), 11)
+        fill = lambda values, rest: np.concatenate([values, np.full((rest, *values.shape[1:]), 0, values.dtype)])
 
         def answer(rows: Rows) -> list[list[int]]:
-            fill = np.resize(np.arange(len(rows)), batch)  # the last batch repeats rows: one compiled shape
-            at = rows[fill]
-            packed = pack_prompts([ids[p] for p in at.prompt_r], width=width)
-            keys = row_keys(key, [prompts[p].id for p in at.prompt_r], at.sample_r, at.attempt_r)
-            strengths_b = jnp.asarray(norm * arms.strengths_k[at.arm_r], jnp.float32)
-            packed, directions_bd, strengths_b, keys = shard_batch(
-                (packed, jnp.asarray(rows_kd[at.arm_r]), strengths_b, keys), self.runtime.mesh
-            )
+            rest = self.runtime.batch_size - len(rows)  # rows that are none fill the last batch: one compiled shape
+            packed = make_prompts([ids[p] for p in rows.prompt_r] + [[]] * rest, width=width)
+            keys_b = row_keys(key, [prompts[p].id for p in rows.prompt_r], rows.sample_r, rows.attempt_r, fill=rest)
+            inputs = (packed, fill(rows_kd[rows.arm_r], rest), fill(arms.strengths_k[rows.arm_r], rest), keys_b)
             made = steer(
-                self.params(direction), packed, directions_bd, strengths_b, keys,
-                cfg=study.cfg, site=study.site, tokens=self.study.steer_tokens, sampling=how,
+                self.params(direction), *shard_batch(inputs, self.runtime.mesh), cfg=study.cfg, site=study.site,
+                tokens=self.study.steer_tokens, sampling=self.sampling, unit=norm,
             )  # fmt: skip
             tokens_bn, length_b = to_host(made.tokens_bn), to_host(made.length_b)
-            return [[int(i) for i in tokens_bn[b, : length_b[b]]] for b in range(len(rows))]
+            return [tokens_bn[b, : length_b[b]].tolist() for b in range(len(rows))]
 
         return answer
 

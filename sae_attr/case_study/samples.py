@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -55,6 +58,24 @@ def every_row(arms: int, prompts: int, samples: int) -> Rows:
     """All rows of first attempts, arm by arm, in each prompt by prompt."""
     k, p, s = (x.ravel() for x in np.indices((arms, prompts, samples)))
     return Rows(k, p, s, np.zeros(len(k), int))
+
+
+def row_keys(
+    key: jax.Array, names: Sequence[str], sample_r: np.ndarray, attempt_r: np.ndarray, *, fill: int = 0
+) -> jax.Array:
+    """Random keys `[r + fill]` of rows: a function of prompt id, sample and attempt alone.
+
+    Arms share them, so that steered and unsteered completions of a prompt differ by the steering and by nothing else.
+    """
+    hashes = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") for name in names]
+    columns = (np.array([*column, *[0] * fill], np.uint32) for column in (hashes, sample_r, attempt_r))
+    return _folded(key, *columns)
+
+
+@jax.jit
+def _folded(key: jax.Array, *columns_r: jax.Array) -> jax.Array:
+    fold = lambda *row: functools.reduce(jax.random.fold_in, row, key)
+    return jax.vmap(fold)(*columns_r)
 
 
 Answer = Callable[[Rows], list[list[int]]]

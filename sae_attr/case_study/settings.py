@@ -13,6 +13,13 @@ DIRECTIONS = ("away", "toward")
 STRENGTHS_BY = ("samples", "exact")
 
 
+def at_least(settings: Any, least: int, *names: str) -> None:
+    """Raises ValueError for the first of these fields that is below `least`."""
+    for name in names:
+        if getattr(settings, name) < least:
+            raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least {least}")
+
+
 @dataclass(frozen=True)
 class Budget:
     """How much incoherence a steering strength may cost.
@@ -176,9 +183,3 @@ class StudySettings:
                 "strengths_by=exact needs a grader of probabilities, which only the organism has; use samples"
             )
 
-
-def at_least(settings: Any, least: int, *names: str) -> None:
-    """Raises ValueError for the first of these fields that is below `least`."""
-    for name in names:
-        if getattr(settings, name) < least:
-            raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least {least}")
