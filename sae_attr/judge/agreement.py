@@ -5,7 +5,6 @@ A missing grade is NaN; every statistic of two judges is over the items that bot
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -101,10 +100,14 @@ def score_agreement(
     """
     a, b, groups, missing = _paired(a_n, b_n, clusters_n)
     draws = _draws(groups, resamples, seed)
-    estimates = (
-        _estimate(a, b, draws, f) for f in (pearson, spearman, quadratic_kappa, lambda x, y: float((x - y).mean()))
-    )
-    return ScoreAgreement(len(a), missing, *estimates)
+    names = {
+        "pearson": pearson,
+        "spearman": spearman,
+        "weighted_kappa": quadratic_kappa,
+        "mean_difference": _difference,
+    }
+    estimates = {name: _estimate(a, b, draws, statistic) for name, statistic in names.items()}
+    return ScoreAgreement(len(a), missing, **estimates)
 
 
 def verdict_agreement(
@@ -125,17 +128,20 @@ def verdict_agreement(
     counts = [int(((a == x) & (b == y)).sum()) for x, y in ((1, 1), (1, 0), (0, 1), (0, 0))]
     kappa_estimate = _estimate(a, b, _draws(groups, resamples, seed), kappa)
     agree = wilson(counts[0] + counts[3], len(a))
-    return VerdictAgreement(len(a), missing, *counts, agree, kappa_estimate, rate(a), rate(b))
+    both, first, second, neither = counts
+    return VerdictAgreement(
+        len(a), missing, both, first, second, neither, agree, kappa_estimate, first_rate=rate(a), second_rate=rate(b)
+    )
 
 
 def pearson(a_n: np.ndarray, b_n: np.ndarray) -> float:
     """Pearson's correlation; NaN below 3 items or without spread."""
-    return float(stats.pearsonr(a_n, b_n).statistic) if _spread(a_n, b_n) else float("nan")
+    return float(np.corrcoef(a_n, b_n)[0, 1]) if _spread(a_n, b_n) else float("nan")
 
 
 def spearman(a_n: np.ndarray, b_n: np.ndarray) -> float:
     """Spearman's rank correlation; NaN below 3 items or without spread."""
-    return float(stats.spearmanr(a_n, b_n).statistic) if _spread(a_n, b_n) else float("nan")
+    return pearson(stats.rankdata(a_n), stats.rankdata(b_n)) if _spread(a_n, b_n) else float("nan")
 
 
 def kappa(a_n: np.ndarray, b_n: np.ndarray) -> float:
@@ -152,6 +158,10 @@ def quadratic_kappa(a_n: np.ndarray, b_n: np.ndarray) -> float:
         return float("nan")
     chance = float(a_n.var() + b_n.var() + (a_n.mean() - b_n.mean()) ** 2)
     return 1 - float(((a_n - b_n) ** 2).mean()) / chance if chance > 0 else float("nan")
+
+
+def _difference(a_n: np.ndarray, b_n: np.ndarray) -> float:
+    return float((a_n - b_n).mean())
 
 
 def krippendorff_alpha(ratings_jn: np.ndarray, *, level: str = "interval") -> float:
@@ -237,10 +247,7 @@ def _draws(groups_n: np.ndarray, resamples: int, seed: int) -> list[np.ndarray]:
 def _estimate(a_n: np.ndarray, b_n: np.ndarray, draws: Sequence[np.ndarray], statistic: Statistic) -> Estimate:
     if not len(a_n):
         return Estimate(float("nan"), float("nan"), float("nan"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
-        found = np.array([statistic(a_n[i], b_n[i]) for i in draws])
-        value = statistic(a_n, b_n)
+    found = np.array([statistic(a_n[i], b_n[i]) for i in draws])
     found = found[np.isfinite(found)]
     low, high = np.percentile(found, (2.5, 97.5)) if len(found) else (float("nan"), float("nan"))
-    return Estimate(value, float(low), float(high))
+    return Estimate(statistic(a_n, b_n), float(low), float(high))
