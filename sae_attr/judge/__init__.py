@@ -13,17 +13,41 @@ from sae_attr.judge.base import (
     judge_name,
     values,
 )
+from sae_attr.judge.budget import Budget
+from sae_attr.judge.cache import CachedJudge, cached
+from sae_attr.judge.combine import CoherentOnly, Panel
+from sae_attr.judge.local_judge import LocalJudge
+from sae_attr.judge.openai_judge import Asking, OpenAIJudge
+from sae_attr.judge.replies import read_reply, weighted_score
+from sae_attr.judge.rubrics import Rubric, judge_prompt, load_rubric, rubric_names
+from sae_attr.judge.server import Patience, Server
 
 __all__ = [
+    "Asking",
+    "Budget",
     "BudgetExhausted",
+    "CachedJudge",
+    "CoherentOnly",
     "Grade",
     "Item",
     "Judge",
     "JudgeStopped",
+    "LocalJudge",
+    "OpenAIJudge",
+    "Panel",
+    "Patience",
+    "Rubric",
+    "Server",
+    "cached",
     "check_items",
     "counts",
     "grade_of_row",
     "grade_row",
     "judge_name",
+    "judge_prompt",
+    "load_rubric",
+    "read_reply",
+    "rubric_names",
     "values",
+    "weighted_score",
 ]
