@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sae_attr.case_study import checking, effects, finding
+from sae_attr.case_study import checking, effects, finding, showing
 from sae_attr.case_study.case import Case
 from sae_attr.case_study.settings import DIRECTIONS
 from sae_attr.store import Progress, Result, Stage
@@ -26,49 +27,95 @@ def timed(make: Callable[[Mapping[str, Result], Progress], Made]) -> Callable[[M
     return run
 
 
-def case_stages(case: Case, before: tuple[str, ...] = (), inputs: Mapping[str, Any] | None = None) -> list[Stage]:
-    """The stages of one case, from sampling to effects.
+@dataclass
+class _Chain:
+    """Stages of one case, as they are added."""
 
-    Args:
-      before: stages that make the case's files, if they are made.
-      inputs: fingerprints of its files, if they are not.
-    """
-    name = case.settings.name
-    full = lambda *stages: tuple(f"{name}.{stage}" for stage in stages)
-    declared = finding.fields(case) | checking.fields(case) | effects.fields(case)
-    out: list[Stage] = []
+    name: str
+    declared: Mapping[str, Mapping[str, Any]]
+    stages: list[Stage]
 
-    def add(stage: str, make: Callable[..., Made], *needs: str, first: bool = False, progress: bool = True) -> None:
-        """`make` is given the results that it needs in order and, where it is long, the stage's progress."""
+    def full(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Whole names of this case's stages; those that name another case are whole already."""
+        return tuple(name if name.startswith("/") else f"/{self.name}.{name}" for name in names)
+
+    def add(self, stage: str, make: Callable[..., Made], *needs: str, progress: bool = False, **extra: Any) -> None:
+        """`make` is given the results that it needs in order and, where it is long, the stage's progress.
+
+        `extra`: further declared fields.
+        """
+        reads = tuple(name.removeprefix("/") for name in self.full(needs))
 
         def run(results: Mapping[str, Result], done: Progress) -> Made:
-            return make(*(results[need] for need in full(*needs)), *([done] if progress else []))
+            given = [results[name] for name in reads if name not in FILES]
+            return make(*given, *([done] if progress else []))
 
-        fields = {**declared[stage.split(".")[0]], **(dict(inputs or {}) if first else {})}
-        reads = (*(before if first else ()), *full(*needs))
-        out.append(Stage(f"{name}.{stage}", timed(run), fields, reads, VERSION))
+        fields = {**self.declared[stage.split(".")[0]], **extra}
+        self.stages.append(Stage(f"{self.name}.{stage}", timed(run), fields, reads, VERSION))
 
-    add("sample", lambda done: finding.sample(case, done), first=True)
-    add("grade", lambda samples, done: finding.grade(case, samples, done), "sample")
-    add("pair", lambda grades: finding.pair(case, grades), "grade", progress=False)
-    add("attribute", lambda pairs: finding.attribute(case, pairs), "pair", progress=False)
-    add("select", lambda found: finding.choose(case, found), "attribute", progress=False)
+
+FILES = ("organism",)  # stages that make files which others read by path
+
+
+def study_stages(cases: Sequence[Case], organism: Stage | None) -> list[Stage]:
+    """All stages of a study, in order: files, then every case up to its attribution, then the checks, then what is shown."""
+    chains = {case: _Chain(case.settings.name, _declared(case), []) for case in cases}
+    for case, chain in chains.items():
+        _find(chain, case)
+    for case, chain in chains.items():
+        _check(chain, case, [c.settings.name for c in cases if c is not case and c.source.sae == case.source.sae])
+    out = [*([organism] if organism else []), *(stage for chain in chains.values() for stage in chain.stages[:4])]
+    out += [stage for chain in chains.values() for stage in chain.stages[4:]]
+    return [*out, *shared_stages(cases)]
+
+
+def _declared(case: Case) -> dict[str, Mapping[str, Any]]:
+    return finding.fields(case) | checking.fields(case) | effects.fields(case) | showing.fields(case)
+
+
+def _find(chain: _Chain, case: Case) -> None:
+    """sample → grade → pair → attribute."""
+    made = case.settings.organism is not None
+    first = ("/organism",) if made else ()
+    extra = {} if made else {"files": case.source.fingerprints()}
+    chain.add("sample", lambda done: finding.sample(case, done), *first, progress=True, **extra)
+    chain.add("grade", lambda samples, done: finding.grade(case, samples, done), "sample", progress=True)
+    chain.add("pair", lambda grades: finding.pair(case, grades), "grade")
+    chain.add("attribute", lambda pairs: finding.attribute(case, pairs), "pair")
+
+
+def _check(chain: _Chain, case: Case, others: Sequence[str]) -> None:
+    """select → (strengths → steer → judge) in both directions → effects → interpret → show."""
+    theirs = [f"/{name}.attribute" for name in others]
+    chain.add("select", lambda *read: finding.choose(case, *read), "attribute", *theirs)
     for direction in DIRECTIONS:
-        _check(add, case, direction)
-    judged = [stage for d in DIRECTIONS for stage in (f"strengths.{d}", f"judge.{d}")]
-    add("effects", lambda *read: effects.effects(case, *read), "select", *judged, progress=False)
-    add("interpret", lambda *read: effects.interpret(case, *read), "select", "effects", progress=False)
-    return out
+        _steer(chain, case, direction)
+    graded = [stage for d in DIRECTIONS for stage in (f"strengths.{d}", f"judge.{d}")]
+    chain.add("effects", lambda *read: effects.effects(case, *read), "select", *graded)
+    chain.add("interpret", lambda selection: effects.interpret(case, selection), "select")
+    chain.add("figures", lambda *read: showing.figures(case, *read), "attribute", "effects")
 
 
-def _check(add: Any, case: Case, direction: str) -> None:
-    """Strengths, steering and grading in one direction."""
+def _steer(chain: _Chain, case: Case, direction: str) -> None:
     choice, made = f"strengths.{direction}", f"steer.{direction}"
-    add(choice, lambda *read: checking.strengths(case, direction, *read), "select", "attribute")
-    add(made, lambda *read: checking.steer(case, direction, *read), "select", choice, "attribute")
-    add(f"judge.{direction}", lambda *read: checking.judge(case, direction, *read), "select", choice, "attribute", made)
+    run = lambda stage: lambda *read: stage(case, direction, *read)
+    chain.add(choice, run(checking.strengths), "select", "attribute", progress=True)
+    chain.add(made, run(checking.steer), "select", choice, "attribute", progress=True)
+    chain.add(f"judge.{direction}", run(checking.judge), "select", choice, "attribute", made, progress=True)
 
 
-def seconds(results: Mapping[str, Result], names: Sequence[str]) -> dict[str, float]:
-    """What each stage took when it was made."""
-    return {name: float(results[name].meta.get("seconds", 0.0)) for name in names if name in results}
+def shared_stages(cases: Sequence[Case]) -> list[Stage]:
+    """What several cases share, and the page of all of them."""
+    name = lambda case, stage: f"{case.settings.name}.{stage}"
+    together = cases if len({case.source.sae for case in cases}) == 1 and len(cases) > 1 else ()
+    read = tuple(name(case, stage) for case in together for stage in ("attribute", "select", "effects"))
+    run = lambda make, names: timed(lambda results, _: make(cases, *(results[n] for n in names)))
+    out = [Stage("convergence", run(effects.converge, read), {}, read, VERSION)] if together else []
+    every = (*(name(case, stage) for case in cases for stage in STAGES), *(stage.name for stage in out))
+    return [*out, Stage("page", run(showing.page, every), showing.page_fields(cases), every, VERSION)]
+
+
+STAGES = (
+    "sample", "grade", "pair", "attribute", "select", *(f"{stage}.{d}" for d in DIRECTIONS for stage in ("strengths", "steer", "judge")),
+    "effects", "interpret", "figures",
+)  # fmt: skip

@@ -85,17 +85,24 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def choose(case: Case, attribution: Result) -> Made:
-    """The latents that are steered."""
+def best_latents(case: Case, attribution: Result, method: str) -> list[int] | None:
+    """A preset's best latents; None for a method that is no preset."""
+    summary = attribution.meta["summary"]
+    preset = {"delta_attribution": summary["primary"], "recommended": "recommended"}.get(method)
+    columns = attribution.meta["columns"].get(preset)
+    return None if columns is None else columns["latent"][: case.study.top]
+
+
+def choose(case: Case, attribution: Result, *others: Result) -> Made:
+    """The latents that are steered; `others`: attributions of other cases with the same dictionary."""
     summary, study = attribution.meta["summary"], case.study
-    primary = summary["primary"]
-    names = {"delta_attribution": primary, "recommended": "recommended"}
-    columns = attribution.meta["columns"]
-    rankings = {name: columns[preset]["latent"] for name, preset in names.items() if preset in columns}
+    named = {name: best_latents(case, attribution, name) for name in ("delta_attribution", "recommended")}
+    rankings = {name: latents for name, latents in named.items() if latents is not None}
+    theirs = [best_latents(case, other, study.methods[0]) or [] for other in others]
     key = jax.random.fold_in(jax.random.key(study.seed), 12)
     chosen, skipped = select(
-        rankings, attribution.arrays, scope=summary["presets"][primary]["tokens"], methods=study.methods, top=study.top,
-        random=study.random, key=key,
+        rankings, attribution.arrays, scope=summary["presets"][summary["primary"]]["tokens"], methods=study.methods,
+        top=study.top, random=study.random, key=key, others=sorted({i for latents in theirs for i in latents}),
     )  # fmt: skip
     return chosen.arrays(), about(chosen, skipped)
 

@@ -13,6 +13,9 @@ from sae_attr.attribution.ranking import random_matched, rank
 from sae_attr.case_study.samples import UNSTEERED, Arms
 from sae_attr.store import Arrays
 
+OTHERS = (
+    "other_studies"  # latents that another case's studied method chose: steered here too, so that both can be compared
+)
 SIGN = {"away": -1.0, "toward": 1.0}
 
 
@@ -41,9 +44,9 @@ class Selection:
         methods = {k.removeprefix("method."): np.asarray(v) for k, v in arrays.items() if k.startswith("method.")}
         return cls(methods, np.asarray(arrays["latents_u"]), np.asarray(arrays["push_u"]))
 
-    def at(self, latents: np.ndarray) -> np.ndarray:
-        """Places of latents in `latents_u`."""
-        return np.searchsorted(self.latents_u, latents)
+    def compared(self) -> dict[str, np.ndarray]:
+        """The methods that are compared, random latents among them."""
+        return {name: latents for name, latents in self.methods.items() if name != OTHERS}
 
 
 def select(
@@ -55,6 +58,7 @@ def select(
     top: int,
     random: int,
     key: jax.Array,
+    others: Sequence[int] = (),
 ) -> tuple[Selection, dict[str, str]]:
     """The best `top` latents of every method and `random` others of like firing rate; and why a method is left out.
 
@@ -62,6 +66,7 @@ def select(
       rankings: the presets' best latents; `delta_attribution` and `recommended` are taken from there.
       scores: name -> score of every latent, of an attribution run.
       scope: of the primary preset's tokens.
+      others: latents that another study of the same dictionary chose.
 
     Raises:
       ValueError: the first method, which is the one that is studied, has no scores.
@@ -82,6 +87,8 @@ def select(
     used = np.unique(np.concatenate(list(chosen.values())))
     if random:
         chosen["random"] = _random(scores["firing_rate"], chosen[methods[0]], used, random, key)
+    if len(others):
+        chosen[OTHERS] = np.asarray(others, int)
     latents_u = np.unique(np.concatenate(list(chosen.values())))
     return Selection(chosen, latents_u, np.asarray(scores[f"gradient_{scope}"])[latents_u]), skipped
 
@@ -114,13 +121,20 @@ def scaled(arms: Arms, strengths_k: np.ndarray) -> Arms:
     return Arms(arms.latents_k, arms.strengths_k * strengths_k)
 
 
-def strip_of(selection: Selection, arms: Arms, method: str, direction: str, *, signed: bool) -> np.ndarray:
-    """Places among `arms_of` of a method's latents, as the strip with fixed or with gradient sign shows them."""
-    latents = selection.methods[method]
-    place = {(int(l), float(np.sign(s))): i for i, (l, s) in enumerate(zip(arms.latents_k, arms.strengths_k))}
-    push = selection.push_u[selection.at(latents)]
-    signs = np.where((push < 0) & signed, -SIGN[direction], SIGN[direction])
-    return np.array([place[int(l), float(s)] for l, s in zip(latents, signs, strict=True)], int)
+def arms_by_sign(selection: Selection, arms: Arms, direction: str, *, signed: bool) -> np.ndarray:
+    """Place among the arms of `arms_of` of every latent of `latents_u`, with the fixed sign or with that of its gradient.
+
+    Args:
+      arms: with or without the unsteered model in front, and with any strengths; only their order is used.
+    """
+    steered = arms.latents_k[arms.latents_k != UNSTEERED]
+    n = len(selection.latents_u)
+    flipped = np.flatnonzero(selection.push_u < 0)
+    if not signed or len(steered) == n:
+        return np.arange(n)
+    place = np.arange(n)
+    place[flipped] = n + np.arange(len(flipped))
+    return place
 
 
 def about(selection: Selection, skipped: Mapping[str, str]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ class CaseSettings:
       name: of the case, in file and stage names.
       title: for readers.
       behaviour: what is counted, in words ("misaligned answers").
+      question: what is asked, in a sentence or two, for readers.
       judge: who grades, and by what: {"kind": "organism" | "openai" | "local", ...}.
       organism: a behaviour of the embedded organism, which then gives all of what follows; None for a real model.
       lm, adapter, lm_aligned, sae, sae_format, sae_options, site, corpus: as in `attribution.Settings`; `lm_aligned` is what is
@@ -63,6 +64,7 @@ class CaseSettings:
     title: str
     behaviour: str
     judge: Mapping[str, Any]
+    question: str = ""
     organism: str | None = None
     lm: str = ""
     adapter: str | None = None
@@ -177,9 +179,8 @@ class StudySettings:
         at_least(
             self, 1, "top", "strength_samples", "effect_samples", "strength_prompts", "effect_prompts", "resamples"
         )
-        at_least(self, 0, "random", "passages", "passage_tokens", "interpreted", "shown")
+        at_least(self, 0, "passages", "passage_tokens", "interpreted", "shown")
         if self.strengths_by == "exact" and any(case.organism is None for case in self.cases):
             raise ValueError(
                 "strengths_by=exact needs a grader of probabilities, which only the organism has; use samples"
             )
-

@@ -15,7 +15,7 @@ from sae_attr.case_study.grading import Graded, graded
 from sae_attr.case_study.pairing import jsonl, make_pairs
 from sae_attr.case_study.prompts import SPLITS, Prompt, read_prompts
 from sae_attr.case_study.samples import Rows, every_row, padded, sampled, unpadded
-from sae_attr.case_study.selection import arms_of, select, strip_of, with_unsteered
+from sae_attr.case_study.selection import arms_by_sign, arms_of, select, with_unsteered
 from sae_attr.judge import Grade, Item
 from sae_attr.pairs import read_pairs
 from sae_attr.store import Store
@@ -208,12 +208,12 @@ def test_selection_matches_random_latents_and_arms_cover_every_strip() -> None:
         arms = arms_of(found, direction, gradient_signed=True)
         pairs = list(zip(arms.latents_k.tolist(), arms.strengths_k.tolist()))
         assert len(set(pairs)) == len(pairs)
-        for method, latents in found.methods.items():
-            fixed, signed = (strip_of(found, arms, method, direction, signed=s) for s in (False, True))
-            assert arms.latents_k[fixed].tolist() == arms.latents_k[signed].tolist() == latents.tolist()
-            assert set(arms.strengths_k[fixed]) == {sign}
-            push = scores["gradient_prompt"][latents]
-            np.testing.assert_array_equal(arms.strengths_k[signed], np.where(push < 0, -sign, sign))
+        fixed, signed = (arms_by_sign(found, arms, direction, signed=s) for s in (False, True))
+        assert arms.latents_k[fixed].tolist() == arms.latents_k[signed].tolist() == found.latents_u.tolist()
+        assert set(arms.strengths_k[fixed]) == {sign}
+        np.testing.assert_array_equal(arms.strengths_k[signed], np.where(found.push_u < 0, -sign, sign))
+        only = arms_of(found, direction, gradient_signed=False)
+        assert arms_by_sign(found, only, direction, signed=False).tolist() == list(range(len(only)))
         whole = with_unsteered(arms)
         assert (whole.latents_k[0], whole.strengths_k[0]) == (-1, 0)
 
