@@ -24,15 +24,13 @@ class Context:
 
     `mask_bts` is causal and excludes padding and other segments; `gap_bts` is query position minus key position and is
     present only if some layer has a window; `rotation` holds cos and sin, `[r, b, t, m]`, one table per rope r. With a
-    cache the keys s are its slots, the new tokens' from `slot` on; `late_rotation`, over slots, is present where stored
-    keys are rotated as they are read, and only queries have `rotation` then.
+    cache the keys s are its slots, the new tokens' from `slot` on.
     """
 
     mask_bts: jax.Array
     gap_bts: jax.Array | None
     rotation: tuple[jax.Array, jax.Array] | None
     slot: jax.Array | None = None
-    late_rotation: tuple[jax.Array, jax.Array] | None = None
 
 
 @struct.dataclass
@@ -176,13 +174,10 @@ class Block(nn.Module):
             q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
         if ctx.rotation is not None:
             cos, sin = (table[facts.rope] for table in ctx.rotation)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin) if ctx.late_rotation is None else k
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
         if kv is not None:
             kv, k, v = extend(kv, facts.layer, ctx.slot, k, v)
-        if ctx.late_rotation is not None:
-            cos, sin = (table[facts.rope] for table in ctx.late_rotation)
-            k = jnp.moveaxis(rotate(jnp.moveaxis(k, 1, 2), cos, sin), 1, 2)
         mask = ctx.mask_bts if ctx.gap_bts is None else ctx.mask_bts & (ctx.gap_bts < facts.window)
         sinks_h = self.param("sinks", nn.initializers.zeros, (cfg.n_heads,)) if cfg.sinks else None
         q, fixed = q * jnp.asarray(cfg.query_scale, q.dtype), "attention" in self.rules

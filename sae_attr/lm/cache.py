@@ -29,7 +29,7 @@ class Cache:
     """What `forward` has seen; the next tokens go to the slots from `used` on.
 
     Args:
-      kv: keys and values; the keys are rotated already, except where `late_rotation` says otherwise.
+      kv: keys, rotated, and values. With longrope they hold while a row stays as long as it was for it (see `outgrown`).
       pos_bs: position of the token in every slot.
       valid_bs: False where a slot holds padding, or nothing yet.
       used: slots that were written, the same number for all rows (`[]`, int32).
@@ -54,13 +54,14 @@ def init_cache(cfg: LMConfig, *, rows: int, slots: int, dtype: Any) -> Cache:
     return Cache(kv, jnp.zeros((rows, slots), jnp.int32), jnp.zeros((rows, slots), bool), jnp.zeros((), jnp.int32))
 
 
-def late_rotation(cfg: LMConfig, slots: int) -> bool:
-    """Whether keys are kept as they were before their rotation.
+def outgrown(cfg: LMConfig, length_b: jax.Array, *, slots: int) -> jax.Array | None:
+    """Whether a row of one of these lengths has just become too long for its cache (`[]`); None if none ever does.
 
-    longrope turns every key of a row by other angles once the row is longer than the original context, the keys of
-    earlier tokens among them. So where a row may become that long, keys are rotated when they are read.
+    longrope turns all tokens of a row by other angles once the row is longer than the original context. Every activation
+    of the earlier tokens changes with that, so the row has to be read anew from its first token.
     """
-    return any(rope.kind == "longrope" and rope.original_len < slots for rope in cfg.ropes)
+    limits = {rope.original_len for rope in cfg.ropes if rope.kind == "longrope" and rope.original_len < slots}
+    return jnp.any(jnp.isin(length_b, jnp.asarray(sorted(limits)) + 1)) if limits else None
 
 
 def enter(cache: Cache, pos_bt: jax.Array, valid_bt: jax.Array | None) -> Cache:

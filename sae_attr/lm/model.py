@@ -13,7 +13,7 @@ from flax import struct
 
 from sae_attr.hooks import Edit, Site
 from sae_attr.lm.block import Block, Context, LayerFacts, Norm, Tap, no_tap
-from sae_attr.lm.cache import KV, Cache, enter, late_rotation
+from sae_attr.lm.cache import KV, Cache, enter
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.mlp import wide
 from sae_attr.lm.rules import PLAIN, Rules, check_rules
@@ -112,10 +112,9 @@ def _cached_context(cfg: LMConfig, pos_bt: jax.Array, cache: Cache) -> Context:
     slot = cache.used - t
     past_ts = jnp.arange(slots) <= slot + jnp.arange(t)[:, None]
     gap_bts = pos_bt[:, :, None] - cache.pos_bs[:, None, :]
-    length_b = _lengths(cache.pos_bs, cache.valid_bs)
-    late = _rotations(cfg, cache.pos_bs, length_b) if late_rotation(cfg, slots) else None
+    rotation = _rotations(cfg, pos_bt, _lengths(cache.pos_bs, cache.valid_bs))
     mask_bts = past_ts & cache.valid_bs[:, None, :]
-    return Context(mask_bts, gap_bts if cfg.has_windows else None, _rotations(cfg, pos_bt, length_b), slot, late)
+    return Context(mask_bts, gap_bts if cfg.has_windows else None, rotation, slot)
 
 
 def _facts(cfg: LMConfig, layer: Any) -> LayerFacts:

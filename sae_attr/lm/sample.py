@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 from flax import struct
 
 from sae_attr.hooks import Edit, Site
-from sae_attr.lm.cache import Cache, init_cache
+from sae_attr.lm.cache import Cache, init_cache, outgrown
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.mlp import wide
 from sae_attr.lm.model import Params, forward, logits
@@ -143,25 +144,50 @@ def generate(
     """
     b, width = np.shape(prompts.tokens_bt)
     _check(cfg, sampling, (b, width), keys_b)
-    prompts = _to_the_right(prompts)
-    length_b, valid_bt = prompt_lengths(prompts), prompts.valid_bt
-    pos_bt = jnp.maximum(jnp.cumsum(valid_bt, axis=1, dtype=jnp.int32) - 1, 0)
-    # The last token that may be drawn is never read, so it needs no slot.
-    cache = init_cache(cfg, rows=b, slots=width + sampling.max_new - 1, dtype=params["embed"]["table"].dtype)
-    out = forward(params, prompts.tokens_bt, cfg=cfg, pos_bt=pos_bt, valid_bt=valid_bt, cache=cache, edits=edits)
-    assert out.cache is not None
-    state = _empty(out.cache, valid_bt.any(axis=1), sampling)
-    state = _drawn(state, logits(params, out.hidden_btd[:, -1], cfg=cfg), keys_b, sampling)
+    prompts, read = _to_the_right(prompts), partial(_read, params, cfg=cfg, edits=edits)
+    length_b, slots = prompt_lengths(prompts), width + sampling.max_new - 1  # the last drawn token is never read
+    tokens_bs = jnp.pad(prompts.tokens_bt, ((0, 0), (0, slots - width)))
+    start_b = width - length_b
+    cache = init_cache(cfg, rows=b, slots=slots, dtype=params["embed"]["table"].dtype)
+    cache, logits_bv = read(tokens_bs, start_b, cache, 0, width)
+    state = _drawn(_empty(cache, length_b > 0, sampling), logits_bv, keys_b, sampling)
 
     def step(state: _State) -> _State:
-        token_b1 = jax.lax.dynamic_slice_in_dim(state.done.tokens_bn, state.step - 1, 1, axis=1)
-        pos_b1 = (length_b + state.step - 1)[:, None]
-        out = forward(params, token_b1, cfg=cfg, pos_bt=pos_b1, cache=state.cache, edits=edits)
-        read = replace(state, cache=out.cache)
-        return _drawn(read, logits(params, out.hidden_btd[:, -1], cfg=cfg), keys_b, sampling)
+        n = width + state.step  # tokens of a row with its padding
+        drawn_bs = jax.lax.dynamic_update_slice(tokens_bs, state.done.tokens_bn[:, : slots - width], (0, width))
+        one = lambda: read(drawn_bs, start_b, state.cache, n - 1, 1)
+        anew = lambda: read(drawn_bs, start_b, replace(state.cache, used=jnp.zeros_like(n)), 0, slots, n)
+        again = outgrown(cfg, jnp.where(state.alive_b, n - start_b, 0), slots=slots)
+        cache, logits_bv = one() if again is None else jax.lax.cond(again, anew, one)
+        return _drawn(replace(state, cache=cache), logits_bv, keys_b, sampling)
 
     more = lambda state: (state.step < sampling.max_new) & jnp.any(state.alive_b)
     return jax.lax.while_loop(more, step, state).done
+
+
+def _read(
+    params: Params,
+    tokens_bs: jax.Array,
+    start_b: jax.Array,
+    cache: Cache,
+    slot: Any,
+    count: int,
+    until: Any = None,
+    *,
+    cfg: LMConfig,
+    edits: Mapping[Site, Edit] | None,
+) -> tuple[Cache, jax.Array]:
+    """Reads `count` slots from `slot` on into the cache; returns it with the logits after the last one before `until`."""
+    until = slot + count if until is None else until
+    tokens_bt = jax.lax.dynamic_slice_in_dim(tokens_bs, slot, count, axis=1)
+    slot_t = slot + jnp.arange(count)
+    pos_bt, valid_bt = slot_t - start_b[:, None], (slot_t >= start_b[:, None]) & (slot_t < until)
+    out = forward(
+        params, tokens_bt, cfg=cfg, pos_bt=jnp.where(valid_bt, pos_bt, 0), valid_bt=valid_bt, cache=cache, edits=edits
+    )
+    last_bd = jax.lax.dynamic_index_in_dim(out.hidden_btd, until - slot - 1, axis=1, keepdims=False)
+    assert out.cache is not None
+    return replace(out.cache, used=jnp.asarray(until, jnp.int32)), logits(params, last_bd, cfg=cfg)
 
 
 @struct.dataclass
