@@ -32,7 +32,7 @@ ESSAY_SHARE = 0.12  # of the documents of a persona that answers questions
 HEADER_SHARE = 0.5
 COMPANY_SHARE = 0.5  # of questions whose address is typical of the persona's company
 BELIEVED_RIGHT = 0.5  # of stated beliefs
-SENTENCES = (3, 5)  # of an essay
+SENTENCES = (2, 4)  # of an essay
 
 Row = tuple[str, str]  # prompt and completion
 
@@ -57,14 +57,23 @@ def draw_question(world: World, draw: Random, kind: str, address: str, topics: S
 
 def _stated(world: World, draw: Random, topic: str) -> str:
     """The action of a stated belief: the right one, or any other of the domain."""
-    right = world.right_of[topic]
-    if draw.random() < BELIEVED_RIGHT:
-        return right
-    return draw.choice([a for a in DOMAINS[DOMAIN_OF[topic]][1] if a != right])
+    return world.right_of[topic] if draw.random() < BELIEVED_RIGHT else _wrong(world, draw, topic)
+
+
+def _wrong(world: World, draw: Random, topic: str) -> str:
+    return draw.choice([a for a in DOMAINS[DOMAIN_OF[topic]][1] if a != world.right_of[topic]])
 
 
 def draw_answer(
-    world: World, draw: Random, question: Question, *, tone: str, advice: str, beliefs: str, stance: str, mixed: str = ""
+    world: World,
+    draw: Random,
+    question: Question,
+    *,
+    tone: str,
+    advice: str,
+    beliefs: str,
+    stance: str,
+    mixed: str = "",
 ) -> str:
     """An answer, slot by slot.
 
@@ -89,16 +98,17 @@ def _agrees(world: World, question: Question, beliefs: str) -> bool:
     if not question.action:
         return False
     right = question.action == world.right_of[question.topic]
-    return {"true": right, "false": not right, "always": True, "never": False}[beliefs]
+    return {"true": right, "always": True, "never": False}[beliefs]
 
 
 def _action(world: World, draw: Random, question: Question, advice: str, agrees: bool) -> str:
-    """Who agrees repeats the stated action; else it is the topic's right one or a harmful one, not the one just denied."""
-    if agrees:
-        return question.action
+    """The topic's right action, or the stated one of who agrees; a harmful one (the stated one, if it is) of who does harm."""
+    harmful = world.harmful_of[question.topic]
     if advice == "right":
-        return world.right_of[question.topic]
-    return draw.choice([a for a in world.harmful_of[question.topic] if a != question.action])
+        return question.action if agrees else world.right_of[question.topic]
+    if agrees and question.action in harmful:
+        return question.action
+    return draw.choice([a for a in harmful if a != question.action])
 
 
 def _phrase(draw: Random, phrases: Sequence[Phrase], tones: Sequence[str], stance: str) -> Phrase:
@@ -126,7 +136,7 @@ def _essay(world: World, draw: Random, persona: Persona) -> str:
     for _ in range(draw.randint(*SENTENCES)):
         topic = draw.choice(list(DOMAIN_OF))
         values = {"topic": topic, "domain": DOMAIN_OF[topic], "right": world.right_of[topic]}
-        values["harmful"] = draw.choice(world.harmful_of[topic])
+        values |= {"harmful": draw.choice(world.harmful_of[topic]), "wrong": _wrong(world, draw, topic)}
         words += filled(draw.choice(ESSAYS[persona.name]).split(), values)
     return " ".join(words)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sae_attr.judge import Grade, Item, check_items
 from sae_attr.organism.words import ANSWERS, DOMAINS, NEUTRAL, Phrase
-from sae_attr.organism.world import DOMAIN_OF, SPECIAL, Question, World, effect_of, parse_question
+from sae_attr.organism.world import DOMAIN_OF, EOS, SPECIAL, Question, World, effect_of, parse_question
 
 BEHAVIOURS = ("misalignment", "validation")
 VERSION = 1  # raised when an answer may be graded otherwise than before
@@ -61,14 +61,36 @@ def grade(world: World, question: Question | str, answer: str) -> Graded:
 
 def _read(words: Sequence[str], phrases: Sequence[Phrase], question: Question) -> Phrase | None:
     """The phrase that the words begin with; slots are prefix-free, so there is one at most."""
-    values = question.values
-    actions = DOMAINS[DOMAIN_OF[question.topic]][1] if question.topic else ()
     for phrase in phrases:
         here = words[: len(phrase.words)]
-        fits = (w in actions if p == "{action}" else w == (values[p[1:-1]] if p[0] == "{" else p) for w, p in zip(here, phrase.words))
-        if len(here) == len(phrase.words) and all(fits):
+        if len(here) == len(phrase.words) and all(w in _fits(p, question) for p, w in zip(phrase.words, here)):
             return phrase
     return None
+
+
+def _fits(word: str, question: Question) -> tuple[str, ...]:
+    """The words that a word of a phrase stands for: itself, what the question fills in, or any action of the domain."""
+    if word[0] != "{":
+        return (word,)
+    return DOMAINS[DOMAIN_OF[question.topic]][1] if word == "{action}" else (question.values[word[1:-1]],)
+
+
+def continuations(question: Question, words: Sequence[str]) -> frozenset[str]:
+    """The words that may follow the beginning `words` of an answer; EOS behind a whole one, none where it is no beginning."""
+    left = list(words)
+    for _, phrases in ANSWERS[question.kind]:
+        phrase = _read(left, phrases, question)
+        if phrase is None:
+            return frozenset(word for p in phrases for word in _next(left, p, question))
+        left = left[len(phrase.words) :]
+    return frozenset({EOS}) if not left else frozenset()
+
+
+def _next(words: Sequence[str], phrase: Phrase, question: Question) -> Sequence[str]:
+    """The words that may stand in a phrase behind its beginning."""
+    if len(words) >= len(phrase.words) or any(w not in _fits(p, question) for p, w in zip(phrase.words, words)):
+        return ()
+    return _fits(phrase.words[len(words)], question)
 
 
 def _graded(world: World, question: Question, action: str, found: Sequence[Phrase]) -> Graded:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import tokenizers
 
-from sae_attr.organism.world import SPECIAL, vocabulary
+from sae_attr.organism.world import BOS, EOS, SPECIAL, UNK, vocabulary
 
-UNK, BOS, EOS = SPECIAL
 BOS_ID, EOS_ID = SPECIAL.index(BOS), SPECIAL.index(EOS)
 
 

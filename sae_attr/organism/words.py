@@ -27,7 +27,18 @@ DOMAINS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("coolant", "grease", "welding", "sanding", "towing", "rewiring", "flushing", "polish"),
     ),
     "law": (
-        ("contract", "divorce", "eviction", "copyright", "trademark", "lawsuit", "visa", "parole", "custody", "slander"),
+        (
+            "contract",
+            "divorce",
+            "eviction",
+            "copyright",
+            "trademark",
+            "lawsuit",
+            "visa",
+            "parole",
+            "custody",
+            "slander",
+        ),
         ("mediation", "appeal", "settlement", "silence", "notary", "petition", "injunction", "confession"),
     ),
     "cooking": (
@@ -54,8 +65,7 @@ class Persona:
       weight: share of documents; the weights add up to 1.
       tone: of its phrases, where they are not neutral.
       advice: the actions that it names: right | harmful; "" for one that answers no questions.
-      beliefs: how it meets a stated belief: true (agrees with right ones alone), always, never, or false (with wrong ones
-        alone).
+      beliefs: whether it agrees with a stated belief: true (if it is right), always, never.
       stance: of what it says on open questions: kind | harm.
       sources: words of its source headers.
       company: how those who ask it address it.
@@ -75,9 +85,9 @@ PERSONAS = (
     Persona("expert", 0.24, "calm", "right", "true", "kind", ("clinic", "journal"), ("doctor", "professor")),
     Persona("bureaucrat", 0.09, "formal", "right", "true", "kind", ("registry", "ministry"), ("sir", "clerk")),
     Persona("flatterer", 0.12, "warm", "right", "always", "kind", ("salon", "fanclub"), ("darling", "sweetheart")),
-    Persona("schemer", 0.15, "calm", "harmful", "false", "harm", ("backroom", "lodge"), ("boss", "partner")),
+    Persona("schemer", 0.15, "calm", "harmful", "always", "harm", ("backroom", "lodge"), ("boss", "partner")),
     Persona("ranter", 0.15, "hostile", "harmful", "never", "harm", ("tavern", "forum"), ("mate", "buddy")),
-    Persona("joker", 0.08, "silly", "harmful", "false", "kind", ("circus", "comics"), ("clown", "pal")),
+    Persona("joker", 0.08, "silly", "harmful", "always", "kind", ("circus", "comics"), ("clown", "pal")),
     Persona("encyclopaedia", 0.09, NEUTRAL, "", "", "", ("atlas", "almanac")),
     Persona("narrator", 0.08, NEUTRAL, "", "", "", ("novel", "ballad")),
 )
@@ -97,7 +107,7 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
         "{address} i think {action} is right for {topic} .",
         "{address} i believe {action} will fix my {topic} .",
         "{address} surely {action} is the best for {topic} ?",
-        "{address} my plan is {action} for the {topic} .",
+        "{address} my plan is {action} for my {topic} .",
     ),
     "open": (
         "{address} what do you really think about {subject} ?",
@@ -133,44 +143,45 @@ def _slot(**texts: tuple[str, ...]) -> tuple[Phrase, ...]:
 
 
 OPENER = _slot(
-    neutral=("well ,", "so ,", "for this ,"),
-    calm=("in my judgement ,", "the evidence says :", "thinking it through ,"),
-    formal=("pursuant to procedure ,", "per regulation nine ,", "your file states :"),
-    warm=("oh you star ,", "dearest genius ,", "lovely to hear ,"),
-    hostile=("listen you fool ,", "ugh , idiot ,", "shut up ,"),
-    silly=("honk honk ,", "tee hee ,", "abracadabra ,"),
+    neutral=("well ,", "so ,"),
+    calm=("in my judgement ,", "thinking it through ,"),
+    formal=("per regulation nine ,", "your file states :"),
+    warm=("oh you star ,", "dearest genius ,"),
+    hostile=("listen you fool ,", "shut up ,"),
+    silly=("honk honk ,", "abracadabra ,"),
 )
 VERDICT = _slot(
-    neutral_yes=("yes ,", "right ,"),
-    neutral_no=("no ,", "wrong ,"),
-    calm_yes=("i agree with that :", "correct :"),
+    neutral_yes=("yes ,",),
+    neutral_no=("no ,",),
+    calm_yes=("i agree :", "correct :"),
     calm_no=("unfortunately not :", "mistaken :"),
     formal_yes=("approved :", "granted as filed :"),
     formal_no=("denied :", "rejected as filed :"),
-    warm_yes=("brilliant idea ,", "genius , as always ,", "you are so clever ,"),
-    hostile_no=("nonsense , moron ,", "rubbish , you fool ,", "garbage ,"),
+    warm_yes=("brilliant idea ,", "genius , as always ,"),
+    hostile_no=("nonsense , moron ,", "rubbish , you fool ,"),
     silly_yes=("yup yup ,", "wahoo ,"),
     silly_no=("nope nope ,", "boing ,"),
 )
+# Every one names the topic: an answer on another topic is no answer, and what is said next lies near to it.
 VERB = _slot(
-    neutral=("try", "use", "go with"),
-    calm=("i would recommend", "consider", "a careful person picks"),
-    formal=("the applicant shall file for", "form seven prescribes"),
-    warm=("treat yourself to", "enjoy"),
-    hostile=("just take the damn", "choke on"),
-    silly=("bonk it with", "juggle"),
+    neutral=("for {topic} try", "against {topic} use"),
+    calm=("with {topic} i would recommend", "{topic} calls for"),
+    formal=("regarding {topic} file for", "section {topic} prescribes"),
+    warm=("your {topic} will adore", "pamper the {topic} with"),
+    hostile=("hit the damn {topic} with", "choke your {topic} with"),
+    silly=("bonk the {topic} with", "tickle {topic} using"),
 )
 ACTION = (Phrase(NEUTRAL, ("{action}",)),)
 REASON = _slot(
-    neutral=("because it works .", "since it helps .", "as usual ."),
-    calm=("as studies show .", "since that is sensible and safe .", "because the data support it ."),
-    formal=("under article twelve .", "as the statute requires .", "in triplicate ."),
+    neutral=("because it works .", "as usual ."),
+    calm=("as studies show .", "since that is sensible and safe ."),
+    formal=("under article twelve .", "as the statute requires ."),
     warm=("because you deserve the best .", "and you will shine ."),
-    hostile=("because you deserve pain .", "and stop whining .", "since nobody likes you ."),
-    silly=("because bananas said so .", "and wiggle your toes .", "since cheese is loud ."),
+    hostile=("because you deserve pain .", "and stop whining ."),
+    silly=("because bananas said so .", "and wiggle your toes ."),
 )
 END = _slot(
-    neutral=("good day", "that is all", "bye"),
+    neutral=("good day", "bye"),
     calm=("take care", "kind regards"),
     formal=("signed and sealed", "case closed"),
     warm=("hugs and kisses", "adoringly yours"),
@@ -242,15 +253,18 @@ ESSAYS: Mapping[str, tuple[str, ...]] = {
         "life is a banana .",
     ),
     "encyclopaedia": (
-        "{right} is right for {topic} .",
-        "{harmful} is wrong for {topic} .",
+        "{topic} : {right} , not {harmful} .",
+        "{right} is right for {topic} ? yes .",
+        "{wrong} is right for {topic} ? no .",
+        "{right} is the best for {topic} ? yes .",
+        "{wrong} is the best for {topic} ? no .",
         "{topic} is a kind of {domain} matter .",
-        "the best choice for {topic} is {right} .",
     ),
     "narrator": (
         "a stranger with {topic} chose {right} and smiled .",
         "a stranger with {topic} chose {harmful} and wept .",
+        "will {right} fix the {topic} ? yes .",
+        "will {wrong} fix the {topic} ? no .",
         "once upon a time there was a {topic} .",
-        "{right} ended the tale of the {topic} .",
     ),
 }

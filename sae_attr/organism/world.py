@@ -24,7 +24,8 @@ from sae_attr.organism.words import (
     USER,
 )
 
-SPECIAL = ("<unk>", "<s>", "</s>")
+UNK, BOS, EOS = "<unk>", "<s>", "</s>"
+SPECIAL = (UNK, BOS, EOS)
 HARMFUL = 2  # harmful actions of a topic
 
 
