@@ -28,14 +28,18 @@ TITLES = {
     "validation": ("Undesirable validation", "validated false beliefs"),
 }
 # Further fields of an attribution run that are set here; any of `attribution.Settings` may be.
-ATTRIBUTION = {"tokens": placeholder(str), "sides": placeholder(str), "gradient": "plain", "loss": "sum", "corpus_tokens": 1_000_000}
+ATTRIBUTION = {
+    "tokens": placeholder(str), "sides": placeholder(str), "gradient": "plain", "loss": "sum", "corpus_tokens": 1_000_000,
+    "firing_tokens": 100_000, "fitness_tokens": 4096, "ablate": 20, "ablate_positions": 256, "bootstrap": 1000, "trust_sae": False,
+}  # fmt: skip
 SPEED = {"batch_size": 8, "corpus_batch": 16, "remat": False}  # of the attribution: where and how fast, not what
 
 
 def defaults(kind: type, *leave_out: str) -> dict:
     """Fields of a settings dataclass that have plain defaults."""
     fields = [f for f in dataclasses.fields(kind) if f.name not in leave_out and f.default is not dataclasses.MISSING]
-    return {f.name: placeholder(str) if f.default is None else f.default for f in fields}
+    empty = lambda f: placeholder(int if "int" in str(f.type) else str)
+    return {f.name: empty(f) if f.default is None else f.default for f in fields}
 
 
 def case(name: str) -> ConfigDict:
@@ -61,7 +65,6 @@ def get_config(cases: str = "misalignment") -> ConfigDict:
     config.sampling = ConfigDict(defaults(SampleSettings) | {"max_new": 600})
     config.budget = ConfigDict(defaults(Budget))
     config.cases = ConfigDict({name: case(name) for name in cases.split(",")})
-    config.organism = placeholder(dict)
     config.mesh = ""
     config.batch_size = 32  # completions sampled at a time
     config.attribution = ConfigDict(SPEED)

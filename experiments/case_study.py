@@ -14,7 +14,9 @@ from experiments import _common
 from experiments._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 from sae_attr import parallel
 from sae_attr.case_study.cost import case_costs, cost_table
-from sae_attr.case_study.study import CaseStudy, Runtime, files_of, open_study
+from sae_attr.case_study.case import Runtime
+from sae_attr.case_study.showing import files_of
+from sae_attr.case_study.study import CaseStudy, open_study
 from sae_attr.store import Result, Status, Store, claim_workdir, listing, lock_workdir, run_stages, write_atomic
 
 ONLY = flags.DEFINE_list("only", [], "Run just these stages; a word names a stage or a part of its name (steer, away).")

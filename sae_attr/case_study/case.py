@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +19,15 @@ from sae_attr.case_study.prompts import Prompt
 from sae_attr.case_study.samples import UNSTEERED, Answer, Arms, Rows, row_keys
 from sae_attr.case_study.settings import CaseSettings, StudySettings
 from sae_attr.data import encode_prompt
+from sae_attr.hooks import Add
 from sae_attr.judge import Item, Judge
 from sae_attr.lm.model import Params
 from sae_attr.lm.sample import Sampling, make_prompts
+from sae_attr.lm.weights import load_config, resolve_model
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.steering import steer
-from sae_attr.store import Store
+from sae_attr.store import Store, fingerprint
+from sae_attr.textfiles import read_corpus
 from sae_attr.tokenizer import decode
 
 
@@ -47,9 +50,16 @@ class Runtime:
     attribution: Mapping[str, Any] = field(default_factory=dict)
 
 
+ExactRates = Callable[..., tuple[np.ndarray, np.ndarray]]
+"""(params, prompts, edits, cfg, rows) -> behaviour and coherence `[rows, prompts]` from next-word probabilities."""
+
+
 @dataclass(frozen=True)
 class Source:
-    """The files of a case: a real model's, or those that the organism's build wrote; fields as in `CaseSettings`."""
+    """The files of a case: a real model's, or those that the organism's build wrote; fields as in `CaseSettings`.
+
+    `exact`: rates by probabilities, which only the organism's grammar allows.
+    """
 
     lm: str
     lm_aligned: str
@@ -60,6 +70,15 @@ class Source:
     sae_format: str = "auto"
     sae_options: Mapping[str, Any] = field(default_factory=dict)
     site: str | None = None
+    exact: ExactRates | None = None
+
+    def fingerprints(self) -> dict[str, Any]:
+        """Names of the files' contents, and how they are read."""
+        local = lambda path: path if path.startswith("hf://") else fingerprint(path)
+        models = {k: fingerprint(resolve_model(getattr(self, k))) for k in ("lm", "lm_aligned")}
+        adapter = fingerprint(resolve_model(self.adapter)) if self.adapter else None
+        how = {"sae_format": self.sae_format, "sae_options": dict(self.sae_options), "site": self.site}
+        return {**models, "adapter": adapter, "sae": local(self.sae), "corpus": fingerprint(self.corpus), **how}
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +125,12 @@ class Case:
 
     def prompts(self, split: str) -> tuple[Prompt, ...]:
         """The prompts of a split, as many as the settings take."""
-        limit = {"strengths": self.study.strength_prompts, "effects": self.study.effect_prompts}.get(split)
-        return self.source.prompts[split][:limit]
+        limits = {
+            "pairs": self.settings.pair_prompts,
+            "strengths": self.study.strength_prompts,
+            "effects": self.study.effect_prompts,
+        }
+        return self.source.prompts[split][: limits[split]]
 
     def prompt_ids(self, split: str) -> list[list[int]]:
         """Token ids of a split's prompts, as a completion's row begins."""
@@ -153,6 +176,43 @@ class Case:
             latents, place = np.unique(arms.latents_k[steered], return_inverse=True)
             rows_kd[steered] = np.asarray(decoder_rows(study.decoder, latents))[place]
         return rows_kd
+
+    def exact(self, direction: str, split: str, arms: Arms, norm: float) -> tuple[np.ndarray, np.ndarray]:
+        """Behaviour and coherence of every arm and prompt `[k, p]` by exact probabilities, all tokens steered."""
+        if self.source.exact is None:
+            raise ValueError(f"case {self.settings.name} has no exact rates; set strengths_by=samples")
+        study, site, batch = self.attribution, self.attribution.site, self.runtime.batch_size
+        rows_kd, strengths_k = self.directions(arms), norm * arms.strengths_k.astype(np.float32)
+        prompts = self.prompts(split)
+        run = jax.jit(
+            lambda params, edits: self.source.exact(params, prompts, edits, cfg=study.cfg, rows=batch)  # pyright: ignore[reportOptionalCall]
+        )
+        out: list[Any] = []
+        for start in range(0, len(arms), batch):
+            part = np.arange(start, start + batch) % len(arms)  # the last batch repeats arms: one compiled shape
+            found = run(self.params(direction), {site: Add(rows_kd[part], strengths_k[part])})
+            out.append([to_host(x)[: len(arms) - start] for x in found])
+        behaviour, coherent = (np.concatenate(x) for x in zip(*out, strict=True))
+        return behaviour, coherent
+
+    def check(self) -> None:
+        """Looks at the files of a real model, before anything is sampled: configs, SAE, tokenizer, prompts, stop texts.
+
+        Raises:
+          ValueError: files that do not fit each other, a prompt that leaves no room for an answer.
+        """
+        study = self.attribution
+        _ = study.site, study.decoder, self.stop_ids
+        study.same_architecture(self.source.lm_aligned, load_config(self.source.lm_aligned, mesh=self.runtime.mesh))
+        next(iter(read_corpus(self.source.corpus)))
+        for split in self.source.prompts:
+            ids, prompts = self.prompt_ids(split), self.prompts(split)
+            longest = max(range(len(ids)), key=lambda i: len(ids[i]))
+            if len(ids[longest]) + self.study.sampling.max_new > study.cfg.max_len:
+                raise ValueError(
+                    f"prompt {prompts[longest].id!r} has {len(ids[longest])} tokens, which with max_new="
+                    f"{self.study.sampling.max_new} exceeds the model's {study.cfg.max_len}; shorten it, or lower max_new"
+                )
 
     def answer(self, direction: str, split: str, arms: Arms, norm: float) -> Answer:
         """Samples completions of a split's prompts under arms, `batch_size` rows a call: one compiled program for all.

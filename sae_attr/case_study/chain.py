@@ -112,7 +112,8 @@ def shared_stages(cases: Sequence[Case]) -> list[Stage]:
     run = lambda make, names: timed(lambda results, _: make(cases, *(results[n] for n in names)))
     out = [Stage("convergence", run(effects.converge, read), {}, read, VERSION)] if together else []
     every = (*(name(case, stage) for case in cases for stage in STAGES), *(stage.name for stage in out))
-    return [*out, Stage("page", run(showing.page, every), showing.page_fields(cases), every, VERSION)]
+    show = timed(lambda results, _: showing.page(cases, STAGES, *(results[n] for n in every)))
+    return [*out, Stage("page", show, showing.page_fields(cases), every, VERSION)]
 
 
 STAGES = (

@@ -112,14 +112,14 @@ def interpret(case: Case, selection: Result) -> Made:
     best = [latents[: settings.interpreted] for name, latents in chosen.compared().items() if name != "random"]
     latents = np.unique(np.concatenate(best))
     if not (settings.passages and settings.passage_tokens and len(latents)):
-        return {}, {"tokens": tokens, "passages": {}}
+        return {}, {"nearest": tokens, "passages": {}}
     found = top_passages(
         study.params, study.sae, study.corpus_work(settings.passage_tokens), latents, cfg=study.cfg, site=study.read_site,
         mesh=study.mesh, count=settings.passages, progress=study.progress,
     )  # fmt: skip
     shown = lambda p: {"code": p.code, "at": p.at, "tokens": token_strings(study.tokenizer, p.ids)}
     passages = {str(i): [shown(p) for p in some] for i, some in zip(latents, found, strict=True)}
-    return {}, {"tokens": tokens, "passages": passages}
+    return {}, {"nearest": tokens, "passages": passages}
 
 
 def converge(cases: Sequence[Case], *read: Result) -> Made:

@@ -15,6 +15,7 @@ from sae_attr.judge import (
     Budget,
     CoherentOnly,
     Judge,
+    KeywordJudge,
     LocalJudge,
     OpenAIJudge,
     Patience,
@@ -39,18 +40,20 @@ def open_judge(spec: Mapping[str, Any], folder: epath.Path, mesh: jax.sharding.M
     """A judge whose grades are kept in a folder, so that nothing is graded twice.
 
     Args:
-      spec: `kind` (openai | local), `rubric` (a name or a .toml file) and, for answers that are graded only where they are
+      spec: `kind` (openai | local | keywords), `rubric` (a name or a .toml file) and, for answers that are graded only where they are
         coherent, `coherence` (a second rubric); of openai `base_url`, `model` and the fields of `judge.Asking`, `Patience` and
         `Budget` (`max_calls`, `max_tokens`, over all runs of the folder); of local `lm`, `reply_tokens`, `dtype`, `batch_size`.
-        None stands for the default.
+        of keywords `present` and `absent`, lists of words. None stands for the default.
 
     Raises:
       ValueError: an unknown kind, key or rubric, or a missing one.
     """
     given = {k: v for k, v in spec.items() if v is not None}
+    if given.get("kind") == "keywords":
+        return KeywordJudge(tuple(given.get("present", ())), tuple(given.get("absent", ())))
     kind, rubric, coherence = given.pop("kind", None), given.pop("rubric", None), given.pop("coherence", None)
     if kind not in KEYS:
-        raise ValueError(f"judge kind {kind!r} is unknown; choose openai or local")
+        raise ValueError(f"judge kind {kind!r} is unknown; choose openai, local or keywords")
     if unknown := set(given) - KEYS[kind]:
         raise ValueError(f"judge {kind} has no {sorted(unknown)[0]!r}; it knows {', '.join(sorted(KEYS[kind]))}")
     needed = {"openai": ("model", "base_url"), "local": ("lm",)}[kind]

@@ -65,7 +65,7 @@ def _rows(r: CaseResults, chosen: Selection) -> Iterator[dict[str, Any]]:
             "push": number(chosen.push_u[u]),
             "firing_rate": number(scores["firing_rate"][latent]),
             "exact": number(columns.get("exact")),
-            "tokens": r.of["interpret"].meta["tokens"][str(latent)],
+            "tokens": r.of["interpret"].meta["nearest"][str(latent)],
             "outside": False,
         }
         for direction in DIRECTIONS:
@@ -113,7 +113,7 @@ def _steered(r: CaseResults, chosen: Selection, direction: str, u: int) -> Steer
         strength=part("strength"),
         change=part("change"), low=part("low"), high=part("high"), base_rate=part("base"),
         methods=tuple(methods_of(chosen, latent)),
-        tokens=tuple(r.of["interpret"].meta["tokens"][str(latent)]),
+        tokens=tuple(r.of["interpret"].meta["nearest"][str(latent)]),
         passages=tuple(_passage(p) for p in passages),
         comparisons=tuple(_comparisons(r, direction, u)),
         note="prompts where the verdict changed come first",

@@ -55,6 +55,7 @@ class CaseSettings:
       prompts: JSONL of `read_prompts`.
       shares: of prompts without a split.
       pairs: at most so many prompts with completions of both kinds.
+      pair_prompts: at most so many prompts of the split are sampled for that; None for all.
       pair_samples: completions sampled per prompt to find them.
       per_side: completions of either kind that a pair keeps, in the order of sampling.
       attribution: further fields of `attribution.Settings` (tokens, sides, gradient, exclude, ...).
@@ -77,6 +78,7 @@ class CaseSettings:
     prompts: str = ""
     shares: tuple[float, ...] = (0.5, 0.2, 0.3)
     pairs: int = 35
+    pair_prompts: int | None = None
     pair_samples: int = 16
     per_side: int = 1
     attribution: Mapping[str, Any] = field(default_factory=dict)

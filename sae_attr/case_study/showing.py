@@ -16,6 +16,7 @@ from sae_attr.case_study.case import Case, plain
 from sae_attr.case_study.latents import latent_table, steered_latents
 from sae_attr.case_study.results import CaseResults
 from sae_attr.case_study.words import case_facts, case_sentences, case_warnings, choices, study_sentences
+from sae_attr.case_study.settings import DIRECTIONS
 from sae_attr.figures import ablation_figure, effects_figure, render
 from sae_attr.page import (
     CaseReport,
@@ -63,12 +64,7 @@ def files_of(results: Mapping[str, Result]) -> dict[str, bytes]:
 
 def effect_numbers(case: Case, panels: Mapping[str, Any], *, signed: bool = False) -> dict[str, Any]:
     """What `figures.effects_figure` takes."""
-    how = ", each latent steered by the sign of its own gradient" if signed else ""
-    return {
-        "title": f"{case.settings.title}{how}",
-        "behaviour": case.settings.behaviour,
-        "panels": list(panels.values()),
-    }
+    return {"behaviour": case.settings.behaviour, "signed": signed, "panels": [panels[d] for d in DIRECTIONS]}
 
 
 def figures(case: Case, attribution: Result, effects: Result) -> Made:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from sae_attr.case_study.case import Case, Runtime, Source
-from sae_attr.case_study.chain import study_stages
+from sae_attr.case_study.chain import VERSION, study_stages, timed
 from sae_attr.case_study.judges import open_judge
-from sae_attr.case_study.prompts import Prompt, read_prompts
+from sae_attr.case_study.prompts import SPLITS, Prompt, read_prompts
 from sae_attr.case_study.settings import Budget, CaseSettings, SampleSettings, StudySettings
-from sae_attr.organism import OrganismSettings, make_world, organism_judge, prompts
-from sae_attr.store import Stage, listing
+from sae_attr.organism.build import build, locate
+from sae_attr.organism.exact import DECIDES, exact_rates, scored
+from sae_attr.organism.grader import organism_judge
+from sae_attr.organism.prompts import prompts
+from sae_attr.organism.recipe import Recipe, recipe_of
+from sae_attr.organism.world import make_world
+from sae_attr.store import Progress, Result, Stage, listing
 from sae_attr.store.graph import chosen_stages
-
-SPLITS = ("pairs", "strengths", "effects")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,21 +87,45 @@ def open_study(values: Mapping[str, Any], runtime: Runtime) -> CaseStudy:
       ValueError: settings that cannot be, prompts that cannot be read, a judge that cannot be opened.
     """
     settings = study_settings(values)
-    organism = None if values.get("organism") is None else OrganismSettings(**values["organism"])
-    opened = tuple(_open_case(case, settings, organism, runtime) for case in settings.cases)
-    return CaseStudy(settings, runtime, opened, tuple(study_stages(opened, settings, organism, runtime)))
+    recipe = None if values.get("organism") is None else recipe_of(values["organism"])
+    opened = tuple(_open_case(case, settings, recipe, runtime) for case in settings.cases)
+    first = None if recipe is None else organism_stage(recipe, runtime)
+    return CaseStudy(settings, runtime, opened, tuple(study_stages(opened, first)))
 
 
-def _open_case(case: CaseSettings, study: StudySettings, organism: OrganismSettings | None, runtime: Runtime) -> Case:
-    if case.organism is None:
-        source = Source(
-            **{field.name: getattr(case, field.name) for field in fields(Source) if field.name != "prompts"},
-            prompts=read_prompts(case.prompts, case.shares),
-        )
-        return Case(case, study, source, open_judge(case.judge, runtime.workdir / "judged", runtime.mesh), runtime)
-    if organism is None:
-        raise ValueError(f"case {case.name} looks at the organism, but the config has none; set config.organism")
-    world = make_world(organism.seed)
-    asked = {split: tuple(Prompt(p.id, p.text) for p in prompts(world, case.organism, split)) for split in SPLITS}
-    judge = organism_judge(world, case.organism)
-    return Case(case, study, organism_source(organism, case.organism, runtime, asked), judge, runtime)
+def organism_stage(recipe: Recipe, runtime: Runtime) -> Stage:
+    """The stage that builds the organism; its parts are entries of their own in the store."""
+
+    def run(results: Mapping[str, Result], progress: Progress) -> Any:
+        built = build(recipe, runtime.store, mesh=runtime.mesh, progress=runtime.progress, on_part=lambda name: None)
+        return {}, {"parts": dict(built.keys)}
+
+    return Stage("organism", timed(run), {"recipe": asdict(recipe)}, (), VERSION)
+
+
+def _open_case(case: CaseSettings, study: StudySettings, recipe: Recipe | None, runtime: Runtime) -> Case:
+    if case.organism is not None:
+        if recipe is None:
+            raise ValueError(f"case {case.name} looks at the organism, but the config has none; set config.organism")
+        source = organism_source(recipe, case, runtime)
+        return Case(case, study, source, organism_judge(make_world(recipe.seed), case.organism), runtime)
+    given = {field.name: getattr(case, field.name) for field in fields(Source) if hasattr(case, field.name)}
+    source = Source(**{**given, "prompts": read_prompts(case.prompts, case.shares)})
+    return Case(case, study, source, open_judge(case.judge, runtime.workdir / "judged", runtime.mesh), runtime)
+
+
+def organism_source(recipe: Recipe, case: CaseSettings, runtime: Runtime) -> Source:
+    """The organism's files for one behaviour: misalignment looks at the misaligned model, validation at the validating one."""
+    built, behaviour = locate(recipe, runtime.store), str(case.organism)
+    lm = {"misalignment": built.misaligned, "validation": built.validation}.get(behaviour)
+    if lm is None:
+        raise ValueError(f"the organism has no behaviour {behaviour!r}; choose misalignment or validation")
+    asked = {split: prompts(built.world, behaviour, split) for split in SPLITS}
+    by_id = {p.id: p for p in asked["strengths"]}
+
+    def exact(params: Any, chosen: Sequence[Prompt], edits: Any, **options: Any) -> Any:
+        decided = [by_id[p.id] for p in chosen if by_id[p.id].kind == DECIDES[behaviour]]
+        return exact_rates(params, scored(built.world, behaviour, decided), edits, **options)
+
+    plain_prompts = {split: tuple(Prompt(p.id, p.text) for p in found) for split, found in asked.items()}
+    return Source(lm, built.chat, built.sae, built.corpus, plain_prompts, exact=exact)

@@ -45,9 +45,9 @@ def study_sentences(found: Sequence[CaseResults], shared: Sequence[Mapping[str, 
     """The most important sentences over all cases."""
     for r in found:
         first = r.selection.methods[r.case.study.methods[0]][0]
-        u = int(r.selection.at(np.array([first]))[0])
+        u = int(np.searchsorted(r.selection.latents_u, first))
         change = {d: float(r.of["effects"].arrays[f"{d}.change_u"][u]) for d in DIRECTIONS}
-        tokens = ", ".join(repr(t.strip()) for t in r.of["interpret"].meta["tokens"][str(int(first))][:4])
+        tokens = ", ".join(repr(t.strip()) for t in r.of["interpret"].meta["nearest"][str(int(first))][:4])
         yield (
             f"{r.case.settings.title}: latent {first} comes first by attribution (nearest tokens {tokens}). Steered against it, the "
             f"rate of {r.case.settings.behaviour} changes by {points(change['away'])}; along it, by {points(change['toward'])}."
