@@ -56,8 +56,8 @@ def intervention(
     return Pull(rows_bmd, (sae, jnp.maximum(latents_bm, 0), strengths_bm), _code_gap)
 
 
-def scoped(edit: Edit, tokens: str, prompt_lengths_b: Any, *, skip: int = 0) -> Edit:
-    """The edit on some tokens of rows that begin with a prompt; each position is changed once, when it is read.
+def scope(tokens: str, prompt_lengths_b: Any, *, skip: int = 0) -> tuple[jax.Array, jax.Array]:
+    """Half-open range of positions `[b]`, `[b]` on which rows that begin with a prompt are steered.
 
     A token's position is its own, not that of the token it predicts. `prompt` are the positions 0 to P - 1 of a prompt of
     P tokens, its last one, from which the first new token is drawn, among them; `generated` are P, P + 1, ..., so the first
@@ -73,8 +73,15 @@ def scoped(edit: Edit, tokens: str, prompt_lengths_b: Any, *, skip: int = 0) -> 
     """
     if tokens not in TOKENS:
         raise ValueError(f"tokens {tokens!r} is unknown; choose one of {', '.join(TOKENS)}")
-    start = jnp.maximum(prompt_lengths_b, skip) if tokens == "generated" else skip
-    return Within(edit, start, prompt_lengths_b if tokens == "prompt" else NO_END)
+    length_b = jnp.asarray(prompt_lengths_b, jnp.int32)
+    start_b = jnp.maximum(length_b if tokens == "generated" else 0, skip)
+    stop_b = length_b if tokens == "prompt" else jnp.full_like(length_b, NO_END)
+    return jnp.broadcast_to(start_b, length_b.shape), stop_b
+
+
+def scoped(edit: Edit, tokens: str, prompt_lengths_b: Any, *, skip: int = 0) -> Edit:
+    """The edit on the tokens of a `scope` only; each position is changed once, when it is read."""
+    return Within(edit, *scope(tokens, prompt_lengths_b, skip=skip))
 
 
 def _inverse(directions_bmd: jax.Array) -> jax.Array:

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.hooks import Site
+from sae_attr.hooks import Site, Within
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, check_site
 from sae_attr.lm.sample import Completions, Prompts, Sampling, generate, make_prompts, prompt_lengths
 from sae_attr.sae.model import SAE, code_rows, unit_decoder
-from sae_attr.steering.interventions import MODES, TOKENS, intervention, scoped
+from sae_attr.steering.interventions import MODES, intervention, scope
 
 DEFAULT = Sampling()
 
@@ -36,7 +36,7 @@ def steer(
     skip: int = 0,
     sae: SAE | None = None,
 ) -> Completions:
-    """One steered completion of every prompt; other prompts, latents and strengths of the same shapes compile nothing.
+    """One steered completion of every prompt; new prompts, latents, strengths and scopes compile nothing.
 
     Args:
       prompts: `Prompts`, or token lists.
@@ -57,39 +57,36 @@ def steer(
     check_site(cfg, site)
     prompts = prompts if isinstance(prompts, Prompts) else make_prompts(prompts, width=_width(prompts, cfg, sampling))
     rows = len(prompts.tokens_bt)
-    for what, value, known in (("mode", mode, MODES), ("tokens", tokens, TOKENS)):
-        if value not in known:
-            raise ValueError(f"{what} {value!r} is unknown; choose one of {', '.join(known)}")
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
     directions_bmd, latents_bm = _directions(directions, rows, cfg.width(site.point), sae, mode)
     strengths_bm = _strengths(strengths, rows, directions_bmd.shape[1]) * unit
     keys_b = jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(rows)) if jnp.ndim(keys) == 0 else keys
     clamped = (sae, latents_bm) if mode == "clamp" else (None, None)
     return _steered(
-        params, prompts, directions_bmd, strengths_bm, keys_b, *clamped,
-        cfg=cfg, site=site, mode=mode, tokens=tokens, sampling=sampling, skip=skip,
+        params, prompts, directions_bmd, strengths_bm, keys_b, scope(tokens, prompt_lengths(prompts), skip=skip), *clamped,
+        cfg=cfg, site=site, mode=mode, sampling=sampling,
     )  # fmt: skip
 
 
-@partial(jax.jit, static_argnames=("cfg", "site", "mode", "tokens", "sampling", "skip"))
+@partial(jax.jit, static_argnames=("cfg", "site", "mode", "sampling"))
 def _steered(
     params: Params,
     prompts: Prompts,
     directions_bmd: jax.Array,
     strengths_bm: jax.Array,
     keys_b: jax.Array,
+    scope_b: tuple[jax.Array, jax.Array],
     sae: SAE | None,
     latents_bm: jax.Array | None,
     *,
     cfg: LMConfig,
     site: Site,
     mode: str,
-    tokens: str,
     sampling: Sampling,
-    skip: int,
 ) -> Completions:
     edit = intervention(directions_bmd, strengths_bm, mode=mode, sae=sae, latents_bm=latents_bm)
-    edits = {site: scoped(edit, tokens, prompt_lengths(prompts), skip=skip)}
-    return generate(params, prompts, keys_b, cfg=cfg, sampling=sampling, edits=edits)
+    return generate(params, prompts, keys_b, cfg=cfg, sampling=sampling, edits={site: Within(edit, *scope_b)})
 
 
 def _width(rows: Sequence[Sequence[int]], cfg: LMConfig, sampling: Sampling) -> int | None:
