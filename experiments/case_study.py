@@ -16,7 +16,7 @@ from sae_attr import parallel
 from sae_attr.case_study.cost import case_costs, cost_table
 from sae_attr.case_study.case import Runtime
 from sae_attr.case_study.showing import files_of
-from sae_attr.case_study.study import CaseStudy, open_study
+from sae_attr.case_study.study import CaseStudy, found_in, open_study
 from sae_attr.store import Result, Status, Store, claim_workdir, listing, lock_workdir, run_stages, write_atomic
 
 ONLY = flags.DEFINE_list("only", [], "Run just these stages; a word names a stage or a part of its name (steer, away).")
@@ -87,7 +87,7 @@ def start(
         results = run_stages(store, study.stages, on_start=report_start, **options)
         if parallel.is_main():
             names = write(results, workdir)
-            print("\n".join(study.found(results)))
+            print("\n" + "\n\n".join(found_in(results)))
             print(f"\nwrote to {workdir}: {', '.join(names)}")
 
 

@@ -51,6 +51,14 @@ class CaseStudy:
                 case.check()
 
 
+def found_in(results: Mapping[str, Result]) -> list[str]:
+    """What the page says was found, in sentences; nothing where the page was not asked for."""
+    if "page" not in results:
+        return []
+    meta = results["page"].meta
+    return [*meta["found"], *(sentence for sentences in meta["cases"].values() for sentence in sentences)]
+
+
 def study_settings(values: Mapping[str, Any]) -> StudySettings:
     """Settings from plain nested values, as a config has them; keys of other parts are passed over.
 
