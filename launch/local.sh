@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts an experiment on this machine, with all its devices, from one process.
 #
-#   launch/local.sh attribute --config=configs/demo.py --workdir=runs/demo
+#   launch/local.sh case_study --config=configs/organism.py --workdir=runs/demo
 #
 # PROCESSES=2 launch/local.sh ...  starts that many processes which share the work (a rehearsal of several hosts on CPU).
 # jax.distributed then gets its coordinator from the three JAX_* variables below, which sae_attr.parallel reads.

@@ -17,7 +17,7 @@ def snippets() -> list[str]:
 
 def test_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    make(Path("runs/demo/miniature"))
+    make(Path("runs/miniature"))
     blocks = snippets()
     assert len(blocks) == 3
     exec(compile("\n".join(blocks), "README.md", "exec"), {"__name__": "readme"})

@@ -19,7 +19,7 @@ from absl.testing import flagsaver
 from etils import epath
 from ml_collections import ConfigDict
 
-from configs import demo
+from configs import miniature
 from experiments import attribute, make_miniature
 from tests._processes import SECONDS
 
@@ -59,7 +59,7 @@ def write_miniature(folder: Path, seed: int = 0) -> None:
 
 def config(folder: Path, **changes: Any) -> ConfigDict:
     """The demo's config on a miniature, small; `changes` win."""
-    made = demo.get_config()
+    made = miniature.get_config("attribute")
     made.update(
         {
             "lm": str(folder / "model"),
@@ -82,7 +82,7 @@ def run(config: ConfigDict, workdir: Path, **options: Any) -> dict[str, Any]:
 def flag_list(config: ConfigDict, workdir: Path) -> list[str]:
     """The same run as command line flags."""
     plain = {k: v for k, v in config.to_dict().items() if v is not None and k not in ("sae_options", "exclude")}
-    return ["--config=configs/demo.py", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in plain.items())]
+    return ["--config=configs/miniature.py:attribute", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in plain.items())]
 
 
 def command(flags: Sequence[str]) -> list[str]:

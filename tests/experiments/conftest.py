@@ -9,7 +9,8 @@ from tests._compile import quick_compile
 from tests.experiments import _demo
 
 
-def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a session see."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
@@ -17,13 +18,13 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model, sae, pairs.jsonl and corpus.json of the demo; not to be changed, see `_demo.copied`."""
-    return _demo.once(_shared(tmp_path_factory) / "miniature", _demo.write_miniature)
+    return _demo.once(shared_folder(tmp_path_factory) / "miniature", _demo.write_miniature)
 
 
 @pytest.fixture(scope="session")
 def done(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> Path:
     """The workdir of a finished run; not to be changed, see `_demo.copied`."""
-    folder = _shared(tmp_path_factory) / "done"
+    folder = shared_folder(tmp_path_factory) / "done"
     with quick_compile():  # a session's fixtures are made before those of a module
         return _demo.once(folder, lambda workdir: _demo.run(_demo.config(miniature), workdir))
 

@@ -1,0 +1,341 @@
+"""A whole study on the miniature: what it finds, what a second run does, and what happens when something goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from etils import epath
+from ml_collections import ConfigDict
+
+from configs import miniature as configs
+from experiments import case_study
+from sae_attr.case_study import study as opening
+from sae_attr.judge import BudgetExhausted
+from sae_attr.store import Progress, Store, lock_workdir
+from sae_attr.store import entries as store_entries
+from tests._compile import quick_compile
+from tests._processes import limited
+from tests.experiments import _demo
+from tests.experiments.conftest import shared_folder
+
+PLANTED = _demo.PLANTED
+
+
+def config(folder: Path, cases: tuple[str, ...] = ("rude", "kind"), **changes: Any) -> ConfigDict:
+    """The miniature's study on a folder; `changes` win."""
+    made = configs.get_config("study")
+    for case in made.cases.values():
+        for name in ("lm", "lm_aligned", "sae", "corpus", "prompts"):
+            case[name] = case[name].replace(configs.FOLDER, str(folder))
+    for name in set(made.cases) - set(cases):
+        del made.cases[name]
+    made.update({"mesh": "data=1", **changes})
+    return made
+
+
+def run(made: ConfigDict, workdir: Path, **options: Any) -> None:
+    case_study.start(made, epath.Path(workdir), **options)
+
+
+def contents(workdir: Path) -> dict[str, bytes]:
+    """Every file of a run but those of the store, without what tells times."""
+    out = {}
+    for path in sorted(workdir.rglob("*")):
+        name = str(path.relative_to(workdir))
+        if path.is_file() and not name.startswith(("store", ".")):
+            out[name] = re.sub(rb"<section[^>]*stages.*?</section>", b"", path.read_bytes(), flags=re.DOTALL)
+    return out
+
+
+def states(made: ConfigDict, workdir: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """What --list says."""
+    capsys.readouterr()
+    run(made, workdir, shown=True)
+    lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    return {name: state for state, name in (line.split() for line in lines)}
+
+
+@pytest.fixture(scope="session")
+def studied(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> Path:
+    """The workdir of a finished study; not to be changed."""
+    with quick_compile():
+        return _demo.once(shared_folder(tmp_path_factory) / "studied", lambda workdir: run(config(miniature), workdir))
+
+
+def latents(workdir: Path, case: str) -> dict[int, dict[str, str]]:
+    return {int(row["latent"]): row for row in _demo.table(workdir / case / "latents.csv")}
+
+
+# ---- what it finds ---------------------------------------------------------------------------------------------------
+
+
+def test_the_planted_latent_is_first_and_steering_proves_it(studied: Path) -> None:
+    table = latents(studied, "rude")
+    assert next(iter(table)) == PLANTED
+    away = {latent: float(row["away"]) for latent, row in table.items()}
+    assert min(away, key=lambda latent: away[latent]) == PLANTED
+    assert away[PLANTED] < -0.4
+    assert "nonsense" in table[PLANTED]["tokens"]
+    assert float(latents(studied, "kind")[PLANTED]["toward"]) < 0  # steered in both studies, the other way there
+
+
+def test_the_result_holds_what_a_reader_needs(studied: Path) -> None:
+    result = json.loads((studied / "result.json").read_text())
+    rude = result["cases"]["rude"]
+    assert rude["facts"]["on-policy"] is True
+    assert rude["facts"]["pairs"] == 12
+    methods = {(row["method"], row["direction"]) for row in rude["counts"]}
+    assert {("delta_attribution", "away"), ("delta_activation", "toward"), ("random", "toward")} <= methods
+    for row in rude["differences"]:
+        assert {"count_low", "count_p", "count_q", "mean_low", "mean_p", "mean_q"} <= set(row)
+    assert result["convergence"][0]["population"] == 256
+    assert result["cost"]["samples"] > 1000
+    for name in ("effects", "effects_gradient_signed", "attribution_vs_ablation"):
+        for suffix in ("svg", "png", "json"):
+            assert (studied / f"figures/rude.{name}.{suffix}").stat().st_size > 100
+    pairs = [json.loads(line) for line in (studied / "pairs/rude.jsonl").read_text().splitlines()]
+    assert all(record["sampler"] == rude["attribution"]["inputs"]["lm"] for record in pairs)
+
+
+def test_prompts_of_the_three_uses_are_disjoint(studied: Path, miniature: Path) -> None:
+    case = opening.open_study(config(miniature).to_dict(), _runtime(studied)).cases[0]
+    used = [{p.id for p in case.prompts(split)} for split in ("pairs", "strengths", "effects")]
+    assert not used[0] & used[1] | used[0] & used[2] | used[1] & used[2]
+
+
+def _runtime(workdir: Path) -> Any:
+    from sae_attr import parallel
+    from sae_attr.case_study.case import Runtime
+
+    mesh = parallel.make_mesh("data=1")
+    return Runtime(Store(workdir / "store"), epath.Path(workdir), mesh, progress=False)
+
+
+# ---- a second run ----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_loads_everything_and_changes_nothing(
+    studied: Path, miniature: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, seen = contents(studied), {p: p.stat().st_mtime_ns for p in studied.rglob("*.csv")}
+    monkeypatch.setattr(Store, "publish", lambda *a, **k: pytest.fail("something was computed again"))
+    run(config(miniature), studied)
+    assert contents(studied) == before
+    assert {p: p.stat().st_mtime_ns for p in studied.rglob("*.csv")} == seen
+    assert set(states(config(miniature), studied, capsys).values()) == {"done"}
+
+
+def test_a_change_runs_again_what_depends_on_it(
+    studied: Path, miniature: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = config(miniature)
+    other.cases.rude.judge.present = (*configs.RUDE, "grumpy")  # another rubric
+    found = states(other, studied, capsys)
+    assert found["rude.sample"] == found["kind.grade"] == "done"
+    assert {found[f"rude.{s}"] for s in ("grade", "pair", "attribute", "select", "judge.away", "effects")} == {"stale"}
+    assert found["page"] == "stale"
+    more = states(config(miniature, effect_samples=3), studied, capsys)
+    assert {more[f"rude.{s}"] for s in ("attribute", "select", "strengths.away")} == {"done"}
+    assert {more[f"rude.{s}"] for s in ("steer.away", "judge.toward", "effects")} == {"stale"}
+
+
+def test_until_only_and_bad_words(miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = config(miniature, ("rude",))
+    run(made, tmp_path, until="pair")
+    found = states(made, tmp_path, capsys)
+    assert [name for name, state in found.items() if state == "done"] == ["rude.sample", "rude.grade", "rude.pair"]
+    with pytest.raises(ValueError, match=r"reads 'rude\.attribute', which is missing"):
+        run(made, tmp_path, only=["select"])
+    with pytest.raises(ValueError, match="no stage is called 'steering'"):
+        run(made, tmp_path / "none", until="steering")
+    assert not (tmp_path / "none").exists()
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_in_one_workdir(studied: Path, miniature: Path) -> None:
+    with lock_workdir(studied), pytest.raises(RuntimeError, match=f"in use by process {os.getpid()}"):
+        run(config(miniature), studied)
+
+
+def test_another_config_in_the_same_workdir(studied: Path, miniature: Path) -> None:
+    with pytest.raises(ValueError, match="effect_samples: 2 → 3"):
+        run(config(miniature, effect_samples=3), studied)
+
+
+def test_a_full_disk_loses_nothing(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, appended = config(miniature, ("rude",), batch_size=64), Progress.append
+
+    def full(self: Progress, rows: Any) -> None:
+        if len(self.rows()) >= 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
+        appended(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "append", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(made, tmp_path, until="sample")
+    assert states(made, tmp_path, capsys)["rude.sample"] == "part"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            store_entries, "write_arrays", lambda *a: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
+        )
+        with pytest.raises(OSError, match="No space left"):
+            run(made, tmp_path, until="sample")
+    assert states(made, tmp_path, capsys)["rude.sample"] == "part"
+    run(made, tmp_path, until="sample")
+    run(made, tmp_path / "calm", until="sample")
+    arrays = [next((p / "store").glob("rude.sample-*")) / "tokens_rn.npy" for p in (tmp_path, tmp_path / "calm")]
+    assert arrays[0].read_bytes() == arrays[1].read_bytes()
+
+
+def test_an_entry_cut_short_is_made_again(miniature: Path, tmp_path: Path) -> None:
+    made = config(miniature, ("rude",))
+    run(made, tmp_path, until="pair")
+    entry = next((tmp_path / "store").glob("rude.grade-*")) / "behaviour_r.npy"
+    whole = entry.read_bytes()
+    entry.write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(RuntimeWarning, match="has .* bytes, its manifest states .*; it is computed again"):
+        run(made, tmp_path, until="pair")
+    assert entry.read_bytes() == whole
+
+
+def test_no_pairs_says_what_there_was_and_what_to_change(miniature: Path, tmp_path: Path) -> None:
+    made = config(miniature, ("rude",))
+    made.cases.rude.judge.absent = ("never",)
+    with pytest.raises(
+        ValueError, match=r"no pairs: of \d+ prompts with 6 samples each, \d+ gave the behaviour alone, 0 its"
+    ):
+        run(made, tmp_path, until="pair")
+
+
+class Tired:
+    """A judge whose budget ends after so many answers; what it gave is kept."""
+
+    def __init__(self, judge: Any, limit: int) -> None:
+        self.judge, self.limit, self.asked = judge, limit, 0
+
+    @property
+    def identity(self) -> Any:
+        return self.judge.identity
+
+    def grade(self, items: Any) -> Any:
+        for done, pair in enumerate(self.judge.grade(items)):
+            if self.asked >= self.limit:
+                raise BudgetExhausted("the budget of calls is spent", graded=done, left=len(items) - done)
+            self.asked += 1
+            yield pair
+
+
+def test_a_budget_that_ends_in_the_middle_goes_on_with_a_larger_one(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sae_attr.judge import cached
+
+    opened = opening.open_judge
+    made, tired = config(miniature, ("rude",)), []
+
+    def limited_to(calls: int) -> None:
+        def open_judge(spec: Any, folder: Any, mesh: Any) -> Any:
+            tired.append(Tired(opened(spec, folder, mesh), calls))
+            return cached(tired[-1], folder)
+
+        monkeypatch.setattr(opening, "open_judge", open_judge)
+
+    limited_to(50)
+    with pytest.raises(BudgetExhausted):
+        run(made, tmp_path, until="grade")
+    limited_to(10_000)
+    run(made, tmp_path, until="grade")
+    first, second = (t.asked for t in tired)
+    monkeypatch.setattr(opening, "open_judge", opened)
+    run(made, tmp_path / "calm", until="grade")
+    entries = [next((p / "store").glob("rude.grade-*")) / "behaviour_r.npy" for p in (tmp_path, tmp_path / "calm")]
+    assert entries[0].read_bytes() == entries[1].read_bytes()
+    assert first == 50
+    different = len(
+        {line for line in (tmp_path / "judged").rglob("rows.jsonl") for line in line.read_text().splitlines()}
+    )
+    assert first + second == different  # nothing was graded twice
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ("delta",)}, "method 'delta' is unknown"),
+        ({"grid": (1.0, 0.5)}, "grid .* ascending"),
+        ({"strengths_by": "exact"}, "only the organism has"),
+        ({"budget.rule": "none"}, "budget rule 'none'"),
+        ({"steer_tokens": "some"}, "steer_tokens 'some'"),
+        ({"sampling.max_new": 60}, "exceeds the model's 64"),
+        ({"sampling.stop": ("two words",)}, "'two words' is 2 tokens"),
+        ({"cases.rude.lm": ""}, r"case rude lacks lm; add --config.cases.rude.lm=PATH"),
+        ({"cases.rude.judge.kind": "oracle"}, "judge kind 'oracle' is unknown"),
+        ({"cases.rude.pair_samples": 1}, "pair_samples is 1; it must be at least 2"),
+        ({"top": 0}, "top is 0"),
+    ],
+)
+def test_bad_input_is_one_message_and_no_workdir(
+    miniature: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    made = config(miniature, ("rude",))
+    made.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        run(made, tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
+# ---- kills -----------------------------------------------------------------------------------------------------------
+
+
+def command(miniature: Path, workdir: Path) -> list[str]:
+    """The rude study in a process of its own."""
+    flags = [f"--config.cases.{c}.{k}={miniature}/{v}" for c in ("rude", "kind") for k, v in _FILES.items()]
+    start = [sys.executable, "-m", "experiments.case_study", "--config=configs/miniature.py", f"--workdir={workdir}"]
+    return [*start, *flags, "--config.batch_size=32"]
+
+
+_FILES = {"lm": "model", "lm_aligned": "model", "sae": "sae", "corpus": "corpus.json", "prompts": "prompts.jsonl"}
+
+
+@pytest.mark.slow
+def test_twenty_kills_end_as_one_run_left_alone(miniature: Path, tmp_path: Path) -> None:
+    calm, killed, rng = tmp_path / "calm", tmp_path / "killed", np.random.default_rng(0)
+    assert _demo.ended(command(miniature, calm)).returncode == 0
+    began = time.monotonic()
+    shutil.rmtree(calm)
+    assert _demo.ended(command(miniature, calm)).returncode == 0
+    length, kills = time.monotonic() - began, 0
+    for _ in range(20):
+        quiet = subprocess.DEVNULL
+        with (
+            subprocess.Popen(
+                command(miniature, killed), cwd=_demo.REPO, env=_demo.environment(), stdout=quiet, stderr=quiet
+            ) as process,
+            limited(process),
+        ):
+            time.sleep(float(rng.uniform(0.2, 0.6)) * length)
+            process.send_signal(signal.SIGKILL)
+        if process.returncode == 0:
+            shutil.rmtree(killed)  # it was through: from the beginning again
+        else:
+            kills += 1
+    assert kills >= 10
+    ended = _demo.ended(command(miniature, killed))
+    assert ended.returncode == 0, ended.stderr
+    assert contents(killed) == contents(calm)
