@@ -8,5 +8,6 @@ from sae_attr.steering.sweep import Done, sweep
 
 __all__ = [
     "AWAY", "MODES", "NONE", "TOKENS", "TOWARD", "Chosen", "Cost", "Done", "Plan", "Row", "again", "batches",
-    "choose_strengths", "intervention", "make_plan", "row_keys", "scope", "scoped", "stable_hash", "steer", "strength_grid", "sweep",
+    "choose_strengths", "intervention", "make_plan", "row_keys", "scope", "scoped", "stable_hash", "steer",
+    "strength_grid", "sweep",
 ]  # fmt: skip
