@@ -91,6 +91,17 @@ class Completions:
     logp_bn: Any
 
 
+def prompt_width(lengths: Sequence[int], *, cfg: LMConfig, sampling: Sampling, multiple: int = 16) -> int:
+    """Slots for prompts of these lengths: the longest, rounded up so that few shapes are compiled.
+
+    Where that and `max_new` would pass a model's learned positions, as many slots as those leave.
+    """
+    longest = max(lengths, default=0)
+    width = -(-longest // multiple) * multiple
+    room = cfg.max_len - sampling.max_new + 1
+    return max(longest, min(width, room)) if cfg.learned_pos else width
+
+
 def make_prompts(rows: Sequence[Sequence[int]], *, width: int | None = None, multiple: int = 16) -> Prompts:
     """Token lists as one batch of numpy arrays, padded on the left.
 

@@ -13,7 +13,7 @@ import numpy as np
 from sae_attr.hooks import Site, Within
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, check_site
-from sae_attr.lm.sample import Completions, Prompts, Sampling, generate, make_prompts, prompt_lengths
+from sae_attr.lm.sample import Completions, Prompts, Sampling, generate, make_prompts, prompt_lengths, prompt_width
 from sae_attr.sae.model import SAE, code_rows, unit_decoder
 from sae_attr.steering.interventions import MODES, intervention, scope
 
@@ -55,7 +55,7 @@ def steer(
       ValueError: a mode, token scope or site that does not exist, shapes that do not fit, a latent that the SAE lacks.
     """
     check_site(cfg, site)
-    prompts = prompts if isinstance(prompts, Prompts) else make_prompts(prompts, width=_width(prompts, cfg, sampling))
+    prompts = prompts if isinstance(prompts, Prompts) else _padded(prompts, cfg, sampling)
     rows = len(prompts.tokens_bt)
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
@@ -89,10 +89,8 @@ def _steered(
     return generate(params, prompts, keys_b, cfg=cfg, sampling=sampling, edits={site: Within(edit, *scope_b)})
 
 
-def _width(rows: Sequence[Sequence[int]], cfg: LMConfig, sampling: Sampling) -> int | None:
-    """Slots of the prompts: a multiple of 16, unless learned positions would not reach so far."""
-    room, longest = cfg.max_len - sampling.max_new + 1, max((len(row) for row in rows), default=0)
-    return room if cfg.learned_pos and longest <= room < longest + 16 else None
+def _padded(rows: Sequence[Sequence[int]], cfg: LMConfig, sampling: Sampling) -> Prompts:
+    return make_prompts(rows, width=prompt_width([len(row) for row in rows], cfg=cfg, sampling=sampling))
 
 
 def _directions(given: Any, rows: int, width: int, sae: SAE | None, mode: str) -> tuple[jax.Array, jax.Array | None]:
