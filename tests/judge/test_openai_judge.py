@@ -13,7 +13,7 @@ import pytest
 from sae_attr.judge import Asking, Budget, BudgetExhausted, Grade, Item, JudgeStopped, Patience, Server, cached
 from sae_attr.judge.openai_judge import OpenAIJudge
 from sae_attr.judge.rubrics import load_rubric
-from sae_attr.judge.server import retry_after
+from sae_attr.judge.server import Failed, ask, retry_after
 from tests.judge._server import Answer, LoopbackServer, completion, serving
 
 if importlib.util.find_spec("openai") is None:
@@ -262,6 +262,14 @@ def test_an_empty_message_is_malformed() -> None:
     assert found["i0"].raw == ""
 
 
+def test_a_number_that_was_cut_short_is_malformed() -> None:
+    answer = completion("8")
+    answer.body["choices"][0]["finish_reason"] = "length"
+    with serving(lambda n, r: answer) as server:
+        found, _ = graded(judge(server, "alignment_0_100", asking=Asking(answers="text", again=0)), items(1))
+    assert found["i0"].malformed
+
+
 def test_retry_after_is_waited_for() -> None:
     assert retry_after({"retry-after": "2"}) == 2.0
     assert retry_after({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
@@ -269,6 +277,34 @@ def test_retry_after_is_waited_for() -> None:
     assert (retry_after({"retry-after": "Wed, 21 Oct 2105 07:28:00 GMT"}) or 0) > 1e6
     assert retry_after({"retry-after": "soon"}) is None
     assert retry_after({}) is None
+
+
+class Watched(threading.Event):
+    """An event that notes how long it was asked to wait, and does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout or 0.0)
+        return False
+
+
+@pytest.mark.parametrize("stated", [None, "7"])
+def test_the_back_off_doubles_with_jitter_and_gives_way_to_retry_after(stated: str | None) -> None:
+    answer = Answer(429, {}, {} if stated is None else {"retry-after": stated})
+    patience, halt = Patience(retries=4, first_wait=1.0, longest_wait=8.0), Watched()
+    with serving(lambda n, r: answer) as server:
+        j = judge(server, patience=patience)
+        request = {"model": "judge-1", "messages": [{"role": "user", "content": "hi"}]}
+        with pytest.raises(Failed, match=r"429.*sent 5 times"):
+            ask(j._client, request, patience=patience, budget=j.budget, halt=halt)
+    if stated is not None:
+        assert halt.waits == [7.0] * 4
+    else:
+        assert all(wait / 2 <= found <= wait for found, wait in zip(halt.waits, [1, 2, 4, 8], strict=True))
+        assert len(set(halt.waits)) == 4
 
 
 def test_no_more_questions_are_under_way_than_allowed() -> None:
