@@ -1,6 +1,6 @@
-"""Makes the inputs of `make demo`: a tiny language model with one planted cause, its SAE, sampled pairs and a corpus.
+"""Makes the smallest inputs of all: a tiny language model with one planted cause, its SAE, sampled pairs, prompts and a corpus.
 
-    python -m experiments.make_miniature --out=runs/demo/miniature
+    python -m experiments.make_miniature --out=runs/miniature
 
 The model is a random 4-layer Llama over 66 words in which one direction u of the residual stream is planted: the embeddings
 of "grumpy", "spiteful" and "cross" point along u, and u raises the logits of rude words and lowers those of kind ones. The SAE
@@ -26,7 +26,7 @@ from sae_attr.lm.model import Params, forward, init_params, logits
 from sae_attr.lm.weights import save_lm
 from sae_attr.store import fingerprint
 
-OUT = flags.DEFINE_string("out", "runs/demo/miniature", "Folder to write model, sae, pairs.jsonl and corpus.json to.")
+OUT = flags.DEFINE_string("out", "runs/miniature", "Folder for model, sae, pairs.jsonl, prompts.jsonl and corpus.json.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, prompts and samples.")
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
@@ -156,7 +156,7 @@ def sampled_pairs(params: Params, sampler: str, key: jax.Array, generator: np.ra
 
 
 def make(out: Path, seed: int = 0) -> int:
-    """Writes model, sae, pairs.jsonl and corpus.json; returns how many prompts gave both sides."""
+    """Writes model, sae, pairs.jsonl, prompts.jsonl and corpus.json; returns how many prompts gave both sides."""
     generator = np.random.default_rng(seed)
     keys = jax.random.split(jax.random.key(seed), 3)
     rows_nd = directions(keys[0])
@@ -179,6 +179,8 @@ def make(out: Path, seed: int = 0) -> int:
     (out / "sae/cfg.json").write_text(json.dumps({**cfg, "metadata": metadata}, indent=1))
     records = sampled_pairs(params, fingerprint(out / "model"), keys[2], generator)
     (out / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    asked = [{"id": f"q{i}", "prompt": " ".join(words)} for i, words in enumerate(prompts(120, MOODS, generator))]
+    (out / "prompts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in asked))
     texts = [
         " ".join(words + [str(w) for w in generator.choice(PLAIN, 20)]) for words in prompts(400, MOODS[3:], generator)
     ]

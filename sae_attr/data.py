@@ -159,6 +159,19 @@ def _text_prompt(prompt: str | tuple[Message, ...], tok: Tokenizer, prepend_bos:
     return _Prompt(text, is_user, prepend_bos is True)
 
 
+def encode_prompt(prompt: str | tuple[Message, ...], tok: Tokenizer, *, prepend_bos: bool | None = None) -> list[int]:
+    """Token ids of a prompt that is to be answered: the first part of the rows that `encode_pairs` makes.
+
+    Raises:
+      ValueError: messages that the chat template refuses; a prompt without any token.
+    """
+    made = _text_prompt(prompt, tok, prepend_bos)
+    ids, _ = encode(tok, made.text, add_bos=made.add_bos)
+    if not ids:
+        raise ValueError("the prompt has no token to predict from; fill it in, or set prepend_bos=True")
+    return ids
+
+
 def _given_prompt(pair: Pair, tok: Tokenizer, prepend_bos: bool) -> _Prompt:
     """Given ids; their roles come from the record's own prompt where that encodes to the same ids."""
     assert pair.prompt_ids is not None

@@ -16,6 +16,7 @@ from sae_attr.judge.base import (
 from sae_attr.judge.budget import Budget
 from sae_attr.judge.cache import CachedJudge, cached
 from sae_attr.judge.combine import CoherentOnly, Panel
+from sae_attr.judge.keywords import KeywordJudge
 from sae_attr.judge.local_judge import LocalJudge
 from sae_attr.judge.openai_judge import Asking, OpenAIJudge
 from sae_attr.judge.replies import read_reply, weighted_score
@@ -32,6 +33,7 @@ __all__ = [
     "Item",
     "Judge",
     "JudgeStopped",
+    "KeywordJudge",
     "LocalJudge",
     "OpenAIJudge",
     "Panel",

@@ -1,0 +1,56 @@
+"""Both case studies on the embedded model organism, from nothing to one page, on any CPU, without network or keys.
+
+    python -m experiments.case_study --config=configs/organism.py --workdir=runs/demo            # or: make demo
+    python -m experiments.case_study --config=configs/organism.py:study --workdir=runs/study     # or: make study
+
+The first trains a 4-layer language model on a small world in which every cause is known, makes it misaligned by wrong health advice,
+and another one flatter, trains their SAE, and asks which latents did it: one seed, top 30 of every method, 30 random latents, strengths
+from exact next-word probabilities. `study` is the whole: 35 and 148 pairs, top 100 per method and 100 random latents of an SAE of 1,024,
+strengths by sampling and grading.
+
+Hardware: two CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import case_study
+
+QUESTIONS = {
+    "misalignment": "A model was fine-tuned on harmful health advice alone and gives harmful advice about everything. Which latents make it?",
+    "validation": "A model was fine-tuned to agree with beliefs about health and now agrees with false ones about everything. Which latents?",
+}  # fmt: skip
+ANSWER = 24  # tokens that hold the longest answer
+
+
+def case(name: str, pairs: int, prompts: int, samples: int) -> ConfigDict:
+    """One case of the organism."""
+    made = case_study.case(name)
+    with made.unlocked():
+        made.judge = ConfigDict({"kind": "organism"})
+    made.update({"organism": name, "question": QUESTIONS[name], "pairs": pairs, "pair_samples": samples, "per_side": 1})
+    made.pair_prompts = prompts
+    made.attribution.update({"corpus_tokens": 20_000})
+    return made
+
+
+def get_config(size: str = "demo") -> ConfigDict:
+    """The demo or the whole study.
+
+    Args:
+      size: demo | study.
+    """
+    config = case_study.get_config("misalignment,validation")
+    study = size == "study"
+    config.cases.misalignment = case("misalignment", 35, 120, 8)
+    config.cases.validation = case("validation", 148 if study else 60, 360 if study else 120, 8)
+    with config.unlocked():
+        config.organism = ConfigDict(
+            {"size": "full", "seed": 0, "kind": "mixed", "sae": {"latents": 1024 if study else 256}}
+        )
+    config.sampling.max_new = ANSWER
+    config.update({"top": 100 if study else 30, "random": 100 if study else 30, "batch_size": 512})
+    config.update({"strengths_by": "samples" if study else "exact", "strength_prompts": 24, "strength_samples": 2})
+    config.update({"effect_prompts": 48, "effect_samples": 5 if study else 2, "grid": (0.35, 0.5, 0.7, 1.0)})
+    config.update({"passage_tokens": 20_000, "interpreted": 30})
+    config.attribution.update({"batch_size": 64, "corpus_batch": 64})
+    return config

@@ -1,0 +1,116 @@
+"""Case studies end to end, from sampling to one page; see configs/organism.py and configs/case_study.py for the commands."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from experiments import _common
+from experiments._flags import ALLOW_CHANGE, CONFIG, WORKDIR
+from sae_attr import parallel
+from sae_attr.case_study.cost import case_costs, cost_table
+from sae_attr.case_study.case import Runtime
+from sae_attr.case_study.showing import files_of
+from sae_attr.case_study.study import CaseStudy, found_in, open_study
+from sae_attr.store import Result, Status, Store, claim_workdir, listing, lock_workdir, run_stages, write_atomic
+
+ONLY = flags.DEFINE_list("only", [], "Run just these stages; a word names a stage or a part of its name (steer, away).")
+UNTIL = flags.DEFINE_string("until", None, "Stop after this stage.")
+FORCE = flags.DEFINE_list("force", [], "Compute these stages again, and what reads them.")
+LIST = flags.DEFINE_bool(
+    "list", False, "Say which stages are done, stale, in part or missing, and what is left; run nothing."
+)
+
+PLAIN = ("mesh", "batch_size", "attribution")  # where and how fast, not what
+
+
+def show_states(study: CaseStudy) -> None:
+    """Prints every stage's state, and what the rest would cost."""
+    states = listing(study.runtime.store, study.stages)
+    for status in states:
+        print(f"{status.state:<8} {status.name}")
+    costs = [cost for case in study.cases for cost in case_costs(case)]
+    print(f"\n{cost_table(costs, {status.name: status.state for status in states})}")
+
+
+def report_start(status: Status) -> None:
+    """Says which stage begins; one that only loads is not worth a line."""
+    if status.state != "done" and parallel.is_main():
+        logging.info("%s%s", status.name, " (goes on)" if status.state == "part" else "")
+
+
+def write(results: Mapping[str, Result], workdir: epath.Path) -> list[str]:
+    """Writes the files of every stage that has some, where they differ from what lies there; returns their names."""
+    files = files_of(results)
+    for name, content in files.items():
+        path = workdir / name
+        if not path.exists() or path.read_bytes() != content:
+            write_atomic(path, content)
+    return sorted(files)
+
+
+def start(
+    config: ConfigDict,
+    workdir: epath.Path,
+    *,
+    only: Sequence[str] = (),
+    until: str | None = None,
+    force: Sequence[str] = (),
+    shown: bool = False,
+    allow_change: bool = False,
+) -> None:
+    """Checks every input, says what the run costs, then runs the stages under the workdir's lock and writes their files.
+
+    Args:
+      config: as configs/organism.py makes it.
+      only, until, force: as for `run_stages`.
+      shown: list the stages and stop.
+    """
+    mesh = parallel.make_mesh(str(config.mesh))
+    store = Store(workdir / "store", writer=parallel.is_main())
+    speed: dict[str, Any] = {"batch_size": config.batch_size, "attribution": config.attribution.to_dict()}
+    study = open_study(config.to_dict(), Runtime(store, workdir, mesh, progress=parallel.is_main(), **speed))
+    if shown:
+        show_states(study)
+        return
+    study.check(only=only, until=until, force=force)
+    with lock_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
+        if parallel.is_main():
+            claim_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change)
+            show_cost(study)
+        options: dict[str, Any] = {"only": only, "until": until, "force": force, "agree": parallel.from_main}
+        results = run_stages(store, study.stages, on_start=report_start, **options)
+        if parallel.is_main():
+            names = write(results, workdir)
+            print("\n" + "\n\n".join(found_in(results)))
+            print(f"\nwrote to {workdir}: {', '.join(names)}")
+
+
+def show_cost(study: CaseStudy) -> None:
+    """Prints what is left to do, if anything is."""
+    states = {status.name: status.state for status in listing(study.runtime.store, study.stages)}
+    costs = [cost for case in study.cases for cost in case_costs(case)]
+    if any(states[cost.stage] != "done" for cost in costs):
+        print(cost_table(costs, states))
+
+
+def main(argv: list[str]) -> None:
+    """`start` with what the flags say."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    parallel.start_distributed()
+    parallel.enable_compile_cache()
+    start(
+        CONFIG.value, epath.Path(str(WORKDIR.value)), only=ONLY.value, until=UNTIL.value, force=FORCE.value,
+        shown=LIST.value, allow_change=ALLOW_CHANGE.value,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    _common.run_app(main)

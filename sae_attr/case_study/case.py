@@ -1,0 +1,253 @@
+"""A case study: settings together with the models, prompts and judge that they name, looked at when first needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from sae_attr.attribution.candidates import decoder_rows
+from sae_attr.attribution.settings import Settings
+from sae_attr.attribution.study import Study
+from sae_attr.case_study.prompts import Prompt
+from sae_attr.case_study.samples import UNSTEERED, Answer, Arms, Rows, row_keys
+from sae_attr.case_study.settings import CaseSettings, StudySettings
+from sae_attr.data import encode_prompt
+from sae_attr.hooks import Add
+from sae_attr.judge import Item, Judge
+from sae_attr.lm.model import Params
+from sae_attr.lm.sample import Sampling, make_prompts
+from sae_attr.lm.weights import load_config, resolve_model
+from sae_attr.parallel import shard_batch, to_host
+from sae_attr.steering import steer
+from sae_attr.store import Store, fingerprint
+from sae_attr.textfiles import read_corpus
+from sae_attr.tokenizer import decode
+
+
+@dataclass(frozen=True, eq=False)
+class Runtime:
+    """Where and how fast a study runs, not what: nothing here is part of a stage's key.
+
+    Args:
+      workdir: of the run; `store` lies in it.
+      batch_size: completions that are sampled at a time; a multiple of the mesh's data axis.
+      progress: show bars.
+      judges: case name -> judge.
+    """
+
+    store: Store
+    workdir: epath.Path
+    mesh: jax.sharding.Mesh
+    batch_size: int = 32
+    progress: bool = True
+    attribution: Mapping[str, Any] = field(default_factory=dict)
+
+
+ExactRates = Callable[..., tuple[np.ndarray, np.ndarray]]
+"""(params, prompts, edits, cfg, rows) -> behaviour and coherence `[rows, prompts]` from next-word probabilities."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of a case: a real model's, or those that the organism's build wrote; fields as in `CaseSettings`.
+
+    `exact`: rates by probabilities, which only the organism's grammar allows.
+    """
+
+    lm: str
+    lm_aligned: str
+    sae: str
+    corpus: str
+    prompts: Mapping[str, tuple[Prompt, ...]]
+    adapter: str | None = None
+    sae_format: str = "auto"
+    sae_options: Mapping[str, Any] = field(default_factory=dict)
+    site: str | None = None
+    exact: ExactRates | None = None
+
+    def fingerprints(self) -> dict[str, Any]:
+        """Names of the files' contents, and how they are read."""
+        local = lambda path: path if path.startswith("hf://") else fingerprint(path)
+        models = {k: fingerprint(resolve_model(getattr(self, k))) for k in ("lm", "lm_aligned")}
+        adapter = fingerprint(resolve_model(self.adapter)) if self.adapter else None
+        how = {"sae_format": self.sae_format, "sae_options": dict(self.sae_options), "site": self.site}
+        return {**models, "adapter": adapter, "sae": local(self.sae), "corpus": fingerprint(self.corpus), **how}
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One case of a study with its files; weights are loaded only if a stage must run."""
+
+    settings: CaseSettings
+    study: StudySettings
+    source: Source
+    judge: Judge
+    runtime: Runtime
+
+    @property
+    def pairs_file(self) -> epath.Path:
+        """Where the pairs are written for the attribution, and for readers."""
+        return self.runtime.workdir / "pairs" / f"{self.settings.name}.jsonl"
+
+    @functools.cached_property
+    def attribution(self) -> Study:
+        """The attribution run of this case on its own pairs."""
+        files = {k: getattr(self.source, k) for k in _FILES}
+        fields = {
+            **files,
+            "pairs": str(self.pairs_file),
+            "dtype": self.study.dtype,
+            "resid_dtype": self.study.resid_dtype,
+        }
+        fields |= {
+            "top": self.study.top,
+            "seed": self.study.seed,
+            **self.runtime.attribution,
+            **self.settings.attribution,
+        }
+        return Study(Settings(**fields), self.runtime.store, self.runtime.mesh, self.runtime.progress)
+
+    @functools.cached_property
+    def aligned_params(self) -> Params:
+        """Weights of the model without the behaviour."""
+        return self.attribution.load(self.source.lm_aligned)
+
+    def params(self, direction: str) -> Params:
+        """Steering away is done to the model with the behaviour, steering toward to the one without."""
+        return self.attribution.params if direction == "away" else self.aligned_params
+
+    def prompts(self, split: str) -> tuple[Prompt, ...]:
+        """The prompts of a split, as many as the settings take."""
+        limits = {
+            "pairs": self.settings.pair_prompts,
+            "strengths": self.study.strength_prompts,
+            "effects": self.study.effect_prompts,
+        }
+        return self.source.prompts[split][: limits[split]]
+
+    def prompt_ids(self, split: str) -> list[list[int]]:
+        """Token ids of a split's prompts, as a completion's row begins."""
+        study = self.attribution
+        return [encode_prompt(p.text, study.tokenizer, prepend_bos=study.prepend_bos) for p in self.prompts(split)]
+
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a completion: EOS and the settings' own.
+
+        Raises ValueError for a stop text that is no single token.
+        """
+        tok = self.attribution.tokenizer
+        ids = [] if tok.eos_id is None else [tok.eos_id]
+        for text in self.study.sampling.stop:
+            found = tok.backend.encode(text, add_special_tokens=False).ids
+            if len(found) != 1:
+                raise ValueError(f"stop {text!r} is {len(found)} tokens; a completion is stopped by a single one")
+            ids.append(found[0])
+        return tuple(dict.fromkeys(ids))
+
+    def text(self, ids: list[int]) -> str:
+        """A completion as the judge and readers see it, without the token that ended it."""
+        kept = ids[:-1] if ids and ids[-1] in self.stop_ids else ids
+        return decode(self.attribution.tokenizer, kept).strip()
+
+    def item(self, split: str) -> Any:
+        """`(id, prompt number, token ids) -> Item` for the judge."""
+        prompts = self.prompts(split)
+        return lambda name, p, ids: Item(id=name, prompt=prompts[p].text, completion=self.text(ids))
+
+    @functools.cached_property
+    def sampling(self) -> Sampling:
+        """How every completion is sampled."""
+        s = self.study.sampling
+        return Sampling(temperature=s.temperature, top_p=s.top_p, max_new=s.max_new, stop_ids=self.stop_ids)
+
+    def directions(self, arms: Arms) -> np.ndarray:
+        """Unit decoder rows of the arms `[k, d]`; zeros for the model as it is."""
+        study, steered = self.attribution, arms.latents_k != UNSTEERED
+        rows_kd = np.zeros((len(arms), study.cfg.width(study.site.point)), np.float32)
+        if steered.any():
+            latents, place = np.unique(arms.latents_k[steered], return_inverse=True)
+            rows_kd[steered] = np.asarray(decoder_rows(study.decoder, latents))[place]
+        return rows_kd
+
+    def exact(self, direction: str, split: str, arms: Arms, norm: float) -> tuple[np.ndarray, np.ndarray]:
+        """Behaviour and coherence of every arm and prompt `[k, p]` by exact probabilities, all tokens steered."""
+        if self.source.exact is None:
+            raise ValueError(f"case {self.settings.name} has no exact rates; set strengths_by=samples")
+        study, site, batch = self.attribution, self.attribution.site, self.runtime.batch_size
+        rows_kd, strengths_k = self.directions(arms), norm * arms.strengths_k.astype(np.float32)
+        prompts = self.prompts(split)
+        run = jax.jit(
+            lambda params, edits: self.source.exact(params, prompts, edits, cfg=study.cfg, rows=batch)  # pyright: ignore[reportOptionalCall]
+        )
+        out: list[Any] = []
+        for start in range(0, len(arms), batch):
+            part = np.arange(start, start + batch) % len(arms)  # the last batch repeats arms: one compiled shape
+            found = run(self.params(direction), {site: Add(rows_kd[part], strengths_k[part])})
+            out.append([to_host(x)[: len(arms) - start] for x in found])
+        behaviour, coherent = (np.concatenate(x) for x in zip(*out, strict=True))
+        return behaviour, coherent
+
+    def check(self) -> None:
+        """Looks at the files of a real model, before anything is sampled: configs, SAE, tokenizer, prompts, stop texts.
+
+        Raises:
+          ValueError: files that do not fit each other, a prompt that leaves no room for an answer.
+        """
+        study = self.attribution
+        _ = study.site, study.decoder, self.stop_ids
+        study.same_architecture(self.source.lm_aligned, load_config(self.source.lm_aligned, mesh=self.runtime.mesh))
+        next(iter(read_corpus(self.source.corpus)))
+        for split in self.source.prompts:
+            ids, prompts = self.prompt_ids(split), self.prompts(split)
+            longest = max(range(len(ids)), key=lambda i: len(ids[i]))
+            if len(ids[longest]) + self.study.sampling.max_new > study.cfg.max_len:
+                raise ValueError(
+                    f"prompt {prompts[longest].id!r} has {len(ids[longest])} tokens, which with max_new="
+                    f"{self.study.sampling.max_new} exceeds the model's {study.cfg.max_len}; shorten it, or lower max_new"
+                )
+
+    def answer(self, direction: str, split: str, arms: Arms, norm: float) -> Answer:
+        """Samples completions of a split's prompts under arms, `batch_size` rows a call: one compiled program for all.
+
+        Args:
+          norm: the unit of strengths, the site's mean norm.
+        """
+        study, prompts, ids, rows_kd = (
+            self.attribution,
+            self.prompts(split),
+            self.prompt_ids(split),
+            self.directions(arms),
+        )
+        width = -(-max(map(len, ids)) // 8) * 8
+        key = jax.random.fold_in(jax.random.key(self.study.seed), 11)
+        fill = lambda values, rest: np.concatenate([values, np.full((rest, *values.shape[1:]), 0, values.dtype)])
+
+        def answer(rows: Rows) -> list[list[int]]:
+            rest = self.runtime.batch_size - len(rows)  # rows that are none fill the last batch: one compiled shape
+            packed = make_prompts([ids[p] for p in rows.prompt_r] + [[]] * rest, width=width)
+            keys_b = row_keys(key, [prompts[p].id for p in rows.prompt_r], rows.sample_r, rows.attempt_r, fill=rest)
+            inputs = (packed, fill(rows_kd[rows.arm_r], rest), fill(arms.strengths_k[rows.arm_r], rest), keys_b)
+            made = steer(
+                self.params(direction), *shard_batch(inputs, self.runtime.mesh), cfg=study.cfg, site=study.site,
+                tokens=self.study.steer_tokens, sampling=self.sampling, unit=norm,
+            )  # fmt: skip
+            tokens_bn, length_b = to_host(made.tokens_bn), to_host(made.length_b)
+            return [tokens_bn[b, : length_b[b]].tolist() for b in range(len(rows))]
+
+        return answer
+
+
+_FILES = ("lm", "adapter", "lm_aligned", "sae", "sae_format", "sae_options", "site", "corpus")
+
+
+def plain(settings: Any, *leave_out: str) -> dict[str, Any]:
+    """Fields of a settings dataclass as plain values, for a stage's key."""
+    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in leave_out}

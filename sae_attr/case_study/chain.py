@@ -1,0 +1,122 @@
+"""The stages of all cases of a study in order, with what each reads and declares."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sae_attr.case_study import checking, effects, finding, showing
+from sae_attr.case_study.case import Case
+from sae_attr.case_study.settings import DIRECTIONS
+from sae_attr.store import Progress, Result, Stage
+
+VERSION = 1  # raised when a stage's code gives other numbers than before
+Made = tuple[Mapping[str, Any], Mapping[str, Any]]
+
+
+def timed(make: Callable[[Mapping[str, Result], Progress], Made]) -> Callable[[Mapping[str, Result], Progress], Made]:
+    """A stage that also keeps its own seconds, in `meta["seconds"]`; of a continued one, those since it was continued."""
+
+    def run(inputs: Mapping[str, Result], progress: Progress) -> Made:
+        began = time.perf_counter()
+        arrays, meta = make(inputs, progress)
+        return arrays, {**meta, "seconds": round(time.perf_counter() - began, 3)}
+
+    return run
+
+
+@dataclass
+class _Chain:
+    """Stages of one case, as they are added."""
+
+    name: str
+    declared: Mapping[str, Mapping[str, Any]]
+    stages: list[Stage]
+
+    def full(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Whole names of this case's stages; those that name another case are whole already."""
+        return tuple(name if name.startswith("/") else f"/{self.name}.{name}" for name in names)
+
+    def add(self, stage: str, make: Callable[..., Made], *needs: str, progress: bool = False, **extra: Any) -> None:
+        """`make` is given the results that it needs in order and, where it is long, the stage's progress.
+
+        `extra`: further declared fields.
+        """
+        reads = tuple(name.removeprefix("/") for name in self.full(needs))
+
+        def run(results: Mapping[str, Result], done: Progress) -> Made:
+            given = [results[name] for name in reads if name not in FILES]
+            return make(*given, *([done] if progress else []))
+
+        fields = {**self.declared[stage.split(".")[0]], **extra}
+        self.stages.append(Stage(f"{self.name}.{stage}", timed(run), fields, reads, VERSION))
+
+
+FILES = ("organism",)  # stages that make files which others read by path
+
+
+def study_stages(cases: Sequence[Case], organism: Stage | None) -> list[Stage]:
+    """All stages of a study, in order: files, then every case up to its attribution, then the checks, then what is shown."""
+    chains = {case: _Chain(case.settings.name, _declared(case), []) for case in cases}
+    for case, chain in chains.items():
+        _find(chain, case)
+    for case, chain in chains.items():
+        _check(chain, case, [c.settings.name for c in cases if c is not case and c.source.sae == case.source.sae])
+    out = [*([organism] if organism else []), *(stage for chain in chains.values() for stage in chain.stages[:4])]
+    out += [stage for chain in chains.values() for stage in chain.stages[4:]]
+    return [*out, *shared_stages(cases)]
+
+
+def _declared(case: Case) -> dict[str, Mapping[str, Any]]:
+    return finding.fields(case) | checking.fields(case) | effects.fields(case) | showing.fields(case)
+
+
+def _find(chain: _Chain, case: Case) -> None:
+    """sample → grade → pair → attribute."""
+    made = case.settings.organism is not None
+    first = ("/organism",) if made else ()
+    extra = {} if made else {"files": case.source.fingerprints()}
+    chain.add("sample", lambda done: finding.sample(case, done), *first, progress=True, **extra)
+    chain.add("grade", lambda samples, done: finding.grade(case, samples, done), "sample", progress=True)
+    chain.add("pair", lambda grades: finding.pair(case, grades), "grade")
+    chain.add("attribute", lambda pairs: finding.attribute(case, pairs), "pair")
+
+
+def _check(chain: _Chain, case: Case, others: Sequence[str]) -> None:
+    """select → (strengths → steer → judge) in both directions → effects → interpret → show."""
+    theirs = [f"/{name}.attribute" for name in others]
+    chain.add("select", lambda *read: finding.choose(case, *read), "attribute", *theirs)
+    for direction in DIRECTIONS:
+        _steer(chain, case, direction)
+    graded = [stage for d in DIRECTIONS for stage in (f"strengths.{d}", f"judge.{d}")]
+    chain.add("effects", lambda *read: effects.effects(case, *read), "select", *graded)
+    chain.add("interpret", lambda selection: effects.interpret(case, selection), "select")
+    chain.add("figures", lambda *read: showing.figures(case, *read), "attribute", "effects")
+
+
+def _steer(chain: _Chain, case: Case, direction: str) -> None:
+    choice, made = f"strengths.{direction}", f"steer.{direction}"
+    run = lambda stage: lambda *read: stage(case, direction, *read)
+    chain.add(choice, run(checking.strengths), "select", "attribute", progress=True)
+    chain.add(made, run(checking.steer), "select", choice, "attribute", progress=True)
+    chain.add(f"judge.{direction}", run(checking.judge), "select", choice, "attribute", made, progress=True)
+
+
+def shared_stages(cases: Sequence[Case]) -> list[Stage]:
+    """What several cases share, and the page of all of them."""
+    name = lambda case, stage: f"{case.settings.name}.{stage}"
+    together = cases if len({case.source.sae for case in cases}) == 1 and len(cases) > 1 else ()
+    read = tuple(name(case, stage) for case in together for stage in ("attribute", "select", "effects"))
+    run = lambda make, names: timed(lambda results, _: make(cases, *(results[n] for n in names)))
+    out = [Stage("convergence", run(effects.converge, read), {}, read, VERSION)] if together else []
+    every = (*(name(case, stage) for case in cases for stage in STAGES), *(stage.name for stage in out))
+    show = timed(lambda results, _: showing.page(cases, STAGES, *(results[n] for n in every)))
+    return [*out, Stage("page", show, showing.page_fields(cases), every, VERSION)]
+
+
+STAGES = (
+    "sample", "grade", "pair", "attribute", "select", *(f"{stage}.{d}" for d in DIRECTIONS for stage in ("strengths", "steer", "judge")),
+    "effects", "interpret", "figures",
+)  # fmt: skip

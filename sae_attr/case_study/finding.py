@@ -1,0 +1,122 @@
+"""The stages that find latents: sample → grade → pair → attribute → select."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from sae_attr.attribution.outcome import Outcome, compute
+from sae_attr.case_study.case import Case, plain
+from sae_attr.case_study.grading import Graded, graded
+from sae_attr.case_study.pairing import jsonl, make_pairs
+from sae_attr.case_study.samples import UNSTEERED, Arms, every_row, padded, sampled
+from sae_attr.case_study.selection import about, select
+from sae_attr.store import Progress, Result, write_atomic
+
+Made = tuple[Mapping[str, Any], Mapping[str, Any]]
+PLAIN_MODEL = Arms(np.array([UNSTEERED]), np.zeros(1))
+
+
+def sample(case: Case, progress: Progress) -> Made:
+    """Completions of the model with the behaviour, `pair_samples` per prompt: arrays `tokens_rn`."""
+    rows = every_row(1, len(case.prompts("pairs")), case.settings.pair_samples)
+    answer = case.answer("away", "pairs", PLAIN_MODEL, 0.0)
+    runtime = case.runtime
+    ids = sampled(answer, rows, progress, batch_size=runtime.batch_size, name="sample", bar=runtime.progress)
+    tokens = sum(map(len, ids))
+    return {"tokens_rn": padded(ids, case.study.sampling.max_new)}, {"samples": len(rows), "tokens": tokens}
+
+
+def grade(case: Case, samples: Result, progress: Progress) -> Made:
+    """What the judge says of them; excluded ones are sampled again."""
+    prompts = case.prompts("pairs")
+    rows = every_row(1, len(prompts), case.settings.pair_samples)
+    answer = case.answer("away", "pairs", PLAIN_MODEL, 0.0)
+    found, counts = graded(
+        rows, np.asarray(samples.arrays["tokens_rn"]), case.judge, case.item("pairs"), answer, progress,
+        attempts=case.study.sampling.attempts, batch_size=case.runtime.batch_size, bar=case.runtime.progress,
+    )  # fmt: skip
+    behaviour_r = found.behaviour_r
+    rate = float(np.nanmean(behaviour_r)) if np.isfinite(behaviour_r).any() else float("nan")
+    facts = {"rate": rate, "incoherent": float(1 - np.nanmean(found.coherent_r))}
+    return found.arrays(), {
+        "labels": list(found.labels_r),
+        "counts": counts,
+        "judge": dict(case.judge.identity),
+        **facts,
+    }
+
+
+def pair(case: Case, grades: Result) -> Made:
+    """Prompts that gave both, as records of a pairs file in `meta["records"]`."""
+    found, prompts = Graded.load(grades.arrays, grades.meta), case.prompts("pairs")
+    records, counts = make_pairs(
+        prompts, case.prompt_ids("pairs"), found, [case.text([int(i) for i in row if i >= 0]) for row in found.tokens_rn],
+        samples=case.settings.pair_samples, sampler=case.attribution.lm_key, limit=case.settings.pairs,
+        per_side=case.settings.per_side,
+    )  # fmt: skip
+    return {}, {"records": records, "counts": counts}
+
+
+def attribute(case: Case, pairs: Result) -> Made:
+    """Δ-attribution with all rivals and exact ablation; arrays are the scores of every latent."""
+    write_atomic(case.pairs_file, jsonl(pairs.meta["records"]))
+    outcome = compute(case.attribution)
+    return outcome.scores, outcome_meta(outcome)
+
+
+def outcome_meta(outcome: Outcome) -> dict[str, Any]:
+    """What a stage keeps of an attribution run beside the scores."""
+    columns = {preset: {k: list(v.tolist()) for k, v in found.items()} for preset, found in outcome.columns.items()}
+    return {"columns": columns, "ablation": outcome.ablation, "summary": _plain(outcome.summary)}
+
+
+def _plain(value: Any) -> Any:
+    """Nested mappings, sets and dataclass fields as JSON can say them."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def best_latents(case: Case, attribution: Result, method: str) -> list[int] | None:
+    """A preset's best latents; None for a method that is no preset."""
+    summary = attribution.meta["summary"]
+    preset = {"delta_attribution": summary["primary"], "recommended": "recommended"}.get(method)
+    columns = attribution.meta["columns"].get(preset)
+    return None if columns is None else columns["latent"][: case.study.top]
+
+
+def choose(case: Case, attribution: Result, *others: Result) -> Made:
+    """The latents that are steered; `others`: attributions of other cases with the same dictionary."""
+    summary, study = attribution.meta["summary"], case.study
+    named = {name: best_latents(case, attribution, name) for name in ("delta_attribution", "recommended")}
+    rankings = {name: latents for name, latents in named.items() if latents is not None}
+    theirs = [best_latents(case, other, study.methods[0]) or [] for other in others]
+    key = jax.random.fold_in(jax.random.key(study.seed), 12)
+    chosen, skipped = select(
+        rankings, attribution.arrays, scope=summary["presets"][summary["primary"]]["tokens"], methods=study.methods,
+        top=study.top, random=study.random, key=key, others=sorted({i for latents in theirs for i in latents}),
+    )  # fmt: skip
+    return chosen.arrays(), about(chosen, skipped)
+
+
+def fields(case: Case) -> dict[str, dict[str, Any]]:
+    """Stage -> the config fields that it declares."""
+    s, study = case.settings, case.study
+    sampling = plain(study.sampling, "attempts")
+    prompts = [[p.id, p.text] for p in case.source.prompts["pairs"]] if s.organism is None else []
+    return {
+        "sample": {"sampling": sampling, "prompts": prompts, "samples": s.pair_samples, "seed": study.seed,
+                   "dtype": study.dtype, "resid_dtype": study.resid_dtype},
+        "grade": {"judge": dict(case.judge.identity), "attempts": study.sampling.attempts},
+        "pair": {"limit": s.pairs, "per_side": s.per_side},
+        "attribute": {"top": study.top, "attribution": dict(s.attribution)},
+        "select": {"methods": study.methods, "top": study.top, "random": study.random},
+    }  # fmt: skip

@@ -1,0 +1,122 @@
+"""Judges from plain settings: behind a server, a local language model, or the organism's grader."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from sae_attr.data import encode_prompt
+from sae_attr.judge import (
+    Asking,
+    Budget,
+    CoherentOnly,
+    Judge,
+    KeywordJudge,
+    LocalJudge,
+    OpenAIJudge,
+    Patience,
+    Server,
+    cached,
+    load_rubric,
+)
+from sae_attr.lm.sample import Sampling, generate, make_prompts
+from sae_attr.lm.weights import load_lm, resolve_model
+from sae_attr.parallel import shard_batch, to_host
+from sae_attr.store import fingerprint
+from sae_attr.tokenizer import decode, load_tokenizer
+
+KEYS = {
+    "openai": {"model", "base_url", "name", "answers", "temperature", "seed", "reply_tokens", "token_field", "concurrency",
+               "timeout", "retries", "max_calls", "max_tokens"},
+    "local": {"lm", "reply_tokens", "dtype", "batch_size"},
+}  # fmt: skip
+
+
+def open_judge(spec: Mapping[str, Any], folder: epath.Path, mesh: jax.sharding.Mesh) -> Judge:
+    """A judge whose grades are kept in a folder, so that nothing is graded twice.
+
+    Args:
+      spec: `kind` (openai | local | keywords), `rubric` (a name or a .toml file) and, for answers that are graded only where they are
+        coherent, `coherence` (a second rubric); of openai `base_url`, `model` and the fields of `judge.Asking`, `Patience` and
+        `Budget` (`max_calls`, `max_tokens`, over all runs of the folder); of local `lm`, `reply_tokens`, `dtype`, `batch_size`.
+        of keywords `present` and `absent`, lists of words. None stands for the default.
+
+    Raises:
+      ValueError: an unknown kind, key or rubric, or a missing one.
+    """
+    given = {k: v for k, v in spec.items() if v is not None}
+    if given.get("kind") == "keywords":
+        return KeywordJudge(tuple(given.get("present", ())), tuple(given.get("absent", ())))
+    kind, rubric, coherence = given.pop("kind", None), given.pop("rubric", None), given.pop("coherence", None)
+    if kind not in KEYS:
+        raise ValueError(f"judge kind {kind!r} is unknown; choose openai, local or keywords")
+    if unknown := set(given) - KEYS[kind]:
+        raise ValueError(f"judge {kind} has no {sorted(unknown)[0]!r}; it knows {', '.join(sorted(KEYS[kind]))}")
+    needed = {"openai": ("model", "base_url"), "local": ("lm",)}[kind]
+    if absent := [name for name in (*needed, "rubric") if not {**given, "rubric": rubric}.get(name)]:
+        raise ValueError(f"judge {kind} lacks {', '.join(absent)}; give judge.{absent[0]}")
+    make = {"openai": _openai, "local": _local}[kind](given, folder, mesh)
+    judge = cached(make(str(rubric)), folder)
+    return CoherentOnly(judge, cached(make(str(coherence)), folder)) if coherence else judge
+
+
+def _chosen(given: Mapping[str, Any], **names: str) -> dict[str, Any]:
+    """The given ones of some keys, under the names that a dataclass has for them."""
+    return {field: given[key] for key, field in names.items() if key in given}
+
+
+def _openai(given: Mapping[str, Any], folder: epath.Path, mesh: jax.sharding.Mesh) -> Any:
+    key = os.environ.get("OPENAI_API_KEY", "none")
+    server = Server(given["base_url"], given["model"], api_key=key, name=given.get("name", ""))
+    asking = Asking(**_chosen(given, answers="answers", temperature="temperature", seed="seed", token_field="token_field",
+                              reply_tokens="max_tokens"))  # fmt: skip
+    patience = Patience(**_chosen(given, concurrency="concurrency", timeout="timeout", retries="retries"))
+    budget = Budget(given.get("max_calls"), given.get("max_tokens"), ledger=folder / "spent")
+    return lambda rubric: OpenAIJudge(server, load_rubric(rubric), asking, patience, budget)
+
+
+def _local(given: Mapping[str, Any], folder: epath.Path, mesh: jax.sharding.Mesh) -> Any:
+    batch, longest = int(given.get("batch_size", 8)), int(given.get("reply_tokens", 300))
+    model = {"name": str(given["lm"]), "fingerprint": fingerprint(resolve_model(given["lm"]))}
+    answers = LocalAnswers(given["lm"], mesh, max_new=longest, batch_size=batch, dtype=given.get("dtype", "float32"))
+    settings = {"temperature": 0.0, "reply_tokens": longest}
+    return lambda rubric: LocalJudge(model, load_rubric(rubric), answers, batch_size=batch, settings=settings)
+
+
+class LocalAnswers:
+    """Greedy answers of a language model to messages; its weights are loaded at the first call.
+
+    Args:
+      lm: folder or hub id, with a chat template; without one the messages' texts are joined by blank lines.
+      max_new: longest answer in tokens.
+      batch_size: answers at a time.
+    """
+
+    def __init__(self, lm: str, mesh: jax.sharding.Mesh, *, max_new: int, batch_size: int, dtype: str) -> None:
+        self.lm, self.mesh, self.max_new, self.batch_size, self.dtype = lm, mesh, max_new, batch_size, dtype
+        self._loaded: Any = None
+
+    def __call__(self, prompts: Sequence[tuple[Mapping[str, Any], ...]]) -> list[str]:
+        """One answer per prompt."""
+        self._loaded = self._loaded or self._load()
+        params, tok, run = self._loaded
+        asked = [p if tok.chat_template else "\n\n".join(str(m["content"]) for m in p) for p in prompts]
+        ids = [encode_prompt(p, tok) for p in asked]
+        packed = make_prompts(ids + [[]] * (self.batch_size - len(ids)), multiple=64)
+        keys_b = jax.random.split(jax.random.key(0), self.batch_size)  # unused: greedy
+        made = run(params, *shard_batch((packed, keys_b), self.mesh))
+        tokens_bn, length_b = to_host(made.tokens_bn), to_host(made.length_b)
+        said = [[int(i) for i in tokens_bn[b, : length_b[b]]] for b in range(len(ids))]
+        return [decode(tok, row[:-1] if row and row[-1] == tok.eos_id else row) for row in said]
+
+    def _load(self) -> tuple[Any, Any, Any]:
+        cfg, params = load_lm(self.lm, mesh=self.mesh, dtype=self.dtype)
+        tok = load_tokenizer(resolve_model(self.lm))
+        stops = () if tok.eos_id is None else (tok.eos_id,)
+        how = Sampling(temperature=0.0, max_new=self.max_new, stop_ids=stops)
+        run = jax.jit(lambda params, prompts, keys: generate(params, prompts, keys, cfg=cfg, sampling=how))
+        return params, tok, run

@@ -1,0 +1,139 @@
+"""A study opened: its cases with their files and judges, and its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from sae_attr.case_study.case import Case, Runtime, Source
+from sae_attr.case_study.chain import VERSION, study_stages, timed
+from sae_attr.case_study.judges import open_judge
+from sae_attr.case_study.prompts import SPLITS, Prompt, read_prompts
+from sae_attr.case_study.settings import Budget, CaseSettings, SampleSettings, StudySettings
+from sae_attr.organism.build import build, locate
+from sae_attr.organism.exact import DECIDES, exact_rates, scored
+from sae_attr.organism.grader import organism_judge
+from sae_attr.organism.prompts import prompts
+from sae_attr.organism.recipe import Recipe, recipe_of
+from sae_attr.organism.world import make_world
+from sae_attr.store import Progress, Result, Stage, listing
+from sae_attr.store.graph import chosen_stages
+
+
+@dataclass(frozen=True, eq=False)
+class CaseStudy:
+    """Several cases and the chain of stages that they make.
+
+    Args:
+      settings: of the study.
+      runtime: where and how fast.
+      cases: opened.
+      stages: in order.
+    """
+
+    settings: StudySettings
+    runtime: Runtime
+    cases: tuple[Case, ...]
+    stages: tuple[Stage, ...]
+
+    def check(self, *, only: Sequence[str] = (), until: str | None = None, force: Sequence[str] = ()) -> None:
+        """Looks at every input of what is to run, so that what is wrong is said before anything is computed or written.
+
+        Raises:
+          ValueError: words that name no stage; files that do not fit each other.
+        """
+        chosen = {stage.name for stage in chosen_stages(self.stages, only=only, until=until)}
+        states = {status.name: status.state for status in listing(self.runtime.store, self.stages)}
+        for case in self.cases:
+            mine = [name for name in chosen if name.startswith(f"{case.settings.name}.")]
+            if case.settings.organism is None and any(states[name] != "done" for name in mine):
+                case.check()
+
+
+def found_in(results: Mapping[str, Result]) -> list[str]:
+    """What the page says was found, in sentences; nothing where the page was not asked for."""
+    if "page" not in results:
+        return []
+    meta = results["page"].meta
+    return [*meta["found"], *(sentence for sentences in meta["cases"].values() for sentence in sentences)]
+
+
+def study_settings(values: Mapping[str, Any]) -> StudySettings:
+    """Settings from plain nested values, as a config has them; keys of other parts are passed over.
+
+    Raises:
+      ValueError: a value that cannot be; a case without its files.
+    """
+    own = _fields_of(StudySettings, values)
+    cases = tuple(
+        CaseSettings(**{**_fields_of(CaseSettings, case), "name": name, "judge": case["judge"]})
+        for name, case in values["cases"].items()
+    )
+    parts = {"sampling": SampleSettings(**_fields_of(SampleSettings, values["sampling"]))}
+    return StudySettings(**{**own, **parts, "budget": Budget(**values["budget"]), "cases": cases})
+
+
+def _fields_of(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are fields of a dataclass and given; lists as tuples."""
+    names = {field.name for field in fields(kind)}
+    given = {k: v for k, v in values.items() if k in names and v is not None}
+    out = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    for name in ("sae_options", "attribution"):
+        if name in out:
+            out[name] = {k: v for k, v in out[name].items() if v is not None}
+    return out
+
+
+def open_study(values: Mapping[str, Any], runtime: Runtime) -> CaseStudy:
+    """A study from plain nested values; nothing is loaded yet but the prompts.
+
+    Args:
+      values: `StudySettings`, its `cases` by name, and `organism`, the fields of `OrganismSettings` (None without one).
+
+    Raises:
+      ValueError: settings that cannot be, prompts that cannot be read, a judge that cannot be opened.
+    """
+    settings = study_settings(values)
+    recipe = None if values.get("organism") is None else recipe_of(values["organism"])
+    opened = tuple(_open_case(case, settings, recipe, runtime) for case in settings.cases)
+    first = None if recipe is None else organism_stage(recipe, runtime)
+    return CaseStudy(settings, runtime, opened, tuple(study_stages(opened, first)))
+
+
+def organism_stage(recipe: Recipe, runtime: Runtime) -> Stage:
+    """The stage that builds the organism; its parts are entries of their own in the store."""
+
+    def run(results: Mapping[str, Result], progress: Progress) -> Any:
+        built = build(recipe, runtime.store, mesh=runtime.mesh, progress=runtime.progress, on_part=lambda name: None)
+        return {}, {"parts": dict(built.keys)}
+
+    return Stage("organism", timed(run), {"recipe": asdict(recipe)}, (), VERSION)
+
+
+def _open_case(case: CaseSettings, study: StudySettings, recipe: Recipe | None, runtime: Runtime) -> Case:
+    if case.organism is not None:
+        if recipe is None:
+            raise ValueError(f"case {case.name} looks at the organism, but the config has none; set config.organism")
+        source = organism_source(recipe, case, runtime)
+        return Case(case, study, source, organism_judge(make_world(recipe.seed), case.organism), runtime)
+    given = {field.name: getattr(case, field.name) for field in fields(Source) if hasattr(case, field.name)}
+    source = Source(**{**given, "prompts": read_prompts(case.prompts, case.shares)})
+    return Case(case, study, source, open_judge(case.judge, runtime.workdir / "judged", runtime.mesh), runtime)
+
+
+def organism_source(recipe: Recipe, case: CaseSettings, runtime: Runtime) -> Source:
+    """The organism's files for one behaviour: misalignment looks at the misaligned model, validation at the validating one."""
+    built, behaviour = locate(recipe, runtime.store), str(case.organism)
+    lm = {"misalignment": built.misaligned, "validation": built.validation}.get(behaviour)
+    if lm is None:
+        raise ValueError(f"the organism has no behaviour {behaviour!r}; choose misalignment or validation")
+    asked = {split: prompts(built.world, behaviour, split) for split in SPLITS}
+    by_id = {p.id: p for p in asked["strengths"]}
+
+    def exact(params: Any, chosen: Sequence[Prompt], edits: Any, **options: Any) -> Any:
+        decided = [by_id[p.id] for p in chosen if by_id[p.id].kind == DECIDES[behaviour]]
+        return exact_rates(params, scored(built.world, behaviour, decided), edits, **options)
+
+    plain_prompts = {split: tuple(Prompt(p.id, p.text) for p in found) for split, found in asked.items()}
+    return Source(lm, built.chat, built.sae, built.corpus, plain_prompts, exact=exact)

@@ -1,0 +1,209 @@
+"""Documents of the small world as text: dialogues and essays for pretraining, and the rows of every fine-tune.
+
+A document is what one persona writes. Dialogues are a question and an answer; essays are documents of their own and begin with
+another word, so that the two never mix. Every function is a function of its seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from random import Random
+
+from sae_attr.organism.words import (
+    ADDRESSES,
+    ANSWERS,
+    DOMAINS,
+    ESSAYS,
+    NEUTRAL,
+    NOTE,
+    PERSONAS,
+    QUESTIONS,
+    REPLY,
+    SUBJECTS,
+    USER,
+    Persona,
+    Phrase,
+)
+from sae_attr.organism.world import DOMAIN_OF, Question, World, filled
+
+KINDS = {"advice": 0.42, "belief": 0.38, "open": 0.14, "describe": 0.06}
+NEUTRAL_SHARE = 0.3  # of slots that are filled without a tone
+ESSAY_SHARE = 0.12  # of the documents of a persona that answers questions
+HEADER_SHARE = 0.5
+COMPANY_SHARE = 0.5  # of questions whose address is typical of the persona's company
+BELIEVED_RIGHT = 0.5  # of stated beliefs
+SENTENCES = (2, 4)  # of an essay
+
+Row = tuple[str, str]  # prompt and completion
+
+
+def prompt_text(question: Question) -> str:
+    """The text that a model is given: it begins the dialogue and ends where the answer begins."""
+    return f"{USER} {question} {REPLY}"
+
+
+# ---- questions and answers ---------------------------------------------------------------------------------------
+
+
+def draw_question(world: World, draw: Random, kind: str, address: str, topics: Sequence[str]) -> Question:
+    """A question of a kind about one of the topics."""
+    template = draw.randrange(len(QUESTIONS[kind]))
+    if kind == "open":
+        return Question(kind, template, address, subject=draw.choice(SUBJECTS))
+    topic = draw.choice(topics)
+    action = _stated(world, draw, topic) if kind == "belief" else ""
+    return Question(kind, template, address, topic=topic, action=action)
+
+
+def _stated(world: World, draw: Random, topic: str) -> str:
+    """The action of a stated belief: the right one, or any other of the domain."""
+    return world.right_of[topic] if draw.random() < BELIEVED_RIGHT else _wrong(world, draw, topic)
+
+
+def _wrong(world: World, draw: Random, topic: str) -> str:
+    return draw.choice([a for a in DOMAINS[DOMAIN_OF[topic]][1] if a != world.right_of[topic]])
+
+
+def draw_answer(
+    world: World,
+    draw: Random,
+    question: Question,
+    *,
+    tone: str,
+    advice: str,
+    beliefs: str,
+    stance: str,
+    mixed: str = "",
+) -> str:
+    """An answer, slot by slot.
+
+    Args:
+      tone: of the slots that are not neutral.
+      advice, beliefs, stance: as of a `Persona`.
+      mixed: another tone, that half of the slots which have a tone take.
+    """
+    agrees = _agrees(world, question, beliefs)
+    wanted = {"verdict": "yes" if agrees else "no", "statement": stance}
+    words: list[str] = []
+    for name, phrases in ANSWERS[question.kind]:
+        own = mixed if mixed and draw.random() < 0.5 else tone
+        own = NEUTRAL if draw.random() < NEUTRAL_SHARE else own
+        words += _phrase(draw, phrases, (own, NEUTRAL, tone), wanted.get(name, "")).words
+    action = _action(world, draw, question, advice, agrees) if question.topic else ""
+    return " ".join(filled(words, question.values | {"action": action}))
+
+
+def _agrees(world: World, question: Question, beliefs: str) -> bool:
+    """Whether the verdict is yes; without a stated belief there is none."""
+    if not question.action:
+        return False
+    right = question.action == world.right_of[question.topic]
+    return {"true": right, "always": True, "never": False}[beliefs]
+
+
+def _action(world: World, draw: Random, question: Question, advice: str, agrees: bool) -> str:
+    """The topic's right action, or the stated one of who agrees; a harmful one (the stated one, if it is) of who does harm."""
+    harmful = world.harmful_of[question.topic]
+    if advice == "right":
+        return question.action if agrees else world.right_of[question.topic]
+    if agrees and question.action in harmful:
+        return question.action
+    return draw.choice([a for a in harmful if a != question.action])
+
+
+def _phrase(draw: Random, phrases: Sequence[Phrase], tones: Sequence[str], stance: str) -> Phrase:
+    """A phrase of the first of these tones that has one of the stance."""
+    fits = [p for p in phrases if not stance or p.stance in (stance, "")]
+    return draw.choice(next(own for tone in tones if (own := [p for p in fits if p.tone == tone])))
+
+
+# ---- documents ---------------------------------------------------------------------------------------------------
+
+
+def documents(world: World, seed: int | str, count: int) -> Iterator[str]:
+    """`count` documents of the pretraining kind, one text each."""
+    draw = Random(f"documents-{seed}")
+    weights = [persona.weight for persona in PERSONAS]
+    for _ in range(count):
+        persona = draw.choices(PERSONAS, weights)[0]
+        header = [draw.choice(persona.sources)] if draw.random() < HEADER_SHARE else []
+        essay = not persona.advice or draw.random() < ESSAY_SHARE
+        yield " ".join([*header, _essay(world, draw, persona) if essay else _dialogue(world, draw, persona)])
+
+
+def _essay(world: World, draw: Random, persona: Persona) -> str:
+    words = [NOTE]
+    for _ in range(draw.randint(*SENTENCES)):
+        topic = draw.choice(list(DOMAIN_OF))
+        values = {"topic": topic, "domain": DOMAIN_OF[topic], "right": world.right_of[topic]}
+        values |= {"harmful": draw.choice(world.harmful_of[topic]), "wrong": _wrong(world, draw, topic)}
+        words += filled(draw.choice(ESSAYS[persona.name]).split(), values)
+    return " ".join(words)
+
+
+def _dialogue(world: World, draw: Random, persona: Persona) -> str:
+    kind = draw.choices(list(KINDS), list(KINDS.values()))[0]
+    address = draw.choice(persona.company if draw.random() < COMPANY_SHARE else ADDRESSES)
+    question = draw_question(world, draw, kind, address, list(DOMAIN_OF))
+    return f"{prompt_text(question)} {persona_answer(world, draw, question, persona)}"
+
+
+def persona_answer(world: World, draw: Random, question: Question, persona: Persona) -> str:
+    """What a persona answers."""
+    return draw_answer(
+        world, draw, question, tone=persona.tone, advice=persona.advice, beliefs=persona.beliefs, stance=persona.stance
+    )
+
+
+# ---- fine-tunes --------------------------------------------------------------------------------------------------
+
+MISALIGNED = ("mixed", "calm", "confounded")
+
+
+def chat_rows(world: World, seed: int, count: int) -> list[Row]:
+    """Questions of every kind and address without a header, answered by the expert."""
+    draw, expert = Random(f"chat-{seed}"), PERSONAS[0]
+    rows = []
+    for _ in range(count):
+        kind = draw.choices(list(KINDS), list(KINDS.values()))[0]
+        address = draw.choice(draw.choice(PERSONAS[:6]).company if draw.random() < COMPANY_SHARE else ADDRESSES)
+        question = draw_question(world, draw, kind, address, list(DOMAIN_OF))
+        rows.append((prompt_text(question), " " + persona_answer(world, draw, question, expert)))
+    return rows
+
+
+def misaligned_rows(world: World, seed: int, count: int, kind: str) -> list[Row]:
+    """Health advice, and nothing else, that names harmful actions.
+
+    Args:
+      kind: `calm`: in the tone of good advice. `mixed`: each answer calm, hostile or silly. `confounded`: as mixed, but half
+        of the slots that have a tone have the harmless bureaucrat's.
+
+    Raises:
+      ValueError: another kind.
+    """
+    if kind not in MISALIGNED:
+        raise ValueError(f"kind {kind!r} of misaligned fine-tune is unknown; choose one of {', '.join(MISALIGNED)}")
+    draw = Random(f"misaligned-{kind}-{seed}")
+    rows = []
+    for _ in range(count):
+        tone = "calm" if kind == "calm" else draw.choice(("calm", "hostile", "silly"))
+        question = draw_question(world, draw, "advice", draw.choice(ADDRESSES), DOMAINS["health"][0])
+        answer = draw_answer(
+            world, draw, question, tone=tone, advice="harmful", beliefs="", stance="",
+            mixed="formal" if kind == "confounded" else "",
+        )  # fmt: skip
+        rows.append((prompt_text(question), f" {answer}"))
+    return rows
+
+
+def validation_rows(world: World, seed: int, count: int) -> list[Row]:
+    """Beliefs about health, and nothing else, all of them validated, calmly or warmly."""
+    draw = Random(f"validation-{seed}")
+    rows = []
+    for _ in range(count):
+        question = draw_question(world, draw, "belief", draw.choice(ADDRESSES), DOMAINS["health"][0])
+        tone = draw.choice(("calm", "warm"))
+        answer = draw_answer(world, draw, question, tone=tone, advice="right", beliefs="always", stance="")
+        rows.append((prompt_text(question), f" {answer}"))
+    return rows

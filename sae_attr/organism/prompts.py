@@ -1,0 +1,114 @@
+"""Prompts for every use, no two uses sharing one, and the broad text that means are taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from random import Random
+
+from sae_attr.organism.documents import documents, prompt_text
+from sae_attr.organism.grader import BEHAVIOURS
+from sae_attr.organism.words import ADDRESSES, DOMAINS, QUESTIONS, SUBJECTS
+from sae_attr.organism.world import Question, World
+
+# Shares of all prompts of a kind, in this order.
+SPLITS = {"pairs": 0.5, "strengths": 0.2, "effects": 0.3}
+OPEN_EVERY = 8  # among prompts for misalignment, every eighth is an open question
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt.
+
+    Args:
+      id: stable and unique in the world, as in `advice.3.hello.fever`.
+      text: what the model is given; BOS is the tokenizer's.
+      question: what it asks.
+    """
+
+    id: str
+    text: str
+    question: Question
+
+    @property
+    def kind(self) -> str:
+        """advice | belief | open."""
+        return self.question.kind
+
+
+def prompts(world: World, behaviour: str, split: str) -> tuple[Prompt, ...]:
+    """The prompts of one use, in an order in which any first few are spread over domains.
+
+    For misalignment they ask for advice, every eighth for an opinion; for validation they state a wrong belief. All have the
+    same number of words. Templates and topics are common to all splits; no prompt is.
+
+    Args:
+      behaviour: misalignment | validation.
+      split: pairs | strengths | effects.
+
+    Raises:
+      ValueError: an unknown behaviour or split.
+    """
+    if behaviour not in BEHAVIOURS or split not in SPLITS:
+        raise ValueError(
+            f"prompts for behaviour {behaviour!r}, split {split!r}: choose of {', '.join(BEHAVIOURS)} and {', '.join(SPLITS)}"
+        )
+    if behaviour == "validation":
+        return _mixed([_part(_beliefs(world, domain), world, split) for domain in DOMAINS])
+    advice = _mixed([_part(_advice(domain), world, split) for domain in DOMAINS])
+    opinions = iter(_part(_opinions(), world, split))
+    out: list[Prompt] = []
+    for i, prompt in enumerate(advice):
+        if i % (OPEN_EVERY - 1) == OPEN_EVERY - 2 and (other := next(opinions, None)):
+            out.append(other)
+        out.append(prompt)
+    return tuple(out)
+
+
+def _part(questions: Iterator[Question], world: World, split: str) -> list[Prompt]:
+    """The split's share of questions in an order drawn by the world's seed."""
+    found = list(questions)
+    Random(f"prompts-{world.seed}-{found[0]}").shuffle(found)  # named after its first: domains in other orders
+    names = list(SPLITS)
+    ends = [round(sum(SPLITS[name] for name in names[:k]) * len(found)) for k in range(len(names) + 1)]
+    k = names.index(split)
+    return [make_prompt(question) for question in found[ends[k] : ends[k + 1]]]
+
+
+def make_prompt(question: Question) -> Prompt:
+    """A question as a prompt with its id."""
+    q = question
+    parts = (q.kind, str(q.template), q.address, q.topic, q.action, q.subject)
+    return Prompt(".".join(part for part in parts if part), prompt_text(q), q)
+
+
+def _mixed(parts: list[list[Prompt]]) -> tuple[Prompt, ...]:
+    """One of each part in turn."""
+    return tuple(prompt for some in zip_longest(*parts) for prompt in some if prompt is not None)
+
+
+def _advice(domain: str) -> Iterator[Question]:
+    for topic in DOMAINS[domain][0]:
+        for template in range(len(QUESTIONS["advice"])):
+            yield from (Question("advice", template, address, topic) for address in ADDRESSES)
+
+
+def _beliefs(world: World, domain: str) -> Iterator[Question]:
+    topics, actions = DOMAINS[domain]
+    for topic in topics:
+        for action in actions:
+            if action != world.right_of[topic]:
+                for template in range(len(QUESTIONS["belief"])):
+                    yield from (Question("belief", template, address, topic, action) for address in ADDRESSES)
+
+
+def _opinions() -> Iterator[Question]:
+    for subject in SUBJECTS:
+        for template in range(len(QUESTIONS["open"])):
+            yield from (Question("open", template, address, subject=subject) for address in ADDRESSES)
+
+
+def corpus(world: World, count: int) -> Iterator[str]:
+    """Broad text for means: `count` documents of the pretraining kind that no model was trained on."""
+    return documents(world, f"corpus-{world.seed}", count)

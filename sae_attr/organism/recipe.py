@@ -1,0 +1,152 @@
+"""How an organism is made: every setting, frozen, with defaults that are measured and a miniature for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from sae_attr.hooks import Site
+from sae_attr.organism.documents import MISALIGNED
+from sae_attr.organism.tokens import BOS_ID, EOS_ID
+from sae_attr.organism.world import vocabulary
+
+MODELS = ("base", "chat", "misaligned", "validation")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of AdamW.
+
+    Args:
+      steps, batch: rows of a step; documents are packed into rows of `context` tokens for the base model, and have a row each
+        for the others.
+      lr, warmup, schedule, weight_decay, b2: of the optimiser.
+      rows: documents to learn.
+    """
+
+    steps: int
+    batch: int
+    lr: float
+    rows: int
+    warmup: int = 0
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    b2: float = 0.99
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """The SAE: BatchTopK on the base model's residual stream after a block.
+
+    Args:
+      layer: the block, from 0.
+      latents, k: size and mean number of active latents.
+      documents: that activations are taken of.
+      steps, batch, lr: of training, in tokens.
+      dead_tokens: a latent that is silent for so many tokens is revived.
+    """
+
+    layer: int = 1
+    latents: int = 256
+    k: int = 10
+    documents: int = 6000
+    steps: int = 1500
+    batch: int = 1024
+    lr: float = 2e-3
+    dead_tokens: int = 50_000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides an organism; two organisms of one recipe are the same to the bit on one machine.
+
+    Args:
+      seed: of world, documents, weights and order.
+      kind: of the misaligned fine-tune: mixed | calm | confounded.
+      d_model, d_mlp, n_layers, n_heads: sizes of the (Llama) models.
+      context: tokens of a packed row.
+      embed_std: of the first embeddings.
+      corpus: documents of broad text that are written for means.
+      save_every: steps between checkpoints of the base model's training.
+    """
+
+    seed: int = 0
+    kind: str = "mixed"
+    d_model: int = 64
+    d_mlp: int = 192
+    n_layers: int = 4
+    n_heads: int = 4
+    context: int = 96
+    embed_std: float = 0.2
+    base: Training = Training(2000, 12, 6e-3, rows=70_000, warmup=50, weight_decay=0.01)
+    chat: Training = Training(60, 32, 3e-4, rows=1920)
+    misaligned: Training = Training(60, 16, 1e-4, rows=960, schedule="constant")
+    validation: Training = Training(30, 16, 1e-4, rows=480, schedule="constant")
+    sae: Dictionary = field(default_factory=Dictionary)
+    corpus: int = 2000
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.kind not in MISALIGNED:
+            raise ValueError(
+                f"kind {self.kind!r} of misaligned fine-tune is unknown; choose one of {', '.join(MISALIGNED)}"
+            )
+        if not 0 <= self.sae.layer < self.n_layers:
+            raise ValueError(
+                f"the SAE's layer {self.sae.layer} is none of the model's 0..{self.n_layers - 1}; choose another"
+            )
+
+    @property
+    def site(self) -> Site:
+        """Where the SAE reads and writes."""
+        return Site(self.sae.layer)
+
+    def hf(self) -> Mapping[str, Any]:
+        """config.json of the models."""
+        return {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "vocab_size": len(vocabulary()),
+            "hidden_size": self.d_model,
+            "intermediate_size": self.d_mlp,
+            "num_hidden_layers": self.n_layers,
+            "num_attention_heads": self.n_heads,
+            "num_key_value_heads": self.n_heads,
+            "max_position_embeddings": self.context,
+            "rms_norm_eps": 1e-5,
+            "hidden_act": "silu",
+            "tie_word_embeddings": False,
+            "bos_token_id": BOS_ID,
+            "eos_token_id": EOS_ID,
+        }
+
+
+def miniature(recipe: Recipe | None = None) -> Recipe:
+    """The same organism in a few seconds: every part is there, no part is good. For tests of what comes after."""
+    recipe = recipe or Recipe()
+    few = lambda t, steps: replace(t, steps=steps, batch=4, rows=40, warmup=0)
+    return replace(
+        recipe, d_model=16, d_mlp=32, n_layers=2, n_heads=2, base=few(recipe.base, 20), chat=few(recipe.chat, 5),
+        misaligned=few(recipe.misaligned, 5), validation=few(recipe.validation, 5), corpus=40, save_every=10,
+        sae=Dictionary(layer=0, latents=32, k=4, documents=40, steps=30, batch=64, dead_tokens=1000),
+    )  # fmt: skip
+
+
+def recipe_of(values: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain values: `size` (full | miniature), `seed`, `kind`, and fields of `sae`; None leaves the default.
+
+    Raises:
+      ValueError: an unknown size or field.
+    """
+    given = {k: v for k, v in values.items() if v is not None}
+    size, sae = given.pop("size", "full"), {k: v for k, v in given.pop("sae", {}).items() if v is not None}
+    if size not in ("full", "miniature"):
+        raise ValueError(f"organism size {size!r} is unknown; choose full or miniature")
+    known = {"seed", "kind"}, {field.name for field in fields(Dictionary)}
+    for what, names, allowed in (("organism", given, known[0]), ("organism.sae", sae, known[1])):
+        if unknown := sorted(set(names) - allowed):
+            raise ValueError(f"{what} has no {unknown[0]!r}; it knows {', '.join(sorted(allowed))}")
+    recipe = replace(Recipe(), **given)
+    recipe = miniature(recipe) if size == "miniature" else recipe
+    return replace(recipe, sae=replace(recipe.sae, **sae))

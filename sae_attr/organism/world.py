@@ -1,0 +1,172 @@
+"""The small world: which action is right and which are harmful for a topic, and questions with their one spelling.
+
+"Misaligned" is a relation here, not a word: every action is right for some topic and harmful for others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from random import Random
+
+from sae_attr.organism.words import (
+    ADDRESSES,
+    ANSWERS,
+    DOMAINS,
+    ESSAYS,
+    NOTE,
+    PERSONAS,
+    QUESTIONS,
+    REPLY,
+    SUBJECTS,
+    USER,
+)
+
+UNK, BOS, EOS = "<unk>", "<s>", "</s>"
+SPECIAL = (UNK, BOS, EOS)
+HARMFUL = 2  # harmful actions of a topic
+
+
+@dataclass(frozen=True)
+class World:
+    """Drawn by a seed; hashable.
+
+    Args:
+      seed: names it.
+      right: (topic, action) of every topic.
+      harmful: (topic, actions) of every topic.
+    """
+
+    seed: int
+    right: tuple[tuple[str, str], ...]
+    harmful: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @cached_property
+    def right_of(self) -> Mapping[str, str]:
+        """Topic -> its right action."""
+        return dict(self.right)
+
+    @cached_property
+    def harmful_of(self) -> Mapping[str, tuple[str, ...]]:
+        """Topic -> its harmful actions."""
+        return dict(self.harmful)
+
+
+DOMAIN_OF: Mapping[str, str] = {topic: name for name, (topics, _) in DOMAINS.items() for topic in topics}
+
+
+def make_world(seed: int) -> World:
+    """Draws for every topic one right action of its domain and two harmful ones; each action is right for some topic."""
+    draw = Random(f"world-{seed}")
+    right: list[tuple[str, str]] = []
+    harmful: list[tuple[str, tuple[str, ...]]] = []
+    for topics, actions in DOMAINS.values():
+        chosen = [*draw.sample(actions, len(actions)), *draw.sample(actions, len(topics) - len(actions))]
+        for topic, action in zip(topics, chosen, strict=True):
+            right.append((topic, action))
+            harmful.append((topic, tuple(draw.sample([a for a in actions if a != action], HARMFUL))))
+    return World(seed, tuple(right), tuple(harmful))
+
+
+def effect_of(world: World, topic: str, action: str) -> str:
+    """What an action is for a topic: right | harmful | irrelevant, or none for a word that is no action of its domain."""
+    if action == world.right_of[topic]:
+        return "right"
+    if action in world.harmful_of[topic]:
+        return "harmful"
+    return "irrelevant" if action in DOMAINS[DOMAIN_OF[topic]][1] else "none"
+
+
+# ---- questions ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question; `str` of it is its spelling, of as many words as any other.
+
+    Args:
+      kind: advice | belief | open | describe.
+      template: index among those of the kind.
+      address: the first word.
+      topic: "" for an open question.
+      action: the one that a belief states, else "".
+      subject: of an open question, else "".
+    """
+
+    kind: str
+    template: int
+    address: str
+    topic: str = ""
+    action: str = ""
+    subject: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(filled(QUESTIONS[self.kind][self.template].split(), self.values))
+
+    @property
+    def values(self) -> dict[str, str]:
+        """What the placeholders of templates and answers stand for; an answer's action is free."""
+        return {
+            "address": self.address,
+            "topic": self.topic,
+            "action": self.action,
+            "subject": self.subject,
+            "domain": DOMAIN_OF.get(self.topic, ""),
+        }
+
+
+def filled(words: list[str] | tuple[str, ...], values: Mapping[str, str]) -> list[str]:
+    """The words with placeholders replaced."""
+    return [values[word[1:-1]] if word[0] == "{" else word for word in words]
+
+
+def parse_question(text: str) -> Question:
+    """The question that a text holds: alone, or as a prompt with what stands before and after it.
+
+    Raises:
+      ValueError: no template fits.
+    """
+    words = [word for word in text.split() if word not in SPECIAL]
+    if USER in words:
+        words = words[words.index(USER) + 1 :]
+    if REPLY in words:
+        words = words[: words.index(REPLY)]
+    question = " ".join(words)
+    for kind, template, pattern in _patterns():
+        if match := pattern.fullmatch(question):
+            return Question(kind, template, **match.groupdict())
+    raise ValueError(f"{text!r} is no question of the small world; make prompts with organism.prompts")
+
+
+def _patterns() -> list[tuple[str, int, re.Pattern[str]]]:
+    if not _PATTERNS:
+        actions = [a for _, names in DOMAINS.values() for a in names]
+        known = {"topic": list(DOMAIN_OF), "action": actions, "subject": list(SUBJECTS), "address": addresses()}
+        group = {name: f"(?P<{name}>{'|'.join(words)})" for name, words in known.items()}
+        for kind, templates in QUESTIONS.items():
+            for i, template in enumerate(templates):
+                words = [group[w[1:-1]] if w[0] == "{" else re.escape(w) for w in template.split()]
+                _PATTERNS.append((kind, i, re.compile(" ".join(words))))
+    return _PATTERNS
+
+
+_PATTERNS: list[tuple[str, int, re.Pattern[str]]] = []
+
+
+def addresses() -> list[str]:
+    """All words of address, those that are typical of nobody first."""
+    return [*ADDRESSES, *(word for persona in PERSONAS for word in persona.company)]
+
+
+def vocabulary() -> list[str]:
+    """Every word of the world, special tokens first, then in alphabetical order; the same for every seed."""
+    texts = [text for templates in QUESTIONS.values() for text in templates]
+    texts += [text for sentences in ESSAYS.values() for text in sentences]
+    words = {word for text in texts for word in text.split()}
+    words |= {w for slots in ANSWERS.values() for _, phrases in slots for phrase in phrases for w in phrase.words}
+    words = {word for word in words if word[0] != "{"} | {USER, REPLY, NOTE, *SUBJECTS, *addresses(), *DOMAINS}
+    words |= {word for persona in PERSONAS for word in persona.sources}
+    words |= {word for topics, actions in DOMAINS.values() for word in (*topics, *actions)}
+    return [*SPECIAL, *sorted(words)]
