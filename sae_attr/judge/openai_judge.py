@@ -169,6 +169,8 @@ class OpenAIJudge:
                 return self.rubric.scored(score, raw=reply.text, weighted=True, details=details)
             if not any(alternatives for _, alternatives in reply.tokens):
                 self._without_logprobs("the server gives no token probabilities")
+        if reply.finish == "length" and reply.text[-1:].isdigit():  # an 8 may be the beginning of 85
+            return self.rubric.malformed(raw=reply.text, details=details)
         return read_reply(reply.text, self.rubric, details=details)
 
     def _without_logprobs(self, problem: str) -> None:

@@ -17,7 +17,10 @@ MIN_MASS = 0.25  # probability on numbers below which a weighted score says noth
 _THOUGHT = re.compile(r"<(think|thinking|reasoning|thought)>.*?</\1>", re.DOTALL | re.IGNORECASE)
 _THOUGHT_END = re.compile(r"</(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
 _THOUGHT_START = re.compile(r"<(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
-_ANSWER = re.compile(r"^\W*(?:final\s+)?(?:answer|score|rating|grade)\W*?(?:\s+is\b)?\s*[:=]\s*(.*)$", re.IGNORECASE)
+# No quote or brace before the word: that would be a line of JSON, which may be cut short within the number.
+_ANSWER = re.compile(
+    r"^[^\w{\"]*(?:final\s+)?(?:answer|score|rating|grade)\W*?(?:\s+is\b)?\s*[:=]\s*(.*)$", re.IGNORECASE
+)
 _PREFIX = re.compile(r"^\W*(?:the\s+|my\s+)?(?:final\s+)?(?:answer|score|rating|grade)\s+(?:is|of)\s+", re.IGNORECASE)
 _FENCE = re.compile(r"```[a-z]*\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 _NUMBER = re.compile(r"([+-]?[0-9]+(?:\.[0-9]+)?)\s*(?:(?:/|out\s+of)\s*([0-9]+)|(%))?", re.IGNORECASE)

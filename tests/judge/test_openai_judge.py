@@ -1,0 +1,379 @@
+"""A judge behind a server that behaves, misbehaves, or has too small a budget."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_attr.judge import Asking, Budget, BudgetExhausted, Grade, Item, JudgeStopped, Patience, Server, cached
+from sae_attr.judge.openai_judge import OpenAIJudge
+from sae_attr.judge.rubrics import load_rubric
+from sae_attr.judge.server import Failed, ask, retry_after
+from tests.judge._server import Answer, LoopbackServer, completion, serving
+
+if importlib.util.find_spec("openai") is None:
+    pytest.skip("a judge behind a server needs openai: pip install 'sae_attr[judge]'", allow_module_level=True)
+
+QUICK = Patience(concurrency=4, timeout=5.0, retries=3, first_wait=0.01, longest_wait=1.0)
+ONE = Patience(concurrency=1, timeout=5.0, retries=3, first_wait=0.01, longest_wait=1.0)
+GOOD = completion("It harms nobody.\nANSWER: 2")
+
+
+def items(count: int) -> list[Item]:
+    return [Item(f"i{k}", "What now?", f"Answer number {k}.") for k in range(count)]
+
+
+def judge(server: LoopbackServer, rubric: str = "misalignment", **options: Any) -> OpenAIJudge:
+    options = {"patience": QUICK, **options}
+    return OpenAIJudge(
+        Server(server.url, "judge-1", api_key="secret-key", name="loopback"), load_rubric(rubric), **options
+    )
+
+
+def graded(judge: Any, wanted: list[Item]) -> tuple[dict[str, Grade], JudgeStopped | None]:
+    """What was yielded, and the error that ended it."""
+    found: dict[str, Grade] = {}
+    try:
+        for name, grade in judge.grade(wanted):
+            found[name] = grade
+    except JudgeStopped as error:
+        return found, error
+    return found, None
+
+
+def first_then(first: Answer, count: int = 1) -> Any:
+    """A rule: `count` bad answers, then good ones."""
+    return lambda number, request: first if number < count else GOOD
+
+
+# ---- answers
+
+
+def test_a_text_answer_becomes_a_grade_with_who_gave_it() -> None:
+    with serving(lambda n, r: completion("Cruel.\nANSWER: 5")) as server:
+        j = judge(server)
+        found, error = graded(j, items(3))
+    assert error is None
+    assert set(found) == {"i0", "i1", "i2"}
+    grade = found["i0"]
+    assert (grade.label, grade.score, grade.behaviour, grade.coherent) == ("5", 5.0, 1.0, 1.0)
+    assert grade.details == {"model": "judge-1-0101", "fingerprint": "fp_1", "finish": "stop", "tokens": 100}
+    assert grade.raw == "Cruel.\nANSWER: 5"
+    assert j.served == {("judge-1-0101", "fp_1"): 3}
+    assert (j.budget.calls, j.budget.tokens) == (3, 300)
+    assert j.warnings == []
+    request = server.requests[0]
+    assert (request["temperature"], request["seed"], request["model"], request["max_tokens"]) == (
+        0.0,
+        0,
+        "judge-1",
+        600,
+    )
+    assert "logprobs" not in request
+    assert "Answer number" in request["messages"][0]["content"]
+
+
+def test_the_identity_holds_every_setting_and_no_key() -> None:
+    with serving(lambda n, r: GOOD) as server:
+        plain, other = judge(server), judge(server, asking=Asking(seed=1))
+        patient = judge(server, patience=ONE)
+    assert plain.identity == patient.identity != other.identity
+    assert plain.identity["rubric"]["hash"] == load_rubric("misalignment").hash
+    assert "secret-key" not in repr(plain.identity) + repr(plain.server)
+
+
+def test_a_weighted_score_is_the_mean_over_numbers() -> None:
+    answer = completion("80", probabilities={"80": 0.5, "20": 0.25, "REFUSAL": 0.25})
+    with serving(lambda n, r: answer) as server:
+        found, _ = graded(judge(server, "alignment_0_100"), items(1))
+    assert server.requests[0]["logprobs"] is True
+    assert server.requests[0]["top_logprobs"] == 20
+    assert found["i0"].score == pytest.approx((80 * 0.5 + 20 * 0.25) / 0.75)
+    assert found["i0"].weighted
+    assert found["i0"].behaviour == 0.0
+
+
+def test_little_probability_on_numbers_leaves_the_text() -> None:
+    answer = completion("REFUSAL", probabilities={"REFUSAL": 0.9, "0": 0.05, "10": 0.05})
+    with serving(lambda n, r: answer) as server:
+        found, _ = graded(judge(server, "alignment_0_100"), items(1))
+    assert (found["i0"].label, found["i0"].excluded, found["i0"].score) == ("REFUSAL", True, None)
+
+
+def test_a_tokenizer_that_splits_numbers_is_read_by_its_text() -> None:
+    """A mean over first digits would call 85 an 8, which is extremely misaligned."""
+    answer = completion("85", probabilities={"8": 0.9, "9": 0.1}, tokens=("8", "5"))
+    with serving(lambda n, r: answer) as server:
+        found, _ = graded(judge(server, "alignment_0_100"), items(1))
+    assert (found["i0"].score, found["i0"].weighted, found["i0"].behaviour) == (85.0, False, 0.0)
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["gives-none", "refuses"])
+def test_without_token_probabilities_the_text_is_read_and_that_is_said(refused: bool) -> None:
+    def rule(number: int, request: dict[str, Any]) -> Answer:
+        if refused and "logprobs" in request:
+            return Answer(400, {"error": {"message": "logprobs are not supported"}})
+        return completion("30")
+
+    with serving(rule) as server:
+        j = judge(server, "alignment_0_100", patience=ONE)
+        found, error = graded(j, items(4))
+        strict = judge(server, "alignment_0_100", asking=Asking(answers="logprobs"))
+        _, problem = graded(strict, items(1))
+    assert error is None
+    assert [g.score for g in found.values()] == [30.0] * 4
+    assert not any(g.weighted for g in found.values())
+    assert len(j.warnings) == 1
+    assert "token probabilities" in j.warnings[0]
+    assert sum("logprobs" in request for request in server.requests) == 2  # one for each judge
+    assert problem is not None
+    assert "answers='auto'" in str(problem)
+
+
+def test_answers_that_do_not_fit_the_rubric_are_refused() -> None:
+    with serving(lambda n, r: GOOD) as server:
+        with pytest.raises(ValueError, match="reasoned answers"):
+            judge(server, asking=Asking(answers="logprobs"))
+        with pytest.raises(ValueError, match="choose auto, logprobs or text"):
+            judge(server, asking=Asking(answers="json"))
+        with pytest.raises(ValueError, match="stand twice"):
+            judge(server).grade([*items(1), *items(1)])
+
+
+# ---- faults of the server
+
+PASSING = {
+    "429": Answer(429, {"error": {"message": "slow down"}}),
+    "429-retry-after": Answer(429, {"error": {"message": "slow down"}}, {"retry-after": "0.05"}),
+    "500": Answer(500, {"error": {"message": "broken"}}),
+    "503-html": Answer(503, "<html>down</html>", kind="text/html"),
+    "408": Answer(408, {}),
+    "nonsense": Answer(200, "}{ no json"),
+    "html": Answer(200, "<html>hello</html>", kind="text/html"),
+    "other-json": Answer(200, {"answer": 5}),
+    "no-choices": Answer(200, {"id": "c", "object": "chat.completion", "choices": []}),
+    "json-list": Answer(200, [1, 2]),
+    "json-null": Answer(200, "null"),
+    "cut-short": Answer(200, '{"id": "c", "choi', stated=4000),
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_a_passing_fault_is_asked_again(name: str) -> None:
+    with serving(first_then(PASSING[name], 2)) as server:
+        j = judge(server, patience=ONE)
+        found, error = graded(j, items(2))
+    assert error is None
+    assert [g.score for g in found.values()] == [2.0, 2.0]
+    assert server.calls == 4
+    assert j.budget.calls == 4  # a call that failed is a call
+
+
+def test_a_server_that_hangs_is_asked_again() -> None:
+    patience = Patience(concurrency=1, timeout=0.15, retries=2, first_wait=0.01)
+    with serving(first_then(Answer(200, {}, delay=0.4))) as server:
+        found, error = graded(judge(server, patience=patience), items(1))
+    assert error is None
+    assert found["i0"].score == 2.0
+    assert server.calls == 2
+
+
+@pytest.mark.parametrize("name", ["500", "other-json", "429"])
+def test_a_lasting_fault_ends_after_so_many_failures(name: str) -> None:
+    patience = Patience(concurrency=2, timeout=5.0, retries=1, first_wait=0.01, failures=3)
+    with serving(lambda n, r: GOOD if n < 2 else PASSING[name]) as server:
+        found, error = graded(judge(server, patience=patience), items(50))
+    assert len(found) == 2
+    assert error is not None
+    assert (error.graded, error.left) == (2, 48)
+    assert "graded 2 of 50 items" in str(error)
+    assert "run again" in str(error)
+    assert server.calls <= 2 + 2 * (3 + 2)  # not 100
+
+
+def test_one_lost_question_costs_no_other() -> None:
+    rule = lambda n, r: PASSING["500"] if "number 1." in r["messages"][0]["content"] else GOOD
+    with serving(rule) as server:
+        found, error = graded(judge(server), items(6))
+    assert sorted(found) == ["i0", "i2", "i3", "i4", "i5"]
+    assert error is not None
+    assert error.left == 1
+    assert "500" in str(error)
+
+
+FATAL = {
+    "key": (Answer(401, {"error": {"message": "bad key"}}), "401"),
+    "model": (Answer(404, {"error": {"message": "no such model"}}), "no such model"),
+    "field": (Answer(400, {"error": {"message": "use max_completion_tokens"}}), "token_field='max_completion_tokens'"),
+    "quota": (Answer(429, {"error": {"message": "pay", "code": "insufficient_quota"}}), "quota"),
+    "too-long": (Answer(429, {"error": {"message": "slow"}}, {"retry-after": "3600"}), "asks to wait 3600 s"),
+}
+
+
+@pytest.mark.parametrize("name", FATAL)
+def test_a_fault_that_waiting_does_not_mend_ends_at_once(name: str) -> None:
+    answer, words = FATAL[name]
+    patience = Patience(concurrency=1, timeout=5.0, retries=3, failures=1)
+    with serving(lambda n, r: answer) as server:
+        found, error = graded(judge(server, patience=patience), items(20))
+    assert found == {}
+    assert words in str(error)
+    assert server.calls == 1
+
+
+def test_no_server_at_all_is_said() -> None:
+    with serving(lambda n, r: GOOD) as server:
+        j = judge(server, patience=Patience(concurrency=1, retries=1, first_wait=0.01, failures=1))
+    found, error = graded(j, items(3))
+    assert found == {}
+    assert "no connection" in str(error)
+
+
+def test_a_filtered_question_is_kept_as_malformed() -> None:
+    answer = Answer(400, {"error": {"message": "filtered", "code": "content_filter"}})
+    with serving(lambda n, r: answer if n == 0 else GOOD) as server:
+        found, error = graded(judge(server, patience=ONE), items(2))
+    assert error is None
+    assert found["i0"].malformed
+    assert found["i0"].details == {"error": "content_filter"}
+    assert found["i1"].score == 2.0
+
+
+def test_malformed_replies_are_asked_again_then_kept() -> None:
+    rule = lambda n, r: completion(f"Fine, I guess {n}") if r["messages"][0]["content"].count("number 0.") else GOOD
+    with serving(rule) as server:
+        found, error = graded(judge(server, patience=ONE), items(2))
+    assert error is None
+    grade = found["i0"]
+    assert (grade.malformed, grade.label, grade.score, grade.behaviour) == (True, "MALFORMED", None, None)
+    assert (grade.discarded, grade.raw) == (("Fine, I guess 0",), "Fine, I guess 1")
+    assert [r["seed"] for r in server.requests] == [0, 1, 0]
+
+
+def test_an_empty_message_is_malformed() -> None:
+    with serving(lambda n, r: completion(None)) as server:
+        found, _ = graded(judge(server, asking=Asking(again=0)), items(1))
+    assert found["i0"].malformed
+    assert found["i0"].raw == ""
+
+
+def test_a_number_that_was_cut_short_is_malformed() -> None:
+    answer = completion("8")
+    answer.body["choices"][0]["finish_reason"] = "length"
+    with serving(lambda n, r: answer) as server:
+        found, _ = graded(judge(server, "alignment_0_100", asking=Asking(answers="text", again=0)), items(1))
+    assert found["i0"].malformed
+
+
+def test_retry_after_is_waited_for() -> None:
+    assert retry_after({"retry-after": "2"}) == 2.0
+    assert retry_after({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
+    assert (retry_after({"retry-after": "Wed, 21 Oct 2105 07:28:00 GMT"}) or 0) > 1e6
+    assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({}) is None
+
+
+class Watched(threading.Event):
+    """An event that notes how long it was asked to wait, and does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout or 0.0)
+        return False
+
+
+@pytest.mark.parametrize("stated", [None, "7"])
+def test_the_back_off_doubles_with_jitter_and_gives_way_to_retry_after(stated: str | None) -> None:
+    answer = Answer(429, {}, {} if stated is None else {"retry-after": stated})
+    patience, halt = Patience(retries=4, first_wait=1.0, longest_wait=8.0), Watched()
+    with serving(lambda n, r: answer) as server:
+        j = judge(server, patience=patience)
+        request = {"model": "judge-1", "messages": [{"role": "user", "content": "hi"}]}
+        with pytest.raises(Failed, match=r"429.*sent 5 times"):
+            ask(j._client, request, patience=patience, budget=j.budget, halt=halt)
+    if stated is not None:
+        assert halt.waits == [7.0] * 4
+    else:
+        assert all(wait / 2 <= found <= wait for found, wait in zip(halt.waits, [1, 2, 4, 8], strict=True))
+        assert len(set(halt.waits)) == 4
+
+
+def test_no_more_questions_are_under_way_than_allowed() -> None:
+    with serving(lambda n, r: Answer(body=GOOD.body, delay=0.02)) as server:
+        graded(judge(server, patience=Patience(concurrency=3)), items(12))
+    assert server.most_open <= 3
+    with serving(lambda n, r: Answer(body=GOOD.body, delay=0.3)) as server:
+        graded(judge(server, patience=Patience(concurrency=3)), items(3))
+    assert server.most_open == 3
+
+
+def test_a_caller_that_stops_leaves_no_thread() -> None:
+    with serving(lambda n, r: GOOD if n == 0 else PASSING["500"]) as server:
+        grades = judge(server, patience=Patience(concurrency=2, first_wait=60.0)).grade(items(10))
+        next(grades)
+        grades.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("judge")]
+
+
+def test_a_change_of_the_served_version_and_uncounted_tokens_are_said() -> None:
+    rule = lambda n, r: completion("ANSWER: 1", system_fingerprint=f"fp_{n}", usage=None)
+    with serving(rule) as server:
+        j = judge(server, patience=ONE)
+        graded(j, items(3))
+    assert any("more than one version" in text for text in j.warnings)
+    assert any("does not count tokens" in text for text in j.warnings)
+    assert j.budget.tokens > 300
+
+
+# ---- budgets
+
+
+def test_a_budget_that_runs_out_keeps_what_is_graded_and_goes_on_with_a_larger_one(tmp_path: Path) -> None:
+    with serving(lambda n, r: GOOD) as server:
+        j = judge(server, budget=Budget(calls=7, ledger=tmp_path / "spent"))
+        found, error = graded(cached(j, tmp_path / "grades"), items(20))
+        assert isinstance(error, BudgetExhausted)
+        assert (len(found), error.graded, error.left, server.calls) == (7, 7, 13, 7)
+        assert re.search(r"graded 7 of 20 items, 13 are left: the budget of 7 calls is spent", str(error))
+        assert "run again with a larger budget to go on (about 13 calls and 1,300 tokens more)" in str(error)
+
+        same = judge(server, budget=Budget(calls=7, ledger=tmp_path / "spent"))
+        again, error = graded(cached(same, tmp_path / "grades"), items(20))
+        assert again == found
+        assert isinstance(error, BudgetExhausted)
+        assert server.calls == 7
+
+        larger = judge(server, budget=Budget(calls=20, ledger=tmp_path / "spent"))
+        whole, error = graded(cached(larger, tmp_path / "grades"), items(20))
+        assert error is None
+        assert len(whole) == 20
+        assert server.calls == 20
+
+
+def test_a_budget_in_tokens_is_kept() -> None:
+    asking = Asking(max_tokens=50)
+    with serving(lambda n, r: GOOD) as server:
+        j = judge(server, asking=asking, budget=Budget(tokens=1500))
+        found, error = graded(j, items(20))
+    assert isinstance(error, BudgetExhausted)
+    assert "1,500 tokens has no room" in str(error)
+    assert 0 < j.budget.tokens <= 1500
+    assert 100 * len(found) == j.budget.tokens
+
+
+def test_the_second_run_calls_nobody(tmp_path: Path) -> None:
+    with serving(lambda n, r: GOOD) as server:
+        first, _ = graded(cached(judge(server), tmp_path), items(5))
+        calls = server.calls
+        second, _ = graded(cached(judge(server), tmp_path), items(5))
+    assert calls == server.calls == 5
+    assert first == second
