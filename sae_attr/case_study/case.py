@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -16,16 +17,16 @@ from sae_attr.attribution.candidates import decoder_rows
 from sae_attr.attribution.settings import Settings
 from sae_attr.attribution.study import Study
 from sae_attr.case_study.prompts import Prompt
-from sae_attr.case_study.samples import UNSTEERED, Answer, Arms, Rows, row_keys
+from sae_attr.case_study.samples import UNSTEERED, Answer, Arms, Rows
 from sae_attr.case_study.settings import CaseSettings, StudySettings
 from sae_attr.data import encode_prompt
 from sae_attr.hooks import Add
 from sae_attr.judge import Item, Judge
 from sae_attr.lm.model import Params
-from sae_attr.lm.sample import Sampling, make_prompts
+from sae_attr.lm.sample import Sampling
 from sae_attr.lm.weights import load_config, resolve_model
-from sae_attr.parallel import shard_batch, to_host
-from sae_attr.steering import steer
+from sae_attr.parallel import to_host
+from sae_attr.steering import Row, sweep
 from sae_attr.store import Store, fingerprint
 from sae_attr.textfiles import read_corpus
 from sae_attr.tokenizer import decode
@@ -153,9 +154,8 @@ class Case:
         return tuple(dict.fromkeys(ids))
 
     def text(self, ids: list[int]) -> str:
-        """A completion as the judge and readers see it, without the token that ended it."""
-        kept = ids[:-1] if ids and ids[-1] in self.stop_ids else ids
-        return decode(self.attribution.tokenizer, kept).strip()
+        """A completion as the judge and readers see it."""
+        return decode(self.attribution.tokenizer, ids).strip()
 
     def item(self, split: str) -> Any:
         """`(id, prompt number, token ids) -> Item` for the judge."""
@@ -190,7 +190,7 @@ class Case:
         out: list[Any] = []
         for start in range(0, len(arms), batch):
             part = np.arange(start, start + batch) % len(arms)  # the last batch repeats arms: one compiled shape
-            found = run(self.params(direction), {site: Add(rows_kd[part], strengths_k[part])})
+            found = run(self.params(direction), {site: Add(jnp.asarray(rows_kd[part]), strengths_k[part])})
             out.append([to_host(x)[: len(arms) - start] for x in found])
         behaviour, coherent = (np.concatenate(x) for x in zip(*out, strict=True))
         return behaviour, coherent
@@ -215,32 +215,26 @@ class Case:
                 )
 
     def answer(self, direction: str, split: str, arms: Arms, norm: float) -> Answer:
-        """Samples completions of a split's prompts under arms, `batch_size` rows a call: one compiled program for all.
+        """Samples completions of a split's prompts under arms, at most `batch_size` rows a call: one compiled program for all.
 
         Args:
           norm: the unit of strengths, the site's mean norm.
         """
-        study, prompts, ids, rows_kd = (
-            self.attribution,
-            self.prompts(split),
-            self.prompt_ids(split),
-            self.directions(arms),
-        )
-        width = -(-max(map(len, ids)) // 8) * 8
+        study, names = self.attribution, [p.id for p in self.prompts(split)]
+        ids = dict(zip(names, self.prompt_ids(split), strict=True))
+        vectors = dict(zip(arms.latents_k.tolist(), self.directions(arms)))
         key = jax.random.fold_in(jax.random.key(self.study.seed), 11)
-        fill = lambda values, rest: np.concatenate([values, np.full((rest, *values.shape[1:]), 0, values.dtype)])
+
+        def row_of(k: int, p: int, s: int, attempt: int) -> Row:
+            latent, strength = int(arms.latents_k[k]), float(arms.strengths_k[k])
+            return Row(names[p], s, latent, strength, direction, self.study.steer_tokens, attempt=attempt)
 
         def answer(rows: Rows) -> list[list[int]]:
-            rest = self.runtime.batch_size - len(rows)  # rows that are none fill the last batch: one compiled shape
-            packed = make_prompts([ids[p] for p in rows.prompt_r] + [[]] * rest, width=width)
-            keys_b = row_keys(key, [prompts[p].id for p in rows.prompt_r], rows.sample_r, rows.attempt_r, fill=rest)
-            inputs = (packed, fill(rows_kd[rows.arm_r], rest), fill(arms.strengths_k[rows.arm_r], rest), keys_b)
-            made = steer(
-                self.params(direction), *shard_batch(inputs, self.runtime.mesh), cfg=study.cfg, site=study.site,
-                tokens=self.study.steer_tokens, sampling=self.sampling, unit=norm,
+            made = sweep(
+                self.params(direction), [row_of(*row) for row in rows.tuples()], ids, vectors, key, cfg=study.cfg,
+                site=study.site, mesh=self.runtime.mesh, batch_size=self.runtime.batch_size, sampling=self.sampling, unit=norm,
             )  # fmt: skip
-            tokens_bn, length_b = to_host(made.tokens_bn), to_host(made.length_b)
-            return [tokens_bn[b, : length_b[b]].tolist() for b in range(len(rows))]
+            return [list(done.ids) for batch in made for done in batch]
 
         return answer
 

@@ -69,7 +69,7 @@ def study_stages(cases: Sequence[Case], organism: Stage | None) -> list[Stage]:
     return [*out, *shared_stages(cases)]
 
 
-def _declared(case: Case) -> dict[str, Mapping[str, Any]]:
+def _declared(case: Case) -> Mapping[str, Mapping[str, Any]]:
     return finding.fields(case) | checking.fields(case) | effects.fields(case) | showing.fields(case)
 
 
@@ -117,6 +117,7 @@ def shared_stages(cases: Sequence[Case]) -> list[Stage]:
 
 
 STAGES = (
-    "sample", "grade", "pair", "attribute", "select", *(f"{stage}.{d}" for d in DIRECTIONS for stage in ("strengths", "steer", "judge")),
+    "sample", "grade", "pair", "attribute", "select",
+    *(f"{stage}.{d}" for d in DIRECTIONS for stage in ("strengths", "steer", "judge")),
     "effects", "interpret", "figures",
 )  # fmt: skip

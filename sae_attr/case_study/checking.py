@@ -11,6 +11,7 @@ from sae_attr.case_study.case import Case, plain
 from sae_attr.case_study.grading import graded
 from sae_attr.case_study.samples import Arms, every_row, padded, sampled
 from sae_attr.case_study.selection import Selection, arms_of, scaled, with_unsteered
+from sae_attr.steering import choose_strengths
 from sae_attr.store import Progress, Result
 
 Made = tuple[Mapping[str, Any], Mapping[str, Any]]
@@ -39,10 +40,14 @@ def strengths(case: Case, direction: str, selection: Result, attribution: Result
     else:
         coherent_k, cost = _sampled_coherence(case, direction, trial, norm, progress)
     incoherent_kc = 1 - coherent_k[1:].reshape(len(arms), len(grid))
-    allowed = case.study.budget.points + (float(1 - coherent_k[0]) if case.study.budget.rule == "relative" else 0)
-    chosen_k = np.where(incoherent_kc <= allowed, grid, 0).max(1)
-    facts = {"unsteered_incoherent": float(1 - coherent_k[0]), "without_strength": int((chosen_k == 0).sum())}
-    return {"strengths_k": chosen_k, "incoherent_kc": incoherent_kc}, {"by": case.study.strengths_by, **facts, **cost}
+    base, budget = float(1 - coherent_k[0]), case.study.budget
+    chosen = choose_strengths(incoherent_kc, grid, base, rule=budget.rule, budget=budget.points, pick=budget.pick)
+    facts = {"unsteered_incoherent": base, "without_strength": int((chosen.index_k < 0).sum())}
+    return {"strengths_k": chosen.strength_k, "incoherent_kc": incoherent_kc}, {
+        "by": case.study.strengths_by,
+        **facts,
+        **cost,
+    }
 
 
 def _sampled_coherence(

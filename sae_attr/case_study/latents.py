@@ -69,12 +69,8 @@ def _rows(r: CaseResults, chosen: Selection) -> Iterator[dict[str, Any]]:
             "outside": False,
         }
         for direction in DIRECTIONS:
-            part = lambda name: number(effects.arrays[f"{direction}.{name}_u"][u])
-            row |= {
-                direction: part("change"),
-                f"{direction}_strength": part("strength"),
-                f"{direction}_q": part("q_random"),
-            }
+            for column, name in (("", "change"), ("_strength", "strength"), ("_q", "q_random")):
+                row[f"{direction}{column}"] = number(effects.arrays[f"{direction}.{name}_u"][u])
             low, high = effects.meta["panels"][direction]["band"]
             change = row[direction]
             row["outside"] |= change is not None and (change < low if direction == "away" else change > high)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -49,6 +46,10 @@ class Rows:
     def __getitem__(self, index: Any) -> Rows:
         return Rows(self.arm_r[index], self.prompt_r[index], self.sample_r[index], self.attempt_r[index])
 
+    def tuples(self) -> list[tuple[int, int, int, int]]:
+        """(arm, prompt, sample, attempt) of every row."""
+        return list(zip(*(x.tolist() for x in (self.arm_r, self.prompt_r, self.sample_r, self.attempt_r))))
+
     def again(self, attempt: int) -> Rows:
         """The same rows at another attempt."""
         return Rows(self.arm_r, self.prompt_r, self.sample_r, np.full(len(self), attempt))
@@ -60,26 +61,8 @@ def every_row(arms: int, prompts: int, samples: int) -> Rows:
     return Rows(k, p, s, np.zeros(len(k), int))
 
 
-def row_keys(
-    key: jax.Array, names: Sequence[str], sample_r: np.ndarray, attempt_r: np.ndarray, *, fill: int = 0
-) -> jax.Array:
-    """Random keys `[r + fill]` of rows: a function of prompt id, sample and attempt alone.
-
-    Arms share them, so that steered and unsteered completions of a prompt differ by the steering and by nothing else.
-    """
-    hashes = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") for name in names]
-    columns = (np.array([*column, *[0] * fill], np.uint32) for column in (hashes, sample_r, attempt_r))
-    return _folded(key, *columns)
-
-
-@jax.jit
-def _folded(key: jax.Array, *columns_r: jax.Array) -> jax.Array:
-    fold = lambda *row: functools.reduce(jax.random.fold_in, row, key)
-    return jax.vmap(fold)(*columns_r)
-
-
 Answer = Callable[[Rows], list[list[int]]]
-"""Token ids of the completions of at most `batch_size` rows."""
+"""Token ids of the completions of at most `batch_size` rows, without the token that ended them."""
 
 
 def sampled(

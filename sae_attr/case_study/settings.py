@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sae_attr.steering import TOKENS
+from sae_attr.steering.strengths import PICKS, RULES
+
 METHODS = (
     "delta_attribution", "recommended", "delta_activation", "delta_code", "delta_projection", "gradient", "positive_only",
 )  # fmt: skip
@@ -27,14 +30,17 @@ class Budget:
     Args:
       rule: `relative`: at most `points` above the unsteered model's share; `absolute`: at most `points` in all (Wang et al.).
       points: share of completions, 0.10 for ten percentage points.
+      pick: the `largest` strength that passes, or the last one `before_failing`.
     """
 
     rule: str = "relative"
     points: float = 0.10
+    pick: str = "largest"
 
     def __post_init__(self) -> None:
-        if self.rule not in ("relative", "absolute"):
-            raise ValueError(f"budget rule {self.rule!r} is unknown; choose relative or absolute")
+        for name, known in (("rule", RULES), ("pick", PICKS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"budget {name} {getattr(self, name)!r} is unknown; choose {' or '.join(known)}")
         if not 0 <= self.points <= 1:
             raise ValueError(f"budget points {self.points} is a share of completions; give 0..1")
 
@@ -176,8 +182,8 @@ class StudySettings:
             raise ValueError(f"strengths_by {self.strengths_by!r} is unknown; choose of {', '.join(STRENGTHS_BY)}")
         if not self.grid or list(self.grid) != sorted(set(self.grid)) or self.grid[0] <= 0:
             raise ValueError(f"grid {self.grid} must be strengths above 0 in ascending order")
-        if self.steer_tokens not in ("all", "prompt", "generated"):
-            raise ValueError(f"steer_tokens {self.steer_tokens!r} is unknown; choose all, prompt or generated")
+        if self.steer_tokens not in TOKENS:
+            raise ValueError(f"steer_tokens {self.steer_tokens!r} is unknown; choose of {', '.join(TOKENS)}")
         at_least(
             self, 1, "top", "strength_samples", "effect_samples", "strength_prompts", "effect_prompts", "resamples"
         )

@@ -15,8 +15,8 @@ import sae_attr
 from sae_attr.case_study.case import Case, plain
 from sae_attr.case_study.latents import latent_table, steered_latents
 from sae_attr.case_study.results import CaseResults
-from sae_attr.case_study.words import case_facts, case_sentences, case_warnings, choices, study_sentences
 from sae_attr.case_study.settings import DIRECTIONS
+from sae_attr.case_study.words import case_facts, case_sentences, case_warnings, choices, study_sentences
 from sae_attr.figures import ablation_figure, effects_figure, render
 from sae_attr.page import (
     CaseReport,

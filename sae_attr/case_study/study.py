@@ -78,7 +78,7 @@ def _fields_of(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that are fields of a dataclass and given; lists as tuples."""
     names = {field.name for field in fields(kind)}
     given = {k: v for k, v in values.items() if k in names and v is not None}
-    out = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    out: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     for name in ("sae_options", "attribution"):
         if name in out:
             out[name] = {k: v for k, v in out[name].items() if v is not None}

@@ -34,8 +34,8 @@ def case_sentences(r: CaseResults) -> list[str]:
         best = int(np.nanargmax(sign * change_u)) if np.isfinite(change_u).any() else 0
         verb = "along" if direction == "toward" else "against"
         out.append(
-            f"Steering {verb} them, {own['outside']} of {own['measured']} latents of {method} moved {r.case.settings.behaviour} "
-            f"further than the random band (chance: {own['expected']:.1f}); mean {points(own['mean'])} from a base rate of "
+            f"Steering {verb} them, {own['outside']} of {own['measured']} latents of {method} moved "
+            f"{r.case.settings.behaviour} further than the random band (chance: {own['expected']:.1f}); mean {points(own['mean'])} from a base rate of "
             f"{100 * base:.0f} %. The largest effect is latent {latents[best]}'s: {points(change_u[best])}."
         )
     return out
@@ -49,8 +49,8 @@ def study_sentences(found: Sequence[CaseResults], shared: Sequence[Mapping[str, 
         change = {d: float(r.of["effects"].arrays[f"{d}.change_u"][u]) for d in DIRECTIONS}
         tokens = ", ".join(repr(t.strip()) for t in r.of["interpret"].meta["nearest"][str(int(first))][:4])
         yield (
-            f"{r.case.settings.title}: latent {first} comes first by attribution (nearest tokens {tokens}). Steered against it, the "
-            f"rate of {r.case.settings.behaviour} changes by {points(change['away'])}; along it, by {points(change['toward'])}."
+            f"{r.case.settings.title}: latent {first} comes first by attribution (nearest tokens {tokens}). Steered against it, "
+            f"the rate of {r.case.settings.behaviour} changes by {points(change['away'])}; along it, by {points(change['toward'])}."
         )
     for row in shared:
         names = " and ".join(first["study"] for first in row["firsts"])
@@ -108,18 +108,30 @@ def case_warnings(r: CaseResults) -> list[str]:
 def choices(case: Case) -> tuple[Choice, ...]:
     """Where the method is silent, and what was chosen here."""
     s, study = case.settings, case.study
+    budget = (
+        f"{study.budget.rule}, {100 * study.budget.points:.0f} points, {study.budget.pick}, by {study.strengths_by}"
+    )
+    signed = "the gradient-signed strip is separate" if study.gradient_signed else ""
+    tokens = "prompt is the post's; completion or all are departures"
     return (
-        Choice("tokens of the attribution", s.attribution.get("tokens") or "prompt", "prompt is the post's; completion or all are departures"),
+        Choice("tokens of the attribution", s.attribution.get("tokens") or "prompt", tokens),
         Choice("loss", s.attribution.get("loss", "sum"), "sum over the completion's tokens, or mean"),
         Choice("completions per pair and side", s.per_side, "the first distinct ones in the order of sampling"),
         Choice("steered tokens", study.steer_tokens, "all, prompt or generated"),
         Choice("strengths", list(study.grid), "grid, in units of the site's mean activation norm"),
-        Choice("choice of strength", f"{study.budget.rule}, {100 * study.budget.points:.0f} points, by {study.strengths_by}",
-               "the largest whose incoherence stays within the budget, on prompts that nothing else uses"),
-        Choice("sign of steering", "fixed: − away, + toward", "the gradient-signed strip is separate" if study.gradient_signed else ""),
-        Choice("random latents", study.random, "matched on firing rate, through the same strength search; 5th to 95th percentile"),
-        Choice("samples per latent and prompt", study.effect_samples, "steered and unsteered ones share their random keys"),
-        Choice("temperature, top-p", [study.sampling.temperature, study.sampling.top_p], ""),
-        Choice("excluded answers", f"sampled again up to {study.sampling.attempts} times, then missing", "never counted as a score"),
-        Choice("tests", "sign flips over prompts; permutation of method labels; Benjamini-Hochberg", "bootstrap clustered by prompt"),
-    )  # fmt: skip
+        Choice("choice of strength", budget, "on prompts that nothing else uses"),
+        Choice("sign of steering", "fixed: − away, + toward", signed),
+        Choice("random latents", study.random, "matched on firing rate, same strength search; 5th to 95th percentile"),
+        Choice(
+            "samples per latent and prompt", study.effect_samples, "steered and unsteered ones share their random keys"
+        ),
+        Choice("temperature, top-p", [study.sampling.temperature, study.sampling.top_p], "of all completions"),
+        Choice(
+            "excluded answers", f"sampled again up to {study.sampling.attempts} times", "then missing, never a score"
+        ),
+        Choice(
+            "tests",
+            "sign flips over prompts, permutation of methods' labels",
+            "Benjamini-Hochberg; bootstrap by prompt",
+        ),
+    )

@@ -82,7 +82,11 @@ def run(config: ConfigDict, workdir: Path, **options: Any) -> dict[str, Any]:
 def flag_list(config: ConfigDict, workdir: Path) -> list[str]:
     """The same run as command line flags."""
     plain = {k: v for k, v in config.to_dict().items() if v is not None and k not in ("sae_options", "exclude")}
-    return ["--config=configs/miniature.py:attribute", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in plain.items())]
+    return [
+        "--config=configs/miniature.py:attribute",
+        f"--workdir={workdir}",
+        *(f"--config.{k}={v}" for k, v in plain.items()),
+    ]
 
 
 def command(flags: Sequence[str]) -> list[str]:
