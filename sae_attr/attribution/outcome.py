@@ -282,4 +282,5 @@ def _inputs(study: Study) -> dict[str, str]:
     """Hashes of everything that was read."""
     s = study.settings
     found = {"lm": study.lm_key, "sae": study.sae_key, "pairs": fingerprint(s.pairs), "corpus": fingerprint(s.corpus)}
+    found |= {"sae_source": study.sae_source} if study.sae_source != s.sae else {}  # the commit that was read
     return found | ({"lm_aligned": study.aligned_key} if s.lm_aligned else {})
