@@ -28,7 +28,7 @@ from sae_attr.tensorfiles import RowSource
 from sae_attr.textfiles import read_corpus
 from sae_attr.tokenizer import Tokenizer, load_tokenizer
 
-CODE_VERSION = 3  # raised when a stage's code gives other numbers than before
+CODE_VERSION = 4  # raised when a stage's code gives other numbers than before
 
 
 @dataclass(frozen=True, eq=False)
