@@ -16,6 +16,8 @@ from tests.sae import _crosscoders, _openmoss
 from tests.sae._formulas import Case, D, K, Maker, N, gemma_scope_2, keep, linear, relu, rows, standard_tensors, wide
 from tests.sae._torchfiles import save_torch
 
+_VERSION = {"sae_lens_version": "6.54.12"}
+
 
 def saelens(folder: Path, architecture: str, tensors: dict[str, np.ndarray], **config: Any) -> Path:
     said = {"d_in": D, "d_sae": N, "dtype": "float32", "apply_b_dec_to_input": True, "normalize_activations": "none"}
@@ -196,6 +198,24 @@ def write_dictionary_learning_backup(folder: Path) -> Case:
     return Case(folder, x, codes, codes @ wd.T + bd * factor)
 
 
+def saelens_transcoder(architecture: str) -> Callable[[Path], Case]:
+    """What the goldens lack: the two transcoders of SAELens with a skip alone or a threshold alone, of another width out."""
+
+    def write(folder: Path) -> Case:
+        m, out = Maker(54), D - 2
+        t = {"W_enc": m(D, N), "W_dec": m(N, out), "b_enc": m(N), "b_dec": m(out)}
+        t |= {"W_skip": m(out, D)} if "skip" in architecture else {"threshold": np.abs(m(N))}
+        x = m.x()
+        we, wd, be, bd, last, z = wide(*t.values(), x)
+        pre = z @ we + be
+        codes = relu(pre) if "skip" in architecture else relu(pre) * (pre > last)
+        said = {"hook_name": "blocks.2.hook_mlp_in", "hook_name_out": "blocks.2.hook_mlp_out"}
+        path = saelens(folder, architecture, t, d_out=out, apply_b_dec_to_input=False, metadata=said | _VERSION)
+        return Case(path, x, codes, codes @ wd + bd + (z @ last.T if "skip" in architecture else 0))
+
+    return write
+
+
 def circuit_tracer_tensors(m: Maker) -> dict[str, np.ndarray]:
     return {"W_enc": m(N, D), "W_dec": m(N, D), "b_enc": m(N), "b_dec": m(D)}
 
@@ -257,6 +277,7 @@ _WRITERS = [*globals().items(), *vars(_openmoss).items(), *vars(_crosscoders).it
 LAYOUTS: dict[str, Callable[[Path], Case]] = {
     name.removeprefix("write_"): made for name, made in _WRITERS if name.startswith("write_")
 }
+LAYOUTS |= {f"saelens_{kind}": saelens_transcoder(kind) for kind in ("skip_transcoder", "jumprelu_transcoder")}
 LAYOUTS |= {
     "saelens_matching_pursuit": matching_pursuit(1, 0.3, None, True),
     "saelens_matching_pursuit_rounds": matching_pursuit(1, 0, 3, False),

@@ -296,7 +296,7 @@ def test_a_transcoder_of_a_set_without_its_activation(tmp_path: Path) -> None:
     for junk, message in (
         ("activation: tanh", "known: relu, jumprelu, topk"),
         ("- 1", "a list"),
-        ("a: [", "is not YAML"),
+        ("a: [", "is not YAML of plain values"),
     ):
         config.write_text(junk)
         with pytest.raises(ValueError, match=message):

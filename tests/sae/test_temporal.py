@@ -105,7 +105,8 @@ def test_numbers_that_are_none_and_configs_that_are_no_yaml(tmp_path: Path) -> N
     case = write_released(tmp_path)
     file, config = case.path / "latest_ckpt.safetensors", case.path / "conf.yaml"
     text = config.read_text()
-    for junk in ("", "[1", "- 1", "sae: !!python/object/apply:os.system ['touch ran']", "sae: 3", "\x00", "a: " * 9):
+    evil, alias = "sae: !!python/object/apply:os.system ['touch ran']", "llm: {dimin: &a [x]}\nsae: {exp_factor: *a}"
+    for junk in ("", "[1", "- 1", evil, alias, "sae: 3", "\x00", "a: " * 9):
         config.write_text(junk)
         with pytest.raises(ValueError, match=r"conf\.yaml"):
             load_sae(case.path)

@@ -45,9 +45,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8") if path.stat().st_size <= _LARGEST else "too long"
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
+            raise ValueError("it has aliases, of which a few bytes make values without end")
         value = yaml.safe_load(text) or {}
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is not YAML ({type(error).__name__}); fetch it again") from error
+        raise ValueError(
+            f"{path} is not YAML of plain values ({type(error).__name__}: {error}); fetch it again"
+        ) from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, not an object of settings")
     return value
