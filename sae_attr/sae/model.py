@@ -110,7 +110,8 @@ def decode(sae: SAE, codes: jax.Array, x: jax.Array | None = None) -> jax.Array:
     """
     if x is None:
         if sae.cfg.norm != "none" or sae.skip_dm is not None or sae.attention:
-            why = f"norm {sae.cfg.norm}" if sae.cfg.norm != "none" else "a part of its output that the input decides"
+            why = f"norm {sae.cfg.norm}" if sae.cfg.norm != "none" else "a skip connection"
+            why = "codes that the input predicts" if sae.attention else why
             raise ValueError(f"decode without x, but the SAE has {why}; give decode(sae, codes, x)")
         return _unflat(sae.cfg, _linear(sae, codes), None)
     x, shape = _flat(sae, x)

@@ -70,7 +70,7 @@ def test_single_tokens_and_decoding_alone_are_refused(tmp_path: Path) -> None:
     for apply in (lambda: encode(sae, case.x[0]), lambda: fit(sae, case.x[0])):
         with pytest.raises(ValueError, match=r"reads whole sequences \[b, t, d\]: its codes depend on earlier tokens"):
             apply()
-    with pytest.raises(ValueError, match="the input decides; give decode"):
+    with pytest.raises(ValueError, match="codes that the input predicts; give decode"):
         decode(sae, jnp.zeros((1, 2, N)))
     with pytest.raises(ValueError, match="so a few of its latents are no SAE"):
         load_sae(case.path, latents=[1])
