@@ -302,7 +302,11 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+# What the last two plant is planted in another layout above, quickly.
+RECIPE_CASES = [pytest.param(r, marks=() if i < 2 else pytest.mark.slow) for i, r in enumerate(RECIPES)]
+
+
+@pytest.mark.parametrize("recipe", RECIPE_CASES)
 def test_llama_scope_by_another_recipe(bench: Bench, shared: Path, tmp_path: Path, recipe: str) -> None:
     changes, named = RECIPES[recipe]
     folder = write_llama_scope(shared / "fixtures/sae/saelens/batchtopk", tmp_path / "L2R", **changes)

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sae_attr.hooks import parse_site
-from sae_attr.sae.formats import load_sae, open_decoder, parse_hub, pinned, read_config
+from sae_attr.sae.formats import load_sae, open_decoder, parse_hub, read_config
 from sae_attr.sae.model import decode, encode, encode_latents, reconstruct, stream_decoder
 
 SAELENS = (
@@ -445,13 +445,6 @@ def test_hub_downloads_the_files_of_one_sae_only(fixtures: Path, monkeypatch: py
     assert {p for p in asked["patterns"] if not p.endswith((".json", ".yaml"))} == {f"{GEMMA}/params.npz"}
     with pytest.raises(ValueError, match="write hf://owner/repo/folder@revision"):
         load_sae("hf://owner")
-
-
-def test_a_branch_is_pinned_to_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    heads = iter(("/cache/snapshots/0a1b", "/cache/snapshots/ffff"))
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: next(heads))
-    assert pinned("hf://owner/repo/a/b@main") == "hf://owner/repo/a/b@0a1b"
-    assert pinned("hf://owner/repo") == "hf://owner/repo@ffff"
 
 
 @pytest.mark.parametrize(
