@@ -266,8 +266,10 @@ class Study:
 
     @property
     def firing_positions(self) -> int:
-        """Corpus positions that firing rates are counted over."""
+        """Corpus positions that firing rates are counted over; 0 where single tokens have no codes."""
         s = self.settings
+        if self.sae_cfg.no_token_codes:
+            return 0
         return min(s.dense_limit // self.sae_cfg.n_latents, s.firing_tokens, s.corpus_tokens)
 
     @functools.cached_property

@@ -87,6 +87,13 @@ class SAEConfig:
     expected_l0: float | None = None
     folded: tuple[str, ...] = ()
 
+    @property
+    def no_token_codes(self) -> str | None:
+        """Why one token's activation at one site has no code, or None where it has one."""
+        if self.streams > 1:
+            return "a crosscoder reads several layers or models at once, of which a run has one"
+        return "a temporal SAE's codes depend on earlier tokens" if self.gate == "temporal" else None
+
     def __post_init__(self) -> None:
         if self.gate not in GATES or self.norm not in NORMS:
             raise ValueError(f"gate {self.gate!r} or norm {self.norm!r} is unknown; gates: {GATES}, norms: {NORMS}")

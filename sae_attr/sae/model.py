@@ -225,8 +225,7 @@ def _sequences(sae: SAE, x: jax.Array) -> jax.Array:
     """What a temporal SAE codes, `[b, t, d]`."""
     if x.ndim != 3:
         raise ValueError(
-            f"x has shape {x.shape} but a temporal SAE reads whole sequences [b, t, d]: its codes depend on earlier tokens. "
-            "Measures over single tokens (fitness_tokens, firing_tokens) are not defined for it; set them to 0"
+            f"x has shape {x.shape} but a temporal SAE reads whole sequences [b, t, d]: its codes depend on earlier tokens"
         )
     return x - sae.dec_bias_m.astype(x.dtype) if sae.cfg.subtract_b_dec else x
 

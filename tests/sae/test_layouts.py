@@ -90,6 +90,13 @@ def test_a_crosscoder_asks_whose_decoder_is_meant(tmp_path: Path, name: str) -> 
         encode(sae, case.x[:, 0])
 
 
+def test_a_position_may_come_as_text(tmp_path: Path) -> None:
+    case = LAYOUTS["batchtopk_none"](tmp_path)
+    assert read_config(case.path, model="1").stream == read_config(case.path, layer=1).stream == 1
+    with pytest.raises(ValueError, match=r"is 2, but the crosscoder has 0\.\.1"):
+        read_config(case.path, model="2")
+
+
 def test_the_chosen_stream_is_the_one_that_is_named(tmp_path: Path) -> None:
     case = LAYOUTS["gemma_scope_2_crosscoder"](tmp_path)
     sae = load_sae(case.path, layer=22)

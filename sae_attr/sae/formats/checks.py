@@ -181,6 +181,8 @@ def pick_stream(path: Path, names: tuple[str, ...], streams: int, options: LoadO
         return None
     if str(chosen) in names:
         return names.index(str(chosen))
+    if isinstance(chosen, str) and chosen.isdigit():  # a position from a command line
+        chosen = int(chosen)
     # A layer number that the file does not have must not be taken for a position.
     numbered = bool(names) and all(name.isdigit() for name in names)
     if numbered or isinstance(chosen, bool) or not isinstance(chosen, int) or not 0 <= chosen < streams:
