@@ -16,7 +16,7 @@ from ml_collections.config_dict import placeholder
 
 SAE_OPTIONS = {
     "norm_scale": float, "norm_scale_out": float, "gate": str, "k": int, "threshold": float, "dict_class": str, "site": str,
-    "layer": int, "model": str, "code_normalization": str, "pre_bias": bool, "affine": str,
+    "layer": int, "model": str, "code_normalization": str, "pre_bias": bool, "centre": bool, "affine": str,
 }  # fmt: skip
 
 

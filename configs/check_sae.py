@@ -16,6 +16,7 @@ from configs import attribute
 
 SHARED = (
     "lm",
+    "adapter",
     "sae",
     "sae_format",
     "sae_options",

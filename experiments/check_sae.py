@@ -37,7 +37,7 @@ def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, A
     found = {
         **record(measured, promise, verdict),
         "bands": vars(bands),
-        "inputs": {"lm": study.lm_key, "sae": study.sae_key, "stage": result.key},
+        "inputs": {"lm": study.lm_key, "sae": study.sae_key, "sae_source": study.sae_source, "stage": result.key},
         "settings": vars(settings),
         "versions": _common.versions(),
     }

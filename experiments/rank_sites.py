@@ -136,7 +136,7 @@ def errors_of(study: Study, table: TokenTable, codes: CodeStatistics, mean_d: np
     """Δ_err within each prompt, or None where its mean is unknown or there are too many codes."""
     merged = merge(table, study.settings.presets()[0].tokens, study.exclude)
     cost = study.sae_cfg.n_latents * len(merged.acts_jd)
-    if not codes.tokens or cost > study.settings.dense_limit or study.sae_cfg.streams > 1:
+    if not codes.tokens or cost > study.settings.dense_limit:
         return None
     return error_prompt_scores(merged, study.sae, codes.error_m, mean_d)[:, 0]
 

@@ -37,7 +37,9 @@ _TORCH_STORAGES: dict[str, Any] = {
 }  # fmt: skip
 _TORCH_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-_MAX_DEPTH = 8  # of nested dicts in a torch file; a cyclic pickle would otherwise never end
+_MAX_DEPTH = 8  # of nested dicts in a torch file
+_MAX_ENTRIES = 1_000_000  # in all containers of a torch file, counted as often as they are named
+_MAX_GROWTH, _LARGE = 64, 1 << 28  # times that a zip member may grow when it is unpacked, if it exceeds so many bytes
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -168,7 +170,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, raw: np.ndarray) -> np.ndarray:
     """Bytes of a zip member: mapped where stored as they are, loaded where compressed."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        return np.frombuffer(archive.read(info), np.uint8)
+        return np.frombuffer(_unpacked(path, archive, info), np.uint8)
     # The local header's extra field may differ from that of the directory at the end: torch pads there for alignment.
     header = raw[info.header_offset : info.header_offset + 30].tobytes()
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
@@ -179,12 +181,24 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, raw: np
     return raw[start : start + info.file_size]
 
 
+def _unpacked(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A member as it was before it was compressed; real weights hardly shrink, so what grows much is no weights."""
+    if info.file_size > max(_LARGE, _MAX_GROWTH * info.compress_size):
+        raise _Refused(
+            f"{path}: {info.filename} unpacks from {info.compress_size:,} to {info.file_size:,} bytes, which weights do not; "
+            "save it without compression where you trust it"
+        )
+    return archive.read(info)
+
+
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with _open_zip(path) as archive:
         raw = _map(path)
         try:
             infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
             return {info.filename[:-4]: _npy(path, info, _member(path, archive, info, raw)) for info in infos}
+        except _Refused as error:
+            raise ValueError(str(error)) from None
         except ValueError:
             raise
         except Exception as error:  # zlib.error, EOFError, BadZipFile, RuntimeError (encrypted): the file is damaged
@@ -247,9 +261,9 @@ def _load_torch(path: Path, archive: zipfile.ZipFile, raw: np.ndarray) -> Any:
             f"{path} is a zip file but no state_dict (it lacks a single data.pkl, or is TorchScript); save one"
         )
     root = roots[0]
-    if f"{root}byteorder" in infos and archive.read(f"{root}byteorder") != b"little":
+    if f"{root}byteorder" in infos and _unpacked(path, archive, infos[f"{root}byteorder"]) != b"little":
         raise _Refused(f"{path} was saved on a big-endian machine; save it again on a little-endian one")
-    data = archive.read(f"{root}data.pkl")
+    data = _unpacked(path, archive, infos[f"{root}data.pkl"])
     _check_opcodes(data)
 
     def storage(storage_type: str, key: str, numel: int) -> np.ndarray:
@@ -259,7 +273,25 @@ def _load_torch(path: Path, archive: zipfile.ZipFile, raw: np.ndarray) -> Any:
             raise ValueError(f"storage {key} should hold {numel} {dtype} but has {raw_bytes.size} bytes")
         return raw_bytes[: numel * dtype.itemsize].view(dtype)
 
-    return _TensorUnpickler(data, path, storage).load()
+    content = _TensorUnpickler(data, path, storage).load()
+    _check_entries(path, content)
+    return content
+
+
+def _check_entries(path: Path, content: Any) -> None:
+    """Containers within containers may be one object many times over, or themselves: a few bytes that never end."""
+    left, seen = [content], 0
+    while left:
+        value = left.pop()
+        if isinstance(value, Mapping):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set | frozenset):
+            left += value
+        seen += 1
+        if seen + len(left) > _MAX_ENTRIES:
+            raise _Refused(
+                f"{path} holds more than {_MAX_ENTRIES:,} entries in its containers; save the state_dict alone"
+            )
 
 
 def _check_opcodes(data: bytes) -> None:

@@ -6,7 +6,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 
 from configs.attribute import SAE_OPTIONS
 from sae_attr.lm.weights import load_config
-from sae_attr.sae.formats import LoadOptions, load_sae
+from sae_attr.sae.formats import LoadOptions, load_sae, pinned
 
 
 def bare(kind: type[Exception]) -> Exception:
@@ -35,3 +35,10 @@ def test_what_the_hub_refuses(monkeypatch: pytest.MonkeyPatch, raised: Exception
 
 def test_every_option_of_a_loader_can_be_set_in_a_config() -> None:
     assert set(SAE_OPTIONS) == set(LoadOptions.__annotations__)
+
+
+def test_a_branch_is_pinned_to_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = iter(("/cache/snapshots/0a1b", "/cache/snapshots/ffff"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: next(heads))
+    assert pinned("hf://owner/repo/a/b@main") == "hf://owner/repo/a/b@0a1b"
+    assert pinned("hf://owner/repo") == "hf://owner/repo@ffff"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from sae_attr import tensorfiles
 from sae_attr.tensorfiles import RowSource, read_tensors, read_torch
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -152,10 +153,32 @@ def test_a_pickle_cannot_change_what_it_is_given(tmp_path: Path) -> None:
 def test_cyclic_and_non_dict_pickles_are_errors(tmp_path: Path) -> None:
     cycle: dict[str, Any] = {}
     cycle["self"] = cycle
-    with pytest.raises(ValueError, match="nested too deeply"):
+    with pytest.raises(ValueError, match="more than 1,000,000 entries"):
         read_tensors(save_torch(tmp_path / "a.pt", {}, {}, pickle.dumps(cycle, protocol=2)))
     with pytest.raises(ValueError, match="holds list at its top, not a dict of tensors"):
         read_tensors(save_torch(tmp_path / "b.pt", {}, {}, pickle.dumps([1], protocol=2)))
+
+
+def test_a_few_bytes_that_stand_for_many_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorfiles, "_MAX_ENTRIES", 10_000)
+    nested: Any = {}
+    for _ in range(7):
+        nested = {str(i): nested for i in range(60)}
+    doubled: Any = ("x",)
+    for _ in range(60):
+        doubled = (doubled, doubled)
+    for value in (nested, {"activation": doubled}):
+        save_torch(tmp_path / "x.pt", {}, {}, pickle.dumps(value, protocol=2))
+        with pytest.raises(ValueError, match=r"more than 10,000 entries"):
+            read_torch(tmp_path / "x.pt")
+
+
+def test_a_member_that_grows_without_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(1 << 18, np.float32))
+    assert read_tensors(tmp_path / "x.npz")["a"].shape == (1 << 18,)  # a tensor of zeros that is not large
+    monkeypatch.setattr(tensorfiles, "_LARGE", 1 << 18)
+    with pytest.raises(ValueError, match=r"a.npy unpacks from [\d,]+ to 1,048,704 bytes, which weights do not"):
+        read_tensors(tmp_path / "x.npz")
 
 
 def test_legacy_pickles_and_other_zips_say_what_to_do(tmp_path: Path) -> None:

@@ -54,6 +54,9 @@ def code_rivals(study: Study, table: TokenTable, skipped: dict[str, str]) -> dic
         if name == "delta_activation" and not study.settings.lm_aligned:
             skipped[name] = "no second model: set lm_aligned"
             continue
+        if study.sae_cfg.no_token_codes:
+            skipped[name] = study.sae_cfg.no_token_codes
+            continue
         cost = n * int((_weights(study, table, name) != 0).sum())
         if cost > limit:
             skipped[name] = f"{cost:.3g} latents x tokens exceed dense_limit {limit:.3g}"

@@ -119,12 +119,16 @@ def _fill_codes(
 ) -> tuple[np.ndarray, list[Result]]:
     """Codes that the dense limit left out: computed for the candidates where the gate allows it, NaN elsewhere."""
     wanted = [name for name in ("delta_code", "delta_activation") if "dense_limit" in skipped.get(name, "")]
-    if not np.isfinite(rates_n).any() and study.settings.firing_tokens:
+    if study.sae_cfg.no_token_codes:
+        skipped["firing_rate"] = study.sae_cfg.no_token_codes
+    elif not np.isfinite(rates_n).any() and study.settings.firing_tokens:
         wanted.append("firing_rate")
         skipped["firing_rate"] = f"fewer than 1,000 positions within dense_limit {study.settings.dense_limit:.3g}"
     results: list[Result] = []
-    if wanted and study.sae_cfg.gate in LOCAL_GATES and study.sae_cfg.streams == 1:
+    if wanted and study.sae_cfg.gate in LOCAL_GATES:
         results.append(code_stage(study, table, chosen, wanted, keys))
+    for name in [n for n in ("delta_code",) if study.sae_cfg.no_token_codes]:
+        scores[name] = np.full(study.sae_cfg.n_latents, np.nan, np.float32)
     for name in wanted:
         values_n = np.full(study.sae_cfg.n_latents, np.nan, np.float32)
         if results:
@@ -282,4 +286,5 @@ def _inputs(study: Study) -> dict[str, str]:
     """Hashes of everything that was read."""
     s = study.settings
     found = {"lm": study.lm_key, "sae": study.sae_key, "pairs": fingerprint(s.pairs), "corpus": fingerprint(s.corpus)}
+    found |= {"sae_source": study.sae_source} if study.sae_source != s.sae else {}  # the commit that was read
     return found | ({"lm_aligned": study.aligned_key} if s.lm_aligned else {})

@@ -64,8 +64,8 @@ def self_test(study: Study) -> tuple[dict[str, Any], list[Result]]:
     """
     if not study.settings.fitness_tokens:
         return {"skipped": "fitness_tokens=0"}, []
-    if study.sae_cfg.streams > 1:
-        return {"skipped": "a crosscoder reads several layers or models at once, of which a run has one"}, []
+    if study.sae_cfg.no_token_codes:
+        return {"skipped": study.sae_cfg.no_token_codes}, []
     measured, promise, verdict, result = fitness_stage(study)
     if not verdict.passes and not study.settings.trust_sae:
         raise ValueError(
@@ -267,7 +267,8 @@ def _encoder(
     cost = len(study.decoder) * len(merged.acts_jd)
     if not codes.tokens or cost > study.settings.dense_limit:
         limit = f"{cost:.3g} latents x tokens exceed dense_limit {study.settings.dense_limit:.3g}"
-        skipped[f"encoder_{scope}"] = limit if codes.tokens else "the codes' means are unknown: too few firing_tokens"
+        unknown = study.sae_cfg.no_token_codes or "the codes' means are unknown: too few firing_tokens"
+        skipped[f"encoder_{scope}"] = limit if codes.tokens else unknown
         return {}
     return {f"encoder_{scope}": encoder_prompt_scores(merged, study.sae, codes.mean_n).mean(0).astype(np.float32)}
 

@@ -21,14 +21,14 @@ from sae_attr.lm.model import Params, check_site
 from sae_attr.lm.weights import load_config, load_lm, resolve_model
 from sae_attr.pairs import Pair, read_pairs
 from sae_attr.parallel import from_main
-from sae_attr.sae.formats import load_sae, open_decoder, read_config
+from sae_attr.sae.formats import load_sae, open_decoder, pinned, read_config
 from sae_attr.sae.model import SAE
 from sae_attr.store import Progress, Result, Store, digest, fingerprint, run_stage
 from sae_attr.tensorfiles import RowSource
 from sae_attr.textfiles import read_corpus
 from sae_attr.tokenizer import Tokenizer, load_tokenizer
 
-CODE_VERSION = 3  # raised when a stage's code gives other numbers than before
+CODE_VERSION = 4  # raised when a stage's code gives other numbers than before
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +76,14 @@ class Study:
             )
 
     @functools.cached_property
+    def sae_source(self) -> str:
+        """Where the SAE lies; on the hub with a commit for its revision, so that a run reads one state of a branch."""
+        return pinned(self.settings.sae) if self.settings.sae.startswith("hf://") else self.settings.sae
+
+    @functools.cached_property
     def sae_cfg(self) -> Any:
         """The SAE's config."""
-        cfg = read_config(self.settings.sae, self.settings.sae_format, **self.settings.sae_options)
+        cfg = read_config(self.sae_source, self.settings.sae_format, **self.settings.sae_options)
         check_width(cfg.d_out, self.cfg.width(self.site_of(cfg).point))
         return cfg
 
@@ -116,7 +121,7 @@ class Study:
     def sae_of(self, latents: np.ndarray | None) -> SAE:
         """The SAE of a few latents, read without the rest of the file, or the whole; see `load_sae`."""
         s = self.settings
-        sae = load_sae(s.sae, fmt=s.sae_format, latents=latents, **s.sae_options)
+        sae = load_sae(self.sae_source, fmt=s.sae_format, latents=latents, **s.sae_options)
         named = None if self.settings.site_in or self.read_site == self.site else self.sae_cfg.site
         if named and read_site(named)[1]:
             sae = after_gain(sae, self.params, self.read_site.layer, cfg=self.cfg)
@@ -125,7 +130,7 @@ class Study:
     @functools.cached_property
     def decoder(self) -> RowSource:
         """Decoder rows, read from disk as they are needed."""
-        return open_decoder(self.settings.sae, fmt=self.settings.sae_format, **self.settings.sae_options)
+        return open_decoder(self.sae_source, fmt=self.settings.sae_format, **self.settings.sae_options)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -177,7 +182,7 @@ class Study:
     def sae_key(self) -> str:
         """Names the SAE by its files' contents and how they were read."""
         local = not self.settings.sae.startswith("hf://")
-        name = fingerprint(self.settings.sae) if local else self.settings.sae
+        name = fingerprint(self.settings.sae) if local else self.sae_source
         return digest([name, self.settings.sae_format, dict(self.settings.sae_options)])
 
     def check(self, *, weights: bool) -> None:
@@ -261,8 +266,10 @@ class Study:
 
     @property
     def firing_positions(self) -> int:
-        """Corpus positions that firing rates are counted over."""
+        """Corpus positions that firing rates are counted over; 0 where single tokens have no codes."""
         s = self.settings
+        if self.sae_cfg.no_token_codes:
+            return 0
         return min(s.dense_limit // self.sae_cfg.n_latents, s.firing_tokens, s.corpus_tokens)
 
     @functools.cached_property

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.sae.metrics import explained_variance, fit, fit_sums, reconstruct_tokens
+from sae_attr.sae.gates import safe_norm
+from sae_attr.sae.metrics import explained_variance, fit, fit_sums, l0, reconstruct_tokens
 from sae_attr.sae.model import SAE, scaled_input, unit_decoder
 
 COARSE = tuple(2.0**k for k in range(-5, 6))
@@ -50,6 +51,7 @@ def repairs(
     """
     target_kd = acts_kd if target_kd is None else target_kd
     found = [best_scale(sae, acts_kd, target_kd), *_gates(sae, acts_kd, target_kd, active, expected)]
+    found += _gate_norms(sae, acts_kd, target_kd, active, expected)
     for code, what, variant in [*_variants(sae), *_gains(sae, gain_d)]:
         found.append(Repair(code, what, explained_variance(fit(variant, acts_kd, target_kd))))
     return sorted(found, key=lambda r: -r.explained_variance)
@@ -111,6 +113,24 @@ def _gates(
         best = repair if best is None or repair.explained_variance > best.explained_variance else best
     if best:
         yield best
+
+
+def _gate_norms(
+    sae: SAE, acts_kd: np.ndarray, target_kd: np.ndarray, active: float, expected: float | None
+) -> Iterator[Repair]:
+    """Thresholds in units of pre-activation times decoder norm, as Llama Scope's are.
+
+    Lower thresholds alone explain more, so it counts only where it also comes nearer to the promised L0.
+    """
+    if sae.cfg.gate != "jumprelu" or sae.threshold_n is None or not (expected and active):
+        return
+    norms_n = safe_norm(sae.dec_nm)[:, 0]
+    other = replace(sae, threshold_n=jnp.where(norms_n > 0, sae.threshold_n / norms_n, jnp.inf))
+    sums = fit(other, acts_kd, target_kd)
+    away = lambda found: abs(math.log(max(found, 1e-9) / expected))
+    if away(l0(sums)) < away(active):
+        what = "thresholds compared with pre-activations times the decoder norms"
+        yield Repair("gate_norms", what, explained_variance(sums))
 
 
 def _variants(sae: SAE) -> Iterator[tuple[str, str, SAE]]:

@@ -12,6 +12,7 @@ from sae_attr.hooks import parse_site
 GAINS = {
     "scale_off": 0.05, "scales_apart": 0.05, "wrong_site": 0.03, "decoder_norms": 0.03, "norm_missing": 0.025,
     "encoder_mismatch": 0.02, "norm_gain": 0.02, "gate_lost": 0.01, "b_dec_input": 0.01,
+    "gate_norms": 0.01,
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 # Gates that look at one latent at a time, and those that compare latents with each other.
 LOCAL_GATES = ("relu", "identity", "jumprelu", "gated")
 RANKED_GATES = ("topk", "topk_raw", "abs_topk", "groupmax")
-GATES = (*LOCAL_GATES, *RANKED_GATES, "matching_pursuit")
+GATES = (*LOCAL_GATES, *RANKED_GATES, "matching_pursuit", "temporal")
 NORMS = ("none", "layer_norm", "constant_norm_rescale")
 
 
@@ -20,7 +20,9 @@ class SAEConfig:
       gate: one of `GATES`. jumprelu compares strictly. topk keeps k pre-activations per token and then applies relu,
         topk_raw leaves the relu out, abs_topk ranks by absolute value and keeps the sign, groupmax keeps the largest
         of each of k groups of neighbouring latents. matching_pursuit is greedy and tied: one latent after another.
-      k: latents kept per token (topk, topk_raw, abs_topk, groupmax).
+        temporal reads whole sequences, see `temporal.py`.
+      k: latents kept per token (topk, topk_raw, abs_topk, groupmax; temporal, where None keeps all).
+      heads, projection_eps: of a temporal SAE's attention and of its projection on what was predicted.
       residual_threshold: matching pursuit stops where the rest is shorter than this; 0 for never.
       max_iterations: of matching pursuit.
       stop_on_duplicate_support: matching pursuit stops where a round brings no new latent.
@@ -55,6 +57,8 @@ class SAEConfig:
     n_latents: int
     gate: str = "relu"
     k: int | None = None
+    heads: int = 1
+    projection_eps: float = 0.0
     residual_threshold: float | None = None
     max_iterations: int | None = None
     stop_on_duplicate_support: bool = True
@@ -83,11 +87,19 @@ class SAEConfig:
     expected_l0: float | None = None
     folded: tuple[str, ...] = ()
 
+    @property
+    def no_token_codes(self) -> str | None:
+        """Why one token's activation at one site has no code, or None where it has one."""
+        if self.streams > 1:
+            return "a crosscoder reads several layers or models at once, of which a run has one"
+        return "a temporal SAE's codes depend on earlier tokens" if self.gate == "temporal" else None
+
     def __post_init__(self) -> None:
         if self.gate not in GATES or self.norm not in NORMS:
             raise ValueError(f"gate {self.gate!r} or norm {self.norm!r} is unknown; gates: {GATES}, norms: {NORMS}")
         n = self.n_latents
-        if self.gate in RANKED_GATES and not (self.k and 1 <= self.k <= n):
+        ranked = self.gate in RANKED_GATES or (self.gate == "temporal" and self.k is not None)
+        if ranked and not (self.k and 1 <= self.k <= n):
             raise ValueError(f"gate {self.gate} with k={self.k} and {n} latents; give k in 1..{n}")
         if self.gate == "groupmax" and n % (self.k or 1):
             raise ValueError(f"gate groupmax with k={self.k} groups does not divide {n} latents; give another k")

@@ -96,9 +96,14 @@ def matching_pursuit(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
     return codes.reshape(pre.shape)
 
 
+def temporal(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
+    """relu of the novel part's pre-activations, of which the k largest where k is given."""
+    return jax.nn.relu(pre) if sae.cfg.k is None else _keep(pre, jax.nn.relu(pre), sae.cfg.k)
+
+
 GATES: dict[str, Callable[[SAE, jax.Array, jax.Array], jax.Array]] = {
     "relu": relu, "identity": identity, "jumprelu": jumprelu, "gated": gated, "topk": topk, "topk_raw": topk_raw,
-    "abs_topk": abs_topk, "groupmax": groupmax, "matching_pursuit": matching_pursuit,
+    "abs_topk": abs_topk, "groupmax": groupmax, "matching_pursuit": matching_pursuit, "temporal": temporal,
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from flax import struct
 
 from sae_attr.sae.config import LOCAL_GATES, SAEConfig
 from sae_attr.sae.gates import GATES, safe_norm
+from sae_attr.sae.temporal import Attention, split
 
 __all__ = [
     "SAE", "SAEConfig", "decode", "encode", "encode_latents", "reconstruct", "stream_decoder", "unit_decoder",
@@ -33,9 +34,9 @@ class SAE:
 
     Shapes: enc_dn `[d_in, n]`, enc_bias_n `[n]` (zeros for gated), dec_nm `[n, d_out]`, dec_bias_m `[d_out]`,
     threshold_n `[n]` (jumprelu; `[streams, n]` where decoupled), gate_bias_n, mag_bias_n, mag_scale_n `[n]` (gated; the
-    scale is a logarithm, "r_mag"), skip_dm `[d_in, d_out]` (skip transcoders). `dec_nm[i]` is what one unit of code i
-    adds to the output. Crosscoders have `streams * d_in` and `streams * d_out` for the widths; a block encoder keeps
-    enc_dn at `[streams * d_in, n / streams]`, one block of rows per stream.
+    scale is a logarithm, "r_mag"), skip_dm `[d_in, d_out]` (skip transcoders), attention (temporal, a layer each).
+    `dec_nm[i]` is what one unit of code i adds to the output. Crosscoders have `streams * d_in` and `streams * d_out`
+    for the widths; a block encoder keeps enc_dn at `[streams * d_in, n / streams]`, one block of rows per stream.
     """
 
     enc_dn: jax.Array
@@ -47,6 +48,7 @@ class SAE:
     mag_bias_n: jax.Array | None = None
     mag_scale_n: jax.Array | None = None
     skip_dm: jax.Array | None = None
+    attention: tuple[Attention, ...] = ()
     cfg: SAEConfig = struct.field(pytree_node=False, kw_only=True)
 
 
@@ -107,12 +109,15 @@ def decode(sae: SAE, codes: jax.Array, x: jax.Array | None = None) -> jax.Array:
       ValueError: the SAE needs `x` and it is missing.
     """
     if x is None:
-        if sae.cfg.norm != "none" or sae.skip_dm is not None:
+        if sae.cfg.norm != "none" or sae.skip_dm is not None or sae.attention:
             why = f"norm {sae.cfg.norm}" if sae.cfg.norm != "none" else "a skip connection"
+            why = "codes that the input predicts" if sae.attention else why
             raise ValueError(f"decode without x, but the SAE has {why}; give decode(sae, codes, x)")
         return _unflat(sae.cfg, _linear(sae, codes), None)
     x, shape = _flat(sae, x)
     _, shift, scale = _norm(sae.cfg, x)
+    if sae.attention:
+        codes = codes + split(sae, _sequences(sae, x))[1].astype(codes.dtype)
     y = _linear(sae, codes) * scale + shift
     if sae.skip_dm is not None:  # the skip reads the raw input, neither normalised nor centred
         y = y + _dot(x, sae.skip_dm)
@@ -209,9 +214,20 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _codes(sae: SAE, x: jax.Array) -> jax.Array:
     z, _, _ = _norm(sae.cfg, x)
+    if sae.cfg.gate == "temporal":
+        return GATES["temporal"](sae, split(sae, _sequences(sae, z))[0], z)
     if sae.cfg.subtract_b_dec:
         z = z - sae.dec_bias_m.astype(z.dtype)
     return GATES[sae.cfg.gate](sae, _project(sae, z) + sae.enc_bias_n.astype(z.dtype), z)
+
+
+def _sequences(sae: SAE, x: jax.Array) -> jax.Array:
+    """What a temporal SAE codes, `[b, t, d]`."""
+    if x.ndim != 3:
+        raise ValueError(
+            f"x has shape {x.shape} but a temporal SAE reads whole sequences [b, t, d]: its codes depend on earlier tokens"
+        )
+    return x - sae.dec_bias_m.astype(x.dtype) if sae.cfg.subtract_b_dec else x
 
 
 def _project(sae: SAE, z: jax.Array) -> jax.Array:

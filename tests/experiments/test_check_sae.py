@@ -2,15 +2,22 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from etils import epath
 from ml_collections import ConfigDict
+from safetensors.numpy import save_file
 
 from configs import check_sae as configs_check_sae
 from experiments import check_sae
+from sae_attr.hooks import parse_site
+from sae_attr.sae.formats import load_sae
+from sae_attr.sae.model import SAE
+from sae_attr.tensorfiles import write_torch
 from tests.experiments import _demo
 
 
@@ -56,6 +63,42 @@ def test_a_run_stops_at_an_sae_that_does_not_fit(miniature: Path, tmp_path: Path
     assert not found["sae_fitness"]["passes"]
     assert found["sae_fitness"]["trusted"]
     assert any(text.startswith("SAE, wrong_model") for text in found["warnings"])
+
+
+def write_crosscoder(sae: SAE, folder: Path) -> dict[str, Any]:
+    twice = lambda w: np.stack([np.asarray(w)] * 2)
+    tensors = {"encoder.weight": twice(sae.enc_dn), "encoder.bias": np.asarray(sae.enc_bias_n)}
+    tensors |= {"decoder.weight": twice(sae.dec_nm), "decoder.bias": twice(sae.dec_bias_m)}
+    write_torch(folder / "model_final.pt", tensors)
+    return {"sae_options.model": "1", "site": str(parse_site(str(sae.cfg.site)))}
+
+
+def write_temporal(sae: SAE, folder: Path) -> dict[str, Any]:
+    n, d = sae.dec_nm.shape
+    tensors = {"W_dec": np.asarray(sae.dec_nm), "b_dec": np.asarray(sae.dec_bias_m)}
+    for name, out in (("q_target", n // 8), ("k_ctx", n // 8), ("v_ctx", n), ("c_proj", n)):
+        tensors |= {
+            f"attn_layers.0.{name}.{half}": np.zeros((out, n)[:k], np.float32)
+            for k, half in ((2, "weight"), (1, "bias"))
+        }
+    said = {"architecture": "temporal", "d_in": d, "d_sae": n, "n_heads": 1, "bottleneck_factor": 8, "kval_topk": 4}
+    (folder / "cfg.json").write_text(json.dumps(said | {"metadata": {"hook_name": sae.cfg.site}}))
+    save_file(tensors, folder / "sae_weights.safetensors")
+    return {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [write_crosscoder, write_temporal])
+def test_a_run_ranks_decoders_of_which_single_tokens_have_no_codes(
+    miniature: Path, tmp_path: Path, write: Callable[[SAE, Path], dict[str, Any]]
+) -> None:
+    changes = write(load_sae(miniature / "sae"), tmp_path)
+    config = _demo.config(miniature, sae=str(tmp_path), trust_sae=False, ablate=0, fitness_tokens=600)
+    config.update_from_flattened_dict(changes)
+    found = _demo.run(config, tmp_path / "w")
+    assert int(_demo.table(tmp_path / "w/latents.csv")[0]["latent"]) == _demo.PLANTED
+    assert found["sae_fitness"] == {"skipped": found["skipped"]["delta_code"]}
+    assert not np.isfinite(_demo.scores(tmp_path / "w")["delta_code"]).any()
 
 
 def test_what_a_run_records(done: Path) -> None:

@@ -277,6 +277,45 @@ def test_planted_mistakes_are_named(bench: Bench, copy: Callable[[str], Path], t
         assert factor == pytest.approx(4, rel=0.25)
 
 
+def write_llama_scope(source: Path, folder: Path, **changes: Any) -> Path:
+    """A fixture with one threshold in Llama Scope's layout, as it lies before that release's folds."""
+    t, s = load_file(source / "sae_weights.safetensors"), 2.5
+    norms = np.exp(np.random.default_rng(0).uniform(-0.7, 0.7, len(t["W_dec"])) + 0.4).astype(np.float32)
+    (folder / "checkpoints").mkdir(parents=True)
+    tensors = {"encoder.weight": t["W_enc"].T / norms[:, None], "encoder.bias": t["b_enc"] / norms * s}
+    tensors |= {"decoder.weight": t["W_dec"].T * norms, "decoder.bias": t["b_dec"] * s}
+    tensors = {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}
+    save_file(tensors, folder / "checkpoints/final.safetensors")
+    said = {"d_model": 64, "d_sae": 512, "act_fn": "topk", "top_k": 16, "jump_relu_threshold": float(t["threshold"][0])}
+    said |= {"norm_activation": "dataset-wise", "dataset_average_activation_norm": {"in": 8 / s, "out": 8 / s}}
+    said |= {"sparsity_include_decoder_norm": True, "apply_decoder_bias_to_pre_encoder": True}
+    said |= {"hook_point_in": "blocks.2.hook_resid_post", "hook_point_out": "blocks.2.hook_resid_post", **changes}
+    (folder / "hyperparams.json").write_text(json.dumps(said))
+    return folder
+
+
+RECIPES = {
+    "the official one": ({}, None),
+    "decoder norms not folded": ({"sparsity_include_decoder_norm": False}, {"gate_norms"}),
+    "no threshold": ({"act_fn": "relu"}, {"gate_lost"}),
+    "scale left out": ({"norm_activation": "inference"}, {"scale_off"}),
+}
+
+
+# What the last two plant is planted in another layout above, quickly.
+RECIPE_CASES = [pytest.param(r, marks=() if i < 2 else pytest.mark.slow) for i, r in enumerate(RECIPES)]
+
+
+@pytest.mark.parametrize("recipe", RECIPE_CASES)
+def test_llama_scope_by_another_recipe(bench: Bench, shared: Path, tmp_path: Path, recipe: str) -> None:
+    changes, named = RECIPES[recipe]
+    folder = write_llama_scope(shared / "fixtures/sae/saelens/batchtopk", tmp_path / "L2R", **changes)
+    measured, verdict = bench.run(folder)
+    assert verdict.passes == (named is None), table(measured, promised(folder, load_sae(folder).cfg), verdict)
+    if named:
+        assert verdict.findings[0].code in named, verdict.sentence
+
+
 def test_bos_that_the_sae_never_saw(bench: Bench, shared: Path) -> None:
     _, verdict = bench.run(shared / "fixtures/sae/saelens/topk_rescaled", bos=True)
     assert codes(verdict) == {"bos_polluted"}

@@ -16,6 +16,8 @@ from tests.sae import _crosscoders, _openmoss
 from tests.sae._formulas import Case, D, K, Maker, N, gemma_scope_2, keep, linear, relu, rows, standard_tensors, wide
 from tests.sae._torchfiles import save_torch
 
+_VERSION = {"sae_lens_version": "6.54.12"}
+
 
 def saelens(folder: Path, architecture: str, tensors: dict[str, np.ndarray], **config: Any) -> Path:
     said = {"d_in": D, "d_sae": N, "dtype": "float32", "apply_b_dec_to_input": True, "normalize_activations": "none"}
@@ -196,10 +198,86 @@ def write_dictionary_learning_backup(folder: Path) -> Case:
     return Case(folder, x, codes, codes @ wd.T + bd * factor)
 
 
+def saelens_transcoder(architecture: str) -> Callable[[Path], Case]:
+    """What the goldens lack: the two transcoders of SAELens with a skip alone or a threshold alone, of another width out."""
+
+    def write(folder: Path) -> Case:
+        m, out = Maker(54), D - 2
+        t = {"W_enc": m(D, N), "W_dec": m(N, out), "b_enc": m(N), "b_dec": m(out)}
+        t |= {"W_skip": m(out, D)} if "skip" in architecture else {"threshold": np.abs(m(N))}
+        x = m.x()
+        we, wd, be, bd, last, z = wide(*t.values(), x)
+        pre = z @ we + be
+        codes = relu(pre) if "skip" in architecture else relu(pre) * (pre > last)
+        said = {"hook_name": "blocks.2.hook_mlp_in", "hook_name_out": "blocks.2.hook_mlp_out"}
+        path = saelens(folder, architecture, t, d_out=out, apply_b_dec_to_input=False, metadata=said | _VERSION)
+        return Case(path, x, codes, codes @ wd + bd + (z @ last.T if "skip" in architecture else 0))
+
+    return write
+
+
+def circuit_tracer_tensors(m: Maker) -> dict[str, np.ndarray]:
+    return {"W_enc": m(N, D), "W_dec": m(N, D), "b_enc": m(N), "b_dec": m(D)}
+
+
+def write_circuit_tracer(folder: Path) -> Case:
+    m = Maker(50)
+    t = circuit_tracer_tensors(m) | {"activation_function.threshold": np.abs(m(N)), "W_skip": m(D, D)}
+    x = m.x()
+    we, wd, be, bd, th, skip, z = wide(*t.values(), x)
+    save_file(t, folder / "layer_3.safetensors")
+    (folder / "config.yaml").write_text(
+        "model_kind: transcoder_set\nmodel_name: google/gemma-2-2b\nfeature_input_hook: hook_resid_mid\n"
+        "feature_output_hook: hook_mlp_out\ntranscoders:\n- hf://a/b/layer_3.safetensors\n"
+    )
+    pre = z @ we.T + be
+    codes = relu(pre) * (pre > th)
+    return Case(folder / "layer_3.safetensors", x, codes, codes @ wd + bd + z @ skip.T)
+
+
+def write_qwen3_transcoder(folder: Path) -> Case:
+    """mwhanna's, whose larger ones have no config."""
+    m = Maker(51)
+    t, x = circuit_tracer_tensors(m), m.x()
+    we, wd, be, bd, z = wide(*t.values(), x)
+    path = folder / "models--mwhanna--qwen3-14b-transcoders/snapshots/ab/layer_7.safetensors"
+    path.parent.mkdir(parents=True)
+    save_file(t, path)
+    codes = relu(z @ we.T + be)
+    return Case(path, x, codes, codes @ wd + bd)
+
+
+def write_gemma_scope_embedding(folder: Path) -> Case:
+    m = Maker(52)
+    t = standard_tensors(m) | {"threshold": np.abs(m(N))}
+    we, wd, be, bd, th = wide(t["W_enc"], t["W_dec"], t["b_enc"], t["b_dec"], t["threshold"])
+    folder = folder / "models--google--gemma-scope-2b-pt-res/snapshots/ab/embedding/width_24/average_l0_6"
+    folder.mkdir(parents=True)
+    np.savez(folder / "params.npz", **t)
+    rows_kd = m.x()  # of the embedding table; the first block reads them times sqrt(d)
+    pre = rows_kd.astype(np.float64) @ we + be
+    codes = relu(pre) * (pre > th)
+    x = (rows_kd * np.sqrt(D)).astype(np.float32)
+    return Case(folder, x, codes, (codes @ wd + bd) * np.sqrt(D))
+
+
+def write_saelens_centred(folder: Path) -> Case:
+    """TransformerLens' center_writing_weights: the SAE saw the residual stream less its mean over the channels."""
+    m = Maker(53)
+    t, x = standard_tensors(m), m.x(mean=3.0)
+    we, wd, be, bd, z = wide(t["W_enc"], t["W_dec"], t["b_enc"], t["b_dec"], x)
+    mean = z.mean(-1, keepdims=True)
+    codes = relu((z - mean - bd) @ we + be)
+    metadata = {"hook_name": "blocks.2.hook_resid_pre", "model_name": "gpt2-small"}
+    metadata |= {"model_from_pretrained_kwargs": {"center_writing_weights": True}, "sae_lens_version": "6.54.12"}
+    return Case(saelens(folder, "standard", t, metadata=metadata), x, codes, codes @ wd + bd + mean)
+
+
 _WRITERS = [*globals().items(), *vars(_openmoss).items(), *vars(_crosscoders).items()]
 LAYOUTS: dict[str, Callable[[Path], Case]] = {
     name.removeprefix("write_"): made for name, made in _WRITERS if name.startswith("write_")
 }
+LAYOUTS |= {f"saelens_{kind}": saelens_transcoder(kind) for kind in ("skip_transcoder", "jumprelu_transcoder")}
 LAYOUTS |= {
     "saelens_matching_pursuit": matching_pursuit(1, 0.3, None, True),
     "saelens_matching_pursuit_rounds": matching_pursuit(1, 0, 3, False),

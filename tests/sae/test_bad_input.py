@@ -24,7 +24,7 @@ NAMES = (
     "saelens_abstopk", "saelens_matryoshka_checkpoint", "gemma_scope_2_transcoder", "gemma_scope_2_crosscoder",
     "openai_tied_identity", "sparsify_groupmax", "dictionary_learning_new", "dictionary_learning_backup", "llama_scope",
     "llamascopium_topk", "llamascopium_jumprelu", "goodfire", "qresearch", "qwen_scope", "connor_rob", "ckkissane",
-    "batchtopk_mixed",
+    "batchtopk_mixed", "circuit_tracer", "gemma_scope_embedding",
 )  # fmt: skip
 
 
@@ -79,12 +79,17 @@ def test_flipped_bytes(tmp_path: Path, name: str) -> None:
 
 
 def tensors_of(file: Path) -> dict[str, Any]:
+    if file.suffix == ".npz":
+        with np.load(file) as archive:
+            return dict(archive)
     content = load_file(file) if file.suffix == ".safetensors" else read_torch(file)
     return {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in content.items()}
 
 
 def write(file: Path, content: dict[str, Any]) -> None:
-    if file.suffix == ".safetensors":
+    if file.suffix == ".npz":
+        np.savez(file, **content)
+    elif file.suffix == ".safetensors":
         save_file({k: np.ascontiguousarray(v) for k, v in content.items()}, file)
     else:
         save_torch(file, content)

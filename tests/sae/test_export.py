@@ -87,7 +87,8 @@ def test_what_the_layout_cannot_express_is_an_error(tmp_path: Path) -> None:
 
 def test_saelens_reads_what_we_write(tmp_path: Path) -> None:
     sae_lens, torch = pytest.importorskip("sae_lens"), pytest.importorskip("torch")
-    for name in ("saelens_abstopk", "saelens_matching_pursuit", "llama_scope"):
+    names = ("saelens_abstopk", "saelens_matching_pursuit", "llama_scope", "saelens_skip_transcoder")
+    for name in (*names, "saelens_jumprelu_transcoder", "gemma_scope_2_transcoder"):
         (tmp_path / name).mkdir()
         case = LAYOUTS[name](tmp_path / name)
         sae = load_sae(case.path, **case.options)
@@ -95,6 +96,11 @@ def test_saelens_reads_what_we_write(tmp_path: Path) -> None:
         theirs = sae_lens.SAE.load_from_disk(tmp_path / name / "out")
         codes = theirs.encode(torch.tensor(case.x)).detach().numpy()
         np.testing.assert_allclose(codes, encode(sae, case.x), rtol=1e-4, atol=1e-5)
+        output = theirs(torch.tensor(case.x)).detach().numpy()
+        np.testing.assert_allclose(output, reconstruct(sae, case.x), rtol=1e-4, atol=1e-4)
+        if name.startswith("saelens"):  # and the miniature itself, which was not written by us
+            again = sae_lens.SAE.load_from_disk(case.path)
+            np.testing.assert_allclose(again(torch.tensor(case.x)).detach(), case.recon, rtol=1e-4, atol=1e-4)
 
 
 def test_vectors_come_back_with_their_metadata(tmp_path: Path) -> None:

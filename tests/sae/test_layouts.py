@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from sae_attr.sae.formats import load_sae, open_decoder, read_config
 from sae_attr.sae.model import decode, encode, encode_latents, reconstruct, stream_decoder
@@ -89,6 +90,13 @@ def test_a_crosscoder_asks_whose_decoder_is_meant(tmp_path: Path, name: str) -> 
         encode(sae, case.x[:, 0])
 
 
+def test_a_position_may_come_as_text(tmp_path: Path) -> None:
+    case = LAYOUTS["batchtopk_none"](tmp_path)
+    assert read_config(case.path, model="1").stream == read_config(case.path, layer=1).stream == 1
+    with pytest.raises(ValueError, match=r"is 2, but the crosscoder has 0\.\.1"):
+        read_config(case.path, model="2")
+
+
 def test_the_chosen_stream_is_the_one_that_is_named(tmp_path: Path) -> None:
     case = LAYOUTS["gemma_scope_2_crosscoder"](tmp_path)
     sae = load_sae(case.path, layer=22)
@@ -126,6 +134,14 @@ def test_what_names_and_paths_say(tmp_path: Path) -> None:
     assert (found.site, found.site_out, found.layer) == ("layers.3.mlp.input", "layers.3.mlp.output", 3)
     found = cfg("connor_rob")
     assert (found.site, found.layer, found.flatten_heads) == ("blocks.5.attn.hook_z", 5, True)
+    found = cfg("circuit_tracer")
+    assert (found.site, found.site_out, found.layer) == ("blocks.3.hook_resid_mid", "blocks.3.hook_mlp_out", 3)
+    assert (found.model_name, found.gate, found.skip) == ("google/gemma-2-2b", "jumprelu", True)
+    found = cfg("qwen3_transcoder")
+    assert (found.site, found.site_out, found.gate) == ("blocks.7.mlp.hook_in", "blocks.7.hook_mlp_out", "relu")
+    found = cfg("gemma_scope_embedding")
+    assert (found.site, found.layer, found.expected_l0) == ("blocks.0.hook_resid_pre", 0, 6.0)
+    assert found.folded == (f"norm_scale={1 / np.sqrt(D):g}",)
     found = cfg("qresearch")
     assert (found.layer, found.dtype) == (19, "bfloat16")
 
@@ -230,6 +246,68 @@ def test_published_folders_have_their_scale_whichever_way_they_are_reached(tmp_p
     folder.mkdir()
     saelens(folder, "standard", standard_tensors(Maker()))
     assert read_config(folder).norm == "constant_norm_rescale"
+
+
+def test_a_centred_residual_stream(tmp_path: Path) -> None:
+    case = LAYOUTS["saelens_centred"](tmp_path)
+    assert "input centred" in read_config(case.path).folded
+    assert read_config(case.path, centre=False).folded == ()
+    raw = json.loads((case.path / "cfg.json").read_text())
+    for said in (
+        {"model_name": "gemma-2b"},
+        {"hook_name": "blocks.2.attn.hook_z"},
+    ):  # TransformerLens leaves these alone
+        (case.path / "cfg.json").write_text(json.dumps(raw | {"metadata": raw["metadata"] | said}))
+        assert read_config(case.path).folded == ()
+    (case.path / "cfg.json").write_text(json.dumps(raw | {"normalize_activations": "constant_norm_rescale"}))
+    with pytest.raises(ValueError, match="give centre=False"):
+        read_config(case.path)
+    # The release's own config is silent; its folder tells.
+    own = raw | {"metadata": {"hook_name": "blocks.2.hook_resid_pre", "model_name": "gpt2-small"}}
+    for place in ("clone/GPT2-Small-SAEs-Reformatted", "models--jbloom--GPT2-Small-SAEs-Reformatted/snapshots/ab"):
+        folder = tmp_path / place / "blocks.2.hook_resid_pre"
+        folder.mkdir(parents=True)
+        shutil.copyfile(case.path / "sae_weights.safetensors", folder / "sae_weights.safetensors")
+        (folder / "cfg.json").write_text(json.dumps(own))
+        sae = load_sae(folder)
+        assert error(reconstruct(sae, case.x), case.recon) <= 1e-5
+
+
+def test_scales_of_the_distilled_release(tmp_path: Path) -> None:
+    case = LAYOUTS["r1_distill"](tmp_path)
+    known = tmp_path / "800M-Slimpajama-0-OpenR1-Math-220k/L5R"
+    known.mkdir(parents=True)
+    for file in case.path.iterdir():
+        if file.is_file():
+            shutil.copyfile(file, known / file.name)
+    edit(known / "config.json", norm_activation="dataset-wise", dataset_average_activation_norm=None)
+    assert read_config(known).folded[0] == "norm_scale=13.7727"
+    renamed = shutil.copytree(known, tmp_path / "mine")
+    with pytest.raises(ValueError, match="give norm_scale="):
+        read_config(renamed)
+
+
+def test_a_transcoder_of_a_set_without_its_activation(tmp_path: Path) -> None:
+    case = LAYOUTS["circuit_tracer"](tmp_path)
+    config = case.path.parent / "config.yaml"
+    text = config.read_text()
+    t = {k: v for k, v in load_file(case.path).items() if k != "activation_function.threshold"}
+    save_file(t, case.path)
+    assert read_config(case.path).gate == "relu"
+    config.write_text(text + "activation: topk\nk: 4\n")
+    assert (read_config(case.path).gate, read_config(case.path).k) == ("topk", 4)
+    config.write_text(text + "activation: jump_relu\n")
+    with pytest.raises(ValueError, match="give threshold="):
+        read_config(case.path)
+    assert load_sae(case.path, threshold=0.5).threshold_n[3] == 0.5
+    for junk, message in (
+        ("activation: tanh", "known: relu, jumprelu, topk"),
+        ("- 1", "a list"),
+        ("a: [", "is not YAML of plain values"),
+    ):
+        config.write_text(junk)
+        with pytest.raises(ValueError, match=message):
+            read_config(case.path)
 
 
 def test_layers_of_a_gemma_crosscoder_must_all_be_there(tmp_path: Path) -> None:

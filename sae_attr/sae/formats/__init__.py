@@ -14,6 +14,7 @@ import numpy as np
 
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats import (
+    circuit_tracer,
     crosscoder,
     dictionary_learning,
     gemma_scope,
@@ -26,14 +27,15 @@ from sae_attr.sae.formats import (
     saelens,
     sources,
     sparsify,
+    temporal,
 )
 from sae_attr.sae.formats.checks import check_options
 from sae_attr.sae.formats.parts import LoadOptions, Parts, materialise, subset
-from sae_attr.sae.formats.sources import parse_hub
+from sae_attr.sae.formats.sources import parse_hub, pinned
 from sae_attr.sae.model import SAE
 from sae_attr.tensorfiles import RowSource
 
-__all__ = ["FORMATS", "LoadOptions", "load_sae", "open_decoder", "parse_hub", "read_config"]
+__all__ = ["FORMATS", "LoadOptions", "load_sae", "open_decoder", "parse_hub", "pinned", "read_config"]
 
 _READERS: dict[str, Callable[[Path, LoadOptions], Parts]] = {
     "saelens": saelens.read,
@@ -49,6 +51,8 @@ _READERS: dict[str, Callable[[Path, LoadOptions], Parts]] = {
     "qwen_scope": plain.read_qwen_scope,
     "connor_rob": kissane.read_hook_z,
     "crosscoder": crosscoder.read,
+    "temporal": temporal.read,
+    "circuit_tracer": circuit_tracer.read,
     "ckkissane": kissane.read_crosscoder,
     "gemma_scope_2_crosscoder": gemma_scope_2.read_crosscoder,
 }

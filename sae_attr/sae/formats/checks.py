@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from sae_attr.sae.formats.parts import LoadOptions
+
+_LARGEST = 1 << 20  # bytes of a YAML file
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -32,6 +35,26 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_json_if_there(path: Path) -> dict[str, Any]:
     """A JSON object, empty where there is no file."""
     return read_json(path) if path.is_file() else {}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping of plain values; empty for an empty file.
+
+    Raises:
+      ValueError: no YAML, a mapping of nothing, or tags that would make objects.
+    """
+    try:
+        text = path.read_text(encoding="utf-8") if path.stat().st_size <= _LARGEST else "too long"
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
+            raise ValueError("it has aliases, of which a few bytes make values without end")
+        value = yaml.safe_load(text) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not YAML of plain values ({type(error).__name__}: {error}); fetch it again"
+        ) from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not an object of settings")
+    return value
 
 
 def integer(path: Path, raw: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -158,6 +181,8 @@ def pick_stream(path: Path, names: tuple[str, ...], streams: int, options: LoadO
         return None
     if str(chosen) in names:
         return names.index(str(chosen))
+    if isinstance(chosen, str) and chosen.isdigit():  # a position from a command line
+        chosen = int(chosen)
     # A layer number that the file does not have must not be taken for a position.
     numbered = bool(names) and all(name.isdigit() for name in names)
     if numbered or isinstance(chosen, bool) or not isinstance(chosen, int) or not 0 <= chosen < streams:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sae_attr.sae.config import SAEConfig
-from sae_attr.sae.formats import llama_scope
+from sae_attr.sae.formats import llama_scope, releases
 from sae_attr.sae.formats.checks import check_gate, check_names, check_shapes, integer, read_json, reject_options
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 from sae_attr.tensorfiles import read_tensors
@@ -54,6 +54,9 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     n = _latents(where, raw, d)
     shapes = {"W_E": (d, n), "b_E": (n,), "W_D": (n, d), "b_D": (d,), _THRESHOLD: (n,)}
     check_shapes(weights, tensors, shapes, f"{CONFIG} says d_model={d}, {n} latents")
+    known_scale = releases.r1_distill_scale(weights.parent)
+    if known_scale and "norm_scale" not in options and not raw["dataset_average_activation_norm"]:
+        raw["dataset_average_activation_norm"] = {"in": math.sqrt(d) / known_scale}
     norm, scale_in, scale_out = llama_scope.norms(where, raw, d, options)
     gate, k = _gate(where, act, raw, options)
     by_norm = bool(raw.get("sparsity_include_decoder_norm", True))

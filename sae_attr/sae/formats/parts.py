@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
@@ -12,6 +12,7 @@ import numpy as np
 
 from sae_attr.sae.config import LOCAL_GATES, SAEConfig
 from sae_attr.sae.model import SAE
+from sae_attr.sae.temporal import Attention
 from sae_attr.tensorfiles import RowSource, row_norms
 
 _CHUNK = 8192  # rows per read where a whole dictionary is passed over
@@ -33,6 +34,8 @@ class LoadOptions(TypedDict, total=False):
         gives, else the position from 0.
       code_normalization: of a crosscoder whose file does not hold code_normalization_id.
       pre_bias: whether a sparsify transcoder takes b_dec from its input, as those from before February 2025 did.
+      centre: whether a SAELens SAE reads the residual stream less its mean over the channels, as TransformerLens'
+        center_writing_weights makes it; the mean is then taken from what it reads and added to what it writes.
       affine: "in_out" or "out_in", the axes of a Gemma Scope 2 skip connection.
     """
 
@@ -47,6 +50,7 @@ class LoadOptions(TypedDict, total=False):
     model: int | str
     code_normalization: str
     pre_bias: bool
+    centre: bool
     affine: str
 
 
@@ -62,6 +66,8 @@ class Parts:
       vectors: the other fields of `SAE` by name, in final units but for the folds below.
       scales: factor of every stream's input, multiplied into the encoder; empty for none.
       shifts: `[d_in]` of every stream, taken from the scaled input and so folded into the encoder's bias; or empty.
+      centre: the encoder reads its input less the mean over the channels, which is folded into it.
+      attention: layers of a temporal SAE, by the fields of `temporal.Attention`.
       fold_dec_norm: encoder and its bias are multiplied by the norms of the decoder rows, which become unit.
       code_norm: from the rows' norms `[streams, n]` to what `threshold_n` is divided by.
     """
@@ -73,6 +79,8 @@ class Parts:
     vectors: dict[str, np.ndarray]
     scales: tuple[float, ...] = ()
     shifts: tuple[np.ndarray, ...] = ()
+    centre: bool = False
+    attention: tuple[dict[str, np.ndarray], ...] = ()
     fold_dec_norm: bool = False
     code_norm: Callable[[np.ndarray], np.ndarray] | None = None
 
@@ -154,11 +162,19 @@ def materialise(parts: Parts, dtype: str) -> SAE:
     """
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # what comes of it is found at the end
         tensors = _folded(parts)
-        for name, value in tensors.items():
-            # One float64 sum is finite exactly where all its terms are, and needs no array of booleans.
-            if not np.isfinite(np.sum(value, dtype=np.float64)):
-                raise ValueError(f"{parts.path}: {name} holds NaN or infinity; fetch it again or use another SAE")
-    return SAE(**{name: jnp.asarray(value, dtype=jnp.dtype(dtype)) for name, value in tensors.items()}, cfg=parts.cfg)
+        _check_finite(parts.path, tensors)
+    cast = lambda arrays: {name: jnp.asarray(value, dtype=jnp.dtype(dtype)) for name, value in arrays.items()}
+    for layer in parts.attention:
+        _check_finite(parts.path, layer)
+    attention = tuple(Attention(**cast(layer)) for layer in parts.attention)
+    return SAE(**cast(tensors), attention=attention, cfg=parts.cfg)
+
+
+def _check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    for name, value in arrays.items():
+        # One float64 sum is finite exactly where all its terms are, and needs no array of booleans.
+        if not np.isfinite(np.sum(value, dtype=np.float64)):
+            raise ValueError(f"{path}: {name} holds NaN or infinity; fetch it again or use another SAE")
 
 
 def _folded(parts: Parts) -> dict[str, np.ndarray]:
@@ -168,6 +184,8 @@ def _folded(parts: Parts) -> dict[str, np.ndarray]:
     if parts.shifts:
         vectors["enc_bias_n"] = _shifted(vectors["enc_bias_n"], parts.shifts, encs, parts.cfg.block_encoder)
     for enc, scale in zip(encs, scales, strict=True):
+        if parts.centre:
+            enc -= enc.mean(0)  # (x - mean) @ W = x @ (W - its mean over the channels)
         if scale != 1.0:
             enc *= np.float32(scale)
     decs = [dec.rows(0, len(dec)) for dec in parts.decs]

@@ -6,6 +6,7 @@ Orientation is always W_enc [d_in, d_sae], W_dec [d_sae, d_out]. Source: SAELens
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sae_attr.sae.config import SAEConfig
-from sae_attr.sae.formats import releases
+from sae_attr.sae.formats import releases, temporal
 from sae_attr.sae.formats.checks import (
     check_names,
     check_shapes,
@@ -54,7 +55,6 @@ _GATES = {
 }  # fmt: skip
 _ALIASES = {"abs_topk": "abstopk"}
 _REFUSED = {
-    "temporal": "its codes depend on the whole sequence (attention over earlier tokens), not on one token at a time",
     "phase_multiplexed": "its encoder is not documented well enough to be certain of the codes",
 }
 _FIELDS = {
@@ -70,13 +70,16 @@ def read(weights: Path, options: LoadOptions) -> Parts:
       ValueError: an unknown architecture, activation or normalisation; config and tensors that disagree; a scale or a
         threshold that is not in the folder.
     """
-    reject_options(options, "saelens", ("norm_scale", "threshold", "site"))
+    reject_options(options, "saelens", ("norm_scale", "threshold", "site", "centre"))
     if not (weights.parent / CONFIG).is_file():
         raise ValueError(f"{weights} has no {CONFIG} beside it; a saelens SAE needs both")
     raw = read_json(weights.parent / CONFIG)
     metadata = raw.get("metadata") or {}
     raw |= {key: value for key, value in metadata.items() if key not in raw} | releases.overrides(weights.parent)
     tensors = read_tensors(weights)
+    if raw.get("architecture") == "temporal":
+        reject_options(options, "temporal saelens", ("site",))
+        return temporal.parts(weights, weights.parent / CONFIG, raw, tensors, options, source="saelens")
     cfg = _config(weights, raw, tensors, options)
     scale = _norm_scale(weights, raw, cfg, options)
     batch = "topk_threshold" in tensors
@@ -97,7 +100,36 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     # Folding the norms is exact for topk too: selection and code use pre * |row|, and the decoder divides it out again.
     cfg = replace(cfg, rescale_by_dec_norm=False, folded=tuple(names))
     enc_dn = tensors["W_dec"].T if cfg.gate == "matching_pursuit" else tensors["W_enc"]
-    return Parts(weights, cfg, (dec,), (enc_dn,), vectors, scales=(scale,), fold_dec_norm=fold)
+    parts = Parts(weights, cfg, (dec,), (enc_dn,), vectors, scales=(scale,), fold_dec_norm=fold)
+    return _centred(parts, raw, tensors["b_dec"], options)
+
+
+def _centred(parts: Parts, raw: dict[str, Any], b_dec: np.ndarray, options: LoadOptions) -> Parts:
+    """The SAE for the site's own activation, where it was trained on one less its mean over the channels.
+
+    TransformerLens centres the writing weights of models with LayerNorm alone, and of the sites only what they write.
+    """
+    cfg, kwargs = parts.cfg, raw.get("model_from_pretrained_kwargs")
+    written = re.search(r"hook_(resid_pre|resid_mid|resid_post|mlp_out|attn_out)$", cfg.site or "")
+    with_layer_norm = re.search(r"gpt2|pythia|gpt-neo", str(raw.get("model_name")))
+    said = bool(isinstance(kwargs, dict) and kwargs.get("center_writing_weights") and written and with_layer_norm)
+    if not options.get("centre", said) or cfg.norm == "layer_norm":  # which centres by itself, and adds the mean again
+        return parts
+    if cfg.norm != "none" or cfg.d_in != cfg.d_out or cfg.site_out not in (None, cfg.site) or cfg.skip:
+        raise ValueError(
+            f"{parts.path}: trained on centred activations (center_writing_weights), which does not fold into a transcoder "
+            f"or the norm {cfg.norm!r}; give centre=False to read the site as it is"
+        )
+    if cfg.gate == "matching_pursuit":
+        raise ValueError(f"{parts.path}: centre= does not fold into tied matching pursuit; give centre=False")
+    d = cfg.d_in
+    return replace(
+        parts,
+        cfg=replace(cfg, subtract_b_dec=False, skip=True, folded=(*cfg.folded, "input centred")),
+        shifts=(b_dec,) if cfg.subtract_b_dec else (),
+        centre=True,
+        vectors=parts.vectors | {"skip_dm": np.full((d, d), 1 / d, np.float32)},  # x @ skip is the mean of x
+    )
 
 
 def _dec_bias(raw: dict[str, Any], cfg: SAEConfig, b_dec: np.ndarray) -> np.ndarray:

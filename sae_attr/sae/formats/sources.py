@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from sae_attr import hub
 from sae_attr.sae.formats import (
+    circuit_tracer,
     crosscoder,
     dictionary_learning,
     gemma_scope,
@@ -16,6 +17,7 @@ from sae_attr.sae.formats import (
     llamascopium,
     saelens,
     sparsify,
+    temporal,
 )
 from sae_attr.tensorfiles import read_tensors
 
@@ -30,8 +32,12 @@ WEIGHTS: dict[str, tuple[str, ...]] = {
     sparsify.WEIGHTS: ("sparsify",),
     llama_scope.WEIGHTS: ("llama_scope",),
     kissane.CROSSCODER_WEIGHTS: ("ckkissane",),
+    temporal.WEIGHTS: ("temporal",),
 }
-_CONFIGS = (saelens.CONFIG, saelens.SCALER, dictionary_learning.CONFIG, llama_scope.CONFIG, llama_scope.LM_CONFIG)
+_CONFIGS = (
+    saelens.CONFIG, saelens.SCALER, dictionary_learning.CONFIG, llama_scope.CONFIG, llama_scope.LM_CONFIG,
+    circuit_tracer.CONFIG, temporal.CONFIG,
+)  # fmt: skip
 _SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin")
 _MOST = 64  # weight files of unknown name that are looked into
 assert crosscoder.WEIGHTS[0] in WEIGHTS
@@ -107,7 +113,8 @@ def _by_tensors(path: Path) -> str | None:
     if {"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"} == names:
         return _linear_layers(path)
     if "W_dec" in names and path.suffix == ".safetensors":
-        return "saelens"
+        own = circuit_tracer.recognised(path, tensors) and not (path.parent / saelens.CONFIG).is_file()
+        return "circuit_tracer" if own else "saelens"
     if {"W_enc", "W_dec", "b_enc", "b_dec"} == names:
         if kissane.config_of(path).is_file():
             return "connor_rob"
@@ -158,6 +165,16 @@ def fetch(url: str) -> Path:
     """Downloads the few files of one SAE through the hub's cache; never the whole folder, which may hold GBs."""
     repo, inside, revision = parse_hub(url)
     return hub.download(repo, revision, files=hub_files(repo, inside)) / inside
+
+
+def pinned(url: str) -> str:
+    """The hub address with the commit that its branch or tag stands for now, so that everything later reads that commit.
+
+    Errors as for `load_sae`.
+    """
+    repo, inside, revision = parse_hub(url)
+    commit = hub.download(repo, revision, files=hub_files(repo, inside)).name  # of the cache's folder of a snapshot
+    return f"hf://{repo}{'/' * bool(inside)}{inside}@{commit}"
 
 
 def hub_files(repo: str, inside: str) -> list[str]:
