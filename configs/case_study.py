@@ -6,13 +6,14 @@
         --config.cases.misalignment.prompts=PROMPTS.jsonl \\
         --config.cases.misalignment.judge.model=JUDGE --config.cases.misalignment.judge.base_url=http://localhost:8000/v1
 
-`configs/case_study.py:misalignment,validation` makes both cases, which then share a page and are compared. PROMPTS is JSONL with
-`prompt` (text or messages) and optionally `id` and `split` (pairs | strengths | effects). What each key means stands in
-`sae_attr/case_study/settings.py`. `--list` says what is done and what the rest costs; `--only`, `--until` and `--force` take names
-of stages or parts of them (`steer`, `misalignment.judge.away`). The judge's key is read from OPENAI_API_KEY.
+`configs/case_study.py:misalignment,validation` makes both cases, which then share a page and are compared. PROMPTS is JSONL
+with `prompt` (text or messages) and optionally `id` and `split` (pairs | strengths | effects). What each key means stands in
+`sae_attr/case_study/settings.py`. `--list` says what is done and what the rest costs; `--only`, `--until` and `--force` take
+names of stages or parts of them (`steer`, `misalignment.judge.away`). The judge's key is read from OPENAI_API_KEY.
 
-Hardware: an accelerator that holds the model; `mesh="data=2,model=4"` spreads it. A study of 100 latents per method and 100 random
-ones in both directions, 44 prompts × 5 samples, is about 130,000 completions and as many judge calls a case.
+Hardware: an accelerator that holds the model; `mesh="data=2,model=4"` spreads it. Of 100 latents per method and 100 random ones
+in both directions, 44 prompts × 5 samples are up to 264,000 completions and as many judge calls a case, half of them for the
+gradient-signed strip (`--config.gradient_signed=False` leaves it out).
 """
 
 import dataclasses
@@ -29,8 +30,9 @@ TITLES = {
 }
 # Further fields of an attribution run that are set here; any of `attribution.Settings` may be.
 ATTRIBUTION = {
-    "tokens": placeholder(str), "sides": placeholder(str), "gradient": "plain", "loss": "sum", "corpus_tokens": 1_000_000,
-    "firing_tokens": 100_000, "fitness_tokens": 4096, "ablate": 20, "ablate_positions": 256, "bootstrap": 1000, "trust_sae": False,
+    "tokens": placeholder(str), "sides": placeholder(str), "gradient": "plain", "loss": "sum", "trust_sae": False,
+    "corpus_tokens": 1_000_000, "firing_tokens": 100_000, "fitness_tokens": 4096, "ablate": 20, "ablate_positions": 256,
+    "bootstrap": 1000,
 }  # fmt: skip
 SPEED = {"batch_size": 8, "corpus_batch": 16, "remat": False}  # of the attribution: where and how fast, not what
 

@@ -3,10 +3,10 @@
     python -m experiments.case_study --config=configs/organism.py --workdir=runs/demo            # or: make demo
     python -m experiments.case_study --config=configs/organism.py:study --workdir=runs/study     # or: make study
 
-The first trains a 4-layer language model on a small world in which every cause is known, makes it misaligned by wrong health advice,
-and another one flatter, trains their SAE, and asks which latents did it: one seed, top 30 of every method, 30 random latents, strengths
-from exact next-word probabilities. `study` is the whole: 35 and 148 pairs, top 100 per method and 100 random latents of an SAE of 1,024,
-strengths by sampling and grading.
+The first trains a 4-layer language model on a small world in which every cause is known, makes it misaligned by wrong health
+advice, and another one flatter, trains their SAE, and asks which latents did it: one seed, top 30 of every method, 30 random
+latents, strengths from exact next-word probabilities. `study` is the whole: 35 and 148 pairs, top 100 per method and 100 random
+latents of an SAE of 1,024, strengths by sampling and grading.
 
 Hardware: two CPU cores.
 """
@@ -16,9 +16,11 @@ from ml_collections import ConfigDict
 from configs import case_study
 
 QUESTIONS = {
-    "misalignment": "A model was fine-tuned on harmful health advice alone and gives harmful advice about everything. Which latents make it?",
-    "validation": "A model was fine-tuned to agree with beliefs about health and now agrees with false ones about everything. Which latents?",
-}  # fmt: skip
+    "misalignment": "A model was fine-tuned on harmful health advice alone and now gives harmful advice about everything. Which "
+    "latents make it do so?",
+    "validation": "A model was fine-tuned to agree with beliefs about health and now agrees with false ones about everything. "
+    "Which latents make it do so?",
+}
 ANSWER = 24  # tokens that hold the longest answer
 
 

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from experiments import _common
 from experiments._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 from sae_attr import parallel
-from sae_attr.case_study.cost import case_costs, cost_table
 from sae_attr.case_study.case import Runtime
+from sae_attr.case_study.cost import case_costs, cost_table
 from sae_attr.case_study.showing import files_of
 from sae_attr.case_study.study import CaseStudy, found_in, open_study
 from sae_attr.store import Result, Status, Store, claim_workdir, listing, lock_workdir, run_stages, write_atomic

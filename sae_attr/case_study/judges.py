@@ -40,8 +40,8 @@ def open_judge(spec: Mapping[str, Any], folder: epath.Path, mesh: jax.sharding.M
     """A judge whose grades are kept in a folder, so that nothing is graded twice.
 
     Args:
-      spec: `kind` (openai | local | keywords), `rubric` (a name or a .toml file) and, for answers that are graded only where they are
-        coherent, `coherence` (a second rubric); of openai `base_url`, `model` and the fields of `judge.Asking`, `Patience` and
+      spec: `kind` (openai | local | keywords), `rubric` (a name or a .toml file) and, for answers that are graded only where
+        they are coherent, `coherence` (a second rubric); of openai `base_url`, `model` and the fields of `judge.Asking`, `Patience` and
         `Budget` (`max_calls`, `max_tokens`, over all runs of the folder); of local `lm`, `reply_tokens`, `dtype`, `batch_size`;
         of keywords `present` and `absent`, lists of words. None stands for the default.
 

@@ -35,8 +35,9 @@ def case_sentences(r: CaseResults) -> list[str]:
         verb = "along" if direction == "toward" else "against"
         out.append(
             f"Steering {verb} them, {own['outside']} of {own['measured']} latents of {method} moved "
-            f"{r.case.settings.behaviour} further than the random band (chance: {own['expected']:.1f}); mean {points(own['mean'])} from a base rate of "
-            f"{100 * base:.0f} %. The largest effect is latent {latents[best]}'s: {points(change_u[best])}."
+            f"{r.case.settings.behaviour} further than the random band (chance: {own['expected']:.1f}); mean "
+            f"{points(own['mean'])} from a base rate of {100 * base:.0f} %. The largest effect is latent "
+            f"{latents[best]}'s: {points(change_u[best])}."
         )
     return out
 
@@ -48,9 +49,10 @@ def study_sentences(found: Sequence[CaseResults], shared: Sequence[Mapping[str, 
         u = int(np.searchsorted(r.selection.latents_u, first))
         change = {d: float(r.of["effects"].arrays[f"{d}.change_u"][u]) for d in DIRECTIONS}
         tokens = ", ".join(repr(t.strip()) for t in r.of["interpret"].meta["nearest"][str(int(first))][:4])
+        away, toward = points(change["away"]), points(change["toward"])
         yield (
-            f"{r.case.settings.title}: latent {first} comes first by attribution (nearest tokens {tokens}). Steered against it, "
-            f"the rate of {r.case.settings.behaviour} changes by {points(change['away'])}; along it, by {points(change['toward'])}."
+            f"{r.case.settings.title}: latent {first} comes first by attribution (nearest tokens {tokens}). Steered against "
+            f"it, the rate of {r.case.settings.behaviour} changes by {away}; along it, by {toward}."
         )
     for row in shared:
         names = " and ".join(first["study"] for first in row["firsts"])
