@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from configs import case_study
 
 QUESTIONS = {
-    "misalignment": "A model was fine-tuned on harmful health advice alone and now gives harmful advice about everything. Which "
-    "latents make it do so?",
+    "misalignment": "A model was fine-tuned on harmful health advice alone and now gives harmful advice about everything. "
+    "Which latents make it do so?",
     "validation": "A model was fine-tuned to agree with beliefs about health and now agrees with false ones about everything. "
     "Which latents make it do so?",
 }

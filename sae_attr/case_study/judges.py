@@ -41,9 +41,9 @@ def open_judge(spec: Mapping[str, Any], folder: epath.Path, mesh: jax.sharding.M
 
     Args:
       spec: `kind` (openai | local | keywords), `rubric` (a name or a .toml file) and, for answers that are graded only where
-        they are coherent, `coherence` (a second rubric); of openai `base_url`, `model` and the fields of `judge.Asking`, `Patience` and
-        `Budget` (`max_calls`, `max_tokens`, over all runs of the folder); of local `lm`, `reply_tokens`, `dtype`, `batch_size`;
-        of keywords `present` and `absent`, lists of words. None stands for the default.
+        they are coherent, `coherence` (a second rubric). Of openai `base_url`, `model` and the fields of `judge.Asking`,
+        `Patience` and `Budget` (`max_calls`, `max_tokens`, over all runs of the folder); of local `lm`, `reply_tokens`,
+        `dtype`, `batch_size`; of keywords `present` and `absent`, lists of words. None stands for the default.
 
     Raises:
       ValueError: an unknown kind, key or rubric, or a missing one.
