@@ -15,7 +15,7 @@ from sae_attr.judge.base import (
 )
 from sae_attr.judge.budget import Budget
 from sae_attr.judge.cache import CachedJudge, cached
-from sae_attr.judge.combine import CoherentOnly, Panel
+from sae_attr.judge.combine import CoherentOnly, Panel, warnings_of
 from sae_attr.judge.keywords import KeywordJudge
 from sae_attr.judge.local_judge import LocalJudge
 from sae_attr.judge.openai_judge import Asking, OpenAIJudge
@@ -51,5 +51,6 @@ __all__ = [
     "read_reply",
     "rubric_names",
     "values",
+    "warnings_of",
     "weighted_score",
 ]

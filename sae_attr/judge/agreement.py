@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -206,10 +207,10 @@ def all_pairs(
     verdicts = verdicts or {}
     out = {}
     for a, b in combinations(scores, 2):
-        options = {"clusters_n": clusters_n, "resamples": resamples, "seed": seed}
-        both = a in verdicts and b in verdicts
-        found = verdict_agreement(verdicts[a], verdicts[b], **options) if both else None
-        out[a, b] = (score_agreement(scores[a], scores[b], **options), found)
+        compare = partial(verdict_agreement, clusters_n=clusters_n, resamples=resamples, seed=seed)
+        found = compare(verdicts[a], verdicts[b]) if a in verdicts and b in verdicts else None
+        of_scores = score_agreement(scores[a], scores[b], clusters_n=clusters_n, resamples=resamples, seed=seed)
+        out[a, b] = (of_scores, found)
     return out
 
 

@@ -89,6 +89,13 @@ def majority(grades: Sequence[Grade]) -> Grade:
     return Grade(label, score=score, behaviour=behaviour, coherent=coherent, raw=raw, details=details)
 
 
+def warnings_of(judge: Any) -> list[str]:
+    """What a reader of the grades must know, gathered from a judge and from those that it asks; each once."""
+    inner = [getattr(judge, name) for name in ("judge", "behaviour", "coherence") if hasattr(judge, name)]
+    found = [text for other in (*inner, *getattr(judge, "judges", ())) for text in warnings_of(other)]
+    return list(dict.fromkeys([*getattr(judge, "warnings", ()), *found]))
+
+
 def _most(verdicts: np.ndarray) -> float | None:
     """1.0 or 0.0 where more than half of those that tell say so, else None."""
     told = verdicts[np.isfinite(verdicts)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from sae_attr.judge import (
     Judge,
     LocalJudge,
     Panel,
+    cached,
     counts,
     grade_of_row,
     grade_row,
@@ -24,6 +26,7 @@ from sae_attr.judge import (
     load_rubric,
     read_reply,
     values,
+    warnings_of,
 )
 from sae_attr.judge.combine import majority
 from tests.judge._rule import RuleJudge, items
@@ -157,6 +160,15 @@ def test_majorities(texts: tuple[str, ...], label: str, behaviour: float | None,
     grade = majority(replies(*texts))
     assert (grade.label, grade.behaviour) == (label, behaviour)
     assert grade.score == (None if score is None else pytest.approx(score))
+
+
+def test_warnings_are_found_through_every_layer(tmp_path: Path) -> None:
+    inner = [RuleJudge(name=name) for name in "abc"]
+    for judge in inner:
+        judge.warnings = ["shared", judge.name]  # pyright: ignore[reportAttributeAccessIssue]
+    judge = Panel((CoherentOnly(cached(inner[0], tmp_path), inner[1]), inner[2]))
+    assert warnings_of(judge) == ["shared", "a", "b", "c"]
+    assert warnings_of(RuleJudge()) == []
 
 
 def test_a_panel_grades_by_majority() -> None:
