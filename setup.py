@@ -42,16 +42,21 @@ REQUIRES = [
     "scipy>=1.13,<2",  # rank correlations and intervals of the statistics
     "matplotlib>=3.9,<4",  # figures
     "tqdm>=4.66,<5",  # progress bars
+    "pyyaml>=6,<7",  # configs of temporal SAEs and circuit-tracer transcoders
 ]
 
 DATA = ["pyarrow>=16"]
+JUDGE = ["openai>=2,<4"]
+PAGE = ["selenium>=4.20,<5"]
 
 EXTRAS = {
     "data": DATA,  # corpora in parquet and arrow files
+    "judge": JUDGE,  # judges behind OpenAI-compatible servers
+    "page": PAGE,  # tests of the page in headless Chromium
     # Pinned where a new release changes what counts as an error.
-    "dev": ["pytest>=8.3,<10", "pytest-xdist>=3.6,<4", "ruff==0.17.5", "pyright[nodejs]==1.1.414", *DATA],
+    "dev": ["pytest>=8.3,<10", "pytest-xdist>=3.6,<4", "ruff==0.17.5", "pyright[nodejs]==1.1.414", *DATA, *JUDGE, *PAGE],
     # What the tests and benchmarks compare with; nothing in sae_attr or experiments imports them.
-    "peers": ["torch>=2.4", "transformers>=4.50", "peft>=0.15", "sae-lens>=5", "dictionary-learning>=0.1"],
+    "peers": ["torch>=2.4", "transformers>=4.50", "peft>=0.15", "sae-lens>=5", "dictionary-learning>=0.1", "gguf>=0.10"],
     "gpu": ["jax[cuda13]>=0.9,<0.12"],
     "tpu": ["jax[tpu]>=0.9,<0.12"],
     "gcs": ["etils[epath-gs]>=1.10,<2"],  # workdirs and models at gs://
@@ -67,7 +72,7 @@ setup(
     python_requires=">=3.11",
     # The entrypoints and their configs too, so that `python -m experiments.attribute` works after an install.
     packages=find_packages(include=["sae_attr", "sae_attr.*"]) + ["experiments", "configs"],
-    package_data={"sae_attr": ["py.typed"]},
+    package_data={"sae_attr": ["py.typed", "judge/rubrics/*.toml", "page/files/*"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

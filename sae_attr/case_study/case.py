@@ -16,7 +16,6 @@ from etils import epath
 from sae_attr.attribution.candidates import decoder_rows
 from sae_attr.attribution.settings import Settings
 from sae_attr.attribution.study import Study
-from sae_attr.case_study.prompts import Prompt
 from sae_attr.case_study.samples import UNSTEERED, Answer, Arms, Rows
 from sae_attr.case_study.settings import CaseSettings, StudySettings
 from sae_attr.data import encode_prompt
@@ -25,6 +24,7 @@ from sae_attr.judge import Item, Judge
 from sae_attr.lm.model import Params
 from sae_attr.lm.sample import Sampling
 from sae_attr.lm.weights import load_config, resolve_model
+from sae_attr.pairs import Prompt
 from sae_attr.parallel import to_host
 from sae_attr.steering import Row, sweep
 from sae_attr.store import Store, fingerprint
@@ -136,7 +136,7 @@ class Case:
     def prompt_ids(self, split: str) -> list[list[int]]:
         """Token ids of a split's prompts, as a completion's row begins."""
         study = self.attribution
-        return [encode_prompt(p.text, study.tokenizer, prepend_bos=study.prepend_bos) for p in self.prompts(split)]
+        return [encode_prompt(p, study.tokenizer, prepend_bos=study.prepend_bos) for p in self.prompts(split)]
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -160,7 +160,7 @@ class Case:
     def item(self, split: str) -> Any:
         """`(id, prompt number, token ids) -> Item` for the judge."""
         prompts = self.prompts(split)
-        return lambda name, p, ids: Item(id=name, prompt=prompts[p].text, completion=self.text(ids))
+        return lambda name, p, ids: Item(id=name, prompt=prompts[p].prompt, completion=self.text(ids))
 
     @functools.cached_property
     def sampling(self) -> Sampling:

@@ -111,7 +111,7 @@ def fields(case: Case) -> dict[str, dict[str, Any]]:
     """Stage -> the config fields that it declares."""
     s, study = case.settings, case.study
     sampling = plain(study.sampling, "attempts")
-    prompts = [[p.id, p.text] for p in case.source.prompts["pairs"]] if s.organism is None else []
+    prompts = [[p.id, p.prompt, p.prompt_ids] for p in case.source.prompts["pairs"]] if s.organism is None else []
     return {
         "sample": {"sampling": sampling, "prompts": prompts, "samples": s.pair_samples, "seed": study.seed,
                    "dtype": study.dtype, "resid_dtype": study.resid_dtype},

@@ -25,6 +25,7 @@ from sae_attr.judge import (
 )
 from sae_attr.lm.sample import Sampling, generate, make_prompts
 from sae_attr.lm.weights import load_lm, resolve_model
+from sae_attr.pairs import Prompt
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.store import fingerprint
 from sae_attr.tokenizer import decode, load_tokenizer
@@ -105,7 +106,7 @@ class LocalAnswers:
         self._loaded = self._loaded or self._load()
         params, tok, run = self._loaded
         asked = [p if tok.chat_template else "\n\n".join(str(m["content"]) for m in p) for p in prompts]
-        ids = [encode_prompt(p, tok) for p in asked]
+        ids = [encode_prompt(Prompt("", p), tok) for p in asked]
         packed = make_prompts(ids + [[]] * (self.batch_size - len(ids)), multiple=64)
         keys_b = jax.random.split(jax.random.key(0), self.batch_size)  # unused: greedy
         made = run(params, *shard_batch((packed, keys_b), self.mesh))

@@ -140,6 +140,6 @@ def _comparisons(r: CaseResults, direction: str, u: int) -> Iterator[Comparison]
         text = (
             prompt.text
             if isinstance(prompt.text, str)
-            else "\n".join(f"{m['role']}: {m['content']}" for m in prompt.text)
+            else "\n".join(f"{m['role']}: {m['content']}" for m in prompt.prompt)
         )
         yield Comparison(prompt.id, text, said(rows_kps[0, p, s]), said(rows_kps[arm, p, s]))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sae_attr.case_study.grading import Graded
-from sae_attr.case_study.prompts import Prompt
+from sae_attr.pairs import Prompt
 
 
 def pair_counts(behaviour_ps: np.ndarray, coherent_ps: np.ndarray) -> dict[str, int]:
@@ -67,7 +67,7 @@ def make_pairs(
         )
     records = []
     for p in chosen:
-        record: dict[str, Any] = {"id": prompts[p].id, "prompt": prompts[p].text, "sampler": sampler}
+        record: dict[str, Any] = {"id": prompts[p].id, "prompt": prompts[p].prompt, "sampler": sampler}
         record["prompt_ids"] = [int(i) for i in prompt_ids[p]]
         for name, usable_ps in sides.items():
             rows = _distinct(p * samples + np.flatnonzero(usable_ps[p]), graded.tokens_rn)[:per_side]

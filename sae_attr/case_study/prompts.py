@@ -1,63 +1,48 @@
-"""Prompts of a case study: read from JSONL, in three parts that share no prompt."""
+"""Prompts of a case study in three parts that share no prompt."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from sae_attr.chat import Message
-from sae_attr.textfiles import json_lines, sound
+from sae_attr.pairs import Prompt
 
 SPLITS = ("pairs", "strengths", "effects")
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """What a model is asked.
+def split_prompts(
+    prompts: Sequence[Prompt], shares: Sequence[float] = (0.5, 0.2, 0.3), *, path: str = "the prompts"
+) -> dict[str, tuple[Prompt, ...]]:
+    """The prompts of each of `SPLITS`, in their order.
+
+    Where a prompt names no split, it is drawn by a hash of its id, so that another prompt in the file moves none of the others.
 
     Args:
-      id: unique; random keys come from it.
-      text: a string, or messages ({"role", "content"}) for the chat template.
-    """
-
-    id: str
-    text: str | tuple[Message, ...]
-
-
-def read_prompts(path: str | Path, shares: Sequence[float] = (0.5, 0.2, 0.3)) -> dict[str, tuple[Prompt, ...]]:
-    """The prompts of each of `SPLITS`, in the file's order.
-
-    A record is {"prompt": text or messages, "id"?, "split"?}. Where records name no split, it is drawn by a hash of the id, so
-    that another prompt in the file moves none of the others.
-
-    Args:
-      shares: of `SPLITS`, for records without a split.
+      shares: of `SPLITS`, for prompts without a split.
+      path: of the file, for messages.
 
     Raises:
-      ValueError: with file and line: a record that cannot be read, an unknown split, an id or a prompt that stands twice (the
-        same prompt in two splits would let a choice see what it is judged by); a split without any prompt.
+      ValueError: an unknown split; a prompt that stands twice (in two splits it would let a choice see what it is judged by); a
+        split without any prompt.
     """
     out: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
-    seen: dict[Any, int] = {}
-    for line, record in json_lines(Path(path)):
-        where = f"{path}:{line}"
-        prompt, split = _prompt(record, line, where), record.get("split")
-        if split not in (None, *SPLITS):
-            raise ValueError(f"{where}: split {split!r} is unknown; write one of {', '.join(SPLITS)}, or leave it out")
-        for what, value in (("id", prompt.id), ("prompt", str(prompt.text))):
-            if (what, value) in seen:
-                raise ValueError(f"{where}: this {what} stands on line {seen[what, value]} too; each once")
-            seen[what, value] = line
-        out[split or drawn_split(prompt.id, shares)].append(prompt)
-    if absent := [name for name, prompts in out.items() if not prompts]:
+    seen: dict[Any, Prompt] = {}
+    for prompt in prompts:
+        where = f"{path}:{prompt.line}"
+        if prompt.split not in (None, *SPLITS):
+            known = ", ".join(SPLITS)
+            raise ValueError(f"{where}: split {prompt.split!r} is unknown; write one of {known}, or leave it out")
+        twin = seen.setdefault(prompt.prompt_ids or str(prompt.prompt), prompt)
+        if twin is not prompt:
+            raise ValueError(f"{where}: the prompt of {twin.id!r} on line {twin.line} stands here again; each once")
+        out[prompt.split or drawn_split(prompt.id, shares)].append(prompt)
+    if absent := [name for name, some in out.items() if not some]:
         raise ValueError(
             f"{path} has no prompt in the split {absent[0]!r} (of {sum(map(len, out.values()))}); add prompts, give other "
             'shares, or name the split in the records ("split")'
         )
-    return {name: tuple(prompts) for name, prompts in out.items()}
+    return {name: tuple(some) for name, some in out.items()}
 
 
 def drawn_split(name: str, shares: Sequence[float]) -> str:
@@ -73,20 +58,3 @@ def drawn_split(name: str, shares: Sequence[float]) -> str:
         if place < 0:
             return split
     return SPLITS[-1]
-
-
-def _prompt(record: Any, line: int, where: str) -> Prompt:
-    if not isinstance(record, Mapping) or record.get("prompt") in (None, "", []):
-        raise ValueError(f'{where} has no prompt; a record is {{"prompt": text or messages, "id"?, "split"?}}')
-    text, name = record["prompt"], record.get("id", f"line-{line}")
-    if isinstance(text, str):
-        return Prompt(str(name), sound(text, where))
-    messages = text if isinstance(text, list) else []
-    if not messages or not all(
-        isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-        for m in messages
-    ):
-        raise ValueError(f"{where}: 'prompt' must be a text or a list of messages with the strings role and content")
-    for message in messages:
-        sound(message["content"], where)
-    return Prompt(str(name), tuple({"role": m["role"], "content": m["content"]} for m in messages))

@@ -58,7 +58,7 @@ class CaseSettings:
       organism: a behaviour of the embedded organism, which then gives all of what follows; None for a real model.
       lm, adapter, lm_aligned, sae, sae_format, sae_options, site, corpus: as in `attribution.Settings`; `lm_aligned` is what is
         steered toward the behaviour, and the second model of Δ-activation.
-      prompts: JSONL of `read_prompts`.
+      prompts: JSONL of `pairs.read_prompts`.
       shares: of prompts without a split.
       pairs: at most so many prompts with completions of both kinds.
       pair_prompts: at most so many prompts of the split are sampled for that; None for all.

@@ -9,7 +9,7 @@ from typing import Any
 from sae_attr.case_study.case import Case, Runtime, Source
 from sae_attr.case_study.chain import VERSION, study_stages, timed
 from sae_attr.case_study.judges import open_judge
-from sae_attr.case_study.prompts import SPLITS, Prompt, read_prompts
+from sae_attr.case_study.prompts import SPLITS, split_prompts
 from sae_attr.case_study.settings import Budget, CaseSettings, SampleSettings, StudySettings
 from sae_attr.organism.build import build, locate
 from sae_attr.organism.exact import DECIDES, exact_rates, scored
@@ -17,6 +17,7 @@ from sae_attr.organism.grader import organism_judge
 from sae_attr.organism.prompts import prompts
 from sae_attr.organism.recipe import Recipe, recipe_of
 from sae_attr.organism.world import make_world
+from sae_attr.pairs import Prompt, read_prompts
 from sae_attr.store import Progress, Result, Stage, listing
 from sae_attr.store.graph import chosen_stages
 
@@ -118,7 +119,7 @@ def _open_case(case: CaseSettings, study: StudySettings, recipe: Recipe | None, 
         source = organism_source(recipe, case, runtime)
         return Case(case, study, source, organism_judge(make_world(recipe.seed), case.organism), runtime)
     given = {field.name: getattr(case, field.name) for field in fields(Source) if hasattr(case, field.name)}
-    source = Source(**{**given, "prompts": read_prompts(case.prompts, case.shares)})
+    source = Source(**{**given, "prompts": split_prompts(read_prompts(case.prompts), case.shares, path=case.prompts)})
     return Case(case, study, source, open_judge(case.judge, runtime.workdir / "judged", runtime.mesh), runtime)
 
 

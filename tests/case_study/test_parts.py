@@ -13,14 +13,18 @@ import pytest
 
 from sae_attr.case_study.grading import Graded, graded
 from sae_attr.case_study.pairing import jsonl, make_pairs
-from sae_attr.case_study.prompts import SPLITS, Prompt, read_prompts
+from sae_attr.case_study.prompts import SPLITS, split_prompts
 from sae_attr.case_study.samples import Rows, every_row, padded, sampled, unpadded
 from sae_attr.case_study.selection import arms_by_sign, arms_of, select, with_unsteered
 from sae_attr.judge import Grade, Item
-from sae_attr.pairs import read_pairs
+from sae_attr.pairs import Prompt, read_pairs, read_prompts
 from sae_attr.store import Store
 
 # ---- prompts
+
+
+def splits(path: Path) -> dict[str, tuple[Prompt, ...]]:
+    return split_prompts(read_prompts(path), path=str(path))
 
 
 def write(path: Path, records: Sequence[Any]) -> Path:
@@ -30,7 +34,7 @@ def write(path: Path, records: Sequence[Any]) -> Path:
 
 def test_splits_share_nothing_and_do_not_move_when_prompts_are_added(tmp_path: Path) -> None:
     records = [{"id": f"q{i}", "prompt": f"Question {i}?"} for i in range(200)]
-    few, more = (read_prompts(write(tmp_path / f"{n}.jsonl", records[:n])) for n in (100, 200))
+    few, more = (splits(write(tmp_path / f"{n}.jsonl", records[:n])) for n in (100, 200))
     ids = [p.id for split in SPLITS for p in more[split]]
     assert sorted(ids) == sorted(r["id"] for r in records)
     for split in SPLITS:
@@ -43,26 +47,26 @@ def test_named_splits_and_messages_are_kept(tmp_path: Path) -> None:
     records = [{"prompt": str(i), "split": split} for i, split in enumerate(SPLITS)] + [
         {"prompt": messages, "split": "pairs"}
     ]
-    found = read_prompts(write(tmp_path / "p.jsonl", records))
+    found = splits(write(tmp_path / "p.jsonl", records))
     assert [len(found[s]) for s in SPLITS] == [2, 1, 1]
-    assert found["pairs"][1].text == tuple(messages)
+    assert found["pairs"][1].prompt == tuple(messages)
 
 
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([{"prompt": "a"}, {"prompt": "a"}], "p.jsonl:2: this prompt stands on line 1 too"),
-        ([{"id": 1, "prompt": "a"}, {"id": 1, "prompt": "b"}], "p.jsonl:2: this id stands on line 1 too"),
-        ([{"prompt": ""}], "p.jsonl:1 has no prompt"),
-        (["text"], "p.jsonl:1 has no prompt"),
-        ([{"prompt": [{"role": "user"}]}], "list of messages"),
+        ([{"prompt": "a"}, {"prompt": "a"}], "p.jsonl:2: the prompt of 'line-1' on line 1 stands here again"),
+        ([{"id": 1, "prompt": "a"}, {"id": 1, "prompt": "b"}], "p.jsonl:2: id '1' stands on line 1 too"),
+        ([{"text": ""}], "p.jsonl:1 has no 'prompt'"),
+        (["text"], "p.jsonl:1 has no 'prompt'"),
+        ([{"prompt": [{"role": "user"}]}], "needs the strings role and content"),
         ([{"prompt": "a", "split": "test"}], "split 'test' is unknown"),
         ([{"prompt": "a", "split": "pairs"}], "no prompt in the split 'strengths'"),
     ],
 )
 def test_prompts_that_cannot_be_used(tmp_path: Path, records: Sequence[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_prompts(write(tmp_path / "p.jsonl", records))
+        splits(write(tmp_path / "p.jsonl", records))
 
 
 # ---- sampling
