@@ -1,7 +1,7 @@
 """What a page holds: frozen values of plain Python and numpy, documented field by field; `render_page` draws them.
 
-Rates, changes and intervals are shares (0.12 is 12 percentage points). NaN is "not known" wherever a float stands. Text may hold
-anything that a model wrote: it is shown as text.
+Rates, changes and intervals are shares (0.12 is 12 percentage points). NaN is "not known" wherever a float stands. Text may
+hold anything that a model wrote: it is shown as text.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Column:
 
     key: the name under which rows hold its value.
     title: the header.
-    kind: text; integer; number (`digits` significant ones); percent (a share, shown as 12.3 %); points (a change of a rate, shown
-      as +12.3 percentage points); tokens (a sequence of strings); flag (a bool, shown as ● or nothing).
+    kind: text; integer; number (`digits` significant ones); percent (a share, shown as 12.3 %); points (a change of a rate,
+      shown as +12.3, in percentage points); tokens (a sequence of strings); flag (a bool, shown as ● or nothing).
     help: what the column is, in a sentence; shown with the header and in the legend below the table.
     digits: of number, significant ones; of percent and points, those after the point.
     """
@@ -51,7 +51,7 @@ class MethodCount:
     """What one method's latents did in one direction; the fields of `steering.effects.MethodCount`.
 
     method: e.g. delta_attribution; "random" is the band's own.
-    direction: away (the model with the behaviour is steered against the latent) or toward (the one without is steered along it).
+    direction: away (the model with the behaviour is steered against the latent) or toward (the one without, along it).
     chosen: latents that the method chose; measured: those with at least one pair of completions.
     outside: those outside the random band on the side that matters (away: below; toward: above); other_side: on the other.
     expected: how many would be outside on the side that matters if they were random latents.
@@ -249,7 +249,7 @@ class Convergence:
 
 @dataclass(frozen=True)
 class StageTime:
-    """A stage: its name, what it did (made, continued, loaded), its seconds, and what it cost by name (samples, tokens, calls)."""
+    """A stage: name, what it did (made, continued, loaded), seconds, and what it cost by name (samples, tokens, calls)."""
 
     name: str
     state: str
@@ -271,7 +271,7 @@ class Report:
     """The whole page.
 
     title, subtitle: at the top. found: what was found over all cases, in sentences, the first one the most important.
-    cases: in order. convergence: between studies. latent_tokens: latent -> nearest tokens, for latents named outside their table.
+    cases: in order. convergence: between studies. latent_tokens: latent -> nearest tokens, for latents named outside tables.
     stages: with their seconds. cost: totals by name. warnings: about the whole run.
     config: the run's own (nested mappings allowed). versions: package -> version. hashes: input or artefact -> hash.
     choices: every choice where the method is silent. command: how to make it again.
