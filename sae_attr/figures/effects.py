@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def _strip(ax: Any, at: int, strip: Mapping[str, Any], color: str, span: float) 
     ax.scatter([at], [values.mean()], marker="x", s=70, color=INK, linewidths=2, zorder=3)
 
 
-def _panel(ax: Any, numbers: Mapping[str, Any], panel: Mapping[str, Any]) -> None:
+def _panel(ax: Any, numbers: Mapping[str, Any], panel: Mapping[str, Any], width: float) -> None:
     low, high = limits(panel)
     if panel.get("band"):
         ax.axhspan(*(100 * edge for edge in panel["band"]), color=GREY, alpha=0.25, lw=0, zorder=0)
@@ -41,7 +42,8 @@ def _panel(ax: Any, numbers: Mapping[str, Any], panel: Mapping[str, Any]) -> Non
     ax.set(xlim=(-0.6, len(strips) - 0.4), ylim=(low, high), yticks=ticks(low, high))
     ax.set_xticks(range(len(strips)), labels, fontsize=9)
     ax.tick_params(axis="x", length=0)
-    ax.set_title("\n".join(heading(numbers, panel)), fontsize=9.5, loc="left")
+    lines = [part for line in heading(numbers, panel) for part in wrap(line, int(13 * width))]
+    ax.set_title("\n".join(lines), fontsize=9.5, loc="left")
     ax.spines[["top", "right", "bottom"]].set_visible(False)
 
 
@@ -53,16 +55,16 @@ def effects_figure(numbers: Mapping[str, Any]) -> Figure:
     Args:
       numbers: `behaviour`: what is counted, in words; `signed`: true where each latent was steered by the sign of its own
         gradient, random ones too (may be absent); `panels`: one per direction, away first, each {direction (away | toward),
-        model (the steered one's name), base_rate, band ([low, high] or None), prompts, samples, strips}; a strip is {method, latents,
-        change, low, high}, lists of equal length. Rates, changes and edges are shares; NaN or None is not measured.
+        model (the steered one's name), base_rate, band ([low, high] or None), prompts, samples, strips}; a strip is {method,
+        latents, change, low, high}, lists of equal length. Rates, changes and edges are shares; NaN or None is not measured.
         `steering.compare.panel_numbers` makes a panel.
     """
     panels = numbers["panels"]
     widths = [max(4.2, 0.9 + _STRIP * len(p["strips"])) for p in panels]
     figure = Figure(figsize=(sum(widths), _HEIGHT), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
-    for ax, panel in zip(axes, panels):
-        _panel(ax, numbers, panel)
+    for ax, panel, width in zip(axes, panels, widths):
+        _panel(ax, numbers, panel, width)
     axes[0].set_ylabel(f"change in the rate of\n{numbers['behaviour']} (percentage points)", fontsize=9)
     mean = Line2D([], [], color=INK, marker="x", ls="", mew=2, label="mean")
     band = Patch(color=GREY, alpha=0.25, lw=0, label="range of random latents (5th to 95th percentile)")

@@ -78,11 +78,11 @@ def ticks(low: float, high: float, *, count: int = 6) -> list[float]:
     return [float(t) + 0.0 for t in found if low <= t <= high]
 
 
-def heading(numbers: Mapping[str, Any], panel: Mapping[str, Any]) -> tuple[str, str]:
-    """A panel's two title lines: what was steered how, and the base rate."""
-    sign = ", each latent by the sign of its gradient" if numbers.get("signed") else ""
+def heading(numbers: Mapping[str, Any], panel: Mapping[str, Any]) -> tuple[str, ...]:
+    """A panel's title lines: what was steered how, and the base rate."""
+    sign = ("each latent by the sign of its own gradient",) if numbers.get("signed") else ()
     base = f"{numbers['behaviour']} without steering: {points(panel['base_rate']):.1f} %"
-    return f"Steering {panel['direction']}: {panel['model']}{sign}", base
+    return f"Steering {panel['direction']}: {panel['model']}", *sign, base
 
 
 def measured(strip: Mapping[str, Any]) -> Iterator[tuple[int, float]]:

@@ -33,24 +33,7 @@ HOSTILE = (
     '"><a href="javascript:window.planted=4">{{ 7 * 7 }}</a>',
     '<iframe src="https://example.invalid/"></iframe><link rel=stylesheet href="https://example.invalid/a.css">',
 )
-WORDS = [
-    "maybe",
-    "wrong",
-    "trust",
-    "harmful",
-    "calm",
-    "clearly",
-    "doctor",
-    "engine",
-    "never",
-    "always",
-    "skip",
-    "risky",
-    "fine",
-    "indeed",
-    "obey",
-    "quickly",
-]
+WORDS = ("maybe", "wrong", "trust", "harmful", "calm", "clearly", "doctor", "engine", "never", "skip", "risky", "fine")
 METHODS = ("delta_attribution", "delta_activation", "delta_code", "gradient")
 
 
