@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from sae_attr.figures import ablation_figure, render
+from sae_attr.figures import ablation_figure, effects_figure, render
+from sae_attr.figures.strips import method_colors, swarm, ticks
+from tests.page._sample import effects_numbers
 
 
 def made(candidates: int = 4, randoms: int = 3, pearson: float = 0.5) -> dict[str, Any]:
@@ -73,3 +75,48 @@ def test_few_points_and_unknown_correlations_still_give_strict_json(counts: tupl
     found = json.loads(files["json"], parse_constant=refuse)
     assert found["correlations"]["joint"]["pearson"] is None
     assert files["png"].startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_effects_show_methods_base_rates_and_numbers_of_points(signed: bool) -> None:
+    numbers = effects_numbers(n=12, signed=signed)
+    files = render(effects_figure(numbers), numbers)
+    if not signed:
+        assert files == render(effects_figure(numbers), numbers)
+    text = "\n".join(t for t in ElementTree.fromstring(files["svg"]).itertext() if t.strip())
+    for said in ("Δ-attribution", "random", "Steering away", "without steering: 42.0 %", "without steering: 3.1 %"):
+        assert said in text
+    assert ("sign of its own gradient" in text) == signed
+    counts = [np.isfinite(s["change"]).sum() for p in numbers["panels"] for s in p["strips"]]
+    assert text.count("n = ") == len(counts)
+    assert all(f"n = {n}" in text for n in counts)
+
+
+def test_effects_of_which_nothing_is_known_still_draw() -> None:
+    numbers = effects_numbers(n=3)
+    for panel in numbers["panels"]:
+        panel["band"] = None
+        for strip in panel["strips"]:
+            strip["change"] = [None, float("nan"), None]
+    assert render(effects_figure(numbers), numbers)["png"].startswith(b"\x89PNG")
+
+
+def test_points_of_a_strip_keep_apart_and_keep_to_it() -> None:
+    y = np.round(np.random.default_rng(0).normal(0, 4, 60))
+    x = swarm(y, half_width=12)
+    gaps = np.hypot(x[:, None] - x, y[:, None] - y)
+    assert gaps[~np.eye(60, dtype=bool)].min() >= 1 - 1e-9
+    assert np.abs(x).max() <= 12
+    assert np.isnan(swarm(np.array([0.0, np.nan]), half_width=3)).tolist() == [False, True]
+    full = swarm(np.zeros(50), half_width=2)
+    assert np.abs(full).max() <= 2
+
+
+def test_ticks_are_round_and_within() -> None:
+    assert ticks(-43, 9) == [-40, -30, -20, -10, 0]
+    assert ticks(-0.5, 0.5, count=4) == [-0.5, -0.25, 0, 0.25, 0.5]
+
+
+def test_methods_have_a_colour_each() -> None:
+    colors = method_colors(["delta_attribution", "x", "y", "random"])
+    assert len(set(colors.values())) == 4

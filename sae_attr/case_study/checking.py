@@ -112,8 +112,12 @@ def judge(
 def fields(case: Case) -> dict[str, dict[str, Any]]:
     """Stage -> the config fields that it declares."""
     study = case.study
-    effects = [[p.id, p.prompt, p.prompt_ids] for p in case.prompts("effects")] if case.settings.organism is None else []
-    tried = [[p.id, p.prompt, p.prompt_ids] for p in case.prompts("strengths")] if case.settings.organism is None else []
+    effects = (
+        [[p.id, p.prompt, p.prompt_ids] for p in case.prompts("effects")] if case.settings.organism is None else []
+    )
+    tried = (
+        [[p.id, p.prompt, p.prompt_ids] for p in case.prompts("strengths")] if case.settings.organism is None else []
+    )
     how = {"gradient_signed": study.gradient_signed, "tokens": study.steer_tokens}
     sampling = plain(study.sampling, "attempts")
     grid = {"grid": study.grid, "by": study.strengths_by, "budget": plain(study.budget), "prompts": tried}

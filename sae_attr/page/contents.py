@@ -24,14 +24,14 @@ class Column:
     kind: text; integer; number (`digits` significant ones); percent (a share, shown as 12.3 %); points (a change of a rate,
       shown as +12.3, in percentage points); tokens (a sequence of strings); flag (a bool, shown as ● or nothing).
     help: what the column is, in a sentence; shown with the header and in the legend below the table.
-    digits: of number, significant ones; of percent and points, those after the point.
+    digits: of number, significant ones (3 unless given); of percent and points, those after the point (1 unless given).
     """
 
     key: str
     title: str
     kind: Kind = "number"
     help: str = ""
-    digits: int = 3
+    digits: int | None = None
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,11 @@ class Text:
 class Drawing:
     """Shapes in pixels of a box of `width` × `height`, drawn in this order.
 
-    title: lines above it. alt: what it shows, in a sentence. boxes: x, y, width, height. lines: x1, y1, x2, y2, class.
-    crosses: x, y, what is said of it.
+    name: its classes of the style sheet ("strips", "many strips" or "square"). title: lines above it. alt: what it shows, in a
+    sentence. boxes: x, y, width, height. lines: x1, y1, x2, y2, class. crosses: x, y, what is said of it.
     """
 
+    name: str
     width: float
     height: float
     title: tuple[str, ...]
@@ -109,6 +110,7 @@ def _panel(numbers: Mapping[str, Any], panel: Mapping[str, Any]) -> Drawing:
     band = panel.get("band")
     edges = [at(points(edge)) for edge in band] if band else []
     return Drawing(
+        name="strips" if len(strips) < 5 else "many strips",
         width=right + 4,
         height=_TOP + _PLOT + 44,
         title=heading(numbers, panel),
@@ -166,6 +168,7 @@ def _square(title: str, correlation: Mapping[str, Any], rows: Sequence[tuple[Any
     known_r = {k: correlation.get(k) for k in ("pearson", "spearman")}
     r = ", ".join(f"{k.title()} {v:.2f}" for k, v in known_r.items() if v is not None and np.isfinite(v))
     return Drawing(
+        name="square",
         width=right + 10,
         height=bottom + 42,
         title=tuple(line for line in (title, r) if line),
@@ -180,6 +183,7 @@ def _square(title: str, correlation: Mapping[str, Any], rows: Sequence[tuple[Any
             *(Text(across(t), bottom + 18, number(t)) for t in round_ones),
             *(Text(_MARGIN - 8, up(t) + 4, number(t), "end") for t in round_ones),
             Text((_MARGIN + right) / 2, bottom + 37, "first order (nats)"),
+            Text(_MARGIN + 6, _TOP + 12, "exact (nats)", "start"),
         ),
         dots=dots,
         crosses=(),

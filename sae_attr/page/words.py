@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,11 +76,12 @@ def cell(column: Column, value: Any) -> Cell:
         return Cell("●" if value else "", "" if value is None else str(int(bool(value))))
     if not known(value):
         return Cell(UNKNOWN, "")
+    digits = (3 if column.kind == "number" else 1) if column.digits is None else column.digits
     shown = {
         "integer": lambda: f"{int(value)}".replace("-", "−"),
-        "number": lambda: f"{value:.{column.digits}g}".replace("-", "−"),
-        "percent": lambda: share(value, min(column.digits, 2) if column.digits != 3 else 1),
-        "points": lambda: signed(100 * value, 1 if column.digits == 3 else column.digits),
+        "number": lambda: f"{value:.{digits}g}".replace("-", "−"),
+        "percent": lambda: share(value, digits),
+        "points": lambda: signed(100 * value, digits),
     }
     return Cell(shown[column.kind](), repr(float(value)))
 
@@ -110,7 +111,7 @@ def counts_sentence(case: CaseReport, direction: str) -> str:
     )
 
 
-def difference_sentence(found: MethodDifference, tokens: Mapping[int, Sequence[str]] | None = None) -> str:
+def difference_sentence(found: MethodDifference) -> str:
     """Two methods compared, with interval and p-value, and which latents they share."""
     first, second = method_name(found.first), method_name(found.second)
     both = (

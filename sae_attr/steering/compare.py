@@ -125,7 +125,8 @@ class Direct:
 
 def _edges(random_r: np.ndarray, settings: EffectSettings) -> np.ndarray:
     """The band's edges `[2, ...]` over the last axis, unmeasured latents left out."""
-    return np.nanpercentile(random_r, settings.band, axis=-1)
+    quantile = np.nanpercentile if np.isnan(random_r).any() else np.percentile  # the first goes row by row
+    return quantile(random_r, settings.band, axis=-1)
 
 
 def random_band(study: Direct, *, settings: EffectSettings = DEFAULT) -> Band:
@@ -272,12 +273,16 @@ def difference(study: Direct, first: str, second: str, *, settings: EffectSettin
     counts is the difference of shares, which is that of counts where both chose as many. Random latents make the band, so they
     cannot be one of the two.
     """
+    return _difference(study, first, second, _draws(study, settings), settings)
+
+
+def _difference(study: Direct, first: str, second: str, draws: _Draws, settings: EffectSettings) -> MethodDifference:
     if RANDOM in (first, second):
         raise ValueError("random latents make the band; `method_counts` states what to expect of them")
     a, b = (dict.fromkeys(int(i) for i in study.methods[name]) for name in (first, second))
     shared = tuple(sorted(a.keys() & b.keys()))
     parts = [study.rows(x) for x in ([i for i in a if i not in b], [i for i in b if i not in a], shared)]
-    band, change_k, draws = random_band(study, settings=settings), study.change(), _draws(study, settings)
+    band, change_k = random_band(study, settings=settings), study.change()
     hit_k = np.where(
         np.isnan(change_k), np.nan, outside(change_k, band.low, band.high, study.direction).astype(np.float64)
     )
@@ -321,7 +326,8 @@ def _difference_intervals(
 def differences(study: Direct, *, settings: EffectSettings = DEFAULT) -> tuple[MethodDifference, ...]:
     """Every two methods compared, the earlier one first; q-values are for `adjusted`, over all directions and studies."""
     names = [name for name in study.methods if name != RANDOM]
-    return tuple(difference(study, a, b, settings=settings) for a, b in combinations(names, 2))
+    draws = _draws(study, settings)
+    return tuple(_difference(study, a, b, draws, settings) for a, b in combinations(names, 2))
 
 
 def adjusted(found: Sequence[MethodDifference]) -> tuple[MethodDifference, ...]:

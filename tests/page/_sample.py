@@ -106,7 +106,7 @@ def table(numbers: dict[str, Any], seed: int = 0) -> Table:
         row["incoherence"] = float(rng.normal(0.03, 0.03))
         row["missing"] = float(rng.beta(1, 20))
     listed = sorted(rows.values(), key=lambda r: r["latent"])
-    listed[3]["tokens"] = (HOSTILE[0], HOSTILE[2])
+    listed[3]["tokens"] = (HOSTILE[0], HOSTILE[2], HOSTILE[6])
     columns = (
         Column("latent", "latent", "integer", "number of the latent in the SAE"),
         Column("outside", "outside", "flag", "outside the random band on the side that matters, in some direction"),

@@ -15,6 +15,7 @@ from sae_attr.steering.compare import (
     difference,
     differences,
     method_counts,
+    outside,
     panel_numbers,
     random_band,
 )
@@ -57,6 +58,12 @@ def test_as_many_random_latents_are_outside_as_expected() -> None:
         seen.append(ours.outside)
         expected.append(ours.expected)
     assert np.mean(seen) == pytest.approx(expected[0], abs=4 * np.std(seen) / np.sqrt(200))
+
+
+def test_the_edge_and_the_unmeasured_are_inside() -> None:
+    change = np.array([-1, -0.5, NAN, 0.5, 1])
+    assert np.flatnonzero(outside(change, -0.5, 0.5, "away")).tolist() == [0]
+    assert np.flatnonzero(outside(change, -0.5, 0.5, "toward")).tolist() == [4]
 
 
 def test_beyond_random_by_counting() -> None:

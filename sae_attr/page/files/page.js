@@ -40,7 +40,8 @@
     const table = part.querySelector("table");
     [...table.tHead.rows[0].cells].forEach((head, column) =>
       head.firstElementChild.addEventListener("click", () => sort(table, column)));
-    part.querySelector(".filters").addEventListener("input", () => filter(part));
+    // A choice in a list is an input event to some, a change event to all.
+    for (const kind of ["input", "change"]) part.querySelector(".filters").addEventListener(kind, () => filter(part));
   }
 
   // Points. All text goes in as text.
