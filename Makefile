@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: demo study test test-slow test-all lint bench clean
+.PHONY: demo study test test-slow test-all test-page lint bench clean
 
 # Large pages for malloc: training small models on a CPU is half again as fast.
 demo: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
@@ -26,6 +26,10 @@ test-slow: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS)
+
+# The page in headless Chromium (Debian: chromium, chromium-driver); skipped where there is none.
+test-page: $(STAMP)
+	$(BIN)/python -m pytest -n 0 tests/browser
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

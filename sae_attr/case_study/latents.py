@@ -138,8 +138,8 @@ def _comparisons(r: CaseResults, direction: str, u: int) -> Iterator[Comparison]
         p, s = divmod(int(place), shape[2])
         prompt = case.prompts("effects")[p]
         text = (
-            prompt.text
-            if isinstance(prompt.text, str)
+            prompt.prompt
+            if isinstance(prompt.prompt, str)
             else "\n".join(f"{m['role']}: {m['content']}" for m in prompt.prompt)
         )
         yield Comparison(prompt.id, text, said(rows_kps[0, p, s]), said(rows_kps[arm, p, s]))
