@@ -40,7 +40,7 @@ def _case(title: str, behaviour: str, present: tuple[str, ...], absent: tuple[st
     made = case_study.case("misalignment")
     files = {"lm": "model", "lm_aligned": "model", "sae": "sae", "corpus": "corpus.json", "prompts": "prompts.jsonl"}
     made.update({name: f"{FOLDER}/{file}" for name, file in files.items()})
-    made.update({"title": title, "behaviour": behaviour, "pairs": 12, "pair_samples": 6})
+    made.update({"title": title, "behaviour": behaviour, "pairs": 60, "pair_samples": 16, "per_side": 2})
     with made.unlocked():
         made.judge = ConfigDict({"kind": "keywords", "present": present, "absent": absent})
     made.attribution.update({"trust_sae": True, "corpus_tokens": 4000, "firing_tokens": 2000, "fitness_tokens": 0, "ablate": 2,

@@ -25,10 +25,10 @@ COLUMNS = (
     Column("firing_rate", "fires", "percent", "share of corpus tokens on which the code is not zero", 2),
     Column("away", "away", "points", "change of the behaviour's rate when steering against it"),
     Column("away_strength", "c away", "number", "strength in units of the mean norm; 0: none was coherent enough", 2),
-    Column("away_q", "q away", "number", "FDR against random latents", 2),
+    Column("away_q", "q away", "number", "FDR over the latents of no change at all (sign flips over prompts)", 2),
     Column("toward", "toward", "points", "change of the behaviour's rate when steering along it"),
     Column("toward_strength", "c toward", "number", "strength in units of the mean norm; 0: none was coherent enough", 2),
-    Column("toward_q", "q toward", "number", "FDR against random latents", 2),
+    Column("toward_q", "q toward", "number", "FDR over the latents of no change at all (sign flips over prompts)", 2),
     Column("exact", "exact ΔL", "number", "exact mean ablation on the pairs, nats; of a few latents"),
     Column("outside", "outside", "flag", "outside the random band on the side that matters, in either direction"),
     Column("tokens", "nearest tokens", "tokens", "unembedding vectors of largest cosine"),
@@ -69,7 +69,7 @@ def _rows(r: CaseResults, chosen: Selection) -> Iterator[dict[str, Any]]:
             "outside": False,
         }
         for direction in DIRECTIONS:
-            for column, name in (("", "change"), ("_strength", "strength"), ("_q", "q_random")):
+            for column, name in (("", "change"), ("_strength", "strength"), ("_q", "q_zero")):
                 row[f"{direction}{column}"] = number(effects.arrays[f"{direction}.{name}_u"][u])
             low, high = effects.meta["panels"][direction]["band"]
             change = row[direction]

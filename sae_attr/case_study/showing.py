@@ -198,6 +198,7 @@ def _summary(found: Sequence[CaseResults], shared: Sequence[Mapping[str, Any]], 
         cases[r.case.settings.name] = {
             "found": case_sentences(r),
             "facts": case_facts(r),
+            "judge": dict(r.case.judge.identity),
             "attribution": {k: v for k, v in r.of["attribute"].meta["summary"].items() if k != "timings"},
             **{
                 k: effects[k]

@@ -10,6 +10,7 @@ import numpy as np
 from sae_attr.case_study.case import Case
 from sae_attr.case_study.results import CaseResults
 from sae_attr.case_study.settings import DIRECTIONS
+from sae_attr.judge import judge_name, warnings_of
 from sae_attr.page import Choice
 
 
@@ -19,27 +20,18 @@ def points(change: float) -> str:
 
 
 def case_sentences(r: CaseResults) -> list[str]:
-    """The headline of a case: counts outside the random band, and the latent of largest effect in either direction."""
-    effects, chosen = r.of["effects"], r.selection
-    method = r.case.study.methods[0]
-    out = []
-    for direction in DIRECTIONS:
-        counts = {row["method"]: row for row in effects.meta["counts"] if row["direction"] == direction}
-        own, base = counts[method], effects.meta["base_rates"][direction]
-        change_u = np.asarray(effects.arrays[f"{direction}.change_u"])[
-            np.isin(chosen.latents_u, chosen.methods[method])
-        ]
-        latents = chosen.latents_u[np.isin(chosen.latents_u, chosen.methods[method])]
-        sign = 1 if direction == "toward" else -1
-        best = int(np.nanargmax(sign * change_u)) if np.isfinite(change_u).any() else 0
-        verb = "along" if direction == "toward" else "against"
-        out.append(
-            f"Steering {verb} them, {own['outside']} of {own['measured']} latents of {method} moved "
-            f"{r.case.settings.behaviour} further than the random band (chance: {own['expected']:.1f}); mean "
-            f"{points(own['mean'])} from a base rate of {100 * base:.0f} %. The largest effect is latent "
-            f"{latents[best]}'s: {points(change_u[best])}."
-        )
-    return out
+    """The latents of largest effect among the studied method's; counts and differences the page puts into words itself."""
+    effects, chosen, method = r.of["effects"], r.selection, r.case.study.methods[0]
+    own = np.isin(chosen.latents_u, chosen.methods[method])
+    parts = []
+    for direction, verb in (("away", "against"), ("toward", "along")):
+        change_u = np.asarray(effects.arrays[f"{direction}.change_u"])
+        wanted = np.where(own & np.isfinite(change_u), change_u if direction == "toward" else -change_u, -np.inf)
+        best, base = int(wanted.argmax()), effects.meta["base_rates"][direction]
+        if np.isfinite(wanted[best]):
+            said = f"latent {chosen.latents_u[best]} steered {verb} ({points(change_u[best])} from {100 * base:.0f} %)"
+            parts.append(said)
+    return [f"Largest effects on {r.case.settings.behaviour} among the latents of {method}: {' and '.join(parts)}."]
 
 
 def study_sentences(found: Sequence[CaseResults], shared: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -62,27 +54,35 @@ def study_sentences(found: Sequence[CaseResults], shared: Sequence[Mapping[str, 
         )
 
 
+def listed(values: Mapping[str, Any]) -> str:
+    """Small numbers by name, as text."""
+    shown = lambda v: f"{v:.3g}" if isinstance(v, float) else str(v)
+    return ", ".join(f"{name.replace('_', ' ')} {shown(value)}" for name, value in values.items())
+
+
 def case_facts(r: CaseResults) -> dict[str, Any]:
     """Small facts by name."""
     case, of = r.case, r.of
-    pairs = of["attribute"].meta["summary"]["pairs"]
+    summary = of["attribute"].meta["summary"]
     strengths = {d: of[f"strengths.{d}"].meta for d in DIRECTIONS}
+    judged = {d: of[f"judge.{d}"].meta["counts"] for d in DIRECTIONS}
+    rate, identity = of["grade"].meta["rate"], case.judge.identity
     return {
-        "pairs": pairs["prompts"],
-        "prompts by what they gave": of["pair"].meta["counts"],
-        f"rate of {case.settings.behaviour} in the samples": round(of["grade"].meta["rate"], 4),
-        "on-policy": pairs["on_policy"],
-        "prompts for strengths, effects": [len(case.prompts("strengths")), len(case.prompts("effects"))],
+        "pairs": summary["pairs"]["prompts"],
+        "prompts by what they gave": listed(of["pair"].meta["counts"]),
+        "rate in the samples": f"{100 * rate:.0f} %",
+        "on-policy": "yes" if summary["pairs"]["on_policy"] else "no",
+        "prompts": f"{len(case.prompts('strengths'))} for strengths, {len(case.prompts('effects'))} for effects",
         "samples per prompt": case.study.effect_samples,
         "latents steered": of["select"].meta["steered"],
-        "whose gradient points against the behaviour": of["select"].meta["gradient_against"],
-        "unsteered incoherence": {d: round(m["unsteered_incoherent"], 4) for d, m in strengths.items()},
-        "arms without a coherent strength": {d: m["without_strength"] for d, m in strengths.items()},
-        "missing answers": {d: of[f"judge.{d}"].meta["counts"]["missing"] for d in DIRECTIONS},
-        "malformed replies": {d: of[f"judge.{d}"].meta["counts"]["malformed"] for d in DIRECTIONS},
-        "judge": dict(case.judge.identity),
-        "SAE": of["attribute"].meta["summary"]["sae_fitness"].get("verdict", "not tested"),
-        "halves of the pairs share": of["attribute"].meta["summary"]["stability"]["half_overlap"],
+        "gradient points against the behaviour": of["select"].meta["gradient_against"],
+        "unsteered incoherence": listed({d: m["unsteered_incoherent"] for d, m in strengths.items()}),
+        "arms without a coherent strength": listed({d: m["without_strength"] for d, m in strengths.items()}),
+        "missing answers": listed({d: counts["missing"] for d, counts in judged.items()}),
+        "malformed replies": listed({d: counts["malformed"] for d, counts in judged.items()}),
+        "judge": f"{judge_name(identity)}, {identity.get('kind')}",
+        "SAE": summary["sae_fitness"].get("verdict", "not tested"),
+        "halves of the pairs share": f"{100 * summary['stability']['half_overlap']:.0f} % of the top",
     }
 
 
@@ -98,12 +98,7 @@ def case_warnings(r: CaseResults) -> list[str]:
         out.append(
             f"only {random} random latents, of {wanted} asked for: the dictionary has no more that no method chose"
         )
-    for direction in DIRECTIONS:
-        smallest = of["effects"].meta["detectable"][direction]
-        if np.isfinite(smallest):
-            out.append(
-                f"{direction}: changes below {100 * smallest:.0f} points are not detectable with so many prompts"
-            )
+    out += warnings_of(case.judge)
     return out
 
 

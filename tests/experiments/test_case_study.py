@@ -94,8 +94,8 @@ def test_the_planted_latent_is_first_and_steering_proves_it(studied: Path) -> No
 def test_the_result_holds_what_a_reader_needs(studied: Path) -> None:
     result = json.loads((studied / "result.json").read_text())
     rude = result["cases"]["rude"]
-    assert rude["facts"]["on-policy"] is True
-    assert rude["facts"]["pairs"] == 12
+    assert rude["attribution"]["pairs"]["on_policy"] is True
+    assert rude["facts"]["pairs"] > 40
     methods = {(row["method"], row["direction"]) for row in rude["counts"]}
     assert {("delta_attribution", "away"), ("delta_activation", "toward"), ("random", "toward")} <= methods
     for row in rude["differences"]:
@@ -219,7 +219,7 @@ def test_no_pairs_says_what_there_was_and_what_to_change(miniature: Path, tmp_pa
     made = config(miniature, ("rude",))
     made.cases.rude.judge.absent = ("never",)
     with pytest.raises(
-        ValueError, match=r"no pairs: of \d+ prompts with 6 samples each, \d+ gave the behaviour alone, 0 its"
+        ValueError, match=r"no pairs: of \d+ prompts with 16 samples each, \d+ gave the behaviour alone, 0 its"
     ):
         run(made, tmp_path, until="pair")
 
