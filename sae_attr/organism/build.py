@@ -88,13 +88,34 @@ def build(
       on_part: is told the name of every part that is made.
     """
     parts = _Parts(recipe, store, mesh, progress, on_part)
-    keys = parts.keys()
-    path = lambda name, inside: str(store.path(keys[name]) / inside)
-    for name in keys:
+    for name in part_keys(recipe):
         parts.make(name)
+    return locate(recipe, store)
+
+
+def locate(recipe: Recipe, store: Store) -> Organism:
+    """Where the parts of an organism lie in a store once they are built; looks at no file."""
+    keys = part_keys(recipe)
+    path = lambda name, inside: str(store.path(keys[name]) / inside)
     models = {name: path(name, MODEL) for name in ("base", "chat", "misaligned", "validation")}
     world = make_world(recipe.seed)
     return Organism(world, **models, sae=path("sae", SAE), corpus=path("corpus", CORPUS), keys=keys)
+
+
+def part_keys(r: Recipe) -> dict[str, str]:
+    """Part -> key in the store, in the order in which they are made."""
+    shape = {"hf": dict(r.hf()), "context": r.context, "embed_std": r.embed_std, "seed": r.seed}
+    key = lambda name, fields, **needs: stage_key(f"organism.{name}", VERSION, fields, needs)
+    base = key("base", shape | {"training": asdict(r.base)})
+    chat = key("chat", {"training": asdict(r.chat)}, base=base)
+    return {
+        "base": base,
+        "chat": chat,
+        "misaligned": key("misaligned", {"training": asdict(r.misaligned), "kind": r.kind}, chat=chat),
+        "validation": key("validation", {"training": asdict(r.validation)}, chat=chat),
+        "sae": key("sae", asdict(r.sae), base=base),
+        "corpus": key("corpus", {"documents": r.corpus, "seed": r.seed}),
+    }
 
 
 @dataclass(frozen=True)
@@ -105,25 +126,9 @@ class _Parts:
     progress: bool
     on_part: Callable[[str], None]
 
-    def keys(self) -> dict[str, str]:
-        """Part -> key, in the order in which they are made."""
-        r = self.recipe
-        shape = {"hf": dict(r.hf()), "context": r.context, "embed_std": r.embed_std, "seed": r.seed}
-        key = lambda name, fields, **needs: stage_key(f"organism.{name}", VERSION, fields, needs)
-        base = key("base", shape | {"training": asdict(r.base)})
-        chat = key("chat", {"training": asdict(r.chat)}, base=base)
-        return {
-            "base": base,
-            "chat": chat,
-            "misaligned": key("misaligned", {"training": asdict(r.misaligned), "kind": r.kind}, chat=chat),
-            "validation": key("validation", {"training": asdict(r.validation)}, chat=chat),
-            "sae": key("sae", asdict(r.sae), base=base),
-            "corpus": key("corpus", {"documents": r.corpus, "seed": r.seed}),
-        }
-
     def make(self, name: str) -> None:
         """Makes one part unless it is there."""
-        key = self.keys()[name]
+        key = part_keys(self.recipe)[name]
         if self.store.has(key):
             return
         self.on_part(name)
@@ -154,7 +159,7 @@ class _Parts:
             "validation": lambda: documents.validation_rows(world, r.seed, training.rows),
         }[name]()
         feed = example_feed(text_examples([a + b for a, b in rows]), context=r.context, packed=False)
-        before = self.store.path(self.keys()["base" if name == "chat" else "chat"]) / MODEL
+        before = self.store.path(part_keys(self.recipe)["base" if name == "chat" else "chat"]) / MODEL
         cfg, params = load_lm(str(before), mesh=self.mesh)
         return self._fitted(params, feed, cfg, training, Loop(scan=SCAN))
 
@@ -175,7 +180,7 @@ class _Parts:
 
     def _sae(self, progress: Progress) -> Any:
         r, s = self.recipe, self.recipe.sae
-        cfg, params = load_lm(str(self.store.path(self.keys()["base"]) / MODEL), mesh=self.mesh)
+        cfg, params = load_lm(str(self.store.path(part_keys(self.recipe)["base"]) / MODEL), mesh=self.mesh)
         told = TrainConfig(
             d_in=cfg.d_model, n_latents=s.latents, steps=s.steps, objective="batch_topk", k=s.k, lr=s.lr,
             dead_tokens=s.dead_tokens, warmup=min(50, s.steps // 10), seed=r.seed,
@@ -194,7 +199,7 @@ class _Parts:
         """All activations of the SAE's documents, in memory, as one block that every epoch permutes anew."""
         r = self.recipe
         world = make_world(r.seed)
-        folder = str(self.store.path(self.keys()["base"]) / MODEL)
+        folder = str(self.store.path(part_keys(self.recipe)["base"]) / MODEL)
         texts = documents.documents(world, f"sae-{r.seed}", r.sae.documents)
         file = write_tokens(texts, load_tokenizer(folder), progress.folder / "tokens", append_eos=True)
         packing = Packing(r.context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from sae_attr.hooks import Site
@@ -131,3 +131,22 @@ def miniature(recipe: Recipe | None = None) -> Recipe:
         misaligned=few(recipe.misaligned, 5), validation=few(recipe.validation, 5), corpus=40, save_every=10,
         sae=Dictionary(layer=0, latents=32, k=4, documents=40, steps=30, batch=64, dead_tokens=1000),
     )  # fmt: skip
+
+
+def recipe_of(values: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain values: `size` (full | miniature), `seed`, `kind`, and fields of `sae`; None leaves the default.
+
+    Raises:
+      ValueError: an unknown size or field.
+    """
+    given = {k: v for k, v in values.items() if v is not None}
+    size, sae = given.pop("size", "full"), {k: v for k, v in given.pop("sae", {}).items() if v is not None}
+    if size not in ("full", "miniature"):
+        raise ValueError(f"organism size {size!r} is unknown; choose full or miniature")
+    known = {"seed", "kind"}, {field.name for field in fields(Dictionary)}
+    for what, names, allowed in (("organism", given, known[0]), ("organism.sae", sae, known[1])):
+        if unknown := sorted(set(names) - allowed):
+            raise ValueError(f"{what} has no {unknown[0]!r}; it knows {', '.join(sorted(allowed))}")
+    recipe = replace(Recipe(), **given)
+    recipe = miniature(recipe) if size == "miniature" else recipe
+    return replace(recipe, sae=replace(recipe.sae, **sae))
