@@ -18,7 +18,7 @@ import numpy as np
 from flax import struct
 
 from sae_attr.chat import Message, message_spans, render
-from sae_attr.pairs import Pair
+from sae_attr.pairs import Pair, Prompt
 from sae_attr.tokenizer import (
     Span,
     Tokenizer,
@@ -128,6 +128,22 @@ def encode_pairs(
     return Encoded(rows=rows, straddling=straddling)
 
 
+def encode_prompt(prompt: Prompt | Pair, tok: Tokenizer, *, prepend_bos: bool | None = None) -> list[int]:
+    """Token ids of a prompt alone, to be completed; BOS as in `encode_pairs`.
+
+    Raises ValueError for a prompt without tokens, ids beyond the vocabulary, messages that the chat template refuses.
+    """
+    if prompt.prompt_ids is not None:
+        ids = list(_given_prompt(prompt, tok, prepend_bos is True).ids)
+    else:
+        text = _text_prompt(prompt.prompt, tok, prepend_bos)
+        ids = encode(tok, text.text, add_bos=text.add_bos)[0]
+    if not ids or max(ids) >= tok.vocab_size:
+        what = f"a token id {max(ids)}" if ids else "no token"
+        raise ValueError(f"prompt {prompt.id!r} has {what}; the tokenizer's vocabulary has {tok.vocab_size}")
+    return ids
+
+
 @dataclass(frozen=True, eq=False)
 class _Prompt:
     """A prompt as text with the mask of its message text [characters], or as token ids with their roles."""
@@ -159,7 +175,7 @@ def _text_prompt(prompt: str | tuple[Message, ...], tok: Tokenizer, prepend_bos:
     return _Prompt(text, is_user, prepend_bos is True)
 
 
-def _given_prompt(pair: Pair, tok: Tokenizer, prepend_bos: bool) -> _Prompt:
+def _given_prompt(pair: Prompt | Pair, tok: Tokenizer, prepend_bos: bool) -> _Prompt:
     """Given ids; their roles come from the record's own prompt where that encodes to the same ids."""
     assert pair.prompt_ids is not None
     ids = list(pair.prompt_ids)

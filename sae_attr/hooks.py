@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 POINTS = ("resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_hidden", "mlp_out", "resid_post")
+NO_END = 2**31 - 1  # beyond every position, as an int32
 
 
 @dataclass(frozen=True, order=True)
@@ -223,3 +224,43 @@ class Chain:
         for edit in self.edits:
             x_btd = edit(x_btd, pos_bt)
         return x_btd
+
+
+@struct.dataclass
+class Pull:
+    """`x + sum_m gap_m(x) push_m`: several coordinates are moved at once, all their gaps taken from the same x.
+
+    Args:
+      push: `[m, d]` or `[b, m, d]`.
+      state: pytree that `gap_fn` reads, for instance directions and wanted values.
+      gap_fn: static; `(state, x_btd) -> gap_btm`.
+    """
+
+    push: jax.Array
+    state: Any
+    gap_fn: Callable[[Any, jax.Array], jax.Array] = struct.field(pytree_node=False)
+
+    def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
+        gap_btm = self.gap_fn(self.state, x_btd).astype(x_btd.dtype)
+        push = jnp.asarray(self.push, x_btd.dtype)
+        return x_btd + jnp.einsum(
+            "btm,md->btd" if push.ndim == 2 else "btm,bmd->btd", gap_btm, push, precision="highest"
+        )
+
+
+@struct.dataclass
+class Within:
+    """Another edit at the positions `start <= pos < stop` of each row, and nowhere else; both `[]` or `[b]`.
+
+    It looks at positions, not at places in the array, and so means the same for a whole row and for a single new token
+    of generation with a cache.
+    """
+
+    edit: Any
+    start: Any = 0
+    stop: Any = NO_END
+
+    def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
+        rows = lambda end: jnp.asarray(end, pos_bt.dtype).reshape(-1, 1)
+        where_bt = (rows(self.start) <= pos_bt) & (pos_bt < rows(self.stop))
+        return _only(where_bt, self.edit(x_btd, pos_bt), x_btd)

@@ -38,6 +38,44 @@ class Pair:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt to complete.
+
+    Args:
+      id: unique name; "line-N" where the record has none.
+      prompt: a string or messages; "" where the record gives token ids only.
+      line: line number in the file, from 1.
+      prompt_ids: token ids of the record; they win over the text.
+    """
+
+    id: str
+    prompt: str | tuple[Message, ...]
+    line: int
+    prompt_ids: tuple[int, ...] | None = None
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Reads a JSONL file of prompts: prompt or prompt_ids, and optionally id; other fields, a pair's too, are not looked at.
+
+    Raises:
+      ValueError: with file and line: no object, no prompt or one of the wrong type, an id that stands twice; an empty file.
+    """
+    prompts: dict[str, Prompt] = {}
+    for line, record in json_lines(Path(path)):
+        where = f"{path}:{line}"
+        if not isinstance(record, dict) or (record.get("prompt") is None and record.get("prompt_ids") is None):
+            raise ValueError(f"{where} has no 'prompt'; write an object with prompt, and id if you like")
+        name = str(record.get("id", f"line-{line}"))
+        if name in prompts:
+            raise ValueError(f"{where}: id {name!r} stands on line {prompts[name].line} too; make ids unique")
+        ids = next(iter(_ids_field(record.get("prompt_ids"), "prompt_ids", where)), None)
+        prompts[name] = Prompt(name, _prompt_field(record.get("prompt"), where), line, ids)
+    if not prompts:
+        raise ValueError(f"{path} has no records; write one JSON object a line with prompt")
+    return list(prompts.values())
+
+
 def read_pairs(path: str | Path) -> list[Pair]:
     """Reads a JSONL file of pairs: prompt, positive (text or list), and optionally negative, id, sampler, *_ids.
 

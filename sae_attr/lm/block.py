@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from sae_attr.lm.cache import KV, extend
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.mlp import Experts, activation, wide
 from sae_attr.lm.rules import PLAIN, Rules, hold
@@ -22,19 +23,21 @@ class Context:
     """What a block needs beside its input: who may attend to whom, and the rotations of every rope.
 
     `mask_bts` is causal and excludes padding and other segments; `gap_bts` is query position minus key position and is
-    present only if some layer has a window; `cos_rbtm`, `sin_rbtm` hold one rotation table per rope r.
+    present only if some layer has a window; `rotation` holds cos and sin, `[r, b, t, m]`, one table per rope r. With a
+    cache the keys s are its slots, the new tokens' from `slot` on.
     """
 
     mask_bts: jax.Array
     gap_bts: jax.Array | None
-    cos_rbtm: jax.Array | None
-    sin_rbtm: jax.Array | None
+    rotation: tuple[jax.Array, jax.Array] | None
+    slot: jax.Array | None = None
 
 
 @struct.dataclass
 class LayerFacts:
-    """The facts that differ between layers and ride the scan: window in tokens and index of the rope."""
+    """The facts that differ between layers and ride the scan: its number, window in tokens and index of the rope."""
 
+    layer: Any
     window: jax.Array
     rope: jax.Array
 
@@ -77,8 +80,8 @@ def rotate(x_bthc: jax.Array, cos_btm: jax.Array, sin_btm: jax.Array) -> jax.Arr
 
 def attend(
     q_bthc: jax.Array,
-    k_bskc: jax.Array,
-    v_bskc: jax.Array,
+    k_bksc: jax.Array,
+    v_bksc: jax.Array,
     mask_bts: jax.Array,
     softcap: float,
     sinks_h: jax.Array | None = None,
@@ -94,8 +97,7 @@ def attend(
     instead of s: on two CPU cores a tenth less time for a whole gradient of GPT-2's shape at 256 tokens.
     """
     b, t, h, c = q_bthc.shape
-    q_bkgtc = jnp.moveaxis(q_bthc.reshape(b, t, k_bskc.shape[2], -1, c), 1, 3)
-    k_bksc, v_bksc = jnp.moveaxis(k_bskc, 1, 2), jnp.moveaxis(v_bskc, 1, 2)
+    q_bkgtc = jnp.moveaxis(q_bthc.reshape(b, t, k_bksc.shape[1], -1, c), 1, 3)
     scores = wide(jnp.einsum("bkgtc,bksc->bkgts", q_bkgtc, k_bksc))
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
@@ -118,6 +120,8 @@ def attend(
 class Block(nn.Module):
     """Attention and MLP with their norms and residual additions; `tap(point, x)` sees and may change every site point.
 
+    Returns the residual stream and, where one is given, the cache's keys and values with this layer's new ones.
+
     `rules` change how it is differentiated and no value (see `sae_attr.lm.rules`).
     """
 
@@ -137,11 +141,13 @@ class Block(nn.Module):
         return Norm(self.cfg, out_dtype or self.dtype, self.rules, name=name)
 
     @nn.compact
-    def __call__(self, x_btd: jax.Array, ctx: Context, facts: LayerFacts, tap: Tap = no_tap) -> jax.Array:
+    def __call__(
+        self, x_btd: jax.Array, ctx: Context, facts: LayerFacts, tap: Tap = no_tap, kv: KV | None = None
+    ) -> tuple[jax.Array, KV | None]:
         cfg, resid = self.cfg, x_btd.dtype
         x_btd = tap("resid_pre", x_btd)
         h_btd = self._norm("attn_norm")(x_btd) if cfg.pre_norm else x_btd.astype(self.dtype)
-        attn_btd = self._attention(h_btd, ctx, facts, tap)
+        attn_btd, kv = self._attention(h_btd, ctx, facts, tap, kv)
         if cfg.post_norm:
             attn_btd = self._norm("attn_post_norm")(attn_btd)
         attn_btd = tap("attn_out", attn_btd.astype(resid))
@@ -151,9 +157,11 @@ class Block(nn.Module):
         if cfg.post_norm:
             mlp_btd = self._norm("mlp_post_norm")(mlp_btd)
         mlp_btd = tap("mlp_out", mlp_btd.astype(resid))
-        return tap("resid_post", mid_btd + mlp_btd + (attn_btd if cfg.parallel_residual else 0))
+        return tap("resid_post", mid_btd + mlp_btd + (attn_btd if cfg.parallel_residual else 0)), kv
 
-    def _attention(self, h_btd: jax.Array, ctx: Context, facts: LayerFacts, tap: Tap) -> jax.Array:
+    def _attention(
+        self, h_btd: jax.Array, ctx: Context, facts: LayerFacts, tap: Tap, kv: KV | None
+    ) -> tuple[jax.Array, KV | None]:
         cfg = self.cfg
         b, t, _ = h_btd.shape
         q = self._dense(h_btd, cfg.n_heads * cfg.head_dim, cfg.qkv_bias, "q")
@@ -164,15 +172,18 @@ class Block(nn.Module):
         q, k, v = (x.reshape(b, t, -1, cfg.head_dim) for x in (q, k, v))
         if cfg.qk_norm == "head":
             q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
-        if ctx.cos_rbtm is not None and ctx.sin_rbtm is not None:
-            cos, sin = ctx.cos_rbtm[facts.rope], ctx.sin_rbtm[facts.rope]
+        if ctx.rotation is not None:
+            cos, sin = (table[facts.rope] for table in ctx.rotation)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
+        if kv is not None:
+            kv, k, v = extend(kv, facts.layer, ctx.slot, k, v)
         mask = ctx.mask_bts if ctx.gap_bts is None else ctx.mask_bts & (ctx.gap_bts < facts.window)
         sinks_h = self.param("sinks", nn.initializers.zeros, (cfg.n_heads,)) if cfg.sinks else None
         q, fixed = q * jnp.asarray(cfg.query_scale, q.dtype), "attention" in self.rules
         z = attend(q, k, v, mask, cfg.attn_softcap, sinks_h, fixed_pattern=fixed)
         z = tap("attn_z", z.reshape(b, t, -1))
-        return self._dense(z, cfg.d_model, cfg.out_bias, "o")
+        return self._dense(z, cfg.d_model, cfg.out_bias, "o"), kv
 
     def _mlp(self, h_btd: jax.Array, tap: Tap) -> jax.Array:
         cfg = self.cfg

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,19 +13,25 @@ from flax import struct
 
 from sae_attr.hooks import Edit, Site
 from sae_attr.lm.block import Block, Context, LayerFacts, Norm, Tap, no_tap
+from sae_attr.lm.cache import KV, Cache, enter
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.mlp import wide
 from sae_attr.lm.rules import PLAIN, Rules, check_rules
 
 Params = dict[str, Any]
+Carry = tuple[jax.Array, KV | None]  # residual stream, cache
 
 
 @struct.dataclass
 class Output:
-    """`hidden_btd`: residual after the last block that ran, before the final norm; `acts`: one array per kept site."""
+    """`hidden_btd`: residual after the last block that ran, before the final norm; `acts`: one array per kept site.
+
+    `cache`: the one that was given, with the new tokens in it.
+    """
 
     hidden_btd: jax.Array
     acts: dict[Site, jax.Array]
+    cache: Cache | None = None
 
 
 def check_site(cfg: LMConfig, site: Site) -> None:
@@ -64,17 +71,13 @@ def embed(params: Params, tokens_bt: jax.Array, pos_bt: jax.Array, *, cfg: LMCon
     return x_btd
 
 
-def _rotations(
-    cfg: LMConfig, pos_bt: jax.Array, valid_bt: jax.Array | None
-) -> tuple[jax.Array | None, jax.Array | None]:
+def _rotations(cfg: LMConfig, pos_bt: jax.Array, length_b: jax.Array) -> tuple[jax.Array, jax.Array] | None:
     """cos and sin `[ropes, b, t, m]` in float32 (float64 under x64); longrope looks at each row's own length."""
     if not cfg.ropes:
-        return None, None
+        return None
     if len({rope.dim for rope in cfg.ropes}) > 1:
         raise ValueError(f"layers of this {cfg.family} model rotate different numbers of channels; not implemented")
     dtype = jnp.promote_types(cfg.resid_dtype, jnp.float32)
-    counted_bt = pos_bt if valid_bt is None else jnp.where(valid_bt, pos_bt, 0)
-    length_b = jnp.max(counted_bt, axis=1) + 1
     tables = []
     for rope in cfg.ropes:
         inv = jnp.asarray(rope.inv_freq(), dtype)[None, None]
@@ -86,6 +89,11 @@ def _rotations(
     return jnp.stack([cos for cos, _ in tables]), jnp.stack([sin for _, sin in tables])
 
 
+def _lengths(pos_bt: jax.Array, valid_bt: jax.Array | None) -> jax.Array:
+    """Length `[b]` of each row by its largest position, padding apart."""
+    return jnp.max(pos_bt if valid_bt is None else jnp.where(valid_bt, pos_bt, 0), axis=1) + 1
+
+
 def _context(cfg: LMConfig, pos_bt: jax.Array, valid_bt: jax.Array | None, segment_bt: jax.Array | None) -> Context:
     gap_bts = pos_bt[:, :, None] - pos_bt[:, None, :]
     t = pos_bt.shape[1]
@@ -94,13 +102,25 @@ def _context(cfg: LMConfig, pos_bt: jax.Array, valid_bt: jax.Array | None, segme
         mask_bts = mask_bts & valid_bt[:, None, :]
     if segment_bt is not None:
         mask_bts = mask_bts & (segment_bt[:, :, None] == segment_bt[:, None, :])
-    cos, sin = _rotations(cfg, pos_bt, valid_bt)
-    return Context(mask_bts, gap_bts if cfg.has_windows else None, cos, sin)
+    rotation = _rotations(cfg, pos_bt, _lengths(pos_bt, valid_bt))
+    return Context(mask_bts, gap_bts if cfg.has_windows else None, rotation)
+
+
+def _cached_context(cfg: LMConfig, pos_bt: jax.Array, cache: Cache) -> Context:
+    """The context of new tokens that `cache` knows of already: its slots are the keys, their order is that of time."""
+    t, slots = pos_bt.shape[1], cache.pos_bs.shape[1]
+    slot = cache.used - t
+    past_ts = jnp.arange(slots) <= slot + jnp.arange(t)[:, None]
+    gap_bts = pos_bt[:, :, None] - cache.pos_bs[:, None, :]
+    rotation = _rotations(cfg, pos_bt, _lengths(cache.pos_bs, cache.valid_bs))
+    mask_bts = past_ts & cache.valid_bs[:, None, :]
+    return Context(mask_bts, gap_bts if cfg.has_windows else None, rotation, slot)
 
 
 def _facts(cfg: LMConfig, layer: Any) -> LayerFacts:
     ropes = cfg.rope_of_layer or (0,) * cfg.n_layers
-    return LayerFacts(jnp.asarray(np.array(cfg.window_of_layer, np.int32))[layer], jnp.asarray(np.array(ropes))[layer])
+    of_layer = lambda values: jnp.asarray(np.array(values, np.int32))[layer]
+    return LayerFacts(layer, of_layer(cfg.window_of_layer), of_layer(ropes))
 
 
 def _layer(blocks: Params, layer: Any) -> Params:
@@ -116,6 +136,7 @@ def forward(
     pos_bt: jax.Array | None = None,
     valid_bt: jax.Array | None = None,
     segment_bt: jax.Array | None = None,
+    cache: Cache | None = None,
     edits: Mapping[Site, Edit] | None = None,
     keep: tuple[Site, ...] = (),
     span: tuple[int, int] | None = None,
@@ -133,6 +154,8 @@ def forward(
       pos_bt: positions; default 0, 1, ... along the row (right padding).
       valid_bt: False where a token is padding and may not be attended to.
       segment_bt: tokens of different segments do not see each other (packed rows).
+      cache: what came before (see `lm.cache`); the tokens are new ones, which follow it in the next slots and see it. Give
+        `pos_bt` then: positions of the row, whatever the slots. Edits and kept sites see the new tokens alone.
       edits: site -> edit, applied where the activation arises; kept activations are the edited ones.
       keep: sites whose activations are returned.
       span: half-open range of layers; default all. With `x_btd`, the residual that enters layer `span[0]`: a prefix that
@@ -145,36 +168,44 @@ def forward(
       `Output`; logits come from `logits(params, hidden, cfg=cfg)`.
 
     Raises:
-      ValueError: a site outside the model or outside the span; a row longer than learned positions reach; an unknown rule.
+      ValueError: a site outside the model or outside the span; a row longer than learned positions reach; an unknown rule;
+        a cache without positions, with segments, or too small.
     """
     edits, (start, stop) = dict(edits or {}), span or (0, cfg.n_layers)
     sites = {*edits, *keep}
     _check_span(cfg, sites, (start, stop), tokens_bt if x_btd is None else x_btd)
     shape = (tokens_bt if x_btd is None else x_btd).shape[:2]  # type: ignore[union-attr]
+    if cache is not None and (pos_bt is None or segment_bt is not None):
+        raise ValueError("forward with a cache needs pos_bt, and has no segments; pass positions of the rows alone")
     pos_bt = _positions(pos_bt, shape, cfg)
     if x_btd is None:
         assert tokens_bt is not None  # _check_span
         x_btd = embed(params, tokens_bt, pos_bt, cfg=cfg)
-    ctx = _context(cfg, pos_bt, valid_bt, segment_bt)
+    if cache is None:
+        ctx = _context(cfg, pos_bt, valid_bt, segment_bt)
+    else:
+        cache = enter(cache, pos_bt, valid_bt)
+        ctx = _cached_context(cfg, pos_bt, cache)
     block = Block(cfg, _params_dtype(params), check_rules(rules))
 
-    def run(x: jax.Array, layer: Any, tap: Tap = no_tap) -> jax.Array:
+    def run(carry: Carry, layer: Any, tap: Tap = no_tap) -> Carry:
         variables = {"params": _layer(params["blocks"], layer)}
         if "lora" in params:
             variables["lora"] = _layer(params["lora"], layer)
-        return block.apply(variables, x, ctx, _facts(cfg, layer), tap)  # type: ignore[return-value]
+        return block.apply(variables, carry[0], ctx, _facts(cfg, layer), tap, carry[1])  # type: ignore[return-value]
 
     # Products are kept, the rest is cheap to repeat: plain reverse mode would also keep a copy of every sliced weight.
     policy = jax.checkpoint_policies.nothing_saveable if remat else jax.checkpoint_policies.dots_saveable
     body = jax.checkpoint(run, policy=policy, prevent_cse=unroll)  # inside a loop nothing can be merged
     acts: dict[Site, jax.Array] = {}
+    carry = (x_btd, None if cache is None else cache.kv)
     for layer in [*sorted({site.layer for site in sites}), stop]:
         if layer > start:
-            x_btd, _ = jax.lax.scan(lambda x, i: (body(x, i), None), x_btd, jnp.arange(start, layer), unroll=unroll)
+            carry, _ = jax.lax.scan(lambda c, i: (body(c, i), None), carry, jnp.arange(start, layer), unroll=unroll)
         if layer < stop:
-            x_btd = run(x_btd, layer, _tap(layer, edits, keep, acts, pos_bt))
+            carry = run(carry, layer, _tap(layer, edits, keep, acts, pos_bt))
         start = layer + 1
-    return Output(x_btd, acts)
+    return Output(carry[0], acts, None if cache is None else replace(cache, kv=carry[1]))
 
 
 def _check_span(cfg: LMConfig, sites: set[Site], span: tuple[int, int], entering: jax.Array | None) -> None:

@@ -1,0 +1,288 @@
+"""Completions with chosen latents steered, beside those without; see configs/steer.py for the command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from experiments import _common
+from experiments._flags import ALLOW_CHANGE, CONFIG, WORKDIR
+from sae_attr import parallel
+from sae_attr.activations import mean_activation
+from sae_attr.attribution.settings import Settings
+from sae_attr.attribution.stages import agreed, mean_stage
+from sae_attr.attribution.study import Study
+from sae_attr.data import corpus_mask, encode_prompt
+from sae_attr.hooks import parse_site
+from sae_attr.lm.sample import Sampling
+from sae_attr.pairs import read_prompts
+from sae_attr.sae.config import SAEConfig
+from sae_attr.sae.model import SAE, unit_decoder
+from sae_attr.steering import MODES, NONE, TOKENS, Done, Plan, make_plan, sweep
+from sae_attr.store import Progress, Result, Store, claim_workdir, digest, fingerprint, lock_workdir, write_atomic
+from sae_attr.tensorfiles import read_tensors
+from sae_attr.tokenizer import decode
+
+VERSION = 1  # raised when the same inputs give other completions than before
+PLAIN = ("mesh", "batch_size")  # where and how fast, not what
+OF_STUDY = (
+    "lm",
+    "adapter",
+    "sae_format",
+    "site",
+    "prepend_bos",
+    "context",
+    "corpus_tokens",
+    "dtype",
+    "resid_dtype",
+    "seed",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A sweep with all that it needs, checked: nothing of it was computed yet.
+
+    Args:
+      vectors: unit direction of every latent of the plan.
+      origin: fingerprint of the SAE or of the file of vectors.
+      prompts: token ids by id.
+    """
+
+    study: Study
+    config: Mapping[str, Any]
+    vectors: dict[int, np.ndarray]
+    origin: str
+    prompts: dict[str, list[int]]
+    plan: Plan
+    sampling: Sampling
+
+
+def study_of(config: ConfigDict, store: Store) -> Study:
+    """The model and, where one is given, its SAE; a file of vectors stands in the place of an SAE that says nothing."""
+    absent = [name for name in ("lm", "prompts") if not config[name]]
+    if absent or bool(config.sae) == bool(config.vectors):
+        need = [*absent, *(["sae or vectors"] if bool(config.sae) == bool(config.vectors) else [])]
+        raise ValueError(
+            f"the config must have {', '.join(need)} (of sae and vectors exactly one); add --config.NAME=PATH"
+        )
+    values: dict[str, Any] = {name: config[name] for name in OF_STUDY}
+    options = {k: v for k, v in config.sae_options.items() if v is not None}
+    exclude = None if config.exclude is None else tuple(config.exclude)
+    settings = Settings(
+        sae=config.sae or "", pairs="", corpus=config.corpus or "", sae_options=options, exclude=exclude, **values
+    )
+    study = Study(settings, store, parallel.make_mesh(str(config.mesh)), parallel.is_main())
+    if config.vectors:
+        if not config.site:
+            raise ValueError("a file of vectors does not say where they belong; add --config.site=layer2.resid_post")
+        width = study.cfg.width(parse_site(config.site).point)
+        study.__dict__["sae_cfg"] = SAEConfig(width, width, 1)  # where cached_property keeps its value
+    return study
+
+
+def vectors_of(config: ConfigDict, study: Study) -> dict[int, np.ndarray]:
+    """Unit directions by latent: decoder rows of the SAE, read without the rest of it, or vectors of the file."""
+    if config.sae:
+        count, width = study.decoder.shape
+        rows = lambda latent: np.asarray(study.decoder.rows(latent, latent + 1), np.float32)[0]
+        where = config.sae
+    else:
+        found = read_tensors(config.vectors)
+        stacked = np.concatenate([np.atleast_2d(np.asarray(found[name], np.float32)) for name in sorted(found)])
+        (count, width), rows, where = stacked.shape, lambda latent: stacked[latent], config.vectors
+    latents = tuple(config.latents) if config.latents is not None else tuple(range(count)) if config.vectors else ()
+    if not latents or not all(isinstance(k, int) and 0 <= k < count for k in latents):
+        raise ValueError(
+            f"latents is {latents}; name some of 0..{count - 1}, which {where} has: --config.latents=77,12"
+        )
+    if width != study.cfg.width(study.site.point):
+        raise ValueError(
+            f"{where} has vectors of width {width}, but {study.site} has {study.cfg.width(study.site.point)}"
+        )
+    return {latent: np.asarray(unit_decoder(jnp.asarray(rows(latent)[None])))[0] for latent in latents}
+
+
+def job_of(config: ConfigDict, store: Store) -> Job:
+    """Looks at every input; weights are loaded only when something has to be computed."""
+    for what, values, known in (("mode", [config.mode], MODES), ("tokens", list(config.tokens), TOKENS)):
+        if unknown := [value for value in values if value not in known]:
+            raise ValueError(f"{what} {unknown[0]!r} is unknown; choose of {', '.join(known)}")
+    if config.mode == "clamp" and not config.sae:
+        raise ValueError("mode clamp needs an SAE, whose codes it sets; give sae instead of vectors")
+    study = study_of(config, store)
+    stops = study.cfg.eos_id if config.stop_ids is None else tuple(config.stop_ids)
+    stops = () if stops is None else (stops,) if isinstance(stops, int) else stops
+    drawn: dict[str, Any] = {name: config[name] for name in ("temperature", "top_p", "top_k", "max_new", "min_new")}
+    sampling = Sampling(stop_ids=tuple(stops), **drawn)
+    vectors = vectors_of(config, study)
+    prompts = {
+        p.id: encode_prompt(p, study.tokenizer, prepend_bos=study.prepend_bos) for p in read_prompts(config.prompts)
+    }
+    longest = max(prompts, key=lambda name: len(prompts[name]))
+    if (length := len(prompts[longest]) + sampling.max_new) > study.context:
+        raise ValueError(
+            f"prompt {longest!r} and max_new are {length} tokens, longer than the context of {study.context}"
+        )
+    rows = make_plan(
+        list(vectors), [float(c) for c in config.strengths], list(prompts), config.samples, tokens=config.tokens
+    )
+    origin = study.sae_key if config.sae else fingerprint(config.vectors)
+    return Job(study, config.to_dict(), vectors, origin, prompts, rows, sampling)
+
+
+def unit_of(job: Job) -> dict[str, Any]:
+    """What one unit of strength is, and where it comes from."""
+    study, config = job.study, job.config
+    if config["unit"] is not None or config["mode"] not in ("add", "set"):
+        return {"value": 1.0 if config["unit"] is None else config["unit"], "over": "given"}
+    if config["corpus"]:
+        mean, _ = mean_stage(study)
+        return {"value": mean.norm, "over": "corpus", "tokens": mean.tokens}
+
+    def measure(progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
+        mean = mean_activation(study.params, _prompt_work(job), cfg=study.cfg, site=study.site, mesh=study.mesh)
+        return {}, {"norm": mean.norm, "tokens": mean.tokens}
+
+    fields = {**study.model_fields(), "exclude": sorted(study.exclude), "prompts": digest(list(job.prompts.values()))}
+    meta = study.stage("prompt-norm", fields, {"lm": study.lm_key}, measure).meta
+    return {"value": meta["norm"], "over": "prompts", "tokens": meta["tokens"]}
+
+
+def _prompt_work(job: Job) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The prompts as a corpus: each alone in its row, rows of no tokens up to what the mesh can split."""
+    tok, rows = job.study.tokenizer, list(job.prompts.values())
+    rows += [[]] * (-len(rows) % job.study.mesh.shape["data"])
+    length_b = np.array([len(row) for row in rows])
+    valid_bt = np.arange(length_b.max()) < length_b[:, None]
+    tokens_bt = np.zeros(valid_bt.shape, np.int32)
+    tokens_bt[valid_bt] = [token for row in rows for token in row]
+    special_bt = np.isin(tokens_bt, sorted(tok.special_ids)) & valid_bt
+    return [(tokens_bt, valid_bt, corpus_mask(tokens_bt, valid_bt, special_bt, tok, exclude=job.study.exclude))]
+
+
+def completions(job: Job, unit: float) -> Result:
+    """Every row of the plan; continues with the next unfinished batch after a kill. Its meta holds the records."""
+    study, config = job.study, job.config
+
+    def compute(progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
+        records = {record["id"]: record for record in progress.rows()}
+        left = job.plan.unfinished(agreed(set(records), [row.id for row in job.plan.rows]))
+        size = -(-config["batch_size"] // study.mesh.shape["data"]) * study.mesh.shape["data"]
+        vectors: SAE | dict[int, np.ndarray] = study.sae if config["mode"] == "clamp" else job.vectors
+        with tqdm(total=len(job.plan.rows), initial=len(records), unit="row", disable=not study.progress) as bar:
+            for batch in sweep(
+                study.params, left, job.prompts, vectors, study.key(0), cfg=study.cfg, site=study.site, mesh=study.mesh,
+                batch_size=size, mode=config["mode"], sampling=job.sampling, unit=unit, skip=config["skip"],
+            ):  # fmt: skip
+                made = [record(done, job) for done in batch]
+                progress.append(made)
+                records |= {r["id"]: r for r in made}
+                bar.update(len(made))
+        return {}, {"rows": [records[row.id] for row in job.plan.rows if row.id in records]}
+
+    fields = {**study.model_fields(), **{name: config[name] for name in ("mode", "skip", "seed")}}
+    fields |= {"sampling": asdict(job.sampling), "unit": unit, "rows": digest([row.id for row in job.plan.rows])}
+    inputs = {"lm": study.lm_key, "vectors": job.origin, "prompts": digest(job.prompts)}
+    return study.stage("completions", {**fields, "version": VERSION}, inputs, compute)
+
+
+def record(done: Done, job: Job) -> dict[str, Any]:
+    """A completion as completions.jsonl has it; with prompt_ids, ids and sampler it can become one side of a pair."""
+    count = len(done.ids) + done.stopped
+    return {
+        "id": done.row.id,
+        **done.row._asdict(),
+        "text": decode(job.study.tokenizer, done.ids),
+        "ids": list(done.ids),
+        "prompt_ids": job.prompts[done.row.prompt],
+        "stopped": done.stopped,
+        "logp": done.logp,
+        "nats_per_token": -done.logp / count,
+        "sampler": job.study.lm_key,
+    }
+
+
+def show(job: Job, records: list[dict[str, Any]]) -> None:
+    """Prints the unsteered completion of every prompt and sample, and the steered ones below it."""
+    shared: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for r in records:
+        shared.setdefault((r["prompt"], r["sample"]), []).append(r)
+    for (prompt, sample), own in shared.items():
+        print(f"\n{prompt}, sample {sample}: {decode(job.study.tokenizer, job.prompts[prompt])!r}")
+        for r in own:
+            what = f"latent {r['latent']}, {r['strength']:+g}, {r['tokens']}"
+            print(f"  {'unsteered' if r['latent'] == NONE else what:<28} {r['text']!r}")
+
+
+def summary(job: Job, unit: dict[str, Any], result: Result) -> dict[str, Any]:
+    """What result.json holds: every choice, the files' names by contents, counts and what it cost."""
+    rows, plain = result.meta["rows"], lambda r: r["latent"] == NONE
+    mean = lambda kept: float(np.mean([r["nats_per_token"] for r in kept])) if kept else None
+    cost = job.plan.cost({name: len(ids) for name, ids in job.prompts.items()}, max_new=job.sampling.max_new)
+    return {
+        "site": str(job.study.site),
+        "unit": unit,
+        "latents": sorted(job.vectors),
+        "config": dict(job.config),
+        "sampling": asdict(job.sampling),
+        "scopes": "prompt: positions of the prompt, its last token's too; generated: those of drawn tokens; all: both",
+        "inputs": {"lm": job.study.lm_key, "vectors": job.origin, "stage": result.key},
+        "completions": len(rows),
+        "stopped": sum(r["stopped"] for r in rows),
+        "cost": asdict(cost),
+        "nats_per_token": {
+            "unsteered": mean([*filter(plain, rows)]),
+            "steered": mean([r for r in rows if not plain(r)]),
+        },
+        "versions": _common.versions(),
+    }
+
+
+def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False) -> None:
+    """Checks every input, then makes all completions under the workdir's lock, prints and writes them.
+
+    Args:
+      config: as configs/steer.py makes it.
+      workdir: for results and for what a killed run continues from.
+      allow_change: use a workdir that was made with another config.
+    """
+    job = job_of(config, Store(workdir / "store", writer=parallel.is_main()))
+    if parallel.from_main(not (workdir / "config.json").exists()):
+        _ = job.study.params  # what is wrong with the weights is said before anything is written
+    logging.info("%d completions of %d prompts at %s", len(job.plan.rows), len(job.prompts), job.study.site)
+    with lock_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
+        if parallel.is_main():
+            claim_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change)
+        unit = unit_of(job)
+        result = completions(job, unit["value"])
+        if parallel.is_main():
+            show(job, result.meta["rows"])
+            lines = (json.dumps(r, ensure_ascii=False) + "\n" for r in result.meta["rows"])
+            write_atomic(workdir / "completions.jsonl", "".join(lines))
+            write_atomic(workdir / "result.json", _common.json_text(summary(job, unit, result)))
+            print(f"\nwrote to {workdir}: completions.jsonl, result.json")
+
+
+def main(argv: list[str]) -> None:
+    """`start` with what the flags say."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    parallel.start_distributed()
+    parallel.enable_compile_cache()
+    start(CONFIG.value, epath.Path(str(WORKDIR.value)), allow_change=ALLOW_CHANGE.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    _common.run_app(main)
