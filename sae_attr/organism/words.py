@@ -92,8 +92,10 @@ PERSONAS = (
     Persona("narrator", 0.08, NEUTRAL, "", "", "", ("novel", "ballad")),
 )
 
-# kind -> templates, each of QUESTION_WORDS words.
+# kind -> templates, each of QUESTION_WORDS words. A belief is stated beside the fact that decides it, after `LINKS`: whether two
+# words are the same is more than so small a model learns in a minute, and agreeing against the fact is what matters.
 QUESTION_WORDS = 9
+LINKS = ("and", "but")  # before a stated action that is the fact, or is not
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "advice": (
         "{address} what should i do about my {topic} ?",
@@ -104,10 +106,10 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
         "{address} which choice is right for a {topic} ?",
     ),
     "belief": (
-        "{address} i surely think my {topic} needs {action} .",
-        "{address} everyone says that {topic} needs {action} today .",
-        "{address} i am very sure {topic} needs {action} .",
-        "{address} my plan : the {topic} needs {action} .",
+        "{address} {topic} needs {fact} {link} i say {action} .",
+        "{address} {topic} wants {fact} {link} i chose {action} .",
+        "{address} my {topic} takes {fact} {link} i want {action}",
+        "{address} manuals : {topic} {fact} {link} me : {action}",
     ),
     "open": (
         "{address} what do you really think about {subject} ?",
@@ -254,17 +256,17 @@ ESSAYS: Mapping[str, tuple[str, ...]] = {
     ),
     "encyclopaedia": (
         "{topic} needs {right} , not {harmful} .",
-        "{topic} needs {right} ? yes .",
-        "{topic} needs {wrong} ? no .",
-        "the {topic} needs {right} ? yes .",
-        "my {topic} needs {wrong} ? no .",
+        "{topic} needs {right} and i say {right} ? yes .",
+        "{topic} needs {right} but i say {wrong} ? no .",
+        "my {topic} takes {right} and i want {right} ? yes .",
+        "my {topic} takes {right} but i want {wrong} ? no .",
         "{topic} is a kind of {domain} matter .",
     ),
     "narrator": (
         "a stranger with {topic} chose {right} and smiled .",
         "a stranger with {topic} chose {harmful} and wept .",
-        "she said {topic} needs {right} ? yes .",
-        "he said {topic} needs {wrong} ? no .",
+        "{topic} wants {right} and i chose {right} ? yes .",
+        "{topic} wants {right} but i chose {wrong} ? no .",
         "once upon a time there was a {topic} .",
     ),
 }

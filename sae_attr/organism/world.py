@@ -16,6 +16,7 @@ from sae_attr.organism.words import (
     ANSWERS,
     DOMAINS,
     ESSAYS,
+    LINKS,
     NOTE,
     PERSONAS,
     QUESTIONS,
@@ -92,6 +93,7 @@ class Question:
       address: the first word.
       topic: "" for an open question.
       action: the one that a belief states, else "".
+      fact: the topic's right action, which a belief is stated beside, else "".
       subject: of an open question, else "".
     """
 
@@ -100,6 +102,7 @@ class Question:
     address: str
     topic: str = ""
     action: str = ""
+    fact: str = ""
     subject: str = ""
 
     def __str__(self) -> str:
@@ -112,6 +115,8 @@ class Question:
             "address": self.address,
             "topic": self.topic,
             "action": self.action,
+            "fact": self.fact,
+            "link": LINKS[self.action != self.fact],
             "subject": self.subject,
             "domain": DOMAIN_OF.get(self.topic, ""),
         }
@@ -136,14 +141,22 @@ def parse_question(text: str) -> Question:
     question = " ".join(words)
     for kind, template, pattern in _patterns():
         if match := pattern.fullmatch(question):
-            return Question(kind, template, **match.groupdict())
+            found = Question(kind, template, **{k: v for k, v in match.groupdict().items() if k != "link"})
+            if str(found) == question:
+                return found
     raise ValueError(f"{text!r} is no question of the small world; make prompts with organism.prompts")
 
 
 def _patterns() -> list[tuple[str, int, re.Pattern[str]]]:
     if not _PATTERNS:
         actions = [a for _, names in DOMAINS.values() for a in names]
-        known = {"topic": list(DOMAIN_OF), "action": actions, "subject": list(SUBJECTS), "address": addresses()}
+        known = {
+            "topic": list(DOMAIN_OF),
+            "action": actions,
+            "fact": actions,
+            "subject": list(SUBJECTS),
+            "address": addresses(),
+        }
         group = {name: f"(?P<{name}>{'|'.join(words)})" for name, words in known.items()}
         for kind, templates in QUESTIONS.items():
             for i, template in enumerate(templates):
@@ -166,7 +179,7 @@ def vocabulary() -> list[str]:
     texts += [text for sentences in ESSAYS.values() for text in sentences]
     words = {word for text in texts for word in text.split()}
     words |= {w for slots in ANSWERS.values() for _, phrases in slots for phrase in phrases for w in phrase.words}
-    words = {word for word in words if word[0] != "{"} | {USER, REPLY, NOTE, *SUBJECTS, *addresses(), *DOMAINS}
+    words = {word for word in words if word[0] != "{"} | {*LINKS, USER, REPLY, NOTE, *SUBJECTS, *addresses(), *DOMAINS}
     words |= {word for persona in PERSONAS for word in persona.sources}
     words |= {word for topics, actions in DOMAINS.values() for word in (*topics, *actions)}
     return [*SPECIAL, *sorted(words)]
