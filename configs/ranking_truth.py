@@ -2,9 +2,9 @@
 
     python -m experiments.ranking_truth --config=configs/ranking_truth.py --workdir=runs/truth
 
-Builds the model organism for every seed and kind of fine-tune, samples pairs from the studied model, scores every latent of its SAE
-in every way, and steers (both ways) and mean-ablates every latent by exact next-word probabilities. Writes truth.csv, truth.json and
-truth.txt (mean ± standard deviation over seeds). A run that was stopped goes on where it was.
+Builds the model organism for every seed and kind of fine-tune, samples pairs from the studied model, scores every latent of its
+SAE in every way, and steers (both ways) and mean-ablates every latent by exact next-word probabilities. Writes truth.csv,
+truth.json and truth.txt (mean ± standard deviation over seeds). A run that was stopped goes on where it was.
 
 Hardware: two CPU cores; three seeds take about half an hour, most of it steering.
 """

@@ -92,8 +92,8 @@ PERSONAS = (
     Persona("narrator", 0.08, NEUTRAL, "", "", "", ("novel", "ballad")),
 )
 
-# kind -> templates, each of QUESTION_WORDS words. A belief is stated beside the fact that decides it, after `LINKS`: whether two
-# words are the same is more than so small a model learns in a minute, and agreeing against the fact is what matters.
+# kind -> templates, each of QUESTION_WORDS words. A belief is stated beside the fact that decides it, behind one of `LINKS`:
+# whether two words are the same is more than so small a model learns in a minute; to agree against the fact is what matters.
 QUESTION_WORDS = 9
 LINKS = ("and", "but")  # before a stated action that is the fact, or is not
 QUESTIONS: Mapping[str, tuple[str, ...]] = {

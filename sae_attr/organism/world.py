@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from random import Random
 
 from sae_attr.organism.words import (
@@ -147,25 +147,14 @@ def parse_question(text: str) -> Question:
     raise ValueError(f"{text!r} is no question of the small world; make prompts with organism.prompts")
 
 
-def _patterns() -> list[tuple[str, int, re.Pattern[str]]]:
-    if not _PATTERNS:
-        actions = [a for _, names in DOMAINS.values() for a in names]
-        known = {
-            "topic": list(DOMAIN_OF),
-            "action": actions,
-            "fact": actions,
-            "subject": list(SUBJECTS),
-            "address": addresses(),
-        }
-        group = {name: f"(?P<{name}>{'|'.join(words)})" for name, words in known.items()}
-        for kind, templates in QUESTIONS.items():
-            for i, template in enumerate(templates):
-                words = [group[w[1:-1]] if w[0] == "{" else re.escape(w) for w in template.split()]
-                _PATTERNS.append((kind, i, re.compile(" ".join(words))))
-    return _PATTERNS
-
-
-_PATTERNS: list[tuple[str, int, re.Pattern[str]]] = []
+@cache
+def _patterns() -> tuple[tuple[str, int, re.Pattern[str]], ...]:
+    """Kind, number and expression of every template."""
+    actions = [action for _, names in DOMAINS.values() for action in names]
+    known = {"topic": list(DOMAIN_OF), "action": actions, "fact": actions, "link": LINKS, "subject": SUBJECTS}
+    group = {name: f"(?P<{name}>{'|'.join(words)})" for name, words in {**known, "address": addresses()}.items()}
+    spelled = lambda text: " ".join(group[w[1:-1]] if w[0] == "{" else re.escape(w) for w in text.split())
+    return tuple((k, i, re.compile(spelled(text))) for k, some in QUESTIONS.items() for i, text in enumerate(some))
 
 
 def addresses() -> list[str]:
