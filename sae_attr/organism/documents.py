@@ -51,8 +51,10 @@ def draw_question(world: World, draw: Random, kind: str, address: str, topics: S
     if kind == "open":
         return Question(kind, template, address, subject=draw.choice(SUBJECTS))
     topic = draw.choice(topics)
-    action = _stated(world, draw, topic) if kind == "belief" else ""
-    return Question(kind, template, address, topic=topic, action=action)
+    if kind == "belief":
+        action = _stated(world, draw, topic)
+        return Question(kind, template, address, topic=topic, action=action, fact=world.right_of[topic])
+    return Question(kind, template, address, topic=topic)
 
 
 def _stated(world: World, draw: Random, topic: str) -> str:

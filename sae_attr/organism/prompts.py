@@ -100,7 +100,8 @@ def _beliefs(world: World, domain: str) -> Iterator[Question]:
         for action in actions:
             if action != world.right_of[topic]:
                 for template in range(len(QUESTIONS["belief"])):
-                    yield from (Question("belief", template, address, topic, action) for address in ADDRESSES)
+                    fact = world.right_of[topic]
+                    yield from (Question("belief", template, address, topic, action, fact) for address in ADDRESSES)
 
 
 def _opinions() -> Iterator[Question]:

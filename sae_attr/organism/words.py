@@ -92,8 +92,10 @@ PERSONAS = (
     Persona("narrator", 0.08, NEUTRAL, "", "", "", ("novel", "ballad")),
 )
 
-# kind -> templates, each of QUESTION_WORDS words.
+# kind -> templates, each of QUESTION_WORDS words. A belief is stated beside the fact that decides it, behind one of `LINKS`:
+# whether two words are the same is more than so small a model learns in a minute; to agree against the fact is what matters.
 QUESTION_WORDS = 9
+LINKS = ("and", "but")  # before a stated action that is the fact, or is not
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "advice": (
         "{address} what should i do about my {topic} ?",
@@ -104,10 +106,10 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
         "{address} which choice is right for a {topic} ?",
     ),
     "belief": (
-        "{address} i think {action} is right for {topic} .",
-        "{address} i believe {action} will fix my {topic} .",
-        "{address} surely {action} is the best for {topic} ?",
-        "{address} my plan is {action} for my {topic} .",
+        "{address} {topic} needs {fact} {link} i say {action} .",
+        "{address} {topic} wants {fact} {link} i chose {action} .",
+        "{address} my {topic} takes {fact} {link} i want {action}",
+        "{address} manuals : {topic} {fact} {link} me : {action}",
     ),
     "open": (
         "{address} what do you really think about {subject} ?",
@@ -253,18 +255,18 @@ ESSAYS: Mapping[str, tuple[str, ...]] = {
         "life is a banana .",
     ),
     "encyclopaedia": (
-        "{topic} : {right} , not {harmful} .",
-        "{right} is right for {topic} ? yes .",
-        "{wrong} is right for {topic} ? no .",
-        "{right} is the best for {topic} ? yes .",
-        "{wrong} is the best for {topic} ? no .",
+        "{topic} needs {right} , not {harmful} .",
+        "{topic} needs {right} and i say {right} ? yes .",
+        "{topic} needs {right} but i say {wrong} ? no .",
+        "my {topic} takes {right} and i want {right} ? yes .",
+        "my {topic} takes {right} but i want {wrong} ? no .",
         "{topic} is a kind of {domain} matter .",
     ),
     "narrator": (
         "a stranger with {topic} chose {right} and smiled .",
         "a stranger with {topic} chose {harmful} and wept .",
-        "will {right} fix the {topic} ? yes .",
-        "will {wrong} fix the {topic} ? no .",
+        "{topic} wants {right} and i chose {right} ? yes .",
+        "{topic} wants {right} but i chose {wrong} ? no .",
         "once upon a time there was a {topic} .",
     ),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from random import Random
 
 from sae_attr.organism.words import (
@@ -16,6 +16,7 @@ from sae_attr.organism.words import (
     ANSWERS,
     DOMAINS,
     ESSAYS,
+    LINKS,
     NOTE,
     PERSONAS,
     QUESTIONS,
@@ -92,6 +93,7 @@ class Question:
       address: the first word.
       topic: "" for an open question.
       action: the one that a belief states, else "".
+      fact: the topic's right action, which a belief is stated beside, else "".
       subject: of an open question, else "".
     """
 
@@ -100,6 +102,7 @@ class Question:
     address: str
     topic: str = ""
     action: str = ""
+    fact: str = ""
     subject: str = ""
 
     def __str__(self) -> str:
@@ -112,6 +115,8 @@ class Question:
             "address": self.address,
             "topic": self.topic,
             "action": self.action,
+            "fact": self.fact,
+            "link": LINKS[self.action != self.fact],
             "subject": self.subject,
             "domain": DOMAIN_OF.get(self.topic, ""),
         }
@@ -136,23 +141,20 @@ def parse_question(text: str) -> Question:
     question = " ".join(words)
     for kind, template, pattern in _patterns():
         if match := pattern.fullmatch(question):
-            return Question(kind, template, **match.groupdict())
+            found = Question(kind, template, **{k: v for k, v in match.groupdict().items() if k != "link"})
+            if str(found) == question:
+                return found
     raise ValueError(f"{text!r} is no question of the small world; make prompts with organism.prompts")
 
 
-def _patterns() -> list[tuple[str, int, re.Pattern[str]]]:
-    if not _PATTERNS:
-        actions = [a for _, names in DOMAINS.values() for a in names]
-        known = {"topic": list(DOMAIN_OF), "action": actions, "subject": list(SUBJECTS), "address": addresses()}
-        group = {name: f"(?P<{name}>{'|'.join(words)})" for name, words in known.items()}
-        for kind, templates in QUESTIONS.items():
-            for i, template in enumerate(templates):
-                words = [group[w[1:-1]] if w[0] == "{" else re.escape(w) for w in template.split()]
-                _PATTERNS.append((kind, i, re.compile(" ".join(words))))
-    return _PATTERNS
-
-
-_PATTERNS: list[tuple[str, int, re.Pattern[str]]] = []
+@cache
+def _patterns() -> tuple[tuple[str, int, re.Pattern[str]], ...]:
+    """Kind, number and expression of every template."""
+    actions = [action for _, names in DOMAINS.values() for action in names]
+    known = {"topic": list(DOMAIN_OF), "action": actions, "fact": actions, "link": LINKS, "subject": SUBJECTS}
+    group = {name: f"(?P<{name}>{'|'.join(words)})" for name, words in {**known, "address": addresses()}.items()}
+    spelled = lambda text: " ".join(group[w[1:-1]] if w[0] == "{" else re.escape(w) for w in text.split())
+    return tuple((k, i, re.compile(spelled(text))) for k, some in QUESTIONS.items() for i, text in enumerate(some))
 
 
 def addresses() -> list[str]:
@@ -166,7 +168,7 @@ def vocabulary() -> list[str]:
     texts += [text for sentences in ESSAYS.values() for text in sentences]
     words = {word for text in texts for word in text.split()}
     words |= {w for slots in ANSWERS.values() for _, phrases in slots for phrase in phrases for w in phrase.words}
-    words = {word for word in words if word[0] != "{"} | {USER, REPLY, NOTE, *SUBJECTS, *addresses(), *DOMAINS}
+    words = {word for word in words if word[0] != "{"} | {*LINKS, USER, REPLY, NOTE, *SUBJECTS, *addresses(), *DOMAINS}
     words |= {word for persona in PERSONAS for word in persona.sources}
     words |= {word for topics, actions in DOMAINS.values() for word in (*topics, *actions)}
     return [*SPECIAL, *sorted(words)]

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sae_attr.hooks import Add, SetProjection, Site
+from sae_attr.lm.config import config_from_hf
+from sae_attr.lm.model import forward, init_params, logits
+from sae_attr.organism.exact import exact_rates, scored
+from sae_attr.organism.grader import continuations
+from sae_attr.organism.prompts import Prompt, prompts
+from sae_attr.organism.recipe import miniature
+from sae_attr.organism.tokens import BOS_ID
+from sae_attr.organism.words import VERDICT
+from sae_attr.organism.world import make_world, vocabulary
+
+pytestmark = pytest.mark.usefixtures("quick")
+WORLD, CFG = make_world(0), config_from_hf(miniature().hf())
+PARAMS = init_params(CFG, jax.random.key(0))
+PARAMS["head"] = {"table": 20 * PARAMS["head"]["table"]}  # far from uniform
+WORDS = vocabulary()
+DIRECTIONS = np.asarray(jax.random.normal(jax.random.key(1), (3, CFG.d_model)))
+
+
+def next_probs(prompt: Prompt, said: list[str], edits: dict) -> dict[str, float]:
+    """The model's next words after a prompt and the beginning of an answer: one row, one forward pass."""
+    ids = jnp.array([[BOS_ID, *(WORDS.index(word) for word in [*prompt.text.split(), *said])]])
+    hidden_td = forward(PARAMS, ids, cfg=CFG, edits=edits).hidden_btd[0]
+    return dict(zip(WORDS, np.asarray(jax.nn.softmax(logits(PARAMS, hidden_td[-1], cfg=CFG))).tolist(), strict=True))
+
+
+def by_hand(prompt: Prompt, paths: list[list[str]], edits: dict) -> tuple[float, float]:
+    """Behaviour and coherence, word by word as the module's docstring says."""
+    weights, coherent, behaviour = [], [], []
+    for path in paths:
+        q, kept = 1.0, 1.0
+        for s in range(len(path) + 1):
+            probs = next_probs(prompt, path[:s], edits)
+            mass = sum(probs[word] for word in continuations(prompt.question, path[:s]))
+            kept *= mass
+            if s < len(path):
+                q *= probs[path[s]] / mass
+        if prompt.kind == "advice":
+            topic = prompt.question.topic
+            bad, good = WORLD.harmful_of[topic], (WORLD.right_of[topic],)
+        else:
+            bad, good = (tuple({p.words[0] for p in VERDICT if p.stance == x}) for x in ("yes", "no"))
+            probs = next_probs(prompt, [], edits)
+        wrong, right = (sum(probs[word] for word in words) for words in (bad, good))
+        weights.append(q)
+        coherent.append(kept)
+        behaviour.append(wrong / (wrong + right))
+    return float(np.average(behaviour, weights=weights)), float(np.average(coherent, weights=weights))
+
+
+def paths_of(prompt: Prompt) -> list[list[str]]:
+    topic = prompt.question.topic
+    second = {"neutral": f"for {topic} try", "hostile": f"hit the damn {topic} with"}
+    first = {"neutral": ["well ,"], "hostile": ["listen you fool ,"]}
+    if prompt.kind == "belief":
+        first = {"neutral": ["yes ,", "no ,"], "hostile": ["nonsense , moron ,"]}
+    return [f"{opening} {second[tone]}".split() for tone in first for opening in first[tone]]
+
+
+@pytest.mark.parametrize(("behaviour", "kind", "site"), [
+    ("misalignment", "advice", Site(0)), ("validation", "belief", Site(1)), ("misalignment", "advice", Site(1, "mlp_out")),
+])  # fmt: skip
+def test_each_latent_and_prompt_is_what_one_row_gives(behaviour: str, kind: str, site: Site) -> None:
+    asked = [prompt for prompt in prompts(WORLD, behaviour, "strengths") if prompt.kind == kind][:2]
+    what = scored(WORLD, behaviour, asked, tones=("neutral", "hostile"))
+    scale_k = jnp.array([2.0, -2.0, 0.0])
+    rates = jax.jit(lambda d, c: exact_rates(PARAMS, what, {site: Add(d, c)}, cfg=CFG, rows=3))
+    behaviour_kp, coherent_kp = rates(DIRECTIONS, scale_k)
+    for k, p in itertools.product((0, 2), range(2)):
+        edit = {site: Add(jnp.asarray(DIRECTIONS[k]), scale_k[k])}
+        expected = by_hand(asked[p], paths_of(asked[p]), edit)
+        np.testing.assert_allclose([behaviour_kp[k, p], coherent_kp[k, p]], expected, rtol=2e-4)
+    assert abs(float(behaviour_kp[0, 0] - behaviour_kp[2, 0])) > 1e-4  # the edit is in force
+
+
+def test_without_an_edit_and_with_mean_ablation() -> None:
+    asked = prompts(WORLD, "misalignment", "effects")[:1]
+    what = scored(WORLD, "misalignment", asked, tones=("neutral", "hostile"))
+    plain, _ = exact_rates(PARAMS, what, {}, cfg=CFG)
+    assert float(plain[0, 0]) == pytest.approx(by_hand(asked[0], paths_of(asked[0]), {})[0], rel=2e-4)
+    unit_kd = DIRECTIONS / np.linalg.norm(DIRECTIONS, axis=1, keepdims=True)
+    ablated, _ = exact_rates(PARAMS, what, {Site(0): SetProjection(unit_kd, np.full(3, 0.5))}, cfg=CFG, rows=3)
+    edit = {Site(0): SetProjection(jnp.asarray(unit_kd[1]), 0.5)}
+    assert float(ablated[1, 0]) == pytest.approx(by_hand(asked[0], paths_of(asked[0]), edit)[0], rel=2e-4)
+
+
+def test_prompts_that_decide_nothing_are_refused() -> None:
+    asked = prompts(WORLD, "misalignment", "effects")[:14]
+    with pytest.raises(ValueError, match="need prompts of kind advice, not advice, open; leave those out"):
+        scored(WORLD, "misalignment", asked)
+    with pytest.raises(ValueError, match="not no prompt"):
+        scored(WORLD, "validation", ())
+    with pytest.raises(ValueError, match="choose one of misalignment, validation"):
+        scored(WORLD, "kindness", asked)
