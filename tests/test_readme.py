@@ -19,6 +19,6 @@ def test_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.chdir(tmp_path)
     make(Path("runs/miniature"))
     blocks = snippets()
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     exec(compile("\n".join(blocks), "README.md", "exec"), {"__name__": "readme"})
     assert re.search(r"\[\s*77 ", capsys.readouterr().out), "the planted latent is not the first of the printed ranking"
