@@ -7,7 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae_attr.hooks import POINTS, Add, Chain, ClampCode, Lerp, ProjectOut, Replace, SetProjection, Site, parse_site
+from sae_attr.hooks import (
+    POINTS,
+    Add,
+    Chain,
+    ClampCode,
+    Lerp,
+    ProjectOut,
+    Pull,
+    Replace,
+    SetProjection,
+    Site,
+    Within,
+    parse_site,
+)
 
 B, T, D = 3, 4, 5
 RNG = np.random.default_rng(0)
@@ -124,6 +137,32 @@ def test_a_chain_runs_first_to_last() -> None:
     np.testing.assert_allclose(call(Chain(edits), X) @ d, np.full((B, T), 0.25), atol=1e-5)
     assert np.abs(call(Chain(edits[::-1]), X) @ d - 0.25).max() > 0.1
     np.testing.assert_array_equal(call(Chain(()), X), X)
+
+
+def test_pulling_several_coordinates_at_once() -> None:
+    """All gaps are taken from the same x: for directions that are not orthogonal a chain would do something else."""
+    push, readers, values = draw((B, 2, D)), draw((B, 2, D)), draw((B, 2))
+    gap_fn = lambda state, x: state[1][:, None] - jnp.einsum("btd,bmd->btm", x, state[0])
+    want = X + np.einsum("btm,bmd->btd", values[:, None] - np.einsum("btd,bmd->btm", X, readers), push)
+    check(Pull(push, (readers, values), gap_fn), want)
+    shared = np.broadcast_to(push[0], push.shape)
+    np.testing.assert_allclose(
+        call(Pull(push[0], (readers, values), gap_fn), X), call(Pull(shared, (readers, values), gap_fn), X), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 2), (1, np.array([2, 4, 0])), (np.array([3, 0, 1]), np.array([9, 1, 1]))]
+)
+def test_within_looks_at_positions_and_not_at_places(start: Any, stop: Any) -> None:
+    v = draw((B, D))
+    pos = np.array([[0, 1, 2, 3], [0, 0, 1, 2], [5, 1, 0, 2]])
+    got = Within(Add(v), start, stop)(jnp.asarray(X), jnp.asarray(pos))
+    for b in range(B):
+        first, last = np.broadcast_to(start, B)[b], np.broadcast_to(stop, B)[b]
+        for t in range(T):
+            want = X[b, t] + v[b] if first <= pos[b, t] < last else X[b, t]
+            np.testing.assert_allclose(got[b, t], want, rtol=1e-6)
 
 
 def test_vmap_over_latents() -> None:

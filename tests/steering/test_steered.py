@@ -85,7 +85,7 @@ def edit_of(name: str, tokens: str) -> Any:
     return scoped(edit, tokens, np.array([len(p) for p in PROMPTS]))
 
 
-SLOW = ("project_out", "clamp-topk")  # each kind is a program of its own
+SLOW = ("set", "project_out", "clamp-topk")  # each kind is a program of its own
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -140,13 +140,12 @@ def test_the_edit_runs_once_for_every_position_of_a_generation(monkeypatch: pyte
             return self.edit(x_btd, pos_bt)
 
     monkeypatch.setattr(steer_module, "intervention", lambda *a, **k: Counting(intervention(*a, **k)))
-    steer_module._steered.clear_cache()
-    run("add", prompts=PROMPTS[1:2], directions=DIRECTIONS[:1], strengths=STRENGTHS[:1], keys=KEYS[:1])
+    only = {"prompts": PROMPTS[1:2], "directions": DIRECTIONS[:1], "strengths": STRENGTHS[:1], "keys": KEYS[:1]}
+    run("add", sampling=Sampling(max_new=4), **only)  # shapes of no other test, whose programs are kept
     jax.effects_barrier()
-    steer_module._steered.clear_cache()
     n = len(PROMPTS[1])
     shown = [*seen[0][0][-n:], *(int(p) for step in seen[1:] for p in step.ravel())]
-    assert shown == list(range(n + SAMPLING.max_new - 1))
+    assert shown == list(range(n + 4 - 1))
 
 
 def test_strength_nought_is_the_model_as_it_is_and_rows_are_independent() -> None:
@@ -158,14 +157,14 @@ def test_strength_nought_is_the_model_as_it_is_and_rows_are_independent() -> Non
         want = steered if b % 2 else plain
         np.testing.assert_array_equal(mixed.tokens_bn[b], want.tokens_bn[b])
         np.testing.assert_array_equal(mixed.logp_bn[b], want.logp_bn[b])
-    for name in ("set", "clamp-relu"):
-        given = {"directions": np.full((4, 2), -1)} if name == "clamp-relu" else {"directions": DIRECTIONS * 0}
-        np.testing.assert_array_equal(run(name, **given).tokens_bn, plain.tokens_bn)
 
 
 @pytest.mark.slow
-def test_taking_no_share_out_changes_nothing() -> None:
+def test_no_direction_and_no_share_change_nothing() -> None:
     plain = run("add", strengths=0.0)
+    for name in ("set", "clamp-relu", "clamp-topk"):
+        given = {"directions": DIRECTIONS * 0 if name == "set" else np.full((4, 2), -1)}
+        np.testing.assert_array_equal(run(name, **given).tokens_bn, plain.tokens_bn)
     for tokens in TOKENS:
         np.testing.assert_array_equal(run("project_out", strengths=0.0, tokens=tokens).tokens_bn, plain.tokens_bn)
 
@@ -175,22 +174,19 @@ def test_new_latents_strengths_and_prompts_compile_nothing(monkeypatch: pytest.M
     counted = lambda *a, **k: traces.append(1) or generate(*a, **k)
     generate = steer_module.generate
     monkeypatch.setattr(steer_module, "generate", counted)
-    steer_module._steered.clear_cache()
+    fresh = {"sampling": Sampling(max_new=3)}  # a program of no other test
     for k in range(3):
-        run("add", directions=DIRECTIONS + k, strengths=k, prompts=[p[: k + 1] for p in PROMPTS], unit=1.0 + k)
+        run("add", directions=DIRECTIONS + k, strengths=k, prompts=[p[: k + 1] for p in PROMPTS], unit=1.0 + k, **fresh)
     assert len(traces) == 1
-    run("add", tokens="prompt", skip=1)
+    run("add", tokens="prompt", skip=1, **fresh)
     assert len(traces) == 1
-    run("add", directions=DIRECTIONS[:, :1], strengths=1.0)
-    assert len(traces) == 2
-    steer_module._steered.clear_cache()
 
 
 def test_latents_of_an_sae_stand_for_their_unit_decoder_rows() -> None:
     rows_nd = np.asarray(RELU.dec_nm) / np.linalg.norm(RELU.dec_nm, axis=1, keepdims=True)
-    by_latent = run("add", directions=np.array([3, 5, -1, 0]), strengths=2.0, sae=RELU)
-    given_bd = np.where(np.array([[1], [1], [0], [1]]), rows_nd[[3, 5, 0, 0]], 0)
-    np.testing.assert_array_equal(by_latent.tokens_bn, run("add", directions=given_bd, strengths=2.0).tokens_bn)
+    by_latent = run("add", directions=LATENTS, strengths=2.0, sae=RELU)
+    given = np.where(LATENTS[..., None] >= 0, rows_nd[LATENTS], 0)
+    np.testing.assert_array_equal(by_latent.tokens_bn, run("add", directions=given, strengths=2.0).tokens_bn)
 
 
 def test_the_first_positions_can_be_spared() -> None:
