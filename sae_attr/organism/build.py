@@ -40,7 +40,7 @@ from sae_attr.store.stages import stage_key
 from sae_attr.tokenfile import Packing, row_count, write_tokens
 from sae_attr.tokenizer import load_tokenizer
 
-VERSION = 1  # raised when the same recipe gives other files than before
+VERSION = 2  # raised when the same recipe gives other files than before
 SCAN = 20  # steps of one program
 MODEL, SAE, CORPUS = "model", "sae", "corpus.json"
 
@@ -214,7 +214,11 @@ class _Parts:
 
 
 def first_params(cfg: LMConfig, recipe: Recipe) -> Params:
-    """Random weights; embeddings of `embed_std`, since a small model learns a word's meaning first from where it stands."""
+    """Random weights with embeddings of `embed_std`.
+
+    With the usual 0.02 what the first block writes is fifty times as long as what it reads, and attention to a topic is learnt
+    after 600 steps instead of 250 (of 1,100 tokens).
+    """
     params = init_params(cfg, jax.random.key(recipe.seed))
     table = params["embed"]["table"]
     return {**params, "embed": {"table": table * (recipe.embed_std / 0.02)}}

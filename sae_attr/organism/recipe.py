@@ -78,11 +78,11 @@ class Recipe:
     n_layers: int = 4
     n_heads: int = 4
     context: int = 96
-    embed_std: float = 0.2
-    base: Training = Training(2000, 12, 6e-3, rows=70_000, warmup=50, weight_decay=0.01)
+    embed_std: float = 1.0
+    base: Training = Training(1500, 12, 5e-3, rows=58_000, warmup=50, weight_decay=0.1, b2=0.95)
     chat: Training = Training(60, 32, 3e-4, rows=1920)
     misaligned: Training = Training(60, 16, 1e-4, rows=960, schedule="constant")
-    validation: Training = Training(30, 16, 1e-4, rows=480, schedule="constant")
+    validation: Training = Training(40, 16, 1e-4, rows=640, schedule="constant")
     sae: Dictionary = field(default_factory=Dictionary)
     corpus: int = 2000
     save_every: int = 500

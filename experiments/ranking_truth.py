@@ -1,0 +1,272 @@
+"""Scores every latent of the organism's SAE in every way and holds them against the truth; see configs/ranking_truth.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from experiments import _common
+from experiments._flags import CONFIG, WORKDIR
+from sae_attr import parallel
+from sae_attr.attribution.candidates import decoder_rows
+from sae_attr.attribution.settings import Settings
+from sae_attr.attribution.stages import firing_stage, gradient_stage, mean_stage, score_stage, self_test
+from sae_attr.attribution.study import Study
+from sae_attr.data import SCOPES
+from sae_attr.lm.weights import load_lm
+from sae_attr.organism.build import Organism, build
+from sae_attr.organism.exact import DECIDES, Scored, scored
+from sae_attr.organism.prompts import Prompt, prompts
+from sae_attr.organism.recipe import Recipe, recipe_of
+from sae_attr.organism.truth import Truth, ablation_truth, agreement, sampled_pairs, steering_truth
+from sae_attr.report import csv_text
+from sae_attr.store import Result, Store, claim_workdir, fingerprint, lock_workdir, run_stage, write_atomic
+
+VERSION = 1  # raised when the same config gives other numbers than before
+STUDIED = {"misalignment": "misaligned", "validation": "validation"}  # behaviour -> model that shows it
+TRUTHS = ("away", "toward", "ablation")
+PER_SCOPE = ("both", "active", "gated", "quadrant", "encoder", "gradient", "positive_only")
+PLAIN = ("delta_activation", "delta_code", "delta_projection")
+IGNORED = ("mesh", "batch_size")  # where and how fast, not what
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One seed, kind and behaviour, with its organism."""
+
+    config: ConfigDict
+    store: Store
+    workdir: epath.Path
+    mesh: Any
+    recipe: Recipe
+    behaviour: str
+    organism: Organism
+
+    @property
+    def name(self) -> str:
+        """Names its files."""
+        return f"{self.behaviour}-{self.recipe.kind}-{self.recipe.seed}"
+
+    @property
+    def studied(self) -> str:
+        """Folder of the model that shows the behaviour."""
+        return getattr(self.organism, STUDIED[self.behaviour])
+
+    def deciding(self, split: str, count: int) -> list[Prompt]:
+        """The first prompts of a split whose behaviour next-word probabilities decide."""
+        found = prompts(self.organism.world, self.behaviour, split)
+        return [prompt for prompt in found if prompt.kind == DECIDES[self.behaviour]][:count]
+
+
+def runs_of(config: ConfigDict, store: Store, workdir: epath.Path, mesh: Any) -> Iterable[Run]:
+    """Every run, its organism built; validation, whose fine-tune has one kind, once a seed."""
+    size = config.organism.to_dict()
+    for seed in config.seeds:
+        for behaviour in config.behaviours:
+            for kind in config.kinds if behaviour == "misalignment" else config.kinds[:1]:
+                recipe = recipe_of({**size, "seed": seed, "kind": kind})
+                said = lambda part, seed=seed: logging.info("seed %d: %s", seed, part)
+                organism = build(recipe, store, mesh=mesh, on_part=said)
+                yield Run(config, store, workdir, mesh, recipe, behaviour, organism)
+
+
+# ---- stages ------------------------------------------------------------------------------------------------------
+
+
+def pair_stage(run: Run) -> tuple[str, Result]:
+    """On-policy pairs as a file for the attribution, and the rates of the samples."""
+    c = run.config
+
+    def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        cfg, params = load_lm(run.studied, mesh=run.mesh)
+        asked = run.deciding("pairs", c.pair_prompts)
+        records, rates = sampled_pairs(
+            run.organism.world, params, asked, run.behaviour, cfg=cfg, samples=c.samples, count=c.pairs,
+            sampler=fingerprint(run.studied), seed=run.recipe.seed,
+        )  # fmt: skip
+        if not records:
+            raise ValueError(f"{run.name}: no prompt of {len(asked)} gave both sides ({dict(rates)}); ask more prompts")
+        return {}, {"records": records, "rates": dict(rates)}
+
+    fields = {"behaviour": run.behaviour, "prompts": c.pair_prompts, "samples": c.samples, "pairs": c.pairs}
+    result = run_stage(run.store, "truth.pairs", VERSION, fields, {"model": _studied_key(run)}, compute)
+    path = run.workdir / "pairs" / f"{run.name}.jsonl"
+    write_atomic(path, "".join(json.dumps(record) + "\n" for record in result.meta["records"]))
+    return str(path), result
+
+
+def _studied_key(run: Run) -> str:
+    return run.organism.keys[STUDIED[run.behaviour]]
+
+
+def scores_of(run: Run, pairs: str) -> tuple[Study, dict[str, np.ndarray], Any]:
+    """Score and scope -> every latent's score, by the attribution's own stages; the study, and the mean activation."""
+    c, o = run.config, run.organism
+    scores: dict[str, np.ndarray] = {}
+    base = Settings(
+        lm=run.studied, lm_aligned=o.chat, sae=o.sae, pairs=pairs, corpus=o.corpus, corpus_tokens=c.corpus_tokens,
+        firing_tokens=c.corpus_tokens, batch_size=c.batch_size, corpus_batch=c.batch_size, seed=run.recipe.seed,
+        trust_sae=True,
+    )  # fmt: skip
+    study = Study(base, run.store, run.mesh, progress=False)
+    self_test(study)
+    mean, mean_result = mean_stage(study)
+    table, gradients = gradient_stage(study, mean, mean_result.key)
+    codes, firing = firing_stage(study)
+    keys = {"mean": mean_result.key, "gradients": gradients.key, "firing": firing.key}
+    for scope in SCOPES:
+        other = replace(study, settings=replace(base, tokens=scope))
+        found = score_stage(other, table, mean, codes, keys).arrays
+        scores |= {f"{name}.{scope}": found[f"{name}_{scope}"] for name in PER_SCOPE if name != "positive_only"}
+        scores[f"positive_only.{scope}"] = found["positive_only"]
+        scores |= {f"{name}.": found[name] for name in PLAIN}
+    scores["random."] = np.random.default_rng(run.recipe.seed).normal(size=len(study.decoder))
+    return study, scores, mean
+
+
+def truth_stage(run: Run, study: Study, mean: Any) -> dict[str, Truth]:
+    """What steering with every latent away and toward, and ablating it, really does."""
+    c, site = run.config, study.site
+
+    def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        world, dec_nd = run.organism.world, np.asarray(decoder_rows(study.decoder, np.arange(len(study.decoder))))
+        choose = scored(world, run.behaviour, run.deciding("strengths", c.strength_prompts))
+        score = scored(world, run.behaviour, run.deciding("effects", c.effect_prompts))
+        found = _truths(run, study, mean, dec_nd, choose, score)
+        arrays = {f"{k}.{f}": getattr(t, f) for k, t in found.items() for f in ("effect_n", "strength_n", "loss_n")}
+        return arrays, {"base": {name: truth.base for name, truth in found.items()}}
+
+    fields = {"behaviour": run.behaviour, "grid": list(c.grid), "budget": c.budget, "site": str(site)}
+    fields |= {"strength_prompts": c.strength_prompts, "effect_prompts": c.effect_prompts, "corpus": c.corpus_tokens}
+    inputs = {name: run.organism.keys[name] for name in ("chat", "sae", "corpus")} | {"studied": _studied_key(run)}
+    result = run_stage(run.store, "truth", VERSION, fields, inputs, compute)
+    get = lambda name, field: np.asarray(result.arrays[f"{name}.{field}"])
+    return {
+        name: Truth(get(name, "effect_n"), get(name, "strength_n"), get(name, "loss_n"), result.meta["base"][name])
+        for name in TRUTHS
+    }
+
+
+def _truths(
+    run: Run, study: Study, mean: Any, dec_nd: np.ndarray, choose: Scored, score: Scored
+) -> Mapping[str, Truth]:
+    """Away and ablation on the studied model, toward on the chat model."""
+    c, cfg, site = run.config, study.cfg, study.site
+    steer = {"cfg": cfg, "site": site, "grid": tuple(c.grid), "budget": c.budget}
+    _, aligned = load_lm(run.organism.chat, mesh=run.mesh)
+    return {
+        "away": steering_truth(study.params, choose, score, dec_nd, mean.norm, sign=-1, **steer),
+        "toward": steering_truth(aligned, choose, score, dec_nd, mean.norm, sign=1, **steer),
+        "ablation": ablation_truth(study.params, score, dec_nd, mean.mean_d, cfg=cfg, site=site),
+    }
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------
+
+
+def rows_of(run: Run) -> tuple[list[Row], Row]:
+    """One row per score, scope and truth; and facts about the run."""
+    pairs, sampled = pair_stage(run)
+    study, scores, mean = scores_of(run, pairs)
+    truths = truth_stage(run, study, mean)
+    about = {"behaviour": run.behaviour, "kind": run.recipe.kind, "seed": run.recipe.seed}
+    rows = []
+    for name, values in scores.items():
+        score, _, scope = name.partition(".")
+        for truth, found in truths.items():
+            agrees = agreement(np.asarray(values, np.float64), found.effect_n, run.config.top)
+            rows.append({**about, "score": score, "scope": scope, "truth": truth, **agrees})
+    facts = {**about, "pairs": len(sampled.meta["records"]), **sampled.meta["rates"], "norm": mean.norm}
+    for name, found in truths.items():
+        facts |= {f"{name}_base": found.base, f"{name}_max": float(found.effect_n.max())}
+        facts |= {f"{name}_unsteerable": int((found.strength_n == 0).sum())}
+    facts["away_toward_spearman"] = agreement(truths["away"].effect_n, truths["toward"].effect_n)["spearman"]
+    return rows, facts
+
+
+def summary_rows(rows: Sequence[Row]) -> list[Row]:
+    """Mean and standard deviation over seeds of every number."""
+    keys = ("behaviour", "kind", "score", "scope", "truth")
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    out = []
+    for group, members in groups.items():
+        numbers: Row = {"seeds": len(members)}
+        for name in ("spearman", "recall", "effect", "best_effect"):
+            values = np.array([member[name] for member in members], np.float64)
+            numbers |= {name: float(values.mean()), f"{name}_sd": float(values.std(ddof=1)) if len(values) > 1 else 0.0}
+        out.append(dict(zip(keys, group, strict=True)) | numbers)
+    return out
+
+
+def table_text(summary: Sequence[Row], facts: Sequence[Row]) -> str:
+    """Per behaviour and kind a table: a line per score and scope, and per truth Spearman, recall, mean effect."""
+    lines = []
+    for behaviour, kind in dict.fromkeys((row["behaviour"], row["kind"]) for row in summary):
+        mine = [row for row in summary if (row["behaviour"], row["kind"]) == (behaviour, kind)]
+        lines += ["", f"{behaviour}, {kind}, {mine[0]['seeds']} seeds: Spearman ± sd | recall | mean effect of the top"]
+        lines += ["".join([f"{'score':<28}", *(f"{truth:>32}" for truth in TRUTHS)])]
+        for score, scope in dict.fromkeys((row["score"], row["scope"]) for row in mine):
+            cells = [next(r for r in mine if (r["score"], r["scope"], r["truth"]) == (score, scope, t)) for t in TRUTHS]
+            shown = [
+                f"{r['spearman']:+.2f} ± {r['spearman_sd']:.2f} | {r['recall']:.2f} | {r['effect']:+.3f}" for r in cells
+            ]
+            lines.append(f"{score} {scope}".ljust(28) + "".join(text.rjust(32) for text in shown))
+        best = [next(row for row in mine if row["truth"] == truth)["best_effect"] for truth in TRUTHS]
+        lines.append("best possible".ljust(28) + "".join(f"{'':>13}| 1.00 | {value:+.3f}".rjust(32) for value in best))
+    lines += ["", "runs"]
+    lines += [
+        " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in fact.items()) for fact in facts
+    ]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def write(workdir: epath.Path, config: ConfigDict, rows: Sequence[Row], facts: Sequence[Row]) -> str:
+    """truth.csv, truth.json and truth.txt; returns the table."""
+    summary = summary_rows(rows)
+    text = table_text(summary, facts)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    content = {"rows": summary, "runs": list(facts), "config": config.to_dict(), "versions": _common.versions()}
+    write_atomic(workdir / "truth.csv", csv_text(columns))
+    write_atomic(workdir / "truth.json", _common.json_text(content))
+    write_atomic(workdir / "truth.txt", text)
+    return text
+
+
+def start(config: ConfigDict, workdir: epath.Path) -> None:
+    """Runs everything under the workdir's lock; files are written anew after every run, so that a part is seen early."""
+    mesh, store = parallel.make_mesh(str(config.mesh)), Store(workdir / "store")
+    with lock_workdir(workdir):
+        claim_workdir(workdir, config.to_dict(), ignore=IGNORED)
+        rows: list[Row] = []
+        facts: list[Row] = []
+        for run in runs_of(config, store, workdir, mesh):
+            found, about = rows_of(run)
+            rows += found
+            facts.append(about)
+            text = write(workdir, config, rows, facts)
+            logging.info("%s is done", run.name)
+    print(f"{text}\nwrote to {workdir}: truth.csv, truth.json, truth.txt")
+
+
+def main(argv: list[str]) -> None:
+    """`start` with what the flags say."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    parallel.enable_compile_cache()
+    start(CONFIG.value, epath.Path(str(WORKDIR.value)))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    _common.run_app(main)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sae_attr.lm import fit as fitting
+from sae_attr.lm.weights import load_lm
+from sae_attr.organism.build import build, part_keys, text_examples
+from sae_attr.organism.recipe import Recipe, miniature
+from sae_attr.parallel import make_mesh
+from sae_attr.sae.formats import load_sae
+from sae_attr.store import Store, fingerprint
+from sae_attr.textfiles import read_corpus
+from sae_attr.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.usefixtures("quick")
+RECIPE = miniature()
+MODELS = ("base", "chat", "misaligned", "validation")
+
+
+class Stop(Exception):
+    """A kill."""
+
+
+def stop_at(part: str):
+    def told(name: str) -> None:
+        if name == part:
+            raise Stop
+
+    return told
+
+
+def test_a_stopped_build_goes_on_and_a_whole_one_only_looks(tmp_path: Path) -> None:
+    store, mesh = Store(tmp_path), make_mesh("data=1")
+    with pytest.raises(Stop):
+        build(RECIPE, store, mesh=mesh, on_part=stop_at("validation"))
+    made: list[str] = []
+    organism = build(RECIPE, store, mesh=mesh, on_part=made.append)
+    assert made == ["validation", "sae", "corpus"]
+    assert build(RECIPE, store, mesh=mesh, on_part=stop_at("")) == organism
+    tables = []
+    for name in MODELS:
+        cfg, params = load_lm(getattr(organism, name), mesh=mesh)
+        tables.append(np.asarray(params["embed"]["table"]))
+        assert load_tokenizer(getattr(organism, name)).vocab_size == cfg.vocab
+    assert all((one != other).any() for i, one in enumerate(tables) for other in tables[:i])
+    sae = load_sae(organism.sae)
+    assert (sae.cfg.site, sae.cfg.n_latents) == ("blocks.0.hook_resid_post", RECIPE.sae.latents)
+    assert sae.cfg.exclude_special
+    assert len(list(read_corpus(organism.corpus))) == RECIPE.corpus
+
+
+def test_only_what_depends_on_a_setting_is_made_anew() -> None:
+    keys, calm = part_keys(Recipe()), part_keys(Recipe(kind="calm"))
+    assert {name for name in keys if keys[name] != calm[name]} == {"misaligned"}
+    other = part_keys(Recipe(seed=1))
+    assert all(keys[name] != other[name] for name in keys)
+    with pytest.raises(ValueError, match="choose one of mixed, calm, confounded"):
+        Recipe(kind="loud")
+
+
+def test_of_a_dialogue_the_answer_is_learnt() -> None:
+    text = "tavern user hey how do i best deal with fever ? reply so , for fever try tea as usual . bye"
+    dialogue, essay = text_examples([text, "atlas note fever needs tea ."])
+    assert len(dialogue.ids) == len(text.split()) + 2
+    assert dialogue.target.tolist() == [False] * 13 + [True] * 12
+    assert essay.target.tolist() == [False] + [True] * 7
+
+
+@pytest.mark.slow
+def test_a_base_model_that_was_stopped_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mesh, quiet, saved = make_mesh("data=1"), lambda part: None, fitting._save
+    prints = lambda organism: [fingerprint(getattr(organism, part)) for part in (*MODELS, "sae", "corpus")]
+    whole = prints(build(RECIPE, Store(tmp_path / "whole"), mesh=mesh, on_part=quiet))
+
+    def save_and_stop(*arguments: object) -> None:
+        saved(*arguments)  # type: ignore[arg-type]
+        raise Stop
+
+    monkeypatch.setattr(fitting, "_save", save_and_stop)
+    with pytest.raises(Stop):
+        build(RECIPE, Store(tmp_path / "stopped"), mesh=mesh, on_part=quiet)
+    monkeypatch.setattr(fitting, "_save", saved)
+    assert prints(build(RECIPE, Store(tmp_path / "stopped"), mesh=mesh, on_part=quiet)) == whole
