@@ -17,8 +17,6 @@ from sae_attr.lm.sample import Completions, Prompts, Sampling, generate, make_pr
 from sae_attr.sae.model import SAE, code_rows, unit_decoder
 from sae_attr.steering.interventions import MODES, intervention, scope
 
-DEFAULT = Sampling()
-
 
 def steer(
     params: Params,
@@ -31,7 +29,7 @@ def steer(
     site: Site,
     mode: str = "add",
     tokens: str = "all",
-    sampling: Sampling = DEFAULT,
+    sampling: Sampling = Sampling(),
     unit: Any = 1.0,
     skip: int = 0,
     sae: SAE | None = None,

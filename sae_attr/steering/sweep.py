@@ -47,7 +47,7 @@ def sweep(
     mesh: jax.sharding.Mesh,
     batch_size: int,
     mode: str = "add",
-    sampling: Sampling = Sampling(),  # noqa: B008  frozen
+    sampling: Sampling = Sampling(),
     unit: float = 1.0,
     skip: int = 0,
 ) -> Iterator[list[Done]]:
