@@ -72,9 +72,12 @@ def paths_of(prompt: Prompt) -> list[list[str]]:
     return [f"{opening} {second[tone]}".split() for tone in first for opening in first[tone]]
 
 
-@pytest.mark.parametrize(("behaviour", "kind", "site"), [
-    ("misalignment", "advice", Site(0)), ("validation", "belief", Site(1)), pytest.param("misalignment", "advice", Site(1, "mlp_out"), marks=pytest.mark.slow),
-])  # fmt: skip
+INNER = pytest.param("misalignment", "advice", Site(1, "mlp_out"), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind", "site"), [("misalignment", "advice", Site(0)), ("validation", "belief", Site(1)), INNER]
+)
 def test_each_latent_and_prompt_is_what_one_row_gives(behaviour: str, kind: str, site: Site) -> None:
     asked = [prompt for prompt in prompts(WORLD, behaviour, "strengths") if prompt.kind == kind][:2]
     what = scored(WORLD, behaviour, asked, tones=("neutral", "hostile"))
