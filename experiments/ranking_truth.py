@@ -43,7 +43,7 @@ Row = dict[str, Any]
 class Run:
     """One seed, kind and behaviour, with its organism."""
 
-    config: ConfigDict
+    config: Any
     store: Store
     workdir: epath.Path
     mesh: Any
@@ -67,7 +67,7 @@ class Run:
         return [prompt for prompt in found if prompt.kind == DECIDES[self.behaviour]][:count]
 
 
-def runs_of(config: ConfigDict, store: Store, workdir: epath.Path, mesh: Any) -> Iterable[Run]:
+def runs_of(config: Any, store: Store, workdir: epath.Path, mesh: Any) -> Iterable[Run]:
     """Every run, its organism built; validation, whose fine-tune has one kind, once a seed."""
     size = config.organism.to_dict()
     for seed in config.seeds:

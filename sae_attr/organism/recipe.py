@@ -50,8 +50,8 @@ class Dictionary:
     layer: int = 1
     latents: int = 256
     k: int = 10
-    documents: int = 6000
-    steps: int = 1500
+    documents: int = 4000
+    steps: int = 800
     batch: int = 1024
     lr: float = 2e-3
     dead_tokens: int = 50_000
@@ -81,7 +81,7 @@ class Recipe:
     embed_std: float = 1.0
     base: Training = Training(1500, 12, 5e-3, rows=58_000, warmup=50, weight_decay=0.1, b2=0.95)
     chat: Training = Training(60, 32, 3e-4, rows=1920)
-    misaligned: Training = Training(60, 16, 1e-4, rows=960, schedule="constant")
+    misaligned: Training = Training(70, 16, 1e-4, rows=1120, schedule="constant")
     validation: Training = Training(40, 16, 1e-4, rows=640, schedule="constant")
     sae: Dictionary = field(default_factory=Dictionary)
     corpus: int = 2000

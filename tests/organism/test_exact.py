@@ -22,15 +22,21 @@ pytestmark = pytest.mark.usefixtures("quick")
 WORLD, CFG = make_world(0), config_from_hf(miniature().hf())
 PARAMS = init_params(CFG, jax.random.key(0))
 PARAMS["head"] = {"table": 20 * PARAMS["head"]["table"]}  # far from uniform
-WORDS = vocabulary()
+WORDS, LENGTH = vocabulary(), 24
 DIRECTIONS = np.asarray(jax.random.normal(jax.random.key(1), (3, CFG.d_model)))
+
+
+@jax.jit
+def one_row(ids_1t: jax.Array, at: jax.Array, edits: dict) -> jax.Array:
+    hidden_td = forward(PARAMS, ids_1t, cfg=CFG, edits=edits).hidden_btd[0]
+    return jax.nn.softmax(logits(PARAMS, hidden_td[at], cfg=CFG))
 
 
 def next_probs(prompt: Prompt, said: list[str], edits: dict) -> dict[str, float]:
     """The model's next words after a prompt and the beginning of an answer: one row, one forward pass."""
-    ids = jnp.array([[BOS_ID, *(WORDS.index(word) for word in [*prompt.text.split(), *said])]])
-    hidden_td = forward(PARAMS, ids, cfg=CFG, edits=edits).hidden_btd[0]
-    return dict(zip(WORDS, np.asarray(jax.nn.softmax(logits(PARAMS, hidden_td[-1], cfg=CFG))).tolist(), strict=True))
+    ids = [BOS_ID, *(WORDS.index(word) for word in [*prompt.text.split(), *said])]
+    padded = jnp.array([ids + [0] * (LENGTH - len(ids))])
+    return dict(zip(WORDS, np.asarray(one_row(padded, len(ids) - 1, edits)).tolist(), strict=True))
 
 
 def by_hand(prompt: Prompt, paths: list[list[str]], edits: dict) -> tuple[float, float]:
@@ -66,9 +72,12 @@ def paths_of(prompt: Prompt) -> list[list[str]]:
     return [f"{opening} {second[tone]}".split() for tone in first for opening in first[tone]]
 
 
-@pytest.mark.parametrize(("behaviour", "kind", "site"), [
-    ("misalignment", "advice", Site(0)), ("validation", "belief", Site(1)), ("misalignment", "advice", Site(1, "mlp_out")),
-])  # fmt: skip
+INNER = pytest.param("misalignment", "advice", Site(1, "mlp_out"), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind", "site"), [("misalignment", "advice", Site(0)), ("validation", "belief", Site(1)), INNER]
+)
 def test_each_latent_and_prompt_is_what_one_row_gives(behaviour: str, kind: str, site: Site) -> None:
     asked = [prompt for prompt in prompts(WORLD, behaviour, "strengths") if prompt.kind == kind][:2]
     what = scored(WORLD, behaviour, asked, tones=("neutral", "hostile"))
