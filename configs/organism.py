@@ -44,15 +44,17 @@ def get_config(size: str = "demo") -> ConfigDict:
     config = case_study.get_config("misalignment,validation")
     study = size == "study"
     config.cases.misalignment = case("misalignment", 35, 120, 8)
-    config.cases.validation = case("validation", 148 if study else 60, 360 if study else 120, 8)
+    config.cases.validation = case("validation", 148, 360, 8)
     with config.unlocked():
         config.organism = ConfigDict(
             {"size": "full", "seed": 0, "kind": "mixed", "sae": {"latents": 1024 if study else 256}}
         )
     config.sampling.max_new = ANSWER
     config.update({"top": 100 if study else 30, "random": 100 if study else 30, "batch_size": 512})
-    config.update({"strengths_by": "samples" if study else "exact", "strength_prompts": 24, "strength_samples": 2})
-    config.update({"effect_prompts": 48, "effect_samples": 5 if study else 2, "grid": (0.35, 0.5, 0.7, 1.0)})
+    config.methods = ("delta_attribution", "recommended", "delta_activation")
+    config.update({"strengths_by": "samples" if study else "exact", "strength_prompts": 24 if study else 12})
+    config.update({"strength_samples": 2, "effect_prompts": 48, "effect_samples": 5 if study else 1})
+    config.grid = (0.2, 0.3, 0.4, 0.5)
     config.update({"passage_tokens": 20_000, "interpreted": 30})
     config.attribution.update({"batch_size": 64, "corpus_batch": 64})
     return config
