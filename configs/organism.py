@@ -52,7 +52,7 @@ def get_config(size: str = "demo") -> ConfigDict:
     config.sampling.max_new = ANSWER
     config.update({"top": 100 if study else 30, "random": 100 if study else 30, "batch_size": 512})
     config.methods = ("delta_attribution", "recommended", "delta_activation")
-    config.update({"strengths_by": "samples" if study else "exact", "strength_prompts": 24 if study else 12})
+    config.update({"strengths_by": "samples" if study else "exact", "strength_prompts": 24 if study else 8})
     config.update({"strength_samples": 2, "effect_prompts": 48, "effect_samples": 5 if study else 1})
     config.grid = (0.2, 0.3, 0.4, 0.5)
     config.update({"passage_tokens": 20_000, "interpreted": 30})

@@ -181,19 +181,35 @@ class Case:
         """Behaviour and coherence of every arm and prompt `[k, p]` by exact probabilities, all tokens steered."""
         if self.source.exact is None:
             raise ValueError(f"case {self.settings.name} has no exact rates; set strengths_by=samples")
-        study, site, batch = self.attribution, self.attribution.site, self.runtime.batch_size
         rows_kd, strengths_k = self.directions(arms), norm * arms.strengths_k.astype(np.float32)
-        prompts = self.prompts(split)
-        run = jax.jit(
-            lambda params, edits: self.source.exact(params, prompts, edits, cfg=study.cfg, rows=batch)  # pyright: ignore[reportOptionalCall]
-        )
+        batch, site = self.runtime.batch_size, self.attribution.site
         out: list[Any] = []
         for start in range(0, len(arms), batch):
             part = np.arange(start, start + batch) % len(arms)  # the last batch repeats arms: one compiled shape
-            found = run(self.params(direction), {site: Add(jnp.asarray(rows_kd[part]), strengths_k[part])})
-            out.append([to_host(x)[: len(arms) - start] for x in found])
+            edit = Add(jnp.asarray(rows_kd[part]), jnp.asarray(strengths_k[part]))
+            out.append(
+                [to_host(x)[: len(arms) - start] for x in self._exact(split)(self.params(direction), {site: edit})]
+            )
         behaviour, coherent = (np.concatenate(x) for x in zip(*out, strict=True))
         return behaviour, coherent
+
+    def _exact(self, split: str) -> Any:
+        """The compiled program of exact rates on a split's prompts."""
+        if split not in self._programs:
+            exact, prompts, rows, cfg = (
+                self.source.exact,
+                self.prompts(split),
+                self.runtime.batch_size,
+                self.attribution.cfg,
+            )
+            assert exact is not None  # self.exact
+            self._programs[split] = jax.jit(lambda params, edits: exact(params, prompts, edits, cfg=cfg, rows=rows))
+        return self._programs[split]
+
+    @functools.cached_property
+    def _programs(self) -> dict[str, Any]:
+        """Programs by split: both directions run the same."""
+        return {}
 
     def check(self) -> None:
         """Looks at the files of a real model, before anything is sampled: configs, SAE, tokenizer, prompts, stop texts.
