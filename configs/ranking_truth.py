@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.pairs = 64
     config.strength_prompts = 18
     config.effect_prompts = 36
-    config.grid = (0.5, 0.7, 1.0)  # strengths, in mean lengths of the activation
+    config.grid = (0.2, 0.3, 0.4, 0.5)  # in mean lengths; at 0.7 hardly a latent leaves so small a model coherent
     config.budget = 0.10  # of coherence
     config.top = 20
     config.corpus_tokens = 30_000
