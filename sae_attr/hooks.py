@@ -108,6 +108,15 @@ class Edit(Protocol):
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array: ...
 
 
+def _kind(name: str) -> Any:
+    """A static field that tells one edit from another.
+
+    jaxlib 0.10 calls the structures of two dataclasses equal if they hold as many leaves, whatever the classes, so that a
+    jitted function may run the program of another edit; which depends on hashes that differ from process to process.
+    """
+    return struct.field(pytree_node=False, default=name, repr=False)
+
+
 def _rows(vector: jax.Array, x_btd: jax.Array) -> jax.Array:
     """A `[d]`, `[b, d]` or `[b, t, d]` vector made to broadcast against `x_btd`."""
     vector = jnp.asarray(vector, x_btd.dtype)
@@ -140,6 +149,7 @@ class Add:
     vector: jax.Array
     scale: Any = 1.0
     where: Any = None
+    kind: str = _kind("Add")
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
         return _only(self.where, x_btd + _scalars(self.scale, x_btd) * _rows(self.vector, x_btd), x_btd)
@@ -151,6 +161,7 @@ class Replace:
 
     value: jax.Array
     where: Any = None
+    kind: str = _kind("Replace")
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
         return _only(self.where, jnp.broadcast_to(_rows(self.value, x_btd), x_btd.shape), x_btd)
@@ -163,6 +174,7 @@ class SetProjection:
     direction: jax.Array
     value: Any
     where: Any = None
+    kind: str = _kind("SetProjection")
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
         direction = _rows(self.direction, x_btd)
@@ -175,6 +187,7 @@ class ProjectOut:
 
     direction: jax.Array
     where: Any = None
+    kind: str = _kind("ProjectOut")
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
         return SetProjection(self.direction, 0.0, self.where)(x_btd, pos_bt)
@@ -196,6 +209,7 @@ class ClampCode:
     code: Any
     code_fn: Callable[[Any, jax.Array], jax.Array] = struct.field(pytree_node=False)
     where: Any = None
+    kind: str = _kind("ClampCode")
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
         gap_bt = _scalars(self.value, x_btd) - self.code_fn(self.code, x_btd)[..., None].astype(x_btd.dtype)
@@ -209,6 +223,7 @@ class Lerp:
     target: jax.Array
     alpha: Any
     where: Any = None
+    kind: str = _kind("Lerp")
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
         return _only(self.where, x_btd + _scalars(self.alpha, x_btd) * (_rows(self.target, x_btd) - x_btd), x_btd)
@@ -219,6 +234,7 @@ class Chain:
     """Several edits at one site, first to last; for instance several latents at once."""
 
     edits: tuple[Any, ...]
+    kind: str = _kind("Chain")
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
         for edit in self.edits:
@@ -239,6 +255,7 @@ class Pull:
     push: jax.Array
     state: Any
     gap_fn: Callable[[Any, jax.Array], jax.Array] = struct.field(pytree_node=False)
+    kind: str = _kind("Pull")
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
         gap_btm = self.gap_fn(self.state, x_btd).astype(x_btd.dtype)
@@ -259,6 +276,7 @@ class Within:
     edit: Any
     start: Any = 0
     stop: Any = NO_END
+    kind: str = _kind("Within")
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
         rows = lambda end: jnp.asarray(end, pos_bt.dtype).reshape(-1, 1)

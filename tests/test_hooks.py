@@ -165,6 +165,17 @@ def test_within_looks_at_positions_and_not_at_places(start: Any, stop: Any) -> N
             np.testing.assert_allclose(got[b, t], want, rtol=1e-6)
 
 
+def test_no_two_edits_have_one_structure() -> None:
+    """Else a jitted function may take the program of one for the other's."""
+    gap_fn, code_fn = lambda state, x: x, lambda code, x: x
+    edits = [
+        *(Add(1.0, 2.0), Replace(1.0, 2.0), SetProjection(1.0, 2.0), ProjectOut(1.0, 2.0), Lerp(1.0, 2.0)),
+        *(ClampCode(1.0, 2.0, 3.0, code_fn), Pull(1.0, 2.0, gap_fn), Within(1.0, 2.0, 3.0), Chain((1.0, 2.0))),
+    ]
+    structures = [jax.tree.structure(edit) for edit in edits]
+    assert all(a != b for i, a in enumerate(structures) for b in structures[i + 1 :])
+
+
 def test_vmap_over_latents() -> None:
     dec, values = draw((6, D), unit=True), draw((6,))
     got = jax.vmap(lambda d, s: SetProjection(d, s)(jnp.asarray(X), POS))(dec, values)
