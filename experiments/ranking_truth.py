@@ -185,7 +185,8 @@ def rows_of(run: Run) -> tuple[list[Row], Row]:
         for truth, found in truths.items():
             agrees = agreement(np.asarray(values, np.float64), found.effect_n, run.config.top)
             rows.append({**about, "score": score, "scope": scope, "truth": truth, **agrees})
-    facts = {**about, "pairs": len(sampled.meta["records"]), **sampled.meta["rates"], "norm": mean.norm}
+    facts = {**about, "pairs": len(sampled.meta["records"]), "norm": mean.norm}
+    facts |= {f"sampled_{name}": value for name, value in sampled.meta["rates"].items()}
     for name, found in truths.items():
         facts |= {f"{name}_base": found.base, f"{name}_max": float(found.effect_n.max())}
         facts |= {f"{name}_unsteerable": int((found.strength_n == 0).sum())}

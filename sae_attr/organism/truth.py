@@ -25,7 +25,8 @@ from sae_attr.organism.prompts import Prompt
 from sae_attr.organism.tokens import BOS_ID, EOS_ID
 from sae_attr.organism.world import World, vocabulary
 
-GRID = (0.2, 0.3, 0.4, 0.5)  # strengths, in mean lengths of the activation; at 0.7 hardly a latent leaves the model coherent
+# Strengths, in mean lengths of the activation; at 0.7 hardly a latent leaves so small a model coherent.
+GRID = (0.2, 0.3, 0.4, 0.5)
 BUDGET = 0.10  # of coherence that may be lost
 LONGEST = 32  # words of an answer at most
 
