@@ -230,6 +230,22 @@ def prepare(config: ConfigDict, jobs: Sequence[Job], workdir: epath.Path) -> tup
     return Session(config, cfg, params, mesh, source, blocks, held), about
 
 
+def begin(
+    config: ConfigDict, jobs: Sequence[Job], workdir: epath.Path, allow_change: bool
+) -> tuple[Session, dict[str, Any]]:
+    """`prepare` in a workdir that is now this config's; one that was free stays free where the inputs cannot be read."""
+    path = workdir / "config.json"
+    first = parallel.is_main() and not path.exists()
+    if parallel.is_main():
+        claim_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change)
+    try:
+        return prepare(config, jobs, workdir)
+    except ValueError:
+        if first:
+            path.unlink()
+        raise
+
+
 def run(session: Session, job: Job, about: dict[str, Any], ledger: Store, folder: epath.Path) -> dict[str, Any]:
     """One SAE from its first step, or its last checkpoint, to its files; what result.json holds."""
     config, place = session.config, job.place
@@ -258,9 +274,7 @@ def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
     if config.batch_size % parallel.make_mesh(config.mesh).shape["data"]:
         raise ValueError(f"batches of {config.batch_size} tokens cannot be split over mesh={config.mesh!r}; change one")
     with lock_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
-        if parallel.is_main():
-            claim_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change)
-        session, about = prepare(config, jobs, workdir)
+        session, about = begin(config, jobs, workdir, allow_change)
         ledger = Store(workdir / "store", writer=parallel.is_main())
         folders = [workdir if len(jobs) == 1 else workdir / str(job.place.read) for job in jobs]
         found = {

@@ -158,6 +158,15 @@ def test_k_that_does_not_fit_and_another_config(base: Path, done: Path, tmp_path
         run(settings(base, site="layer0.resid_post,layer1.resid_post", seed=5), done)
 
 
+def test_a_corpus_that_cannot_be_read_does_not_bind_the_workdir(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    for name, said in (("empty", "has no text"), ("latin", "is not UTF-8")):
+        with pytest.raises(ValueError, match=said):  # the second is not refused for another config than the first's
+            run(settings(base, corpus=str(tmp_path / f"{name}.txt")), tmp_path / "w")
+    assert not (tmp_path / "w/config.json").exists()
+
+
 @pytest.mark.slow
 def test_a_kill_at_any_moment_changes_nothing(base: Path, tmp_path: Path) -> None:
     """SIGKILL while activations are written and while the SAE is trained; the files are those of an undisturbed run."""
