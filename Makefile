@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: demo study test test-slow test-all test-page lint bench clean
+.PHONY: demo study test test-slow test-all test-page faults lint bench clean
 
 # Large pages for malloc: training small models on a CPU is half again as fast. Half of the rest would be compilation of small
 # programs, which fewer optimisations make no slower.
@@ -28,6 +28,12 @@ test-slow: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS)
+
+# The demo killed at twenty random moments ends as one left alone.
+faults: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
+faults: export XLA_FLAGS = --xla_backend_optimization_level=1
+faults: $(STAMP)
+	$(BIN)/python -m benchmarks.faults --config=configs/organism.py
 
 # The page in headless Chromium (Debian: chromium, chromium-driver); skipped where there is none.
 test-page: $(STAMP)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,7 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
+from benchmarks.faults import contents
 from configs import miniature as configs
 from experiments import case_study
 from sae_attr.case_study import study as opening
@@ -47,16 +47,6 @@ def config(folder: Path, cases: tuple[str, ...] = ("rude", "kind"), **changes: A
 
 def run(made: ConfigDict, workdir: Path, **options: Any) -> None:
     case_study.start(made, epath.Path(workdir), **options)
-
-
-def contents(workdir: Path) -> dict[str, bytes]:
-    """Every file of a run but those of the store, without what tells times."""
-    out = {}
-    for path in sorted(workdir.rglob("*")):
-        name = str(path.relative_to(workdir))
-        if path.is_file() and not name.startswith(("store", ".")):
-            out[name] = re.sub(rb"<section[^>]*stages.*?</section>", b"", path.read_bytes(), flags=re.DOTALL)
-    return out
 
 
 def states(made: ConfigDict, workdir: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
