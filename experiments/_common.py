@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
-import platform
 import sys
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -16,33 +13,15 @@ import numpy as np
 from absl import app
 from ml_collections import ConfigDict
 
-import sae_attr
+from sae_attr import report
 from sae_attr.attribution.settings import Settings
 
 OTHER_KEYS = ("mesh", "compare", "bands")  # keys of a config that are no settings of a study
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "tokenizers", "safetensors")
 
 
 def versions() -> dict[str, Any]:
-    """Versions of this project, its libraries and Python, and the devices."""
-    libraries = {name: metadata.version(name) for name in LIBRARIES}
-    devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
-    return {"sae_attr": sae_attr.__version__, "python": platform.python_version(), **libraries, "devices": devices}
-
-
-def plain(value: Any) -> Any:
-    """`json.dumps(default=...)`: numpy numbers and arrays, sets and paths as plain values."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
-
-
-def json_text(value: Any) -> str:
-    """JSON for people and for strict readers: NaN and infinity, which JSON does not know, become null."""
-    finite = json.loads(json.dumps(value, default=plain), parse_constant=lambda _: None)
-    return json.dumps(finite, indent=1, ensure_ascii=False) + "\n"
+    """`report.versions`, and the devices."""
+    return {**report.versions(), "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()]}
 
 
 def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -22,7 +22,7 @@ from sae_attr.lm.feed import Feed, all_batches, step_batch
 from sae_attr.lm.fit import Fitted, Loop, fit
 from sae_attr.lm.model import Params
 from sae_attr.lm.train import Assemble, Compute, Optimizer, join, learning_rate
-from sae_attr.report import csv_text
+from sae_attr.report import csv_text, json_text
 from sae_attr.store import write_atomic
 from sae_attr.tokenfile import TokenFile, cached_tokens, open_tokens
 from sae_attr.tokenizer import Tokenizer
@@ -164,7 +164,7 @@ def report(
         "config": config.to_dict(),
         "versions": _common.versions(),
     }
-    for name, content in {**curves(fitted.history), **files, "result.json": _common.json_text(result)}.items():
+    for name, content in {**curves(fitted.history), **files, "result.json": json_text(result)}.items():
         write_atomic(workdir / name, content)
     return result
 

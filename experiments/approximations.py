@@ -42,6 +42,7 @@ from sae_attr.data import Batch
 from sae_attr.hooks import Add, Edit, SetProjection
 from sae_attr.lm.model import Params, forward
 from sae_attr.lm.rules import LRP, PLAIN, RULES, Rules
+from sae_attr.report import json_text
 from sae_attr.sae.model import code_rows
 from sae_attr.store import Store, write_atomic
 
@@ -273,7 +274,7 @@ def main(argv: Sequence[str]) -> None:
     compare = Compare(**config.compare.to_dict())
     result = run(study, compare)
     result["wall_seconds"] = time.perf_counter() - began
-    write_atomic(out, _common.json_text(result))
+    write_atomic(out, json_text(result))
     print(f"{len(result['latents'])} latents, {result['rows']} completions, against exact joint mean ablation")
     print(table_text(result["against_exact"], compare.top))
     found = {"encoder-true, against exact code": result["encoder_true_against_exact_code"], **result["dtypes"]}

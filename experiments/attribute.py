@@ -15,7 +15,7 @@ from sae_attr.attribution.outcome import Outcome, compute
 from sae_attr.attribution.study import Study
 from sae_attr.data import shown_tokens
 from sae_attr.figures import ablation_figure, render
-from sae_attr.report import csv_text, latent_table, legend, origin_table, summary_text
+from sae_attr.report import csv_text, json_text, latent_table, legend, origin_table, summary_text
 from sae_attr.store import Store, claim_workdir, lock_workdir, write_atomic
 
 PLAIN = ("mesh", "batch_size", "corpus_batch", "remat", "trust_sae")  # where and how fast, not what
@@ -32,7 +32,7 @@ def write(outcome: Outcome, workdir: epath.Path) -> list[str]:
         rendered = render(ablation_figure(outcome.ablation), outcome.ablation)
         files |= {f"figures/attribution_vs_ablation.{suffix}": data for suffix, data in rendered.items()}
     files["scores.npz"] = _common.npz_bytes(outcome.scores)
-    files["result.json"] = _common.json_text({**outcome.summary, "versions": _common.versions()})
+    files["result.json"] = json_text({**outcome.summary, "versions": _common.versions()})
     for name, content in files.items():
         write_atomic(workdir / name, content)
     return sorted(files)

@@ -16,6 +16,7 @@ from sae_attr import parallel
 from sae_attr.attribution.stages import fitness_stage
 from sae_attr.attribution.study import Study
 from sae_attr.fitness import Bands, judge, record, table
+from sae_attr.report import json_text
 from sae_attr.store import Store, write_atomic
 
 
@@ -44,7 +45,7 @@ def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, A
     if parallel.is_main():
         print(table(measured, promise, verdict))
         if keep:
-            write_atomic(workdir / "result.json", _common.json_text(found))
+            write_atomic(workdir / "result.json", json_text(found))
     return found
 
 

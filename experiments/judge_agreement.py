@@ -33,7 +33,7 @@ from sae_attr.judge import (
     weighted_score,
 )
 from sae_attr.judge.agreement import Estimate, all_pairs, krippendorff_alpha, rate
-from sae_attr.report import csv_text
+from sae_attr.report import csv_text, json_text
 from sae_attr.store import claim_workdir, digest, lock_workdir, write_atomic
 from sae_attr.textfiles import json_lines
 
@@ -339,7 +339,7 @@ def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
             "versions": _common.versions(),
         }
         files = {"agreement.csv": csv_text(columns_of(rows)), "rates.csv": csv_text(columns_of(rates))}
-        for name, text in {**files, "result.json": _common.json_text(result)}.items():
+        for name, text in {**files, "result.json": json_text(result)}.items():
             write_atomic(workdir / name, text)
     print(table_text(rows, rates))
     for name, alpha in facts["alpha"].items():

@@ -34,7 +34,7 @@ from sae_attr.attribution.study import Study
 from sae_attr.hooks import Site
 from sae_attr.interpret import nearest_tokens
 from sae_attr.lm.model import unembedding
-from sae_attr.report import csv_text
+from sae_attr.report import csv_text, json_text
 from sae_attr.store import Store, claim_workdir, lock_workdir, write_atomic
 from sae_attr.tokenizer import token_strings
 
@@ -187,7 +187,7 @@ def start(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
             for site, count in result["latents_in_top"].items():
                 print(f"{site}: {count} of the top {len(columns['rank'])}")
             write_atomic(workdir / "latents.csv", csv_text(columns))
-            write_atomic(workdir / "result.json", _common.json_text(result))
+            write_atomic(workdir / "result.json", json_text(result))
     return result
 
 

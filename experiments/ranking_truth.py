@@ -26,7 +26,7 @@ from sae_attr.organism.exact import DECIDES, Scored, scored
 from sae_attr.organism.prompts import Prompt, prompts
 from sae_attr.organism.recipe import Recipe, recipe_of
 from sae_attr.organism.truth import Truth, ablation_truth, agreement, sampled_pairs, steering_truth
-from sae_attr.report import csv_text
+from sae_attr.report import csv_text, json_text
 from sae_attr.store import Result, Store, claim_workdir, fingerprint, lock_workdir, run_stage, write_atomic
 
 VERSION = 1  # raised when the same config gives other numbers than before
@@ -239,7 +239,7 @@ def write(workdir: epath.Path, config: ConfigDict, rows: Sequence[Row], facts: S
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     content = {"rows": summary, "runs": list(facts), "config": config.to_dict(), "versions": _common.versions()}
     write_atomic(workdir / "truth.csv", csv_text(columns))
-    write_atomic(workdir / "truth.json", _common.json_text(content))
+    write_atomic(workdir / "truth.json", json_text(content))
     write_atomic(workdir / "truth.txt", text)
     return text
 

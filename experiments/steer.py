@@ -26,6 +26,7 @@ from sae_attr.data import corpus_mask, encode_prompt
 from sae_attr.hooks import parse_site
 from sae_attr.lm.sample import Sampling
 from sae_attr.pairs import read_prompts
+from sae_attr.report import json_text
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.model import SAE, unit_decoder
 from sae_attr.steering import MODES, NONE, TOKENS, Done, Plan, make_plan, sweep
@@ -270,7 +271,7 @@ def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
             show(job, result.meta["rows"])
             lines = (json.dumps(r, ensure_ascii=False) + "\n" for r in result.meta["rows"])
             write_atomic(workdir / "completions.jsonl", "".join(lines))
-            write_atomic(workdir / "result.json", _common.json_text(summary(job, unit, result)))
+            write_atomic(workdir / "result.json", json_text(summary(job, unit, result)))
             print(f"\nwrote to {workdir}: completions.jsonl, result.json")
 
 

@@ -38,7 +38,7 @@ from sae_attr.hooks import Site, lens_name, parse_site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, check_site
 from sae_attr.lm.weights import load_config, load_lm, resolve_model
-from sae_attr.report import csv_text
+from sae_attr.report import csv_text, json_text
 from sae_attr.sae.export import save_dictionary_learning, save_saelens
 from sae_attr.sae.metrics import dead_share, density, explained_variance, fit, l0, summary
 from sae_attr.sae.model import SAE
@@ -172,7 +172,7 @@ def report(
         **about,
         "versions": _common.versions(),
     }
-    files: dict[str, bytes | str] = {"curves.csv": csv_text(columns), "result.json": _common.json_text(result)}
+    files: dict[str, bytes | str] = {"curves.csv": csv_text(columns), "result.json": json_text(result)}
     drawn = render(sae_training_figure(numbers), numbers)
     files |= {f"figures/training.{suffix}": data for suffix, data in drawn.items()}
     for name, content in files.items():

@@ -1,13 +1,20 @@
-"""Results as people read them: a table for the terminal, CSV for a spreadsheet."""
+"""Results as people read them: a table for the terminal, CSV for a spreadsheet, JSON with the versions that made it."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
+import platform
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 import numpy as np
+
+from sae_attr import __version__
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "tokenizers", "safetensors")
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -121,3 +128,22 @@ def summary_text(summary: Mapping[str, Any]) -> str:
         lines.append(f"the first-order step fails for {exact['latents_where_taylor_fails']} ablated latents (marked !)")
     lines += [f"not computed: {name} ({why})" for name, why in summary["skipped"].items()]
     return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """Versions of this project, of Python and of the libraries that numbers depend on."""
+    found = {name: metadata.version(name) for name in LIBRARIES}
+    return {"sae_attr": __version__, "python": platform.python_version(), **found}
+
+
+def plain(value: Any) -> Any:
+    """`json.dumps(default=...)`: numpy numbers and arrays, sets and paths as plain values."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def json_text(value: Any) -> str:
+    """JSON for people and for strict readers: NaN and infinity, which JSON does not know, become null."""
+    finite = json.loads(json.dumps(value, default=plain), parse_constant=lambda _: None)
+    return json.dumps(finite, indent=1, ensure_ascii=False) + "\n"

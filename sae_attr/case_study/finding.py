@@ -65,23 +65,25 @@ def attribute(case: Case, pairs: Result) -> Made:
     """Δ-attribution with all rivals and exact ablation; arrays are the scores of every latent."""
     write_atomic(case.pairs_file, jsonl(pairs.meta["records"]))
     outcome = compute(case.attribution)
-    return outcome.scores, outcome_meta(outcome)
+    return outcome.scores, outcome_meta(outcome, f"{case.runtime.workdir}/")
 
 
-def outcome_meta(outcome: Outcome) -> dict[str, Any]:
-    """What a stage keeps of an attribution run beside the scores."""
+def outcome_meta(outcome: Outcome, folder: str) -> dict[str, Any]:
+    """What a stage keeps of an attribution run beside the scores; paths are told from `folder` on, wherever it lies."""
     columns = {preset: {k: list(v.tolist()) for k, v in found.items()} for preset, found in outcome.columns.items()}
-    return {"columns": columns, "ablation": outcome.ablation, "summary": _plain(outcome.summary)}
+    return {"columns": columns, "ablation": outcome.ablation, "summary": _plain(outcome.summary, folder)}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, folder: str) -> Any:
     """Nested mappings, sets and dataclass fields as JSON can say them."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _plain(v, folder) for k, v in value.items()}
     if isinstance(value, (set, frozenset)):
         return sorted(value)
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_plain(v, folder) for v in value]
+    if isinstance(value, str):
+        return value.removeprefix(folder)
     return value.tolist() if hasattr(value, "tolist") else value
 
 

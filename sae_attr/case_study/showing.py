@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 
-import sae_attr
 from sae_attr.case_study.case import Case, plain
 from sae_attr.case_study.latents import latent_table, steered_latents
 from sae_attr.case_study.results import CaseResults
@@ -28,17 +24,10 @@ from sae_attr.page import (
     StageTime,
     render_page,
 )
-from sae_attr.report import csv_text
+from sae_attr.report import csv_text, json_text, versions
 from sae_attr.store import Result
 
 Made = tuple[Mapping[str, Any], Mapping[str, Any]]
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "tokenizers", "safetensors")
-
-
-def versions() -> dict[str, str]:
-    """Versions of the project, of Python and of the libraries that numbers depend on."""
-    found = {name: metadata.version(name) for name in LIBRARIES}
-    return {"sae_attr": sae_attr.__version__, "python": platform.python_version(), **found}
 
 
 def stored(files: Mapping[str, bytes | str]) -> dict[str, np.ndarray]:
@@ -205,7 +194,7 @@ def _summary(found: Sequence[CaseResults], shared: Sequence[Mapping[str, Any]], 
                 for k in ("counts", "differences", "signed_counts", "detectable", "base_rates", "settings")
                 if k in effects
             },
-            "selection": r.of["select"].meta,
+            "selection": {k: v for k, v in r.of["select"].meta.items() if k != "seconds"},
             "warnings": case_warnings(r),
         }
     return {
@@ -218,13 +207,6 @@ def _summary(found: Sequence[CaseResults], shared: Sequence[Mapping[str, Any]], 
         "versions": report.versions,
         "stages": dict(report.hashes),
     }
-
-
-def json_text(value: Any) -> str:
-    """JSON for people and strict readers: numpy as plain values, NaN and infinity as null."""
-    default = lambda v: v.tolist() if hasattr(v, "tolist") else sorted(v) if isinstance(v, (set, frozenset)) else str(v)
-    finite = json.loads(json.dumps(value, default=default), parse_constant=lambda _: None)
-    return json.dumps(finite, indent=1, ensure_ascii=False) + "\n"
 
 
 def fields(case: Case) -> dict[str, dict[str, Any]]:
