@@ -85,7 +85,7 @@ class Recipe:
     validation: Training = Training(40, 16, 1e-4, rows=640, schedule="constant")
     sae: Dictionary = field(default_factory=Dictionary)
     corpus: int = 2000
-    save_every: int = 500
+    save_every: int = 100
 
     def __post_init__(self) -> None:
         if self.kind not in MISALIGNED:
