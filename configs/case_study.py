@@ -52,6 +52,7 @@ def case(name: str) -> ConfigDict:
     made.sae_options = ConfigDict({option: placeholder(kind) for option, kind in SAE_OPTIONS.items()})
     made.judge = ConfigDict({
         "kind": "openai", "model": placeholder(str), "base_url": placeholder(str), "rubric": name,
+        "coherence": placeholder(str),  # a second rubric, where the first does not tell it
         "max_calls": placeholder(int), "max_tokens": placeholder(int), "concurrency": 16,
     })  # fmt: skip
     return made

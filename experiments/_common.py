@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from absl import app
 from ml_collections import ConfigDict
 
-from sae_attr import report
+from sae_attr import parallel, report
 from sae_attr.attribution.settings import Settings
 
 OTHER_KEYS = ("mesh", "compare", "bands")  # keys of a config that are no settings of a study
@@ -42,6 +42,18 @@ def settings_of(config: ConfigDict, *, needs: tuple[str, ...] = ("lm", "sae", "p
         values["exclude"] = tuple(values["exclude"])
     values["sae_options"] = {k: v for k, v in values["sae_options"].items() if v is not None}
     return Settings(**{"pairs": "", **values})
+
+
+def begin(argv: Sequence[str], *, cluster: bool = True) -> None:
+    """What every entrypoint does first: refuses unknown arguments, joins the cluster there may be, keeps compiled programs.
+
+    `cluster`: False for an experiment of one process.
+    """
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    if cluster:
+        parallel.start_distributed()
+    parallel.enable_compile_cache()
 
 
 def run_app(main: Callable[[list[str]], None]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from etils import epath
 
 from experiments import _common
@@ -263,9 +263,7 @@ def run(study: Study, compare: Compare) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
     """Runs the comparison, prints its tables and writes the numbers."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
-    parallel.enable_compile_cache()
+    _common.begin(argv, cluster=False)
     config, out = CONFIG.value, epath.Path(str(OUT.value))
     mesh, began = parallel.make_mesh(str(config.mesh)), time.perf_counter()
     store = Store(out.parent / f"{out.stem}_store", writer=True)

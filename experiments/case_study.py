@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -101,10 +101,7 @@ def show_cost(study: CaseStudy) -> None:
 
 def main(argv: list[str]) -> None:
     """`start` with what the flags say."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
-    parallel.start_distributed()
-    parallel.enable_compile_cache()
+    _common.begin(argv)
     start(
         CONFIG.value, epath.Path(str(WORKDIR.value)), only=ONLY.value, until=UNTIL.value, force=FORCE.value,
         shown=LIST.value, allow_change=ALLOW_CHANGE.value,

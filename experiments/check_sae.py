@@ -6,7 +6,7 @@ import sys
 import tempfile
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -51,10 +51,7 @@ def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, A
 
 def main(argv: list[str]) -> None:
     """`check` with what the flags say; exit status 1 where the SAE is out of a band."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
-    parallel.start_distributed()
-    parallel.enable_compile_cache()
+    _common.begin(argv)
     if WORKDIR.value:
         found = check(CONFIG.value, epath.Path(WORKDIR.value), keep=True)
     else:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -177,10 +177,7 @@ def start(config: ConfigDict, workdir: epath.Path, *, shown: int = 0, allow_chan
 
 def main(argv: list[str]) -> None:
     """`start` with what the flags say."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
-    parallel.start_distributed()
-    parallel.enable_compile_cache()
+    _common.begin(argv)
     start(CONFIG.value, epath.Path(str(WORKDIR.value)), shown=SHOW_TOKENS.value, allow_change=ALLOW_CHANGE.value)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -356,9 +356,7 @@ def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
 
 def main(argv: list[str]) -> None:
     """`start` with what the flags say."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
-    parallel.enable_compile_cache()
+    _common.begin(argv, cluster=False)
     start(CONFIG.value, epath.Path(str(WORKDIR.value)), allow_change=ALLOW_CHANGE.value)
 
 

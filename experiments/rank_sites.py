@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -193,10 +193,7 @@ def start(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     """`start` with what the flags say."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
-    parallel.start_distributed()
-    parallel.enable_compile_cache()
+    _common.begin(argv)
     start(CONFIG.value, epath.Path(str(WORKDIR.value)))
 
 

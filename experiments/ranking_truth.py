@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -262,9 +262,7 @@ def start(config: ConfigDict, workdir: epath.Path) -> None:
 
 def main(argv: list[str]) -> None:
     """`start` with what the flags say."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
-    parallel.enable_compile_cache()
+    _common.begin(argv, cluster=False)
     start(CONFIG.value, epath.Path(str(WORKDIR.value)))
 
 

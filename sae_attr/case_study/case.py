@@ -133,6 +133,12 @@ class Case:
         }
         return self.source.prompts[split][: limits[split]]
 
+    def declared_prompts(self, split: str) -> list[Any]:
+        """A split's prompts as a stage's key has them; the organism's follow from its recipe."""
+        if self.settings.organism is not None:
+            return []
+        return [[p.id, p.prompt, p.prompt_ids] for p in self.prompts(split)]
+
     def prompt_ids(self, split: str) -> list[list[int]]:
         """Token ids of a split's prompts, as a completion's row begins."""
         study = self.attribution

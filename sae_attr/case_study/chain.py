@@ -10,10 +10,9 @@ from typing import Any
 from sae_attr.case_study import checking, effects, finding, showing
 from sae_attr.case_study.case import Case
 from sae_attr.case_study.settings import DIRECTIONS
-from sae_attr.store import Progress, Result, Stage
+from sae_attr.store import Made, Progress, Result, Stage
 
 VERSION = 1  # raised when a stage's code gives other numbers than before
-Made = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
 def timed(make: Callable[[Mapping[str, Result], Progress], Made]) -> Callable[[Mapping[str, Result], Progress], Made]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +12,7 @@ from sae_attr.attribution.candidates import decoder_rows
 from sae_attr.attribution.ranking import rank
 from sae_attr.case_study.case import Case
 from sae_attr.case_study.checking import steered_arms
-from sae_attr.case_study.grading import Graded
+from sae_attr.case_study.grading import Graded, known_mean
 from sae_attr.case_study.samples import Arms
 from sae_attr.case_study.selection import Selection, arms_by_sign
 from sae_attr.case_study.settings import DIRECTIONS, StudySettings
@@ -36,10 +36,8 @@ from sae_attr.steering.effects import (
     latent_effects,
     paired,
 )
-from sae_attr.store import Result
+from sae_attr.store import Made, Result
 from sae_attr.tokenizer import token_strings
-
-Made = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
 def effect_settings(study: StudySettings) -> EffectSettings:
@@ -95,11 +93,10 @@ def _one(
         behaviour_kps[rows_u], behaviour_kps[0], coherent_kps[rows_u], coherent_kps[0], settings=settings
     )
     methods = {name: latents.tolist() for name, latents in chosen.compared().items()}
-    known = behaviour_kps[0][~np.isnan(behaviour_kps[0])]
     return (
         Direct(direction, chosen.latents_u, pairs, methods),
         change,
-        float(known.mean()) if known.size else float("nan"),
+        known_mean(behaviour_kps[0]),
     )
 
 

@@ -10,38 +10,31 @@ import numpy as np
 
 from sae_attr.attribution.outcome import Outcome, compute
 from sae_attr.case_study.case import Case, plain
-from sae_attr.case_study.grading import Graded, graded
+from sae_attr.case_study.grading import Graded, known_mean
 from sae_attr.case_study.pairing import jsonl, make_pairs
-from sae_attr.case_study.samples import UNSTEERED, Arms, every_row, padded, sampled
+from sae_attr.case_study.samples import UNSTEERED, Arms, unpadded
 from sae_attr.case_study.selection import about, select
-from sae_attr.store import Progress, Result, write_atomic
+from sae_attr.case_study.trial import Trial
+from sae_attr.store import Made, Progress, Result, write_atomic
 
-Made = tuple[Mapping[str, Any], Mapping[str, Any]]
 PLAIN_MODEL = Arms(np.array([UNSTEERED]), np.zeros(1))
+
+
+def _trial(case: Case) -> Trial:
+    """The model with the behaviour as it is, on the prompts for pairs."""
+    return Trial(case, "away", "pairs", PLAIN_MODEL, 0.0, case.settings.pair_samples)
 
 
 def sample(case: Case, progress: Progress) -> Made:
     """Completions of the model with the behaviour, `pair_samples` per prompt: arrays `tokens_rn`."""
-    rows = every_row(1, len(case.prompts("pairs")), case.settings.pair_samples)
-    answer = case.answer("away", "pairs", PLAIN_MODEL, 0.0)
-    runtime = case.runtime
-    ids = sampled(answer, rows, progress, batch_size=runtime.batch_size, name="sample", bar=runtime.progress)
-    tokens = sum(map(len, ids))
-    return {"tokens_rn": padded(ids, case.study.sampling.max_new)}, {"samples": len(rows), "tokens": tokens}
+    tokens_rn, counts = _trial(case).sample(progress, "sample")
+    return {"tokens_rn": tokens_rn}, counts
 
 
 def grade(case: Case, samples: Result, progress: Progress) -> Made:
     """What the judge says of them; excluded ones are sampled again."""
-    prompts = case.prompts("pairs")
-    rows = every_row(1, len(prompts), case.settings.pair_samples)
-    answer = case.answer("away", "pairs", PLAIN_MODEL, 0.0)
-    found, counts = graded(
-        rows, np.asarray(samples.arrays["tokens_rn"]), case.judge, case.item("pairs"), answer, progress,
-        attempts=case.study.sampling.attempts, batch_size=case.runtime.batch_size, bar=case.runtime.progress,
-    )  # fmt: skip
-    behaviour_r = found.behaviour_r
-    rate = float(np.nanmean(behaviour_r)) if np.isfinite(behaviour_r).any() else float("nan")
-    facts = {"rate": rate, "incoherent": float(1 - np.nanmean(found.coherent_r))}
+    found, counts = _trial(case).grade(samples.arrays["tokens_rn"], progress)
+    facts = {"rate": known_mean(found.behaviour_r), "incoherent": 1 - known_mean(found.coherent_r)}
     return found.arrays(), {
         "labels": list(found.labels_r),
         "counts": counts,
@@ -54,7 +47,7 @@ def pair(case: Case, grades: Result) -> Made:
     """Prompts that gave both, as records of a pairs file in `meta["records"]`."""
     found, prompts = Graded.load(grades.arrays, grades.meta), case.prompts("pairs")
     records, counts = make_pairs(
-        prompts, case.prompt_ids("pairs"), found, [case.text([int(i) for i in row if i >= 0]) for row in found.tokens_rn],
+        prompts, case.prompt_ids("pairs"), found, [case.text(ids) for ids in unpadded(found.tokens_rn)],
         samples=case.settings.pair_samples, sampler=case.attribution.lm_key, limit=case.settings.pairs,
         per_side=case.settings.per_side,
     )  # fmt: skip
@@ -113,10 +106,9 @@ def fields(case: Case) -> dict[str, dict[str, Any]]:
     """Stage -> the config fields that it declares."""
     s, study = case.settings, case.study
     sampling = plain(study.sampling, "attempts")
-    prompts = [[p.id, p.prompt, p.prompt_ids] for p in case.source.prompts["pairs"]] if s.organism is None else []
+    asked = {"prompts": case.declared_prompts("pairs"), "limit": s.pair_prompts, "samples": s.pair_samples}
     return {
-        "sample": {"sampling": sampling, "prompts": prompts, "samples": s.pair_samples, "seed": study.seed,
-                   "dtype": study.dtype, "resid_dtype": study.resid_dtype},
+        "sample": {**asked, "sampling": sampling, "seed": study.seed, "dtype": study.dtype, "resid_dtype": study.resid_dtype},
         "grade": {"judge": dict(case.judge.identity), "attempts": study.sampling.attempts},
         "pair": {"limit": s.pairs, "per_side": s.per_side},
         "attribute": {"top": study.top, "attribution": dict(s.attribution)},

@@ -47,6 +47,12 @@ class Graded:
         return self.behaviour_r.reshape(shape), self.coherent_r.reshape(shape)
 
 
+def known_mean(values: np.ndarray) -> float:
+    """Mean of what is known; NaN where nothing is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
 def judged(judge: Judge, items: Sequence[Item], *, bar: bool = True) -> list[Grade]:
     """Grades in the order of the items; a judge may answer in any."""
     found: dict[str, Grade] = {}

@@ -22,12 +22,11 @@ from sae_attr.page import (
     MethodDifference,
     Report,
     StageTime,
+    Table,
     render_page,
 )
 from sae_attr.report import csv_text, json_text, versions
-from sae_attr.store import Result
-
-Made = tuple[Mapping[str, Any], Mapping[str, Any]]
+from sae_attr.store import Made, Result
 
 
 def stored(files: Mapping[str, bytes | str]) -> dict[str, np.ndarray]:
@@ -85,8 +84,8 @@ def page(cases: Sequence[Case], stages: Sequence[str], *read: Result) -> Made:
     shared = [row for result in read[len(cases) * len(stages) :] for row in result.meta["convergence"]]
     report = _report(found, shared)
     files: dict[str, bytes | str] = {"report.html": render_page(report)}
-    for results in found:
-        files |= _tables(results)
+    for results, shown in zip(found, report.cases, strict=True):
+        files |= _tables(results, shown.latents)
     files["result.json"] = json_text(_summary(found, shared, report))
     return stored(files), {"found": list(report.found), "cases": {c.id: list(c.found) for c in report.cases}}
 
@@ -104,11 +103,12 @@ def _report(found: Sequence[CaseResults], shared: Sequence[Mapping[str, Any]]) -
         for name, result in r.of.items()
     ]
     totals = {k: sum(int(t.cost.get(k, 0)) for t in times) for k in ("samples", "tokens", "graded", "resampled")}
-    tokens = {int(row["latent"]): tuple(row["tokens"]) for r in found for row in latent_table(r).rows}
+    cases = tuple(_case_report(r) for r in found)
+    tokens = {int(row["latent"]): tuple(row["tokens"]) for case in cases for row in case.latents.rows}
     return Report(
         title="Which latents caused it",
         subtitle=" · ".join(r.case.settings.title for r in found),
-        cases=tuple(_case_report(r) for r in found),
+        cases=cases,
         found=tuple(study_sentences(found, shared)),
         convergence=tuple(_convergence(row) for row in shared),
         latent_tokens=tokens,
@@ -168,9 +168,9 @@ def _convergence(row: Mapping[str, Any]) -> Convergence:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _tables(r: CaseResults) -> dict[str, bytes | str]:
+def _tables(r: CaseResults, table: Table) -> dict[str, bytes | str]:
     """latents.csv of a case, and the attribution's candidates with every statistic."""
-    name, table = r.case.settings.name, latent_table(r)
+    name = r.case.settings.name
     cell = lambda value: " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
     columns = {c.key: [cell(row.get(c.key)) for row in table.rows] for c in table.columns}
     out: dict[str, bytes | str] = {f"{name}/latents.csv": csv_text(columns)}
@@ -182,11 +182,11 @@ def _tables(r: CaseResults) -> dict[str, bytes | str]:
 def _summary(found: Sequence[CaseResults], shared: Sequence[Mapping[str, Any]], report: Report) -> dict[str, Any]:
     """What result.json holds; no times, so that two runs of one study are the same."""
     cases = {}
-    for r in found:
+    for r, shown in zip(found, report.cases, strict=True):
         effects = r.of["effects"].meta
         cases[r.case.settings.name] = {
-            "found": case_sentences(r),
-            "facts": case_facts(r),
+            "found": list(shown.found),
+            "facts": dict(shown.facts),
             "judge": dict(r.case.judge.identity),
             "attribution": {k: v for k, v in r.of["attribute"].meta["summary"].items() if k != "timings"},
             **{
@@ -195,7 +195,7 @@ def _summary(found: Sequence[CaseResults], shared: Sequence[Mapping[str, Any]], 
                 if k in effects
             },
             "selection": {k: v for k, v in r.of["select"].meta.items() if k != "seconds"},
-            "warnings": case_warnings(r),
+            "warnings": list(shown.warnings),
         }
     return {
         "found": list(report.found),

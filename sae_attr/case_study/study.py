@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sae_attr.case_study.case import Case, Runtime, Source
@@ -11,7 +11,7 @@ from sae_attr.case_study.chain import VERSION, study_stages, timed
 from sae_attr.case_study.judges import open_judge
 from sae_attr.case_study.prompts import SPLITS, split_prompts
 from sae_attr.case_study.settings import Budget, CaseSettings, SampleSettings, StudySettings
-from sae_attr.organism.build import build, locate
+from sae_attr.organism.build import build, locate, part_keys
 from sae_attr.organism.exact import DECIDES, exact_rates, scored
 from sae_attr.organism.grader import organism_judge
 from sae_attr.organism.prompts import prompts
@@ -109,7 +109,7 @@ def organism_stage(recipe: Recipe, runtime: Runtime) -> Stage:
         built = build(recipe, runtime.store, mesh=runtime.mesh, progress=runtime.progress, on_part=lambda name: None)
         return {}, {"parts": dict(built.keys)}
 
-    return Stage("organism", timed(run), {"recipe": asdict(recipe)}, (), VERSION)
+    return Stage("organism", timed(run), {"parts": part_keys(recipe)}, (), VERSION)
 
 
 def _open_case(case: CaseSettings, study: StudySettings, recipe: Recipe | None, runtime: Runtime) -> Case:

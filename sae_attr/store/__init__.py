@@ -5,7 +5,7 @@ Paths go through etils.epath, so that a store or a workdir may lie in a bucket.
 
 from sae_attr.store.entries import Damaged, Progress, Store
 from sae_attr.store.files import Arrays, Meta, PathLike, write_atomic
-from sae_attr.store.graph import Stage, Status, listing, run_stages, stage_keys
+from sae_attr.store.graph import Made, Stage, Status, listing, run_stages, stage_keys
 from sae_attr.store.names import digest, fingerprint
 from sae_attr.store.stages import Result, run_stage, stage_key
 from sae_attr.store.workdir import claim_workdir, lock_workdir
@@ -13,6 +13,7 @@ from sae_attr.store.workdir import claim_workdir, lock_workdir
 __all__ = [
     "Arrays",
     "Damaged",
+    "Made",
     "Meta",
     "PathLike",
     "Progress",

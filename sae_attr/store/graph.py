@@ -15,7 +15,10 @@ from etils import epath
 from sae_attr.store.entries import Progress, Store
 from sae_attr.store.stages import Result, run_stage, stage_key
 
-Compute = Callable[[Mapping[str, Result], Progress], tuple[Mapping[str, Any], Mapping[str, Any]]]
+Made = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""What a stage gives: arrays, meta."""
+
+Compute = Callable[[Mapping[str, Result], Progress], Made]
 
 
 @dataclass(frozen=True)

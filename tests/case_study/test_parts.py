@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from sae_attr.case_study.grading import Graded, graded
+from sae_attr.case_study import checking
+from sae_attr.case_study.grading import Graded, graded, known_mean
 from sae_attr.case_study.pairing import jsonl, make_pairs
 from sae_attr.case_study.prompts import SPLITS, split_prompts
 from sae_attr.case_study.samples import Rows, every_row, padded, sampled, unpadded
@@ -144,6 +146,32 @@ def test_excluded_answers_are_sampled_again_and_coherence_is_of_the_first_attemp
     assert counts["resampled"] == 5
     again = Graded.load(found.arrays(), {"labels": list(found.labels_r)})
     np.testing.assert_array_equal(again.behaviour_r, found.behaviour_r)
+
+
+def test_a_mean_is_of_what_is_known() -> None:
+    assert known_mean(np.array([1.0, np.nan, 0.0])) == 0.5
+    assert np.isnan(known_mean(np.full((2, 3), np.nan)))
+
+
+@pytest.mark.parametrize("unsteered", [np.nan, 1.0])
+def test_strengths_by_samples_need_a_judge_that_tells_coherence(
+    monkeypatch: pytest.MonkeyPatch, unsteered: float
+) -> None:
+    """Beside an unsteered model of unknown coherence every strength would pass."""
+    coherent = np.array([[[unsteered]], [[np.nan]]])
+    trial = SimpleNamespace(
+        shape=(2, 1, 1),
+        sample=lambda progress, name: (np.zeros((2, 1), int), {"samples": 2}),
+        grade=lambda tokens, progress, attempts: (SimpleNamespace(shaped=lambda *shape: (coherent, coherent)), {}),
+    )
+    monkeypatch.setattr(checking, "Trial", lambda *args: trial)
+    case: Any = SimpleNamespace(settings=SimpleNamespace(name="own"), study=SimpleNamespace(strength_samples=1))
+    run = lambda: checking._sampled_coherence(case, "away", None, 1.0, None)  # type: ignore[arg-type]
+    if np.isnan(unsteered):
+        with pytest.raises(ValueError, match=r"cases\.own\.judge\.coherence=coherence"):
+            run()
+    else:
+        np.testing.assert_array_equal(run()[0], [1.0, 0.0])
 
 
 # ---- pairs
