@@ -29,6 +29,8 @@ from sae_attr.tokenizer import Tokenizer
 
 # Where and how fast, not what.
 PLAIN = ("mesh", "micro", "scan", "remat", "loss_chunk", "eval_every", "save_every", "keep", "merge")
+# Where the inputs lie; what they hold is compared by hash.
+PATHS = ("lm", "data", "corpus", "held_out", "tokenizer", "chat_template", "model_json")
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "generation_config.json", "tokenizer.model", "vocab.json", "merges.txt"),
@@ -108,7 +110,7 @@ def train(
     """
     feed, held_out = feeds
     batch_of = partial(step_batch, feed, batch_size=config.batch_size, micro=config.micro, seed=config.seed)
-    kept = {name: value for name, value in config.to_dict().items() if name not in PLAIN}
+    kept = {name: value for name, value in config.to_dict().items() if name not in PLAIN + PATHS}
     rows = config.batch_size // config.micro
     return fit(
         trained,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
@@ -16,7 +14,7 @@ from sae_attr.attribution.study import Study
 from sae_attr.data import shown_tokens
 from sae_attr.figures import ablation_figure, render
 from sae_attr.report import csv_text, json_text, latent_table, legend, origin_table, summary_text
-from sae_attr.store import Store, claim_workdir, lock_workdir, write_atomic
+from sae_attr.store import Store, own_workdir, write_atomic
 
 PLAIN = ("mesh", "batch_size", "corpus_batch", "remat", "trust_sae")  # where and how fast, not what
 
@@ -70,9 +68,7 @@ def start(config: ConfigDict, workdir: epath.Path, *, shown: int = 0, allow_chan
     if shown:
         print("\n\n".join(shown_tokens(row, study.tokenizer, exclude=study.exclude) for row in rows[:shown]))
         return
-    with lock_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
-        if parallel.is_main():
-            claim_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change)
+    with own_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change, writer=parallel.is_main()):
         outcome = compute(study)
         if parallel.is_main():
             show(outcome)

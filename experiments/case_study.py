@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from sae_attr.case_study.case import Runtime
 from sae_attr.case_study.cost import case_costs, cost_table
 from sae_attr.case_study.showing import files_of
 from sae_attr.case_study.study import CaseStudy, found_in, open_study
-from sae_attr.store import Result, Status, Store, claim_workdir, listing, lock_workdir, run_stages, write_atomic
+from sae_attr.store import Result, Status, Store, listing, own_workdir, run_stages, write_atomic
 
 ONLY = flags.DEFINE_list("only", [], "Run just these stages; a word names a stage or a part of its name (steer, away).")
 UNTIL = flags.DEFINE_string("until", None, "Stop after this stage.")
@@ -79,9 +78,8 @@ def start(
         show_states(study)
         return
     study.check(only=only, until=until, force=force)
-    with lock_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
+    with own_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change, writer=parallel.is_main()):
         if parallel.is_main():
-            claim_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change)
             show_cost(study)
         options: dict[str, Any] = {"only": only, "until": until, "force": force, "agree": parallel.from_main}
         results = run_stages(store, study.stages, on_start=report_start, **options)

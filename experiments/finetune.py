@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from sae_attr.lm.feed import Feed, all_batches, example_feed
 from sae_attr.lm.model import Params
 from sae_attr.lm.train import join
 from sae_attr.lm.weights import load_config, load_lm, resolve_model, save_lm
-from sae_attr.store import claim_workdir, fingerprint, lock_workdir
+from sae_attr.store import fingerprint, own_workdir
 from sae_attr.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -141,6 +140,8 @@ def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
         trained, frozen = init_lora(cfg, params, lora, jax.random.key(config.seed)), params
         assemble = partial(attach, scale=lora.scale)
     inputs = {"data_hash": fingerprint(config.data), "lm_hash": fingerprint(work.source)}
+    if config.chat_template:
+        inputs["template_hash"] = fingerprint(config.chat_template)
     fitted = _training.train(
         trained, frozen, work.feeds, cfg=cfg, config=config, steps=work.steps, mesh=mesh, workdir=workdir,
         inputs=inputs, assemble=assemble,
@@ -167,9 +168,9 @@ def start(config: ConfigDict, workdir: epath.Path, *, shown: int = 0, allow_chan
         print("\n\n".join(shown_example(row, tok) for row in found.rows[:shown]))
         return
     work = prepare(config)
-    with lock_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
-        if parallel.is_main():
-            claim_workdir(workdir, config.to_dict(), ignore=_training.PLAIN, allow_change=allow_change)
+    with own_workdir(
+        workdir, config.to_dict(), ignore=_training.PLAIN, allow_change=allow_change, writer=parallel.is_main()
+    ):
         result = run(config, work, workdir)
         if parallel.is_main():
             _training.show(result, workdir)

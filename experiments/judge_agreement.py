@@ -34,7 +34,7 @@ from sae_attr.judge import (
 )
 from sae_attr.judge.agreement import Estimate, all_pairs, krippendorff_alpha, rate
 from sae_attr.report import csv_text, json_text
-from sae_attr.store import claim_workdir, digest, lock_workdir, write_atomic
+from sae_attr.store import digest, own_workdir, write_atomic
 from sae_attr.textfiles import json_lines
 
 WHERE = ("mesh", "batch_size", "concurrency", "timeout", "retries", "max_calls", "max_tokens", "judges")  # may change
@@ -328,8 +328,7 @@ def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
     """
     if not config.published:
         raise ValueError("the config lacks published; add --config.published=FOLDER")
-    with lock_workdir(workdir):
-        claim_workdir(workdir, config.to_dict(), ignore=WHERE, allow_change=allow_change)
+    with own_workdir(workdir, config.to_dict(), ignore=WHERE, allow_change=allow_change):
         rows, rates, facts = run(config, workdir)
         result = {
             "agreement": rows,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from sae_attr.lm.feed import Feed, token_feed
 from sae_attr.lm.model import Params, init_params
 from sae_attr.lm.weights import load_lm, resolve_model, save_lm
 from sae_attr.parallel import LM_RULES, shardings
-from sae_attr.store import claim_workdir, fingerprint, lock_workdir
+from sae_attr.store import fingerprint, own_workdir
 from sae_attr.tokenfile import Packing, row_count
 from sae_attr.tokenizer import Tokenizer, load_tokenizer
 
@@ -126,9 +125,9 @@ def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
     """Checks the inputs, then trains under the workdir's lock."""
     _training.require(config, "corpus", *([] if config.lm else ["tokenizer"]))
     work = prepare(config, workdir)
-    with lock_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
-        if parallel.is_main():
-            claim_workdir(workdir, config.to_dict(), ignore=_training.PLAIN, allow_change=allow_change)
+    with own_workdir(
+        workdir, config.to_dict(), ignore=_training.PLAIN, allow_change=allow_change, writer=parallel.is_main()
+    ):
         result = run(config, work, workdir)
         if parallel.is_main():
             _training.show(result, workdir)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -35,7 +34,7 @@ from sae_attr.hooks import Site
 from sae_attr.interpret import nearest_tokens
 from sae_attr.lm.model import unembedding
 from sae_attr.report import csv_text, json_text
-from sae_attr.store import Store, claim_workdir, lock_workdir, write_atomic
+from sae_attr.store import Store, own_workdir, write_atomic
 from sae_attr.tokenizer import token_strings
 
 PLAIN = ("mesh", "batch_size", "corpus_batch", "remat", "trust_sae")  # where and how fast, not what
@@ -178,9 +177,7 @@ def start(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     studies = studies_of(config, Store(workdir / "store", writer=parallel.is_main()), mesh)
     for study in studies.values():
         study.check(weights=False)
-    with lock_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
-        if parallel.is_main():
-            claim_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=False)
+    with own_workdir(workdir, config.to_dict(), ignore=PLAIN, writer=parallel.is_main()):
         columns, result = run(studies)
         if parallel.is_main():
             print(table_text(columns))

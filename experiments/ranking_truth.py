@@ -27,7 +27,7 @@ from sae_attr.organism.prompts import Prompt, prompts
 from sae_attr.organism.recipe import Recipe, recipe_of
 from sae_attr.organism.truth import Truth, ablation_truth, agreement, sampled_pairs, steering_truth
 from sae_attr.report import csv_text, json_text
-from sae_attr.store import Result, Store, claim_workdir, fingerprint, lock_workdir, run_stage, write_atomic
+from sae_attr.store import Result, Store, fingerprint, own_workdir, run_stage, write_atomic
 
 VERSION = 1  # raised when the same config gives other numbers than before
 STUDIED = {"misalignment": "misaligned", "validation": "validation"}  # behaviour -> model that shows it
@@ -247,8 +247,7 @@ def write(workdir: epath.Path, config: ConfigDict, rows: Sequence[Row], facts: S
 def start(config: ConfigDict, workdir: epath.Path) -> None:
     """Runs everything under the workdir's lock; files are written anew after every run, so that a part is seen early."""
     mesh, store = parallel.make_mesh(str(config.mesh)), Store(workdir / "store")
-    with lock_workdir(workdir):
-        claim_workdir(workdir, config.to_dict(), ignore=IGNORED)
+    with own_workdir(workdir, config.to_dict(), ignore=IGNORED):
         rows: list[Row] = []
         facts: list[Row] = []
         for run in runs_of(config, store, workdir, mesh):

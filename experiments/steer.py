@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -30,7 +29,7 @@ from sae_attr.report import json_text
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.model import SAE, unit_decoder
 from sae_attr.steering import MODES, NONE, TOKENS, Done, Plan, make_plan, sweep
-from sae_attr.store import Progress, Result, Store, claim_workdir, digest, fingerprint, lock_workdir, write_atomic
+from sae_attr.store import Progress, Result, Store, digest, fingerprint, own_workdir, write_atomic
 from sae_attr.tensorfiles import read_tensors
 from sae_attr.tokenizer import decode
 
@@ -262,9 +261,7 @@ def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
     if parallel.from_main(not (workdir / "config.json").exists()):
         _ = job.study.params  # what is wrong with the weights is said before anything is written
     logging.info("%d completions of %d prompts at %s", len(job.plan.rows), len(job.prompts), job.study.site)
-    with lock_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
-        if parallel.is_main():
-            claim_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change)
+    with own_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change, writer=parallel.is_main()):
         unit = unit_of(job)
         result = completions(job, unit["value"])
         if parallel.is_main():

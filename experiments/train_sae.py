@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -45,7 +44,7 @@ from sae_attr.sae.model import SAE
 from sae_attr.sae.run import Row, Trained, train
 from sae_attr.sae.train import TrainState, finished
 from sae_attr.sae.train_config import TrainConfig
-from sae_attr.store import Store, claim_workdir, fingerprint, lock_workdir, write_atomic
+from sae_attr.store import Store, fingerprint, own_workdir, write_atomic
 from sae_attr.tokenfile import Packing, TokenFile, hold_out
 from sae_attr.tokenizer import load_tokenizer
 
@@ -230,20 +229,13 @@ def prepare(config: ConfigDict, jobs: Sequence[Job], workdir: epath.Path) -> tup
     return Session(config, cfg, params, mesh, source, blocks, held), about
 
 
-def begin(
-    config: ConfigDict, jobs: Sequence[Job], workdir: epath.Path, allow_change: bool
-) -> tuple[Session, dict[str, Any]]:
-    """`prepare` in a workdir that is now this config's; one that was free stays free where the inputs cannot be read."""
-    path = workdir / "config.json"
-    first = parallel.is_main() and not path.exists()
-    if parallel.is_main():
-        claim_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change)
-    try:
-        return prepare(config, jobs, workdir)
-    except ValueError:
-        if first:
-            path.unlink()
-        raise
+def stream_of(config: ConfigDict, source: Source) -> dict[str, Any]:
+    """What the batches of a run follow from, wherever it is read from."""
+    about = describe(source)
+    # Norm limits are measured: their last bits follow the mesh, on which a run may go on.
+    masks = {name: value for name, value in about["masks"].items() if name != "norm_limits"}
+    sizes = {name: config[name] for name in ("batch_size", "cache", "buffer_tokens", "shard_tokens")}
+    return {**about, "masks": masks, "lm": fingerprint(resolve_model(config.lm)), **sizes}
 
 
 def run(session: Session, job: Job, about: dict[str, Any], ledger: Store, folder: epath.Path) -> dict[str, Any]:
@@ -252,6 +244,7 @@ def run(session: Session, job: Job, about: dict[str, Any], ledger: Store, folder
     stream = batch_function(session.blocks, batch_size=config.batch_size, seed=config.seed, ledger=ledger)
     trained = train(
         job.cfg, inputs(stream, place.read, job.target), mesh=session.mesh, folder=folder / "checkpoints",
+        inputs=stream_of(session.config, session.source),
         save_every=config.save_every, keep=config.keep, log_every=config.log_every, eval_every=config.eval_every,
         evaluate=evaluation(job, session.params, session.held, cfg=session.cfg, mesh=session.mesh),
         progress=parallel.is_main(),
@@ -273,8 +266,8 @@ def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
     jobs = jobs_of(config, cfg)
     if config.batch_size % parallel.make_mesh(config.mesh).shape["data"]:
         raise ValueError(f"batches of {config.batch_size} tokens cannot be split over mesh={config.mesh!r}; change one")
-    with lock_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
-        session, about = begin(config, jobs, workdir, allow_change)
+    with own_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change, writer=parallel.is_main()):
+        session, about = prepare(config, jobs, workdir)
         ledger = Store(workdir / "store", writer=parallel.is_main())
         folders = [workdir if len(jobs) == 1 else workdir / str(job.place.read) for job in jobs]
         found = {

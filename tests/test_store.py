@@ -25,6 +25,7 @@ from sae_attr.store import (
     digest,
     fingerprint,
     lock_workdir,
+    own_workdir,
     run_stage,
     write_atomic,
 )
@@ -407,6 +408,24 @@ def test_a_workdir_belongs_to_one_config(tmp_path: Path) -> None:
     claim_workdir(tmp_path, CONFIG | {"mesh": {"spec": "data=4"}}, ignore=["mesh.spec"])
     claim_workdir(tmp_path, other, allow_change=True)
     claim_workdir(tmp_path, other)
+
+
+def test_a_refused_input_leaves_the_config_of_a_workdir_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    with pytest.raises(ValueError, match="bad input"), own_workdir(tmp_path, CONFIG):
+        raise ValueError("bad input")
+    assert not file.exists()
+    with pytest.raises(KeyboardInterrupt), own_workdir(tmp_path, CONFIG):
+        raise KeyboardInterrupt  # a run that was stopped goes on
+    before = file.read_bytes()
+    other = CONFIG | {"seed": 1}
+    with pytest.raises(ValueError, match="bad input of seed 1"), own_workdir(tmp_path, other, allow_change=True):
+        raise ValueError(f"bad input of seed {json.loads(file.read_bytes())['seed']}")
+    assert file.read_bytes() == before
+    with pytest.raises(ValueError, match="another config"), own_workdir(tmp_path, other):
+        pass
+    with own_workdir(tmp_path, other, writer=False):
+        assert file.read_bytes() == before
 
 
 HOLD = """

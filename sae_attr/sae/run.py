@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ def train(
     *,
     mesh: Mesh | None = None,
     folder: PathLike | None = None,
+    inputs: Mapping[str, Any] = MappingProxyType({}),
     save_every: int = 1000,
     keep: int = 2,
     log_every: int = 50,
@@ -50,6 +52,7 @@ def train(
       batch: step number (from 0) -> raw activations; the same on every call and every process, all of one size.
       mesh: `data` splits tokens, `model` latents; None for one device.
       folder: of checkpoints; None for none.
+      inputs: plain values that say what the batches are; a run that goes on must have the same.
       save_every: steps between checkpoints, a multiple of `log_every`; the last step is always saved.
       keep: checkpoints that are left.
       log_every: steps that a row of the curves sums up.
@@ -65,7 +68,8 @@ def train(
     for name, every in (("save_every", save_every), ("eval_every", eval_every)):
         if every % log_every:
             raise ValueError(f"{name}={every} is no multiple of log_every={log_every}; curves would lose a part")
-    state, rows = resume(cfg, batch, mesh, folder)
+    identity = {**asdict(cfg), **inputs}
+    state, rows = resume(cfg, batch, mesh, folder, identity)
     step_fn, window = compiled_step(cfg, mesh, state), []
     with _bar(cfg, int(state.step), progress) as bar:
         for step in range(int(state.step), cfg.steps):
@@ -82,12 +86,16 @@ def train(
                 _advance(bar, window, rows[-1])
                 window = []
             if folder is not None and (last or (step + 1) % save_every == 0):
-                checkpoints.save(folder, step + 1, state, {"config": asdict(cfg), "rows": rows}, keep=keep)
+                checkpoints.save(folder, step + 1, state, {"config": identity, "rows": rows}, keep=keep)
     return Trained(state, rows)
 
 
 def resume(
-    cfg: TrainConfig, batch: Callable[[int], Batch], mesh: Mesh | None, folder: PathLike | None
+    cfg: TrainConfig,
+    batch: Callable[[int], Batch],
+    mesh: Mesh | None,
+    folder: PathLike | None,
+    identity: Mapping[str, Any],
 ) -> tuple[TrainState, list[Row]]:
     """State and curves of the last checkpoint, or of a new run.
 
@@ -96,7 +104,7 @@ def resume(
     fresh = init_state(cfg, batch, mesh)
     if folder is None or checkpoints.latest(folder) is None:
         return fresh, []
-    state, meta = checkpoints.restore(folder, fresh, config=asdict(cfg))
+    state, meta = checkpoints.restore(folder, fresh, config=identity)
     return state, meta["rows"]
 
 

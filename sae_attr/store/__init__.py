@@ -8,7 +8,7 @@ from sae_attr.store.files import Arrays, Meta, PathLike, write_atomic
 from sae_attr.store.graph import Made, Stage, Status, listing, run_stages, stage_keys
 from sae_attr.store.names import digest, fingerprint
 from sae_attr.store.stages import Result, run_stage, stage_key
-from sae_attr.store.workdir import claim_workdir, lock_workdir
+from sae_attr.store.workdir import claim_workdir, lock_workdir, own_workdir
 
 __all__ = [
     "Arrays",
@@ -26,6 +26,7 @@ __all__ = [
     "fingerprint",
     "listing",
     "lock_workdir",
+    "own_workdir",
     "run_stage",
     "run_stages",
     "stage_key",

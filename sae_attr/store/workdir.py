@@ -61,6 +61,45 @@ def _below(name: str, roots: Sequence[str]) -> bool:
 
 
 @contextlib.contextmanager
+def own_workdir(
+    workdir: PathLike,
+    config: Mapping[str, Any],
+    *,
+    ignore: Sequence[str] = (),
+    allow_change: bool = False,
+    writer: bool = True,
+) -> Iterator[None]:
+    """The workdir is this run's, by lock and by config, while the block lasts; the config stays when it is over.
+
+    Where the block refuses its input (ValueError), config.json is what it was before, so that the corrected command
+    finds a free workdir, and a refused change of the config leaves no trace.
+
+    Args:
+      workdir, config, ignore, allow_change: as for `claim_workdir`.
+      writer: False for the processes of a run that write nothing.
+
+    Raises:
+      ValueError: the workdir belongs to another config.
+      RuntimeError: another run holds it.
+    """
+    if not writer:
+        yield
+        return
+    path = epath.Path(workdir) / "config.json"
+    with lock_workdir(workdir):
+        before = path.read_bytes() if path.exists() else None
+        try:
+            claim_workdir(workdir, config, ignore, allow_change)
+            yield
+        except ValueError:
+            if before is not None:
+                write_atomic(path, before)
+            else:
+                path.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
 def lock_workdir(workdir: PathLike) -> Iterator[None]:
     """Holds a workdir for one run while the block lasts; what a dead process of this host left is taken over.
 

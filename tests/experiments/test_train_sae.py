@@ -158,6 +158,21 @@ def test_k_that_does_not_fit_and_another_config(base: Path, done: Path, tmp_path
         run(settings(base, site="layer0.resid_post,layer1.resid_post", seed=5), done)
 
 
+def test_a_run_does_not_go_on_with_another_corpus(base: Path, tmp_path: Path) -> None:
+    work = tmp_path / "w"
+    run(settings(base, cache=False, tokens=32 * 20), work)
+    texts = json.loads((base / "corpus.json").read_text())
+    (tmp_path / "other.json").write_text(json.dumps(texts[::-1]))
+    config = settings(base, cache=False, tokens=32 * 20, corpus=str(tmp_path / "other.json"))
+    before = (work / "config.json").read_bytes()
+    with pytest.raises(ValueError, match=r"was written with another config:\n  tokens: .*sha256"):
+        train_sae.start(config, epath.Path(work), allow_change=True)
+    assert (work / "config.json").read_bytes() == before
+    (tmp_path / "moved.json").write_text(json.dumps(texts))
+    config.corpus = str(tmp_path / "moved.json")
+    assert train_sae.start(config, epath.Path(work), allow_change=True)
+
+
 def test_a_corpus_that_cannot_be_read_does_not_bind_the_workdir(base: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))

@@ -139,7 +139,20 @@ def test_another_config_in_the_same_workdir(base: Path, adapted: Path, tmp_path:
         finetune.start(config, epath.Path(again))
     with pytest.raises(ValueError, match=r"was written with another config:\n  lora: .*'rank': 1"):
         finetune.start(config, epath.Path(again), allow_change=True)
-    assert (again / "result.json").read_bytes() == (adapted / "result.json").read_bytes()
+    for name in ("result.json", "config.json"):  # a refused change leaves no trace
+        assert (again / name).read_bytes() == (adapted / name).read_bytes()
+
+
+def test_inputs_may_move_but_not_change(base: Path, adapted: Path, tmp_path: Path) -> None:
+    again = _demo.copied(adapted, tmp_path / "again")
+    moved = _demo.copied(base, tmp_path / "moved")
+    config = finetuning(moved, lora=RANK_ONE, epochs=3.0, merge=True)
+    result = run(finetune, config, again, allow_change=True)
+    assert result["continued_from_step"] == result["steps"]
+    rows = (moved / "rows.jsonl").read_text().splitlines()
+    (moved / "rows.jsonl").write_text("\n".join(rows[::-1]))
+    with pytest.raises(ValueError, match="data_hash: "):
+        run(finetune, config, again, allow_change=True)
 
 
 @pytest.mark.slow

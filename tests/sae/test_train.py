@@ -172,6 +172,8 @@ def test_a_run_that_was_stopped_ends_the_same(objective: str, tmp_path: Path) ->
     same(again.state, whole.state)
     with pytest.raises(ValueError, match=r"lr: 0.01 there, 0.02 here"):
         quick(replace(cfg, lr=0.02), folder=tmp_path)
+    with pytest.raises(ValueError, match=r"corpus: '\(absent\)' there, 'other' here"):
+        quick(cfg, folder=tmp_path, inputs={"corpus": "other"})
 
 
 def test_a_nan_stops_the_run_and_leaves_the_checkpoint(tmp_path: Path) -> None:
