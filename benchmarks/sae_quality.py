@@ -6,7 +6,7 @@ to train on, 125 to choose with (validation), 150 to measure on (test). n 512, 1
 rows in the same order on both sides; Adam, rate rising over the first tenth and falling to 0 over the last fifth.
 What is chosen: for every objective and side the learning rate, and for SAELens' JumpReLU also its penalty (step, tanh,
 quadratic; ours has its default, step), by the explained variance on the validation tokens of one run with seed 100, as
-long as the others unless --select_steps says less, from the same four rates; where L0 could not be matched a candidate is
+long as the others unless --select_steps says less, from the same five rates; where L0 could not be matched a candidate is
 out. Then seeds 0, 1 and 2 are trained at what was chosen and measured on the test tokens. Everything else is the default
 of either library or, for SAELens, what its training guide shows (see LENS).
 L0 is matched on the validation tokens, so that on the test tokens it is a result: TopK by k, BatchTopK by its one
@@ -60,7 +60,7 @@ SITE, CONTEXT, ROWS = Site(2), 256, 25
 VALID_ROWS, TEST_ROWS = 125, 150
 OFF, TRIES = 0.02, 5
 OBJECTIVES = ("topk", "batch_topk", "jumprelu", "gated")
-RATES = (1e-3, 3e-3, 6e-3, 1.2e-2)
+RATES = (1e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)
 SELECTION_SEED = 100
 
 

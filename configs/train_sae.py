@@ -30,6 +30,7 @@ TYPES = {
     "target_l0": float,
     "threshold_init": float,
     "lr": float,
+    "b2": float,
     "clip": float,
 }  # of fields that may be None
 DERIVED = ("d_in", "d_out", "steps", "transcoder", "seed")

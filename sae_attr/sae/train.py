@@ -117,7 +117,7 @@ def schedule(cfg: TrainConfig) -> optax.Schedule:
 
 def optimiser(cfg: TrainConfig) -> optax.GradientTransformation:
     """Adam on `schedule`, after clipping where that is asked for."""
-    adam = optax.adam(schedule(cfg), cfg.b1, cfg.b2, cfg.eps)
+    adam = optax.adam(schedule(cfg), cfg.b1, cfg.second_decay, cfg.eps)
     return adam if cfg.clip is None else optax.chain(optax.clip_by_global_norm(cfg.clip), adam)
 
 
@@ -154,15 +154,15 @@ def _at_scale(sae: SAE, x_bd: jax.Array, cfg: TrainConfig) -> SAE:
 
     With tied unit rows the k best latents of a token all point its way and their sum is several times too long; Adam
     would spend its first thousand steps on that (stories260K, TopK, 1,500 steps: explained variance 0.941 against 0.933).
-    Without biases the code is homogeneous, so one number settles it.
+    The code is homogeneous in encoder and thresholds, so one number settles it.
     """
     x_bd = x_bd[:_SCALE_TOKENS]
     signals = Signals(jnp.zeros(cfg.n_latents, bool), jnp.float32(0))
     y_bm = OBJECTIVES[cfg.objective].loss(sae, x_bd, x_bd, cfg, signals).y_bm - sae.dec_bias_m
     factor = jnp.vdot(y_bm, x_bd - sae.dec_bias_m) / jnp.vdot(y_bm, y_bm)
     factor = jnp.where(jnp.isfinite(factor) & (factor > 0), factor, 1)
-    threshold_n = None if sae.threshold_n is None else sae.threshold_n * factor
-    return replace(sae, enc_dn=sae.enc_dn * factor, threshold_n=threshold_n)
+    levels = {name: getattr(sae, name) for name in ("threshold_n", "gate_bias_n")}
+    return replace(sae, enc_dn=sae.enc_dn * factor, **{name: v * factor for name, v in levels.items() if v is not None})
 
 
 def centre(y_bm: np.ndarray, kind: str) -> np.ndarray:

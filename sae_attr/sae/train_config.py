@@ -39,14 +39,16 @@ class TrainConfig:
       controller_damping: power of (L0 / target) that multiplies the coefficient at once.
       penalty: of jumprelu: "step" counts active latents, "tanh" is Σ tanh(tanh_scale · code · |dec row|).
       bandwidth: width of the kernel of jumprelu's straight-through estimators, in normalised units.
-      threshold_init: jumprelu's first threshold; None takes from the data the one that leaves 2 target_l0 (or 2 k) active.
+      threshold_init: first threshold of jumprelu and of gated's gates (minus their bias); None takes from the data the one
+        that leaves 2 target_l0 (or 2 k) active.
       tanh_scale: see `penalty`.
       pre_act: jumprelu, weight of Σ relu(threshold - pre) over dead latents, which revives them.
       threshold_decay: of the running mean of batch_topk's threshold.
       lr: learning rate of Adam; None for 2e-4 / sqrt(n / 2^14) (arXiv:2406.04093, appendix).
       warmup: steps of linear rise.
       decay: share of the steps, at the end, of linear fall to 0.
-      b1, b2, eps: of Adam.
+      b1, b2, eps: of Adam. b2 None is 0.999, in runs of fewer than 10,000 steps 1 - 10 / steps: squares of gradients are
+        remembered for no more than a tenth of the run, whose first gradients are the largest.
       clip: gradients are scaled down to this global norm; None for never.
       scale: "rms" normalises, "none" takes the activations as they are.
       centre: first b_dec: mean or geometric median of the targets, or zero.
@@ -85,7 +87,7 @@ class TrainConfig:
     warmup: int = 100
     decay: float = 0.2
     b1: float = 0.9
-    b2: float = 0.999
+    b2: float | None = None
     eps: float = 1e-8
     clip: float | None = None
     scale: str = "rms"
@@ -124,6 +126,11 @@ class TrainConfig:
     def learning_rate(self) -> float:
         """The peak learning rate."""
         return self.lr if self.lr is not None else 2e-4 / (self.n_latents / 2**14) ** 0.5
+
+    @property
+    def second_decay(self) -> float:
+        """Adam's decay of squared gradients."""
+        return self.b2 if self.b2 is not None else max(0.9, min(0.999, 1 - 10 / self.steps))
 
 
 def _check_sizes(cfg: TrainConfig) -> None:

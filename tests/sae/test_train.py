@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from sae_attr.checkpoints import latest, restore
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.model import reconstruct
-from sae_attr.sae.objectives import OBJECTIVES
+from sae_attr.sae.objectives import OBJECTIVES, Signals
 from sae_attr.sae.run import train
 from sae_attr.sae.train import (
     as_pair,
@@ -70,6 +70,26 @@ def test_first_state() -> None:
     assert slope(factor) < min(slope(factor * 1.1), slope(factor * 0.9))  # the scale with the least error
     np.testing.assert_allclose(np.linalg.norm(state.sae.dec_nm, axis=1), 1, rtol=1e-5)
     assert not state.sae.enc_bias_n.any()
+
+
+@pytest.mark.parametrize("objective", ["jumprelu", "gated"])
+def test_first_gates_leave_twice_the_wanted_latents(objective: str) -> None:
+    sae = init_state(cfg := config(objective, target_l0=2.0, scale="none"), batch).sae
+    x = np.concatenate([batch(i) for i in range(4)])
+    outcome = OBJECTIVES[objective].loss(
+        sae, jnp.asarray(x), jnp.asarray(x), cfg, Signals(jnp.zeros(N, bool), jnp.float32(0))
+    )
+    assert float(outcome.l0) == pytest.approx(4, abs=1 / len(x) + 1e-6)  # the threshold itself stays closed
+    given = init_state(replace(cfg, threshold_init=0.25), batch).sae
+    factor = float(given.enc_dn[0, 0] / given.dec_nm[0, 0])
+    level_n = given.threshold_n if objective == "jumprelu" else -given.gate_bias_n
+    np.testing.assert_allclose(level_n, 0.25 * factor, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "decay"), [(20, 0.9), (1000, 0.99), (10_000, 0.999), (10**6, 0.999)])
+def test_adam_remembers_a_tenth_of_a_short_run(steps: int, decay: float) -> None:
+    assert config(steps=steps).second_decay == pytest.approx(decay)
+    assert config(steps=steps, b2=0.5).second_decay == 0.5
 
 
 def test_centres() -> None:

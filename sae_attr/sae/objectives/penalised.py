@@ -120,8 +120,10 @@ jump.defvjp(lambda *args: _save(*args, run=jump), _jump_backward)
 
 
 def _gated_start(sae: SAE, x_bd: jax.Array, cfg: TrainConfig) -> SAE:
+    """Gates that open where the pre-activation is above one threshold; magnitudes are the pre-activations."""
     zeros_n = jnp.zeros(cfg.n_latents)
-    return replace(sae, gate_bias_n=zeros_n, mag_bias_n=jnp.copy(zeros_n), mag_scale_n=jnp.copy(zeros_n))
+    gate_bias_n = jnp.full(cfg.n_latents, -_first_threshold(sae, x_bd, cfg), jnp.float32)
+    return replace(sae, gate_bias_n=gate_bias_n, mag_bias_n=zeros_n, mag_scale_n=jnp.copy(zeros_n))
 
 
 def _gated_post(sae: SAE) -> SAE:
@@ -130,13 +132,16 @@ def _gated_post(sae: SAE) -> SAE:
 
 
 def _jump_start(sae: SAE, x_bd: jax.Array, cfg: TrainConfig) -> SAE:
-    """One threshold for all: the given one, or that which leaves twice the wanted number of latents on the data."""
-    threshold = cfg.threshold_init
-    if threshold is None:
-        wanted = min(2 * (cfg.target_l0 or cfg.k), cfg.n_latents)
-        pre_bn = jax.nn.relu(dense_codes(sae, x_bd))
-        threshold = kth_largest(pre_bn, max(1, round(len(x_bd) * wanted)))
-    return replace(sae, threshold_n=jnp.full(cfg.n_latents, threshold, jnp.float32))
+    return replace(sae, threshold_n=jnp.full(cfg.n_latents, _first_threshold(sae, x_bd, cfg), jnp.float32))
+
+
+def _first_threshold(sae: SAE, x_bd: jax.Array, cfg: TrainConfig) -> jax.Array:
+    """One for all latents: the given one, or that which leaves twice the wanted number of latents on the data."""
+    if cfg.threshold_init is not None:
+        return jnp.float32(cfg.threshold_init)
+    wanted = min(2 * (cfg.target_l0 or cfg.k), cfg.n_latents)
+    pre_bn = jax.nn.relu(dense_codes(sae, x_bd))
+    return kth_largest(pre_bn, max(1, round(len(x_bd) * wanted)))
 
 
 def _jump_post(sae: SAE) -> SAE:
