@@ -62,10 +62,12 @@ OFF, TRIES = 0.02, 5
 OBJECTIVES = ("topk", "batch_topk", "jumprelu", "gated")
 RATES = (1e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)
 SELECTION_SEED = 100
+SIZES = {"n": 512, "l0": 16, "steps": 1000, "batch": 512, "dead_steps": 200}
+TOKENS = 200_000  # to train on; more steps go round again
 
 
 class Recipe(NamedTuple):
-    """One way to train: settings of SAELens' config (ours has none), and the knob that moves L0, None where k sets it.
+    """One way to train: settings of the side's config, and the knob that moves L0, None where k sets it.
 
     `up`: a larger knob raises L0.
     """
@@ -159,7 +161,7 @@ def ours(
     cfg = TrainConfig(
         d_in=bench.train_kd.shape[1], n_latents=args.n, steps=args.steps, objective=objective, k=args.l0, lr=lr,
         warmup=args.steps // 10, decay=0.2, dead_tokens=args.dead_steps * args.batch, seed=seed,
-        target_l0=knob if recipe.knob else None,
+        target_l0=knob if recipe.knob else None, **recipe.fields,
     )  # fmt: skip
     count = len(bench.train_kd) // args.batch
     batch = lambda step: bench.train_kd[step % count * args.batch :][: args.batch]
@@ -322,17 +324,17 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, required=True, help="folder with models/stories260K and corpora")
     parser.add_argument("--torch_python", default=sys.executable, help="interpreter with sae-lens")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
-    parser.add_argument("--n", type=int, default=512)
-    parser.add_argument("--l0", type=int, default=16)
+    parser.add_argument("--n", type=int, default=SIZES["n"])
+    parser.add_argument("--l0", type=int, default=SIZES["l0"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=SIZES["steps"])
     parser.add_argument("--select_steps", type=int, help="of the runs that rates are chosen with; those of --steps")
-    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=SIZES["batch"])
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="what either side chooses from")
     parser.add_argument(
-        "--dead_steps", type=int, default=200, help="a latent that was silent for so many steps is dead"
+        "--dead_steps", type=int, default=SIZES["dead_steps"], help="a latent that was silent for so many steps is dead"
     )
-    parser.add_argument("--limit", type=int, default=200_000, help="training tokens; more steps go round again")
+    parser.add_argument("--limit", type=int, default=TOKENS, help="training tokens")
     parser.add_argument("--threads", type=int, default=1, help="of torch; these sizes gain nothing from more")
     parser.add_argument("--out", help="write the numbers here as JSON")
     args = parser.parse_args()

@@ -29,6 +29,7 @@ TYPES = {
     "aux_k": int,
     "target_l0": float,
     "threshold_init": float,
+    "enc_scale": float,
     "lr": float,
     "b2": float,
     "clip": float,

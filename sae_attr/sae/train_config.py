@@ -51,6 +51,7 @@ class TrainConfig:
         remembered for no more than a tenth of the run, whose first gradients are the largest.
       clip: gradients are scaled down to this global norm; None for never.
       scale: "rms" normalises, "none" takes the activations as they are.
+      enc_scale: first norm of the encoder's columns where they are tied; None takes from the data the one with the least error.
       centre: first b_dec: mean or geometric median of the targets, or zero.
       init_batches: batches that mean, scale and first thresholds are taken from.
       seed: of the first weights.
@@ -91,6 +92,7 @@ class TrainConfig:
     eps: float = 1e-8
     clip: float | None = None
     scale: str = "rms"
+    enc_scale: float | None = None
     centre: str = "mean"
     init_batches: int = 4
     seed: int = 0
@@ -159,6 +161,6 @@ def _check_shares(cfg: TrainConfig) -> None:
             raise ValueError(f"{name}={getattr(cfg, name)} is a share of the steps; give 0..1")
     if cfg.warmup + cfg.decay * cfg.steps > cfg.steps:
         raise ValueError(f"warmup={cfg.warmup} and decay={cfg.decay} of {cfg.steps} steps overlap; lower one of them")
-    for name in ("sparsity", "bandwidth", "tanh_scale"):
-        if not getattr(cfg, name) > 0:
+    for name in ("sparsity", "bandwidth", "tanh_scale", "enc_scale"):
+        if getattr(cfg, name) is not None and not getattr(cfg, name) > 0:
             raise ValueError(f"{name}={getattr(cfg, name)}; give a number above 0")

@@ -82,8 +82,11 @@ def test_first_gates_leave_twice_the_wanted_latents(objective: str) -> None:
     assert float(outcome.l0) == pytest.approx(4, abs=1 / len(x) + 1e-6)  # the threshold itself stays closed
     given = init_state(replace(cfg, threshold_init=0.25), batch).sae
     factor = float(given.enc_dn[0, 0] / given.dec_nm[0, 0])
+    assert factor < 0.9
     level_n = given.threshold_n if objective == "jumprelu" else -given.gate_bias_n
     np.testing.assert_allclose(level_n, 0.25 * factor, rtol=1e-5)
+    told = init_state(replace(cfg, threshold_init=0.25, enc_scale=0.5), batch).sae
+    np.testing.assert_allclose(np.linalg.norm(told.enc_dn, axis=0), 0.5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("steps", "decay"), [(20, 0.9), (1000, 0.99), (10_000, 0.999), (10**6, 0.999)])
