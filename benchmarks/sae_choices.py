@@ -6,7 +6,7 @@ validation tokens, seeds 100 to 102. A row is the mean over the seeds at the rat
 which only makes larger rates bearable is told from one that does more.
 Undone are: the encoder's first scale (norm 1, the decoder's transpose, as with tied weights), b_dec from the data (zero),
 Adam's short memory (b2 0.999), AuxK, and for JumpReLU and Gated first thresholds from the data (1e-3, as in the JumpReLU
-paper).
+paper), for Gated the weight of what its gates learn from (1, as in the paper).
 Expect: every difference at or below 0 within two standard errors of the difference, `se`.
 Some 25 minutes on one idle core.
 """
@@ -39,7 +39,7 @@ UNDONE: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "topk": {**COMMON, "AuxK": RANKED},
     "batch_topk": {**COMMON, "AuxK": RANKED},
     "jumprelu": {**COMMON, "first thresholds": PENALISED},
-    "gated": {**COMMON, "first thresholds": PENALISED},
+    "gated": {**COMMON, "first thresholds": PENALISED, "gate_coef": {"gate_coef": 1.0}},
 }
 
 

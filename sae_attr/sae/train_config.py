@@ -38,6 +38,9 @@ class TrainConfig:
       controller_gain: change of log(coefficient) per step and unit of log(L0 / target).
       controller_damping: power of (L0 / target) that multiplies the coefficient at once.
       penalty: of jumprelu: "step" counts active latents, "tanh" is Σ tanh(tanh_scale · code · |dec row|).
+      gate_coef: of gated, weight of what its gates learn from (penalty and error of the gates' own code); 1 in the paper.
+        Below 1 the encoder, which both paths share, follows the error of the codes more. Biases of gates see nothing
+        else, and Adam is blind to its scale.
       bandwidth: width of the kernel of jumprelu's straight-through estimators, in normalised units.
       threshold_init: first threshold of jumprelu and of gated's gates (minus their bias); None takes from the data the one
         that leaves 2 target_l0 (or 2 k) active.
@@ -79,6 +82,7 @@ class TrainConfig:
     controller_gain: float = 0.02
     controller_damping: float = 2.0
     penalty: str = "step"
+    gate_coef: float = 0.25
     bandwidth: float = 0.1
     threshold_init: float | None = None
     tanh_scale: float = 4.0
@@ -161,6 +165,6 @@ def _check_shares(cfg: TrainConfig) -> None:
             raise ValueError(f"{name}={getattr(cfg, name)} is a share of the steps; give 0..1")
     if cfg.warmup + cfg.decay * cfg.steps > cfg.steps:
         raise ValueError(f"warmup={cfg.warmup} and decay={cfg.decay} of {cfg.steps} steps overlap; lower one of them")
-    for name in ("sparsity", "bandwidth", "tanh_scale", "enc_scale"):
+    for name in ("sparsity", "bandwidth", "tanh_scale", "enc_scale", "gate_coef"):
         if getattr(cfg, name) is not None and not getattr(cfg, name) > 0:
             raise ValueError(f"{name}={getattr(cfg, name)}; give a number above 0")

@@ -37,7 +37,7 @@ def relu_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, sign
 
 
 def gated_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals) -> Outcome:
-    """error + λ Σ relu(gate) + the error of decoding relu(gate) with a frozen decoder (equation 8).
+    """error + gate_coef · (λ Σ relu(gate) + the error of decoding relu(gate) with a frozen decoder); equation 8, with 1.
 
     The gate's step has no gradient: gates learn from the last two terms, magnitudes from the first.
     """
@@ -54,8 +54,8 @@ def gated_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, sig
     l1 = jnp.mean(jnp.sum(open_bn, axis=1))
     terms = {
         "error": squared_error(out_bm, y_bm),
-        "l1": signals.sparsity * l1,
-        "frozen": squared_error(frozen_bm, y_bm),
+        "l1": cfg.gate_coef * signals.sparsity * l1,
+        "frozen": cfg.gate_coef * squared_error(frozen_bm, y_bm),
     }
     return dense_outcome(terms, out_bm, codes_bn)
 
