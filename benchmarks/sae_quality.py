@@ -14,11 +14,13 @@ threshold, the others by a search for the knob: our controller's target, SAELens
 Every SAE, theirs as SAELens saved it, is measured by the same code in raw units: explained variance about the mean,
 pooled, and CE recovered = (L_mean - L_sae) / (L_mean - L_plain), where L_mean has the site replaced by its mean; special
 tokens stay as they are. `pooled se` is sqrt((s₁² + s₂²) / seeds), s the standard deviation over seeds.
-Expect: no row of `ours - theirs` below minus its pooled standard error, mean L0 on either side within 2 % of 16.
-A short selection may favour large rates: with --select_steps=300 all of TopK's, BatchTopK's and Gated's validation runs that
-there are had 1.2e-2, the grid's end, in front on both sides, and SAELens' TopK then had 9 to 15 % dead latents (ours
-1 %). So measured, TopK alone: EV 0.9422 ours, 0.9354 SAELens (pooled se 0.0003), CE 0.9718 and 0.9677 (0.0007), L0
-16.00 / 16.00, rates 0.012 / 0.012. Not a fair row until the selection is as long as the runs.
+Expect: no row of `ours - theirs` below minus its pooled standard error, mean L0 on either side within 2 % of 16. Against
+SAELens 6.54.12 on 2 cores, some 40 minutes:
+  topk        EV 0.9422 / 0.9377 (+0.0045, se 0.0005)  CE 0.9725 / 0.9680 (+0.0045, 0.0005)  rates 0.012 / 0.006
+  batch_topk  EV 0.9478 / 0.9432 (+0.0046, se 0.0005)  CE 0.9737 / 0.9712 (+0.0025, 0.0003)  rates 0.012 / 0.006
+  jumprelu    EV 0.9485 / 0.9453 (+0.0032, se 0.0002)  CE 0.9745 / 0.9715 (+0.0031, 0.0012)  rates 0.012 / 0.012, step
+  gated       EV 0.9453 / 0.9444 (+0.0009, se 0.0002)  CE 0.9709 / 0.9711 (-0.0003, 0.0005)  rates 0.024 / 0.012
+What of ours gives that: benchmarks.sae_choices.
 """
 
 from __future__ import annotations
