@@ -49,7 +49,7 @@ from sae_attr.lm.model import forward
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.formats import load_sae
-from sae_attr.sae.metrics import explained_variance, fit, l0
+from sae_attr.sae.metrics import dead_share, explained_variance, fit, l0
 from sae_attr.sae.model import SAE, encode, reconstruct
 from sae_attr.sae.run import train
 from sae_attr.sae.sparse import kth_largest
@@ -261,7 +261,7 @@ def test_row(bench: Bench, sae: SAE, seed: int, knob: float, plain: float, mean:
     loss = losses(bench, lambda acts: reconstruct(sae, acts))
     return {
         "seed": seed, "ev": explained_variance(sums), "ce": (mean - loss) / (mean - plain), "l0": l0(sums),
-        "dead": float((sums.fired_n == 0).mean()), "knob": knob,
+        "dead": dead_share(sums), "knob": knob,
     }  # fmt: skip
 
 

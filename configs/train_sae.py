@@ -31,7 +31,6 @@ TYPES = {
     "threshold_init": float,
     "enc_scale": float,
     "lr": float,
-    "b2": float,
     "clip": float,
 }  # of fields that may be None
 DERIVED = ("d_in", "d_out", "steps", "transcoder", "seed")

@@ -22,14 +22,15 @@ from sae_attr.lm.feed import Feed, all_batches, step_batch
 from sae_attr.lm.fit import Fitted, Loop, fit
 from sae_attr.lm.model import Params
 from sae_attr.lm.train import Assemble, Compute, Optimizer, join, learning_rate
+from sae_attr.lm.weights import resolve_model
 from sae_attr.report import csv_text, json_text
-from sae_attr.store import write_atomic
+from sae_attr.store import fingerprint, write_atomic
 from sae_attr.tokenfile import TokenFile, cached_tokens, open_tokens
 from sae_attr.tokenizer import Tokenizer
 
 # Where and how fast, not what.
 PLAIN = ("mesh", "micro", "scan", "remat", "loss_chunk", "eval_every", "save_every", "keep", "merge")
-# Where the inputs lie; what they hold is compared by hash.
+# Where the inputs lie; what they hold is compared, by `hashes`.
 PATHS = ("lm", "data", "corpus", "held_out", "tokenizer", "chat_template", "model_json")
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -44,6 +45,16 @@ def require(config: ConfigDict, *names: str) -> None:
         raise ValueError(
             f"the config lacks {', '.join(absent)}; add " + " ".join(f"--config.{name}=PATH" for name in absent)
         )
+
+
+def hashes(config: ConfigDict) -> dict[str, str]:
+    """`<name>_hash` of every input that the config names: what it holds, wherever it lies."""
+    given = {name: Path(str(config[name])) for name in PATHS if config.get(name)}
+    if "lm" in given:
+        given["lm"] = resolve_model(config.lm)
+    if "tokenizer" in given:  # the folder may hold a model too
+        given["tokenizer"] /= "tokenizer.json"
+    return {f"{name}_hash": fingerprint(path) for name, path in given.items()}
 
 
 def token_file(

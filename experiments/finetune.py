@@ -25,7 +25,7 @@ from sae_attr.lm.feed import Feed, all_batches, example_feed
 from sae_attr.lm.model import Params
 from sae_attr.lm.train import join
 from sae_attr.lm.weights import load_config, load_lm, resolve_model, save_lm
-from sae_attr.store import fingerprint, own_workdir
+from sae_attr.store import own_workdir
 from sae_attr.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -139,9 +139,7 @@ def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
     else:
         trained, frozen = init_lora(cfg, params, lora, jax.random.key(config.seed)), params
         assemble = partial(attach, scale=lora.scale)
-    inputs = {"data_hash": fingerprint(config.data), "lm_hash": fingerprint(work.source)}
-    if config.chat_template:
-        inputs["template_hash"] = fingerprint(config.chat_template)
+    inputs = _training.hashes(config)
     fitted = _training.train(
         trained, frozen, work.feeds, cfg=cfg, config=config, steps=work.steps, mesh=mesh, workdir=workdir,
         inputs=inputs, assemble=assemble,

@@ -21,7 +21,7 @@ from sae_attr.lm.feed import Feed, token_feed
 from sae_attr.lm.model import Params, init_params
 from sae_attr.lm.weights import load_lm, resolve_model, save_lm
 from sae_attr.parallel import LM_RULES, shardings
-from sae_attr.store import fingerprint, own_workdir
+from sae_attr.store import own_workdir
 from sae_attr.tokenfile import Packing, row_count
 from sae_attr.tokenizer import Tokenizer, load_tokenizer
 
@@ -106,10 +106,7 @@ def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
     size, feed = sum(x.size for x in jax.tree.leaves(params)), work.feeds[0]
     epochs = config.steps * config.batch_size / feed.count
     logging.info("%d parameters, %d rows of %d tokens, %.2f epochs", size, feed.count, feed.width, epochs)
-    inputs = {
-        "corpus_hash": fingerprint(config.corpus),
-        "tokenizer_hash": fingerprint(work.source / "tokenizer.json"),
-    }
+    inputs = _training.hashes(config)
     fitted = _training.train(
         params, {}, work.feeds, cfg=cfg, config=config, steps=config.steps, mesh=mesh, workdir=workdir, inputs=inputs
     )

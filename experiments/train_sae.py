@@ -91,7 +91,7 @@ def jobs_of(config: ConfigDict, cfg: LMConfig) -> list[Job]:
 
 
 def blocks_of(
-    config: ConfigDict, params: Params, source: Source, *, cfg: LMConfig, mesh: Any, root: epath.Path
+    config: ConfigDict, params: Params, source: Source, *, cfg: LMConfig, mesh: Any, root: epath.Path, lm: str
 ) -> Blocks:
     """The stream of activations, from a cache in the workdir or from the running model."""
     if not config.cache:
@@ -99,7 +99,7 @@ def blocks_of(
         return live_blocks(params, source, cfg=cfg, mesh=mesh, **options)
     folder = root / "activations"
     write_cache(
-        folder, params, source, cfg=cfg, mesh=mesh, lm=fingerprint(resolve_model(config.lm)),
+        folder, params, source, cfg=cfg, mesh=mesh, lm=lm,
         shard_tokens=config.shard_tokens, batch_rows=config.batch_rows, seed=config.seed, progress=parallel.is_main(),
     )  # fmt: skip
     return cached_blocks(folder, buffer_tokens=config.buffer_tokens, seed=config.seed)
@@ -190,7 +190,7 @@ def mean_file(config: ConfigDict, blocks: Blocks, site: Site) -> bytes | None:
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """What all SAEs of a run share: the model, its activations, and the text that is measured on."""
+    """What all SAEs of a run share: the model, its activations and what they follow from, the text that is measured on."""
 
     config: ConfigDict
     cfg: LMConfig
@@ -198,6 +198,7 @@ class Session:
     mesh: jax.sharding.Mesh
     source: Source
     blocks: Blocks
+    stream: dict[str, Any]
     held: HeldOut
 
 
@@ -208,14 +209,14 @@ def prepare(config: ConfigDict, jobs: Sequence[Job], workdir: epath.Path) -> tup
     file = _training.token_file(config, config.corpus, tok, workdir, prepend_bos=config.prepend_bos)
     packing = Packing(config.context, documents=config.documents, separate=config.separate)
     rows, documents = hold_out(file, packing, config.held_out_share)
-    cfg, params = load_lm(config.lm, mesh=mesh, dtype=config.dtype)
+    (cfg, params), lm = load_lm(config.lm, mesh=mesh, dtype=config.dtype), fingerprint(resolve_model(config.lm))
     places = [job.place for job in jobs]
     source = open_source(
         params, file, packing, tuple(dict.fromkeys(site for place in places for site in place)), cfg=cfg, mesh=mesh,
         masks=Masks(frozenset(config.exclude), config.first_k, config.outlier or None), rows=rows,
         dtype=config.act_dtype, batch_rows=config.batch_rows, seed=config.seed,
     )  # fmt: skip
-    blocks = blocks_of(config, params, source, cfg=cfg, mesh=mesh, root=workdir)
+    blocks = blocks_of(config, params, source, cfg=cfg, mesh=mesh, root=workdir, lm=lm)
     held = collect_held_out(
         params, source, documents, places, cfg=cfg, mesh=mesh, tokens=config.eval_tokens, batch_rows=config.batch_rows
     )
@@ -223,19 +224,19 @@ def prepare(config: ConfigDict, jobs: Sequence[Job], workdir: epath.Path) -> tup
         "activations": describe(source),
         "masked": read_index(workdir / "activations")["counts"] if config.cache else None,
         "held_out_documents": [documents.start, documents.stop],
-        "inputs": {"lm": fingerprint(resolve_model(config.lm)), "corpus": fingerprint(config.corpus)},
+        "inputs": {"lm": lm, "corpus": fingerprint(config.corpus)},
         "config": config.to_dict(),
     }
-    return Session(config, cfg, params, mesh, source, blocks, held), about
+    return Session(config, cfg, params, mesh, source, blocks, stream_of(config, source, lm), held), about
 
 
-def stream_of(config: ConfigDict, source: Source) -> dict[str, Any]:
-    """What the batches of a run follow from, wherever it is read from."""
+def stream_of(config: ConfigDict, source: Source, lm: str) -> dict[str, Any]:
+    """What the batches of a run follow from, wherever it is read from; `lm` is the model's fingerprint."""
     about = describe(source)
     # Norm limits are measured: their last bits follow the mesh, on which a run may go on.
     masks = {name: value for name, value in about["masks"].items() if name != "norm_limits"}
     sizes = {name: config[name] for name in ("batch_size", "cache", "buffer_tokens", "shard_tokens")}
-    return {**about, "masks": masks, "lm": fingerprint(resolve_model(config.lm)), **sizes}
+    return {**about, "masks": masks, "lm": lm, "lm_dtype": config.dtype, **sizes}
 
 
 def run(session: Session, job: Job, about: dict[str, Any], ledger: Store, folder: epath.Path) -> dict[str, Any]:
@@ -244,7 +245,7 @@ def run(session: Session, job: Job, about: dict[str, Any], ledger: Store, folder
     stream = batch_function(session.blocks, batch_size=config.batch_size, seed=config.seed, ledger=ledger)
     trained = train(
         job.cfg, inputs(stream, place.read, job.target), mesh=session.mesh, folder=folder / "checkpoints",
-        inputs=stream_of(session.config, session.source),
+        inputs=session.stream,
         save_every=config.save_every, keep=config.keep, log_every=config.log_every, eval_every=config.eval_every,
         evaluate=evaluation(job, session.params, session.held, cfg=session.cfg, mesh=session.mesh),
         progress=parallel.is_main(),

@@ -7,7 +7,11 @@ from pathlib import Path
 
 # All of this is read when jax is first imported, so it comes before any import that may do so.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# With operations of one program side by side, simulated devices that outnumber the cores wait for each other in
+# all-reduces: BatchTopK's sharded step, loaded from the compile cache, never ended on two cores.
+ONE_AFTER_ANOTHER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+FLAGS = (os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4", ONE_AFTER_ANOTHER)
+os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 CACHE = os.environ.get("SAE_ATTR_CACHE") or os.path.join(tempfile.gettempdir(), f"sae_attr_tests_{os.getuid()}")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(CACHE, "xla_tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

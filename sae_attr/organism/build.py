@@ -183,7 +183,7 @@ class _Parts:
         cfg, params = load_lm(str(self.store.path(part_keys(self.recipe)["base"]) / MODEL), mesh=self.mesh)
         told = TrainConfig(
             d_in=cfg.d_model, n_latents=s.latents, steps=s.steps, objective="batch_topk", k=s.k, lr=s.lr,
-            dead_tokens=s.dead_tokens, warmup=min(50, s.steps // 10), b2=0.999, seed=r.seed,
+            dead_tokens=s.dead_tokens, warmup=min(50, s.steps // 10), seed=r.seed,
         )  # fmt: skip
         blocks = self._activations(params, cfg, progress)
         batch = inputs(batch_function(blocks, batch_size=s.batch, seed=r.seed), r.site)

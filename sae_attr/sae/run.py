@@ -68,7 +68,7 @@ def train(
     for name, every in (("save_every", save_every), ("eval_every", eval_every)):
         if every % log_every:
             raise ValueError(f"{name}={every} is no multiple of log_every={log_every}; curves would lose a part")
-    identity = {**asdict(cfg), **inputs}
+    identity = {**inputs, **asdict(cfg)}
     state, rows = resume(cfg, batch, mesh, folder, identity)
     step_fn, window = compiled_step(cfg, mesh, state), []
     with _bar(cfg, int(state.step), progress) as bar:

@@ -117,7 +117,7 @@ def schedule(cfg: TrainConfig) -> optax.Schedule:
 
 def optimiser(cfg: TrainConfig) -> optax.GradientTransformation:
     """Adam on `schedule`, after clipping where that is asked for."""
-    adam = optax.adam(schedule(cfg), cfg.b1, cfg.second_decay, cfg.eps)
+    adam = optax.adam(schedule(cfg), cfg.b1, cfg.b2, cfg.eps)
     return adam if cfg.clip is None else optax.chain(optax.clip_by_global_norm(cfg.clip), adam)
 
 

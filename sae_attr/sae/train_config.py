@@ -50,9 +50,7 @@ class TrainConfig:
       lr: learning rate of Adam; None for 2e-4 / sqrt(n / 2^14) (arXiv:2406.04093, appendix).
       warmup: steps of linear rise.
       decay: share of the steps, at the end, of linear fall to 0.
-      b1, b2, eps: of Adam. b2 None is 0.999, in runs of fewer than 10,000 steps 1 - 10 / steps: squares of gradients are
-        remembered for no more than a tenth of the run, whose first gradients are the largest. It halves the best rate
-        and leaves fewer latents dead; with the best rate for each, explained variance is the same (benchmarks.sae_choices).
+      b1, b2, eps: of Adam.
       clip: gradients are scaled down to this global norm; None for never.
       scale: "rms" normalises, "none" takes the activations as they are.
       enc_scale: first norm of the encoder's columns where they are tied; None takes from the data the one with the least error.
@@ -93,7 +91,7 @@ class TrainConfig:
     warmup: int = 100
     decay: float = 0.2
     b1: float = 0.9
-    b2: float | None = None
+    b2: float = 0.999
     eps: float = 1e-8
     clip: float | None = None
     scale: str = "rms"
@@ -133,11 +131,6 @@ class TrainConfig:
     def learning_rate(self) -> float:
         """The peak learning rate."""
         return self.lr if self.lr is not None else 2e-4 / (self.n_latents / 2**14) ** 0.5
-
-    @property
-    def second_decay(self) -> float:
-        """Adam's decay of squared gradients."""
-        return self.b2 if self.b2 is not None else max(0.9, min(0.999, 1 - 10 / self.steps))
 
 
 def _check_sizes(cfg: TrainConfig) -> None:

@@ -19,11 +19,12 @@ from ml_collections import ConfigDict
 
 from configs import finetune as finetune_config
 from configs import pretrain as pretrain_config
-from experiments import finetune, pretrain
+from experiments import _training, finetune, pretrain
 from sae_attr.lm.adapters import adapter_states
 from sae_attr.lm.model import forward
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
+from sae_attr.store import fingerprint
 from sae_attr.tokenizer import load_tokenizer
 from tests._processes import limited
 from tests.experiments import _demo
@@ -153,6 +154,18 @@ def test_inputs_may_move_but_not_change(base: Path, adapted: Path, tmp_path: Pat
     (moved / "rows.jsonl").write_text("\n".join(rows[::-1]))
     with pytest.raises(ValueError, match="data_hash: "):
         run(finetune, config, again, allow_change=True)
+
+
+def test_every_input_that_is_named_is_hashed(base: Path, tmp_path: Path) -> None:
+    """An input whose path may change has to be compared by what it holds."""
+    given = {name: str(base / "rows.jsonl") for name in ("data", "corpus", "held_out", "chat_template", "model_json")}
+    config = ConfigDict({**given, "lm": str(base / "model"), "tokenizer": str(base / "model")})
+    found = _training.hashes(config)
+    assert found.keys() == {f"{name}_hash" for name in _training.PATHS}
+    assert found["lm_hash"] == fingerprint(base / "model")
+    assert found["tokenizer_hash"] == fingerprint(base / "model/tokenizer.json")
+    config.held_out = None
+    assert "held_out_hash" not in _training.hashes(config)
 
 
 @pytest.mark.slow

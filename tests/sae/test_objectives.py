@@ -189,7 +189,7 @@ def test_every_objective_finds_a_planted_dictionary(case: dict[str, Any]) -> Non
     rows = np.asarray(sae.dec_nm) / np.linalg.norm(sae.dec_nm, axis=1, keepdims=True)
     found = (features() @ rows.T).max(1) > 0.95
     sums = fit(sae, planted(99_999))
-    assert found.mean() > 0.85  # 28 to 32 of 32, by the seed
+    assert found.mean() >= 0.9
     assert explained_variance(sums) > (0.5 if cfg.objective == "relu" else 0.7)  # L1 shrinks every code
     assert l0(sums) == pytest.approx(2.0, rel=0.2)
     assert trained.rows[-1]["explained_variance"] == pytest.approx(explained_variance(sums), abs=0.08)

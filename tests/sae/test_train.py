@@ -89,12 +89,6 @@ def test_first_gates_leave_twice_the_wanted_latents(objective: str) -> None:
     np.testing.assert_allclose(np.linalg.norm(told.enc_dn, axis=0), 0.5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("steps", "decay"), [(20, 0.9), (1000, 0.99), (10_000, 0.999), (10**6, 0.999)])
-def test_adam_remembers_a_tenth_of_a_short_run(steps: int, decay: float) -> None:
-    assert config(steps=steps).second_decay == pytest.approx(decay)
-    assert config(steps=steps, b2=0.5).second_decay == 0.5
-
-
 def test_centres() -> None:
     y = np.concatenate([np.zeros((7, 2)), np.full((3, 2), 10.0)]).astype(np.float32)
     np.testing.assert_allclose(centre(y, "mean"), 3.0)
