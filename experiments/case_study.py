@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,19 @@ def report_start(status: Status) -> None:
         logging.info("%s%s", status.name, " (goes on)" if status.state == "part" else "")
 
 
+def report_part(name: str) -> None:
+    """Says which part of the organism is made."""
+    if parallel.is_main():
+        logging.info("organism: %s", name)
+
+
+def summed_up(names: Sequence[str]) -> str:
+    """Files by name, and those of a folder by their number."""
+    inside = Counter(name.split("/")[0] for name in names if "/" in name)
+    alone = [name for name in names if "/" not in name]
+    return ", ".join([*alone, *(f"{folder}/ ({count})" for folder, count in inside.items())])
+
+
 def write(results: Mapping[str, Result], workdir: epath.Path) -> list[str]:
     """Writes the files of every stage that has some, where they differ from what lies there; returns their names."""
     files = files_of(results)
@@ -73,7 +87,8 @@ def start(
     mesh = parallel.make_mesh(str(config.mesh))
     store = Store(workdir / "store", writer=parallel.is_main())
     speed: dict[str, Any] = {"batch_size": config.batch_size, "attribution": config.attribution.to_dict()}
-    study = open_study(config.to_dict(), Runtime(store, workdir, mesh, progress=parallel.is_main(), **speed))
+    runtime = Runtime(store, workdir, mesh, progress=parallel.is_main(), on_part=report_part, **speed)
+    study = open_study(config.to_dict(), runtime)
     if shown:
         show_states(study)
         return
@@ -86,7 +101,7 @@ def start(
         if parallel.is_main():
             names = write(results, workdir)
             print("\n" + "\n\n".join(found_in(results)))
-            print(f"\nwrote to {workdir}: {', '.join(names)}")
+            print(f"\nwrote to {workdir}: {summed_up(names)}")
 
 
 def show_cost(study: CaseStudy) -> None:

@@ -40,6 +40,7 @@ class Runtime:
       workdir: of the run; `store` lies in it.
       batch_size: completions that are sampled at a time; a multiple of the mesh's data axis.
       progress: show bars.
+      on_part: is told the name of every part of the organism that is made.
       judges: case name -> judge.
     """
 
@@ -48,6 +49,7 @@ class Runtime:
     mesh: jax.sharding.Mesh
     batch_size: int = 32
     progress: bool = True
+    on_part: Callable[[str], None] = lambda name: None
     attribution: Mapping[str, Any] = field(default_factory=dict)
 
 

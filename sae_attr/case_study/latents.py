@@ -17,7 +17,7 @@ READ = 6  # latents per direction that are shown with completions
 
 COLUMNS = (
     Column("latent", "latent", "integer", "number in the SAE"),
-    Column("methods", "chosen by", "text", "methods among whose best it is, with its rank"),
+    Column("methods", "chosen by", "methods", "methods among whose best it is"),
     Column("delta", "Δ", "number", "attribution of the studied preset, nats per token, mean over prompts"),
     Column("se", "± se", "number", "standard error of Δ over prompts", 2),
     Column("projection", "(a−ā)·d", "number", "mean projection over the scope's tokens"),

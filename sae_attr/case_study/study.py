@@ -106,7 +106,7 @@ def organism_stage(recipe: Recipe, runtime: Runtime) -> Stage:
     """The stage that builds the organism; its parts are entries of their own in the store."""
 
     def run(results: Mapping[str, Result], progress: Progress) -> Any:
-        built = build(recipe, runtime.store, mesh=runtime.mesh, progress=runtime.progress, on_part=lambda name: None)
+        built = build(recipe, runtime.store, mesh=runtime.mesh, progress=runtime.progress, on_part=runtime.on_part)
         return {}, {"parts": dict(built.keys)}
 
     return Stage("organism", timed(run), {"parts": part_keys(recipe)}, (), VERSION)

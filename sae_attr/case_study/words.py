@@ -10,13 +10,15 @@ import numpy as np
 from sae_attr.case_study.case import Case
 from sae_attr.case_study.results import CaseResults
 from sae_attr.case_study.settings import DIRECTIONS
+from sae_attr.figures.strips import method_name
 from sae_attr.judge import judge_name, warnings_of
 from sae_attr.page import Choice
+from sae_attr.page.words import signed
 
 
 def points(change: float) -> str:
     """A change of a rate in percentage points."""
-    return f"{100 * change:+.0f} points" if np.isfinite(change) else "an unknown change"
+    return f"{signed(100 * change, 0)} points" if np.isfinite(change) else "an unknown change"
 
 
 def case_sentences(r: CaseResults) -> list[str]:
@@ -31,7 +33,9 @@ def case_sentences(r: CaseResults) -> list[str]:
         if np.isfinite(wanted[best]):
             said = f"latent {chosen.latents_u[best]} steered {verb} ({points(change_u[best])} from {100 * base:.0f} %)"
             parts.append(said)
-    return [f"Largest effects on {r.case.settings.behaviour} among the latents of {method}: {' and '.join(parts)}."]
+    return [
+        f"Largest effects on {r.case.settings.behaviour} among the latents of {method_name(method)}: {' and '.join(parts)}."
+    ]
 
 
 def study_sentences(found: Sequence[CaseResults], shared: Sequence[Mapping[str, Any]]) -> Iterator[str]:

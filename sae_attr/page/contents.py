@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Direction = Literal["away", "toward"]
-Kind = Literal["text", "integer", "number", "percent", "points", "tokens", "flag"]
+Kind = Literal["text", "integer", "number", "percent", "points", "tokens", "methods", "flag"]
 NAN = float("nan")
 
 
@@ -22,7 +22,8 @@ class Column:
     key: the name under which rows hold its value.
     title: the header.
     kind: text; integer; number (`digits` significant ones); percent (a share, shown as 12.3 %); points (a change of a rate,
-      shown as +12.3, in percentage points); tokens (a sequence of strings); flag (a bool, shown as ● or nothing).
+      shown as +12.3, in percentage points); tokens (a sequence of strings); methods (names of methods, shown as figures
+      write them); flag (a bool, shown as ● or nothing).
     help: what the column is, in a sentence; shown with the header and in the legend below the table.
     digits: of number, significant ones (3 unless given); of percent and points, those after the point (1 unless given).
     """

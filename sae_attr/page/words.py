@@ -70,6 +70,9 @@ def cell(column: Column, value: Any) -> Cell:
     if column.kind == "tokens":
         parts = tuple(str(v) for v in value or ())
         return Cell(" ".join(parts), " ".join(parts).strip().lower(), parts)
+    if column.kind == "methods":
+        text = ", ".join(method_name(str(v)) for v in value or ())
+        return Cell(text, text.lower())
     if column.kind == "text":
         return Cell("" if value is None else str(value), "" if value is None else str(value).strip().lower())
     if column.kind == "flag":
@@ -77,9 +80,9 @@ def cell(column: Column, value: Any) -> Cell:
     if not known(value):
         return Cell(UNKNOWN, "")
     digits = (3 if column.kind == "number" else 1) if column.digits is None else column.digits
-    shown = {
+    shown = {  # + 0.0: no sign on zero
         "integer": lambda: f"{int(value)}".replace("-", "−"),
-        "number": lambda: f"{value:.{digits}g}".replace("-", "−"),
+        "number": lambda: f"{value + 0.0:.{digits}g}".replace("-", "−"),
         "percent": lambda: share(value, digits),
         "points": lambda: signed(100 * value, digits),
     }

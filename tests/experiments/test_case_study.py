@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -97,6 +98,20 @@ def test_the_result_holds_what_a_reader_needs(studied: Path) -> None:
             assert (studied / f"figures/rude.{name}.{suffix}").stat().st_size > 100
     pairs = [json.loads(line) for line in (studied / "pairs/rude.jsonl").read_text().splitlines()]
     assert all(record["sampler"] == rude["attribution"]["inputs"]["lm"] for record in pairs)
+
+
+def test_the_page_says_who_chose_a_latent_as_figures_do(studied: Path) -> None:
+    page = (studied / "report.html").read_text(encoding="utf-8")
+    chosen = re.findall(r'<td class="methods"[^>]*><bdi>([^<]*)</bdi>', page)
+    assert len(chosen) == sum(len(latents(studied, case)) for case in ("rude", "kind"))
+    assert any("Δ-attribution" in names for names in chosen)
+    assert all(chosen)
+    assert "delta_attribution:" not in page
+
+
+def test_files_are_summed_up_by_folder() -> None:
+    names = ["figures/a.png", "figures/a.svg", "report.html", "rude/latents.csv"]
+    assert case_study.summed_up(names) == "report.html, figures/ (2), rude/ (1)"
 
 
 def test_prompts_of_the_three_uses_are_disjoint(studied: Path, miniature: Path) -> None:

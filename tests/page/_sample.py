@@ -110,7 +110,7 @@ def table(numbers: dict[str, Any], seed: int = 0) -> Table:
     columns = (
         Column("latent", "latent", "integer", "number of the latent in the SAE"),
         Column("outside", "outside", "flag", "outside the random band on the side that matters, in some direction"),
-        Column("methods", "chosen by", "tokens", "methods whose selection holds it"),
+        Column("methods", "chosen by", "methods", "methods whose selection holds it"),
         Column("delta", "Δ", "number", "attribution, nats per token"),
         Column("away", "away", "points", "change of the rate when steered away, percentage points"),
         Column("toward", "toward", "points", "change of the rate when steered toward, percentage points"),

@@ -56,6 +56,9 @@ def test_duration(value, text) -> None:
         ("text", "Zed", "Zed", "zed"),
         ("tokens", (" B", "a"), " B a", "b a"),
         ("tokens", None, "", ""),
+        ("number", -0.0, "0", "-0.0"),
+        ("methods", ["delta_attribution", "my_own"], "Δ-attribution, my own", "δ-attribution, my own"),
+        ("methods", None, "", ""),
     ],
 )
 def test_cells(kind, value, text, order) -> None:
