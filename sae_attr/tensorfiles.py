@@ -37,6 +37,7 @@ _TORCH_STORAGES: dict[str, Any] = {
 }  # fmt: skip
 _TORCH_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+_LFS_START = b"version https://git-lfs"
 _MAX_DEPTH = 8  # of nested dicts in a torch file
 _MAX_ENTRIES = 1_000_000  # in all containers of a torch file, counted as often as they are named
 _MAX_GROWTH, _LARGE = 64, 1 << 28  # times that a zip member may grow when it is unpacked, if it exceeds so many bytes
@@ -55,6 +56,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file")
+    check_pointer(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix == ".npz":
@@ -125,6 +127,16 @@ def row_norms(rows_nm: np.ndarray) -> np.ndarray:
 
 def _nonzero(norms_n: np.ndarray) -> np.ndarray:
     return np.where(norms_n > 0, norms_n, np.float32(1.0))
+
+
+def check_pointer(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError if the file is a Git LFS pointer: the few lines that stand for a file which was not fetched."""
+    with Path(path).open("rb") as stream:
+        start = stream.read(len(_LFS_START))
+    if start == _LFS_START:
+        raise ValueError(
+            f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download it again"
+        )
 
 
 def _map(path: Path) -> np.ndarray:
@@ -234,6 +246,7 @@ def read_torch(path: str | os.PathLike[str]) -> Any:
         that names anything but tensors: such a file could run code.
     """
     path = Path(path)
+    check_pointer(path)
     raw = _map(path)
     if raw[:4].tobytes() != b"PK\x03\x04":
         raise ValueError(

@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from sae_attr import hub
 from sae_attr.lm.config import LMConfig, config_from_hf
+from sae_attr.lm.folder import CONFIG, read_object, resolve_model
 from sae_attr.lm.lora import Adapter, Factors, load_adapter
 from sae_attr.lm.model import Params, init_params
 from sae_attr.lm.mxfp4 import join_packed
@@ -39,36 +39,15 @@ _NOT_WEIGHTS = re.compile(
 )
 
 
-def resolve_model(path: str) -> Path:
-    """The local folder of a model: `path` itself, or a hub id `owner/name[@revision]` downloaded by huggingface_hub.
-
-    Raises:
-      ValueError: neither a folder nor something that looks like a hub id, or the hub has no such model.
-    """
-    if Path(path).is_dir():
-        return Path(path)
-    hub_id, _, revision = path.removeprefix("hf://").partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) or path.startswith((".", "/")):
-        raise ValueError(f"{path!r} is neither a folder here nor a hub id owner/name[@revision]; check --config.lm")
-    wanted = ["*.json", "*.safetensors", "*.jinja", "adapter_model.bin"]
-    copies = ["*/*", "consolidated*"]  # the same weights again in the layout of their authors
-    return hub.download(hub_id, revision or None, files=wanted, ignore=copies)
-
-
 def load_config(path: str, *, resid_dtype: str = "float32", mesh: jax.sharding.Mesh | None = None) -> LMConfig:
     """`LMConfig` of a model folder or hub id, without its weights; ValueError if config.json is missing or unknown.
 
     With a mesh, the tokens of each `data` shard go to experts by themselves, so that no shard waits for another's.
     """
-    file = resolve_model(path) / "config.json"
-    if not file.exists():
+    file = resolve_model(path) / CONFIG
+    if not file.is_file():
         raise ValueError(f"{file.parent} holds no config.json, so it is no Hugging Face model folder")
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}); fetch it again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} holds a {type(found).__name__} where an object is expected; fetch it again")
+    found = read_object(file)
     cfg = replace(config_from_hf(found), resid_dtype=resid_dtype)
     return replace(cfg, token_groups=mesh.shape["data"]) if mesh is not None and cfg.n_experts else cfg
 
