@@ -33,9 +33,9 @@ from sae_attr.activations import (
 )
 from sae_attr.figures import render, sae_training_figure
 from sae_attr.fitness import HeldOut, Place, collect_held_out, held_out_fit
-from sae_attr.hooks import Site, lens_name, parse_site
+from sae_attr.hooks import Site, lens_name
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.model import Params, check_site
+from sae_attr.lm.model import Params, site_named
 from sae_attr.lm.weights import load_config, load_lm, resolve_model
 from sae_attr.report import csv_text, json_text
 from sae_attr.sae.export import save_dictionary_learning, save_saelens
@@ -67,7 +67,7 @@ class Job:
 
 def jobs_of(config: ConfigDict, cfg: LMConfig) -> list[Job]:
     """The SAEs that the config asks for; ValueError for sites or sizes that cannot be."""
-    sites = [parse_site(name.strip()) for name in config.site.split(",")]
+    sites = [site_named(cfg, name.strip()) for name in config.site.split(",")]
     if len(set(sites)) < len(sites) or (len(sites) > 1 and config.site_out):
         raise ValueError(
             f"site={config.site!r}, site_out={config.site_out!r}: each site once, and one for a transcoder"
@@ -77,9 +77,7 @@ def jobs_of(config: ConfigDict, cfg: LMConfig) -> list[Job]:
     fields: dict[str, Any] = {k: tuple(v) if k == "groups" else v for k, v in config.sae.to_dict().items()}
     jobs = []
     for read in sites:
-        write = parse_site(config.site_out) if config.site_out else read
-        for site in (read, write):
-            check_site(cfg, site)
+        write = site_named(cfg, config.site_out) if config.site_out else read
         widths: dict[str, Any] = {
             "d_in": cfg.width(read.point),
             "d_out": cfg.width(write.point),

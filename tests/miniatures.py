@@ -91,6 +91,9 @@ def llama_tensors(config: Mapping[str, Any], *, seed: int = 0, dtype: Any = np.f
         layer |= {"pre_feedforward_layernorm": (d,), "post_feedforward_layernorm": (d,)}
     if config["model_type"].startswith("gemma3"):
         layer |= {"self_attn.q_norm": (head_dim,), "self_attn.k_norm": (head_dim,)}
+    if config["model_type"] == "olmo2":
+        del layer["input_layernorm"]
+        layer |= {"post_feedforward_layernorm": (d,), "self_attn.q_norm": (q,), "self_attn.k_norm": (kv,)}
     shapes = {"model.embed_tokens": (v, d), "model.norm": (d,)}
     shapes |= {f"model.layers.{i}.{n}": s for i in range(config["num_hidden_layers"]) for n, s in layer.items()}
     if not config.get("tie_word_embeddings"):

@@ -137,13 +137,14 @@ def score_sites(
 _BEFORE_GAIN = re.compile(r"blocks\.(\d+)\.ln2\.hook_normalized")
 
 
-def read_site(name: str) -> tuple[Site, bool]:
+def read_site(name: str, *, norms_behind: bool | None = None) -> tuple[Site, bool]:
     """The site that an SAE's file says it encodes, and whether it does so before the norm's gain.
 
     TransformerLens calls the MLP's input `ln2.hook_normalized`, which for an RMSNorm is the input before the gain.
+    `norms_behind` as `parse_site` takes it.
     """
     match = _BEFORE_GAIN.fullmatch(name)
-    return (Site(int(match[1]), "mlp_in"), True) if match else (parse_site(name), False)
+    return (Site(int(match[1]), "mlp_in"), True) if match else (parse_site(name, norms_behind=norms_behind), False)
 
 
 def after_gain(sae: SAE, params: Params, layer: int, *, cfg: LMConfig) -> SAE:

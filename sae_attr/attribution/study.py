@@ -15,9 +15,9 @@ from sae_attr.attribution.scores import check_width
 from sae_attr.attribution.settings import Settings
 from sae_attr.attribution.sites import after_gain, read_site
 from sae_attr.data import Batch, Encoded, Row, batches, corpus_batches, corpus_mask, encode_pairs, scope_mask
-from sae_attr.hooks import Site, parse_site
+from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.model import Params, check_site
+from sae_attr.lm.model import Params, check_site, site_named
 from sae_attr.lm.weights import load_config, load_lm, resolve_model
 from sae_attr.pairs import Pair, read_pairs
 from sae_attr.parallel import from_main
@@ -94,9 +94,7 @@ class Study:
             raise ValueError(
                 f"{self.settings.sae} does not say where it reads; set site, for instance layer2.resid_post"
             )
-        site = parse_site(name)
-        check_site(self.cfg, site)
-        return site
+        return site_named(self.cfg, name)
 
     @functools.cached_property
     def site(self) -> Site:
@@ -109,7 +107,9 @@ class Study:
         stated = self.settings.site_in
         if stated is None and self.sae_cfg.site_out in (None, self.sae_cfg.site):
             return self.site
-        site = parse_site(stated) if stated else read_site(self.sae_cfg.site)[0]
+        if stated:
+            return site_named(self.cfg, stated)
+        site, _ = read_site(self.sae_cfg.site, norms_behind=self.cfg.post_norm)
         check_site(self.cfg, site)
         return site
 

@@ -19,6 +19,7 @@ from sae_attr.parallel import shard_batch, to_host
 
 TextBatch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens_bt, valid_bt, special_bt
 _POINTS = ("resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
+_BEFORE_NORMS = ("attn_raw", "mlp_raw")  # where no norm follows they are attn_out and mlp_out
 _TARGETS = 64  # positions of every row whose logits are in memory at once
 
 
@@ -78,7 +79,8 @@ def neighbours(cfg: LMConfig, place: Place) -> tuple[Place, ...]:
 def _sites(cfg: LMConfig, layer: int, like: Site) -> list[Site]:
     """The sites of a layer that have the width of `like`."""
     parallel = lambda point: point == "resid_mid" and cfg.parallel_residual
-    return [Site(layer, p) for p in _POINTS if cfg.width(p) == cfg.width(like.point) and not parallel(p)]
+    points = (*_POINTS, *_BEFORE_NORMS) if cfg.post_norm else _POINTS
+    return [Site(layer, p) for p in points if cfg.width(p) == cfg.width(like.point) and not parallel(p)]
 
 
 def _named(other: Site, site: Site) -> Site:

@@ -148,12 +148,13 @@ class Block(nn.Module):
         x_btd = tap("resid_pre", x_btd)
         h_btd = self._norm("attn_norm")(x_btd) if cfg.pre_norm else x_btd.astype(self.dtype)
         attn_btd, kv = self._attention(h_btd, ctx, facts, tap, kv)
+        attn_btd = tap("attn_raw", attn_btd.astype(resid))
         if cfg.post_norm:
             attn_btd = self._norm("attn_post_norm")(attn_btd)
         attn_btd = tap("attn_out", attn_btd.astype(resid))
         mid_btd = tap("resid_mid", x_btd + attn_btd) if not cfg.parallel_residual else x_btd
         h_btd = self._norm("mlp_norm")(mid_btd) if cfg.pre_norm else mid_btd.astype(self.dtype)
-        mlp_btd = self._mlp(tap("mlp_in", h_btd), tap)
+        mlp_btd = tap("mlp_raw", self._mlp(tap("mlp_in", h_btd), tap).astype(resid))
         if cfg.post_norm:
             mlp_btd = self._norm("mlp_post_norm")(mlp_btd)
         mlp_btd = tap("mlp_out", mlp_btd.astype(resid))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sae_attr.hooks import Edit, Site
+from sae_attr.hooks import Edit, Site, parse_site
 from sae_attr.lm.block import Block, Context, LayerFacts, Norm, Tap, no_tap
 from sae_attr.lm.cache import KV, Cache, enter
 from sae_attr.lm.config import LMConfig
@@ -47,6 +47,17 @@ def check_site(cfg: LMConfig, site: Site) -> None:
             f"site {site}: the hidden units of a {cfg.family} model belong to {cfg.n_experts} experts and only some run "
             "for a token; choose mlp_in or mlp_out"
         )
+
+
+def site_named(cfg: LMConfig, name: str) -> Site:
+    """Reads a site's name for this model, where every activation has one name.
+
+    Raises:
+      ValueError: no name of a site (`hooks.parse_site`), or none of this model (`check_site`).
+    """
+    site = parse_site(name, norms_behind=cfg.post_norm)
+    check_site(cfg, site)
+    return site
 
 
 def norm_gain(params: Params, site: Site, *, cfg: LMConfig) -> jax.Array | None:

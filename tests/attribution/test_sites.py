@@ -72,6 +72,7 @@ def test_an_encoder_before_the_gain_reads_after_it(plus_one: bool) -> None:
     x = acts[mid] / jnp.sqrt(jnp.mean(acts[mid] ** 2, -1, keepdims=True) + cfg.norm_eps)
     assert off(encode(after_gain(sae, params, 1, cfg=cfg), acts[site]), encode(sae, x)) < 1e-4
     assert read_site("blocks.1.ln2.hook_normalized") == (site, True)
-    assert read_site("blocks.1.hook_mlp_in") == (site, False)
+    assert read_site("blocks.1.mlp.hook_in") == (site, False)
+    assert read_site("blocks.1.hook_mlp_in") == (mid, False)  # TransformerLens copies the residual stream there
     with pytest.raises(ValueError, match="LayerNorm may or may not have been folded"):
         after_gain(sae, params, 1, cfg=neox())

@@ -209,7 +209,7 @@ def saelens_transcoder(architecture: str) -> Callable[[Path], Case]:
         we, wd, be, bd, last, z = wide(*t.values(), x)
         pre = z @ we + be
         codes = relu(pre) if "skip" in architecture else relu(pre) * (pre > last)
-        said = {"hook_name": "blocks.2.hook_mlp_in", "hook_name_out": "blocks.2.hook_mlp_out"}
+        said = {"hook_name": "blocks.2.mlp.hook_in", "hook_name_out": "blocks.2.hook_mlp_out"}
         path = saelens(folder, architecture, t, d_out=out, apply_b_dec_to_input=False, metadata=said | _VERSION)
         return Case(path, x, codes, codes @ wd + bd + (z @ last.T if "skip" in architecture else 0))
 
