@@ -35,6 +35,7 @@ REQUIRES = [
     "absl-py>=2.1,<3",  # flags and logging of the entrypoints
     "ml_collections>=1.1,<2",  # configs of the entrypoints
     "etils[epath]>=1.10,<2",  # one path type for local folders and buckets
+    "filelock>=3.12,<5",  # one process at a time looks at a workdir's lock, on network file systems too
     "safetensors>=0.5,<0.9",  # weights of models and SAEs, read by byte range
     "huggingface_hub>=0.30,<3",  # names of models and SAEs -> local files
     "tokenizers>=0.21,<0.24",  # tokenizer.json
@@ -54,9 +55,24 @@ EXTRAS = {
     "judge": JUDGE,  # judges behind OpenAI-compatible servers
     "page": PAGE,  # tests of the page in headless Chromium
     # Pinned where a new release changes what counts as an error.
-    "dev": ["pytest>=8.3,<10", "pytest-xdist>=3.6,<4", "ruff==0.17.5", "pyright[nodejs]==1.1.414", *DATA, *JUDGE, *PAGE],
+    "dev": [
+        "pytest>=8.3,<10",
+        "pytest-xdist>=3.6,<4",
+        "ruff==0.17.5",
+        "pyright[nodejs]==1.1.414",
+        *DATA,
+        *JUDGE,
+        *PAGE,
+    ],
     # What the tests and benchmarks compare with; nothing in sae_attr or experiments imports them.
-    "peers": ["torch>=2.4", "transformers>=4.50", "peft>=0.15", "sae-lens>=5", "dictionary-learning>=0.1", "gguf>=0.10"],
+    "peers": [
+        "torch>=2.4",
+        "transformers>=4.50",
+        "peft>=0.15",
+        "sae-lens>=5",
+        "dictionary-learning>=0.1",
+        "gguf>=0.10",
+    ],
     "gpu": ["jax[cuda13]>=0.9,<0.12"],
     "tpu": ["jax[tpu]>=0.9,<0.12"],
     "gcs": ["etils[epath-gs]>=1.10,<2"],  # workdirs and models at gs://

@@ -176,7 +176,7 @@ def completions(job: Job, unit: float) -> Result:
     study, config = job.study, job.config
 
     def compute(progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
-        records = {record["id"]: record for record in progress.rows()}
+        records = {record["id"]: record for record in progress.rows(("id", "prompt", "text", "ids", "nats_per_token"))}
         left = job.plan.unfinished(agreed(set(records), [row.id for row in job.plan.rows]))
         size = -(-config["batch_size"] // study.mesh.shape["data"]) * study.mesh.shape["data"]
         vectors: SAE | dict[int, np.ndarray] = study.sae if config["mode"] == "clamp" else job.vectors

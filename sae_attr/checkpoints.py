@@ -1,14 +1,17 @@
 """Training checkpoints: a pytree of arrays and its JSON metadata under a step number, whole or not at all.
 
 The only module that knows Orbax. A step is written beside the others and renamed when it is complete, so that a kill at
-any moment leaves the last good one; arrays are written and read by the processes that hold their shards.
+any moment leaves the last good one; arrays are written and read by the processes that hold their shards. In every step
+lies a list of its files with their checksums, and a step whose files are not those counts as absent.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -16,11 +19,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from sae_attr.store.files import Meta, PathLike, to_json
+from sae_attr.parallel import from_main, is_main
+from sae_attr.store.fence import check_held
+from sae_attr.store.files import Meta, PathLike, json_row, remove, to_json, write_atomic
+from sae_attr.store.names import list_files, whole_hash
 
 T = TypeVar("T")
 
-_STATE, _META = "state", "meta"
+_STATE, _META, _LIST = "state", "meta", "files.json"
+_VERIFIED: dict[str, bool] = {}  # list of a step's files -> whether they were as it says; a step is read whole once
 
 
 def save(folder: PathLike, step: int, state: Any, meta: Mapping[str, Any] | None = None, *, keep: int = 2) -> None:
@@ -38,20 +45,65 @@ def save(folder: PathLike, step: int, state: Any, meta: Mapping[str, Any] | None
     Raises:
       ValueError: the folder has this step or a later one, or `keep` is below 1.
     """
+    check_held(folder)
     newest = latest(folder)
     if newest is not None and newest >= step:
         raise ValueError(f"{os.fspath(folder)} holds step {newest} and is to get step {step}; give another folder")
     if keep < 1:
         raise ValueError(f"keep={keep} would delete step {step} as soon as it is written; keep at least 1")
     items = {_STATE: ocp.args.StandardSave(state), _META: ocp.args.JsonSave(_plain(meta or {}))}
+    if is_main():
+        for damaged in (n for n in _steps(folder) if newest is None or n > newest):
+            remove(epath.Path(folder) / str(damaged))
+    from_main(True)  # nobody writes before the main process has cleared the place
     with _manager(folder, keep) as manager:
         manager.save(step, args=ocp.args.Composite(**items))
+    if is_main():
+        _note_files(folder, step)
 
 
 def latest(folder: PathLike) -> int | None:
-    """The highest complete step in the folder, or None."""
+    """The highest step in the folder that is complete and undamaged, or None; a damaged one is said."""
+    for step in sorted(_steps(folder), reverse=True):
+        if _is_whole(folder, step):
+            return step
+        warnings.warn(
+            f"checkpoint {os.fspath(epath.Path(folder) / str(step))} is not as it was written; the one before it is taken",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return None
+
+
+def _steps(folder: PathLike) -> list[int]:
     path = epath.Path(folder)
-    return max((int(p.name) for p in path.iterdir() if p.name.isdigit()), default=None) if path.is_dir() else None
+    return [int(p.name) for p in path.iterdir() if p.name.isdecimal()] if path.is_dir() else []
+
+
+def _note_files(folder: PathLike, step: int) -> None:
+    """Writes the list of a step's files."""
+    sums = {name: whole_hash(path) for name, path in _files(folder, step).items()}
+    write_atomic(epath.Path(folder) / str(step) / _LIST, to_json(sums))
+
+
+def _files(folder: PathLike, step: int) -> dict[str, epath.Path]:
+    path = epath.Path(folder) / str(step)
+    files = list_files(path, hidden=True) if path.is_dir() else [path]
+    names = {os.fspath(file.relative_to(path)): file for file in files}
+    return {name: file for name, file in names.items() if name != _LIST}
+
+
+def _is_whole(folder: PathLike, step: int) -> bool:
+    """Whether the files of a step are those that its list states; true without a list, as older versions left it."""
+    path = epath.Path(folder) / str(step) / _LIST
+    if path.parent.is_dir() and not path.exists():
+        return True
+    stated = path.read_bytes() if path.is_file() else b""
+    state = {name: (file.stat().length, file.stat().mtime) for name, file in _files(folder, step).items()}
+    key = f"{os.fspath(path)}:{stated!r}:{state}"
+    if key not in _VERIFIED:
+        _VERIFIED[key] = {name: whole_hash(file) for name, file in _files(folder, step).items()} == json_row(stated)
+    return _VERIFIED[key]
 
 
 def read_meta(folder: PathLike, step: int | None = None) -> Meta:
@@ -61,7 +113,7 @@ def read_meta(folder: PathLike, step: int | None = None) -> Meta:
       FileNotFoundError: no such step.
     """
     step = _existing(folder, step)
-    with _manager(folder) as manager:
+    with _manager(folder) as manager, _readable(folder, step):
         return manager.restore(step, args=ocp.args.Composite(**{_META: ocp.args.JsonRestore()}))[_META]
 
 
@@ -86,9 +138,25 @@ def restore(
     if config is not None:
         _same_config(folder, meta.get("config", {}), _plain(config))
     with _manager(folder) as manager:
-        _same_arrays(f"{os.fspath(folder)}, step {step}", manager.item_metadata(step)[_STATE].tree, like)
+        with _readable(folder, step):
+            saved = manager.item_metadata(step)[_STATE].tree
+        _same_arrays(f"{os.fspath(folder)}, step {step}", saved, like)
         args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(jax.tree.map(_placed, like))})
-        return manager.restore(step, args=args)[_STATE], meta
+        with _readable(folder, step):
+            return manager.restore(step, args=args)[_STATE], meta
+
+
+@contextlib.contextmanager
+def _readable(folder: PathLike, step: int) -> Iterator[None]:
+    """Raises ValueError for whatever the library raises where the files of a step are damaged."""
+    try:
+        yield
+    except Exception as error:
+        where = os.fspath(epath.Path(folder) / str(step))
+        raise ValueError(
+            f"the checkpoint {where} cannot be read ({type(error).__name__}: {str(error)[:300]}); remove that folder, and "
+            "the run goes on from the one before"
+        ) from error
 
 
 def _manager(folder: PathLike, keep: int | None = None) -> ocp.CheckpointManager:

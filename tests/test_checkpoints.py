@@ -112,3 +112,52 @@ def test_a_kill_leaves_whole_steps(tmp_path: Path) -> None:
         assert meta["step"] == latest(tmp_path) > seen
         assert (back["w"] == meta["step"]).all()
         seen = meta["step"]
+
+
+def damaged(folder: Path, step: int, how: str) -> None:
+    files = [p for p in (folder / str(step)).rglob("*") if p.is_file() and p.name != "files.json"]
+    files.sort(key=lambda p: p.stat().st_size)
+    if how == "gone":
+        files[-1].unlink()
+    elif how == "cut short":
+        files[-1].write_bytes(files[-1].read_bytes()[:-5])
+    else:
+        data = bytearray(files[-1].read_bytes())
+        data[len(data) // 2] ^= 4
+        files[-1].write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["a flipped bit", "gone", "cut short"])
+def test_a_damaged_step_counts_as_absent_and_the_one_before_it_is_taken(tmp_path: Path, how: str) -> None:
+    for step in (1, 2):
+        save(tmp_path, step, {"w": WEIGHTS["w"] + step}, {"step": step})
+    damaged(tmp_path, 2, how)
+    with pytest.warns(RuntimeWarning, match="checkpoint .*/2 is not as it was written"):
+        assert latest(tmp_path) == 1
+    with pytest.warns(RuntimeWarning, match="not as it was written"):
+        back, meta = restore(tmp_path, {"w": WEIGHTS["w"]})
+    assert meta == {"step": 1}
+    np.testing.assert_array_equal(back["w"], WEIGHTS["w"] + 1)
+    with pytest.warns(RuntimeWarning, match="not as it was written"):
+        save(tmp_path, 2, {"w": WEIGHTS["w"] + 2}, {"step": 2})
+    assert (latest(tmp_path), read_meta(tmp_path)) == (2, {"step": 2})
+
+
+def test_a_folder_with_damaged_steps_alone_has_none(tmp_path: Path) -> None:
+    save(tmp_path, 3, WEIGHTS)
+    damaged(tmp_path, 3, "gone")
+    with pytest.warns(RuntimeWarning, match="not as it was written"):
+        assert latest(tmp_path) is None
+    (tmp_path / "3/files.json").unlink()  # as an older version left it: found when it is read
+    with pytest.raises(ValueError, match=r"checkpoint .*/3 cannot be read .*; remove that folder"):
+        restore(tmp_path, WEIGHTS)
+    (tmp_path / "3/meta/metadata").write_text("[")
+    with pytest.raises(ValueError, match=r"cannot be read"):
+        read_meta(tmp_path)
+
+
+def test_a_file_in_the_place_of_a_step(tmp_path: Path) -> None:
+    save(tmp_path, 3, WEIGHTS)
+    (tmp_path / "4").write_text("no checkpoint")
+    with pytest.warns(RuntimeWarning, match="/4 is not as it was written"):
+        assert latest(tmp_path) == 3

@@ -146,7 +146,7 @@ def batch_function(blocks: Blocks, *, batch_size: int, seed: int = 0, ledger: St
 
 def _known_ends(notes: Progress | None) -> list[int]:
     """Ends of the first blocks, as far as they were noted without a gap."""
-    noted = {} if notes is None else {row["block"]: row["end"] for row in notes.rows()}
+    noted = {} if notes is None else {row["block"]: row["end"] for row in notes.rows(("block", "end"))}
     ends: list[int] = []
     while len(ends) in noted:
         ends.append(noted[len(ends)])

@@ -113,7 +113,7 @@ def write_cache(
     per_epoch, rows = _blocks_of_rows(source, shard_tokens)
     config = {"version": VERSION, "lm": lm, "seed": seed, "shard_rows": rows, "source": describe(source)}
     # Not own_workdir: shards are named by number, so that a folder that was begun has to stay this source's.
-    with lock_workdir(folder) if is_main() else contextlib.nullcontext():
+    with lock_workdir(folder, wait=True) if is_main() else contextlib.nullcontext():
         if is_main():
             claim_workdir(folder, config)
         if from_main((folder / INDEX).exists()):

@@ -77,8 +77,8 @@ def sampled(
     """
     finished = {
         row["batch"]: row["ids"]
-        for row in progress.rows()
-        if row.get("name") == name and row["size"] == batch_size and row["rows"] == len(rows)
+        for row in progress.rows(("name", "batch", "size", "rows", "ids"))
+        if row["name"] == name and row["size"] == batch_size and row["rows"] == len(rows)
     }
     out: list[list[int]] = []
     spans = [slice(i, i + batch_size) for i in range(0, len(rows), batch_size)]

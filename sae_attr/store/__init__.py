@@ -3,16 +3,20 @@
 Paths go through etils.epath, so that a store or a workdir may lie in a bucket.
 """
 
-from sae_attr.store.entries import Damaged, Progress, Store
+from sae_attr.store.entries import Store
 from sae_attr.store.files import Arrays, Meta, PathLike, write_atomic
 from sae_attr.store.graph import Made, Stage, Status, listing, run_stages, stage_keys
+from sae_attr.store.lease import LockLost
+from sae_attr.store.manifest import Damaged
 from sae_attr.store.names import digest, fingerprint
+from sae_attr.store.progress import Progress
 from sae_attr.store.stages import Result, run_stage, stage_key
 from sae_attr.store.workdir import claim_workdir, lock_workdir, own_workdir
 
 __all__ = [
     "Arrays",
     "Damaged",
+    "LockLost",
     "Made",
     "Meta",
     "PathLike",

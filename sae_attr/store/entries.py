@@ -1,49 +1,33 @@
 """Entries of a store, published whole or not at all, and the progress of one that is being computed.
 
 An entry is a folder `<root>/<key>/` of `<array>.npy` files, `meta.json` and `manifest.json`; the manifest states size
-and checksum of every other file and is written last. In a bucket a folder cannot be renamed in one step, and there the
-manifest alone tells that an entry is complete.
+and checksum of every other file, and its own, and is written last. In a bucket a folder cannot be renamed in one step,
+and there the manifest alone tells that an entry is complete.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 import os
+import re
 import socket
-import urllib.parse
+import time
 import uuid
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from sae_attr.store import files
-from sae_attr.store.files import (
-    Arrays,
-    Meta,
-    PathLike,
-    json_row,
-    plain_array,
-    quote,
-    read_array,
-    sync,
-    to_json,
-    typed_array,
-    write_arrays,
-    write_atomic,
-)
-from sae_attr.store.names import file_hash, list_files
+from sae_attr.store.fence import check_held
+from sae_attr.store.files import Arrays, Meta, PathLike, read_array, remove, sync, to_json, write_arrays, write_atomic
+from sae_attr.store.manifest import MANIFEST, META, Damaged, Manifest, manifest_text, read_manifest, read_object
+from sae_attr.store.names import list_files, whole_hash
 from sae_attr.store.process import alive, owner_tag
+from sae_attr.store.progress import Progress
 
-MANIFEST, META, PROGRESS = "manifest.json", "meta.json", "progress"
-
-
-class Damaged(Exception):
-    """An entry whose files are not those that its manifest states."""
+PROGRESS = "progress"
+_ABANDONED = 24 * 3600.0  # seconds after which an unfinished folder of another host is nobody's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +49,7 @@ class Store:
     def has(self, key: str) -> bool:
         """Whether a complete entry lies there: a manifest, and every file of the size that it states."""
         try:
-            self._manifest(key)
+            read_manifest(self.path(key), key)
         except (KeyError, Damaged):
             return False
         return True
@@ -89,11 +73,12 @@ class Store:
         """
         if not self.writer or self.has(key):
             return self.path(key)
+        check_held(self.root)
         root, final = epath.Path(self.root), self.path(key)
         self._sweep()
         folder = root / f".tmp-{owner_tag()}-{uuid.uuid4().hex[:8]}" if files.is_local(root) else final
-        if not files.is_local(root) and final.exists():
-            final.rmtree()
+        if not files.is_local(root):
+            remove(final)
         folder.mkdir(parents=True)
         try:
             self._fill(folder, arrays or {}, meta or {}, write)
@@ -111,33 +96,36 @@ class Store:
           KeyError: no such entry.
           Damaged: a file is missing, cut short or changed.
         """
-        folder, manifest = self.path(key), self._manifest(key)
-        for name, stated in manifest["files"].items():
-            if file_hash(folder / name) != stated["sha256"]:
-                raise Damaged(f"{os.fspath(folder / name)} has other contents than its manifest states")
-        arrays = {name: read_array(folder / a["file"], a["dtype"]) for name, a in manifest["arrays"].items()}
-        return arrays, json.loads((folder / META).read_text())
+        folder = self.path(key)
+        manifest = read_manifest(folder, key)
+        manifest.check_contents(folder)
+        arrays = {name: self._array(folder, manifest, name) for name in manifest.arrays}
+        return arrays, read_object(folder / META)
 
     def progress(self, key: str) -> Progress:
         """What was finished so far of an entry that is being computed."""
         return Progress(epath.Path(self.root) / PROGRESS / key, writer=self.writer)
 
-    def _manifest(self, key: str) -> dict[str, Any]:
-        """The manifest of an entry whose files have the stated sizes."""
-        folder = self.path(key)
-        if not (folder / MANIFEST).exists():
-            if folder.exists():
-                raise Damaged(f"{os.fspath(folder)} has no {MANIFEST}: it was cut short")
-            raise KeyError(f"no entry {key} in {os.fspath(self.root)}")
+    def discard(self, key: str) -> None:
+        """Removes an entry, or whatever lies in its place; its progress stays."""
+        if self.writer:
+            remove(self.path(key))
+
+    def _array(self, folder: epath.Path, manifest: Manifest, name: str) -> Any:
+        """One array of an entry.
+
+        Raises:
+          Damaged: the file is not an array of the stated type.
+        """
+        stated = manifest.arrays[name]
+        path = folder / stated.file
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-        except ValueError as error:
-            raise Damaged(f"{os.fspath(folder / MANIFEST)} is no JSON: {error}") from error
-        for name, stated in manifest["files"].items():
-            size = (folder / name).stat().length if (folder / name).exists() else None
-            if size != stated["bytes"]:
-                raise Damaged(f"{os.fspath(folder / name)} has {size} bytes, its manifest states {stated['bytes']}")
-        return manifest
+            array = read_array(path, stated.dtype)
+        except (ValueError, TypeError, EOFError, SyntaxError) as error:
+            raise Damaged(f"{os.fspath(path)} is not the array that its manifest states: {error}") from error
+        if array.dtype.name != stated.dtype:
+            raise Damaged(f"{os.fspath(path)} holds {array.dtype.name}, its manifest states {stated.dtype}")
+        return array
 
     def _fill(self, folder: epath.Path, arrays: Mapping[str, Any], meta: Mapping[str, Any], write: Any) -> None:
         """Arrays, meta and further files, then the manifest of all of them."""
@@ -148,110 +136,35 @@ class Store:
         stated = {}
         for file in list_files(folder):
             name = os.fspath(file.relative_to(folder))
-            stated[name] = {"bytes": file.stat().length, "sha256": file_hash(file)}
+            stated[name] = {"bytes": file.stat().length, "sha256": whole_hash(file)}
             if files.is_local(file):
                 sync(file)
-        write_atomic(folder / MANIFEST, to_json({"arrays": index, "files": stated}))
+        write_atomic(folder / MANIFEST, manifest_text(index, stated))
 
     def _sweep(self) -> None:
-        """Removes what publishing processes of this host left when they were killed."""
+        """Removes what publishing processes left when they were killed: at once on this host, after a day on others."""
         root = epath.Path(self.root)
         if not files.is_local(root) or not root.exists():
             return
-        for left in root.glob(f".tmp-{socket.gethostname()}~*"):
-            pid, born = left.name.split("~")[1].split("-")[0].split("@")
-            if not alive(int(pid), born):
-                left.rmtree(missing_ok=True)
+        for left in root.glob(".tmp-*"):
+            if _abandoned(left):
+                remove(left)
+
+
+def _abandoned(left: epath.Path) -> bool:
+    """Whether the process that made a temporary folder cannot finish it any more."""
+    owner = re.fullmatch(r"\.tmp-(.*)~(\d+)@(\d*)-\w+(-old)?", left.name)
+    if owner is not None and owner[1] == socket.gethostname():
+        return not alive(int(owner[2]), owner[3])
+    return time.time() - left.stat().mtime > _ABANDONED
 
 
 def _install(folder: epath.Path, final: epath.Path) -> None:
     """Renames a finished folder to its key, moving a damaged entry away first."""
     sync(folder)
-    if final.exists():
-        os.rename(final, folder.parent / f"{folder.name}-old")
+    old = folder.parent / f"{folder.name}-old"
+    if os.path.lexists(final):
+        os.rename(final, old)
     os.rename(folder, final)
     sync(final.parent)
-    (folder.parent / f"{folder.name}-old").rmtree(missing_ok=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """Finished parts of a long stage: shards of arrays, each written whole, and rows appended as JSON lines.
-
-    Args:
-      folder: made at the first write.
-      writer: False where another process writes.
-    """
-
-    folder: epath.Path
-    writer: bool = True
-
-    def done(self) -> set[str]:
-        """The ids of the finished shards; one cut short is not among them."""
-        return {urllib.parse.unquote(p.name.removesuffix(".npz")) for p in self._names(".npz") if _whole_zip(p)}
-
-    def add(self, shard: str, arrays: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
-        """Stores one finished shard; writing it again replaces it."""
-        if not self.writer:
-            return
-        dtypes = {name: np.asarray(array).dtype.name for name, array in arrays.items()}
-        head = json.dumps({"dtypes": dtypes, "meta": json.loads(to_json(dict(meta or {})))})
-        parts: dict[str, Any] = {f"a:{name}": plain_array(array) for name, array in arrays.items()}
-        buffer = io.BytesIO()
-        np.savez(buffer, head=np.frombuffer(head.encode(), np.uint8), **parts)
-        write_atomic(self.folder / f"{quote(shard)}.npz", buffer.getvalue())
-
-    def get(self, shard: str) -> tuple[Arrays, Meta]:
-        """The arrays and the meta of a finished shard.
-
-        Raises:
-          KeyError: the shard is not finished.
-        """
-        path = self.folder / f"{quote(shard)}.npz"
-        if not path.exists():
-            raise KeyError(f"shard {shard!r} is not finished in {os.fspath(self.folder)}")
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as parts:
-            head = json.loads(parts["head"].tobytes())
-            arrays = {name: typed_array(parts[f"a:{name}"], dtype) for name, dtype in head["dtypes"].items()}
-        return arrays, head["meta"]
-
-    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Adds rows of plain values; they survive a kill from the moment this returns."""
-        if not self.writer or not rows:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
-        if not files.is_local(self.folder):  # objects in a bucket cannot grow: one for each call
-            write_atomic(self.folder / f"rows-{len(self._names('.jsonl')):06d}.jsonl", text)
-            return
-        with open(self.folder / "rows.jsonl", "a+b") as file:  # epath itself opens for reading or appending, not both
-            if file.tell() and not _ends_line(file):
-                text = "\n" + text  # what a kill left of the last line stays alone on its own
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-    def rows(self) -> list[Meta]:
-        """All appended rows in order; a line cut short by a kill is left out."""
-        lines = [line for path in self._names(".jsonl") for line in path.read_bytes().split(b"\n") if line.strip()]
-        return [row for row in map(json_row, lines) if row is not None]
-
-    def clear(self) -> None:
-        """Forgets everything, once the entry itself is published."""
-        if self.writer:
-            self.folder.rmtree(missing_ok=True)
-
-    def _names(self, suffix: str) -> list[epath.Path]:
-        """Files of one kind in order; not the hidden ones, which are being written."""
-        found = sorted(self.folder.iterdir(), key=lambda p: p.name) if self.folder.exists() else ()
-        return [p for p in found if p.name.endswith(suffix) and not p.name.startswith(".")]
-
-
-def _whole_zip(path: epath.Path) -> bool:
-    """Whether a local .npz has its table of contents, which is its last part."""
-    return not files.is_local(path) or zipfile.is_zipfile(path)
-
-
-def _ends_line(file: Any) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
+    remove(old)

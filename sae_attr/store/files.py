@@ -15,6 +15,8 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from sae_attr.store.fence import check_held
+
 Arrays: TypeAlias = dict[str, np.ndarray]
 Meta: TypeAlias = dict[str, Any]
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -35,7 +37,16 @@ def sync(path: PathLike) -> None:
 
 
 def write_atomic(path: PathLike, content: str | bytes) -> None:
-    """Writes a file so that a reader, or a run after a kill, sees the old or the new content and never a part."""
+    """Writes a file so that a reader, or a run after a kill, sees the old or the new content and never a part.
+
+    Raises LockLost in a workdir that another run has taken over from this one.
+    """
+    check_held(path)
+    write_whole(path, content)
+
+
+def write_whole(path: PathLike, content: str | bytes) -> None:
+    """`write_atomic` without the question who holds the folder."""
     path = epath.Path(path)
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +61,15 @@ def write_atomic(path: PathLike, content: str | bytes) -> None:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove(path: PathLike) -> None:
+    """Removes a file, a link or a folder with all in it; nothing happens where nothing lies."""
+    path = epath.Path(path)
+    if is_local(path) and (os.path.islink(path) or os.path.isfile(path)):
+        os.unlink(path)
+    else:
+        path.rmtree(missing_ok=True)
 
 
 def to_json(obj: Any) -> str:
@@ -72,6 +92,11 @@ def quote(name: str) -> str:
     return urllib.parse.quote(name, safe=" ,=+@").replace(".", "%2E")
 
 
+def array_file(name: str) -> str:
+    """The file of an array of an entry."""
+    return f"{quote(name)}.npy"
+
+
 def plain_array(array: Any) -> np.ndarray:
     """The array in a dtype that .npy knows: bfloat16 and its kin as unsigned integers of the same width."""
     array = np.asarray(array)
@@ -89,7 +114,7 @@ def write_arrays(folder: epath.Path, arrays: Mapping[str, Any]) -> dict[str, dic
     """One .npy per array; returns name -> file, dtype."""
     index = {}
     for name, array in arrays.items():
-        file = f"{quote(name)}.npy"
+        file = array_file(name)
         with (folder / file).open("wb") as handle:
             np.save(handle, plain_array(array), allow_pickle=False)
         index[name] = {"file": file, "dtype": np.asarray(array).dtype.name}
@@ -104,9 +129,9 @@ def read_array(path: epath.Path, dtype: str) -> np.ndarray:
 
 
 def json_row(line: bytes) -> Meta | None:
-    """One JSON line, or None where it is cut short."""
+    """The JSON object of a line, or None where it is cut short or anything else."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None

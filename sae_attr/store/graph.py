@@ -12,7 +12,8 @@ from typing import Any
 
 from etils import epath
 
-from sae_attr.store.entries import Progress, Store
+from sae_attr.store.entries import Store
+from sae_attr.store.progress import Progress
 from sae_attr.store.stages import Result, run_stage, stage_key
 
 Made = tuple[Mapping[str, Any], Mapping[str, Any]]
@@ -152,7 +153,7 @@ def run_stages(
     _check_inputs(chosen, states)
     for name in with_readers(stages, named(stages, force)) & {stage.name for stage in chosen}:
         if store.writer:
-            store.path(states[name].key).rmtree(missing_ok=True)
+            store.discard(states[name].key)
             store.progress(states[name].key).clear()
     results: dict[str, Result] = {}
     by_name = {stage.name: stage for stage in stages}

@@ -91,23 +91,32 @@ def fingerprint(path: PathLike) -> str:
     return digest([(os.fspath(file.relative_to(path)), file_hash(file)) for file in list_files(path)])
 
 
-def list_files(folder: epath.Path) -> list[epath.Path]:
-    """The files below a folder in a fixed order, without hidden ones."""
-    names = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
-    return [file for p in names for file in (list_files(p) if p.is_dir() else [p])]
+def list_files(folder: epath.Path, *, hidden: bool = False) -> list[epath.Path]:
+    """The files below a folder in a fixed order, without hidden ones unless they are asked for."""
+    shown = (p for p in folder.iterdir() if hidden or not p.name.startswith("."))
+    files: list[epath.Path] = []
+    for path in sorted(shown, key=lambda p: p.name):
+        files += list_files(path, hidden=hidden) if path.is_dir() else [path]
+    return files
+
+
+def whole_hash(path: epath.Path) -> str:
+    """32 hex digits of every byte of a file."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()[:32]
 
 
 def file_hash(path: epath.Path) -> str:
     """32 hex digits of one file, by samples if it is large."""
     size = path.stat().length
-    state = hashlib.sha256()
+    if size <= _WHOLE:
+        return whole_hash(path)
+    state = hashlib.sha256(f"{size}:".encode())
     with path.open("rb") as file:
-        if size <= _WHOLE:
-            while block := file.read(1 << 20):
-                state.update(block)
-        else:
-            state.update(f"{size}:".encode())
-            for i in range(_SAMPLES):
-                file.seek((size - _SAMPLE) * i // (_SAMPLES - 1))
-                state.update(file.read(_SAMPLE))
+        for i in range(_SAMPLES):
+            file.seek((size - _SAMPLE) * i // (_SAMPLES - 1))
+            state.update(file.read(_SAMPLE))
     return state.hexdigest()[:32]

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from pathlib import Path
+
+
+@functools.cache
+def machine() -> str:
+    """Names the running kernel and the space of its process ids, which a container has for itself ("" if not told)."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
 
 
 def born_at(pid: int) -> str:
@@ -19,7 +30,7 @@ def alive(pid: int, born: str) -> bool:
     """Whether the process that noted `born` still runs on this host."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sae_attr.store.entries import Damaged, Progress, Store
+from sae_attr.store.entries import Store
 from sae_attr.store.files import Arrays, Meta
+from sae_attr.store.manifest import Damaged
 from sae_attr.store.names import digest
+from sae_attr.store.progress import Progress
 
 
 class Result(NamedTuple):
@@ -72,6 +74,5 @@ def _load_or_warn(store: Store, key: str) -> tuple[Arrays, Meta] | None:
         return None
     except Damaged as error:
         warnings.warn(f"{error}; it is computed again", RuntimeWarning, stacklevel=3)
-        if store.writer:
-            store.path(key).rmtree(missing_ok=True)
+        store.discard(key)
         return None

@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from sae_attr.store import files
-from sae_attr.store.files import PathLike, json_row, to_json, write_atomic
-from sae_attr.store.process import alive, born_at
-
-LOCK = ".lock"
+from sae_attr.store.files import PathLike, json_row, remove, to_json, write_atomic
+from sae_attr.store.lease import SILENCE, held
 
 
 def claim_workdir(
@@ -34,8 +31,9 @@ def claim_workdir(
     """
     path = epath.Path(workdir) / "config.json"
     new = json.loads(to_json(dict(config)))
-    if path.exists() and not allow_change:
-        old_flat, new_flat = _flat(json.loads(path.read_text())), _flat(new)
+    old = _stored_config(path)
+    if old is not None and not allow_change:
+        old_flat, new_flat = _flat(old), _flat(new)
         names = sorted(n for n in old_flat | new_flat if not _below(n, ignore) and old_flat.get(n) != new_flat.get(n))
         if names:
             lines = "".join(f"\n  {n}: {old_flat.get(n, '(absent)')} → {new_flat.get(n, '(absent)')}" for n in names)
@@ -45,6 +43,20 @@ def claim_workdir(
             )
         return
     write_atomic(path, to_json(new))
+
+
+def _stored_config(path: epath.Path) -> Mapping[str, Any] | None:
+    """The config of a workdir; None where there is none, or a file that is not one, which is said and replaced.
+
+    Nothing is lost by that: the keys of stored stages are made of the config, so another one's are not taken.
+    """
+    if not path.exists():
+        return None
+    config = json_row(path.read_bytes()) if path.is_file() else None
+    if config is None:
+        warnings.warn(f"{os.fspath(path)} is damaged; it is written again", RuntimeWarning, stacklevel=3)
+        remove(path)
+    return config
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -86,8 +98,8 @@ def own_workdir(
         yield
         return
     path = epath.Path(workdir) / "config.json"
-    with lock_workdir(workdir):
-        before = path.read_bytes() if path.exists() else None
+    with lock_workdir(workdir, wait=True):
+        before = path.read_bytes() if path.is_file() else None
         try:
             claim_workdir(workdir, config, ignore, allow_change)
             yield
@@ -100,42 +112,20 @@ def own_workdir(
 
 
 @contextlib.contextmanager
-def lock_workdir(workdir: PathLike) -> Iterator[None]:
-    """Holds a workdir for one run while the block lasts; what a dead process of this host left is taken over.
+def lock_workdir(workdir: PathLike, *, wait: bool = False, silence: float = SILENCE) -> Iterator[None]:
+    """Holds a workdir for one run while the block lasts; what a dead process left is taken over.
 
-    The lock is a file that names host and process: advice to other runs, no protection against other programs.
+    A process of this machine counts as dead when it does not run, one of another host when it has not touched its lock
+    for `silence` seconds. The lock is a file that names host and process: advice to other runs, no protection against
+    other programs.
+
+    Args:
+      workdir: made if it is absent.
+      wait: where another host's run holds it, wait until that is heard again (InUse) or was silent for long enough.
+      silence: stated in the lock, for others.
 
     Raises:
-      RuntimeError: another run holds it; says which.
+      RuntimeError: another run holds it; says which. In the block, from what writes: it was taken over meanwhile.
     """
-    path = epath.Path(workdir) / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "born": born_at(os.getpid())}
-    with _alone(path):
-        held = json_row(path.read_bytes()) if path.exists() else None
-        if held and (held["host"] != mine["host"] or alive(held["pid"], held["born"])):
-            raise RuntimeError(
-                f"{os.fspath(workdir)} is in use by process {held['pid']} on {held['host']}; wait for it, give another "
-                f"--workdir, or remove {os.fspath(path)} if that run is gone"
-            )
-        path.write_text(json.dumps(mine))
-    try:
-        yield
-    finally:
-        with _alone(path):
-            if path.exists() and json_row(path.read_bytes()) == mine:
-                path.write_text("")  # not unlinked: another run may be waiting on this very file
-
-
-@contextlib.contextmanager
-def _alone(path: epath.Path) -> Iterator[None]:
-    """No other process of this host looks at the lock meanwhile; nothing of the kind exists for a bucket."""
-    if not files.is_local(path):
-        yield
-        return
-    import fcntl  # absent on Windows
-
-    with path.open("ab") as file:
-        with contextlib.suppress(OSError):  # some network file systems know no flock
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with held(workdir, wait=wait, silence=silence):
         yield
