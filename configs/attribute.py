@@ -17,6 +17,7 @@ from ml_collections.config_dict import placeholder
 SAE_OPTIONS = {
     "norm_scale": float, "norm_scale_out": float, "gate": str, "k": int, "threshold": float, "dict_class": str, "site": str,
     "layer": int, "model": str, "code_normalization": str, "pre_bias": bool, "centre": bool, "affine": str,
+    "subtract_b_dec": bool, "orientation": str, "mean": str, "norm": str, "decoder_norm": str, "inside": str, "ignore": str,
 }  # fmt: skip
 
 

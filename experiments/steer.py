@@ -30,8 +30,8 @@ from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.model import SAE, unit_decoder
 from sae_attr.steering import MODES, NONE, TOKENS, Done, Plan, make_plan, sweep
 from sae_attr.store import Progress, Result, Store, digest, fingerprint, own_workdir, write_atomic
-from sae_attr.tensorfiles import read_tensors
 from sae_attr.tokenizer import decode
+from sae_attr.vectors import read_vectors
 
 VERSION = 1  # raised when the same inputs give other completions than before
 PLAIN = ("mesh", "batch_size")  # where and how fast, not what
@@ -98,8 +98,11 @@ def vectors_of(config: ConfigDict, study: Study) -> dict[int, np.ndarray]:
         rows = lambda latent: np.asarray(study.decoder.rows(latent, latent + 1), np.float32)[0]
         where = config.sae
     else:
-        found = read_tensors(config.vectors)
-        stacked = np.concatenate([np.atleast_2d(np.asarray(found[name], np.float32)) for name in sorted(found)])
+        named = read_vectors(config.vectors)
+        widths = {name: vector.shape[-1] for name, vector in named.items()}
+        if len({*widths.values()}) > 1:
+            raise ValueError(f"{config.vectors} has vectors of different widths: {widths}")
+        stacked = np.concatenate([np.atleast_2d(named[name]) for name in sorted(named)])
         (count, width), rows, where = stacked.shape, lambda latent: stacked[latent], config.vectors
     latents = tuple(config.latents) if config.latents is not None else tuple(range(count)) if config.vectors else ()
     if not latents or not all(isinstance(k, int) and 0 <= k < count for k in latents):

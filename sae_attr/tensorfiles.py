@@ -120,6 +120,11 @@ class RowSource:
             return rows / _nonzero(row_norms(rows))[:, None] if self.unit else rows
 
 
+def is_float(dtype: np.dtype) -> bool:
+    """True for floating-point types, those of ml_dtypes included."""
+    return np.issubdtype(dtype, np.floating) or dtype.name.startswith(("bfloat16", "float8"))
+
+
 def row_norms(rows_nm: np.ndarray) -> np.ndarray:
     """Euclidean norm of each row, `[n]` float32, summed in float64."""
     return np.sqrt(np.einsum("nm,nm->n", rows_nm, rows_nm, dtype=np.float64)).astype(np.float32)

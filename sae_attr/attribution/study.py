@@ -21,7 +21,7 @@ from sae_attr.lm.model import Params, check_site, site_named
 from sae_attr.lm.weights import load_config, load_lm, resolve_model
 from sae_attr.pairs import Pair, read_pairs
 from sae_attr.parallel import from_main
-from sae_attr.sae.formats import load_sae, open_decoder, pinned, read_config
+from sae_attr.sae.formats import LoadOptions, identity, load_sae, open_decoder, pinned, read_config
 from sae_attr.sae.model import SAE
 from sae_attr.store import Progress, Result, Store, digest, fingerprint, run_stage
 from sae_attr.tensorfiles import RowSource
@@ -183,7 +183,7 @@ class Study:
         """Names the SAE by its files' contents and how they were read."""
         local = not self.settings.sae.startswith("hf://")
         name = fingerprint(self.settings.sae) if local else self.sae_source
-        return digest([name, self.settings.sae_format, dict(self.settings.sae_options)])
+        return digest([name, self.settings.sae_format, identity(LoadOptions(**self.settings.sae_options))])
 
     def check(self, *, weights: bool) -> None:
         """Looks at every input, so that what is wrong with one is said before anything is computed or written.

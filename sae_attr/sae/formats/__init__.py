@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from sae_attr.sae.formats import (
     gemma_scope,
     gemma_scope_2,
     kissane,
+    linear,
     llama_scope,
     llamascopium,
     openai,
@@ -33,9 +34,10 @@ from sae_attr.sae.formats.checks import check_options
 from sae_attr.sae.formats.parts import LoadOptions, Parts, materialise, subset
 from sae_attr.sae.formats.sources import parse_hub, pinned
 from sae_attr.sae.model import SAE
+from sae_attr.store import fingerprint
 from sae_attr.tensorfiles import RowSource
 
-__all__ = ["FORMATS", "LoadOptions", "load_sae", "open_decoder", "parse_hub", "pinned", "read_config"]
+__all__ = ["FORMATS", "LoadOptions", "identity", "load_sae", "open_decoder", "parse_hub", "pinned", "read_config"]
 
 _READERS: dict[str, Callable[[Path, LoadOptions], Parts]] = {
     "saelens": saelens.read,
@@ -46,15 +48,16 @@ _READERS: dict[str, Callable[[Path, LoadOptions], Parts]] = {
     "sparsify": sparsify.read,
     "llama_scope": llama_scope.read,
     "llamascopium": llamascopium.read,
-    "goodfire": plain.read_goodfire,
-    "qresearch": plain.read_qresearch,
-    "qwen_scope": plain.read_qwen_scope,
+    "goodfire": linear.read_goodfire,
+    "qresearch": linear.read_qresearch,
+    "qwen_scope": linear.read_qwen_scope,
     "connor_rob": kissane.read_hook_z,
     "crosscoder": crosscoder.read,
     "temporal": temporal.read,
     "circuit_tracer": circuit_tracer.read,
     "ckkissane": kissane.read_crosscoder,
     "gemma_scope_2_crosscoder": gemma_scope_2.read_crosscoder,
+    "plain": plain.read,
 }
 FORMATS = tuple(_READERS)
 
@@ -102,19 +105,34 @@ def read_config(path: str | os.PathLike[str], fmt: str = "auto", **options: Unpa
     return _parts(path, fmt, options).cfg
 
 
+def identity(options: LoadOptions) -> dict[str, Any]:
+    """The options as a name for what is loaded with them: a file that one of them names counts by its contents."""
+    named = dict(options)
+    mean = options.get("mean")
+    if mean is not None and Path(mean).is_file():
+        named["mean"] = fingerprint(mean)
+    return named
+
+
 def _parts(path: str | os.PathLike[str], fmt: str, options: LoadOptions) -> Parts:
     if fmt != "auto" and fmt not in _READERS:
         raise ValueError(f"fmt={fmt!r} is unknown; known: auto, {', '.join(FORMATS)}")
     check_options(options)
     local = sources.fetch(str(path)) if str(path).startswith("hf://") else Path(path)
     fmt, weights = sources.detect(local, fmt, FORMATS)
+    if fmt == "plain" and "dict_class" in options:  # the answer names the library
+        fmt = "dictionary_learning"
     try:
         # Readers scale small vectors; NaN and infinity among them are found where the weights are read.
         with np.errstate(all="ignore"):
             return _READERS[fmt](weights, options)
+    except ValueError as error:
+        if os.fspath(weights.parent) in str(error):
+            raise
+        raise ValueError(f"{weights}: {error}") from error
     except (TypeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
         # A config or state dict may hold anything; the readers check what they expect, and this what they do not.
         raise ValueError(
             f"{weights} or its config is not as a {fmt} SAE has it ({type(error).__name__}: {error}); "
-            "fetch it again, or say fmt="
+            "fetch it again, or say fmt= (fmt=plain for a file of your own)"
         ) from error

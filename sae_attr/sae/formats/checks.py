@@ -97,7 +97,10 @@ def check_names(
     if missing or extra:
         lines = [f"  − {name} (missing)" for name in missing] + [f"  + {name} (unexpected)" for name in extra]
         listing = "\n".join(lines)
-        raise ValueError(f"{path} does not hold the tensors of {kind}; is its config of another SAE?\n{listing}")
+        raise ValueError(
+            f"{path} does not hold the tensors of {kind}; is its config of another SAE? (a file of "
+            f"your own: fmt=plain)\n{listing}"
+        )
 
 
 def check_shapes(
@@ -134,15 +137,47 @@ def matrix_shape(path: Path, tensors: Mapping[str, np.ndarray], name: str, ndim:
     return shape
 
 
+_OPTION_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("pre_bias", "centre", "subtract_b_dec"), (bool,)),
+    **dict.fromkeys(("norm_scale_out", "threshold"), (int, float)),
+    **dict.fromkeys(
+        ("gate", "dict_class", "site", "code_normalization", "affine", "orientation", "mean", "norm", "decoder_norm", "inside",
+         "ignore"), (str,),
+    ),
+    "k": (int,), "norm_scale": (int, float, tuple, list), "layer": (int, str), "model": (int, str),
+}  # fmt: skip
+
+
 def check_options(options: LoadOptions) -> None:
-    """Every option must be one of `LoadOptions`.
+    """Every option must be one of `LoadOptions`, with a value of its kind.
 
     Raises:
       TypeError: no such option at all.
+      ValueError: a value of another kind; k below 1; a threshold that is not finite.
     """
-    for name in options:
+    for name, value in options.items():
         if name not in LoadOptions.__annotations__:
             raise TypeError(f"unknown option {name!r}; the options are {', '.join(LoadOptions.__annotations__)}")
+        kinds = _OPTION_KINDS[name]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise ValueError(f"option {name}={value!r} is to be {' or '.join(kind.__name__ for kind in kinds)}")
+    if options.get("k", 1) < 1:
+        raise ValueError(f"option k={options.get('k')} keeps no latent; give 1 or more")
+    if not math.isfinite(options.get("threshold", 0.0)):
+        raise ValueError(f"option threshold={options.get('threshold')} is not finite")
+
+
+def finite(path: Path, name: str, value: np.ndarray) -> np.ndarray:
+    """A small tensor as float32.
+
+    Raises:
+      ValueError: NaN, infinity, or a number beyond float32.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = np.asarray(value, np.float32)
+    if not np.isfinite(out).all():
+        raise ValueError(f"{path}: {name} holds NaN or infinity; fetch it again or use another SAE")
+    return out
 
 
 def reject_options(options: LoadOptions, fmt: str, known: tuple[str, ...]) -> None:

@@ -34,12 +34,13 @@ _THRESHOLD = "activation_function.threshold"
 
 
 def recognised(path: Path, tensors: Mapping[str, np.ndarray]) -> bool:
-    """Whether the tensors have these names and both matrices are `[n, d]`."""
+    """Whether the tensors have these names, both matrices are `[n, d]`, and a config, threshold or path names the kind."""
     if not {*_NAMES} <= {*tensors} <= {*_NAMES, _THRESHOLD, "W_skip"}:
         return False
     shape = (tensors["b_enc"].size, tensors["b_dec"].size)
     fits = all(tensors[name].shape == shape for name in ("W_enc", "W_dec"))
-    return fits and (_THRESHOLD in tensors or re.fullmatch(r"layer_\d+", path.stem) is not None)
+    layer = re.fullmatch(r"layer_\d+", path.stem) is not None
+    return fits and (_THRESHOLD in tensors or (layer and ((path.parent / CONFIG).is_file() or _is_qwen(path))))
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
@@ -103,8 +104,13 @@ def _places(path: Path, raw: dict[str, Any]) -> tuple[int | None, str | None, st
     """Layer, and the hooks of TransformerLens where it reads and writes."""
     found = re.fullmatch(r"layer_(\d+)", path.stem)
     layer = int(found[1]) if found else None
-    qwen = re.search(r"qwen3-[\w.]+-transcoders", path.absolute().as_posix().lower())
+    qwen = _is_qwen(path)
     hooks = raw.get("feature_input_hook", "mlp.hook_in" if qwen else None), raw.get("feature_output_hook")
     if layer is None or hooks[0] is None:
         return layer, None, None
     return layer, f"blocks.{layer}.{hooks[0]}", f"blocks.{layer}.{hooks[1] or 'hook_mlp_out'}"
+
+
+def _is_qwen(path: Path) -> bool:
+    """Whether the path is that of mwhanna's transcoders, the largest of which have no config."""
+    return re.search(r"qwen3-[\w.]+-transcoders", path.absolute().as_posix().lower()) is not None

@@ -8,6 +8,8 @@ Source: dictionary_learning 0.1.0 `dictionary.py`, `trainers/*`, and the referen
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,13 @@ _GATES = {
     "AutoEncoderTopK": "topk", "BatchTopKSAE": "jumprelu", "MatryoshkaBatchTopKSAE": "jumprelu",
 }  # fmt: skip
 _NO_PRE_BIAS = ("AutoEncoderNew", "JumpReluAutoEncoder")
+
+
+def recognised(weights: Path, names: Iterable[str]) -> bool:
+    """Whether a file is the library's by more than its tensors: a config, a training backup, or a name that it gives."""
+    backup = any(name.startswith("ae.") for name in names)
+    ours = weights.name in WEIGHTS[:2] or re.fullmatch(r"ae_\d+\.pt", weights.name)
+    return bool(backup or ours or read_config(weights))
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:

@@ -13,7 +13,7 @@ import numpy as np
 from sae_attr.sae.config import LOCAL_GATES, SAEConfig
 from sae_attr.sae.model import SAE
 from sae_attr.sae.temporal import Attention
-from sae_attr.tensorfiles import RowSource, row_norms
+from sae_attr.tensorfiles import RowSource, is_float, row_norms
 
 _CHUNK = 8192  # rows per read where a whole dictionary is passed over
 
@@ -25,7 +25,7 @@ class LoadOptions(TypedDict, total=False):
       norm_scale: s = sqrt(d_in) / E|x| of an SAE trained on scaled input whose file does not hold s; it is folded. One
         number, or one per model for a crosscoder.
       norm_scale_out: the same for the output of a transcoder.
-      gate: "topk" or "jumprelu", against what the file would mean by itself.
+      gate: "topk" or "jumprelu", against what the file would mean by itself; of a plain file, one of `plain.GATES`.
       k: latents per token for gate topk.
       threshold: one jumprelu threshold for every latent, where the file has none.
       dict_class: of a dictionary_learning file without its config.json.
@@ -37,6 +37,15 @@ class LoadOptions(TypedDict, total=False):
       centre: whether a SAELens SAE reads the residual stream less its mean over the channels, as TransformerLens'
         center_writing_weights makes it; the mean is then taken from what it reads and added to what it writes.
       affine: "in_out" or "out_in", the axes of a Gemma Scope 2 skip connection.
+      subtract_b_dec: of a plain file, whether the decoder's bias is taken from the input.
+      orientation: of a plain file whose shapes leave it open, how its matrices lie: "in_out" is x @ W_enc and codes @ W_dec,
+        "out_in" that of torch's Linear layers, "latents_first" and "latents_last" have both [n, d] or both [d, n].
+      mean: of a plain file, a vector that is taken from the input and added to the output: a file, or a tensor's name.
+      norm: of a plain file, a norm per token of the input, see `SAEConfig`.
+      decoder_norm: of a plain file, what the norms of the decoder's rows do: "stored" nothing, "unit" the decoder divides
+        by them, "code" they are multiplied into codes and selection, "select" into the selection of a top-k alone.
+      inside: of a plain file with several SAEs, what stands before the names of the one that is meant.
+      ignore: of a plain file, names of tensors that are no part of the SAE, with commas between them.
     """
 
     norm_scale: float | Sequence[float]
@@ -52,6 +61,13 @@ class LoadOptions(TypedDict, total=False):
     pre_bias: bool
     centre: bool
     affine: str
+    subtract_b_dec: bool
+    orientation: str
+    mean: str
+    norm: str
+    decoder_norm: str
+    inside: str
+    ignore: str
 
 
 @dataclass(frozen=True)
@@ -147,11 +163,6 @@ def subset(parts: Parts, latents_k: np.ndarray) -> Parts:
         encs=(enc_dn[:, latents_k],),
         vectors={k: v[latents_k] if k.endswith("_n") else v for k, v in parts.vectors.items()},
     )
-
-
-def is_float(dtype: np.dtype) -> bool:
-    """True for floating-point types, those of ml_dtypes included."""
-    return np.issubdtype(dtype, np.floating) or dtype.name.startswith(("bfloat16", "float8"))
 
 
 def materialise(parts: Parts, dtype: str) -> SAE:

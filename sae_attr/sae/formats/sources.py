@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from sae_attr import hub
 from sae_attr.sae.formats import (
@@ -15,6 +18,7 @@ from sae_attr.sae.formats import (
     kissane,
     llama_scope,
     llamascopium,
+    plain,
     saelens,
     sparsify,
     temporal,
@@ -59,7 +63,10 @@ def detect(path: Path, fmt: str, formats: tuple[str, ...]) -> tuple[str, Path]:
         found = fmt if fmt != "auto" else format_of(path, path.name)
         if found:
             return found, path
-        raise ValueError(f"{path} is not recognised as SAE weights; say fmt= one of {', '.join(formats)}")
+        raise ValueError(
+            f"{path} is not recognised as SAE weights{_holds(path)}; say fmt= one of {', '.join(formats)}, or name the "
+            "tensors of a file of your own as docs/inputs.md shows in six lines"
+        )
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is neither a file nor a folder")
     named = [name for name, used in WEIGHTS.items() if (path / name).is_file() and (fmt in used or fmt == "auto")]
@@ -70,12 +77,12 @@ def detect(path: Path, fmt: str, formats: tuple[str, ...]) -> tuple[str, Path]:
     files = ", ".join(sorted(entry.name for entry in path.iterdir())[:12]) or "nothing"
     if there:
         kinds = ", ".join(dict.fromkeys(str(kind) for kind, _ in there))
-        what = "several formats" if "," in kinds else "several SAEs"
+        what = "several formats" if len({kind for kind, _ in there} - {"plain"}) > 1 else "several SAEs"
         raise ValueError(f"{path} holds {what} ({kinds}: {files}); choose one with fmt=, or point at its weight file")
     looked = [name for name, used in WEIGHTS.items() if fmt in ("auto", *used)] or ["a weight file"]
     raise ValueError(
         f"{path} holds no {fmt if fmt != 'auto' else 'known'} SAE: found {files}; looked for {', '.join(looked)}. "
-        "Point at the weight file or its folder, or say fmt="
+        "Point at the weight file or its folder, or say fmt=; for a file of your own see docs/inputs.md"
     )
 
 
@@ -84,56 +91,82 @@ def format_of(path: Path, name: str) -> str | None:
     used = WEIGHTS.get(name, ())
     if len(used) == 1:
         return used[0]
-    if path.suffix == ".npz":
-        return None if used else "gemma_scope"
+    if path.suffix == ".npz" and not used and _is_gemma_scope(path):
+        return "gemma_scope"
     if path.suffix not in _SUFFIXES:
         return None
     found = _by_tensors(path)
-    return found if found in used or not used else used[0]
+    return found if found in used or found == "plain" or not used else used[0]
+
+
+def _is_gemma_scope(path: Path) -> bool:
+    return re.search(r"gemma-scope|/width_\w+/average_l0_", path.absolute().as_posix()) is not None
+
+
+def _holds(path: Path) -> str:
+    """What a weight file holds, for a message; empty where it cannot be told."""
+    if path.suffix not in _SUFFIXES:
+        return ""
+    shapes = [f"{name!r} {list(value.shape)}" for name, value in list(read_tensors(path).items())[:8]]
+    return f" (it holds {', '.join(shapes)})" if shapes else " (it holds no tensors)"
 
 
 def _by_tensors(path: Path) -> str | None:
-    tensors = {name.removeprefix("_orig_mod.").removeprefix("sae."): t for name, t in read_tensors(path).items()}
+    """The library whose files look so and that has left its mark here (a config, a name); else "plain", and it is asked.
+
+    Files of one's own have the same tensors as those of libraries, and other formulas.
+    """
+    whole = read_tensors(path)
+    tensors = {name.removeprefix("_orig_mod.").removeprefix("sae."): t for name, t in whole.items()}
+    return _by_marks(path, tensors) or ("plain" if plain.recognised(whole) else None)
+
+
+def _by_marks(path: Path, tensors: Mapping[str, np.ndarray]) -> str | None:
     names, axes = set(tensors), {name: t.ndim for name, t in tensors.items()}
     threshold = {"log_jumprelu_threshold", "activation_function.log_jumprelu_threshold"} & names
+    beside = lambda name: (path.parent / name).is_file()
     if {"pre_bias", "latent_bias"} <= names:
         return "openai"
     if "encoder_linear.weight" in names:
-        return "goodfire"
+        return "goodfire" if re.search(r"SAE-l\d+$", path.stem) else None
     if "w_enc" in names:
-        return "gemma_scope_2"
-    if "W_E" in names or ("encoder.weight" in names and threshold):
+        return "gemma_scope_2" if beside(gemma_scope_2.CONFIG) or path.stem.startswith("params") else None
+    if beside(llamascopium.CONFIG) and ("W_E" in names or ("encoder.weight" in names and threshold)):
         return "llamascopium"
     if axes.get("encoder.weight") == 3:
         return "crosscoder"
     if axes.get("W_enc") == 3:
         return "ckkissane"
     if {"encoder.weight", "W_dec"} <= names:
-        return "sparsify"
-    if {"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"} == names:
-        return _linear_layers(path)
+        return "sparsify" if beside(sparsify.CONFIG) else None
+    if {"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"} == names and (
+        found := _linear_layers(path)
+    ):
+        return found
     if "W_dec" in names and path.suffix == ".safetensors":
-        own = circuit_tracer.recognised(path, tensors) and not (path.parent / saelens.CONFIG).is_file()
-        return "circuit_tracer" if own else "saelens"
+        if circuit_tracer.recognised(path, tensors) and not beside(saelens.CONFIG):
+            return "circuit_tracer"
+        return "saelens" if beside(saelens.CONFIG) or path.name == saelens.WEIGHTS else None
     if {"W_enc", "W_dec", "b_enc", "b_dec"} == names:
         if kissane.config_of(path).is_file():
             return "connor_rob"
-        by_shape = tensors["W_enc"].shape == (tensors["b_enc"].size, tensors["b_dec"].size)
-        return "qwen_scope" if by_shape or path.stem.endswith(".sae") else "connor_rob"
+        released = path.stem.endswith(".sae") or "SAE-Res-" in path.absolute().as_posix()
+        return "qwen_scope" if released else None
     if names & {"encoder.weight", "W_dec", "ae.encoder.weight", "ae.W_dec"}:
-        return "dictionary_learning"
+        return "dictionary_learning" if dictionary_learning.recognised(path, names) else None
     return None
 
 
-def _linear_layers(path: Path) -> str:
+def _linear_layers(path: Path) -> str | None:
     if any((folder / llama_scope.CONFIG).is_file() for folder in (path.parent, path.parent.parent)):
         return "llama_scope"
-    return "qresearch" if re.search(r"-l\d+$", path.stem) else "dictionary_learning"
+    return "qresearch" if re.search(r"DeepSeek-R1-Distill.*-l\d+$", path.stem) else None
 
 
 def _unnamed(folder: Path, fmt: str) -> list[tuple[str | None, Path]]:
     """Weight files of a folder that go by no known name, but hold the tensors of an SAE."""
-    files = sorted(f for f in folder.iterdir() if f.suffix in _SUFFIXES and f.suffix != ".npz" and f.is_file())[:_MOST]
+    files = sorted(f for f in folder.iterdir() if f.suffix in _SUFFIXES and f.is_file())[:_MOST]
+    files = [f for f in files if f.suffix != ".npz"] or files  # archives of numpy may hold anything, beside weights
     found: list[tuple[str | None, Path]] = []
     errors: list[ValueError] = []
     for file in files:
@@ -142,8 +175,8 @@ def _unnamed(folder: Path, fmt: str) -> list[tuple[str | None, Path]]:
         except ValueError as error:  # an optimiser's state beside the weights, or damaged weights
             errors.append(error)
             continue
-        if kind is not None and fmt in ("auto", kind):
-            found.append((kind, file))
+        if kind is not None and fmt in ("auto", "plain", kind):
+            found.append((kind if fmt == "auto" else fmt, file))
     if errors and not found:
         raise errors[0]
     return found
