@@ -42,6 +42,7 @@ import numpy as np
 
 from benchmarks.sae_training import Peer
 from sae_attr.attribution.corpus import site_acts
+from sae_attr.corpora import read_corpus
 from sae_attr.data import corpus_batches
 from sae_attr.hooks import Replace, Site
 from sae_attr.lm.loss import target_nll
@@ -55,7 +56,6 @@ from sae_attr.sae.run import train
 from sae_attr.sae.sparse import kth_largest
 from sae_attr.sae.train import finished
 from sae_attr.sae.train_config import TrainConfig
-from sae_attr.textfiles import read_corpus
 from sae_attr.tokenizer import load_tokenizer
 
 SITE, CONTEXT, ROWS = Site(2), 256, 25

@@ -14,6 +14,8 @@ one accelerator holds models up to its memory; `mesh="data=2,model=4"` spreads a
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from sae_attr.chat import OPTIONS
+
 SAE_OPTIONS = {
     "norm_scale": float, "norm_scale_out": float, "gate": str, "k": int, "threshold": float, "dict_class": str, "site": str,
     "layer": int, "model": str, "code_normalization": str, "pre_bias": bool, "centre": bool, "affine": str,
@@ -34,6 +36,9 @@ def get_config() -> ConfigDict:
     )  # what the SAE's file leaves open
     config.pairs = placeholder(str)
     config.corpus = placeholder(str)
+    config.column = "text"  # of the corpus: the field that holds the text or the messages
+    config.split = placeholder(str)  # of a corpus folder with several
+    config.template_options = ConfigDict({name: placeholder(kind) for name, kind in OPTIONS.items()})
 
     config.site = placeholder(str)  # absent: the one that the SAE's file names
     config.site_in = placeholder(str)  # of a transcoder: what it encodes

@@ -23,6 +23,7 @@ from ml_collections.config_dict import placeholder
 
 from configs.attribute import SAE_OPTIONS
 from sae_attr.case_study.settings import Budget, CaseSettings, SampleSettings, StudySettings
+from sae_attr.chat import OPTIONS
 
 TITLES = {
     "misalignment": ("Emergent misalignment", "misaligned answers"),
@@ -40,7 +41,7 @@ SPEED = {"batch_size": 8, "corpus_batch": 16, "remat": False}  # of the attribut
 def defaults(kind: type, *leave_out: str) -> dict:
     """Fields of a settings dataclass that have plain defaults."""
     fields = [f for f in dataclasses.fields(kind) if f.name not in leave_out and f.default is not dataclasses.MISSING]
-    empty = lambda f: placeholder(int if "int" in str(f.type) else str)
+    empty = lambda f: placeholder(tuple if "tuple" in str(f.type) else int if "int" in str(f.type) else str)
     return {f.name: empty(f) if f.default is None else f.default for f in fields}
 
 
@@ -49,6 +50,7 @@ def case(name: str) -> ConfigDict:
     title, behaviour = TITLES[name]
     made = ConfigDict(defaults(CaseSettings))
     made.update({"title": title, "behaviour": behaviour, "attribution": ConfigDict(ATTRIBUTION)})
+    made.template_options = ConfigDict({option: placeholder(kind) for option, kind in OPTIONS.items()})
     made.sae_options = ConfigDict({option: placeholder(kind) for option, kind in SAE_OPTIONS.items()})
     made.judge = ConfigDict({
         "kind": "openai", "model": placeholder(str), "base_url": placeholder(str), "rubric": name,

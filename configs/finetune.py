@@ -22,6 +22,8 @@ held-out loss 3.97 → 2.62 nats per target by LoRA of rank 32 (lr 3e-3), 2.50 w
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from sae_attr.chat import OPTIONS
+
 
 def optimizer() -> ConfigDict:
     """What `lm.train.Optimizer` takes, its number of steps apart."""
@@ -66,6 +68,7 @@ def get_config() -> ConfigDict:
     config = shared()
     config.lm = placeholder(str)
     config.data = placeholder(str)
+    config.template_options = ConfigDict({name: placeholder(kind) for name, kind in OPTIONS.items()})
     config.chat_template = placeholder(str)  # a .jinja file for a tokenizer without a template, or instead of its own
     config.context = 512
     config.truncate = False  # cut rows that are longer, instead of refusing them

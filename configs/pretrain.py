@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from configs import finetune
+from sae_attr.chat import OPTIONS
 
 
 def get_config() -> ConfigDict:
@@ -45,6 +46,9 @@ def get_config() -> ConfigDict:
     config.model_json = placeholder(str)  # a config.json of any family, instead of `model`
     config.column = "text"  # of tables
     config.split = placeholder(str)
+    config.template_options = ConfigDict(
+        {name: placeholder(kind) for name, kind in OPTIONS.items()}
+    )  # of conversations
     config.context = 256
     config.documents = "continue"  # continue | cut
     config.separate = True  # documents of a row do not see each other

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from configs.attribute import SAE_OPTIONS
+from sae_attr.chat import OPTIONS
 
 
 def get_config() -> ConfigDict:
@@ -30,6 +31,9 @@ def get_config() -> ConfigDict:
     config.latents = placeholder(tuple)  # absent: all vectors of the file
     config.prompts = placeholder(str)
     config.corpus = placeholder(str)  # ordinary text for the unit of strength; absent: the prompts
+    config.column = "text"  # of the corpus: the field that holds the text or the messages
+    config.split = placeholder(str)  # of a corpus folder with several
+    config.template_options = ConfigDict({name: placeholder(kind) for name, kind in OPTIONS.items()})
 
     config.site = placeholder(str)  # absent: the one that the SAE's file names
     config.mode = "add"  # add | set | project_out | clamp
@@ -44,7 +48,7 @@ def get_config() -> ConfigDict:
     config.top_k = 0
     config.max_new = 64
     config.min_new = 0
-    config.stop_ids = placeholder(tuple)  # absent: the model's end-of-text tokens
+    config.stop_ids = placeholder(tuple)  # absent: all that the model's files, tokenizer and template say
 
     config.exclude = placeholder(tuple)  # positions that do not count in the unit, of "bos", "special"
     config.prepend_bos = placeholder(bool)

@@ -23,6 +23,7 @@ import dataclasses
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from sae_attr.chat import OPTIONS
 from sae_attr.sae.train_config import TrainConfig
 
 TYPES = {
@@ -56,6 +57,9 @@ def get_config() -> ConfigDict:
 
     config.column = "text"  # of tables
     config.split = placeholder(str)
+    config.template_options = ConfigDict(
+        {name: placeholder(kind) for name, kind in OPTIONS.items()}
+    )  # of conversations
     config.append_eos = False
     config.prepend_bos = placeholder(bool)  # to documents; absent: as the tokenizer does
     config.max_tokens = placeholder(int)  # of the corpus

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import io
+import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app
+from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel, report
@@ -40,8 +43,30 @@ def settings_of(config: ConfigDict, *, needs: tuple[str, ...] = ("lm", "sae", "p
         raise ValueError(f"the config lacks {', '.join(absent)}; add " + " ".join(f"--config.{k}=PATH" for k in absent))
     if values["exclude"] is not None:
         values["exclude"] = tuple(values["exclude"])
-    values["sae_options"] = {k: v for k, v in values["sae_options"].items() if v is not None}
+    for name in ("sae_options", "template_options"):
+        values[name] = {k: v for k, v in values[name].items() if v is not None}
     return Settings(**{"pairs": "", **values})
+
+
+def fix_day(config: ConfigDict, workdir: epath.Path) -> None:
+    """Gives every `template_options` of a config a date: the one that the workdir's first run recorded, else today.
+
+    A template that writes the day would give other token ids on another one, and all that depends on them would be made anew.
+    """
+    file = workdir / "config.json"
+    recorded = json.loads(file.read_text()) if file.exists() else {}
+    _fix_day(config, recorded if isinstance(recorded, dict) else {}, datetime.date.today().isoformat())
+
+
+def _fix_day(config: Any, recorded: Mapping[str, Any], today: str) -> None:
+    for name, value in config.items():
+        if not isinstance(value, ConfigDict):
+            continue
+        before = recorded.get(name)
+        before = before if isinstance(before, Mapping) else {}
+        if name == "template_options" and value.get("date") is None:
+            value["date"] = str(before.get("date") or today)
+        _fix_day(value, before, today)
 
 
 def begin(argv: Sequence[str], *, cluster: bool = True) -> None:

@@ -57,6 +57,7 @@ def start(config: ConfigDict, workdir: epath.Path, *, shown: int = 0, allow_chan
       shown: print what is scored of this many rows, and stop.
       allow_change: use a workdir that was made with another config.
     """
+    _common.fix_day(config, workdir)
     settings, mesh = _common.settings_of(config), parallel.make_mesh(str(config.mesh))
     study = Study(settings, Store(workdir / "store", writer=parallel.is_main()), mesh, parallel.is_main())
     first = parallel.from_main(not (workdir / "config.json").exists())  # a later run may need no weights at all

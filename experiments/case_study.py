@@ -84,6 +84,7 @@ def start(
       only, until, force: as for `run_stages`.
       shown: list the stages and stop.
     """
+    _common.fix_day(config, workdir)
     mesh = parallel.make_mesh(str(config.mesh))
     store = Store(workdir / "store", writer=parallel.is_main())
     speed: dict[str, Any] = {"batch_size": config.batch_size, "attribution": config.attribution.to_dict()}

@@ -27,6 +27,7 @@ def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, A
       config: as configs/check_sae.py makes it.
       workdir: for the store and, where `keep` is set, result.json.
     """
+    _common.fix_day(config, workdir)
     settings = _common.settings_of(config, needs=("lm", "sae", "corpus"))
     if not settings.fitness_tokens:
         raise ValueError("fitness_tokens is 0, so there is nothing to test on; take a few thousand")

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from experiments import _common, _training
 from experiments._flags import ALLOW_CHANGE, CONFIG, SHOW_TOKENS, WORKDIR
 from sae_attr import parallel
+from sae_attr.chat import with_options
 from sae_attr.examples import Example, Examples, read_examples, shown_example
 from sae_attr.lm.adapters import Lora, adapter_states, attach, check_lora, init_lora, merged, save_adapter
 from sae_attr.lm.config import LMConfig
@@ -29,10 +30,12 @@ from sae_attr.store import own_workdir
 from sae_attr.tokenizer import Tokenizer, load_tokenizer
 
 
-def tokenizer_of(config: ConfigDict, folder: Path) -> Tokenizer:
-    """The model's tokenizer, with the chat template that the config names."""
-    tok = load_tokenizer(folder)
-    return replace(tok, chat_template=Path(config.chat_template).read_text("utf-8")) if config.chat_template else tok
+def tokenizer_of(config: ConfigDict, folder: Path, rows: int | None = None) -> Tokenizer:
+    """The model's tokenizer, with the chat template and its options that the config names; `rows` of the embedding."""
+    tok = load_tokenizer(folder, embedding_rows=rows)
+    if config.chat_template:
+        tok = replace(tok, chat_template=Path(config.chat_template).read_text("utf-8"))
+    return with_options(tok, config.template_options.to_dict())
 
 
 def read_rows(config: ConfigDict, tok: Tokenizer) -> tuple[Examples, list[Example], list[Example]]:
@@ -120,8 +123,9 @@ class Work:
 def prepare(config: ConfigDict) -> Work:
     """Reads everything but the weights, so that what is wrong is said before anything is written."""
     source = resolve_model(config.lm)
-    lora = check(config, load_config(str(source)))
-    found, rows, held = read_rows(config, tokenizer_of(config, source))
+    cfg = load_config(str(source))
+    lora = check(config, cfg)
+    found, rows, held = read_rows(config, tokenizer_of(config, source, cfg.vocab))
     feed_of = lambda rows: example_feed(rows, context=config.context, packed=config.packed, seed=config.seed)
     feed = feed_of(rows)
     steps = math.ceil(config.epochs * feed.count / config.batch_size)
@@ -160,6 +164,7 @@ def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
 def start(config: ConfigDict, workdir: epath.Path, *, shown: int = 0, allow_change: bool = False) -> None:
     """Checks the inputs, then trains under the workdir's lock; with `shown`, only prints what is learnt of rows."""
     _training.require(config, "lm", "data")
+    _common.fix_day(config, workdir)
     if shown:
         tok = tokenizer_of(config, resolve_model(config.lm))
         found, _, _ = read_rows(config, tok)

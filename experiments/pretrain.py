@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from ml_collections import ConfigDict
 from experiments import _common, _training
 from experiments._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 from sae_attr import parallel
+from sae_attr.chat import with_options
 from sae_attr.lm.config import LMConfig, config_from_hf
 from sae_attr.lm.feed import Feed, token_feed
 from sae_attr.lm.model import Params, init_params
 from sae_attr.lm.weights import load_lm, resolve_model, save_lm
 from sae_attr.parallel import LM_RULES, shardings
 from sae_attr.store import own_workdir
-from sae_attr.tokenfile import Packing, row_count
+from sae_attr.tokenfile import Packing, check_embedding, row_count
 from sae_attr.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -30,7 +31,7 @@ def hf_config(config: ConfigDict, tok: Tokenizer) -> dict[str, Any]:
     """config.json of the model: that of `lm`, of `model_json`, or the fields of `model` with the tokenizer's ids.
 
     Raises:
-      ValueError: a vocabulary smaller than the tokenizer's, or a context longer than the model's.
+      ValueError: a context longer than the model's.
     """
     if config.lm or config.model_json:
         file = resolve_model(config.lm) / "config.json" if config.lm else Path(config.model_json)
@@ -39,8 +40,6 @@ def hf_config(config: ConfigDict, tok: Tokenizer) -> dict[str, Any]:
         hf = {k: list(v) if isinstance(v, tuple) else v for k, v in config.model.to_dict().items() if v is not None}
         hf = {"vocab_size": tok.vocab_size, "bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id} | hf
     cfg = config_from_hf(hf)
-    if cfg.vocab < tok.vocab_size:
-        raise ValueError(f"the model has {cfg.vocab} token ids but the tokenizer {tok.vocab_size}; enlarge vocab_size")
     if config.context > cfg.max_len:
         raise ValueError(f"context {config.context} is longer than the model's {cfg.max_len}; lower it")
     return hf
@@ -59,6 +58,7 @@ def feeds(config: ConfigDict, tok: Tokenizer, root: epath.Path) -> tuple[Feed, F
     file = _training.token_file(config, config.corpus, tok, root)
     count = row_count(file, packing)
     counts = {"tokens": int(file.meta["tokens"]), "documents": int(file.meta["documents"]), "rows": count}
+    check_embedding(file, tok.embedding_rows or tok.vocab_size)
     if file.meta["vocab_size"] > tok.vocab_size:
         raise ValueError(
             f"{config.corpus} was made with a vocabulary of {file.meta['vocab_size']}, the tokenizer has {tok.vocab_size}; "
@@ -66,6 +66,7 @@ def feeds(config: ConfigDict, tok: Tokenizer, root: epath.Path) -> tuple[Feed, F
         )
     if config.held_out:
         other = _training.token_file(config, config.held_out, tok, root)
+        check_embedding(other, tok.embedding_rows or tok.vocab_size)
         held = token_feed(other, packing, first=0, stop=row_count(other, packing))
         return token_feed(file, packing, first=0, stop=count), held, counts
     kept = math.ceil(config.held_out_share * count)
@@ -88,8 +89,9 @@ class Work:
 def prepare(config: ConfigDict, workdir: epath.Path) -> Work:
     """Reads everything but the weights, so that what is wrong is said before a model is made."""
     source = Path(config.tokenizer) if config.tokenizer else resolve_model(config.lm)
-    tok = load_tokenizer(source)
+    tok = with_options(load_tokenizer(source), config.template_options.to_dict())
     hf = hf_config(config, tok)
+    tok = replace(tok, embedding_rows=config_from_hf(hf).vocab)
     _training.check(config, config.steps)
     feed, held, counts = feeds(config, tok, workdir)
     return Work(source, hf, (feed, held), counts)
@@ -121,6 +123,7 @@ def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
 def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False) -> None:
     """Checks the inputs, then trains under the workdir's lock."""
     _training.require(config, "corpus", *([] if config.lm else ["tokenizer"]))
+    _common.fix_day(config, workdir)
     work = prepare(config, workdir)
     with own_workdir(
         workdir, config.to_dict(), ignore=_training.PLAIN, allow_change=allow_change, writer=parallel.is_main()

@@ -173,6 +173,7 @@ def run(studies: Mapping[Site, Study]) -> tuple[dict[str, np.ndarray], dict[str,
 
 def start(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     """Checks every input, runs under the workdir's lock, prints the table and writes latents.csv and result.json."""
+    _common.fix_day(config, workdir)
     mesh = parallel.make_mesh(str(config.mesh))
     studies = studies_of(config, Store(workdir / "store", writer=parallel.is_main()), mesh)
     for study in studies.values():

@@ -21,8 +21,10 @@ from sae_attr.activations import mean_activation
 from sae_attr.attribution.settings import Settings
 from sae_attr.attribution.stages import agreed, mean_stage
 from sae_attr.attribution.study import Study
+from sae_attr.chat import options_read
 from sae_attr.data import corpus_mask, encode_prompt
 from sae_attr.hooks import parse_site
+from sae_attr.lm.ends import ending_ids
 from sae_attr.lm.sample import Sampling
 from sae_attr.pairs import read_prompts
 from sae_attr.report import json_text
@@ -38,6 +40,8 @@ PLAIN = ("mesh", "batch_size")  # where and how fast, not what
 OF_STUDY = (
     "lm",
     "adapter",
+    "column",
+    "split",
     "sae_format",
     "site",
     "prepend_bos",
@@ -79,9 +83,11 @@ def study_of(config: ConfigDict, store: Store) -> Study:
     values: dict[str, Any] = {name: config[name] for name in OF_STUDY}
     options = {k: v for k, v in config.sae_options.items() if v is not None}
     exclude = None if config.exclude is None else tuple(config.exclude)
+    template = {k: v for k, v in config.template_options.items() if v is not None}
     settings = Settings(
-        sae=config.sae or "", pairs="", corpus=config.corpus or "", sae_options=options, exclude=exclude, **values
-    )
+        sae=config.sae or "", pairs="", corpus=config.corpus or "", sae_options=options, exclude=exclude,
+        template_options=template, **values,
+    )  # fmt: skip
     study = Study(settings, store, parallel.make_mesh(str(config.mesh)), parallel.is_main())
     if config.vectors:
         if not config.site:
@@ -124,10 +130,13 @@ def job_of(config: ConfigDict, store: Store) -> Job:
     if config.mode == "clamp" and not config.sae:
         raise ValueError("mode clamp needs an SAE, whose codes it sets; give sae instead of vectors")
     study = study_of(config, store)
-    stops = study.cfg.eos_id if config.stop_ids is None else tuple(config.stop_ids)
-    stops = () if stops is None else (stops,) if isinstance(stops, int) else stops
+    if config.unit is not None and not np.isfinite(config.unit):
+        raise ValueError(f"unit is {config.unit}; give a finite length, or leave it out for the site's mean")
+    if wrong := [c for c in config.strengths if not np.isfinite(c)]:
+        raise ValueError(f"strengths has {wrong[0]}; give finite multiples of the unit")
+    stops = ending_ids(study.ends, config.stop_ids, vocab=study.cfg.vocab)
     drawn: dict[str, Any] = {name: config[name] for name in ("temperature", "top_p", "top_k", "max_new", "min_new")}
-    sampling = Sampling(stop_ids=tuple(stops), **drawn)
+    sampling = Sampling(stop_ids=stops, **drawn)
     vectors = vectors_of(config, study)
     prompts = {
         p.id: encode_prompt(p, study.tokenizer, prepend_bos=study.prepend_bos) for p in read_prompts(config.prompts)
@@ -149,7 +158,7 @@ def unit_of(job: Job) -> dict[str, Any]:
     study, config = job.study, job.config
     if config["unit"] is not None or config["mode"] not in ("add", "set"):
         return {"value": 1.0 if config["unit"] is None else config["unit"], "over": "given"}
-    if config["corpus"]:
+    if config["corpus"]:  # the study's corpus, read as every command reads one
         mean, _ = mean_stage(study)
         return {"value": mean.norm, "over": "corpus", "tokens": mean.tokens}
 
@@ -239,6 +248,8 @@ def summary(job: Job, unit: dict[str, Any], result: Result) -> dict[str, Any]:
         "latents": sorted(job.vectors),
         "config": dict(job.config),
         "sampling": asdict(job.sampling),
+        "ends": "given" if job.config["stop_ids"] is not None else job.study.ends,
+        "template_options": options_read(job.study.tokenizer),
         "scopes": "prompt: positions of the prompt, its last token's too; generated: those of drawn tokens; all: both",
         "inputs": {"lm": job.study.lm_key, "vectors": job.origin, "stage": result.key},
         "completions": len(rows),
@@ -260,6 +271,7 @@ def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
       workdir: for results and for what a killed run continues from.
       allow_change: use a workdir that was made with another config.
     """
+    _common.fix_day(config, workdir)
     job = job_of(config, Store(workdir / "store", writer=parallel.is_main()))
     if parallel.from_main(not (workdir / "config.json").exists()):
         _ = job.study.params  # what is wrong with the weights is said before anything is written

@@ -31,6 +31,7 @@ from sae_attr.activations import (
     read_index,
     write_cache,
 )
+from sae_attr.chat import with_options
 from sae_attr.figures import render, sae_training_figure
 from sae_attr.fitness import HeldOut, Place, collect_held_out, held_out_fit
 from sae_attr.hooks import Site, lens_name
@@ -203,7 +204,8 @@ class Session:
 def prepare(config: ConfigDict, jobs: Sequence[Job], workdir: epath.Path) -> tuple[Session, dict[str, Any]]:
     """Tokenises, loads the model and collects activations; and what results say about that."""
     mesh = parallel.make_mesh(config.mesh)
-    tok = load_tokenizer(resolve_model(config.lm))
+    rows = load_config(config.lm).vocab
+    tok = with_options(load_tokenizer(resolve_model(config.lm), embedding_rows=rows), config.template_options.to_dict())
     file = _training.token_file(config, config.corpus, tok, workdir, prepend_bos=config.prepend_bos)
     packing = Packing(config.context, documents=config.documents, separate=config.separate)
     rows, documents = hold_out(file, packing, config.held_out_share)
@@ -261,6 +263,7 @@ def run(session: Session, job: Job, about: dict[str, Any], ledger: Store, folder
 def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False) -> dict[str, Any]:
     """Checks the inputs, then trains under the workdir's lock."""
     _training.require(config, "lm", "corpus", "site")
+    _common.fix_day(config, workdir)
     cfg = load_config(config.lm)
     jobs = jobs_of(config, cfg)
     if config.batch_size % parallel.make_mesh(config.mesh).shape["data"]:

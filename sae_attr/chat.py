@@ -5,24 +5,93 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache
-from typing import Any, NoReturn
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
 
-import jinja2
-from jinja2.ext import Extension
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from sae_attr.tokenizer import Span, Tokenizer
+from sae_attr.templates import TemplateError, render_template, template_names
+from sae_attr.tokenizer import Span, Tokenizer, encode
 
 Message = Mapping[str, Any]
+
+# Variables that every template may read; what else it reads must be among the options.
+_GIVEN = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token"})
+DATE, MORE = "date", "more"
+OPTIONS = {
+    DATE: str, "enable_thinking": bool, "thinking": bool, "reasoning_effort": str, "date_string": str, "tools": str,
+    "documents": str, MORE: str,
+}  # fmt: skip
+"""Template options that a command line can give, with their types; `more` takes any other."""
+
+
+def with_options(tok: Tokenizer, options: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer with values that its chat template reads wherever messages are rendered.
+
+    Args:
+      options: by name; None stands for absent. `date` (YYYY-MM-DD) is what `strftime_now` tells of, today if absent;
+        `tools` and `documents` are lists, or JSON text of one, or the path of a .json file; `more` is JSON text of an
+        object with further options; every other one (enable_thinking, reasoning_effort, ...) is handed over as it is.
+
+    Raises:
+      ValueError: a date that is none, text that is not JSON, an option that the template does not read.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    given |= _of_text(given.pop(MORE, "{}"), MORE, dict)
+    for name in ("tools", "documents"):
+        if name in given:
+            given[name] = _of_text(given[name], name, list)
+    _check_date(given.get(DATE))
+    source = tok.chat_template
+    if source is not None and (asked := set(given) - {DATE}):
+        readable = template_names(source) - _GIVEN  # TemplateError is a ValueError
+        if unread := sorted(asked - readable):
+            raise ValueError(
+                f"template_options has {unread[0]!r}, which the chat template of {tok.path} does not read; it reads "
+                f"{', '.join(sorted(readable)) or 'nothing but the messages'}"
+            )
+    return replace(tok, template_options=given)
+
+
+def _of_text(value: Any, name: str, kind: type) -> Any:
+    """A value that may be given as JSON text or as the path of a .json file."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(Path(value).read_text("utf-8") if value.endswith(".json") else value)
+        except (ValueError, OSError, RecursionError) as error:
+            raise ValueError(f"template_options: {name} is not JSON: {error}") from None
+    if not isinstance(value, kind):
+        raise ValueError(f"template_options: {name} is a {type(value).__name__}; give a {kind.__name__}")
+    return value
+
+
+def _check_date(value: Any) -> None:
+    try:
+        if value is not None:
+            date.fromisoformat(value)
+    except (ValueError, TypeError):
+        raise ValueError(f"template_options: date is {value!r}; write it as 2025-01-31") from None
+
+
+def options_read(tok: Tokenizer) -> dict[str, Any]:
+    """The options that decide a rendered text, for keys and results: the date only where the template reads one."""
+    if tok.chat_template is None:
+        return {}
+    given = dict(tok.template_options)
+    if "strftime_now" in template_names(tok.chat_template):
+        return {**given, DATE: _day(tok)}
+    return {name: value for name, value in given.items() if name != DATE}
+
+
+def _day(tok: Tokenizer) -> str:
+    return str(tok.template_options.get(DATE) or date.today().isoformat())
 
 
 def render(tok: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
     """Writes messages ({"role", "content"}) through the chat template, in the same sandbox as transformers uses.
 
     Raises:
-      ValueError: no chat template, no message, a template that is refused, does not parse or rejects the messages.
+      ValueError: no chat template, no message, a template that does not parse, rejects the messages or passes a limit.
     """
     if tok.chat_template is None:
         raise ValueError(
@@ -31,17 +100,61 @@ def render(tok: Tokenizer, messages: Sequence[Message], add_generation_prompt: b
         )
     if not messages:
         raise ValueError(f"{tok.path}: an empty list of messages cannot be rendered; give at least one message")
+    options = {name: value for name, value in tok.template_options.items() if name != DATE}
+    variables = {"tools": None, "documents": None, **options, **tok.tokens}
+    variables |= {"messages": [dict(m) for m in messages], "add_generation_prompt": add_generation_prompt}
     try:
-        return _compiled(tok.chat_template).render(
-            messages=[dict(m) for m in messages],
-            tools=None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **tok.tokens,
-        )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        return render_template(tok.chat_template, variables, day=_day(tok))
+    except TemplateError as error:
         roles = ", ".join(str(m.get("role")) for m in messages)
-        raise ValueError(f"{tok.path}: the chat template refused messages with roles {roles}: {error}") from error
+        raise ValueError(f"{tok.path}: the chat template refused messages with roles {roles}: {error}") from None
+
+
+def prompt_text(tok: Tokenizer, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+    """The text that a model completes, and where the contents of the messages stand in it.
+
+    Messages that end with the assistant's are continued: the text stops behind its content, and no turn is closed.
+
+    Raises:
+      ValueError: as `render`; a last assistant message that the template rewrites.
+    """
+    messages = list(messages)
+    if not messages or messages[-1].get("role") != "assistant":
+        text = render(tok, messages)
+        return text, message_spans(tok, messages, text)
+    content = str(messages[-1]["content"])
+    if not content.strip() and len(messages) > 1:  # nothing to continue: the turn is opened
+        text = render(tok, messages[:-1])
+        return text, [*message_spans(tok, messages[:-1], text), (len(text), len(text))]
+    text = render(tok, messages, add_generation_prompt=False)
+    spans = message_spans(tok, messages, text, add_generation_prompt=False)
+    start, end = spans[-1]
+    if text[start:end].strip() != content.strip():
+        raise ValueError(
+            f"the chat template of {tok.path} writes the last assistant message {content[:60]!r} as "
+            f"{text[start:end][:60]!r}, so it cannot be continued; write it as the template does"
+        )
+    return text[:end], spans
+
+
+def assistant_end(tok: Tokenizer) -> int | None:
+    """The added token that the template writes right after an assistant's turn; None where there is none."""
+    if tok.chat_template is None:
+        return None
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    try:
+        text = render(tok, messages, add_generation_prompt=False)
+        end = message_spans(tok, messages, text, add_generation_prompt=False)[-1][1]
+    except ValueError:  # what is wrong with the template is said where messages are given
+        return None
+    ids, offsets = encode(tok, text, add_bos=False)
+    added = tok.backend.get_added_tokens_decoder()
+    for token, (start, stop) in zip(ids, offsets, strict=True):
+        piece = text[start:stop]
+        if start < end or not piece.strip():
+            continue
+        return token if token in added else None
+    return None
 
 
 def message_spans(
@@ -75,32 +188,3 @@ def _content_end(text: str, at: int, content: str, after: str) -> int | None:
             return at + len(version)
     found = text.find(after, at) if after else -1
     return None if found < 0 else found
-
-
-class _Generation(Extension):
-    """{% generation %} ... {% endgeneration %}: marks assistant text for training; here its body only."""
-
-    tags = frozenset({"generation"})  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
-
-    def parse(self, parser: Any) -> Any:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-@lru_cache(maxsize=16)
-def _compiled(source: str) -> jinja2.Template:
-    env = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    env.filters["tojson"] = _to_json
-    env.globals["raise_exception"] = _raise_exception
-    env.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return env.from_string(source)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # unlike jinja2's own, no HTML escapes
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from flax import struct
 
-from sae_attr.chat import Message, message_spans, render
+from sae_attr.chat import Message, prompt_text
 from sae_attr.pairs import Pair, Prompt
 from sae_attr.tokenizer import (
     Span,
     Tokenizer,
     adds_bos,
+    check_ids,
     encode,
     encode_many,
     leading_bos,
@@ -129,18 +130,22 @@ def encode_pairs(
 
 
 def encode_prompt(prompt: Prompt | Pair, tok: Tokenizer, *, prepend_bos: bool | None = None) -> list[int]:
-    """Token ids of a prompt alone, to be completed; BOS as in `encode_pairs`.
+    """Token ids of a prompt alone, to be completed; BOS as in `encode_pairs`, and a last assistant message is continued.
 
-    Raises ValueError for a prompt without tokens, ids beyond the vocabulary, messages that the chat template refuses.
+    Raises ValueError, with the prompt's id, for a prompt without tokens, ids that the model's embedding (or the vocabulary)
+    lacks, messages that the chat template refuses.
     """
-    if prompt.prompt_ids is not None:
-        ids = list(_given_prompt(prompt, tok, prepend_bos is True).ids)
-    else:
-        text = _text_prompt(prompt.prompt, tok, prepend_bos)
-        ids = encode(tok, text.text, add_bos=text.add_bos)[0]
-    if not ids or max(ids) >= tok.vocab_size:
-        what = f"a token id {max(ids)}" if ids else "no token"
-        raise ValueError(f"prompt {prompt.id!r} has {what}; the tokenizer's vocabulary has {tok.vocab_size}")
+    try:
+        if prompt.prompt_ids is not None:
+            ids = list(_given_prompt(prompt, tok, prepend_bos is True).ids)
+        else:
+            text = _text_prompt(prompt.prompt, tok, prepend_bos)
+            ids = encode(tok, text.text, add_bos=text.add_bos)[0]
+        if not ids:
+            raise ValueError("it has no token; begin it with BOS (prepend_bos=True) or fill it in")
+    except ValueError as error:
+        line = f" (line {prompt.line})" if prompt.line else ""
+        raise ValueError(f"prompt {prompt.id!r}{line}: {error}") from error
     return ids
 
 
@@ -168,9 +173,9 @@ def _render_prompt(pair: Pair, tok: Tokenizer, prepend_bos: bool | None) -> _Pro
 def _text_prompt(prompt: str | tuple[Message, ...], tok: Tokenizer, prepend_bos: bool | None) -> _Prompt:
     if isinstance(prompt, str):
         return _Prompt(prompt, np.ones(len(prompt), bool), adds_bos(tok) if prepend_bos is None else prepend_bos)
-    text = render(tok, prompt)
+    text, spans = prompt_text(tok, prompt)
     is_user = np.zeros(len(text), bool)
-    for start, end in message_spans(tok, prompt, text):
+    for start, end in spans:
         is_user[start:end] = True
     return _Prompt(text, is_user, prepend_bos is True)
 
@@ -179,6 +184,7 @@ def _given_prompt(pair: Prompt | Pair, tok: Tokenizer, prepend_bos: bool) -> _Pr
     """Given ids; their roles come from the record's own prompt where that encodes to the same ids."""
     assert pair.prompt_ids is not None
     ids = list(pair.prompt_ids)
+    check_ids(tok, ids)
     if leading_bos(tok, ids) > 1:
         raise ValueError(f"'prompt_ids' begins with BOS ({tok.bos_id}) more than once; remove one")
     if prepend_bos and not leading_bos(tok, ids):
@@ -206,11 +212,7 @@ def _row(prompt: _Prompt, completion: str | Sequence[int], tok: Tokenizer, key: 
     else:
         assert prompt.roles is not None
         ids, n_prompt, prompt_roles = [*prompt.ids, *completion], len(prompt.ids), prompt.roles
-        if max(ids) >= tok.vocab_size:
-            raise ValueError(
-                f"token id {max(ids)} is beyond the tokenizer's vocabulary of {tok.vocab_size}; take the tokenizer of "
-                "the model that sampled the record"
-            )
+        check_ids(tok, ids)
     roles = np.full(len(ids), COMPLETION, np.int8)
     roles[:n_prompt] = prompt_roles
     pair, side, k = key
@@ -333,12 +335,13 @@ def corpus_batches(
     special = np.zeros(tok.vocab_size, bool)
     special[sorted(tok.special_ids)] = True
     left = np.inf if max_tokens is None else max_tokens
-    source = iter(texts)
+    source, seen = iter(texts), 0
     while left > 0 and (chunk := list(islice(source, batch_size))):
         rows = []
-        for ids in encode_many(tok, chunk, add_bos=add_bos):
+        for ids in encode_many(tok, chunk, add_bos=add_bos, first=seen):
             rows.append(ids[: int(min(context, left))])
             left -= len(rows[-1])
+        seen += len(chunk)
         tokens_bt, valid_bt = _packed(rows, batch_size, context)
         yield tokens_bt, valid_bt, special[tokens_bt] & valid_bt
 

@@ -19,9 +19,10 @@ from etils import epath
 from flax import struct
 from tqdm import tqdm
 
+from sae_attr.chat import options_read
+from sae_attr.corpora import read_corpus
 from sae_attr.store import Meta, PathLike, Store, digest, fingerprint
 from sae_attr.store.files import is_local
-from sae_attr.textfiles import read_corpus
 from sae_attr.tokenizer import Tokenizer, adds_bos, encode_many
 
 DOCUMENTS = ("continue", "cut")
@@ -38,7 +39,7 @@ class TokenFile:
     Args:
       ids_k: uint16 or uint32 [k], memory-mapped: all documents, each with the BOS and EOS that were asked for.
       starts_s: int64 [documents + 1], memory-mapped: document i is ids_k[starts_s[i] : starts_s[i + 1]].
-      meta: plain values: tokens, documents, vocab_size, bos_id, eos_id, special_ids, prepend_bos, append_eos, and
+      meta: plain values: tokens, documents, max_id, vocab_size, bos_id, eos_id, special_ids, prepend_bos, append_eos, and
         the sha256 of the ids.
     """
 
@@ -151,6 +152,7 @@ def cached_tokens(
     """
     made_of: Meta = {
         "corpus": fingerprint(corpus) if Path(corpus).exists() else "",  # the reader says what is wrong
+        "template": digest([tok.chat_template, options_read(tok)]),  # of conversations
         "tokenizer": fingerprint(Path(tok.path) / "tokenizer.json"),
         "column": column,
         "split": split,
@@ -159,7 +161,7 @@ def cached_tokens(
     add_bos = adds_bos(tok) if prepend_bos is None else prepend_bos
     key = digest([VERSION, made_of, _meta(tok, add_bos, append_eos)])
     path = epath.Path(root) / f"tokens-{key}"
-    texts = () if Store(root).has(path.name) else read_corpus(corpus, column=column, split=split)
+    texts = () if Store(root).has(path.name) else read_corpus(corpus, column=column, split=split, tok=tok)
     note = made_of | {"corpus_path": str(corpus)}
     return write_tokens(
         texts, tok, path, prepend_bos=add_bos, append_eos=append_eos, max_tokens=max_tokens, note=note,
@@ -180,6 +182,22 @@ def open_tokens(path: PathLike) -> TokenFile:
     meta["sha256"] = json.loads((folder / "manifest.json").read_text())["files"][_IDS]["sha256"]
     ids_k = np.memmap(folder / _IDS, _id_dtype(meta["vocab_size"]), "r")
     return TokenFile(ids_k, np.memmap(folder / _STARTS, np.int64, "r"), meta)
+
+
+def check_embedding(file: TokenFile, rows: int) -> None:
+    """Raises ValueError where a document has a token that a model with so many embedding rows lacks; names the document.
+
+    A vocabulary that merely has more tokens than the model is no fault.
+    """
+    highest = file.meta.get("max_id")  # absent in a file of before it was counted
+    if (int(file.ids_k.max()) if highest is None else highest) < rows:
+        return
+    place = int(np.argmax(np.asarray(file.ids_k) >= rows))
+    document = int(np.searchsorted(file.starts_s, place, side="right")) - 1
+    raise ValueError(
+        f"document {document} of the token file (from 0) has the token id {file.ids_k[place]}, beyond the model's embedding "
+        f"of {rows} rows; leave that token out of the text, or tokenise with the model's own tokenizer"
+    )
 
 
 def _local(path: PathLike) -> epath.Path:
@@ -209,30 +227,31 @@ def _encoded(
     texts: Iterable[str], tok: Tokenizer, add_bos: bool, append_eos: bool, max_tokens: int | None
 ) -> Iterable[list[int]]:
     """Token ids of each document that has any, up to `max_tokens` in all."""
-    left, source = max_tokens, iter(texts)
+    left, source, seen = max_tokens, iter(texts), 0
     end = [tok.eos_id] if append_eos and tok.eos_id is not None else []
     while left != 0 and (chunk := list(islice(source, _TEXTS))):
-        for ids in encode_many(tok, chunk, add_bos=add_bos):
+        for ids in encode_many(tok, chunk, add_bos=add_bos, first=seen):
             ids = [*ids, *end][:left]
             left = None if left is None else left - len(ids)
             if ids:
                 yield ids
+        seen += len(chunk)
 
 
 def _write(folder: epath.Path, documents: Iterable[Sequence[int]], tok: Tokenizer, progress: bool) -> None:
     """Appends the documents to the two binary files; ValueError if there is none."""
-    dtype, tokens, count = _id_dtype(tok.vocab_size), 0, 0
+    dtype, tokens, count, highest = _id_dtype(tok.vocab_size), 0, 0, 0
     bar = tqdm(desc="tokens", unit="tok", unit_scale=True, disable=not progress)
     with bar, open(folder / _IDS, "wb") as ids_file, open(folder / _STARTS, "wb") as starts_file:
         for ids in documents:
             np.asarray(ids, dtype).tofile(ids_file)
             np.int64(tokens).tofile(starts_file)
-            tokens, count = tokens + len(ids), count + 1
+            tokens, count, highest = tokens + len(ids), count + 1, max(highest, *ids)
             bar.update(len(ids))
         np.int64(tokens).tofile(starts_file)
     if not tokens:
         raise ValueError("the corpus gives no token; it needs at least one text that is not blank")
-    (folder / "counts.json").write_text(json.dumps({"tokens": tokens, "documents": count}))
+    (folder / "counts.json").write_text(json.dumps({"tokens": tokens, "documents": count, "max_id": highest}))
 
 
 # ---- rows --------------------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ class Tokenizer:
       vocab_size: largest id + 1; the embedding of the model may have more rows.
       add_bos_token: what tokenizer_config.json says, None where it is silent.
       chat_template: Jinja source, None for a tokenizer without one.
+      template_options: what the template reads beside the messages; set by `chat.with_options`.
+      embedding_rows: rows of the model's embedding where the model is known; ids beyond them are refused where they occur.
     """
 
     path: str
@@ -45,10 +47,15 @@ class Tokenizer:
     vocab_size: int
     add_bos_token: bool | None = None
     chat_template: str | None = field(default=None, repr=False)
+    template_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    embedding_rows: int | None = None
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+def load_tokenizer(path: str | Path, *, embedding_rows: int | None = None) -> Tokenizer:
     """Reads tokenizer.json and, where present, tokenizer_config.json, special_tokens_map.json, chat_template.jinja.
+
+    Args:
+      embedding_rows: of the model that will read the ids. The tokenizer may have more: only a text that uses them is refused.
 
     Raises:
       ValueError: no tokenizer.json, a file that cannot be read, a named BOS/EOS that the vocabulary lacks, several
@@ -79,6 +86,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
         add_bos_token=add_bos if isinstance(add_bos, bool) else None,
         chat_template=_chat_template(folder, config),
+        embedding_rows=embedding_rows,
     )
 
 
@@ -100,22 +108,54 @@ def encode(tok: Tokenizer, text: str, *, add_bos: bool) -> tuple[list[int], list
       ids, and for every id the (start, end) characters of `text` that it covers; an added BOS covers (0, 0).
 
     Raises:
-      ValueError: `add_bos` with a tokenizer that has no BOS.
+      ValueError: `add_bos` with a tokenizer that has no BOS, a token that the model's embedding lacks.
     """
     encoding = tok.backend.encode(text, add_special_tokens=False)
     ids, offsets = list(encoding.ids), list(encoding.offsets)
+    check_ids(tok, ids)
     written = leading_bos(tok, ids)
     if written:
         return ids[written - 1 :], offsets[written - 1 :]
     return ([_bos(tok), *ids], [(0, 0), *offsets]) if add_bos else (ids, offsets)
 
 
-def encode_many(tok: Tokenizer, texts: Sequence[str], *, add_bos: bool) -> list[list[int]]:
-    """`encode` for many texts at once, ids only; uses the library's threads."""
+def encode_many(tok: Tokenizer, texts: Sequence[str], *, add_bos: bool, first: int = 0) -> list[list[int]]:
+    """`encode` for many texts at once, ids only; uses the library's threads.
+
+    Args:
+      first: number of the first of these texts, for messages.
+    """
     rows = [list(e.ids) for e in tok.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    for number, ids in enumerate(rows):
+        try:
+            check_ids(tok, ids)
+        except ValueError as error:
+            raise ValueError(f"text {first + number} ({texts[number][:40]!r}): {error}") from None
     front = [_bos(tok)] if add_bos else []
     written = [leading_bos(tok, ids) for ids in rows]
     return [ids[w - 1 :] if w else front + ids for ids, w in zip(rows, written, strict=True)]
+
+
+def check_ids(tok: Tokenizer, ids: Sequence[int]) -> None:
+    """Raises ValueError for the first id that is negative or beyond the model's embedding, or the vocabulary without a model.
+
+    A gather would clamp such an id to the last row without a word.
+    """
+    rows = tok.vocab_size if tok.embedding_rows is None else tok.embedding_rows
+    if not ids or 0 <= min(ids) <= max(ids) < rows:
+        return
+    at = next(t for t, token in enumerate(ids) if not 0 <= token < rows)
+    piece = tok.backend.id_to_token(ids[at]) if ids[at] >= 0 else None
+    named = f"token id {ids[at]}" if piece is None else f"token id {ids[at]} ({piece!r})"
+    if tok.embedding_rows is None:
+        raise ValueError(
+            f"{named} is beyond the tokenizer's vocabulary of {rows} (position {at}); take the tokenizer of the model "
+            "that the ids belong to"
+        )
+    raise ValueError(
+        f"{named} is beyond the model's embedding of {rows} rows (position {at}); leave that token out, or take ids and "
+        "tokenizer of this model"
+    )
 
 
 def leading_bos(tok: Tokenizer, ids: Sequence[int]) -> int:

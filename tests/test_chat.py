@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sae_attr.chat import message_spans, render
-from sae_attr.tokenizer import encode, load_tokenizer
+from sae_attr.chat import message_spans, options_read, prompt_text, render, with_options
+from sae_attr.tokenizer import Tokenizer, encode, load_tokenizer
 from tests.miniatures import CHATML, write_tokenizer
 
 TURNS = [
@@ -108,3 +109,84 @@ def test_public_chat_templates_reject_roles_out_of_turn(shared: Path, tmp_path: 
     tok = load_tokenizer(write_tokenizer(tmp_path, chat_template=source))
     with pytest.raises(ValueError, match=r"roles user, user: Conversation roles must alternate"):
         render(tok, [TURNS[0], TURNS[0]])
+
+
+# ---- options and the day -----------------------------------------------------------------------------------------
+
+DATED = (
+    "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}Today is {{ date_string }}."
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def dated(folder: Path, **options: Any) -> Tokenizer:
+    return with_options(load_tokenizer(write_tokenizer(folder, chat_template=DATED)), options)
+
+
+def test_options_reach_the_template_and_are_recorded(tmp_path: Path) -> None:
+    tok = dated(tmp_path, date="2025-01-31", enable_thinking=False, tools='[{"name": "f"}]', thinking=None)
+    text = render(tok, TURNS)
+    assert text.startswith('Today is 31 Jan 2025.[{"name": "f"}]<|im_start|>user')
+    assert text.endswith("assistant\n<think>\n\n</think>\n\n")
+    assert options_read(tok) == {"date": "2025-01-31", "enable_thinking": False, "tools": [{"name": "f"}]}
+    given = dated(tmp_path, date="2025-01-31", more='{"date_string": "a day"}')
+    assert render(given, TURNS).startswith("Today is a day.")
+
+
+def test_a_template_without_a_date_does_not_depend_on_the_day(tmp_path: Path) -> None:
+    tok = load_tokenizer(write_tokenizer(tmp_path, chat_template=CHATML))
+    assert options_read(with_options(tok, {"date": "2025-01-31"})) == {}
+    assert options_read(load_tokenizer(write_tokenizer(tmp_path / "none"))) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"enable_thinkin": False}, "'enable_thinkin', which the chat template .* does not read; it reads .*enable_thinking"),
+        ({"date": "31.1.2025"}, r"date is '31\.1\.2025'; write it as 2025-01-31"),
+        ({"date": 5}, "date is 5"),
+        ({"tools": "[{]"}, "tools is not JSON"),
+        ({"tools": "{}"}, "tools is a dict; give a list"),
+        ({"tools": "absent.json"}, "tools is not JSON: .*absent.json"),
+        ({"more": "[1]"}, "more is a list; give a dict"),
+        ({"messages": []}, "'messages', which the chat template"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dated(tmp_path, **options)
+
+
+# ---- a last assistant message ------------------------------------------------------------------------------------
+
+PREFILL = [TURNS[0], {"role": "assistant", "content": "Sure, I"}]
+
+
+def test_a_last_assistant_message_is_continued(tmp_path: Path) -> None:
+    tok = load_tokenizer(write_tokenizer(tmp_path, chat_template=CHATML))
+    text, spans = prompt_text(tok, PREFILL)
+    assert text == "<s><|im_start|>user\nuser<|im_end|>\n<|im_start|>assistant\nSure, I"
+    assert [text[a:b] for a, b in spans] == ["user", "Sure, I"]
+    assert prompt_text(tok, TURNS)[0] == render(tok, TURNS)
+    empty, _ = prompt_text(tok, [TURNS[0], {"role": "assistant", "content": " "}])
+    assert empty == render(tok, TURNS[:1])
+
+
+def test_a_prefill_that_the_template_rewrites_is_refused_with_both(tmp_path: Path) -> None:
+    source = "{% for m in messages %}[{{ m.role }}]{{ m.content.split('</think>')[-1] }}!{% endfor %}"
+    tok = load_tokenizer(write_tokenizer(tmp_path, chat_template=source))
+    with pytest.raises(ValueError, match=r"writes the last assistant message '<think>x</think>yes' as 'yes'"):
+        prompt_text(tok, [TURNS[0], {"role": "assistant", "content": "<think>x</think>yes"}])
+
+
+def test_every_public_template_continues_a_prefill(shared: Path, tmp_path: Path) -> None:
+    for file in sorted((shared / "tokenizers/chat_templates").glob("*.jinja")):
+        tok = load_tokenizer(write_tokenizer(tmp_path / file.stem, chat_template=file.read_text()))
+        for content in ("Sure, I", "Sure,\nI think"):
+            text, _ = prompt_text(tok, [TURNS[0], {"role": "assistant", "content": content}])
+            assert text.endswith(content), file.stem
+            # As raw files some of these templates indent an answer otherwise than the prompt for one.
+            squeezed = ["".join(part.split()) for part in (text, render(tok, TURNS[:1]))]
+            assert squeezed[0].startswith(squeezed[1]), file.stem

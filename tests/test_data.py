@@ -12,6 +12,7 @@ import pytest
 import tokenizers
 
 from sae_attr.chat import render
+from sae_attr.corpora import read_corpus
 from sae_attr.data import (
     BOS,
     COMPLETION,
@@ -28,7 +29,6 @@ from sae_attr.data import (
     shown_tokens,
 )
 from sae_attr.pairs import Pair, read_pairs
-from sae_attr.textfiles import read_corpus
 from sae_attr.tokenizer import Tokenizer, decode, load_tokenizer
 from tests.miniatures import CHATML, write_tokenizer
 

@@ -17,7 +17,7 @@ from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.store import Meta
-from sae_attr.tokenfile import Packing, TokenFile, TokenRows, row_count, rows_at
+from sae_attr.tokenfile import Packing, TokenFile, TokenRows, check_embedding, row_count, rows_at
 
 OUTLIER = REASONS.index("norm_outlier")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -107,11 +107,7 @@ def open_source(
     masks = Masks() if masks is None else masks
     if packing.context > cfg.max_len:
         raise ValueError(f"rows of {packing.context} tokens are longer than the model's context of {cfg.max_len}")
-    if file.meta["vocab_size"] > cfg.vocab:
-        raise ValueError(
-            f"the token file has ids up to {file.meta['vocab_size'] - 1} but the model's vocabulary is {cfg.vocab}; "
-            "tokenise with the model's own tokenizer"
-        )
+    check_embedding(file, cfg.vocab)
     if not rows or rows.step != 1 or rows.start < 0 or rows.stop > count:
         raise ValueError(f"rows {rows.start}..{rows.stop - 1} are asked for but the file has 0..{count - 1}")
     if dtype not in DTYPES or not sites:

@@ -15,7 +15,7 @@ from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import TokenTable, token_weights
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.sae.model import encode
-from sae_attr.store import Result, fingerprint
+from sae_attr.store import Result
 
 RIVALS = ("delta_code", "delta_activation")
 
@@ -101,7 +101,7 @@ def code_stage(
         return found, {}
 
     fields = {**study.corpus_fields(), "latents": latents, "names": list(names), "tokens": study.settings.firing_tokens}
-    read = {"corpus": fingerprint(study.settings.corpus), "sae": study.sae_key, "lm": study.lm_key}
+    read = {"corpus": study.corpus_key, "sae": study.sae_key, "lm": study.lm_key}
     if "delta_activation" in names:
         read["lm_aligned"] = study.aligned_key
     return study.stage("codes", fields, {**inputs, **read}, compute)

@@ -44,6 +44,8 @@ class Settings:
     Args:
       lm, sae, pairs, corpus: paths or hub ids; `lm_aligned` is the second model of Δ-activation, None skips that rival.
       adapter: folder or hub id of a PEFT LoRA adapter, which is merged into `lm` (not into `lm_aligned`).
+      column, split: of the corpus, as for `textfiles.read_corpus`.
+      template_options: what the chat template reads beside the messages, as for `chat.with_options`; `date` stands for today.
       sae_format, sae_options: as for `load_sae`.
       site: where to read, for instance layer2.resid_post; None takes the site that the SAE's file names.
       site_in: what a transcoder encodes, where its file is silent or names another (ln2.hook_normalized is mlp_in before the
@@ -82,6 +84,9 @@ class Settings:
     corpus: str
     adapter: str | None = None
     lm_aligned: str | None = None
+    column: str = "text"
+    split: str | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
     sae_format: str = "auto"
     sae_options: Mapping[str, Any] = field(default_factory=dict)
     site: str | None = None

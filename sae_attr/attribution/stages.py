@@ -33,7 +33,7 @@ from sae_attr.attribution.table import (
 from sae_attr.fitness import Measured, Promise, Verdict, judge, measure, promised, record, table
 from sae_attr.parallel import from_main
 from sae_attr.sae.model import unit_decoder
-from sae_attr.store import Result, digest, fingerprint
+from sae_attr.store import Result, digest
 
 
 def fitness_stage(study: Study) -> tuple[Measured, Promise, Verdict, Result]:
@@ -49,7 +49,7 @@ def fitness_stage(study: Study) -> tuple[Measured, Promise, Verdict, Result]:
 
     fields = {**study.model_fields(), "prepend_bos": study.prepend_bos, "context": study.corpus_context}
     fields |= {"tokens": study.settings.fitness_tokens, "expected_l0": promise.l0, "read": str(study.read_site)}
-    inputs = {"lm": study.lm_key, "corpus": fingerprint(study.settings.corpus), "sae": study.sae_key}
+    inputs = {"lm": study.lm_key, "corpus": study.corpus_key, "sae": study.sae_key}
     result = study.stage("fitness", fields, inputs, compute)
     measured = Measured.from_dict(result.meta["measured"])
     verdict = judge(measured, promise, counts_special=not study.exclude)
@@ -84,7 +84,7 @@ def mean_stage(study: Study) -> tuple[MeanActivation, Result]:
         )
         return {"mean_d": mean.mean_d}, {"norm": mean.norm, "tokens": mean.tokens}
 
-    inputs = {"lm": study.lm_key, "corpus": fingerprint(study.settings.corpus)}
+    inputs = {"lm": study.lm_key, "corpus": study.corpus_key}
     result = study.stage("mean", study.corpus_fields(), inputs, compute)
     return MeanActivation(np.asarray(result.arrays["mean_d"]), result.meta["norm"], result.meta["tokens"]), result
 
@@ -158,7 +158,7 @@ def firing_stage(study: Study) -> tuple[CodeStatistics, Result]:
         )  # fmt: skip
         return {k: getattr(found, k) for k in ("rate_n", "mean_n", "error_m")}, {"tokens": found.tokens}
 
-    inputs = {"lm": study.lm_key, "corpus": fingerprint(study.settings.corpus), "sae": study.sae_key}
+    inputs = {"lm": study.lm_key, "corpus": study.corpus_key, "sae": study.sae_key}
     result = study.stage("firing", {**study.corpus_fields(), "positions": positions}, inputs, compute)
     arrays = {k: np.asarray(v) for k, v in result.arrays.items()}
     return CodeStatistics(**arrays, tokens=result.meta["tokens"]), result

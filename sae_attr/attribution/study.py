@@ -14,9 +14,12 @@ from sae_attr.activations import CorpusBatch
 from sae_attr.attribution.scores import check_width
 from sae_attr.attribution.settings import Settings
 from sae_attr.attribution.sites import after_gain, read_site
+from sae_attr.chat import options_read, with_options
+from sae_attr.corpora import read_corpus
 from sae_attr.data import Batch, Encoded, Row, batches, corpus_batches, corpus_mask, encode_pairs, scope_mask
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.ends import Ends, turn_ends
 from sae_attr.lm.model import Params, check_site, site_named
 from sae_attr.lm.weights import load_config, load_lm, resolve_model
 from sae_attr.pairs import Pair, read_pairs
@@ -25,7 +28,6 @@ from sae_attr.sae.formats import LoadOptions, identity, load_sae, open_decoder, 
 from sae_attr.sae.model import SAE
 from sae_attr.store import Progress, Result, Store, digest, fingerprint, run_stage
 from sae_attr.tensorfiles import RowSource
-from sae_attr.textfiles import read_corpus
 from sae_attr.tokenizer import Tokenizer, load_tokenizer
 
 CODE_VERSION = 4  # raised when a stage's code gives other numbers than before
@@ -134,8 +136,14 @@ class Study:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
-        return load_tokenizer(resolve_model(self.settings.lm))
+        """The model's tokenizer, with the template options of the settings."""
+        tok = load_tokenizer(resolve_model(self.settings.lm), embedding_rows=self.cfg.vocab)
+        return with_options(tok, self.settings.template_options)
+
+    @functools.cached_property
+    def ends(self) -> Ends:
+        """The ids that end a completion of the model, by what says so."""
+        return turn_ends(self.settings.lm, self.tokenizer, vocab=self.cfg.vocab)
 
     @functools.cached_property
     def exclude(self) -> frozenset[str]:
@@ -193,7 +201,7 @@ class Study:
         """
         if "float64" in (self.settings.dtype, self.settings.resid_dtype) and not jax.config.read("jax_enable_x64"):
             raise ValueError("float64 needs JAX_ENABLE_X64=1 in the environment; without it JAX has no float64")
-        next(iter(read_corpus(self.settings.corpus)))
+        next(iter(self.texts()))
         if self.settings.lm_aligned:
             self.same_architecture(self.settings.lm_aligned, load_config(self.settings.lm_aligned, mesh=self.mesh))
         _ = self.encoded, self.decoder
@@ -248,10 +256,15 @@ class Study:
         """A batch size rounded up to what the mesh's data axis divides."""
         return -(-rows // self.mesh.shape["data"]) * self.mesh.shape["data"]
 
+    def texts(self) -> Iterator[str]:
+        """Texts of the corpus."""
+        s = self.settings
+        return read_corpus(s.corpus, column=s.column, split=s.split, tok=self.tokenizer)
+
     def text_work(self, tokens: int) -> Iterator[CorpusBatch]:
         """Corpus batches (tokens, valid, special) up to exactly `tokens` positions, no mask applied."""
         return corpus_batches(
-            read_corpus(self.settings.corpus), self.tokenizer, context=self.corpus_context,
+            self.texts(), self.tokenizer, context=self.corpus_context,
             batch_size=self._whole(self.settings.corpus_batch), prepend_bos=self.prepend_bos, max_tokens=tokens,
         )  # fmt: skip
 
@@ -276,6 +289,12 @@ class Study:
     def corpus_context(self) -> int:
         """Tokens per corpus text."""
         return min(self.settings.corpus_context or self.sae_cfg.context_size or self.context, self.context)
+
+    @functools.cached_property
+    def corpus_key(self) -> str:
+        """Names the corpus by its files' contents, and how texts are read from it."""
+        s = self.settings
+        return digest([fingerprint(s.corpus), s.column, s.split, options_read(self.tokenizer)])
 
     def corpus_fields(self) -> dict[str, Any]:
         """What corpus statistics depend on, beside the files; the batch size is not among it."""

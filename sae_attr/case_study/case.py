@@ -21,6 +21,7 @@ from sae_attr.case_study.settings import CaseSettings, StudySettings
 from sae_attr.data import encode_prompt
 from sae_attr.hooks import Add
 from sae_attr.judge import Item, Judge
+from sae_attr.lm.ends import ending_ids
 from sae_attr.lm.model import Params
 from sae_attr.lm.sample import Sampling
 from sae_attr.lm.weights import load_config, resolve_model
@@ -28,8 +29,7 @@ from sae_attr.pairs import Prompt
 from sae_attr.parallel import to_host
 from sae_attr.steering import Row, sweep
 from sae_attr.store import Store, fingerprint
-from sae_attr.textfiles import read_corpus
-from sae_attr.tokenizer import decode
+from sae_attr.tokenizer import decode, encode
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +73,9 @@ class Source:
     sae_format: str = "auto"
     sae_options: Mapping[str, Any] = field(default_factory=dict)
     site: str | None = None
+    column: str = "text"
+    split: str | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
     exact: ExactRates | None = None
 
     def fingerprints(self) -> dict[str, Any]:
@@ -81,6 +84,7 @@ class Source:
         models = {k: fingerprint(resolve_model(getattr(self, k))) for k in ("lm", "lm_aligned")}
         adapter = fingerprint(resolve_model(self.adapter)) if self.adapter else None
         how = {"sae_format": self.sae_format, "sae_options": dict(self.sae_options), "site": self.site}
+        how |= {"column": self.column, "split": self.split}
         return {**models, "adapter": adapter, "sae": local(self.sae), "corpus": fingerprint(self.corpus), **how}
 
 
@@ -136,26 +140,40 @@ class Case:
         return self.source.prompts[split][: limits[split]]
 
     def declared_prompts(self, split: str) -> list[Any]:
-        """A split's prompts as a stage's key has them; the organism's follow from its recipe."""
+        """A split's prompts as a stage's key has them: the ids that are sampled from; the organism's follow from its recipe."""
         if self.settings.organism is not None:
             return []
-        return [[p.id, p.prompt, p.prompt_ids] for p in self.prompts(split)]
+        return [[p.id, ids] for p, ids in zip(self.prompts(split), self.prompt_ids(split), strict=True)]
+
+    def declared_stops(self) -> list[int]:
+        """The ids that end a completion as a stage's key has them; the organism's follow from its recipe."""
+        given = self.study.sampling.stop_ids or ()
+        return list(given) if self.settings.organism is not None else list(self.stop_ids)
 
     def prompt_ids(self, split: str) -> list[list[int]]:
-        """Token ids of a split's prompts, as a completion's row begins."""
-        study = self.attribution
-        return [encode_prompt(p, study.tokenizer, prepend_bos=study.prepend_bos) for p in self.prompts(split)]
+        """Token ids of a split's prompts, as a completion's row begins; rendered once."""
+        if split not in self._prompt_ids:
+            study = self.attribution
+            encoded = [encode_prompt(p, study.tokenizer, prepend_bos=study.prepend_bos) for p in self.prompts(split)]
+            self._prompt_ids[split] = encoded
+        return self._prompt_ids[split]
+
+    @functools.cached_property
+    def _prompt_ids(self) -> dict[str, list[list[int]]]:
+        """Token ids of prompts by split."""
+        return {}
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end a completion: EOS and the settings' own.
+        """Tokens that end a completion: the model's (or the settings' ids in their place), and the settings' texts.
 
-        Raises ValueError for a stop text that is no single token.
+        Raises ValueError for a stop text that is no single token, and an id that is none of the model's.
         """
-        tok = self.attribution.tokenizer
-        ids = [] if tok.eos_id is None else [tok.eos_id]
+        study = self.attribution
+        tok, given = study.tokenizer, self.study.sampling.stop_ids
+        ids = list(ending_ids(study.ends, given, vocab=study.cfg.vocab))
         for text in self.study.sampling.stop:
-            found = tok.backend.encode(text, add_special_tokens=False).ids
+            found, _ = encode(tok, text, add_bos=False)
             if len(found) != 1:
                 raise ValueError(f"stop {text!r} is {len(found)} tokens; a completion is stopped by a single one")
             ids.append(found[0])
@@ -228,7 +246,7 @@ class Case:
         study = self.attribution
         _ = study.site, study.decoder, self.stop_ids
         study.same_architecture(self.source.lm_aligned, load_config(self.source.lm_aligned, mesh=self.runtime.mesh))
-        next(iter(read_corpus(self.source.corpus)))
+        next(iter(study.texts()))
         for split in self.source.prompts:
             ids, prompts = self.prompt_ids(split), self.prompts(split)
             longest = max(range(len(ids)), key=lambda i: len(ids[i]))
@@ -263,7 +281,8 @@ class Case:
         return answer
 
 
-_FILES = ("lm", "adapter", "lm_aligned", "sae", "sae_format", "sae_options", "site", "corpus")
+_FILES = ("lm", "adapter", "lm_aligned", "sae", "sae_format", "sae_options", "site", "corpus", "column", "split",
+          "template_options")  # fmt: skip
 
 
 def plain(settings: Any, *leave_out: str) -> dict[str, Any]:

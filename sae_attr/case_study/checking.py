@@ -102,7 +102,7 @@ def fields(case: Case) -> dict[str, dict[str, Any]]:
     """Stage -> the config fields that it declares."""
     study = case.study
     how = {"gradient_signed": study.gradient_signed, "tokens": study.steer_tokens}
-    sampling = plain(study.sampling, "attempts")
+    sampling = plain(study.sampling, "attempts") | {"stop_ids": case.declared_stops()}
     grid = {"grid": study.grid, "by": study.strengths_by, "budget": plain(study.budget)}
     tried = {"prompts": case.declared_prompts("strengths"), "limit": study.strength_prompts}
     asked = {"prompts": case.declared_prompts("effects"), "limit": study.effect_prompts}

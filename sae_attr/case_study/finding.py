@@ -105,7 +105,7 @@ def choose(case: Case, attribution: Result, *others: Result) -> Made:
 def fields(case: Case) -> dict[str, dict[str, Any]]:
     """Stage -> the config fields that it declares."""
     s, study = case.settings, case.study
-    sampling = plain(study.sampling, "attempts")
+    sampling = plain(study.sampling, "attempts") | {"stop_ids": case.declared_stops()}
     asked = {"prompts": case.declared_prompts("pairs"), "limit": s.pair_prompts, "samples": s.pair_samples}
     return {
         "sample": {**asked, "sampling": sampling, "seed": study.seed, "dtype": study.dtype, "resid_dtype": study.resid_dtype},

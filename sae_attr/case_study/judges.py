@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
 from etils import epath
 
+from sae_attr.chat import options_read, with_options
 from sae_attr.data import encode_prompt
 from sae_attr.judge import (
     Asking,
@@ -23,8 +25,9 @@ from sae_attr.judge import (
     cached,
     load_rubric,
 )
-from sae_attr.lm.sample import Sampling, generate, make_prompts
-from sae_attr.lm.weights import load_lm, resolve_model
+from sae_attr.lm.ends import ending_ids, turn_ends
+from sae_attr.lm.sample import Sampling, check_finite, generate, make_prompts
+from sae_attr.lm.weights import load_config, load_lm, resolve_model
 from sae_attr.pairs import Prompt
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.store import fingerprint
@@ -33,7 +36,7 @@ from sae_attr.tokenizer import decode, load_tokenizer
 KEYS = {
     "openai": {"model", "base_url", "name", "answers", "temperature", "seed", "reply_tokens", "token_field", "concurrency",
                "timeout", "retries", "max_calls", "max_tokens"},
-    "local": {"lm", "reply_tokens", "dtype", "batch_size"},
+    "local": {"lm", "reply_tokens", "dtype", "batch_size", "template_options", "stop_ids"},
 }  # fmt: skip
 
 
@@ -83,8 +86,11 @@ def _openai(given: Mapping[str, Any], folder: epath.Path, mesh: jax.sharding.Mes
 def _local(given: Mapping[str, Any], folder: epath.Path, mesh: jax.sharding.Mesh) -> Any:
     batch, longest = int(given.get("batch_size", 8)), int(given.get("reply_tokens", 300))
     model = {"name": str(given["lm"]), "fingerprint": fingerprint(resolve_model(given["lm"]))}
-    answers = LocalAnswers(given["lm"], mesh, max_new=longest, batch_size=batch, dtype=given.get("dtype", "float32"))
-    settings = {"temperature": 0.0, "reply_tokens": longest}
+    answers = LocalAnswers(
+        given["lm"], mesh, max_new=longest, batch_size=batch, dtype=given.get("dtype", "float32"),
+        template_options=given.get("template_options", {}), stop_ids=given.get("stop_ids"),
+    )  # fmt: skip
+    settings = {"temperature": 0.0, "reply_tokens": longest, **answers.reading}
     return lambda rubric: LocalJudge(model, load_rubric(rubric), answers, batch_size=batch, settings=settings)
 
 
@@ -95,29 +101,53 @@ class LocalAnswers:
       lm: folder or hub id, with a chat template; without one the messages' texts are joined by blank lines.
       max_new: longest answer in tokens.
       batch_size: answers at a time.
+      template_options: as for `chat.with_options`.
+      stop_ids: what ends an answer; None for what the model's files, tokenizer and chat template say.
+
+    Raises:
+      ValueError: files that cannot be read, options that the template does not read, ids that are none of the model's.
     """
 
-    def __init__(self, lm: str, mesh: jax.sharding.Mesh, *, max_new: int, batch_size: int, dtype: str) -> None:
+    def __init__(
+        self,
+        lm: str,
+        mesh: jax.sharding.Mesh,
+        *,
+        max_new: int,
+        batch_size: int,
+        dtype: str,
+        template_options: Mapping[str, Any] = MappingProxyType({}),
+        stop_ids: Sequence[int] | None = None,
+    ) -> None:
         self.lm, self.mesh, self.max_new, self.batch_size, self.dtype = lm, mesh, max_new, batch_size, dtype
+        vocab = load_config(lm).vocab
+        self.tok = with_options(load_tokenizer(resolve_model(lm), embedding_rows=vocab), template_options)
+        self.stop_ids = ending_ids(turn_ends(lm, self.tok, vocab=vocab), stop_ids, vocab=vocab)
         self._loaded: Any = None
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What decides the answers beside the model: how prompts are rendered, and what ends an answer."""
+        return {"template_options": options_read(self.tok), "stop_ids": list(self.stop_ids)}
 
     def __call__(self, prompts: Sequence[tuple[Mapping[str, Any], ...]]) -> list[str]:
         """One answer per prompt."""
         self._loaded = self._loaded or self._load()
-        params, tok, run = self._loaded
+        (params, run), tok = self._loaded, self.tok
         asked = [p if tok.chat_template else "\n\n".join(str(m["content"]) for m in p) for p in prompts]
         ids = [encode_prompt(Prompt("", p), tok) for p in asked]
         packed = make_prompts(ids + [[]] * (self.batch_size - len(ids)), multiple=64)
         keys_b = jax.random.split(jax.random.key(0), self.batch_size)  # unused: greedy
-        made = run(params, *shard_batch((packed, keys_b), self.mesh))
-        tokens_bn, length_b = to_host(made.tokens_bn), to_host(made.length_b)
+        made = jax.tree.map(to_host, run(params, *shard_batch((packed, keys_b), self.mesh)))
+        check_finite(
+            made, [f"the judge's answer to prompt {b}" if b < len(ids) else None for b in range(self.batch_size)]
+        )
+        tokens_bn, length_b = made.tokens_bn, made.length_b
         said = [[int(i) for i in tokens_bn[b, : length_b[b]]] for b in range(len(ids))]
-        return [decode(tok, row[:-1] if row and row[-1] == tok.eos_id else row) for row in said]
+        return [decode(tok, row[:-1] if row and row[-1] in self.stop_ids else row) for row in said]
 
-    def _load(self) -> tuple[Any, Any, Any]:
+    def _load(self) -> tuple[Any, Any]:
         cfg, params = load_lm(self.lm, mesh=self.mesh, dtype=self.dtype)
-        tok = load_tokenizer(resolve_model(self.lm))
-        stops = () if tok.eos_id is None else (tok.eos_id,)
-        how = Sampling(temperature=0.0, max_new=self.max_new, stop_ids=stops)
+        how = Sampling(temperature=0.0, max_new=self.max_new, stop_ids=self.stop_ids)
         run = jax.jit(lambda params, prompts, keys: generate(params, prompts, keys, cfg=cfg, sampling=how))
-        return params, tok, run
+        return params, run

@@ -58,6 +58,7 @@ class CaseSettings:
       organism: a behaviour of the embedded organism, which then gives all of what follows; None for a real model.
       lm, adapter, lm_aligned, sae, sae_format, sae_options, site, corpus: as in `attribution.Settings`; `lm_aligned` is what is
         steered toward the behaviour, and the second model of Δ-activation.
+      column, split, template_options: as in `attribution.Settings`.
       prompts: JSONL of `pairs.read_prompts`.
       shares: of prompts without a split.
       pairs: at most so many prompts with completions of both kinds.
@@ -81,6 +82,9 @@ class CaseSettings:
     sae_options: Mapping[str, Any] = field(default_factory=dict)
     site: str | None = None
     corpus: str = ""
+    column: str = "text"
+    split: str | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
     prompts: str = ""
     shares: tuple[float, ...] = (0.5, 0.2, 0.3)
     pairs: int = 35
@@ -110,7 +114,8 @@ class SampleSettings:
     Args:
       temperature, top_p: of every completion; temperature 0 is greedy.
       max_new: tokens at most.
-      stop: texts of tokens that end a completion; the tokenizer's EOS always does.
+      stop: texts of further tokens that end a completion.
+      stop_ids: ids that end a completion, in place of those that the model's files, tokenizer and chat template say.
       attempts: how often an excluded answer is sampled again; then it counts as missing.
     """
 
@@ -118,6 +123,7 @@ class SampleSettings:
     top_p: float = 1.0
     max_new: int = 64
     stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] | None = None
     attempts: int = 3
 
     def __post_init__(self) -> None:

@@ -80,7 +80,7 @@ def _fields_of(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     names = {field.name for field in fields(kind)}
     given = {k: v for k, v in values.items() if k in names and v is not None}
     out: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    for name in ("sae_options", "attribution"):
+    for name in ("sae_options", "template_options", "attribution"):
         if name in out:
             out[name] = {k: v for k, v in out[name].items() if v is not None}
     return out
@@ -120,7 +120,14 @@ def _open_case(case: CaseSettings, study: StudySettings, recipe: Recipe | None, 
         return Case(case, study, source, organism_judge(make_world(recipe.seed), case.organism), runtime)
     given = {field.name: getattr(case, field.name) for field in fields(Source) if hasattr(case, field.name)}
     source = Source(**{**given, "prompts": split_prompts(read_prompts(case.prompts), case.shares, path=case.prompts)})
-    return Case(case, study, source, open_judge(case.judge, runtime.workdir / "judged", runtime.mesh), runtime)
+    judge = dict(case.judge)
+    if judge.get("kind") == "local":  # one day for the whole run
+        day = {"date": case.template_options.get("date")}
+        judge["template_options"] = {
+            **day,
+            **{k: v for k, v in (judge.get("template_options") or {}).items() if v is not None},
+        }
+    return Case(case, study, source, open_judge(judge, runtime.workdir / "judged", runtime.mesh), runtime)
 
 
 def organism_source(recipe: Recipe, case: CaseSettings, runtime: Runtime) -> Source:

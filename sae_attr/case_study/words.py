@@ -126,6 +126,7 @@ def choices(case: Case) -> tuple[Choice, ...]:
         Choice(
             "samples per latent and prompt", study.effect_samples, "steered and unsteered ones share their random keys"
         ),
+        Choice("ends of a completion", list(case.stop_ids), _ends(case)),
         Choice("temperature, top-p", [study.sampling.temperature, study.sampling.top_p], "of all completions"),
         Choice(
             "excluded answers", f"sampled again up to {study.sampling.attempts} times", "then missing, never a score"
@@ -136,3 +137,11 @@ def choices(case: Case) -> tuple[Choice, ...]:
             "Benjamini-Hochberg; bootstrap by prompt",
         ),
     )
+
+
+def _ends(case: Case) -> str:
+    """What says which token ids end a completion."""
+    if case.study.sampling.stop_ids is not None:
+        return "token ids of the settings"
+    sources = [f"{name} {', '.join(map(str, ids))}" for name, ids in case.attribution.ends.items()]
+    return "; ".join([*sources, *(f"settings {text!r}" for text in case.study.sampling.stop)])

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.core import Tracer
 
 from sae_attr.hooks import Edit, Site
 from sae_attr.lm.cache import Cache, init_cache, outgrown
@@ -81,6 +82,7 @@ class Completions:
       tokens_bn: int32, the stop token included; 0 from `length_b` on.
       length_b: tokens of each row, the stop token included.
       stopped_b: whether a stop token ended the row (else it is cut at max_new).
+      broken_b: step (from 0) whose logits were NaN or all infinite, where the row ends without a token; -1 for none.
       logp_bn: float32, log-probability in nats of every token under the model as it was run, edits included, at
         temperature 1 and before top-k, top-p and min_new; 0 from `length_b` on.
     """
@@ -88,6 +90,7 @@ class Completions:
     tokens_bn: Any
     length_b: Any
     stopped_b: Any
+    broken_b: Any
     logp_bn: Any
 
 
@@ -151,10 +154,12 @@ def generate(
         `[d]` or `[b, d]`, scalars `[]` or `[b]`.
 
     Raises:
-      ValueError: a stop id outside the vocabulary; rows that may grow beyond learned positions; keys that are not one a row.
+      ValueError: a stop id outside the vocabulary; rows that may grow beyond learned positions; keys that are not one a row;
+        outside of jit also token ids outside the vocabulary, and logits that are not finite. Within jit, `check_finite`.
     """
     b, width = np.shape(prompts.tokens_bt)
     _check(cfg, sampling, (b, width), keys_b)
+    check_prompts(cfg, prompts)
     prompts, read = _to_the_right(prompts), partial(_read, params, cfg=cfg, edits=edits)
     length_b, slots = prompt_lengths(prompts), width + sampling.max_new - 1  # the last drawn token is never read
     tokens_bs = jnp.pad(prompts.tokens_bt, ((0, 0), (0, slots - width)))
@@ -173,7 +178,10 @@ def generate(
         return _drawn(replace(state, cache=cache), logits_bv, keys_b, sampling)
 
     more = lambda state: (state.step < sampling.max_new) & jnp.any(state.alive_b)
-    return jax.lax.while_loop(more, step, state).done
+    done = jax.lax.while_loop(more, step, state).done
+    if not isinstance(done.broken_b, Tracer):
+        check_finite(done, [f"row {i}" for i in range(b)])
+    return done
 
 
 def _read(
@@ -218,13 +226,17 @@ def _empty(cache: Cache, alive_b: jax.Array, sampling: Sampling) -> _State:
         tokens_bn=zeros(b, sampling.max_new, dtype=jnp.int32),
         length_b=zeros(b, dtype=jnp.int32),
         stopped_b=zeros(b, dtype=bool),
+        broken_b=jnp.full(b, -1, jnp.int32),
         logp_bn=zeros(b, sampling.max_new, dtype=jnp.float32),
     )
     return _State(cache, zeros(dtype=jnp.int32), alive_b, done)
 
 
 def _drawn(state: _State, logits_bv: jax.Array, keys_b: jax.Array, sampling: Sampling) -> _State:
-    """The state after one more token of every living row."""
+    """The state after one more token of every living row; a row without finite logits ends, and draws none."""
+    finite_b = jnp.isfinite(jax.nn.logsumexp(logits_bv, axis=1))  # a NaN, +inf or nothing but -inf
+    broken_b = jnp.where(state.alive_b & ~finite_b, state.step, state.done.broken_b)
+    state = replace(state, alive_b=state.alive_b & finite_b)
     allowed_bv, stops_v = logits_bv, np.isin(np.arange(logits_bv.shape[-1]), sampling.stop_ids)
     if sampling.min_new and stops_v.any():
         allowed_bv = jnp.where((state.step < sampling.min_new) & stops_v, -jnp.inf, logits_bv)
@@ -237,9 +249,25 @@ def _drawn(state: _State, logits_bv: jax.Array, keys_b: jax.Array, sampling: Sam
         tokens_bn=put(state.done.tokens_bn, token_b),
         length_b=state.done.length_b + state.alive_b,
         stopped_b=state.done.stopped_b | stopped_b,
+        broken_b=broken_b,
         logp_bn=put(state.done.logp_bn, jnp.where(state.alive_b, logp_b, 0)),
     )
     return _State(state.cache, state.step + 1, state.alive_b & ~stopped_b, done)
+
+
+def check_finite(done: Completions, names: Sequence[str | None]) -> None:
+    """Raises ValueError for the first row whose logits were not finite, with the row's name and the step.
+
+    Args:
+      done: on the host.
+      names: of the rows; None for one that nobody asked for.
+    """
+    for name, step in zip(names, np.asarray(done.broken_b), strict=True):
+        if name is not None and step >= 0:
+            raise ValueError(
+                f"sampling {name}: the logits of step {step} (from 0) are not finite, so there is no next token; a steering "
+                "strength, unit or vector that is too large or NaN, weights that are damaged, or a dtype with too small a range"
+            )
 
 
 def draw(logits_bv: jax.Array, keys_b: jax.Array, *, sampling: Sampling) -> jax.Array:
@@ -302,6 +330,21 @@ def _check(cfg: LMConfig, sampling: Sampling, shape: tuple[int, int], keys_b: ja
         raise ValueError(
             f"keys of shape {jnp.shape(keys_b)} and type {keys_b.dtype} for {shape[0]} prompts; give one typed key a row: "
             "jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), row_ids)"
+        )
+
+
+def check_prompts(cfg: LMConfig, prompts: Prompts) -> None:
+    """Raises ValueError for token ids that the embedding lacks; a gather would take another row without a word.
+
+    Within jit there is nothing to look at.
+    """
+    if isinstance(prompts.tokens_bt, Tracer):
+        return
+    wrong_bt = (np.asarray(prompts.tokens_bt) < 0) | (np.asarray(prompts.tokens_bt) >= cfg.vocab)
+    if wrong_bt.any():
+        row, place = (int(i) for i in np.argwhere(wrong_bt)[0])
+        raise ValueError(
+            f"row {row} has token id {int(prompts.tokens_bt[row, place])}, beyond the model's embedding of {cfg.vocab} rows"
         )
 
 

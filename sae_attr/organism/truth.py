@@ -18,7 +18,7 @@ from sae_attr.hooks import Add, SetProjection, Site
 from sae_attr.judge import Item
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
-from sae_attr.lm.sample import Sampling, generate, make_prompts
+from sae_attr.lm.sample import Sampling, check_finite, generate, make_prompts
 from sae_attr.organism.exact import Scored, exact_rates
 from sae_attr.organism.grader import organism_judge
 from sae_attr.organism.prompts import Prompt
@@ -194,6 +194,7 @@ def sampled_answers(
         chosen = np.minimum(np.arange(start, start + rows), len(asked) - 1)  # one shape: the last row again
         batch = make_prompts([asked[i] for i in chosen])
         found = step(params, batch, keys[chosen])
+        check_finite(found, [f"prompt row {i}" for i in chosen])
         for ids, length in list(zip(np.asarray(found.tokens_bn), np.asarray(found.length_b), strict=True))[: len(part)]:
             out.append(" ".join(words[i] for i in ids[:length] if i != EOS_ID))
     return [out[i : i + samples] for i in range(0, len(out), samples)]

@@ -13,7 +13,18 @@ import numpy as np
 from sae_attr.hooks import Site, Within
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, check_site
-from sae_attr.lm.sample import Completions, Prompts, Sampling, generate, make_prompts, prompt_lengths, prompt_width
+from sae_attr.lm.sample import (
+    Completions,
+    Prompts,
+    Sampling,
+    check_finite,
+    check_prompts,
+    generate,
+    make_prompts,
+    prompt_lengths,
+    prompt_width,
+)
+from sae_attr.parallel import to_host
 from sae_attr.sae.model import SAE, code_rows, unit_decoder
 from sae_attr.steering.interventions import MODES, intervention, scope
 
@@ -33,6 +44,7 @@ def steer(
     unit: Any = 1.0,
     skip: int = 0,
     sae: SAE | None = None,
+    names: Sequence[str | None] | None = None,
 ) -> Completions:
     """One steered completion of every prompt; new prompts, latents, strengths and scopes compile nothing.
 
@@ -48,9 +60,14 @@ def steer(
       unit: what one unit of strength is, for instance `MeanActivation.norm`.
       skip: positions at the start of every row that are never changed.
       sae: whose latents they are.
+      names: of the rows, for messages; None for a row that nobody asked for.
+
+    Returns:
+      arrays on the host.
 
     Raises:
-      ValueError: a mode, token scope or site that does not exist, shapes that do not fit, a latent that the SAE lacks.
+      ValueError: a mode, token scope or site that does not exist, shapes that do not fit, a latent that the SAE lacks;
+        token ids that the embedding lacks, logits that are not finite (with row and step).
     """
     check_site(cfg, site)
     prompts = prompts if isinstance(prompts, Prompts) else _padded(prompts, cfg, sampling)
@@ -61,10 +78,13 @@ def steer(
     strengths_bm = _strengths(strengths, rows, directions_bmd.shape[1]) * unit
     keys_b = jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(rows)) if jnp.ndim(keys) == 0 else keys
     clamped = (sae, latents_bm) if mode == "clamp" else (None, None)
-    return _steered(
+    done = _steered(
         params, prompts, directions_bmd, strengths_bm, keys_b, scope(tokens, prompt_lengths(prompts), skip=skip), *clamped,
         cfg=cfg, site=site, mode=mode, sampling=sampling,
     )  # fmt: skip
+    done = jax.tree.map(to_host, done)
+    check_finite(done, [f"row {b}" for b in range(rows)] if names is None else names)
+    return done
 
 
 @partial(jax.jit, static_argnames=("cfg", "site", "mode", "sampling"))
@@ -88,7 +108,9 @@ def _steered(
 
 
 def _padded(rows: Sequence[Sequence[int]], cfg: LMConfig, sampling: Sampling) -> Prompts:
-    return make_prompts(rows, width=prompt_width([len(row) for row in rows], cfg=cfg, sampling=sampling))
+    table = make_prompts(rows, width=prompt_width([len(row) for row in rows], cfg=cfg, sampling=sampling))
+    check_prompts(cfg, table)
+    return table
 
 
 def _directions(given: Any, rows: int, width: int, sae: SAE | None, mode: str) -> tuple[jax.Array, jax.Array | None]:

@@ -12,8 +12,8 @@ import numpy as np
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
-from sae_attr.lm.sample import Sampling, make_prompts, prompt_width
-from sae_attr.parallel import shard_batch, to_host
+from sae_attr.lm.sample import Sampling, check_prompts, make_prompts, prompt_width
+from sae_attr.parallel import shard_batch
 from sae_attr.sae.model import SAE
 from sae_attr.steering.plan import NONE, Row, batches, row_keys
 from sae_attr.steering.steered import steer
@@ -67,15 +67,15 @@ def sweep(
     for batch in batches(rows, batch_size):
         latents_b = np.array([row.latent if row else NONE for row in batch])
         table = make_prompts([list(prompts[row.prompt]) if row else [] for row in batch], width=width)
+        check_prompts(cfg, table)
         strengths_b = np.array([row.strength if row else 0.0 for row in batch], np.float32)
         directions = latents_b if isinstance(vectors, SAE) else _stacked(vectors, latents_b, cfg.width(site.point))
         placed = shard_batch((table, strengths_b, row_keys(key, batch)), mesh)
         out = steer(
             params, placed[0], directions, placed[1], placed[2], cfg=cfg, site=site, mode=mode,
             tokens=next(row.tokens for row in batch if row) or "all", sampling=sampling, unit=unit, skip=skip,
-            sae=vectors if isinstance(vectors, SAE) else None,
+            sae=vectors if isinstance(vectors, SAE) else None, names=[row and row.id for row in batch],
         )  # fmt: skip
-        out = jax.tree.map(to_host, out)
         text_b = out.length_b - out.stopped_b  # without the stop token
         yield [
             Done(row, tuple(out.tokens_bn[b, :n].tolist()), bool(out.stopped_b[b]), float(out.logp_bn[b].sum()))

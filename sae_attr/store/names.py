@@ -82,6 +82,7 @@ def fingerprint(path: PathLike) -> str:
 
     Raises:
       FileNotFoundError: nothing lies at `path`.
+      ValueError: a device, pipe or socket, which may never end.
     """
     path = epath.Path(path)
     if not path.exists():
@@ -111,6 +112,8 @@ def whole_hash(path: epath.Path) -> str:
 
 def file_hash(path: epath.Path) -> str:
     """32 hex digits of one file, by samples if it is large."""
+    if not path.is_file():
+        raise ValueError(f"{os.fspath(path)} is a device, pipe or socket where a regular file is expected")
     size = path.stat().length
     if size <= _WHOLE:
         return whole_hash(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from configs import steer as configs_steer
-from experiments import steer
+from experiments import _common, steer
 from sae_attr.steering import sweep
+from sae_attr.store import Store
+from sae_attr.tokenizer import decode, load_tokenizer
 from tests.miniatures import write_lines, write_llama, write_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -112,3 +115,82 @@ def test_bad_input_is_told_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         steer.start(config(folder, **change), epath.Path(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+# ---- where a completion ends, which ids there are, and on which day -------------------------------------------------
+
+DATED = (
+    "{{ bos_token }}{{ strftime_now('%d %b %Y') }}{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+)
+MESSAGES = [{"id": "m", "prompt": [{"role": "user", "content": "hi"}]}]
+
+
+def instruct(folder: Path, *, template: str = DATED, **generation: Any) -> Path:
+    """A model whose turn ends with a token that is not the tokenizer's EOS."""
+    write_tokenizer(write_llama(folder, vocab=110), chat_template=template)
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder
+
+
+def test_a_completion_ends_with_any_token_that_ends_a_turn(folder: Path, tmp_path: Path) -> None:
+    lm = instruct(tmp_path / "lm", eos_token_id=[50, 51])
+    write_lines(tmp_path / "p.jsonl", *MESSAGES)
+    options = {"lm": str(lm), "prompts": str(tmp_path / "p.jsonl"), "strengths": (1.0,)}
+    result, _ = run(config(folder, **options), tmp_path / "run")
+    assert result["sampling"]["stop_ids"] == [50, 51, 2, 1, 3]
+    assert result["ends"] == {"model": [50, 51, 2], "tokenizer": [1], "template": [3]}
+    job = steer.job_of(config(folder, **options, stop_ids=(7,)), Store(tmp_path / "store"))
+    assert job.sampling.stop_ids == (7,)
+    with pytest.raises(ValueError, match=r"stop_ids has 110; give ids of the model's vocabulary, 0 to 109"):
+        steer.job_of(config(folder, **options, stop_ids=(110,)), Store(tmp_path / "store"))
+
+
+def test_another_day_gives_the_same_ids_and_asks_for_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Day(datetime.date):
+        now = "2025-01-31"
+
+        @classmethod
+        def today(cls) -> datetime.date:
+            return datetime.date.fromisoformat(cls.now)
+
+    monkeypatch.setattr(_common.datetime, "date", Day)
+    lm = instruct(tmp_path / "lm")
+    write_lines(tmp_path / "p.jsonl", *MESSAGES)
+    made = lambda: config(folder, lm=str(lm), prompts=str(tmp_path / "p.jsonl"), strengths=(1.0,))
+    first, rows = run(made(), tmp_path / "run")
+    tok = load_tokenizer(lm)
+    assert decode(tok, rows[0]["prompt_ids"]).replace(" ", "").startswith("<s>31Jan2025<|im_start|>userhi")
+    assert first["template_options"] == {"date": "2025-01-31"}
+    Day.now = "2026-11-28"
+    monkeypatch.setattr(steer, "sweep", lambda *a, **k: pytest.fail("something was sampled again"))
+    again, after = run(made(), tmp_path / "run")
+    assert (again, after) == (first, rows)
+
+
+def test_ids_that_the_model_lacks_are_named_with_their_prompt(folder: Path, tmp_path: Path) -> None:
+    """A tokenizer that has more tokens than the model is no fault, a text that uses them is."""
+    lm = write_tokenizer(write_llama(tmp_path / "lm", vocab=100))
+    assert load_tokenizer(lm).vocab_size > 100
+    beyond = load_tokenizer(lm).backend.id_to_token(104)
+    fine = write_lines(tmp_path / "fine.jsonl", {"id": "a", "prompt": "hi"})
+    assert steer.job_of(config(folder, lm=str(lm), prompts=str(fine)), Store(tmp_path / "store")).prompts["a"]
+    for record, message in (
+        ({"id": "x", "prompt": f"a{beyond}"}, rf"prompt 'x' \(line 2\): token id 104 \('{beyond}'\) is beyond .* 100"),
+        ({"id": "x", "prompt_ids": [0, 100]}, r"prompt 'x' \(line 2\): token id 100 .* \(position 1\)"),
+        ({"id": "x", "prompt_ids": [0, -1]}, r"bad.jsonl:2: 'prompt_ids' must be a list of token ids"),
+    ):  # fmt: skip
+        bad = write_lines(tmp_path / "bad.jsonl", {"id": "a", "prompt": "hi"}, record)
+        with pytest.raises(ValueError, match=message):
+            run(config(folder, lm=str(lm), prompts=str(bad)), tmp_path / "bad")
+
+
+def test_numbers_that_are_not_finite_stop_the_run(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unit is nan; give a finite length"):
+        run(config(folder, unit=float("nan")), tmp_path / "nan")
+    with pytest.raises(ValueError, match=r"strengths has inf"):
+        run(config(folder, strengths=(float("inf"),)), tmp_path / "inf")
+    with pytest.raises(ValueError, match=r"sampling .*/a/0/0: the logits of step 0 \(from 0\) are not finite"):
+        run(config(folder, unit=3e38, strengths=(2.0,)), tmp_path / "large")

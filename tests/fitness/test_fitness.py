@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sae_attr.attribution.sites import after_gain
+from sae_attr.corpora import read_corpus
 from sae_attr.data import corpus_batches
 from sae_attr.fitness import (
     Measured,
@@ -34,7 +35,6 @@ from sae_attr.lm.model import Params, init_params
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.formats import load_sae
-from sae_attr.textfiles import read_corpus
 from sae_attr.tokenizer import load_tokenizer
 
 HERE = Site(2)

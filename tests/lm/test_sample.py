@@ -17,7 +17,7 @@ from sae_attr.lm import cache as caches
 from sae_attr.lm.config import LMConfig, config_from_hf
 from sae_attr.lm.model import Params, forward, init_params, logits
 from sae_attr.lm.rope import Rope
-from sae_attr.lm.sample import Completions, Prompts, Sampling, draw, generate, make_prompts, nucleus
+from sae_attr.lm.sample import Completions, Prompts, Sampling, check_finite, draw, generate, make_prompts, nucleus
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.tokenizer import decode, encode_many, load_tokenizer
@@ -274,3 +274,30 @@ def test_prompts_that_cannot_be(model: tuple[LMConfig, Params]) -> None:
         go(cfg, keys_of([0, 1]))
     with pytest.raises(ValueError, match="longer than the 20 learned positions"):
         go(replace(cfg, learned_pos=True, max_len=20), keys_of([0]), max_new=6)
+
+
+@pytest.mark.parametrize("token", [-1, 50])
+def test_token_ids_that_the_embedding_lacks(model: tuple[LMConfig, Params], token: int) -> None:
+    cfg, params = model
+    with pytest.raises(ValueError, match=f"row 1 has token id {token}, beyond the model's embedding of 50 rows"):
+        generate(params, make_prompts([[1], [2, token]]), keys_of([0, 1]), cfg=cfg, sampling=Sampling())
+
+
+def test_a_row_without_finite_logits_ends_and_is_named(model: tuple[LMConfig, Params]) -> None:
+    """Token 7 embeds as NaN: the row that reads it ends at step 0, its neighbour says what it says alone."""
+    cfg, params = model
+    broken = {**params, "embed": {"table": params["embed"]["table"].at[7].set(jnp.nan)}}
+    if "unembed" not in params:  # tied: the logits of every row would be NaN
+        broken["unembed"] = {"kernel": params["embed"]["table"].T}
+    prompts, sampling = make_prompts([[1, 2], [1, 7], [1]]), Sampling(max_new=3)
+    whole, done = (
+        jax.tree.map(np.asarray, compiled(p, prompts, keys_of([0, 1, 2]), cfg=cfg, sampling=sampling))
+        for p in ({**broken, "embed": params["embed"]}, broken)
+    )
+    assert whole.broken_b.tolist() == [-1, -1, -1]
+    assert (done.broken_b[1], done.length_b[1], done.stopped_b[1]) == (0, 0, False)
+    assert 7 not in whole.tokens_bn[0][:-1]  # the last one is never read
+    assert done.tokens_bn[0].tolist() == whole.tokens_bn[0].tolist()
+    with pytest.raises(ValueError, match=r"sampling b: the logits of step 0 \(from 0\) are not finite"):
+        check_finite(done, ["a", "b", None])
+    check_finite(done, [None, None, None])

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sae_attr.corpora import read_corpus
 from sae_attr.lm import fit as fitting
 from sae_attr.lm.weights import load_lm
 from sae_attr.organism.build import build, part_keys, text_examples
@@ -12,7 +13,6 @@ from sae_attr.organism.recipe import Recipe, miniature
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.formats import load_sae
 from sae_attr.store import Store, fingerprint
-from sae_attr.textfiles import read_corpus
 from sae_attr.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick")

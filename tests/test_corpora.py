@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sae_attr import textfiles
-from sae_attr.textfiles import read_corpus
+from sae_attr import corpora
+from sae_attr.corpora import read_corpus
 from tests.miniatures import write_lines
 
 
@@ -56,7 +56,7 @@ def test_files_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     text = ("wörd " * 700 + "\n\n" + "x" * 4500 + " ") * 2
     (tmp_path / "c.txt").write_text(text, encoding="utf-8-sig")
     whole = list(read_corpus(tmp_path / "c.txt"))
-    monkeypatch.setattr(textfiles, "_READ", read)
+    monkeypatch.setattr(corpora, "_READ", read)
     assert list(read_corpus(tmp_path / "c.json")) == ["é" * 30, 'a, [b] "c"', "  x  "]
     assert list(read_corpus(tmp_path / "c.txt")) == whole
     assert "".join("".join(whole).split()) == "".join(text.split())
