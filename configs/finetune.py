@@ -70,6 +70,7 @@ def get_config() -> ConfigDict:
     config.data = placeholder(str)
     config.template_options = ConfigDict({name: placeholder(kind) for name, kind in OPTIONS.items()})
     config.chat_template = placeholder(str)  # a .jinja file for a tokenizer without a template, or instead of its own
+    config.unlike_generation = "refuse"  # refuse | warn: rows whose answers begin otherwise than generation begins them
     config.context = 512
     config.truncate = False  # cut rows that are longer, instead of refusing them
     config.packed = True

@@ -41,7 +41,10 @@ def tokenizer_of(config: ConfigDict, folder: Path, rows: int | None = None) -> T
 def read_rows(config: ConfigDict, tok: Tokenizer) -> tuple[Examples, list[Example], list[Example]]:
     """Everything of the data file, the rows to train on, and the held-out rows."""
     options = {"context": config.context, "truncate": config.truncate, "append_eos": config.append_eos}
+    options["unlike"] = config.unlike_generation
     found = read_examples(config.data, tok, **options)
+    if found.unlike:
+        logging.warning("%d of %d rows: %s", len(found.unlike), len(found.rows), found.unlike_shown)
     if config.held_out:
         return found, found.rows, read_examples(config.held_out, tok, **options).rows
     count = math.ceil(config.held_out_share * len(found.rows))

@@ -7,14 +7,14 @@ trained on is what it will see.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sae_attr.chat import Message, message_spans, render
+from sae_attr.chat import Message, assistant_end, message_spans, render
 from sae_attr.textfiles import json_lines, sound
 from sae_attr.tokenizer import Span, Tokenizer, adds_bos, encode, token_strings
 
@@ -44,6 +44,8 @@ class Examples:
       dropped: lines of rows of which cutting left nothing to learn.
       cut_tokens: tokens that cutting took away.
       unended: assistant turns after which the template writes no special token, so that their end is not learnt.
+      unlike: lines of rows where an answer stands after another text than the one that generation will begin it after.
+      unlike_shown: both texts, of the first of them.
     """
 
     rows: list[Example]
@@ -51,6 +53,8 @@ class Examples:
     dropped: tuple[int, ...] = ()
     cut_tokens: int = 0
     unended: int = 0
+    unlike: tuple[int, ...] = ()
+    unlike_shown: str = ""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -63,32 +67,53 @@ class Examples:
             "rows_dropped": len(self.dropped),
             "tokens_cut": self.cut_tokens,
             "turns_without_end_token": self.unended,
+            "rows_unlike_generation": len(self.unlike),
         }
 
 
 def read_examples(
-    path: str | Path, tok: Tokenizer, *, context: int, truncate: bool = False, append_eos: bool | None = None
+    path: str | Path,
+    tok: Tokenizer,
+    *,
+    context: int,
+    truncate: bool = False,
+    append_eos: bool | None = None,
+    unlike: str = "refuse",
 ) -> Examples:
     """Reads JSONL records {"messages": [...]} or {"prompt", "completion"}, each a text or messages.
 
-    Learnt are, of messages, the contents of the assistant's with the special token that ends the turn; of a text
-    completion, all its tokens (one that straddles the border belongs to it) and the EOS after it.
+    Learnt are, of messages, the contents of the assistant's with the special token that ends the turn, from where a
+    generation prompt for them ends (a template may write an empty thought between the two); of a text completion, all
+    its tokens (one that straddles the border belongs to it) and the EOS after it.
 
     Args:
       context: the most tokens of a row.
       truncate: cut longer rows at the end instead of refusing them.
       append_eos: an EOS after text completions; None: where the tokenizer has one.
+      unlike: "refuse" a row whose last answer stands after another text than generation will begin it after, or "warn".
 
     Raises:
       ValueError: with file and line: not JSON, other fields, no assistant turn, an assistant turn that the chat template
-        rewrites or that has no text, nothing to learn, a row longer than `context`; or a file without records.
+        rewrites or that has no text, nothing to learn, a row longer than `context`, a token that the model's embedding
+        lacks; or a file without records, an unknown choice.
     """
+    if unlike not in UNLIKE:
+        raise ValueError(f"unlike_generation {unlike!r} is unknown; choose {' or '.join(UNLIKE)}")
     rows: list[Example] = []
     truncated, dropped, cut, unended = [], [], 0, 0
+    apart: dict[int, str] = {}
+    ends = tok.special_ids | {assistant_end(tok)}
     for line, record in json_lines(Path(path)):
         where = f"{path}:{line}"
         try:
-            row, without_end = _example(record, line, tok, append_eos, where)
+            row, without_end, difference = _example(record, line, tok, ends, append_eos, where)
+            if difference.refused and unlike == "refuse":
+                raise ValueError(
+                    f"{difference.shown}; set template_options (such as enable_thinking=False) or another chat_template, "
+                    "write the row as generation begins it, or train all the same with unlike_generation=warn"
+                )
+            if difference.shown:
+                apart[line] = difference.shown
             excess = len(row.ids) - context
             if excess > 0 and not truncate:
                 raise ValueError(
@@ -109,7 +134,7 @@ def read_examples(
     if not rows:
         why = f"all {len(dropped)} rows lost their targets at {context} tokens" if dropped else "it has no records"
         raise ValueError(f"{path} gives nothing to learn: {why}")
-    return Examples(rows, tuple(truncated), tuple(dropped), cut, unended)
+    return Examples(rows, tuple(truncated), tuple(dropped), cut, unended, tuple(apart), next(iter(apart.values()), ""))
 
 
 def shown_example(row: Example, tok: Tokenizer) -> str:
@@ -126,11 +151,24 @@ def shown_example(row: Example, tok: Tokenizer) -> str:
 # ---- one record --------------------------------------------------------------------------------------------------
 
 
-def _example(record: Any, line: int, tok: Tokenizer, append_eos: bool | None, where: str) -> tuple[Example, int]:
-    """The row, and how many assistant turns lack an end token."""
+UNLIKE = ("refuse", "warn")
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """What generation begins an answer after, and what stands before it in a row; nothing shown where they agree."""
+
+    shown: str = ""
+    refused: bool = False
+
+
+def _example(
+    record: Any, line: int, tok: Tokenizer, ends: Set[int | None], append_eos: bool | None, where: str
+) -> tuple[Example, int, _Difference]:
+    """The row, how many assistant turns lack an end token, and how it differs from what generation will see."""
     content = _content(record, where)
     if isinstance(content, list):
-        return _chat_example(content, line, tok)
+        return _chat_example(content, line, tok, ends)
     prompt, completion = content
     add_bos = adds_bos(tok)
     ids, offsets = encode(tok, prompt + completion, add_bos=add_bos)
@@ -143,7 +181,7 @@ def _example(record: Any, line: int, tok: Tokenizer, append_eos: bool | None, wh
         raise ValueError("the completion gives no token; fill it in")
     if target[0]:
         raise ValueError("the completion's first token has nothing before it; give a prompt, or a tokenizer with BOS")
-    return Example(np.asarray(ids, np.int32), target, line), 0
+    return Example(np.asarray(ids, np.int32), target, line), 0, _Difference()
 
 
 def _content(record: Any, where: str) -> list[Message] | tuple[str, str]:
@@ -174,7 +212,9 @@ def _messages(value: Any, name: str, where: str) -> list[Message]:
     return value
 
 
-def _chat_example(messages: list[Message], line: int, tok: Tokenizer) -> tuple[Example, int]:
+def _chat_example(
+    messages: list[Message], line: int, tok: Tokenizer, ends: Set[int | None]
+) -> tuple[Example, int, _Difference]:
     """A rendered conversation; learnt are the assistant's contents with what ends them."""
     if not any(m["role"] == "assistant" for m in messages):
         roles = ", ".join(m["role"] for m in messages) or "none"
@@ -182,19 +222,48 @@ def _chat_example(messages: list[Message], line: int, tok: Tokenizer) -> tuple[E
     text = render(tok, messages, add_generation_prompt=False)
     spans = message_spans(tok, messages, text, add_generation_prompt=False)
     ids, offsets = encode(tok, text, add_bos=False)
-    target, unended = np.zeros(len(ids), bool), 0
-    for message, span in zip(messages, spans):
+    target, unended, difference = np.zeros(len(ids), bool), 0, _Difference()
+    for number, (message, span) in enumerate(zip(messages, spans)):
         if message["role"] == "assistant":
-            learnt, ended = _turn(text, span, message["content"], ids, offsets, tok)
+            begin, found = _begin(messages[:number], text, span[0], tok)
+            learnt, ended = _turn(text, span, begin, message["content"], ids, offsets, ends, tok)
             target[learnt] = True
             unended += not ended
+            # An answer that is not the last may stand after another text: templates leave old thoughts out.
+            last = number == max(i for i, m in enumerate(messages) if m["role"] == "assistant")
+            if found.shown:
+                refused = found.refused and last
+                difference = _Difference(found.shown if refused else difference.shown or found.shown, refused)
     if target[0]:
         raise ValueError("the chat template puts nothing before the assistant's first word; use another template")
-    return Example(np.asarray(ids, np.int32), target, line), unended
+    return Example(np.asarray(ids, np.int32), target, line), unended, difference
+
+
+def _begin(before: Sequence[Message], text: str, start: int, tok: Tokenizer) -> tuple[int, _Difference]:
+    """Where in `text` generation begins an answer whose content is at `start`, and how it differs from what it will see."""
+    try:
+        prompt = render(tok, before)
+        opened = prompt != render(tok, before, add_generation_prompt=False)
+    except ValueError:  # nothing before it, or nothing that the template asks for an answer to
+        return start, _Difference()
+    if text[:start].startswith(prompt) and (opened or not text[len(prompt) : start].strip()):
+        return len(prompt) if opened else start, _Difference()
+    at = next((i for i, pair in enumerate(zip(prompt, text[:start])) if pair[0] != pair[1]), min(len(prompt), start))
+    show = lambda whole: f"{'...' if at > 20 else ''}{whole[max(0, at - 20) : at + 60]}"
+    shown = f"generation begins an answer after {show(prompt)!r}, but in the row it stands after {show(text[:start])!r}"
+    same_words = prompt.split() == text[:start].split()
+    return start, _Difference(shown, refused=opened and not same_words)
 
 
 def _turn(
-    text: str, span: Span, content: str, ids: Sequence[int], offsets: Sequence[Span], tok: Tokenizer
+    text: str,
+    span: Span,
+    begin: int,
+    content: str,
+    ids: Sequence[int],
+    offsets: Sequence[Span],
+    ends: Set[int | None],
+    tok: Tokenizer,
 ) -> tuple[slice, bool]:
     """The tokens of one assistant turn, and whether a special token that ends it is among them."""
     start, end = span
@@ -205,12 +274,12 @@ def _turn(
             f"the chat template of {tok.path} rewrites the assistant message {content[:40]!r} to {text[start:end][:40]!r}, "
             "so what is learnt cannot be told; write the message as the template does, or use another template"
         )
-    first = next(i for i, (_, stop) in enumerate(offsets) if stop > start)
-    last = next((i for i, (begin, _) in enumerate(offsets) if begin >= end and i > first), len(ids))
+    first = next(i for i, (_, stop) in enumerate(offsets) if stop > begin)
+    last = next((i for i, (at, _) in enumerate(offsets) if at >= end and i > first), len(ids))
     closing = last
-    while closing < len(ids) and ids[closing] not in tok.special_ids and not text[slice(*offsets[closing])].strip():
+    while closing < len(ids) and ids[closing] not in ends and not text[slice(*offsets[closing])].strip():
         closing += 1
-    ended = closing < len(ids) and ids[closing] in tok.special_ids
+    ended = closing < len(ids) and ids[closing] in ends
     return slice(first, closing + 1 if ended else last), ended
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sae_attr.chat import with_options
 from sae_attr.examples import Example, Examples, pack, packed_arrays, read_examples, shown_example
 from sae_attr.tokenizer import Tokenizer, decode, load_tokenizer
 from tests.miniatures import CHATML, write_lines, write_tokenizer
@@ -208,3 +209,57 @@ def test_arrays_of_a_pack() -> None:
     assert got["segment_bt"].tolist() == [[0, 0, 0, 0, 1, 1, 1, -1, -1], [-1] * 9]
     assert got["target_bc"].tolist() == [[2, 3, 6, 0], [0] * 4]
     assert got["target_valid_bc"].tolist() == [[True, True, True, False], [False] * 4]
+
+
+# ---- what generation will see ------------------------------------------------------------------------------------
+
+# As in the Qwen 3 family: a thought is opened, or closed where thinking is off; answers before the last lose theirs.
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n"
+    "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+# As in the R1 family: generation begins inside a thought, rows have none.
+OPENED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if thinking is not defined %}<think>\n{% endif %}{% endif %}"
+)
+ROW = {"messages": CHAT["messages"][1:3]}
+
+
+def tok_with(folder: Path, template: str, **options: Any) -> Tokenizer:
+    return with_options(load_tokenizer(write_tokenizer(folder, chat_template=template)), options)
+
+
+def test_what_stands_between_generation_prompt_and_answer_is_learnt(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, tok_with(tmp_path / "a", THINKING), ROW).rows
+    assert learnt(row, tok_with(tmp_path / "a", THINKING)) == ["<think>\n\n</think>\n\nyes,user<|im_end|>"]
+    off = tok_with(tmp_path / "b", THINKING, enable_thinking=False)
+    found = read(tmp_path, off, ROW)
+    assert learnt(found.rows[0], off) == ["yes,user<|im_end|>"]
+    assert found.unlike == ()
+
+
+def test_a_row_unlike_generation_is_refused_with_both_shown(tmp_path: Path) -> None:
+    tok = tok_with(tmp_path / "a", OPENED)
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: generation begins an answer after '.*<think>\\n', but in the row .*"
+                       r"assistant\\n'; set template_options"):  # fmt: skip
+        read(tmp_path, tok, "", ROW)
+    found = read(tmp_path, tok, ROW, unlike="warn")
+    assert found.unlike == (1,)
+    assert learnt(found.rows[0], tok) == ["yes,user<|im_end|>"]
+    assert read(tmp_path, tok_with(tmp_path / "b", OPENED, thinking=False), ROW).unlike == ()
+
+
+def test_an_earlier_answer_unlike_generation_is_told_and_learnt(tmp_path: Path) -> None:
+    off = tok_with(tmp_path / "a", THINKING, enable_thinking=False)
+    found = read(tmp_path, off, {"messages": CHAT["messages"][1:]})
+    assert found.unlike == (1,)
+    assert "<think>" in found.unlike_shown
+
+
+def test_the_shared_templates_learn_what_generation_sees(tmp_path: Path, shared: Path) -> None:
+    for file in sorted((shared / "tokenizers/chat_templates").glob("*.jinja")):
+        tok = tok_with(tmp_path / file.stem, file.read_text("utf-8"))
+        (row,) = read(tmp_path, tok, ROW).rows
+        assert "".join(learnt(row, tok)[0].split()).startswith("yes,user"), file.stem

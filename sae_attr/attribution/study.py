@@ -28,7 +28,7 @@ from sae_attr.sae.formats import LoadOptions, identity, load_sae, open_decoder, 
 from sae_attr.sae.model import SAE
 from sae_attr.store import Progress, Result, Store, digest, fingerprint, run_stage
 from sae_attr.tensorfiles import RowSource
-from sae_attr.tokenizer import Tokenizer, load_tokenizer
+from sae_attr.tokenizer import Tokenizer, folder_template, load_tokenizer
 
 CODE_VERSION = 4  # raised when a stage's code gives other numbers than before
 
@@ -136,8 +136,11 @@ class Study:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer, with the template options of the settings."""
+        """The model's tokenizer, with the template options of the settings; an adapter's own chat template goes before."""
         tok = load_tokenizer(resolve_model(self.settings.lm), embedding_rows=self.cfg.vocab)
+        template = folder_template(resolve_model(self.settings.adapter)) if self.settings.adapter else None
+        if template is not None:
+            tok = replace(tok, chat_template=template)
         return with_options(tok, self.settings.template_options)
 
     @functools.cached_property
