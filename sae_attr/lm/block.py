@@ -122,12 +122,14 @@ class Block(nn.Module):
 
     Returns the residual stream and, where one is given, the cache's keys and values with this layer's new ones.
 
-    `rules` change how it is differentiated and no value (see `sae_attr.lm.rules`).
+    `rules` change how it is differentiated and no value (see `sae_attr.lm.rules`). `dense`: one MLP of width `d_dense`
+    although the model has experts.
     """
 
     cfg: LMConfig
     dtype: Any = jnp.float32
     rules: Rules = PLAIN
+    dense: bool = False
 
     def _dense(self, x: jax.Array, features: int, bias: bool, name: str) -> jax.Array:
         """A linear map, and beside it the adapter that the collection "lora" may hold for it: x W + (x A) B."""
@@ -181,16 +183,18 @@ class Block(nn.Module):
             kv, k, v = extend(kv, facts.layer, ctx.slot, k, v)
         mask = ctx.mask_bts if ctx.gap_bts is None else ctx.mask_bts & (ctx.gap_bts < facts.window)
         sinks_h = self.param("sinks", nn.initializers.zeros, (cfg.n_heads,)) if cfg.sinks else None
-        q, fixed = q * jnp.asarray(cfg.query_scale, q.dtype), "attention" in self.rules
+        scale = cfg.query_scale / (facts.layer + 1) if cfg.inverse_layer_scale else cfg.query_scale
+        q, fixed = q * jnp.asarray(scale, q.dtype), "attention" in self.rules
         z = attend(q, k, v, mask, cfg.attn_softcap, sinks_h, fixed_pattern=fixed)
         z = tap("attn_z", z.reshape(b, t, -1))
         return self._dense(z, cfg.d_model, cfg.out_bias, "o"), kv
 
     def _mlp(self, h_btd: jax.Array, tap: Tap) -> jax.Array:
         cfg = self.cfg
-        if cfg.n_experts:
+        if cfg.n_experts and not self.dense:
             return Experts(cfg, self.dtype, self.rules, name="moe")(h_btd)
-        up_btf = self._dense(h_btd, cfg.d_mlp, cfg.mlp_bias, "up")
-        gate_btf = self._dense(h_btd, cfg.d_mlp, cfg.mlp_bias, "gate") if cfg.gated_mlp else None
+        width = cfg.d_dense if self.dense else cfg.d_mlp
+        up_btf = self._dense(h_btd, width, cfg.mlp_bias, "up")
+        gate_btf = self._dense(h_btd, width, cfg.mlp_bias, "gate") if cfg.gated_mlp else None
         hidden_btf = tap("mlp_hidden", activation(cfg, gate_btf, up_btf, self.rules))
         return self._dense(hidden_btf, cfg.d_model, cfg.mlp_bias, "down")

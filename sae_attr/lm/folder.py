@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sae_attr import hub
+from sae_attr.lm.schema import IDS, shown
 from sae_attr.tensorfiles import check_pointer
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
+CONFIG, GENERATION, ADAPTER = "config.json", "generation_config.json", "adapter_config.json"
 _MAX_JSON = 1 << 28  # bytes; the index of the largest models has some 20 MB
 
 
@@ -28,7 +30,10 @@ def resolve_model(path: str) -> Path:
         raise ValueError(f"{path!r} is neither a folder here nor a hub id owner/name[@revision]; check --config.lm")
     wanted = ["*.json", "*.safetensors", "*.jinja", "adapter_model.bin"]
     copies = ["*/*", "consolidated*"]  # the same weights again in the layout of their authors
-    return hub.download(hub_id, revision or None, files=wanted, ignore=copies)
+    folder = hub.download(hub_id, revision or None, files=wanted, ignore=copies)
+    if any(folder.glob("*.safetensors")) or (folder / "adapter_model.bin").exists():
+        return folder
+    return hub.download(hub_id, revision or None, files=[*wanted, "pytorch_model*.bin"], ignore=copies)
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -83,36 +88,37 @@ def end_ids(path: str | Path) -> tuple[int, ...]:
 
     Returns:
       Each id once: those of generation_config.json first, then those of config.json and of its `text_config`. Empty if
-      the files state none.
+      the files state none. An id beyond the vocabulary, which no sampler can reach, is left out with a warning.
 
     Raises:
-      ValueError: a file that cannot be read, or an `eos_token_id` that is neither an id of the vocabulary nor a list of
-        them; the message names file and key.
+      ValueError: a file that cannot be read, or an `eos_token_id` that is neither an id nor a list of them; the message
+        names file and key.
     """
     folder = resolve_model(str(path))
     config = _object_or_none(folder / CONFIG) or {}
     inner = language_model(config)
+    stated = _stated_ends(folder / GENERATION, _object_or_none(folder / GENERATION) or {})
+    stated += _stated_ends(folder / CONFIG, config) + _stated_ends(folder / CONFIG, inner)
+    ids = tuple(dict.fromkeys(stated))
     vocab = inner.get("vocab_size", config.get("vocab_size"))
-    ids = list(_stated_ends(folder / GENERATION, _object_or_none(folder / GENERATION) or {}, vocab))
-    ids += _stated_ends(folder / CONFIG, config, vocab)
-    ids += _stated_ends(folder / CONFIG, inner, vocab)
-    return tuple(dict.fromkeys(ids))
+    outside = [token for token in ids if isinstance(vocab, int) and token >= vocab]
+    if outside:
+        warnings.warn(
+            f"{folder}: eos_token_id {outside[0]} lies outside the vocabulary of {vocab} ids and cannot end a turn",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return tuple(token for token in ids if token not in outside)
 
 
 def _object_or_none(file: Path) -> dict[str, Any] | None:
     return read_object(file) if file.exists() else None
 
 
-def _stated_ends(file: Path, values: Mapping[str, Any], vocab: Any) -> Iterator[int]:
+def _stated_ends(file: Path, values: Mapping[str, Any]) -> list[int]:
     stated = values.get("eos_token_id")
+    if not IDS.fits(stated):
+        raise ValueError(f"{file}: eos_token_id is {shown(stated)}; expected {IDS.words}")
     if stated is None:
-        return
-    for token in stated if isinstance(stated, list) else [stated]:
-        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
-            raise ValueError(f"{file}: eos_token_id is {stated!r}; expected a token id, or a list of token ids")
-        if isinstance(vocab, int) and token >= vocab:
-            raise ValueError(
-                f"{file}: eos_token_id {token} lies outside the vocabulary, whose {vocab} ids end at {vocab - 1} "
-                f"(vocab_size of {CONFIG})"
-            )
-        yield token
+        return []
+    return list(stated) if isinstance(stated, list) else [stated]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from flax import struct
 from sae_attr.hooks import Edit, Site, parse_site
 from sae_attr.lm.block import Block, Context, LayerFacts, Norm, Tap, no_tap
 from sae_attr.lm.cache import KV, Cache, enter
-from sae_attr.lm.config import LMConfig
+from sae_attr.lm.config import NO_WINDOW, LMConfig
 from sae_attr.lm.mlp import wide
 from sae_attr.lm.rules import PLAIN, Rules, check_rules
 
@@ -130,13 +131,34 @@ def _cached_context(cfg: LMConfig, pos_bt: jax.Array, cache: Cache) -> Context:
 
 def _facts(cfg: LMConfig, layer: Any) -> LayerFacts:
     ropes = cfg.rope_of_layer or (0,) * cfg.n_layers
+    windows = cfg.window_of_layer or (NO_WINDOW,) * cfg.n_layers
     of_layer = lambda values: jnp.asarray(np.array(values, np.int32))[layer]
-    return LayerFacts(layer, of_layer(cfg.window_of_layer), of_layer(ropes))
+    return LayerFacts(layer, of_layer(windows), of_layer(ropes))
 
 
 def _layer(blocks: Params, layer: Any) -> Params:
     """One layer's parameters, sliced out of the stack inside the loop: a slice outside it would copy whole segments."""
     return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, layer, keepdims=False), blocks)
+
+
+def _layer_of(cfg: LMConfig, blocks: Params, layer: Any, first: int) -> Params:
+    """`_layer` where layers may differ in kind: a leaf that only some of them have counts those alone.
+
+    `first` is a layer of the same kind as `layer`, with none of another kind between them.
+    """
+    out: Params = {}
+    for name, leaves in blocks.items():
+        held = cfg.layers_of(name)
+        if first in held:
+            out[name] = _layer(leaves, layer - first + held.index(first))
+    return out
+
+
+def _same_kind(cfg: LMConfig, start: int, stop: int) -> list[tuple[int, int]]:
+    """The spans of neighbouring layers that share one scanned body."""
+    dense = set(cfg.dense_layers)
+    starts = [i for i in range(start, stop) if i == start or (i in dense) != (i - 1 in dense)]
+    return list(zip(starts, [*starts[1:], stop]))
 
 
 def forward(
@@ -188,6 +210,7 @@ def forward(
     shape = (tokens_bt if x_btd is None else x_btd).shape[:2]  # type: ignore[union-attr]
     if cache is not None and (pos_bt is None or segment_bt is not None):
         raise ValueError("forward with a cache needs pos_bt, and has no segments; pass positions of the rows alone")
+    _check_length(cfg, shape[1] if cache is None else cache.pos_bs.shape[1])
     pos_bt = _positions(pos_bt, shape, cfg)
     if x_btd is None:
         assert tokens_bt is not None  # _check_span
@@ -197,24 +220,27 @@ def forward(
     else:
         cache = enter(cache, pos_bt, valid_bt)
         ctx = _cached_context(cfg, pos_bt, cache)
-    block = Block(cfg, _params_dtype(params), check_rules(rules))
+    check_rules(rules)
 
-    def run(carry: Carry, layer: Any, tap: Tap = no_tap) -> Carry:
-        variables = {"params": _layer(params["blocks"], layer)}
+    def run(carry: Carry, layer: Any, first: int, tap: Tap = no_tap) -> Carry:
+        block = Block(cfg, _params_dtype(params), rules, first in cfg.dense_layers)
+        variables = {"params": _layer_of(cfg, params["blocks"], layer, first)}
         if "lora" in params:
             variables["lora"] = _layer(params["lora"], layer)
         return block.apply(variables, carry[0], ctx, _facts(cfg, layer), tap, carry[1])  # type: ignore[return-value]
 
     # Products are kept, the rest is cheap to repeat: plain reverse mode would also keep a copy of every sliced weight.
     policy = jax.checkpoint_policies.nothing_saveable if remat else jax.checkpoint_policies.dots_saveable
-    body = jax.checkpoint(run, policy=policy, prevent_cse=unroll)  # inside a loop nothing can be merged
+    # Inside a loop nothing can be merged.
+    body = lambda first: jax.checkpoint(partial(run, first=first), policy=policy, prevent_cse=unroll)
     acts: dict[Site, jax.Array] = {}
     carry = (x_btd, None if cache is None else cache.kv)
     for layer in [*sorted({site.layer for site in sites}), stop]:
-        if layer > start:
-            carry, _ = jax.lax.scan(lambda c, i: (body(c, i), None), carry, jnp.arange(start, layer), unroll=unroll)
+        for first, end in _same_kind(cfg, start, layer):
+            step = body(first)
+            carry, _ = jax.lax.scan(lambda c, i, f=step: (f(c, i), None), carry, jnp.arange(first, end), unroll=unroll)
         if layer < stop:
-            carry = run(carry, layer, _tap(layer, edits, keep, acts, pos_bt))
+            carry = run(carry, layer, layer, _tap(layer, edits, keep, acts, pos_bt))
         start = layer + 1
     return Output(carry[0], acts, None if cache is None else replace(cache, kv=carry[1]))
 
@@ -246,6 +272,16 @@ def _tap(
     return tap
 
 
+def _check_length(cfg: LMConfig, length: int) -> None:
+    """Raises ValueError for rows, or caches, beyond the trained length of a rope whose angles change there."""
+    trained = min((rope.original_len for rope in cfg.ropes if rope.kind == "dynamic"), default=length)
+    if length > trained:
+        raise ValueError(
+            f"rows of {length} tokens are longer than the {trained} up to which rope type 'dynamic' is implemented; shorten "
+            "them"
+        )
+
+
 def _positions(pos_bt: jax.Array | None, shape: tuple[int, ...], cfg: LMConfig) -> jax.Array:
     if cfg.learned_pos and shape[1] > cfg.max_len:
         raise ValueError(f"rows of {shape[1]} tokens are longer than the {cfg.max_len} learned positions of the model")
@@ -275,10 +311,15 @@ def init_params(cfg: LMConfig, key: jax.Array, dtype: str = "float32") -> Params
     keys = jax.random.split(key, cfg.n_layers + 3)
     x_btd = jnp.zeros((1, 2, cfg.d_model), cfg.resid_dtype)
     ctx = _context(cfg, jnp.arange(2)[None], None, None)
-    one = lambda k: Block(cfg).init(k, x_btd, ctx, _facts(cfg, 0))["params"]
+    blocks = jax.vmap(lambda k: Block(cfg).init(k, x_btd, ctx, _facts(cfg, 0))["params"])(keys[3:])
+    if cfg.dense_layers:
+        dense = jax.vmap(lambda k: Block(cfg, dense=True).init(k, x_btd, ctx, _facts(cfg, 0))["params"])(keys[3:])
+        blocks = {**dense, **blocks}
+        pick = lambda name: jax.tree.map(lambda w: w[np.array(cfg.layers_of(name))], blocks[name])
+        blocks = {name: pick(name) for name in blocks}
     params: Params = {
         "embed": {"table": 0.02 * jax.random.normal(keys[0], (cfg.vocab, cfg.d_model))},
-        "blocks": jax.vmap(one)(keys[3:]),
+        "blocks": blocks,
         "final_norm": Norm(cfg, jnp.float32).init(keys[1], x_btd)["params"],
     }
     if cfg.learned_pos:

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.lm.schema import rope_kind
+
 
 @dataclass(frozen=True)
 class Rope:
     """Rotary position embedding of some layers: which frequencies, and by how much attention is scaled with them.
 
-    Kinds: `default`, `linear` (position interpolation), `llama3` (Llama 3.1's wavelength-dependent scaling), `yarn`
+    Kinds: `default`, `linear` (position interpolation), `dynamic` (as default up to the trained length, beyond which it is
+    refused), `llama3` (Llama 3.1's wavelength-dependent scaling), `yarn`
     (Peng et al. 2023) and `longrope` (Ding et al. 2024; short or long factors by the length of the row).
     """
 
@@ -61,6 +64,7 @@ def _yarn(rope: Rope, inv: np.ndarray, long: bool) -> np.ndarray:
 _SCALED: Mapping[str, Callable[[Rope, np.ndarray, bool], np.ndarray]] = {
     "default": lambda rope, inv, long: inv,
     "linear": lambda rope, inv, long: inv / rope.factor,
+    "dynamic": lambda rope, inv, long: inv,
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": lambda rope, inv, long: inv / np.asarray(rope.long_factor if long else rope.short_factor),
@@ -69,16 +73,22 @@ _SCALED: Mapping[str, Callable[[Rope, np.ndarray, bool], np.ndarray]] = {
 
 def rope_from_hf(hf: Mapping[str, Any], params: Mapping[str, Any], head_dim: int, theta: float) -> Rope:
     """One `Rope` from a `rope_parameters` / `rope_scaling` entry of either spelling."""
-    kind = params.get("rope_type", params.get("type", "default")) or "default"
-    kind = {"su": "longrope", "mrope": "default"}.get(kind, kind)
+    kind = rope_kind(params)
     if kind not in _SCALED:
         raise ValueError(f"rope type {kind!r} is not implemented; known: {', '.join(_SCALED)}")
-    partial = params.get("partial_rotary_factor", hf.get("partial_rotary_factor", hf.get("rotary_pct", 1.0)))
+    shares = (params.get("partial_rotary_factor"), hf.get("partial_rotary_factor"), hf.get("rotary_pct"))
+    partial = next((share for share in shares if share is not None), 1.0)
     # Phi-3 keeps the original length outside the entry; where both are given transformers takes that one.
     original = hf.get("original_max_position_embeddings") or params.get("original_max_position_embeddings")
-    original = original or hf.get("max_position_embeddings", 0)
+    trained = hf.get("max_position_embeddings", 0)
+    if kind == "dynamic" and original not in (None, trained):
+        raise ValueError(
+            f"rope type 'dynamic' has original_max_position_embeddings {original} beside max_position_embeddings {trained}; "
+            "say which of them it was trained for by making them equal"
+        )
+    original = original or trained
     factor = params.get("factor")
-    if factor is None and kind in ("linear", "llama3", "yarn"):
+    if factor is None and kind in ("linear", "dynamic", "llama3", "yarn"):
         raise ValueError(f"rope type {kind!r} needs a factor, which config.json lacks; take it from the original")
     if factor is None and kind == "longrope":
         factor = hf["max_position_embeddings"] / original
@@ -88,8 +98,10 @@ def rope_from_hf(hf: Mapping[str, Any], params: Mapping[str, Any], head_dim: int
     names = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "truncate")
     extra: dict[str, Any] = {name: params[name] for name in names if params.get(name) is not None}
     extra |= {name: tuple(params.get(name) or ()) for name in ("short_factor", "long_factor")}
-    theta = float(params.get("rope_theta", theta))
+    theta = float(params.get("rope_theta") or theta)
     dim = int(head_dim * partial)
+    if dim < 1 or (dim == head_dim and dim % 2):
+        raise ValueError(f"{dim} of the {head_dim} channels of a head would be rotated in pairs; take the original")
     if kind == "longrope" and {len(extra["short_factor"]), len(extra["long_factor"])} != {dim // 2}:
         raise ValueError(
             f"longrope: short_factor and long_factor have {len(extra['short_factor'])} and {len(extra['long_factor'])} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,13 @@ class Source:
         if self.columns is None:
             return self.read(tensors[name], cfg)
         return tensors[name][expert, :, self.columns]
+
+    def shape_of(self, tensors: Mapping[str, Any], name: str, expert: int, cfg: LMConfig) -> tuple[int, ...]:
+        """The shape of `view`, without reading anything."""
+        if self.columns is None:
+            return self.read(tensors[name], cfg).shape
+        experts, rows, columns = tensors[name].shape
+        return (rows, len(range(columns)[self.columns])) if expert < experts else tensors[name].shape
 
 
 def transposed(w: np.ndarray, cfg: LMConfig) -> np.ndarray:
@@ -189,5 +196,10 @@ _SOURCES: Mapping[str, Mapping[str, Source]] = {
 
 def source_of(cfg: LMConfig, leaf: str) -> Source:
     """The source of a leaf, whose path may begin with blocks/."""
-    dense = cfg.family == "qwen3_moe" and not cfg.n_experts
-    return (_LLAMA if dense else _SOURCES.get(cfg.family, _LLAMA))[leaf.removeprefix("blocks/")]
+    leaf = leaf.removeprefix("blocks/")
+    table = {**_LLAMA, **_SOURCES.get(cfg.family, {})}  # a family with experts may have layers without
+    name = dict(cfg.names).get(leaf)
+    if leaf not in table and name is None:
+        raise ValueError(f"a {cfg.family} model has no tensor for {leaf}; say its name in LMConfig.names")
+    source = table.get(leaf, Source(""))
+    return source if name is None else replace(source, name=without_prefix(name))

@@ -6,7 +6,6 @@ import functools
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,22 +20,15 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from sae_attr.lm.config import LMConfig, config_from_hf
-from sae_attr.lm.folder import CONFIG, read_object, resolve_model
+from sae_attr.lm.files import Weights, quantised_names, read_weights, same_numbers, weight_files
+from sae_attr.lm.folder import ADAPTER, CONFIG, read_object, resolve_model
 from sae_attr.lm.lora import Adapter, Factors, load_adapter
 from sae_attr.lm.model import Params, init_params
-from sae_attr.lm.mxfp4 import join_packed
-from sae_attr.lm.sources import as_is, source_of, transposed, without_prefix
+from sae_attr.lm.sources import as_is, source_of, transposed
 from sae_attr.parallel import LM_RULES, is_main, shard_tree, spec_for, to_host
 from sae_attr.store import write_atomic
-from sae_attr.tensorfiles import read_tensors
 
 CHUNK_BYTES = 8 << 20  # weights are streamed in pieces of about this size; larger ones were no faster
-
-
-# Buffers that are computed, not learnt, and the parts of multimodal models that are not the language model.
-_NOT_WEIGHTS = re.compile(
-    r"rotary_emb\.|\.attn\.(masked_)?bias$|attention\.(masked_)?bias$|vision_|multi_modal_projector"
-)
 
 
 def load_config(path: str, *, resid_dtype: str = "float32", mesh: jax.sharding.Mesh | None = None) -> LMConfig:
@@ -44,38 +36,22 @@ def load_config(path: str, *, resid_dtype: str = "float32", mesh: jax.sharding.M
 
     With a mesh, the tokens of each `data` shard go to experts by themselves, so that no shard waits for another's.
     """
-    file = resolve_model(path) / CONFIG
-    if not file.is_file():
-        raise ValueError(f"{file.parent} holds no config.json, so it is no Hugging Face model folder")
-    found = read_object(file)
-    cfg = replace(config_from_hf(found), resid_dtype=resid_dtype)
+    folder = resolve_model(path)
+    return _for_mesh(config_from_hf(_read_config(folder), str(folder / CONFIG)), resid_dtype, mesh)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG
+    if file.is_file():
+        return read_object(file)
+    if (folder / ADAPTER).is_file():
+        weight_files(folder)  # which says what to do with an adapter
+    raise ValueError(f"{folder} holds no {CONFIG}, so it is no Hugging Face model folder")
+
+
+def _for_mesh(cfg: LMConfig, resid_dtype: str, mesh: jax.sharding.Mesh | None) -> LMConfig:
+    cfg = replace(cfg, resid_dtype=resid_dtype)
     return replace(cfg, token_groups=mesh.shape["data"]) if mesh is not None and cfg.n_experts else cfg
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files that hold the model: those of the index, or model.safetensors, or whatever there is."""
-    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.exists():
-        try:
-            return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is no JSON object with a weight_map ({error!r}); fetch it again") from error
-    return [whole] if whole.exists() else sorted(folder.glob("*.safetensors"))
-
-
-def _tensors(folder: Path) -> dict[str, Any]:
-    """Every tensor of the folder's safetensors files as a memory map, under its name without prefixes; MXFP4 joined."""
-    files = _files(folder)
-    absent = [file.name for file in files if not file.exists()]
-    if absent or not files:
-        lacking = ", ".join(absent) or "any *.safetensors file"
-        raise ValueError(f"{folder} lacks {lacking}; download the model completely")
-    tensors: dict[str, np.ndarray] = {}
-    for file in files:
-        for name, tensor in read_tensors(file).items():
-            if not _NOT_WEIGHTS.search(name):
-                tensors[without_prefix(name)] = tensor
-    return join_packed(tensors)
 
 
 def _wanted(cfg: LMConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -92,40 +68,78 @@ def _places(cfg: LMConfig, leaf: str) -> list[tuple[tuple[int, ...], str]]:
         return [((), source.name)]
     experts = range(cfg.n_experts if source.per_expert else 1)
     at = lambda i, j: (i, j) if source.per_expert else (i,)
-    return [(at(i, j), source.name.format(i, j)) for i in range(cfg.n_layers) for j in experts]
+    layers = cfg.layers_of(leaf)
+    return [(at(k, j), source.name.format(i, j)) for k, i in enumerate(layers) for j in experts]
 
 
 def _names(cfg: LMConfig, leaf: str) -> list[str]:
     return list(dict.fromkeys(name for _, name in _places(cfg, leaf)))
 
 
-def _check_names(cfg: LMConfig, wanted: Mapping[str, Any], tensors: Mapping[str, np.ndarray], folder: Path) -> None:
+def _check(cfg: LMConfig, wanted: Mapping[str, Any], weights: Weights, folder: Path) -> None:
+    """Raises ValueError, with a line for each fault, if the files do not hold what config.json describes."""
+    tensors = weights.tensors
     expected = {name for leaf in wanted for name in _names(cfg, leaf)}
-    spare = {"lm_head.weight", "embed_out.weight"} if cfg.tied_head else set()  # a second copy of the embedding
+    spare = {name for name in _HEADS if name in tensors} if cfg.tied_head else set()
     lines = [f"- {name} (missing)" for name in sorted(expected - set(tensors))]
     lines += [f"+ {name} (unexpected)" for name in sorted(set(tensors) - expected - spare)]
     if len(lines) > 20:
         lines[20:] = [f"... and {len(lines) - 20} more"]
     if lines:
+        quantised = quantised_names(set(tensors) - expected)
+        cure = "Use the config.json that belongs to these weights."
+        if quantised:
+            cure = (
+                f"{quantised[0]} belongs to quantised weights, whose config.json has a quantization_config; take the "
+                "unquantised model."
+            )
         raise ValueError(
             f"the weights in {folder} are not those of the {cfg.family} model that config.json describes:\n"
-            + "\n".join([*lines, "Use the config.json that belongs to these weights."])
+            + "\n".join([*lines, cure])
         )
+    for name in spare:
+        _check_tied(cfg, name, weights, folder)
+    for leaf, want in wanted.items():
+        for at, name in _places(cfg, leaf):
+            _check_shape(cfg, leaf, weights, name, at, want.shape[len(at) :])
 
 
-def _view(
-    cfg: LMConfig, leaf: str, tensors: Mapping[str, Any], name: str, at: tuple[int, ...], shape: tuple[int, ...]
-) -> np.ndarray:
-    """What a leaf takes of a tensor; ValueError if that has another shape than config.json asks for."""
-    try:
-        view = source_of(cfg, leaf).view(tensors, name, at[-1] if at else 0, cfg)
-    except (ValueError, IndexError):  # it cannot be cut into heads or experts
-        view = tensors[name]
-    if view.shape != shape:
+_HEADS = ("lm_head.weight", "embed_out.weight")
+
+
+def _check_tied(cfg: LMConfig, name: str, weights: Weights, folder: Path) -> None:
+    """The head of a tied model is a second copy of its embedding, or not this model's at all."""
+    embedding = source_of(cfg, "embed/table").name
+    if not same_numbers(weights.tensors[name], weights.tensors[embedding]):
         raise ValueError(
-            f"{leaf} should be {shape} by config.json, but the file has {view.shape}; take both from one model"
+            f"{folder / CONFIG} says that head and embedding are one (tie_word_embeddings), but {name} in "
+            f"{weights.file_of[name].name} differs from {embedding}; set tie_word_embeddings to false if the head is the "
+            "model's, or take it out of the file"
         )
-    return view
+
+
+def _check_shape(
+    cfg: LMConfig, leaf: str, weights: Weights, name: str, at: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    """Raises ValueError if a tensor is not of the shape that config.json asks for, or holds no real numbers."""
+    tensor = weights.tensors[name]
+    try:
+        got = source_of(cfg, leaf).shape_of(weights.tensors, name, at[-1] if at else 0, cfg)
+    except (ValueError, IndexError):  # it cannot be cut into heads or experts
+        got = tensor.shape
+    if got != shape:
+        raise ValueError(
+            f"{leaf} should be {shape} by config.json, but the file has {got}; take both from one model ({name} of layer "
+            f"{at[0]})"
+            if at
+            else f"{leaf} should be {shape} by config.json, but the file has {got}; take both from one model"
+        )
+    dtype = getattr(tensor, "dtype", None)
+    if dtype is not None and np.dtype(dtype).kind in "iub":
+        raise ValueError(
+            f"{weights.file_of[name]}: {name} holds {np.dtype(dtype).name} numbers without scales, so it is quantised or "
+            "damaged; take the unquantised model (a quantised one has a quantization_config in config.json)"
+        )
 
 
 @dataclass(frozen=True)
@@ -176,7 +190,7 @@ def _pieces(
     """A leaf in pieces of about `CHUNK_BYTES`, a layer or expert at a time, along the axis outermost in the file."""
     factors = adapter.factors(cfg, leaf) if adapter else {}
     for at, name in _places(cfg, leaf):
-        view = _view(cfg, leaf, tensors, name, at, shape[len(at) :])[(None,) * len(at)]
+        view = source_of(cfg, leaf).view(tensors, name, at[-1] if at else 0, cfg)[(None,) * len(at)]
         shard = (*view.shape[: len(at)], *sharding.shard_shape(shape)[len(at) :])
         axis = int(np.argmax(view.strides[len(at) :])) + len(at) if view.ndim > len(at) else 0
         step = max(1, min(shard[axis], CHUNK_BYTES * shard[axis] // max(1, view.nbytes)))
@@ -233,6 +247,7 @@ def load_lm(
     resid_dtype: str | None = None,
     adapter: str | None = None,
     merge: bool = True,
+    cfg: LMConfig | None = None,
     progress: bool = True,
 ) -> tuple[LMConfig, Params]:
     """Config and parameters of a Hugging Face folder or hub id, each weight on the devices that `LM_RULES` gives it.
@@ -247,6 +262,8 @@ def load_lm(
       adapter: folder or hub id of a PEFT LoRA adapter of this model.
       merge: add it to the weights, in float64 before they are rounded to `dtype`; otherwise its factors are kept apart
         in `params["lora"]`, where they can be differentiated, scaled or taken out.
+      cfg: the model, where no config.json describes it: any combination of parts that `LMConfig` has. Its `family` says
+        under which names and in which layout the tensors lie, its `names` which of them differ.
       progress: show a bar.
 
     Raises:
@@ -255,10 +272,13 @@ def load_lm(
     """
     folder = resolve_model(path)
     resid_dtype = resid_dtype or ("float64" if dtype == "float64" else "float32")
-    cfg = load_config(str(folder), resid_dtype=resid_dtype, mesh=mesh)
-    lora = load_adapter(resolve_model(adapter)) if adapter else None
-    tensors, wanted = _tensors(folder), _wanted(cfg)
-    _check_names(cfg, wanted, tensors, folder)
+    hf = _read_config(folder) if cfg is None else {}
+    cfg = _for_mesh(cfg or config_from_hf(hf, str(folder / CONFIG)), resid_dtype, mesh)
+    added = resolve_model(adapter) if adapter else None
+    lora = load_adapter(added) if added else None
+    own = added is not None and added.resolve() == folder.resolve()
+    weights, wanted = read_weights(folder, multimodal="text_config" in hf, adapter=own), _wanted(cfg)
+    _check(cfg, wanted, weights, folder)
     if lora:
         lora.check(cfg, {leaf: want.shape for leaf, want in wanted.items()})
     params: Params = {}
@@ -268,7 +288,7 @@ def load_lm(
         for key in outer:
             node = node.setdefault(key, {})
         sharding = jax.NamedSharding(mesh, spec_for(leaf, want.shape, LM_RULES, mesh))
-        pieces = _pieces(cfg, leaf, tensors, want.shape, sharding, lora if merge else None)
+        pieces = _pieces(cfg, leaf, weights.tensors, want.shape, sharding, lora if merge else None)
         node[last] = _stream(leaf, pieces, want.shape, sharding, dtype)
     if lora and not merge:
         params |= shard_tree({"lora": lora.stacked(cfg, dtype)}, LM_RULES, mesh)

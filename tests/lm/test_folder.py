@@ -37,7 +37,7 @@ def test_ids_that_end_a_turn(tmp_path: Path, config: Any, generation: Any, want:
     assert end_ids(folder_of(tmp_path, config, generation)) == want
 
 
-@pytest.mark.parametrize("value", ["2", 2.0, True, -1, [2, None], [[2]], {"id": 2}, 300])
+@pytest.mark.parametrize("value", ["2", 2.0, True, -1, [2, None], [[2]], {"id": 2}])
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 def test_an_end_that_is_no_id_is_refused(tmp_path: Path, name: str, value: Any) -> None:
     given = {"eos_token_id": value}
@@ -45,6 +45,12 @@ def test_an_end_that_is_no_id_is_refused(tmp_path: Path, name: str, value: Any) 
     (tmp_path / name).write_text(json.dumps({"vocab_size": 300} | given))
     with pytest.raises(ValueError, match=rf"{name}: eos_token_id"):
         end_ids(tmp_path)
+
+
+def test_an_end_beyond_the_vocabulary_is_left_out(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"vocab_size": 300, "eos_token_id": 50256}, {"eos_token_id": [299, 300]})
+    with pytest.warns(RuntimeWarning, match=r"eos_token_id 300 lies outside the vocabulary of 300 ids"):
+        assert end_ids(tmp_path) == (299,)
 
 
 @pytest.mark.parametrize(

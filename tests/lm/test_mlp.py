@@ -153,13 +153,13 @@ def edited(shared: Path, tmp_path: Path, family: str, **changes: Any) -> LMConfi
     return load_config(str(tmp_path))
 
 
-def test_layers_of_both_kinds_are_refused(shared: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"decoder_sparse_step=2 and mlp_only_layers=\[\] give experts to 2 of 4 layers"
-    ):
-        edited(shared, tmp_path, "qwen3_moe", decoder_sparse_step=2)
-    with pytest.raises(ValueError, match=r"mlp_only_layers=\[3\] give experts to 3 of 4 layers"):
-        edited(shared, tmp_path, "qwen3_moe", mlp_only_layers=[3])
+def test_layers_of_both_kinds(shared: Path, tmp_path: Path) -> None:
+    """Their logits are compared in test_against_transformers.py."""
+    assert edited(shared, tmp_path, "qwen3_moe", decoder_sparse_step=2).dense_layers == (0, 2)
+    cfg = edited(shared, tmp_path, "qwen3_moe", mlp_only_layers=[3])
+    assert (cfg.dense_layers, cfg.d_dense, cfg.d_mlp) == ((3,), 64, 24)
+    with pytest.raises(ValueError, match=r"mlp_only_layers names layer 4 of a model whose layers are 0..3"):
+        edited(shared, tmp_path, "qwen3_moe", mlp_only_layers=[4])
     cfg = edited(shared, tmp_path, "qwen3_moe", mlp_only_layers=[0, 1, 2, 3])
     assert (cfg.n_experts, cfg.d_mlp) == (0, 64)
 

@@ -92,7 +92,7 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "model type": ({"model_type": "mamba"}, r"model_type 'mamba' is not implemented; known: .*llama"),
     "no model type": ({"model_type": None}, r"model_type None is not implemented"),
     "activation": ({"hidden_act": "quick_gelu"}, r"activation 'quick_gelu' is not implemented; known: .*silu"),
-    "rope": ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, r"rope type 'dynamic' is not implemented"),
+    "rope": ({"rope_scaling": {"rope_type": "xpos", "factor": 2.0}}, r"rope type 'xpos' is not implemented"),
     "rope, old key": ({"rope_scaling": {"type": "ntk"}}, r"rope type 'ntk' is not implemented"),
     "rope, new key": ({"rope_parameters": {"rope_type": "proportional"}}, r"rope type 'proportional' is not"),
     "rope without factor": ({"rope_scaling": {"type": "linear"}}, r"rope type 'linear' needs a factor"),
