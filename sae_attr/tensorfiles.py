@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import operator
 import os
 import pickle
 import pickletools
@@ -18,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -40,6 +41,7 @@ _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _LFS_START = b"version https://git-lfs"
 _MAX_DEPTH = 8  # of nested dicts in a torch file
 _MAX_ENTRIES = 1_000_000  # in all containers of a torch file, counted as often as they are named
+_MAX_TUPLE, _MAX_PICKLE = 10_000, 1 << 24  # entries of a tuple and all within it; bytes of a pickle
 _MAX_GROWTH, _LARGE = 64, 1 << 28  # times that a zip member may grow when it is unpacked, if it exceeds so many bytes
 
 
@@ -281,6 +283,10 @@ def _load_torch(path: Path, archive: zipfile.ZipFile, raw: np.ndarray) -> Any:
     root = roots[0]
     if f"{root}byteorder" in infos and _unpacked(path, archive, infos[f"{root}byteorder"]) != b"little":
         raise _Refused(f"{path} was saved on a big-endian machine; save it again on a little-endian one")
+    if infos[f"{root}data.pkl"].file_size > _MAX_PICKLE:
+        raise _Refused(
+            f"{path} has a pickle of {infos[f'{root}data.pkl'].file_size:,} bytes; save the state_dict alone"
+        )
     data = _unpacked(path, archive, infos[f"{root}data.pkl"])
     _check_opcodes(data)
 
@@ -322,16 +328,27 @@ def _check_opcodes(data: bytes) -> None:
             raise ValueError(f"memo index {argument} in a pickle of {len(data)} bytes")
 
 
-class _TensorUnpickler(pickle.Unpickler):
+class _TensorUnpickler(pickle._Unpickler):  # type: ignore[reportPrivateUsage]
     """Unpickler that knows tensors and ordered dicts.
 
     What `find_class` hands out is a string, an immutable built-in type or a closure of this load alone, so a BUILD
-    opcode finds nothing of the process to change.
+    opcode finds nothing of the process to change. It is Python's own in Python, since tuples have to be weighed while they
+    are made: one that holds another twice, and so on, takes for ever to hash as the key of a dict.
     """
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)  # type: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 
     def __init__(self, data: bytes, path: Path, storage: Callable[[str, str, int], np.ndarray]) -> None:
         super().__init__(io.BytesIO(data))
         self._path, self._storage = path, storage
+        self._weights: dict[int, tuple[tuple[Any, ...], int]] = {}  # id -> the tuple, kept alive, and what it holds
+
+    def _weigh(self) -> None:
+        made = self.stack[-1]  # type: ignore[attr-defined]
+        weight = 1 + sum(self._weights.get(id(part), (part, 1))[1] for part in made)
+        if weight > _MAX_TUPLE:
+            raise _Refused(f"{self._path} has more than {_MAX_TUPLE:,} entries in a tuple; save the state_dict alone")
+        self._weights[id(made)] = (made, weight)
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("torch", "torch.storage") and name in _TORCH_STORAGES:
@@ -342,8 +359,8 @@ class _TensorUnpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _rebuild_tensor(*args[:4]),
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
             ("collections", "OrderedDict"): OrderedDict,
-            ("torch", "Size"): tuple,
-            ("torch", "device"): lambda *args: args,
+            ("torch", "Size"): lambda sizes: tuple(map(operator.index, sizes)),
+            ("torch", "device"): lambda kind, *number: (str(kind), *map(operator.index, number)),
         }
         if (module, name) not in allowed:
             raise _Refused(
@@ -357,6 +374,18 @@ class _TensorUnpickler(pickle.Unpickler):
         if kind != "storage" or not isinstance(numel, int):
             raise ValueError(f"unknown persistent id {pid!r}")
         return self._storage(storage_type, str(key), numel)
+
+
+def _weighed(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    def weighed(self: _TensorUnpickler) -> None:
+        load(self)
+        self._weigh()
+
+    return weighed
+
+
+for _opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+    _TensorUnpickler.dispatch[_opcode[0]] = _weighed(_TensorUnpickler.dispatch[_opcode[0]])
 
 
 def _rebuild_tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:

@@ -173,6 +173,31 @@ def test_a_few_bytes_that_stand_for_many_are_errors(tmp_path: Path, monkeypatch:
             read_torch(tmp_path / "x.pt")
 
 
+def test_a_key_that_takes_for_ever_to_hash_is_an_error(tmp_path: Path) -> None:
+    doubled: Any = ("x",)
+    for _ in range(60):
+        doubled = (doubled, doubled)
+    key = pickle.dumps(doubled, protocol=2)[2:-1]  # pickle.dumps would hash it as well, were it a key already
+    for body in (b"}" + key + b"K\x01s.", b"}(" + key + b"K\x01u.", b"}ctorch\nSize\n" + key + b"\x85RK\x01s."):
+        save_torch(tmp_path / "x.pt", {}, {}, b"\x80\x02" + body)
+        with pytest.raises(ValueError, match=r"x.pt (has more than 10,000 entries in a tuple|is truncated or corrupt)"):
+            read_torch(tmp_path / "x.pt")
+
+
+def test_a_pickle_of_endless_opcodes_is_an_error(tmp_path: Path) -> None:
+    save_torch(tmp_path / "x.pt", {}, {}, b"\x80\x02" + b"N0" * (1 << 23) + b"}.")
+    with pytest.raises(ValueError, match=r"x.pt has a pickle of 16,777,220 bytes; save the state_dict alone"):
+        read_torch(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pt", ".pth", ".bin", ".ckpt"])
+def test_a_pointer_of_git_lfs_is_named_as_one(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"x{suffix}"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ValueError, match=rf"x{suffix} is a Git LFS pointer, not the file itself; run `git lfs pull`"):
+        read_tensors(file)
+
+
 def test_a_member_that_grows_without_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "x.npz", a=np.zeros(1 << 18, np.float32))
     assert read_tensors(tmp_path / "x.npz")["a"].shape == (1 << 18,)  # a tensor of zeros that is not large

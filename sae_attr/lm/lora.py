@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.folder import ADAPTER, read_object
+from sae_attr.lm.schema import FLAG, OBJECT, misfits, number, shown, whole
 from sae_attr.lm.sources import source_of, without_prefix
 from sae_attr.tensorfiles import read_tensors
 
@@ -22,6 +23,12 @@ _UNDERSTOOD = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out", "lora_dropout"),
     *("auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version"),
     *("megatron_core", "eva_config", "runtime_config", "qalora_group_size", "ensure_weight_tying"),
+}
+_KINDS = {
+    "r": whole(1, 2**16),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), OBJECT),
+    "lora_alpha": number(-1e9, 1e9),
+    **dict.fromkeys(("use_rslora", "fan_in_fan_out", "use_dora"), FLAG),
 }
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")  # the others change the base model as well
 _KEY = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.\w+)?\.weight$")
@@ -148,15 +155,18 @@ def load_adapter(folder: Path) -> Adapter:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "adapter_config.json"
-    if not file.exists():
-        raise ValueError(f"{folder} holds no adapter_config.json, so it is no PEFT adapter")
+    file = folder / ADAPTER
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no {ADAPTER}, so it is no PEFT adapter")
     try:
-        config = json.loads(file.read_text("utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError(f"a {type(config).__name__} where an object is expected")
+        config = read_object(file)
     except ValueError as error:
-        raise ValueError(f"{file} cannot be read ({error}); fetch it again") from error
+        what = str(error).removeprefix(f"{file} ").removeprefix("holds ")
+        raise ValueError(f"{file} cannot be read ({what})") from None
+    if lines := misfits(config, _KINDS):
+        raise ValueError(f"{file}: " + "\n".join(lines))
+    if unsafe := [key for key in _patterns(config) if not _is_simple(key)]:
+        raise ValueError(f"{file}: the pattern {shown(unsafe[0])} is no module's name or simple expression of names")
     kind, start = config.get("peft_type"), config.get("init_lora_weights")
     if kind != "LORA":
         raise ValueError(f"{file}: peft_type {kind!r} is not implemented; only 'LORA' is")
@@ -169,8 +179,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     refused = sorted(name for name, value in config.items() if value and name not in _UNDERSTOOD)
     if refused:
-        shown = ", ".join(f"{name}={config[name]!r}" for name in refused)
-        raise ValueError(f"{file}: {shown} is not implemented; only plain LoRA and rsLoRA are, so merge it with peft")
+        words = ", ".join(f"{name}={config[name]!r}" for name in refused)
+        raise ValueError(f"{file}: {words} is not implemented; only plain LoRA and rsLoRA are, so merge it with peft")
     return config
 
 
@@ -187,8 +197,13 @@ def _scaled(
     """A and s B of one module, float64."""
     if set(pair) != {"A", "B"}:
         raise ValueError(f"the adapter in {folder} has {module}.lora_{next(iter(pair))} alone; fetch it again")
-    rank = int(_by_pattern(config.get("rank_pattern"), module, config.get("r", 8)))
-    alpha = float(_by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
+    stated = {
+        "r": _by_pattern(config.get("rank_pattern"), module, config.get("r", 8)),
+        "lora_alpha": _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)),
+    }
+    if lines := misfits(stated, _KINDS):
+        raise ValueError(f"{folder / ADAPTER}: by its patterns, for {module}, " + "; ".join(lines))
+    rank, alpha = int(stated["r"]), float(stated["lora_alpha"])
     a_ri, b_or = (np.asarray(pair[half], np.float64) for half in "AB")
     if not a_ri.shape[0] == b_or.shape[1] == rank:
         raise ValueError(
@@ -196,6 +211,21 @@ def _scaled(
             f"lora_B {b_or.shape} in its file; take both from one adapter"
         )
     return a_ri, b_or * (alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+
+
+def _is_simple(pattern: str) -> bool:
+    """Whether a pattern is an expression that takes no time to match: short, few repeats, and no group repeated."""
+    if len(pattern) > 200 or len(re.findall(r"[*+{]", pattern)) > 3 or re.search(r"\)[*+{]", pattern):
+        return False
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError):
+        return False
+    return True
+
+
+def _patterns(config: Mapping[str, Any]) -> list[str]:
+    return [*(config.get("rank_pattern") or {}), *(config.get("alpha_pattern") or {})]
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:

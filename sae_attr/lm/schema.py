@@ -19,13 +19,15 @@ class Kind:
     fits: Callable[[Any], bool]
 
 
-def _whole(low: int, high: int) -> Kind:
+def whole(low: int, high: int) -> Kind:
+    """Whole numbers within bounds; true and false are none."""
     # bool is a kind of int in Python, and true is no number of layers.
     fits = lambda x: isinstance(x, int) and not isinstance(x, bool) and low <= x <= high
     return Kind(f"a whole number from {low} to {high:,}", fits)
 
 
-def _number(low: float, high: float) -> Kind:
+def number(low: float, high: float) -> Kind:
+    """Finite numbers above `low`, up to `high`."""
     fits = lambda x: isinstance(x, int | float) and not isinstance(x, bool) and low < x <= high
     return Kind(f"a finite number above {low:g}, at most {high:g}", fits)
 
@@ -40,43 +42,43 @@ def _list_of(kind: Kind, most: int) -> Kind:
 
 
 _TEXT = Kind("text", lambda x: isinstance(x, str))
-_FLAG = Kind("true, false or null", lambda x: x is None or isinstance(x, bool))
-_OBJECT = Kind("an object, or null", lambda x: x is None or isinstance(x, Mapping))
-_ID = _whole(0, 2**31 - 1)
+FLAG = Kind("true, false or null", lambda x: x is None or isinstance(x, bool))
+OBJECT = Kind("an object, or null", lambda x: x is None or isinstance(x, Mapping))
+_ID = whole(0, 2**31 - 1)
 IDS = Kind(
     "a token id, a list of token ids, or null", lambda x: x is None or _ID.fits(x) or _list_of(_ID, 1000).fits(x)
 )
-_WIDTH, _HEADS, _LENGTH = _whole(1, 2**24), _whole(1, 2**16), _whole(1, 2**31 - 1)
-_EPSILON, _BASE, _SHARE = _number(0, 1), _number(1, 1e30), _number(0, 1)
-_POSITIVE = _number(0, 1e30)
+_WIDTH, _HEADS, _LENGTH = whole(1, 2**24), whole(1, 2**16), whole(1, 2**31 - 1)
+_EPSILON, _BASE, _SHARE = number(0, 1), number(1, 1e30), number(0, 1)
+_POSITIVE = number(0, 1e30)
 
 KEYS: Mapping[str, Kind] = {
-    **dict.fromkeys(("hidden_size", "n_embd"), _whole(1, 2**20)),
-    **dict.fromkeys(("num_hidden_layers", "n_layer"), _whole(1, MAX_LAYERS)),
+    **dict.fromkeys(("hidden_size", "n_embd"), whole(1, 2**20)),
+    **dict.fromkeys(("num_hidden_layers", "n_layer"), whole(1, MAX_LAYERS)),
     **dict.fromkeys(("num_attention_heads", "n_head"), _HEADS),
     **dict.fromkeys(("num_key_value_heads", "head_dim"), _or_null(_HEADS)),
     **dict.fromkeys(("intermediate_size", "moe_intermediate_size"), _WIDTH),
     "n_inner": _or_null(_WIDTH),
-    "vocab_size": _whole(1, 2**26),
+    "vocab_size": whole(1, 2**26),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "original_max_position_embeddings"), _LENGTH),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), _EPSILON),
     **dict.fromkeys(("rope_theta", "rotary_emb_base", "rope_local_base_freq"), _BASE),
     **dict.fromkeys(("partial_rotary_factor", "rotary_pct"), _or_null(_SHARE)),
     **dict.fromkeys(("hidden_act", "hidden_activation", "activation_function"), _or_null(_TEXT)),
-    **dict.fromkeys(("rope_scaling", "rope_parameters"), _OBJECT),
+    **dict.fromkeys(("rope_scaling", "rope_parameters"), OBJECT),
     "sliding_window": _or_null(_LENGTH),
     **dict.fromkeys(("sliding_window_pattern", "_sliding_window_pattern"), _or_null(_LENGTH)),
     "max_window_layers": _or_null(_ID),
     "layer_types": _or_null(_list_of(_TEXT, MAX_LAYERS)),
-    "decoder_sparse_step": _whole(1, 2**31 - 1),
-    "mlp_only_layers": _or_null(_list_of(_whole(0, MAX_LAYERS), MAX_LAYERS)),
-    **dict.fromkeys(("num_local_experts", "num_experts"), _or_null(_whole(0, 2**16))),
+    "decoder_sparse_step": whole(1, 2**31 - 1),
+    "mlp_only_layers": _or_null(_list_of(whole(0, MAX_LAYERS), MAX_LAYERS)),
+    **dict.fromkeys(("num_local_experts", "num_experts"), _or_null(whole(0, 2**16))),
     **dict.fromkeys(("num_experts_per_tok", "experts_per_token"), _HEADS),
     **dict.fromkeys(("query_pre_attn_scalar", "swiglu_alpha", "swiglu_limit"), _POSITIVE),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), _or_null(_POSITIVE)),
-    **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias", "use_parallel_residual"), _FLAG),
-    **dict.fromkeys(("use_sliding_window", "norm_topk_prob", "use_bidirectional_attention"), _FLAG),
-    **dict.fromkeys(("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"), _FLAG),
+    **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias", "use_parallel_residual"), FLAG),
+    **dict.fromkeys(("use_sliding_window", "norm_topk_prob", "use_bidirectional_attention"), FLAG),
+    **dict.fromkeys(("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"), FLAG),
     **dict.fromkeys(("bos_token_id", "eos_token_id"), IDS),
     **dict.fromkeys(("dtype", "torch_dtype"), _or_null(_TEXT)),
 }
@@ -89,7 +91,7 @@ _ROPE: Mapping[str, Kind] = {
     **dict.fromkeys(("attention_factor", "mscale", "mscale_all_dim"), _or_null(_POSITIVE)),
     "original_max_position_embeddings": _or_null(_LENGTH),
     **dict.fromkeys(("short_factor", "long_factor"), _or_null(_FACTORS)),
-    "truncate": _FLAG,
+    "truncate": FLAG,
 }
 _ROPE_OF_TYPE: Mapping[str, set[str]] = {
     "default": set(),

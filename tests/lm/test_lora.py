@@ -145,6 +145,24 @@ def test_an_adapter_that_is_not_implemented(tmp_path: Path, case: str) -> None:
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("r", "8", r"adapter_config.json: r is '8'; expected a whole number"),
+        ("r", 0, r"r is 0; expected"),
+        ("lora_alpha", float("inf"), r"lora_alpha is inf; expected a finite number"),
+        ("use_rslora", 1, r"use_rslora is 1; expected true, false or null"),
+        ("rank_pattern", ["q_proj"], r"rank_pattern is \['q_proj'\]; expected an object"),
+        ("rank_pattern", {"q_proj": "x"}, r"by its patterns, for .*q_proj, r is 'x'"),
+        ("rank_pattern", {"(a+)+b": 8}, r"the pattern '\(a\+\)\+b' is no module's name or simple expression"),
+        ("alpha_pattern", {"[": 8}, r"the pattern '\[' is no"),
+    ],
+)
+def test_values_of_an_adapters_config_that_cannot_be(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_adapter(copied(tmp_path, **{key: value}))
+
+
 def test_files_that_are_broken(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no adapter_config.json, so it is no PEFT adapter"):
         load_adapter(tmp_path)
