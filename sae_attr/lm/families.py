@@ -52,8 +52,15 @@ def _rope_entry(hf: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     return "rope_parameters", new
 
 
+_PARTIAL = ("gpt_neox", "phi3")  # families that may rotate a part of every head
+
+
 def _rope(hf: Mapping[str, Any], name: str, entry: Mapping[str, Any], head_dim: int, theta: float) -> Rope:
-    if lines := rope_misfits(name, entry):
+    lines = rope_misfits(name, entry)
+    if hf["model_type"] not in _PARTIAL and entry.get("partial_rotary_factor") not in (None, 1):
+        share = entry["partial_rotary_factor"]
+        lines.append(f"{name}.partial_rotary_factor is {share!r}, but a {hf['model_type']} model rotates whole heads")
+    if lines:
         raise ValueError("; ".join(lines))
     for key, outer in (
         ("rope_theta", hf.get("rope_theta")),

@@ -59,6 +59,11 @@ WRONG: list[tuple[dict[str, Any], Any, str]] = [
         BASE,
         r"rope_parameters.rope_theta is nan",
     ),
+    (
+        {"rope_parameters": {"partial_rotary_factor": 0.5}},
+        BASE,
+        r"partial_rotary_factor is 0.5, but a llama model rotates",
+    ),
     ({"decoder_sparse_step": 0}, MOE, "decoder_sparse_step"),
     ({"num_experts_per_tok": 5}, MOE, "a token goes to 5 of 4 experts"),
     ({"num_experts": 60_000, "num_hidden_layers": 4000}, MOE, "more than 1,000,000 matrices"),
