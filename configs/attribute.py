@@ -49,6 +49,10 @@ def get_config() -> ConfigDict:
     config.gradient_steps = 10
     config.loss = "sum"
     config.exclude = placeholder(tuple)  # of "bos", "special"; absent: what the SAE was not trained on
+    config.first_k = placeholder(int)  # of each text; absent: as the SAE was trained
+    config.outlier = placeholder(
+        float
+    )  # times the median norm: attention sinks; 0 keeps them; absent: 10, or as trained
     config.prepend_bos = placeholder(bool)  # absent: as the SAE was trained
     config.context = placeholder(int)
 

@@ -27,6 +27,8 @@ SHARED = (
     "site",
     "site_in",
     "exclude",
+    "first_k",
+    "outlier",
     "prepend_bos",
     "context",
     "corpus_context",

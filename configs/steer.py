@@ -50,6 +50,8 @@ def get_config() -> ConfigDict:
     config.min_new = 0
     config.stop_ids = placeholder(tuple)  # absent: all that the model's files, tokenizer and template say
 
+    config.first_k = placeholder(int)
+    config.outlier = placeholder(float)  # times the median norm; 0 keeps all; absent: 10, or as the SAE was trained
     config.exclude = placeholder(tuple)  # positions that do not count in the unit, of "bos", "special"
     config.prepend_bos = placeholder(bool)
     config.context = placeholder(int)

@@ -92,7 +92,7 @@ def choose(study: Study, compare: Compare) -> Chosen:
     best = rank("plain", scores_n, compare.latents).latents_k
     others = random_matched("random", codes.rate_n, best, compare.random, study.key(6)).latents_k
     latents = np.concatenate([best, others])
-    rows = ablated_rows(study.encoded.rows, compare.rows)
+    rows = ablated_rows(study.rows, compare.rows)
     mean_d = jnp.asarray(mean.mean_d, study.cfg.resid_dtype)
     return Chosen(study, codes, latents, decoder_rows(study.decoder, latents), mean_d, rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -30,6 +31,7 @@ from sae_attr.attribution.encoder import error_prompt_scores
 from sae_attr.attribution.sites import ERROR, SiteRanking
 from sae_attr.attribution.stages import firing_stage, mean_stage, self_test
 from sae_attr.attribution.study import Study
+from sae_attr.data import Row
 from sae_attr.hooks import Site
 from sae_attr.interpret import nearest_tokens
 from sae_attr.lm.model import unembedding
@@ -131,6 +133,12 @@ def table_text(columns: Mapping[str, np.ndarray], count: int = 20) -> str:
     return "\n".join(lines)
 
 
+def shared_rows(studies: Mapping[Site, Study]) -> list[Row]:
+    """Rows of one pass: a token that is masked at one of the sites counts at none."""
+    of_sites = zip(*(study.rows for study in studies.values()), strict=True)
+    return [replace(rows[0], masked=np.any([row.masked for row in rows], axis=0)) for rows in of_sites]
+
+
 def errors_of(study: Study, table: TokenTable, codes: CodeStatistics, mean_d: np.ndarray) -> np.ndarray | None:
     """Δ_err within each prompt, or None where its mean is unknown or there are too many codes."""
     merged = merge(table, study.settings.presets()[0].tokens, study.exclude)
@@ -148,7 +156,7 @@ def run(studies: Mapping[Site, Study]) -> tuple[dict[str, np.ndarray], dict[str,
     s, scope = first.settings, first.settings.presets()[0].tokens
     reads = {site: study.read_site for site, study in studies.items()}
     tables = collect_sites(
-        first.params, first.encoded.rows, cfg=first.cfg, sites=reads, mesh=first.mesh, loss=s.loss,
+        first.params, shared_rows(studies), cfg=first.cfg, sites=reads, mesh=first.mesh, loss=s.loss,
         batch_size=s.batch_size, rules=s.rules, remat=s.remat,
     )  # fmt: skip
     decoders = {site: study.decoder for site, study in studies.items()}

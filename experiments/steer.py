@@ -17,7 +17,7 @@ from tqdm import tqdm
 from experiments import _common
 from experiments._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 from sae_attr import parallel
-from sae_attr.activations import mean_activation
+from sae_attr.activations import mean_activation, norm_limits
 from sae_attr.attribution.settings import Settings
 from sae_attr.attribution.stages import agreed, mean_stage
 from sae_attr.attribution.study import Study
@@ -44,6 +44,8 @@ OF_STUDY = (
     "split",
     "sae_format",
     "site",
+    "first_k",
+    "outlier",
     "prepend_bos",
     "context",
     "corpus_tokens",
@@ -163,10 +165,12 @@ def unit_of(job: Job) -> dict[str, Any]:
         return {"value": mean.norm, "over": "corpus", "tokens": mean.tokens}
 
     def measure(progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
-        mean = mean_activation(study.params, _prompt_work(job), cfg=study.cfg, site=study.site, mesh=study.mesh)
+        where: dict[str, Any] = {"cfg": study.cfg, "mesh": study.mesh}
+        limits = norm_limits(study.params, _prompt_work(job), study.masks.outlier, sites=(study.site,), **where)
+        mean = mean_activation(study.params, _prompt_work(job), site=study.site, limits=limits, **where)
         return {}, {"norm": mean.norm, "tokens": mean.tokens}
 
-    fields = {**study.model_fields(), "exclude": sorted(study.exclude), "prompts": digest(list(job.prompts.values()))}
+    fields = {**study.model_fields(), "masks": study.masks.to_dict(), "prompts": digest(list(job.prompts.values()))}
     meta = study.stage("prompt-norm", fields, {"lm": study.lm_key}, measure).meta
     return {"value": meta["norm"], "over": "prompts", "tokens": meta["tokens"]}
 
@@ -180,7 +184,7 @@ def _prompt_work(job: Job) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     tokens_bt = np.zeros(valid_bt.shape, np.int32)
     tokens_bt[valid_bt] = [token for row in rows for token in row]
     special_bt = np.isin(tokens_bt, sorted(tok.special_ids)) & valid_bt
-    return [(tokens_bt, valid_bt, corpus_mask(tokens_bt, valid_bt, special_bt, tok, exclude=job.study.exclude))]
+    return [(tokens_bt, valid_bt, corpus_mask(tokens_bt, valid_bt, special_bt, tok, masks=job.study.masks))]
 
 
 def completions(job: Job, unit: float) -> Result:

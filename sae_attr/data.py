@@ -18,6 +18,7 @@ import numpy as np
 from flax import struct
 
 from sae_attr.chat import Message, prompt_text
+from sae_attr.masks import REASONS, Masks, check_exclude
 from sae_attr.pairs import Pair, Prompt
 from sae_attr.tokenizer import (
     Span,
@@ -34,9 +35,6 @@ from sae_attr.tokenizer import (
 # inside the prompt, 'user' the text of the messages or of a plain prompt, 'bos' a BOS at the front only.
 ROLES = ("pad", "bos", "template", "user", "last", "completion")
 SCOPES = ("prompt", "completion", "all")
-EXCLUDABLE = frozenset({"bos", "special"})
-# Why a position of ordinary text does not count; the last is known only from its activation.
-REASONS = ("kept", "padding", "bos", "special", "first_k", "norm_outlier")
 PAD, BOS, TEMPLATE, USER, LAST, COMPLETION = range(len(ROLES))
 
 _MAX_SHAPES = 4  # compiled programs per data set
@@ -54,6 +52,7 @@ class Row:
       pair: index in the list of pairs.
       side: +1 positive, -1 negative.
       completion: index within the side.
+      masked: bool [t], tokens that never count, whatever the scope: the first k, attention sinks; None: no such token.
     """
 
     ids: np.ndarray
@@ -63,6 +62,7 @@ class Row:
     pair: int
     side: int
     completion: int
+    masked: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,10 +216,10 @@ def _row(prompt: _Prompt, completion: str | Sequence[int], tok: Tokenizer, key: 
     roles = np.full(len(ids), COMPLETION, np.int8)
     roles[:n_prompt] = prompt_roles
     pair, side, k = key
-    return Row(np.asarray(ids, np.int32), n_prompt, roles, is_special(ids, tok), pair, side, k), straddles
+    return Row(np.asarray(ids, np.int32), n_prompt, roles, _is_special(ids, tok), pair, side, k), straddles
 
 
-def is_special(ids: Sequence[int], tok: Tokenizer) -> np.ndarray:
+def _is_special(ids: Sequence[int], tok: Tokenizer) -> np.ndarray:
     return np.fromiter((i in tok.special_ids for i in ids), bool, len(ids))
 
 
@@ -365,7 +365,7 @@ def scope_mask(
     """Positions that count: the one rule for scores and for the mean activation.
 
     Args:
-      row: a row, or its (roles, special) as arrays of any equal shape.
+      row: a row, whose `masked` tokens never count, or its (roles, special) as arrays of any equal shape.
       scope: prompt, completion (the completion's own tokens, not those that predict them) or all; never padding.
       exclude: of "bos" (the BOS at the front) and "special" (every special token, BOS among them).
 
@@ -377,16 +377,15 @@ def scope_mask(
     """
     if scope not in SCOPES:
         raise ValueError(f"scope {scope!r} is unknown; choose one of {', '.join(SCOPES)}")
-    if unknown := frozenset(exclude) - EXCLUDABLE:
-        raise ValueError(
-            f"exclude {', '.join(sorted(unknown))!r} is unknown; choose of {', '.join(sorted(EXCLUDABLE))}"
-        )
+    check_exclude(exclude)
     roles, special = (row.roles, row.special) if isinstance(row, Row) else row
     mask = roles != PAD
     if scope != "all":
         mask &= (roles == COMPLETION) == (scope == "completion")
     if "bos" in exclude:
         mask &= roles != BOS
+    if isinstance(row, Row) and row.masked is not None:
+        mask &= ~row.masked
     return mask & ~special if "special" in exclude else mask
 
 
@@ -396,35 +395,34 @@ def mask_codes(
     special_bt: np.ndarray,
     *,
     bos_id: int | None,
-    exclude: frozenset[str],
+    masks: Masks,
     since_bt: np.ndarray | None = None,
-    first_k: int = 0,
 ) -> np.ndarray:
-    """Why each position of ordinary text does not count, int8 [b, t] codes of `REASONS`; the first reason is told.
+    """Says why each position of ordinary text does not count as far as tokens tell, int8 [b, t] codes of `REASONS`.
+
+    The first reason is told. Outliers are known from activations alone, see `masks.beyond_limits`.
 
     Args:
       special_bt: special ids, BOS among them.
-      exclude: as in `scope_mask`, whose rule this is.
       since_bt: tokens since the text began; None where each row is one text.
-      first_k: leave out the first k positions of each text, BOS among them.
     """
     since_bt = np.broadcast_to(np.arange(tokens_bt.shape[1]), tokens_bt.shape) if since_bt is None else since_bt
     roles_bt = np.where(valid_bt, USER, PAD)
     if bos_id is not None:
         roles_bt[valid_bt & (since_bt == 0) & (tokens_bt == bos_id)] = BOS
     codes_bt = np.where(valid_bt, 0, REASONS.index("padding")).astype(np.int8)
-    for name in sorted(exclude):  # bos before special
+    for name in sorted(masks.exclude):  # bos before special
         counts_bt = scope_mask((roles_bt, special_bt), "all", exclude=frozenset({name}))
         codes_bt[(codes_bt == 0) & ~counts_bt] = REASONS.index(name)
-    codes_bt[(codes_bt == 0) & (since_bt < first_k)] = REASONS.index("first_k")
+    codes_bt[(codes_bt == 0) & (since_bt < masks.first_k)] = REASONS.index("first_k")
     return codes_bt
 
 
 def corpus_mask(
-    tokens_bt: np.ndarray, valid_bt: np.ndarray, special_bt: np.ndarray, tok: Tokenizer, *, exclude: frozenset[str]
+    tokens_bt: np.ndarray, valid_bt: np.ndarray, special_bt: np.ndarray, tok: Tokenizer, *, masks: Masks
 ) -> np.ndarray:
-    """Which positions of a corpus batch enter a mean, bool [b, t]: those without a reason not to."""
-    return mask_codes(tokens_bt, valid_bt, special_bt, bos_id=tok.bos_id, exclude=exclude) == 0
+    """Returns which positions of a corpus batch count as far as tokens tell, bool [b, t]."""
+    return mask_codes(tokens_bt, valid_bt, special_bt, bos_id=tok.bos_id, masks=masks) == 0
 
 
 def shown_tokens(row: Row, tok: Tokenizer, *, exclude: frozenset[str] = frozenset()) -> str:

@@ -107,6 +107,8 @@ def summary_text(summary: Mapping[str, Any]) -> str:
             )
     primary = summary["presets"][summary["primary"]]
     lines.append(f"mean activation over {summary['mean']['tokens']:,} tokens, mean norm {summary['mean']['norm']:.3f}")
+    if "masked" in summary:
+        lines.append(masked_text(summary))
     lines.append(
         f"best latent reaches {100 * summary['bound']['best_over_bound']:.0f} % of what any direction could score"
     )
@@ -128,6 +130,17 @@ def summary_text(summary: Mapping[str, Any]) -> str:
         lines.append(f"the first-order step fails for {exact['latents_where_taylor_fails']} ablated latents (marked !)")
     lines += [f"not computed: {name} ({why})" for name, why in summary["skipped"].items()]
     return "\n".join(lines)
+
+
+def masked_text(summary: Mapping[str, Any]) -> str:
+    """What the masks of a run left out, in one line."""
+    masks, masked = summary["choices"]["masks"], summary["masked"]
+    rules = [*masks["exclude"], *([f"first {masks['first_k']}"] if masks["first_k"] else [])]
+    rules += [f"norms beyond {masks['outlier']:g} medians"] if masks["outlier"] else []
+    return (
+        f"masked: {', '.join(rules) or 'padding only'}; {masked['left_out']:,} of {masked['tokens']:,} tokens of the pairs, "
+        f"and {masked['corpus_outliers']:,} of the corpus for their norm"
+    )
 
 
 def versions() -> dict[str, str]:

@@ -36,9 +36,9 @@ from sae_attr.activations import (
     read_index,
     write_cache,
 )
-from sae_attr.data import REASONS
 from sae_attr.hooks import Site
 from sae_attr.lm.model import Params, forward
+from sae_attr.masks import REASONS
 from sae_attr.parallel import LM_RULES, make_mesh, shard_tree
 from sae_attr.store import Store
 from sae_attr.store.files import quote
@@ -504,7 +504,6 @@ def test_bad_input(file: TokenFile, params: Params, source: Source) -> None:
         ({"dtype": "int8"}, "dtype 'int8'"),
         ({"sites": ()}, "at least one site"),
         ({"sites": (Site(9),)}, "layer"),
-        ({"masks": Masks(frozenset({"eos"}))}, "exclude 'eos' is unknown"),
         ({"masks": Masks(first_k=99)}, "no token of the corpus counts"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -28,6 +28,7 @@ from sae_attr.data import (
     scope_mask,
     shown_tokens,
 )
+from sae_attr.masks import Masks
 from sae_attr.pairs import Pair, read_pairs
 from sae_attr.tokenizer import Tokenizer, decode, load_tokenizer
 from tests.miniatures import CHATML, write_tokenizer
@@ -292,10 +293,10 @@ def test_corpus_batches_keep_order_and_cut(tok: Tokenizer) -> None:
     assert [valid.sum(1).tolist() for _, valid, _ in out] == [[16, 3], [3, 2], [2, 0]]
     tokens, valid, special = out[1]
     assert special.tolist() == [[True, False, True, False], [True, False, False, False]]
-    assert corpus_mask(tokens, valid, special, tok, exclude=frozenset()).tolist() == valid.tolist()
-    bos = corpus_mask(tokens, valid, special, tok, exclude=frozenset({"bos"}))
+    assert corpus_mask(tokens, valid, special, tok, masks=Masks(frozenset())).tolist() == valid.tolist()
+    bos = corpus_mask(tokens, valid, special, tok, masks=Masks(frozenset({"bos"})))
     assert bos.tolist() == [[False, True, True, False], [False, True, False, False]]
-    both = corpus_mask(tokens, valid, special, tok, exclude=frozenset({"special"}))
+    both = corpus_mask(tokens, valid, special, tok, masks=Masks(frozenset({"special"})))
     assert both.tolist() == [[False, True, False, False], [False, True, False, False]]
 
 

@@ -2,7 +2,6 @@
 
 from sae_attr.activations.collect import (
     Collected,
-    Masks,
     Source,
     collector,
     describe,
@@ -10,7 +9,16 @@ from sae_attr.activations.collect import (
 )
 from sae_attr.activations.shuffle import Batches, Block, Blocks, ahead, batch_function, inputs, permute
 from sae_attr.activations.sources import cached_blocks, live_blocks, read_index, write_cache
-from sae_attr.activations.statistics import CorpusBatch, MeanActivation, mean_activation, mean_of, site_acts
+from sae_attr.activations.statistics import (
+    CorpusBatch,
+    MeanActivation,
+    mean_activation,
+    mean_of,
+    norm_limits,
+    rows_beyond,
+    site_acts,
+)
+from sae_attr.masks import Masks
 
 __all__ = [
     "Batches",
@@ -30,9 +38,11 @@ __all__ = [
     "live_blocks",
     "mean_activation",
     "mean_of",
+    "norm_limits",
     "open_source",
     "permute",
     "read_index",
+    "rows_beyond",
     "site_acts",
     "write_cache",
 ]

@@ -11,33 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.activations.shuffle import permute
-from sae_attr.data import REASONS, mask_codes
+from sae_attr.data import mask_codes
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward
+from sae_attr.masks import REASONS, Masks, norm_limit
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.store import Meta
 from sae_attr.tokenfile import Packing, TokenFile, TokenRows, check_embedding, row_count, rows_at
 
 OUTLIER = REASONS.index("norm_outlier")
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class Masks:
-    """Which tokens do not count; padding never does.
-
-    Args:
-      exclude: of "bos" (one at the front of a document or row) and "special" (every special token).
-      first_k: leave out the first k positions of each piece of a document, BOS among them.
-      outlier: leave out a token whose norm at any of the sites exceeds this many times the median norm there; None
-        keeps all. Such tokens are the attention sinks; the threshold is measured once (`norm_limits`), so that whether a
-        token counts does not depend on what it is batched with.
-    """
-
-    exclude: frozenset[str] = frozenset({"bos", "special"})
-    first_k: int = 0
-    outlier: float | None = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,14 +104,13 @@ def open_source(
 
 def describe(source: Source) -> Meta:
     """The source as plain values: what a result records, and what a cache must agree with."""
-    masks = asdict(source.masks) | {"exclude": sorted(source.masks.exclude)}
     limits = {str(site): limit for site, limit in source.limits.items()}
     names = ("sha256", "tokens", "documents", "bos_id", "special_ids", "prepend_bos", "append_eos")
     return {
         "tokens": {name: source.file.meta[name] for name in names},
         "packing": asdict(source.packing),
         "sites": [str(site) for site in source.sites],
-        "masks": masks | {"norm_limits": limits},
+        "masks": source.masks.to_dict() | {"norm_limits": limits},
         "rows": [source.rows.start, source.rows.stop],
         "dtype": source.dtype,
     }
@@ -138,9 +121,8 @@ def codes_of(source: Source, rows: TokenRows) -> np.ndarray:
     meta = source.file.meta
     special_bt = np.isin(rows.tokens_bt, meta["special_ids"]) & rows.valid_bt
     return mask_codes(
-        rows.tokens_bt, rows.valid_bt, special_bt, bos_id=meta["bos_id"], exclude=source.masks.exclude,
-        since_bt=rows.since_bt, first_k=source.masks.first_k,
-    )  # fmt: skip
+        rows.tokens_bt, rows.valid_bt, special_bt, bos_id=meta["bos_id"], masks=source.masks, since_bt=rows.since_bt
+    )
 
 
 def count_tokens(source: Source, index: Sequence[int] | np.ndarray) -> int:
@@ -200,9 +182,8 @@ def norm_limits(
     norms_sk = np.concatenate([norms[:, codes == 0] for _, codes, _, norms in run(index)], axis=1)
     if not norms_sk.shape[1]:
         raise ValueError("no token of the corpus counts; exclude fewer tokens or give more text")
-    limits = np.median(norms_sk, axis=1) * source.masks.outlier
-    # Three digits: the last bits depend on mesh and batch shape, and a run may go on with another.
-    return {site: float(f"{limit:.3g}") for site, limit in zip(source.sites, limits, strict=True)}
+    multiple = source.masks.outlier
+    return {site: norm_limit(norms_k, multiple) for site, norms_k in zip(source.sites, norms_sk, strict=True)}
 
 
 def _forward_rows(params: Params, source: Source, *, cfg: LMConfig, mesh: jax.sharding.Mesh, batch_rows: int) -> Any:

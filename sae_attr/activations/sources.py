@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from sae_attr.activations.collect import Source, collector, count_tokens, describe
 from sae_attr.activations.shuffle import Block, Blocks, permute
-from sae_attr.data import REASONS
 from sae_attr.hooks import Site, parse_site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
+from sae_attr.masks import REASONS
 from sae_attr.parallel import from_main, is_main
 from sae_attr.store import Meta, PathLike, Store, claim_workdir, digest, lock_workdir, write_atomic
 from sae_attr.store.files import quote, read_array

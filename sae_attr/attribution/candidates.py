@@ -177,7 +177,7 @@ def ablation_stage(
     study: Study, latents: np.ndarray, mean: MeanActivation, preset: Preset, inputs: Mapping[str, str]
 ) -> Result:
     """Exact mean ablation of latents, jointly over the scope `[rows, latents]` and at sampled single positions `[s]`."""
-    rows = ablated_rows(study.encoded.rows, study.settings.ablate_rows)
+    rows = ablated_rows(study.rows, study.settings.ablate_rows)
     dec_kd = decoder_rows(study.decoder, latents)
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -190,7 +190,7 @@ def ablation_stage(
         "loss": s.loss,
         "latents": latents,
         "scope": preset.tokens,
-        "exclude": sorted(study.exclude),
+        "masks": study.masks.to_dict(),
         "rows": [[row.ids, row.n_prompt, row.side] for row in rows],
         "positions": s.ablate_positions,
         "seed": s.seed,

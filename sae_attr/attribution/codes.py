@@ -96,6 +96,7 @@ def code_stage(
                 cfg=study.cfg,
                 site=study.read_site,
                 mesh=study.mesh,
+                limits=study.limits,
                 progress=study.progress,
             )
         return found, {}

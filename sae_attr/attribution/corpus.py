@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from sae_attr.activations import CorpusBatch, site_acts
+from sae_attr.activations import CorpusBatch
+from sae_attr.activations.statistics import NO_LIMITS
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward
+from sae_attr.masks import beyond_limits
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.sae.model import SAE, code_scale, decode, encode
 
@@ -41,6 +43,7 @@ def code_statistics(
     site: Site,
     mesh: jax.sharding.Mesh,
     read: Site | None = None,
+    limits: Mapping[Site, float] = NO_LIMITS,
     progress: bool = False,
 ) -> CodeStatistics:
     """`CodeStatistics` over the counted positions of a corpus; sums are float64 on the host.
@@ -48,6 +51,7 @@ def code_statistics(
     Args:
       site: what the SAE reconstructs.
       read: what it encodes; None: the same site. A transcoder reads another one.
+      limits: site -> largest norm; a position beyond one of them does not count (attention sinks).
     """
     read = read or site
 
@@ -60,19 +64,23 @@ def code_statistics(
         return jnp.sum((codes_kn != 0) & counted_k[:, None], 0), jnp.sum(codes_kn * weight_kn, 0), jnp.sum(error_km, 0)
 
     def sums(p: Params, s: SAE, tokens: jax.Array, valid: jax.Array, counted: jax.Array) -> tuple[jax.Array, ...]:
-        span, keep = (0, max(site.layer, read.layer) + 1), (site, read)
+        keep = tuple(dict.fromkeys((site, read, *limits)))
+        span = (0, max(s.layer for s in keep) + 1)
         acts = forward(p, tokens, cfg=cfg, valid_bt=valid, keep=keep, span=span).acts
+        counted = counted & ~beyond_limits(acts, limits) if limits else counted
         flat = [x.reshape(-1, *x.shape[2:]) for x in (acts[site], acts[read], counted)]
         gap = -len(flat[0]) % block
         blocks = [jnp.pad(x, ((0, gap), *((0, 0),) * (x.ndim - 1))).reshape(-1, block, *x.shape[1:]) for x in flat]
-        return jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.lax.map(lambda x: one(s, *x), tuple(blocks)))
+        totals = jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.lax.map(lambda x: one(s, *x), tuple(blocks)))
+        return *totals, jnp.sum(counted)
 
     step, tokens = jax.jit(sums), 0
     totals = [np.zeros(size) for size in (sae.cfg.n_latents, sae.cfg.n_latents, sae.cfg.d_out)]
     for batch in tqdm(work, desc="firing rates", unit="batch", disable=not progress):
-        for total, value in zip(totals, step(params, sae, *shard_batch(batch, mesh)), strict=True):
+        *values, count = step(params, sae, *shard_batch(batch, mesh))
+        for total, value in zip(totals, values, strict=True):
             total += to_host(value).astype(np.float64)
-        tokens += int(batch[2].sum())
+        tokens += int(to_host(count))
     rate_n, mean_n, error_m = ((total / max(tokens, 1)).astype(np.float32) for total in totals)
     return CodeStatistics(rate_n, mean_n, error_m, tokens)
 
@@ -85,6 +93,7 @@ def firing_rates(
     cfg: LMConfig,
     site: Site,
     mesh: jax.sharding.Mesh,
+    limits: Mapping[Site, float] = NO_LIMITS,
     progress: bool = False,
 ) -> tuple[np.ndarray, int]:
     """Share of counted corpus positions on which each latent fires, float32 `[n]`, and the number of positions.
@@ -94,8 +103,15 @@ def firing_rates(
     n = sae.cfg.n_latents
     block = max(1, min(4096, 2**25 // n))
 
-    def count(p: Params, s: SAE, tokens: jax.Array, valid: jax.Array, counted: jax.Array) -> jax.Array:
-        acts_kd = site_acts(p, tokens, valid, cfg=cfg, site=site).reshape(-1, cfg.width(site.point))
+    keep = tuple(dict.fromkeys((site, *limits)))
+    span = (0, max(s.layer for s in keep) + 1)
+
+    def count(
+        p: Params, s: SAE, tokens: jax.Array, valid: jax.Array, counted: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        acts = forward(p, tokens, cfg=cfg, valid_bt=valid, keep=keep, span=span).acts
+        counted = counted & ~beyond_limits(acts, limits) if limits else counted
+        acts_kd = acts[site].reshape(-1, cfg.width(site.point))
         gap = -len(acts_kd) % block
         blocks = jnp.pad(acts_kd, ((0, gap), (0, 0))).reshape(-1, block, acts_kd.shape[1])
         masks = jnp.pad(counted.reshape(-1), (0, gap)).reshape(-1, block, 1)
@@ -104,13 +120,14 @@ def firing_rates(
             codes_kn = encode(s, x[0])
             return jnp.sum((codes_kn != 0) & x[1], axis=0)
 
-        return jnp.sum(jax.lax.map(fires, (blocks, masks)), axis=0)
+        return jnp.sum(jax.lax.map(fires, (blocks, masks)), axis=0), jnp.sum(counted)
 
     step = jax.jit(count)
     total_n, tokens = np.zeros(n, np.int64), 0
     for batch in tqdm(work, desc="firing rates", unit="batch", disable=not progress):
-        total_n += to_host(step(params, sae, *shard_batch(batch, mesh))).astype(np.int64)
-        tokens += int(batch[2].sum())
+        fired_n, positions = step(params, sae, *shard_batch(batch, mesh))
+        total_n += to_host(fired_n).astype(np.int64)
+        tokens += int(to_host(positions))
     return (total_n / max(tokens, 1)).astype(np.float32), tokens
 
 

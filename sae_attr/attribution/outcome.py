@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.activations import MeanActivation
 from sae_attr.attribution.candidates import (
     ablated_rows,
     ablation_stage,
@@ -24,6 +25,7 @@ from sae_attr.attribution.settings import Preset
 from sae_attr.attribution.stages import firing_stage, gradient_stage, mean_stage, score_stage, self_test
 from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import TokenTable
+from sae_attr.data import scope_mask
 from sae_attr.sae.config import LOCAL_GATES
 from sae_attr.store import Result, fingerprint
 
@@ -93,6 +95,7 @@ def compute(study: Study) -> Outcome:
         "reconstruction_error": reconstruction_error(study, presets[0], table, mean, codes, scores),
         "pairs": facts,
         "mean": {"tokens": mean.tokens, "norm": mean.norm, "firing_tokens": firing_result.meta["tokens"]},
+        "masked": _masked(study, table, mean),
         "skipped": skipped,
         "choices": choices(study),
         "inputs": {**_inputs(study), "stages": {r.key.split("-")[0]: r.key for r in results}},
@@ -100,6 +103,14 @@ def compute(study: Study) -> Outcome:
         "timings": {r.key.split("-")[0]: {"seconds": round(r.seconds, 3), "loaded": r.cached} for r in results},
     }
     return Outcome(rankings, columns, scores, figure, summary)
+
+
+def _masked(study: Study, table: TokenTable, mean: MeanActivation) -> dict[str, int]:
+    """How many tokens the masks left out: of the corpus for their norm, of prompts and completions for any reason."""
+    kept = sum(int(scope_mask(row, "all", exclude=study.exclude).sum()) for row in table.rows)
+    sinks = sum(int(row.masked.sum()) for row in table.rows if row.masked is not None)
+    tokens = len(table.acts_kd)
+    return {"corpus_outliers": mean.outliers, "tokens": tokens, "left_out": tokens - kept, "first_and_outliers": sinks}
 
 
 def _prompt_mean_overlap(scores: Mapping[str, np.ndarray], primary: Preset, top: int) -> float:
@@ -155,7 +166,7 @@ def _ablate(
     control = random_matched("control", rates_n, best, count, study.key(6), avoid=primary.latents_k)
     chosen = np.concatenate([best, control.latents_k])
     result = ablation_stage(study, chosen, mean, preset, {**keys, "sae": study.sae_key, "lm": study.lm_key})
-    rows = ablated_rows(study.encoded.rows, study.settings.ablate_rows)
+    rows = ablated_rows(study.rows, study.settings.ablate_rows)
     columns, about = ablation_summary(rows, result.arrays)
     ablated = {int(i): {k: v[j] for k, v in columns.items()} for j, i in enumerate(chosen)}
     exact = {**about, "rows": len(rows), "scope": preset.tokens, "matched": control.options["matched"]}
@@ -261,7 +272,7 @@ def choices(study: Study) -> dict[str, Any]:
         "site": str(study.site),
         "encoded_site": str(study.read_site),
         "gradient": _gradient(study),
-        "excluded_tokens": sorted(study.exclude) or "padding only",
+        "masks": {**study.masks.to_dict(), "norm_limits": {str(site): limit for site, limit in study.limits.items()}},
         "prepend_bos": "as the tokenizer does" if study.prepend_bos is None else study.prepend_bos,
         "decoder_rows": "scaled to unit norm",
         "mean": "mean activation of the studied model over the corpus, same mask as δ",

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sae_attr.attribution.scores import SIDES
-from sae_attr.data import EXCLUDABLE, SCOPES
+from sae_attr.data import SCOPES
 from sae_attr.lm.loss import check_loss
 from sae_attr.lm.rules import PLAIN, RULES, Rules, parse_rules
+from sae_attr.masks import Masks, check_exclude
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,11 @@ class Settings:
         backward rules joined with + (`norm+attention`).
       gradient_steps: points of the line of integrated gradients.
       loss: L(C) is the sum over the completion's tokens, or the mean.
-      exclude: tokens that count neither in δ nor in ā, of "bos" and "special"; None: what the SAE was not trained on,
-        and padding only where its file is silent.
+      exclude: tokens that count nowhere (δ, ā, firing rates, passages, the unit of steering), of "bos" and "special"; None:
+        what the SAE was not trained on, and padding only where its file is silent.
+      first_k: positions at the front of each text that count nowhere either; None: as the SAE was trained, else 0.
+      outlier: tokens whose norm exceeds this many times the median norm of the corpus (attention sinks) count nowhere; 0 keeps
+        them; None: as the SAE was trained, and 10 where its file is silent.
       prepend_bos: None: as the SAE was trained, else as the tokenizer does.
       context: longest row; None: the model's.
       top: candidates per ranking.
@@ -98,6 +102,8 @@ class Settings:
     gradient_steps: int = 10
     loss: str = "sum"
     exclude: tuple[str, ...] | None = None
+    first_k: int | None = None
+    outlier: float | None = None
     prepend_bos: bool | None = None
     context: int | None = None
     top: int = 100
@@ -123,8 +129,8 @@ class Settings:
             raise ValueError(f"preset {self.preset!r} is unknown; choose one of {', '.join(PRESETS)}")
         check_loss(self.loss)
         _ = self.rules
-        if unknown := set(self.exclude or ()) - EXCLUDABLE:
-            raise ValueError(f"exclude {sorted(unknown)[0]!r} is unknown; choose of {', '.join(sorted(EXCLUDABLE))}")
+        check_exclude(self.exclude or ())
+        Masks(first_k=self.first_k or 0, outlier=self.outlier or None)  # raises where a number makes no sense
         for name in (
             "top",
             "batch_size",

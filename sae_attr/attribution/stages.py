@@ -80,18 +80,20 @@ def mean_stage(study: Study) -> tuple[MeanActivation, Result]:
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         mean = mean_activation(
-            study.params, study.corpus_work(), cfg=study.cfg, site=study.site, mesh=study.mesh, progress=study.progress
-        )
-        return {"mean_d": mean.mean_d}, {"norm": mean.norm, "tokens": mean.tokens}
+            study.params, study.corpus_work(), cfg=study.cfg, site=study.site, mesh=study.mesh, limits=study.limits,
+            progress=study.progress,
+        )  # fmt: skip
+        return {"mean_d": mean.mean_d}, {"norm": mean.norm, "tokens": mean.tokens, "outliers": mean.outliers}
 
     inputs = {"lm": study.lm_key, "corpus": study.corpus_key}
     result = study.stage("mean", study.corpus_fields(), inputs, compute)
-    return MeanActivation(np.asarray(result.arrays["mean_d"]), result.meta["norm"], result.meta["tokens"]), result
+    numbers = {name: result.meta[name] for name in ("norm", "tokens", "outliers")}
+    return MeanActivation(np.asarray(result.arrays["mean_d"]), **numbers), result
 
 
 def gradient_stage(study: Study, mean: MeanActivation, mean_key: str) -> tuple[TokenTable, Result]:
     """Activations and gradients of every token of every completion; continues at the next batch after a kill."""
-    rows = study.encoded.rows
+    rows = study.rows
     s, integrated = study.settings, study.settings.gradient == "integrated"
     path = Path(mean.mean_d, study.where(rows, s.presets()[0].tokens), s.gradient_steps) if integrated else None
 
@@ -121,7 +123,7 @@ def gradient_stage(study: Study, mean: MeanActivation, mean_key: str) -> tuple[T
     if study.read_site != study.site:
         fields["read"] = str(study.read_site)
     if integrated:
-        line = {"steps": s.gradient_steps, "scope": s.presets()[0].tokens, "exclude": sorted(study.exclude)}
+        line = {"steps": s.gradient_steps, "scope": s.presets()[0].tokens, "masks": study.masks.to_dict()}
         fields, inputs = {**fields, "gradient": line}, {**inputs, "mean": mean_key}
     result = study.stage("gradients", fields, inputs, compute)
     start_r = np.cumsum([0, *(len(row.ids) for row in rows)])
@@ -154,7 +156,7 @@ def firing_stage(study: Study) -> tuple[CodeStatistics, Result]:
             return {name: np.full(size, np.nan, np.float32) for name, size in sizes.items()}, {"tokens": 0}
         found = code_statistics(
             study.params, study.corpus_work(positions), study.sae, cfg=study.cfg, site=study.site,
-            read=study.read_site, mesh=study.mesh, progress=study.progress,
+            read=study.read_site, mesh=study.mesh, limits=study.limits, progress=study.progress,
         )  # fmt: skip
         return {k: getattr(found, k) for k in ("rate_n", "mean_n", "error_m")}, {"tokens": found.tokens}
 
@@ -190,7 +192,7 @@ def score_stage(
 
     s = study.settings
     fields = {
-        "exclude": sorted(study.exclude),
+        "masks": study.masks.to_dict(),
         "dense_limit": s.dense_limit,
         "seed": s.seed,
         "scopes": _scopes(study),

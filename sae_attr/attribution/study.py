@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sae_attr.activations import CorpusBatch
+from sae_attr.activations import CorpusBatch, norm_limits, rows_beyond
 from sae_attr.attribution.scores import check_width
 from sae_attr.attribution.settings import Settings
 from sae_attr.attribution.sites import after_gain, read_site
@@ -22,15 +22,17 @@ from sae_attr.lm.config import LMConfig
 from sae_attr.lm.ends import Ends, turn_ends
 from sae_attr.lm.model import Params, check_site, site_named
 from sae_attr.lm.weights import load_config, load_lm, resolve_model
+from sae_attr.masks import Masks
 from sae_attr.pairs import Pair, read_pairs
 from sae_attr.parallel import from_main
 from sae_attr.sae.formats import LoadOptions, identity, load_sae, open_decoder, pinned, read_config
-from sae_attr.sae.model import SAE
+from sae_attr.sae.model import SAE, SAEConfig
 from sae_attr.store import Progress, Result, Store, digest, fingerprint, run_stage
 from sae_attr.tensorfiles import RowSource
 from sae_attr.tokenizer import Tokenizer, folder_template, load_tokenizer
 
-CODE_VERSION = 4  # raised when a stage's code gives other numbers than before
+CODE_VERSION = 5  # raised when a stage's code gives other numbers than before
+_LIMIT_TOKENS = 8192  # of the corpus, for the median norms
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,11 +151,60 @@ class Study:
         return turn_ends(self.settings.lm, self.tokenizer, vocab=self.cfg.vocab)
 
     @functools.cached_property
+    def masks(self) -> Masks:
+        """Tokens that count nowhere: the settings' masks, else those of the SAE's training, else outliers alone."""
+        s, masks = self.settings, training_masks(self.sae_cfg)
+        if s.exclude is not None:
+            masks = replace(masks, exclude=frozenset(s.exclude))
+        if s.first_k is not None:
+            masks = replace(masks, first_k=s.first_k)
+        if s.outlier is not None:
+            masks = replace(masks, outlier=s.outlier or None)
+        return masks
+
+    @property
     def exclude(self) -> frozenset[str]:
-        """Tokens that count neither in δ nor in ā: the settings', else what the SAE was not trained on."""
-        if self.settings.exclude is not None:
-            return frozenset(self.settings.exclude)
-        return frozenset({"special"} if self.sae_cfg.exclude_special else ())
+        """Kinds of tokens that count nowhere."""
+        return self.masks.exclude
+
+    @functools.cached_property
+    def limits(self) -> dict[Site, float]:
+        """Site -> largest norm that counts, measured on the corpus; empty where outliers count."""
+        if self.masks.outlier is None:
+            return {}
+        sites = tuple(dict.fromkeys((self.site, self.read_site)))
+
+        def compute(progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
+            work = self.corpus_work(min(_LIMIT_TOKENS, self.settings.corpus_tokens))
+            limits = norm_limits(self.params, work, self.masks.outlier, cfg=self.cfg, sites=sites, mesh=self.mesh)
+            return {}, {"limits": {str(site): limit for site, limit in limits.items()}}
+
+        fields = {**self.corpus_fields(), "sites": [str(site) for site in sites]}
+        result = self.stage("norm-limits", fields, {"lm": self.lm_key, "corpus": self.corpus_key}, compute)
+        return {site: float(result.meta["limits"][str(site)]) for site in sites}
+
+    @functools.cached_property
+    def rows(self) -> list[Row]:
+        """Rows of all completions, with the first k and the outliers of each masked."""
+        rows = self.encoded.rows
+        first_r = [np.arange(len(row.ids)) < self.masks.first_k for row in rows]
+        masked_r = [first | beyond for first, beyond in zip(first_r, self._beyond(rows), strict=True)]
+        return [replace(row, masked=masked) for row, masked in zip(rows, masked_r, strict=True)]
+
+    def _beyond(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        """Per row, the tokens whose norm exceeds a limit, bool `[t]`."""
+        limits = self.limits
+        if not limits:
+            return [np.zeros(len(row.ids), bool) for row in rows]
+
+        def compute(progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
+            beyond = rows_beyond(self.params, self.batched(rows), limits, cfg=self.cfg, mesh=self.mesh)
+            return {"beyond_k": np.concatenate([beyond[r][: len(row.ids)] for r, row in enumerate(rows)])}, {}
+
+        ids = [row.ids for row in rows]
+        fields = {**self.model_fields(), "ids": digest(ids), "limits": {str(site): x for site, x in limits.items()}}
+        result = self.stage("outliers", fields, {"lm": self.lm_key}, compute)
+        return np.split(np.asarray(result.arrays["beyond_k"]), np.cumsum([len(i) for i in ids])[:-1])
 
     @functools.cached_property
     def prepend_bos(self) -> bool | None:
@@ -272,12 +323,15 @@ class Study:
         )  # fmt: skip
 
     def corpus_work(self, tokens: int | None = None) -> Iterator[CorpusBatch]:
-        """Corpus batches with the run's one mask rule, up to exactly `tokens` positions (default: the settings')."""
+        """Corpus batches up to exactly `tokens` positions (default: the settings'), with the masks that tokens tell.
+
+        Outliers are left out by what reads them, with `limits`.
+        """
         for tokens_bt, valid_bt, special_bt in self.text_work(tokens or self.settings.corpus_tokens):
             yield (
                 tokens_bt,
                 valid_bt,
-                corpus_mask(tokens_bt, valid_bt, special_bt, self.tokenizer, exclude=self.exclude),
+                corpus_mask(tokens_bt, valid_bt, special_bt, self.tokenizer, masks=self.masks),
             )
 
     @property
@@ -302,5 +356,12 @@ class Study:
     def corpus_fields(self) -> dict[str, Any]:
         """What corpus statistics depend on, beside the files; the batch size is not among it."""
         s = self.settings
-        masks = {"exclude": sorted(self.exclude), "prepend_bos": self.prepend_bos, "context": self.corpus_context}
-        return {**self.model_fields(), **masks, "tokens": s.corpus_tokens}
+        rows = {"masks": self.masks.to_dict(), "prepend_bos": self.prepend_bos, "context": self.corpus_context}
+        return {**self.model_fields(), **rows, "tokens": s.corpus_tokens}
+
+
+def training_masks(cfg: SAEConfig) -> Masks:
+    """Masks of an SAE's training as far as its file tells; outliers are left out where it is silent."""
+    if cfg.masks is not None:
+        return cfg.masks
+    return Masks(frozenset({"special"} if cfg.exclude_special else ()))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sae_attr.masks import Masks
+
 # Gates that look at one latent at a time, and those that compare latents with each other.
 LOCAL_GATES = ("relu", "identity", "jumprelu", "gated")
 RANKED_GATES = ("topk", "topk_raw", "abs_topk", "groupmax")
@@ -45,6 +47,7 @@ class SAEConfig:
       head_index: the one attention head that it was trained on, or None.
       model_name, context_size, prepend_bos: of the training text.
       exclude_special: True where BOS, EOS and padding were left out of training: reconstruction there means nothing.
+      masks: tokens that were left out of training, where the file says all of it; `exclude_special` is a part of that.
       expected_l0: active latents per token that file or path promise.
       folded: what the loader multiplied into the weights.
 
@@ -84,6 +87,7 @@ class SAEConfig:
     context_size: int | None = None
     prepend_bos: bool | None = None
     exclude_special: bool | None = None
+    masks: Masks | None = None
     expected_l0: float | None = None
     folded: tuple[str, ...] = ()
 

@@ -88,7 +88,8 @@ def save_dictionary_learning(folder: str | os.PathLike[str], sae: SAE) -> None:
         "lm_name": cfg.model_name, "submodule_name": cfg.site,
     }  # fmt: skip
     trainer |= {"k": int(tensors["k"])} if "k" in tensors else {}
-    said = {"ctx_len": cfg.context_size, "remove_bos": cfg.exclude_special}
+    masks = None if cfg.masks is None else cfg.masks.to_dict()
+    said = {"ctx_len": cfg.context_size, "remove_bos": cfg.exclude_special, "masks": masks}
     write_torch(folder / dictionary_learning.WEIGHTS[0], tensors)
     raw = {"trainer": trainer, "buffer": {key: value for key, value in said.items() if value is not None}}
     (folder / dictionary_learning.CONFIG).write_text(json.dumps(raw, indent=1))
@@ -174,6 +175,7 @@ def _metadata(cfg: SAEConfig) -> dict[str, Any]:
         "context_size": cfg.context_size,
         "prepend_bos": cfg.prepend_bos,
         "exclude_special_tokens": cfg.exclude_special,
+        "masks": None if cfg.masks is None else cfg.masks.to_dict(),
         "l0": cfg.expected_l0,
     }
     return {"sae_lens_version": _LAYOUT_VERSION, **{key: value for key, value in said.items() if value is not None}}

@@ -99,7 +99,7 @@ def bare(sae: SAE) -> SAE:
 
 _RECORDED = (
     "source", "architecture", "dtype", "site", "site_out", "layer", "head_index", "model_name", "context_size",
-    "prepend_bos", "exclude_special", "expected_l0", "folded",
+    "prepend_bos", "exclude_special", "masks", "expected_l0", "folded",
 )  # fmt: skip
 
 

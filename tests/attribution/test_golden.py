@@ -29,6 +29,7 @@ from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
 from sae_attr.lm.weights import load_lm
+from sae_attr.masks import Masks
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.formats import open_decoder
 from sae_attr.tensorfiles import RowSource
@@ -135,7 +136,7 @@ def test_mean_activation_of_the_whole_corpus(
     cfg, params = model
     tok = load_tokenizer(stories)
     work = (
-        (tokens, valid, corpus_mask(tokens, valid, special, tok, exclude=frozenset()))
+        (tokens, valid, corpus_mask(tokens, valid, special, tok, masks=Masks(frozenset(), outlier=None)))
         for tokens, valid, special in corpus_batches(
             read_corpus(shared / "corpora/tinystories_1000.json"), tok, context=512, batch_size=16
         )

@@ -148,7 +148,10 @@ def test_result_tells_choices_versions_hashes_and_timings(done: Path, miniature:
         "recommended": ("all", "active"),
     }
     assert found["choices"]["site"] == "layer1.resid_post"
-    assert found["choices"]["excluded_tokens"] == ["special"]
+    assert found["choices"]["masks"]["exclude"] == ["special"]
+    assert found["choices"]["masks"]["outlier"] == 10
+    assert list(found["choices"]["masks"]["norm_limits"]) == ["layer1.resid_post"]
+    assert found["masked"]["corpus_outliers"] == 0  # the miniature has no sinks
     assert found["choices"]["settings"]["seed"] == 0
     assert found["choices"]["sae"]["n_latents"] == LATENTS
     assert {"jax", "numpy", "python", "sae_attr", "devices"} <= set(found["versions"])
