@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +22,7 @@ from sae_attr.examples import Example, Examples, read_examples, shown_example
 from sae_attr.lm.adapters import Lora, adapter_states, attach, check_lora, init_lora, merged, save_adapter
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.feed import Feed, all_batches, example_feed
+from sae_attr.lm.folder import read_object
 from sae_attr.lm.model import Params
 from sae_attr.lm.train import join
 from sae_attr.lm.weights import load_config, load_lm, resolve_model, save_lm
@@ -103,7 +103,7 @@ def write(workdir: Path, config: ConfigDict, cfg: LMConfig, lora: Lora | None, p
         save_adapter(workdir / "adapter", cfg, lora, trained, base=str(config.lm))
         folders.append(workdir / "adapter")
     if lora is None or config.merge:
-        hf = json.loads((source / "config.json").read_text("utf-8"))
+        hf = read_object(source / "config.json")
         save_lm(workdir / "model", hf, params if lora is None else jax.jit(merged)(params))
         folders.append(workdir / "model")
     if parallel.is_main():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from sae_attr import parallel
 from sae_attr.chat import with_options
 from sae_attr.lm.config import LMConfig, config_from_hf
 from sae_attr.lm.feed import Feed, token_feed
+from sae_attr.lm.folder import read_object
 from sae_attr.lm.model import Params, init_params
 from sae_attr.lm.weights import load_lm, resolve_model, save_lm
 from sae_attr.parallel import LM_RULES, shardings
@@ -35,7 +35,7 @@ def hf_config(config: ConfigDict, tok: Tokenizer) -> dict[str, Any]:
     """
     if config.lm or config.model_json:
         file = resolve_model(config.lm) / "config.json" if config.lm else Path(config.model_json)
-        hf = json.loads(file.read_text("utf-8"))
+        hf = read_object(file)
     else:
         hf = {k: list(v) if isinstance(v, tuple) else v for k, v in config.model.to_dict().items() if v is not None}
         hf = {"vocab_size": tok.vocab_size, "bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id} | hf

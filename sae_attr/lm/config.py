@@ -62,11 +62,12 @@ def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> LMConfi
     if "text_config" in hf:
         hf = _text_part(hf, where)
     family = hf.get("model_type", "")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ValueError(
             f"{where}: model_type {shown(family)} is not implemented; known: {', '.join(sorted(FAMILIES))}"
         )
-    if lines := misfits(hf):
+    stated = {key: value for key, value in hf.items() if value is not None or key in READ[family]}
+    if lines := misfits(stated):
         raise ValueError(f"{where}: " + "\n".join(lines))
     try:
         return _checked(family, hf, where)
@@ -80,6 +81,7 @@ def _checked(family: str, hf: Mapping[str, Any], where: str) -> LMConfig:
     for one, other in SYNONYMS:
         if hf.get(one) is not None and hf.get(other) is not None and hf[one] != hf[other]:
             raise ValueError(f"{one} {hf[one]!r} and {other} {hf[other]!r} disagree; keep the one that is right")
+    _check_rope(hf)
     hf = dict(hf)
     for name, short in GPT2_NAMES.items() if family == "gpt2" else ():
         if name in hf and short not in hf:
@@ -91,6 +93,10 @@ def _checked(family: str, hf: Mapping[str, Any], where: str) -> LMConfig:
     read = {key: value for key, value in hf.items() if key in READ[family]}
     cfg = FAMILIES[family]({**DEFAULTS.get(family, {}), **read})
     implied = _implied(cfg)
+    if family == "gemma3_text":  # a note of transformers, which it reads itself from the other two keys alone
+        implied["_sliding_window_pattern"] = (
+            hf.get("_sliding_window_pattern") if hf.get("layer_types") or hf.get("sliding_window_pattern") else 6
+        )
     if ACTS.get(str(hf.get("hidden_act"))) == cfg.act:
         implied["hidden_act"] = hf["hidden_act"]
     lines = unread_lines(hf, READ[family], implied)
@@ -101,6 +107,16 @@ def _checked(family: str, hf: Mapping[str, Any], where: str) -> LMConfig:
             + "\nRemove those that do nothing; a model that needs one of them is not implemented"
         )
     return cfg
+
+
+def _check_rope(hf: Mapping[str, Any]) -> None:
+    """What stands in the entry for all layers may not differ from the same key beside it."""
+    for name in ("rope_parameters", "rope_scaling"):
+        entry = hf.get(name) or {}
+        for key in ("rope_theta", "partial_rotary_factor"):
+            inner, outer = entry.get(key), hf.get(key)
+            if inner is not None and outer is not None and inner != outer:
+                raise ValueError(f"{key} is {outer!r} but {name}.{key} is {shown(inner)}; keep the one that is right")
 
 
 def _text_part(hf: Mapping[str, Any], where: str) -> Mapping[str, Any]:

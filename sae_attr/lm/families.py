@@ -13,6 +13,7 @@ ACTS = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
@@ -62,13 +63,6 @@ def _rope(hf: Mapping[str, Any], name: str, entry: Mapping[str, Any], head_dim: 
         lines.append(f"{name}.partial_rotary_factor is {share!r}, but a {hf['model_type']} model rotates whole heads")
     if lines:
         raise ValueError("; ".join(lines))
-    for key, outer in (
-        ("rope_theta", hf.get("rope_theta")),
-        ("partial_rotary_factor", hf.get("partial_rotary_factor")),
-    ):
-        nested = name.count(".")  # an entry for some layers may well differ from the key of the whole
-        if not nested and outer is not None and entry.get(key) not in (None, outer):
-            raise ValueError(f"{key} is {outer!r} but {name}.{key} is {entry[key]!r}; keep the one that is right")
     return rope_from_hf(hf, entry, head_dim, theta)
 
 
@@ -86,7 +80,7 @@ def _layer_types(hf: Mapping[str, Any], n_layers: int) -> tuple[str, ...]:
     if not _has_window(hf):
         return ("full_attention",) * n_layers
     if family == "gemma3_text":
-        period = hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern") or 6
+        period = hf.get("sliding_window_pattern") or 6
         sliding = [(layer + 1) % period != 0 for layer in range(n_layers)]
     elif family in ("gemma2", "gpt_oss"):
         sliding = [layer % 2 == 0 for layer in range(n_layers)]
@@ -230,7 +224,7 @@ def _gpt2(hf: Mapping[str, Any]) -> LMConfig:
 
 
 def _mixtral(hf: Mapping[str, Any]) -> LMConfig:
-    return _llama_like(hf, n_experts=hf["num_local_experts"], n_chosen=hf["num_experts_per_tok"])
+    return _llama_like(hf, n_experts=hf["num_local_experts"] or 0, n_chosen=hf["num_experts_per_tok"])
 
 
 def _qwen3(hf: Mapping[str, Any], **fields: Any) -> LMConfig:
@@ -286,7 +280,7 @@ def _gpt_oss(hf: Mapping[str, Any]) -> LMConfig:
         act="clipped_glu",
         glu_limit=float(hf["swiglu_limit"]),
         glu_alpha=float(hf["swiglu_alpha"]),
-        n_experts=hf["num_local_experts"],
+        n_experts=hf["num_local_experts"] or 0,
         n_chosen=hf["num_experts_per_tok"],
         sinks=True,
     )
@@ -387,7 +381,7 @@ _LLAMA = _CORE | {
 _QWEN = _LLAMA | {"use_sliding_window", "sliding_window", "max_window_layers"}
 _GEMMA = (_LLAMA - {"hidden_act"}) | {
     *("hidden_activation", "sliding_window", "layer_types", "attention_bias", "query_pre_attn_scalar"),
-    *("attn_logit_softcapping", "final_logit_softcapping"),
+    "final_logit_softcapping",
 }
 READ: Mapping[str, set[str]] = {
     "gpt2": _GPT2,
@@ -403,8 +397,8 @@ READ: Mapping[str, set[str]] = {
     "gpt_oss": _LLAMA
     | {"sliding_window", "layer_types", "attention_bias", "num_local_experts", "num_experts_per_tok"}
     | {"swiglu_alpha", "swiglu_limit"},
-    "gemma2": _GEMMA,
-    "gemma3_text": _GEMMA | {"rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern"},
+    "gemma2": _GEMMA | {"attn_logit_softcapping"},
+    "gemma3_text": _GEMMA | {"rope_local_base_freq", "sliding_window_pattern"},
     "olmo2": _LLAMA | {"attention_bias"},
     "phi3": _LLAMA | {"sliding_window", "partial_rotary_factor", "original_max_position_embeddings"},
 }

@@ -115,8 +115,11 @@ def weight_files(folder: Path, *, adapter: bool = False) -> list[Path]:
 
 
 def _copies(folder: Path) -> str:
-    copies = sorted(file.name for file in folder.glob("consolidated*"))
-    return f" ({copies[0]} is in its authors' layout, which is not read)" if copies else ""
+    for pattern, what in (("consolidated*", "its authors' layout"), ("*.gguf", "GGUF"), ("*.h5", "Keras' layout")):
+        copies = sorted(file.name for file in folder.glob(pattern))
+        if copies:
+            return f" ({copies[0]} is in {what}, which is not read)"
+    return ""
 
 
 def _check_adapter(folder: Path) -> None:

@@ -25,6 +25,8 @@ def resolve_model(path: str) -> Path:
     """
     if Path(path).is_dir():
         return Path(path)
+    if Path(path).is_file():
+        raise ValueError(f"{path!r} is a file; give the folder of the model that it belongs to")
     hub_id, _, revision = path.removeprefix("hf://").partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) or path.startswith((".", "/")):
         raise ValueError(f"{path!r} is neither a folder here nor a hub id owner/name[@revision]; check --config.lm")

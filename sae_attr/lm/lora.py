@@ -187,7 +187,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _read_matrices(folder: Path) -> dict[str, np.ndarray]:
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
         if (folder / name).exists():
-            return read_tensors(folder / name)
+            tensors = read_tensors(folder / name)
+            for key, tensor in tensors.items():
+                if tensor.dtype.kind in "iub" or not np.isfinite(np.asarray(tensor, np.float32)).all():
+                    raise ValueError(
+                        f"{folder / name}: {key} holds {tensor.dtype} numbers, NaN or infinity; fetch it again"
+                    )
+            return tensors
     raise ValueError(f"{folder} lacks adapter_model.safetensors (or .bin); download the adapter completely")
 
 

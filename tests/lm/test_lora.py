@@ -163,6 +163,17 @@ def test_values_of_an_adapters_config_that_cannot_be(tmp_path: Path, key: str, v
         load_adapter(copied(tmp_path, **{key: value}))
 
 
+@pytest.mark.parametrize("value", [np.full((8, 16), np.nan, np.float32), np.ones((8, 16), np.int8)])
+def test_factors_that_are_no_numbers(tmp_path: Path, value: np.ndarray) -> None:
+    folder = copied(tmp_path)
+    name = next(name for name in load_file(folder / "adapter_model.safetensors") if "q_proj.lora_A" in name)
+    edited(folder, **{name: value})
+    with pytest.raises(
+        ValueError, match=r"adapter_model.safetensors: .*q_proj.lora_A.* holds \w+ numbers, NaN or infinity"
+    ):
+        load_adapter(folder)
+
+
 def test_files_that_are_broken(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no adapter_config.json, so it is no PEFT adapter"):
         load_adapter(tmp_path)

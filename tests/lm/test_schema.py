@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from sae_attr.lm.config import config_from_hf
+from sae_attr.lm.families import FAMILIES
+from sae_attr.lm.schema import KEYS
 from sae_attr.lm.weights import load_config
 from tests.miniatures import llama_config
 
@@ -96,6 +98,8 @@ UNREAD: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (BASE, {"use_qk_norm": True}),
     (BASE, {"norm_type": "layernorm"}),
     (GEMMA, {"use_bidirectional_attention": True}),
+    (GEMMA, {"attn_logit_softcapping": 50.0}),  # transformers applies it in Gemma 2 alone
+    (GEMMA, {"_sliding_window_pattern": 2}),
     # fields of other families
     (BASE, {"sliding_window": 8}),
     (BASE, {"layer_types": ["full_attention", "sliding_attention"]}),
@@ -149,6 +153,7 @@ HARMLESS: dict[str, Any] = {
     "use_bidirectional_attention": False,
     "head_dim": 4,
     "layer_types": ["full_attention"] * 2,
+    "query_pre_attn_scalar": None,
     "tokenizer_class": "X",
     "is_causal": True,
     "attention_multiplier": 0.5,
@@ -201,9 +206,74 @@ def test_both_spellings_of_one_rope_are_no_disagreement() -> None:
     assert config_from_hf(both) == config_from_hf(BASE | {"rope_parameters": new})
 
 
+def test_a_familys_default_base_is_no_disagreement() -> None:
+    config = BASE | {"model_type": "mixtral", "num_local_experts": 2}
+    new = config_from_hf(config | {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}})
+    assert new == config_from_hf(config | {"rope_theta": 100.0})
+
+
 def test_phi_3_calls_longrope_yarn() -> None:
     factors = {"short_factor": [1.0, 1.1], "long_factor": [1.0, 4.0]}
     config = BASE | {"model_type": "phi3", "original_max_position_embeddings": 32}
     both = [config_from_hf(config | {"rope_scaling": {"type": kind} | factors}) for kind in ("yarn", "su", "longrope")]
     assert both[0] == both[1] == both[2]
     assert both[0].ropes[0].kind == "longrope"
+
+
+STRANGE: tuple[Any, ...] = (
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        3,
+        -1,
+        10**9,
+        10**30,
+        0.5,
+        -2.0,
+        float("nan"),
+        float("inf"),
+        "",
+        "16",
+        "silu",
+        [],
+        [1],
+        [None],
+    ),
+    *(
+        {},
+        {"a": 1},
+        {"rope_type": "yarn"},
+        {"full_attention": {"factor": "x"}},
+        {"full_attention": None},
+        [[1]],
+        {"type": []},
+    ),
+    *(
+        {"rope_type": "longrope", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 1e-300},
+        {"type": "dynamic", "factor": 2},
+    ),
+)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_no_value_of_any_key_gives_anything_but_one_message(family: str) -> None:
+    base = (GPT2 if family == "gpt2" else BASE | {"head_dim": 8, "intermediate_size": 24}) | {"model_type": family}
+    if family == "gpt_neox":
+        del base["head_dim"], base["num_key_value_heads"], base["rms_norm_eps"]
+    if family.startswith("gemma"):
+        del base["hidden_act"]
+    if family in ("mixtral", "gpt_oss", "qwen3_moe"):
+        base |= {"num_local_experts": 4, "num_experts_per_tok": 2}
+    config_from_hf(base)
+    for key in {*KEYS, *base, "text_config", "quantization_config", "new_key"}:
+        for value in STRANGE:
+            try:
+                cfg = config_from_hf(base | {key: value})
+            except ValueError as error:
+                assert "config.json" in str(error)  # noqa: PT017 - other values may be right, and then nothing is raised
+            else:
+                [rope.inv_freq() for rope in cfg.ropes]
