@@ -11,6 +11,7 @@ from sae_attr.case_study.grading import known_mean
 from sae_attr.case_study.samples import Arms
 from sae_attr.case_study.selection import Selection, arms_of, scaled, with_unsteered
 from sae_attr.case_study.trial import Trial
+from sae_attr.judge import tells_coherence
 from sae_attr.steering import choose_strengths
 from sae_attr.store import Made, Progress, Result
 
@@ -54,6 +55,8 @@ def _sampled_coherence(
     found, counts = asked.grade(tokens_rn, progress, attempts=0)
     _, coherent_kps = found.shaped(*asked.shape)
     coherent_k = np.array([known_mean(coherent_ps) for coherent_ps in coherent_kps])
+    if not tells_coherence(case.judge):  # nothing is known of coherence: every strength passes
+        return np.ones(len(coherent_k)), {**cost, "counts": counts}
     if np.isnan(coherent_k[0]):  # else every strength would pass beside an unsteered model that counts as incoherent
         raise ValueError(
             f"the judge of case {case.settings.name} does not say whether answers are coherent, which strengths are chosen by; "

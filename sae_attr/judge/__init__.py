@@ -11,6 +11,7 @@ from sae_attr.judge.base import (
     grade_of_row,
     grade_row,
     judge_name,
+    tells_coherence,
     values,
 )
 from sae_attr.judge.budget import Budget
@@ -19,6 +20,7 @@ from sae_attr.judge.combine import CoherentOnly, Panel, warnings_of
 from sae_attr.judge.keywords import KeywordJudge
 from sae_attr.judge.local_judge import LocalJudge
 from sae_attr.judge.openai_judge import Asking, OpenAIJudge
+from sae_attr.judge.probe import ask_one
 from sae_attr.judge.replies import read_reply, weighted_score
 from sae_attr.judge.rubrics import Rubric, judge_prompt, load_rubric, rubric_names
 from sae_attr.judge.server import Patience, Server
@@ -40,6 +42,7 @@ __all__ = [
     "Patience",
     "Rubric",
     "Server",
+    "ask_one",
     "cached",
     "check_items",
     "counts",
@@ -50,6 +53,7 @@ __all__ = [
     "load_rubric",
     "read_reply",
     "rubric_names",
+    "tells_coherence",
     "values",
     "warnings_of",
     "weighted_score",

@@ -57,7 +57,7 @@ class Grade:
       label: the rubric's word: a number of its scale ("4"), an excluded class ("REFUSAL"), or "MALFORMED".
       score: the place on the rubric's scale; None where the answer is excluded or the reply malformed.
       behaviour: 1.0 the completion has the behaviour, 0.0 it has not, None excluded, malformed or not asked.
-      coherent: 1.0 or 0.0; None where the rubric does not tell.
+      coherent: 1.0 or 0.0; None where it is unknown, because the judge does not tell (`tells_coherence`) or gave no verdict.
       excluded: the completion was set aside (refusal, satire, code, ...): a missing value that may be resampled.
       malformed: the judge's reply could not be read: a missing value that says nothing about the completion.
       raw: the reply as it came.
@@ -107,6 +107,14 @@ class Judge(Protocol):
           JudgeStopped: the judge could not go on; what was yielded before stays valid.
         """
         ...
+
+
+def tells_coherence(judge: object) -> bool:
+    """Returns whether a judge says if completions are coherent; where it does not, coherence must be measured without it.
+
+    A judge says so in its property `tells_coherence`; one without the property counts as telling.
+    """
+    return bool(getattr(judge, "tells_coherence", True))
 
 
 def check_items(items: Sequence[Item]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from sae_attr.judge.base import Grade, Item, Judge, check_items, grade_of_row, grade_row
+from sae_attr.judge.base import Grade, Item, Judge, check_items, grade_of_row, grade_row, tells_coherence
 from sae_attr.store import PathLike, Progress, digest, write_atomic
 
 
@@ -33,6 +33,11 @@ class CachedJudge:
     def identity(self) -> Mapping[str, Any]:
         """That of the judge asked: a cache changes no grade."""
         return self.judge.identity
+
+    @property
+    def tells_coherence(self) -> bool:
+        """As the judge asked does."""
+        return tells_coherence(self.judge)
 
     def grade(self, items: Sequence[Item]) -> Iterator[tuple[str, Grade]]:
         """(id, grade): first what is known, then what the judge gives, as it arrives; raises what the judge raises."""

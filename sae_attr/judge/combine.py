@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.judge.base import Grade, Item, Judge, check_items, values
+from sae_attr.judge.base import Grade, Item, Judge, check_items, tells_coherence, values
 
 TIE = "TIE"
 
@@ -24,6 +24,11 @@ class CoherentOnly:
 
     behaviour: Judge
     coherence: Judge
+
+    @property
+    def tells_coherence(self) -> bool:
+        """As the judge of coherence does."""
+        return tells_coherence(self.coherence)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -55,6 +60,11 @@ class Panel:
     """
 
     judges: tuple[Judge, ...]
+
+    @property
+    def tells_coherence(self) -> bool:
+        """Whether any member does: the others have no vote."""
+        return any(tells_coherence(judge) for judge in self.judges)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -10,12 +10,14 @@ from typing import Any
 from sae_attr.judge.base import Grade, Item, check_items
 from sae_attr.store import digest
 
-NEITHER, VERSION = "NEITHER", 1
+NEITHER, VERSION = "NEITHER", 2  # 2: says nothing of coherence
 
 
 @dataclass(frozen=True)
 class KeywordJudge:
-    """The behaviour is there where its words outnumber the others; where neither prevail the answer is set aside.
+    """Grades by the words of a completion: the behaviour is there where its words outnumber the others.
+
+    Where neither prevail the answer is set aside. Words cannot tell whether a text is coherent, so `coherent` is None.
 
     Args:
       present: words that show the behaviour, in any case.
@@ -37,6 +39,11 @@ class KeywordJudge:
             )
 
     @property
+    def tells_coherence(self) -> bool:
+        """False: noise that holds the words is graded like any other text."""
+        return False
+
+    @property
     def identity(self) -> Mapping[str, Any]:
         """The words, by their digest."""
         words = {"present": sorted(self.present), "absent": sorted(self.absent)}
@@ -51,5 +58,5 @@ class KeywordJudge:
         words = re.findall(r"\w+", text.lower())
         score = sum(w in self.present for w in words) - sum(w in self.absent for w in words)
         if not score:
-            return Grade(NEITHER, excluded=True, coherent=1.0)
-        return Grade(f"{score:+d}", score=float(score), behaviour=float(score > 0), coherent=1.0)
+            return Grade(NEITHER, excluded=True)
+        return Grade(f"{score:+d}", score=float(score), behaviour=float(score > 0))

@@ -52,6 +52,16 @@ class LocalJudge:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1")
 
     @property
+    def is_model(self) -> bool:
+        """True: a model answers, so that `ask_one` asks it."""
+        return True
+
+    @property
+    def tells_coherence(self) -> bool:
+        """As its rubric does."""
+        return self.rubric.tells_coherence
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Model, rubric, settings and which of the two kinds of answer is read."""
         return {

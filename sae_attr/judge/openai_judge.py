@@ -86,6 +86,16 @@ class OpenAIJudge:
         self._lock = threading.Lock()
 
     @property
+    def is_model(self) -> bool:
+        """True: a model answers, so that `ask_one` asks it."""
+        return True
+
+    @property
+    def tells_coherence(self) -> bool:
+        """As its rubric does."""
+        return self.rubric.tells_coherence
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Model, server, rubric and every setting that may change a grade."""
         return {

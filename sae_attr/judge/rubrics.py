@@ -75,6 +75,11 @@ class Rubric:
         """Name, version and hash: a rubric's part of a judge's identity."""
         return {"name": self.name, "version": self.version, "hash": self.hash}
 
+    @property
+    def tells_coherence(self) -> bool:
+        """Whether every scored answer says something of coherence; classes alone (INCOHERENT) do not make a rate."""
+        return self.measures == "coherence" or self.coherent is not None
+
     def label_of(self, text: str) -> str | None:
         """The class that a text names in any case and in any of its spellings; None for none."""
         word = text.strip().upper()

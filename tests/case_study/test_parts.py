@@ -165,7 +165,9 @@ def test_strengths_by_samples_need_a_judge_that_tells_coherence(
         grade=lambda tokens, progress, attempts: (SimpleNamespace(shaped=lambda *shape: (coherent, coherent)), {}),
     )
     monkeypatch.setattr(checking, "Trial", lambda *args: trial)
-    case: Any = SimpleNamespace(settings=SimpleNamespace(name="own"), study=SimpleNamespace(strength_samples=1))
+    case: Any = SimpleNamespace(
+        settings=SimpleNamespace(name="own"), study=SimpleNamespace(strength_samples=1), judge=SimpleNamespace()
+    )
     run = lambda: checking._sampled_coherence(case, "away", None, 1.0, None)  # type: ignore[arg-type]
     if np.isnan(unsteered):
         with pytest.raises(ValueError, match=r"cases\.own\.judge\.coherence=coherence"):

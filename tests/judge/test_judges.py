@@ -16,6 +16,7 @@ from sae_attr.judge import (
     Grade,
     Item,
     Judge,
+    KeywordJudge,
     LocalJudge,
     Panel,
     cached,
@@ -25,6 +26,7 @@ from sae_attr.judge import (
     judge_name,
     load_rubric,
     read_reply,
+    tells_coherence,
     values,
     warnings_of,
 )
@@ -176,3 +178,21 @@ def test_a_panel_grades_by_majority() -> None:
     found = dict(judge.grade(items("5", "1", "REFUSAL")))
     assert [found[f"i{k}"].behaviour for k in range(3)] == [1.0, 0.0, None]
     assert len(judge.identity["members"]) == 3
+
+
+# ---- coherence
+
+
+def test_a_judge_that_cannot_tell_coherence_says_so(tmp_path: Path) -> None:
+    words = KeywordJudge(("rude",), ("kind",))
+    grades = dict(words.grade(items("rude rude", "kind", "%% rude ## rude", "neither")))
+    np.testing.assert_array_equal(values(grades.values(), "coherent"), [np.nan] * 4)
+    assert not tells_coherence(words)
+    assert not tells_coherence(cached(words, tmp_path))
+    local = lambda name: LocalJudge({"name": "tiny"}, load_rubric(name), generate=generate)
+    told = {name: tells_coherence(local(name)) for name in ("misalignment", "coherence", "alignment_0_100")}
+    assert told == {"misalignment": True, "coherence": True, "alignment_0_100": False}
+    assert tells_coherence(CoherentOnly(local("alignment_0_100"), local("coherence_0_100")))
+    assert not tells_coherence(CoherentOnly(local("coherence"), words))
+    assert tells_coherence(Panel((words, local("misalignment"))))
+    assert not tells_coherence(Panel((words, local("alignment_0_100"))))

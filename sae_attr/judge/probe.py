@@ -1,0 +1,62 @@
+"""One question to a judge before anything is paid for: whether it is there, and whether its replies can be read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sae_attr.judge.base import Grade, Item
+
+QUESTION = Item("first question", "What is the capital of France?", "The capital of France is Paris.")
+_SHOWN = 200  # characters of a reply in a message
+
+
+def judges_in(judge: Any) -> list[Any]:
+    """Returns the judges that one is made of and that ask nobody else, each once."""
+    names = ("judge", "behaviour", "coherence")
+    inner = [getattr(judge, name) for name in names if hasattr(getattr(judge, name, None), "grade")]
+    inner += getattr(judge, "judges", ())
+    if not inner:
+        return [judge]
+    leaves = [leaf for other in inner for leaf in judges_in(other)]
+    return list({id(leaf): leaf for leaf in leaves}.values())
+
+
+def ask_one(judge: Any) -> list[Grade]:
+    """Asks every server and language model behind a judge one fixed question; call it before anything is sampled.
+
+    No cache is read or written. Judges that are rules (words, the organism's grader) are not asked. Each question counts
+    in its judge's budget.
+
+    Returns:
+      the grades, one for each rubric.
+
+    Raises:
+      ValueError: a reply cannot be read; shows it, and which setting to change.
+      JudgeStopped: the judge does not answer, refuses, or has no budget left.
+    """
+    asked = [leaf for leaf in judges_in(judge) if getattr(leaf, "is_model", False)]
+    return [_asked(leaf) for leaf in asked]
+
+
+def _asked(judge: Any) -> Grade:
+    grade = dict(judge.grade([QUESTION]))[QUESTION.id]
+    if not grade.malformed:
+        return grade
+    name, rubric = judge.identity.get("name", "the judge"), judge.rubric.name
+    raise ValueError(
+        f"judge {name} was asked one question by rubric {rubric}, and its reply cannot be read: {shown(grade)}. {advice(grade)}"
+    )
+
+
+def shown(grade: Grade) -> str:
+    """A reply for a message, cut, or the reason why there is none."""
+    if "error" in grade.details:
+        return str(grade.details["error"])[:_SHOWN]
+    return repr(grade.raw[:_SHOWN]) + ("…" if len(grade.raw) > _SHOWN else "")
+
+
+def advice(grade: Grade) -> str:
+    """What to change where replies cannot be read."""
+    if grade.details.get("finish") == "length":
+        return "It was cut by its length: raise reply_tokens (models that think first need thousands)"
+    return "Choose a model that follows the rubric's form of an answer, or another rubric"
