@@ -35,6 +35,7 @@ from sae_attr.chat import with_options
 from sae_attr.figures import render, sae_training_figure
 from sae_attr.fitness import HeldOut, Place, collect_held_out, held_out_fit
 from sae_attr.hooks import Site, lens_name
+from sae_attr.hub import public_name
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, site_named
 from sae_attr.lm.weights import load_config, load_lm, resolve_model
@@ -123,7 +124,7 @@ def said(config: ConfigDict, job: Job, file: TokenFile) -> dict[str, Any]:
         "site": lens_name(job.place.read),
         "site_out": lens_name(job.place.write) if job.target else None,
         "layer": job.place.read.layer,
-        "model_name": str(config.lm),
+        "model_name": public_name(str(config.lm)),
         "context_size": config.context,
         "prepend_bos": bool(file.meta["prepend_bos"]),
         "exclude_special": bool({"bos", "special"} & set(config.exclude)),

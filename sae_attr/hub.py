@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+_CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")  # of the hub's cache
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_SAYS_NOTHING = ("model", "final", "hf", "weights", "checkpoint", "snapshot", "merged", "base")
 
 
 def download(repo: str, revision: str | None, *, files: Sequence[str], ignore: Sequence[str] | None = None) -> Path:
@@ -39,3 +44,24 @@ def download(repo: str, revision: str | None, *, files: Sequence[str], ignore: S
         raise ValueError(f"the hub has no repository {repo}, or it is private; check the name, or log in") from error
     except Exception as error:  # the hub's client raises whatever its transport does
         raise ValueError(f"{what} is no folder here and could not be fetched from the hub: {error}") from error
+
+
+def public_name(model: str | None) -> str | None:
+    """A model's name for a file that leaves this machine: a hub id as it is, of a local folder or bucket its own name.
+
+    A folder whose name says nothing (`model`, `final`) is named after the one that it lies in. Control characters are shown as
+    Python writes them. None stays None.
+    """
+    if model is None:
+        return None
+    if cached := _CACHED.search(model):
+        return f"{cached[1]}/{cached[2]}"
+    if _HUB_ID.fullmatch(model) and not model.startswith(".") and not Path(model).exists():
+        return model
+    parts = [
+        part for part in PurePosixPath(model.replace("\\", "/")).parts if part.strip("/.~") and not part.endswith(":")
+    ]
+    while len(parts) > 1 and parts[-1].lower() in _SAYS_NOTHING:
+        parts.pop()
+    name = parts[-1] if parts else Path(model).resolve().name
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from sae_attr.hub import public_name
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats import dictionary_learning, saelens
 from sae_attr.sae.model import SAE
@@ -32,8 +33,8 @@ _GGUF_UINT32, _GGUF_STRING, _GGML_F32 = 4, 8, 0
 def save_saelens(folder: str | os.PathLike[str], sae: SAE) -> None:
     """Writes `cfg.json` and `sae_weights.safetensors` as SAELens 6 and `load_sae` read them, with the same codes.
 
-    Weights keep their dtype. An SAE of several models or layers, or with a gate that SAELens does not have, cannot be
-    written; nor can a folder that holds an SAE already.
+    Weights keep their dtype, and the model is named without where it lies here. An SAE of several models or layers, or with
+    a gate that SAELens does not have, cannot be written; nor can a folder that holds an SAE already.
 
     Raises:
       ValueError: the layout cannot express the SAE.
@@ -85,7 +86,7 @@ def save_dictionary_learning(folder: str | os.PathLike[str], sae: SAE) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     trainer = {
         "dict_class": name, "activation_dim": cfg.d_in, "dict_size": cfg.n_latents, "layer": cfg.layer,
-        "lm_name": cfg.model_name, "submodule_name": cfg.site,
+        "lm_name": public_name(cfg.model_name), "submodule_name": cfg.site,
     }  # fmt: skip
     trainer |= {"k": int(tensors["k"])} if "k" in tensors else {}
     masks = None if cfg.masks is None else cfg.masks.to_dict()
@@ -168,7 +169,7 @@ def _tensors(sae: SAE, architecture: str) -> dict[str, np.ndarray]:
 
 def _metadata(cfg: SAEConfig) -> dict[str, Any]:
     said = {
-        "model_name": cfg.model_name,
+        "model_name": public_name(cfg.model_name),
         "hook_name": cfg.site,
         "hook_name_out": cfg.site_out,
         "hook_head_index": cfg.head_index,

@@ -1,6 +1,7 @@
 """What is written for other tools: read back by our own loader, and by theirs where it is installed."""
 
 import json
+import os
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from sae_attr.hub import public_name
 from sae_attr.sae.export import save_dictionary_learning, save_repeng_gguf, save_saelens, save_vectors
 from sae_attr.sae.formats import load_sae
 from sae_attr.sae.model import SAE, encode, reconstruct
@@ -232,3 +234,31 @@ def test_dictionary_learning_cannot_say_everything(tmp_path: Path) -> None:
     for other in ({"norm": "layer_norm"}, {"skip": True}, {"subtract_b_dec": False}, {"gate": "groupmax"}):
         with pytest.raises(ValueError, match="dictionary_learning has"):
             save_dictionary_learning(tmp_path / "no", replace(sae, cfg=replace(sae.cfg, **other)))
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("google/gemma-2-2b", "google/gemma-2-2b"), ("gpt2", "gpt2"), (None, None), ("owner/name@main", "owner/name@main"),
+        ("/home/someone/secret/Llama-3.1-8B", "Llama-3.1-8B"), ("./models/mine", "mine"), ("~/models/mine/", "mine"),
+        ("runs/organism/model", "organism"), ("/data/final", "data"), ("gs://bucket/team/mine/final", "mine"),
+        ("C:\\Users\\me\\mine", "mine"),
+        ("/root/.cache/huggingface/hub/models--google--gemma-2-2b/snapshots/0123abc", "google/gemma-2-2b"),
+        ("/tmp/a\x1b[31mb", "a\\x1b[31mb"), (".", Path.cwd().name),
+    ],
+)  # fmt: skip
+def test_a_model_is_named_without_where_it_lies(model: str | None, name: str | None) -> None:
+    assert public_name(model) == name
+
+
+def test_what_is_written_names_no_place_of_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    sae = load_sae(LAYOUTS["gemma_scope_2_transcoder"](tmp_path).path)
+    cfg = replace(sae.cfg, site="layer1.resid_post", site_out=None, skip=False)
+    sae = replace(sae, skip_dm=None, cfg=replace(cfg, model_name=str(tmp_path / "mine")))
+    save_saelens(tmp_path / "a", sae)
+    save_dictionary_learning(tmp_path / "b", sae)
+    for folder in "ab":
+        for file in (tmp_path / folder).iterdir():
+            assert os.fsencode(tmp_path) not in file.read_bytes()
+        assert load_sae(tmp_path / folder).cfg.model_name == "mine"
