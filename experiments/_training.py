@@ -25,7 +25,7 @@ from sae_attr.lm.train import Assemble, Compute, Optimizer, join, learning_rate
 from sae_attr.lm.weights import resolve_model
 from sae_attr.report import csv_text, json_text
 from sae_attr.store import fingerprint, write_atomic
-from sae_attr.tokenfile import TokenFile, cached_tokens, open_tokens
+from sae_attr.tokenfile import TokenFile, cached_tokens, check_tokenizer, is_token_file, open_tokens
 from sae_attr.tokenizer import Tokenizer
 
 # Where and how fast, not what.
@@ -61,8 +61,10 @@ def token_file(
     config: ConfigDict, corpus: str, tok: Tokenizer, root: epath.Path, *, prepend_bos: bool | None = None
 ) -> TokenFile:
     """A folder of `write_tokens` as it is, or a corpus tokenised once into `root`."""
-    if (epath.Path(corpus) / "ids.bin").exists():
-        return open_tokens(corpus)
+    if is_token_file(corpus):
+        file = open_tokens(corpus)
+        check_tokenizer(file, tok, prepend_bos=prepend_bos)
+        return file
     return cached_tokens(
         corpus,
         tok,

@@ -59,11 +59,6 @@ def feeds(config: ConfigDict, tok: Tokenizer, root: epath.Path) -> tuple[Feed, F
     count = row_count(file, packing)
     counts = {"tokens": int(file.meta["tokens"]), "documents": int(file.meta["documents"]), "rows": count}
     check_embedding(file, tok.embedding_rows or tok.vocab_size)
-    if file.meta["vocab_size"] > tok.vocab_size:
-        raise ValueError(
-            f"{config.corpus} was made with a vocabulary of {file.meta['vocab_size']}, the tokenizer has {tok.vocab_size}; "
-            "take the tokenizer that made it"
-        )
     if config.held_out:
         other = _training.token_file(config, config.held_out, tok, root)
         check_embedding(other, tok.embedding_rows or tok.vocab_size)

@@ -104,9 +104,15 @@ def render(tok: Tokenizer, messages: Sequence[Message], add_generation_prompt: b
     variables = {"tools": None, "documents": None, **options, **tok.tokens}
     variables |= {"messages": [dict(m) for m in messages], "add_generation_prompt": add_generation_prompt}
     try:
-        return render_template(tok.chat_template, variables, day=_day(tok))
+        text = render_template(tok.chat_template, variables, day=_day(tok))
+        text.encode("utf-8")
+        return text
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{tok.path}: the rendered text has half of a surrogate pair at character {error.start}; repair the messages"
+        ) from None
     except TemplateError as error:
-        roles = ", ".join(str(m.get("role")) for m in messages)
+        roles = ", ".join(ascii(m.get("role")).strip("'") for m in messages)
         raise ValueError(f"{tok.path}: the chat template refused messages with roles {roles}: {error}") from None
 
 

@@ -73,6 +73,8 @@ def _text_of(item: Any, column: str, where: str, tok: Tokenizer | None) -> str:
     """The text of one item: itself, its column, or its conversation through the chat template."""
     value = _value_of(item, column, where)
     if isinstance(value, str):
+        if len(value) > LINE:
+            raise ValueError(f"{where} is longer than {LINE:,} characters; cut it into documents")
         return sound(value, where)
     messages = conversation(value, where)
     if not messages:
@@ -165,6 +167,10 @@ def _corpus_files(path: Path, split: str | None) -> list[Path]:
         return [path]
     if (path / "dataset_dict.json").is_file():
         splits = _described(path / "dataset_dict.json", "splits")
+        if not all(isinstance(name, str) and Path(name).name == name != ".." for name in splits):
+            raise ValueError(
+                f"{path}/dataset_dict.json names splits that are no folders of it; save the data set again"
+            )
         return _corpus_files(path / _one_split(path, splits, split), None)
     if (path / "state.json").is_file():
         shards = _described(path / "state.json", "_data_files")

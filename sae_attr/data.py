@@ -332,21 +332,38 @@ def corpus_batches(
       ValueError: `prepend_bos` with a tokenizer that has no BOS.
     """
     add_bos = adds_bos(tok) if prepend_bos is None else prepend_bos
-    special = np.zeros(tok.vocab_size, bool)
-    special[sorted(tok.special_ids)] = True
+
+    def documents() -> Iterator[list[int]]:
+        source, seen = iter(texts), 0
+        while chunk := list(islice(source, batch_size)):
+            yield from encode_many(tok, chunk, add_bos=add_bos, first=seen)
+            seen += len(chunk)
+
+    return document_batches(documents(), tok, context=context, batch_size=batch_size, max_tokens=max_tokens)
+
+
+def document_batches(
+    documents: Iterable[Sequence[int] | np.ndarray],
+    tok: Tokenizer,
+    *,
+    context: int,
+    batch_size: int,
+    max_tokens: int | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """`corpus_batches` of documents that are token ids already, each with the BOS that it is to have."""
+    special = np.array(sorted(tok.special_ids), int)
     left = np.inf if max_tokens is None else max_tokens
-    source, seen = iter(texts), 0
+    source = iter(documents)
     while left > 0 and (chunk := list(islice(source, batch_size))):
         rows = []
-        for ids in encode_many(tok, chunk, add_bos=add_bos, first=seen):
+        for ids in chunk:
             rows.append(ids[: int(min(context, left))])
             left -= len(rows[-1])
-        seen += len(chunk)
         tokens_bt, valid_bt = _packed(rows, batch_size, context)
-        yield tokens_bt, valid_bt, special[tokens_bt] & valid_bt
+        yield tokens_bt, valid_bt, np.isin(tokens_bt, special) & valid_bt
 
 
-def _packed(rows: Sequence[Sequence[int]], b: int, context: int) -> tuple[np.ndarray, np.ndarray]:
+def _packed(rows: Sequence[Sequence[int] | np.ndarray], b: int, context: int) -> tuple[np.ndarray, np.ndarray]:
     longest = max(map(len, rows))
     width = min(w for k in range(_MAX_SHAPES) if (w := -(-context // 2**k)) >= longest)
     tokens_bt, valid_bt = np.zeros((b, width), np.int32), np.zeros((b, width), bool)

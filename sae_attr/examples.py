@@ -208,7 +208,7 @@ def _messages(value: Any, name: str, where: str) -> list[Message]:
     for m in value:
         if not isinstance(m.get("role"), str) or not isinstance(m.get("content"), str):
             raise ValueError(f"{name!r}: a message has 'role' and 'content', both text; this one has {', '.join(m)}")
-        sound(m["content"], where)
+        sound(m["role"] + m["content"], where)
     return value
 
 

@@ -68,7 +68,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         where = f"{path}:{line}"
         if not isinstance(record, dict) or (record.get("prompt") is None and record.get("prompt_ids") is None):
             raise ValueError(f"{where} has no 'prompt'; write an object with prompt, and id if you like")
-        name = str(record.get("id", f"line-{line}"))
+        name = sound(str(record.get("id", f"line-{line}")), f"{where}: 'id'")
         if name in prompts:
             raise ValueError(f"{where}: id {name!r} stands on line {prompts[name].line} too; make ids unique")
         ids = next(iter(_ids_field(record.get("prompt_ids"), "prompt_ids", where)), None)
@@ -113,6 +113,7 @@ def _pair(record: Any, line: int, where: str) -> Pair:
         raise ValueError(f"{where}: 'id' is {name!r}; it must be a string or an integer")
     if not isinstance(sampler, str | None):
         raise ValueError(f"{where}: 'sampler' is {sampler!r}; it must be a string")
+    sound(f"{name}{sampler}", f"{where}: 'id' or 'sampler'")
     pair = Pair(
         id=str(name),
         prompt=_prompt_field(record.get("prompt"), where),
@@ -140,7 +141,7 @@ def _prompt_field(value: Any, where: str) -> str | tuple[Message, ...]:
         fields = [message.get(key) for key in ("role", "content")] if isinstance(message, dict) else [None]
         if not all(isinstance(text, str) for text in fields):
             raise ValueError(f"{where}: message {k} of 'prompt' is {message!r}; it needs the strings role and content")
-        sound(message["content"], f"{where}: message {k} of 'prompt'")
+        sound(message["role"] + message["content"], f"{where}: message {k} of 'prompt'")
     return tuple(value)
 
 

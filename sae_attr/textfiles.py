@@ -41,6 +41,8 @@ def utf8(raw: bytes, where: str) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if raw.startswith(b"\x1f\x8b"):
+            raise ValueError(f"{where}: the file is compressed by gzip; unpack it") from None
         raise ValueError(f"{where}: byte {error.start} is not UTF-8 ({error.reason}); save it as UTF-8") from error
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,32 @@ def open_tokens(path: PathLike) -> TokenFile:
     meta["sha256"] = json.loads((folder / "manifest.json").read_text())["files"][_IDS]["sha256"]
     ids_k = np.memmap(folder / _IDS, _id_dtype(meta["vocab_size"]), "r")
     return TokenFile(ids_k, np.memmap(folder / _STARTS, np.int64, "r"), meta)
+
+
+def is_token_file(path: PathLike) -> bool:
+    """Whether a folder is one of `write_tokens`, rather than one of texts."""
+    return (epath.Path(path) / _IDS).exists()
+
+
+def check_tokenizer(file: TokenFile, tok: Tokenizer, *, prepend_bos: bool | None = None) -> None:
+    """Raises ValueError for a token file of another tokenizer, or with another BOS than the one asked for (None: any)."""
+    for name in ("vocab_size", "bos_id", "eos_id", "special_ids"):
+        if file.meta[name] != (ours := _meta(tok, False, False)[name]):
+            raise ValueError(
+                f"the token file was made by a tokenizer whose {name} is {str(file.meta[name])[:80]}, that of {tok.path} is "
+                f"{str(ours)[:80]}; take the text, or a token file of this tokenizer"
+            )
+    if prepend_bos is not None and tok.bos_id is not None and file.meta["prepend_bos"] != prepend_bos:
+        raise ValueError(
+            f"the token file was made with prepend_bos={file.meta['prepend_bos']}, here it is {prepend_bos}; make one as "
+            "wanted, or set prepend_bos"
+        )
+
+
+def documents_of(file: TokenFile) -> Iterator[np.ndarray]:
+    """The documents, one after another."""
+    for low, high in pairwise(file.starts_s):
+        yield file.ids_k[low:high]
 
 
 def check_embedding(file: TokenFile, rows: int) -> None:

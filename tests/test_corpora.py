@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sae_attr import corpora
+from sae_attr import corpora, textfiles
 from sae_attr.corpora import read_corpus
-from tests.miniatures import write_lines
+from sae_attr.store import fingerprint
+from sae_attr.tokenizer import Tokenizer, load_tokenizer
+from tests.miniatures import CHATML, write_lines, write_tokenizer
 
 
 def test_corpus_formats(tmp_path: Path) -> None:
@@ -167,3 +172,121 @@ def test_the_wikitext_corpus_reads(shared: Path) -> None:
     text = (shared / "corpora/wikitext2_valid.txt").read_text(encoding="utf-8")
     assert "".join("".join(blocks).split()) == "".join(text.split())
     assert max(map(len, blocks)) <= 2000
+
+
+# ---- conversations -----------------------------------------------------------------------------------------------
+
+MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+WRITTEN = "<s><|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nho<|im_end|>\n"
+
+
+@pytest.fixture(scope="module")
+def tok(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return load_tokenizer(write_tokenizer(tmp_path_factory.mktemp("tok"), chat_template=CHATML))
+
+
+@pytest.mark.parametrize(
+    ("record", "options"),
+    [
+        ({"messages": MESSAGES, "n": 1}, {}),
+        ({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]}, {}),
+        ({"text": MESSAGES}, {}),
+        ({"chat": MESSAGES, "messages": []}, {"column": "chat"}),
+        ({"prompt": MESSAGES[:1], "completion": "ho"}, {}),
+        ({"prompt": "hi", "completion": MESSAGES[1:]}, {}),
+        (MESSAGES, {}),
+        ({"messages": [m | {"tool_calls": None} for m in MESSAGES]}, {}),
+    ],
+)
+def test_conversations_are_written_with_the_models_template(
+    tmp_path: Path, tok: Tokenizer, record: Any, options: dict[str, Any]
+) -> None:
+    path = write_lines(tmp_path / "c.jsonl", record, '"plain"')
+    assert list(read_corpus(path, tok=tok, **options)) == [WRITTEN, "plain"]
+    (tmp_path / "c.json").write_text(json.dumps([record, "plain"]))
+    assert list(read_corpus(tmp_path / "c.json", tok=tok, **options)) == [WRITTEN, "plain"]
+
+
+def test_conversations_of_tables(tmp_path: Path, tok: Tokenizer) -> None:
+    write_parquet(tmp_path / "a.parquet", messages=[MESSAGES, None, MESSAGES], n=[1, 2, 3])
+    assert list(read_corpus(tmp_path / "a.parquet", tok=tok)) == [WRITTEN, WRITTEN]
+    columns = {"role": ["user", "assistant"], "content": ["hi", "ho"]}  # as older data sets store a list of objects
+    write_parquet(tmp_path / "b.parquet", talk=[columns])
+    assert list(read_corpus(tmp_path / "b.parquet", column="talk", tok=tok)) == [WRITTEN]
+    write_parquet(tmp_path / "c.parquet", prompt=["a", "b"], completion=[" c", None])
+    assert list(read_corpus(tmp_path / "c.parquet")) == ["a c"]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"messages": "hi"}, None),
+        ({"messages": [1]}, r"c.jsonl:1: message 0 needs the strings role and content; it has neither"),
+        ({"messages": [{"role": "user", "content": 3}]}, r"message 0 needs the strings"),
+        ({"messages": [{"role": "us\ud800er", "content": "x"}]}, r"c.jsonl:1.* half of a surrogate pair"),
+        ({"messages": {"a": 1}}, r"c.jsonl:1 is a dict where a text or a list of messages"),
+        ({"messages": [], "text": None}, "is an object with the fields messages, text where"),
+    ],
+)
+def test_conversations_that_are_none(tmp_path: Path, tok: Tokenizer, record: Any, message: str | None) -> None:
+    path = write_lines(tmp_path / "c.jsonl", record)
+    if message is None:
+        assert list(read_corpus(path, tok=tok)) == ["hi"]
+        return
+    with pytest.raises(ValueError, match=message):
+        read_corpus(path, tok=tok)
+
+
+def test_a_conversation_needs_a_template(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "c.jsonl", {"messages": MESSAGES})
+    with pytest.raises(ValueError, match=r"c.jsonl:1 is a conversation, which needs a model's chat template"):
+        read_corpus(path)
+    with pytest.raises(ValueError, match=r"c.jsonl:1: .* the tokenizer has no chat template"):
+        read_corpus(path, tok=load_tokenizer(write_tokenizer(tmp_path / "tok")))
+
+
+# ---- what never ends, or is damaged -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl", "txt", "parquet"])
+def test_devices_and_pipes_are_refused_at_once(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"zero.{ending}").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / f"pipe.{ending}")
+    for name in ("zero", "pipe"):
+        path = tmp_path / f"{name}.{ending}"
+        with pytest.raises(ValueError, match=rf"{name}.{ending} is a device, pipe or socket"):
+            read_corpus(path)
+        with pytest.raises(ValueError, match="is a device, pipe or socket"):
+            fingerprint(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("c.jsonl", b'"a"\n' + b"[" * 100_000, "c.jsonl:2 is nested too deeply"),
+        ("c.json", b"[" * 100_000, "c.json is nested too deeply"),
+        ("c.jsonl", b'"a"\n"' + b"b" * 200, "c.jsonl:2 is longer than 100 bytes"),
+        ("c.json", b'["' + b"b" * 200, "c.json has an item longer than 100"),
+        ("c.jsonl", gzip.compress(b'"a"'), "c.jsonl:1: the file is compressed by gzip; unpack it"),
+        ("c.jsonl", b'"a\x00b"', "c.jsonl:1 is not JSON"),
+        ("c.txt", "a b".encode("utf-16-le"), "c.txt holds a NUL character"),
+        ("c.txt", "a b".encode("utf-16"), "byte 0 is not UTF-8"),
+        ("c.jsonl", b'"a"\n"\\ud800"', "c.jsonl:2: character 0 is half of a surrogate pair"),
+        ("c.parquet", b"PAR1", "c.parquet cannot be read as a table"),
+        ("c.arrow", b"ARROW1", "c.arrow cannot be read as a table"),
+        ("state.json", b'{"_data_files": [{"filename": "../c.json"}]}', "names the file '../c.json', which is none of"),
+        ("state.json", b"[1]", "state.json has no list '_data_files'"),
+        ("dataset_dict.json", b'{"splits": [1]}', "names splits that are no folders"),
+        ("dataset_dict.json", b'{"splits": [".."]}', "names splits that are no folders"),
+    ],
+)
+def test_damaged_files_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, message: str
+) -> None:
+    monkeypatch.setattr(textfiles, "LINE", 100 if "longer" in message else textfiles.LINE)
+    monkeypatch.setattr(corpora, "LINE", textfiles.LINE)
+    (tmp_path / name).write_bytes(content)
+    path = tmp_path if name.startswith(("state", "dataset")) else tmp_path / name
+    with pytest.raises(ValueError, match=message) as raised:
+        list(read_corpus(path))
+    assert "\n" not in str(raised.value)

@@ -16,7 +16,17 @@ from sae_attr.attribution.settings import Settings
 from sae_attr.attribution.sites import after_gain, read_site
 from sae_attr.chat import options_read, with_options
 from sae_attr.corpora import read_corpus
-from sae_attr.data import Batch, Encoded, Row, batches, corpus_batches, corpus_mask, encode_pairs, scope_mask
+from sae_attr.data import (
+    Batch,
+    Encoded,
+    Row,
+    batches,
+    corpus_batches,
+    corpus_mask,
+    document_batches,
+    encode_pairs,
+    scope_mask,
+)
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.ends import Ends, turn_ends
@@ -29,6 +39,7 @@ from sae_attr.sae.formats import LoadOptions, identity, load_sae, open_decoder, 
 from sae_attr.sae.model import SAE, SAEConfig
 from sae_attr.store import Progress, Result, Store, digest, fingerprint, run_stage
 from sae_attr.tensorfiles import RowSource
+from sae_attr.tokenfile import TokenFile, check_embedding, check_tokenizer, documents_of, is_token_file, open_tokens
 from sae_attr.tokenizer import Tokenizer, folder_template, load_tokenizer
 
 CODE_VERSION = 5  # raised when a stage's code gives other numbers than before
@@ -255,7 +266,7 @@ class Study:
         """
         if "float64" in (self.settings.dtype, self.settings.resid_dtype) and not jax.config.read("jax_enable_x64"):
             raise ValueError("float64 needs JAX_ENABLE_X64=1 in the environment; without it JAX has no float64")
-        next(iter(self.texts()))
+        self.check_corpus()
         if self.settings.lm_aligned:
             self.same_architecture(self.settings.lm_aligned, load_config(self.settings.lm_aligned, mesh=self.mesh))
         _ = self.encoded, self.decoder
@@ -310,6 +321,21 @@ class Study:
         """A batch size rounded up to what the mesh's data axis divides."""
         return -(-rows // self.mesh.shape["data"]) * self.mesh.shape["data"]
 
+    @functools.cached_property
+    def token_file(self) -> TokenFile | None:
+        """The corpus where it is a folder of `write_tokens`; None where it is texts."""
+        if not is_token_file(self.settings.corpus):
+            return None
+        file = open_tokens(self.settings.corpus)
+        check_tokenizer(file, self.tokenizer, prepend_bos=self.prepend_bos)
+        check_embedding(file, self.cfg.vocab)
+        return file
+
+    def check_corpus(self) -> None:
+        """Raises ValueError for a corpus that cannot be read; looks at its first text."""
+        if self.token_file is None:
+            next(iter(self.texts()))
+
     def texts(self) -> Iterator[str]:
         """Texts of the corpus."""
         s = self.settings
@@ -317,10 +343,11 @@ class Study:
 
     def text_work(self, tokens: int) -> Iterator[CorpusBatch]:
         """Corpus batches (tokens, valid, special) up to exactly `tokens` positions, no mask applied."""
-        return corpus_batches(
-            self.texts(), self.tokenizer, context=self.corpus_context,
-            batch_size=self._whole(self.settings.corpus_batch), prepend_bos=self.prepend_bos, max_tokens=tokens,
-        )  # fmt: skip
+        rows = self._whole(self.settings.corpus_batch)
+        options: dict[str, Any] = {"context": self.corpus_context, "batch_size": rows, "max_tokens": tokens}
+        if self.token_file is not None:
+            return document_batches(documents_of(self.token_file), self.tokenizer, **options)
+        return corpus_batches(self.texts(), self.tokenizer, prepend_bos=self.prepend_bos, **options)
 
     def corpus_work(self, tokens: int | None = None) -> Iterator[CorpusBatch]:
         """Corpus batches up to exactly `tokens` positions (default: the settings'), with the masks that tokens tell.

@@ -246,7 +246,7 @@ class Case:
         study = self.attribution
         _ = study.site, study.decoder, self.stop_ids
         study.same_architecture(self.source.lm_aligned, load_config(self.source.lm_aligned, mesh=self.runtime.mesh))
-        next(iter(study.texts()))
+        study.check_corpus()
         for split in self.source.prompts:
             ids, prompts = self.prompt_ids(split), self.prompts(split)
             longest = max(range(len(ids)), key=lambda i: len(ids[i]))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from sae_attr.store.files import PathLike
+from sae_attr.store.files import PathLike, is_local
 
 _WHOLE = 64 << 20  # files up to this size are hashed whole
 _SAMPLES, _SAMPLE = 64, 1 << 20  # larger ones by this many pieces of this size
@@ -112,7 +112,7 @@ def whole_hash(path: epath.Path) -> str:
 
 def file_hash(path: epath.Path) -> str:
     """32 hex digits of one file, by samples if it is large."""
-    if not path.is_file():
+    if is_local(path) and not os.path.isfile(path):
         raise ValueError(f"{os.fspath(path)} is a device, pipe or socket where a regular file is expected")
     size = path.stat().length
     if size <= _WHOLE:
