@@ -216,10 +216,10 @@ def _row(prompt: _Prompt, completion: str | Sequence[int], tok: Tokenizer, key: 
     roles = np.full(len(ids), COMPLETION, np.int8)
     roles[:n_prompt] = prompt_roles
     pair, side, k = key
-    return Row(np.asarray(ids, np.int32), n_prompt, roles, _is_special(ids, tok), pair, side, k), straddles
+    return Row(np.asarray(ids, np.int32), n_prompt, roles, is_special(ids, tok), pair, side, k), straddles
 
 
-def _is_special(ids: Sequence[int], tok: Tokenizer) -> np.ndarray:
+def is_special(ids: Sequence[int], tok: Tokenizer) -> np.ndarray:
     return np.fromiter((i in tok.special_ids for i in ids), bool, len(ids))
 
 

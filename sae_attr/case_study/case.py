@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from sae_attr.attribution.settings import Settings
 from sae_attr.attribution.study import Study
 from sae_attr.case_study.samples import UNSTEERED, Answer, Arms, Rows
 from sae_attr.case_study.settings import CaseSettings, StudySettings
-from sae_attr.data import encode_prompt
+from sae_attr.data import COMPLETION, encode_prompt, is_special, scope_mask
 from sae_attr.hooks import Add
 from sae_attr.judge import Item, Judge
 from sae_attr.lm.ends import ending_ids
@@ -178,6 +178,20 @@ class Case:
                 raise ValueError(f"stop {text!r} is {len(found)} tokens; a completion is stopped by a single one")
             ids.append(found[0])
         return tuple(dict.fromkeys(ids))
+
+    def can_score(self, ids: Sequence[int]) -> bool:
+        """Returns whether the attribution can score a completion: it has a token, and one that counts in every scope.
+
+        A completion's last token has no gradient, so where only the completion's own tokens count it needs another one.
+        """
+        if not len(ids):
+            return False
+        study = self.attribution
+        if all(preset.tokens != "completion" for preset in study.settings.presets()):
+            return True
+        roles = np.full(len(ids), COMPLETION)
+        special = is_special(ids, study.tokenizer)
+        return bool(scope_mask((roles, special), "completion", exclude=study.exclude)[:-1].any())
 
     def text(self, ids: list[int]) -> str:
         """A completion as the judge and readers see it."""

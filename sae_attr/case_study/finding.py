@@ -49,7 +49,7 @@ def pair(case: Case, grades: Result) -> Made:
     records, counts = make_pairs(
         prompts, case.prompt_ids("pairs"), found, [case.text(ids) for ids in unpadded(found.tokens_rn)],
         samples=case.settings.pair_samples, sampler=case.attribution.lm_key, limit=case.settings.pairs,
-        per_side=case.settings.per_side,
+        per_side=case.settings.per_side, fits=case.can_score,
     )  # fmt: skip
     return {}, {"records": records, "counts": counts}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from sae_attr.case_study import checking
 from sae_attr.case_study.grading import Graded, graded, known_mean
-from sae_attr.case_study.pairing import jsonl, make_pairs
+from sae_attr.case_study.pairing import jsonl, make_pairs, sides_of
 from sae_attr.case_study.prompts import SPLITS, split_prompts
 from sae_attr.case_study.samples import Rows, every_row, padded, sampled, unpadded
 from sae_attr.case_study.selection import arms_by_sign, arms_of, select, with_unsteered
@@ -210,9 +211,60 @@ def test_pairs_are_prompts_with_both_kinds_distinct_and_read_back(tmp_path: Path
     assert pairs_of([[2, 4, 6, 1]], per_side=1)[0][0]["positive"] == ["2"]
 
 
+def with_empty(numbers: Sequence[Sequence[int]], empty: Sequence[tuple[int, int]]) -> Graded:
+    """Graded answers of which some (prompt, sample) have no token, though the judge graded them."""
+    found = grades(numbers)
+    tokens_rn = found.tokens_rn.copy()
+    for p, s in empty:
+        tokens_rn[p * len(numbers[0]) + s] = -1
+    return dataclasses.replace(found, tokens_rn=tokens_rn)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_an_answer_without_a_token_takes_its_prompt_out_before_prompts_are_chosen(side: int) -> None:
+    numbers = [[2, 1], [4, 3], [6, 1]]
+    found = with_empty(numbers, [(0, side)])
+    prompts = [Prompt(f"q{i}", f"Question {i}") for i in range(3)]
+    records, counts = make_pairs(
+        prompts, [[1, i] for i in range(3)], found, [""] * 6, samples=2, sampler="hash", limit=2, per_side=1
+    )
+    assert [r["id"] for r in records] == ["q1", "q2"]  # the limit is filled by prompts that have both
+    assert all(r["positive_ids"][0] and r["negative_ids"][0] for r in records)
+    alone = "only_without" if side == 0 else "only_with"
+    assert counts["both"] == 2
+    assert counts[alone] == counts["lost_both"] == counts["left_out_empty"] == 1
+
+
+def test_another_answer_stands_in_for_one_that_cannot_be_scored() -> None:
+    found, prompts = with_empty([[2, 4, 1]], [(0, 0)]), [Prompt("q0", "Question")]
+    records, counts = make_pairs(prompts, [[1]], found, ["", "4", "1"], samples=3, sampler="hash", limit=9, per_side=2)
+    assert records[0]["positive_ids"] == [[4]]
+    assert counts["left_out_empty"] == 1
+    assert "lost_both" not in counts
+
+
+def test_answers_that_the_scope_leaves_nothing_of_and_those_on_both_sides_are_left_out() -> None:
+    found = grades([[2, 4, 1], [6, 6, 3]])
+    behaviour_r = found.behaviour_r.copy()
+    behaviour_r[4] = 0.0  # the judge put 6 on both sides of the second prompt
+    found = dataclasses.replace(found, behaviour_r=behaviour_r)
+    sides = sides_of(found, 2, 3, lambda ids: ids != (4,))
+    assert sides.reason_ps.tolist() == [["", "not_scorable", ""], ["on_both_sides", "on_both_sides", ""]]
+    assert sides.counts() == {
+        "both": 1, "only_with": 0, "only_without": 1, "neither": 0, "lost_both": 1,
+        "left_out_not_scorable": 1, "left_out_on_both_sides": 2,
+    }  # fmt: skip
+
+
+def test_no_pairs_because_of_empty_answers_says_so() -> None:
+    found, prompts = with_empty([[2, 1]], [(0, 0)]), [Prompt("q0", "Question")]
+    with pytest.raises(ValueError, match="Left out were graded completions: 1 empty"):
+        make_pairs(prompts, [[1]], found, ["", "1"], samples=2, sampler="hash", limit=9, per_side=2)
+
+
 def test_no_pairs_says_what_there_was() -> None:
     with pytest.raises(
-        ValueError, match="2 gave the behaviour alone, 1 its absence alone, 1 nothing that could be graded"
+        ValueError, match="2 gave the behaviour alone, 1 its absence alone, 1 nothing that could be used"
     ):
         pairs_of([[2, 4], [6, 6], [1, 1], [9, 9]])
 

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sae_attr.sae.formats import load_sae, parse_hub, read_config
+from sae_attr.sae.formats.schema import KINDS
 from sae_attr.sae.formats.sources import hub_files
 from sae_attr.tensorfiles import read_torch
 from tests.sae._formulas import Case
@@ -144,6 +145,72 @@ def test_configs_full_of_junk(tmp_path: Path, name: str) -> None:
             config.write_text(junk)
             attempt(case)
         config.write_text(json.dumps(raw))
+
+
+NESTED = ("metadata", "trainer", "buffer")
+ODD = ("many words\x1b[31m\x00", [["x"]], {"in": [1]}, float("nan"), float("inf"), -1, -1e300, 10**30, "9" * 5000)
+
+
+def settings_in(raw: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Where every setting of a config lies that the schema knows."""
+    places = [(*above, key) for key in raw if key in KINDS]
+    for key in NESTED:
+        places += settings_in(raw[key], (*above, key)) if isinstance(raw.get(key), dict) else []
+    return places
+
+
+def replaced(raw: dict[str, Any], place: tuple[str, ...], value: Any) -> dict[str, Any]:
+    key, *below = place
+    return raw | {key: replaced(raw[key], tuple(below), value) if below else value}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_setting_of_another_kind_is_one_line_with_file_and_key(tmp_path: Path, name: str) -> None:
+    case = LAYOUTS[name](tmp_path)
+    for config in configs_of(case):
+        raw = json.loads(config.read_text())
+        for place in settings_in(raw):
+            for odd in [odd for odd in ODD if not KINDS[place[-1]].fits(odd)]:
+                config.write_text(json.dumps(replaced(raw, place, odd)))
+                with pytest.raises(ValueError, match=rf"{config.name}: .*{place[-1]} is .*should be") as error:
+                    read_config(case.path, **case.options)
+                assert str(error.value).isprintable()
+                assert len(str(error.value)) < 500
+        config.write_text(json.dumps(raw))
+    read_config(case.path, **case.options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_read_of_a_config_is_of_its_kind(tmp_path: Path, name: str) -> None:
+    """Names are text or absent, counts are whole numbers or absent, whatever was written for them."""
+    case = LAYOUTS[name](tmp_path)
+    cfg = read_config(case.path, **case.options)
+    assert all(isinstance(text, str | None) for text in (cfg.site, cfg.site_out, cfg.model_name))
+    assert all(isinstance(number, int | None) for number in (cfg.layer, cfg.context_size, cfg.head_index, cfg.k))
+    assert all(isinstance(answer, bool | None) for answer in (cfg.prepend_bos, cfg.exclude_special))
+
+
+def test_no_message_repeats_what_would_move_the_cursor_or_fill_the_screen(tmp_path: Path) -> None:
+    case = LAYOUTS["saelens_abstopk"](tmp_path)
+    file = weights_of(case)
+    write(file, tensors_of(file) | {"\x1b[31mred\x07": np.ones(3, np.float32)})
+    with pytest.raises(ValueError, match=r"\+ \\x1b\[31mred\\x07 \(unexpected\)"):
+        load_sae(case.path)
+    write(file, tensors_of(file) | {f"n{i}": np.ones(1, np.float32) for i in range(3000)})
+    with pytest.raises(ValueError, match=r"and 29\d\d more") as error:
+        load_sae(case.path)
+    assert len(str(error.value)) < 2000
+
+
+def test_a_config_that_was_not_fetched(tmp_path: Path) -> None:
+    case = LAYOUTS["saelens_abstopk"](tmp_path)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    for file in (tmp_path / "cfg.json", weights_of(case)):
+        whole = file.read_bytes()
+        file.write_text(pointer)
+        with pytest.raises(ValueError, match=rf"{file.name} is a Git LFS pointer, .*git lfs pull"):
+            load_sae(case.path)
+        file.write_bytes(whole)
 
 
 class Evil:

@@ -30,7 +30,7 @@ from sae_attr.sae.formats import (
     sparsify,
     temporal,
 )
-from sae_attr.sae.formats.checks import check_options
+from sae_attr.sae.formats.checks import check_options, escaped
 from sae_attr.sae.formats.parts import LoadOptions, Parts, materialise, subset
 from sae_attr.sae.formats.sources import parse_hub, pinned
 from sae_attr.sae.model import SAE
@@ -127,12 +127,13 @@ def _parts(path: str | os.PathLike[str], fmt: str, options: LoadOptions) -> Part
         with np.errstate(all="ignore"):
             return _READERS[fmt](weights, options)
     except ValueError as error:
-        if os.fspath(weights.parent) in str(error):
-            raise
-        raise ValueError(f"{weights}: {error}") from error
+        place = "" if os.fspath(weights.parent) in str(error) else f"{weights}: "
+        raise ValueError(escaped(f"{place}{error}")) from error
     except (TypeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
         # A config or state dict may hold anything; the readers check what they expect, and this what they do not.
         raise ValueError(
-            f"{weights} or its config is not as a {fmt} SAE has it ({type(error).__name__}: {error}); "
-            "fetch it again, or say fmt= (fmt=plain for a file of your own)"
+            escaped(
+                f"{weights} or its config is not as a {fmt} SAE has it ({type(error).__name__}: {str(error)[:200]}); "
+                "fetch it again, or say fmt= (fmt=plain for a file of your own)"
+            )
         ) from error

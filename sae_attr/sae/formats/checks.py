@@ -14,22 +14,28 @@ import yaml
 
 from sae_attr.masks import Masks, masks_from
 from sae_attr.sae.formats.parts import LoadOptions
+from sae_attr.sae.formats.schema import WHOLE, brief, check_kinds
+from sae_attr.tensorfiles import check_pointer, is_float
 
-_LARGEST = 1 << 20  # bytes of a YAML file
+_LARGEST = 1 << 20  # bytes of a config
+_LISTED = 12  # names in a message
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """A JSON object of settings.
 
     Raises:
-      ValueError: the file is not valid JSON, or not an object.
+      ValueError: the file is not valid JSON, or not an object; a setting of another kind (see `schema`).
     """
+    check_pointer(path)
     try:
-        value = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
+        text = path.read_text(encoding="utf-8") if path.stat().st_size <= _LARGEST else "too long"
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # what is no text, no JSON, or a number of too many digits
+        raise ValueError(f"{path} is not JSON ({str(error)[:200]}); fetch it again") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, not an object of settings")
+    check_kinds(path, value)
     return value
 
 
@@ -42,8 +48,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping of plain values; empty for an empty file.
 
     Raises:
-      ValueError: no YAML, a mapping of nothing, or tags that would make objects.
+      ValueError: no YAML, a mapping of nothing, or tags that would make objects; a setting of another kind.
     """
+    check_pointer(path)
     try:
         text = path.read_text(encoding="utf-8") if path.stat().st_size <= _LARGEST else "too long"
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
@@ -51,11 +58,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         value = yaml.safe_load(text) or {}
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise ValueError(
-            f"{path} is not YAML of plain values ({type(error).__name__}: {error}); fetch it again"
+            f"{path} is not YAML of plain values ({type(error).__name__}: {' '.join(str(error).split())[:200]}); fetch it again"
         ) from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, not an object of settings")
-    return value
+    named = {key: entry for key, entry in value.items() if isinstance(key, str)}
+    check_kinds(path, named)
+    return named
 
 
 def stated_masks(where: Path | str, raw: Mapping[str, Any]) -> Masks | None:
@@ -75,13 +84,11 @@ def integer(path: Path, raw: Mapping[str, Any], key: str, default: int | None = 
       ValueError: missing without a default, or anything else.
     """
     value = raw.get(key, default)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if not WHOLE.fits(value):
         raise ValueError(
-            f"{path}: {key} is {value!r} in the config, which should be a whole number; is it of this SAE?"
+            f"{path}: {key} is {brief(value)} in the config, which should be a whole number; is it of this SAE?"
         )
-    return value
+    return int(value)  # type: ignore[arg-type]
 
 
 def positive(name: str, value: Any) -> float:
@@ -91,27 +98,41 @@ def positive(name: str, value: Any) -> float:
       ValueError: anything else.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {value!r}, not a positive number; give the right one as norm_scale=")
+        raise ValueError(f"{name} is {brief(value)}, not a positive number; give the right one as norm_scale=")
     return float(value)
 
 
+def escaped(text: str) -> str:
+    """A message with the control characters that names in a file may hold shown as Python writes them, lines apart."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+_WEIGHTS = ("threshold", "scaling_factor", "topk_threshold", "W_skip", "activation_function.threshold")  # optional ones
+
+
 def check_names(
-    path: Path, kind: str, found: Iterable[str], wanted: Iterable[str], optional: Iterable[str] = ()
+    path: Path, kind: str, found: Mapping[str, np.ndarray], wanted: Iterable[str], optional: Iterable[str] = ()
 ) -> None:
-    """Compares tensor names with those that a kind of SAE has.
+    """Compares tensor names with those that a kind of SAE has, and looks that weights are floating-point numbers.
 
     Raises:
-      ValueError: lists missing names with − and unexpected ones with +.
+      ValueError: lists missing names with − and unexpected ones with +; or a tensor of whole numbers.
     """
+    wanted = tuple(wanted)
     missing = sorted(set(wanted) - set(found))
     extra = sorted(set(found) - set(wanted) - set(optional))
     if missing or extra:
-        lines = [f"  − {name} (missing)" for name in missing] + [f"  + {name} (unexpected)" for name in extra]
-        listing = "\n".join(lines)
+        lines = [f"  − {name} (missing)" for name in missing[:_LISTED]]
+        lines += [f"  + {name} (unexpected)" for name in extra[:_LISTED]]
+        left_out = len(missing) + len(extra) - len(lines)
+        listing = "\n".join([*lines, *[f"  and {left_out} more"] * (left_out > 0)])
         raise ValueError(
             f"{path} does not hold the tensors of {kind}; is its config of another SAE? (a file of "
             f"your own: fmt=plain)\n{listing}"
         )
+    for name in (*wanted, *_WEIGHTS):
+        if name in found and name != "group_sizes" and not is_float(found[name].dtype):
+            raise ValueError(f"{path}: {name} holds {found[name].dtype}, not floating-point weights")
 
 
 def check_shapes(
@@ -235,6 +256,11 @@ def pick_stream(path: Path, names: tuple[str, ...], streams: int, options: LoadO
         known = ", ".join(names) or f"0..{streams - 1}"
         raise ValueError(f"{path}: layer= or model= is {chosen!r}, but the crosscoder has {known}")
     return chosen
+
+
+def one_layer(value: Any) -> int | None:
+    """The layer that a config states; None where it states none, or several."""
+    return None if value is None or isinstance(value, list) else int(value)
 
 
 def layer_of(name: str | None) -> int | None:

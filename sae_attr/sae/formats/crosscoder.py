@@ -17,7 +17,15 @@ import numpy as np
 
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats import normalizer
-from sae_attr.sae.formats.checks import check_gate, check_names, check_shapes, integer, matrix_shape, pick_stream
+from sae_attr.sae.formats.checks import (
+    check_gate,
+    check_names,
+    check_shapes,
+    integer,
+    matrix_shape,
+    one_layer,
+    pick_stream,
+)
 from sae_attr.sae.formats.checks import reject_options as _reject_options
 from sae_attr.sae.formats.dictionary_learning import CONFIG, read_config
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
@@ -53,7 +61,7 @@ def read(weights: Path, options: LoadOptions) -> Parts:
         d_in=d, d_out=d, n_latents=n, gate=gate, k=k, streams=streams, decoupled=decoupled,
         stream=pick_stream(weights, (), streams, options), source="crosscoder",
         architecture="BatchTopKCrossCoder" if batch else "CrossCoder", dtype=tensors["decoder.weight"].dtype.name,
-        site=options.get("site", trainer.get("submodule_name")), layer=trainer.get("layer"),
+        site=options.get("site", trainer.get("submodule_name")), layer=one_layer(trainer.get("layer")),
         model_name=trainer.get("lm_name"), expected_l0=trainer.get("k"),
     )  # fmt: skip
     vectors = {"enc_bias_n": tensors["encoder.bias"], "dec_bias_m": tensors["decoder.bias"].reshape(-1)}
@@ -104,7 +112,7 @@ def _normalization(path: Path, trainer: dict[str, Any], tensors: dict[str, np.nd
     said = options.get("code_normalization", trainer.get("code_normalization"))
     if "code_normalization" not in options and "code_normalization_id" in tensors:
         value = tensors["code_normalization_id"]
-        number = int(value.reshape(-1)[0]) if value.size == 1 else 0
+        number = int(value.reshape(-1)[0]) if value.size == 1 and np.isfinite(value).all() else 0
         if not 1 <= number <= len(NORMALIZATIONS):
             raise ValueError(f"{path}: code_normalization_id is {value}; known: 1..{len(NORMALIZATIONS)}")
         return NORMALIZATIONS[number - 1]

@@ -24,12 +24,14 @@ from sae_attr.sae.formats.checks import (
     check_shapes,
     integer,
     matrix_shape,
+    one_layer,
     positive,
     read_json,
     reject_options,
     stated_masks,
 )
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
+from sae_attr.sae.formats.schema import check_kinds
 from sae_attr.tensorfiles import read_tensors, read_torch
 
 WEIGHTS = ("ae.pt", "model_final.pt", "model.safetensors")
@@ -128,6 +130,7 @@ def _state_dict(weights: Path, options: LoadOptions) -> tuple[dict[str, np.ndarr
     tensors = {n.removeprefix("_orig_mod."): t for n, t in content["ae"].items() if isinstance(t, np.ndarray)}
     config = content.get("config")
     backup = {"trainer": config} if isinstance(config, dict) else {}
+    check_kinds(weights, backup)
     factor = content.get("norm_factor")
     if isinstance(factor, np.ndarray) and factor.size == 1:
         factor = float(factor.reshape(-1)[0])
@@ -216,7 +219,7 @@ def _config(
         architecture=name,
         dtype=dec_nm.dtype.name,
         site=options.get("site", trainer.get("submodule_name")),
-        layer=trainer.get("layer"),
+        layer=one_layer(trainer.get("layer")),
         model_name=trainer.get("lm_name"),
         context_size=buffer.get("ctx_len"),
         exclude_special=buffer.get("remove_bos"),

@@ -90,7 +90,10 @@ def read_crosscoder(weights: Path, options: LoadOptions) -> Parts:
     reject_options(options, "gemma_scope_2_crosscoder", ("layer", "model", "site"))
     raw = _config(weights)
     if raw.get("type", "crosscoder") != "crosscoder" or weights.absolute().parent.parent.name == "clt":
-        raise ValueError(f"{weights}: cross-layer transcoders are not loaded; each latent writes to all later layers")
+        raise ValueError(
+            f"{weights}: type {raw.get('type', 'clt')!r}: cross-layer transcoders are not loaded; each latent writes to all "
+            "later layers"
+        )
     files = [weights.parent / f"params_layer_{i}.safetensors" for i in range(MAX_LAYERS)]
     layers = [_tensors(file) for file in files if file.is_file()]
     names = _layer_numbers(weights)

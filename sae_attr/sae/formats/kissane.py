@@ -22,6 +22,7 @@ from sae_attr.sae.formats.checks import (
     integer,
     layer_of,
     matrix_shape,
+    one_layer,
     pick_stream,
     positive,
     read_json,
@@ -61,7 +62,7 @@ def read_hook_z(weights: Path, options: LoadOptions) -> Parts:
     cfg = SAEConfig(
         d_in=d, d_out=d, n_latents=n, subtract_b_dec=True, flatten_heads="hook_z" in str(site), source="connor_rob",
         architecture="standard", dtype=tensors["W_dec"].dtype.name, site=options.get("site", site),
-        layer=raw.get("layer", layer_of(site)), model_name=raw.get("model_name"), context_size=raw.get("seq_len"),
+        layer=one_layer(raw.get("layer", layer_of(site))), model_name=raw.get("model_name"), context_size=raw.get("seq_len"),
     )  # fmt: skip
     vectors = {"enc_bias_n": tensors["b_enc"], "dec_bias_m": tensors["b_dec"]}
     return Parts(weights, cfg, (decoder_source(tensors["W_dec"]),), (tensors["W_enc"],), vectors)

@@ -19,6 +19,7 @@ from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats import llama_scope, releases
 from sae_attr.sae.formats.checks import check_gate, check_names, check_shapes, integer, read_json, reject_options
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
+from sae_attr.sae.formats.schema import brief
 from sae_attr.tensorfiles import read_tensors
 
 WEIGHTS = ("sae_weights.safetensors", "sae_weights.pt")
@@ -53,7 +54,7 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     d = integer(where, raw, "d_model")
     n = _latents(where, raw, d)
     shapes = {"W_E": (d, n), "b_E": (n,), "W_D": (n, d), "b_D": (d,), _THRESHOLD: (n,)}
-    check_shapes(weights, tensors, shapes, f"{CONFIG} says d_model={d}, {n} latents")
+    check_shapes(weights, tensors, shapes, f"{CONFIG} says d_model={d}, {n} latents (expansion_factor)")
     known_scale = releases.r1_distill_scale(weights.parent)
     if known_scale and "norm_scale" not in options and not raw["dataset_average_activation_norm"]:
         raw["dataset_average_activation_norm"] = {"in": math.sqrt(d) / known_scale}
@@ -108,7 +109,7 @@ def _averages(raw: dict[str, Any], stored: dict[str, float]) -> dict[str, float]
 def _latents(where: Path, raw: dict[str, Any], d: int) -> int:
     factor = raw.get("expansion_factor")
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1e6:
-        raise ValueError(f"{where}: expansion_factor is {factor!r}, not a number above 0")
+        raise ValueError(f"{where}: expansion_factor is {brief(factor)}, not a number above 0")
     return int(d * factor)
 
 

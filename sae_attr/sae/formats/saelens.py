@@ -20,6 +20,7 @@ from sae_attr.sae.formats.checks import (
     check_shapes,
     integer,
     layer_of,
+    one_layer,
     positive,
     read_json,
     read_json_if_there,
@@ -27,6 +28,7 @@ from sae_attr.sae.formats.checks import (
     stated_masks,
 )
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
+from sae_attr.sae.formats.schema import brief
 from sae_attr.tensorfiles import read_tensors
 
 WEIGHTS = "sae_weights.safetensors"
@@ -188,7 +190,7 @@ def _config(path: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray], opt
         dtype=tensors["W_dec"].dtype.name,
         site=options.get("site", hook),
         site_out=raw.get("hook_name_out"),
-        layer=raw.get("hook_layer", raw.get("hook_point_layer", layer_of(hook))),
+        layer=one_layer(raw.get("hook_layer", raw.get("hook_point_layer", layer_of(hook)))),
         head_index=head,
         model_name=raw.get("model_name"),
         context_size=raw.get("context_size"),
@@ -217,7 +219,9 @@ def _architecture(path: Path, raw: dict[str, Any]) -> tuple[str, int | None]:
             raise ValueError(f"{path.parent / CONFIG}: activation topk without activation_fn_kwargs.k; add it")
         return "topk", integer(path.parent / CONFIG, {"activation_fn_kwargs.k": k}, "activation_fn_kwargs.k")
     if activation not in ("relu", "topk"):
-        raise ValueError(f"{path.parent / CONFIG}: activation {activation!r} is unknown; known: relu, topk")
+        raise ValueError(
+            f"{path.parent / CONFIG}: activation {activation!r} is unknown; known: relu, topk (activation_fn)"
+        )
     if architecture not in ("topk", "abstopk"):
         return architecture, None
     k = raw.get("k", (raw.get("activation_fn_kwargs") or {}).get("k"))
@@ -262,7 +266,9 @@ def _norm(path: Path, raw: dict[str, Any], transcoder: bool) -> str:
     known = ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale")
     if norm not in known:
         hint = "; it is folded when training ends: save the inference model" if norm == "covariance_whitening" else ""
-        raise ValueError(f"{path.parent / CONFIG}: normalize_activations {norm!r} is unknown; known: {known}{hint}")
+        raise ValueError(
+            f"{path.parent / CONFIG}: normalize_activations {brief(norm)} is unknown; known: {known}{hint}"
+        )
     if transcoder and norm != "none":
         raise ValueError(
             f"{path.parent / CONFIG}: a transcoder with normalize_activations {norm!r}, which SAELens defines for the "
@@ -292,7 +298,8 @@ def _norm_scale(path: Path, raw: dict[str, Any], cfg: SAEConfig, options: LoadOp
             f"{path.parent / CONFIG} says expected_average_only_in, but the factor s = sqrt(d_in) / E|x| is in no "
             f"file of the folder ({SCALER} would hold it); give it as norm_scale="
         )
-    return positive(f"the scale of {path}", scale)
+    source = "" if "norm_scale" in options or "scaling_factor" not in saved else f" (scaling_factor of {SCALER})"
+    return positive(f"the scale of {path}{source}", scale)
 
 
 def _batch_threshold(

@@ -60,7 +60,7 @@ def _check(path: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray]) -> t
     n = n or d * integer(where, raw, "expansion_factor")  # num_latents 0: the product
     m = tensors["W_dec"].shape[-1] if raw.get("transcode") and tensors["W_dec"].ndim else d
     shapes = {"encoder.weight": (n, d), "encoder.bias": (n,), "W_dec": (n, m), "b_dec": (m,), "W_skip": (m, d)}
-    check_shapes(path, tensors, shapes, f"{CONFIG} says d_in={d}, {n} latents")
+    check_shapes(path, tensors, shapes, f"{CONFIG} says d_in={d}, {n} latents (num_latents or expansion_factor)")
     return d, n, m
 
 
