@@ -143,7 +143,8 @@ def main() -> None:
         if run([*start, f"--workdir={killed}"], killed, reach=number, then=wait):
             break
         kills += 1
-        print(f"kill {kills} in {stages[number].name}: {count(killed)} entries stored", flush=True)
+        done = count(killed)
+        print(f"kill {kills} in {stages[min(done, len(stages) - 1)].name}: {done} entries stored", flush=True)
     run([*start, f"--workdir={killed}"], killed)
     differ = compared(calm, killed)
     print(f"{kills} kills; {len(contents(calm))} files, {len(differ)} differ: {', '.join(differ) or 'none'}")
