@@ -138,8 +138,11 @@ def _nonzero(norms_n: np.ndarray) -> np.ndarray:
 
 def check_pointer(path: str | os.PathLike[str]) -> None:
     """Raises ValueError if the file is a Git LFS pointer: the few lines that stand for a file which was not fetched."""
-    with Path(path).open("rb") as stream:
-        start = stream.read(len(_LFS_START))
+    try:
+        with Path(path).open("rb") as stream:
+            start = stream.read(len(_LFS_START))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); check its permissions and the disk") from None
     if start == _LFS_START:
         raise ValueError(
             f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download it again"
@@ -358,6 +361,7 @@ class _TensorUnpickler(pickle._Unpickler):  # type: ignore[reportPrivateUsage]
         allowed: dict[tuple[str, str], Any] = {
             ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _rebuild_tensor(*args[:4]),
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+            ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
             ("collections", "OrderedDict"): OrderedDict,
             ("torch", "Size"): lambda sizes: tuple(map(operator.index, sizes)),
             ("torch", "device"): lambda kind, *number: (str(kind), *map(operator.index, number)),

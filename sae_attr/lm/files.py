@@ -85,6 +85,11 @@ def same_numbers(a: np.ndarray, b: np.ndarray) -> bool:
     return all(np.array_equal(a[i : i + rows], b[i : i + rows]) for i in range(0, len(a), rows))
 
 
+def printable(name: str) -> str:
+    """A tensor's name for a message, which may come from a file that means harm."""
+    return name if name.isprintable() and len(name) <= 200 else f"{name[:200]!a}..."
+
+
 def quantised_names(names: Any) -> list[str]:
     """The names among some that belong to quantised weights."""
     return sorted(name for name in names if _QUANTISED.search(name))
@@ -198,7 +203,7 @@ def _check_index(folder: Path, index: str) -> None:
 
 def _loose(folder: Path, pattern: str) -> list[Path]:
     """Files of weights that no index names: all of them, but for copies and parts of something else."""
-    files = [file for file in sorted(folder.glob(pattern)) if _kind(file) == "weights"]
+    files = [file for file in sorted(folder.glob(pattern)) if file.is_file() and _kind(file) == "weights"]
     for file in files:
         match = _SHARD.fullmatch(file.name)
         if match is None:
@@ -212,7 +217,7 @@ def _loose(folder: Path, pattern: str) -> list[Path]:
 
 def _check_rest(folder: Path, files: list[Path]) -> None:
     rest = sorted(set(folder.glob("*.safetensors")) - set(files))
-    spare = [file.name for file in rest if _kind(file) == "weights"]
+    spare = [file.name for file in rest if file.is_file() and _kind(file) == "weights"]
     if spare:
         raise ValueError(
             f"{folder} holds {', '.join(spare[:5])} beside {files[0].name}, which nothing says is part of the model; take it "

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MAX_LAYERS, MAX_MATRICES = 4096, 1_000_000  # far beyond every model: a larger number is damage
+MAX_LAYERS, MAX_MATRICES = 4096, 200_000  # far beyond every model: a larger number is damage
 _SHOWN = 60  # characters of a value in a message
 
 

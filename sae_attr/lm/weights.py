@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from sae_attr.lm.config import LMConfig, config_from_hf
-from sae_attr.lm.files import Weights, quantised_names, read_weights, same_numbers, weight_files
+from sae_attr.lm.files import Weights, printable, quantised_names, read_weights, same_numbers, weight_files
 from sae_attr.lm.folder import ADAPTER, CONFIG, read_object, resolve_model
 from sae_attr.lm.lora import Adapter, Factors, load_adapter
 from sae_attr.lm.model import Params, init_params
@@ -81,8 +81,8 @@ def _check(cfg: LMConfig, wanted: Mapping[str, Any], weights: Weights, folder: P
     tensors = weights.tensors
     expected = {name for leaf in wanted for name in _names(cfg, leaf)}
     spare = {name for name in _HEADS if name in tensors} if cfg.tied_head else set()
-    lines = [f"- {name} (missing)" for name in sorted(expected - set(tensors))]
-    lines += [f"+ {name} (unexpected)" for name in sorted(set(tensors) - expected - spare)]
+    lines = [f"- {printable(name)} (missing)" for name in sorted(expected - set(tensors))]
+    lines += [f"+ {printable(name)} (unexpected)" for name in sorted(set(tensors) - expected - spare)]
     if len(lines) > 20:
         lines[20:] = [f"... and {len(lines) - 20} more"]
     if lines:
@@ -90,8 +90,8 @@ def _check(cfg: LMConfig, wanted: Mapping[str, Any], weights: Weights, folder: P
         cure = "Use the config.json that belongs to these weights."
         if quantised:
             cure = (
-                f"{quantised[0]} belongs to quantised weights, whose config.json has a quantization_config; take the "
-                "unquantised model."
+                f"{printable(quantised[0])} belongs to quantised weights, whose config.json has a quantization_config; take "
+                "the unquantised model."
             )
         raise ValueError(
             f"the weights in {folder} are not those of the {cfg.family} model that config.json describes:\n"
@@ -135,7 +135,7 @@ def _check_shape(
             else f"{leaf} should be {shape} by config.json, but the file has {got}; take both from one model"
         )
     dtype = getattr(tensor, "dtype", None)
-    if dtype is not None and np.dtype(dtype).kind in "iub":
+    if dtype is not None and (np.dtype(dtype).kind in "iub" or np.dtype(dtype).itemsize == 1):  # or float8
         raise ValueError(
             f"{weights.file_of[name]}: {name} holds {np.dtype(dtype).name} numbers without scales, so it is quantised or "
             "damaged; take the unquantised model (a quantised one has a quantization_config in config.json)"

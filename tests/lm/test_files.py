@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -221,11 +222,29 @@ def test_quantised_weights_without_their_config(tmp_path: Path, name: str) -> No
     refuses(folder, rf"layers.0.{name} belongs to quantised weights, whose config.json has a quantization_config")
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, bool])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, bool, ml_dtypes.float8_e4m3fn])
 def test_whole_numbers_without_scales(tmp_path: Path, dtype: Any) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     folder = write_model(tmp_path, llama_config(), TENSORS | {name: (TENSORS[name] > 0).astype(dtype)})
     refuses(folder, r"model.safetensors: layers.1.mlp.up_proj.weight holds \w+ numbers without scales")
+
+
+def test_names_that_mean_harm_are_shown_escaped(tmp_path: Path) -> None:
+    folder = write_model(
+        tmp_path, llama_config(), TENSORS | {"\x1b[2J\nx": np.ones(1, np.float32), "y" * 9999: np.ones(2)}
+    )
+    with pytest.raises(ValueError, match=r"\(unexpected\)") as error:
+        load(folder)
+    assert "\x1b" not in str(error.value)
+    assert max(map(len, str(error.value).splitlines())) < 400
+
+
+def test_folders_in_the_place_of_files(tmp_path: Path) -> None:
+    (without_weights(tmp_path) / "model.safetensors").mkdir()
+    refuses(tmp_path, r"lacks any \*.safetensors file")
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    refuses(tmp_path, r"holds no config.json")
 
 
 def test_shapes_are_checked_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
