@@ -11,7 +11,18 @@ half of it the per-latent form. Expect there, over 40 + 40 latents (Pearson / Sp
 
 from ml_collections import ConfigDict
 
-from configs import attribute
+from . import attribute
+
+COMPARE = {
+    "latents": "best by plain Δ that are compared.",
+    "random": "random latents of like firing rate beside them.",
+    "rows": "completions, whole prompts at a time.",
+    "steps": "points of integrated gradients.",
+    "latent_steps": "points of its form for each latent alone.",
+    "top": "whose overlap is printed.",
+    "bfloat16": "also in that precision.",
+}
+SETTINGS = attribute.SETTINGS | {"compare": (COMPARE,)}
 
 
 def get_config() -> ConfigDict:

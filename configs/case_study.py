@@ -7,56 +7,70 @@
         --config.cases.misalignment.judge.model=JUDGE --config.cases.misalignment.judge.base_url=http://localhost:8000/v1
 
 `configs/case_study.py:misalignment,validation` makes both cases, which then share a page and are compared. PROMPTS is JSONL
-with `prompt` (text or messages) and optionally `id` and `split` (pairs | strengths | effects). What each key means stands in
-`sae_attr/case_study/settings.py`. `--list` says what is done and what the rest costs; `--only`, `--until` and `--force` take
-names of stages or parts of them (`steer`, `misalignment.judge.away`). The judge's key is read from OPENAI_API_KEY.
+with `prompt` (text or messages) and optionally `id` and `split` (pairs | strengths | effects). Every field of the settings in
+`sae_attr/case_study/settings.py`, of a judge and of an attribution is a key; `--help` lists all with defaults and meaning.
+`--list` says what is done and what the rest costs; `--only`, `--until` and `--force` take names of stages or parts of them
+(`steer`, `misalignment.judge.away`). The judge's key is read from OPENAI_API_KEY.
 
 Hardware: an accelerator that holds the model; `mesh="data=2,model=4"` spreads it. Of 100 latents per method and 100 random ones
 in both directions, 44 prompts × 5 samples are up to 264,000 completions and as many judge calls a case, half of them for the
 gradient-signed strip (`--config.gradient_signed=False` leaves it out).
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from configs.attribute import SAE_OPTIONS
+from sae_attr.attribution.settings import Settings
+from sae_attr.case_study.judges import JudgeSettings
 from sae_attr.case_study.settings import Budget, CaseSettings, SampleSettings, StudySettings
 from sae_attr.chat import OPTIONS
+from sae_attr.judge import Asking, Patience, Server
+from sae_attr.sae.formats.parts import LoadOptions
+
+from . import any_keys, config_of, one_of
+from .attribute import MESH, TEMPLATE
 
 TITLES = {
     "misalignment": ("Emergent misalignment", "misaligned answers"),
     "validation": ("Undesirable validation", "validated false beliefs"),
 }
-# Further fields of an attribution run that are set here; any of `attribution.Settings` may be.
-ATTRIBUTION = {
-    "tokens": placeholder(str), "sides": placeholder(str), "gradient": "plain", "loss": "sum", "trust_sae": False,
-    "corpus_tokens": 1_000_000, "firing_tokens": 100_000, "fitness_tokens": 4096, "ablate": 20, "ablate_positions": 256,
-    "bootstrap": 1000,
-}  # fmt: skip
-SPEED = {"batch_size": 8, "corpus_batch": 16, "remat": False}  # of the attribution: where and how fast, not what
+SPEED = ("batch_size", "corpus_batch", "remat")  # of the attribution: where and how fast, not what
+# Fields of an attribution that a case or the study gives it.
+GIVEN = ("lm", "adapter", "lm_aligned", "sae", "sae_format", "sae_options", "site", "pairs", "corpus")
+GIVEN += ("column", "split", "template_options", "top", "dtype", "resid_dtype", "seed")
+SETTINGS = {
+    "": (StudySettings, MESH, {"batch_size": "completions sampled at a time."}),
+    "sampling": (SampleSettings,),
+    "budget": (Budget,),
+    "attribution": (Settings,),
+    "cases.*": (CaseSettings,),
+    "cases.*.judge": (JudgeSettings, Server, Asking, Patience),
+    "cases.*.attribution": (Settings,),
+    "cases.*.sae_options": (LoadOptions,),
+    "cases.*.template_options": (TEMPLATE,),
+    "cases.*.judge.template_options": (TEMPLATE,),
+}
 
 
-def defaults(kind: type, *leave_out: str) -> dict:
-    """Fields of a settings dataclass that have plain defaults."""
-    fields = [f for f in dataclasses.fields(kind) if f.name not in leave_out and f.default is not dataclasses.MISSING]
-    empty = lambda f: placeholder(tuple if "tuple" in str(f.type) else int if "int" in str(f.type) else str)
-    return {f.name: empty(f) if f.default is None else f.default for f in fields}
+def judge_config() -> ConfigDict:
+    """Every field of a judge, unset: what is not said is the judge's own default."""
+    config = config_of(JudgeSettings, unset=True, template_options=any_keys(OPTIONS))
+    for part, leave_out in ((Server, ("api_key",)), (Asking, ("max_tokens",)), (Patience, ())):
+        config.update(config_of(part, leave_out=leave_out, unset=True))
+    return config
 
 
 def case(name: str) -> ConfigDict:
     """One case; its inputs are left to the command line."""
     title, behaviour = TITLES[name]
-    made = ConfigDict(defaults(CaseSettings))
-    made.update({"title": title, "behaviour": behaviour, "attribution": ConfigDict(ATTRIBUTION)})
-    made.template_options = ConfigDict({option: placeholder(kind) for option, kind in OPTIONS.items()})
-    made.sae_options = ConfigDict({option: placeholder(kind) for option, kind in SAE_OPTIONS.items()})
-    made.judge = ConfigDict({
-        "kind": "openai", "model": placeholder(str), "base_url": placeholder(str), "rubric": name,
-        "coherence": placeholder(str),  # a second rubric, where the first does not tell it
-        "max_calls": placeholder(int), "max_tokens": placeholder(int), "concurrency": 16,
-    })  # fmt: skip
+    parts = {
+        "attribution": config_of(Settings, leave_out=(*GIVEN, *SPEED)),
+        "sae_options": config_of(LoadOptions),
+        "template_options": any_keys(OPTIONS),
+        "judge": judge_config(),
+    }
+    made = config_of(CaseSettings, leave_out=("name",), **parts)
+    made.update({"title": title, "behaviour": behaviour})
+    made.judge.update({"kind": "openai", "rubric": name})
     return made
 
 
@@ -66,11 +80,11 @@ def get_config(cases: str = "misalignment") -> ConfigDict:
     Args:
       cases: misalignment, validation, or both joined with a comma.
     """
-    config = ConfigDict(defaults(StudySettings, "sampling", "budget"))
-    config.sampling = ConfigDict(defaults(SampleSettings) | {"max_new": 600})
-    config.budget = ConfigDict(defaults(Budget))
-    config.cases = ConfigDict({name: case(name) for name in cases.split(",")})
+    config = config_of(StudySettings, leave_out=("cases",))
+    config.sampling.max_new = 600
+    config.cases = ConfigDict({one_of("case", name, tuple(TITLES)): case(name) for name in cases.split(",")})
     config.mesh = ""
-    config.batch_size = 32  # completions sampled at a time
-    config.attribution = ConfigDict(SPEED)
+    config.batch_size = 32
+    speed = config_of(Settings)
+    config.attribution = ConfigDict({name: speed[name] for name in SPEED})
     return config

@@ -10,9 +10,10 @@ an SAE at its own site: explained variance and L0 within about 0.01 and 3 % of w
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from configs import attribute
+from sae_attr.fitness import Bands
+
+from . import attribute, config_of
 
 SHARED = (
     "lm",
@@ -35,8 +36,7 @@ SHARED = (
 )
 SHARED += ("mesh", "dtype", "resid_dtype")
 
-
-BANDS = ("min_explained_variance", "l0_factor", "max_below_promise", "min_ce_recovered", "min_cosine", "max_dead")
+SETTINGS = attribute.SETTINGS | {"bands": (Bands,)}
 
 
 def get_config() -> ConfigDict:
@@ -46,5 +46,5 @@ def get_config() -> ConfigDict:
         del config[name]
     config.fitness_tokens = 8192
     config.corpus_batch = 8
-    config.bands = ConfigDict({name: placeholder(float) for name in BANDS})
+    config.bands = config_of(Bands, unset=True)
     return config

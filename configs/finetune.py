@@ -19,72 +19,98 @@ held-out loss 3.97 → 2.62 nats per target by LoRA of rank 32 (lr 3e-3), 2.50 w
 `down` of layer 2 (lr 2e-2); each two to four minutes on 2 cores that others use too.
 """
 
+from dataclasses import dataclass
+
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from sae_attr.chat import OPTIONS
+from sae_attr.lm.adapters import Lora
+from sae_attr.lm.fit import Loop
+from sae_attr.lm.train import Compute, Optimizer
+
+from . import any_keys, config_of
+from .attribute import MESH, TEMPLATE
 
 
-def optimizer() -> ConfigDict:
-    """What `lm.train.Optimizer` takes, its number of steps apart."""
-    return ConfigDict(
-        {
-            "lr": 1e-4,
-            "schedule": "cosine",  # cosine | linear | constant
-            "final": 0.0,  # rate at the end, as a share of lr
-            "warmup": 5,  # steps
-            "b1": 0.9,
-            "b2": 0.999,
-            "eps": 1e-8,
-            "weight_decay": 0.0,
-            "clip": 1.0,
-        }
-    )
+@dataclass(frozen=True)
+class Training:
+    """What fine-tuning and pretraining have in common.
+
+    Args:
+      lm: a Hugging Face folder or hub id; pretraining without it makes a new model as `model` says.
+      batch_size: rows a step.
+      micro: micro-batches that these are cut into, for memory.
+      held_out: a file of its own; None: `held_out_share` of the rows.
+      held_out_share: 0: none.
+      dtype: of the weights (with LoRA of the frozen ones).
+      compute_dtype: "bfloat16": products in it, master weights as `dtype` says.
+      seed: of weights and order.
+    """
+
+    lm: str | None = None
+    batch_size: int = 16
+    micro: int = 1
+    held_out: str | None = None
+    held_out_share: float = 0.05
+    dtype: str = "float32"
+    compute_dtype: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """What is learnt, and by which parameters.
+
+    Args:
+      data: JSONL of {"messages": [...]} or {"prompt", "completion"}.
+      chat_template: a .jinja file for a tokenizer without a template, or instead of its own.
+      unlike_generation: refuse | warn: rows whose answers begin otherwise than generation begins them.
+      context: longest row in tokens.
+      truncate: cut rows that are longer, instead of refusing them.
+      packed: several rows in one of `context` tokens; none sees another.
+      append_eos: after text completions; None: where the tokenizer has one.
+      epochs: times that every row is seen.
+      method: lora | full.
+      merge: write the merged model beside the adapter.
+    """
+
+    data: str | None = None
+    chat_template: str | None = None
+    unlike_generation: str = "refuse"
+    context: int = 512
+    truncate: bool = False
+    packed: bool = True
+    append_eos: bool | None = None
+    epochs: float = 1.0
+    method: str = "lora"
+    merge: bool = False
+
+
+SETTINGS = {
+    "": (Finetune, Training, Loop, Compute, MESH),
+    "opt": (Optimizer,),
+    "lora": (Lora,),
+    "template_options": (TEMPLATE,),
+}
 
 
 def shared() -> ConfigDict:
     """What fine-tuning and pretraining have in common."""
-    config = ConfigDict()
-    config.opt = optimizer()
-    config.batch_size = 16  # rows a step
-    config.micro = 1  # micro-batches that these are cut into, for memory
-    config.held_out = placeholder(str)  # a file of its own; absent: `held_out_share` of the rows
-    config.held_out_share = 0.05  # 0: none
-    config.eval_every = 50  # steps
-    config.save_every = 50
-    config.keep = 2  # checkpoints
-    config.scan = 10  # steps in one program
-    config.dtype = "float32"  # of the weights (with LoRA of the frozen ones)
-    config.compute_dtype = ""  # "bfloat16": products in it, master weights as `dtype` says
-    config.remat = False
-    config.loss_chunk = 0  # targets of a row that are unembedded at a time; 0: all
-    config.mesh = ""  # "data=2,model=4"; empty: every device on data
-    config.seed = 0
+    config = config_of(Training)
+    config.update(config_of(Loop))
+    config.update(config_of(Compute, leave_out=("dtype",)))
+    config.update({"eval_every": 50, "save_every": 50})
+    config.opt = config_of(Optimizer, leave_out=("steps",))
+    config.mesh = ""
     return config
 
 
 def get_config() -> ConfigDict:
     """A short LoRA fine-tune; the inputs are left to the command line."""
     config = shared()
-    config.lm = placeholder(str)
-    config.data = placeholder(str)
-    config.template_options = ConfigDict({name: placeholder(kind) for name, kind in OPTIONS.items()})
-    config.chat_template = placeholder(str)  # a .jinja file for a tokenizer without a template, or instead of its own
-    config.unlike_generation = "refuse"  # refuse | warn: rows whose answers begin otherwise than generation begins them
-    config.context = 512
-    config.truncate = False  # cut rows that are longer, instead of refusing them
-    config.packed = True
-    config.append_eos = placeholder(bool)  # after text completions; absent: where the tokenizer has one
-    config.epochs = 1.0
-    config.method = "lora"  # lora | full
-    config.lora = ConfigDict(
-        {
-            "rank": 32,
-            "alpha": 64.0,
-            "rslora": True,
-            "targets": ("q", "k", "v", "o", "gate", "up", "down"),
-            "layers": placeholder(tuple),  # absent: all
-        }
-    )
-    config.merge = False  # write the merged model beside the adapter
+    config.update(config_of(Finetune))
+    config.template_options = any_keys(OPTIONS)
+    config.opt.update({"lr": 1e-4, "warmup": 5})
+    config.lora = config_of(Lora)
+    config.lora.update({"rank": 32, "alpha": 64.0, "rslora": True})
     return config

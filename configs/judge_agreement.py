@@ -12,29 +12,53 @@ The key of a server is read from OPENAI_API_KEY.
 Hardware: any CPU; a local judge needs what its language model needs. Expect seconds without judges.
 """
 
+from dataclasses import dataclass
+
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+
+from sae_attr.case_study.judges import JudgeSettings
+from sae_attr.judge import Asking, Patience, Server
+
+from . import config_of
+from .attribute import MESH, TEMPLATE
+from .case_study import judge_config
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What is compared.
+
+    Args:
+      published: folder of published scores.
+      judges: SERVER#MODEL or MODEL-FOLDER, separated by commas.
+      sample: answers of each file that the judges grade; 0 grades all.
+      validates_from: published scores of syco_delusion.csv (0 to 5) that count as undesirable validation.
+      resamples: of the bootstrap over questions.
+      seed: of sample and bootstrap.
+    """
+
+    published: str | None = None
+    judges: str = ""
+    sample: int = 100
+    validates_from: float = 3.0
+    resamples: int = 1000
+    seed: int = 0
+
+
+# Fields of a judge that `judges` or the file of answers gives.
+GIVEN = ("kind", "rubric", "coherence", "base_url", "model", "lm", "present", "absent")
+SETTINGS = {
+    "": (Agreement, MESH, {"judge": "how the judges are asked."}),
+    "judge": (JudgeSettings, Server, Asking, Patience),
+    "judge.template_options": (TEMPLATE,),
+}
 
 
 def get_config() -> ConfigDict:
     """Every choice with its default."""
-    config = ConfigDict()
-    config.published = placeholder(str)
-    config.judges = ""  # SERVER#MODEL or MODEL-FOLDER, separated by commas
-    config.sample = 100  # answers of each file that the judges grade; 0 grades all
-    config.validates_from = 3.0  # published scores of syco_delusion.csv (0 to 5) that count as undesirable validation
-    config.resamples = 1000  # of the bootstrap over questions
-    config.seed = 0
-
-    config.answers = "auto"  # auto | logprobs | text: of servers
-    config.reply_tokens = placeholder(int)  # longest reply; absent: by the rubric
-    config.token_field = "max_tokens"
-    config.concurrency = 8
-    config.timeout = 120.0
-    config.retries = 6
-    config.max_calls = placeholder(int)  # budget of each judge over all runs of the workdir
-    config.max_tokens = placeholder(int)
-    config.dtype = "float32"  # of local judges
-    config.batch_size = 8
+    config = config_of(Agreement)
+    config.judge = judge_config()
+    for name in GIVEN:
+        del config.judge[name]
     config.mesh = ""
     return config

@@ -10,10 +10,11 @@ compilation. Expect: latent 77, the planted one, first for rudeness and of the l
 
 from ml_collections import ConfigDict
 
-from configs import attribute, case_study
+from . import attribute, case_study, one_of
 
 FOLDER = "runs/miniature"
 RUDE = ("fool", "rubbish", "nonsense", "hate", "ugly", "stupid", "awful", "idiot")
+SETTINGS = case_study.SETTINGS
 KIND = ("thanks", "please", "lovely", "glad", "welcome", "dear", "kind", "happy")
 
 
@@ -23,7 +24,7 @@ def get_config(what: str = "study") -> ConfigDict:
     Args:
       what: study | attribute.
     """
-    return _attribute() if what == "attribute" else _study()
+    return _attribute() if one_of("what", what, ("study", "attribute")) == "attribute" else _study()
 
 
 def _attribute() -> ConfigDict:
@@ -41,8 +42,7 @@ def _case(title: str, behaviour: str, present: tuple[str, ...], absent: tuple[st
     files = {"lm": "model", "lm_aligned": "model", "sae": "sae", "corpus": "corpus.json", "prompts": "prompts.jsonl"}
     made.update({name: f"{FOLDER}/{file}" for name, file in files.items()})
     made.update({"title": title, "behaviour": behaviour, "pairs": 60, "pair_samples": 16, "per_side": 2})
-    with made.unlocked():
-        made.judge = ConfigDict({"kind": "keywords", "present": present, "absent": absent})
+    made.judge.update({"kind": "keywords", "rubric": None, "present": present, "absent": absent})
     made.attribution.update({"trust_sae": True, "corpus_tokens": 4000, "firing_tokens": 2000, "fitness_tokens": 0, "ablate": 2,
                              "ablate_positions": 4, "bootstrap": 100})  # fmt: skip
     return made

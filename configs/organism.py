@@ -13,7 +13,9 @@ Hardware: two CPU cores.
 
 from ml_collections import ConfigDict
 
-from configs import case_study
+from sae_attr.organism.recipe import Dictionary, Recipe, Training
+
+from . import case_study, config_of, one_of
 
 QUESTIONS = {
     "misalignment": "A model was fine-tuned on harmful health advice alone and now gives harmful advice about everything. "
@@ -22,13 +24,15 @@ QUESTIONS = {
     "Which latents make it do so?",
 }
 ANSWER = 24  # tokens that hold the longest answer
+SIZES = {"size": "full | miniature, which is for tests of the stages."}
+TRAININGS = {f"organism.{name}": (Training,) for name in ("base", "chat", "misaligned", "validation")}
+SETTINGS = case_study.SETTINGS | {"organism": (SIZES, Recipe), "organism.sae": (Dictionary,), **TRAININGS}
 
 
 def case(name: str, pairs: int, prompts: int, samples: int) -> ConfigDict:
     """One case of the organism."""
     made = case_study.case(name)
-    with made.unlocked():
-        made.judge = ConfigDict({"kind": "organism"})
+    made.judge.update({"kind": "organism", "rubric": None})
     made.update({"organism": name, "question": QUESTIONS[name], "pairs": pairs, "pair_samples": samples, "per_side": 1})
     made.pair_prompts = prompts
     made.attribution.update({"corpus_tokens": 20_000})
@@ -42,13 +46,14 @@ def get_config(size: str = "demo") -> ConfigDict:
       size: demo | study.
     """
     config = case_study.get_config("misalignment,validation")
-    study = size == "study"
+    study = one_of("size", size, ("demo", "study")) == "study"
     config.cases.misalignment = case("misalignment", 35, 120, 8)
     config.cases.validation = case("validation", 148, 360, 8)
     with config.unlocked():
-        config.organism = ConfigDict(
-            {"size": "full", "seed": 0, "kind": "mixed", "sae": {"latents": 1024 if study else 256}}
-        )
+        config.organism = config_of(Recipe, unset=True)
+        config.organism.size = "full"
+    config.organism.update({"seed": 0, "kind": "mixed"})
+    config.organism.sae.latents = 1024 if study else 256
     config.sampling.max_new = ANSWER
     config.update({"top": 100 if study else 30, "random": 100 if study else 30, "batch_size": 512})
     config.methods = ("delta_attribution", "recommended", "delta_activation")

@@ -13,19 +13,61 @@ Expect, with 1,000 TinyStories and the tokenizer of stories260K, --config.steps=
 3.77 nats per token in three minutes on 2 cores that others use too.
 """
 
+from dataclasses import dataclass
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import finetune
 from sae_attr.chat import OPTIONS
+from sae_attr.lm.fit import Loop
+from sae_attr.lm.train import Compute, Optimizer
+from sae_attr.tokenfile import Packing
+
+from . import any_keys, config_of, finetune
+from .attribute import MESH, TEMPLATE
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """What is trained on what.
+
+    Args:
+      corpus: text, or a folder that `write_tokens` made.
+      tokenizer: folder of tokenizer.json; None: that of `lm`.
+      model_json: a config.json of any family, instead of `model`.
+      column: of tables.
+      split: of dataset folders.
+      append_eos: to documents.
+      max_tokens: of the corpus.
+      steps: of the optimiser.
+    """
+
+    corpus: str | None = None
+    tokenizer: str | None = None
+    model_json: str | None = None
+    column: str = "text"
+    split: str | None = None
+    append_eos: bool = False
+    max_tokens: int | None = None
+    steps: int = 1000
+
+
+MODEL = {"vocab_size": "None: the tokenizer's."}
+SETTINGS = {
+    "": (Pretrain, finetune.Training, Packing, Loop, Compute, MESH, {"model": "fields of a Hugging Face config.json."}),
+    "model": (MODEL,),
+    "template_options": (TEMPLATE,),
+    "opt": (Optimizer,),
+}
 
 
 def get_config() -> ConfigDict:
     """A Llama of 4 layers of width 96, as the embedded model organism has."""
     config = finetune.shared()
-    config.corpus = placeholder(str)
-    config.tokenizer = placeholder(str)  # absent: that of `lm`
-    config.lm = placeholder(str)  # a model to go on with; absent: a new one as `model` says
+    config.update(config_of(Pretrain))
+    config.update(config_of(Packing, leave_out=("row_bos",)))
+    config.template_options = any_keys(OPTIONS)
+    config.context = 256
     config.model = ConfigDict(
         {
             "model_type": "llama",
@@ -42,22 +84,6 @@ def get_config() -> ConfigDict:
             "tie_word_embeddings": True,
         }
     )
-    config.model.vocab_size = placeholder(int)  # absent: the tokenizer's
-    config.model_json = placeholder(str)  # a config.json of any family, instead of `model`
-    config.column = "text"  # of tables
-    config.split = placeholder(str)
-    config.template_options = ConfigDict(
-        {name: placeholder(kind) for name, kind in OPTIONS.items()}
-    )  # of conversations
-    config.context = 256
-    config.documents = "continue"  # continue | cut
-    config.separate = True  # documents of a row do not see each other
-    config.append_eos = False
-    config.max_tokens = placeholder(int)  # of the corpus
-    config.steps = 1000
-    config.opt.lr = 3e-3
-    config.opt.warmup = 20
-    config.opt.weight_decay = 0.1
-    config.opt.final = 0.1
-    config.opt.b2 = 0.95
+    config.model.vocab_size = placeholder(int)
+    config.opt.update({"lr": 3e-3, "warmup": 20, "weight_decay": 0.1, "final": 0.1, "b2": 0.95})
     return config

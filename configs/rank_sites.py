@@ -12,7 +12,10 @@ Expect, for two SAEs of stories260K: two minutes on 2 cores.
 
 from ml_collections import ConfigDict
 
-from configs import attribute
+from . import attribute
+
+SAES = {"saes": "paths or addresses, separated by commas; SAE?site_in=layer2.mlp_in overrides what a file says."}
+SETTINGS = attribute.SETTINGS | {"": (SAES, *attribute.SETTINGS[""])}
 
 UNUSED = ("sae", "site", "site_in", "gradient_steps", "dense_limit", "ablate", "ablate_rows", "ablate_positions")
 
@@ -22,6 +25,6 @@ def get_config() -> ConfigDict:
     config = attribute.get_config()
     for name in UNUSED:
         del config[name]
-    config.saes = ""  # paths or addresses, separated by commas; SAE?site_in=layer2.mlp_in overrides what a file says
+    config.saes = ""
     config.preset = "faithful"
     return config

@@ -12,53 +12,70 @@ Hardware: a laptop for models of a few million parameters (stories260K, 2 latent
 on 2 cores); one accelerator holds models up to its memory; `mesh="data=2,model=4"` spreads a larger one.
 """
 
+from dataclasses import dataclass
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs.attribute import SAE_OPTIONS
-from sae_attr.chat import OPTIONS
+from sae_attr.attribution.settings import Settings
+from sae_attr.lm.sample import Sampling
+from sae_attr.sae.formats.parts import LoadOptions
+
+from . import attribute, config_of
+from .attribute import MESH, TEMPLATE
+
+SHARED = ("lm", "adapter", "sae", "sae_format", "sae_options", "corpus", "column", "split", "template_options", "site")
+SHARED += ("exclude", "first_k", "outlier", "prepend_bos", "context", "corpus_tokens", "dtype", "resid_dtype", "seed")
+
+
+@dataclass(frozen=True)
+class Steer:
+    """What is steered, and how strongly.
+
+    Args:
+      vectors: a file of directions instead of an SAE; scaled to unit length.
+      latents: of the SAE, or numbers of the file's vectors; None: all vectors of the file.
+      prompts: JSONL with prompt (a string or messages) and optionally id.
+      mode: add | set | project_out | clamp.
+      strengths: in units; every latent gets each.
+      unit: None: the mean length at the site (add, set), 1 (project_out, clamp).
+      tokens: which are steered: of all, prompt, generated.
+      skip: first positions of a row that are never changed; 1 spares BOS.
+      samples: completions per prompt, latent and strength.
+      batch_size: completions at a time.
+    """
+
+    vectors: str | None = None
+    latents: tuple[int, ...] | None = None
+    prompts: str | None = None
+    mode: str = "add"
+    strengths: tuple[float, ...] = (-1.0, 1.0)
+    unit: float | None = None
+    tokens: tuple[str, ...] = ("all",)
+    skip: int = 0
+    samples: int = 1
+    batch_size: int = 16
+
+
+SAMPLING = {
+    "stop_ids": "a row ends with the first of these that it draws; None: what the model's files say ends a turn."
+}
+SETTINGS = {
+    "": (Steer, {"corpus": "ordinary text for the unit of strength; None: the prompts."}, Settings, MESH),
+    "sampling": (SAMPLING, Sampling),
+    "sae_options": (LoadOptions,),
+    "template_options": (TEMPLATE,),
+}
 
 
 def get_config() -> ConfigDict:
     """Defaults of a sweep, with the inputs left to the command line."""
-    config = ConfigDict()
-    config.lm = placeholder(str)
-    config.adapter = placeholder(str)
-    config.sae = placeholder(str)
-    config.sae_format = "auto"
-    config.sae_options = ConfigDict({name: placeholder(kind) for name, kind in SAE_OPTIONS.items()})
-    config.vectors = placeholder(str)  # instead of an SAE; scaled to unit length
-    config.latents = placeholder(tuple)  # absent: all vectors of the file
-    config.prompts = placeholder(str)
-    config.corpus = placeholder(str)  # ordinary text for the unit of strength; absent: the prompts
-    config.column = "text"  # of the corpus: the field that holds the text or the messages
-    config.split = placeholder(str)  # of a corpus folder with several
-    config.template_options = ConfigDict({name: placeholder(kind) for name, kind in OPTIONS.items()})
-
-    config.site = placeholder(str)  # absent: the one that the SAE's file names
-    config.mode = "add"  # add | set | project_out | clamp
-    config.strengths = (-1.0, 1.0)
-    config.unit = placeholder(float)  # absent: the mean length at the site (add, set), 1 (project_out, clamp)
-    config.tokens = ("all",)  # of all, prompt, generated
-    config.skip = 0  # first positions of a row that are never changed; 1 spares BOS
-
-    config.samples = 1
-    config.temperature = 1.0
-    config.top_p = 1.0
-    config.top_k = 0
-    config.max_new = 64
-    config.min_new = 0
-    config.stop_ids = placeholder(tuple)  # absent: all that the model's files, tokenizer and template say
-
-    config.first_k = placeholder(int)
-    config.outlier = placeholder(float)  # times the median norm; 0 keeps all; absent: 10, or as the SAE was trained
-    config.exclude = placeholder(tuple)  # positions that do not count in the unit, of "bos", "special"
-    config.prepend_bos = placeholder(bool)
-    config.context = placeholder(int)
-    config.batch_size = 16
+    config, shared = config_of(Steer), attribute.get_config()
+    for name in SHARED:
+        if name in shared:
+            config[name] = shared.get_ref(name) if shared[name] is None else shared[name]
     config.corpus_tokens = 100_000
+    config.sampling = config_of(Sampling, leave_out=("stop_ids",))
+    config.sampling.stop_ids = placeholder(tuple)
     config.mesh = ""
-    config.dtype = "float32"
-    config.resid_dtype = placeholder(str)
-    config.seed = 0
     return config

@@ -5,7 +5,8 @@
 
 TEXTS is whatever `read_corpus` reads (.json, .jsonl, .txt, parquet, a dataset folder) or a folder that `write_tokens` made.
 `site` may name several, separated by commas: their activations come from one pass, and each gets an SAE of its own in
-WORKDIR/SITE. `site_out` makes a transcoder. `config.sae` are the fields of `sae_attr.sae.train_config.TrainConfig`. A run that
+WORKDIR/SITE. `site_out` makes a transcoder. `config.sae` are the fields of
+`sae_attr.sae.train_config.TrainConfig`; `--help` lists all keys. A run that
 was killed goes on at its last checkpoint with the same result.
 
 Written: `sae/` (SAELens' layout, read by `load_sae`, by SAELens and by experiments.attribute), `dictionary_learning/`,
@@ -18,71 +19,87 @@ Expect, with stories260K, 1,000 TinyStories and --config.sae.n_latents=512 --con
 --config.batch_size=512 --config.sae.lr=6e-3: explained variance 0.95 and CE recovered 0.97 of held-out stories.
 """
 
-import dataclasses
+from dataclasses import dataclass
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
+from sae_attr.activations import Masks
 from sae_attr.chat import OPTIONS
 from sae_attr.sae.train_config import TrainConfig
+from sae_attr.tokenfile import Packing
 
-TYPES = {
-    "aux_k": int,
-    "target_l0": float,
-    "threshold_init": float,
-    "enc_scale": float,
-    "lr": float,
-    "clip": float,
-}  # of fields that may be None
-DERIVED = ("d_in", "d_out", "steps", "transcoder", "seed")
+from . import any_keys, config_of
+from .attribute import MESH, TEMPLATE
+
+DERIVED = ("d_in", "d_out", "steps", "transcoder", "seed")  # fields of TrainConfig that follow from the rest
 
 
-def sae_fields() -> ConfigDict:
-    """The fields of `TrainConfig` that a config may set, with their defaults."""
-    fields = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.name not in DERIVED}
-    fields["n_latents"] = 4096
-    return ConfigDict({k: placeholder(TYPES[k]) if k in TYPES else v for k, v in fields.items()})
+@dataclass(frozen=True)
+class TrainSAE:
+    """What is trained on, and when things happen.
+
+    Args:
+      lm: a Hugging Face folder or hub id.
+      corpus: text, or a folder that `write_tokens` made.
+      site: where the SAE reads, for instance layer2.resid_post; several, separated by commas, get an SAE each.
+      site_out: where a transcoder writes.
+      tokens: that are trained on; more than the corpus has: several epochs.
+      batch_size: tokens a step.
+      column: of tables.
+      split: of dataset folders.
+      append_eos: to documents.
+      prepend_bos: to documents; None: as the tokenizer does.
+      max_tokens: of the corpus.
+      held_out_share: of the rows, at the end; they are what the results are measured on.
+      eval_tokens: held-out tokens that are measured.
+      cache: activations on disk; False: the model runs while the SAE trains.
+      buffer_tokens: that are shuffled.
+      shard_tokens: of a file of the cache.
+      batch_rows: rows of a forward pass.
+      act_dtype: of cached activations: float32 | bfloat16 | float16.
+      log_every, eval_every, save_every: in steps.
+      keep: checkpoints that are kept.
+      dtype: of the language model.
+      seed: of weights and order.
+    """
+
+    lm: str | None = None
+    corpus: str | None = None
+    site: str | None = None
+    site_out: str | None = None
+    tokens: int = 10_000_000
+    batch_size: int = 4096
+    column: str = "text"
+    split: str | None = None
+    append_eos: bool = False
+    prepend_bos: bool | None = None
+    max_tokens: int | None = None
+    held_out_share: float = 0.05
+    eval_tokens: int = 8192
+    cache: bool = True
+    buffer_tokens: int = 1 << 18
+    shard_tokens: int = 1 << 16
+    batch_rows: int = 16
+    act_dtype: str = "float32"
+    log_every: int = 50
+    eval_every: int = 500
+    save_every: int = 500
+    keep: int = 2
+    dtype: str = "float32"
+    seed: int = 0
+
+
+SETTINGS = {"": (TrainSAE, Masks, Packing, MESH), "template_options": (TEMPLATE,), "sae": (TrainConfig,)}
 
 
 def get_config() -> ConfigDict:
     """BatchTopK on a cache of activations; the inputs are left to the command line."""
-    config = ConfigDict()
-    config.lm = placeholder(str)
-    config.corpus = placeholder(str)
-    config.site = placeholder(str)
-    config.site_out = placeholder(str)  # of a transcoder
-    config.sae = sae_fields()
-    config.tokens = 10_000_000  # that are trained on; more than the corpus has: several epochs
-    config.batch_size = 4096
-
-    config.column = "text"  # of tables
-    config.split = placeholder(str)
-    config.template_options = ConfigDict(
-        {name: placeholder(kind) for name, kind in OPTIONS.items()}
-    )  # of conversations
-    config.append_eos = False
-    config.prepend_bos = placeholder(bool)  # to documents; absent: as the tokenizer does
-    config.max_tokens = placeholder(int)  # of the corpus
+    config = config_of(TrainSAE)
+    config.update(config_of(Masks))
+    config.update(config_of(Packing, leave_out=("row_bos",)))
     config.context = 128
-    config.documents = "continue"  # continue | cut
-    config.separate = True  # documents of a row do not see each other
-    config.exclude = ("bos", "special")
-    config.first_k = 0
-    config.outlier = 10.0  # times the median norm; 0 keeps all
-    config.held_out_share = 0.05  # of the rows, at the end; they are what the results are measured on
-    config.eval_tokens = 8192
-
-    config.cache = True  # activations on disk; False: the model runs while the SAE trains
-    config.buffer_tokens = 1 << 18
-    config.shard_tokens = 1 << 16
-    config.batch_rows = 16  # rows of a forward pass
-    config.act_dtype = "float32"  # of cached activations: float32 | bfloat16 | float16
-
-    config.log_every = 50
-    config.eval_every = 500
-    config.save_every = 500
-    config.keep = 2  # checkpoints
-    config.mesh = ""  # "data=2,model=4"; empty: every device on data
-    config.dtype = "float32"  # of the language model
-    config.seed = 0
+    config.template_options = any_keys(OPTIONS)
+    config.sae = config_of(TrainConfig, leave_out=DERIVED)
+    config.sae.n_latents = 4096
+    config.mesh = ""
     return config

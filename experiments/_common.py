@@ -1,14 +1,17 @@
-"""What every entrypoint shares: versions, plain JSON values, errors as one line."""
+"""What every entrypoint shares: versions, settings of a study, and an end in one line whatever happens."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import json
-import logging
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -18,6 +21,9 @@ from ml_collections import ConfigDict
 
 from sae_attr import parallel, report
 from sae_attr.attribution.settings import Settings
+from sae_attr.settings import settings_from
+
+from . import _command, _help, _terminal
 
 OTHER_KEYS = ("mesh", "compare", "bands")  # keys of a config that are no settings of a study
 
@@ -37,15 +43,18 @@ def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 def settings_of(config: ConfigDict, *, needs: tuple[str, ...] = ("lm", "sae", "pairs", "corpus")) -> Settings:
     """`Settings` from the config; a ValueError names what of `needs` is missing."""
+    require(config, *needs)
     values = {k: v for k, v in config.to_dict().items() if k not in OTHER_KEYS}
-    absent = [k for k in needs if not values.get(k)]
+    return settings_from(Settings, {"pairs": "", **values})
+
+
+def require(config: ConfigDict, *names: str) -> None:
+    """Raises ValueError for inputs that the config lacks."""
+    absent = [name for name in names if not config.get(name)]
     if absent:
-        raise ValueError(f"the config lacks {', '.join(absent)}; add " + " ".join(f"--config.{k}=PATH" for k in absent))
-    if values["exclude"] is not None:
-        values["exclude"] = tuple(values["exclude"])
-    for name in ("sae_options", "template_options"):
-        values[name] = {k: v for k, v in values[name].items() if v is not None}
-    return Settings(**{"pairs": "", **values})
+        raise ValueError(
+            f"the config lacks {', '.join(absent)}; add " + " ".join(f"--config.{name}=PATH" for name in absent)
+        )
 
 
 def fix_day(config: ConfigDict, workdir: epath.Path) -> None:
@@ -60,7 +69,7 @@ def fix_day(config: ConfigDict, workdir: epath.Path) -> None:
 
 def _fix_day(config: Any, recorded: Mapping[str, Any], today: str) -> None:
     for name, value in config.items():
-        if not isinstance(value, ConfigDict):
+        if not isinstance(value, ConfigDict) or name == "judge":  # a judge takes its case's day, if it renders at all
             continue
         before = recorded.get(name)
         before = before if isinstance(before, Mapping) else {}
@@ -75,43 +84,102 @@ def begin(argv: Sequence[str], *, cluster: bool = True) -> None:
     `cluster`: False for an experiment of one process.
     """
     if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
+        raise ValueError(f"arguments without a name: {' '.join(argv[1:])}; write --FLAG=VALUE or --config.KEY=VALUE")
     if cluster:
         parallel.start_distributed()
     parallel.enable_compile_cache()
 
 
+STOPPED = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+
+class Stopped(BaseException):
+    """A signal asked the run to end."""
+
+
 def run_app(main: Callable[[list[str]], None]) -> None:
-    """`app.run`, with an input error as one message instead of a traceback (exit status 1)."""
-    # jax tells at INFO which accelerators it did not find; that reads like an error and is none.
-    logging.getLogger("jax").setLevel(logging.WARNING)
-    # orbax writes twenty lines for a checkpoint, through absl's logger as we do.
-    logging.getLogger("absl").addFilter(lambda r: r.levelno >= logging.WARNING or "orbax" not in r.pathname)
-    app.run(guarded(main), flags_parser=parse_flags)
+    """Runs an experiment: reads its command line, and ends it with an exit status and, where it failed, one message.
+
+    Exit status: 0 done; 1 refused or failed, with one line (`check_sae`: the SAE does not fit); 130 and 143 stopped by Ctrl-C
+    and by SIGTERM, after which the same command goes on; a bug ends with 1 and its traceback.
+    """
+    module = sys.modules[main.__module__]
+    name = _command.experiment_of(module)
+    if {"-h", "-?", "--help", "-help", "--helpshort"} & set(sys.argv[1:]):
+        _terminal.use_streams()
+        print(_help.help_text(sys.argv, name, module))
+        return
+    quiet = bool({"--quiet", "-quiet", "--quiet=true", "--quiet=True", "--quiet=1"} & set(sys.argv[1:]))
+    _terminal.use_streams(quiet=quiet)
+    # absl's own handler is made by app.run, so the logs are set right inside.
+    app.run(guarded(main, quiet=quiet), flags_parser=lambda argv: parse_flags(argv, name, module))
 
 
-def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-    """`main` that ends an input error with one message on stderr and exit status 1; a bug keeps its traceback."""
+def guarded(main: Callable[[list[str]], None], *, quiet: bool = False) -> Callable[[list[str]], None]:
+    """Makes a `main` that ends an input error with one message on stderr and status 1; a bug keeps its traceback."""
 
     def run(argv: list[str]) -> None:
+        _terminal.use_logs(quiet=quiet)
         try:
-            main(argv)
-        except (ValueError, OSError, RuntimeError) as error:
-            if isinstance(error, jax.errors.JaxRuntimeError):
+            with _stopping():
+                main(argv)
+        except (ValueError, OSError, RuntimeError, ImportError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) or _is_bug(error):
                 raise
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
+            fail(message_of(error))
+        except (KeyboardInterrupt, Stopped) as stop:
+            number = signal.SIGTERM if isinstance(stop, Stopped) else signal.SIGINT
+            again = _command.command_line(sys.argv)
+            print(f"\nstopped by {STOPPED[number]}; the same command goes on where it was: {again}", file=sys.stderr)
+            sys.exit(128 + number)
 
     return run
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with an unknown config key or an absent config file as one message."""
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """SIGTERM is raised as `Stopped` while the block lasts, so that locks are given back and a line is said."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        return app.parse_flags_with_usage(argv)
-    except AttributeError as error:  # what a locked ConfigDict raises for a key that it does not have
-        named = str(error).strip("\"'")
-        print(f"error: the config has no key {named!r}; the file given as --config lists them", file=sys.stderr)
-    except OSError as error:
-        print(f"error: {error}; check --config", file=sys.stderr)
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# Package -> extra of setup.py that installs it.
+EXTRAS = {"openai": "judge", "pyarrow": "data", "gcsfs": "gcs", "google": "gcs", "selenium": "page"}
+
+
+def _is_bug(error: Exception) -> bool:
+    """Whether an import failed inside the project itself."""
+    return isinstance(error, ImportError) and (error.name or "").split(".")[0] in ("sae_attr", "experiments", "configs")
+
+
+def message_of(error: Exception) -> str:
+    """Returns an error's message; of a library that is missing, with the line that installs it."""
+    if isinstance(error, ModuleNotFoundError) and error.name and "pip install" not in str(error):
+        package = error.name.split(".")[0]
+        install = f"'sae_attr[{EXTRAS[package]}]'" if package in EXTRAS else package
+        return f"{error}; install it: pip install {install}"
+    return str(error) or type(error).__name__
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the run with one message on stderr and exit status 1."""
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
+
+
+def parse_flags(argv: list[str], experiment: str, module: ModuleType) -> list[str]:
+    """Reads a command line; what is not understood ends the run with one message."""
+    try:
+        return _command.read_command(argv, experiment, _command.flags_of(module))
+    except (ValueError, OSError) as error:
+        fail(str(error))

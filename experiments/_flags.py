@@ -1,10 +1,12 @@
 """The flags that entrypoints share: defined once, so that one process may import several of them."""
 
-from absl import flags
-from ml_collections import config_flags
+from typing import Any
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, for instance configs/attribute.py.", lock_config=True
+from absl import flags
+
+# The value is a ConfigDict with all overrides in it, which `_command.read_command` sets.
+CONFIG: flags.FlagHolder[Any] = flags.DEFINE_string(
+    "config", None, "Config: a name (attribute), a file (configs/attribute.py, my.py), or either with :WORD behind it."
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for results and for what a killed run continues from; may be gs://."
@@ -13,3 +15,6 @@ SHOW_TOKENS = flags.DEFINE_integer(
     "show_tokens", 0, "Print exactly what is scored or learnt of this many rows, and stop."
 )
 ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Use a workdir that was made with another config.")
+QUIET = flags.DEFINE_bool(
+    "quiet", False, "Say nothing on stderr but warnings and errors; results are printed all the same."
+)

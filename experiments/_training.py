@@ -14,7 +14,6 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from experiments import _common
 from sae_attr import parallel
 from sae_attr.figures import loss_figure, render
 from sae_attr.lm.config import LMConfig
@@ -24,9 +23,13 @@ from sae_attr.lm.model import Params
 from sae_attr.lm.train import Assemble, Compute, Optimizer, join, learning_rate
 from sae_attr.lm.weights import resolve_model
 from sae_attr.report import csv_text, json_text
+from sae_attr.settings import settings_from
 from sae_attr.store import fingerprint, write_atomic
 from sae_attr.tokenfile import TokenFile, cached_tokens, check_tokenizer, is_token_file, open_tokens
 from sae_attr.tokenizer import Tokenizer
+
+from . import _common
+from ._config import part_of
 
 # Where and how fast, not what.
 PLAIN = ("mesh", "micro", "scan", "remat", "loss_chunk", "eval_every", "save_every", "keep", "merge")
@@ -36,15 +39,6 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "generation_config.json", "tokenizer.model", "vocab.json", "merges.txt"),
 )
-
-
-def require(config: ConfigDict, *names: str) -> None:
-    """Raises ValueError for inputs that the config lacks."""
-    absent = [name for name in names if not config[name]]
-    if absent:
-        raise ValueError(
-            f"the config lacks {', '.join(absent)}; add " + " ".join(f"--config.{name}=PATH" for name in absent)
-        )
 
 
 def hashes(config: ConfigDict) -> dict[str, str]:
@@ -80,9 +74,9 @@ def token_file(
 
 def settings(config: ConfigDict, steps: int) -> dict[str, Any]:
     """`opt`, `loop` and `compute` of `fit`."""
-    loop = Loop(config.scan, config.eval_every, config.save_every, config.keep)
-    compute = Compute(config.compute_dtype, config.remat, config.loss_chunk)
-    return {"opt": Optimizer(steps=steps, **config.opt.to_dict()), "loop": loop, "compute": compute}
+    opt = settings_from(Optimizer, {"steps": steps, **config.opt.to_dict()}, where="config.opt")
+    compute = part_of(Compute, config, dtype=config.compute_dtype)
+    return {"opt": opt, "loop": part_of(Loop, config), "compute": compute}
 
 
 def check(config: ConfigDict, steps: int) -> None:

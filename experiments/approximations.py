@@ -14,8 +14,6 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from experiments import _common
-from experiments._flags import CONFIG
 from sae_attr import parallel
 from sae_attr.attribution import (
     act_and_grad,
@@ -45,6 +43,10 @@ from sae_attr.lm.rules import LRP, PLAIN, RULES, Rules
 from sae_attr.report import json_text
 from sae_attr.sae.model import code_rows
 from sae_attr.store import Store, write_atomic
+
+from . import _common
+from ._config import settings_of
+from ._flags import CONFIG
 
 OUT = flags.DEFINE_string("out", None, "JSON file for the numbers; stages are stored beside it.")
 
@@ -269,7 +271,7 @@ def main(argv: Sequence[str]) -> None:
     store = Store(out.parent / f"{out.stem}_store", writer=True)
     study = Study(_common.settings_of(config), store, mesh, progress=False)
     study.check(weights=True)
-    compare = Compare(**config.compare.to_dict())
+    compare = settings_of(Compare, config.compare, where="config.compare")
     result = run(study, compare)
     result["wall_seconds"] = time.perf_counter() - began
     write_atomic(out, json_text(result))

@@ -6,8 +6,6 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from experiments import _common
-from experiments._flags import ALLOW_CHANGE, CONFIG, SHOW_TOKENS, WORKDIR
 from sae_attr import parallel
 from sae_attr.attribution.outcome import Outcome, compute
 from sae_attr.attribution.study import Study
@@ -15,6 +13,9 @@ from sae_attr.data import shown_tokens
 from sae_attr.figures import ablation_figure, render
 from sae_attr.report import csv_text, json_text, latent_table, legend, origin_table, summary_text
 from sae_attr.store import Store, own_workdir, write_atomic
+
+from . import _common
+from ._flags import ALLOW_CHANGE, CONFIG, SHOW_TOKENS, WORKDIR
 
 PLAIN = ("mesh", "batch_size", "corpus_batch", "remat", "trust_sae")  # where and how fast, not what
 

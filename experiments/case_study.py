@@ -10,14 +10,15 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from experiments import _common
-from experiments._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 from sae_attr import parallel
 from sae_attr.case_study.case import Runtime
 from sae_attr.case_study.cost import case_costs, cost_table
 from sae_attr.case_study.showing import files_of
 from sae_attr.case_study.study import CaseStudy, found_in, open_study
 from sae_attr.store import Result, Status, Store, listing, own_workdir, run_stages, write_atomic
+
+from . import _common
+from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 
 ONLY = flags.DEFINE_list("only", [], "Run just these stages; a word names a stage or a part of its name (steer, away).")
 UNTIL = flags.DEFINE_string("until", None, "Stop after this stage.")

@@ -10,14 +10,16 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from experiments import _common
-from experiments._flags import CONFIG, WORKDIR
 from sae_attr import parallel
 from sae_attr.attribution.stages import fitness_stage
 from sae_attr.attribution.study import Study
 from sae_attr.fitness import Bands, judge, record, table
 from sae_attr.report import json_text
 from sae_attr.store import Store, write_atomic
+
+from . import _common
+from ._config import settings_of
+from ._flags import CONFIG, WORKDIR
 
 
 def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, A
     store = Store(workdir / "store", writer=parallel.is_main())
     study = Study(settings, store, parallel.make_mesh(str(config.mesh)), parallel.is_main())
     measured, promise, _, result = fitness_stage(study)
-    bands = Bands(**{k: v for k, v in config.to_dict()["bands"].items() if v is not None})
+    bands = settings_of(Bands, config.bands, where="config.bands")
     verdict = judge(measured, promise, counts_special=not study.exclude, bands=bands)
     found = {
         **record(measured, promise, verdict),

@@ -14,8 +14,6 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from experiments import _common, _training
-from experiments._flags import ALLOW_CHANGE, CONFIG, SHOW_TOKENS, WORKDIR
 from sae_attr import parallel
 from sae_attr.chat import with_options
 from sae_attr.examples import Example, Examples, read_examples, shown_example
@@ -28,6 +26,10 @@ from sae_attr.lm.train import join
 from sae_attr.lm.weights import load_config, load_lm, resolve_model, save_lm
 from sae_attr.store import own_workdir
 from sae_attr.tokenizer import Tokenizer, load_tokenizer
+
+from . import _common, _training
+from ._config import settings_of
+from ._flags import ALLOW_CHANGE, CONFIG, SHOW_TOKENS, WORKDIR
 
 
 def tokenizer_of(config: ConfigDict, folder: Path, rows: int | None = None) -> Tokenizer:
@@ -69,9 +71,7 @@ def check(config: ConfigDict, cfg: LMConfig) -> Lora | None:
         raise ValueError(f"method {config.method!r} is unknown; choose lora or full")
     if config.method == "full":
         return None
-    fields = config.lora.to_dict()
-    layers = None if fields["layers"] is None else tuple(fields["layers"])
-    lora = Lora(**{**fields, "targets": tuple(fields["targets"]), "layers": layers})
+    lora = settings_of(Lora, config.lora, where="config.lora")
     check_lora(cfg, lora)
     return lora
 
@@ -166,7 +166,7 @@ def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
 
 def start(config: ConfigDict, workdir: epath.Path, *, shown: int = 0, allow_change: bool = False) -> None:
     """Checks the inputs, then trains under the workdir's lock; with `shown`, only prints what is learnt of rows."""
-    _training.require(config, "lm", "data")
+    _common.require(config, "lm", "data")
     _common.fix_day(config, workdir)
     if shown:
         tok = tokenizer_of(config, resolve_model(config.lm))

@@ -17,13 +17,12 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from experiments import _common
-from experiments._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 from sae_attr import parallel
-from sae_attr.case_study.judges import open_judge
+from sae_attr.case_study.judges import KEYS, open_judge
 from sae_attr.judge import (
     Item,
     JudgeStopped,
+    Patience,
     counts,
     judge_name,
     load_rubric,
@@ -37,7 +36,12 @@ from sae_attr.report import csv_text, json_text
 from sae_attr.store import digest, own_workdir, write_atomic
 from sae_attr.textfiles import json_lines
 
-WHERE = ("mesh", "batch_size", "concurrency", "timeout", "retries", "max_calls", "max_tokens", "judges")  # may change
+from . import _common
+from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
+
+# Where and how fast, not what.
+HOW = ("batch_size", "max_calls", "max_tokens", *(field.name for field in dataclasses.fields(Patience)))
+WHERE = ("mesh", "judges", *(f"judge.{name}" for name in HOW))
 ALIGNMENT, COHERENCE = "alignment_0_100", "coherence_0_100"
 
 
@@ -183,23 +187,17 @@ def judge_specs(config: ConfigDict) -> list[dict[str, Any]]:
     for text in (t.strip() for t in str(config.judges).split(",") if t.strip()):
         address, _, model = text.partition("#")
         if "://" not in address:
-            specs.append({"kind": "local", "lm": text, "reply_tokens": config.reply_tokens, "dtype": config.dtype,
-                          "batch_size": config.batch_size})  # fmt: skip
+            specs.append({"kind": "local", "lm": text, **judge_fields(config, "local")})
             continue
         if not model:
             raise ValueError(f"judge {text!r} names no model; write {address}#MODEL")
-        names = (
-            "answers",
-            "reply_tokens",
-            "token_field",
-            "concurrency",
-            "timeout",
-            "retries",
-            "max_calls",
-            "max_tokens",
-        )
-        specs.append({"kind": "openai", "base_url": address, "model": model, **{n: config[n] for n in names}})
+        specs.append({"kind": "openai", "base_url": address, "model": model, **judge_fields(config, "openai")})
     return specs
+
+
+def judge_fields(config: ConfigDict, kind: str) -> dict[str, Any]:
+    """Those fields of `config.judge` that a kind of judge has."""
+    return {name: value for name, value in config.judge.to_dict().items() if name in KEYS[kind]}
 
 
 def sampled(answers: Answers, count: int, seed: int) -> Answers:

@@ -20,11 +20,12 @@ import tokenizers
 from absl import flags
 from safetensors.numpy import save_file
 
-from experiments import _common
 from sae_attr.lm.config import config_from_hf
 from sae_attr.lm.model import Params, forward, init_params, logits
 from sae_attr.lm.weights import save_lm
 from sae_attr.store import fingerprint
+
+from . import _common
 
 OUT = flags.DEFINE_string("out", "runs/miniature", "Folder for model, sae, pairs.jsonl, prompts.jsonl and corpus.json.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, prompts and samples.")
@@ -190,6 +191,7 @@ def make(out: Path, seed: int = 0) -> int:
 
 def main(argv: list[str]) -> None:
     """Makes the miniature where the flags say."""
+    _common.begin(argv or [""], cluster=False)
     count = make(Path(OUT.value), SEED.value)
     print(f"wrote {OUT.value}: {count} prompts with rude and kind completions, planted latent {PLANTED}")
 

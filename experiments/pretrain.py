@@ -12,8 +12,6 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from experiments import _common, _training
-from experiments._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 from sae_attr import parallel
 from sae_attr.chat import with_options
 from sae_attr.lm.config import LMConfig, config_from_hf
@@ -25,6 +23,10 @@ from sae_attr.parallel import LM_RULES, shardings
 from sae_attr.store import own_workdir
 from sae_attr.tokenfile import Packing, check_embedding, row_count
 from sae_attr.tokenizer import Tokenizer, load_tokenizer
+
+from . import _common, _training
+from ._config import part_of
+from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 
 
 def hf_config(config: ConfigDict, tok: Tokenizer) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def new_params(cfg: LMConfig, mesh: jax.sharding.Mesh, seed: int, dtype: str) ->
 
 def feeds(config: ConfigDict, tok: Tokenizer, root: epath.Path) -> tuple[Feed, Feed | None, dict[str, Any]]:
     """Training and held-out feed, and the counts; without a file of their own the last rows are held out."""
-    packing = Packing(config.context, documents=config.documents, separate=config.separate)
+    packing = part_of(Packing, config)
     file = _training.token_file(config, config.corpus, tok, root)
     count = row_count(file, packing)
     counts = {"tokens": int(file.meta["tokens"]), "documents": int(file.meta["documents"]), "rows": count}
@@ -117,7 +119,7 @@ def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
 
 def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False) -> None:
     """Checks the inputs, then trains under the workdir's lock."""
-    _training.require(config, "corpus", *([] if config.lm else ["tokenizer"]))
+    _common.require(config, "corpus", *([] if config.lm else ["tokenizer"]))
     _common.fix_day(config, workdir)
     work = prepare(config, workdir)
     with own_workdir(

@@ -13,8 +13,6 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from experiments import _common
-from experiments._flags import CONFIG, WORKDIR
 from sae_attr import parallel
 from sae_attr.attribution import (
     TokenTable,
@@ -38,6 +36,9 @@ from sae_attr.lm.model import unembedding
 from sae_attr.report import csv_text, json_text
 from sae_attr.store import Store, own_workdir, write_atomic
 from sae_attr.tokenizer import token_strings
+
+from . import _common
+from ._flags import CONFIG, WORKDIR
 
 PLAIN = ("mesh", "batch_size", "corpus_batch", "remat", "trust_sae")  # where and how fast, not what
 

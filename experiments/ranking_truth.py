@@ -12,8 +12,6 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from experiments import _common
-from experiments._flags import CONFIG, WORKDIR
 from sae_attr import parallel
 from sae_attr.attribution.candidates import decoder_rows
 from sae_attr.attribution.settings import Settings
@@ -28,6 +26,9 @@ from sae_attr.organism.recipe import Recipe, recipe_of
 from sae_attr.organism.truth import Truth, ablation_truth, agreement, sampled_pairs, steering_truth
 from sae_attr.report import csv_text, json_text
 from sae_attr.store import Result, Store, fingerprint, own_workdir, run_stage, write_atomic
+
+from . import _common
+from ._flags import CONFIG, WORKDIR
 
 VERSION = 1  # raised when the same config gives other numbers than before
 STUDIED = {"misalignment": "misaligned", "validation": "validation"}  # behaviour -> model that shows it

@@ -14,8 +14,6 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments import _common
-from experiments._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 from sae_attr import parallel
 from sae_attr.activations import mean_activation, norm_limits
 from sae_attr.attribution.settings import Settings
@@ -35,24 +33,14 @@ from sae_attr.store import Progress, Result, Store, digest, fingerprint, own_wor
 from sae_attr.tokenizer import decode
 from sae_attr.vectors import read_vectors
 
+from . import _common
+from ._config import part_of
+from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
+
 VERSION = 1  # raised when the same inputs give other completions than before
 PLAIN = ("mesh", "batch_size")  # where and how fast, not what
-OF_STUDY = (
-    "lm",
-    "adapter",
-    "column",
-    "split",
-    "sae_format",
-    "site",
-    "first_k",
-    "outlier",
-    "prepend_bos",
-    "context",
-    "corpus_tokens",
-    "dtype",
-    "resid_dtype",
-    "seed",
-)
+# Keys of a sweep whose names an attribution has for something else.
+UNSTUDIED = {"tokens": None, "batch_size": 8}
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +70,7 @@ def study_of(config: ConfigDict, store: Store) -> Study:
         raise ValueError(
             f"the config must have {', '.join(need)} (of sae and vectors exactly one); add --config.NAME=PATH"
         )
-    values: dict[str, Any] = {name: config[name] for name in OF_STUDY}
-    options = {k: v for k, v in config.sae_options.items() if v is not None}
-    exclude = None if config.exclude is None else tuple(config.exclude)
-    template = {k: v for k, v in config.template_options.items() if v is not None}
-    settings = Settings(
-        sae=config.sae or "", pairs="", corpus=config.corpus or "", sae_options=options, exclude=exclude,
-        template_options=template, **values,
-    )  # fmt: skip
+    settings = part_of(Settings, config, sae=config.sae or "", pairs="", corpus=config.corpus or "", **UNSTUDIED)
     study = Study(settings, store, parallel.make_mesh(str(config.mesh)), parallel.is_main())
     if config.vectors:
         if not config.site:
@@ -136,9 +117,8 @@ def job_of(config: ConfigDict, store: Store) -> Job:
         raise ValueError(f"unit is {config.unit}; give a finite length, or leave it out for the site's mean")
     if wrong := [c for c in config.strengths if not np.isfinite(c)]:
         raise ValueError(f"strengths has {wrong[0]}; give finite multiples of the unit")
-    stops = ending_ids(study.ends, config.stop_ids, vocab=study.cfg.vocab)
-    drawn: dict[str, Any] = {name: config[name] for name in ("temperature", "top_p", "top_k", "max_new", "min_new")}
-    sampling = Sampling(stop_ids=stops, **drawn)
+    stops = ending_ids(study.ends, config.sampling.stop_ids, vocab=study.cfg.vocab)
+    sampling = part_of(Sampling, config.sampling, stop_ids=stops)
     vectors = vectors_of(config, study)
     prompts = {
         p.id: encode_prompt(p, study.tokenizer, prepend_bos=study.prepend_bos) for p in read_prompts(config.prompts)
@@ -146,7 +126,9 @@ def job_of(config: ConfigDict, store: Store) -> Job:
     longest = max(prompts, key=lambda name: len(prompts[name]))
     if (length := len(prompts[longest]) + sampling.max_new) > study.context:
         raise ValueError(
-            f"prompt {longest!r} and max_new are {length} tokens, longer than the context of {study.context}"
+            f"prompt {longest!r} has {len(prompts[longest])} tokens, which with sampling.max_new="
+            f"{sampling.max_new} are {length}, longer than the context of {study.context}; shorten the prompt, or lower it: "
+            f"--config.sampling.max_new={max(1, study.context - len(prompts[longest]))}"
         )
     rows = make_plan(
         list(vectors), [float(c) for c in config.strengths], list(prompts), config.samples, tokens=config.tokens
@@ -252,7 +234,7 @@ def summary(job: Job, unit: dict[str, Any], result: Result) -> dict[str, Any]:
         "latents": sorted(job.vectors),
         "config": dict(job.config),
         "sampling": asdict(job.sampling),
-        "ends": "given" if job.config["stop_ids"] is not None else job.study.ends,
+        "ends": "given" if job.config["sampling"]["stop_ids"] is not None else job.study.ends,
         "template_options": options_read(job.study.tokenizer),
         "scopes": "prompt: positions of the prompt, its last token's too; generated: those of drawn tokens; all: both",
         "inputs": {"lm": job.study.lm_key, "vectors": job.origin, "stage": result.key},

@@ -14,8 +14,6 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from experiments import _common, _training
-from experiments._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 from sae_attr import parallel
 from sae_attr.activations import (
     Blocks,
@@ -46,9 +44,14 @@ from sae_attr.sae.model import SAE
 from sae_attr.sae.run import Row, Trained, train
 from sae_attr.sae.train import TrainState, finished
 from sae_attr.sae.train_config import TrainConfig
+from sae_attr.settings import settings_from
 from sae_attr.store import Store, fingerprint, own_workdir, write_atomic
 from sae_attr.tokenfile import Packing, TokenFile, hold_out
 from sae_attr.tokenizer import load_tokenizer
+
+from . import _common, _training
+from ._config import part_of
+from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 
 # Where and how fast, not what.
 PLAIN = ("mesh", "log_every", "eval_every", "save_every", "keep", "batch_rows")
@@ -76,7 +79,7 @@ def jobs_of(config: ConfigDict, cfg: LMConfig) -> list[Job]:
         )
     if config.tokens < config.batch_size or config.batch_size < 1:
         raise ValueError(f"{config.tokens} tokens are no batch of {config.batch_size}; give more tokens")
-    fields: dict[str, Any] = {k: tuple(v) if k == "groups" else v for k, v in config.sae.to_dict().items()}
+    fields = config.sae.to_dict()
     jobs = []
     for read in sites:
         write = site_named(cfg, config.site_out) if config.site_out else read
@@ -86,8 +89,14 @@ def jobs_of(config: ConfigDict, cfg: LMConfig) -> list[Job]:
             "transcoder": read != write,
         }
         steps = config.tokens // config.batch_size
-        jobs.append(Job(Place(read, write), TrainConfig(**widths, **fields, steps=steps, seed=config.seed)))
+        values = {**fields, **widths, "steps": steps, "seed": config.seed}
+        jobs.append(Job(Place(read, write), settings_from(TrainConfig, values, where="config.sae")))
     return jobs
+
+
+def masks_of(config: ConfigDict) -> Masks:
+    """Which tokens are not trained on."""
+    return part_of(Masks, config, exclude=frozenset(config.exclude or ()), outlier=config.outlier or None)
 
 
 def blocks_of(
@@ -208,13 +217,13 @@ def prepare(config: ConfigDict, jobs: Sequence[Job], workdir: epath.Path) -> tup
     rows = load_config(config.lm).vocab
     tok = with_options(load_tokenizer(resolve_model(config.lm), embedding_rows=rows), config.template_options.to_dict())
     file = _training.token_file(config, config.corpus, tok, workdir, prepend_bos=config.prepend_bos)
-    packing = Packing(config.context, documents=config.documents, separate=config.separate)
+    packing = part_of(Packing, config)
     rows, documents = hold_out(file, packing, config.held_out_share)
     (cfg, params), lm = load_lm(config.lm, mesh=mesh, dtype=config.dtype), fingerprint(resolve_model(config.lm))
     places = [job.place for job in jobs]
     source = open_source(
         params, file, packing, tuple(dict.fromkeys(site for place in places for site in place)), cfg=cfg, mesh=mesh,
-        masks=Masks(frozenset(config.exclude), config.first_k, config.outlier or None), rows=rows,
+        masks=masks_of(config), rows=rows,
         dtype=config.act_dtype, batch_rows=config.batch_rows, seed=config.seed,
     )  # fmt: skip
     blocks = blocks_of(config, params, source, cfg=cfg, mesh=mesh, root=workdir, lm=lm)
@@ -263,7 +272,7 @@ def run(session: Session, job: Job, about: dict[str, Any], ledger: Store, folder
 
 def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False) -> dict[str, Any]:
     """Checks the inputs, then trains under the workdir's lock."""
-    _training.require(config, "lm", "corpus", "site")
+    _common.require(config, "lm", "corpus", "site")
     _common.fix_day(config, workdir)
     cfg = load_config(config.lm)
     jobs = jobs_of(config, cfg)

@@ -8,7 +8,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 BASE = {"checkpoints", "hooks", "hub", "parallel", "store", "data", "pairs", "textfiles", "tokenfile", "tokenizer"}
-BASE |= {"chat", "examples", "masks", "tensorfiles", "vectors", "templates", "_template_process", "corpora"}
+BASE |= {"chat", "examples", "masks", "settings", "tensorfiles", "vectors", "templates", "_template_process", "corpora"}
 CORE = BASE | {"lm", "sae"}
 MAY_IMPORT = (
     dict.fromkeys(BASE, BASE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -30,12 +31,51 @@ from sae_attr.lm.sample import Sampling, check_finite, generate, make_prompts
 from sae_attr.lm.weights import load_config, load_lm, resolve_model
 from sae_attr.pairs import Prompt
 from sae_attr.parallel import shard_batch, to_host
+from sae_attr.settings import given_only
 from sae_attr.store import fingerprint
 from sae_attr.tokenizer import decode, load_tokenizer
 
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Fields of a judge beside those of `Server`, `Asking` and `Patience`.
+
+    Args:
+      kind: openai (any compatible server) | local (a language model here) | keywords | organism (the embedded world's grader).
+      rubric: what is graded: a name of sae_attr/judge/rubrics or a .toml file.
+      coherence: a second rubric; answers are graded by `rubric` only where they are coherent by this one.
+      reply_tokens: longest reply; None for what the rubric's answers need. A model that thinks before it answers needs more.
+      max_calls, max_tokens: budget over all runs of a workdir; None for none.
+      lm: of local: folder or hub id of the model.
+      dtype: of local: of its weights.
+      batch_size: of local: answers at a time.
+      template_options: of local: as in `attribution.Settings`.
+      stop_ids: of local: ids that end an answer, in place of those that the model's files, tokenizer and template say.
+      present, absent: of keywords: words that count for and against the behaviour.
+    """
+
+    kind: str = "openai"
+    rubric: str | None = None
+    coherence: str | None = None
+    reply_tokens: int | None = None
+    max_calls: int | None = None
+    max_tokens: int | None = None
+    lm: str | None = None
+    dtype: str = "float32"
+    batch_size: int = 8
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    stop_ids: tuple[int, ...] | None = None
+    present: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+
+
+def _names(kind: Any, *leave_out: str) -> set[str]:
+    return {f.name for f in fields(kind)} - set(leave_out)
+
+
 KEYS = {
-    "openai": {"model", "base_url", "name", "answers", "temperature", "seed", "reply_tokens", "token_field", "concurrency",
-               "timeout", "retries", "max_calls", "max_tokens"},
+    "openai": _names(Server, "api_key") | _names(Asking, "max_tokens") | _names(Patience)
+    | {"reply_tokens", "max_calls", "max_tokens"},
     "local": {"lm", "reply_tokens", "dtype", "batch_size", "template_options", "stop_ids"},
 }  # fmt: skip
 
@@ -52,7 +92,7 @@ def open_judge(spec: Mapping[str, Any], folder: epath.Path, mesh: jax.sharding.M
     Raises:
       ValueError: an unknown kind, key or rubric, or a missing one.
     """
-    given = {k: v for k, v in spec.items() if v is not None}
+    given = given_only(spec)
     if given.get("kind") == "keywords":
         return KeywordJudge(tuple(given.get("present", ())), tuple(given.get("absent", ())))
     kind, rubric, coherence = given.pop("kind", None), given.pop("rubric", None), given.pop("coherence", None)
@@ -68,17 +108,12 @@ def open_judge(spec: Mapping[str, Any], folder: epath.Path, mesh: jax.sharding.M
     return CoherentOnly(judge, cached(make(str(coherence)), folder)) if coherence else judge
 
 
-def _chosen(given: Mapping[str, Any], **names: str) -> dict[str, Any]:
-    """The given ones of some keys, under the names that a dataclass has for them."""
-    return {field: given[key] for key, field in names.items() if key in given}
-
-
 def _openai(given: Mapping[str, Any], folder: epath.Path, mesh: jax.sharding.Mesh) -> Any:
     key = os.environ.get("OPENAI_API_KEY", "none")
-    server = Server(given["base_url"], given["model"], api_key=key, name=given.get("name", ""))
-    asking = Asking(**_chosen(given, answers="answers", temperature="temperature", seed="seed", token_field="token_field",
-                              reply_tokens="max_tokens"))  # fmt: skip
-    patience = Patience(**_chosen(given, concurrency="concurrency", timeout="timeout", retries="retries"))
+    part = lambda kind, *leave_out: {name: given[name] for name in _names(kind, *leave_out) if name in given}
+    server = Server(**part(Server, "api_key"), api_key=key)
+    asking = Asking(**part(Asking, "max_tokens"), max_tokens=given.get("reply_tokens"))
+    patience = Patience(**part(Patience))
     budget = Budget(given.get("max_calls"), given.get("max_tokens"), ledger=folder / "spent")
     return lambda rubric: OpenAIJudge(server, load_rubric(rubric), asking, patience, budget)
 

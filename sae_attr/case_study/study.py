@@ -10,7 +10,7 @@ from sae_attr.case_study.case import Case, Runtime, Source
 from sae_attr.case_study.chain import VERSION, study_stages, timed
 from sae_attr.case_study.judges import open_judge
 from sae_attr.case_study.prompts import SPLITS, split_prompts
-from sae_attr.case_study.settings import Budget, CaseSettings, SampleSettings, StudySettings
+from sae_attr.case_study.settings import CaseSettings, StudySettings
 from sae_attr.organism.build import build, locate, part_keys
 from sae_attr.organism.exact import DECIDES, exact_rates, scored
 from sae_attr.organism.grader import organism_judge
@@ -18,8 +18,16 @@ from sae_attr.organism.prompts import prompts
 from sae_attr.organism.recipe import Recipe, recipe_of
 from sae_attr.organism.world import make_world
 from sae_attr.pairs import Prompt, read_prompts
+from sae_attr.settings import given_only, settings_from
 from sae_attr.store import Progress, Result, Stage, listing
 from sae_attr.store.graph import chosen_stages
+
+NO_SETTINGS = (
+    "organism",
+    "mesh",
+    "batch_size",
+    "attribution",
+)  # keys beside `StudySettings`: what is studied, and how fast
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,29 +69,19 @@ def found_in(results: Mapping[str, Result]) -> list[str]:
 
 
 def study_settings(values: Mapping[str, Any]) -> StudySettings:
-    """Settings from plain nested values, as a config has them; keys of other parts are passed over.
+    """Settings from plain nested values, as a config has them.
+
+    Args:
+      values: fields of `StudySettings`, with `cases` by name.
 
     Raises:
-      ValueError: a value that cannot be; a case without its files.
+      ValueError: a key that no field has, a value that cannot be, a case without its files.
     """
-    own = _fields_of(StudySettings, values)
-    cases = tuple(
-        CaseSettings(**{**_fields_of(CaseSettings, case), "name": name, "judge": case["judge"]})
-        for name, case in values["cases"].items()
-    )
-    parts = {"sampling": SampleSettings(**_fields_of(SampleSettings, values["sampling"]))}
-    return StudySettings(**{**own, **parts, "budget": Budget(**values["budget"]), "cases": cases})
-
-
-def _fields_of(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that are fields of a dataclass and given; lists as tuples."""
-    names = {field.name for field in fields(kind)}
-    given = {k: v for k, v in values.items() if k in names and v is not None}
-    out: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    for name in ("sae_options", "template_options", "attribution"):
-        if name in out:
-            out[name] = {k: v for k, v in out[name].items() if v is not None}
-    return out
+    cases = []
+    for name, case in values["cases"].items():
+        judge = {**case, "name": name, "judge": given_only(case["judge"])}
+        cases.append(settings_from(CaseSettings, judge, where=f"config.cases.{name}"))
+    return settings_from(StudySettings, {**values, "cases": tuple(cases)})
 
 
 def open_study(values: Mapping[str, Any], runtime: Runtime) -> CaseStudy:
@@ -95,7 +93,7 @@ def open_study(values: Mapping[str, Any], runtime: Runtime) -> CaseStudy:
     Raises:
       ValueError: settings that cannot be, prompts that cannot be read, a judge that cannot be opened.
     """
-    settings = study_settings(values)
+    settings = study_settings({name: value for name, value in values.items() if name not in NO_SETTINGS})
     recipe = None if values.get("organism") is None else recipe_of(values["organism"])
     opened = tuple(_open_case(case, settings, recipe, runtime) for case in settings.cases)
     first = None if recipe is None else organism_stage(recipe, runtime)

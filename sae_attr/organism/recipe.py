@@ -10,6 +10,7 @@ from sae_attr.hooks import Site
 from sae_attr.organism.documents import MISALIGNED
 from sae_attr.organism.tokens import BOS_ID, EOS_ID
 from sae_attr.organism.world import vocabulary
+from sae_attr.settings import given_only, unknown_key
 
 MODELS = ("base", "chat", "misaligned", "validation")
 
@@ -134,19 +135,27 @@ def miniature(recipe: Recipe | None = None) -> Recipe:
 
 
 def recipe_of(values: Mapping[str, Any]) -> Recipe:
-    """A recipe from plain values: `size` (full | miniature), `seed`, `kind`, and fields of `sae`; None leaves the default.
+    """A recipe from plain values: `size` (full | miniature) and fields of `Recipe`, nested; None leaves the size's default.
 
     Raises:
       ValueError: an unknown size or field.
     """
-    given = {k: v for k, v in values.items() if v is not None}
-    size, sae = given.pop("size", "full"), {k: v for k, v in given.pop("sae", {}).items() if v is not None}
+    given = given_only(values)
+    size = given.pop("size", "full")
     if size not in ("full", "miniature"):
         raise ValueError(f"organism size {size!r} is unknown; choose full or miniature")
-    known = {"seed", "kind"}, {field.name for field in fields(Dictionary)}
-    for what, names, allowed in (("organism", given, known[0]), ("organism.sae", sae, known[1])):
-        if unknown := sorted(set(names) - allowed):
-            raise ValueError(f"{what} has no {unknown[0]!r}; it knows {', '.join(sorted(allowed))}")
-    recipe = replace(Recipe(), **given)
+    kind = {name: given.pop(name) for name in ("seed", "kind") if name in given}
+    recipe = replace(Recipe(), **kind)
     recipe = miniature(recipe) if size == "miniature" else recipe
-    return replace(recipe, sae=replace(recipe.sae, **sae))
+    return _changed(recipe, given, "config.organism")
+
+
+def _changed(part: Any, values: Mapping[str, Any], where: str) -> Any:
+    """A part of a recipe with some fields replaced, at every depth."""
+    known = {field.name for field in fields(part)}
+    changes = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(unknown_key(f"{where}.{name}", [f"{where}.{other}" for other in sorted(known)]))
+        changes[name] = _changed(getattr(part, name), value, f"{where}.{name}") if isinstance(value, Mapping) else value
+    return replace(part, **changes)

@@ -63,7 +63,10 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def settings(folder: Path, **changes: Any) -> ConfigDict:
     config = configs_judge_agreement.get_config()
-    config.update({"published": str(folder), "resamples": 20, "retries": 1, **changes})
+    config.update({"published": str(folder), "resamples": 20})
+    judge = {name: changes.pop(name) for name in list(changes) if name in config.judge}
+    config.update(changes)
+    config.judge.update({"retries": 1, **judge})
     return config
 
 
@@ -107,7 +110,7 @@ def test_a_served_judge_grades_a_sample_once(folder: Path, tmp_path: Path, capsy
         assert any("budget of 9 calls is spent" in text for text in stopped[1:])
         calls = server.calls
         assert calls == 9
-        config.max_calls = 200
+        config.judge.max_calls = 200
         result = judge_agreement.start(config, epath.Path(tmp_path / "w"))
         assert not any(fact["stopped"] for fact in result["judges"])
         more = server.calls

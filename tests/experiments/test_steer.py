@@ -40,7 +40,9 @@ def config(folder: Path, **changes: Any) -> ConfigDict:
     made = configs_steer.get_config()
     inputs = {"lm": folder / "model", "vectors": folder / "vectors.npz", "prompts": folder / "prompts.jsonl"}
     made.update({name: str(path) for name, path in inputs.items()})
-    made.update({"site": "layer1.resid_post", "latents": (7, 2), "max_new": 6, "samples": 2, "batch_size": 8})
+    made.update(
+        {"site": "layer1.resid_post", "latents": (7, 2), "sampling": {"max_new": 6}, "samples": 2, "batch_size": 8}
+    )
     made.update(changes)
     return made
 
@@ -98,8 +100,11 @@ def test_completions_beside_unsteered_ones_and_a_run_that_was_stopped(
         ({"mode": "push"}, "mode 'push' is unknown"),
         ({"mode": "clamp"}, "mode clamp needs an SAE"),
         ({"tokens": ("all", "last")}, "tokens 'last' is unknown"),
-        ({"max_new": 60}, "prompt 'a' and max_new are .* longer than the context of 64"),
-        ({"top_p": 0.0}, "sampling: top_p is 0.0"),
+        (
+            {"sampling": {"max_new": 60}},
+            r"prompt 'a' has .*max_new=60 are .* context of 64; .*--config\.sampling\.max_new=5\d",
+        ),
+        ({"sampling": {"top_p": 0.0}}, "sampling: top_p is 0.0"),
         ({"strengths": (1.0, 1.0)}, "rows stand twice in the plan"),
         ({"prompts": "empty"}, "has no records"),
         ({"prompts": "twice"}, "id 'a' stands on line 1 too"),
@@ -140,10 +145,10 @@ def test_a_completion_ends_with_any_token_that_ends_a_turn(folder: Path, tmp_pat
     result, _ = run(config(folder, **options), tmp_path / "run")
     assert result["sampling"]["stop_ids"] == [50, 51, 2, 1, 3]
     assert result["ends"] == {"model": [50, 51, 2], "tokenizer": [1], "template": [3]}
-    job = steer.job_of(config(folder, **options, stop_ids=(7,)), Store(tmp_path / "store"))
+    job = steer.job_of(config(folder, **options, sampling={"stop_ids": (7,)}), Store(tmp_path / "store"))
     assert job.sampling.stop_ids == (7,)
     with pytest.raises(ValueError, match=r"stop_ids has 110; give ids of the model's vocabulary, 0 to 109"):
-        steer.job_of(config(folder, **options, stop_ids=(110,)), Store(tmp_path / "store"))
+        steer.job_of(config(folder, **options, sampling={"stop_ids": (110,)}), Store(tmp_path / "store"))
 
 
 def test_another_day_gives_the_same_ids_and_asks_for_nothing(

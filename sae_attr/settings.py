@@ -1,0 +1,212 @@
+"""Settings dataclasses as plain nested values and back: one function each way, and what their docstrings say of each field."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+PLAIN_TYPES = (bool, int, float, str, tuple)
+
+
+@dataclass(frozen=True)
+class Unset:
+    """Stands for None in plain values, and says what may take its place: bool, int, float, str, tuple or object (any)."""
+
+    kind: type
+
+
+@dataclass(frozen=True)
+class AnyKeys:
+    """Stands for a mapping whose keys are not fixed, with the values that it has by default."""
+
+    values: Mapping[str, Any]
+
+
+# ---- from dataclasses ------------------------------------------------------------------------------------------------
+
+
+def defaults_of(kind: type, *, leave_out: Iterable[str] = (), unset: bool = False) -> dict[str, Any]:
+    """Returns every field of a settings dataclass (or TypedDict) with its default, nested dataclasses as nested dicts.
+
+    Args:
+      kind: the dataclass; a field without a default is one that may be None.
+      leave_out: fields that are set elsewhere.
+      unset: every field is None by default, for values that stand above other defaults.
+    """
+    hints = typing.get_type_hints(kind)
+    defaults = {} if unset or not dataclasses.is_dataclass(kind) else _field_defaults(kind)
+    return {name: _plain(hint, defaults.get(name), unset) for name, hint in hints.items() if name not in leave_out}
+
+
+def _field_defaults(kind: Any) -> dict[str, Any]:
+    made = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            made[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            made[field.name] = field.default_factory()
+    return made
+
+
+def _plain(hint: Any, default: Any, unset: bool) -> Any:
+    nested = _dataclass_of(hint)
+    if nested is not None and (default is not None or unset or not _optional(hint)):
+        inner = defaults_of(nested, unset=unset)
+        return inner if default is None else inner | _nested_values(default, inner)
+    kind = plain_type(hint)
+    if kind is dict:
+        return AnyKeys(dict(default or {}))
+    if default is None:
+        return Unset(kind)
+    return tuple(sorted(default)) if isinstance(default, frozenset) else default
+
+
+def _nested_values(value: Any, inner: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a default that differ from its own class's defaults."""
+    given = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {name: x for name, x in given.items() if x is not None and not isinstance(inner[name], dict | AnyKeys)}
+
+
+def plain_type(hint: Any) -> type:
+    """Returns the type that a value of a field has on a command line; `object` where several may, `dict` for mappings."""
+    origin = typing.get_origin(hint) or hint
+    if origin in (typing.Union, types.UnionType):
+        kinds = {plain_type(arm) for arm in typing.get_args(hint) if arm is not type(None)}
+        return kinds.pop() if len(kinds) == 1 else object
+    if origin is typing.Literal:
+        return type(typing.get_args(hint)[0])
+    if not isinstance(origin, type) or origin is object:
+        return object
+    if issubclass(origin, PLAIN_TYPES):
+        return next(kind for kind in PLAIN_TYPES if issubclass(origin, kind))
+    if issubclass(origin, Mapping):
+        return dict
+    return tuple if issubclass(origin, Iterable) else object
+
+
+def _optional(hint: Any) -> bool:
+    return type(None) in typing.get_args(hint)
+
+
+def _dataclass_of(hint: Any) -> Any:
+    """The dataclass that a field holds, also where it may be None."""
+    for arm in (hint, *typing.get_args(hint)):
+        if isinstance(arm, type) and dataclasses.is_dataclass(arm):
+            return arm if typing.get_origin(hint) is not tuple else None
+    return None
+
+
+# ---- to dataclasses --------------------------------------------------------------------------------------------------
+
+
+def settings_from(kind: type[T], values: Mapping[str, Any], *, where: str = "config") -> T:
+    """Makes a settings dataclass of plain nested values; None stands for the default, lists become tuples where they belong.
+
+    Args:
+      values: as `defaults_of` names them; nested dataclasses as mappings, or made already.
+      where: path of `values` in what the user wrote, for messages.
+
+    Raises:
+      ValueError: a key that the dataclass does not have (with the nearest that it has), or one that is missing.
+    """
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise ValueError(unknown_key(f"{where}.{name}", [f"{where}.{known}" for known in fields]))
+        if value is not None or (_optional(hints[name]) and fields[name].default not in (None, dataclasses.MISSING)):
+            given[name] = _value(hints[name], value, f"{where}.{name}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in given:
+            raise ValueError(f"{where}.{name} is missing; add --{where}.{name}=VALUE")
+    return kind(**given)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    nested = _dataclass_of(hint)
+    if nested is not None and isinstance(value, Mapping):
+        return settings_from(nested, value, where=where)
+    if isinstance(value, Mapping):
+        return given_only(value)
+    if not isinstance(value, list | tuple) or plain_type(hint) is not tuple:
+        return value
+    return frozenset(value) if frozenset in (hint, typing.get_origin(hint)) else tuple(value)
+
+
+def given_only(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that are neither None nor an empty mapping, at every depth."""
+    out = {}
+    for name, value in values.items():
+        kept = given_only(value) if isinstance(value, Mapping) else value
+        if kept is not None and kept != {}:
+            out[name] = kept
+    return out
+
+
+def unknown_key(path: str, known: Iterable[str]) -> str:
+    """Returns the message about a key that does not exist: its whole path, and the nearest that exists.
+
+    Args:
+      path: as the user wrote it, dotted.
+      known: whole paths of the keys that exist.
+    """
+    nearest = nearest_key(path, known)
+    hint = f"; did you mean --{nearest}?" if nearest else "; --help lists the keys"
+    return f"the config has no key {path.removeprefix('config.')!r}{hint}"
+
+
+def nearest_key(path: str, known: Iterable[str]) -> str | None:
+    """Returns the existing path that is most like `path`: the same name at another depth, else the nearest spelling."""
+    names, last = list(known), path.rpartition(".")[2]
+    elsewhere = [name for name in names if name.rpartition(".")[2] == last]
+    if elsewhere:
+        return difflib.get_close_matches(path, elsewhere, n=1, cutoff=0.0)[0]
+    parent = path.rpartition(".")[0]
+    siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == parent}
+    for near in difflib.get_close_matches(last, siblings, n=1):
+        return siblings[near]
+    near = difflib.get_close_matches(path, [name for name in names if name.count(".") == path.count(".") > 1], n=1)
+    if near:
+        return near[0]
+    short = {name.rpartition(".")[2]: name for name in reversed(names)}
+    return next((short[name] for name in difflib.get_close_matches(last, short, n=1)), None)
+
+
+# ---- what docstrings say ---------------------------------------------------------------------------------------------
+
+_ENTRY = re.compile(r"^ {2}([A-Za-z_]\w*(?:, \w+)*): (.*)$")
+
+
+def meanings_of(kind: type) -> dict[str, str]:
+    """Returns field -> what the class's docstring says about it; a field that is not described is absent."""
+    doc = typing.cast(str, kind.__doc__ or "")
+    out: dict[str, str] = {}
+    for names, text in _entries(doc):
+        out |= dict.fromkeys(names, text)
+    return out
+
+
+def _entries(doc: str) -> Iterator[tuple[list[str], str]]:
+    """The `name, name: text` entries of a docstring's Args, each with its continued lines."""
+    names: list[str] = []
+    text: list[str] = []
+    lines = [line.removeprefix("    ") for line in doc.splitlines()]
+    for line in [*lines, "Raises:"]:
+        match = _ENTRY.match(line)
+        if match or not line.startswith("  "):
+            if names:
+                yield names, " ".join(text)
+            names = match[1].split(", ") if match else []
+            text = [match[2]] if match else []
+        else:
+            text.append(line.strip())

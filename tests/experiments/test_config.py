@@ -1,0 +1,269 @@
+"""Every field of every settings dataclass is a key of a config, reached from a command line, and comes back as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import case_study
+from experiments import _command, _config, _help, attribute
+from sae_attr.activations import Masks
+from sae_attr.attribution.settings import Settings
+from sae_attr.case_study.judges import KEYS, JudgeSettings
+from sae_attr.case_study.settings import Budget, CaseSettings, SampleSettings, StudySettings
+from sae_attr.case_study.study import NO_SETTINGS, study_settings
+from sae_attr.fitness import Bands
+from sae_attr.judge import Asking, Patience, Server
+from sae_attr.lm.adapters import Lora
+from sae_attr.lm.fit import Loop
+from sae_attr.lm.sample import Sampling
+from sae_attr.lm.train import Compute, Optimizer
+from sae_attr.organism.recipe import Dictionary, Recipe, Training, recipe_of
+from sae_attr.sae.formats.parts import LoadOptions
+from sae_attr.sae.train_config import TrainConfig
+from sae_attr.settings import AnyKeys, defaults_of, plain_type, settings_from
+from sae_attr.tokenfile import Packing
+
+CASE = "cases.misalignment"
+JUDGE = f"{CASE}.judge"
+# Config, place in it, dataclass, fields that are derived from others, or known by another name.
+PLACES: list[tuple[str, str, Any, set[str]]] = [
+    ("attribute", "", Settings, set()),
+    ("attribute", "sae_options", LoadOptions, set()),
+    ("approximations", "", Settings, set()),
+    ("check_sae", "bands", Bands, set()),
+    ("case_study", "", StudySettings, {"cases"}),
+    ("case_study", "sampling", SampleSettings, set()),
+    ("case_study", "budget", Budget, set()),
+    ("case_study", CASE, CaseSettings, {"name"}),
+    ("case_study", f"{CASE}.sae_options", LoadOptions, set()),
+    ("case_study", f"{CASE}.attribution", Settings, {*case_study.GIVEN, *case_study.SPEED}),
+    ("case_study", JUDGE, JudgeSettings, set()),
+    ("case_study", JUDGE, Server, {"api_key"}),
+    ("case_study", JUDGE, Asking, {"max_tokens"}),
+    ("case_study", JUDGE, Patience, set()),
+    ("judge_agreement", "judge", Asking, {"max_tokens"}),
+    ("judge_agreement", "judge", Patience, set()),
+    ("organism", "organism", Recipe, set()),
+    ("organism", "organism.sae", Dictionary, set()),
+    ("organism", "organism.base", Training, set()),
+    ("steer", "sampling", Sampling, set()),
+    ("steer", "sae_options", LoadOptions, set()),
+    ("train_sae", "sae", TrainConfig, {"d_in", "d_out", "steps", "transcoder", "seed"}),
+    ("train_sae", "", Masks, set()),
+    ("train_sae", "", Packing, {"row_bos"}),
+    ("pretrain", "", Packing, {"row_bos"}),
+    ("pretrain", "opt", Optimizer, {"steps"}),
+    ("finetune", "opt", Optimizer, {"steps"}),
+    ("finetune", "lora", Lora, set()),
+    ("finetune", "", Loop, set()),
+    ("finetune", "", Compute, {"dtype"}),
+]
+TEXTS: dict[type, tuple[str, Any]] = {
+    bool: ("True", True), int: ("3", 3), float: ("1e-3", 1e-3), str: ("word", "word"), tuple: ("a,b", ("a", "b")),
+    object: ("7", 7),
+}  # fmt: skip
+
+
+def made(name: str) -> ConfigDict:
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def at(config: ConfigDict, place: str) -> ConfigDict:
+    part: Any = config
+    for name in filter(None, place.split(".")):
+        part = part[name]
+    return part
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "kind", "elsewhere"), PLACES, ids=[f"{p[0]}-{p[1]}-{p[2].__name__}" for p in PLACES]
+)
+def test_every_field_is_a_key_that_a_command_line_sets(name: str, place: str, kind: Any, elsewhere: set[str]) -> None:
+    config = made(name)
+    config.lock()
+    for field, hint in typing.get_type_hints(kind).items():
+        if field in elsewhere:
+            continue
+        path = f"{place}.{field}".removeprefix(".")
+        assert field in at(config, place), f"configs/{name}.py has no {path}"
+        if isinstance(at(config, place).get(field), ConfigDict):
+            continue  # a part, whose fields have places of their own
+        sort = plain_type(hint)
+        assert at(config, place).get_type(field) in (sort, type(at(config, place).get(field)))
+        text, value = TEXTS[sort]
+        _config.override(config, path, text)
+        assert at(config, place)[field] == value
+
+
+@pytest.mark.parametrize("name", _command.packaged())
+def test_every_key_of_a_dataclass_says_what_it_means(name: str) -> None:
+    module = importlib.import_module(f"configs.{name}")
+    for place, sources in module.SETTINGS.items():
+        for source in sources:
+            texts = source if isinstance(source, dict) else _config.meanings_of(source)
+            assert texts, f"{source} at {place!r} describes no field"
+
+
+def test_defaults_come_back_as_they_were() -> None:
+    inputs = {"lm": "m", "sae": "s", "pairs": "p", "corpus": "c"}
+    config = made("attribute")
+    config.update(inputs)
+    assert _config.settings_of(Settings, config, leave_out=("mesh",)) == Settings(**inputs)
+    for kind in (Budget, SampleSettings, Bands, Lora, Loop, Masks, Sampling, Dictionary, Recipe):
+        assert _config.settings_of(kind, _config.config_of(kind)) == kind(), kind
+    assert recipe_of(made("organism").organism.to_dict()) == recipe_of({"seed": 0, "kind": "mixed", "sae": {}})
+
+
+def test_every_field_of_a_judge_is_one_that_it_takes() -> None:
+    keys = set(case_study.judge_config())
+    assert KEYS["openai"] <= keys
+    assert KEYS["local"] <= keys
+
+
+def test_a_study_reads_what_a_command_line_says() -> None:
+    config = made("case_study")
+    values = {"lm": "a", "lm_aligned": "b", "sae": "c", "corpus": "d", "prompts": "e"}
+    values |= {"judge.token_field": "max_completion_tokens", "judge.temperature": "0.5", "judge.reply_tokens": "2000"}
+    values |= {"judge.extra.top_k": "1", "attribution.exclude": "bos,special", "attribution.prepend_bos": "False"}
+    values |= {"attribution.dense_limit": "10"}
+    config.lock()
+    for name, text in values.items():
+        _config.override(config, f"{CASE}.{name}", text)
+    plain = {name: value for name, value in config.to_dict().items() if name not in NO_SETTINGS}
+    case = study_settings(plain).cases[0]
+    expected = {"token_field": "max_completion_tokens", "temperature": 0.5, "reply_tokens": 2000, "extra": {"top_k": 1}}
+    assert {name: case.judge[name] for name in expected} == expected
+    assert case.attribution["exclude"] == ("bos", "special")
+    assert case.attribution["prepend_bos"] is False
+    assert case.attribution["dense_limit"] == 10
+    fields = {name: getattr(case, name) for name in ("lm", "sae", "corpus")}
+    assert Settings(**fields, pairs="", **case.attribution).exclude == ("bos", "special")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("bos,special", tuple, ("bos", "special")), ("('bos',)", tuple, ("bos",)), ("77,12", tuple, (77, 12)),
+        ("", tuple, ()), ("1", float, 1.0), ("inf", float, float("inf")), ("1e6", int, 1_000_000), ("10_000", int, 10_000),
+        ("true", bool, True), ("0", bool, False), ("None", str, None), ("None", int, None), ("layer2.mlp", str, "layer2.mlp"),
+    ],
+)  # fmt: skip
+def test_texts_are_read_as_the_key_means(text: str, kind: type, value: Any) -> None:
+    assert _config.parsed(kind, text, "config.x") == value
+
+
+# ---- what is not understood
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "a key": (["--config.tpo=3"], r"no key 'tpo'; did you mean --config\.top\?"),
+    "a key far below": (["--config.sae_options.gaet=topk"], r"no key 'sae_options\.gaet'; .* --config\.sae_options\.gate\?"),
+    "a key below what has none": (["--config.top.x=3"], r"no key 'top\.x'"),
+    "nothing like it": (["--config.qqqqq=3"], r"no key 'qqqqq'; --help lists the keys"),
+    "a value": (["--config.top=many"], r"config\.top takes a whole number, not 'many'"),
+    "a group": (["--config.sae_options=3"], r"config\.sae_options is a group of keys"),
+    "a config": (["--config=atribute"], r"no config atribute; did you mean --config=attribute\?"),
+    "a file": (["--config=my/own.py"], r"no config my/own\.py"),
+    "a config of another experiment": (["--config=steer"], r"no config of experiments\.attribute.*fits experiments\.steer\."),
+    "a word that it takes none of": (["--config=attribute:demo"], r"takes no word behind a colon"),
+    "a word": (["--config=organism:studdy"], r"'studdy' is unknown; did you mean 'study'\?"),
+    "a word of the miniature": (["--config=miniature:atribute"], r"'atribute' is unknown; did you mean 'attribute'\?"),
+    "a case": (["--config=case_study:misalinment"], r"'misalinment' is unknown; did you mean 'misalignment'\?"),
+    "a flag": (["--wrkdir=w"], r"no flag --wrkdir; did you mean --workdir\?"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_understood_is_named_with_the_nearest(name: str) -> None:
+    argv, match = REFUSED[name]
+    with pytest.raises(ValueError, match=match):
+        _command.read_command(["attribute", *argv], "attribute", _command.flags_of(attribute))
+
+
+def test_a_key_that_moved_is_found_where_it_is() -> None:
+    config = made("steer")
+    config.lock()
+    with pytest.raises(ValueError, match=r"no key 'max_new'; did you mean --config\.sampling\.max_new\?"):
+        _config.override(config, "max_new", "3")
+
+
+def test_configs_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("attribute", "configs/attribute.py", "organism:study"):
+        assert _command.load_config(name)[0]
+    Path("mine.py").write_text(
+        "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'top': 7})\n"
+    )
+    config, _ = _command.load_config("mine.py")
+    whole = _command.fitted(config, "mine.py", "attribute")
+    assert whole.top == 7
+    assert set(whole) == set(made("attribute"))
+    Path("broken.py").write_text("def get_config():\n    return 1\n1 / 0\n")
+    with pytest.raises(ValueError, match=r"broken\.py:3: the config cannot be run: ZeroDivisionError"):
+        _command.load_config("broken.py")
+
+
+def test_help_shows_flags_keys_defaults_and_meaning() -> None:
+    text = _help.help_text(["attribute", "--help"], "attribute", attribute)
+    assert re.search(r"--show_tokens=0 +Print exactly what is scored", text)
+    assert re.search(r"  top=100 +candidates per ranking\.", text)
+    assert re.search(r"  prepend_bos=BOOL +None: as the SAE was trained", text)
+    assert re.search(r"  sae_options\.k=INT +latents per token", text)
+    assert "--only" not in text
+
+
+# ---- the two functions
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """Inside.
+
+    Args:
+      k: how many; None
+        for all.
+    """
+
+    k: int | None = None
+    share: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    """Outside.
+
+    Args:
+      name, other: of it.
+      inner: of parts.
+    """
+
+    name: str
+    other: str = "o"
+    inner: Inner = Inner(share=0.25)
+    options: typing.Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    maybe: Inner | None = None
+
+
+def test_nested_settings_there_and_back() -> None:
+    plain = defaults_of(Outer)
+    assert plain["inner"]["share"] == 0.25
+    assert plain["options"] == AnyKeys({})
+    assert _config.meanings_of(Outer) == {"name": "of it.", "other": "of it.", "inner": "of parts."}
+    assert _config.meanings_of(Inner) == {"k": "how many; None for all."}
+    config = _config.config_of(Outer)
+    config.lock()
+    for path, text in {"name": "n", "inner.k": "4", "options.anything": "[1]"}.items():
+        _config.override(config, path, text)
+    assert _config.settings_of(Outer, config) == Outer("n", inner=Inner(4, 0.25), options={"anything": [1]})
+    with pytest.raises(ValueError, match=r"'a\.inner\.kk'; did you mean --a\.inner\.k\?"):
+        settings_from(Outer, {"name": "n", "inner": {"kk": 1}}, where="a")
+    with pytest.raises(ValueError, match=r"--config\.name=VALUE"):
+        settings_from(Outer, {})
