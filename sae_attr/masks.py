@@ -99,6 +99,7 @@ def beyond_limits(acts: Mapping[Site, Any], limits: Mapping[Site, float]) -> Any
 def count_text(counts: Mapping[str, int]) -> str:
     """Says how many tokens a mask left out, by reason, for people; `counts` is by the names of `REASONS`."""
     tokens = sum(number for name, number in counts.items() if name != "padding")
-    removed = [(name, counts.get(name, 0)) for name in REASONS[2:]]
-    parts = [f"{number:,} {name.replace('_', ' ')}" for name, number in removed if number]
-    return f"of {tokens:,} tokens left out: {', '.join(parts) or 'none'}"
+    removed = {name: counts.get(name, 0) for name in REASONS[2:]}
+    parts = [f"{number:,} {name.replace('_', ' ')}" for name, number in removed.items() if number]
+    share = sum(removed.values()) / max(tokens, 1)
+    return f"{share:.1%} of {tokens:,} tokens masked ({', '.join(parts) or 'none'})"

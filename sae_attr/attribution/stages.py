@@ -43,12 +43,13 @@ def fitness_stage(study: Study) -> tuple[Measured, Promise, Verdict, Result]:
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         measured = measure(
             study.params, study.sae, study.text_work(study.settings.fitness_tokens), cfg=study.cfg, site=study.site,
-            read=study.read_site, mesh=study.mesh, expected_l0=promise.l0,
+            read=study.read_site, mesh=study.mesh, expected_l0=promise.l0, masks=study.tested_masks,
         )  # fmt: skip
         return {}, {"measured": measured.to_dict()}
 
     fields = {**study.model_fields(), "prepend_bos": study.prepend_bos, "context": study.corpus_context}
     fields |= {"tokens": study.settings.fitness_tokens, "expected_l0": promise.l0, "read": str(study.read_site)}
+    fields["masks"] = study.tested_masks.to_dict()
     inputs = {"lm": study.lm_key, "corpus": study.corpus_key, "sae": study.sae_key}
     result = study.stage("fitness", fields, inputs, compute)
     measured = Measured.from_dict(result.meta["measured"])

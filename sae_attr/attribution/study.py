@@ -174,6 +174,11 @@ class Study:
         return masks
 
     @property
+    def tested_masks(self) -> Masks:
+        """Masks of the SAE's self-test: those of its training where its file says them, else the run's."""
+        return self.masks if self.sae_cfg.masks is None else self.sae_cfg.masks
+
+    @property
     def exclude(self) -> frozenset[str]:
         """Kinds of tokens that count nowhere."""
         return self.masks.exclude

@@ -79,7 +79,7 @@ def collect_held_out(
     samples = {
         place.write: collect(
             params, _texts(source, packing, rows, mesh.shape["data"], batch_rows, tokens), cfg=cfg, site=place.write,
-            read=place.read, mesh=mesh, beside=0,
+            read=place.read, mesh=mesh, beside=0, masks=source.masks, limits=source.limits,
         )
         for place in places
     }  # fmt: skip

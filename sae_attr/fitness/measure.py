@@ -11,11 +11,12 @@ import numpy as np
 
 from sae_attr.fitness.repairs import Repair, repairs
 from sae_attr.fitness.sample import Place, Sample, TextBatch, collect, spliced_losses
+from sae_attr.fitness.sparsity import reconstruct_at
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, norm_gain
+from sae_attr.masks import Masks
 from sae_attr.sae.metrics import (
-    Reconstruction,
     explained_variance,
     fit,
     fit_sums,
@@ -32,8 +33,9 @@ LOSS_TOKENS = 2048
 
 @dataclass(frozen=True)
 class SiteFit:
-    """One row of the table: how the SAE does at a site, without and with special tokens (BOS).
+    """One row of the table: how the SAE does at a site, on the tokens that count and on all of them.
 
+    Beside the declared site, `explained_variance` is at the declared site's L0: what fires beyond it is left out.
     `site` is "A to B" for a transcoder; `read` and `write` are the sites themselves.
     """
 
@@ -53,18 +55,20 @@ class Measured:
 
     Args:
       site: the declared one.
-      metrics: `sae.metrics.summary` over all non-special tokens at the site.
+      metrics: `sae.metrics.summary` over all tokens that count at the site.
+      masked: reason of `masks.REASONS` -> tokens of the text: what counts, and why the others do not.
       special: `tokens`, and `mse` of the reconstruction on them; None where the text has no special tokens.
       sites: the declared site first, then its neighbours, all on the same few tokens.
       repairs: variants of the SAE on those tokens, the best first.
       loss: mean nats per non-special token: `plain`, with the `sae`'s reconstruction, the `mean` activation or `zero` in the
-        place of the site at non-special positions.
+        place of the site at positions that count.
       recovered: (L_ablated − L_sae) / (L_ablated − L_plain) for the ablations `mean` and `zero`.
       gate: of the SAE; `threshold_max` of a jumprelu one, else None.
     """
 
     site: str
     metrics: dict[str, Any]
+    masked: dict[str, int]
     special: dict[str, Any] | None
     sites: tuple[SiteFit, ...]
     repairs: tuple[Repair, ...]
@@ -96,6 +100,7 @@ def measure(
     site: Site,
     read: Site | None = None,
     mesh: jax.sharding.Mesh,
+    masks: Masks | None = None,
     **options: Any,
 ) -> Measured:
     """Runs the self-test of an SAE that is said to belong to `site`.
@@ -103,6 +108,7 @@ def measure(
     Args:
       work: text batches (tokens_bt, valid_bt, special_bt), for instance of `data.corpus_batches`; a few thousand tokens.
       read: the site that a transcoder encodes; None for the site itself.
+      masks: of the SAE's training (`collect`).
       **options: of `measure_sample`.
 
     Raises:
@@ -111,7 +117,8 @@ def measure(
     for where, what, width in ((read or site, "reads", sae.cfg.d_in), (site, "writes", sae.cfg.d_out)):
         if cfg.width(where.point) != width:
             raise ValueError(f"{where} has width {cfg.width(where.point)} but the SAE {what} {width}; set site=")
-    sample = collect(params, work, cfg=cfg, site=site, read=read, mesh=mesh, beside=options.get("trial", TRIAL))
+    beside = options.get("trial", TRIAL)
+    sample = collect(params, work, cfg=cfg, site=site, read=read, mesh=mesh, beside=beside, masks=masks)
     return measure_sample(params, sae, sample, cfg=cfg, mesh=mesh, **options)
 
 
@@ -139,13 +146,15 @@ def measure_sample(
     plain = fit(sae, sample.plain(read), plain_kd)
     trial_kd, target_kd = sample.plain(read, trial), sample.plain(site, trial)
     gain_d = norm_gain(params, read, cfg=cfg) if read != site else None
-    found = repairs(sae, trial_kd, target_kd, active=l0(plain), expected=expected_l0, gain_d=gain_d)
+    sites = site_fits(sae, sample, trial)
+    found = repairs(sae, trial_kd, target_kd, active=sites[0].l0, expected=expected_l0, gain_d=gain_d)
     loss, recovered = splice(params, sample, recon.recon_kd, cfg=cfg, mesh=mesh, limit=loss_tokens)
     return Measured(
         site=str(sample.place),
         metrics=summary(sae, plain),
+        masked=sample.counts,
         special=_special(sample, site, recon.recon_kd),
-        sites=tuple(_site_fit(sae, sample, place, trial) for place in (sample.place, *sample.beside)),
+        sites=sites,
         repairs=tuple(found),
         loss=loss,
         recovered=recovered,
@@ -184,13 +193,19 @@ def _special(sample: Sample, site: Site, recon_kd: np.ndarray) -> dict[str, Any]
     return {"tokens": len(gap_kd), "mse": float(np.mean(gap_kd**2))}
 
 
-def _site_fit(sae: SAE, sample: Sample, place: Place, limit: int) -> SiteFit:
-    target_kd = sample.acts[place.write][:limit]
-    whole = reconstruct_tokens(sae, sample.acts[place.read][:limit])
-    keep_k = ~sample.special_k[: len(target_kd)]
-    without = fit_sums(target_kd[keep_k], Reconstruction(whole.recon_kd[keep_k], whole.active_k[keep_k], whole.fired_n))
-    both = fit_sums(target_kd, whole)
-    numbers = explained_variance(without), l0(without), mse(without), explained_variance(both), l0(both)
+def site_fits(sae: SAE, sample: Sample, limit: int) -> tuple[SiteFit, ...]:
+    """The SAE at its declared site and at those beside it, on the first `limit` tokens."""
+    here = _site_fit(sae, sample, sample.place, limit, most=float(sae.cfg.n_latents))
+    return here, *(_site_fit(sae, sample, place, limit, most=here.l0) for place in sample.beside)
+
+
+def _site_fit(sae: SAE, sample: Sample, place: Place, limit: int, *, most: float) -> SiteFit:
+    target_kd, read_kd = sample.acts[place.write][:limit], sample.acts[place.read][:limit]
+    both = fit_sums(target_kd, reconstruct_tokens(sae, read_kd))
+    keep_k = sample.counted(place)[: len(target_kd)]
+    sparse = reconstruct_at(sae, read_kd[keep_k], most)
+    without = fit_sums(target_kd[keep_k], sparse.recon)
+    numbers = explained_variance(without), sparse.l0, mse(without), explained_variance(both), l0(both)
     return SiteFit(str(place), str(place.read), str(place.write), *numbers)
 
 

@@ -1,7 +1,8 @@
 """The usual ways in which an SAE is loaded wrongly, undone one at a time: which of them makes it fit?
 
 An honest SAE is the best of its variants. Where one variant explains much more than the SAE as it was loaded, that
-variant names the mistake. All variants see the same tokens.
+variant names the mistake. All variants see the same tokens, and none may fire more latents than the SAE as it was loaded:
+opening the gate explains more of any SAE, so what fires beyond that is left out (`sparsity`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sae_attr.fitness.sparsity import reconstruct_at, variance_at
 from sae_attr.sae.gates import safe_norm
-from sae_attr.sae.metrics import explained_variance, fit, fit_sums, l0, reconstruct_tokens
+from sae_attr.sae.metrics import explained_variance, fit, fit_sums, l0
 from sae_attr.sae.model import SAE, scaled_input, unit_decoder
 
 COARSE = tuple(2.0**k for k in range(-5, 6))
@@ -45,15 +47,15 @@ def repairs(
 
     Args:
       target_kd: what it stands for, `[k, d_out]`; None: what it reads.
-      active: its L0 as loaded.
+      active: its L0 as loaded, on these tokens.
       expected: the L0 that its file or path promises.
       gain_d: of the norm whose output it reads, where an SAE may be meant for the input before that gain.
     """
     target_kd = acts_kd if target_kd is None else target_kd
-    found = [best_scale(sae, acts_kd, target_kd), *_gates(sae, acts_kd, target_kd, active, expected)]
+    found = [best_scale(sae, acts_kd, target_kd, active), *_gates(sae, acts_kd, target_kd, active, expected)]
     found += _gate_norms(sae, acts_kd, target_kd, active, expected)
     for code, what, variant in [*_variants(sae), *_gains(sae, gain_d)]:
-        found.append(Repair(code, what, explained_variance(fit(variant, acts_kd, target_kd))))
+        found.append(Repair(code, what, variance_at(variant, acts_kd, target_kd, active)))
     return sorted(found, key=lambda r: -r.explained_variance)
 
 
@@ -65,7 +67,7 @@ def scaled(sae: SAE, scale: float) -> SAE:
     return replace(sae, enc_dn=sae.enc_dn * scale, dec_nm=sae.dec_nm / scale, dec_bias_m=sae.dec_bias_m / scale)
 
 
-def best_scale(sae: SAE, acts_kd: np.ndarray, target_kd: np.ndarray) -> Repair:
+def best_scale(sae: SAE, acts_kd: np.ndarray, target_kd: np.ndarray, active: float) -> Repair:
     """The best of a grid of factors, on input and output (a missing `norm_scale`), on the encoder or on the decoder alone.
 
     The grid holds the powers of two from 1/32 to 32 and sqrt(d) / E|x|, then finer steps about the best of them. The
@@ -73,9 +75,9 @@ def best_scale(sae: SAE, acts_kd: np.ndarray, target_kd: np.ndarray) -> Repair:
     """
     norm = float(np.linalg.norm(acts_kd.astype(np.float64), axis=1).mean())
     usual = math.sqrt(sae.cfg.d_in) / norm if norm else 1.0
-    tried = {s: _scale_fit(sae, acts_kd, target_kd, s) for s in (*COARSE, usual)}
+    tried = {s: _scale_fit(sae, acts_kd, target_kd, s, active) for s in (*COARSE, usual)}
     centre = max(tried, key=lambda s: tried[s][0])
-    tried |= {s: _scale_fit(sae, acts_kd, target_kd, s) for s in (centre * f for f in FINE)}
+    tried |= {s: _scale_fit(sae, acts_kd, target_kd, s, active) for s in (centre * f for f in FINE)}
     best = max(tried, key=lambda s: tried[s][0])
     value, gain = tried[best]
     if gain is not None:
@@ -84,10 +86,12 @@ def best_scale(sae: SAE, acts_kd: np.ndarray, target_kd: np.ndarray) -> Repair:
     return Repair("scale_off", f"input times {best:.3g}{known} and output over it (norm_scale=)", value)
 
 
-def _scale_fit(sae: SAE, acts_kd: np.ndarray, target_kd: np.ndarray, s: float) -> tuple[float, float | None]:
+def _scale_fit(
+    sae: SAE, acts_kd: np.ndarray, target_kd: np.ndarray, s: float, active: float
+) -> tuple[float, float | None]:
     """Explained variance at a factor s, and the decoder's own factor where scaling encoder and decoder apart fits better."""
-    folded = explained_variance(fit(scaled(sae, s), acts_kd, target_kd)) if s != 1.0 else -math.inf
-    out = reconstruct_tokens(replace(sae, enc_dn=sae.enc_dn * s), acts_kd)
+    folded = variance_at(scaled(sae, s), acts_kd, target_kd, active) if s != 1.0 else -math.inf
+    out = reconstruct_at(replace(sae, enc_dn=sae.enc_dn * s), acts_kd, active).recon
     bias_d = np.asarray(sae.dec_bias_m, np.float64)
     target, written = target_kd.astype(np.float64) - bias_d, out.recon_kd.astype(np.float64) - bias_d
     # With a norm per token the output is no sum of bias and codes; there the decoder keeps its scale.

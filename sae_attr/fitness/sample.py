@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from sae_attr.hooks import Edit, Replace, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.loss import target_nll
 from sae_attr.lm.model import Params, forward
+from sae_attr.masks import Masks, beyond_limits, norm_limit
 from sae_attr.parallel import shard_batch, to_host
 
 TextBatch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens_bt, valid_bt, special_bt
@@ -42,7 +43,9 @@ class Sample:
     Args:
       batches: as they were read; a text batch's valid positions, batch after batch, are the tokens of `acts`.
       acts: site -> float32 `[k, d]`; all tokens at the declared site, the first few at its neighbours.
-      special_k: bool `[K]`, special tokens (BOS among them), for all tokens.
+      special_k: bool `[K]`, special tokens (BOS among them), for all tokens; they never count.
+      first_k: bool `[K]`, tokens at the front of a text that the SAE's training left out.
+      limits: site -> largest norm that counts; empty where outliers count.
     """
 
     place: Place
@@ -50,11 +53,34 @@ class Sample:
     batches: list[TextBatch]
     acts: dict[Site, np.ndarray]
     special_k: np.ndarray
+    first_k: np.ndarray
+    limits: Mapping[Site, float]
+
+    def beyond(self, place: Place) -> np.ndarray:
+        """Tokens whose norm exceeds the limit at a site of the place, bool `[k]`, as many as there are activations."""
+        tokens = min(len(self.acts[site]) for site in place)  # beside the declared site there are the first few alone
+        acts = {site: self.acts[site][:tokens] for site in place}
+        limits = {site: self.limits[site] for site in acts if site in self.limits}
+        return np.asarray(beyond_limits(acts, limits)) | np.zeros(tokens, bool)
+
+    def counted(self, place: Place) -> np.ndarray:
+        """Tokens that count at a place, bool `[k]`, as many as there are activations."""
+        beyond_k = self.beyond(place)
+        return ~(beyond_k | self.special_k[: len(beyond_k)] | self.first_k[: len(beyond_k)])
 
     def plain(self, site: Site, limit: int | None = None) -> np.ndarray:
-        """Activations at a site without special tokens, `[k, d]`, of the first `limit` tokens."""
+        """Activations at a site of the declared place, of those of the first `limit` tokens that count, `[k, d]`."""
         acts_kd = self.acts[site][:limit]
-        return acts_kd[~self.special_k[: len(acts_kd)]]
+        return acts_kd[self.counted(self.place)[: len(acts_kd)]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Reason of `masks.REASONS` -> tokens at the declared place, padding apart."""
+        first_k = self.first_k & ~self.special_k
+        beyond_k = self.beyond(self.place) & ~self.special_k & ~first_k
+        masked = {"special": self.special_k, "first_k": first_k, "norm_outlier": beyond_k}
+        counts = {name: int(mask_k.sum()) for name, mask_k in masked.items()}
+        return {"kept": len(beyond_k) - sum(counts.values()), **counts}
 
 
 def neighbours(cfg: LMConfig, place: Place) -> tuple[Place, ...]:
@@ -98,14 +124,18 @@ def collect(
     read: Site | None = None,
     mesh: jax.sharding.Mesh,
     beside: int,
+    masks: Masks | None = None,
+    limits: Mapping[Site, float] | None = None,
 ) -> Sample:
     """Activations of all valid positions at `site`, and of the first `beside` (in whole batches) at its neighbours.
 
     Args:
       read: what the SAE encodes; None for the site itself.
+      masks: of the SAE's training, None for the usual ones; special tokens never count, whatever they say.
+      limits: site -> largest norm that counts, as training measured it; None measures them on these tokens.
 
     Raises:
-      ValueError: no text, or an activation that is NaN or infinite.
+      ValueError: no text, no token that counts, or an activation that is NaN or infinite.
     """
     batches, place = list(work), Place(read or site, site)
     near = neighbours(cfg, place)
@@ -124,9 +154,24 @@ def collect(
     for name in own:
         if not np.isfinite(joined[name]).all():
             raise ValueError(f"activations at {name} are NaN or infinite on the corpus; try float32 weights")
-    return Sample(
-        place, near, batches, joined, np.concatenate([special_bt[valid_bt] for _, valid_bt, special_bt in batches])
+    masks = Masks() if masks is None else masks
+    special_k = np.concatenate([special_bt[valid_bt] for _, valid_bt, special_bt in batches])
+    first_bt = [np.arange(valid_bt.shape[1]) < masks.first_k for _, valid_bt, _ in batches]
+    first_k = np.concatenate(
+        [(first & valid_bt)[valid_bt] for first, (_, valid_bt, _) in zip(first_bt, batches, strict=True)]
     )
+    if (special_k | first_k).all():
+        raise ValueError("no token of the corpus counts for the SAE's test; give more text, or exclude fewer tokens")
+    if limits is None:
+        limits = _limits(joined, ~(special_k | first_k), masks.outlier)
+    return Sample(place, near, batches, joined, special_k, first_k, limits)
+
+
+def _limits(acts: Mapping[Site, np.ndarray], counted_k: np.ndarray, outlier: float | None) -> dict[Site, float]:
+    if outlier is None:
+        return {}
+    norms = {site: np.linalg.norm(acts_kd, axis=-1)[counted_k[: len(acts_kd)]] for site, acts_kd in acts.items()}
+    return {site: norm_limit(norms_k, outlier) for site, norms_k in norms.items() if len(norms_k)}
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "sites"))
@@ -149,7 +194,7 @@ def spliced_losses(
 ) -> list[float]:
     """Mean nats per token with each of `values` in the place of the site's activation; the first number is the plain model.
 
-    Only non-special positions are replaced (an SAE that was not trained on BOS is not asked about it), and only
+    Only positions that count are replaced (an SAE that was not trained on BOS is not asked about it), and only
     non-special tokens are predicted.
 
     Args:
@@ -157,11 +202,13 @@ def spliced_losses(
       limit: tokens, in whole batches; 0 skips all and gives NaN.
     """
     totals, count, start = np.zeros(len(values) + 1), 0, 0
+    counted_k = sample.counted(sample.place)
     for tokens_bt, valid_bt, special_bt in sample.batches:
         if start >= limit:
             break
-        counted_bt, stop = valid_bt & ~special_bt, start + int(valid_bt.sum())
-        aim_bt = counted_bt & (np.arange(tokens_bt.shape[1]) > 0)
+        stop, counted_bt = start + int(valid_bt.sum()), np.zeros_like(valid_bt)
+        counted_bt[valid_bt] = counted_k[start:stop]
+        aim_bt = valid_bt & ~special_bt & (np.arange(tokens_bt.shape[1]) > 0)
         for i, value in enumerate([None, *values]):
             value_btd = np.zeros((*tokens_bt.shape, cfg.width(site.point)), np.float32)
             if value is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sae_attr.fitness.measure import Measured
 from sae_attr.fitness.verdict import Promise, Verdict
+from sae_attr.masks import count_text
 
 
 def record(measured: Measured, promise: Promise, verdict: Verdict) -> dict[str, Any]:
@@ -28,8 +29,9 @@ def table(measured: Measured, promise: Promise, verdict: Verdict) -> str:
         f"{'site':<20} {'expl.var':>8} {'L0':>8} {'mse':>10} {'ev w. BOS':>10} {'L0 w.BOS':>8}",
         *sites,
         "",
-        f"{measured.site}, {m['tokens']:,} tokens without special ones: explained variance {m['explained_variance']:.4f}, L0 "
-        f"{m['l0']:.2f}, mse {m['mse']:.4g}, {m['dead_share']:.1%} of {m['latents']:,} latents never fired; promised: {said}",
+        f"{measured.site}: {count_text(measured.masked)}",
+        f"on the other {m['tokens']:,} tokens: explained variance {m['explained_variance']:.4f}, L0 {m['l0']:.2f}, "
+        f"mse {m['mse']:.4g}, {m['dead_share']:.1%} of {m['latents']:,} latents never fired; promised: {said}",
         f"decoder norms {norms['min']:.3g} to {norms['max']:.3g}, median {norms['median']:.3g}; median cosine of encoder and "
         f"decoder {m['encoder_decoder_cosine']:.2f}",
         "loss, nats per token: " + ", ".join(f"{k} {v:.4f}" for k, v in measured.loss.items()),
