@@ -73,8 +73,12 @@ def start(config: ConfigDict, workdir: epath.Path, *, shown: int = 0, allow_chan
     with own_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change, writer=parallel.is_main()):
         outcome = compute(study)
         if parallel.is_main():
+            names = write(outcome, workdir)  # before a word is printed, which may fail
             show(outcome)
-            print(f"\nwrote to {workdir}: {', '.join(write(outcome, workdir))}")
+            print(f"\nwrote to {workdir}: {', '.join(names)}")
+            print(
+                f"the best latents with every statistic: {workdir / 'latents.csv'}; every score: {workdir / 'scores.npz'}"
+            )
 
 
 def main(argv: list[str]) -> None:

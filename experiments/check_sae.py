@@ -46,9 +46,9 @@ def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, A
         "versions": _common.versions(),
     }
     if parallel.is_main():
-        print(table(measured, promise, verdict))
         if keep:
             write_atomic(workdir / "result.json", json_text(found))
+        print(table(measured, promise, verdict))
     return found
 
 

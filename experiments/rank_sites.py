@@ -190,11 +190,12 @@ def start(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     with own_workdir(workdir, config.to_dict(), ignore=PLAIN, writer=parallel.is_main()):
         columns, result = run(studies)
         if parallel.is_main():
+            write_atomic(workdir / "latents.csv", csv_text(columns))
+            write_atomic(workdir / "result.json", json_text(result))
             print(table_text(columns))
             for site, count in result["latents_in_top"].items():
                 print(f"{site}: {count} of the top {len(columns['rank'])}")
-            write_atomic(workdir / "latents.csv", csv_text(columns))
-            write_atomic(workdir / "result.json", json_text(result))
+            print(f"\nwrote to {workdir}: latents.csv, result.json")
     return result
 
 

@@ -266,10 +266,10 @@ def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
         unit = unit_of(job)
         result = completions(job, unit["value"])
         if parallel.is_main():
-            show(job, result.meta["rows"])
             lines = (json.dumps(r, ensure_ascii=False) + "\n" for r in result.meta["rows"])
             write_atomic(workdir / "completions.jsonl", "".join(lines))
             write_atomic(workdir / "result.json", json_text(summary(job, unit, result)))
+            show(job, result.meta["rows"])
             print(f"\nwrote to {workdir}: completions.jsonl, result.json")
 
 
