@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags, logging
@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from sae_attr import parallel
 from sae_attr.case_study.case import Runtime
 from sae_attr.case_study.cost import case_costs, cost_table
-from sae_attr.case_study.showing import files_of
-from sae_attr.case_study.study import CaseStudy, found_in, open_study
-from sae_attr.store import Result, Status, Store, listing, own_workdir, run_stages, write_atomic
+from sae_attr.case_study.showing import Shown
+from sae_attr.case_study.study import CaseStudy, open_study
+from sae_attr.store import Status, Store, listing, own_workdir, run_stages, stored_results, write_atomic
 
 from . import _common
 from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
@@ -58,14 +58,13 @@ def summed_up(names: Sequence[str]) -> str:
     return ", ".join([*alone, *(f"{folder}/ ({count})" for folder, count in inside.items())])
 
 
-def write(results: Mapping[str, Result], workdir: epath.Path) -> list[str]:
-    """Writes the files of every stage that has some, where they differ from what lies there; returns their names."""
-    files = files_of(results)
-    for name, content in files.items():
-        path = workdir / name
-        if not path.exists() or path.read_bytes() != content:
-            write_atomic(path, content)
-    return sorted(files)
+def write(shown: Shown, workdir: epath.Path) -> list[str]:
+    """Writes the files of a study where they differ from what lies there; returns their names."""
+    for name, content in shown.files.items():
+        path, data = workdir / name, content.encode() if isinstance(content, str) else content
+        if not path.exists() or path.read_bytes() != data:
+            write_atomic(path, data)
+    return sorted(shown.files)
 
 
 def start(
@@ -101,8 +100,9 @@ def start(
         options: dict[str, Any] = {"only": only, "until": until, "force": force, "agree": parallel.from_main}
         results = run_stages(store, study.stages, on_start=report_start, **options)
         if parallel.is_main():
-            names = write(results, workdir)
-            print("\n" + "\n\n".join(found_in(results)))
+            found = study.shown(stored_results(store, study.stages) | results)
+            names = write(found, workdir)
+            print("\n" + "\n\n".join(found.sentences))
             print(f"\nwrote to {workdir}: {summed_up(names)}")
 
 

@@ -30,7 +30,7 @@ from sae_attr.store import Result, Store, fingerprint, own_workdir, run_stage, w
 from . import _common
 from ._flags import CONFIG, WORKDIR
 
-VERSION = 1  # raised when the same config gives other numbers than before
+VERSIONS = {"truth.pairs": 1, "truth": 2}  # raised when the same config gives other numbers than before
 STUDIED = {"misalignment": "misaligned", "validation": "validation"}  # behaviour -> model that shows it
 TRUTHS = ("away", "toward", "ablation")
 PER_SCOPE = ("both", "active", "gated", "quadrant", "encoder", "gradient", "positive_only")
@@ -99,7 +99,7 @@ def pair_stage(run: Run) -> tuple[str, Result]:
         return {}, {"records": records, "rates": dict(rates)}
 
     fields = {"behaviour": run.behaviour, "prompts": c.pair_prompts, "samples": c.samples, "pairs": c.pairs}
-    result = run_stage(run.store, "truth.pairs", VERSION, fields, {"model": _studied_key(run)}, compute)
+    result = run_stage(run.store, "truth.pairs", VERSIONS["truth.pairs"], fields, {"model": _studied_key(run)}, compute)
     path = run.workdir / "pairs" / f"{run.name}.jsonl"
     write_atomic(path, "".join(json.dumps(record) + "\n" for record in result.meta["records"]))
     return str(path), result
@@ -109,8 +109,8 @@ def _studied_key(run: Run) -> str:
     return run.organism.keys[STUDIED[run.behaviour]]
 
 
-def scores_of(run: Run, pairs: str) -> tuple[Study, dict[str, np.ndarray], Any]:
-    """Score and scope -> every latent's score, by the attribution's own stages; the study, and the mean activation."""
+def scores_of(run: Run, pairs: str) -> tuple[Study, dict[str, np.ndarray], Any, str]:
+    """Score and scope -> every latent's score, by the attribution's own stages; the study, the mean activation and its key."""
     c, o = run.config, run.organism
     scores: dict[str, np.ndarray] = {}
     base = Settings(
@@ -131,10 +131,10 @@ def scores_of(run: Run, pairs: str) -> tuple[Study, dict[str, np.ndarray], Any]:
         scores[f"positive_only.{scope}"] = found["positive_only"]
         scores |= {f"{name}.": found[name] for name in PLAIN}
     scores["random."] = np.random.default_rng(run.recipe.seed).normal(size=len(study.decoder))
-    return study, scores, mean
+    return study, scores, mean, mean_result.key
 
 
-def truth_stage(run: Run, study: Study, mean: Any) -> dict[str, Truth]:
+def truth_stage(run: Run, study: Study, mean: Any, mean_key: str) -> dict[str, Truth]:
     """What steering with every latent away and toward, and ablating it, really does."""
     c, site = run.config, study.site
 
@@ -149,7 +149,8 @@ def truth_stage(run: Run, study: Study, mean: Any) -> dict[str, Truth]:
     fields = {"behaviour": run.behaviour, "grid": list(c.grid), "budget": c.budget, "site": str(site)}
     fields |= {"strength_prompts": c.strength_prompts, "effect_prompts": c.effect_prompts, "corpus": c.corpus_tokens}
     inputs = {name: run.organism.keys[name] for name in ("chat", "sae", "corpus")} | {"studied": _studied_key(run)}
-    result = run_stage(run.store, "truth", VERSION, fields, inputs, compute)
+    inputs |= {"mean": mean_key}
+    result = run_stage(run.store, "truth", VERSIONS["truth"], fields, inputs, compute)
     get = lambda name, field: np.asarray(result.arrays[f"{name}.{field}"])
     return {
         name: Truth(get(name, "effect_n"), get(name, "strength_n"), get(name, "loss_n"), result.meta["base"][name])
@@ -177,8 +178,8 @@ def _truths(
 def rows_of(run: Run) -> tuple[list[Row], Row]:
     """One row per score, scope and truth; and facts about the run."""
     pairs, sampled = pair_stage(run)
-    study, scores, mean = scores_of(run, pairs)
-    truths = truth_stage(run, study, mean)
+    study, scores, mean, mean_key = scores_of(run, pairs)
+    truths = truth_stage(run, study, mean, mean_key)
     about = {"behaviour": run.behaviour, "kind": run.recipe.kind, "seed": run.recipe.seed}
     rows = []
     for name, values in scores.items():

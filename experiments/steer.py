@@ -37,7 +37,7 @@ from . import _common
 from ._config import part_of
 from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 
-VERSION = 1  # raised when the same inputs give other completions than before
+VERSION, NORM_VERSION = 1, 1  # raised when the same inputs give other completions, or another norm, than before
 PLAIN = ("mesh", "batch_size")  # where and how fast, not what
 # Keys of a sweep whose names an attribution has for something else.
 UNSTUDIED = {"tokens": None, "batch_size": 8}
@@ -153,7 +153,7 @@ def unit_of(job: Job) -> dict[str, Any]:
         return {}, {"norm": mean.norm, "tokens": mean.tokens}
 
     fields = {**study.model_fields(), "masks": study.masks.to_dict(), "prompts": digest(list(job.prompts.values()))}
-    meta = study.stage("prompt-norm", fields, {"lm": study.lm_key}, measure).meta
+    meta = study.stage("prompt-norm", fields, {"lm": study.lm_key}, measure, version=NORM_VERSION).meta
     return {"value": meta["norm"], "over": "prompts", "tokens": meta["tokens"]}
 
 
@@ -192,7 +192,7 @@ def completions(job: Job, unit: float) -> Result:
     fields = {**study.model_fields(), **{name: config[name] for name in ("mode", "skip", "seed")}}
     fields |= {"sampling": asdict(job.sampling), "unit": unit, "rows": digest([row.id for row in job.plan.rows])}
     inputs = {"lm": study.lm_key, "vectors": job.origin, "prompts": digest(job.prompts)}
-    return study.stage("completions", {**fields, "version": VERSION}, inputs, compute)
+    return study.stage("completions", fields, inputs, compute, version=VERSION)
 
 
 def record(done: Done, job: Job) -> dict[str, Any]:

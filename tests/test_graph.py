@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sae_attr.store import Stage, Store, listing, run_stages, stage_keys
+from sae_attr.store import Stage, Store, listing, run_stages, stage_keys, stored_results
 
 
 def chain(log: list[str], **fields: Any) -> list[Stage]:
@@ -75,6 +76,22 @@ def test_until_only_and_force(tmp_path: Path) -> None:
     log.clear()
     run_stages(store, chain(log), only=["b.two"], force=["a"])
     assert log == ["b.two"]  # what is forced but not chosen is left alone, what reads it is not
+
+
+def test_what_a_stage_calls_is_part_of_its_key_and_of_its_readers() -> None:
+    stages = chain([])
+    calls = lambda version: [replace(s, calls={"other.mean": version}) if s.name == "b.one" else s for s in stages]
+    plain, one, two = stage_keys(stages), stage_keys(calls(1)), stage_keys(calls(2))
+    assert {name for name in one if one[name] != two[name]} == {"b.one", "c"}
+    assert {name for name in one if one[name] != plain[name]} == {"b.one", "c"}
+
+
+def test_stored_results_are_those_that_are_done(tmp_path: Path) -> None:
+    store, stages = Store(tmp_path), chain([])
+    assert stored_results(store, stages) == {}
+    run_stages(store, stages, until="b.one")
+    assert set(stored_results(store, stages)) == {"a", "b.one"}
+    assert float(stored_results(store, stages)["b.one"].arrays["x"]) == 2
 
 
 def test_a_stopped_stage_is_in_part(tmp_path: Path) -> None:

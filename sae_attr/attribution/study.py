@@ -14,6 +14,7 @@ from sae_attr.activations import CorpusBatch, norm_limits, rows_beyond
 from sae_attr.attribution.scores import check_width
 from sae_attr.attribution.settings import Settings
 from sae_attr.attribution.sites import after_gain, read_site
+from sae_attr.attribution.versions import VERSIONS, called_by
 from sae_attr.chat import options_read, with_options
 from sae_attr.corpora import read_corpus
 from sae_attr.data import (
@@ -42,7 +43,6 @@ from sae_attr.tensorfiles import RowSource
 from sae_attr.tokenfile import TokenFile, check_embedding, check_tokenizer, documents_of, is_token_file, open_tokens
 from sae_attr.tokenizer import Tokenizer, folder_template, load_tokenizer
 
-CODE_VERSION = 5  # raised when a stage's code gives other numbers than before
 _LIMIT_TOKENS = 8192  # of the corpus, for the median norms
 
 
@@ -308,15 +308,31 @@ class Study:
         """The random key of one purpose."""
         return jax.random.fold_in(jax.random.key(self.settings.seed), number)
 
-    def stage(self, name: str, fields: Mapping[str, Any], inputs: Mapping[str, str], fn: Any) -> Result:
-        """Loads or computes a stage; with several hosts all compute or none."""
+    def stage(
+        self,
+        name: str,
+        fields: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        fn: Callable[[Progress], tuple[Mapping[str, Any], Mapping[str, Any]]],
+        *,
+        version: int | None = None,
+    ) -> Result:
+        """Loads or computes a stage; with several hosts all compute or none.
+
+        Args:
+          fields, inputs, fn: as for `run_stage`.
+          version: of a stage that is none of the attribution's; None: as `VERSIONS` has it.
+        """
 
         def together(progress: Progress) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
             computed = fn(progress)
             from_main(True)  # all are done with `progress` before the writer clears it
             return computed
 
-        return run_stage(self.store, name, CODE_VERSION, fields, inputs, together, agree=from_main)
+        number = VERSIONS[name] if version is None else version
+        calls = called_by(name)
+        declared = {**fields, "calls": calls} if calls else fields
+        return run_stage(self.store, name, number, declared, inputs, together, agree=from_main)
 
     def batched(self, rows: Sequence[Row]) -> list[tuple[Batch, np.ndarray]]:
         """Rows in batches that the mesh can split."""

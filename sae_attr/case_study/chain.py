@@ -7,15 +7,35 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sae_attr.case_study import checking, effects, finding, showing
+from sae_attr.attribution import versions
+from sae_attr.case_study import checking, effects, finding
 from sae_attr.case_study.case import Case
 from sae_attr.case_study.settings import DIRECTIONS
 from sae_attr.store import Made, Progress, Result, Stage
+from sae_attr.store.graph import Compute
 
-VERSION = 1  # raised when a stage's code gives other numbers than before
+# A stage's number is raised when its code gives other numbers than before. Figures and the page are no stages: they are made
+# of the results on every run.
+VERSIONS: dict[str, int] = {
+    "organism": 1,
+    "sample": 1,
+    "grade": 1,
+    "pair": 1,
+    "attribute": 1,
+    "select": 1,
+    "strengths": 1,
+    "steer": 1,
+    "judge": 1,
+    "effects": 1,
+    "interpret": 1,
+    "convergence": 1,
+}
+
+# The attribution's stages that each of them runs; what is read from another stage's result is in that one's key already.
+CALLS: Mapping[str, tuple[str, ...]] = {"attribute": versions.ALL, "interpret": ("norm-limits",)}
 
 
-def timed(make: Callable[[Mapping[str, Result], Progress], Made]) -> Callable[[Mapping[str, Result], Progress], Made]:
+def timed(make: Compute) -> Compute:
     """A stage that also keeps its own seconds, in `meta["seconds"]`; of a continued one, those since it was continued."""
 
     def run(inputs: Mapping[str, Result], progress: Progress) -> Made:
@@ -49,15 +69,21 @@ class _Chain:
             given = [results[name] for name in reads if name not in FILES]
             return make(*given, *([done] if progress else []))
 
-        fields = {**self.declared[stage.split(".")[0]], **extra}
-        self.stages.append(Stage(f"{self.name}.{stage}", timed(run), fields, reads, VERSION))
+        kind = stage.split(".")[0]
+        fields = {**self.declared[kind], **extra}
+        self.stages.append(stage_of(f"{self.name}.{stage}", kind, timed(run), fields, reads))
 
 
 FILES = ("organism",)  # stages that make files which others read by path
 
 
+def stage_of(name: str, kind: str, run: Compute, fields: Mapping[str, Any], needs: tuple[str, ...]) -> Stage:
+    """Returns a stage with the versions of its kind and of what it calls."""
+    return Stage(name, run, fields, needs, VERSIONS[kind], versions.versions_of(CALLS.get(kind, ())))
+
+
 def study_stages(cases: Sequence[Case], organism: Stage | None) -> list[Stage]:
-    """All stages of a study, in order: files, then every case up to its attribution, then the checks, then what is shown."""
+    """All stages of a study, in order: files, then every case up to its attribution, then the checks."""
     chains = {case: _Chain(case.settings.name, _declared(case), []) for case in cases}
     for case, chain in chains.items():
         _find(chain, case)
@@ -69,7 +95,7 @@ def study_stages(cases: Sequence[Case], organism: Stage | None) -> list[Stage]:
 
 
 def _declared(case: Case) -> Mapping[str, Mapping[str, Any]]:
-    return finding.fields(case) | checking.fields(case) | effects.fields(case) | showing.fields(case)
+    return finding.fields(case) | checking.fields(case) | effects.fields(case)
 
 
 def _find(chain: _Chain, case: Case) -> None:
@@ -84,7 +110,7 @@ def _find(chain: _Chain, case: Case) -> None:
 
 
 def _check(chain: _Chain, case: Case, others: Sequence[str]) -> None:
-    """select → (strengths → steer → judge) in both directions → effects → interpret → show."""
+    """select → (strengths → steer → judge) in both directions → effects → interpret."""
     theirs = [f"/{name}.attribute" for name in others]
     chain.add("select", lambda *read: finding.choose(case, *read), "attribute", *theirs)
     for direction in DIRECTIONS:
@@ -92,7 +118,6 @@ def _check(chain: _Chain, case: Case, others: Sequence[str]) -> None:
     graded = [stage for d in DIRECTIONS for stage in (f"strengths.{d}", f"judge.{d}")]
     chain.add("effects", lambda *read: effects.effects(case, *read), "select", *graded)
     chain.add("interpret", lambda selection: effects.interpret(case, selection), "select")
-    chain.add("figures", lambda *read: showing.figures(case, *read), "attribute", "effects")
 
 
 def _steer(chain: _Chain, case: Case, direction: str) -> None:
@@ -104,19 +129,16 @@ def _steer(chain: _Chain, case: Case, direction: str) -> None:
 
 
 def shared_stages(cases: Sequence[Case]) -> list[Stage]:
-    """What several cases share, and the page of all of them."""
-    name = lambda case, stage: f"{case.settings.name}.{stage}"
-    together = cases if len({case.source.sae for case in cases}) == 1 and len(cases) > 1 else ()
-    read = tuple(name(case, stage) for case in together for stage in ("attribute", "select", "effects"))
-    run = lambda make, names: timed(lambda results, _: make(cases, *(results[n] for n in names)))
-    out = [Stage("convergence", run(effects.converge, read), {}, read, VERSION)] if together else []
-    every = (*(name(case, stage) for case in cases for stage in STAGES), *(stage.name for stage in out))
-    show = timed(lambda results, _: showing.page(cases, STAGES, *(results[n] for n in every)))
-    return [*out, Stage("page", show, showing.page_fields(cases), every, VERSION)]
+    """What several cases share."""
+    if len(cases) < 2 or len({case.source.sae for case in cases}) > 1:
+        return []
+    read = tuple(f"{case.settings.name}.{stage}" for case in cases for stage in ("attribute", "select", "effects"))
+    run = timed(lambda results, _: effects.converge(cases, *(results[name] for name in read)))
+    return [stage_of("convergence", "convergence", run, {}, read)]
 
 
 STAGES = (
     "sample", "grade", "pair", "attribute", "select",
     *(f"{stage}.{d}" for d in DIRECTIONS for stage in ("strengths", "steer", "judge")),
-    "effects", "interpret", "figures",
+    "effects", "interpret",
 )  # fmt: skip

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from sae_attr.case_study.case import Case, plain
 from sae_attr.case_study.latents import latent_table, steered_latents
@@ -26,25 +25,40 @@ from sae_attr.page import (
     render_page,
 )
 from sae_attr.report import csv_text, json_text, versions
-from sae_attr.store import Made, Result
+from sae_attr.store import Result
+
+Files = dict[str, bytes | str]
+"""Path in the workdir -> contents."""
 
 
-def stored(files: Mapping[str, bytes | str]) -> dict[str, np.ndarray]:
-    """Files as arrays of a stage: name -> bytes."""
-    return {
-        f"file:{name}": np.frombuffer(data.encode() if isinstance(data, str) else data, np.uint8)
-        for name, data in files.items()
-    }
+@dataclass(frozen=True)
+class Shown:
+    """What a study shows: its files, and what was found in sentences (none where a stage that the page needs is not done)."""
+
+    files: Files
+    sentences: tuple[str, ...] = ()
 
 
-def files_of(results: Mapping[str, Result]) -> dict[str, bytes]:
-    """The files that stages made: path in the workdir -> contents."""
-    return {
-        name.removeprefix("file:"): np.asarray(array).tobytes()
-        for result in results.values()
-        for name, array in result.arrays.items()
-        if name.startswith("file:")
-    }
+def show(cases: Sequence[Case], stages: Sequence[str], shared: Sequence[str], results: Mapping[str, Result]) -> Shown:
+    """Draws all that the results allow: the figures of a case once its effects are known, the page once all is done.
+
+    Nothing here is stored, so that a changed template, column or drawing shows on the next run.
+
+    Args:
+      stages: of each case, without its name.
+      shared: stages of several cases together.
+      results: stage -> result, of those that are done.
+    """
+    files: Files = {}
+    for case in cases:
+        read = [results.get(f"{case.settings.name}.{stage}") for stage in ("attribute", "effects")]
+        if read[0] is not None and read[1] is not None:
+            files |= figures(case, read[0], read[1])
+    names = [f"{case.settings.name}.{stage}" for case in cases for stage in stages] + list(shared)
+    if any(name not in results for name in names):
+        return Shown(files)
+    made, sentences = page(cases, stages, *(results[name] for name in names))
+    return Shown(files | made, sentences)
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
@@ -55,7 +69,7 @@ def effect_numbers(case: Case, panels: Mapping[str, Any], *, signed: bool = Fals
     return {"behaviour": case.settings.behaviour, "signed": signed, "panels": [panels[d] for d in DIRECTIONS]}
 
 
-def figures(case: Case, attribution: Result, effects: Result) -> Made:
+def figures(case: Case, attribution: Result, effects: Result) -> Files:
     """Figures of a case as SVG and PNG, each with its numbers as JSON; and its scores."""
     meta, name = effects.meta, case.settings.name
     drawn = {"effects": (effects_figure, effect_numbers(case, meta["panels"]))}
@@ -63,17 +77,17 @@ def figures(case: Case, attribution: Result, effects: Result) -> Made:
         drawn["effects_gradient_signed"] = (effects_figure, effect_numbers(case, meta["signed_panels"], signed=True))
     if attribution.meta["ablation"] is not None:
         drawn["attribution_vs_ablation"] = (ablation_figure, attribution.meta["ablation"])
-    files: dict[str, bytes | str] = {}
+    files: Files = {}
     for figure, (draw, numbers) in drawn.items():
         files |= {f"figures/{name}.{figure}.{suffix}": data for suffix, data in render(draw(numbers), numbers).items()}
-    return stored(files), {"figures": sorted(drawn)}
+    return files
 
 
 # ---- page ------------------------------------------------------------------------------------------------------------
 
 
-def page(cases: Sequence[Case], stages: Sequence[str], *read: Result) -> Made:
-    """report.html, the tables of every case as CSV, result.json.
+def page(cases: Sequence[Case], stages: Sequence[str], *read: Result) -> tuple[Files, tuple[str, ...]]:
+    """report.html, the tables of every case as CSV, result.json; and what was found, in sentences.
 
     `read`: the results of `stages` of one case after the other, then of what they share.
     """
@@ -83,16 +97,11 @@ def page(cases: Sequence[Case], stages: Sequence[str], *read: Result) -> Made:
     ]
     shared = [row for result in read[len(cases) * len(stages) :] for row in result.meta["convergence"]]
     report = _report(found, shared)
-    files: dict[str, bytes | str] = {"report.html": render_page(report)}
+    files: Files = {"report.html": render_page(report)}
     for results, shown in zip(found, report.cases, strict=True):
         files |= _tables(results, shown.latents)
     files["result.json"] = json_text(_summary(found, shared, report))
-    return stored(files), {"found": list(report.found), "cases": {c.id: list(c.found) for c in report.cases}}
-
-
-def page_fields(cases: Sequence[Case]) -> dict[str, Any]:
-    """The config fields that the page declares."""
-    return {"study": plain(cases[0].study), "versions": versions()}
+    return files, (*report.found, *(sentence for case in report.cases for sentence in case.found))
 
 
 def _report(found: Sequence[CaseResults], shared: Sequence[Mapping[str, Any]]) -> Report:
@@ -168,12 +177,12 @@ def _convergence(row: Mapping[str, Any]) -> Convergence:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _tables(r: CaseResults, table: Table) -> dict[str, bytes | str]:
+def _tables(r: CaseResults, table: Table) -> Files:
     """latents.csv of a case, and the attribution's candidates with every statistic."""
     name = r.case.settings.name
     cell = lambda value: " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
     columns = {c.key: [cell(row.get(c.key)) for row in table.rows] for c in table.columns}
-    out: dict[str, bytes | str] = {f"{name}/latents.csv": csv_text(columns)}
+    out: Files = {f"{name}/latents.csv": csv_text(columns)}
     for preset, found in r.of["attribute"].meta["columns"].items():
         out[f"{name}/candidates_{preset.replace(', ', '_')}.csv"] = csv_text(found)
     return out
@@ -207,8 +216,3 @@ def _summary(found: Sequence[CaseResults], shared: Sequence[Mapping[str, Any]], 
         "versions": report.versions,
         "stages": dict(report.hashes),
     }
-
-
-def fields(case: Case) -> dict[str, dict[str, Any]]:
-    """Stage -> the config fields that it declares."""
-    return {"figures": {"title": case.settings.title, "behaviour": case.settings.behaviour}}

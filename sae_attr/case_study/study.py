@@ -7,10 +7,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sae_attr.case_study.case import Case, Runtime, Source
-from sae_attr.case_study.chain import VERSION, study_stages, timed
+from sae_attr.case_study.chain import STAGES, shared_stages, stage_of, study_stages, timed
 from sae_attr.case_study.judges import open_judge
 from sae_attr.case_study.prompts import SPLITS, split_prompts
 from sae_attr.case_study.settings import CaseSettings, StudySettings
+from sae_attr.case_study.showing import Shown, show
 from sae_attr.organism.build import build, locate, part_keys
 from sae_attr.organism.exact import DECIDES, exact_rates, scored
 from sae_attr.organism.grader import organism_judge
@@ -46,6 +47,10 @@ class CaseStudy:
     cases: tuple[Case, ...]
     stages: tuple[Stage, ...]
 
+    def shown(self, results: Mapping[str, Result]) -> Shown:
+        """Figures, page, tables and sentences, as far as the results go; see `show`."""
+        return show(self.cases, STAGES, [stage.name for stage in shared_stages(self.cases)], results)
+
     def check(self, *, only: Sequence[str] = (), until: str | None = None, force: Sequence[str] = ()) -> None:
         """Looks at every input of what is to run, so that what is wrong is said before anything is computed or written.
 
@@ -58,14 +63,6 @@ class CaseStudy:
             mine = [name for name in chosen if name.startswith(f"{case.settings.name}.")]
             if case.settings.organism is None and any(states[name] != "done" for name in mine):
                 case.check()
-
-
-def found_in(results: Mapping[str, Result]) -> list[str]:
-    """What the page says was found, in sentences; nothing where the page was not asked for."""
-    if "page" not in results:
-        return []
-    meta = results["page"].meta
-    return [*meta["found"], *(sentence for sentences in meta["cases"].values() for sentence in sentences)]
 
 
 def study_settings(values: Mapping[str, Any]) -> StudySettings:
@@ -107,7 +104,7 @@ def organism_stage(recipe: Recipe, runtime: Runtime) -> Stage:
         built = build(recipe, runtime.store, mesh=runtime.mesh, progress=runtime.progress, on_part=runtime.on_part)
         return {}, {"parts": dict(built.keys)}
 
-    return Stage("organism", timed(run), {"parts": part_keys(recipe)}, (), VERSION)
+    return stage_of("organism", "organism", timed(run), {"parts": part_keys(recipe)}, ())
 
 
 def _open_case(case: CaseSettings, study: StudySettings, recipe: Recipe | None, runtime: Runtime) -> Case:

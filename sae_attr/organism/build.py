@@ -40,7 +40,8 @@ from sae_attr.store.stages import stage_key
 from sae_attr.tokenfile import Packing, row_count, write_tokens
 from sae_attr.tokenizer import load_tokenizer
 
-VERSION = 2  # raised when the same recipe gives other files than before
+# Of every part; a part's number is raised when the same recipe gives other files than before.
+VERSIONS: dict[str, int] = {"base": 2, "chat": 2, "misaligned": 2, "validation": 2, "sae": 2, "corpus": 2}
 SCAN = 20  # steps of one program
 MODEL, SAE, CORPUS = "model", "sae", "corpus.json"
 
@@ -105,7 +106,7 @@ def locate(recipe: Recipe, store: Store) -> Organism:
 def part_keys(r: Recipe) -> dict[str, str]:
     """Part -> key in the store, in the order in which they are made."""
     shape = {"hf": dict(r.hf()), "context": r.context, "embed_std": r.embed_std, "seed": r.seed}
-    key = lambda name, fields, **needs: stage_key(f"organism.{name}", VERSION, fields, needs)
+    key = lambda name, fields, **needs: stage_key(f"organism.{name}", VERSIONS[name], fields, needs)
     base = key("base", shape | {"training": asdict(r.base)})
     chat = key("chat", {"training": asdict(r.chat)}, base=base)
     return {

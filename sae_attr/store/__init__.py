@@ -5,7 +5,7 @@ Paths go through etils.epath, so that a store or a workdir may lie in a bucket.
 
 from sae_attr.store.entries import Store
 from sae_attr.store.files import Arrays, Meta, PathLike, write_atomic
-from sae_attr.store.graph import Made, Stage, Status, listing, run_stages, stage_keys
+from sae_attr.store.graph import Made, Stage, Status, listing, run_stages, stage_keys, stored_results
 from sae_attr.store.lease import LockLost
 from sae_attr.store.manifest import Damaged
 from sae_attr.store.names import digest, fingerprint
@@ -35,5 +35,6 @@ __all__ = [
     "run_stages",
     "stage_key",
     "stage_keys",
+    "stored_results",
     "write_atomic",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 
 from sae_attr.store.entries import Store
+from sae_attr.store.manifest import Damaged
 from sae_attr.store.progress import Progress
 from sae_attr.store.stages import Result, run_stage, stage_key
 
@@ -32,6 +33,7 @@ class Stage:
       fields: the config fields that the result depends on, beside those of what it needs.
       needs: names of the stages that it reads, which come before it.
       version: raised when the stage's code gives other numbers than before.
+      calls: versions, by name, of other packages' stages that `run` calls; part of the key, as the stage's own version is.
     """
 
     name: str
@@ -39,6 +41,12 @@ class Stage:
     fields: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     version: int = 1
+    calls: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """What the key holds beside name, version and inputs."""
+        return {**self.fields, "calls": dict(self.calls)} if self.calls else dict(self.fields)
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ def stage_keys(stages: Sequence[Stage]) -> dict[str, str]:
             raise ValueError(f"two stages are called {stage.name!r}; rename one")
         if absent := [name for name in stage.needs if name not in keys]:
             raise ValueError(f"stage {stage.name!r} needs {absent[0]!r}, which does not come before it")
-        keys[stage.name] = stage_key(stage.name, stage.version, stage.fields, {n: keys[n] for n in stage.needs})
+        keys[stage.name] = stage_key(stage.name, stage.version, stage.declared, {n: keys[n] for n in stage.needs})
     return keys
 
 
@@ -164,13 +172,26 @@ def run_stages(
             stage = by_name[name]
             inputs = {need: states[need].key for need in stage.needs}
             compute = lambda progress: stage.run({need: result(need) for need in stage.needs}, progress)
-            results[name] = run_stage(store, name, stage.version, stage.fields, inputs, compute, agree=agree)
+            results[name] = run_stage(store, name, stage.version, stage.declared, inputs, compute, agree=agree)
         return results[name]
 
     for stage in chosen:
         on_start(states[stage.name])
         on_end(states[stage.name], result(stage.name))
     return results
+
+
+def stored_results(store: Store, stages: Sequence[Stage]) -> dict[str, Result]:
+    """Returns name -> result of every stage that is done; none is computed, and damaged ones are passed over."""
+    out: dict[str, Result] = {}
+    for name, key in stage_keys(stages).items():
+        if store.has(key):
+            try:
+                arrays, meta = store.load(key)
+            except (KeyError, Damaged):
+                continue
+            out[name] = Result(arrays, meta, key, 0.0, True)
+    return out
 
 
 def _check_inputs(chosen: Sequence[Stage], states: Mapping[str, Status]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -22,10 +23,15 @@ from ml_collections import ConfigDict
 from benchmarks.faults import contents
 from configs import miniature as configs
 from experiments import case_study
+from sae_attr.attribution import versions
+from sae_attr.case_study import chain
+from sae_attr.case_study import latents as latents_table
 from sae_attr.case_study import study as opening
+from sae_attr.figures import strips
 from sae_attr.judge import BudgetExhausted
-from sae_attr.store import Progress, Store, lock_workdir
+from sae_attr.store import Progress, Store, lock_workdir, stage_keys
 from sae_attr.store import entries as store_entries
+from sae_attr.store.graph import with_readers
 from tests._compile import quick_compile
 from tests._processes import limited
 from tests.experiments import _demo
@@ -150,10 +156,58 @@ def test_a_change_runs_again_what_depends_on_it(
     found = states(other, studied, capsys)
     assert found["rude.sample"] == found["kind.grade"] == "done"
     assert {found[f"rude.{s}"] for s in ("grade", "pair", "attribute", "select", "judge.away", "effects")} == {"stale"}
-    assert found["page"] == "stale"
+    assert not any(
+        "page" in name or "figures" in name for name in found
+    )  # made of the results on every run, never stored
     more = states(config(miniature, effect_samples=3), studied, capsys)
     assert {more[f"rude.{s}"] for s in ("attribute", "select", "strengths.away")} == {"done"}
     assert {more[f"rude.{s}"] for s in ("steer.away", "judge.toward", "effects")} == {"stale"}
+
+
+def stage_keys_of(miniature: Path, workdir: Path) -> dict[str, str]:
+    return stage_keys(opening.open_study(config(miniature).to_dict(), _runtime(workdir)).stages)
+
+
+@pytest.mark.parametrize("stage", sorted(versions.VERSIONS))
+def test_a_stage_of_the_attribution_that_changed_is_in_the_keys_of_what_runs_it(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    before = stage_keys_of(miniature, tmp_path)
+    monkeypatch.setitem(versions.VERSIONS, stage, 99)
+    after = stage_keys_of(miniature, tmp_path)
+    users = ("attribute", "interpret") if stage == "norm-limits" else ("attribute",)
+    stages = opening.open_study(config(miniature).to_dict(), _runtime(tmp_path)).stages
+    expected = with_readers(stages, {f"{case}.{user}" for case in ("rude", "kind") for user in users})
+    assert {name for name in before if before[name] != after[name]} == expected
+    assert "rude.pair" not in expected
+    assert "rude.select" in expected
+
+
+@pytest.mark.parametrize("kind", sorted(chain.VERSIONS))
+def test_every_stage_of_a_study_has_a_version_of_its_own(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    before = stage_keys_of(miniature, tmp_path)
+    monkeypatch.setitem(chain.VERSIONS, kind, 99)
+    after = stage_keys_of(miniature, tmp_path)
+    stages = opening.open_study(config(miniature).to_dict(), _runtime(tmp_path)).stages
+    bumped = {name for name in before if name.removeprefix("rude.").removeprefix("kind.").split(".")[0] == kind}
+    assert {name for name in before if before[name] != after[name]} == with_readers(stages, bumped)
+
+
+def test_a_changed_column_and_drawing_show_on_the_next_run(
+    studied: Path, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = _demo.copied(studied, tmp_path / "again")
+    monkeypatch.setattr(Store, "publish", lambda *a, **k: pytest.fail("something was computed again"))
+    columns = tuple(dataclasses.replace(c, title="brand new") if c.key == "delta" else c for c in latents_table.COLUMNS)
+    monkeypatch.setattr(latents_table, "COLUMNS", columns)
+    monkeypatch.setitem(strips.NAMES, "delta_activation", "Another name")
+    run(config(miniature), again, only=["interpret"])  # the page needs all of them, and all are done
+    assert "brand new" in (again / "report.html").read_text(encoding="utf-8")
+    figure = "figures/rude.effects.svg"
+    assert (again / figure).read_bytes() != (studied / figure).read_bytes()
+    assert (again / "result.json").read_bytes() == (studied / "result.json").read_bytes()
 
 
 def test_until_only_and_bad_words(miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
