@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -35,6 +36,7 @@ from ._config import part_of
 PLAIN = ("mesh", "micro", "scan", "remat", "loss_chunk", "eval_every", "save_every", "keep", "merge")
 # Where the inputs lie; what they hold is compared, by `hashes`.
 PATHS = ("lm", "data", "corpus", "held_out", "tokenizer", "chat_template", "model_json")
+FEW_STEPS = 300
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "generation_config.json", "tokenizer.model", "vocab.json", "merges.txt"),
@@ -95,6 +97,14 @@ def check(config: ConfigDict, steps: int) -> None:
         if config[name] not in ("float32", "bfloat16", *([""] if name == "compute_dtype" else [])):
             raise ValueError(f"{name} {config[name]!r} is unknown; choose float32 or bfloat16")
     learning_rate(settings(config, steps)["opt"])
+
+
+def warn_of_few_steps(steps: int, cure: str) -> None:
+    """Says before a run starts that it is a short one."""
+    if steps < FEW_STEPS:
+        logging.warning(
+            "only %d steps will be taken, which is little to learn from (%d are usual); %s", steps, FEW_STEPS, cure
+        )
 
 
 def train(

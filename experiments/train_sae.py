@@ -31,12 +31,23 @@ from sae_attr.activations import (
 )
 from sae_attr.chat import with_options
 from sae_attr.figures import render, sae_training_figure
-from sae_attr.fitness import HeldOut, Place, collect_held_out, held_out_fit
+from sae_attr.fitness import (
+    HeldOut,
+    Place,
+    Promise,
+    collect_held_out,
+    held_out_fit,
+    judge,
+    measure_sample,
+    record,
+)
+from sae_attr.fitness.measure import TRIAL
 from sae_attr.hooks import Site, lens_name
 from sae_attr.hub import public_name
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, site_named
 from sae_attr.lm.weights import load_config, load_lm, resolve_model
+from sae_attr.masks import count_text
 from sae_attr.report import csv_text, json_text
 from sae_attr.sae.export import save_dictionary_learning, save_saelens
 from sae_attr.sae.metrics import dead_share, density, explained_variance, fit, l0, summary
@@ -137,6 +148,7 @@ def said(config: ConfigDict, job: Job, file: TokenFile) -> dict[str, Any]:
         "context_size": config.context,
         "prepend_bos": bool(file.meta["prepend_bos"]),
         "exclude_special": bool({"bos", "special"} & set(config.exclude)),
+        "masks": masks_of(config),
     }
 
 
@@ -176,7 +188,8 @@ def report(
         "site": str(job.place.read),
         "site_out": str(job.place.write),
         "held_out": {**summary(sae, sums), "ce_recovered": tested[-1]["held_out_ce_recovered"]},
-        "train": asdict(job.cfg),
+        "train": asdict(job.cfg) | about.pop("defaults"),
+        "silent_share": {"share": rows[-1]["dead"], "tokens": about.pop("silent_tokens")},
         **about,
         "versions": _common.versions(),
     }
@@ -226,10 +239,11 @@ def prepare(config: ConfigDict, jobs: Sequence[Job], workdir: epath.Path) -> tup
         masks=masks_of(config), rows=rows,
         dtype=config.act_dtype, batch_rows=config.batch_rows, seed=config.seed,
     )  # fmt: skip
-    blocks = blocks_of(config, params, source, cfg=cfg, mesh=mesh, root=workdir, lm=lm)
     held = collect_held_out(
-        params, source, documents, places, cfg=cfg, mesh=mesh, tokens=config.eval_tokens, batch_rows=config.batch_rows
-    )
+        params, source, documents, places, cfg=cfg, mesh=mesh, tokens=config.eval_tokens,
+        batch_rows=config.batch_rows, beside=TRIAL,
+    )  # fmt: skip
+    blocks = blocks_of(config, params, source, cfg=cfg, mesh=mesh, root=workdir, lm=lm)
     about = {
         "activations": describe(source),
         "masked": read_index(workdir / "activations")["counts"] if config.cache else None,
@@ -249,6 +263,23 @@ def stream_of(config: ConfigDict, source: Source, lm: str) -> dict[str, Any]:
     return {**about, "masks": masks, "lm": lm, "lm_dtype": config.dtype, **sizes}
 
 
+def defaults(config: ConfigDict, cfg: TrainConfig) -> dict[str, Any]:
+    """What the run took where the config left a choice to the number of steps."""
+    dead = cfg.dead_after(config.batch_size)
+    chosen = {"lr": cfg.learning_rate, "warmup": cfg.warmup_steps, "dead_tokens": dead}
+    return {"defaults": chosen, "silent_tokens": min(dead, cfg.steps * config.batch_size)}
+
+
+def self_test(session: Session, job: Job, sae: SAE) -> dict[str, Any]:
+    """Measures the SAE on the held-out texts as every later run of it does, and judges it; what is recorded."""
+    promise = Promise(l0=sae.cfg.expected_l0, excludes_special=sae.cfg.exclude_special)
+    measured = measure_sample(
+        session.params, sae, session.held.samples[job.place.write], cfg=session.cfg, mesh=session.mesh,
+        expected_l0=promise.l0,
+    )  # fmt: skip
+    return record(measured, promise, judge(measured, promise, counts_special=False))
+
+
 def run(session: Session, job: Job, about: dict[str, Any], ledger: Store, folder: epath.Path) -> dict[str, Any]:
     """One SAE from its first step, or its last checkpoint, to its files; what result.json holds."""
     config, place = session.config, job.place
@@ -262,9 +293,10 @@ def run(session: Session, job: Job, about: dict[str, Any], ledger: Store, folder
     )  # fmt: skip
     state = jax.tree.map(parallel.to_host, trained.state)
     sae = finished(job.cfg, state, **said(config, job, session.source.file))
+    tested = self_test(session, job, sae)
     if not parallel.is_main():
         return {}
-    about = {**about, "written": write_sae(Path(folder), sae)}
+    about = {**about, **defaults(config, job.cfg), "self_test": tested, "written": write_sae(Path(folder), sae)}
     if (mean := mean_file(config, session.blocks, place.write)) is not None:
         write_atomic(folder / "mean.npz", mean)
     return report(folder, trained, sae, job, session.held, about)
@@ -278,6 +310,7 @@ def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
     jobs = jobs_of(config, cfg)
     if config.batch_size % parallel.make_mesh(config.mesh).shape["data"]:
         raise ValueError(f"batches of {config.batch_size} tokens cannot be split over mesh={config.mesh!r}; change one")
+    _training.warn_of_few_steps(jobs[0].cfg.steps, "raise tokens or lower batch_size")
     with own_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change, writer=parallel.is_main()):
         session, about = prepare(config, jobs, workdir)
         ledger = Store(workdir / "store", writer=parallel.is_main())
@@ -290,8 +323,12 @@ def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
         m = result["held_out"]
         print(
             f"\n{site}: explained variance {m['explained_variance']:.4f}, L0 {m['l0']:.2f}, CE recovered "
-            f"{m['ce_recovered']:.4f}; {m['dead_share']:.1%} of {m['latents']:,} latents never fired on {m['tokens']:,} tokens"
+            f"{m['ce_recovered']:.4f}; {m['dead_share']:.1%} of {m['latents']:,} latents never fired on {m['tokens']:,} "
+            f"tokens, {result['silent_share']['share']:.1%} on the last {result['silent_share']['tokens']:,} of training"
         )
+        if result["masked"]:
+            print(count_text(result["masked"]))
+        print(f"self-test: {result['self_test']['verdict']}")
     if parallel.is_main():
         print(f"wrote to {workdir}")
     return found

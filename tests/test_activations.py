@@ -36,6 +36,8 @@ from sae_attr.activations import (
     read_index,
     write_cache,
 )
+from sae_attr.activations.collect import count_tokens
+from sae_attr.fitness.held_out import documents_with
 from sae_attr.hooks import Site
 from sae_attr.lm.model import Params, forward
 from sae_attr.masks import REASONS
@@ -494,6 +496,18 @@ def test_tokens_are_written_in_bounded_memory(tmp_path: Path, monkeypatch: pytes
     assert (
         peak(800) - peak(200) < 8 * 600 * 401 / 2
     )  # a list of the ids would take twice that; 0.5 MB of it hashes the file
+
+
+def test_held_out_documents_are_counted_in_tokens(tmp_path: Path) -> None:
+    texts = ["a"] * 300 + ["abcdefgh" * 4] * 8
+    file = write_tokens(texts, load_tokenizer(write_tokenizer(tmp_path / "tok", post=True)), tmp_path / "file")
+    cut = Packing(CONTEXT, documents="cut")
+    source = Source(file, cut, (LOW,), Masks(outlier=None), range(len(texts)), "float32")
+    rows = documents_with(source, cut, range(len(texts)), 200)
+    assert 200 <= count_tokens(source, rows) < 216  # one token a document, and BOS, which does not count
+    assert len(documents_with(source, cut, range(300, 308), 1000)) == 8
+    with pytest.raises(ValueError, match=r"40 tokens of 40 held-out documents count, too few .* raise held_out_share"):
+        documents_with(source, cut, range(40), 1000)
 
 
 def test_bad_input(file: TokenFile, params: Params, source: Source) -> None:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from sae_attr.activations import Source, collector, open_source
+from sae_attr.activations.collect import count_tokens
 from sae_attr.fitness.measure import splice
 from sae_attr.fitness.sample import Place, Sample, TextBatch, collect
 from sae_attr.hooks import Site
@@ -19,7 +20,8 @@ from sae_attr.sae.metrics import FitSums, fit, reconstruct_tokens
 from sae_attr.sae.model import SAE
 from sae_attr.tokenfile import Packing, rows_at
 
-_SHORT = 32  # tokens: documents are expected to be at least so long
+_AT_ONCE = 16  # documents
+MIN_TOKENS = 100  # explained variance, L0 and dead share of fewer are noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,7 @@ def collect_held_out(
     mesh: jax.sharding.Mesh,
     tokens: int,
     batch_rows: int = 16,
+    beside: int = 0,
 ) -> HeldOut:
     """Activations of about `tokens` positions of whole documents, one a row.
 
@@ -61,12 +64,14 @@ def collect_held_out(
       source: of the training; its masks and norm limits hold here too.
       documents: of the source's file (see `tokenfile.hold_out`).
       places: what is read and written by the SAEs.
+      tokens: that count, as far as the documents have so many.
+      beside: tokens of the samples whose neighbouring sites are collected too, for the self-test.
 
     Raises:
-      ValueError: no token of the documents counts.
+      ValueError: fewer than `MIN_TOKENS` tokens of the documents count.
     """
     packing = Packing(source.packing.context, documents="cut", row_bos=source.packing.row_bos)
-    rows = documents[: max(1, tokens // _SHORT)]
+    rows = documents_with(source, packing, documents, tokens)
     masks = replace(source.masks, outlier=None)  # its limits were measured on the training text
     measured = open_source(params, source.file, packing, source.sites, cfg=cfg, mesh=mesh, masks=masks, rows=rows)
     found = collector(params, measured, cfg=cfg, mesh=mesh, batch_rows=batch_rows)(np.asarray(rows))
@@ -74,16 +79,37 @@ def collect_held_out(
     for site, limit in source.limits.items():
         kept_k &= np.linalg.norm(found.acts[site], axis=-1) <= limit
     acts = {site: x_kd[kept_k][:tokens] for site, x_kd in found.acts.items()}
-    if not kept_k.any():
-        raise ValueError("no token of the held-out documents counts; hold out more or exclude fewer tokens")
+    _check_enough(int(kept_k.sum()), len(documents))
     samples = {
         place.write: collect(
             params, _texts(source, packing, rows, mesh.shape["data"], batch_rows, tokens), cfg=cfg, site=place.write,
-            read=place.read, mesh=mesh, beside=0, masks=source.masks, limits=source.limits,
+            read=place.read, mesh=mesh, beside=beside, masks=source.masks, limits=source.limits,
         )
         for place in places
     }  # fmt: skip
     return HeldOut(acts, samples, tokens)
+
+
+def documents_with(source: Source, packing: Packing, documents: range, tokens: int) -> range:
+    """The first documents that hold `tokens` tokens that count as far as tokens tell: one-word documents need many.
+
+    Raises:
+      ValueError: all of them together hold fewer than `MIN_TOKENS`.
+    """
+    measured, counted, stop = replace(source, packing=packing, rows=documents), 0, 0
+    while stop < len(documents) and counted < tokens:
+        part = documents[stop : stop + _AT_ONCE]
+        counted, stop = counted + count_tokens(measured, part), stop + len(part)
+    _check_enough(counted, len(documents))
+    return documents[:stop]
+
+
+def _check_enough(counted: int, documents: int) -> None:
+    if counted < MIN_TOKENS:
+        raise ValueError(
+            f"{counted} tokens of {documents} held-out documents count, too few to measure on (at least {MIN_TOKENS}); raise "
+            "held_out_share, give more text, or exclude fewer tokens"
+        )
 
 
 def _texts(

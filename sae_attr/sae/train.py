@@ -72,7 +72,8 @@ class Report(NamedTuple):
     Args:
       terms: the losses by name.
       residual, squares, sum_m: Σ|y - ŷ|², Σ|y|², Σ y over the batch, for the explained variance of many batches.
-      l0, dead, spilled, grad_norm, lr, sparsity, threshold: as they were at this step; dead is a share.
+      l0, dead, spilled, grad_norm, lr, sparsity, threshold: as they were at this step; dead is the share of latents
+        that fired on none of the last `dead_tokens` tokens, or of all so far.
     """
 
     terms: dict[str, jax.Array]
@@ -108,11 +109,11 @@ def schedule(cfg: TrainConfig) -> optax.Schedule:
     """Learning rate: linear rise over `warmup` steps, flat, linear fall to 0 over the last `decay` of the steps."""
     peak, fall = cfg.learning_rate, round(cfg.decay * cfg.steps)
     parts = [
-        optax.linear_schedule(peak / max(cfg.warmup, 1), peak, max(cfg.warmup - 1, 1)),
+        optax.linear_schedule(peak / max(cfg.warmup_steps, 1), peak, max(cfg.warmup_steps - 1, 1)),
         optax.constant_schedule(peak),
         optax.linear_schedule(peak, 0.0, max(fall, 1)),
     ]
-    return optax.join_schedules(parts, [cfg.warmup, cfg.steps - fall])
+    return optax.join_schedules(parts, [cfg.warmup_steps, cfg.steps - fall])
 
 
 def optimiser(cfg: TrainConfig) -> optax.GradientTransformation:
@@ -204,7 +205,7 @@ def train_step(
     objective = OBJECTIVES[cfg.objective]
     x_bd, y_bm = x_bd.astype(jnp.float32) * state.scale_in, y_bm.astype(jnp.float32) * state.scale_out
     sparsity = coefficient(state, cfg)
-    signals = Signals(state.quiet_n >= cfg.dead_tokens, sparsity, shards)
+    signals = Signals(state.quiet_n >= cfg.dead_after(len(x_bd)), sparsity, shards)
 
     def loss(sae: SAE) -> tuple[jax.Array, Any]:
         outcome = objective.loss(sae, x_bd, y_bm, cfg, signals)
@@ -233,10 +234,17 @@ def train_step(
     )
     report = Report(
         outcome.terms, jnp.sum(jnp.square(y_bm - outcome.y_bm)), jnp.sum(jnp.square(y_bm)), jnp.sum(y_bm, axis=0),
-        outcome.l0, jnp.mean(signals.dead_n, dtype=jnp.float32), outcome.spilled, norm,
+        outcome.l0, silent_share(after, cfg, len(x_bd)), outcome.spilled, norm,
         jnp.asarray(schedule(cfg)(state.step)), sparsity, running_threshold(after, cfg),
     )  # fmt: skip
     return after, report
+
+
+def silent_share(state: TrainState, cfg: TrainConfig, batch_size: int) -> jax.Array:
+    """Share of latents that fired on none of the last `dead_tokens` tokens, or of all tokens where there were fewer."""
+    seen = jnp.minimum(state.step, _QUIET_MAX // batch_size) * batch_size
+    silent_n = state.quiet_n >= jnp.minimum(seen, min(cfg.dead_after(batch_size), _QUIET_MAX))
+    return jnp.mean(silent_n, dtype=jnp.float32)
 
 
 def without_parallel(sae: SAE, grads: SAE) -> SAE:

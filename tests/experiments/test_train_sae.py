@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 
 from configs import train_sae as train_sae_config
 from experiments import train_sae
+from sae_attr.activations import Masks
 from sae_attr.hooks import Site, parse_site
 from sae_attr.sae.formats import load_sae
 from sae_attr.sae.metrics import explained_variance, fit
@@ -88,6 +90,11 @@ def test_every_file_and_what_it_says(done: Path, base: Path) -> None:
         np.testing.assert_allclose(mean["mean_d"], acts_kd.astype(np.float64).mean(0), atol=1e-5)
         assert int(mean["tokens"]) == len(acts_kd) == result["masked"]["kept"]
         assert result["masked"]["bos"] > 0
+        assert sae.cfg.masks == other.cfg.masks == Masks()  # what reads it leaves out the same tokens
+        assert result["self_test"]["measured"]["metrics"]["tokens"] >= 100
+        assert result["self_test"]["verdict"].startswith(("fits", "does not fit"))
+        assert 0 <= result["silent_share"]["share"] <= 1
+        assert result["silent_share"]["tokens"] == result["train"]["dead_tokens"] == 32 * 6
 
 
 def shard_acts(workdir: Path, layer: int) -> np.ndarray:
@@ -102,6 +109,26 @@ def test_held_out_documents_are_in_no_training_row(done: Path, base: Path) -> No
     window = result["config"]["context"] - bool(result["activations"]["tokens"]["prepend_bos"])
     assert starts[first] >= result["activations"]["rows"][1] * window
     assert first < stop
+
+
+def test_the_verdict_and_the_masks_are_printed(done: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(settings(base, site="layer0.resid_post,layer1.resid_post"), done)
+    printed = capsys.readouterr().out
+    assert printed.count("self-test: ") == 2
+    assert re.search(r"[\d.]+% of [\d,]+ tokens masked \(\d+ bos", printed)
+    assert "of training" in printed
+
+
+@pytest.mark.slow
+def test_what_train_sae_writes_passes_its_own_self_test(shared: Path, stories: Path, tmp_path: Path) -> None:
+    config = train_sae_config.get_config()
+    corpus = str(shared / "corpora/tinystories_1000.json")
+    config.update({"lm": str(stories), "corpus": corpus, "site": "layer2.resid_post", "tokens": 400_000})
+    config.update({"batch_size": 1024, "mesh": "data=1", "context": 256})
+    config.sae.update({"n_latents": 768, "k": 16})
+    result = run(config, tmp_path / "w")["layer2.resid_post"]
+    assert result["self_test"]["passes"], result["self_test"]["verdict"]
+    assert result["held_out"]["explained_variance"] > 0.8
 
 
 def test_a_second_run_only_loads(done: Path, base: Path, tmp_path: Path) -> None:

@@ -148,7 +148,32 @@ def test_schedule() -> None:
     assert rates[9] == rates[79] == 1.0
     assert rates[90] == pytest.approx(0.5)
     assert 0 < rates[99] < 0.1
-    assert config(lr=None).learning_rate == pytest.approx(2e-4 / (N / 2**14) ** 0.5)
+
+
+def test_what_is_left_open_follows_the_number_of_steps() -> None:
+    paper = 2e-4 / (N / 2**14) ** 0.5
+    rate = lambda steps: config(steps=steps, lr=None, warmup=None).learning_rate
+    assert rate(50_000) == rate(20_000) == pytest.approx(paper)
+    assert rate(1_250) == pytest.approx(4 * paper)
+    assert rate(30) == pytest.approx(8 * paper)
+    assert [config(steps=s, warmup=None).warmup_steps for s in (5, 250, 100_000)] == [0, 25, 100]
+    short, long = config(steps=1_000, dead_tokens=None), config(steps=100_000, dead_tokens=None)
+    assert (short.dead_after(512), long.dead_after(4096)) == (51_200, 10_000_000)
+    assert config(dead_tokens=64).dead_after(512) == 64
+
+
+def test_silent_latents_are_told_in_runs_that_are_shorter_than_dead_tokens() -> None:
+    cfg = config("relu", dead_tokens=10_000_000)
+    state = init_state(cfg, batch)
+    never = replace(state, sae=replace(state.sae, enc_bias_n=state.sae.enc_bias_n.at[:3].set(-1e9)))
+    step = compiled_step(cfg, None, state)
+    fired = np.zeros(N, bool)
+    for i in range(3):
+        never, report = step(never, batch(i), batch(i))
+        fired = np.asarray(never.quiet_n) < (i + 1) * len(batch(i))
+        assert float(report.dead) == pytest.approx((~fired).mean())
+    assert not fired[:3].any()
+    assert fired[3:].any()
 
 
 SLOW_SHARDED = [pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES if name != "jumprelu"]
