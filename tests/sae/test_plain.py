@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,49 @@ def test_no_hint_and_no_answer_to_it_loads_a_hand_written_file_as_a_librarys(tmp
             named = [option for option in answers if f"{option}= " in message and option not in options]
             options |= {option: answers[option] for option in named if answers[option] is not None}
         agrees(path, formula("topk", subtract=True), **options)
+
+
+COLLISIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "ae.pt": ("ae.pt", LINEAR, {}),
+    "model_final.pt": ("model_final.pt", ASIS, {}),
+    "model.safetensors with a config": ("model.safetensors", LINEAR, {"config.json": {"d_model": D, "trainer": {"lr": 0.1}}}),
+    "a cfg.json of its own": ("mine.safetensors", ASIS, {"cfg.json": {"d_in": D, "d_sae": N, "k": K}}),
+    "lower case": ("mine.safetensors", {k.lower(): v for k, v in ASIS.items()}, {"config.json": {"activation": "topk"}}),
+    "a name like Qwen-Scope's": ("mine.sae.pt", TURNED["latents_first"], {}),
+    "a name like qresearch's": ("sae-l12.pt", LINEAR, {}),
+    "a name like a transcoder's": ("layer_3.safetensors", TURNED["latents_first"], {}),
+    "Linear layers as Goodfire calls them": (
+        "mine.pth", {name.replace(".", "_linear."): value for name, value in LINEAR.items()}, {},
+    ),
+    "numpy": ("mine.npz", ASIS, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", COLLISIONS)
+def test_names_that_libraries_use_too_load_nothing_by_themselves(tmp_path: Path, kind: str) -> None:
+    name, content, configs = COLLISIONS[kind]
+    path = write(tmp_path / name, content)
+    for config, value in configs.items():
+        (tmp_path / config).write_text(json.dumps(value))
+    assert "gate= relu, topk" in asked(path)
+    assert "gate= relu, topk" in asked(tmp_path)
+    agrees(path, formula("topk", subtract=True), gate="topk", k=K, subtract_b_dec=True)
+
+
+def test_a_config_without_a_gate_is_no_relu(tmp_path: Path) -> None:
+    path = write(tmp_path / "sae_weights.safetensors", ASIS)
+    assert "no cfg.json beside it; a saelens SAE needs both (a file of your own: fmt=plain)" in asked(path)
+    for config, message in (
+        ({"d_in": D, "d_sae": N}, "names no architecture, so the gate is not known"),
+        ({"d_in": D, "d_sae": N, "k": K}, "names no architecture, so the gate is not known"),
+        (
+            {"d_in": D, "d_sae": N, "k": K, "architecture": "standard"},
+            "says k=4, but architecture 'standard' is a relu",
+        ),
+    ):
+        (tmp_path / "cfg.json").write_text(json.dumps(config))
+        assert message in asked(path)
+    agrees(path, formula("topk"), fmt="plain", gate="topk", k=K, subtract_b_dec=False)
 
 
 def test_a_square_sae_of_ones_own_is_asked_which_way_it_lies_and_linear_layers_are_not(tmp_path: Path) -> None:

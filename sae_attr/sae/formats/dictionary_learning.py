@@ -65,10 +65,17 @@ _NO_PRE_BIAS = ("AutoEncoderNew", "JumpReluAutoEncoder")
 
 
 def recognised(weights: Path, names: Iterable[str]) -> bool:
-    """Whether a file is the library's by more than its tensors: a config, a training backup, or a name that it gives."""
-    backup = any(name.startswith("ae.") for name in names)
-    ours = weights.name in WEIGHTS[:2] or re.fullmatch(r"ae_\d+\.pt", weights.name)
-    return bool(backup or ours or read_config(weights))
+    """Whether a file is the library's by more than the tensors that any autoencoder of Linear layers has.
+
+    That is a config that names the class or its widths, a training backup, or tensors that no one else calls so.
+    """
+    there = set(names)
+    trainer = read_config(weights).get("trainer", {})
+    if {"dict_class", "activation_dim"} & trainer.keys() or any(name.startswith("ae.") for name in there):
+        return True
+    named = weights.name in WEIGHTS[:2] or re.fullmatch(r"ae_\d+\.pt", weights.name) is not None
+    peculiar = {"bias", "decoder_bias", "group_sizes", "threshold"} & there
+    return named and bool(peculiar)
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:

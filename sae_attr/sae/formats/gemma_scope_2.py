@@ -133,6 +133,12 @@ def _crosscoder_config(
     )  # fmt: skip
 
 
+def recognised(weights: Path) -> bool:
+    """Whether a file is of the release by its name, or by the config beside it."""
+    raw = read_json_if_there(weights.parent / CONFIG)
+    return weights.stem.startswith("params") or bool({"hf_hook_point_in", "affine_connection"} & raw.keys())
+
+
 def _config(weights: Path) -> dict[str, Any]:
     raw = read_json_if_there(weights.parent / CONFIG)
     if raw.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sae_attr.sae.config import NORMS, SAEConfig
+from sae_attr.sae.formats import dictionary_learning
 from sae_attr.sae.formats.checks import finite, positive, reject_options
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 from sae_attr.sae.formats.plain_tensors import ORIENTATIONS, Named, named, shapes_of, turned, wrappers
@@ -183,6 +184,8 @@ def _asked(source: _Source, questions: Mapping[str, str]) -> str:
     asked = "; ".join(f"{name}= {what}" for name, what in questions.items())
     stated = _stated(source.path)
     hint = f" Its own config, which nothing here understands, says {stated}." if stated else ""
+    if source.path.name in dictionary_learning.WEIGHTS:
+        hint += " Where dictionary_learning wrote it, give its config.json or dict_class= instead."
     return (
         f"{source.path} is no known library's; it holds {shapes_of(source.own)}, and leaves open: {asked}.{hint} Say them with "
         "fmt=plain (sae_format=plain and sae_options.NAME=VALUE of a config)"

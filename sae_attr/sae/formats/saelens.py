@@ -56,6 +56,7 @@ _GATES = {
     "standard": "relu", "transcoder": "relu", "skip_transcoder": "relu", "gated": "gated", "topk": "topk",
     "abstopk": "abs_topk", "matching_pursuit": "matching_pursuit",
 }  # fmt: skip
+_STATED = ("architecture", "activation_fn", "activation_fn_str")  # without any of them a config states no gate
 _ALIASES = {"abs_topk": "abstopk"}
 _REFUSED = {
     "phase_multiplexed": "its encoder is not documented well enough to be certain of the codes",
@@ -64,6 +65,12 @@ _FIELDS = {
     "b_enc": "enc_bias_n", "b_dec": "dec_bias_m", "threshold": "threshold_n",
     "b_gate": "gate_bias_n", "b_mag": "mag_bias_n", "r_mag": "mag_scale_n",
 }  # fmt: skip
+
+
+def recognised(weights: Path) -> bool:
+    """Whether the config beside a file is SAELens': it names an architecture, an activation, or where the SAE reads."""
+    raw = read_json_if_there(weights.parent / CONFIG)
+    return bool({*_STATED, "metadata", "hook_name", "hook_point", "sae_lens_version"} & raw.keys())
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
@@ -75,7 +82,9 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     """
     reject_options(options, "saelens", ("norm_scale", "threshold", "site", "centre"))
     if not (weights.parent / CONFIG).is_file():
-        raise ValueError(f"{weights} has no {CONFIG} beside it; a saelens SAE needs both")
+        raise ValueError(
+            f"{weights} has no {CONFIG} beside it; a saelens SAE needs both (a file of your own: fmt=plain)"
+        )
     raw = read_json(weights.parent / CONFIG)
     metadata = raw.get("metadata") or {}
     raw |= {key: value for key, value in metadata.items() if key not in raw} | releases.overrides(weights.parent)
@@ -203,6 +212,10 @@ def _config(path: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray], opt
 
 def _architecture(path: Path, raw: dict[str, Any]) -> tuple[str, int | None]:
     """Architecture and k; before version 6 a top-k SAE was "standard" with a top-k activation."""
+    if not {*_STATED, "hook_point"} & raw.keys():
+        raise ValueError(
+            f"{path.parent / CONFIG} names no architecture, so the gate is not known; add it (a file of your own: fmt=plain)"
+        )
     architecture = raw.get("architecture", "standard")
     architecture = _ALIASES.get(architecture, architecture)
     if architecture in _REFUSED:

@@ -130,7 +130,7 @@ def _by_marks(path: Path, tensors: Mapping[str, np.ndarray]) -> str | None:
     if "encoder_linear.weight" in names:
         return "goodfire" if re.search(r"SAE-l\d+$", path.stem) else None
     if "w_enc" in names:
-        return "gemma_scope_2" if beside(gemma_scope_2.CONFIG) or path.stem.startswith("params") else None
+        return "gemma_scope_2" if gemma_scope_2.recognised(path) else None
     if beside(llamascopium.CONFIG) and ("W_E" in names or ("encoder.weight" in names and threshold)):
         return "llamascopium"
     if axes.get("encoder.weight") == 3:
@@ -146,11 +146,11 @@ def _by_marks(path: Path, tensors: Mapping[str, np.ndarray]) -> str | None:
     if "W_dec" in names and path.suffix == ".safetensors":
         if circuit_tracer.recognised(path, tensors) and not beside(saelens.CONFIG):
             return "circuit_tracer"
-        return "saelens" if beside(saelens.CONFIG) or path.name == saelens.WEIGHTS else None
+        return "saelens" if path.name == saelens.WEIGHTS or saelens.recognised(path) else None
     if {"W_enc", "W_dec", "b_enc", "b_dec"} == names:
         if kissane.config_of(path).is_file():
             return "connor_rob"
-        released = path.stem.endswith(".sae") or "SAE-Res-" in path.absolute().as_posix()
+        released = re.fullmatch(r"layer\d+\.sae", path.stem) or "SAE-Res-" in path.absolute().as_posix()
         return "qwen_scope" if released else None
     if names & {"encoder.weight", "W_dec", "ae.encoder.weight", "ae.W_dec"}:
         return "dictionary_learning" if dictionary_learning.recognised(path, names) else None

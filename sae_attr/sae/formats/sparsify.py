@@ -41,7 +41,9 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     """
     reject_options(options, "sparsify", ("site", "pre_bias"))
     if not (weights.parent / CONFIG).is_file():
-        raise ValueError(f"{weights} has no {CONFIG} beside it; a sparsify SAE needs both")
+        raise ValueError(
+            f"{weights} has no {CONFIG} beside it; a sparsify SAE needs both (a file of your own: fmt=plain)"
+        )
     raw, run = read_json(weights.parent / CONFIG), read_json_if_there(weights.parent.parent / RUN_CONFIG)
     tensors = read_tensors(weights)
     skip = bool(raw.get("skip_connection", False))
