@@ -177,13 +177,9 @@ def test_names_that_libraries_use_too_load_nothing_by_themselves(tmp_path: Path,
 def test_a_config_without_a_gate_is_no_relu(tmp_path: Path) -> None:
     path = write(tmp_path / "sae_weights.safetensors", ASIS)
     assert "no cfg.json beside it; a saelens SAE needs both (a file of your own: fmt=plain)" in asked(path)
-    for config, message in (
-        ({"d_in": D, "d_sae": N}, "names no architecture, so the gate is not known"),
-        ({"d_in": D, "d_sae": N, "k": K}, "names no architecture, so the gate is not known"),
-        ({"d_in": D, "d_sae": N, "k": K, "architecture": "standard"},),
-    ):
+    for config in ({"d_in": D, "d_sae": N}, {"d_in": D, "d_sae": N, "k": K}):
         (tmp_path / "cfg.json").write_text(json.dumps(config))
-        assert message in asked(path)
+        assert "names no architecture, so the gate is not known" in asked(path)
     agrees(path, formula("topk"), fmt="plain", gate="topk", k=K, subtract_b_dec=False)
 
 
