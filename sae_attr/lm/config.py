@@ -17,14 +17,12 @@ def _implied(cfg: LMConfig) -> dict[str, Any]:
     """Keys of other families -> the value that says what this model does anyway."""
     windows = sorted(set(cfg.window_of_layer) - {NO_WINDOW})
     kinds = ("sliding_attention" if window < NO_WINDOW else "full_attention" for window in cfg.window_of_layer)
-    width = cfg.d_dense or cfg.d_mlp
     return {
         **dict.fromkeys(("hidden_size", "n_embd"), cfg.d_model),
         **dict.fromkeys(("num_hidden_layers", "n_layer"), cfg.n_layers),
         **dict.fromkeys(("num_attention_heads", "n_head"), cfg.n_heads),
         **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), cfg.max_len),
         **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), cfg.norm_eps),
-        **dict.fromkeys(("intermediate_size", "n_inner"), width),
         **dict.fromkeys(("num_local_experts", "num_experts"), cfg.n_experts),
         **dict.fromkeys(("num_experts_per_tok", "experts_per_token"), cfg.n_chosen),
         "num_key_value_heads": cfg.n_kv_heads,
