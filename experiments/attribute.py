@@ -11,7 +11,7 @@ from sae_attr.attribution.outcome import Outcome, compute
 from sae_attr.attribution.study import Study
 from sae_attr.data import shown_tokens
 from sae_attr.figures import ablation_figure, render
-from sae_attr.report import csv_text, json_text, latent_table, legend, origin_table, summary_text
+from sae_attr.report import csv_text, json_text, latent_table, legend, origin_table, ranked_text, summary_text
 from sae_attr.store import Store, own_workdir, write_atomic
 
 from . import _common
@@ -42,7 +42,8 @@ def show(outcome: Outcome) -> None:
     summary = outcome.summary
     for name, columns in outcome.columns.items():
         preset = summary["presets"][name]
-        print(f"\n{name}: tokens={preset['tokens']}, sides={preset['sides']}\n{latent_table(columns)}")
+        caption = f"{name}: tokens={preset['tokens']}, sides={preset['sides']}, {ranked_text(preset['ranked'])}"
+        print(f"\n{caption}\n{latent_table(columns)}")
         print(f"\nwhere Δ comes from\n{origin_table(columns)}")
     print(f"\n{legend(summary['exact_ablation'].get('scope'))}\n\n{summary_text(summary)}")
     for text in summary["warnings"]:

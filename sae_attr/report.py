@@ -63,6 +63,17 @@ def latent_table(columns: Mapping[str, np.ndarray], count: int = 20) -> str:
     return "\n".join(lines)
 
 
+def ranked_text(ranked: Mapping[str, Any]) -> str:
+    """Returns which latents a ranking looked at, as a table's caption says it.
+
+    Args:
+      ranked: `latents` that were looked at, `of` how many, and `by` what they were taken.
+    """
+    if ranked["latents"] == ranked["of"]:
+        return f"of all {ranked['of']:,} latents"
+    return f"of a pool of {ranked['latents']:,} of {ranked['of']:,} latents: {ranked['by']}"
+
+
 def legend(exact_scope: str | None) -> str:
     """What the columns of `latent_table` are.
 

@@ -31,7 +31,11 @@ from sae_attr.tensorfiles import RowSource
 from sae_attr.tokenizer import token_strings
 
 VALUES = ("positive_only", "delta_projection", "delta_code", "delta_activation")  # rivals' scores, beside their ranks
-POOL = 10  # candidates per place when a preset's sides are computed only for the best by `both`
+POOL = 10  # latents per place and score of `POOL_BY`, where a preset's own score is computed for a pool only
+POOL_BY = (
+    "both",
+    "gradient",
+)  # so that neither what is absent but pushes, nor what is present and hardly pushes, is lost
 
 
 def decoder_rows(source: RowSource, latents: np.ndarray) -> jax.Array:
@@ -42,17 +46,24 @@ def decoder_rows(source: RowSource, latents: np.ndarray) -> jax.Array:
 def preset_ranking(
     study: Study, preset: Preset, table: TokenTable, mean: MeanActivation, scores: Mapping[str, np.ndarray]
 ) -> Ranking:
-    """A preset's ranking of the dictionary; beyond the dense limit, of a pool that `both` selected (NaN elsewhere)."""
-    options = {"tokens": preset.tokens, "sides": preset.sides, "pool": "whole dictionary"}
+    """Returns a preset's ranking of the dictionary; beyond the dense limit, of a pool (NaN elsewhere).
+
+    The pool is the best by each score of `POOL_BY`; `options["ranked"]` says how many latents of how many were looked at.
+    """
+    n = len(study.decoder)
     values = preset_scores(study, preset, scores)
+    ranked: dict[str, Any] = {"latents": n, "of": n, "by": "the whole dictionary"}
     if values is None:
-        pool = rank("pool", scores[f"both_{preset.tokens}"], POOL * study.settings.top).latents_k
+        count = POOL * study.settings.top
+        best = {name: rank(name, scores[f"{name}_{preset.tokens}"], count).latents_k for name in POOL_BY}
+        pool = np.unique(np.concatenate(list(best.values())))
         merged = merge(table, preset.tokens, study.exclude)
-        values = np.full(len(study.decoder), np.nan, np.float32)
+        values = np.full(n, np.nan, np.float32)
         dec_kd = decoder_rows(study.decoder, pool)
         values[pool] = prompt_scores(merged, dec_kd, _f32(mean), sides=preset.sides).mean(0)
-        options["pool"] = f"best {len(pool)} by both"
-    return rank(preset.name, values, study.settings.top, **options)
+        by = " and ".join(f"the best {len(latents)} by {name}" for name, latents in best.items())
+        ranked = {"latents": len(pool), "of": n, "by": by}
+    return rank(preset.name, values, study.settings.top, tokens=preset.tokens, sides=preset.sides, ranked=ranked)
 
 
 def _f32(mean: MeanActivation) -> jax.Array:

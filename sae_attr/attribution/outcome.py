@@ -66,9 +66,10 @@ def compute(study: Study) -> Outcome:
     rankings = {preset.name: preset_ranking(study, preset, table, mean, scores) for preset in presets}
     chosen = np.unique(np.concatenate([ranking.latents_k for ranking in rankings.values()]))
     skipped = dict(score_result.meta["skipped"])
+    whole_rates_n = rates_n  # rates of candidates alone would draw "random" latents among the candidates
     rates_n, code_results = _fill_codes(study, table, chosen, scores, rates_n, skipped, keys)
-    others = rivals(study, scores, rates_n, rankings[presets[0].name])
-    ablated, exact, figure, ablation_results = _ablate(study, rankings[presets[0].name], rates_n, mean, keys)
+    others = rivals(study, scores, whole_rates_n, rankings[presets[0].name])
+    ablated, exact, figure, ablation_results = _ablate(study, rankings[presets[0].name], whole_rates_n, mean, keys)
     columns: dict[str, Columns] = {}
     about: dict[str, Any] = {}
     for preset in presets:
@@ -79,7 +80,7 @@ def compute(study: Study) -> Outcome:
         )
         _fill_sides(scores, preset, ranking, found)
         columns[preset.name] = _with_exact(found, ablated)
-        about[preset.name] = {"tokens": preset.tokens, "sides": preset.sides, **facts}
+        about[preset.name] = {**ranking.options, **facts}
     results += [*code_results, *ablation_results]
     scores.pop("best_direction_d")
     scores["firing_rate"] = rates_n
@@ -99,7 +100,7 @@ def compute(study: Study) -> Outcome:
         "skipped": skipped,
         "choices": choices(study),
         "inputs": {**_inputs(study), "stages": {r.key.split("-")[0]: r.key for r in results}},
-        "warnings": _warnings(study, facts, fitness),
+        "warnings": [*_warnings(study, facts, fitness), *_pool_warnings(about)],
         "timings": {r.key.split("-")[0]: {"seconds": round(r.seconds, 3), "loaded": r.cached} for r in results},
     }
     return Outcome(rankings, columns, scores, figure, summary)
@@ -263,6 +264,19 @@ def _warnings(study: Study, facts: Mapping[str, Any], fitness: Mapping[str, Any]
         )
     if "negative" not in facts:
         out.append("no record has a negative: this is the plain mean of δ, not a difference")
+    return out
+
+
+def _pool_warnings(presets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a reader must know about rankings that did not look at every latent."""
+    out = []
+    for name, about in presets.items():
+        ranked = about["ranked"]
+        if ranked["latents"] < ranked["of"]:
+            out.append(
+                f"ranking {name!r} looked at {ranked['latents']:,} of {ranked['of']:,} latents ({ranked['by']}), because its "
+                "score of all of them exceeds dense_limit; with a larger dense_limit it looks at all"
+            )
     return out
 
 

@@ -22,7 +22,7 @@ VERSIONS: dict[str, int] = {
     "grade": 1,
     "pair": 1,
     "attribute": 1,
-    "select": 1,
+    "select": 2,
     "strengths": 1,
     "steer": 1,
     "judge": 1,

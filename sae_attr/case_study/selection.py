@@ -78,10 +78,16 @@ def select(
         values = scores.get(sources.get(name, name))
         if name in rankings:
             chosen[name] = np.asarray(rankings[name][:top], int)
-        elif values is not None and np.isfinite(values).any():
+        elif values is not None and np.isfinite(values).all():
             chosen[name] = rank(name, values, top).latents_k
         else:
-            skipped[name] = "it has no score here; see `skipped` of the attribution"
+            count = 0 if values is None else int(np.isfinite(values).sum())
+            part = (
+                f"it is known of {count:,} latents alone, which are other methods' candidates"
+                if count
+                else "it has no score here"
+            )
+            skipped[name] = f"{part}; see `skipped` of the attribution"
     if methods[0] in skipped:
         raise ValueError(f"method {methods[0]!r} is to be studied, but {skipped[methods[0]]}")
     used = np.unique(np.concatenate(list(chosen.values())))
@@ -94,7 +100,11 @@ def select(
 
 
 def _random(rates_n: np.ndarray, like: np.ndarray, used: np.ndarray, count: int, key: jax.Array) -> np.ndarray:
-    """Latents that no method chose; a dictionary that is too small for that gives fewer."""
+    """Latents that no method chose; a dictionary that is too small for that gives fewer.
+
+    Rates that are known of candidates alone are as good as unknown: they would draw among other methods' candidates.
+    """
+    rates_n = rates_n if np.isfinite(rates_n).all() else np.full(len(rates_n), np.nan)
     return random_matched("random", rates_n, like, count, key, avoid=used).latents_k
 
 

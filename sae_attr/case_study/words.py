@@ -14,6 +14,7 @@ from sae_attr.figures.strips import method_name
 from sae_attr.judge import judge_name, warnings_of
 from sae_attr.page import Choice
 from sae_attr.page.words import signed
+from sae_attr.report import ranked_text
 
 
 def points(change: float) -> str:
@@ -86,6 +87,7 @@ def case_facts(r: CaseResults) -> dict[str, Any]:
         "malformed replies": listed({d: counts["malformed"] for d, counts in judged.items()}),
         "judge": f"{judge_name(identity)}, {identity.get('kind')}",
         "SAE": summary["sae_fitness"].get("verdict", "not tested"),
+        "latents ranked": "; ".join(f"{name}: {ranked_text(p['ranked'])}" for name, p in summary["presets"].items()),
         "halves of the pairs share": f"{100 * summary['stability']['half_overlap']:.0f} % of the top",
     }
 
@@ -101,6 +103,10 @@ def case_warnings(r: CaseResults) -> list[str]:
     if random < wanted:
         out.append(
             f"only {random} random latents, of {wanted} asked for: the dictionary has no more that no method chose"
+        )
+    if random and not np.isfinite(of["attribute"].arrays["firing_rate"]).all():
+        out.append(
+            "random latents are drawn uniformly: firing rates are not known of the whole dictionary (dense_limit)"
         )
     out += warnings_of(case.judge)
     return out

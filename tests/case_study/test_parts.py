@@ -304,6 +304,20 @@ def test_selection_matches_random_latents_and_arms_cover_every_strip() -> None:
         assert (whole.latents_k[0], whole.strengths_k[0]) == (-1, 0)
 
 
+def test_scores_and_rates_of_candidates_alone_rank_and_match_nothing() -> None:
+    few = np.full(40, np.nan)
+    few[[1, 3, 5, 8]] = (0.1, 0.2, 0.3, 0.4)
+    scores = {"gradient_prompt": np.zeros(40), "firing_rate": few, "delta_code": few}
+    found, skipped = select(
+        {"delta_attribution": [5, 3, 8, 1]}, scores, scope="prompt", top=2, random=20, key=jax.random.key(0),
+        methods=("delta_attribution", "delta_code"),
+    )  # fmt: skip
+    assert "known of 4 latents alone" in skipped["delta_code"]
+    assert set(found.methods) == {"delta_attribution", "random"}
+    assert len(found.methods["random"]) == 20
+    assert set(found.methods["random"]) - {1, 3, 5, 8}
+
+
 def test_the_studied_method_must_have_scores() -> None:
     scores = {"gradient_prompt": np.zeros(4), "firing_rate": np.ones(4)}
     with pytest.raises(ValueError, match="'delta_code' is to be studied, but it has no score"):

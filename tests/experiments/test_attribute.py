@@ -276,13 +276,27 @@ def test_a_dictionary_larger_than_memory_is_never_whole_in_it(
     np.testing.assert_allclose(few[known], whole[known], rtol=1e-4, atol=1e-5)
 
 
-def test_beyond_the_dense_limit_candidates_are_known_and_the_rest_is_nan(miniature: Path, tmp_path: Path) -> None:
+def test_beyond_the_dense_limit_candidates_are_known_and_the_rest_is_nan(
+    miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = run(config(miniature, dense_limit=100 * LATENTS, top=5, ablate=0), tmp_path / "w")
     arrays = scores(tmp_path / "w")
     known = {name: int(np.isfinite(arrays[name]).sum()) for name in arrays}
-    # `recommended` ranks active_all, so its pool of 10 for each place is known; elsewhere the candidates of that scope.
+    # `recommended` ranks active_all, so its pool (10 for each place by `both`, and as many by `gradient`) is known; elsewhere
+    # the candidates of that scope.
     assert known["active_prompt"] == known["quadrant_prompt"] == known["quadrant_all"] == 5
-    assert known["active_all"] == 50
+    best = {name: set(np.argsort(-arrays[f"{name}_all"], kind="stable")[:50]) for name in ("both", "gradient")}
+    assert set(np.flatnonzero(np.isfinite(arrays["active_all"]))) == best["both"] | best["gradient"]
+    assert best["gradient"] - best["both"]
+    by = "the best 50 by both and the best 50 by gradient"
+    assert found["presets"]["recommended"]["ranked"] == {"latents": known["active_all"], "of": LATENTS, "by": by}
+    assert found["presets"]["faithful"]["ranked"]["latents"] == LATENTS
+    assert [w for w in found["warnings"] if "'recommended' looked at" in w and by in w]
+    assert not [w for w in found["warnings"] if "'faithful' looked at" in w]
+    out = capsys.readouterr().out
+    caption = f"recommended: tokens=all, sides=active, of a pool of {known['active_all']} of {LATENTS} latents: {by}"
+    assert caption in out
+    assert f"faithful: tokens=prompt, sides=both, of all {LATENTS} latents" in out
     assert known["delta_code"] == known["firing_rate"]
     assert 5 <= known["firing_rate"] <= 10  # the candidates of both presets
     assert known["both_prompt"] == known["gated_all"] == LATENTS

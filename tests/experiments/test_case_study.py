@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import errno
 import json
@@ -24,12 +25,12 @@ from benchmarks.faults import contents
 from configs import miniature as configs
 from experiments import case_study
 from sae_attr.attribution import versions
-from sae_attr.case_study import chain
+from sae_attr.case_study import chain, showing
 from sae_attr.case_study import latents as latents_table
 from sae_attr.case_study import study as opening
 from sae_attr.figures import strips
 from sae_attr.judge import BudgetExhausted
-from sae_attr.store import Progress, Store, lock_workdir, stage_keys
+from sae_attr.store import Progress, Store, lock_workdir, stage_keys, stored_results
 from sae_attr.store import entries as store_entries
 from sae_attr.store.graph import with_readers
 from tests._compile import quick_compile
@@ -162,6 +163,23 @@ def test_a_change_runs_again_what_depends_on_it(
     more = states(config(miniature, effect_samples=3), studied, capsys)
     assert {more[f"rude.{s}"] for s in ("attribute", "select", "strengths.away")} == {"done"}
     assert {more[f"rude.{s}"] for s in ("steer.away", "judge.toward", "effects")} == {"stale"}
+
+
+def test_a_ranking_over_a_pool_is_on_the_page_and_in_the_result(studied: Path, miniature: Path) -> None:
+    study = opening.open_study(config(miniature).to_dict(), _runtime(studied))
+    results = stored_results(study.runtime.store, study.stages)
+    told = json.loads((studied / "result.json").read_text())["cases"]["rude"]
+    assert told["attribution"]["presets"]["recommended"]["ranked"]["latents"] == 256
+    assert "recommended: of all 256 latents" in told["facts"]["latents ranked"]
+    meta = copy.deepcopy(results["rude.attribute"].meta)
+    by = "the best 9 by both and the best 9 by gradient"
+    meta["summary"]["presets"]["recommended"]["ranked"] = {"latents": 17, "of": 256, "by": by}
+    results["rude.attribute"] = results["rude.attribute"]._replace(meta=meta)
+    shared = [stage.name for stage in chain.shared_stages(study.cases)]
+    names = [f"{case.settings.name}.{stage}" for case in study.cases for stage in chain.STAGES] + shared
+    files, _ = showing.page(study.cases, chain.STAGES, *(results[name] for name in names))
+    assert f"recommended: of a pool of 17 of 256 latents: {by}" in str(files["report.html"])
+    assert f"of a pool of 17 of 256 latents: {by}" in str(files["result.json"])
 
 
 def stage_keys_of(miniature: Path, workdir: Path) -> dict[str, str]:
