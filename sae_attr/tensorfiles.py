@@ -16,7 +16,7 @@ import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,6 +42,7 @@ _LFS_START = b"version https://git-lfs"
 _MAX_DEPTH = 8  # of nested dicts in a torch file
 _MAX_ENTRIES = 1_000_000  # in all containers of a torch file, counted as often as they are named
 _MAX_TUPLE, _MAX_PICKLE = 10_000, 1 << 24  # entries of a tuple and all within it; bytes of a pickle
+_TEXT_KINDS = "US"  # of numpy: words beside the arrays, which are left out
 _MAX_GROWTH, _LARGE = 64, 1 << 28  # times that a zip member may grow when it is unpacked, if it exceeds so many bytes
 
 
@@ -203,13 +204,31 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, raw: np
     return raw[start : start + info.file_size]
 
 
-def _unpacked(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """A member as it was before it was compressed; real weights hardly shrink, so what grows much is no weights."""
+def _check_growth(path: Path, infos: Sequence[zipfile.ZipInfo]) -> None:
+    """Raises _Refused where compressed members together grow beyond all weights; each of them may be small."""
+    packed = [info for info in infos if info.compress_type != zipfile.ZIP_STORED]
+    for info in packed:
+        _check_member(path, info)
+    size, small = sum(info.file_size for info in packed), sum(info.compress_size for info in packed)
+    if size > max(_LARGE, _MAX_GROWTH * small):
+        raise _Refused(
+            f"{path} unpacks from {small:,} to {size:,} bytes, which weights do not; save it without compression where you "
+            "trust it"
+        )
+
+
+def _check_member(path: Path, info: zipfile.ZipInfo) -> None:
+    """Raises _Refused where a member grows without measure: real weights hardly shrink, so what grows much is no weights."""
     if info.file_size > max(_LARGE, _MAX_GROWTH * info.compress_size):
         raise _Refused(
             f"{path}: {info.filename} unpacks from {info.compress_size:,} to {info.file_size:,} bytes, which weights do not; "
             "save it without compression where you trust it"
         )
+
+
+def _unpacked(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A member as it was before it was compressed."""
+    _check_member(path, info)
     return archive.read(info)
 
 
@@ -218,7 +237,9 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raw = _map(path)
         try:
             infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-            return {info.filename[:-4]: _npy(path, info, _member(path, archive, info, raw)) for info in infos}
+            _check_growth(path, infos)
+            arrays = {info.filename[:-4]: _npy(path, info, _member(path, archive, info, raw)) for info in infos}
+            return {name: array for name, array in arrays.items() if array.dtype.kind not in _TEXT_KINDS}
         except _Refused as error:
             raise ValueError(str(error)) from None
         except ValueError:
@@ -238,7 +259,7 @@ def _npy(path: Path, info: zipfile.ZipInfo, raw: np.ndarray) -> np.ndarray:
         shape, fortran, dtype = read_header(stream)
     except (ValueError, SyntaxError, EOFError) as error:
         raise _corrupt(path, f"{info.filename}: {error}") from error
-    if dtype.hasobject or dtype.kind not in "biuf":
+    if dtype.hasobject or dtype.kind not in f"biuf{_TEXT_KINDS}":
         raise ValueError(f"{path}: {info.filename} has dtype {dtype}, not plain numbers; save it as float32")
     end = stream.tell() + math.prod(shape) * dtype.itemsize
     if end > raw.size:
@@ -278,6 +299,7 @@ class _Refused(Exception):
 
 def _load_torch(path: Path, archive: zipfile.ZipFile, raw: np.ndarray) -> Any:
     infos = {info.filename: info for info in archive.infolist()}
+    _check_growth(path, list(infos.values()))
     roots = [name[: -len("data.pkl")] for name in infos if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(roots) != 1 or f"{roots[0]}constants.pkl" in infos:
         raise _Refused(

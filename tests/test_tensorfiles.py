@@ -206,6 +206,24 @@ def test_a_member_that_grows_without_end_is_an_error(tmp_path: Path, monkeypatch
         read_tensors(tmp_path / "x.npz")
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".pt"])
+def test_members_that_grow_together_are_an_error_however_small_each_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(tensorfiles, "_LARGE", 1 << 18)
+    with zipfile.ZipFile(tmp_path / f"x{suffix}", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+        for i in range(4):
+            archive.writestr(f"a{i}.npy", bytes(1 << 17))
+    with pytest.raises(ValueError, match=r"unpacks from [\d,]+ to 524,\d+ bytes, which weights do not"):
+        read_tensors(tmp_path / f"x{suffix}")
+
+
+def test_words_beside_the_arrays_of_an_archive_are_left_out(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", mean_d=X[0], site=np.array("layer1.resid_post"), norm=np.float64(2))
+    assert read_tensors(tmp_path / "x.npz").keys() == {"mean_d", "norm"}
+
+
 def test_legacy_pickles_and_other_zips_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "old.pt").write_bytes(pickle.dumps({"w": 1}))
     with pytest.raises(ValueError, match=r"legacy pickle of torch < 1.6.*save it again with a current torch.save"):

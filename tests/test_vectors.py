@@ -21,7 +21,7 @@ WAYS: dict[str, Any] = {
     "wide.npy": lambda p: np.save(p, V[None, None].astype(np.float64)),
     "fortran.npy": lambda p: np.save(p, np.asfortranarray(V[None])),
     "half.npy": lambda p: np.save(p, V.astype(np.float16)),
-    "one.npz": lambda p: np.savez(p, mean_d=V, norm=np.float32(3), tokens=np.int64(9)),
+    "one.npz": lambda p: np.savez(p, mean_d=V, norm=3.0, tokens=np.int64(9), site=np.array("layer1")),
     "bare.pt": lambda p: write_torch(p, V),
     "bfloat16.pth": lambda p: write_torch(p, V.astype(ml_dtypes.bfloat16)),
     "list.pt": lambda p: write_torch(p, [V]),
