@@ -86,8 +86,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    # The entrypoints and their configs too, so that `python -m experiments.attribute` works after an install.
-    packages=find_packages(include=["sae_attr", "sae_attr.*"]) + ["experiments", "configs"],
+    # The entrypoints and their configs lie at the top of a checkout and inside the package of an install, where
+    # `python -m sae_attr.experiments.attribute` starts them: nothing but sae_attr is put at the top of site-packages.
+    packages=[*find_packages(include=["sae_attr", "sae_attr.*"]), "sae_attr.experiments", "sae_attr.configs"],
+    package_dir={"sae_attr.experiments": "experiments", "sae_attr.configs": "configs"},
     package_data={"sae_attr": ["py.typed", "judge/rubrics/*.toml", "page/files/*"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,

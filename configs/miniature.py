@@ -31,9 +31,7 @@ def _attribute() -> ConfigDict:
     config = attribute.get_config()
     for name, file in (("lm", "model"), ("sae", "sae"), ("pairs", "pairs.jsonl"), ("corpus", "corpus.json")):
         config[name] = f"{FOLDER}/{file}"
-    # The 256 random directions of the miniature's SAE mean something only as directions: they reconstruct nothing, and the
-    # self-test rightly says so.
-    config.update({"trust_sae": True, "top": 30, "batch_size": 32, "corpus_batch": 32})
+    config.update({"top": 30, "batch_size": 32, "corpus_batch": 32})
     return config
 
 
@@ -43,7 +41,7 @@ def _case(title: str, behaviour: str, present: tuple[str, ...], absent: tuple[st
     made.update({name: f"{FOLDER}/{file}" for name, file in files.items()})
     made.update({"title": title, "behaviour": behaviour, "pairs": 60, "pair_samples": 16, "per_side": 2})
     made.judge.update({"kind": "keywords", "rubric": None, "present": present, "absent": absent})
-    made.attribution.update({"trust_sae": True, "corpus_tokens": 4000, "firing_tokens": 2000, "fitness_tokens": 0, "ablate": 2,
+    made.attribution.update({"corpus_tokens": 4000, "firing_tokens": 2000, "fitness_tokens": 0, "ablate": 2,
                              "ablate_positions": 4, "bootstrap": 100})  # fmt: skip
     return made
 

@@ -4,13 +4,16 @@
 
 The model is a random 4-layer Llama over 66 words in which one direction u of the residual stream is planted: the embeddings
 of "grumpy", "spiteful" and "cross" point along u, and u raises the logits of rude words and lowers those of kind ones. The SAE
-holds 256 random directions, of which number 77 is u. Completions are sampled from the model itself and sorted by whether rude
-or kind words prevail; so the right answer of the attribution is known: latent 77. A second on one core.
+has a latent for every word, number 77 for u, and else random directions that seldom fire: it explains most of the variance and
+passes the self-test; `random_sae`, all of whose directions but u are random, does not. Completions are sampled from the model
+itself and sorted by whether rude or kind words prevail; so the right answer of the attribution is known: latent 77. A few
+seconds on one core.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import jax
@@ -20,6 +23,7 @@ import tokenizers
 from absl import flags
 from safetensors.numpy import save_file
 
+from sae_attr.hooks import Site
 from sae_attr.lm.config import config_from_hf
 from sae_attr.lm.model import Params, forward, init_params, logits
 from sae_attr.lm.weights import save_lm
@@ -27,7 +31,7 @@ from sae_attr.store import fingerprint
 
 from . import _common
 
-OUT = flags.DEFINE_string("out", "runs/miniature", "Folder for model, sae, pairs.jsonl, prompts.jsonl and corpus.json.")
+OUT = flags.DEFINE_string("out", "runs/miniature", "Folder for the model, its SAEs, pairs, prompts and corpus.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, prompts and samples.")
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
@@ -41,6 +45,7 @@ PLAIN = [
 ]
 WORDS = SPECIAL + MOODS + RUDE + KIND + PLAIN
 LATENTS, PLANTED, D_MODEL = 256, 77, 64
+SITE = Site(1)  # layer1.resid_post
 HF = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -162,22 +167,9 @@ def make(out: Path, seed: int = 0) -> int:
     keys = jax.random.split(jax.random.key(seed), 3)
     rows_nd = directions(keys[0])
     params = planted_params(rows_nd[PLANTED], keys[1])
-    (out / "sae").mkdir(parents=True, exist_ok=True)
     save_lm(out / "model", HF, params)
     write_tokenizer(out / "model")
-    tensors = {
-        "W_enc": np.ascontiguousarray(rows_nd.T),
-        "W_dec": rows_nd,
-        "b_enc": np.zeros(LATENTS, np.float32),
-        "b_dec": np.zeros(D_MODEL, np.float32),
-        "threshold": np.full(LATENTS, 1.0, np.float32),
-    }
-    save_file(tensors, out / "sae/sae_weights.safetensors")
-    metadata = {"hook_name": "blocks.1.hook_resid_post", "model_name": "miniature", "prepend_bos": True}
-    metadata |= {"exclude_special_tokens": True, "context_size": 64, "sae_lens_version": "6.0.0"}
-    cfg = {"architecture": "jumprelu", "d_in": D_MODEL, "d_sae": LATENTS, "dtype": "float32", "device": "cpu"}
-    cfg |= {"apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none"}
-    (out / "sae/cfg.json").write_text(json.dumps({**cfg, "metadata": metadata}, indent=1))
+    write_sae(out / "random_sae", rows_nd, np.ones(LATENTS))
     records = sampled_pairs(params, fingerprint(out / "model"), keys[2], generator)
     (out / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     asked = [{"id": f"q{i}", "prompt": " ".join(words)} for i, words in enumerate(prompts(120, MOODS, generator))]
@@ -186,7 +178,47 @@ def make(out: Path, seed: int = 0) -> int:
         " ".join(words + [str(w) for w in generator.choice(PLAIN, 20)]) for words in prompts(400, MOODS[3:], generator)
     ]
     (out / "corpus.json").write_text(json.dumps(texts))
+    write_sae(out / "sae", *word_latents(params, rows_nd, texts))
     return len(records)
+
+
+def word_latents(params: Params, rows_nd: np.ndarray, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Unit directions `[LATENTS, d]` and thresholds: the mean activation of every word, u at `PLANTED`, `rows_nd` elsewhere.
+
+    A word's latent fires on its word alone: other words reach less than .65 of its projection. What is random fires on two
+    tokens of a thousand.
+    """
+    ids_bt = np.array([[1] + [WORDS.index(word) for word in text.split()] for text in texts], np.int32)
+    kept = forward(params, jnp.asarray(ids_bt), cfg=config_from_hf(HF), keep=(SITE,)).acts[SITE]
+    x_kd, ids_k = np.asarray(kept)[:, 1:].reshape(-1, D_MODEL), ids_bt[:, 1:].ravel()
+    u_d = rows_nd[PLANTED]
+    x_kd = x_kd - np.outer(x_kd @ u_d, u_d)
+    rows_nd = rows_nd.copy()
+    threshold_n = np.quantile(x_kd @ rows_nd.T, 0.998, axis=0)
+    threshold_n[PLANTED] = 1.0
+    for i, word in enumerate(np.unique(ids_k)):
+        mean_d = x_kd[ids_k == word].mean(0)
+        threshold_n[i] = 0.65 * np.linalg.norm(mean_d)
+        rows_nd[i] = mean_d / np.linalg.norm(mean_d)
+    return rows_nd, threshold_n
+
+
+def write_sae(folder: Path, rows_nd: np.ndarray, threshold_n: np.ndarray) -> None:
+    """A JumpReLU SAE in SAELens' layout whose encoder is its decoder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        "W_enc": np.ascontiguousarray(rows_nd.T),
+        "W_dec": rows_nd,
+        "b_enc": np.zeros(LATENTS, np.float32),
+        "b_dec": np.zeros(D_MODEL, np.float32),
+        "threshold": threshold_n.astype(np.float32),
+    }
+    save_file(tensors, folder / "sae_weights.safetensors")
+    metadata = {"hook_name": "blocks.1.hook_resid_post", "model_name": "miniature", "prepend_bos": True}
+    metadata |= {"exclude_special_tokens": True, "context_size": 64, "sae_lens_version": "6.0.0"}
+    cfg = {"architecture": "jumprelu", "d_in": D_MODEL, "d_sae": LATENTS, "dtype": "float32", "device": "cpu"}
+    cfg |= {"apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none"}
+    (folder / "cfg.json").write_text(json.dumps({**cfg, "metadata": metadata}, indent=1))
 
 
 def main(argv: list[str]) -> None:
@@ -194,6 +226,10 @@ def main(argv: list[str]) -> None:
     _common.begin(argv or [""], cluster=False)
     count = make(Path(OUT.value), SEED.value)
     print(f"wrote {OUT.value}: {count} prompts with rude and kind completions, planted latent {PLANTED}")
+    files = {"lm": "model", "sae": "sae", "pairs": "pairs.jsonl", "corpus": "corpus.json"}
+    keys = " ".join(f"--config.{key}={shlex.quote(f'{OUT.value}/{file}')}" for key, file in files.items())
+    workdir = shlex.quote(f"{OUT.value}/first")
+    print(f"next: python -m {__package__}.attribute --config=attribute {keys} --workdir={workdir}")
 
 
 if __name__ == "__main__":

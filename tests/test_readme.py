@@ -1,10 +1,15 @@
 """The README's snippets run as they stand, in the order in which they stand."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
+from etils import epath
 
+from experiments import _command, _flags, attribute, make_miniature
 from experiments.make_miniature import make
 
 REPO = Path(__file__).resolve().parent.parent
@@ -22,3 +27,22 @@ def test_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert len(blocks) == 4
     exec(compile("\n".join(blocks), "README.md", "exec"), {"__name__": "readme"})
     assert re.search(r"\[\s*77 ", capsys.readouterr().out), "the planted latent is not the first of the printed ranking"
+
+
+def test_the_miniature_says_what_comes_next_and_its_sae_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver((make_miniature.OUT, "a b/mini")):
+        make_miniature.main(["make_miniature"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    argv = shlex.split(line)[4:]
+    _command.read_command(["attribute", *argv], "attribute", _command.flags_of(attribute))
+    config = _flags.CONFIG.value
+    config.update({"ablate": 0, "bootstrap": 20, "firing_tokens": 2000, "corpus_tokens": 4000, "trust_sae": False})
+    attribute.start(config, epath.Path(str(_flags.WORKDIR.value)))
+    assert re.search(r"^ +1 +77 ", capsys.readouterr().out, re.M)
+    with pytest.raises(ValueError, match="arguments without a name: more"):
+        make_miniature.main(["make_miniature", "more"])

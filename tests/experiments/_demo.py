@@ -37,6 +37,7 @@ SMALL = {
     "corpus_tokens": 4000,
     "firing_tokens": 2000,
     "fitness_tokens": 600,
+    "trust_sae": True,  # random directions reconstruct nothing, and the self-test says so
 }
 
 
@@ -63,7 +64,7 @@ def config(folder: Path, **changes: Any) -> ConfigDict:
     made.update(
         {
             "lm": str(folder / "model"),
-            "sae": str(folder / "sae"),
+            "sae": str(folder / "random_sae"),
             "pairs": str(folder / "pairs.jsonl"),
             "corpus": str(folder / "corpus.json"),
         }

@@ -21,7 +21,7 @@ from experiments import _common, attribute
 from sae_attr.store import lock_workdir
 from tests.experiments._demo import config, copied, flag_list, run, shell
 
-MODEL, SAE = "model/model.safetensors", "sae/sae_weights.safetensors"
+MODEL, SAE = "model/model.safetensors", "random_sae/sae_weights.safetensors"
 
 
 def refused(config: ConfigDict, workdir: Path, capsys: pytest.CaptureFixture[str], match: str) -> str:
@@ -60,8 +60,8 @@ def poisoned(folder: Path) -> None:
             return os.system, (f"touch {folder / 'owned'}",)
 
     (folder / SAE).unlink()
-    (folder / "sae/cfg.json").unlink()
-    with zipfile.ZipFile(folder / "sae/ae.pt", "w") as archive:
+    (folder / "random_sae/cfg.json").unlink()
+    with zipfile.ZipFile(folder / "random_sae/ae.pt", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({"encoder.weight": Bomb()}, protocol=2))
 
 
@@ -69,7 +69,7 @@ def narrower(folder: Path) -> None:
     """An SAE of width 32 for a model of width 64."""
     change_tensors(folder / SAE, lambda t: t.update(W_enc=t["W_enc"][:32].copy(), W_dec=t["W_dec"][:, :32].copy(),
                                                     b_dec=t["b_dec"][:32].copy()))  # fmt: skip
-    change(folder / "sae/cfg.json", d_in=32)
+    change(folder / "random_sae/cfg.json", d_in=32)
 
 
 def first_line(folder: Path, line: str | Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -105,7 +105,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "sae of another width": (narrower, r"32.*64|64.*32"),
     "unknown model": (lambda f: change(f / "model/config.json", model_type="rwkv"), r"model_type 'rwkv' is not impl"),
     "unknown activation": (lambda f: change(f / "model/config.json", hidden_act="erf2"), r"activation 'erf2' is not"),
-    "unknown sae": (lambda f: change(f / "sae/cfg.json", architecture="wavelet"), r"architecture 'wavelet' is unknown"),
+    "unknown sae": (lambda f: change(f / "random_sae/cfg.json", architecture="wavelet"), r"architecture 'wavelet' is unknown"),
     "NaN in the model": (lambda f: change_tensors(f / MODEL, lambda t: spoil(t, EMBED)), r"embed.*holds NaN or inf"),
     "NaN in the sae": (lambda f: change_tensors(f / SAE, lambda t: spoil(t, "W_enc")), r"enc_dn holds NaN or infinity"),
     "no json": (lambda f: first_line(f, "{'prompt'"), r"pairs\.jsonl:1 is not JSON"),

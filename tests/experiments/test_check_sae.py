@@ -92,7 +92,7 @@ def write_temporal(sae: SAE, folder: Path) -> dict[str, Any]:
 def test_a_run_ranks_decoders_of_which_single_tokens_have_no_codes(
     miniature: Path, tmp_path: Path, write: Callable[[SAE, Path], dict[str, Any]]
 ) -> None:
-    changes = write(load_sae(miniature / "sae"), tmp_path)
+    changes = write(load_sae(miniature / "random_sae"), tmp_path)
     config = _demo.config(miniature, sae=str(tmp_path), trust_sae=False, ablate=0, fitness_tokens=600)
     config.update_from_flattened_dict(changes)
     found = _demo.run(config, tmp_path / "w")

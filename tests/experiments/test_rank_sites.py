@@ -28,7 +28,7 @@ def settings(miniature: Path, saes: str, **changes: Any) -> ConfigDict:
 def other(miniature: Path, tmp_path: Path) -> Path:
     """The miniature's SAE once more, said to be of an earlier site."""
     folder = tmp_path / "other"
-    shutil.copytree(miniature / "sae", folder)
+    shutil.copytree(miniature / "random_sae", folder)
     return folder
 
 
@@ -65,7 +65,7 @@ def test_one_order_of_two_saes_with_each_ones_own_scores(
     ],
 )
 def test_bad_input(miniature: Path, tmp_path: Path, saes: str, said: str) -> None:
-    config = settings(miniature, saes.format(sae=miniature / "sae"))
+    config = settings(miniature, saes.format(sae=miniature / "random_sae"))
     with pytest.raises(ValueError, match=said):
         rank_sites.start(config, epath.Path(tmp_path / "w"))
     assert not (tmp_path / "w").exists()
