@@ -1,11 +1,14 @@
 """What the hub's client raises, as one message each."""
 
+from fnmatch import fnmatch
+from pathlib import Path
+
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from configs.attribute import SAE_OPTIONS
-from sae_attr.lm.weights import load_config
+from configs.attribute import get_config
+from sae_attr.lm.weights import load_config, resolve_model
 from sae_attr.sae.formats import LoadOptions, load_sae, pinned
 
 
@@ -34,7 +37,7 @@ def test_what_the_hub_refuses(monkeypatch: pytest.MonkeyPatch, raised: Exception
 
 
 def test_every_option_of_a_loader_can_be_set_in_a_config() -> None:
-    assert set(SAE_OPTIONS) == set(LoadOptions.__annotations__)
+    assert set(get_config().sae_options) == set(LoadOptions.__annotations__)
 
 
 def test_a_branch_is_pinned_to_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,3 +45,21 @@ def test_a_branch_is_pinned_to_its_commit(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: next(heads))
     assert pinned("hf://owner/repo/a/b@main") == "hf://owner/repo/a/b@0a1b"
     assert pinned("hf://owner/repo") == "hf://owner/repo@ffff"
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_torchs_weights_are_fetched_where_there_are_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    asked = []
+
+    def fetch(*args: object, allow_patterns: list[str], **kwargs: object) -> str:
+        asked.append(allow_patterns)
+        if any(fnmatch(weights, pattern) for pattern in allow_patterns):
+            (tmp_path / weights).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert resolve_model("owner/name") == tmp_path
+    assert (tmp_path / weights).exists()
+    assert len(asked) == (1 if weights.endswith("safetensors") else 2)
