@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward
+from sae_attr.masks import beyond_limits
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.sae.model import SAE, encode
 
@@ -59,9 +61,12 @@ def top_passages(
     mesh: jax.sharding.Mesh,
     count: int = 5,
     window: int = 12,
+    limits: Mapping[Site, float] = MappingProxyType({}),
     progress: bool = False,
 ) -> list[list[Passage]]:
     """The texts in which each latent's code is highest, one place per text, best first (method, section 6).
+
+    A code depends on the text before it, so of places that are led to by the same tokens one is shown.
 
     Args:
       work: (tokens_bt, valid_bt, counted_bt) batches of ordinary text; only counted positions are looked at.
@@ -69,12 +74,15 @@ def top_passages(
       site: what the SAE encodes.
       count: passages per latent; fewer where it fires in fewer texts.
       window: tokens that are shown on either side.
+      limits: site -> largest norm; a position beyond one of them is an attention sink and never shown.
     """
+    sites = tuple(dict.fromkeys((site, *limits)))
+    span = (0, max(s.layer for s in sites) + 1)
 
     def best(params: Params, tokens_bt: Any, valid_bt: Any, counted_bt: Any) -> tuple[jax.Array, jax.Array]:
-        span = (0, site.layer + 1)
-        acts_btd = forward(params, tokens_bt, cfg=cfg, valid_bt=valid_bt, keep=(site,), span=span).acts[site]
-        codes_btk = jnp.where(counted_bt[..., None], encode(sae, acts_btd)[..., latents_k], 0)
+        acts = forward(params, tokens_bt, cfg=cfg, valid_bt=valid_bt, keep=sites, span=span).acts
+        shown_bt = counted_bt & ~beyond_limits(acts, limits) if limits else counted_bt
+        codes_btk = jnp.where(shown_bt[..., None], encode(sae, acts[site])[..., latents_k], 0)
         return jnp.max(codes_btk, axis=1), jnp.argmax(codes_btk, axis=1)
 
     step = jax.jit(best)
@@ -85,8 +93,16 @@ def top_passages(
             for b in np.flatnonzero(value_bk[:, k] > 0):
                 passages.append(_passage(batch[0][b], batch[1][b], int(at_bk[b, k]), float(value_bk[b, k]), window))
             passages.sort(key=lambda p: -p.code)  # stable: of equal codes the earlier text comes first
-            del passages[count:]
+            passages[:] = _different(passages)[:count]
     return found
+
+
+def _different(passages: list[Passage]) -> list[Passage]:
+    """The first of those that are led to by the same tokens."""
+    first: dict[tuple[int, ...], Passage] = {}
+    for passage in passages:
+        first.setdefault(passage.ids[: passage.at + 1], passage)
+    return list(first.values())
 
 
 def _passage(tokens_t: np.ndarray, valid_t: np.ndarray, at: int, code: float, window: int) -> Passage:

@@ -27,7 +27,7 @@ VERSIONS: dict[str, int] = {
     "steer": 1,
     "judge": 1,
     "effects": 1,
-    "interpret": 1,
+    "interpret": 2,
     "convergence": 1,
 }
 

@@ -112,7 +112,7 @@ def interpret(case: Case, selection: Result) -> Made:
         return {}, {"nearest": tokens, "passages": {}}
     found = top_passages(
         study.params, study.sae, study.corpus_work(settings.passage_tokens), latents, cfg=study.cfg, site=study.read_site,
-        mesh=study.mesh, count=settings.passages, progress=study.progress,
+        mesh=study.mesh, count=settings.passages, limits=study.limits, progress=study.progress,
     )  # fmt: skip
     shown = lambda p: {"code": p.code, "at": p.at, "tokens": token_strings(study.tokenizer, p.ids)}
     passages = {str(i): [shown(p) for p in some] for i, some in zip(latents, found, strict=True)}

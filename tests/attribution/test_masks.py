@@ -19,6 +19,7 @@ from sae_attr.attribution.stages import mean_stage
 from sae_attr.attribution.study import Study, training_masks
 from sae_attr.data import scope_mask
 from sae_attr.hooks import Site
+from sae_attr.interpret import top_passages
 from sae_attr.lm.model import Params
 from sae_attr.masks import masks_from
 from sae_attr.parallel import make_mesh
@@ -70,6 +71,21 @@ def test_no_outliers_no_limits() -> None:
     assert norm_limits(with_sink(), WORK, None, sites=(SITE,), **WHERE) == {}
     limits = norm_limits(random_params(CFG), WORK, 10.0, sites=(SITE,), **WHERE)
     assert mean_activation(random_params(CFG), WORK, site=SITE, limits=limits, **WHERE).outliers == 0
+
+
+def test_passages_are_different_texts_and_no_sinks() -> None:
+    params, sae = with_sink(), some_sae()
+    limits = norm_limits(params, WORK, 10.0, sites=(SITE,), **WHERE)
+    twice: list[CorpusBatch] = [*WORK, *WORK]
+    latents = np.arange(9)
+    shown = top_passages(params, sae, twice, latents, site=SITE, limits=limits, window=3, count=4, **WHERE)
+    loose = top_passages(params, sae, twice, latents, site=SITE, window=3, count=4, **WHERE)
+    assert any(p.ids[p.at] == SINK for passages in loose for p in passages)
+    assert sum(map(len, shown)) > 9
+    for passages in (*shown, *loose):
+        assert len({p.ids[: p.at + 1] for p in passages}) == len(passages)
+        assert [p.code for p in passages] == sorted((p.code for p in passages), reverse=True)
+    assert not any(p.ids[p.at] == SINK for passages in shown for p in passages)
 
 
 @pytest.fixture
