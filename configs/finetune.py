@@ -22,6 +22,7 @@ held-out loss 3.97 → 2.62 nats per target by LoRA of rank 32 (lr 3e-3), 2.50 w
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from sae_attr.chat import OPTIONS
 from sae_attr.lm.adapters import Lora
@@ -38,7 +39,7 @@ class Training:
 
     Args:
       lm: a Hugging Face folder or hub id; pretraining without it makes a new model as `model` says.
-      batch_size: rows a step.
+      batch_size: rows a step; None: 16, or 8 or 4 where there are few rows.
       micro: micro-batches that these are cut into, for memory.
       held_out: a file of its own; None: `held_out_share` of the rows.
       held_out_share: 0: none.
@@ -48,7 +49,7 @@ class Training:
     """
 
     lm: str | None = None
-    batch_size: int = 16
+    batch_size: int | None = None
     micro: int = 1
     held_out: str | None = None
     held_out_share: float = 0.05
@@ -69,7 +70,7 @@ class Finetune:
       truncate: cut rows that are longer, instead of refusing them.
       packed: several rows in one of `context` tokens; none sees another.
       append_eos: after text completions; None: where the tokenizer has one.
-      epochs: times that every row is seen.
+      epochs: times that every row is seen; None: 1, or up to 3 where that is fewer than 100 steps.
       method: lora | full.
       merge: write the merged model beside the adapter.
     """
@@ -81,7 +82,7 @@ class Finetune:
     truncate: bool = False
     packed: bool = True
     append_eos: bool | None = None
-    epochs: float = 1.0
+    epochs: float | None = None
     method: str = "lora"
     merge: bool = False
 
@@ -99,7 +100,8 @@ def shared() -> ConfigDict:
     config = config_of(Training)
     config.update(config_of(Loop))
     config.update(config_of(Compute, leave_out=("dtype",)))
-    config.update({"eval_every": 50, "save_every": 50})
+    config.save_every = 50
+    _left_open(config, "eval_every", int)  # eight times a run, at least every 50 steps
     config.opt = config_of(Optimizer, leave_out=("steps",))
     config.mesh = ""
     return config
@@ -110,7 +112,16 @@ def get_config() -> ConfigDict:
     config = shared()
     config.update(config_of(Finetune))
     config.template_options = any_keys(OPTIONS)
-    config.opt.update({"lr": 1e-4, "warmup": 5})
+    config.opt.lr = 1e-4
+    _left_open(config.opt, "warmup", int)  # one step in twenty
     config.lora = config_of(Lora)
-    config.lora.update({"rank": 32, "alpha": 64.0, "rslora": True})
+    config.lora.rslora = True
+    _left_open(config.lora, "rank", int)  # by the number of rows, 8 for 250 and 32 for 4,000 (see lm.sizes)
+    _left_open(config.lora, "alpha", float)  # twice the rank
     return config
+
+
+def _left_open(config: ConfigDict, name: str, kind: type) -> None:
+    """Makes a key that follows from the size of the work unless it is given."""
+    del config[name]
+    config[name] = placeholder(kind)

@@ -68,6 +68,7 @@ def get_config() -> ConfigDict:
     config.update(config_of(Packing, leave_out=("row_bos",)))
     config.template_options = any_keys(OPTIONS)
     config.context = 256
+    config.batch_size = 16
     config.model = ConfigDict(
         {
             "model_type": "llama",

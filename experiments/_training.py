@@ -144,6 +144,15 @@ def train(
     )
 
 
+def kept_best(fitted: Fitted, workdir: epath.Path) -> tuple[Params | None, str]:
+    """The trained leaves of the best held-out step where that is not the last, and where they are said to lie."""
+    best = fitted.best_trained(workdir / "checkpoints")
+    return (
+        best,
+        "the untrained model" if fitted.best_step == 0 else "the last step" if best is None else "kept beside the last",
+    )
+
+
 def curves(history: list[dict[str, float]]) -> dict[str, bytes | str]:
     """curves.csv, held_out.csv and the figure, by file name."""
     steps = [record for record in history if "loss" in record]
@@ -179,6 +188,8 @@ def report(
         "loss_last_tenth": float(np.mean(losses[-max(1, len(losses) // 10) :])),
         "held_out_first": held[0] if held else None,
         "held_out_last": held[-1] if held else None,
+        "held_out_best": min(held) if held else None,
+        "best_step": fitted.best_step,
         "tokens_per_second": fitted.tokens / fitted.seconds if fitted.seconds else None,
         "config": config.to_dict(),
         "versions": _common.versions(),
@@ -193,6 +204,8 @@ def show(result: Mapping[str, Any], workdir: epath.Path) -> None:
     print(f"\ntraining loss {result['loss_first']:.4f} → {result['loss_last_tenth']:.4f} nats per target")
     if result["held_out_last"] is not None:
         print(f"held-out loss {result['held_out_first']:.4f} → {result['held_out_last']:.4f}")
+        if result["best_step"] != result["steps"]:
+            print(f"the lowest was {result['held_out_best']:.4f} at step {result['best_step']}: {result['best']}")
     if result["tokens_per_second"]:
         print(f"{result['tokens_per_second']:,.0f} tokens/s")
     print(f"wrote to {workdir}: {', '.join(sorted(p.name for p in workdir.iterdir() if not p.name.startswith('.')))}")

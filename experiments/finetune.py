@@ -22,6 +22,7 @@ from sae_attr.lm.config import LMConfig
 from sae_attr.lm.feed import Feed, all_batches, example_feed
 from sae_attr.lm.folder import read_object
 from sae_attr.lm.model import Params
+from sae_attr.lm.sizes import batch_for, epochs_for, evaluate_every, rank_for, warmup_for
 from sae_attr.lm.train import join
 from sae_attr.lm.weights import load_config, load_lm, resolve_model, save_lm
 from sae_attr.store import own_workdir
@@ -94,18 +95,20 @@ def states_of(params: Params, cfg: LMConfig, lora: Lora, held: list[Example], co
     return _common.npz_bytes({**arrays, "layers": np.array(layers)})
 
 
-def write(workdir: Path, config: ConfigDict, cfg: LMConfig, lora: Lora | None, params: Params, trained: Params) -> None:
-    """The PEFT adapter, the whole model, or both; `params` is what `forward` reads."""
+def write(
+    workdir: Path, config: ConfigDict, cfg: LMConfig, lora: Lora | None, params: Params, trained: Params, end: str = ""
+) -> None:
+    """The PEFT adapter, the whole model, or both, in folders whose names end in `end`; `params` is what `forward` reads."""
     source = resolve_model(config.lm)
     template = Path(config.chat_template).read_text("utf-8") if config.chat_template else None
     folders = []
     if lora is not None:
-        save_adapter(workdir / "adapter", cfg, lora, trained, base=str(config.lm))
-        folders.append(workdir / "adapter")
+        save_adapter(workdir / f"adapter{end}", cfg, lora, trained, base=str(config.lm))
+        folders.append(workdir / f"adapter{end}")
     if lora is None or config.merge:
         hf = read_object(source / "config.json")
-        save_lm(workdir / "model", hf, params if lora is None else jax.jit(merged)(params))
-        folders.append(workdir / "model")
+        save_lm(workdir / f"model{end}", hf, params if lora is None else jax.jit(merged)(params))
+        folders.append(workdir / f"model{end}")
     if parallel.is_main():
         for folder in folders:
             _training.copy_tokenizer(source, folder, template)
@@ -123,17 +126,41 @@ class Work:
     steps: int
 
 
+def suit_rank(config: ConfigDict, rows: int) -> None:
+    """Fills in the adapter's rank and scale where the config leaves them to the number of rows."""
+    if config.lora.rank is None:
+        config.lora.rank = rank_for(rows)
+    if config.lora.alpha is None:
+        config.lora.alpha = 2.0 * config.lora.rank
+
+
+def suit_steps(config: ConfigDict, packs: int) -> int:
+    """Fills in batch, epochs, warm-up and evaluations where the config leaves them to the number of packs; the steps."""
+    if config.batch_size is None:
+        config.batch_size = batch_for(packs, config.micro * parallel.make_mesh(config.mesh).shape["data"])
+    if config.epochs is None:
+        config.epochs = epochs_for(packs, config.batch_size)
+    steps = math.ceil(config.epochs * packs / max(config.batch_size, 1))
+    if config.opt.warmup is None:
+        config.opt.warmup = warmup_for(steps)
+    if config.eval_every is None:
+        config.eval_every = evaluate_every(steps)
+    return steps
+
+
 def prepare(config: ConfigDict) -> Work:
     """Reads everything but the weights, so that what is wrong is said before anything is written."""
     source = resolve_model(config.lm)
     cfg = load_config(str(source))
-    lora = check(config, cfg)
     found, rows, held = read_rows(config, tokenizer_of(config, source, cfg.vocab))
+    suit_rank(config, len(rows))
+    lora = check(config, cfg)
     feed_of = lambda rows: example_feed(rows, context=config.context, packed=config.packed, seed=config.seed)
     feed = feed_of(rows)
-    steps = math.ceil(config.epochs * feed.count / config.batch_size)
+    steps = suit_steps(config, feed.count)
     logging.info("%d rows in %d packs of %d tokens, %d steps", len(rows), feed.count, feed.width, steps)
     _training.check(config, steps)
+    _training.warn_of_few_steps(steps, "give more rows, raise epochs or lower batch_size")
     return Work(source, lora, found, held, (feed, feed_of(held) if held else None), steps)
 
 
@@ -154,11 +181,14 @@ def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
     trained = fitted.state.trained
     tree = assemble(frozen, trained)
     write(Path(workdir), config, cfg, lora, tree, trained)
+    best, said = _training.kept_best(fitted, workdir)
+    if best is not None:
+        write(Path(workdir), config, cfg, lora, assemble(frozen, best), best, end="-best")
     files = {}
     if lora is not None and work.held:
         files["adapter_states.npz"] = states_of(tree, cfg, lora, work.held, config.context, config.batch_size)
     summary = {"data": work.found.counts, "rows_held_out": len(work.held), **inputs}
-    summary |= {"packs": work.feeds[0].count, "pack_tokens": work.feeds[0].width}
+    summary |= {"best": said, "packs": work.feeds[0].count, "pack_tokens": work.feeds[0].width}
     share = len(check_lora(cfg, lora)) / cfg.n_layers if lora else 1  # other layers' factors are there, and 0
     summary |= {"parameters_trained": round(share * sum(x.size for x in jax.tree.leaves(trained)))}
     return _training.report(workdir, fitted, config, summary, files) if parallel.is_main() else {}

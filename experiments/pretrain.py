@@ -18,6 +18,7 @@ from sae_attr.lm.config import LMConfig, config_from_hf
 from sae_attr.lm.feed import Feed, token_feed
 from sae_attr.lm.folder import read_object
 from sae_attr.lm.model import Params, init_params
+from sae_attr.lm.sizes import evaluate_every
 from sae_attr.lm.weights import load_lm, resolve_model, save_lm
 from sae_attr.parallel import LM_RULES, shardings
 from sae_attr.store import own_workdir
@@ -89,7 +90,10 @@ def prepare(config: ConfigDict, workdir: epath.Path) -> Work:
     tok = with_options(load_tokenizer(source), config.template_options.to_dict())
     hf = hf_config(config, tok)
     tok = replace(tok, embedding_rows=config_from_hf(hf).vocab)
+    if config.eval_every is None:
+        config.eval_every = evaluate_every(config.steps)
     _training.check(config, config.steps)
+    _training.warn_of_few_steps(config.steps, "raise steps")
     feed, held, counts = feeds(config, tok, workdir)
     return Work(source, hf, (feed, held), counts)
 
@@ -110,10 +114,14 @@ def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
         params, {}, work.feeds, cfg=cfg, config=config, steps=config.steps, mesh=mesh, workdir=workdir, inputs=inputs
     )
     save_lm(Path(workdir) / "model", work.hf, fitted.state.trained)
+    best, said = _training.kept_best(fitted, workdir)
+    if best is not None:
+        save_lm(Path(workdir) / "model-best", work.hf, best)
     if not parallel.is_main():
         return {}
-    _training.copy_tokenizer(work.source, Path(workdir) / "model")
-    summary = {"corpus": work.counts, "epochs": epochs, "parameters_trained": size, **inputs}
+    for name in ("model", *(["model-best"] if best is not None else [])):
+        _training.copy_tokenizer(work.source, Path(workdir) / name)
+    summary = {"best": said, "corpus": work.counts, "epochs": epochs, "parameters_trained": size, **inputs}
     return _training.report(workdir, fitted, config, summary)
 
 

@@ -69,6 +69,19 @@ class Fitted:
     seconds: float = 0.0
     tokens: int = 0
 
+    @property
+    def best_step(self) -> int | None:
+        """The step of the lowest held-out loss, the first of equals; None without held-out rows."""
+        held = [record for record in self.history if "eval_loss" in record]
+        return int(min(held, key=lambda record: record["eval_loss"])["step"]) if held else None
+
+    def best_trained(self, folder: PathLike | None) -> Params | None:
+        """The trained leaves of the best step, from where `fit` kept them; None where the last or no step is the best."""
+        best = self.best_step
+        if folder is None or best in (None, 0, int(self.state.step)):
+            return None
+        return checkpoints.restore(best_folder(folder), self.state.trained, step=best)[0]
+
 
 def fit(
     trained: Params,
@@ -94,7 +107,8 @@ def fit(
       batch_of: rows of a step; called once for each, in order.
       assemble: makes the tree that `forward` reads from both.
       held_out: batches `[b, ...]` whose mean loss is the held-out loss.
-      folder: for checkpoints and the history; None keeps none.
+      folder: for checkpoints and the history; None keeps none. The leaves of the step with the lowest held-out loss are kept
+        beside it (`best_folder`).
       config: plain values that a continued run must share.
 
     Raises:
@@ -123,6 +137,7 @@ def fit(
                 out.tokens += sum(int((np.asarray(b.segment_bt) >= 0).sum()) for b in batches)
             if held_out and (stop == opt.steps or _due(stop, loop.eval_every)):
                 history.append({"step": stop, "eval_loss": evaluate(out.state.trained)})
+                _keep_best(folder, out)
             if folder is not None and (stop == opt.steps or _due(stop, loop.save_every)):
                 _save(folder, out.state, history, config, loop.keep)
             _show(bar, stop - start, history, out)
@@ -201,6 +216,22 @@ def _records(start: int, metrics: Any) -> list[dict[str, float]]:
         }
         for i in range(len(metrics.loss))
     ]
+
+
+def best_folder(folder: PathLike) -> epath.Path:
+    """Where the leaves of the best step lie, beside the checkpoints in `folder`."""
+    path = epath.Path(folder)
+    return path.with_name(f"{path.name}-best")
+
+
+def _keep_best(folder: PathLike | None, out: Fitted) -> None:
+    """Saves the trained leaves where this step is the best so far; a continued run finds those that it saved before."""
+    step = int(out.state.step)
+    if folder is None or out.best_step != step:
+        return
+    saved = checkpoints.latest(best_folder(folder))
+    if saved is None or saved < step:
+        checkpoints.save(best_folder(folder), step, out.state.trained, keep=2)
 
 
 def _check_finite(records: list[dict[str, float]], folder: PathLike | None) -> None:

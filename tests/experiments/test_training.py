@@ -288,3 +288,16 @@ def test_a_fine_tune_killed_twice_ends_as_one_left_alone(base: Path, tmp_path: P
     assert result["continued_from_step"] >= 4
     for name in ("curves.csv", "held_out.csv", "model/model.safetensors", "figures/loss.svg"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
+
+
+def test_what_is_left_open_follows_the_rows(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = finetune_config.get_config()
+    config.update({"lm": str(base / "model"), "data": str(base / "rows.jsonl"), "mesh": "data=1", "context": 96})
+    with caplog.at_level("WARNING", logger="absl"):
+        work = finetune.prepare(config)
+    packs = work.feeds[0].count
+    assert config.batch_size == 4
+    assert (config.epochs, work.steps) == (3.0, -(-3 * packs // 4))
+    assert (config.lora.rank, config.lora.alpha) == (4, 8.0)
+    assert (config.opt.warmup, config.eval_every) == (1, max(1, work.steps // 8))
+    assert f"only {work.steps} steps will be taken" in caplog.text

@@ -16,6 +16,7 @@ import pytest
 from sae_attr import checkpoints
 from sae_attr.lm.feed import all_batches, drawn, example_feed, step_batch, token_feed
 from sae_attr.lm.fit import Fitted, Loop, fit, spans
+from sae_attr.lm.sizes import batch_for, epochs_for, evaluate_every, rank_for, warmup_for
 from sae_attr.lm.train import Batch, Optimizer
 from sae_attr.parallel import make_mesh
 from sae_attr.tokenfile import Packing, write_tokens
@@ -28,6 +29,35 @@ CFG = config(d=8, d_mlp=8, n_heads=2, n_kv_heads=1)
 OPT = Optimizer(lr=1e-2, steps=8, warmup=2)
 LOOP = Loop(scan=2, eval_every=4, save_every=2)
 FEED = example_feed(examples(12), context=32, packed=False)
+
+
+def test_sizes_follow_the_number_of_rows() -> None:
+    assert [batch_for(packs, 1) for packs in (2, 60, 300, 5000)] == [2, 4, 8, 16]
+    assert batch_for(60, 3) == 6
+    assert [epochs_for(packs, 4) for packs in (20, 200, 4000)] == [3.0, 2.0, 1.0]
+    assert [warmup_for(steps) for steps in (1, 15, 45, 1000, 9000)] == [0, 1, 2, 50, 100]
+    assert [rank_for(rows) for rows in (1, 250, 1000, 4000, 90_000)] == [4, 8, 16, 32, 32]
+    assert [evaluate_every(steps) for steps in (3, 45, 9000)] == [1, 5, 50]
+
+
+def test_the_best_held_out_step_is_kept_beside_the_last(tmp_path: Path) -> None:
+    """The rate is far too high after some steps, so that the last step is not the best; a stop in between changes nothing."""
+    wild = {"opt": replace(OPT, lr=0.5, steps=8, schedule="constant"), "loop": replace(LOOP, eval_every=1)}
+    whole = run(tmp_path / "whole", **wild)
+    held = {record["step"]: record["eval_loss"] for record in whole.history if "eval_loss" in record}
+    assert whole.best_step == min(held, key=lambda step: held[step])
+    assert whole.best_step not in (0, 8)
+    best = whole.best_trained(tmp_path / "whole")
+    assert best is not None
+    sums = [
+        float(sum(np.abs(np.asarray(x)).sum() for x in jax.tree.leaves(tree))) for tree in (best, whole.state.trained)
+    ]
+    assert sums[0] != sums[1]
+    stopped = tmp_path / "stopped"
+    with pytest.raises(Stopped):
+        run(stopped, stop=whole.best_step + 1, **wild)
+    jax.tree.map(np.testing.assert_array_equal, run(stopped, **wild).best_trained(stopped), best)
+    assert calm().best_trained(None) is None
 
 
 class Stopped(Exception):
