@@ -398,6 +398,28 @@ def test_a_writer_of_the_cache_that_is_killed(file: TokenFile, tmp_path: Path) -
     assert not list((tmp_path / "cut").glob(".tmp-*"))
 
 
+def flipped(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 4
+    file.write_bytes(data)
+
+
+def test_a_damaged_shard_or_index_of_the_cache_is_made_again(
+    file: TokenFile, params: Params, source: Source, tmp_path: Path
+) -> None:
+    cache(tmp_path, params, source)
+    whole = {path: path.read_bytes() for path in tmp_path.rglob("*.npy")}
+    index = (tmp_path / "index.json").read_bytes()
+    for damage in (flipped, Path.unlink, lambda path: path.write_bytes(b"")):
+        damage(next(iter(sorted(whole))))
+        cache(tmp_path, params, source)
+        assert all(path.read_bytes() == content for path, content in whole.items())
+    for other in (b"[]", b'{"shards": [', b"{}", index.replace(b'"seed"', b'"seen"')):
+        (tmp_path / "index.json").write_bytes(other)
+        cache(tmp_path, params, source)
+        assert (tmp_path / "index.json").read_bytes() == index
+
+
 def test_a_cache_belongs_to_one_source(file: TokenFile, params: Params, source: Source, tmp_path: Path) -> None:
     cache(tmp_path, params, source)
     with pytest.raises(ValueError, match=r"source.masks.first_k: 0 → 3"):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 from tqdm import tqdm
 
@@ -21,7 +22,7 @@ from sae_attr.lm.model import Params
 from sae_attr.masks import REASONS
 from sae_attr.parallel import from_main, is_main
 from sae_attr.store import Meta, PathLike, Store, claim_workdir, digest, lock_workdir, write_atomic
-from sae_attr.store.files import quote, read_array
+from sae_attr.store.files import json_row, quote, read_array
 
 INDEX = "index.json"  # of a cache; written last
 VERSION = 1  # raise it when the same source gives other shards
@@ -116,14 +117,14 @@ def write_cache(
     with lock_workdir(folder, wait=True) if is_main() else contextlib.nullcontext():
         if is_main():
             claim_workdir(folder, config)
-        if from_main((folder / INDEX).exists()):
+        store = Store(folder, writer=is_main())
+        whole = [from_main(store.is_whole(_shard(g))) for g in range(per_epoch)]
+        if all(whole) and from_main(_has_index(folder, config)):
             return read_index(folder)
-        store, collect = (
-            Store(folder, writer=is_main()),
-            collector(params, source, cfg=cfg, mesh=mesh, batch_rows=batch_rows),
-        )
+        collect = collector(params, source, cfg=cfg, mesh=mesh, batch_rows=batch_rows)
         for g in tqdm(range(per_epoch), desc="activations", unit="shard", disable=not progress):
-            if not from_main(store.has(_shard(g))):
+            if not whole[g]:
+                _discard(store, _shard(g))
                 found = collect(_rows(source, g, rows, seed))
                 arrays = {str(site): acts for site, acts in found.acts.items()} | {"ids": found.ids_k2}
                 store.publish(_shard(g), arrays, {"tokens": len(found.ids_k2), "counts": found.counts})
@@ -140,11 +141,28 @@ def read_index(folder: PathLike) -> Meta:
       ValueError: no complete cache lies there.
     """
     path = epath.Path(folder) / INDEX
-    if not path.exists():
+    index = json_row(path.read_bytes()) if path.is_file() else None
+    if index is None or not index.keys() >= {"shards", "source"}:
         raise ValueError(
             f"{os.fspath(path.parent)} holds no complete cache of activations; write_cache makes or ends one"
         )
-    return json.loads(path.read_text())
+    return index
+
+
+def _has_index(folder: epath.Path, config: Meta) -> bool:
+    """Whether the index is that of this source; one that is damaged is written again, which costs nothing."""
+    try:
+        index = read_index(folder)
+    except ValueError:
+        return False
+    return all(index.get(name) == value for name, value in json.loads(json.dumps(config)).items())
+
+
+def _discard(store: Store, key: str) -> None:
+    """Takes a damaged shard away, and says so; nothing happens where there is none."""
+    if store.writer and store.path(key).exists():
+        logging.warning("%s is damaged; it is computed again", os.fspath(store.path(key)))
+        store.discard(key)
 
 
 def cached_blocks(

@@ -54,6 +54,14 @@ class Store:
             return False
         return True
 
+    def is_whole(self, key: str) -> bool:
+        """Whether a complete entry lies there with every byte; all of it is read."""
+        try:
+            read_manifest(self.path(key), key).check_contents(self.path(key))
+        except (KeyError, Damaged):
+            return False
+        return True
+
     def publish(
         self,
         key: str,
