@@ -7,6 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
+from sae_attr.attribution.columns import written
 from sae_attr.attribution.outcome import Outcome, compute
 from sae_attr.attribution.study import Study
 from sae_attr.data import shown_tokens
@@ -24,7 +25,7 @@ def write(outcome: Outcome, workdir: epath.Path) -> list[str]:
     """Writes every file of a run; returns their names."""
     primary = outcome.summary["primary"]
     files: dict[str, bytes | str] = {
-        "latents.csv" if name == primary else f"latents_{name}.csv": csv_text(columns)
+        "latents.csv" if name == primary else f"latents_{name}.csv": csv_text(written(columns))
         for name, columns in outcome.columns.items()
     }
     if outcome.ablation is not None:

@@ -24,6 +24,7 @@ from sae_attr.attribution import (
     score_sites,
 )
 from sae_attr.attribution.candidates import decoder_rows
+from sae_attr.attribution.columns import quoted, written
 from sae_attr.attribution.corpus import CodeStatistics
 from sae_attr.attribution.encoder import error_prompt_scores
 from sae_attr.attribution.sites import ERROR, SiteRanking
@@ -104,7 +105,7 @@ def columns_of(
             scores_pk = prompt_scores(merged, dec_kd, jnp.asarray(means[site], jnp.float32))
             if study.cfg.width(site.point) == study.cfg.d_model:
                 ids, _ = nearest_tokens(dec_kd, unembedding(study.params, cfg=study.cfg))
-                tokens[own] = [" ".join(map(repr, token_strings(study.tokenizer, row))) for row in np.asarray(ids)]
+                tokens[own] = [quoted(token_strings(study.tokenizer, row)) for row in np.asarray(ids)]
         if len(at) > len(own):  # the reconstruction error, which is one entry
             scores_pk = np.concatenate([scores_pk, errors_p[site][:, None]], axis=1)
             own = np.concatenate([own, np.setdiff1d(at, own)])
@@ -190,7 +191,7 @@ def start(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     with own_workdir(workdir, config.to_dict(), ignore=PLAIN, writer=parallel.is_main()):
         columns, result = run(studies)
         if parallel.is_main():
-            write_atomic(workdir / "latents.csv", csv_text(columns))
+            write_atomic(workdir / "latents.csv", csv_text(written(columns)))
             write_atomic(workdir / "result.json", json_text(result))
             print(table_text(columns))
             for site, count in result["latents_in_top"].items():

@@ -46,7 +46,7 @@ def csv_text(columns: Mapping[str, Sequence[object] | np.ndarray]) -> str:
 def latent_table(columns: Mapping[str, np.ndarray], count: int = 20) -> str:
     """The first candidates as a table: rank, latent, Δ ± error, sign consistency, projection, gradient, firing, tokens."""
     head = (
-        f"{'rank':>4} {'latent':>8} {'Δ':>10} {'± se':>9} {'signs':>6} {'(a-ā)·d':>9} {'g·d':>10} {'fires':>7} "
+        f"{'rank':>4} {'latent':>8} {'Δ':>10} {'± se':>9} {'signs':>6} {'(a-ā)·d':>9} {'-g·d':>10} {'fires':>7} "
         f"{'exact ΔL':>9}  nearest tokens"
     )
     lines = [head, "-" * (len(head) + 12)]
@@ -82,7 +82,7 @@ def legend(exact_scope: str | None) -> str:
     """
     lines = [
         "Δ ± se: nats per token, mean over prompts · signs: share of prompts with Δ's sign · (a-ā)·d: mean over the",
-        "scope's tokens · g·d: the same, positive − negative (below 0: more of the latent makes the positives likelier)",
+        "scope's tokens · -g·d: the same, positive − negative (above 0: more of the latent makes the positives likelier)",
         "fires: share of corpus tokens on which the code is not zero · = n: decoder row nearly that of latent n",
     ]
     if exact_scope is not None:

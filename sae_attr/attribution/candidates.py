@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from sae_attr.activations import MeanActivation
 from sae_attr.attribution.ablation import exact_ablation, row_ablation, taylor_fails
+from sae_attr.attribution.columns import quoted
 from sae_attr.attribution.corpus import CodeStatistics
 from sae_attr.attribution.encoder import encoder_prompt_scores, error_prompt_scores
 from sae_attr.attribution.merged import MergedTokens, merge, prompt_scores
@@ -123,7 +124,7 @@ def candidate_columns(
         "consistency": stats.consistency_k,
         **{side: values_pk.mean(0) for side, values_pk in sides_pk.items()},
         "projection": np.asarray(scores[f"projection_{preset.tokens}"])[latents],
-        "gradient": -np.asarray(scores[f"gradient_{preset.tokens}"])[latents],
+        "gradient": np.asarray(scores[f"gradient_{preset.tokens}"])[latents],
         "encoder": encoder_column(study, merged, codes, latents),
         "firing_rate": codes.rate_n[latents],
         **{f"from_{role}": role_k[i] for i, role in enumerate(ROLES) if role != "pad"},
@@ -132,7 +133,7 @@ def candidate_columns(
         "duplicate_of": np.where(copies >= 0, latents[copies], -1),
     }
     ids, cosines = nearest_tokens(dec_kd, unembedding(study.params, cfg=study.cfg))
-    columns["tokens"] = np.array([" ".join(map(repr, token_strings(study.tokenizer, row))) for row in np.asarray(ids)])
+    columns["tokens"] = np.array([quoted(token_strings(study.tokenizer, row)) for row in np.asarray(ids)])
     columns["token_cosine"] = np.asarray(cosines)[:, 0]
     rho, spread = split_half_spearman(own_pk, study.key(4))
     about = {"candidate_split_half_spearman": rho, "candidate_split_half_sd": spread, "prompts": len(own_pk)}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sae_attr.attribution.columns import written
 from sae_attr.case_study.case import Case, plain
 from sae_attr.case_study.latents import latent_table, steered_latents
 from sae_attr.case_study.results import CaseResults
@@ -180,11 +181,10 @@ def _convergence(row: Mapping[str, Any]) -> Convergence:
 def _tables(r: CaseResults, table: Table) -> Files:
     """latents.csv of a case, and the attribution's candidates with every statistic."""
     name = r.case.settings.name
-    cell = lambda value: " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-    columns = {c.key: [cell(row.get(c.key)) for row in table.rows] for c in table.columns}
-    out: Files = {f"{name}/latents.csv": csv_text(columns)}
+    columns = {c.key: [row.get(c.key) for row in table.rows] for c in table.columns}
+    out: Files = {f"{name}/latents.csv": csv_text(written(columns))}
     for preset, found in r.of["attribute"].meta["columns"].items():
-        out[f"{name}/candidates_{preset.replace(', ', '_')}.csv"] = csv_text(found)
+        out[f"{name}/candidates_{preset.replace(', ', '_')}.csv"] = csv_text(written(found))
     return out
 
 

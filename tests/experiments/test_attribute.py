@@ -106,7 +106,7 @@ def test_the_tables_numbers_are_those_of_scores(done: Path, name: str) -> None:
     for column, key in same.items():
         want = arrays[key][latents]
         np.testing.assert_allclose(numbers(rows, column), want, rtol=2e-4, atol=1e-5 * np.abs(want).max(), err_msg=key)
-    np.testing.assert_allclose(numbers(rows, "gradient"), -arrays[f"gradient_{scope}"][latents], rtol=1e-6)
+    np.testing.assert_allclose(numbers(rows, "gradient"), arrays[f"gradient_{scope}"][latents], rtol=1e-6)
     ours = arrays[f"{SIDES[name]}_{scope}"]
     assert set(latents) == set(np.argsort(-ours, kind="stable")[:TOP])
 

@@ -25,6 +25,7 @@ from benchmarks.faults import contents
 from configs import miniature as configs
 from experiments import case_study
 from sae_attr.attribution import versions
+from sae_attr.attribution.columns import COLUMNS
 from sae_attr.case_study import chain, showing
 from sae_attr.case_study import latents as latents_table
 from sae_attr.case_study import study as opening
@@ -180,6 +181,21 @@ def test_a_ranking_over_a_pool_is_on_the_page_and_in_the_result(studied: Path, m
     files, _ = showing.page(study.cases, chain.STAGES, *(results[name] for name in names))
     assert f"recommended: of a pool of 17 of 256 latents: {by}" in str(files["report.html"])
     assert f"of a pool of 17 of 256 latents: {by}" in str(files["result.json"])
+
+
+def test_tables_have_one_schema_and_one_sign(studied: Path) -> None:
+    rows, candidates = (_demo.table(studied / f"rude/{name}.csv") for name in ("latents", "candidates_faithful"))
+    for columns in (list(rows[0]), list(candidates[0])):
+        schema = [name for name in COLUMNS if name in columns or name == "rank_*"]
+        assert [name for name in columns if not name.startswith("rank_")] == [n for n in schema if n != "rank_*"]
+    of = {row["latent"]: row for row in candidates}
+    both = [row for row in rows if row["latent"] in of]
+    for name in ("gradient", "projection", "delta"):
+        ours = [float(row[name]) for row in both]
+        np.testing.assert_allclose(ours, [float(of[row["latent"]][name]) for row in both], rtol=1e-4)
+    planted = next(row for row in rows if int(row["latent"]) == PLANTED)
+    assert float(planted["gradient"]) > 0
+    assert planted["tokens"] == of[str(PLANTED)]["tokens"]
 
 
 def stage_keys_of(miniature: Path, workdir: Path) -> dict[str, str]:
