@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sae_attr.lm.families import ACTS, DEFAULTS, FAMILIES, GPT2_NAMES, READ, SYNONYMS, stated_types
+from sae_attr.lm.families import ACTS, FAMILIES, stated_types
+from sae_attr.lm.hf_keys import DEFAULTS, GPT2_NAMES, READ, SYNONYMS
 from sae_attr.lm.lm_config import NO_WINDOW, LMConfig
 from sae_attr.lm.rope import Rope
 from sae_attr.lm.schema import misfits, shown, unread_lines

@@ -128,11 +128,9 @@ def _check_shape(
     except (ValueError, IndexError):  # it cannot be cut into heads or experts
         got = tensor.shape
     if got != shape:
+        where = f" ({name} of layer {at[0]})" if at else ""
         raise ValueError(
-            f"{leaf} should be {shape} by config.json, but the file has {got}; take both from one model ({name} of layer "
-            f"{at[0]})"
-            if at
-            else f"{leaf} should be {shape} by config.json, but the file has {got}; take both from one model"
+            f"{leaf} should be {shape} by config.json, but the file has {got}; take both from one model{where}"
         )
     dtype = getattr(tensor, "dtype", None)
     if dtype is not None and (np.dtype(dtype).kind in "iub" or np.dtype(dtype).itemsize == 1):  # or float8
