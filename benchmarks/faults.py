@@ -138,8 +138,8 @@ def main() -> None:
     stages = stored(calm, began)
     print(f"left alone: {time.time() - began:.0f} s, {len(stages)} entries", flush=True)
     kills = 0
-    for number in spread(len(stages), args.kills):
-        wait = draw.uniform(0.0, 1.0) * stages[number].seconds
+    for number in spread(len(stages) - 1, args.kills):  # not in the last, which may be over before it can be killed
+        wait = draw.uniform(0.0, 0.9) * stages[number].seconds
         if run([*start, f"--workdir={killed}"], killed, reach=number, then=wait):
             break
         kills += 1
