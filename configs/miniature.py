@@ -37,7 +37,7 @@ def _attribute() -> ConfigDict:
 
 def _case(title: str, behaviour: str, present: tuple[str, ...], absent: tuple[str, ...]) -> ConfigDict:
     made = case_study.case("misalignment")
-    files = {"lm": "model", "lm_aligned": "model", "sae": "sae", "corpus": "corpus.json", "prompts": "prompts.jsonl"}
+    files = {"lm": "model", "sae": "sae", "corpus": "corpus.json", "prompts": "prompts.jsonl"}
     made.update({name: f"{FOLDER}/{file}" for name, file in files.items()})
     made.update({"title": title, "behaviour": behaviour, "pairs": 60, "pair_samples": 16, "per_side": 2})
     made.judge.update({"kind": "keywords", "rubric": None, "present": present, "absent": absent})
@@ -52,6 +52,7 @@ def _study() -> ConfigDict:
         "rude": _case("Rudeness", "rude answers", RUDE, KIND),
         "kind": _case("Kindness", "kind answers", KIND, RUDE),
     })  # fmt: skip
+    config.methods = ("delta_attribution", "delta_code")  # one model: no Δ-activation
     config.sampling.max_new = 10
     config.update(
         {"top": 6, "random": 6, "grid": (0.5, 1.0), "strength_prompts": 6, "effect_prompts": 12, "effect_samples": 2}

@@ -97,8 +97,9 @@ def start(
     with own_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change, writer=parallel.is_main()):
         if parallel.is_main():
             show_cost(study)
-        options: dict[str, Any] = {"only": only, "until": until, "force": force, "agree": parallel.from_main}
-        results = run_stages(store, study.stages, on_start=report_start, **options)
+        which: dict[str, Any] = {"only": only, "until": until, "force": force}
+        study.try_out(**which)
+        results = run_stages(store, study.stages, on_start=report_start, agree=parallel.from_main, **which)
         if parallel.is_main():
             found = study.shown(stored_results(store, study.stages) | results)
             names = write(found, workdir)

@@ -51,8 +51,8 @@ def code_rivals(study: Study, table: TokenTable, skipped: dict[str, str]) -> dic
     n, limit = study.sae_cfg.n_latents, study.settings.dense_limit
     names = []
     for name in RIVALS:
-        if name == "delta_activation" and not study.settings.lm_aligned:
-            skipped[name] = "no second model: set lm_aligned"
+        if name == "delta_activation" and study.no_second_model:
+            skipped[name] = study.no_second_model
             continue
         if study.sae_cfg.no_token_codes:
             skipped[name] = study.sae_cfg.no_token_codes

@@ -71,7 +71,7 @@ def self_test(study: Study) -> tuple[dict[str, Any], list[Result]]:
     if not verdict.passes and not study.settings.trust_sae:
         raise ValueError(
             f"the SAE {study.settings.sae} {verdict.sentence}\n{table(measured, promise, verdict)}\n"
-            "load it rightly (site, sae_options, exclude), or go on all the same with --config.trust_sae=True"
+            f"load it rightly (site, sae_options, exclude), or go on all the same with {study.flag('trust_sae')}=True"
         )
     return {"trusted": study.settings.trust_sae, **record(measured, promise, verdict)}, [result]
 

@@ -50,6 +50,10 @@ _LIMIT_TOKENS = 8192  # of the corpus, for the median norms
 class Study:
     """Settings with what they name: files are looked at when first asked for, weights loaded only if a stage must run.
 
+    Args:
+      progress: show bars.
+      keys_at: where the settings stand in the run's config, for messages: "" or, in a case study, "cases.NAME.attribution.".
+
     Raises ValueError from the properties for inputs that do not fit each other.
     """
 
@@ -57,6 +61,11 @@ class Study:
     store: Store
     mesh: jax.sharding.Mesh
     progress: bool = True
+    keys_at: str = ""
+
+    def flag(self, setting: str) -> str:
+        """The flag that sets one of the settings on the command line."""
+        return f"--config.{self.keys_at}{setting}"
 
     @functools.cached_property
     def cfg(self) -> LMConfig:
@@ -255,6 +264,15 @@ class Study:
     def aligned_key(self) -> str:
         """Names the second model of Δ-activation by its files' contents."""
         return fingerprint(resolve_model(str(self.settings.lm_aligned)))
+
+    @property
+    def no_second_model(self) -> str:
+        """Why no other model stands beside the studied one: none is given, or the same is given twice; "" where one does."""
+        if not self.settings.lm_aligned:
+            return "no second model: set lm_aligned"
+        if self.aligned_key == self.lm_key:
+            return f"lm_aligned ({self.settings.lm_aligned}) has the same weights as lm: give another model, or none"
+        return ""
 
     @functools.cached_property
     def sae_key(self) -> str:

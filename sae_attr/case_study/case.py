@@ -15,19 +15,22 @@ from etils import epath
 
 from sae_attr.attribution.candidates import decoder_rows
 from sae_attr.attribution.settings import Settings
+from sae_attr.attribution.stages import self_test
 from sae_attr.attribution.study import Study
 from sae_attr.case_study.samples import UNSTEERED, Answer, Arms, Rows
 from sae_attr.case_study.settings import CaseSettings, StudySettings
-from sae_attr.data import COMPLETION, encode_prompt, is_special, scope_mask
+from sae_attr.data import COMPLETION, batches, encode_prompt, is_special, scope_mask
+from sae_attr.data import Row as TokenRow
 from sae_attr.hooks import Add
-from sae_attr.judge import Item, Judge
+from sae_attr.judge import Item, Judge, ask_one, tells_coherence
 from sae_attr.lm.ends import ending_ids
 from sae_attr.lm.model import Params
 from sae_attr.lm.sample import Sampling
 from sae_attr.lm.weights import load_config, resolve_model
 from sae_attr.pairs import Prompt
-from sae_attr.parallel import to_host
+from sae_attr.parallel import shard_batch, to_host
 from sae_attr.steering import Row, sweep
+from sae_attr.steering.coherence import logp_per_token
 from sae_attr.store import Store, fingerprint
 from sae_attr.tokenizer import decode, encode
 
@@ -61,7 +64,7 @@ ExactRates = Callable[..., tuple[np.ndarray, np.ndarray]]
 class Source:
     """The files of a case: a real model's, or those that the organism's build wrote; fields as in `CaseSettings`.
 
-    `exact`: rates by probabilities, which only the organism's grammar allows.
+    `lm_aligned`: "" where there is no second model. `exact`: rates by probabilities, which only the organism's grammar allows.
     """
 
     lm: str
@@ -81,7 +84,8 @@ class Source:
     def fingerprints(self) -> dict[str, Any]:
         """Names of the files' contents, and how they are read."""
         local = lambda path: path if path.startswith("hf://") else fingerprint(path)
-        models = {k: fingerprint(resolve_model(getattr(self, k))) for k in ("lm", "lm_aligned")}
+        models: dict[str, Any] = {"lm": fingerprint(resolve_model(self.lm))}
+        models["lm_aligned"] = fingerprint(resolve_model(self.lm_aligned)) if self.lm_aligned else None
         adapter = fingerprint(resolve_model(self.adapter)) if self.adapter else None
         how = {"sae_format": self.sae_format, "sae_options": dict(self.sae_options), "site": self.site}
         how |= {"column": self.column, "split": self.split}
@@ -109,6 +113,7 @@ class Case:
         files = {k: getattr(self.source, k) for k in _FILES}
         fields = {
             **files,
+            "lm_aligned": self.source.lm_aligned or None,
             "pairs": str(self.pairs_file),
             "dtype": self.study.dtype,
             "resid_dtype": self.study.resid_dtype,
@@ -119,11 +124,14 @@ class Case:
             **self.runtime.attribution,
             **self.settings.attribution,
         }
-        return Study(Settings(**fields), self.runtime.store, self.runtime.mesh, self.runtime.progress)
+        keys_at = f"cases.{self.settings.name}.attribution."
+        return Study(Settings(**fields), self.runtime.store, self.runtime.mesh, self.runtime.progress, keys_at)
 
     @functools.cached_property
     def aligned_params(self) -> Params:
-        """Weights of the model without the behaviour."""
+        """Weights of the model without the behaviour; where there is no second model, those of the only one."""
+        if not self.source.lm_aligned:
+            return self.attribution.params
         return self.attribution.load(self.source.lm_aligned)
 
     def params(self, direction: str) -> Params:
@@ -251,24 +259,93 @@ class Case:
         """Programs by split: both directions run the same."""
         return {}
 
+    @property
+    def measures_coherence(self) -> bool:
+        """Whether coherence of sampled answers is measured by log-probability, since the judge does not tell it."""
+        by = self.study.coherence_by
+        if self.study.strengths_by == "exact" or by == "judge":
+            return False
+        return by == "logp" or not tells_coherence(self.judge)
+
+    def logp_per_token(
+        self, direction: str, split: str, prompts: Sequence[int], ids: Sequence[Sequence[int]]
+    ) -> np.ndarray:
+        """Mean log-probability of completions under the unsteered model of a direction, float64 `[r]` in nats per token.
+
+        Args:
+          prompts: number of every completion's prompt in the split.
+          ids: token ids; a completion without any gets NaN.
+        """
+        prompt_ids = self.prompt_ids(split)
+        rows = [_row(prompt_ids[p], completion) for p, completion in zip(prompts, ids, strict=True)]
+        out = np.full(len(rows), np.nan)
+        size = self.runtime.batch_size
+        for batch, index_b in batches(rows, batch_size=size, context=self.attribution.cfg.max_len):
+            logp_b = to_host(
+                logp_per_token(self.params(direction), shard_batch(batch, self.runtime.mesh), cfg=self.attribution.cfg)
+            )
+            out[index_b[index_b >= 0]] = logp_b[index_b >= 0]
+        return out
+
     def check(self) -> None:
-        """Looks at the files of a real model, before anything is sampled: configs, SAE, tokenizer, prompts, stop texts.
+        """Looks at the files of a real model, before anything is computed: configs, SAE, tokenizer, prompts, stop texts.
 
         Raises:
-          ValueError: files that do not fit each other, a prompt that leaves no room for an answer.
+          ValueError: files that do not fit each other, a prompt that leaves no room for an answer or of which no token counts
+            in the attribution, a judge that does not tell coherence where it is to.
         """
         study = self.attribution
         _ = study.site, study.decoder, self.stop_ids
-        study.same_architecture(self.source.lm_aligned, load_config(self.source.lm_aligned, mesh=self.runtime.mesh))
-        study.check_corpus()
+        if self.source.lm_aligned:
+            study.same_architecture(self.source.lm_aligned, load_config(self.source.lm_aligned, mesh=self.runtime.mesh))
+        next(iter(study.texts()))
+        by_judge = self.study.strengths_by == "samples" and not self.measures_coherence
+        if by_judge and not tells_coherence(self.judge):
+            raise ValueError(no_coherence(self))
         for split in self.source.prompts:
-            ids, prompts = self.prompt_ids(split), self.prompts(split)
-            longest = max(range(len(ids)), key=lambda i: len(ids[i]))
-            if len(ids[longest]) + self.study.sampling.max_new > study.cfg.max_len:
+            self._check_lengths(split)
+        self._check_scopes()
+
+    def _check_lengths(self, split: str) -> None:
+        """Raises ValueError for a prompt whose longest answer would not fit the model, or the attribution's context."""
+        ids, prompts, max_new = self.prompt_ids(split), self.prompts(split), self.study.sampling.max_new
+        longest = max(range(len(ids)), key=lambda i: len(ids[i]))
+        limits = {"the model's": self.attribution.cfg.max_len}
+        if split == "pairs":
+            limits["the attribution's context of"] = self.attribution.context
+        for whose, limit in limits.items():
+            if len(ids[longest]) + max_new > limit:
                 raise ValueError(
-                    f"prompt {prompts[longest].id!r} has {len(ids[longest])} tokens, which with max_new="
-                    f"{self.study.sampling.max_new} exceeds the model's {study.cfg.max_len}; shorten it, or lower max_new"
+                    f"prompt {prompts[longest].id!r} has {len(ids[longest])} tokens, which with sampling.max_new={max_new} "
+                    f"exceeds {whose} {limit}; shorten it, or lower --config.sampling.max_new"
                 )
+
+    def _check_scopes(self) -> None:
+        """Raises ValueError for a prompt for pairs of which no token would count in a preset's scope."""
+        study, special_excluded = self.attribution, "special" in self.attribution.exclude
+        if all(preset.tokens != "prompt" for preset in study.settings.presets()):
+            return
+        for prompt, ids in zip(self.prompts("pairs"), self.prompt_ids("pairs"), strict=True):
+            if special_excluded and is_special(ids, study.tokenizer).all():
+                raise ValueError(
+                    f"prompt {prompt.id!r} has special tokens alone, of which none counts in the attribution; fill it in, or "
+                    f"exclude less ({study.flag('exclude')})"
+                )
+
+    def try_out(self, *, judge: bool) -> None:
+        """Runs what is cheap beside sampling and would end the study later: the SAE's self-test, one question to the judge.
+
+        The self-test is stored, so that the attribution only loads it.
+
+        Args:
+          judge: whether answers are still to be graded.
+
+        Raises:
+          ValueError: the SAE does not fit its site, or the judge's reply cannot be read.
+        """
+        self_test(self.attribution)
+        if judge:
+            ask_one(self.judge)
 
     def answer(self, direction: str, split: str, arms: Arms, norm: float) -> Answer:
         """Samples completions of a split's prompts under arms, at most `batch_size` rows a call: one compiled program for all.
@@ -293,6 +370,22 @@ class Case:
             return [list(done.ids) for batch in made for done in batch]
 
         return answer
+
+
+def no_coherence(case: Case) -> str:
+    """Says what to do where nothing tells whether answers are coherent."""
+    name = case.settings.name
+    return (
+        f"the judge of case {name} does not say whether answers are coherent, which strengths are chosen by; set "
+        f"--config.coherence_by=logp, or add a rubric for it, --config.cases.{name}.judge.coherence=coherence"
+    )
+
+
+def _row(prompt: Sequence[int], completion: Sequence[int]) -> TokenRow:
+    """A prompt with its completion, for its log-probability alone: roles do not matter."""
+    ids = np.array([*prompt, *completion], np.int32)
+    nothing = np.zeros(len(ids), np.int8)
+    return TokenRow(ids, len(prompt), nothing, nothing.astype(bool), pair=0, side=1, completion=0)
 
 
 _FILES = ("lm", "adapter", "lm_aligned", "sae", "sae_format", "sae_options", "site", "corpus", "column", "split",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from sae_attr.case_study.case import Case, plain
+from sae_attr.case_study.case import Case, no_coherence, plain
 from sae_attr.case_study.grading import known_mean
-from sae_attr.case_study.samples import Arms
+from sae_attr.case_study.samples import UNSTEERED, Arms
 from sae_attr.case_study.selection import Selection, arms_of, scaled, with_unsteered
 from sae_attr.case_study.trial import Trial
-from sae_attr.judge import tells_coherence
 from sae_attr.steering import choose_strengths
+from sae_attr.steering.coherence import OwnAnswers
 from sae_attr.store import Made, Progress, Result
 
 
@@ -50,19 +51,27 @@ def _sampled_coherence(
     case: Case, direction: str, trial: Arms, norm: float, progress: Progress
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Share of coherent first answers of every arm; where none could be graded an arm counts as incoherent."""
-    asked = Trial(case, direction, "strengths", trial, norm, case.study.strength_samples)
-    tokens_rn, cost = asked.sample(progress, f"strengths, {direction}")
-    found, counts = asked.grade(tokens_rn, progress, attempts=0)
-    _, coherent_kps = found.shaped(*asked.shape)
+    own, cost = None, {"samples": 0, "tokens": 0}
+    if case.measures_coherence:
+        own, cost = _own_answers(case, direction, progress)
+    asked = Trial(case, direction, "strengths", trial, norm, case.study.strength_samples, own)
+    tokens_rn, made = asked.sample(progress, f"strengths, {direction}")
+    cost = {name: cost[name] + made[name] for name in made}
+    answers, counts = asked.grade(tokens_rn, progress, attempts=0)
+    _, coherent_kps = answers.shaped(*asked.shape)
     coherent_k = np.array([known_mean(coherent_ps) for coherent_ps in coherent_kps])
-    if not tells_coherence(case.judge):  # nothing is known of coherence: every strength passes
-        return np.ones(len(coherent_k)), {**cost, "counts": counts}
     if np.isnan(coherent_k[0]):  # else every strength would pass beside an unsteered model that counts as incoherent
-        raise ValueError(
-            f"the judge of case {case.settings.name} does not say whether answers are coherent, which strengths are chosen by; "
-            f"add a rubric for it, --config.cases.{case.settings.name}.judge.coherence=coherence"
-        )
-    return np.nan_to_num(coherent_k), {**cost, "counts": counts}
+        raise ValueError(no_coherence(case))
+    facts = {"coherence_by": "judge"} if own is None else {"coherence_by": "logp", "own_answers": asdict(own)}
+    return np.nan_to_num(coherent_k), {**cost, "counts": counts, **facts}
+
+
+def _own_answers(case: Case, direction: str, progress: Progress) -> tuple[OwnAnswers, dict[str, int]]:
+    """What the unsteered model's own answers to the strengths' prompts are like, and what they cost."""
+    unsteered = Arms(np.array([UNSTEERED]), np.zeros(1))
+    trial = Trial(case, direction, "strengths", unsteered, 0.0, case.study.coherence_samples)
+    tokens_rn, cost = trial.sample(progress, f"own answers, {direction}")
+    return trial.own_answers(tokens_rn, tail=case.study.coherence_tail), cost
 
 
 def steered_arms(case: Case, direction: str, selection: Result, chosen: Result) -> Arms:
@@ -73,8 +82,9 @@ def steered_arms(case: Case, direction: str, selection: Result, chosen: Result) 
 
 def _steered(case: Case, direction: str, selection: Result, chosen: Result, attribution: Result) -> Trial:
     """All arms of a direction on the effects' prompts; arm 0 is the model as it is."""
-    arms = steered_arms(case, direction, selection, chosen)
-    return Trial(case, direction, "effects", arms, norm_of(attribution), case.study.effect_samples)
+    arms, samples = steered_arms(case, direction, selection, chosen), case.study.effect_samples
+    own = OwnAnswers(**chosen.meta["own_answers"]) if case.measures_coherence else None
+    return Trial(case, direction, "effects", arms, norm_of(attribution), samples, own)
 
 
 def steer(
@@ -110,6 +120,8 @@ def fields(case: Case) -> dict[str, dict[str, Any]]:
     tried = {"prompts": case.declared_prompts("strengths"), "limit": study.strength_prompts}
     asked = {"prompts": case.declared_prompts("effects"), "limit": study.effect_prompts}
     by = {"judge": dict(case.judge.identity)} if study.strengths_by == "samples" else {}
+    if case.measures_coherence:
+        by["coherence"] = {"by": "logp", "tail": study.coherence_tail, "samples": study.coherence_samples}
     return {
         "strengths": {**grid, **tried, **how, **by, "samples": study.strength_samples, "sampling": sampling},
         "steer": {**asked, **how, "samples": study.effect_samples, "sampling": sampling},

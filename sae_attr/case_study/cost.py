@@ -41,9 +41,15 @@ def case_costs(case: Case) -> list[Cost]:
     for direction in DIRECTIONS:
         tried = (1 + arms * len(study.grid)) * len(case.prompts("strengths")) * study.strength_samples
         tried = 0 if study.strengths_by == "exact" else tried
+        unsteered = len(case.prompts("strengths")) * study.coherence_samples if case.measures_coherence else 0
         steered = (1 + arms) * len(case.prompts("effects")) * study.effect_samples
         out += [
-            Cost(f"{name}.strengths.{direction}", samples=tried, judged=tried, tokens=tried * new),
+            Cost(
+                f"{name}.strengths.{direction}",
+                samples=tried + unsteered,
+                judged=tried,
+                tokens=(tried + unsteered) * new,
+            ),
             Cost(f"{name}.steer.{direction}", samples=steered, tokens=steered * new),
             Cost(f"{name}.judge.{direction}", judged=steered, resampled=steered * attempts),
         ]

@@ -98,6 +98,7 @@ def choose(case: Case, attribution: Result, *others: Result) -> Made:
     chosen, skipped = select(
         rankings, attribution.arrays, scope=summary["presets"][summary["primary"]]["tokens"], methods=study.methods,
         top=study.top, random=study.random, key=key, others=sorted({i for latents in theirs for i in latents}),
+        why=summary["skipped"],
     )  # fmt: skip
     return chosen.arrays(), about(chosen, skipped)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from tqdm import tqdm
 from sae_attr.case_study.samples import Answer, Rows, padded, sampled, unpadded
 from sae_attr.judge import Grade, Item, Judge
 from sae_attr.store import Arrays, Progress
+
+INCOHERENT = "INCOHERENT"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,26 @@ def judged(judge: Judge, items: Sequence[Item], *, bar: bool = True) -> list[Gra
     return [found[item.id] for item in items]
 
 
+Coherence = Callable[[Rows, list[list[int]]], np.ndarray]
+"""Coherence of completions, 1.0, 0.0 or NaN, measured without the judge."""
+
+
+def incoherent(grade: Grade) -> Grade:
+    """Returns the grade of an answer that was measured to be incoherent: what the judge said of it does not count."""
+    return replace(grade, label=INCOHERENT, score=None, behaviour=None, coherent=0.0, excluded=True, malformed=False)
+
+
+def with_coherence(grades: Sequence[Grade], coherent_r: np.ndarray) -> list[Grade]:
+    """Returns grades in which coherence is what was measured; an incoherent answer is excluded, whatever its grade."""
+    out = []
+    for grade, value in zip(grades, coherent_r, strict=True):
+        if value == 0:
+            out.append(incoherent(grade))
+        else:
+            out.append(replace(grade, coherent=None if np.isnan(value) else 1.0))
+    return out
+
+
 def graded(
     rows: Rows,
     tokens_rn: np.ndarray,
@@ -72,6 +94,7 @@ def graded(
     attempts: int,
     batch_size: int,
     bar: bool = True,
+    coherence: Coherence | None = None,
 ) -> tuple[Graded, dict[str, Any]]:
     """Grades completions, samples the excluded ones again up to `attempts` times, and says what happened.
 
@@ -81,6 +104,7 @@ def graded(
       item: `(id, prompt number, token ids) -> Item` for the judge.
       answer: samples rows again.
       progress: of this stage; sampled rows are kept there, and grades are kept by the judge's cache.
+      coherence: measures it where the judge does not tell; None leaves it to the judge.
 
     Returns:
       `Graded`, and counts: labels of all attempts, resampled, missing, malformed.
@@ -97,6 +121,8 @@ def graded(
             ids = _replaced(ids, todo, fresh)
             counts["resampled"] += len(todo)
         grades = judged(judge, [item(f"{r}/{attempt}", int(rows.prompt_r[r]), ids[r]) for r in todo], bar=bar)
+        if coherence is not None:
+            grades = with_coherence(grades, coherence(rows[todo], [ids[r] for r in todo]))
         for r, grade in zip(todo, grades, strict=True):
             behaviour_r[r] = np.nan if grade.behaviour is None else grade.behaviour
             attempt_r[r], labels[r] = attempt, grade.label

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -59,6 +60,7 @@ def select(
     random: int,
     key: jax.Array,
     others: Sequence[int] = (),
+    why: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Selection, dict[str, str]]:
     """The best `top` latents of every method and `random` others of like firing rate; and why a method is left out.
 
@@ -67,6 +69,7 @@ def select(
       scores: name -> score of every latent, of an attribution run.
       scope: of the primary preset's tokens.
       others: latents that another study of the same dictionary chose.
+      why: score -> why the attribution left it out.
 
     Raises:
       ValueError: the first method, which is the one that is studied, has no scores.
@@ -81,13 +84,11 @@ def select(
         elif values is not None and np.isfinite(values).all():
             chosen[name] = rank(name, values, top).latents_k
         else:
+            reason = why.get(sources.get(name, name), "it has no score here")
             count = 0 if values is None else int(np.isfinite(values).sum())
-            part = (
-                f"it is known of {count:,} latents alone, which are other methods' candidates"
-                if count
-                else "it has no score here"
-            )
-            skipped[name] = f"{part}; see `skipped` of the attribution"
+            if count:
+                reason = f"it is known of {count:,} latents alone, which are other methods' candidates: {reason}"
+            skipped[name] = reason
     if methods[0] in skipped:
         raise ValueError(f"method {methods[0]!r} is to be studied, but {skipped[methods[0]]}")
     used = np.unique(np.concatenate(list(chosen.values())))

@@ -14,6 +14,7 @@ METHODS = (
 )  # fmt: skip
 DIRECTIONS = ("away", "toward")
 STRENGTHS_BY = ("samples", "exact")
+COHERENCE_BY = ("auto", "judge", "logp")
 
 
 def at_least(settings: Any, least: int, *names: str) -> None:
@@ -57,7 +58,8 @@ class CaseSettings:
       judge: who grades, and by what: {"kind": "organism" | "openai" | "local", ...}.
       organism: a behaviour of the embedded organism, which then gives all of what follows; None for a real model.
       lm, adapter, lm_aligned, sae, sae_format, sae_options, site, corpus: as in `attribution.Settings`; `lm_aligned` is what is
-        steered toward the behaviour, and the second model of Δ-activation.
+        steered toward the behaviour, and the second model of Δ-activation. Without it `lm` is steered in both directions, and
+        Δ-activation is left out, as it is where both are the same model.
       column, split, template_options: as in `attribution.Settings`.
       prompts: JSONL of `pairs.read_prompts`.
       shares: of prompts without a split.
@@ -99,7 +101,7 @@ class CaseSettings:
         at_least(self, 1, "pairs", "per_side")
         at_least(self, 2, "pair_samples")
         if self.organism is None:
-            needed = ("lm", "lm_aligned", "sae", "corpus", "prompts")
+            needed = ("lm", "sae", "corpus", "prompts")
             if absent := [name for name in needed if not getattr(self, name)]:
                 raise ValueError(
                     f"case {self.name} lacks {', '.join(absent)}; add "
@@ -145,6 +147,10 @@ class StudySettings:
       grid: strengths that are tried, in units of the site's mean norm, ascending.
       budget: how much incoherence a strength may cost.
       strengths_by: choose strengths by sampling and grading, or by exact next-word probabilities (organism only).
+      coherence_by: who tells whether an answer is coherent: the `judge`; `logp`, the unsteered model's log-probability per
+        token and the answer's repetition, against those of its own answers; `auto`: the judge if it can tell, else `logp`.
+      coherence_tail: of `logp`: share of the unsteered model's own answers that lie beyond either limit.
+      coherence_samples: of `logp`: its own answers per prompt for strengths that the limits come from.
       strength_samples, effect_samples: completions per latent and prompt.
       strength_prompts, effect_prompts: at most so many prompts of either split.
       gradient_signed: also steer each latent by the sign of its own gradient, random ones too, as a strip of its own.
@@ -165,6 +171,9 @@ class StudySettings:
     grid: tuple[float, ...] = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)
     budget: Budget = Budget()
     strengths_by: str = "samples"
+    coherence_by: str = "auto"
+    coherence_tail: float = 0.05
+    coherence_samples: int = 8
     strength_samples: int = 1
     effect_samples: int = 5
     strength_prompts: int = 20
@@ -186,12 +195,24 @@ class StudySettings:
             raise ValueError("a study needs at least one case, and each of its methods once")
         if self.strengths_by not in STRENGTHS_BY:
             raise ValueError(f"strengths_by {self.strengths_by!r} is unknown; choose of {', '.join(STRENGTHS_BY)}")
+        if self.coherence_by not in COHERENCE_BY:
+            raise ValueError(f"coherence_by {self.coherence_by!r} is unknown; choose of {', '.join(COHERENCE_BY)}")
+        if not 0 <= self.coherence_tail < 0.5:
+            raise ValueError(f"coherence_tail {self.coherence_tail} is a share of answers; give 0 to below 0.5")
         if not self.grid or list(self.grid) != sorted(set(self.grid)) or self.grid[0] <= 0:
             raise ValueError(f"grid {self.grid} must be strengths above 0 in ascending order")
         if self.steer_tokens not in TOKENS:
             raise ValueError(f"steer_tokens {self.steer_tokens!r} is unknown; choose of {', '.join(TOKENS)}")
         at_least(
-            self, 1, "top", "strength_samples", "effect_samples", "strength_prompts", "effect_prompts", "resamples"
+            self,
+            1,
+            "top",
+            "coherence_samples",
+            "strength_samples",
+            "effect_samples",
+            "strength_prompts",
+            "effect_prompts",
+            "resamples",
         )
         at_least(self, 0, "passages", "passage_tokens", "interpreted", "shown")
         if self.strengths_by == "exact" and any(case.organism is None for case in self.cases):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,7 +21,10 @@ from sae_attr.organism.world import make_world
 from sae_attr.pairs import Prompt, read_prompts
 from sae_attr.settings import given_only, settings_from
 from sae_attr.store import Progress, Result, Stage, listing
-from sae_attr.store.graph import chosen_stages
+from sae_attr.store.graph import chosen_stages, named, with_readers
+
+_GRADES = {"grade", "strengths", "judge"}
+_DEAR = {"sample", "attribute", "steer", *_GRADES}
 
 NO_SETTINGS = (
     "organism",
@@ -57,12 +60,28 @@ class CaseStudy:
         Raises:
           ValueError: words that name no stage; files that do not fit each other.
         """
-        chosen = {stage.name for stage in chosen_stages(self.stages, only=only, until=until)}
-        states = {status.name: status.state for status in listing(self.runtime.store, self.stages)}
-        for case in self.cases:
-            mine = [name for name in chosen if name.startswith(f"{case.settings.name}.")]
-            if case.settings.organism is None and any(states[name] != "done" for name in mine):
+        for case, missing in self._to_run(only=only, until=until, force=force):
+            if missing:
                 case.check()
+
+    def try_out(self, *, only: Sequence[str] = (), until: str | None = None, force: Sequence[str] = ()) -> None:
+        """Runs, of what is to run, what is cheap and would end the study after dear work; see `Case.try_out`."""
+        for case, missing in self._to_run(only=only, until=until, force=force):
+            if missing & _DEAR:
+                case.try_out(judge=bool(missing & _GRADES))
+
+    def _to_run(
+        self, *, only: Sequence[str], until: str | None, force: Sequence[str]
+    ) -> Iterator[tuple[Case, set[str]]]:
+        """The cases of real models, each with the kinds of its stages that are to run: sample, grade, steer, ..."""
+        names = {stage.name for stage in chosen_stages(self.stages, only=only, until=until)}
+        states = {status.name: status.state for status in listing(self.runtime.store, self.stages)}
+        again = with_readers(self.stages, named(self.stages, force))
+        missing = {name for name in names if states[name] != "done" or name in again}
+        for case in self.cases:
+            if case.settings.organism is None:
+                mine = [name for name in missing if name.startswith(f"{case.settings.name}.")]
+                yield case, {name.split(".")[1] for name in mine}
 
 
 def study_settings(values: Mapping[str, Any]) -> StudySettings:

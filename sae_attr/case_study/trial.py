@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 
 from sae_attr.case_study.case import Case
 from sae_attr.case_study.grading import Graded, graded
-from sae_attr.case_study.samples import Answer, Arms, Rows, every_row, padded, sampled
+from sae_attr.case_study.samples import Answer, Arms, Rows, every_row, padded, sampled, unpadded
+from sae_attr.steering.coherence import OwnAnswers, coherent, own_answers, repetition
 from sae_attr.store import Progress
 
 
@@ -24,6 +26,7 @@ class Trial:
       arms: what is done to the model.
       norm: the unit of strengths, the site's mean norm.
       samples: completions of every arm and prompt.
+      own: measures coherence against these answers of the unsteered model; None leaves it to the judge.
     """
 
     case: Case
@@ -32,6 +35,7 @@ class Trial:
     arms: Arms
     norm: float
     samples: int
+    own: OwnAnswers | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -76,5 +80,21 @@ class Trial:
             self._answer,
             progress,
             attempts=attempts,
+            coherence=None if self.own is None else self._coherence,
             **self._speed,
         )
+
+    def own_answers(self, tokens_rn: np.ndarray, *, tail: float) -> OwnAnswers:
+        """Returns the limits of coherence that completions of the unsteered model set; see `steering.coherence`."""
+        ids = list(unpadded(tokens_rn))
+        return own_answers(*self._measured(self.rows, ids), tail=tail)
+
+    def _coherence(self, rows: Rows, ids: Sequence[Sequence[int]]) -> np.ndarray:
+        assert self.own is not None  # grade
+        return coherent(*self._measured(rows, ids), self.own)
+
+    def _measured(self, rows: Rows, ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probability per token under the unsteered model and repetition, `[r]` each."""
+        prompts = rows.prompt_r.tolist()
+        logp_r = self.case.logp_per_token(self.direction, self.split, prompts, ids)
+        return logp_r, np.array([repetition(row) for row in ids])

@@ -13,13 +13,24 @@ from sae_attr.case_study.settings import DIRECTIONS
 from sae_attr.figures.strips import method_name
 from sae_attr.judge import judge_name, warnings_of
 from sae_attr.page import Choice
-from sae_attr.page.words import signed
+from sae_attr.page.words import signed, span
 from sae_attr.report import ranked_text
+from sae_attr.store import Result
+
+MANY_MISSING = 0.2  # share of answers from which a reader is warned
 
 
 def points(change: float) -> str:
     """A change of a rate in percentage points."""
-    return f"{signed(100 * change, 0)} points" if np.isfinite(change) else "an unknown change"
+    return f"{signed(100 * change, 0)} points"
+
+
+def changed(effects: Result, direction: str, u: int) -> str:
+    """How a latent changed the rate in a direction, with its interval; or why that was not measured."""
+    part = lambda name: float(np.asarray(effects.arrays[f"{direction}.{name}_u"])[u])
+    if np.isfinite(part("change")):
+        return f"changes by {points(part('change'))} {span(part('low'), part('high'), 0)}".rstrip()
+    return f"could not be measured ({100 * part('missing'):.0f} % of its answers are missing)"
 
 
 def case_sentences(r: CaseResults) -> list[str]:
@@ -34,6 +45,8 @@ def case_sentences(r: CaseResults) -> list[str]:
         if np.isfinite(wanted[best]):
             said = f"latent {chosen.latents_u[best]} steered {verb} ({points(change_u[best])} from {100 * base:.0f} %)"
             parts.append(said)
+    if not parts:
+        return [f"No latent of {method_name(method)} could be measured: too many of its answers are missing."]
     return [
         f"Largest effects on {r.case.settings.behaviour} among the latents of {method_name(method)}: {' and '.join(parts)}."
     ]
@@ -44,12 +57,11 @@ def study_sentences(found: Sequence[CaseResults], shared: Sequence[Mapping[str, 
     for r in found:
         first = r.selection.methods[r.case.study.methods[0]][0]
         u = int(np.searchsorted(r.selection.latents_u, first))
-        change = {d: float(r.of["effects"].arrays[f"{d}.change_u"][u]) for d in DIRECTIONS}
         tokens = ", ".join(repr(t.strip()) for t in r.of["interpret"].meta["nearest"][str(int(first))][:4])
-        away, toward = points(change["away"]), points(change["toward"])
+        away, toward = (changed(r.of["effects"], direction, u) for direction in DIRECTIONS)
         yield (
             f"{r.case.settings.title}: latent {first} comes first by attribution (nearest tokens {tokens}). Steered against "
-            f"it, the rate of {r.case.settings.behaviour} changes by {away}; along it, by {toward}."
+            f"it, the rate of {r.case.settings.behaviour} {away}; along it, it {toward}."
         )
     for row in shared:
         names = " and ".join(first["study"] for first in row["firsts"])
@@ -85,11 +97,24 @@ def case_facts(r: CaseResults) -> dict[str, Any]:
         "arms without a coherent strength": listed({d: m["without_strength"] for d, m in strengths.items()}),
         "missing answers": listed({d: counts["missing"] for d, counts in judged.items()}),
         "malformed replies": listed({d: counts["malformed"] for d, counts in judged.items()}),
+        "coherence": coherence_fact(strengths),
         "judge": f"{judge_name(identity)}, {identity.get('kind')}",
         "SAE": summary["sae_fitness"].get("verdict", "not tested"),
         "latents ranked": "; ".join(f"{name}: {ranked_text(p['ranked'])}" for name, p in summary["presets"].items()),
         "halves of the pairs share": f"{100 * summary['stability']['half_overlap']:.0f} % of the top",
     }
+
+
+def coherence_fact(strengths: Mapping[str, Mapping[str, Any]]) -> str:
+    """Who told whether answers are coherent, and by which limits."""
+    limits = []
+    for direction, meta in strengths.items():
+        if own := meta.get("own_answers"):
+            limits.append(
+                f"{direction} at least {own['least_logp']:.2f} nats per token and at most {100 * own['most_repetition']:.0f} % "
+                f"repetition, from {own['samples']} of the model's own answers"
+            )
+    return f"by log-probability: {'; '.join(limits)}" if limits else "by the judge"
 
 
 def case_warnings(r: CaseResults) -> list[str]:
@@ -108,8 +133,21 @@ def case_warnings(r: CaseResults) -> list[str]:
         out.append(
             "random latents are drawn uniformly: firing rates are not known of the whole dictionary (dense_limit)"
         )
+    for direction in DIRECTIONS:
+        out += _missing_warning(of["effects"], of[f"judge.{direction}"], direction)
     out += warnings_of(case.judge)
     return out
+
+
+def _missing_warning(effects: Result, judged: Result, direction: str) -> list[str]:
+    """Says how many answers are missing where they are many, and how many latents were not measured for that."""
+    missing, answers = judged.meta["counts"]["missing"], len(judged.arrays["behaviour_r"])
+    change_u = np.asarray(effects.arrays[f"{direction}.change_u"])
+    unmeasured = int(np.isnan(change_u).sum())
+    if missing < MANY_MISSING * answers and not unmeasured:
+        return []
+    lost = f"; {unmeasured} of {len(change_u)} latents lost most of theirs and were not measured" if unmeasured else ""
+    return [f"steering {direction}, {missing} of {answers} answers are missing ({100 * missing / answers:.0f} %){lost}"]
 
 
 def choices(case: Case) -> tuple[Choice, ...]:
@@ -127,6 +165,9 @@ def choices(case: Case) -> tuple[Choice, ...]:
         Choice("steered tokens", study.steer_tokens, "all, prompt or generated"),
         Choice("strengths", list(study.grid), "grid, in units of the site's mean activation norm"),
         Choice("choice of strength", budget, "on prompts that nothing else uses"),
+        Choice(
+            "coherence", study.coherence_by, "auto: the judge if it tells it, else log-probability beside own answers"
+        ),
         Choice("sign of steering", "fixed: − away, + toward", signed),
         Choice("random latents", study.random, "matched on firing rate, same strength search; 5th to 95th percentile"),
         Choice(

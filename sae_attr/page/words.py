@@ -105,9 +105,14 @@ def counts_sentence(case: CaseReport, direction: str) -> str:
     counts = [c for c in case.counts if c.direction == direction and c.method != RANDOM]
     if not counts:
         return ""
-    verb = "lower" if direction == "away" else "raise"
     first, chance = counts[0], counts[0].expected
-    expected = f" Of {first.measured} random latents {chance:.1f} would." if known(chance) else ""
+    if not known(chance):
+        means = _listed([f"{method_name(c.method)} {signed(100 * c.mean)} points" for c in counts])
+        return (
+            f"Steering {direction}, no random latent could be measured, so there is no range to compare with. Means: {means}."
+        )
+    verb = "lower" if direction == "away" else "raise"
+    expected = f" Of {first.measured} random latents {chance:.1f} would."
     return (
         f"Steering {direction}, {_listed([_counted(c) for c in counts])} {verb} the rate of {case.behaviour} by more than "
         f"the range of random latents.{expected}"
@@ -132,11 +137,27 @@ def difference_sentence(found: MethodDifference) -> str:
 
 
 def detectable_sentence(case: CaseReport) -> str:
-    """What this study could not have seen."""
-    parts = [f"{100 * v:.1f} points steering {d}" for d, v in case.detectable.items() if known(v)]
-    if not parts:
-        return ""
-    return f"A single latent's change smaller than {_listed(parts)} would have been missed more than one time in five."
+    """What this study could not have seen; a change that no rate could make is no number to print."""
+    parts, blind = [], []
+    for panel in case.effects["panels"]:
+        direction, base = panel["direction"], panel["base_rate"]
+        change = case.detectable.get(direction)
+        if not known(change):
+            continue
+        if change > (base if direction == "away" else 1 - base):
+            blind.append(direction)
+        else:
+            parts.append(f"{100 * change:.1f} points steering {direction}")
+    sentences = []
+    if parts:
+        sentences.append(
+            f"A single latent's change smaller than {_listed(parts)} would have been missed more than one time in five."
+        )
+    if blind:
+        sentences.append(
+            f"Steering {_listed(blind)}, no single latent's change could have been told from chance: there are too few answers."
+        )
+    return " ".join(sentences)
 
 
 def case_sentences(case: CaseReport) -> tuple[str, ...]:

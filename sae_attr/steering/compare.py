@@ -29,7 +29,7 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class Band:
-    """The typical range of random latents' changes. latents: how many of them were measured."""
+    """The typical range of random latents' changes. latents: how many were measured; without any, low and high are NaN."""
 
     low: float
     high: float
@@ -125,20 +125,18 @@ class Direct:
 
 def _edges(random_r: np.ndarray, settings: EffectSettings) -> np.ndarray:
     """The band's edges `[2, ...]` over the last axis, unmeasured latents left out."""
+    if np.isnan(random_r).all():
+        return np.full((2, *random_r.shape[:-1]), np.nan)
     quantile = np.nanpercentile if np.isnan(random_r).any() else np.percentile  # the first goes row by row
     return quantile(random_r, settings.band, axis=-1)
 
 
 def random_band(study: Direct, *, settings: EffectSettings = DEFAULT) -> Band:
-    """The percentiles `settings.band` of random latents' changes (method, section 6).
-
-    Raises:
-      ValueError: no random latent was measured.
-    """
+    """The percentiles `settings.band` of random latents' changes (method, section 6); NaN where none was measured."""
     random_r = study.change()[study.rows(study.methods[RANDOM])]
     measured = int((~np.isnan(random_r)).sum())
     if not measured:
-        raise ValueError(f"no random latent has a graded pair in direction {study.direction}: there is no band")
+        return Band(np.nan, np.nan, 0)
     low, high = _edges(random_r, settings)
     return Band(float(low), float(high), measured)
 
@@ -164,6 +162,8 @@ def beyond_random_p(study: Direct) -> np.ndarray:
 
 def _expected(measured: int, band: Band, direction: Direction, settings: EffectSettings) -> float:
     """Random latents expected beyond the edge: an interpolated percentile of R draws leaves more than its nominal share out."""
+    if not band.latents:
+        return np.nan
     tail = settings.band[0] if direction == "away" else 100 - settings.band[1]
     return measured * (tail / 100 * (band.latents - 1) + 1) / (band.latents + 1)
 
@@ -360,6 +360,6 @@ def panel_numbers(
         "base_rate": float(base_rate),
         "prompts": prompts,
         "samples": study.pairs.samples,
-        "band": [band.low, band.high],
+        "band": [band.low, band.high] if band.latents else None,
         "strips": strips,
     }

@@ -21,6 +21,8 @@ class EffectSettings:
 
     weighing: "prompts": the mean over prompts of the mean over a prompt's pairs, so that a prompt that lost pairs counts as
       much as another; "pairs": the mean over all pairs. The two agree where nothing is missing.
+    most_missing: a latent that lost more than this share of the answers whose unsteered partner is known is not measured:
+      what is left of its answers says what survived, not what steering did.
     level: of the bootstrap intervals (percentile). resamples: of the bootstrap.
     flips: random sign flips per latent; all of them are taken instead where there are no more than this. One latent among n has
       no q-value below n / (1 + flips).
@@ -32,6 +34,7 @@ class EffectSettings:
     """
 
     weighing: Literal["prompts", "pairs"] = "prompts"
+    most_missing: float = 0.5
     level: float = 0.95
     resamples: int = 2000
     flips: int = 10_000
@@ -100,6 +103,8 @@ def _checked(name: str, values: np.ndarray) -> np.ndarray:
 def paired(behaviour_kps: np.ndarray, base_ps: np.ndarray, *, settings: EffectSettings = DEFAULT) -> Paired:
     """Pairs steered with unsteered completions; a pair with NaN on either side is left out.
 
+    A latent that lost more than `settings.most_missing` of its pairs has no weight at all, which makes it unmeasured.
+
     Args:
       behaviour_kps: 0, 1 or a probability, NaN where excluded or missing; latents, prompts, samples.
       base_ps: the same without steering, under the same random keys.
@@ -117,6 +122,8 @@ def paired(behaviour_kps: np.ndarray, base_ps: np.ndarray, *, settings: EffectSe
     pairs_kp = known.sum(-1)
     mean = lambda x: np.where(known, x, 0.0).sum(-1) / np.maximum(pairs_kp, 1)
     weight_kp = (pairs_kp > 0 if settings.weighing == "prompts" else pairs_kp).astype(np.float64)
+    possible = (~np.isnan(base)).sum()
+    weight_kp[pairs_kp.sum(1) < (1 - settings.most_missing) * possible] = 0.0
     return Paired(mean(steered - base), weight_kp, mean(np.broadcast_to(base, steered.shape)), pairs_kp, base.shape[1])
 
 

@@ -167,7 +167,10 @@ def test_strengths_by_samples_need_a_judge_that_tells_coherence(
     )
     monkeypatch.setattr(checking, "Trial", lambda *args: trial)
     case: Any = SimpleNamespace(
-        settings=SimpleNamespace(name="own"), study=SimpleNamespace(strength_samples=1), judge=SimpleNamespace()
+        settings=SimpleNamespace(name="own"),
+        study=SimpleNamespace(strength_samples=1),
+        judge=SimpleNamespace(),
+        measures_coherence=False,
     )
     run = lambda: checking._sampled_coherence(case, "away", None, 1.0, None)  # type: ignore[arg-type]
     if np.isnan(unsteered):

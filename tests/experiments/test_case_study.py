@@ -26,6 +26,7 @@ from configs import miniature as configs
 from experiments import case_study
 from sae_attr.attribution import versions
 from sae_attr.attribution.columns import COLUMNS
+from sae_attr.case_study import case as cases
 from sae_attr.case_study import chain, showing
 from sae_attr.case_study import latents as latents_table
 from sae_attr.case_study import study as opening
@@ -46,7 +47,7 @@ def config(folder: Path, cases: tuple[str, ...] = ("rude", "kind"), **changes: A
     """The miniature's study on a folder; `changes` win."""
     made = configs.get_config("study")
     for case in made.cases.values():
-        for name in ("lm", "lm_aligned", "sae", "corpus", "prompts"):
+        for name in ("lm", "sae", "corpus", "prompts"):
             case[name] = case[name].replace(configs.FOLDER, str(folder))
     for name in set(made.cases) - set(cases):
         del made.cases[name]
@@ -96,7 +97,7 @@ def test_the_result_holds_what_a_reader_needs(studied: Path) -> None:
     assert rude["attribution"]["pairs"]["on_policy"] is True
     assert rude["facts"]["pairs"] > 40
     methods = {(row["method"], row["direction"]) for row in rude["counts"]}
-    assert {("delta_attribution", "away"), ("delta_activation", "toward"), ("random", "toward")} <= methods
+    assert {("delta_attribution", "away"), ("delta_code", "toward"), ("random", "toward")} <= methods
     for row in rude["differences"]:
         assert {"count_low", "count_p", "count_q", "mean_low", "mean_p", "mean_q"} <= set(row)
     assert result["convergence"][0]["population"] == 256
@@ -257,6 +258,44 @@ def test_until_only_and_bad_words(miniature: Path, tmp_path: Path, capsys: pytes
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_sae_that_does_not_fit_is_refused_before_a_sample(miniature: Path, tmp_path: Path) -> None:
+    """The miniature's random directions reconstruct nothing; its config trusts them."""
+    made = config(miniature, ("rude",))
+    made.cases.rude.attribution.update({"trust_sae": False, "fitness_tokens": 1000})
+    with pytest.raises(ValueError, match=r"go on all the same with --config\.cases\.rude\.attribution\.trust_sae=True"):
+        run(made, tmp_path)
+    assert made.cases.rude.attribution.trust_sae is False  # the flag that the message names is a key of this config
+    assert not [p.name for p in (tmp_path / "store").iterdir() if "sample" in p.name]
+    assert not list((tmp_path / "store").glob("progress/*sample*"))
+
+
+def test_a_judge_is_asked_before_a_sample(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(judge: Any) -> None:
+        asked.append(judge)
+        raise ValueError("judge words was asked one question and does not answer")
+
+    monkeypatch.setattr(cases, "ask_one", refuse)
+    with pytest.raises(ValueError, match="does not answer"):
+        run(config(miniature, ("rude",)), tmp_path)
+    assert len(asked) == 1
+    assert not list((tmp_path / "store").glob("**/*sample*"))
+
+
+def test_coherence_that_nobody_measures_is_refused_before_a_sample(miniature: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--config\.coherence_by=logp, or add .*--config\.cases\.rude\.judge\.coherence"):
+        run(config(miniature, ("rude",), coherence_by="judge"), tmp_path)
+    assert not (tmp_path / "store").exists()
+
+
+def test_noise_under_strong_steering_is_no_answer(studied: Path) -> None:
+    """Words are found in noise too; what the unsteered model finds unlikely is excluded, and the limits are told."""
+    rude = json.loads((studied / "result.json").read_text())["cases"]["rude"]
+    assert "by log-probability: away at least -" in rude["facts"]["coherence"]
+    assert rude["facts"]["arms without a coherent strength"] != "away 0, toward 0"
 
 
 def test_two_runs_in_one_workdir(studied: Path, miniature: Path) -> None:

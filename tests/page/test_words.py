@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sae_attr.page.contents import Column
@@ -78,3 +80,21 @@ def test_sentences_hold_the_counts() -> None:
     text = difference_sentence(case.differences[0])
     assert "+14 latents [+5, +23] (p = 0.002, q = 0.006)" in text
     assert "3 latents were chosen by both, 2 of them outside the range: 17, 42, 203." in text
+
+
+def test_a_change_that_no_rate_could_make_is_no_number_to_print() -> None:
+    case = _sample.case()
+    bases = {panel["direction"]: panel["base_rate"] for panel in case.effects["panels"]}
+    fine = replace(case, detectable={"away": bases["away"] / 2, "toward": 0.1})
+    assert f"{50 * bases['away']:.1f} points steering away and 10.0 points steering toward" in detectable_sentence(fine)
+    blind = detectable_sentence(replace(case, detectable={"away": 1.047, "toward": 0.1}))
+    assert "104.7" not in blind
+    assert "Steering away, no single latent's change could have been told from chance" in blind
+    assert "10.0 points steering toward" in blind
+
+
+def test_without_a_range_of_random_latents_nothing_is_called_beyond_it() -> None:
+    case = _sample.case()
+    bare = replace(case, counts=tuple(replace(count, expected=float("nan")) for count in case.counts))
+    assert "no random latent could be measured" in counts_sentence(bare, "away")
+    assert "by more than" not in counts_sentence(bare, "away")

@@ -165,8 +165,15 @@ def test_latents_without_pairs_are_in_no_count_and_no_mean() -> None:
     for second in ("b", "none"):
         found = difference(case, "a", second, settings=FEW)
         assert np.isnan([found.mean, found.mean_p, found.count_p, found.mean_low]).all()
-    with pytest.raises(ValueError, match="no random latent has a graded pair"):
-        random_band(study(change, {"random": [0, 1]}))
+
+
+def test_without_a_measured_random_latent_there_is_no_band_and_all_else_stands() -> None:
+    case = study(np.array([NAN, NAN, -0.5, 0.1, -0.2]), {"a": [2, 3, 4], "random": [0, 1]})
+    assert random_band(case).latents == 0
+    a, _ = method_counts(case, settings=FEW)
+    assert (a.measured, a.outside, a.other_side) == (3, 0, 0)
+    assert a.mean == pytest.approx(-0.2)
+    assert np.isnan(a.expected)
 
 
 def test_bad_input_names_what_disagrees() -> None:

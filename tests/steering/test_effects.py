@@ -85,6 +85,18 @@ def test_missing_is_not_zero() -> None:
     assert latent_effects(np.nan_to_num(steered), base, settings=FEW).change_k[0] == 0.0
 
 
+def test_a_latent_that_lost_most_of_its_answers_is_not_measured() -> None:
+    behaviour, base = np.zeros((3, 10, 2)), np.ones((10, 2))
+    base[:5] = np.nan  # what the unsteered model lost counts against nobody
+    behaviour[1, 5:8] = np.nan  # 6 of 10 lost
+    behaviour[2, 5:7] = np.nan  # 4 of 10 lost
+    found = latent_effects(behaviour, base)
+    np.testing.assert_array_equal(found.change_k, [-1, np.nan, -1])
+    assert np.isnan([found.low_k[1], found.p_zero_k[1], found.se_k[1]]).all()
+    kept = latent_effects(behaviour, base, settings=EffectSettings(most_missing=0.7))
+    np.testing.assert_array_equal(kept.change_k, [-1, -1, -1])
+
+
 def test_one_prompt_has_a_change_but_no_interval_and_no_evidence() -> None:
     found = latent_effects(np.ones((1, 1, 50)), np.zeros((1, 50)), settings=FEW)
     assert found.change_k[0] == 1.0
