@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -188,7 +189,7 @@ def test_figures_are_files_that_open(done: Path) -> None:
 def test_nothing_but_the_promised_files_lies_in_the_workdir(done: Path) -> None:
     files = {str(p.relative_to(done)) for p in done.rglob("*") if p.is_file()}
     top = {name for name in files if not name.startswith("store/")}
-    assert top == {*RESULTS, "result.json", "config.json", ".lock"}
+    assert top == {*RESULTS, "result.json", "config.json", ".lock", ".lock-guard"}
     assert not [name for name in files if "progress" in name or ".tmp" in name]
 
 
@@ -339,11 +340,13 @@ def test_a_second_model_adds_the_rival_delta_activation(miniature: Path, tmp_pat
     assert found["inputs"]["lm_aligned"] == fingerprint(tmp_path / "other/model")
 
 
-def test_the_same_model_twice_differs_nowhere(miniature: Path, tmp_path: Path) -> None:
+def test_the_same_model_twice_is_no_second_model(miniature: Path, tmp_path: Path) -> None:
+    """Equal everywhere, it would rank latents by their number."""
     few = subset(miniature, tmp_path / "few", lambda records: records[:8])
-    run(config(few, lm_aligned=str(miniature / "model"), ablate=0), tmp_path / "w")
-    arrays = scores(tmp_path / "w")
-    np.testing.assert_allclose(arrays["delta_activation"], 0, atol=1e-6)
+    shutil.copytree(miniature / "model", tmp_path / "copy")
+    found = run(config(few, lm_aligned=str(tmp_path / "copy"), ablate=0), tmp_path / "w")
+    assert "has the same weights as lm" in found["skipped"]["delta_activation"]
+    assert "delta_activation" not in scores(tmp_path / "w")
 
 
 def test_records_without_negatives_rank_the_plain_mean(miniature: Path, tmp_path: Path) -> None:

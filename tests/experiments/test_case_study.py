@@ -442,7 +442,7 @@ def command(miniature: Path, workdir: Path) -> list[str]:
     return [*start, *flags, "--config.batch_size=32"]
 
 
-_FILES = {"lm": "model", "lm_aligned": "model", "sae": "sae", "corpus": "corpus.json", "prompts": "prompts.jsonl"}
+_FILES = {"lm": "model", "sae": "sae", "corpus": "corpus.json", "prompts": "prompts.jsonl"}
 
 
 @pytest.mark.slow
