@@ -20,7 +20,7 @@ VERSIONS: dict[str, int] = {
     "organism": 1,
     "sample": 1,
     "grade": 1,
-    "pair": 1,
+    "pair": 2,  # 2: what may stand in a pair is decided before prompts are chosen
     "attribute": 1,
     "select": 2,
     "strengths": 1,

@@ -237,7 +237,7 @@ def test_a_changed_column_and_drawing_show_on_the_next_run(
     monkeypatch.setattr(Store, "publish", lambda *a, **k: pytest.fail("something was computed again"))
     columns = tuple(dataclasses.replace(c, title="brand new") if c.key == "delta" else c for c in latents_table.COLUMNS)
     monkeypatch.setattr(latents_table, "COLUMNS", columns)
-    monkeypatch.setitem(strips.NAMES, "delta_activation", "Another name")
+    monkeypatch.setitem(strips.NAMES, "delta_code", "Another name")
     run(config(miniature), again, only=["interpret"])  # the page needs all of them, and all are done
     assert "brand new" in (again / "report.html").read_text(encoding="utf-8")
     figure = "figures/rude.effects.svg"
