@@ -142,7 +142,7 @@ def detectable_sentence(case: CaseReport) -> str:
     for panel in case.effects["panels"]:
         direction, base = panel["direction"], panel["base_rate"]
         change = case.detectable.get(direction)
-        if not known(change):
+        if change is None or not known(change):
             continue
         if change > (base if direction == "away" else 1 - base):
             blind.append(direction)
