@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
 JOBS ?= 2
 
 .PHONY: demo study test test-slow test-all test-page faults lint bench clean
@@ -19,14 +20,14 @@ study: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 study: $(STAMP)
 	$(BIN)/python -m experiments.case_study --config=configs/organism.py:study --workdir=runs/study
 
-test: $(STAMP)
+test: $(TOOLS)
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 
 # pytest ends with 5 where no test is marked slow, which is no failure.
-test-slow: $(STAMP)
+test-slow: $(TOOLS)
 	$(BIN)/python -m pytest -n $(JOBS) -m slow || test $$? -eq 5
 
-test-all: $(STAMP)
+test-all: $(TOOLS)
 	$(BIN)/python -m pytest -n $(JOBS)
 
 # The demo killed at twenty random moments ends as one left alone.
@@ -36,22 +37,27 @@ faults: $(STAMP)
 	$(BIN)/python -m benchmarks.faults --config=configs/organism.py
 
 # The page in headless Chromium (Debian: chromium, chromium-driver); skipped where there is none.
-test-page: $(STAMP)
+test-page: $(TOOLS)
 	$(BIN)/python -m pytest -n 0 tests/browser
 
-lint: $(STAMP)
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-bench: $(STAMP)
+bench: $(TOOLS)
 	@set -e; for file in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); done
 
 clean:
 	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache .cache
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
-# A change of setup.py or pyproject.toml installs again; the stamp is written last, so an install cut short starts over.
+# What runs. A change of setup.py or pyproject.toml installs again; a stamp is written last, so an install cut short starts over.
 $(STAMP): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+# What tests and checks need beside that.
+$(TOOLS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from absl import logging as absl_logging
 
+UP = "\x1b[A"  # by which nested bars go back to their lines
 EVERY = 60.0  # seconds between two states of a bar in a log file
 CHATTY = (
     "jax",
@@ -47,9 +48,9 @@ class Stream:
         """Writes a text, or what is shown of a bar."""
         if self.bars == "move":
             return self._write(text)
-        if text.startswith("\r"):
+        if text.startswith("\r") or (UP in text and not text.strip(f"\n{UP}")):
             self._after_bar = True
-            state = text.strip("\r\n \x1b[A")
+            state = text.replace(UP, "").strip()
             if self.bars == "lines" and state and time.monotonic() - self._shown > EVERY:
                 self._shown = time.monotonic()
                 self._write(state + "\n")
@@ -106,6 +107,9 @@ def use_logs(*, quiet: bool = False) -> None:
     handler.setFormatter(_Lines())
     with contextlib.suppress(AttributeError):
         handler.python_handler.stream = sys.stderr
+    for other in [h for h in logging.root.handlers if isinstance(h, logging.StreamHandler) and h is not handler]:
+        if other.stream in (sys.__stderr__, sys.__stdout__):  # a library's, which would say every line again
+            logging.root.removeHandler(other)
     # jax tells at INFO which accelerators it did not find; httpx tells every request.
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)

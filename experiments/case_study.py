@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +17,13 @@ from sae_attr.case_study.case import Runtime
 from sae_attr.case_study.cost import case_costs, cost_table
 from sae_attr.case_study.showing import Shown
 from sae_attr.case_study.study import CaseStudy, open_study
-from sae_attr.store import Status, Store, listing, own_workdir, run_stages, stored_results, write_atomic
+from sae_attr.store import Store, listing, own_workdir, run_stages, stored_results, write_atomic
+from sae_attr.store.graph import chosen_stages
 
 from . import _common
+from ._command import command_line
 from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
+from ._progress import Course, ending
 
 ONLY = flags.DEFINE_list("only", [], "Run just these stages; a word names a stage or a part of its name (steer, away).")
 UNTIL = flags.DEFINE_string("until", None, "Stop after this stage.")
@@ -39,23 +44,17 @@ def show_states(study: CaseStudy) -> None:
     print(f"\n{cost_table(costs, {status.name: status.state for status in states})}")
 
 
-def report_start(status: Status) -> None:
-    """Says which stage begins; one that only loads is not worth a line."""
-    if status.state != "done" and parallel.is_main():
-        logging.info("%s%s", status.name, " (goes on)" if status.state == "part" else "")
-
-
 def report_part(name: str) -> None:
     """Says which part of the organism is made."""
     if parallel.is_main():
         logging.info("organism: %s", name)
 
 
-def summed_up(names: Sequence[str]) -> str:
+def summed_up(names: Sequence[str]) -> list[str]:
     """Files by name, and those of a folder by their number."""
     inside = Counter(name.split("/")[0] for name in names if "/" in name)
     alone = [name for name in names if "/" not in name]
-    return ", ".join([*alone, *(f"{folder}/ ({count})" for folder, count in inside.items())])
+    return [*alone, *(f"{folder}/ ({count})" for folder, count in inside.items())]
 
 
 def write(shown: Shown, workdir: epath.Path) -> list[str]:
@@ -99,12 +98,16 @@ def start(
             show_cost(study)
         which: dict[str, Any] = {"only": only, "until": until, "force": force}
         study.try_out(**which)
-        results = run_stages(store, study.stages, on_start=report_start, agree=parallel.from_main, **which)
+        stages = {stage.name for stage in chosen_stages(study.stages, only=only, until=until)}
+        course = Course([status for status in listing(store, study.stages) if status.name in stages])
+        told: dict[str, Any] = {"on_start": course.start, "on_end": course.end} if parallel.is_main() else {}
+        results = run_stages(store, study.stages, agree=parallel.from_main, **which, **told)
         if parallel.is_main():
             found = study.shown(stored_results(store, study.stages) | results)
             names = write(found, workdir)
             print("\n" + "\n\n".join(found.sentences))
-            print(f"\nwrote to {workdir}: {summed_up(names)}")
+            again = command_line([arg for arg in sys.argv if not arg.startswith(("--until", "--only", "--force"))])
+            print("\n" + ending(listing(store, study.stages), results, summed_up(names), os.fspath(workdir), again))
 
 
 def show_cost(study: CaseStudy) -> None:

@@ -35,7 +35,7 @@ def other(miniature: Path, tmp_path: Path) -> Path:
 def test_one_order_of_two_saes_with_each_ones_own_scores(
     done: Path, miniature: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    saes = f"{miniature / 'sae'},{other}?site=layer0.resid_post"
+    saes = f"{miniature / 'random_sae'},{other}?site=layer0.resid_post"
     found = rank_sites.start(settings(miniature, saes), epath.Path(tmp_path / "w"))
     rows = table(tmp_path / "w/latents.csv")
     assert len(rows) == 30

@@ -45,6 +45,7 @@ def test_bars_leave_a_line_a_minute_in_a_log(monkeypatch: pytest.MonkeyPatch) ->
     for second in range(0, 200, 10):
         now[0] = float(second)
         out.write(f"\rgradients: {second}/200")
+    out.write("\n\x1b[A")
     out.write("\n")
     out.write("12:00:00 the next stage\n")
     text = raw.getvalue().decode()
