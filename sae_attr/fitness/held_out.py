@@ -12,7 +12,7 @@ import numpy as np
 from sae_attr.activations import Source, collector, open_source
 from sae_attr.activations.collect import count_tokens
 from sae_attr.fitness.measure import splice
-from sae_attr.fitness.sample import Place, Sample, TextBatch, collect
+from sae_attr.fitness.sample import MIN_TOKENS, Place, Sample, TextBatch, collect
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
@@ -21,7 +21,6 @@ from sae_attr.sae.model import SAE
 from sae_attr.tokenfile import Packing, rows_at
 
 _AT_ONCE = 16  # documents
-MIN_TOKENS = 100  # explained variance, L0 and dead share of fewer are noise
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from sae_attr.fitness.repairs import Repair, repairs
-from sae_attr.fitness.sample import Place, Sample, TextBatch, collect, spliced_losses
+from sae_attr.fitness.sample import MIN_TOKENS, Place, Sample, TextBatch, collect, spliced_losses
 from sae_attr.fitness.sparsity import reconstruct_at
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
@@ -112,13 +112,19 @@ def measure(
       **options: of `measure_sample`.
 
     Raises:
-      ValueError: no text; activations that are NaN; a site whose width is not the SAE's.
+      ValueError: fewer than `MIN_TOKENS` tokens that count; activations that are NaN; a site whose width is not the SAE's.
     """
     for where, what, width in ((read or site, "reads", sae.cfg.d_in), (site, "writes", sae.cfg.d_out)):
         if cfg.width(where.point) != width:
             raise ValueError(f"{where} has width {cfg.width(where.point)} but the SAE {what} {width}; set site=")
     beside = options.get("trial", TRIAL)
     sample = collect(params, work, cfg=cfg, site=site, read=read, mesh=mesh, beside=beside, masks=masks)
+    counted = sample.counts["kept"]
+    if counted < MIN_TOKENS:
+        raise ValueError(
+            f"{counted} tokens of the corpus count, too few to test the SAE on (at least {MIN_TOKENS}); give more text, raise "
+            "fitness_tokens, or mask fewer tokens"
+        )
     return measure_sample(params, sae, sample, cfg=cfg, mesh=mesh, **options)
 
 

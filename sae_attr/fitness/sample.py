@@ -21,6 +21,7 @@ from sae_attr.parallel import shard_batch, to_host
 TextBatch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens_bt, valid_bt, special_bt
 _POINTS = ("resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 _BEFORE_NORMS = ("attn_raw", "mlp_raw")  # where no norm follows they are attn_out and mlp_out
+MIN_TOKENS = 100  # explained variance, L0 and dead share of fewer are noise
 _TARGETS = 64  # positions of every row whose logits are in memory at once
 
 

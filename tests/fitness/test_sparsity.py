@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sae_attr.activations import Masks
-from sae_attr.fitness import Promise, collect, judge, measure_sample
+from sae_attr.fitness import Promise, collect, judge, measure, measure_sample
 from sae_attr.fitness.repairs import repairs
 from sae_attr.fitness.sparsity import reconstruct_at, variance_at
 from sae_attr.hooks import Site
@@ -84,6 +84,9 @@ def test_sinks_are_masked_as_in_training() -> None:
     assert [sample.counts["norm_outlier"] for sample in collected] == [8, 0, 0]
     assert [sample.counts["first_k"] for sample in collected] == [0, 0, 16]
     assert [len(sample.plain(SITE)) for sample in collected] == [312, 320, 304]
+    few = [(TOKENS[:2], VALID[:2], np.zeros_like(VALID[:2]))]
+    with pytest.raises(ValueError, match=r"78 tokens of the corpus count, too few to test the SAE on \(at least 100\)"):
+        measure(params, sae, few, cfg=CFG, site=SITE, mesh=mesh)
     measured = measure_sample(params, sae, collected[0], cfg=CFG, mesh=mesh, loss_tokens=320)
     assert measured.masked == {"kept": 312, "special": 0, "first_k": 0, "norm_outlier": 8}
     assert measured.metrics["tokens"] == 312
