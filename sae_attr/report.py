@@ -13,34 +13,41 @@ from typing import Any
 import numpy as np
 
 from sae_attr import __version__
+from sae_attr.shown import one_line
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "tokenizers", "safetensors")
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_TOKENS = 120  # characters of a row's tokens in a terminal
+_FORMULA = ("=", "+", "-", "@")
 
 
 def _cell(value: object) -> str:
-    """A number at full precision that float() reads back; text as it is."""
+    """A number at full precision that float() reads back; text with its controls named, as a table can show it."""
     if isinstance(value, (bool, np.bool_)):
         return "true" if value else "false"
-    return repr(float(value)) if isinstance(value, (float, np.floating)) else str(value)
+    return repr(float(value)) if isinstance(value, (float, np.floating)) else one_line(str(value))
 
 
 def csv_text(columns: Mapping[str, Sequence[object] | np.ndarray]) -> str:
     """Columns of equal length as CSV, one line per entry.
 
-    Text that a spreadsheet would run as a formula (it begins with =, +, -, @, a tab or a return) gets a leading quote.
+    Text that a spreadsheet would run as a formula (it begins with =, +, - or @) gets a leading quote; characters that act
+    instead of being seen, tabs and line ends among them, are named (⟨U+000A⟩).
     """
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns have different lengths: {lengths}")
     out = io.StringIO()
-    writer, quoting = (csv.writer(out, quoting=q, lineterminator="\n") for q in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
     for row in zip(*columns.values(), strict=True):
-        cells = [f"'{c}" if isinstance(v, str) and c.startswith(_FORMULA) else c for v in row for c in (_cell(v),)]
-        (quoting if any("\r" in c for c in cells) else writer).writerow(cells)  # csv itself leaves a lone \r bare
+        writer.writerow([_no_formula(value, _cell(value)) for value in row])
     return out.getvalue()
+
+
+def _no_formula(value: object, cell: str) -> str:
+    """Text with a leading quote where a spreadsheet would run it; numbers as they are."""
+    return f"'{cell}" if isinstance(value, str) and cell.startswith(_FORMULA) else cell
 
 
 def latent_table(columns: Mapping[str, np.ndarray], count: int = 20) -> str:
@@ -58,7 +65,7 @@ def latent_table(columns: Mapping[str, np.ndarray], count: int = 20) -> str:
         fires = f"{100 * c['firing_rate']:6.2f}%" if np.isfinite(c["firing_rate"]) else f"{'?':>7}"
         lines.append(
             f"{c['rank']:>4} {c['latent']:>8} {c['delta']:>10.3g} {c['se']:>9.2g} {100 * c['consistency']:>5.0f}% "
-            f"{c['projection']:>9.3f} {c['gradient']:>10.3g} {fires} {exact}{flag} {c['tokens']}{copy}"
+            f"{c['projection']:>9.3f} {c['gradient']:>10.3g} {fires} {exact}{flag} {one_line(str(c['tokens']), _TOKENS)}{copy}"
         )
     return "\n".join(lines)
 

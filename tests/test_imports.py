@@ -8,14 +8,26 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 BASE = {"checkpoints", "hooks", "hub", "parallel", "store", "data", "pairs", "textfiles", "tokenfile", "tokenizer"}
-BASE |= {"chat", "examples", "masks", "settings", "tensorfiles", "vectors", "templates", "_template_process", "corpora"}
+BASE |= {
+    "shown",
+    "chat",
+    "examples",
+    "masks",
+    "settings",
+    "tensorfiles",
+    "vectors",
+    "templates",
+    "_template_process",
+    "corpora",
+}
 CORE = BASE | {"lm", "sae"}
 MAY_IMPORT = (
     dict.fromkeys(BASE, BASE)
     | {"lm": BASE, "sae": BASE}
     | {"attribution": {*CORE, "activations", "interpret", "fitness"}, "steering": CORE, "interpret": CORE}
     | {"activations": BASE | {"lm"}, "fitness": CORE | {"activations"}}
-    | {"judge": BASE, "figures": set(), "report": {"figures", "store"}, "page": {"figures", "report", "store"}}
+    | {"judge": BASE, "figures": set(), "report": {"figures", "shown", "store"}}
+    | {"page": {"figures", "report", "shown", "store"}}
     | {"organism": CORE | {"activations", "judge"}}
     | {
         "case_study": {*CORE, "activations", "attribution", "steering", "organism", "judge", "interpret", "fitness"}
@@ -24,7 +36,7 @@ MAY_IMPORT = (
 )
 NOWHERE = {"torch", "transformers", "sae_lens", "flax.nnx"}
 ONLY_EXPERIMENTS = {"absl.flags", "absl.app", "ml_collections", "experiments", "configs"}
-NO_JAX = {"figures", "report", "store", "page"}
+NO_JAX = {"figures", "report", "shown", "store", "page"}
 PLOTS = {"figures", "report"}  # of other people's packages these use numpy and matplotlib alone
 
 

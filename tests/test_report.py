@@ -16,15 +16,36 @@ def read(text: str) -> list[list[str]]:
     return list(csv.reader(io.StringIO(text, newline="")))
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-2+3", "@SUM(A1)", "\tx", "\r=1"])
+@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-2+3", "@SUM(A1)"])
 def test_a_formula_is_quoted(text: str) -> None:
     assert read(csv_text({"a": [text], "b": np.array([text])}))[1] == [f"'{text}", f"'{text}"]
 
 
-@pytest.mark.parametrize("text", ["", " =1", "plain", "a\rb", "a,b", 'say "x"', "two\nlines", "é – Δ", "'quoted'"])
+@pytest.mark.parametrize("text", ["", " =1", "plain", "a,b", 'say "x"', "é – Δ", "'quoted'"])
 def test_other_text_comes_back_as_it_is(text: str) -> None:
     rows = read(csv_text({"tokens": np.array([text, "next"]), "after": [1, 2]}))
     assert rows == [["tokens", "after"], [text, "1"], ["next", "2"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("two\nlines", "two⟨U+000A⟩lines"),
+        ("\tx\r", "⟨U+0009⟩x⟨U+000D⟩"),
+        ("\x1b[2J\x07", "⟨U+001B⟩[2J⟨U+0007⟩"),  # clears a terminal, and rings
+        ("a\u202eb", "a⟨U+202E⟩b"),
+    ],
+)
+def test_controls_are_named_in_csv_and_terminal(text: str, shown: str) -> None:
+    assert read(csv_text({"tokens": [text]}))[1] == [shown]
+    assert shown in latent_table(columns(tokens=[text, "b"]))
+
+
+def test_a_token_of_thousands_of_characters_does_not_widen_a_table() -> None:
+    widest = max(len(line) for line in latent_table(columns(tokens=["x" * 4000, "b"])).splitlines())
+    assert widest < 240
+    assert "x… (4,000 characters)" in latent_table(columns(tokens=["x" * 4000, "b"]))
+    assert read(csv_text({"tokens": ["x" * 4000]}))[1] == ["x" * 4000]  # the file keeps all of it
 
 
 def test_negative_numbers_are_no_formulas_and_floats_come_back_exactly() -> None:

@@ -17,7 +17,8 @@ from sae_attr.figures.strips import method_name
 from sae_attr.page import words
 from sae_attr.page.contents import CaseReport, Picture, Report
 from sae_attr.page.drawing import scatter_drawings, strip_drawings
-from sae_attr.page.text import plain, script_json, visible
+from sae_attr.page.text import plain, script_json
+from sae_attr.shown import shortened, visible
 
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _TYPES = {"svg": "image/svg+xml", "png": "image/png"}
@@ -39,7 +40,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     env.globals |= {"words": words, "method_name": method_name, "strips": strip_drawings, "scatter": scatter_drawings}
-    env.filters |= {"pretty": _pretty, "data_url": _data_url}
+    env.filters |= {"shortened": shortened, "pretty": _pretty, "data_url": _data_url}
     return env
 
 

@@ -1,24 +1,15 @@
-"""Text of unknown origin made harmless: what cannot be seen becomes visible, and JSON cannot end its element."""
+"""Values of unknown origin as the page holds them: text is made visible, and JSON cannot end its element."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 
-# Controls but tab and newline, those that turn the direction of text around, halves of surrogate pairs, and non-characters.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
-)
-
-
-def visible(text: str) -> str:
-    """Text in which every character that would act instead of being seen is named: U+202E becomes ⟨U+202E⟩."""
-    return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
+from sae_attr.shown import visible
 
 
 def plain(value: Any) -> Any:

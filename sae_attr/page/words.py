@@ -108,9 +108,8 @@ def counts_sentence(case: CaseReport, direction: str) -> str:
     first, chance = counts[0], counts[0].expected
     if not known(chance):
         means = _listed([f"{method_name(c.method)} {signed(100 * c.mean)} points" for c in counts])
-        return (
-            f"Steering {direction}, no random latent could be measured, so there is no range to compare with. Means: {means}."
-        )
+        bare = "no random latent could be measured, so there is no range to compare with"
+        return f"Steering {direction}, {bare}. Means: {means}."
     verb = "lower" if direction == "away" else "raise"
     expected = f" Of {first.measured} random latents {chance:.1f} would."
     return (

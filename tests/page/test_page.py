@@ -15,7 +15,8 @@ import pytest
 
 from sae_attr.page import CaseReport, Convergence, FirstLatent, MethodCount, MethodDifference, Picture, Report, Table
 from sae_attr.page.render import render_page
-from sae_attr.page.text import plain, script_json, visible
+from sae_attr.page.text import plain, script_json
+from sae_attr.shown import visible
 from sae_attr.steering import compare, convergence
 from tests.page import _sample
 
@@ -60,6 +61,16 @@ def html() -> str:
 @cache
 def tree() -> Tree:
     return Tree(html())
+
+
+def test_a_token_of_thousands_of_characters_is_cut() -> None:
+    report = _sample.report(1)
+    case = report.cases[0]
+    rows = ({**case.latents.rows[0], "tokens": ("x" * 4000,)}, *case.latents.rows[1:])
+    cases = (replace(case, latents=replace(case.latents, rows=rows)),)
+    page = render_page(replace(report, cases=cases))
+    assert f'<bdi class="token">{"x" * 200}… (4,000 characters)</bdi>' in page
+    assert "x" * 201 not in re.sub(r'data-order="x+"|<script.*?</script>', "", page, flags=re.DOTALL)
 
 
 def test_planted_markup_is_text_and_only_text() -> None:
