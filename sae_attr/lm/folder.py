@@ -29,7 +29,7 @@ def resolve_model(path: str) -> Path:
         raise ValueError(f"{path!r} is a file; give the folder of the model that it belongs to")
     hub_id, _, revision = path.removeprefix("hf://").partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) or path.startswith((".", "/")):
-        raise ValueError(f"{path!r} is neither a folder here nor a hub id owner/name[@revision]; check --config.lm")
+        raise ValueError(f"{path!r} is neither a folder here nor a hub id owner/name[@revision]; check its name")
     wanted = ["*.json", "*.safetensors", "*.jinja", "adapter_model.bin"]
     copies = ["*/*", "consolidated*"]  # the same weights again in the layout of their authors
     folder = hub.download(hub_id, revision or None, files=wanted, ignore=copies)
