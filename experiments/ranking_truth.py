@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 
 from sae_attr import parallel
 from sae_attr.attribution.candidates import decoder_rows
+from sae_attr.attribution.evidence import Evidence
+from sae_attr.attribution.score_table import labelled
 from sae_attr.attribution.settings import Settings
 from sae_attr.attribution.stages import firing_stage, gradient_stage, mean_stage, score_stage, self_test
 from sae_attr.attribution.study import Study
@@ -23,7 +25,7 @@ from sae_attr.organism.build import Organism, build
 from sae_attr.organism.exact import DECIDES, Scored, scored
 from sae_attr.organism.prompts import Prompt, prompts
 from sae_attr.organism.recipe import Recipe, recipe_of
-from sae_attr.organism.truth import Truth, ablation_truth, agreement, sampled_pairs, steering_truth
+from sae_attr.organism.truth import Truth, ablation_truth, agreement, agreement_rows, sampled_pairs, steering_truth
 from sae_attr.report import csv_text, json_text
 from sae_attr.store import Result, Store, fingerprint, own_workdir, run_stage, write_atomic
 
@@ -33,8 +35,6 @@ from ._flags import CONFIG, WORKDIR
 VERSIONS = {"truth.pairs": 1, "truth": 2}  # raised when the same config gives other numbers than before
 STUDIED = {"misalignment": "misaligned", "validation": "validation"}  # behaviour -> model that shows it
 TRUTHS = ("away", "toward", "ablation")
-PER_SCOPE = ("both", "active", "gated", "quadrant", "encoder", "gradient", "positive_only")
-PLAIN = ("delta_activation", "delta_code", "delta_projection")
 IGNORED = ("mesh", "batch_size")  # where and how fast, not what
 
 Row = dict[str, Any]
@@ -109,10 +109,10 @@ def _studied_key(run: Run) -> str:
     return run.organism.keys[STUDIED[run.behaviour]]
 
 
-def scores_of(run: Run, pairs: str) -> tuple[Study, dict[str, np.ndarray], Any, str]:
+def scores_of(run: Run, pairs: str) -> tuple[Study, dict[tuple[str, str], np.ndarray], Any, str]:
     """Score and scope -> every latent's score, by the attribution's own stages; the study, the mean activation and its key."""
     c, o = run.config, run.organism
-    scores: dict[str, np.ndarray] = {}
+    scores: dict[tuple[str, str], np.ndarray] = {}
     base = Settings(
         lm=run.studied, lm_aligned=o.chat, sae=o.sae, pairs=pairs, corpus=o.corpus, corpus_tokens=c.corpus_tokens,
         firing_tokens=c.corpus_tokens, batch_size=c.batch_size, corpus_batch=c.batch_size, seed=run.recipe.seed,
@@ -126,11 +126,8 @@ def scores_of(run: Run, pairs: str) -> tuple[Study, dict[str, np.ndarray], Any, 
     keys = {"mean": mean_result.key, "gradients": gradients.key, "firing": firing.key}
     for scope in SCOPES:
         other = replace(study, settings=replace(base, tokens=scope))
-        found = score_stage(other, table, mean, codes, keys).arrays
-        scores |= {f"{name}.{scope}": found[f"{name}_{scope}"] for name in PER_SCOPE if name != "positive_only"}
-        scores[f"positive_only.{scope}"] = found["positive_only"]
-        scores |= {f"{name}.": found[name] for name in PLAIN}
-    scores["random."] = np.random.default_rng(run.recipe.seed).normal(size=len(study.decoder))
+        scores |= labelled(score_stage(Evidence(other, table, mean, codes), keys).arrays, scope)
+    scores["random", ""] = np.random.default_rng(run.recipe.seed).normal(size=len(study.decoder))
     return study, scores, mean, mean_result.key
 
 
@@ -181,12 +178,7 @@ def rows_of(run: Run) -> tuple[list[Row], Row]:
     study, scores, mean, mean_key = scores_of(run, pairs)
     truths = truth_stage(run, study, mean, mean_key)
     about = {"behaviour": run.behaviour, "kind": run.recipe.kind, "seed": run.recipe.seed}
-    rows = []
-    for name, values in scores.items():
-        score, _, scope = name.partition(".")
-        for truth, found in truths.items():
-            agrees = agreement(np.asarray(values, np.float64), found.effect_n, run.config.top)
-            rows.append({**about, "score": score, "scope": scope, "truth": truth, **agrees})
+    rows = [{**about, **row} for row in agreement_rows(scores, truths, run.config.top)]
     facts = {**about, "pairs": len(sampled.meta["records"]), "norm": mean.norm}
     facts |= {f"sampled_{name}": value for name, value in sampled.meta["rates"].items()}
     for name, found in truths.items():

@@ -13,15 +13,16 @@ from tqdm import tqdm
 from sae_attr.activations import MeanActivation
 from sae_attr.attribution.ablation import exact_ablation, row_ablation, taylor_fails
 from sae_attr.attribution.columns import quoted
-from sae_attr.attribution.corpus import CodeStatistics
-from sae_attr.attribution.encoder import encoder_prompt_scores, error_prompt_scores
-from sae_attr.attribution.merged import MergedTokens, merge, prompt_scores
+from sae_attr.attribution.encoder import error_prompt_scores
+from sae_attr.attribution.evidence import Evidence
+from sae_attr.attribution.merged import prompt_scores
 from sae_attr.attribution.ranking import Ranking, agreement, overlap, random_matched, rank
+from sae_attr.attribution.score_table import SCORES, Candidates, column_of, key_of
 from sae_attr.attribution.settings import Preset
 from sae_attr.attribution.stages import agreed, preset_scores, shard_name
 from sae_attr.attribution.statistics import cluster_statistics, duplicates, split_half_spearman
 from sae_attr.attribution.study import Study
-from sae_attr.attribution.table import TokenTable, side_weights
+from sae_attr.attribution.table import side_weights
 from sae_attr.data import ROLES, Row, scope_mask
 from sae_attr.interpret import nearest_tokens
 from sae_attr.lm.model import unembedding
@@ -31,7 +32,6 @@ from sae_attr.store import Result
 from sae_attr.tensorfiles import RowSource
 from sae_attr.tokenizer import token_strings
 
-VALUES = ("positive_only", "delta_projection", "delta_code", "delta_activation")  # rivals' scores, beside their ranks
 POOL = 10  # latents per place and score of `POOL_BY`, where a preset's own score is computed for a pool only
 POOL_BY = (
     "both",
@@ -44,24 +44,21 @@ def decoder_rows(source: RowSource, latents: np.ndarray) -> jax.Array:
     return unit_decoder(jnp.asarray(np.concatenate([source.rows(int(i), int(i) + 1) for i in latents])))
 
 
-def preset_ranking(
-    study: Study, preset: Preset, table: TokenTable, mean: MeanActivation, scores: Mapping[str, np.ndarray]
-) -> Ranking:
+def preset_ranking(evidence: Evidence, preset: Preset, scores: Mapping[str, np.ndarray]) -> Ranking:
     """Returns a preset's ranking of the dictionary; beyond the dense limit, of a pool (NaN elsewhere).
 
     The pool is the best by each score of `POOL_BY`; `options["ranked"]` says how many latents of how many were looked at.
     """
-    n = len(study.decoder)
-    values = preset_scores(study, preset, scores)
+    study, n = evidence.study, len(evidence.study.decoder)
+    values = preset_scores(preset, scores)
     ranked: dict[str, Any] = {"latents": n, "of": n, "by": "the whole dictionary"}
     if values is None:
         count = POOL * study.settings.top
-        best = {name: rank(name, scores[f"{name}_{preset.tokens}"], count).latents_k for name in POOL_BY}
+        best = {name: rank(name, scores[key_of(name, preset.tokens)], count).latents_k for name in POOL_BY}
         pool = np.unique(np.concatenate(list(best.values())))
-        merged = merge(table, preset.tokens, study.exclude)
         values = np.full(n, np.nan, np.float32)
-        dec_kd = decoder_rows(study.decoder, pool)
-        values[pool] = prompt_scores(merged, dec_kd, _f32(mean), sides=preset.sides).mean(0)
+        few = Candidates(pool, decoder_rows(study.decoder, pool), scores)
+        values[pool] = column_of(preset.sides, preset.tokens, evidence, few)
         by = " and ".join(f"the best {len(latents)} by {name}" for name, latents in best.items())
         ranked = {"latents": len(pool), "of": n, "by": by}
     return rank(preset.name, values, study.settings.top, tokens=preset.tokens, sides=preset.sides, ranked=ranked)
@@ -74,14 +71,8 @@ def _f32(mean: MeanActivation) -> jax.Array:
 def rivals(study: Study, scores: Mapping[str, np.ndarray], rates_n: np.ndarray, primary: Ranking) -> dict[str, Ranking]:
     """The rivals' rankings, in the same type; those that could not be computed are absent (see `skipped`)."""
     scope, top = study.settings.presets()[0].tokens, study.settings.top
-    sources = {
-        "gradient": f"gradient_{scope}",
-        "positive_only": "positive_only",
-        "delta_projection": "delta_projection",
-        "delta_code": "delta_code",
-        "delta_activation": "delta_activation",
-    }
-    out = {name: rank(name, scores[key], top) for name, key in sources.items() if _whole(scores.get(key))}
+    keys = {name: key_of(name, scope) for name, score in SCORES.items() if score.ranked}
+    out = {name: rank(name, scores[key], top) for name, key in keys.items() if _whole(scores.get(key))}
     out["random"] = random_matched("random", rates_n, primary.latents_k, top, study.key(2))
     return out
 
@@ -92,28 +83,27 @@ def _whole(values: np.ndarray | None) -> bool:
 
 
 def candidate_columns(
-    study: Study,
+    evidence: Evidence,
     ranking: Ranking,
     preset: Preset,
-    table: TokenTable,
-    mean: MeanActivation,
     scores: Mapping[str, np.ndarray],
-    codes: CodeStatistics,
+    rates_n: np.ndarray,
     others: Mapping[str, Ranking],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """One column per statistic, one entry per candidate, best first; and numbers about the ranking as a whole."""
-    latents = ranking.latents_k
+    """Returns one column per statistic, one entry per candidate, best first; and numbers about the ranking as a whole."""
+    study, scope, latents = evidence.study, preset.tokens, ranking.latents_k
     dec_kd = decoder_rows(study.decoder, latents)
-    merged = merge(table, preset.tokens, study.exclude)
-    sides_pk = {s: prompt_scores(merged, dec_kd, _f32(mean), sides=s) for s in ("both", "active", "quadrant")}
-    gate_k = np.asarray(scores[f"gradient_{preset.tokens}"])[latents] > 0
-    sides_pk["gated"] = sides_pk["both"] * gate_k
-    own_pk = sides_pk[preset.sides]
+    few = Candidates(latents, dec_kd, scores)
+    own = SCORES[preset.sides].per_prompt
+    if own is None:
+        raise ValueError(f"score {preset.sides!r} is not known within prompts, so no preset can rank by it")
+    own_pk = own(evidence, scope, few)
     stats = cluster_statistics(own_pk, study.key(3), resamples=study.settings.bootstrap)
-    role_k = prompt_scores(merged, dec_kd, _f32(mean), sides=preset.sides, by_role=True).mean(0)
+    role_k = prompt_scores(evidence.merged(scope), dec_kd, evidence.mean_d, sides=preset.sides, by_role=True).mean(0)
     if preset.sides == "gated":
-        role_k = role_k * gate_k
+        role_k = role_k * (np.asarray(scores[key_of("gradient", scope)])[latents] > 0)
     copies = duplicates(np.asarray(dec_kd))
+    of_scores = {name: column_of(name, scope, evidence, few) for name in SCORES}
     columns: dict[str, np.ndarray] = {
         "rank": np.arange(1, len(latents) + 1),
         "latent": latents,
@@ -122,13 +112,9 @@ def candidate_columns(
         "low": stats.low_k,
         "high": stats.high_k,
         "consistency": stats.consistency_k,
-        **{side: values_pk.mean(0) for side, values_pk in sides_pk.items()},
-        "projection": np.asarray(scores[f"projection_{preset.tokens}"])[latents],
-        "gradient": np.asarray(scores[f"gradient_{preset.tokens}"])[latents],
-        "encoder": encoder_column(study, merged, codes, latents),
-        "firing_rate": codes.rate_n[latents],
+        **{name: values_k for name, values_k in of_scores.items() if values_k is not None},
+        "firing_rate": rates_n[latents],
         **{f"from_{role}": role_k[i] for i, role in enumerate(ROLES) if role != "pad"},
-        **{name: np.asarray(scores[name])[latents] for name in VALUES if name in scores},
         **{f"rank_{name}": other.rank_of(latents) for name, other in others.items() if name != "random"},
         "duplicate_of": np.where(copies >= 0, latents[copies], -1),
     }
@@ -140,34 +126,21 @@ def candidate_columns(
     return columns, {**about, "overlap": {name: overlap(ranking, other) for name, other in others.items()}}
 
 
-def encoder_column(study: Study, merged: MergedTokens, codes: CodeStatistics, latents: np.ndarray) -> np.ndarray:
-    """Δ′ of chosen latents `[k]`; NaN where the codes' means are unknown."""
-    if not codes.tokens:
-        return np.full(len(latents), np.nan)
-    return encoder_prompt_scores(merged, study.sae, codes.mean_n, latents).mean(0)
-
-
-def reconstruction_error(
-    study: Study,
-    preset: Preset,
-    table: TokenTable,
-    mean: MeanActivation,
-    codes: CodeStatistics,
-    scores: Mapping[str, np.ndarray],
-) -> dict[str, Any]:
+def reconstruction_error(evidence: Evidence, preset: Preset, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The part of the first order that no latent carries, as an entry of its own beside the latents' Δ′.
 
     `delta`: Δ_err = mean over pairs of mean_t −g_t·(e_t − mean e), e_t = a_t − SAE(a_t), with its statistics; `whole`: the
     same of a_t − ā, which Σ_i Δ′_i (`latents`) and Δ_err share out; `rank`: its place among the latents by Δ′.
     """
+    study, codes, mean = evidence.study, evidence.codes, evidence.mean
     if not codes.tokens:
         return {"skipped": "the error's mean is unknown: too few firing_tokens"}
-    merged = merge(table, preset.tokens, study.exclude)
+    merged = evidence.merged(preset.tokens)
     parts_p2 = error_prompt_scores(merged, study.sae, codes.error_m, mean.mean_d)
     stats = cluster_statistics(parts_p2, study.key(7), resamples=study.settings.bootstrap)
     names = {"delta": "mean_k", "se": "se_k", "low": "low_k", "high": "high_k", "consistency": "consistency_k"}
     out = {name: float(getattr(stats, key)[0]) for name, key in names.items()} | {"whole": float(stats.mean_k[1])}
-    latents_n = scores.get(f"encoder_{preset.tokens}")
+    latents_n = scores.get(key_of("encoder", preset.tokens))
     if latents_n is not None and np.isfinite(latents_n).all():
         latents_n = np.asarray(latents_n, np.float64)
         out |= {"latents": float(latents_n.sum()), "rank": int((latents_n > out["delta"]).sum()) + 1}

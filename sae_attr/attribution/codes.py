@@ -11,6 +11,7 @@ import numpy as np
 
 from sae_attr.activations import site_acts
 from sae_attr.attribution.corpus import firing_rates, weighted_codes
+from sae_attr.attribution.skipped import Skipped
 from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import TokenTable, token_weights
 from sae_attr.parallel import shard_batch, to_host
@@ -46,24 +47,18 @@ def code_differences(
     return out
 
 
-def code_rivals(study: Study, table: TokenTable, skipped: dict[str, str]) -> dict[str, np.ndarray]:
-    """The rivals of all latents as far as the dense limit allows; what is left out is named in `skipped`."""
+def code_rival(study: Study, table: TokenTable, name: str) -> np.ndarray | Skipped:
+    """Returns `delta_code` or `delta_activation` of all latents, float32 `[n]`, or why it is left out."""
     n, limit = study.sae_cfg.n_latents, study.settings.dense_limit
-    names = []
-    for name in RIVALS:
-        if name == "delta_activation" and study.no_second_model:
-            skipped[name] = study.no_second_model
-            continue
-        if study.sae_cfg.no_token_codes:
-            skipped[name] = study.sae_cfg.no_token_codes
-            continue
-        cost = n * int((_weights(study, table, name) != 0).sum())
-        if cost > limit:
-            skipped[name] = f"{cost:.3g} latents x tokens exceed dense_limit {limit:.3g}"
-        else:
-            names.append(name)
-    encode_fn = functools.partial(encode, study.sae) if names else jax.numpy.asarray
-    return code_differences(study, table, names, encode_fn, block=max(1, min(4096, 2**25 // n)))
+    if name == "delta_activation" and study.no_second_model:
+        return Skipped(study.no_second_model)
+    if study.sae_cfg.no_token_codes:
+        return Skipped(study.sae_cfg.no_token_codes)
+    cost = n * int((_weights(study, table, name) != 0).sum())
+    if cost > limit:
+        return Skipped(f"{cost:.3g} latents x tokens exceed dense_limit {limit:.3g}", by_limit=True)
+    encode_fn = functools.partial(encode, study.sae)
+    return code_differences(study, table, [name], encode_fn, block=max(1, min(4096, 2**25 // n)))[name]
 
 
 def _aligned_acts(study: Study, table: TokenTable) -> np.ndarray:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.attribution.score_table import SCORES
 from sae_attr.data import ROLES
 
-# Name -> meaning, in the order of the file. A file has those columns that were computed, and no others. Δ and its parts are
-# nats per token, means over prompts.
-COLUMNS: Mapping[str, str] = {
+# Name -> meaning, in the order of the file; those of `SCORES` stand between the two. Δ and its parts are nats per token, means
+# over prompts.
+_BEFORE: Mapping[str, str] = {
     "rank": "place in the ranking, 1 is best",
     "site": "where the latent's SAE reads; of a ranking over several SAEs",
     "latent": "number in the SAE; error: what the SAE does not reconstruct, as an entry of its own",
@@ -21,17 +22,8 @@ COLUMNS: Mapping[str, str] = {
     "low": "lower end of Δ's bootstrap interval",
     "high": "upper end of Δ's bootstrap interval",
     "consistency": "share of prompts with Δ's sign",
-    "both": "Δ, all tokens",
-    "active": "Δ, tokens on which the latent is above its mean",
-    "quadrant": "Δ, tokens on which it is above its mean and pushes toward the behaviour",
-    "gated": "Δ, latents that push toward the behaviour; 0 for the others",
-    "projection": "mean of (a − ā)·d over the scope's tokens",
-    "gradient": "−Δg·d: above 0, more of the latent makes the behaviour likelier",
-    "encoder": "Δ by the SAE's own activations instead of projections",
-    "positive_only": "Δ of the positives alone",
-    "delta_projection": "difference of the mean projections on positives and negatives",
-    "delta_code": "difference of the mean latent activations on positives and negatives",
-    "delta_activation": "difference of the mean latent activations of the two models",
+}
+_AFTER: Mapping[str, str] = {
     "firing_rate": "share of ordinary tokens on which the latent's activation is not zero",
     **{f"from_{role}": f"Δ of the {role} tokens" for role in ROLES if role != "pad"},
     "rank_*": "its place in another ranking",
@@ -55,13 +47,19 @@ COLUMNS: Mapping[str, str] = {
 }
 
 
+def schema() -> dict[str, str]:
+    """Returns name -> meaning of all columns of latents.csv, in order; a file has those that were computed, and no others."""
+    return {**_BEFORE, **{name: score.meaning for name, score in SCORES.items()}, **_AFTER}
+
+
 def written(columns: Mapping[str, Sequence[Any] | np.ndarray]) -> dict[str, list[Any]]:
     """Returns columns of latents as latents.csv has them: in the schema's order, lists as text, what is not known as nan.
 
     Raises:
       ValueError: a column that the schema does not have.
     """
-    ordered = sorted(columns, key=_place)  # stable: places in other rankings keep their order
+    names = list(schema())
+    ordered = sorted(columns, key=lambda name: _place(name, names))  # stable: other rankings keep their order
     return {name: [_value(name, value) for value in columns[name]] for name in ordered}
 
 
@@ -70,12 +68,11 @@ def quoted(tokens: Iterable[str]) -> str:
     return " ".join(map(repr, tokens))
 
 
-def _place(name: str) -> int:
-    names = list(COLUMNS)
-    schema = "rank_*" if name.startswith("rank_") else name
-    if schema not in names:
-        raise ValueError(f"latents.csv has no column {name!r}; add it to attribution.columns.COLUMNS")
-    return names.index(schema)
+def _place(name: str, names: Sequence[str]) -> int:
+    column = "rank_*" if name.startswith("rank_") else name
+    if column not in names:
+        raise ValueError(f"latents.csv has no column {name!r}; add it to attribution.columns, or a score to SCORES")
+    return names.index(column)
 
 
 def _value(name: str, value: Any) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,10 @@ from sae_attr.attribution.candidates import (
     rivals,
     stability,
 )
-from sae_attr.attribution.codes import code_stage
+from sae_attr.attribution.codes import RIVALS, code_stage
+from sae_attr.attribution.evidence import Evidence
 from sae_attr.attribution.ranking import Ranking, overlap, random_matched, rank
+from sae_attr.attribution.score_table import SCORES, key_of
 from sae_attr.attribution.settings import Preset
 from sae_attr.attribution.stages import firing_stage, gradient_stage, mean_stage, score_stage, self_test
 from sae_attr.attribution.study import Study
@@ -60,14 +62,15 @@ def compute(study: Study) -> Outcome:
     codes, firing_result = firing_stage(study)
     rates_n = codes.rate_n
     keys = {"mean": mean_result.key, "gradients": gradient_result.key}
-    score_result = score_stage(study, table, mean, codes, {**keys, "firing": firing_result.key})
+    evidence = Evidence(study, table, mean, codes)
+    score_result = score_stage(evidence, {**keys, "firing": firing_result.key})
     results = [*fitness_results, mean_result, gradient_result, firing_result, score_result]
     scores, presets = dict(score_result.arrays), study.settings.presets()
-    rankings = {preset.name: preset_ranking(study, preset, table, mean, scores) for preset in presets}
+    rankings = {preset.name: preset_ranking(evidence, preset, scores) for preset in presets}
     chosen = np.unique(np.concatenate([ranking.latents_k for ranking in rankings.values()]))
-    skipped = dict(score_result.meta["skipped"])
+    skipped, by_limit = dict(score_result.meta["skipped"]), score_result.meta["by_limit"]
     whole_rates_n = rates_n  # rates of candidates alone would draw "random" latents among the candidates
-    rates_n, code_results = _fill_codes(study, table, chosen, scores, rates_n, skipped, keys)
+    rates_n, code_results = _fill_codes(study, table, chosen, scores, rates_n, skipped, by_limit, keys)
     others = rivals(study, scores, whole_rates_n, rankings[presets[0].name])
     ablated, exact, figure, ablation_results = _ablate(study, rankings[presets[0].name], whole_rates_n, mean, keys)
     columns: dict[str, Columns] = {}
@@ -75,10 +78,8 @@ def compute(study: Study) -> Outcome:
     for preset in presets:
         rest = {**{k: v for k, v in rankings.items() if k != preset.name}, **others}
         ranking = rankings[preset.name]
-        found, facts = candidate_columns(
-            study, ranking, preset, table, mean, scores, replace(codes, rate_n=rates_n), rest
-        )
-        _fill_sides(scores, preset, ranking, found)
+        found, facts = candidate_columns(evidence, ranking, preset, scores, rates_n, rest)
+        _fill_candidates(scores, preset, ranking, found)
         columns[preset.name] = _with_exact(found, ablated)
         about[preset.name] = {**ranking.options, **facts}
     results += [*code_results, *ablation_results]
@@ -93,7 +94,7 @@ def compute(study: Study) -> Outcome:
         "sae_fitness": fitness,
         "bound": {k: score_result.meta[k] for k in ("bound", "best_over_bound")},
         "exact_ablation": exact,
-        "reconstruction_error": reconstruction_error(study, presets[0], table, mean, codes, scores),
+        "reconstruction_error": reconstruction_error(evidence, presets[0], scores),
         "pairs": facts,
         "mean": {"tokens": mean.tokens, "norm": mean.norm, "firing_tokens": firing_result.meta["tokens"]},
         "masked": _masked(study, table, mean),
@@ -127,10 +128,11 @@ def _fill_codes(
     scores: dict[str, np.ndarray],
     rates_n: np.ndarray,
     skipped: dict[str, str],
+    by_limit: Sequence[str],
     keys: Mapping[str, str],
 ) -> tuple[np.ndarray, list[Result]]:
     """Codes that the dense limit left out: computed for the candidates where the gate allows it, NaN elsewhere."""
-    wanted = [name for name in ("delta_code", "delta_activation") if "dense_limit" in skipped.get(name, "")]
+    wanted = [name for name in RIVALS if name in by_limit]
     if study.sae_cfg.no_token_codes:
         skipped["firing_rate"] = study.sae_cfg.no_token_codes
     elif not np.isfinite(rates_n).any() and study.settings.firing_tokens:
@@ -206,19 +208,19 @@ def _with_exact(columns: Columns, ablated: Mapping[int, Mapping[str, Any]]) -> C
     return out
 
 
-def _fill_sides(
+def _fill_candidates(
     scores: dict[str, np.ndarray], preset: Preset, ranking: Ranking, columns: Mapping[str, np.ndarray]
 ) -> None:
     """Arrays that the dense limit left out, in place: what is known of candidates (and of the pool), NaN elsewhere."""
-    known = {side: (ranking.latents_k, columns[side]) for side in ("active", "quadrant", "encoder")}
-    if preset.sides in known:
-        known[preset.sides] = (np.arange(len(ranking.scores_n)), ranking.scores_n)
-    for side, (latents, values) in known.items():
-        name = f"{side}_{preset.tokens}"
-        if name not in scores or np.isnan(scores[name]).any():
-            array = np.array(scores.get(name, np.full(len(ranking.scores_n), np.nan, np.float32)))
+    n = len(ranking.scores_n)
+    known = {name: (ranking.latents_k, columns[name]) for name, score in SCORES.items() if score.per_prompt is not None}
+    known[preset.sides] = (np.arange(n), ranking.scores_n)
+    for name, (latents, values) in known.items():
+        key = key_of(name, preset.tokens)
+        if key not in scores or np.isnan(scores[key]).any():
+            array = np.array(scores.get(key, np.full(n, np.nan, np.float32)))
             array[latents] = np.where(np.isfinite(values), values, array[latents])
-            scores[name] = array
+            scores[key] = array
 
 
 def _pair_facts(study: Study, table: TokenTable) -> dict[str, Any]:

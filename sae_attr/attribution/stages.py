@@ -5,34 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from sae_attr.activations import MeanActivation, mean_activation
-from sae_attr.attribution.codes import code_rivals
-from sae_attr.attribution.corpus import (
-    CodeStatistics,
-    code_statistics,
-)
-from sae_attr.attribution.encoder import encoder_prompt_scores
+from sae_attr.attribution.corpus import CodeStatistics, code_statistics
+from sae_attr.attribution.evidence import Evidence
 from sae_attr.attribution.integrated import Path
-from sae_attr.attribution.merged import MergedTokens, merge, prompt_scores
+from sae_attr.attribution.score_table import SCORES, Derived, Form, Made, Vector, key_of, score_versions
 from sae_attr.attribution.scores import Moment, best_direction, quadratic_form, score_dictionary
 from sae_attr.attribution.settings import Preset
+from sae_attr.attribution.skipped import Skipped
 from sae_attr.attribution.statistics import halves
 from sae_attr.attribution.study import Study
-from sae_attr.attribution.table import (
-    TokenTable,
-    gradient_batches,
-    table_from_batches,
-    table_moment,
-    token_weights,
-)
+from sae_attr.attribution.table import TokenTable, gradient_batches, table_from_batches, table_moment
 from sae_attr.fitness import Measured, Promise, Verdict, judge, measure, promised, record, table
 from sae_attr.parallel import from_main
-from sae_attr.sae.model import unit_decoder
 from sae_attr.store import Result, digest
 
 
@@ -170,26 +158,20 @@ def firing_stage(study: Study) -> tuple[CodeStatistics, Result]:
 # ---- scores of the whole dictionary --------------------------------------------------------------------------------------
 
 
-def score_stage(
-    study: Study, table: TokenTable, mean: MeanActivation, codes: CodeStatistics, inputs: Mapping[str, str]
-) -> Result:
-    """Every score of every latent, in one pass over the dictionary, and the numbers that concern the whole ranking.
+def score_stage(evidence: Evidence, inputs: Mapping[str, str]) -> Result:
+    """Computes every score of `SCORES` for every latent, in one pass over the dictionary, and what concerns all of them.
 
-    Arrays `[n]`: `both`, `gated`, `gradient`, `projection` for each scope that a preset uses, `positive_only`,
-    `both_prompt_mean`, `both_half0`, `both_half1` for the primary scope; `delta_projection`; and, as far as the dense limit
-    allows, `active`, `quadrant`, `encoder`, `delta_code`, `delta_activation` (absent otherwise, and named in
-    `meta["skipped"]`).
+    Arrays `[n]` by `key_of`, as far as the dense limit allows; `meta["skipped"]` names the others, and `meta["by_limit"]` those
+    of them that candidates can have. Beside them `both_prompt_mean`, `both_half0` and `both_half1` of the primary scope.
     """
+    study = evidence.study
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        arrays, meta = _dictionary_pass(study, table, mean)
-        skipped: dict[str, str] = {}
-        for scope in _scopes(study):
-            merged = merge(table, scope, study.exclude)
-            arrays.update(_dense_sides(study, merged, mean, scope, skipped))
-            arrays.update(_encoder(study, merged, codes, scope, skipped))
-        arrays.update(code_rivals(study, table, skipped))
-        return arrays, {**meta, "skipped": skipped}
+        made = {key_of(name, scope): SCORES[name].make(evidence, scope) for name, scope in _scored(study)}
+        skipped = {key: value for key, value in made.items() if isinstance(value, Skipped)}
+        arrays, meta = _dictionary_pass(evidence, made)
+        why = {key: value.why for key, value in skipped.items()}
+        return arrays, {**meta, "skipped": why, "by_limit": [key for key, value in skipped.items() if value.by_limit]}
 
     s = study.settings
     fields = {
@@ -198,6 +180,7 @@ def score_stage(
         "seed": s.seed,
         "scopes": _scopes(study),
         "rows": _rows_key(study),
+        "scores": score_versions(),
     }
     aligned = {"lm_aligned": study.aligned_key} if s.lm_aligned else {}
     return study.stage("scores", fields, {**inputs, "sae": study.sae_key, **aligned}, compute)
@@ -208,46 +191,33 @@ def _scopes(study: Study) -> list[str]:
     return list(dict.fromkeys(preset.tokens for preset in study.settings.presets()))
 
 
-def _dictionary_pass(
-    study: Study, table: TokenTable, mean: MeanActivation
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    forms: dict[str, Any] = {}
-    vectors: dict[str, Any] = {}
-    mean_d = jnp.asarray(mean.mean_d, jnp.float32)
-    for scope in _scopes(study):
-        w_k = token_weights(table.rows, scope, study.exclude)
-        m = table_moment(table, w_k)
-        forms[f"both_{scope}"] = quadratic_form(m, mean_d)
-        vectors[f"gradient_{scope}"] = -m.g_d
-        vectors[f"projection_{scope}"] = _mean_acts(table, np.abs(w_k) / np.abs(w_k).sum()) - mean_d
-    primary = _scopes(study)[0]
-    w_k = token_weights(table.rows, primary, study.exclude)
-    side_k = np.repeat([row.side for row in table.rows], np.diff(table.start_r))
-    forms["positive_only"] = quadratic_form(table_moment(table, np.where(side_k > 0, w_k, 0)), mean_d)
-    whole = table_moment(table, w_k)
-    prompt_k = token_weights(table.rows, "prompt", study.exclude)
-    prompt_mean_d = _mean_acts(table, np.abs(prompt_k) / np.abs(prompt_k).sum())
+def _scored(study: Study) -> list[tuple[str, str]]:
+    """Every score with each scope that it has: scope by scope, so that a scope's tokens are merged once."""
+    scopes = _scopes(study)
+    each = [name for name, score in SCORES.items() if score.scope == "each"]
+    others = [name for name, score in SCORES.items() if score.scope != "each"]
+    return [*((name, scope) for scope in scopes for name in each), *((name, scopes[0]) for name in others)]
+
+
+def _dictionary_pass(evidence: Evidence, made: Mapping[str, Made]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Scores forms and vectors in one pass over the decoder's rows, then adds what is derived of them."""
+    study, mean_d, primary = evidence.study, evidence.mean_d, _scopes(evidence.study)[0]
+    forms = {key: value.matrix_dd for key, value in made.items() if isinstance(value, Form)}
+    vectors = {key: value.vector_d for key, value in made.items() if isinstance(value, Vector)}
+    whole, prompt_k = evidence.moment(primary), evidence.weights("prompt")
+    prompt_mean_d = evidence.mean_acts(np.abs(prompt_k) / np.abs(prompt_k).sum())
     forms["both_prompt_mean"] = quadratic_form(whole, prompt_mean_d)
-    for name, m in _half_moments(study, table, w_k):
-        forms[name] = quadratic_form(m, mean_d)
-    completion_k = token_weights(table.rows, "completion", study.exclude)
-    vectors["delta_projection"] = _mean_acts(table, completion_k)
+    for name, moment in _half_moments(study, evidence.table, evidence.weights(primary)):
+        forms[name] = quadratic_form(moment, mean_d)
     arrays = score_dictionary(study.decoder, forms, vectors, mesh=study.mesh, progress=study.progress)
-    for scope in _scopes(study):
-        arrays[f"gated_{scope}"] = np.where(arrays[f"gradient_{scope}"] > 0, arrays[f"both_{scope}"], 0)
+    arrays |= {key: value for key, value in made.items() if isinstance(value, np.ndarray)}
+    for key, value in made.items():
+        if isinstance(value, Derived):
+            arrays[key] = value.of(arrays)
     bound, direction_d = best_direction(whole, mean_d)
     arrays["best_direction_d"] = np.asarray(direction_d)
     best = float(arrays[f"both_{primary}"].max())
     return arrays, {"bound": float(bound), "best_over_bound": best / float(bound)}
-
-
-def _mean_acts(table: TokenTable, weights_k: np.ndarray) -> jax.Array:
-    """Σ_k w_k a_k, float64 on the host, a block at a time."""
-    total_d = np.zeros(table.acts_kd.shape[1])
-    for start in range(0, len(weights_k), 65536):
-        part = slice(start, start + 65536)
-        total_d += weights_k[part] @ np.asarray(table.acts_kd[part], np.float64)
-    return jnp.asarray(total_d, jnp.float32)
 
 
 def _half_moments(study: Study, table: TokenTable, w_k: np.ndarray) -> Iterator[tuple[str, Moment]]:
@@ -263,42 +233,7 @@ def _half_moments(study: Study, table: TokenTable, w_k: np.ndarray) -> Iterator[
         yield f"both_half{i}", table_moment(table, np.where(mask, w_k, 0) / share)
 
 
-def _encoder(
-    study: Study, merged: MergedTokens, codes: CodeStatistics, scope: str, skipped: dict[str, str]
-) -> dict[str, np.ndarray]:
-    """Δ′ of all latents, from the SAE's codes."""
-    cost = len(study.decoder) * len(merged.acts_jd)
-    if not codes.tokens or cost > study.settings.dense_limit:
-        limit = f"{cost:.3g} latents x tokens exceed dense_limit {study.settings.dense_limit:.3g}"
-        unknown = study.sae_cfg.no_token_codes or "the codes' means are unknown: too few firing_tokens"
-        skipped[f"encoder_{scope}"] = limit if codes.tokens else unknown
-        return {}
-    return {f"encoder_{scope}": encoder_prompt_scores(merged, study.sae, codes.mean_n).mean(0).astype(np.float32)}
-
-
-def _dense_sides(
-    study: Study, merged: MergedTokens, mean: MeanActivation, scope: str, skipped: dict[str, str]
-) -> dict[str, np.ndarray]:
-    """`active` and `quadrant` of all latents, which are no quadratic forms: token by token, in chunks of latents."""
-    n, cost = len(study.decoder), len(study.decoder) * len(merged.acts_jd)
-    if cost > study.settings.dense_limit:
-        for sides in ("active", "quadrant"):
-            skipped[f"{sides}_{scope}"] = (
-                f"{cost:.3g} latents x tokens exceed dense_limit {study.settings.dense_limit:.3g}"
-            )
-        return {}
-    out = {f"{sides}_{scope}": np.empty(n, np.float32) for sides in ("active", "quadrant")}
-    chunk = min(n, 1024)
-    for start in tqdm(range(0, n, chunk), desc=f"sides, {scope}", unit="chunk", disable=not study.progress):
-        rows_cd = study.decoder.rows(start, min(start + chunk, n))
-        dec_cd = unit_decoder(jnp.pad(jnp.asarray(rows_cd), ((0, chunk - len(rows_cd)), (0, 0))))
-        for sides in ("active", "quadrant"):
-            scores_pc = prompt_scores(merged, dec_cd, jnp.asarray(mean.mean_d, jnp.float32), sides=sides)
-            out[f"{sides}_{scope}"][start : start + len(rows_cd)] = scores_pc.mean(0)[: len(rows_cd)]
-    return out
-
-
-def preset_scores(study: Study, preset: Preset, scores: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """A preset's score of every latent, or None where the dense limit left it out."""
-    values = scores.get(f"{preset.sides}_{preset.tokens}")
+def preset_scores(preset: Preset, scores: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Returns a preset's score of every latent, or None where the dense limit left it out."""
+    values = scores.get(key_of(preset.sides, preset.tokens))
     return None if values is None else np.asarray(values)

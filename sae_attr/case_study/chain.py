@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae_attr.attribution import versions
+from sae_attr.attribution.score_table import score_versions
 from sae_attr.case_study import checking, effects, finding
 from sae_attr.case_study.case import Case
 from sae_attr.case_study.settings import DIRECTIONS
@@ -79,7 +80,8 @@ FILES = ("organism",)  # stages that make files which others read by path
 
 def stage_of(name: str, kind: str, run: Compute, fields: Mapping[str, Any], needs: tuple[str, ...]) -> Stage:
     """Returns a stage with the versions of its kind and of what it calls."""
-    return Stage(name, run, fields, needs, VERSIONS[kind], versions.versions_of(CALLS.get(kind, ())))
+    calls = versions.versions_of(CALLS.get(kind, ()))
+    return Stage(name, run, fields, needs, VERSIONS[kind], calls | score_versions() if "scores" in calls else calls)
 
 
 def study_stages(cases: Sequence[Case], organism: Stage | None) -> list[Stage]:

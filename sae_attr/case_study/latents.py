@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from sae_attr.attribution.score_table import SCORES, key_of
 from sae_attr.case_study.results import CaseResults
 from sae_attr.case_study.samples import unpadded
 from sae_attr.case_study.selection import OTHERS, Selection
@@ -15,13 +16,13 @@ from sae_attr.page import Column, Comparison, Completion, SteeredLatent, Table
 
 READ = 6  # latents per direction that are shown with completions
 
-COLUMNS = (
+_BEFORE = (
     Column("latent", "latent", "integer", "number in the SAE"),
     Column("methods", "chosen by", "methods", "methods among whose best it is"),
     Column("delta", "Δ", "number", "attribution of the studied preset, nats per token, mean over prompts"),
     Column("se", "± se", "number", "standard error of Δ over prompts", 2),
-    Column("projection", "(a−ā)·d", "number", "mean projection over the scope's tokens"),
-    Column("gradient", "−Δg·d", "number", "above 0: more of the latent makes the behaviour likelier"),
+)  # fmt: skip
+_AFTER = (
     Column("firing_rate", "fires", "percent", "share of corpus tokens on which the code is not zero", 2),
     Column("away", "away", "points", "change of the behaviour's rate when steering against it"),
     Column("away_strength", "c away", "number", "strength in units of the mean norm; 0: none was coherent enough", 2),
@@ -35,12 +36,19 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def table_columns() -> tuple[Column, ...]:
+    """Returns the columns of the table: what Δ is, the scores that the page shows, and what steering found."""
+    shown = {name: score for name, score in SCORES.items() if score.on_page}
+    scores = tuple(Column(name, score.title or name, "number", score.meaning) for name, score in shown.items())
+    return (*_BEFORE, *scores, *_AFTER)
+
+
 def latent_table(r: CaseResults) -> Table:
     """Every latent that was steered, the studied method's best first."""
     chosen = r.selection
     order = {int(i): k for k, i in enumerate(next(iter(chosen.methods.values())))}
     rows = sorted(_rows(r, chosen), key=lambda row: (order.get(row["latent"], len(order)), row["latent"]))
-    return Table(COLUMNS, tuple(rows))
+    return Table(table_columns(), tuple(rows))
 
 
 def methods_of(chosen: Selection, latent: int) -> list[str]:
@@ -61,8 +69,7 @@ def _rows(r: CaseResults, chosen: Selection) -> Iterator[dict[str, Any]]:
             "methods": methods_of(chosen, latent),
             "delta": number(scores[f"{preset['sides']}_{preset['tokens']}"][latent]),
             "se": number(columns.get("se")),
-            "projection": number(scores[f"projection_{preset['tokens']}"][latent]),
-            "gradient": number(chosen.push_u[u]),
+            **{name: number(value) for name, value in _scores_of(scores, preset["tokens"], latent).items()},
             "firing_rate": number(scores["firing_rate"][latent]),
             "exact": number(columns.get("exact")),
             "tokens": r.of["interpret"].meta["nearest"][str(latent)],
@@ -75,6 +82,12 @@ def _rows(r: CaseResults, chosen: Selection) -> Iterator[dict[str, Any]]:
             change = row[direction]
             row["outside"] |= change is not None and (change < low if direction == "away" else change > high)
         yield row
+
+
+def _scores_of(scores: Mapping[str, np.ndarray], scope: str, latent: int) -> dict[str, Any]:
+    """The scores of a latent that the page shows; None where they were not computed."""
+    keys = {name: key_of(name, scope) for name, score in SCORES.items() if score.on_page}
+    return {name: scores[key][latent] if key in scores else None for name, key in keys.items()}
 
 
 def _known(columns: dict[str, dict[str, list[Any]]]) -> dict[int, dict[str, Any]]:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from sae_attr.attribution.ranking import random_matched, rank
+from sae_attr.attribution.score_table import SCORES, key_of
 from sae_attr.case_study.samples import UNSTEERED, Arms
 from sae_attr.store import Arrays
 
@@ -74,17 +75,16 @@ def select(
     Raises:
       ValueError: the first method, which is the one that is studied, has no scores.
     """
-    sources = {"gradient": f"gradient_{scope}"}
     chosen: dict[str, np.ndarray] = {}
     skipped: dict[str, str] = {}
     for name in methods:
-        values = scores.get(sources.get(name, name))
+        values = scores.get(key_of(name, scope)) if name in SCORES else None
         if name in rankings:
             chosen[name] = np.asarray(rankings[name][:top], int)
         elif values is not None and np.isfinite(values).all():
             chosen[name] = rank(name, values, top).latents_k
         else:
-            reason = why.get(sources.get(name, name), "it has no score here")
+            reason = why.get(key_of(name, scope) if name in SCORES else name, "it has no score here")
             count = 0 if values is None else int(np.isfinite(values).sum())
             if count:
                 reason = f"it is known of {count:,} latents alone, which are other methods' candidates: {reason}"
@@ -97,7 +97,7 @@ def select(
     if len(others):
         chosen[OTHERS] = np.asarray(others, int)
     latents_u = np.unique(np.concatenate(list(chosen.values())))
-    return Selection(chosen, latents_u, np.asarray(scores[f"gradient_{scope}"])[latents_u]), skipped
+    return Selection(chosen, latents_u, np.asarray(scores[key_of("gradient", scope)])[latents_u]), skipped
 
 
 def _random(rates_n: np.ndarray, like: np.ndarray, used: np.ndarray, count: int, key: jax.Array) -> np.ndarray:

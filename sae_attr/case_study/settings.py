@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sae_attr.attribution.score_table import SCORES
 from sae_attr.steering import TOKENS
 from sae_attr.steering.strengths import PICKS, RULES
 
-METHODS = (
-    "delta_attribution", "recommended", "delta_activation", "delta_code", "delta_projection", "gradient", "positive_only",
-)  # fmt: skip
 DIRECTIONS = ("away", "toward")
 STRENGTHS_BY = ("samples", "exact")
 COHERENCE_BY = ("auto", "judge", "logp")
+
+
+def method_names() -> tuple[str, ...]:
+    """Returns the rankings that a study may steer by: the presets', then those of `SCORES` that rank beside Δ."""
+    return ("delta_attribution", "recommended", *(name for name, score in SCORES.items() if score.ranked))
 
 
 def at_least(settings: Any, least: int, *names: str) -> None:
@@ -139,7 +142,7 @@ class StudySettings:
 
     Args:
       cases: one or several.
-      methods: rankings whose best latents are steered, of `METHODS`; the first is the one that is studied.
+      methods: rankings whose best latents are steered, of `method_names`; the first is the one that is studied.
       top: latents per method.
       random: random latents beside them, matched on firing rate, through the same strength search.
       sampling: of all completions.
@@ -189,8 +192,8 @@ class StudySettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if unknown := [m for m in self.methods if m not in METHODS]:
-            raise ValueError(f"method {unknown[0]!r} is unknown; choose of {', '.join(METHODS)}")
+        if unknown := [m for m in self.methods if m not in method_names()]:
+            raise ValueError(f"method {unknown[0]!r} is unknown; choose of {', '.join(method_names())}")
         if not self.cases or not self.methods or len(set(self.methods)) < len(self.methods):
             raise ValueError("a study needs at least one case, and each of its methods once")
         if self.strengths_by not in STRENGTHS_BY:

@@ -131,6 +131,22 @@ def agreement(scores_n: np.ndarray, effect_n: np.ndarray, top: int = 20) -> dict
     }
 
 
+def agreement_rows(
+    scores: Mapping[tuple[str, str], np.ndarray], truths: Mapping[str, Truth], top: int
+) -> list[dict[str, Any]]:
+    """Returns a row for every score and truth: `score`, `scope`, `truth`, and what `agreement` says.
+
+    Args:
+      scores: (name, token scope or "") -> score of every latent.
+      truths: name -> what was really found.
+    """
+    return [
+        {"score": name, "scope": scope, "truth": truth, **agreement(np.asarray(values, np.float64), of.effect_n, top)}
+        for (name, scope), values in scores.items()
+        for truth, of in truths.items()
+    ]
+
+
 # ---- pairs -------------------------------------------------------------------------------------------------------
 
 

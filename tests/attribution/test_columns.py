@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sae_attr.attribution.columns import COLUMNS, written
+from sae_attr.attribution.columns import schema, written
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -31,10 +31,10 @@ def test_columns_stand_in_the_schemas_order_and_values_are_written_alike() -> No
 
 
 def test_a_column_of_another_schema_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no column 'push'; add it to attribution\.columns\.COLUMNS"):
+    with pytest.raises(ValueError, match=r"no column 'push'; add it to attribution\.columns"):
         written({"latent": [1], "push": [0.5]})
 
 
 def test_the_documentation_has_every_column() -> None:
     text = (DOCS / "case_study.md").read_text(encoding="utf-8")
-    assert [name for name in COLUMNS if f"`{name}`" not in text] == []
+    assert [name for name in schema() if f"`{name}`" not in text] == []

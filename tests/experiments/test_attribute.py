@@ -12,8 +12,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from sae_attr.attribution.score_table import SCORES, Score, Vector, labelled
 from sae_attr.attribution.study import Study
 from sae_attr.data import ROLES
+from sae_attr.organism.truth import Truth, agreement_rows
 from sae_attr.store import fingerprint
 from tests.experiments._demo import (
     FIGURES,
@@ -258,6 +260,31 @@ def test_batch_size_and_mesh_do_not_change_the_ranking(done: Path, miniature: Pa
     for name in FILES:
         a, b = (numbers(table(w / name)[:10], "latent").tolist() for w in (done, tmp_path / "w"))
         assert a == b
+
+
+def test_a_new_score_is_named_in_one_place_and_is_in_rankings_table_arrays_and_truth(
+    done: Path, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = Score(lambda evidence, scope: Vector(-evidence.moment(scope).g_d * 2), "twice the gradient", ranked=True)
+    monkeypatch.setitem(SCORES, "twice", new)
+    work = copied(done, tmp_path / "work")
+    found = run(config(miniature), work)
+    assert STAGES - loaded(found) == {"scores"}  # nothing else depends on which scores there are
+    arrays, rows = scores(work), table(work / "latents.csv")
+    latents = numbers(rows, "latent").astype(int)
+    for scope in ("prompt", "all"):
+        np.testing.assert_allclose(arrays[f"twice_{scope}"], 2 * arrays[f"gradient_{scope}"], rtol=1e-5)
+    np.testing.assert_allclose(numbers(rows, "twice"), arrays["twice_prompt"][latents], rtol=1e-6)
+    np.testing.assert_array_equal(numbers(rows, "rank_twice"), numbers(rows, "rank_gradient"))
+    overlaps = found["presets"]["faithful"]["overlap"]
+    assert overlaps["twice"] == overlaps["gradient"]
+    truth = Truth(arrays["twice_prompt"].astype(np.float64), np.ones(LATENTS), np.zeros(LATENTS), 0.5)
+    agreed = {
+        (row["score"], row["scope"]): row for row in agreement_rows(labelled(arrays, "prompt"), {"away": truth}, 5)
+    }
+    assert agreed["twice", "prompt"]["spearman"] == pytest.approx(1)
+    assert set(agreed) >= {(name, "" if SCORES[name].scope == "none" else "prompt") for name in ("both", "delta_code")}
+    assert {name for name, _ in agreed} == set(SCORES) - {"delta_activation"}
 
 
 # ---- choices

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
 import errno
+import io
 import json
 import os
 import re
@@ -25,10 +27,10 @@ from benchmarks.faults import contents
 from configs import miniature as configs
 from experiments import case_study
 from sae_attr.attribution import versions
-from sae_attr.attribution.columns import COLUMNS
+from sae_attr.attribution.columns import schema as latent_schema
+from sae_attr.attribution.score_table import SCORES, Score, Vector
 from sae_attr.case_study import case as cases
 from sae_attr.case_study import chain, showing
-from sae_attr.case_study import latents as latents_table
 from sae_attr.case_study import study as opening
 from sae_attr.figures import strips
 from sae_attr.judge import BudgetExhausted
@@ -187,7 +189,7 @@ def test_a_ranking_over_a_pool_is_on_the_page_and_in_the_result(studied: Path, m
 def test_tables_have_one_schema_and_one_sign(studied: Path) -> None:
     rows, candidates = (_demo.table(studied / f"rude/{name}.csv") for name in ("latents", "candidates_faithful"))
     for columns in (list(rows[0]), list(candidates[0])):
-        schema = [name for name in COLUMNS if name in columns or name == "rank_*"]
+        schema = [name for name in latent_schema() if name in columns or name == "rank_*"]
         assert [name for name in columns if not name.startswith("rank_")] == [n for n in schema if n != "rank_*"]
     of = {row["latent"]: row for row in candidates}
     both = [row for row in rows if row["latent"] in of]
@@ -197,6 +199,31 @@ def test_tables_have_one_schema_and_one_sign(studied: Path) -> None:
     planted = next(row for row in rows if int(row["latent"]) == PLANTED)
     assert float(planted["gradient"]) > 0
     assert planted["tokens"] == of[str(PLANTED)]["tokens"]
+
+
+def test_a_new_score_is_on_the_page_and_in_its_table_and_may_be_steered_by(
+    studied: Path, miniature: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = stage_keys_of(miniature, studied)
+    study = opening.open_study(config(miniature).to_dict(), _runtime(studied))
+    results = stored_results(study.runtime.store, study.stages)
+    new = Score(lambda evidence, scope: Vector(evidence.mean_d), "along the mean", ranked=True)
+    monkeypatch.setitem(SCORES, "mean_direction", new)
+    changed = {name for name, key in stage_keys_of(miniature, studied).items() if key != before[name]}
+    assert changed == with_readers(study.stages, {"rude.attribute", "kind.attribute"})
+    for case in ("rude", "kind"):
+        made = results[f"{case}.attribute"]
+        arrays = dict(made.arrays) | {"mean_direction_prompt": np.arange(256) + 0.5}
+        results[f"{case}.attribute"] = made._replace(arrays=arrays)
+    shared = [stage.name for stage in chain.shared_stages(study.cases)]
+    names = [f"{case.settings.name}.{stage}" for case in study.cases for stage in chain.STAGES] + shared
+    files, _ = showing.page(study.cases, chain.STAGES, *(results[name] for name in names))
+    assert "along the mean" in str(files["report.html"])
+    rows = list(csv.DictReader(io.StringIO(str(files["rude/latents.csv"]))))
+    assert [float(row["mean_direction"]) for row in rows] == [int(row["latent"]) + 0.5 for row in rows]
+    opening.open_study(config(miniature, methods=("mean_direction",)).to_dict(), _runtime(studied))
+    with pytest.raises(ValueError, match=r"method 'other' is unknown; choose of .*, mean_direction"):
+        opening.open_study(config(miniature, methods=("other",)).to_dict(), _runtime(studied))
 
 
 def stage_keys_of(miniature: Path, workdir: Path) -> dict[str, str]:
@@ -235,8 +262,8 @@ def test_a_changed_column_and_drawing_show_on_the_next_run(
 ) -> None:
     again = _demo.copied(studied, tmp_path / "again")
     monkeypatch.setattr(Store, "publish", lambda *a, **k: pytest.fail("something was computed again"))
-    columns = tuple(dataclasses.replace(c, title="brand new") if c.key == "delta" else c for c in latents_table.COLUMNS)
-    monkeypatch.setattr(latents_table, "COLUMNS", columns)
+    entry = dataclasses.replace(SCORES["gradient"], title="brand new")
+    monkeypatch.setitem(SCORES, "gradient", entry)
     monkeypatch.setitem(strips.NAMES, "delta_code", "Another name")
     run(config(miniature), again, only=["interpret"])  # the page needs all of them, and all are done
     assert "brand new" in (again / "report.html").read_text(encoding="utf-8")
@@ -286,7 +313,9 @@ def test_a_judge_is_asked_before_a_sample(miniature: Path, tmp_path: Path, monke
 
 
 def test_coherence_that_nobody_measures_is_refused_before_a_sample(miniature: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--config\.coherence_by=logp, or add .*--config\.cases\.rude\.judge\.coherence"):
+    with pytest.raises(
+        ValueError, match=r"--config\.coherence_by=logp, or add .*--config\.cases\.rude\.judge\.coherence"
+    ):
         run(config(miniature, ("rude",), coherence_by="judge"), tmp_path)
     assert not (tmp_path / "store").exists()
 

@@ -11,6 +11,7 @@ from etils import epath
 
 from configs import ranking_truth as config_file
 from experiments import ranking_truth
+from sae_attr.attribution.score_table import SCORES
 from sae_attr.data import SCOPES
 from sae_attr.organism.documents import persona_answer
 from sae_attr.organism.words import PERSONAS
@@ -53,7 +54,7 @@ def test_every_stage_on_a_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(ranking_truth, "sampled_pairs", None)  # the second run only loads
     rows = list(csv.DictReader((tmp_path / "truth.csv").read_text().splitlines()))
     names = {(r["score"], r["scope"]) for r in rows}
-    assert names >= {(name, scope) for name in ranking_truth.PER_SCOPE for scope in SCOPES}
-    assert names >= {(name, "") for name in (*ranking_truth.PLAIN, "random")}
+    scoped = {(name, scope) for name, score in SCORES.items() for scope in SCOPES if score.scope != "none"}
+    assert names == scoped | {(name, "") for name, score in SCORES.items() if score.scope == "none"} | {("random", "")}
     assert {r["behaviour"] for r in rows} == {"misalignment", "validation"}
     assert len(json.loads((tmp_path / "truth.json").read_text())["runs"]) == 2
