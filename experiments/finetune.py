@@ -63,7 +63,9 @@ def read_rows(config: ConfigDict, tok: Tokenizer) -> tuple[Examples, list[Exampl
 def check(config: ConfigDict, cfg: LMConfig) -> Lora | None:
     """The adapter that is asked for, None for all parameters; ValueError for what does not fit the model."""
     if config.context > cfg.max_len:
-        raise ValueError(f"context {config.context} is longer than the model's {cfg.max_len}; lower it")
+        raise ValueError(
+            f"context {config.context} is longer than the model's {cfg.max_len}; take --config.context={cfg.max_len}"
+        )
     if config.packed and any(r.kind == "longrope" and config.context > r.original_len for r in cfg.ropes):
         raise ValueError(
             "longrope scales by a row's length, so rows beyond the original one cannot be packed; packed=False"

@@ -44,7 +44,9 @@ def hf_config(config: ConfigDict, tok: Tokenizer) -> dict[str, Any]:
         hf = {"vocab_size": tok.vocab_size, "bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id} | hf
     cfg = config_from_hf(hf)
     if config.context > cfg.max_len:
-        raise ValueError(f"context {config.context} is longer than the model's {cfg.max_len}; lower it")
+        raise ValueError(
+            f"context {config.context} is longer than the model's {cfg.max_len}; take --config.context={cfg.max_len}"
+        )
     return hf
 
 

@@ -179,9 +179,12 @@ def counted(rows: Sequence[Row], scope: str, exclude: frozenset[str]) -> list[np
     masks = [scope_mask(row, scope, exclude=exclude) for row in rows]
     empty = [i for i, mask in enumerate(masks) if not mask.any()]
     if empty:
+        row = rows[empty[0]]
+        side, length = "positive" if row.side > 0 else "negative", len(row.ids) - row.n_prompt
         raise ValueError(
-            f"row {empty[0]} has no token left in scope {scope!r} after leaving out {', '.join(sorted(exclude)) or 'none'}; "
-            "use another scope, or exclude less"
+            f"row {empty[0]} has no token left in scope {scope!r} after leaving out {', '.join(sorted(exclude)) or 'none'}: "
+            f"{side} {row.completion} of pair {row.pair} (counted from 0), whose completion has {length} tokens; use another scope "
+            "(--config.tokens=all), exclude less (--config.exclude=bos), or leave the pair out"
         )
     return masks
 
