@@ -125,6 +125,9 @@ def settings_from(kind: type[T], values: Mapping[str, Any], *, where: str = "con
             raise ValueError(unknown_key(f"{where}.{name}", [f"{where}.{known}" for known in fields]))
         if value is not None or (_optional(hints[name]) and fields[name].default not in (None, dataclasses.MISSING)):
             given[name] = _value(hints[name], value, f"{where}.{name}")
+            factory: Any = fields[name].default_factory
+            if plain_type(hints[name]) is dict and factory is not dataclasses.MISSING:
+                given[name] = {**factory(), **given[name]}  # what is given stands above the defaults
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in given:

@@ -90,7 +90,7 @@ def open_source(
     rows = range(count) if rows is None else rows
     masks = Masks() if masks is None else masks
     if packing.context > cfg.max_len:
-        raise ValueError(f"rows of {packing.context} tokens are longer than the model's context of {cfg.max_len}")
+        raise ValueError(f"rows of {packing.context} tokens are longer than the model's context of {cfg.max_len}; lower it")
     check_embedding(file, cfg.vocab)
     if not rows or rows.step != 1 or rows.start < 0 or rows.stop > count:
         raise ValueError(f"rows {rows.start}..{rows.stop - 1} are asked for but the file has 0..{count - 1}")

@@ -119,6 +119,7 @@ def test_defaults_come_back_as_they_were() -> None:
     assert _config.settings_of(Settings, config, leave_out=("mesh",)) == Settings(**inputs)
     for kind in (Budget, SampleSettings, Bands, Lora, Loop, Masks, Sampling, Dictionary, Recipe):
         assert _config.settings_of(kind, _config.config_of(kind)) == kind(), kind
+    assert _config.settings_of(Bands, made("check_sae").bands) == Bands()
     assert recipe_of(made("organism").organism.to_dict()) == recipe_of({"seed": 0, "kind": "mixed", "sae": {}})
 
 
