@@ -138,6 +138,8 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     lines.append(
         "overlap of the top with: " + ", ".join(f"{k} {v:.2f}" for k, v in primary["overlap"].items() if k != "random")
     )
+    silent = silent_text(summary["presets"])
+    lines += [f"candidates that fire on no token of the pairs in their scope: {silent}"] if silent else []
     lines.append(f"overlap with the same ranking around the prompts' own mean: {summary['prompt_mean_overlap']:.2f}")
     if "joint_per_latent" in exact:
         for name in ("joint_per_latent", "joint_per_completion", "single_position"):
@@ -148,6 +150,11 @@ def summary_text(summary: Mapping[str, Any]) -> str:
         lines.append(f"the first-order step fails for {exact['latents_where_taylor_fails']} ablated latents (marked !)")
     lines += [f"not computed: {name} ({why})" for name, why in summary["skipped"].items()]
     return "\n".join(lines)
+
+
+def silent_text(presets: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns how many candidates of each preset never fire on the pairs; "" where that was not looked at."""
+    return ", ".join(f"{about['never_firing']} ({name})" for name, about in presets.items() if "never_firing" in about)
 
 
 def masked_text(summary: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from sae_attr.activations import MeanActivation
 from sae_attr.attribution.ablation import exact_ablation, row_ablation, taylor_fails
 from sae_attr.attribution.columns import quoted
-from sae_attr.attribution.encoder import error_prompt_scores
+from sae_attr.attribution.encoder import error_prompt_scores, fires_on_pairs
 from sae_attr.attribution.evidence import Evidence
 from sae_attr.attribution.merged import prompt_scores
 from sae_attr.attribution.ranking import Ranking, agreement, overlap, random_matched, rank
@@ -103,6 +103,7 @@ def candidate_columns(
     if preset.sides == "gated":
         role_k = role_k * (np.asarray(scores[key_of("gradient", scope)])[latents] > 0)
     copies = duplicates(np.asarray(dec_kd))
+    has_codes = evidence.codes.tokens > 0  # else the whole SAE need not be in memory
     of_scores = {name: column_of(name, scope, evidence, few) for name in SCORES}
     columns: dict[str, np.ndarray] = {
         "rank": np.arange(1, len(latents) + 1),
@@ -114,6 +115,7 @@ def candidate_columns(
         "consistency": stats.consistency_k,
         **{name: values_k for name, values_k in of_scores.items() if values_k is not None},
         "firing_rate": rates_n[latents],
+        **({"fires_on_pairs": fires_on_pairs(evidence.merged(scope), study.sae, latents)} if has_codes else {}),
         **{f"from_{role}": role_k[i] for i, role in enumerate(ROLES) if role != "pad"},
         **{f"rank_{name}": other.rank_of(latents) for name, other in others.items() if name != "random"},
         "duplicate_of": np.where(copies >= 0, latents[copies], -1),
@@ -122,7 +124,13 @@ def candidate_columns(
     columns["tokens"] = np.array([quoted(token_strings(study.tokenizer, row)) for row in np.asarray(ids)])
     columns["token_cosine"] = np.asarray(cosines)[:, 0]
     rho, spread = split_half_spearman(own_pk, study.key(4))
-    about = {"candidate_split_half_spearman": rho, "candidate_split_half_sd": spread, "prompts": len(own_pk)}
+    about: dict[str, Any] = {
+        "candidate_split_half_spearman": rho,
+        "candidate_split_half_sd": spread,
+        "prompts": len(own_pk),
+    }
+    if has_codes:
+        about["never_firing"] = int((columns["fires_on_pairs"] == 0).sum())
     return columns, {**about, "overlap": {name: overlap(ranking, other) for name, other in others.items()}}
 
 

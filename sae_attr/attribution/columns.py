@@ -25,6 +25,7 @@ _BEFORE: Mapping[str, str] = {
 }
 _AFTER: Mapping[str, str] = {
     "firing_rate": "share of ordinary tokens on which the latent's activation is not zero",
+    "fires_on_pairs": "share of the pairs' prompts in which it fires on a token of the scope",
     **{f"from_{role}": f"Δ of the {role} tokens" for role in ROLES if role != "pad"},
     "rank_*": "its place in another ranking",
     "duplicate_of": "the latent before it with nearly the same direction; −1: none",

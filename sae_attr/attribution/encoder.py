@@ -106,6 +106,16 @@ def encoder_prompt_scores(
     return _by_prompt(merged, sae, score, len(mean_k))
 
 
+def fires_on_pairs(merged: MergedTokens, sae: SAE, latents: np.ndarray) -> np.ndarray:
+    """Returns the share of prompts in which each of some latents fires on a counted token, `[k]`."""
+
+    def score(sae: SAE, reads: jax.Array, acts: jax.Array, grads: jax.Array) -> jax.Array:
+        token = jnp.any(reads != 0, axis=-1, keepdims=True)  # a code of the padding's zeros need not be zero
+        return (token & (contributions(sae, reads, jnp.asarray(latents)) != 0)).astype(jnp.float32)
+
+    return (_by_prompt(merged, sae, score, len(latents)) > 0).mean(0)
+
+
 def error_prompt_scores(merged: MergedTokens, sae: SAE, mean_m: np.ndarray, mean_d: np.ndarray) -> np.ndarray:
     """Within each prompt Δ_err and the whole −g·(a − ā), `[p, 2]`: how much of the first order lies outside the SAE."""
 

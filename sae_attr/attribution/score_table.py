@@ -195,7 +195,7 @@ SCORES: dict[str, Score] = {
     "both": Score(_both, "Δ, all tokens", per_prompt=partial(_sides_per_prompt, "both"), **_HIDDEN),
     "active": Score(
         partial(_token_by_token, "active"),
-        "Δ, tokens on which the latent is above its mean",
+        "Δ, tokens on which the latent's projection is above its mean over ordinary text",
         per_prompt=partial(_sides_per_prompt, "active"),
         **_HIDDEN,
     ),
@@ -204,7 +204,7 @@ SCORES: dict[str, Score] = {
     ),
     "quadrant": Score(
         partial(_token_by_token, "quadrant"),
-        "Δ, tokens on which it is above its mean and pushes toward the behaviour",
+        "Δ, tokens on which its projection is above its mean and it pushes toward the behaviour",
         per_prompt=partial(_sides_per_prompt, "quadrant"),
         **_HIDDEN,
     ),

@@ -28,7 +28,9 @@ class Preset:
 
 
 # `faithful` is the post to the letter. `recommended` is what truth tables on a model organism, where every cause is known,
-# support for finding latents to steer with: harmful words come late, and δ > 0 of an absent latent points the wrong way.
+# support for finding latents to steer with: harmful words come late, and δ > 0 of a token whose projection is below its mean
+# points the wrong way. It goes by the projection, not by whether the latent fires: scores through the encoder are worse at
+# steering and at ablation, and need every latent of the SAE.
 PRESETS: Mapping[str, Preset] = {
     "faithful": Preset("faithful", "prompt", "both"),
     "recommended": Preset("recommended", "all", "active"),

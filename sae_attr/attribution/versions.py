@@ -16,7 +16,7 @@ VERSIONS: dict[str, int] = {
     "scores": 5,
     "codes": 5,
     "ablation": 5,
-    "candidates": 7,
+    "candidates": 8,
 }
 
 # What each stage runs or reads without having its key among its own inputs.

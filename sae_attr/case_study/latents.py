@@ -24,6 +24,7 @@ _BEFORE = (
 )  # fmt: skip
 _AFTER = (
     Column("firing_rate", "fires", "percent", "share of corpus tokens on which the code is not zero", 2),
+    Column("fires_on_pairs", "fires on pairs", "percent", "share of the pairs' prompts in which it fires; of a few latents", 0),
     Column("away", "away", "points", "change of the behaviour's rate when steering against it"),
     Column("away_strength", "c away", "number", "strength in units of the mean norm; 0: none was coherent enough", 2),
     Column("away_q", "q away", "number", "FDR over the latents of no change at all (sign flips over prompts)", 2),
@@ -70,6 +71,7 @@ def _rows(r: CaseResults, chosen: Selection) -> Iterator[dict[str, Any]]:
             "delta": number(scores[f"{preset['sides']}_{preset['tokens']}"][latent]),
             "se": number(columns.get("se")),
             **{name: number(value) for name, value in _scores_of(scores, preset["tokens"], latent).items()},
+            "fires_on_pairs": number(columns.get("fires_on_pairs")),
             "firing_rate": number(scores["firing_rate"][latent]),
             "exact": number(columns.get("exact")),
             "tokens": r.of["interpret"].meta["nearest"][str(latent)],

@@ -14,7 +14,7 @@ from sae_attr.figures.strips import method_name
 from sae_attr.judge import judge_name, warnings_of
 from sae_attr.page import Choice
 from sae_attr.page.words import signed, span
-from sae_attr.report import ranked_text
+from sae_attr.report import ranked_text, silent_text
 from sae_attr.store import Result
 
 MANY_MISSING = 0.2  # share of answers from which a reader is warned
@@ -101,6 +101,7 @@ def case_facts(r: CaseResults) -> dict[str, Any]:
         "judge": f"{judge_name(identity)}, {identity.get('kind')}",
         "SAE": summary["sae_fitness"].get("verdict", "not tested"),
         "latents ranked": "; ".join(f"{name}: {ranked_text(p['ranked'])}" for name, p in summary["presets"].items()),
+        "candidates that never fire on the pairs": silent_text(summary["presets"]) or "not looked at",
         "halves of the pairs share": f"{100 * summary['stability']['half_overlap']:.0f} % of the top",
     }
 

@@ -14,8 +14,9 @@ from sae_attr.attribution import (
     merge,
     token_weights,
 )
-from sae_attr.attribution.encoder import contributions
+from sae_attr.attribution.encoder import contributions, fires_on_pairs
 from sae_attr.attribution.table import table_from_arrays
+from sae_attr.data import scope_mask
 from sae_attr.hooks import Site
 from sae_attr.lm.model import forward
 from sae_attr.parallel import make_mesh
@@ -114,3 +115,22 @@ def test_statistics_over_a_corpus_and_a_transcoder() -> None:
     assert off(merged.reads_jd, merged.acts_jd) > 0.1
     want = -(merged.grads_jd @ np.asarray(code_rows(sae)).T) * (np.asarray(encode(sae, merged.reads_jd)) - found.mean_n)
     assert off(encoder_prompt_scores(merged, sae, found.mean_n).sum(0), want.sum(0)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["topk", "jumprelu", "relu"])
+@pytest.mark.parametrize("scope", ["prompt", "all"])
+def test_a_latent_fires_on_pairs_where_its_code_is_not_zero_at_a_counted_token(
+    kind: str, scope: str, arrays: Arrays
+) -> None:
+    sae, (acts, grads) = make(kind), arrays
+    found = fires_on_pairs(merge(table_from_arrays(ROWS, acts, grads), scope), sae, np.arange(N))
+    fires: dict[int, np.ndarray] = {}
+    for row, acts_td in zip(ROWS, acts, strict=True):
+        counted = scope_mask(row, scope)
+        codes = np.asarray(encode(sae, jnp.asarray(acts_td, jnp.float32)))[counted]
+        fires[row.pair] = fires.get(row.pair, False) | (codes != 0).any(0)
+    np.testing.assert_allclose(found, np.mean(list(fires.values()), axis=0))
+    few = np.array([3, 1])
+    np.testing.assert_array_equal(
+        fires_on_pairs(merge(table_from_arrays(ROWS, acts, grads), scope), sae, few), found[few]
+    )

@@ -49,9 +49,10 @@ FINITE = (
         "projection",
         "gradient",
     ),
-    *("firing_rate", "token_cosine", *(f"from_{role}" for role in ROLES if role != "pad")),
+    *("firing_rate", "fires_on_pairs", "token_cosine", *(f"from_{role}" for role in ROLES if role != "pad")),
 )
 FILES = {"latents.csv": "prompt", "latents_recommended.csv": "all"}
+PRESET_OF = {"latents.csv": "faithful", "latents_recommended.csv": "recommended"}
 SIDES = {"latents.csv": "both", "latents_recommended.csv": "active"}
 
 
@@ -94,6 +95,10 @@ def test_a_table_is_sorted_whole_and_finite(done: Path, name: str) -> None:
     low, delta, high = (numbers(rows, c) for c in ("low", "delta", "high"))
     assert ((low <= delta) & (delta <= high)).all()
     assert ((numbers(rows, "firing_rate") >= 0) & (numbers(rows, "firing_rate") <= 1)).all()
+    fires = numbers(rows, "fires_on_pairs")
+    assert fires.max() > 0
+    about = result(done)["presets"][PRESET_OF[name]]
+    assert about["never_firing"] == (fires == 0).sum()
     ranks = [column for column in rows[0] if column.startswith("rank_")]
     assert {"rank_gradient", "rank_positive_only", "rank_delta_projection", "rank_delta_code"} <= set(ranks)
     for column in ranks:
@@ -202,6 +207,7 @@ def test_printed_text_names_the_planted_latent_and_the_files(
     out = capsys.readouterr().out
     assert re.search(rf"^ +1 +{PLANTED} ", out, re.M)
     for said in (
+        "candidates that fire on no token of the pairs in their scope: ",
         "faithful: tokens=prompt",
         "recommended: tokens=all",
         "where Δ comes from",
