@@ -6,9 +6,9 @@ One rule for the whole code base: text is encoded without the tokenizer's own sp
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,11 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from sae_attr.textfiles import check_regular, json_value, utf8
+from sae_attr.tokenizer_pieces import check_pieces
+
 Span = tuple[int, int]
+_MAX_BYTES = 1 << 29  # of a tokenizer.json; that of the largest vocabularies has some 40 MB
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -115,7 +119,8 @@ def encode(tok: Tokenizer, text: str, *, add_bos: bool) -> tuple[list[int], list
     Raises:
       ValueError: `add_bos` with a tokenizer that has no BOS, a token that the model's embedding lacks.
     """
-    encoding = tok.backend.encode(text, add_special_tokens=False)
+    with _panics(tok.path):
+        encoding = tok.backend.encode(text, add_special_tokens=False)
     ids, offsets = list(encoding.ids), list(encoding.offsets)
     check_ids(tok, ids)
     written = leading_bos(tok, ids)
@@ -130,7 +135,8 @@ def encode_many(tok: Tokenizer, texts: Sequence[str], *, add_bos: bool, first: i
     Args:
       first: number of the first of these texts, for messages.
     """
-    rows = [list(e.ids) for e in tok.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    with _panics(tok.path):
+        rows = [list(e.ids) for e in tok.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
     for number, ids in enumerate(rows):
         try:
             check_ids(tok, ids)
@@ -172,7 +178,8 @@ def leading_bos(tok: Tokenizer, ids: Sequence[int]) -> int:
 
 def decode(tok: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
     """The text of `ids`, special tokens written out."""
-    return tok.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+    with _panics(tok.path):
+        return tok.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
 
 def token_strings(tok: Tokenizer, ids: Sequence[int] | np.ndarray) -> list[str]:
@@ -198,37 +205,63 @@ def _load_backend(folder: Path) -> tokenizers.Tokenizer:
             f"transformers: AutoTokenizer.from_pretrained({str(folder)!r}, use_fast=True)"
             f".save_pretrained({str(folder)!r})"
         )
+    check_regular(file)
+    if file.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"{file} has {file.stat().st_size:,} bytes, more than any tokenizer; fetch it again")
     # Trimmed offsets leave spaces out, so that a token of line breaks and spaces across the end of the prompt would
     # seem to end before it. The pattern cannot occur inside a JSON string, where quotes are escaped.
-    text = re.sub(r'"trim_offsets":\s*true', '"trim_offsets": false', file.read_text(encoding="utf-8"))
-    try:
+    text = re.sub(r'"trim_offsets":\s*true', '"trim_offsets": false', utf8(file.read_bytes(), str(file)))
+    check_pieces(json_value(text, str(file)), str(file))
+    with _panics(str(file)):
         backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"{file}: the tokenizers library cannot read it: {error}") from error
     backend.no_truncation()
     backend.no_padding()
+    with _panics(str(file)):  # some faults show with the first text alone
+        backend.encode("a", add_special_tokens=True)
     return backend
 
 
+@contextmanager
+def _panics(where: str) -> Iterator[None]:
+    """What the library raises as one line; its Rust code panics on faults of a file, past every `except Exception`."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        told = " ".join(str(error).split())[:300]
+        raise ValueError(f"{where}: the tokenizers library cannot read it, or a text with it: {told}") from None
+
+
 def _read_json(file: Path) -> dict[str, Any]:
+    check_regular(file)
     if not file.is_file():
         return {}
+    if file.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"{file} has {file.stat().st_size:,} bytes, more than any such file; download it again")
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json_value(utf8(file.read_bytes(), str(file)), str(file))
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}; download it again") from error
+        raise ValueError(f"{error}; download it again") from error
     if not isinstance(found, dict):
         raise ValueError(f"{file} holds a {type(found).__name__} where an object is expected; download it again")
     return {key: value for key, value in found.items() if value is not None}
 
 
 def _token_text(value: Any) -> str | None:
-    return value.get("content") if isinstance(value, dict) else value
+    text = value.get("content") if isinstance(value, dict) else value
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"tokenizer_config.json names the special token {value!r}; expected its text")
+    return text
 
 
 def _post_processor_first(backend: tokenizers.Tokenizer) -> int | None:
     """The id that the post-processor puts in front of a text, if any."""
     with_special = backend.encode("a", add_special_tokens=True)
+    if with_special.ids and backend.id_to_token(with_special.ids[0]) is None:
+        raise ValueError(
+            f"tokenizer.json: its post-processor puts id {with_special.ids[0]} in front, which is no token"
+        )
     return with_special.ids[0] if with_special.special_tokens_mask[:1] == [1] else None
 
 
@@ -241,12 +274,24 @@ def _special_ids(backend: tokenizers.Tokenizer, config: dict[str, Any], ids: dic
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
+    check_regular(file)
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return utf8(file.read_bytes(), str(file))
     found = config.get("chat_template")
-    if not isinstance(found, list):
+    listed = found if isinstance(found, list) else []
+    named = {
+        item["name"]: item["template"]
+        for item in listed
+        if isinstance(item, dict) and {"name", "template"} <= set(item)
+    }
+    if (
+        len(named) < len(listed)
+        or not all(isinstance(text, str) for text in named.values())
+        or (found is not None and not isinstance(found, str | list))
+    ):
+        raise ValueError(f"{folder}/tokenizer_config.json: chat_template is neither a text nor a list of named texts")
+    if found is None or isinstance(found, str):
         return found
-    named = {item["name"]: item["template"] for item in found}
     if "default" not in named and len(named) > 1:
         raise ValueError(
             f"{folder}: tokenizer_config.json has the chat templates {', '.join(named)} and none called default; "

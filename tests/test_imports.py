@@ -18,7 +18,7 @@ BASE |= {
     "vectors",
     "templates",
     "_template_process",
-    "corpora",
+    "corpora", "tokenizer_pieces",
 }
 CORE = BASE | {"lm", "sae"}
 MAY_IMPORT = (

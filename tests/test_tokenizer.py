@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -141,3 +142,63 @@ def test_pythia_has_bos_zero_and_untrimmed_offsets(shared: Path, tmp_path: Path)
     assert ids[0] == 0
     assert "".join(text[a:b] for a, b in offsets) == text
     assert encode(tok, "<|endoftext|>" + text, add_bos=True)[0] == ids
+
+
+def changed(folder: Path, change: dict[str, Any]) -> Path:
+    """The miniature tokenizer with parts of its tokenizer.json replaced."""
+    file = write_tokenizer(folder) / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    return folder
+
+
+GROWING = {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40}
+POST = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<q>", "type_id": 0}}],
+    "pair": [],
+    "special_tokens": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "//////8AAAAAAA=="}},
+            "charsmap is damaged",
+        ),  # aborts
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "?"}}, "charsmap is not base64"),
+        ({"normalizer": GROWING}, "make a text 1,099,511,627,776 times as long"),  # hangs
+        ({"post_processor": POST}, "the tokenizers library cannot read it"),  # panics, past `except Exception`
+        ({"model": {"type": "WordLevel", "vocab": {}, "unk_token": "?"}}, "the tokenizers library cannot read it"),
+        ({"model": {"type": "WordLevel", "vocab": {"a": 2**32 - 1}, "unk_token": "a"}}, "has the id 4294967295"),
+        ({"added_tokens": [{"id": -1, "content": "x"}]}, "has the id -1"),
+    ],
+)
+def test_a_tokenizer_that_would_end_or_hang_the_process(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"tokenizer.json.*{message}") as raised:
+        load_tokenizer(changed(tmp_path / "t", change))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_pattern_that_runs_away_is_one_line(tmp_path: Path) -> None:
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    tok = load_tokenizer(changed(tmp_path / "t", {"pre_tokenizer": split}))
+    with pytest.raises(ValueError, match=r"cannot read it, or a text with it: .*retry-limit"):
+        encode(tok, "a" * 40 + "!", add_bos=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"chat_template": 3}', "chat_template is neither a text nor a list"),
+        ('{"chat_template": [{"name": "a"}]}', "chat_template is neither a text nor a list"),
+        ('{"bos_token": 7}', "names the special token 7; expected its text"),
+    ],
+)
+def test_a_configuration_of_other_types(tmp_path: Path, text: str, message: str) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(tmp_path)
