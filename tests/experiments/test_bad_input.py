@@ -111,8 +111,8 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no json": (lambda f: first_line(f, "{'prompt'"), r"pairs\.jsonl:1 is not JSON"),
     "no positive": (lambda f: first_line(f, '{"prompt": "the"}'), r"pairs\.jsonl:1: 'positive' is missing"),
     "empty completion": (lambda f: first_line(f, lambda r: r | {"positive": ""}), r"pairs\.jsonl:1: 'positive' .*empty"),
-    "too long": (lambda f: first_line(f, lambda r: r | {"negative": " fool" * 70}),
-                 r"pairs\.jsonl:1: negative completion 0 has 77 tokens .* context is 64"),
+    "too long": (lambda f: first_line(f, lambda r: r | {"negative": " fool" * 600}),
+                 r"pairs\.jsonl:1: negative completion 0 has 607 tokens .* context is 512"),
     "messages without a template": (
         lambda f: first_line(f, lambda r: r | {"prompt": [{"role": "user", "content": "the"}]}),
         r"pairs\.jsonl:1: .*no chat template",

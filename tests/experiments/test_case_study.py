@@ -51,6 +51,10 @@ def config(folder: Path, cases: tuple[str, ...] = ("rude", "kind"), **changes: A
     for case in made.cases.values():
         for name in ("lm", "sae", "corpus", "prompts"):
             case[name] = case[name].replace(configs.FOLDER, str(folder))
+        case.sae, case.attribution.trust_sae = (
+            str(folder / "random_sae"),
+            True,
+        )  # many like directions, one of them planted
     for name in set(made.cases) - set(cases):
         del made.cases[name]
     made.update({"mesh": "data=1", **changes})
@@ -122,7 +126,7 @@ def test_the_page_says_who_chose_a_latent_as_figures_do(studied: Path) -> None:
 
 def test_files_are_summed_up_by_folder() -> None:
     names = ["figures/a.png", "figures/a.svg", "report.html", "rude/latents.csv"]
-    assert case_study.summed_up(names) == "report.html, figures/ (2), rude/ (1)"
+    assert case_study.summed_up(names) == ["report.html", "figures/ (2)", "rude/ (1)"]
 
 
 def test_prompts_of_the_three_uses_are_disjoint(studied: Path, miniature: Path) -> None:
@@ -443,7 +447,7 @@ def test_a_budget_that_ends_in_the_middle_goes_on_with_a_larger_one(
         ({"strengths_by": "exact"}, "only the organism has"),
         ({"budget.rule": "none"}, "budget rule 'none'"),
         ({"steer_tokens": "some"}, "steer_tokens 'some'"),
-        ({"sampling.max_new": 60}, "exceeds the model's 64"),
+        ({"sampling.max_new": 510}, "exceeds the model's 512"),
         ({"sampling.stop": ("two words",)}, "'two words' is 2 tokens"),
         ({"cases.rude.lm": ""}, r"case rude lacks lm; add --config.cases.rude.lm=PATH"),
         ({"cases.rude.judge.kind": "oracle"}, "judge kind 'oracle' is unknown"),
@@ -471,7 +475,7 @@ def command(miniature: Path, workdir: Path) -> list[str]:
     return [*start, *flags, "--config.batch_size=32"]
 
 
-_FILES = {"lm": "model", "sae": "sae", "corpus": "corpus.json", "prompts": "prompts.jsonl"}
+_FILES = {"lm": "model", "sae": "random_sae", "corpus": "corpus.json", "prompts": "prompts.jsonl"}
 
 
 @pytest.mark.slow
