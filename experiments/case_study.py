@@ -33,6 +33,16 @@ LIST = flags.DEFINE_bool(
 )
 
 PLAIN = ("mesh", "batch_size", "attribution")  # where and how fast, not what
+# Of a judge: where it is served, how it is waited for, and what it may cost. Its identity is its model and rubric.
+PLAIN_OF_JUDGE = (
+    *("base_url", "name", "timeout", "concurrency", "retries", "first_wait", "longest_wait", "failures"),
+    *("max_calls", "max_tokens", "batch_size"),
+)
+
+
+def ignored(config: ConfigDict) -> tuple[str, ...]:
+    """Keys that may differ between runs in one workdir."""
+    return *PLAIN, *(f"cases.{case}.judge.{key}" for case in config.cases for key in PLAIN_OF_JUDGE)
 
 
 def show_states(study: CaseStudy) -> None:
@@ -93,9 +103,12 @@ def start(
         show_states(study)
         return
     study.check(only=only, until=until, force=force)
-    with own_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change, writer=parallel.is_main()):
+    with own_workdir(
+        workdir, config.to_dict(), ignore=ignored(config), allow_change=allow_change, writer=parallel.is_main()
+    ):
         if parallel.is_main():
             show_cost(study)
+        force = [*force, *study.unread(only=only, until=until)]
         which: dict[str, Any] = {"only": only, "until": until, "force": force}
         study.try_out(**which)
         stages = {stage.name for stage in chosen_stages(study.stages, only=only, until=until)}

@@ -12,6 +12,7 @@ from sae_attr.case_study.grading import known_mean
 from sae_attr.case_study.samples import UNSTEERED, Arms
 from sae_attr.case_study.selection import Selection, arms_of, scaled, with_unsteered
 from sae_attr.case_study.trial import Trial
+from sae_attr.case_study.unread import unread_arrays
 from sae_attr.steering import choose_strengths
 from sae_attr.steering.coherence import OwnAnswers
 from sae_attr.store import Made, Progress, Result
@@ -36,21 +37,22 @@ def strengths(case: Case, direction: str, selection: Result, attribution: Result
     trial = with_unsteered(Arms(np.repeat(arms.latents_k, len(grid)), np.outer(arms.strengths_k, grid).ravel()))
     if case.study.strengths_by == "exact":
         _, coherent_kp = case.exact(direction, "strengths", trial, norm)
-        coherent_k, cost = coherent_kp.mean(1), {}
+        coherent_k, unread, cost = coherent_kp.mean(1), {}, {}
     else:
-        coherent_k, cost = _sampled_coherence(case, direction, trial, norm, progress)
+        coherent_k, unread, cost = _sampled_coherence(case, direction, trial, norm, progress)
     incoherent_kc = 1 - coherent_k[1:].reshape(len(arms), len(grid))
     base, budget = float(1 - coherent_k[0]), case.study.budget
     chosen = choose_strengths(incoherent_kc, grid, base, rule=budget.rule, budget=budget.points, pick=budget.pick)
     facts = {"unsteered_incoherent": base, "without_strength": int((chosen.index_k < 0).sum())}
     about = {"by": case.study.strengths_by, **facts, **cost}
-    return {"strengths_k": chosen.strength_k, "incoherent_kc": incoherent_kc}, about
+    return {"strengths_k": chosen.strength_k, "incoherent_kc": incoherent_kc, **unread}, about
 
 
 def _sampled_coherence(
     case: Case, direction: str, trial: Arms, norm: float, progress: Progress
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Share of coherent first answers of every arm; where none could be graded an arm counts as incoherent."""
+) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, Any]]:
+    """Share of coherent first answers of every arm (where none could be graded an arm counts as incoherent), the answers
+    whose replies could not be read, and facts."""
     own, cost = None, {"samples": 0, "tokens": 0}
     if case.measures_coherence:
         own, cost = _own_answers(case, direction, progress)
@@ -63,7 +65,7 @@ def _sampled_coherence(
     if np.isnan(coherent_k[0]):  # else every strength would pass beside an unsteered model that counts as incoherent
         raise ValueError(no_coherence(case))
     facts = {"coherence_by": "judge"} if own is None else {"coherence_by": "logp", "own_answers": asdict(own)}
-    return np.nan_to_num(coherent_k), {**cost, "counts": counts, **facts}
+    return np.nan_to_num(coherent_k), unread_arrays(answers, asked.rows.prompt_r), {**cost, "counts": counts, **facts}
 
 
 def _own_answers(case: Case, direction: str, progress: Progress) -> tuple[OwnAnswers, dict[str, int]]:

@@ -12,6 +12,7 @@ from sae_attr.case_study.judges import open_judge
 from sae_attr.case_study.prompts import SPLITS, split_prompts
 from sae_attr.case_study.settings import CaseSettings, StudySettings
 from sae_attr.case_study.showing import Shown, show
+from sae_attr.case_study.unread import grades_of, read_again
 from sae_attr.organism.build import build, locate, part_keys
 from sae_attr.organism.exact import DECIDES, exact_rates, scored
 from sae_attr.organism.grader import organism_judge
@@ -20,7 +21,7 @@ from sae_attr.organism.recipe import Recipe, recipe_of
 from sae_attr.organism.world import make_world
 from sae_attr.pairs import Prompt, read_prompts
 from sae_attr.settings import given_only, settings_from
-from sae_attr.store import Progress, Result, Stage, listing
+from sae_attr.store import Progress, Result, Stage, listing, stored_results
 from sae_attr.store.graph import chosen_stages, named, with_readers
 
 _GRADES = {"grade", "strengths", "judge"}
@@ -69,6 +70,16 @@ class CaseStudy:
         for case, missing in self._to_run(only=only, until=until, force=force):
             if missing & _DEAR:
                 case.try_out(judge=bool(missing & _GRADES))
+
+    def unread(self, *, only: Sequence[str] = (), until: str | None = None) -> list[str]:
+        """The finished stages whose unread replies the judge gives now, which are to be made again; see `unread.read_again`."""
+        names = {stage.name for stage in chosen_stages(self.stages, only=only, until=until)}
+        mended = []
+        for case in self.cases:
+            if case.settings.organism is None:
+                graded = {name for name in names if grades_of(case, name)}
+                mended += read_again(case, stored_results(self.runtime.store, self.stages, graded.__contains__))
+        return mended
 
     def _to_run(
         self, *, only: Sequence[str], until: str | None, force: Sequence[str]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from sae_attr.case_study.case import Case
 from sae_attr.case_study.results import CaseResults
@@ -17,6 +18,7 @@ from sae_attr.page.words import signed, span
 from sae_attr.report import ranked_text, silent_text
 from sae_attr.store import Result
 
+ONE_SIDED = 0.05  # difference in shares of unread replies from which a reader is warned
 MANY_MISSING = 0.2  # share of answers from which a reader is warned
 
 
@@ -136,8 +138,25 @@ def case_warnings(r: CaseResults) -> list[str]:
         )
     for direction in DIRECTIONS:
         out += _missing_warning(of["effects"], of[f"judge.{direction}"], direction)
+    out += one_sided_warning({d: of[f"judge.{d}"] for d in DIRECTIONS})
     out += warnings_of(case.judge)
     return out
+
+
+def one_sided_warning(judged: Mapping[str, Result]) -> list[str]:
+    """Says so where the judge left replies unread in one direction far more often than in the other: the rates of the two
+    models are then not of the same answers."""
+    shares = {}
+    for direction, result in judged.items():
+        counts = result.meta["counts"]
+        shares[direction] = (int(counts["malformed"]), sum(counts["labels"].values()))
+    (unread_a, asked_a), (unread_b, asked_b) = shares.values()
+    table = [[unread_a, asked_a - unread_a], [unread_b, asked_b - unread_b]]
+    rates = [unread_a / max(asked_a, 1), unread_b / max(asked_b, 1)]
+    if abs(rates[0] - rates[1]) < ONE_SIDED or float(np.asarray(stats.fisher_exact(table))[1]) > 0.01:
+        return []
+    told = " and ".join(f"{100 * rate:.0f} % steering {d}" for d, rate in zip(shares, rates, strict=True))
+    return [f"the judge refused, or gave no readable reply, to one side far more often than to the other: {told}"]
 
 
 def _missing_warning(effects: Result, judged: Result, direction: str) -> list[str]:

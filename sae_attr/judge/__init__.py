@@ -1,6 +1,7 @@
 """Judges: one interface to whoever grades completions, rubrics as files, replies read strictly and kept."""
 
 from sae_attr.judge.base import (
+    MALFORMED,
     BudgetExhausted,
     Grade,
     Item,
@@ -26,6 +27,7 @@ from sae_attr.judge.rubrics import Rubric, judge_prompt, load_rubric, rubric_nam
 from sae_attr.judge.server import Patience, Server
 
 __all__ = [
+    "MALFORMED",
     "Asking",
     "Budget",
     "BudgetExhausted",

@@ -41,7 +41,8 @@ class Server:
       base_url: for instance http://127.0.0.1:8000/v1.
       model: the name that the server knows it by.
       api_key: sent as the bearer token; never shown or stored.
-      name: stands for the address in the judge's identity, so that a cache outlives a change of port; "" for the address.
+      name: of the server, for readers. Neither it nor the address is part of the judge's identity: the same model behind
+        another address gives the same grades, and those that are kept stay valid.
     """
 
     base_url: str
@@ -51,8 +52,8 @@ class Server:
 
     @property
     def identity(self) -> dict[str, str]:
-        """The served model and where it is served."""
-        return {"model": self.model, "server": self.name or self.base_url}
+        """The served model."""
+        return {"model": self.model}
 
 
 @dataclass(frozen=True)

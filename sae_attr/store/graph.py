@@ -181,11 +181,13 @@ def run_stages(
     return results
 
 
-def stored_results(store: Store, stages: Sequence[Stage]) -> dict[str, Result]:
-    """Returns name -> result of every stage that is done; none is computed, and damaged ones are passed over."""
+def stored_results(
+    store: Store, stages: Sequence[Stage], wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, Result]:
+    """Returns name -> result of every wanted stage that is done; none is computed, and damaged ones are passed over."""
     out: dict[str, Result] = {}
     for name, key in stage_keys(stages).items():
-        if store.has(key):
+        if wanted(name) and store.has(key):
             try:
                 arrays, meta = store.load(key)
             except (KeyError, Damaged):

@@ -19,6 +19,7 @@ from sae_attr.case_study.pairing import jsonl, make_pairs, sides_of
 from sae_attr.case_study.prompts import SPLITS, split_prompts
 from sae_attr.case_study.samples import Rows, every_row, padded, sampled, unpadded
 from sae_attr.case_study.selection import arms_by_sign, arms_of, select, with_unsteered
+from sae_attr.case_study.words import one_sided_warning
 from sae_attr.judge import Grade, Item
 from sae_attr.pairs import Prompt, read_pairs, read_prompts
 from sae_attr.store import Store
@@ -160,10 +161,13 @@ def test_strengths_by_samples_need_a_judge_that_tells_coherence(
 ) -> None:
     """Beside an unsteered model of unknown coherence every strength would pass."""
     coherent = np.array([[[unsteered]], [[np.nan]]])
+    tokens_rn, nothing = np.array([[7], [8]]), np.zeros(2)
+    graded_as = lambda coherent: Graded(tokens_rn, nothing, coherent.ravel(), nothing.astype(int), ("4", "MALFORMED"))
     trial = SimpleNamespace(
         shape=(2, 1, 1),
+        rows=every_row(2, 1, 1),
         sample=lambda progress, name: (np.zeros((2, 1), int), {"samples": 2}),
-        grade=lambda tokens, progress, attempts: (SimpleNamespace(shaped=lambda *shape: (coherent, coherent)), {}),
+        grade=lambda tokens, progress, attempts: (graded_as(coherent), {}),
     )
     monkeypatch.setattr(checking, "Trial", lambda *args: trial)
     case: Any = SimpleNamespace(
@@ -177,7 +181,10 @@ def test_strengths_by_samples_need_a_judge_that_tells_coherence(
         with pytest.raises(ValueError, match=r"cases\.own\.judge\.coherence=coherence"):
             run()
     else:
-        np.testing.assert_array_equal(run()[0], [1.0, 0.0])
+        coherent_k, unread, _ = run()
+        np.testing.assert_array_equal(coherent_k, [1.0, 0.0])
+        assert unread["unread_tokens_rn"].tolist() == [[8]]  # asked again in the next run
+        assert unread["unread_prompt_r"].tolist() == [0]
 
 
 # ---- pairs
@@ -325,3 +332,17 @@ def test_the_studied_method_must_have_scores() -> None:
     scores = {"gradient_prompt": np.zeros(4), "firing_rate": np.ones(4)}
     with pytest.raises(ValueError, match="'delta_code' is to be studied, but it has no score"):
         select({}, scores, scope="prompt", methods=("delta_code",), top=2, random=0, key=jax.random.key(0))
+
+
+# ---- what readers are told
+
+
+@pytest.mark.parametrize(("away", "toward", "warned"), [(30, 2, True), (30, 28, False), (1, 0, False), (0, 0, False)])
+def test_a_judge_that_refuses_one_side_is_told_with_both_rates(away: int, toward: int, warned: bool) -> None:
+    result = lambda unread: SimpleNamespace(
+        meta={"counts": {"malformed": unread, "labels": {"4": 100 - unread, "X": unread}}}
+    )
+    judged: Any = {"away": result(away), "toward": result(toward)}
+    found = one_sided_warning(judged)
+    assert bool(found) == warned
+    assert all("30 % steering away and 2 % steering toward" in text for text in found)

@@ -33,7 +33,7 @@ from sae_attr.case_study import case as cases
 from sae_attr.case_study import chain, showing
 from sae_attr.case_study import study as opening
 from sae_attr.figures import strips
-from sae_attr.judge import BudgetExhausted
+from sae_attr.judge import BudgetExhausted, Grade, cached
 from sae_attr.store import Progress, Store, lock_workdir, stage_keys, stored_results
 from sae_attr.store import entries as store_entries
 from sae_attr.store.graph import with_readers
@@ -437,6 +437,54 @@ def test_a_budget_that_ends_in_the_middle_goes_on_with_a_larger_one(
         {line for line in (tmp_path / "judged").rglob("rows.jsonl") for line in line.read_text().splitlines()}
     )
     assert first + second == different  # nothing was graded twice
+
+
+class Unreadable:
+    """A judge whose replies to every fifth text cannot be read, until it is mended."""
+
+    def __init__(self, judge: Any, mended: bool) -> None:
+        self.judge, self.mended, self.asked = judge, mended, 0
+
+    identity = property(lambda self: self.judge.identity)
+    tells_coherence = property(lambda self: False)
+
+    def grade(self, items: Any) -> Any:
+        for name, grade in self.judge.grade(items):
+            self.asked += 1
+            text = next(item.completion for item in items if item.id == name)
+            broken = not self.mended and sum(text.encode()) % 5 == 0
+            yield name, Grade("MALFORMED", malformed=True, raw="…") if broken else grade
+
+
+def test_what_a_judge_left_unread_is_asked_again_in_the_next_run(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, made, judges = opening.open_judge, config(miniature, ("rude",)), []
+
+    def with_judge(mended: bool) -> None:
+        def open_judge(spec: Any, folder: Any, mesh: Any) -> Any:
+            judges.append(Unreadable(opened(spec, folder, mesh), mended))
+            return cached(judges[-1], folder)
+
+        monkeypatch.setattr(opening, "open_judge", open_judge)
+
+    def unread() -> int:
+        meta = json.loads((next((tmp_path / "store").glob("rude.grade-*")) / "meta.json").read_text())
+        return meta["counts"]["malformed"]
+
+    with_judge(mended=False)
+    run(made, tmp_path, until="pair")
+    left = unread()
+    assert left > 50
+    run(made, tmp_path, until="pair")  # still broken: no more is asked than tells so, and what is stored stands
+    assert judges[1].asked == 50
+    assert unread() == left
+    with_judge(mended=True)
+    run(made, tmp_path, until="pair")
+    assert 0 < judges[2].asked < 2 * left  # some of them are excluded now, and sampled again
+    assert unread() == 0
+    run(made, tmp_path, until="pair")
+    assert judges[3].asked == 0
 
 
 @pytest.mark.parametrize(

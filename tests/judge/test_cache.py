@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from sae_attr.judge import Grade, Item, Judge, JudgeStopped, cached
+from sae_attr.judge import Grade, Item, Judge, JudgeStopped, cached, load_rubric, read_reply
 from tests.judge._rule import RuleJudge, items
 
-TEXTS = ("1", "5", "REFUSAL", "no idea", "3", "ANSWER: 4")
+TEXTS = ("1", "5", "REFUSAL", "2", "3", "ANSWER: 4")
 
 
 def rows_file(folder: Path) -> Path:
@@ -25,7 +27,55 @@ def test_the_second_run_asks_nothing_and_gives_the_same(tmp_path: Path) -> None:
     assert first.asked == list(TEXTS)
     assert second.asked == []
     assert b["i2"].excluded
-    assert b["i3"].malformed
+
+
+def test_a_reply_that_could_not_be_read_is_kept_and_asked_again_in_the_next_run(tmp_path: Path) -> None:
+    texts = (*TEXTS, "no idea", "nor I")
+    first = cached(RuleJudge(), tmp_path)
+    assert dict(first.grade(items(*texts)))["i6"].malformed
+    assert b"no idea" in rows_file(tmp_path).read_bytes()  # as evidence
+    second = RuleJudge()
+    assert dict(cached(second, tmp_path).grade(items(*texts)))["i6"].malformed
+    assert second.asked == ["no idea", "nor I"]
+
+
+@dataclass
+class Mended(RuleJudge):
+    """The same judge after its server was mended: it answers what could not be read before."""
+
+    def grade(self, items: Sequence[Item]) -> Iterator[tuple[str, Grade]]:
+        for name, grade in super().grade(items):
+            yield name, read_reply("4", load_rubric(self.rubric)) if grade.malformed else grade
+
+
+def test_a_mended_judge_replaces_what_could_not_be_read(tmp_path: Path) -> None:
+    texts = (*TEXTS, "no idea")
+    dict(cached(RuleJudge(), tmp_path).grade(items(*texts)))
+    assert dict(cached(Mended(), tmp_path).grade(items(*texts)))["i6"].score == 4
+    third = RuleJudge()
+    assert dict(cached(third, tmp_path).grade(items(*texts)))["i6"].score == 4
+    assert third.asked == []
+
+
+@pytest.mark.parametrize(
+    ("readable", "total", "stops"), [(24, 200, True), (26, 200, False), (0, 12, True), (1, 4, False)]
+)
+def test_a_judge_whose_first_replies_cannot_be_read_is_stopped_early(
+    tmp_path: Path, readable: int, total: int, stops: bool
+) -> None:
+    texts = [f"{1 + i % 5}" if i < readable else f"no idea {'about it ' * i}" for i in range(total)]
+    people = [Item(f"i{i}", f"Question {i}?", text) for i, text in enumerate(texts)]
+    judge = RuleJudge()
+    if not stops:
+        assert len(dict(cached(judge, tmp_path).grade(people))) == total
+        return
+    seen = min(50, total)
+    with pytest.raises(
+        JudgeStopped, match=f"{seen - readable} of the first {seen} replies of rule.* cannot be read"
+    ) as stop:
+        dict(cached(judge, tmp_path).grade(people))
+    assert "for instance 'no idea" in str(stop.value)
+    assert len(judge.asked) == seen
 
 
 def test_a_cached_judge_is_a_judge_with_the_identity_of_the_one_behind_it(tmp_path: Path) -> None:
