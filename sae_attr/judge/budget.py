@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from etils import epath
 
@@ -21,8 +24,9 @@ class Budget:
 
     Args:
       calls, tokens: limits; None for none. Every request counts as a call, also one that fails and is sent again.
-      ledger: a folder where every call is written down; what stands there already counts, so that a limit holds over
-        all runs that share it. Without one the limit is this object's.
+      ledger: a folder where every call is written down before it is sent, and again with what it used when its reply has come;
+        what stands there already counts, so that a limit holds over all runs that share it. A call that a kill cut short
+        counts with the tokens that it was expected to need. Without a ledger the limit is this object's.
     """
 
     def __init__(self, calls: int | None = None, tokens: int | None = None, ledger: PathLike | None = None) -> None:
@@ -31,41 +35,56 @@ class Budget:
                 raise ValueError(f"a budget of {limit} {name} is below 0; give a limit from 0, or None for none")
         self.max_calls, self.max_tokens = calls, tokens
         self._ledger = None if ledger is None else Progress(epath.Path(ledger))
-        rows = [] if self._ledger is None else self._ledger.rows()
-        self.calls, self.tokens = len(rows), sum(int(row.get("tokens", 0)) for row in rows)
-        self._reserved, self._open = 0, 0
+        self.calls, self.tokens = _spent([] if self._ledger is None else self._ledger.rows())
+        self._reserved: dict[str, int] = {}
         self._changed = threading.Condition()
 
-    def take(self, tokens: int) -> None:
+    def take(self, tokens: int) -> str:
         """Begins a call that is expected to need so many tokens; waits while calls under way decide whether it fits.
+
+        Returns:
+          the call's name, for `settle`.
 
         Raises:
           Spent: it does not fit.
         """
         with self._changed:
             while True:
-                if self.max_calls is not None and self.calls + self._open >= self.max_calls:
+                if self.max_calls is not None and self.calls + len(self._reserved) >= self.max_calls:
                     raise Spent(f"the budget of {self.max_calls:,} calls is spent ({self.describe()})")
-                needed = self.tokens + self._reserved + tokens
+                needed = self.tokens + sum(self._reserved.values()) + tokens
                 if self.max_tokens is None or needed <= self.max_tokens:
                     break
-                if not self._open:
+                if not self._reserved:
                     raise Spent(
                         f"the budget of {self.max_tokens:,} tokens has no room for a call of about {tokens:,} "
                         f"({self.describe()})"
                     )
                 self._changed.wait()
-            self._reserved, self._open = self._reserved + tokens, self._open + 1
+            call = uuid.uuid4().hex
+            if self._ledger is not None:
+                self._ledger.append([{"begun": call, "tokens": tokens}])
+            self._reserved[call] = tokens
+            return call
 
-    def settle(self, reserved: int, used: int) -> None:
+    def settle(self, call: str, used: int) -> None:
         """Ends a call: what it really used takes the place of what `take` reserved."""
         with self._changed:
-            self._reserved, self._open = self._reserved - reserved, self._open - 1
+            del self._reserved[call]
             self.calls, self.tokens = self.calls + 1, self.tokens + used
             if self._ledger is not None:
-                self._ledger.append([{"tokens": used}])
+                self._ledger.append([{"ended": call, "tokens": used}])
             self._changed.notify_all()
 
     def describe(self) -> str:
         """What was spent, in words."""
         return f"used so far: {self.calls:,} calls, {self.tokens:,} tokens"
+
+
+def _spent(rows: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
+    """Calls and tokens of a ledger; a row that names no call is a whole one of an older version."""
+    used: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        call = row.get("ended") or row.get("begun") or f"row {number}"
+        used[str(call)] = int(row.get("tokens", 0))  # the later row of a call says what it really used
+    return len(used), sum(used.values())

@@ -15,7 +15,19 @@ from sae_attr.judge.base import BudgetExhausted, Grade, Item, JudgeStopped, chec
 from sae_attr.judge.budget import Budget, Spent
 from sae_attr.judge.replies import VERSION, read_reply, weighted_score
 from sae_attr.judge.rubrics import Rubric, judge_prompt
-from sae_attr.judge.server import Failed, Fatal, Filtered, NoLogprobs, Patience, Reply, Server, ask, openai_client
+from sae_attr.judge.server import (
+    FEW,
+    Failed,
+    Fatal,
+    Filtered,
+    NoLogprobs,
+    Patience,
+    Refused,
+    Reply,
+    Server,
+    ask,
+    openai_client,
+)
 
 _SHORT, _LONG = 8, 600  # tokens of a bare answer and of a reasoned one
 
@@ -120,7 +132,7 @@ class OpenAIJudge:
 
     def _grades(self, items: Sequence[Item]) -> Iterator[tuple[str, Grade]]:
         waiting, running, halt = deque(items), dict[Future[Grade], Item](), threading.Event()
-        state = _State(total=len(items))
+        state = _State(total=len(items), begun=(self.budget.calls, self.budget.tokens))
         with ThreadPoolExecutor(self.patience.concurrency, thread_name_prefix="judge") as pool:
             try:
                 while running or (waiting and not state.ended(self.patience)):
@@ -129,15 +141,21 @@ class OpenAIJudge:
                         running[pool.submit(self._one, item, halt)] = item
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         item = running.pop(future)
-                        if (grade := state.take(future)) is not None:
+                        if (grade := state.take(future, item)) is not None:
                             yield item.id, grade
             finally:
                 halt.set()  # where the caller asks for no more, nothing is sent again
-        state.raise_if_any_left(self.budget)
+        state.raise_if_stopped(self.budget, self.patience)
+        for item, reason in state.unanswered:
+            yield item.id, self.rubric.malformed(raw="", details={"error": reason})
+        if state.unanswered:
+            self._warn(f"{len(state.unanswered)} of {len(items)} questions got no answer, the last because {reason}")
 
     def _one(self, item: Item, halt: threading.Event) -> Grade:
         """The grade of one item; a malformed reply is asked for again as often as allowed."""
-        messages = [{"role": "user", "content": judge_prompt(self.rubric, item)}]
+        # A half of a surrogate pair, which a completion cut within a character has, cannot be sent.
+        content = judge_prompt(self.rubric, item).encode("utf-8", "replace").decode()
+        messages = [{"role": "user", "content": content}]
         discarded: list[str] = []
         while True:
             grade = self._asked(messages, self.asking.seed + len(discarded), halt)
@@ -222,19 +240,26 @@ def weighted_reply(reply: Reply, rubric: Rubric) -> float | None:
 
 @dataclass
 class _State:
-    """How far a call of `grade` has come, and why it ends early."""
+    """How far a call of `grade` has come, and why it ends early.
+
+    Args:
+      total: questions.
+      begun: calls and tokens that the budget had spent before.
+      unanswered: questions that got no answer after all tries, with the reason; their neighbours go on.
+    """
 
     total: int
+    begun: tuple[int, int]
     graded: int = 0
     in_a_row: int = 0
     spent: str = ""
     fatal: str = ""
-    failed: list[str] = field(default_factory=list)
+    unanswered: list[tuple[Item, str]] = field(default_factory=list)
 
     def ended(self, patience: Patience) -> bool:
         return bool(self.spent or self.fatal) or self.in_a_row >= patience.failures
 
-    def take(self, future: Future[Grade]) -> Grade | None:
+    def take(self, future: Future[Grade], item: Item) -> Grade | None:
         """The grade of a finished question, or None where it has none."""
         try:
             grade = future.result()
@@ -242,25 +267,38 @@ class _State:
             self.spent = str(error)
         except Fatal as error:
             self.fatal = str(error)
-        except Failed as error:
-            self.failed.append(str(error))
+        except (Failed, Refused) as error:
+            self.unanswered.append((item, str(error)))
             self.in_a_row += 1
         else:
             self.graded, self.in_a_row = self.graded + 1, 0
             return grade
         return None
 
-    def raise_if_any_left(self, budget: Budget) -> None:
+    def raise_if_stopped(self, budget: Budget, patience: Patience) -> None:
+        """Raises BudgetExhausted or JudgeStopped where questions are left that another run should ask."""
         left = self.total - self.graded
-        if not left:
-            return
         far = f"graded {self.graded} of {self.total} items, {left} are left"
         if self.spent:
-            per_item = budget.calls / max(1, self.graded), budget.tokens / max(1, self.graded)
             raise BudgetExhausted(
-                f"{far}: {self.spent}. What is graded is kept; run again with a larger budget to go on (about "
-                f"{left * per_item[0]:,.0f} calls and {left * per_item[1]:,.0f} tokens more)",
-                graded=self.graded, left=left,
-            )  # fmt: skip
-        why = self.fatal or f"{len(self.failed)} got no answer, the last because {self.failed[-1]}"
+                f"{far}: {self.spent}. What is graded is kept; run again with a larger budget to go on"
+                f"{self._estimate(budget, left)}",
+                graded=self.graded,
+                left=left,
+            )
+        lost, limit = len(self.unanswered), max(FEW, patience.unanswered * self.total)
+        if not self.fatal and not self.ended(patience) and lost <= limit:
+            return
+        why = self.fatal
+        if not why:
+            why = f"{lost} got no answer, the last because {self.unanswered[-1][1]}"
+        if not self.fatal and not self.ended(patience):
+            why = f"{why}; at most {limit:.0f} may stay without one (unanswered={patience.unanswered:g})"
         raise JudgeStopped(f"{far}: {why}. What is graded is kept; run again to go on", graded=self.graded, left=left)
+
+    def _estimate(self, budget: Budget, left: int) -> str:
+        """What the rest may cost, by what this run's grades did; nothing where it has none."""
+        if not self.graded:
+            return ""
+        calls, tokens = budget.calls - self.begun[0], budget.tokens - self.begun[1]
+        return f" (about {left * calls / self.graded:,.0f} calls and {left * tokens / self.graded:,.0f} tokens more)"

@@ -7,13 +7,19 @@ import importlib
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sae_attr.judge.budget import Budget
+from sae_attr.judge.transport import Endless, bounded_client, within
 
 _PASSING = {408, 409, 425, 429}  # and 5xx: another try may succeed
+_OF_ONE = {400, 413, 414, 422}  # what may be wrong with one question alone
+FEW = 4  # unanswered questions that never stop a judge
+_SHORTEST_KEY = 4  # a shorter "key" would be cut out of ordinary words
+_ROUNDING = 1e-3  # servers round log-probabilities of 0 up
+_MOST_TOKENS = 10**9
 _TOKEN_CHARS = 4  # characters per token, where the server does not count
 
 
@@ -31,6 +37,10 @@ class NoLogprobs(Exception):
 
 class Filtered(Exception):
     """The server refuses this question because of its content."""
+
+
+class Refused(Exception):
+    """The server refuses this question, for instance as too long; others may be answered."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +72,14 @@ class Patience:
 
     Args:
       concurrency: questions under way at once.
-      timeout: seconds until a request counts as lost.
+      timeout: seconds until a request counts as lost, its whole reply included.
       retries: how often a question is sent again after 408, 409, 425, 429, 5xx, a timeout, a broken connection or a
         body that is no chat completion.
       first_wait, longest_wait: seconds of the back-off, doubled each time, of which a random half to all is waited. A
         Retry-After of the server is waited in full; one longer than `longest_wait` ends the question.
       failures: questions in a row that may fail before no more are sent.
+      unanswered: share of questions that may stay without an answer, or `FEW` questions where that is more; beyond it the
+        judge is stopped.
     """
 
     concurrency: int = 8
@@ -76,10 +88,13 @@ class Patience:
     first_wait: float = 1.0
     longest_wait: float = 120.0
     failures: int = 5
+    unanswered: float = 0.1
 
     def __post_init__(self) -> None:
         if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0 or self.failures < 1:
             raise ValueError(f"{self}: concurrency and failures must be at least 1, timeout above 0, retries from 0")
+        if not 0 <= self.unanswered <= 1:
+            raise ValueError(f"unanswered {self.unanswered} is a share of questions; give 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -104,7 +119,7 @@ class Reply:
 
 
 def openai_client(server: Server, patience: Patience) -> Any:
-    """The `openai` client without retries of its own, which would escape the budget.
+    """The `openai` client without retries and redirects of its own, which would escape the budget.
 
     Raises:
       ImportError: openai is not installed; says how to.
@@ -113,7 +128,9 @@ def openai_client(server: Server, patience: Patience) -> Any:
         openai = importlib.import_module("openai")
     except ImportError as error:
         raise ImportError("a judge behind a server needs openai; run: pip install 'sae_attr[judge]'") from error
-    return openai.OpenAI(base_url=server.base_url, api_key=server.api_key, timeout=patience.timeout, max_retries=0)
+    http = bounded_client(patience.timeout)
+    options = {"timeout": patience.timeout, "max_retries": 0, "http_client": http}
+    return openai.OpenAI(base_url=server.base_url, api_key=server.api_key, **options)
 
 
 def ask(client: Any, request: Mapping[str, Any], *, patience: Patience, budget: Budget, halt: threading.Event) -> Reply:
@@ -124,13 +141,13 @@ def ask(client: Any, request: Mapping[str, Any], *, patience: Patience, budget: 
       halt: when it is set, nothing is sent again.
 
     Raises:
-      Failed, Fatal, NoLogprobs, Filtered: as their names say.
+      Failed, Fatal, NoLogprobs, Filtered, Refused: as their names say.
       budget.Spent: no call is left.
     """
     wait, problem = patience.first_wait, ""
     for attempt in range(patience.retries + 1):
         try:
-            return _once(client, request, budget)
+            return _once(client, request, budget, patience.timeout)
         except _Passing as error:
             problem, asked = str(error), error.wait
         if attempt == patience.retries:
@@ -159,72 +176,109 @@ def expected_tokens(request: Mapping[str, Any]) -> int:
     return chars // _TOKEN_CHARS + int(longest)
 
 
-def _once(client: Any, request: Mapping[str, Any], budget: Budget) -> Reply:
+def _once(client: Any, request: Mapping[str, Any], budget: Budget, seconds: float) -> Reply:
     """One request, written into the budget whatever becomes of it."""
-    reserved = expected_tokens(request)
-    budget.take(reserved)
+    hide = hider(client.api_key)
+    call = budget.take(expected_tokens(request))
     used = 0
     try:
-        reply = _reply(client.chat.completions.create(**request), request)
+        completion = within(seconds, lambda: client.chat.completions.create(**request))
+        reply = _reply(completion, request, hide)
         used = reply.used
         return reply
-    except (_Passing, Fatal):
+    except _Passing:
         raise
     except Exception as error:
-        raise _sorted(error) from error
+        raise _sorted(error, hide) from None  # the original's text may hold the key
     finally:
-        budget.settle(reserved, used)
+        budget.settle(call, used)
 
 
-def _reply(completion: Any, request: Mapping[str, Any]) -> Reply:
+def hider(key: str) -> Callable[[str], str]:
+    """Returns a function that takes a key out of text, wherever a server put it."""
+    if len(key) < _SHORTEST_KEY or key == Server.api_key:
+        return lambda text: text
+    return lambda text: text.replace(key, "[key]")
+
+
+def _reply(completion: Any, request: Mapping[str, Any], hide: Callable[[str], str]) -> Reply:
     """Plain values of a chat completion; `_Passing` where the body is something else."""
     try:
         choice = completion.choices[0]
         text = choice.message.content
         text = text if isinstance(text, str) else str(getattr(choice.message, "refusal", None) or "")
         content = getattr(getattr(choice, "logprobs", None), "content", None) or ()
-        tokens = tuple((t.token, tuple((a.token, float(a.logprob)) for a in t.top_logprobs or ())) for t in content)
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise _Passing(f"the server sent no chat completion but {str(completion)[:200]!r}; check base_url") from error
-    counted = getattr(getattr(completion, "usage", None), "total_tokens", None)
+        tokens = tuple((hide(str(t.token)), _alternatives(t.top_logprobs, hide)) for t in content)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
+        body = hide(str(completion))[:200]
+        raise _Passing(f"the server sent no chat completion but {body!r}; check base_url") from error
     asked = sum(len(message["content"]) for message in request["messages"])
+    counted = _count(getattr(getattr(completion, "usage", None), "total_tokens", None))
     return Reply(
-        text=text,
+        text=hide(text),
         tokens=tokens,
-        finish=str(choice.finish_reason or ""),
-        model=str(completion.model or ""),
-        fingerprint=str(getattr(completion, "system_fingerprint", None) or ""),
-        used=int(counted) if counted else (asked + len(text)) // _TOKEN_CHARS,
+        finish=hide(str(choice.finish_reason or "")),
+        model=hide(str(completion.model or "")),
+        fingerprint=hide(str(getattr(completion, "system_fingerprint", None) or "")),
+        used=counted or (asked + len(text)) // _TOKEN_CHARS,
         counted=bool(counted),
     )
 
 
-def _sorted(error: Exception) -> Exception:
+def _alternatives(given: Any, hide: Callable[[str], str]) -> tuple[tuple[str, float], ...]:
+    """Tokens with log-probabilities; those that can be none (NaN, above 0, text) are left out."""
+    out = []
+    for alternative in given or ():
+        logprob = float(alternative.logprob)
+        if logprob <= _ROUNDING:
+            out.append((hide(str(alternative.token)), logprob))
+    return tuple(out)
+
+
+def _count(value: Any) -> int:
+    """A server's number of tokens; 0 for what can be none."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _MOST_TOKENS
+    return int(value) if usable else 0
+
+
+def _sorted(error: Exception, hide: Callable[[str], str]) -> Exception:
     """What an error of the client means for this question and for all others."""
     openai = importlib.import_module("openai")
+    words = hide(str(error))[:300]
+    if isinstance(error, Endless):
+        return _Passing(words)
     if isinstance(error, openai.APITimeoutError):
         return _Passing("the server did not answer in time")
     if isinstance(error, openai.APIConnectionError):
-        return _Passing(f"no connection to the server ({error.__cause__ or error})")
+        if isinstance(error.__cause__, Endless):
+            return _Passing(hide(str(error.__cause__))[:300])
+        return _Passing(f"no connection to the server ({hide(str(error.__cause__ or error))[:300]})")
     if isinstance(error, openai.APIStatusError):
-        return _of_status(error)
-    if isinstance(error, openai.APIError | ValueError):
-        return _Passing(f"the server sent no chat completion ({str(error)[:200]}); check base_url")
-    return error
+        return _of_status(error, words)
+    # A body that is no JSON, nested beyond all bounds, of another encoding: whatever the client made of it.
+    kind = type(error).__name__
+    return _Passing(f"the server sent no chat completion ({kind}: {words}); check base_url")
 
 
-def _of_status(error: Any) -> Exception:
-    status, code, words = error.status_code, str(error.code or ""), str(error)[:300]
+def _of_status(error: Any, words: str) -> Exception:
+    status, code = error.status_code, str(error.code or "")
     if code == "insufficient_quota":
         return Fatal(f"the server's own quota is used up: {words}")
+    if 300 <= status < 400:
+        return Fatal(
+            f"the server answered {status}, a redirect, which is not followed; give the address that it stands for"
+        )
     if status in _PASSING or status >= 500:
         return _Passing(f"the server answered {status}: {words}", retry_after(error.response.headers))
     if "content_filter" in code or "content_filter" in words:
         return Filtered(words)
     if status in (400, 422) and "logprob" in words.lower():
         return NoLogprobs(words)
-    hint = "; set token_field='max_completion_tokens'" if "max_completion_tokens" in words else ""
-    return Fatal(f"the server refused with {status}: {words}{hint}")
+    if "max_completion_tokens" in words:
+        return Fatal(f"the server refused with {status}: {words}; set token_field='max_completion_tokens'")
+    if status in _OF_ONE:
+        return Refused(f"the server refused with {status}: {words}")
+    return Fatal(f"the server refused with {status}: {words}")
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

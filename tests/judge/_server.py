@@ -23,6 +23,7 @@ class Answer:
     kind: str = "application/json"
     delay: float = 0.0
     stated: int | None = None
+    drip: float | None = None  # seconds between bytes of a body that never ends; 0 for as fast as it goes
 
 
 def completion(
@@ -88,6 +89,10 @@ class LoopbackServer:
                         self.send_header(name, value)
                     self.end_headers()
                     self.wfile.write(text.encode())
+                    while found.drip is not None:
+                        self.wfile.write(b" " * (1 if found.drip else 2**20))
+                        self.wfile.flush()
+                        time.sleep(found.drip)
                 except OSError:
                     pass  # the client gave up waiting
                 self.close_connection = True

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sae_attr.judge import Asking, Budget, BudgetExhausted, Grade, Item, JudgeStopped, Patience, Server, cached
+from sae_attr.judge.budget import Spent
 from sae_attr.judge.openai_judge import OpenAIJudge
 from sae_attr.judge.rubrics import load_rubric
 from sae_attr.judge.server import Failed, ask, retry_after
@@ -196,14 +198,115 @@ def test_a_lasting_fault_ends_after_so_many_failures(name: str) -> None:
     assert server.calls <= 2 + 2 * (3 + 2)  # not 100
 
 
-def test_one_lost_question_costs_no_other() -> None:
-    rule = lambda n, r: PASSING["500"] if "number 1." in r["messages"][0]["content"] else GOOD
+ONE_BAD = {
+    "500": PASSING["500"],
+    "400": Answer(400, {"error": {"message": "this model's maximum context length is 8 tokens"}}),
+    "413": Answer(413, "<html>too large</html>", kind="text/html"),
+    "422": Answer(422, {"error": {"message": "cannot be processed"}}),
+    "nested": Answer(200, "[" * 100_000),
+    "deep-field": Answer(200, '{"choices": ' + "[" * 5000 + "]" * 5000 + "}"),
+    "other-encoding": Answer(200, "\udce9".encode("utf-8", "surrogatepass").decode("latin-1")),
+    "usage-1e400": Answer(200, '{"choices": [{"message": 1}], "usage": {"total_tokens": 1e400}}'),
+}
+
+
+@pytest.mark.parametrize("name", ONE_BAD)
+def test_one_bad_question_costs_no_other(name: str, tmp_path: Path) -> None:
+    rule = lambda n, r: ONE_BAD[name] if "number 1." in r["messages"][0]["content"] else GOOD
     with serving(rule) as server:
-        found, error = graded(judge(server), items(6))
-    assert sorted(found) == ["i0", "i2", "i3", "i4", "i5"]
+        j = judge(server)
+        found, error = graded(cached(j, tmp_path), items(6))
+        assert error is None
+        assert [found[f"i{k}"].score for k in (0, 2, 3, 4, 5)] == [2.0] * 5
+        lost = found["i1"]
+        assert (lost.malformed, lost.behaviour, lost.raw) == (True, None, "")
+        assert lost.details["error"]
+        assert any("1 of 6 questions got no answer" in text for text in j.warnings)
+        server.rule = lambda n, r: GOOD  # mended: the next run asks for the lost one alone
+        calls = server.calls
+        again, _ = graded(cached(judge(server), tmp_path), items(6))
+    assert again["i1"].score == 2.0
+    assert server.calls == calls + 1
+
+
+def test_too_many_unanswered_questions_end_in_one_message() -> None:
+    rule = lambda n, r: ONE_BAD["400"] if re.search(r"number \d*[02468]\.", r["messages"][0]["content"]) else GOOD
+    with serving(rule) as server:
+        found, error = graded(judge(server, patience=ONE), items(40))
+    assert len(found) == 20
     assert error is not None
-    assert error.left == 1
-    assert "500" in str(error)
+    assert (error.graded, error.left) == (20, 20)
+    assert "20 got no answer, the last because the server refused with 400" in str(error)
+    assert "at most 4 may stay without one (unanswered=0.1)" in str(error)
+
+
+def test_probabilities_that_can_be_none_are_left_out() -> None:
+    answer = completion("30", probabilities={"30": 0.5, "20": 0.25, "90": 0.25})
+    top = answer.body["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    top[1]["logprob"], top[2]["logprob"] = float("nan"), 1e308
+    with serving(lambda n, r: answer) as server:
+        found, error = graded(judge(server, "alignment_0_100"), items(1))
+    assert error is None
+    assert found["i0"].score == 30.0
+
+
+def test_half_a_character_is_sent_as_a_question_mark() -> None:
+    with serving(lambda n, r: GOOD) as server:
+        found, error = graded(judge(server), [Item("a", "What now?", "cut \ud83d")])
+    assert error is None
+    assert found["a"].score == 2.0
+    assert "cut ?" in server.requests[0]["messages"][0]["content"]
+
+
+@pytest.mark.parametrize("drip", [0.05, 0.0], ids=["dripping", "endless"])
+def test_a_reply_that_never_ends_is_given_up(drip: float) -> None:
+    """Every byte comes in time, so a time-out of the connection alone would wait for ever."""
+    patience = Patience(concurrency=1, timeout=0.4, retries=0, failures=1)
+    began = time.monotonic()
+    with serving(lambda n, r: Answer(200, "{", stated=10**12, drip=drip)) as server:
+        found, error = graded(judge(server, patience=patience), items(2))
+    assert found == {}
+    assert "not whole after 0.4 s" in str(error) or "more than" in str(error)
+    assert time.monotonic() - began < 5
+
+
+def test_a_redirect_is_not_followed_and_counts_once(tmp_path: Path) -> None:
+    with serving(lambda n, r: GOOD) as elsewhere:
+        moved = Answer(307, "", {"location": f"{elsewhere.url}/chat/completions"})
+        with serving(lambda n, r: moved) as server:
+            j = judge(server, patience=ONE, budget=Budget(ledger=tmp_path / "spent"))
+            found, error = graded(j, items(3))
+            calls = server.calls
+    assert found == {}
+    assert "redirect, which is not followed" in str(error)
+    assert (calls, elsewhere.calls) == (1, 0)
+    assert Budget(ledger=tmp_path / "spent").calls == 1
+
+
+KEY_ECHOES = {
+    "reply": completion("Your key is secret-key.\nANSWER: 2"),
+    "malformed": completion("secret-key"),
+    "version": completion("ANSWER: 2", model="m secret-key", system_fingerprint="secret-key"),
+    "400": Answer(400, {"error": {"message": "Authorization: Bearer secret-key is odd"}}),
+    "401": Answer(401, {"error": {"message": "bad key secret-key"}}),
+    "500": Answer(500, {"error": {"message": f"{'x' * 290} secret-key"}}),
+    "html": Answer(200, "<html>secret-key</html>", kind="text/html"),
+    "other-json": Answer(200, {"headers": {"authorization": "Bearer secret-key"}}),
+}
+
+
+@pytest.mark.parametrize("name", KEY_ECHOES)
+def test_the_key_is_nowhere_whatever_the_server_sends(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    patience = Patience(concurrency=1, retries=1, first_wait=0.01, failures=1)
+    with serving(lambda n, r: KEY_ECHOES[name]) as server:
+        j = judge(server, patience=patience, budget=Budget(ledger=tmp_path / "spent"))
+        found, error = graded(cached(j, tmp_path), items(2))
+    files = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    output = capsys.readouterr()
+    everything = f"{found} {error!r} {error and error.__cause__!r} {j.warnings} {j.served} {output} {caplog.text}"
+    assert "secret-" not in everything + files.decode()
 
 
 FATAL = {
@@ -377,3 +480,37 @@ def test_the_second_run_calls_nobody(tmp_path: Path) -> None:
         second, _ = graded(cached(judge(server), tmp_path), items(5))
     assert calls == server.calls == 5
     assert first == second
+
+
+def test_a_call_that_a_kill_cut_short_is_in_the_ledger(tmp_path: Path) -> None:
+    budget = Budget(calls=3, ledger=tmp_path)
+    budget.settle(budget.take(100), 60)
+    budget.take(100)  # and then the process is killed
+    later = Budget(calls=3, ledger=tmp_path)
+    assert (later.calls, later.tokens) == (2, 160)
+    later.settle(later.take(10), 10)
+    with pytest.raises(Spent, match="budget of 3 calls is spent"):
+        later.take(1)
+
+
+def test_the_estimate_of_a_continued_run_is_of_its_own_calls(tmp_path: Path) -> None:
+    with serving(lambda n, r: GOOD if n >= 3 else PASSING["500"]) as server:
+        first = judge(server, patience=ONE, budget=Budget(calls=8, ledger=tmp_path / "spent"))
+        graded(cached(first, tmp_path), items(20))  # 3 of the 8 calls were lost on the first question
+        second = judge(server, patience=ONE, budget=Budget(calls=13, ledger=tmp_path / "spent"))
+        _, error = graded(cached(second, tmp_path), items(20))
+    assert isinstance(error, BudgetExhausted)
+    assert (error.graded, error.left) == (5, 10)
+    assert "(about 10 calls and 1,000 tokens more)" in str(error)
+
+
+def test_address_patience_and_budget_are_no_part_of_the_identity(tmp_path: Path) -> None:
+    with serving(lambda n, r: GOOD) as server, serving(lambda n, r: GOOD) as other:
+        graded(cached(judge(server), tmp_path), items(3))
+        moved = OpenAIJudge(
+            Server(other.url, "judge-1"), load_rubric("misalignment"), patience=ONE, budget=Budget(calls=1)
+        )
+        found, error = graded(cached(moved, tmp_path), items(3))
+    assert error is None
+    assert len(found) == 3
+    assert other.calls == 0
