@@ -102,7 +102,10 @@ def vectors_of(config: ConfigDict, study: Study) -> dict[int, np.ndarray]:
         raise ValueError(
             f"{where} has vectors of width {width}, but {study.site} has {study.cfg.width(study.site.point)}"
         )
-    return {latent: np.asarray(unit_decoder(jnp.asarray(rows(latent)[None])))[0] for latent in latents}
+    given = {latent: rows(latent) for latent in latents}
+    if zero := [latent for latent, vector in given.items() if not vector.any()]:
+        raise ValueError(f"{where}: vector {zero[0]} is all zeros and has no direction; leave it out of latents")
+    return {latent: np.asarray(unit_decoder(jnp.asarray(vector[None])))[0] for latent, vector in given.items()}
 
 
 def job_of(config: ConfigDict, store: Store) -> Job:
@@ -110,6 +113,9 @@ def job_of(config: ConfigDict, store: Store) -> Job:
     for what, values, known in (("mode", [config.mode], MODES), ("tokens", list(config.tokens), TOKENS)):
         if unknown := [value for value in values if value not in known]:
             raise ValueError(f"{what} {unknown[0]!r} is unknown; choose of {', '.join(known)}")
+    for name, least in (("batch_size", 1), ("skip", 0)):
+        if config[name] < least:
+            raise ValueError(f"{name} is {config[name]}; it must be at least {least}")
     if config.mode == "clamp" and not config.sae:
         raise ValueError("mode clamp needs an SAE, whose codes it sets; give sae instead of vectors")
     study = study_of(config, store)

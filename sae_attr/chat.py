@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -17,6 +18,7 @@ Message = Mapping[str, Any]
 
 # Variables that every template may read; what else it reads must be among the options.
 _GIVEN = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token"})
+_GIVEN |= {"strftime_now"}  # set by `date`
 DATE, MORE = "date", "more"
 OPTIONS = {
     DATE: str, "enable_thinking": bool, "thinking": bool, "reasoning_effort": str, "date_string": str, "tools": str,
@@ -37,13 +39,20 @@ def with_options(tok: Tokenizer, options: Mapping[str, Any]) -> Tokenizer:
       ValueError: a date that is none, text that is not JSON, an option that the template does not read.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    given |= _of_text(given.pop(MORE, "{}"), MORE, dict)
+    more = _of_text(given.pop(MORE, "{}"), MORE, dict)
+    if twice := sorted(name for name in set(given) & set(more) - {DATE} if given[name] != more[name]):
+        raise ValueError(
+            f"template_options has {twice[0]!r} itself and in more, with other values; take one of them away"
+        )
+    given |= more
     for name in ("tools", "documents"):
         if name in given:
             given[name] = _of_text(given[name], name, list)
     _check_date(given.get(DATE))
-    source = tok.chat_template
-    if source is not None and (asked := set(given) - {DATE}):
+    source, asked = tok.chat_template, set(given) - {DATE}
+    if source is None and asked:
+        raise ValueError(f"template_options has {min(asked)!r}, but {tok.path} has no chat template that could read it")
+    if source is not None and asked:
         readable = template_names(source) - _GIVEN  # TemplateError is a ValueError
         if unread := sorted(asked - readable):
             raise ValueError(
@@ -147,13 +156,21 @@ def assistant_end(tok: Tokenizer) -> int | None:
     """The added token that the template writes right after an assistant's turn; None where there is none."""
     if tok.chat_template is None:
         return None
-    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
-    try:
-        text = render(tok, messages, add_generation_prompt=False)
-        end = message_spans(tok, messages, text, add_generation_prompt=False)[-1][1]
-    except ValueError:  # what is wrong with the template is said where messages are given
-        return None
-    ids, offsets = encode(tok, text, add_bos=False)
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    for messages in (
+        turns,
+        [{"role": "system", "content": "Be brief"}, *turns],
+    ):  # some templates demand a system message
+        with suppress(ValueError):  # what is wrong with the template is said where messages are given
+            text = render(tok, messages, add_generation_prompt=False)
+            return _end_after(tok, text, message_spans(tok, messages, text, add_generation_prompt=False)[-1][1])
+    return None
+
+
+def _end_after(tok: Tokenizer, text: str, end: int) -> int | None:
+    """The added token that stands in `text` behind character `end`, white space aside."""
+    # The model may lack a token of the template: only a prompt that uses it is refused.
+    ids, offsets = encode(replace(tok, embedding_rows=None), text, add_bos=False)
     added = tok.backend.get_added_tokens_decoder()
     for token, (start, stop) in zip(ids, offsets, strict=True):
         piece = text[start:stop]

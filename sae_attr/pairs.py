@@ -68,7 +68,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         where = f"{path}:{line}"
         if not isinstance(record, dict) or (record.get("prompt") is None and record.get("prompt_ids") is None):
             raise ValueError(f"{where} has no 'prompt'; write an object with prompt, and id if you like")
-        name = sound(str(record.get("id", f"line-{line}")), f"{where}: 'id'")
+        name = _name(record, line, where)
         if name in prompts:
             raise ValueError(f"{where}: id {name!r} stands on line {prompts[name].line} too; make ids unique")
         ids = next(iter(_ids_field(record.get("prompt_ids"), "prompt_ids", where)), None)
@@ -108,14 +108,12 @@ def _pair(record: Any, line: int, where: str) -> Pair:
     for name in ("prompt", "positive"):
         if record.get(name) is None and record.get(f"{name}_ids") is None:
             raise ValueError(f"{where}: {name!r} is missing (found: {', '.join(record) or 'nothing'}); add it")
-    name, sampler = record.get("id", f"line-{line}"), record.get("sampler")
-    if isinstance(name, bool) or not isinstance(name, str | int):
-        raise ValueError(f"{where}: 'id' is {name!r}; it must be a string or an integer")
+    name, sampler = _name(record, line, where), record.get("sampler")
     if not isinstance(sampler, str | None):
         raise ValueError(f"{where}: 'sampler' is {sampler!r}; it must be a string")
-    sound(f"{name}{sampler}", f"{where}: 'id' or 'sampler'")
+    sound(str(sampler), f"{where}: 'sampler'")
     pair = Pair(
-        id=str(name),
+        id=name,
         prompt=_prompt_field(record.get("prompt"), where),
         positives=_texts_field(record.get("positive"), "positive", where),
         negatives=_texts_field(record.get("negative"), "negative", where),
@@ -128,6 +126,16 @@ def _pair(record: Any, line: int, where: str) -> Pair:
     )
     _check_sides(pair, where)
     return pair
+
+
+def _name(record: dict[str, Any], line: int, where: str) -> str:
+    """The record's id; "line-N" where it has none."""
+    name = record.get("id")
+    if name is None:
+        return f"line-{line}"
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        raise ValueError(f"{where}: 'id' is {name!r}; it must be a string or an integer")
+    return sound(str(name), f"{where}: 'id'")
 
 
 def _prompt_field(value: Any, where: str) -> str | tuple[Message, ...]:

@@ -156,7 +156,8 @@ def check_ids(tok: Tokenizer, ids: Sequence[int]) -> None:
     if not ids or 0 <= min(ids) <= max(ids) < rows:
         return
     at = next(t for t, token in enumerate(ids) if not 0 <= token < rows)
-    piece = tok.backend.id_to_token(ids[at]) if ids[at] >= 0 else None
+    known = 0 <= ids[at] < tok.vocab_size  # the library takes 32 bits
+    piece = tok.backend.id_to_token(ids[at]) if known else None
     named = f"token id {ids[at]}" if piece is None else f"token id {ids[at]} ({piece!r})"
     if tok.embedding_rows is None:
         raise ValueError(
@@ -193,6 +194,7 @@ def _bos(tok: Tokenizer) -> int:
             f"{tok.path}: BOS is asked for but the tokenizer has none; set prepend_bos=False or name a bos_token in "
             "tokenizer_config.json"
         )
+    check_ids(tok, [tok.bos_id])
     return tok.bos_id
 
 

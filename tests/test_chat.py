@@ -152,11 +152,20 @@ def test_a_template_without_a_date_does_not_depend_on_the_day(tmp_path: Path) ->
         ({"tools": "absent.json"}, "tools is not JSON: .*absent.json"),
         ({"more": "[1]"}, "more is a list; give a dict"),
         ({"messages": []}, "'messages', which the chat template"),
+        ({"more": '{"strftime_now": 1}'}, "'strftime_now', which the chat template"),
+        ({"enable_thinking": True, "more": '{"enable_thinking": false}'}, "'enable_thinking' itself and in more"),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dated(tmp_path, **options)
+
+
+def test_options_without_a_template_to_read_them(tmp_path: Path) -> None:
+    tok = load_tokenizer(write_tokenizer(tmp_path))
+    assert with_options(tok, {"date": "2025-01-31", "tools": None}).chat_template is None
+    with pytest.raises(ValueError, match=r"'enable_thinking', but .* has no chat template that could read it"):
+        with_options(tok, {"enable_thinking": False})
 
 
 # ---- a last assistant message ------------------------------------------------------------------------------------

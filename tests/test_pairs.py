@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sae_attr.pairs import read_pairs
+from sae_attr.pairs import read_pairs, read_prompts
 from tests.miniatures import write_lines
 
 
@@ -83,3 +83,13 @@ def test_empty_and_undecodable_pairs(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "p", "positive": "c"}\n{"prompt": "\xe9"}\n')
     with pytest.raises(ValueError, match=r"latin.jsonl:2: byte 12 is not UTF-8"):
         read_pairs(tmp_path / "latin.jsonl")
+
+
+def test_ids_of_prompts_are_read_as_those_of_pairs(tmp_path: Path) -> None:
+    """A null id, as tables write it, is none; anything but a text or a whole number is no id."""
+    path = write_lines(tmp_path / "nulls.jsonl", GOOD | {"id": None}, GOOD | {"id": None}, GOOD | {"id": 7})
+    for read in (read_pairs, read_prompts):
+        assert [record.id for record in read(path)] == ["line-1", "line-2", "7"]
+        for name in ({"a": 1}, True, 1.5):
+            with pytest.raises(ValueError, match=r"bad.jsonl:1: 'id' is .*; it must be a string or an integer"):
+                read(write_lines(tmp_path / "bad.jsonl", GOOD | {"id": name}))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tokenizers
 
-from sae_attr.tokenizer import adds_bos, decode, encode, encode_many, load_tokenizer, token_strings
+from sae_attr.tokenizer import adds_bos, check_ids, decode, encode, encode_many, load_tokenizer, token_strings
 from tests.miniatures import write_tokenizer
 
 
@@ -202,3 +202,15 @@ def test_a_configuration_of_other_types(tmp_path: Path, text: str, message: str)
     (tmp_path / "tokenizer_config.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_tokenizer(tmp_path)
+
+
+def test_ids_beyond_any_integer_type_and_a_bos_that_the_model_lacks(tmp_path: Path) -> None:
+    tok = load_tokenizer(write_tokenizer(tmp_path, bos_token="z"), embedding_rows=50)
+    for token in (10**20, 2**31, 2**32 + 1):
+        with pytest.raises(ValueError, match=f"token id {token} is beyond the model's embedding of 50 rows"):
+            check_ids(tok, [1, token])
+    beyond = rf"token id {tok.bos_id} \('z'\) is beyond the model's embedding"
+    with pytest.raises(ValueError, match=beyond):
+        encode(tok, "1", add_bos=True)
+    with pytest.raises(ValueError, match=beyond):
+        encode_many(tok, ["1"], add_bos=True)

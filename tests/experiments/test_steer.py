@@ -106,6 +106,9 @@ def test_completions_beside_unsteered_ones_and_a_run_that_was_stopped(
         ),
         ({"sampling": {"top_p": 0.0}}, "sampling: top_p is 0.0"),
         ({"strengths": (1.0, 1.0)}, "rows stand twice in the plan"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"skip": -1}, "skip is -1; it must be at least 0"),
+        ({"vectors": "zeros"}, "vector 2 is all zeros and has no direction"),
         ({"prompts": "empty"}, "has no records"),
         ({"prompts": "twice"}, "id 'a' stands on line 1 too"),
         ({"prompts": "bare"}, "has no 'prompt'"),
@@ -117,6 +120,9 @@ def test_bad_input_is_told_before_anything_is_written(
     files = {"empty": [], "twice": [PROMPTS[0], PROMPTS[0]], "bare": [{"id": "x"}]}
     if "prompts" in change:
         change = {"prompts": str(write_lines(tmp_path / "prompts.jsonl", *files[change["prompts"]]))}
+    if change.get("vectors"):
+        np.save(tmp_path / "zeros.npy", np.zeros((9, 16), np.float32))
+        change = {"vectors": str(tmp_path / "zeros.npy"), "latents": (2,)}
     with pytest.raises(ValueError, match=message):
         steer.start(config(folder, **change), epath.Path(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

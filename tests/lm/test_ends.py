@@ -52,6 +52,20 @@ def test_a_template_that_tells_no_end(tmp_path: Path, source: str | None) -> Non
     assert assistant_end(load_tokenizer(write_tokenizer(tmp_path, chat_template=source))) is None
 
 
+def test_a_template_that_demands_a_system_message(tmp_path: Path) -> None:
+    demand = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+    template = demand + "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    assert assistant_end(load_tokenizer(write_tokenizer(tmp_path, chat_template=template))) == END
+
+
+def test_a_template_with_tokens_that_the_model_lacks_refuses_no_model(tmp_path: Path) -> None:
+    """Only prompts that are written through it use them."""
+    with_added(tmp_path, "{% for m in messages %}<extra>{{ m.content }}<|im_end|>{% endfor %}", "<extra>")
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 60}))
+    ends = turn_ends(tmp_path, load_tokenizer(tmp_path, embedding_rows=60), vocab=60)
+    assert ends == {"tokenizer": (EOS,), "template": (END,)}
+
+
 def test_ends_of_all_sources(tmp_path: Path) -> None:
     template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>\n{% endfor %}"
     tok = load_tokenizer(write_tokenizer(tmp_path, chat_template=template))
