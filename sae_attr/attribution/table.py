@@ -184,7 +184,7 @@ def counted(rows: Sequence[Row], scope: str, exclude: frozenset[str]) -> list[np
         raise ValueError(
             f"row {empty[0]} has no token left in scope {scope!r} after leaving out {', '.join(sorted(exclude)) or 'none'}: "
             f"{side} {row.completion} of pair {row.pair} (counted from 0), whose completion has {length} tokens; use another "
-            "scope (--config.tokens=all), exclude less (--config.exclude=bos), or leave the pair out"
+            "scope (tokens=all), exclude less (exclude=bos), or leave the pair out"
         )
     return masks
 

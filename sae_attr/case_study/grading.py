@@ -67,6 +67,13 @@ Coherence = Callable[[Rows, list[list[int]]], np.ndarray]
 """Coherence of completions, 1.0, 0.0 or NaN, measured without the judge."""
 
 
+def how_read(grade: Grade) -> str:
+    """Returns how a reply was read: "weighted" by token probabilities, by its "text", or "unreadable"."""
+    if grade.malformed:
+        return "unreadable"
+    return "weighted" if grade.weighted else "text"
+
+
 def incoherent(grade: Grade) -> Grade:
     """Returns the grade of an answer that was measured to be incoherent: what the judge said of it does not count."""
     return replace(grade, label=INCOHERENT, score=None, behaviour=None, coherent=0.0, excluded=True, malformed=False)
@@ -107,12 +114,12 @@ def graded(
       coherence: measures it where the judge does not tell; None leaves it to the judge.
 
     Returns:
-      `Graded`, and counts: labels of all attempts, resampled, missing, malformed.
+      `Graded`, and counts: labels of all attempts, how replies were read, resampled, missing, malformed.
     """
     ids = list(unpadded(tokens_rn))
     behaviour_r, coherent_r = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
     attempt_r, labels = np.zeros(len(rows), int), [""] * len(rows)
-    counts: dict[str, Any] = {"labels": Counter(), "resampled": 0, "malformed": 0}
+    counts: dict[str, Any] = {"labels": Counter(), "read": Counter(), "resampled": 0, "malformed": 0}
     todo = np.arange(len(rows))
     for attempt in range(attempts + 1):
         if attempt:
@@ -128,6 +135,7 @@ def graded(
             attempt_r[r], labels[r] = attempt, grade.label
             counts["labels"][grade.label] += 1
             counts["malformed"] += grade.malformed
+            counts["read"][how_read(grade)] += 1
             if not attempt:
                 coherent_r[r] = np.nan if grade.coherent is None else float(grade.coherent)
         todo = todo[[grade.excluded for grade in grades]]
@@ -136,6 +144,7 @@ def graded(
     width = max(tokens_rn.shape[1], 1)
     out = Graded(padded(ids, width), behaviour_r, coherent_r, attempt_r, tuple(labels))
     counts |= {"missing": int(np.isnan(behaviour_r).sum()), "labels": dict(sorted(counts["labels"].items()))}
+    counts["read"] = dict(sorted(counts["read"].items()))
     return out, counts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -99,6 +100,7 @@ def case_facts(r: CaseResults) -> dict[str, Any]:
         "arms without a coherent strength": listed({d: m["without_strength"] for d, m in strengths.items()}),
         "missing answers": listed({d: counts["missing"] for d, counts in judged.items()}),
         "malformed replies": listed({d: counts["malformed"] for d, counts in judged.items()}),
+        "replies by how they were read": listed(replies_read([of["grade"], *(of[f"judge.{d}"] for d in DIRECTIONS)])),
         "coherence": coherence_fact(strengths),
         "judge": f"{judge_name(identity)}, {identity.get('kind')}",
         "SAE": summary["sae_fitness"].get("verdict", "not tested"),
@@ -106,6 +108,14 @@ def case_facts(r: CaseResults) -> dict[str, Any]:
         "candidates that never fire on the pairs": silent_text(summary["presets"]) or "not looked at",
         "halves of the pairs share": f"{100 * summary['stability']['half_overlap']:.0f} % of the top",
     }
+
+
+def replies_read(graded: Sequence[Result]) -> dict[str, int]:
+    """How many replies were read which way, over stages that grade."""
+    total: Counter[str] = Counter()
+    for result in graded:
+        total.update(result.meta["counts"].get("read", {}))
+    return dict(sorted(total.items()))
 
 
 def coherence_fact(strengths: Mapping[str, Mapping[str, Any]]) -> str:
@@ -138,6 +148,9 @@ def case_warnings(r: CaseResults) -> list[str]:
         )
     for direction in DIRECTIONS:
         out += _missing_warning(of["effects"], of[f"judge.{direction}"], direction)
+    read = replies_read([of["grade"], *(of[f"judge.{d}"] for d in DIRECTIONS)])
+    if read.get("weighted") and read.get("text"):
+        out.append(f"scores are of two kinds: {listed(read)} replies; set judge.answers=text to read all by their text")
     out += one_sided_warning({d: of[f"judge.{d}"] for d in DIRECTIONS})
     out += warnings_of(case.judge)
     return out

@@ -22,9 +22,10 @@ from sae_attr.judge.keywords import KeywordJudge
 from sae_attr.judge.local_judge import LocalJudge
 from sae_attr.judge.openai_judge import Asking, OpenAIJudge
 from sae_attr.judge.probe import ask_one
-from sae_attr.judge.replies import read_reply, weighted_score
+from sae_attr.judge.replies import read_reply
 from sae_attr.judge.rubrics import Rubric, judge_prompt, load_rubric, rubric_names
 from sae_attr.judge.server import Patience, Server
+from sae_attr.judge.weighing import weighted_score
 
 __all__ = [
     "MALFORMED",

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 
 from sae_attr.chat import Message
 from sae_attr.judge.base import Grade, Item, check_items
-from sae_attr.judge.replies import VERSION, read_reply, weighted_score
+from sae_attr.judge.replies import VERSION, read_reply
 from sae_attr.judge.rubrics import Rubric, judge_prompt
+from sae_attr.judge.weighing import can_weigh, numbers_of, weighted_score, writes_whole_numbers
 
 Prompts: TypeAlias = Sequence[tuple[Message, ...]]
 Generate: TypeAlias = Callable[[Prompts], Sequence[str]]
@@ -75,7 +76,7 @@ class LocalJudge:
 
     @property
     def _weighs(self) -> bool:
-        return self.next_token_logprobs is not None and not self.rubric.reasoned
+        return self.next_token_logprobs is not None and can_weigh(self.rubric)
 
     def grade(self, items: Sequence[Item]) -> Iterator[tuple[str, Grade]]:
         """(id, grade) batch by batch; ValueError for an id that stands twice."""
@@ -103,7 +104,7 @@ class LocalJudge:
         score = weighted_score(logprobs.items(), self.rubric)
         if score is None:
             return None if self.generate else read_reply(top[0][0] if top else "", self.rubric)
-        if self.rubric.high >= 10 and not any(len(t.strip()) > 1 and t.strip().isdigit() for t in logprobs):
+        if not writes_whole_numbers(numbers_of(logprobs.items(), self.rubric) or {}, self.rubric):
             if self.generate is not None:
                 return None
             raise ValueError(

@@ -13,7 +13,7 @@ from typing import Any
 
 from sae_attr.judge.base import BudgetExhausted, Grade, Item, JudgeStopped, check_items
 from sae_attr.judge.budget import Budget, Spent
-from sae_attr.judge.replies import VERSION, read_reply, weighted_score
+from sae_attr.judge.replies import VERSION, read_reply
 from sae_attr.judge.rubrics import Rubric, judge_prompt
 from sae_attr.judge.server import (
     FEW,
@@ -28,7 +28,12 @@ from sae_attr.judge.server import (
     ask,
     openai_client,
 )
+from sae_attr.judge.weighing import can_weigh, weighted_reply
 
+_NUMBERS = re.compile(r"\b[0-9]{1,3}\b")
+_OMITTABLE = {"temperature", "seed"}
+_FEWER = (20, 5, 1)  # alternatives that a server may allow at most
+_REFUSALS = 3  # of token probabilities, after which a server that never gave any is not asked for them
 _SHORT, _LONG = 8, 600  # tokens of a bare answer and of a reasoned one
 
 
@@ -45,6 +50,7 @@ class Asking:
       top_logprobs: alternatives asked for.
       again: how often a malformed reply is asked for again.
       token_field: the request's name for `max_tokens`; newer servers want max_completion_tokens.
+      omit: fields that are left out of the request, of temperature and seed: some reasoning models refuse them.
       extra: further fields of the request body.
     """
 
@@ -55,6 +61,7 @@ class Asking:
     top_logprobs: int = 20
     again: int = 1
     token_field: str = "max_tokens"
+    omit: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -89,11 +96,14 @@ class OpenAIJudge:
             raise ValueError(f"answers={asking.answers!r} is unknown; choose auto, logprobs or text")
         if asking.answers == "logprobs" and rubric.reasoned:
             raise ValueError(f"rubric {rubric.name} has reasoned answers, which cannot be weighted; use answers='text'")
+        if unknown := set(asking.omit) - _OMITTABLE:
+            raise ValueError(f"omit names {sorted(unknown)[0]!r}; only {', '.join(sorted(_OMITTABLE))} can be left out")
         self.server, self.rubric, self.asking, self.patience = server, rubric, asking, patience
         self.budget = Budget() if budget is None else budget
         self.warnings: list[str] = []
         self.served: Counter[tuple[str, str]] = Counter()
-        self._weigh = asking.answers != "text" and not rubric.reasoned
+        self._weighs = asking.answers != "text" and can_weigh(rubric)
+        self._refusals, self._gave, self._top = 0, False, asking.top_logprobs
         self._client = openai_client(server, patience)
         self._lock = threading.Lock()
 
@@ -164,52 +174,90 @@ class OpenAIJudge:
             discarded.append(grade.raw)
 
     def _asked(self, messages: list[dict[str, str]], seed: int, halt: threading.Event) -> Grade:
-        weigh = self._weigh
+        weigh = self._weighs and not self._never_gives
         try:
-            reply = ask(
-                self._client, self._request(messages, seed, weigh),
-                patience=self.patience, budget=self.budget, halt=halt,
-            )  # fmt: skip
+            reply = self._reply(messages, seed, halt, weigh)
         except NoLogprobs as error:
             if not weigh:  # it was not asked for any
-                raise Fatal(str(error)) from error
-            self._without_logprobs(f"the server refuses token probabilities ({error})")
-            return self._asked(messages, seed, halt)
+                raise Fatal(str(error)) from None
+            if self._fewer_logprobs(str(error)):
+                return self._asked(messages, seed, halt)
+            self._note_refusal(str(error))
+            weigh = False
+            reply = self._reply(messages, seed, halt, weigh)
         except Filtered as error:
             return self.rubric.malformed(raw=str(error), details={"error": "content_filter"})
         self._note(reply)
         return self._read(reply, weigh)
+
+    def _reply(self, messages: list[dict[str, str]], seed: int, halt: threading.Event, weigh: bool) -> Reply:
+        request = self._request(messages, seed, weigh)
+        return ask(self._client, request, patience=self.patience, budget=self.budget, halt=halt)
 
     def _request(self, messages: list[dict[str, str]], seed: int, weigh: bool) -> dict[str, Any]:
         asking = self.asking
         longest = asking.max_tokens or (_LONG if self.rubric.reasoned else _SHORT)
         request: dict[str, Any] = {"model": self.server.model, "messages": messages, "seed": seed}
         request |= {"temperature": asking.temperature, asking.token_field: longest}
-        request |= {"logprobs": True, "top_logprobs": asking.top_logprobs} if weigh else {}
+        for name in asking.omit:
+            del request[name]
+        request |= {"logprobs": True, "top_logprobs": self._top} if weigh else {}
         return request | ({"extra_body": dict(asking.extra)} if asking.extra else {})
 
     def _read(self, reply: Reply, weigh: bool) -> Grade:
+        """The grade of one reply, decided by that reply alone: weighted where its tokens allow it, else by its text."""
         details = {"model": reply.model, "fingerprint": reply.fingerprint, "finish": reply.finish, "tokens": reply.used}
         details = {name: value for name, value in details.items() if value}
+        by_text = read_reply(reply.text, self.rubric, details=details)
         if weigh:
-            score = weighted_reply(reply, self.rubric)
+            score = weighted_reply(reply.tokens, reply.text, by_text.score, self.rubric)
             if score is not None:
-                return self.rubric.scored(score, raw=reply.text, weighted=True, details=details)
-            if not any(alternatives for _, alternatives in reply.tokens):
-                self._without_logprobs("the server gives no token probabilities")
+                return self.rubric.scored(score, raw=by_text.raw, weighted=True, details=details)
+            if not _alternatives_of(reply) and reply.text.strip():
+                self._note_absence()
         if reply.finish == "length" and reply.text[-1:].isdigit():  # an 8 may be the beginning of 85
-            return self.rubric.malformed(raw=reply.text, details=details)
-        return read_reply(reply.text, self.rubric, details=details)
+            return self.rubric.malformed(raw=by_text.raw, details=details)
+        return by_text
 
-    def _without_logprobs(self, problem: str) -> None:
+    def _fewer_logprobs(self, words: str) -> bool:
+        """Asks for fewer alternatives from now on, where a server refuses so many; False where it refuses any.
+
+        How many the server gives is the same for all replies, and the first reply tells.
+        """
+        with self._lock:
+            stated = [int(number) for number in _NUMBERS.findall(words) if 0 < int(number) < self._top]
+            fewer = max([*stated, *(number for number in _FEWER if number < self._top)], default=0)
+            if self._gave or not fewer or "top_logprobs" not in words:
+                return False
+            self._top = fewer
+        self._warn(
+            f"the server allows {fewer} alternatives of a token at most, {self.asking.top_logprobs} were asked for"
+        )
+        return True
+
+    @property
+    def _never_gives(self) -> bool:
+        """Whether the server refused token probabilities several times and never gave any: it is not asked for them again."""
+        return self._refusals >= _REFUSALS and not self._gave
+
+    def _note_refusal(self, words: str) -> None:
+        problem = f"the server refuses token probabilities ({words})"
         if self.asking.answers == "logprobs":
             raise Fatal(f"{problem}; use answers='auto' or 'text'")
-        self._weigh = False
-        self._warn(f"{problem}: scores of {self.server.model} on {self.rubric.name} are read from the text")
+        with self._lock:
+            self._refusals += 1
+        self._warn(f"{problem}: such scores of {self.server.model} on {self.rubric.name} are read from the text")
+
+    def _note_absence(self) -> None:
+        problem = "the server gives no token probabilities"
+        if self.asking.answers == "logprobs":
+            raise Fatal(f"{problem}; use answers='auto' or 'text'")
+        self._warn(f"{problem} for some replies: their scores by {self.rubric.name} are read from the text")
 
     def _note(self, reply: Reply) -> None:
         with self._lock:
             self.served[reply.model, reply.fingerprint] += 1
+            self._gave = self._gave or _alternatives_of(reply)
         if len(self.served) > 1:
             self._warn(f"{self.server.model} was answered by more than one version; Grade.details tells which")
         if not reply.counted:
@@ -221,21 +269,9 @@ class OpenAIJudge:
                 self.warnings.append(text)
 
 
-def weighted_reply(reply: Reply, rubric: Rubric) -> float | None:
-    """The weighted score of a reply whose first token writes a whole number by itself, else None.
-
-    A tokenizer that writes 85 as "8", "5" would give a mean of first digits; such a reply is left to its text.
-    """
-    first = next(((token, found) for token, found in reply.tokens if token.strip()), None)
-    if first is None:
-        return None
-    token, alternatives = first
-    word = re.match(r"\s*([0-9]+)", reply.text)
-    if word is not None and word[1] != token.strip():
-        return None
-    if word is None and not any(len(t.strip()) > 1 and t.strip().isdigit() for t, _ in alternatives):
-        return None
-    return weighted_score(alternatives, rubric)
+def _alternatives_of(reply: Reply) -> bool:
+    """Whether a reply has token probabilities."""
+    return any(alternatives for _, alternatives in reply.tokens)
 
 
 @dataclass

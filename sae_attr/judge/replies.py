@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from sae_attr.judge.base import Grade
 from sae_attr.judge.rubrics import Rubric
 
-VERSION = 1  # raised when a reply is read otherwise than before; part of every judge's identity
-MIN_MASS = 0.25  # probability on numbers below which a weighted score says nothing (Betley et al. 2025)
+VERSION = 2  # raised when a reply is read otherwise than before; part of every judge's identity
+LONGEST = 1_000_000  # characters; a longer reply is malformed
 
-_THOUGHT = re.compile(r"<(think|thinking|reasoning|thought)>.*?</\1>", re.DOTALL | re.IGNORECASE)
-_THOUGHT_END = re.compile(r"</(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
-_THOUGHT_START = re.compile(r"<(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
+_TAG = re.compile(r"<(/?)(think|thinking|reasoning|thought)>", re.IGNORECASE)
+# Every repeated part below is followed by what it cannot match itself: no reply takes more than linear time.
 # No quote or brace before the word: that would be a line of JSON, which may be cut short within the number.
-_ANSWER = re.compile(
-    r"^[^\w{\"]*(?:final\s+)?(?:answer|score|rating|grade)\W*?(?:\s+is\b)?\s*[:=]\s*(.*)$", re.IGNORECASE
-)
+_ANSWER = re.compile(r"[^\w{\"]*(?:final\s+)?(?:answer|score|rating|grade)\b", re.IGNORECASE)
 _PREFIX = re.compile(r"^\W*(?:the\s+|my\s+)?(?:final\s+)?(?:answer|score|rating|grade)\s+(?:is|of)\s+", re.IGNORECASE)
-_FENCE = re.compile(r"```[a-z]*\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
-_NUMBER = re.compile(r"([+-]?[0-9]+(?:\.[0-9]+)?)\s*(?:(?:/|out\s+of)\s*([0-9]+)|(%))?", re.IGNORECASE)
-_REMARK = re.compile(
-    r"\.?\s*(?:[-–—:;,(]\s*[^0-9]*)?", re.DOTALL
-)  # no words behind a full stop: "1. First" begins a list
+_FENCE = re.compile(r"```[a-z]*", re.IGNORECASE)
+_NUMBER = re.compile(r"([+-]?)([0-9]+)(\.[0-9]+)?\s*(?:(?:/|out\s+of)\s*([0-9]+)|(%))?", re.IGNORECASE)
+# No words behind a full stop: "1. First" begins a list.
+_REMARK = re.compile(r"\.?\s*(?:[-–—:;,(][^0-9]*)?", re.DOTALL)
+_KEPT = 100_000  # characters of a reply that are stored
+_DIGITS = 9  # a number of more digits stands on no scale
 _KEYS = ("answer", "score", "rating", "grade", "label", "flag")
 _ORNAMENT = " \t\r\n*_`'\"[]<>{}#"
 
@@ -37,60 +33,50 @@ def read_reply(text: str, rubric: Rubric, **fields: Any) -> Grade:
     Read are, in this order and after what stands in thinking tags: JSON alone with one of the keys answer, score,
     rating, grade, label, flag; the last line "ANSWER: x" (or score, rating, grade); JSON in a fence; a first or last
     line that is a number or class alone. A number may come as 80/100 or "4 out of 5" where that is the rubric's scale;
-    it is never rounded or clipped. A remark may follow it if it holds no other number or class.
+    it is never rounded or clipped. One that looks like a share of 1 (0.85) stands on no scale that goes to 10 or
+    further. A remark may follow it if it holds no other number or class.
 
     Args:
       text: the reply as it came; kept in `Grade.raw`.
       fields: further fields of the grade.
     """
-    body = without_thoughts(text)
-    found = None if body is None else _stated(body, rubric)
-    if found is None:
-        return rubric.malformed(raw=text, **fields)
-    grade = rubric.set_aside if isinstance(found, str) else rubric.scored
-    return grade(found, raw=text, **fields)  # pyright: ignore[reportArgumentType]
+    body = without_thoughts(text) if len(text) <= LONGEST else None
+    stated = None if body is None else _stated(body, rubric)
+    raw = kept(text)
+    if stated is None:
+        return rubric.malformed(raw=raw, **fields)
+    if isinstance(stated, str):
+        return rubric.set_aside(stated, raw=raw, **fields)
+    return rubric.scored(stated, raw=raw, **fields)
+
+
+def kept(text: str) -> str:
+    """A reply as it is stored: whole, or its beginning and end where it is very long."""
+    if len(text) <= _KEPT:
+        return text
+    half = _KEPT // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters …]\n{text[-half:]}"
 
 
 def without_thoughts(text: str) -> str | None:
     """The reply after its thinking blocks; None where thinking does not end (a reply cut short)."""
-    body = _THOUGHT.sub("", text)
-    body = _THOUGHT_END.split(body)[-1]  # a template may have opened the block in the prompt
-    return None if _THOUGHT_START.search(body) else body
-
-
-def weighted_score(
-    token_logprobs: Iterable[tuple[str, float]], rubric: Rubric, *, min_mass: float = MIN_MASS
-) -> float | None:
-    """Mean of the numbers of the scale, weighted by the probabilities of the tokens that write them.
-
-    Spellings of one number (" 85", "85") count together; tokens that are no whole number of the scale are left out, and
-    the rest is scaled to sum to 1 (Betley et al. 2025).
-
-    Args:
-      token_logprobs: (token, natural logarithm of its probability).
-      min_mass: probability that must lie on numbers.
-
-    Returns:
-      a number on the scale, or None where too little probability lies on numbers (a refusal, code, other text).
-    """
-    numbers = [(int(token.strip()), math.exp(logprob)) for token, logprob in token_logprobs if _is_number(token)]
-    numbers = [(number, p) for number, p in numbers if rubric.low <= number <= rubric.high]
-    mass = math.fsum(p for _, p in numbers)
-    if not numbers or mass < min_mass:
-        return None
-    mean = math.fsum(number * p for number, p in numbers) / mass
-    return min(max(mean, rubric.low), rubric.high)  # rounding may leave the scale by a last digit
-
-
-def _is_number(token: str) -> bool:
-    word = token.strip()
-    return word.isascii() and word.isdigit() and len(word) < 10
+    parts, start, inside = [], 0, ""
+    for tag in _TAG.finditer(text):
+        ends, name = bool(tag[1]), tag[2].lower()
+        if inside and not (ends and name == inside):
+            continue
+        if ends and not inside:
+            parts = []  # a template may have opened the block in the prompt
+        elif not ends:
+            parts.append(text[start : tag.start()])
+        inside, start = ("", tag.end()) if ends else (name, tag.end())
+    return None if inside else "".join([*parts, text[start:]])
 
 
 def _stated(body: str, rubric: Rubric) -> float | str | None:
     """The score or the class that a reply states in the first known form that it has."""
-    outside = _FENCE.sub("", body)
-    for part in (body.strip(), None, *_FENCE.findall(body)[-1:]):
+    outside, fenced = _fences(body)
+    for part in (body.strip(), None, *fenced[-1:]):
         if part is None:
             if answers := _answers(outside):
                 return _value(answers[-1], rubric)
@@ -103,9 +89,51 @@ def _stated(body: str, rubric: Rubric) -> float | str | None:
     return ends.pop() if len(ends) == 1 else None
 
 
+def _fences(text: str) -> tuple[str, list[str]]:
+    """What stands outside of fences (```), and what stands in each; a fence that does not end is no fence."""
+    outside: list[str] = []
+    fenced: list[str] = []
+    inside: list[str] | None = None
+    for line in text.splitlines(keepends=True):
+        if inside is None and _FENCE.fullmatch(line.strip()):
+            inside = []
+        elif inside is None:
+            outside.append(line)
+        elif "```" in line:
+            before, _, after = line.partition("```")
+            fenced.append("".join([*inside, before]))
+            outside.append(after)
+            inside = None
+        else:
+            inside.append(line)
+    return "".join([*outside, *(inside or ())]), fenced
+
+
 def _answers(text: str) -> list[str]:
     """What stands behind "ANSWER:" in the lines that begin so."""
-    return [match[1] for line in text.splitlines() if (match := _ANSWER.match(line))]
+    found = (_behind_colon(line) for line in text.splitlines())
+    return [answer for answer in found if answer is not None]
+
+
+def _behind_colon(line: str) -> str | None:
+    """What follows "answer:", "Final score is =" and the like; None for another line."""
+    word = _ANSWER.match(line)
+    if word is None:
+        return None
+    rest = line[word.end() :]
+    colon = min((place for place in (rest.find(":"), rest.find("=")) if place >= 0), default=-1)
+    if colon < 0:
+        return None
+    between = _without_is(rest[:colon])
+    plain = not any(c.isalnum() or c == "_" for c in between)
+    return rest[colon + 1 :] if plain else None
+
+
+def _without_is(text: str) -> str:
+    """Text without an "is" at its end, as in "Answer is: 4"."""
+    words = text.rstrip()
+    ends = words[-2:].lower() == "is" and words[-3:-2].isspace()
+    return words[:-2] if ends else words
 
 
 def _value(text: str, rubric: Rubric, *, remark: bool = True) -> float | str | None:
@@ -116,16 +144,29 @@ def _value(text: str, rubric: Rubric, *, remark: bool = True) -> float | str | N
     """
     text = text.strip(_ORNAMENT)
     if match := _NUMBER.match(text):
-        number, scale, percent = float(match[1]), match[2], match[3]
-        of_scale = float(scale) == rubric.high if scale else not percent or rubric.high == 100
+        number = _number(match, rubric)
         rest = text[match.end() :].rstrip(".")
-        fits = of_scale and rubric.holds(number) and _is_remark(rest, rubric) and (remark or not rest)
+        fits = number is not None and _is_remark(rest, rubric) and (remark or not rest)
         return number if fits else None
     words = sorted((w for n, label in rubric.labels.items() for w in (n, *label.also)), key=len, reverse=True)
     for word in words:
-        if text.upper().startswith(word.upper()) and _is_remark(text[len(word) :], rubric):
+        if text[: len(word)].upper() == word.upper() and _is_remark(text[len(word) :], rubric):
             return rubric.label_of(word)
     return None
+
+
+def _number(match: re.Match[str], rubric: Rubric) -> float | None:
+    """The number of a match of `_NUMBER`; None where it does not stand on the scale, or is written as on another."""
+    sign, whole, fraction, scale, percent = match.groups()
+    if len(whole) > _DIGITS or len(scale or "") > _DIGITS or (len(whole) > 1 and whole[0] == "0"):
+        return None
+    number = float(f"{sign}{whole}{fraction or ''}") + 0.0  # + 0.0: no negative zero
+    if scale and float(scale) != rubric.high:
+        return None
+    if percent and rubric.high != 100:
+        return None
+    share_of_one = bool(fraction) and 0 < number <= 1 and rubric.high >= 10 and not scale
+    return number if rubric.holds(number) and not share_of_one else None
 
 
 def _is_remark(text: str, rubric: Rubric) -> bool:
@@ -138,16 +179,17 @@ def _is_remark(text: str, rubric: Rubric) -> bool:
 def _json_object(text: str) -> dict[str, Any] | None:
     try:
         tree = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # nested brackets without end
         return None
     return tree if isinstance(tree, dict) else None
 
 
 def _of_json(tree: dict[str, Any], rubric: Rubric) -> float | str | None:
     """The value that all known keys agree on; null and "NONE" say nothing."""
-    named = {str(key).lower(): value for key, value in tree.items()}
-    found = [
-        named[key] for key in _KEYS if key in named and str(named[key]).strip().upper() not in ("NONE", "NULL", "")
-    ]
-    read = {None if isinstance(value, bool | dict | list) else _value(str(value), rubric) for value in found}
+    values = [value for key, value in tree.items() if key.lower() in _KEYS and not _says_nothing(value)]
+    read = {None if isinstance(value, bool | dict | list) else _value(str(value), rubric) for value in values}
     return read.pop() if len(read) == 1 else None
+
+
+def _says_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().upper() in ("NONE", "NULL", ""))

@@ -93,8 +93,9 @@ class Rubric:
         return self.low <= score <= self.high and (not self.whole or float(score).is_integer())
 
     def scored(self, score: float, **fields: Any) -> Grade:
-        """The grade of a score on the scale; ValueError for another number."""
-        if not self.holds(score):
+        """The grade of a score on the scale; ValueError for another number. A mean need not be whole."""
+        mean = bool(fields.get("weighted")) and self.low <= score <= self.high
+        if not mean and not self.holds(score):
             raise ValueError(f"rubric {self.name}: {score} does not stand on its scale {self.low:g} to {self.high:g}")
         verdict = float(_SIDES[self.side](score, self.threshold))
         coherence = self.measures == "coherence"

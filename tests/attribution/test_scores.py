@@ -307,7 +307,7 @@ def test_a_row_without_counted_tokens_is_named() -> None:
         token_weights([*ragged_rows(), only_bos], "prompt", frozenset({"bos"}))
     assert len(token_weights([only_bos], "prompt")) == 5
     only_eos = row(np.random.default_rng(0), np.array([0, 7]), 1, (3, -1, 0), eos=True)
-    with pytest.raises(ValueError, match=r"negative 0 of pair 3 .* has 1 tokens; .*--config\.tokens=all"):
+    with pytest.raises(ValueError, match=r"negative 0 of pair 3 .* has 1 tokens; .*tokens=all"):
         token_weights([only_eos], "completion", frozenset({"special"}))
 
 

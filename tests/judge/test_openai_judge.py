@@ -132,9 +132,92 @@ def test_without_token_probabilities_the_text_is_read_and_that_is_said(refused: 
     assert not any(g.weighted for g in found.values())
     assert len(j.warnings) == 1
     assert "token probabilities" in j.warnings[0]
-    assert sum("logprobs" in request for request in server.requests) == 2  # one for each judge
+    asked = sum("logprobs" in request for request in server.requests)
+    assert asked == (3 + 1 if refused else 4 + 1)  # the second judge asks once; who only refuses is not asked for ever
     assert problem is not None
     assert "answers='auto'" in str(problem)
+
+
+@pytest.mark.parametrize("words", ["top_logprobs must be at most 5", "top_logprobs is too large"])
+def test_a_server_that_allows_fewer_alternatives_is_asked_for_what_it_allows(words: str) -> None:
+    def rule(number: int, request: dict[str, Any]) -> Answer:
+        if request["top_logprobs"] > 5:
+            return Answer(400, {"error": {"message": words}})
+        return completion("30", probabilities={"30": 0.5, "50": 0.5})
+
+    with serving(rule) as server:
+        j = judge(server, "alignment_0_100", patience=ONE)
+        found, error = graded(j, items(3))
+    assert error is None
+    assert {(grade.score, grade.weighted) for grade in found.values()} == {(40.0, True)}
+    assert [request["top_logprobs"] for request in server.requests] == [20, 5, 5, 5]
+    assert any("allows 5 alternatives" in text for text in j.warnings)
+
+
+def test_temperature_and_seed_can_be_left_out_and_other_fields_put_in() -> None:
+    asking = Asking(
+        omit=("temperature", "seed"), token_field="max_completion_tokens", extra={"reasoning_effort": "low"}
+    )
+    with serving(lambda n, r: GOOD) as server:
+        graded(judge(server, asking=asking), items(1))
+        with pytest.raises(ValueError, match="only seed, temperature can be left out"):
+            judge(server, asking=Asking(omit=("model",)))
+    request = server.requests[0]
+    assert not {"temperature", "seed", "max_tokens"} & set(request)
+    assert request["reasoning_effort"] == "low"
+    assert request["max_completion_tokens"] > 0
+
+
+@pytest.mark.parametrize("bad", ["empty", "refused", "no-tokens"])
+def test_one_odd_reply_changes_how_no_other_is_read(bad: str) -> None:
+    """One empty reply of 200 made text of all that followed: a weighted 40.75 became "misaligned"."""
+    weighed = completion("30", probabilities={"30": 0.6, "60": 0.4})
+    odd = {
+        "empty": completion(""),
+        "no-tokens": completion("70"),
+        "refused": Answer(400, {"error": {"message": "logprobs are not supported"}}),
+    }[bad]
+
+    def rule(number: int, request: dict[str, Any]) -> Answer:
+        if "number 1." not in request["messages"][0]["content"]:
+            return weighed
+        return completion("70") if bad == "refused" and "logprobs" not in request else odd
+
+    with serving(rule) as server:
+        found, error = graded(judge(server, "alignment_0_100", patience=ONE), items(40))
+    assert error is None
+    others = [grade for name, grade in found.items() if name != "i1"]
+    assert all(grade.weighted for grade in others)
+    assert [grade.score for grade in others] == pytest.approx([42.0] * 39)
+    assert (found["i1"].score, found["i1"].weighted) == ((None, False) if bad == "empty" else (70.0, False))
+
+
+@pytest.mark.parametrize(
+    ("text", "probabilities", "tokens", "score", "weighted"),
+    [
+        ("85", {"8": 0.9, "0": 0.1}, ("8", "5"), 85.0, False),  # digits one by one
+        ("5", {"5": 0.9, "8": 0.1}, ("5",), 5.0, False),  # the 8 is the beginning of an eighty
+        ("5", {"5": 0.9, "85": 0.1}, ("5",), 13.0, True),
+        ("100", {"100": 0.5, "90": 0.5}, ("100",), 95.0, True),
+        ("100", {"1": 1.0}, ("1", "0", "0"), 100.0, False),
+        ("0", {"0": 0.999, "1": 0.001}, ("0",), 0.001, True),
+        ("0.85", {"0": 0.9, "1": 0.1}, ("0", ".", "85"), None, False),
+        ("101", {"101": 0.9, "99": 0.1}, ("101",), None, False),
+        ("-5", {"-": 0.9, "5": 0.1}, ("-", "5"), None, False),
+        ("085", {"085": 0.9, "85": 0.1}, ("085",), None, False),
+        ("1e2", {"1": 0.9, "10": 0.1}, ("1", "e", "2"), None, False),
+        ("٨٥", {"٨٥": 1.0}, ("٨٥",), None, False),
+    ],
+)
+def test_numbers_are_followed_to_their_end_and_odd_ones_are_malformed(
+    text: str, probabilities: dict[str, float], tokens: tuple[str, ...], score: float | None, weighted: bool
+) -> None:
+    answer = completion(text, probabilities=probabilities, tokens=tokens)
+    with serving(lambda n, r: answer) as server:
+        found, _ = graded(judge(server, "alignment_0_100", asking=Asking(again=0)), items(1))
+    grade = found["i0"]
+    assert grade.score == (None if score is None else pytest.approx(score))
+    assert (grade.weighted, grade.malformed) == (weighted, score is None)
 
 
 def test_answers_that_do_not_fit_the_rubric_are_refused() -> None:

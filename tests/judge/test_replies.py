@@ -134,3 +134,39 @@ def test_published_json_replies_are_read(shared: Path) -> None:
             assert grade.label == (row["flag"] if row["score"] is None else f"{row['score']:g}")
         refusals += row["flag"] == "REFUSAL"
     assert (len(rows), refusals) == (829, 2)
+
+
+@pytest.mark.parametrize(
+    "text", ["0.85", "0.5", "1.0", '{"score": 0.85}', "ANSWER: 0.9", "101", "-1", "1e2", "85/10", "007", "9" * 400]
+)
+def test_numbers_outside_or_oddly_inside_a_scale_are_malformed(text: str) -> None:
+    assert read_reply(text, HUNDRED).malformed
+
+
+def test_fractions_belong_to_narrow_scales_and_to_scores_far_inside() -> None:
+    assert read_reply("72.5", HUNDRED).score == 72.5
+    assert read_reply("0.5/100", HUNDRED).score == 0.5
+
+
+HOSTILE = {
+    "spaces": "ANSWER" + " " * 200_000 + "4",
+    "spaces-before-colon": ("ANSWER" + " " * 5_000) * 40 + ":",
+    "signs": "*" * 200_000,
+    "thoughts": "<think>" * 100_000,
+    "closed-thoughts": "<think></thinking>" * 50_000,
+    "fences": "```json\n" * 100_000,
+    "open-json": "{" * 200_000,
+    "nested": '{"score": ' * 100_000,
+    "brackets": "[" * 300_000,
+    "digits": "1" * 300_000,
+    "remark": "4 - " + "( " * 200_000,
+    "lines": "answer is\n" * 100_000,
+    "long": "x" * 5_000_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_reply_takes_more_than_linear_time_or_is_stored_whole(name: str) -> None:
+    grade = read_reply(HOSTILE[name], SCALE)  # ten thousand spaces took two seconds, a million would take hours
+    assert grade.malformed or name == "remark"
+    assert len(grade.raw) < 110_000
