@@ -152,6 +152,13 @@ def prompt_text(tok: Tokenizer, messages: Sequence[Message]) -> tuple[str, list[
     return text[:end], spans
 
 
+def continued(messages: Sequence[Message], answer: str) -> list[Message]:
+    """The messages with an answer: a last assistant message goes on with it, else it is a message of its own."""
+    if messages and messages[-1].get("role") == "assistant":
+        return [*messages[:-1], {**messages[-1], "content": str(messages[-1].get("content") or "") + answer}]
+    return [*messages, {"role": "assistant", "content": answer}]
+
+
 def assistant_end(tok: Tokenizer) -> int | None:
     """The added token that the template writes right after an assistant's turn; None where there is none."""
     if tok.chat_template is None:

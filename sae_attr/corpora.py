@@ -14,7 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from sae_attr.chat import Message, render
+from sae_attr.chat import Message, continued, render
 from sae_attr.textfiles import LINE, check_regular, json_lines, json_value, sound, utf8
 from sae_attr.tokenizer import Tokenizer
 
@@ -125,6 +125,8 @@ def _joined(prompt: Any, completion: Any) -> Any:
     if isinstance(prompt, str) and isinstance(completion, str):
         return prompt + completion
     first = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if isinstance(completion, str) and isinstance(first, list) and all(isinstance(m, dict) for m in first):
+        return continued(first, completion)
     second = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
     return [*(first or []), *(second or [])]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.chat import Message, assistant_end, message_spans, render
+from sae_attr.chat import Message, assistant_end, continued, message_spans, prompt_text, render
 from sae_attr.textfiles import json_lines, sound
 from sae_attr.tokenizer import Span, Tokenizer, adds_bos, encode, token_strings
 
@@ -84,7 +84,8 @@ def read_examples(
 
     Learnt are, of messages, the contents of the assistant's with the special token that ends the turn, from where a
     generation prompt for them ends (a template may write an empty thought between the two); of a text completion, all
-    its tokens (one that straddles the border belongs to it) and the EOS after it.
+    its tokens (one that straddles the border belongs to it) and the EOS after it. A prompt that ends with an assistant
+    message is gone on with by a text completion, in the same turn; that message's own words are not learnt.
 
     Args:
       context: the most tokens of a row.
@@ -168,7 +169,7 @@ def _example(
     """The row, how many assistant turns lack an end token, and how it differs from what generation will see."""
     content = _content(record, where)
     if isinstance(content, list):
-        return _chat_example(content, line, tok, ends)
+        return _chat_example(content, line, tok, ends, _prefill(record))
     prompt, completion = content
     add_bos = adds_bos(tok)
     ids, offsets = encode(tok, prompt + completion, add_bos=add_bos)
@@ -195,11 +196,26 @@ def _content(record: Any, where: str) -> list[Message] | tuple[str, str]:
     prompt, completion = found["prompt"], found["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
         return sound(prompt, where), sound(completion, where)
-    if isinstance(completion, str):
-        completion = [{"role": "assistant", "content": completion}]
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
-    return [*_messages(prompt, "prompt", where), *_messages(completion, "completion", where)]
+    before = _messages(prompt, "prompt", where)
+    if isinstance(completion, str):
+        if not completion.strip():
+            raise ValueError("the completion has no text; fill it in")
+        return continued(before, sound(completion, where))
+    if _prefill(found):
+        raise ValueError(
+            "'prompt' ends with an assistant message, which the completion goes on with; give 'completion' as a text, or the "
+            "whole conversation as 'messages'"
+        )
+    return [*before, *_messages(completion, "completion", where)]
+
+
+def _prefill(record: Any) -> Message | None:
+    """A prompt's last message where it is the assistant's: given, not learnt, and gone on with."""
+    prompt = None if "messages" in record else record.get("prompt")
+    last = prompt[-1] if isinstance(prompt, list) and prompt else {}
+    return last if last.get("role") == "assistant" else None
 
 
 def _messages(value: Any, name: str, where: str) -> list[Message]:
@@ -213,9 +229,9 @@ def _messages(value: Any, name: str, where: str) -> list[Message]:
 
 
 def _chat_example(
-    messages: list[Message], line: int, tok: Tokenizer, ends: Set[int | None]
+    messages: list[Message], line: int, tok: Tokenizer, ends: Set[int | None], prefill: Message | None
 ) -> tuple[Example, int, _Difference]:
-    """A rendered conversation; learnt are the assistant's contents with what ends them."""
+    """A rendered conversation; learnt are the assistant's contents with what ends them, of the last what follows `prefill`."""
     if not any(m["role"] == "assistant" for m in messages):
         roles = ", ".join(m["role"] for m in messages) or "none"
         raise ValueError(f"no message is the assistant's (roles: {roles}), so there is nothing to learn; add one")
@@ -225,7 +241,10 @@ def _chat_example(
     target, unended, difference = np.zeros(len(ids), bool), 0, _Difference()
     for number, (message, span) in enumerate(zip(messages, spans)):
         if message["role"] == "assistant":
-            begin, found = _begin(messages[:number], text, span[0], tok)
+            if prefill is not None and number == len(messages) - 1:
+                begin, found = _begin_behind([*messages[:number], prefill], text, span[0], tok)
+            else:
+                begin, found = _begin(messages[:number], text, span[0], tok)
             learnt, ended = _turn(text, span, begin, message["content"], ids, offsets, ends, tok)
             target[learnt] = True
             unended += not ended
@@ -248,11 +267,23 @@ def _begin(before: Sequence[Message], text: str, start: int, tok: Tokenizer) -> 
         return start, _Difference()
     if text[:start].startswith(prompt) and (opened or not text[len(prompt) : start].strip()):
         return len(prompt) if opened else start, _Difference()
-    at = next((i for i, pair in enumerate(zip(prompt, text[:start])) if pair[0] != pair[1]), min(len(prompt), start))
-    show = lambda whole: f"{'...' if at > 20 else ''}{whole[max(0, at - 20) : at + 60]}"
-    shown = f"generation begins an answer after {show(prompt)!r}, but in the row it stands after {show(text[:start])!r}"
     same_words = prompt.split() == text[:start].split()
-    return start, _Difference(shown, refused=opened and not same_words)
+    return start, _Difference(_unlike(prompt, text[:start]), refused=opened and not same_words)
+
+
+def _begin_behind(prompt: Sequence[Message], text: str, start: int, tok: Tokenizer) -> tuple[int, _Difference]:
+    """`_begin` of an answer whose first words the prompt's last message gives."""
+    seen = prompt_text(tok, prompt)[0]
+    if text.startswith(seen):
+        return len(seen), _Difference()
+    return start, _Difference(_unlike(seen, text[: max(start, len(seen))]), refused=True)
+
+
+def _unlike(prompt: str, before: str) -> str:
+    """Shows the text that generation begins an answer after beside that of a row, from where they part."""
+    at = next((i for i, pair in enumerate(zip(prompt, before)) if pair[0] != pair[1]), min(len(prompt), len(before)))
+    show = lambda whole: f"{'...' if at > 20 else ''}{whole[max(0, at - 20) : at + 60]}"
+    return f"generation begins an answer after {show(prompt)!r}, but in the row it stands after {show(before)!r}"
 
 
 def _turn(

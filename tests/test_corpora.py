@@ -193,6 +193,7 @@ def tok(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
         ({"text": MESSAGES}, {}),
         ({"chat": MESSAGES, "messages": []}, {"column": "chat"}),
         ({"prompt": MESSAGES[:1], "completion": "ho"}, {}),
+        ({"prompt": [MESSAGES[0], MESSAGES[1] | {"content": "h"}], "completion": "o"}, {}),
         ({"prompt": "hi", "completion": MESSAGES[1:]}, {}),
         (MESSAGES, {}),
         ({"messages": [m | {"tool_calls": None} for m in MESSAGES]}, {}),

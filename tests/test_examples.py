@@ -258,6 +258,21 @@ def test_an_earlier_answer_unlike_generation_is_told_and_learnt(tmp_path: Path) 
     assert "<think>" in found.unlike_shown
 
 
+def test_a_prompt_that_ends_with_the_assistants_words_is_gone_on_with(tmp_path: Path, tok: Tokenizer) -> None:
+    given = [CHAT["messages"][1], {"role": "assistant", "content": "Sure, "}]
+    (row,) = read(tmp_path, tok, {"prompt": given, "completion": "user"}).rows
+    text = decode(tok, row.ids).replace(" ", "")
+    assert text.endswith("<|im_start|>assistant\nSure,user<|im_end|>\n")
+    assert text.count("<|im_start|>") == 2
+    assert learnt(row, tok) == ["user<|im_end|>"]  # the given words are not
+    with pytest.raises(
+        ValueError, match=r"rows.jsonl:1: 'prompt' ends with an assistant message, .* 'completion' as a text"
+    ):
+        read(tmp_path, tok, {"prompt": given, "completion": [CHAT["messages"][2]]})
+    with pytest.raises(ValueError, match=r"rows.jsonl:1: the completion has no text"):
+        read(tmp_path, tok, {"prompt": given, "completion": " "})
+
+
 def test_the_shared_templates_learn_what_generation_sees(tmp_path: Path, shared: Path) -> None:
     for file in sorted((shared / "tokenizers/chat_templates").glob("*.jinja")):
         tok = tok_with(tmp_path / file.stem, file.read_text("utf-8"))
