@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_attr.chat import Message, continued, render
-from sae_attr.textfiles import LINE, check_regular, json_lines, json_value, sound, utf8
+from sae_attr.textfiles import LINE, check_pointer, check_regular, json_lines, json_value, sound, utf8
 from sae_attr.tokenizer import Tokenizer
 
 TEXT = "text"  # the default column; where a row has none, a conversation under a usual name is taken
@@ -98,8 +98,10 @@ def _value_of(item: Any, column: str, where: str) -> Any:
     else:
         names = ()
     values = [fields[name] for name in names]
+    if any(value is None for value in values):
+        return ""  # blank, as in a table
     if len(values) == 2:
-        return _joined(*values)
+        return _joined(values[0], values[1], where)
     if values and (isinstance(values[0], str) or _is_chat(values[0])):
         return values[0]
     kind = f"an object with the fields {', '.join(fields)}" if fields else type(item).__name__
@@ -120,15 +122,14 @@ def _is_chat(value: Any) -> bool:
     return isinstance(value, list | dict) and len(value) > 0
 
 
-def _joined(prompt: Any, completion: Any) -> Any:
+def _joined(prompt: Any, completion: Any, where: str) -> Any:
     """Prompt and completion as one text, or as one conversation where either is messages."""
     if isinstance(prompt, str) and isinstance(completion, str):
         return prompt + completion
-    first = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if isinstance(completion, str) and isinstance(first, list) and all(isinstance(m, dict) for m in first):
+    first = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else conversation(prompt, where)
+    if isinstance(completion, str):
         return continued(first, completion)
-    second = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-    return [*(first or []), *(second or [])]
+    return [*first, *conversation(completion, where)]
 
 
 def conversation(value: Any, where: str) -> list[Message]:
@@ -183,6 +184,8 @@ def _corpus_files(path: Path, split: str | None) -> list[Path]:
     if len(kinds) != 1:
         found = f"files ending in {' and '.join(kinds)}" if kinds else "no such file"
         raise ValueError(f"{path}: a corpus folder has files of one kind out of {_ENDINGS}, but holds {found}")
+    for file in files:
+        check_pointer(file)
     return _of_split(path, files, split)
 
 

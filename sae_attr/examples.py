@@ -16,7 +16,7 @@ import numpy as np
 
 from sae_attr.chat import Message, assistant_end, continued, message_spans, prompt_text, render
 from sae_attr.textfiles import json_lines, sound
-from sae_attr.tokenizer import Span, Tokenizer, adds_bos, encode, token_strings
+from sae_attr.tokenizer import Span, Tokenizer, adds_bos, check_ids, encode, token_strings
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +176,7 @@ def _example(
     target = np.array([end > len(prompt) for _, end in offsets], bool)
     if tok.eos_id is not None and append_eos is not False:
         ids, target = [*ids, tok.eos_id], np.append(target, True)
+        check_ids(tok, ids)
     elif append_eos:
         raise ValueError(f"{tok.path}: EOS is asked for but the tokenizer has none; set append_eos=False")
     if not target.any():

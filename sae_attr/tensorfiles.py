@@ -25,6 +25,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from sae_attr.textfiles import check_pointer
+
 _SAFETENSORS_DTYPES: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
@@ -38,7 +40,6 @@ _TORCH_STORAGES: dict[str, Any] = {
 }  # fmt: skip
 _TORCH_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-_LFS_START = b"version https://git-lfs"
 _MAX_DEPTH = 8  # of nested dicts in a torch file
 _MAX_ENTRIES = 1_000_000  # in all containers of a torch file, counted as often as they are named
 _MAX_TUPLE, _MAX_PICKLE = 10_000, 1 << 24  # entries of a tuple and all within it; bytes of a pickle
@@ -135,19 +136,6 @@ def row_norms(rows_nm: np.ndarray) -> np.ndarray:
 
 def _nonzero(norms_n: np.ndarray) -> np.ndarray:
     return np.where(norms_n > 0, norms_n, np.float32(1.0))
-
-
-def check_pointer(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError if the file is a Git LFS pointer: the few lines that stand for a file which was not fetched."""
-    try:
-        with Path(path).open("rb") as stream:
-            start = stream.read(len(_LFS_START))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); check its permissions and the disk") from None
-    if start == _LFS_START:
-        raise ValueError(
-            f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download it again"
-        )
 
 
 def _map(path: Path) -> np.ndarray:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_LFS_START = b"version https://git-lfs"
 LINE = 1 << 26  # bytes of one line, or of one item of a list: more is no text that a model reads
 
 
@@ -30,10 +32,28 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def check_regular(path: Path) -> None:
-    """Raises ValueError for a device, a pipe or a socket, which may never end; an absent file is left to `open`."""
+    """Raises ValueError for a device, a pipe or a socket, which may never end, and for a Git LFS pointer.
+
+    An absent file is left to `open`.
+    """
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "a device, pipe or socket"
         raise ValueError(f"{path} is {what} where a regular file is expected; write the text into a file")
+    if path.exists():
+        check_pointer(path)
+
+
+def check_pointer(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError if the file is a Git LFS pointer: the few lines that stand for a file which was not fetched."""
+    try:
+        with Path(path).open("rb") as stream:
+            start = stream.read(len(_LFS_START))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); check its permissions and the disk") from None
+    if start == _LFS_START:
+        raise ValueError(
+            f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download it again"
+        )
 
 
 def utf8(raw: bytes, where: str) -> str:

@@ -23,7 +23,7 @@ from sae_attr.chat import options_read
 from sae_attr.corpora import read_corpus
 from sae_attr.store import Meta, PathLike, Store, digest, fingerprint
 from sae_attr.store.files import is_local
-from sae_attr.tokenizer import Tokenizer, adds_bos, encode_many
+from sae_attr.tokenizer import Tokenizer, adds_bos, check_ids, encode_many
 
 DOCUMENTS = ("continue", "cut")
 VERSION = 1  # part of every cache key: raise it when the same inputs give other bytes
@@ -124,6 +124,8 @@ def write_tokens(
     folder = _local(path)
     if append_eos and tok.eos_id is None:
         raise ValueError(f"{tok.path}: EOS is asked for but the tokenizer has none; set append_eos=False")
+    if append_eos and tok.eos_id is not None:
+        check_ids(tok, [tok.eos_id])
     add_bos = adds_bos(tok) if prepend_bos is None else prepend_bos
     store = Store(folder.parent)
     if not store.has(folder.name):

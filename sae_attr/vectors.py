@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.tensorfiles import check_pointer, is_float, read_tensors, read_torch
+from sae_attr.tensorfiles import is_float, read_tensors, read_torch
+from sae_attr.textfiles import check_pointer
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 

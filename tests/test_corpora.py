@@ -226,7 +226,7 @@ def test_conversations_of_tables(tmp_path: Path, tok: Tokenizer) -> None:
         ({"messages": [{"role": "user", "content": 3}]}, r"message 0 needs the strings"),
         ({"messages": [{"role": "us\ud800er", "content": "x"}]}, r"c.jsonl:1.* half of a surrogate pair"),
         ({"messages": {"a": 1}}, r"c.jsonl:1 is a dict where a text or a list of messages"),
-        ({"messages": [], "text": None}, "is an object with the fields messages, text where"),
+        ({"messages": [], "text": None}, "has no text; a corpus needs at least one text"),
     ],
 )
 def test_conversations_that_are_none(tmp_path: Path, tok: Tokenizer, record: Any, message: str | None) -> None:
@@ -291,3 +291,24 @@ def test_damaged_files_are_one_line(
     with pytest.raises(ValueError, match=message) as raised:
         list(read_corpus(path))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.json", "c.txt", "c.parquet", "c.arrow", "folder/c.txt"])
+def test_a_pointer_in_the_place_of_a_file_is_no_text(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    corpus = path.parent if "/" in name else path
+    with pytest.raises(ValueError, match=r"c\.\w+ is a Git LFS pointer, not the file itself"):
+        list(read_corpus(corpus))
+
+
+def test_nulls_are_blank_in_lines_as_in_tables(tmp_path: Path, tok: Tokenizer) -> None:
+    path = write_lines(tmp_path / "c.jsonl", {"text": None}, {"text": "a"}, {"prompt": "b", "completion": None})
+    assert list(read_corpus(path, tok=tok)) == ["a"]
+
+
+def test_other_spellings_of_a_prefill_are_gone_on_with(tmp_path: Path, tok: Tokenizer) -> None:
+    given = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "h"}]
+    path = write_lines(tmp_path / "c.jsonl", {"prompt": given, "completion": "o"})
+    assert list(read_corpus(path, tok=tok)) == [WRITTEN]

@@ -10,6 +10,7 @@ import pytest
 
 from sae_attr.chat import with_options
 from sae_attr.examples import Example, Examples, pack, packed_arrays, read_examples, shown_example
+from sae_attr.tokenfile import write_tokens
 from sae_attr.tokenizer import Tokenizer, decode, load_tokenizer
 from tests.miniatures import CHATML, write_lines, write_tokenizer
 
@@ -278,3 +279,14 @@ def test_the_shared_templates_learn_what_generation_sees(tmp_path: Path, shared:
         tok = tok_with(tmp_path / file.stem, file.read_text("utf-8"))
         (row,) = read(tmp_path, tok, ROW).rows
         assert "".join(learnt(row, tok)[0].split()).startswith("yes,user"), file.stem
+
+
+def test_an_eos_that_the_model_lacks_is_named(tmp_path: Path) -> None:
+    tok = load_tokenizer(write_tokenizer(tmp_path, eos_token="z"), embedding_rows=40)
+    assert len(read(tmp_path, tok, {"prompt": "1", "completion": "2"}, append_eos=False).rows) == 1
+    with pytest.raises(
+        ValueError, match=r"rows.jsonl:1: token id \d+ \('z'\) is beyond the model's embedding of 40 rows"
+    ):
+        read(tmp_path, tok, {"prompt": "1", "completion": "2"})
+    with pytest.raises(ValueError, match=r"token id \d+ \('z'\) is beyond the model's embedding of 40 rows"):
+        write_tokens(["1"], tok, tmp_path / "tokens", append_eos=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from sae_attr import hub
 from sae_attr.lm.schema import IDS, shown
-from sae_attr.tensorfiles import check_pointer
+from sae_attr.textfiles import check_pointer
 
 CONFIG, GENERATION, ADAPTER = "config.json", "generation_config.json", "adapter_config.json"
 _MAX_JSON = 1 << 28  # bytes; the index of the largest models has some 20 MB
