@@ -28,6 +28,7 @@ from sae_attr.pairs import read_prompts
 from sae_attr.report import json_text
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.model import SAE, unit_decoder
+from sae_attr.settings import check_numbers
 from sae_attr.steering import MODES, NONE, TOKENS, Done, Plan, make_plan, sweep
 from sae_attr.store import Progress, Result, Store, digest, fingerprint, own_workdir, write_atomic
 from sae_attr.tokenizer import decode
@@ -121,8 +122,7 @@ def job_of(config: ConfigDict, store: Store) -> Job:
     study = study_of(config, store)
     if config.unit is not None and not np.isfinite(config.unit):
         raise ValueError(f"unit is {config.unit}; give a finite length, or leave it out for the site's mean")
-    if wrong := [c for c in config.strengths if not np.isfinite(c)]:
-        raise ValueError(f"strengths has {wrong[0]}; give finite multiples of the unit")
+    check_numbers(config.strengths, float, "config.strengths")
     stops = ending_ids(study.ends, config.sampling.stop_ids, vocab=study.cfg.vocab)
     sampling = part_of(Sampling, config.sampling, stop_ids=stops)
     vectors = vectors_of(config, study)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -143,7 +144,23 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return given_only(value)
     if not isinstance(value, list | tuple) or plain_type(hint) is not tuple:
         return value
+    for arm in (hint, *typing.get_args(hint)):
+        if typing.get_origin(arm) is tuple and (kind := typing.get_args(arm)[0]) in (int, float):
+            check_numbers(value, kind, where)
     return frozenset(value) if frozenset in (hint, typing.get_origin(hint)) else tuple(value)
+
+
+def check_numbers(values: Iterable[Any], kind: type, where: str) -> None:
+    """Raises ValueError for the first value that is no number of its kind, `int` or (finite) `float`.
+
+    Args:
+      where: the key that holds the values, for messages.
+    """
+    what = "whole numbers" if kind is int else "finite numbers"
+    for value in values:
+        fits = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        if not fits or not math.isfinite(value):
+            raise ValueError(f"{where} has {value!r}; give {what}, with commas between")
 
 
 def given_only(values: Mapping[str, Any]) -> dict[str, Any]:

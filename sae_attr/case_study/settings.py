@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sae_attr.attribution.score_table import SCORES
+from sae_attr.settings import check_numbers
 from sae_attr.steering import TOKENS
 from sae_attr.steering.strengths import PICKS, RULES
 
@@ -202,6 +203,7 @@ class StudySettings:
             raise ValueError(f"coherence_by {self.coherence_by!r} is unknown; choose of {', '.join(COHERENCE_BY)}")
         if not 0 <= self.coherence_tail < 0.5:
             raise ValueError(f"coherence_tail {self.coherence_tail} is a share of answers; give 0 to below 0.5")
+        check_numbers(self.grid, float, "grid")
         if not self.grid or list(self.grid) != sorted(set(self.grid)) or self.grid[0] <= 0:
             raise ValueError(f"grid {self.grid} must be strengths above 0 in ascending order")
         if self.steer_tokens not in TOKENS:

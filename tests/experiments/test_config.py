@@ -268,3 +268,24 @@ def test_nested_settings_there_and_back() -> None:
         settings_from(Outer, {"name": "n", "inner": {"kk": 1}}, where="a")
     with pytest.raises(ValueError, match=r"--config\.name=VALUE"):
         settings_from(Outer, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """Several of them."""
+
+    some: tuple[float, ...] = (1.0,)
+    ids: tuple[int, ...] | None = None
+
+
+def test_what_is_no_number_among_numbers_is_named() -> None:
+    """A command line gives text where a number is not spelt as one: nan, 1e, a."""
+    assert settings_from(Numbers, {"some": [1, 0.5], "ids": (3,)}) == Numbers((1, 0.5), (3,))
+    for values, message in (
+        ({"some": ("nan",)}, r"config\.some has 'nan'; give finite numbers"),
+        ({"some": (1, float("nan"))}, r"config\.some has nan; give finite numbers"),
+        ({"ids": (1.5,)}, r"config\.ids has 1\.5; give whole numbers"),
+        ({"ids": (True,)}, r"config\.ids has True"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            settings_from(Numbers, values)

@@ -201,7 +201,8 @@ def test_ids_that_the_model_lacks_are_named_with_their_prompt(folder: Path, tmp_
 def test_numbers_that_are_not_finite_stop_the_run(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unit is nan; give a finite length"):
         run(config(folder, unit=float("nan")), tmp_path / "nan")
-    with pytest.raises(ValueError, match=r"strengths has inf"):
-        run(config(folder, strengths=(float("inf"),)), tmp_path / "inf")
+    for strength in (float("inf"), "nan"):
+        with pytest.raises(ValueError, match=rf"strengths has '?{strength}"):
+            run(config(folder, strengths=(strength,)), tmp_path / "inf")
     with pytest.raises(ValueError, match=r"sampling .*/a/0/0: the logits of step 0 \(from 0\) are not finite"):
         run(config(folder, unit=3e38, strengths=(2.0,)), tmp_path / "large")
