@@ -220,6 +220,7 @@ def _row(prompt: _Prompt, completion: str | Sequence[int], tok: Tokenizer, key: 
 
 
 def is_special(ids: Sequence[int], tok: Tokenizer) -> np.ndarray:
+    """Returns which token ids are special tokens of the tokenizer, bool `[t]`."""
     return np.fromiter((i in tok.special_ids for i in ids), bool, len(ids))
 
 
