@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,10 +80,19 @@ def _rows(r: CaseResults, chosen: Selection) -> Iterator[dict[str, Any]]:
         for direction in DIRECTIONS:
             for column, name in (("", "change"), ("_strength", "strength"), ("_q", "q_zero")):
                 row[f"{direction}{column}"] = number(effects.arrays[f"{direction}.{name}_u"][u])
-            low, high = effects.meta["panels"][direction]["band"]
-            change = row[direction]
-            row["outside"] |= change is not None and (change < low if direction == "away" else change > high)
+            row["outside"] |= outside(row[direction], effects.meta["panels"][direction]["band"], direction)
         yield row
+
+
+def outside(change: float | None, band: Sequence[float] | None, direction: str) -> bool:
+    """Returns whether a change leaves the random band on the side that matters; without a band nothing does.
+
+    There is no band where the methods took every latent that could be drawn at random.
+    """
+    if change is None or band is None:
+        return False
+    low, high = band
+    return change < low if direction == "away" else change > high
 
 
 def _scores_of(scores: Mapping[str, np.ndarray], scope: str, latent: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pytest
 
 from sae_attr.case_study import checking
 from sae_attr.case_study.grading import Graded, graded, known_mean
+from sae_attr.case_study.latents import outside
 from sae_attr.case_study.pairing import jsonl, make_pairs, sides_of
 from sae_attr.case_study.prompts import SPLITS, split_prompts
 from sae_attr.case_study.samples import Rows, every_row, padded, sampled, unpadded
@@ -346,3 +347,11 @@ def test_a_judge_that_refuses_one_side_is_told_with_both_rates(away: int, toward
     found = one_sided_warning(judged)
     assert bool(found) == warned
     assert all("30 % steering away and 2 % steering toward" in text for text in found)
+
+
+def test_without_a_random_band_no_latent_is_outside_it() -> None:
+    assert not outside(-0.5, None, "away")
+    assert not outside(None, (-0.1, 0.1), "toward")
+    assert outside(-0.5, (-0.1, 0.1), "away")
+    assert outside(0.5, (-0.1, 0.1), "toward")
+    assert not outside(0.5, (-0.1, 0.1), "away")
