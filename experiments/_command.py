@@ -104,9 +104,8 @@ def fitted(config: ConfigDict, argument: str, experiment: str) -> ConfigDict:
     known = {*own, *MORE_KEYS.get(experiment, ())}
     strange = [name for name in config if name not in known]
     if strange:
-        others = {name: set(load_config(name)[0]) for name in packaged()}
-        alike = [name for name, keys in others.items() if set(config) <= keys and name != experiment]
-        whose = f"it fits experiments.{alike[0]}. " if alike else ""
+        other = _experiment_of(config, experiment)
+        whose = f"it fits experiments.{other}. " if other else ""
         raise ValueError(
             f"--config={argument} is no config of experiments.{experiment}, which has no {', '.join(strange[:4])}; {whose}"
             f"Take --config={experiment}"
@@ -116,6 +115,17 @@ def fitted(config: ConfigDict, argument: str, experiment: str) -> ConfigDict:
             if name not in config:
                 config[name] = own.get_ref(name) if own[name] is None else own[name]
     return config
+
+
+def _experiment_of(config: ConfigDict, experiment: str) -> str:
+    """The other experiment whose own config has all these keys and the fewest besides; "" where none has."""
+    spare = {}
+    for name in packaged():
+        if name != experiment and Path(__file__).with_name(f"{name}.py").exists():
+            keys = {*load_config(name)[0], *MORE_KEYS.get(name, ())}
+            if set(config) <= keys:
+                spare[name] = len(keys - set(config))
+    return min(spare, key=lambda name: spare[name], default="")
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------
