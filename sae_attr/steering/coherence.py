@@ -20,6 +20,7 @@ from sae_attr.lm.loss import target_nll
 from sae_attr.lm.model import Params, forward
 
 GRAM = 3  # tokens of a phrase whose return counts as repetition
+LEAST_REPETITION = 0.2  # no limit below it: in a short answer a single phrase that comes again is a tenth of all
 LEAST_SAMPLES = 10  # below that a tail of a distribution means nothing
 
 
@@ -57,6 +58,8 @@ def repetition(ids: Sequence[int]) -> float:
 def own_answers(logp_r: np.ndarray, repetition_r: np.ndarray, *, tail: float) -> OwnAnswers:
     """Returns the limits beyond which a share `tail` of the unsteered model's own answers lie, on either measure.
 
+    The limit of repetition is at least `LEAST_REPETITION`.
+
     Args:
       logp_r, repetition_r: of its own answers; NaN log-probabilities (answers without a token) are passed over.
 
@@ -73,7 +76,7 @@ def own_answers(logp_r: np.ndarray, repetition_r: np.ndarray, *, tail: float) ->
         )
     low = float(np.quantile(logp_r[known_r], tail))
     high = float(np.quantile(repetition_r[known_r], 1 - tail))
-    return OwnAnswers(low, high, tail, int(known_r.sum()))
+    return OwnAnswers(low, max(high, LEAST_REPETITION), tail, int(known_r.sum()))
 
 
 def coherent(logp_r: np.ndarray, repetition_r: np.ndarray, own: OwnAnswers) -> np.ndarray:

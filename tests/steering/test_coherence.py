@@ -52,6 +52,13 @@ def test_answers_are_held_against_the_models_own() -> None:
     assert np.isnan(coherent(np.array([np.nan]), np.zeros(1), own))
 
 
+def test_one_phrase_that_comes_again_in_a_short_answer_is_no_loop() -> None:
+    own = own_answers(np.full(50, -2.0), np.zeros(50), tail=0.05)
+    once = repetition([1, 2, 3, 4, 5, 6, 1, 2, 3, 7, 8, 9, 10, 11, 12, 13])
+    assert 0 < once < own.most_repetition
+    np.testing.assert_array_equal(coherent(np.full(2, -2.0), np.array([once, 0.9]), own), [1.0, 0.0])
+
+
 def test_too_few_answers_and_a_tail_that_cannot_be() -> None:
     few = np.full(LEAST_SAMPLES, -1.0)
     few[0] = np.nan
