@@ -439,6 +439,15 @@ def test_a_budget_that_ends_in_the_middle_goes_on_with_a_larger_one(
     assert first + second == different  # nothing was graded twice
 
 
+def test_answers_that_the_scope_leaves_nothing_of_are_no_pairs(miniature: Path, tmp_path: Path) -> None:
+    """Of a completion of one token nothing counts where only completions do: no later token depends on it."""
+    made = config(miniature, ("rude",))
+    made.sampling.max_new = 1
+    made.cases.rude.attribution.tokens = "completion"
+    with pytest.raises(ValueError, match=r"no pairs: .* Left out were graded completions: \d+ not scorable"):
+        run(made, tmp_path, until="pair")
+
+
 class Unreadable:
     """A judge whose replies to every fifth text cannot be read, until it is mended."""
 
