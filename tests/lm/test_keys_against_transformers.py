@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -94,6 +96,14 @@ def theirs(folder: Path, family: str, stated: dict[str, Any]) -> np.ndarray | No
             return model(torch.tensor(TOKENS, dtype=torch.long)).logits.numpy()
     except Exception:  # transformers raises whatever its parts do
         return None
+
+
+@pytest.fixture(autouse=True)
+def few_programs() -> Iterator[None]:
+    """Lets go of the programs of a family: those of all of them exhaust a process's memory maps, and the compiler crashes."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
