@@ -176,19 +176,34 @@ class OpenAIJudge:
     def _asked(self, messages: list[dict[str, str]], seed: int, halt: threading.Event) -> Grade:
         weigh = self._weighs and not self._never_gives
         try:
-            reply = self._reply(messages, seed, halt, weigh)
+            return self._answered(messages, seed, halt, weigh)
         except NoLogprobs as error:
-            if not weigh:  # it was not asked for any
-                raise Fatal(str(error)) from None
-            if self._fewer_logprobs(str(error)):
-                return self._asked(messages, seed, halt)
-            self._note_refusal(str(error))
-            weigh = False
+            problem = str(error)
+        if not weigh:  # none were asked for: the message holds the word for another reason
+            raise Refused(problem)
+        if self._fewer_logprobs(problem):
+            return self._asked(messages, seed, halt)
+        self._check_may_lack(f"the server refuses token probabilities ({problem})")
+        try:
+            grade = self._answered(messages, seed, halt, False)
+        except NoLogprobs as error:  # refused without them too: it was not about them
+            raise Refused(str(error)) from None
+        self._note_refusal(problem)
+        return grade
+
+    def _answered(self, messages: list[dict[str, str]], seed: int, halt: threading.Event, weigh: bool) -> Grade:
+        """The grade of one reply, asked for in one way."""
+        try:
             reply = self._reply(messages, seed, halt, weigh)
         except Filtered as error:
             return self.rubric.malformed(raw=str(error), details={"error": "content_filter"})
         self._note(reply)
         return self._read(reply, weigh)
+
+    def _check_may_lack(self, problem: str) -> None:
+        """Raises Fatal where token probabilities are insisted on."""
+        if self.asking.answers == "logprobs":
+            raise Fatal(f"{problem}; use answers='auto' or 'text'")
 
     def _reply(self, messages: list[dict[str, str]], seed: int, halt: threading.Event, weigh: bool) -> Reply:
         request = self._request(messages, seed, weigh)
@@ -242,16 +257,13 @@ class OpenAIJudge:
 
     def _note_refusal(self, words: str) -> None:
         problem = f"the server refuses token probabilities ({words})"
-        if self.asking.answers == "logprobs":
-            raise Fatal(f"{problem}; use answers='auto' or 'text'")
         with self._lock:
             self._refusals += 1
         self._warn(f"{problem}: such scores of {self.server.model} on {self.rubric.name} are read from the text")
 
     def _note_absence(self) -> None:
         problem = "the server gives no token probabilities"
-        if self.asking.answers == "logprobs":
-            raise Fatal(f"{problem}; use answers='auto' or 'text'")
+        self._check_may_lack(problem)
         self._warn(f"{problem} for some replies: their scores by {self.rubric.name} are read from the text")
 
     def _note(self, reply: Reply) -> None:
@@ -305,7 +317,8 @@ class _State:
             self.fatal = str(error)
         except (Failed, Refused) as error:
             self.unanswered.append((item, str(error)))
-            self.in_a_row += 1
+            # A server that answers others may refuse any number of equal questions in a row: all samples of one prompt.
+            self.in_a_row += isinstance(error, Failed) or not self.graded
         else:
             self.graded, self.in_a_row = self.graded + 1, 0
             return grade

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import email.utils
 import importlib
+import json
 import random
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +18,12 @@ from sae_attr.judge.budget import Budget
 from sae_attr.judge.transport import Endless, bounded_client, within
 
 _PASSING = {408, 409, 425, 429}  # and 5xx: another try may succeed
-_OF_ONE = {400, 413, 414, 422}  # what may be wrong with one question alone
+_OF_ONE = {400, 403, 413, 414, 422, 451}  # what may be wrong with one question alone
 FEW = 4  # unanswered questions that never stop a judge
 _SHORTEST_KEY = 4  # a shorter "key" would be cut out of ordinary words
 _ROUNDING = 1e-3  # servers round log-probabilities of 0 up
 _MOST_TOKENS = 10**9
+_LONGEST_NAME = 200  # characters of what a server calls itself; it stands beside every grade
 _TOKEN_CHARS = 4  # characters per token, where the server does not count
 
 
@@ -195,10 +199,25 @@ def _once(client: Any, request: Mapping[str, Any], budget: Budget, seconds: floa
 
 
 def hider(key: str) -> Callable[[str], str]:
-    """Returns a function that takes a key out of text, wherever a server put it."""
-    if len(key) < _SHORTEST_KEY or key == Server.api_key:
-        return lambda text: text
-    return lambda text: text.replace(key, "[key]")
+    """Returns a function that makes a server's text fit for files: without the key, however it is written, and in UTF-8.
+
+    Half of a surrogate pair, which JSON can hold and no file, becomes a question mark.
+    """
+    forms = () if len(key) < _SHORTEST_KEY or key == Server.api_key else _forms(key)
+
+    def hide(text: str) -> str:
+        for form in forms:
+            text = text.replace(form, "[key]")
+        return text.encode("utf-8", "replace").decode()
+
+    return hide
+
+
+def _forms(key: str) -> tuple[str, ...]:
+    """A key as it is, in an address, in JSON and in base64."""
+    encoded = base64.b64encode(key.encode()).decode()
+    forms = (key, urllib.parse.quote(key, safe=""), json.dumps(key)[1:-1], key.replace("/", "\\/"), encoded)
+    return tuple(sorted(set(forms), key=len, reverse=True))
 
 
 def _reply(completion: Any, request: Mapping[str, Any], hide: Callable[[str], str]) -> Reply:
@@ -217,9 +236,9 @@ def _reply(completion: Any, request: Mapping[str, Any], hide: Callable[[str], st
     return Reply(
         text=hide(text),
         tokens=tokens,
-        finish=hide(str(choice.finish_reason or "")),
-        model=hide(str(completion.model or "")),
-        fingerprint=hide(str(getattr(completion, "system_fingerprint", None) or "")),
+        finish=hide(str(choice.finish_reason or ""))[:_LONGEST_NAME],
+        model=hide(str(completion.model or ""))[:_LONGEST_NAME],
+        fingerprint=hide(str(getattr(completion, "system_fingerprint", None) or ""))[:_LONGEST_NAME],
         used=counted or (asked + len(text)) // _TOKEN_CHARS,
         counted=bool(counted),
     )
@@ -275,7 +294,7 @@ def _of_status(error: Any, words: str) -> Exception:
     if status in (400, 422) and "logprob" in words.lower():
         return NoLogprobs(words)
     if "max_completion_tokens" in words:
-        return Fatal(f"the server refused with {status}: {words}; set token_field='max_completion_tokens'")
+        return Refused(f"the server refused with {status}: {words}; set token_field='max_completion_tokens'")
     if status in _OF_ONE:
         return Refused(f"the server refused with {status}: {words}")
     return Fatal(f"the server refused with {status}: {words}")

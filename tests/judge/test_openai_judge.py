@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import json
 import re
 import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -15,7 +18,7 @@ from sae_attr.judge import Asking, Budget, BudgetExhausted, Grade, Item, JudgeSt
 from sae_attr.judge.budget import Spent
 from sae_attr.judge.openai_judge import OpenAIJudge
 from sae_attr.judge.rubrics import load_rubric
-from sae_attr.judge.server import Failed, ask, retry_after
+from sae_attr.judge.server import Failed, ask, hider, retry_after
 from tests.judge._server import Answer, LoopbackServer, completion, serving
 
 if importlib.util.find_spec("openai") is None:
@@ -597,3 +600,59 @@ def test_address_patience_and_budget_are_no_part_of_the_identity(tmp_path: Path)
     assert error is None
     assert len(found) == 3
     assert other.calls == 0
+
+
+# ---- one odd reply or refusal ends nothing
+
+ECHO = Answer(400, {"error": {"message": "input too long: {logprobs: null, max_completion_tokens: null}"}})
+ODD = {
+    "echo": ECHO,
+    "moderation": Answer(403, {"error": {"message": "flagged"}}),
+    "surrogate": Answer(200, json.dumps(completion("\ud800\nANSWER: 2", model="\udfff").body)),
+    "long-names": completion("ANSWER: 2", model="m" * 100_000, system_fingerprint="f" * 100_000),
+}
+
+
+@pytest.mark.parametrize("rubric", ["misalignment", "alignment_0_100"])
+@pytest.mark.parametrize("name", ODD)
+def test_what_one_question_meets_neither_stops_nor_crashes_others(name: str, rubric: str, tmp_path: Path) -> None:
+    text = "ANSWER: 2" if rubric == "misalignment" else "80"
+    other = completion(text, probabilities={"80": 0.6, "20": 0.4})
+    rule = lambda n, r: ODD[name] if "number 3." in r["messages"][0]["content"] else other
+    with serving(rule) as server:
+        found, error = graded(cached(judge(server, rubric), tmp_path), items(9))
+    assert error is None
+    assert len(found) == 9
+    assert sum(grade.malformed for grade in found.values()) <= 1
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.jsonl")) < 20_000
+
+
+def test_a_filter_behind_a_refusal_of_probabilities_is_one_unread_grade() -> None:
+    def rule(number: int, request: dict[str, Any]) -> Answer:
+        if "number 3." not in request["messages"][0]["content"]:
+            return completion("80", probabilities={"80": 0.6, "20": 0.4})
+        if "logprobs" in request:
+            return Answer(400, {"error": {"message": "no logprobs here"}})
+        return Answer(400, {"error": {"message": "x", "code": "content_filter"}})
+
+    with serving(rule) as server:
+        found, error = graded(judge(server, "alignment_0_100"), items(9))
+    assert error is None
+    assert [name for name, grade in found.items() if grade.malformed] == ["i3"]
+
+
+def test_many_refused_samples_of_one_prompt_do_not_stop_the_run() -> None:
+    bad = {f"number {k}." for k in range(20, 28)}
+    rule = lambda n, r: ECHO if any(name in r["messages"][0]["content"] for name in bad) else GOOD
+    with serving(rule) as server:
+        found, error = graded(judge(server, patience=ONE), items(100))
+    assert error is None
+    assert sum(grade.malformed for grade in found.values()) == 8
+
+
+def test_the_key_is_taken_out_of_addresses_json_and_base64_too() -> None:
+    key = "sk-Secret/key+42=="
+    encoded = base64.b64encode(key.encode()).decode()
+    shown = hider(key)(f"{key} {quote(key, safe='')} {json.dumps(key)} {encoded} sk-Secret\\/key+42==")
+    assert "ecret" not in shown
+    assert encoded not in shown
