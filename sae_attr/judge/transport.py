@@ -19,12 +19,13 @@ class Endless(Exception):
 
 
 def bounded_client(timeout: float) -> Any:
-    """Returns an `httpx.Client` that follows no redirect and gives up a reply that does not end.
+    """Returns an HTTP client of the openai library that follows no redirect and gives up a reply that does not end.
 
     A redirect would be a request that no budget counts, and would carry the key to another address. A reply may have
     `MOST_BYTES` and take `timeout` seconds.
     """
-    httpx: Any = importlib.import_module("httpx")
+    client: Any = importlib.import_module("openai").DefaultHttpxClient
+    httpx: Any = importlib.import_module(client.__mro__[1].__module__.split(".")[0])  # openai 3 has another one than openai 2
 
     class Bounded(httpx.SyncByteStream):
         """A reply's body, as long as it is within its bounds."""
@@ -48,7 +49,7 @@ def bounded_client(timeout: float) -> Any:
     def bound(response: Any) -> None:
         response.stream = Bounded(response.stream)
 
-    return httpx.Client(timeout=timeout, follow_redirects=False, event_hooks={"response": [bound]})
+    return client(timeout=timeout, follow_redirects=False, event_hooks={"response": [bound]})
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
