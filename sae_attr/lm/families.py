@@ -99,6 +99,10 @@ def _has_window(hf: Mapping[str, Any]) -> bool:
 
 
 def stated_types(types: tuple[str, ...], n_layers: int) -> tuple[str, ...]:
+    """Returns the kinds of attention that config.json states, one a layer.
+
+    Raises ValueError for a kind that is not implemented, or another number of them than there are layers.
+    """
     unknown = set(types) - {"full_attention", "sliding_attention"}
     if unknown:
         kinds = ", ".join(map(repr, sorted(unknown)))
