@@ -44,10 +44,10 @@ from sae_attr.activations import (
     write_cache,
 )
 from sae_attr.hooks import Site
-from sae_attr.lm.config import LMConfig, config_from_hf
+from sae_attr.lm.hf_config import LMConfig, config_from_hf
 from sae_attr.lm.model import Params, init_params
 from sae_attr.parallel import make_mesh
-from sae_attr.tokenfile import Packing, TokenFile, documents_at
+from sae_attr.text.token_file import Packing, TokenFile, documents_at
 
 CONTEXT, BATCH, BOS = 128, 4096, 0
 ENOUGH = 0.35  # of the rate of reading in order, below which the program ends with status 1

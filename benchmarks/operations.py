@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 
 from sae_attr.attribution.gradients import act_and_grad
-from sae_attr.data import Batch
 from sae_attr.hooks import Site
-from sae_attr.lm.config import LMConfig, config_from_hf
+from sae_attr.lm.hf_config import LMConfig, config_from_hf
 from sae_attr.lm.model import init_params
+from sae_attr.text.rows import Batch
 
 LIMIT = 1.15
 GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257}

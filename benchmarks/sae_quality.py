@@ -42,8 +42,6 @@ import numpy as np
 
 from benchmarks.sae_training import Peer
 from sae_attr.attribution.corpus import site_acts
-from sae_attr.corpora import read_corpus
-from sae_attr.data import corpus_batches
 from sae_attr.hooks import Replace, Site
 from sae_attr.lm.loss import target_nll
 from sae_attr.lm.model import forward
@@ -56,7 +54,9 @@ from sae_attr.sae.run import train
 from sae_attr.sae.sparse import kth_largest
 from sae_attr.sae.train import finished
 from sae_attr.sae.train_config import TrainConfig
-from sae_attr.tokenizer import load_tokenizer
+from sae_attr.text.corpus_files import read_corpus
+from sae_attr.text.rows import corpus_batches
+from sae_attr.text.tokenizer import load_tokenizer
 
 SITE, CONTEXT, ROWS = Site(2), 256, 25
 VALID_ROWS, TEST_ROWS = 125, 150

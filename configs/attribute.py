@@ -5,7 +5,7 @@
 
 MODEL is a Hugging Face folder or hub id, SAE a folder, file or hf:// address in any layout that the README lists, PAIRS a JSONL
 with prompt, positive and negative, TEXTS a .json, .jsonl or .txt of ordinary text. Every field of
-`sae_attr.attribution.settings.Settings` is a key; `--help` lists them with their defaults and meaning.
+`sae_attr.study.attribution_settings.Settings` is a key; `--help` lists them with their defaults and meaning.
 
 Hardware: a laptop for models of a few million parameters (stories260K, 48 pairs, 512 latents: about a minute on 2 cores);
 one accelerator holds models up to its memory; `mesh="data=2,model=4"` spreads a larger one.
@@ -13,9 +13,9 @@ one accelerator holds models up to its memory; `mesh="data=2,model=4"` spreads a
 
 from ml_collections import ConfigDict
 
-from sae_attr.attribution.settings import Settings
-from sae_attr.chat import OPTIONS
 from sae_attr.sae.formats.parts import LoadOptions
+from sae_attr.study.attribution_settings import Settings
+from sae_attr.text.chat import OPTIONS
 
 from . import any_keys, config_of
 

@@ -8,7 +8,7 @@
 
 `configs/case_study.py:misalignment,validation` makes both cases, which then share a page and are compared. PROMPTS is JSONL
 with `prompt` (text or messages) and optionally `id` and `split` (pairs | strengths | effects). Every field of the settings in
-`sae_attr/case_study/settings.py`, of a judge and of an attribution is a key; `--help` lists all with defaults and meaning.
+`sae_attr/study/settings.py`, of a judge and of an attribution is a key; `--help` lists all with defaults and meaning.
 `--list` says what is done and what the rest costs; `--only`, `--until` and `--force` take names of stages or parts of them
 (`steer`, `misalignment.judge.away`). The judge's key is read from OPENAI_API_KEY.
 
@@ -19,12 +19,12 @@ gradient-signed strip (`--config.gradient_signed=False` leaves it out).
 
 from ml_collections import ConfigDict
 
-from sae_attr.attribution.settings import Settings
-from sae_attr.case_study.judges import JudgeSettings
-from sae_attr.case_study.settings import Budget, CaseSettings, SampleSettings, StudySettings
-from sae_attr.chat import OPTIONS
 from sae_attr.judge import Asking, Patience, Server
 from sae_attr.sae.formats.parts import LoadOptions
+from sae_attr.study.attribution_settings import Settings
+from sae_attr.study.judges import JudgeSettings
+from sae_attr.study.settings import Budget, CaseSettings, SampleSettings, StudySettings
+from sae_attr.text.chat import OPTIONS
 
 from . import any_keys, config_of, one_of
 from .attribute import MESH, TEMPLATE

@@ -3,7 +3,7 @@
     python -m experiments.check_sae --config=configs/check_sae.py \\
         --config.lm=MODEL --config.sae=SAE --config.corpus=TEXTS [--config.site=layer2.resid_post] [--workdir=runs/check]
 
-Exit status 1 where a finding is out of its band. Bands are in `sae_attr/fitness/verdict.py`.
+Exit status 1 where a finding is out of its band. Bands are in `sae_attr/sae_check/verdict.py`.
 
 Hardware: a laptop for models of a few million parameters (stories260K, 512 latents: half a minute on 2 cores). Expect, for
 an SAE at its own site: explained variance and L0 within about 0.01 and 3 % of what its makers measured on such text.
@@ -11,7 +11,7 @@ an SAE at its own site: explained variance and L0 within about 0.01 and 3 % of w
 
 from ml_collections import ConfigDict
 
-from sae_attr.fitness import Bands
+from sae_attr.sae_check import Bands
 
 from . import attribute, config_of
 

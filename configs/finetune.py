@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from sae_attr.chat import OPTIONS
-from sae_attr.lm.adapters import Lora
 from sae_attr.lm.fit import Loop
+from sae_attr.lm.lora import Lora
 from sae_attr.lm.train import Compute, Optimizer
+from sae_attr.text.chat import OPTIONS
 
 from . import any_keys, config_of
 from .attribute import MESH, TEMPLATE

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from sae_attr.case_study.judges import JudgeSettings
 from sae_attr.judge import Asking, Patience, Server
+from sae_attr.study.judges import JudgeSettings
 
 from . import config_of
 from .attribute import MESH, TEMPLATE

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from sae_attr.chat import OPTIONS
 from sae_attr.lm.fit import Loop
 from sae_attr.lm.train import Compute, Optimizer
-from sae_attr.tokenfile import Packing
+from sae_attr.text.chat import OPTIONS
+from sae_attr.text.token_file import Packing
 
 from . import any_keys, config_of, finetune
 from .attribute import MESH, TEMPLATE

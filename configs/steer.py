@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from sae_attr.attribution.settings import Settings
 from sae_attr.lm.sample import Sampling
 from sae_attr.sae.formats.parts import LoadOptions
+from sae_attr.study.attribution_settings import Settings
 
 from . import attribute, config_of
 from .attribute import MESH, TEMPLATE

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from ml_collections import ConfigDict
 
 from sae_attr.activations import Masks
-from sae_attr.chat import OPTIONS
 from sae_attr.sae.train_config import TrainConfig
-from sae_attr.tokenfile import Packing
+from sae_attr.text.chat import OPTIONS
+from sae_attr.text.token_file import Packing
 
 from . import any_keys, config_of
 from .attribute import MESH, TEMPLATE

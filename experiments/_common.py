@@ -19,9 +19,10 @@ from absl import app
 from etils import epath
 from ml_collections import ConfigDict
 
-from sae_attr import parallel, report
-from sae_attr.attribution.settings import Settings
+from sae_attr import parallel
+from sae_attr.report import tables
 from sae_attr.settings import settings_from
+from sae_attr.study.attribution_settings import Settings
 
 from . import _command, _help, _terminal
 
@@ -29,8 +30,8 @@ OTHER_KEYS = ("mesh", "compare", "bands")  # keys of a config that are no settin
 
 
 def versions() -> dict[str, Any]:
-    """`report.versions`, and the devices."""
-    return {**report.versions(), "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()]}
+    """`tables.versions`, and the devices."""
+    return {**tables.versions(), "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()]}
 
 
 def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -16,18 +16,18 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
-from sae_attr.figures import loss_figure, render
-from sae_attr.lm.config import LMConfig
-from sae_attr.lm.feed import Feed, all_batches, step_batch
 from sae_attr.lm.fit import Fitted, Loop, fit
+from sae_attr.lm.hf_config import LMConfig
 from sae_attr.lm.model import Params
 from sae_attr.lm.train import Assemble, Compute, Optimizer, join, learning_rate
+from sae_attr.lm.train_data import Feed, all_batches, step_batch
 from sae_attr.lm.weights import resolve_model
-from sae_attr.report import csv_text, json_text
+from sae_attr.report.figures import loss_figure, render
+from sae_attr.report.tables import csv_text, json_text
 from sae_attr.settings import settings_from
 from sae_attr.store import fingerprint, write_atomic
-from sae_attr.tokenfile import TokenFile, cached_tokens, check_tokenizer, is_token_file, open_tokens
-from sae_attr.tokenizer import Tokenizer
+from sae_attr.text.token_file import TokenFile, cached_tokens, check_tokenizer, is_token_file, open_tokens
+from sae_attr.text.tokenizer import Tokenizer
 
 from . import _common
 from ._config import part_of

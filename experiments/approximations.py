@@ -29,20 +29,20 @@ from sae_attr.attribution import (
     token_weights,
 )
 from sae_attr.attribution.ablation import run_prefix, suffix_loss
-from sae_attr.attribution.candidates import ablated_rows, decoder_rows
 from sae_attr.attribution.corpus import CodeStatistics
 from sae_attr.attribution.encoder import code_scores, contributions
-from sae_attr.attribution.outcome import choices
-from sae_attr.attribution.stages import firing_stage, gradient_stage, mean_stage
-from sae_attr.attribution.study import Study
 from sae_attr.attribution.table import side_weights
-from sae_attr.data import Batch
 from sae_attr.hooks import Add, Edit, SetProjection
+from sae_attr.lm.lrp import LRP, PLAIN, RULES, Rules
 from sae_attr.lm.model import Params, forward
-from sae_attr.lm.rules import LRP, PLAIN, RULES, Rules
-from sae_attr.report import json_text
+from sae_attr.report.tables import json_text
 from sae_attr.sae.model import code_rows
 from sae_attr.store import Store, write_atomic
+from sae_attr.study.attribution_stages import firing_stage, gradient_stage, mean_stage
+from sae_attr.study.candidates import ablated_rows, decoder_rows
+from sae_attr.study.outcome import choices
+from sae_attr.study.setup import Study
+from sae_attr.text.rows import Batch
 
 from . import _common
 from ._config import settings_of

@@ -7,13 +7,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
-from sae_attr.attribution.columns import written
-from sae_attr.attribution.outcome import Outcome, compute
-from sae_attr.attribution.study import Study
-from sae_attr.data import shown_tokens
-from sae_attr.figures import ablation_figure, render
-from sae_attr.report import csv_text, json_text, latent_table, legend, origin_table, ranked_text, summary_text
+from sae_attr.report.figures import ablation_figure, render
+from sae_attr.report.tables import csv_text, json_text, latent_table, legend, origin_table, ranked_text, summary_text
 from sae_attr.store import Store, own_workdir, write_atomic
+from sae_attr.study.columns import written
+from sae_attr.study.outcome import Outcome, compute
+from sae_attr.study.setup import Study
+from sae_attr.text.rows import shown_tokens
 
 from . import _common
 from ._flags import ALLOW_CHANGE, CONFIG, SHOW_TOKENS, WORKDIR

@@ -13,12 +13,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
-from sae_attr.case_study.case import Runtime
-from sae_attr.case_study.cost import case_costs, cost_table
-from sae_attr.case_study.showing import Shown
-from sae_attr.case_study.study import CaseStudy, open_study
 from sae_attr.store import Store, listing, own_workdir, run_stages, stored_results, write_atomic
 from sae_attr.store.graph import chosen_stages
+from sae_attr.study.case import Runtime
+from sae_attr.study.cost import case_costs, cost_table
+from sae_attr.study.opened import CaseStudy, open_study
+from sae_attr.study.showing import Shown
 
 from . import _common
 from ._command import command_line

@@ -11,11 +11,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
-from sae_attr.attribution.stages import fitness_stage
-from sae_attr.attribution.study import Study
-from sae_attr.fitness import Bands, judge, record, table
-from sae_attr.report import json_text
+from sae_attr.report.tables import json_text
+from sae_attr.sae_check import Bands, judge, record, table
 from sae_attr.store import Store, write_atomic
+from sae_attr.study.attribution_stages import fitness_stage
+from sae_attr.study.setup import Study
 
 from . import _common
 from ._config import settings_of

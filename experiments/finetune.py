@@ -15,18 +15,18 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
-from sae_attr.chat import with_options
-from sae_attr.examples import Example, Examples, read_examples, shown_example
-from sae_attr.lm.adapters import Lora, adapter_states, attach, check_lora, init_lora, merged, save_adapter
-from sae_attr.lm.config import LMConfig
-from sae_attr.lm.feed import Feed, all_batches, example_feed
-from sae_attr.lm.folder import read_object
+from sae_attr.lm.finetune_sizes import batch_for, epochs_for, evaluate_every, rank_for, warmup_for
+from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.hf_folder import read_object
+from sae_attr.lm.lora import Lora, adapter_states, attach, check_lora, init_lora, merged, save_adapter
 from sae_attr.lm.model import Params
-from sae_attr.lm.sizes import batch_for, epochs_for, evaluate_every, rank_for, warmup_for
 from sae_attr.lm.train import join
+from sae_attr.lm.train_data import Feed, all_batches, example_feed
 from sae_attr.lm.weights import load_config, load_lm, resolve_model, save_lm
 from sae_attr.store import own_workdir
-from sae_attr.tokenizer import Tokenizer, load_tokenizer
+from sae_attr.text.chat import with_options
+from sae_attr.text.examples import Example, Examples, read_examples, shown_example
+from sae_attr.text.tokenizer import Tokenizer, load_tokenizer
 
 from . import _common, _training
 from ._config import settings_of

@@ -18,7 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
-from sae_attr.case_study.judges import KEYS, open_judge
+from sae_attr.files.text import json_lines
 from sae_attr.judge import (
     Item,
     JudgeStopped,
@@ -32,9 +32,9 @@ from sae_attr.judge import (
     weighted_score,
 )
 from sae_attr.judge.agreement import Estimate, all_pairs, krippendorff_alpha, rate
-from sae_attr.report import csv_text, json_text
+from sae_attr.report.tables import csv_text, json_text
 from sae_attr.store import digest, own_workdir, write_atomic
-from sae_attr.textfiles import json_lines
+from sae_attr.study.judges import KEYS, open_judge
 
 from . import _common
 from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR

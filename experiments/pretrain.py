@@ -13,17 +13,17 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
-from sae_attr.chat import with_options
-from sae_attr.lm.config import LMConfig, config_from_hf
-from sae_attr.lm.feed import Feed, token_feed
-from sae_attr.lm.folder import read_object
+from sae_attr.lm.finetune_sizes import evaluate_every
+from sae_attr.lm.hf_config import LMConfig, config_from_hf
+from sae_attr.lm.hf_folder import read_object
 from sae_attr.lm.model import Params, init_params
-from sae_attr.lm.sizes import evaluate_every
+from sae_attr.lm.train_data import Feed, token_feed
 from sae_attr.lm.weights import load_lm, resolve_model, save_lm
 from sae_attr.parallel import LM_RULES, shardings
 from sae_attr.store import own_workdir
-from sae_attr.tokenfile import Packing, check_embedding, row_count
-from sae_attr.tokenizer import Tokenizer, load_tokenizer
+from sae_attr.text.chat import with_options
+from sae_attr.text.token_file import Packing, check_embedding, row_count
+from sae_attr.text.tokenizer import Tokenizer, load_tokenizer
 
 from . import _common, _training
 from ._config import part_of

@@ -23,20 +23,20 @@ from sae_attr.attribution import (
     rank_sites,
     score_sites,
 )
-from sae_attr.attribution.candidates import decoder_rows
-from sae_attr.attribution.columns import quoted, written
 from sae_attr.attribution.corpus import CodeStatistics
 from sae_attr.attribution.encoder import error_prompt_scores
 from sae_attr.attribution.sites import ERROR, SiteRanking
-from sae_attr.attribution.stages import firing_stage, mean_stage, self_test
-from sae_attr.attribution.study import Study
-from sae_attr.data import Row
 from sae_attr.hooks import Site
 from sae_attr.interpret import nearest_tokens
 from sae_attr.lm.model import unembedding
-from sae_attr.report import csv_text, json_text
+from sae_attr.report.tables import csv_text, json_text
 from sae_attr.store import Store, own_workdir, write_atomic
-from sae_attr.tokenizer import token_strings
+from sae_attr.study.attribution_stages import firing_stage, mean_stage, self_test
+from sae_attr.study.candidates import decoder_rows
+from sae_attr.study.columns import quoted, written
+from sae_attr.study.setup import Study
+from sae_attr.text.rows import Row
+from sae_attr.text.tokenizer import token_strings
 
 from . import _common
 from ._flags import CONFIG, WORKDIR

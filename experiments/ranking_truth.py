@@ -13,21 +13,21 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
-from sae_attr.attribution.candidates import decoder_rows
-from sae_attr.attribution.evidence import Evidence
-from sae_attr.attribution.score_table import labelled
-from sae_attr.attribution.settings import Settings
-from sae_attr.attribution.stages import firing_stage, gradient_stage, mean_stage, score_stage, self_test
-from sae_attr.attribution.study import Study
-from sae_attr.data import SCOPES
 from sae_attr.lm.weights import load_lm
 from sae_attr.organism.build import Organism, build
 from sae_attr.organism.exact import DECIDES, Scored, scored
 from sae_attr.organism.prompts import Prompt, prompts
 from sae_attr.organism.recipe import Recipe, recipe_of
 from sae_attr.organism.truth import Truth, ablation_truth, agreement, agreement_rows, sampled_pairs, steering_truth
-from sae_attr.report import csv_text, json_text
+from sae_attr.report.tables import csv_text, json_text
 from sae_attr.store import Result, Store, fingerprint, own_workdir, run_stage, write_atomic
+from sae_attr.study.attribution_settings import Settings
+from sae_attr.study.attribution_stages import firing_stage, gradient_stage, mean_stage, score_stage, self_test
+from sae_attr.study.candidates import decoder_rows
+from sae_attr.study.evidence import Evidence
+from sae_attr.study.score_table import labelled
+from sae_attr.study.setup import Study
+from sae_attr.text.rows import SCOPES
 
 from . import _common
 from ._flags import CONFIG, WORKDIR

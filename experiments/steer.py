@@ -16,23 +16,23 @@ from tqdm import tqdm
 
 from sae_attr import parallel
 from sae_attr.activations import mean_activation, norm_limits
-from sae_attr.attribution.settings import Settings
-from sae_attr.attribution.stages import agreed, mean_stage
-from sae_attr.attribution.study import Study
-from sae_attr.chat import options_read
-from sae_attr.data import corpus_mask, encode_prompt
+from sae_attr.files.vectors import read_vectors
 from sae_attr.hooks import parse_site
 from sae_attr.lm.ends import ending_ids
 from sae_attr.lm.sample import Sampling
-from sae_attr.pairs import read_prompts
-from sae_attr.report import json_text
+from sae_attr.report.tables import json_text
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.model import SAE, unit_decoder
 from sae_attr.settings import check_numbers
 from sae_attr.steering import MODES, NONE, TOKENS, Done, Plan, make_plan, sweep
 from sae_attr.store import Progress, Result, Store, digest, fingerprint, own_workdir, write_atomic
-from sae_attr.tokenizer import decode
-from sae_attr.vectors import read_vectors
+from sae_attr.study.attribution_settings import Settings
+from sae_attr.study.attribution_stages import agreed, mean_stage
+from sae_attr.study.setup import Study
+from sae_attr.text.chat import options_read
+from sae_attr.text.pairs import read_prompts
+from sae_attr.text.rows import corpus_mask, encode_prompt
+from sae_attr.text.tokenizer import decode
 
 from . import _common
 from ._config import part_of

@@ -29,9 +29,20 @@ from sae_attr.activations import (
     read_index,
     write_cache,
 )
-from sae_attr.chat import with_options
-from sae_attr.figures import render, sae_training_figure
-from sae_attr.fitness import (
+from sae_attr.files.hub import public_name
+from sae_attr.hooks import Site, lens_name
+from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.model import Params, site_named
+from sae_attr.lm.weights import load_config, load_lm, resolve_model
+from sae_attr.report.figures import render, sae_training_figure
+from sae_attr.report.tables import csv_text, json_text
+from sae_attr.sae.export import save_dictionary_learning, save_saelens
+from sae_attr.sae.metrics import dead_share, density, explained_variance, fit, l0, summary
+from sae_attr.sae.model import SAE
+from sae_attr.sae.run import Row, Trained, train
+from sae_attr.sae.train import TrainState, finished
+from sae_attr.sae.train_config import TrainConfig
+from sae_attr.sae_check import (
     HeldOut,
     Place,
     Promise,
@@ -41,24 +52,13 @@ from sae_attr.fitness import (
     measure_sample,
     record,
 )
-from sae_attr.fitness.measure import TRIAL
-from sae_attr.hooks import Site, lens_name
-from sae_attr.hub import public_name
-from sae_attr.lm.config import LMConfig
-from sae_attr.lm.model import Params, site_named
-from sae_attr.lm.weights import load_config, load_lm, resolve_model
-from sae_attr.masks import count_text
-from sae_attr.report import csv_text, json_text
-from sae_attr.sae.export import save_dictionary_learning, save_saelens
-from sae_attr.sae.metrics import dead_share, density, explained_variance, fit, l0, summary
-from sae_attr.sae.model import SAE
-from sae_attr.sae.run import Row, Trained, train
-from sae_attr.sae.train import TrainState, finished
-from sae_attr.sae.train_config import TrainConfig
+from sae_attr.sae_check.measure import TRIAL
 from sae_attr.settings import settings_from
 from sae_attr.store import Store, fingerprint, own_workdir, write_atomic
-from sae_attr.tokenfile import Packing, TokenFile, hold_out
-from sae_attr.tokenizer import load_tokenizer
+from sae_attr.text.chat import with_options
+from sae_attr.text.masks import count_text
+from sae_attr.text.token_file import Packing, TokenFile, hold_out
+from sae_attr.text.tokenizer import load_tokenizer
 
 from . import _common, _training
 from ._config import part_of

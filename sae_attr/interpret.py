@@ -13,11 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from sae_attr.hooks import Site
-from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import LMConfig
 from sae_attr.lm.model import Params, forward
-from sae_attr.masks import beyond_limits
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.sae.model import SAE, encode
+from sae_attr.text.masks import beyond_limits
 
 
 def nearest_tokens(

@@ -7,37 +7,35 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-BASE = {"checkpoints", "hooks", "hub", "parallel", "store", "data", "pairs", "textfiles", "tokenfile", "tokenizer"}
-BASE |= {
-    "shown",
-    "chat",
-    "examples",
-    "masks",
-    "settings",
-    "tensorfiles",
-    "vectors",
-    "templates",
-    "_template_process",
-    "corpora", "tokenizer_pieces",
-}
+BASE = {"hooks", "parallel", "settings", "store", "files", "text"}
 CORE = BASE | {"lm", "sae"}
 MAY_IMPORT = (
     dict.fromkeys(BASE, BASE)
-    | {"lm": BASE, "sae": BASE}
-    | {"attribution": {*CORE, "activations", "interpret", "fitness"}, "steering": CORE, "interpret": CORE}
-    | {"activations": BASE | {"lm"}, "fitness": CORE | {"activations"}}
-    | {"judge": BASE, "figures": set(), "report": {"figures", "shown", "store"}}
-    | {"page": {"figures", "report", "shown", "store"}}
+    | {"lm": BASE, "sae": BASE, "judge": BASE}
+    | {"activations": BASE | {"lm"}}
+    | {"interpret": CORE, "steering": CORE}
+    | {"sae_check": CORE | {"activations"}}
+    | {"attribution": (CORE - {"settings", "store"}) | {"activations", "interpret"}}
     | {"organism": CORE | {"activations", "judge"}}
+    | {"report": {"store"}}
     | {
-        "case_study": {*CORE, "activations", "attribution", "steering", "organism", "judge", "interpret", "fitness"}
-        | {"figures", "report", "page"}
+        "study": {
+            *CORE,
+            "activations",
+            "attribution",
+            "interpret",
+            "judge",
+            "organism",
+            "report",
+            "sae_check",
+            "steering",
+        }
     }
 )
 NOWHERE = {"torch", "transformers", "sae_lens", "flax.nnx"}
 ONLY_EXPERIMENTS = {"absl.flags", "absl.app", "ml_collections", "experiments", "configs"}
-NO_JAX = {"figures", "report", "shown", "store", "page"}
-PLOTS = {"figures", "report"}  # of other people's packages these use numpy and matplotlib alone
+NO_JAX = {"report", "store"}
+REPORT_USES = {"numpy", "matplotlib", "jinja2", "markupsafe"}  # of other people's packages
 
 
 def imports(path: Path) -> set[str]:
@@ -79,7 +77,7 @@ def test_library_imports_downwards_only(path: Path) -> None:
     assert within(names, NOWHERE | ONLY_EXPERIMENTS) == []
     assert own not in NO_JAX or within(names, {"jax", "flax", "optax"}) == [], f"{own} works on numpy arrays alone"
     foreign = {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"sae_attr"}
-    assert own not in PLOTS or foreign <= {"numpy", "matplotlib"}, f"{own} imports {sorted(foreign)}"
+    assert own != "report" or foreign <= REPORT_USES, f"{own} imports {sorted(foreign)}"
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda p: str(p.relative_to(REPO)))

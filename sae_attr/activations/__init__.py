@@ -1,6 +1,7 @@
 """Activations of a language model on ordinary text: collected, masked, shuffled, cached, averaged."""
 
-from sae_attr.activations.collect import (
+from sae_attr.activations.block_sources import cached_blocks, live_blocks, read_index, write_cache
+from sae_attr.activations.blocks import (
     Collected,
     Source,
     collector,
@@ -8,7 +9,6 @@ from sae_attr.activations.collect import (
     open_source,
 )
 from sae_attr.activations.shuffle import Batches, Block, Blocks, ahead, batch_function, inputs, permute
-from sae_attr.activations.sources import cached_blocks, live_blocks, read_index, write_cache
 from sae_attr.activations.statistics import (
     CorpusBatch,
     MeanActivation,
@@ -18,7 +18,7 @@ from sae_attr.activations.statistics import (
     rows_beyond,
     site_acts,
 )
-from sae_attr.masks import Masks
+from sae_attr.text.masks import Masks
 
 __all__ = [
     "Batches",

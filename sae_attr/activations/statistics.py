@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from sae_attr.data import Batch
 from sae_attr.hooks import Site
-from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import LMConfig
 from sae_attr.lm.model import Params, forward
-from sae_attr.masks import beyond_limits, norm_limit
 from sae_attr.parallel import shard_batch, to_host
+from sae_attr.text.masks import beyond_limits, norm_limit
+from sae_attr.text.rows import Batch
 
 CorpusBatch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens_bt, valid_bt, counted_bt
 NO_LIMITS: Mapping[Site, float] = MappingProxyType({})

@@ -26,7 +26,6 @@ from sae_attr.attribution.scores import (
     score_moment,
     token_scores,
 )
-from sae_attr.attribution.settings import PRESETS, Preset, Settings
 from sae_attr.attribution.sites import SiteLatent, SiteRanking, collect_sites, rank_sites, score_sites
 from sae_attr.attribution.statistics import ClusterStatistics, cluster_statistics, split_half_spearman
 from sae_attr.attribution.table import (
@@ -38,7 +37,6 @@ from sae_attr.attribution.table import (
 )
 
 __all__ = [
-    "PRESETS",
     "Ablation",
     "ClusterStatistics",
     "CodeStatistics",
@@ -46,9 +44,7 @@ __all__ = [
     "MeanActivation",
     "Moment",
     "Path",
-    "Preset",
     "Ranking",
-    "Settings",
     "SiteGradients",
     "SiteLatent",
     "SiteRanking",

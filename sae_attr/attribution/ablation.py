@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sae_attr.data import Batch
 from sae_attr.hooks import Add, Chain, Edit, SetProjection, Site
-from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import LMConfig
 from sae_attr.lm.loss import completion_loss, target_nll
 from sae_attr.lm.model import Params, forward
+from sae_attr.text.rows import Batch
 
 
 @struct.dataclass

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sae_attr.data import Batch
 from sae_attr.hooks import Add, Edit, Site
-from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import LMConfig
 from sae_attr.lm.loss import check_loss, completion_loss, target_nll
+from sae_attr.lm.lrp import PLAIN, Rules
 from sae_attr.lm.model import Params, forward
-from sae_attr.lm.rules import PLAIN, Rules
+from sae_attr.text.rows import Batch
 
 
 @struct.dataclass
@@ -49,7 +49,7 @@ def act_and_grad(
       loss: `sum` over the completion's tokens, or `mean`.
       edits: interventions that are in force while the gradient is taken, at other sites than `sites`.
       remat: recompute blocks in the backward pass: less memory, about a third more operations.
-      rules: backward rules, a set of `sae_attr.lm.rules.RULES`; with them g_t is what RelP propagates instead.
+      rules: backward rules, a set of `sae_attr.lm.lrp.RULES`; with them g_t is what RelP propagates instead.
       read: further sites whose activations alone are returned, for instance a transcoder's input.
 
     Raises:

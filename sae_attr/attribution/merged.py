@@ -12,7 +12,7 @@ import numpy as np
 
 from sae_attr.attribution.scores import token_scores
 from sae_attr.attribution.table import BLOCK, TokenTable, padded, round_up, token_weights
-from sae_attr.data import ROLES, Row
+from sae_attr.text.rows import ROLES, Row
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,9 @@ import numpy as np
 from flax import struct
 from tqdm import tqdm
 
+from sae_attr.files.tensors import RowSource
 from sae_attr.parallel import shard_rows, to_host
 from sae_attr.sae.model import unit_decoder
-from sae_attr.tensorfiles import RowSource
 
 SIDES = ("both", "active", "gated", "quadrant")
 

@@ -18,14 +18,14 @@ import numpy as np
 from sae_attr.attribution.gradients import act_and_grad
 from sae_attr.attribution.scores import score_moment
 from sae_attr.attribution.table import TokenTable, table_from_batches, table_moment, token_weights
-from sae_attr.data import Row, batches
+from sae_attr.files.tensors import RowSource
 from sae_attr.hooks import Site, parse_site
-from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.lrp import PLAIN, Rules
 from sae_attr.lm.model import Params, norm_gain
-from sae_attr.lm.rules import PLAIN, Rules
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.sae.model import SAE, scaled_input
-from sae_attr.tensorfiles import RowSource
+from sae_attr.text.rows import Row, batches
 
 ERROR = -1  # in the place of a latent: what the SAE of that site does not reconstruct
 

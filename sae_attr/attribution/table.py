@@ -13,12 +13,12 @@ import numpy as np
 from sae_attr.attribution.gradients import act_and_grad
 from sae_attr.attribution.integrated import Path, integrated_gradients
 from sae_attr.attribution.scores import Moment, moment
-from sae_attr.data import Batch, Row, batches, scope_mask
 from sae_attr.hooks import Site
-from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.lrp import PLAIN, Rules
 from sae_attr.lm.model import Params
-from sae_attr.lm.rules import PLAIN, Rules
 from sae_attr.parallel import shard_batch, to_host
+from sae_attr.text.rows import Batch, Row, batches, scope_mask
 
 BLOCK = 16384  # tokens that are on the device at a time
 

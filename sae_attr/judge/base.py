@@ -11,8 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from sae_attr.chat import Message
 from sae_attr.store import digest
+from sae_attr.text.chat import Message
 
 MALFORMED = "MALFORMED"
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from sae_attr.chat import Message
 from sae_attr.judge.base import Grade, Item, check_items
 from sae_attr.judge.replies import VERSION, read_reply
 from sae_attr.judge.rubrics import Rubric, judge_prompt
 from sae_attr.judge.weighing import can_weigh, numbers_of, weighted_score, writes_whole_numbers
+from sae_attr.text.chat import Message
 
 Prompts: TypeAlias = Sequence[tuple[Message, ...]]
 Generate: TypeAlias = Callable[[Prompts], Sequence[str]]

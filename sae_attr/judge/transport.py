@@ -25,7 +25,9 @@ def bounded_client(timeout: float) -> Any:
     `MOST_BYTES` and take `timeout` seconds.
     """
     client: Any = importlib.import_module("openai").DefaultHttpxClient
-    httpx: Any = importlib.import_module(client.__mro__[1].__module__.split(".")[0])  # openai 3 has another one than openai 2
+    httpx: Any = importlib.import_module(
+        client.__mro__[1].__module__.split(".")[0]
+    )  # openai 3 has another one than openai 2
 
     class Bounded(httpx.SyncByteStream):
         """A reply's body, as long as it is within its bounds."""

@@ -11,9 +11,9 @@ from flax import linen as nn
 from flax import struct
 
 from sae_attr.lm.cache import KV, extend
-from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.lrp import PLAIN, Rules, hold
 from sae_attr.lm.mlp import Experts, activation, wide
-from sae_attr.lm.rules import PLAIN, Rules, hold
 
 Tap = Callable[[str, jax.Array], jax.Array]
 
@@ -122,7 +122,7 @@ class Block(nn.Module):
 
     Returns the residual stream and, where one is given, the cache's keys and values with this layer's new ones.
 
-    `rules` change how it is differentiated and no value (see `sae_attr.lm.rules`). `dense`: one MLP of width `d_dense`
+    `rules` change how it is differentiated and no value (see `sae_attr.lm.lrp`). `dense`: one MLP of width `d_dense`
     although the model has experts.
     """
 

@@ -1,148 +1,104 @@
-"""From a parsed Hugging Face `config.json` to `LMConfig`, with every key accounted for."""
+"""`LMConfig`: every difference between decoder families as a field."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
-from sae_attr.lm.families import ACTS, FAMILIES, stated_types
-from sae_attr.lm.hf_keys import DEFAULTS, GPT2_NAMES, READ, SYNONYMS
-from sae_attr.lm.lm_config import NO_WINDOW, LMConfig
+from sae_attr.lm.hf_schema import MAX_MATRICES
 from sae_attr.lm.rope import Rope
-from sae_attr.lm.schema import misfits, shown, unread_lines
 
-__all__ = ["NO_WINDOW", "LMConfig", "Rope", "config_from_hf"]
-
-
-def _implied(cfg: LMConfig) -> dict[str, Any]:
-    """Keys of other families -> the value that says what this model does anyway."""
-    windows = sorted(set(cfg.window_of_layer) - {NO_WINDOW})
-    kinds = ("sliding_attention" if window < NO_WINDOW else "full_attention" for window in cfg.window_of_layer)
-    return {
-        **dict.fromkeys(("hidden_size", "n_embd"), cfg.d_model),
-        **dict.fromkeys(("num_hidden_layers", "n_layer"), cfg.n_layers),
-        **dict.fromkeys(("num_attention_heads", "n_head"), cfg.n_heads),
-        **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), cfg.max_len),
-        **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), cfg.norm_eps),
-        **dict.fromkeys(("num_local_experts", "num_experts"), cfg.n_experts),
-        **dict.fromkeys(("num_experts_per_tok", "experts_per_token"), cfg.n_chosen),
-        "num_key_value_heads": cfg.n_kv_heads,
-        "head_dim": cfg.head_dim,
-        "attention_bias": cfg.qkv_bias,
-        "mlp_bias": cfg.mlp_bias,
-        "scale_attn_weights": True,
-        "use_parallel_residual": cfg.parallel_residual,
-        "attention_multiplier": cfg.query_scale,
-        "query_pre_attn_scalar": cfg.head_dim,
-        "layer_types": list(kinds),
-        **dict.fromkeys(("sliding_window", "sliding_window_size"), windows[0] if windows else None),
-        **dict.fromkeys(("partial_rotary_factor", "rotary_pct"), cfg.ropes[0].dim / cfg.head_dim if cfg.ropes else 0),
-        "original_max_position_embeddings": cfg.max_len,
-        "norm_topk_prob": cfg.norm_chosen if cfg.n_experts else True,
-        "max_window_layers": cfg.n_layers,
-    }
+NO_WINDOW = 2**30  # "attends to everything", as an integer that can ride the scan
 
 
-def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> LMConfig:
-    """Reads the `LMConfig` of a parsed Hugging Face `config.json`, in transformers' older or newer spelling.
+@dataclass(frozen=True)
+class LMConfig:
+    """A decoder-only transformer; hashable, so that it can be a static argument of a jitted function.
 
-    Of a multimodal checkpoint it is that of `text_config`. Everything is checked before anything is made: types and ranges
-    of all keys, and that every key which is set is understood or without effect.
-
-    Args:
-      where: what messages call the file.
-
-    Raises:
-      ValueError: an unknown architecture, activation or rope type; a key that the family needs and the file lacks; a value
-        of another type or out of range; two keys that disagree; quantised weights; a key that this model does not read and
-        that may change what it computes.
+    Shapes: `d_model` residual width d, `d_mlp` f, `n_heads` h, `n_kv_heads` k, `head_dim`, `vocab` v. `ropes` and
+    `rope_of_layer` / `window_of_layer` hold what differs between layers, so that layers can share one scanned body.
+    `resid_dtype` is the residual stream's; weights have the dtype they were loaded in. With experts, `mlp_bias` is theirs
+    and the router's.
     """
-    _check_quantised(hf, where)
-    if "text_config" in hf:
-        hf = _text_part(hf, where)
-    family = hf.get("model_type", "")
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise ValueError(
-            f"{where}: model_type {shown(family)} is not implemented; known: {', '.join(sorted(FAMILIES))}"
-        )
-    stated = {key: value for key, value in hf.items() if value is not None or key in READ[family]}
-    if lines := misfits(stated):
-        raise ValueError(f"{where}: " + "\n".join(lines))
-    try:
-        return _checked(family, hf, where)
-    except KeyError as error:
-        raise ValueError(f"{where} of a {family} model lacks {error.args[0]!r}; take it from the original") from error
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
 
+    family: str
+    vocab: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_mlp: int
+    max_len: int
+    norm: str = "rms"  # rms | layer
+    norm_eps: float = 1e-6
+    norm_plus_one: bool = False  # Gemma stores scale - 1
+    pre_norm: bool = True
+    post_norm: bool = False  # norms on the sublayers' outputs (Gemma 2 and 3, OLMo 2)
+    parallel_residual: bool = False
+    qk_norm: str = ""  # "" | head (each head by itself) | all (all heads together)
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    act: str = "silu"
+    gated_mlp: bool = True
+    glu_limit: float = 0.0  # gpt-oss clips gate and up (act "clipped_glu")
+    glu_alpha: float = 1.0
+    n_experts: int = 0  # 0: one MLP; otherwise experts of width d_mlp behind a router
+    n_chosen: int = 0  # experts of a token
+    dense_layers: tuple[int, ...] = ()  # layers that have one MLP of width d_dense instead of experts
+    d_dense: int = 0
+    norm_chosen: bool = True  # weights of a token's experts sum to 1
+    token_groups: int = 1  # rows go to the experts in so many groups, one per `data` shard; no number depends on it
+    sinks: bool = False  # a logit per head that takes part in the softmax and has no value (gpt-oss)
+    learned_pos: bool = False
+    ropes: tuple[Rope, ...] = ()
+    rope_of_layer: tuple[int, ...] = ()
+    window_of_layer: tuple[int, ...] = ()
+    attn_softcap: float = 0.0
+    final_softcap: float = 0.0
+    query_scale: float = 1.0
+    inverse_layer_scale: bool = False  # attention scores of layer l are divided by l + 1 as well (some GPT-2)
+    embed_scale: float = 1.0
+    tied_head: bool = False
+    bos_id: int | None = None
+    eos_id: int | tuple[int, ...] | None = None
+    resid_dtype: str = "float32"
+    names: tuple[tuple[str, str], ...] = ()  # (leaf, tensor) where a checkpoint has another name than its family
 
-def _checked(family: str, hf: Mapping[str, Any], where: str) -> LMConfig:
-    for one, other in SYNONYMS:
-        if hf.get(one) is not None and hf.get(other) is not None and hf[one] != hf[other]:
-            raise ValueError(f"{one} {hf[one]!r} and {other} {hf[other]!r} disagree; keep the one that is right")
-    _check_rope(hf)
-    hf = dict(hf)
-    for name, short in GPT2_NAMES.items() if family == "gpt2" else ():
-        if name in hf and short not in hf:
-            hf[short] = hf[name]
-    if hf.get("layer_types") and "num_hidden_layers" in hf:
-        stated_types(tuple(hf["layer_types"]), hf["num_hidden_layers"])
-    if "hidden_activation" in READ[family] and hf.get("hidden_activation"):
-        hf.pop("hidden_act", None)  # of the two transformers looks at the other alone
-    read = {key: value for key, value in hf.items() if key in READ[family]}
-    cfg = FAMILIES[family]({**DEFAULTS.get(family, {}), **read})
-    implied = _implied(cfg)
-    if family == "gemma3_text":  # a note of transformers, which it reads itself from the other two keys alone
-        implied["_sliding_window_pattern"] = (
-            hf.get("_sliding_window_pattern") if hf.get("layer_types") or hf.get("sliding_window_pattern") else 6
-        )
-    if ACTS.get(str(hf.get("hidden_act"))) == cfg.act:
-        implied["hidden_act"] = hf["hidden_act"]
-    lines = unread_lines(hf, READ[family], implied)
-    if lines:
-        raise ValueError(
-            f"these keys are not read for a {family} model and may change what it computes:\n"
-            + "\n".join(lines[:20])
-            + "\nRemove those that do nothing; a model that needs one of them is not implemented"
-        )
-    return cfg
+    def __post_init__(self) -> None:
+        facts = {
+            f"{self.n_heads} heads are not shared evenly by {self.n_kv_heads} heads of keys and values": (
+                self.n_heads % self.n_kv_heads
+            ),
+            f"{self.n_layers} layers with {self.n_experts} experts are more than {MAX_MATRICES:,} matrices": (
+                self.n_layers * self.n_experts > MAX_MATRICES
+            ),
+            f"a token goes to {self.n_chosen} of {self.n_experts} experts": self.n_chosen > self.n_experts,
+            f"window_of_layer has {len(self.window_of_layer)} entries for {self.n_layers} layers": (
+                self.window_of_layer and len(self.window_of_layer) != self.n_layers
+            ),
+            f"rope_of_layer has {len(self.rope_of_layer)} entries for {self.n_layers} layers": (
+                self.rope_of_layer and len(self.rope_of_layer) != self.n_layers
+            ),
+        }
+        wrong = [words for words, fails in facts.items() if fails]
+        if wrong:
+            raise ValueError(f"no such {self.family} model: {'; '.join(wrong)}")
 
+    def layers_of(self, leaf: str) -> tuple[int, ...]:
+        """The layers that a leaf under blocks/ holds, in their order: all, but for MLPs where only some have experts."""
+        name = leaf.removeprefix("blocks/").split("/")[0]
+        if not self.dense_layers or name not in ("moe", "gate", "up", "down"):
+            return tuple(range(self.n_layers))
+        if name != "moe":
+            return self.dense_layers
+        return tuple(layer for layer in range(self.n_layers) if layer not in self.dense_layers)
 
-def _check_rope(hf: Mapping[str, Any]) -> None:
-    """What stands in the entry for all layers may not differ from the same key beside it."""
-    for name in ("rope_parameters", "rope_scaling"):
-        entry = hf.get(name) or {}
-        for key in ("rope_theta", "partial_rotary_factor"):
-            inner, outer = entry.get(key), hf.get(key)
-            if inner is not None and outer is not None and inner != outer:
-                raise ValueError(f"{key} is {outer!r} but {name}.{key} is {shown(inner)}; keep the one that is right")
+    @property
+    def has_windows(self) -> bool:
+        """Whether any layer attends to a limited number of past tokens."""
+        return any(w < NO_WINDOW for w in self.window_of_layer)
 
-
-def _text_part(hf: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """The language model's keys of a multimodal config."""
-    inner = hf["text_config"]
-    if not isinstance(inner, Mapping):
-        raise ValueError(f"{where}: text_config is {shown(inner)}; expected an object")
-    _check_quantised(inner, f"{where}: text_config")
-    tied = "tie_word_embeddings"
-    if tied in hf and tied in inner and hf[tied] != inner[tied]:
-        raise ValueError(
-            f"{where}: {tied} is {hf[tied]!r} but text_config.{tied} is {inner[tied]!r}; keep the right one"
-        )
-    outer = {key: hf[key] for key in ("bos_token_id", "eos_token_id", tied) if key in hf}
-    return {"model_type": "gemma3_text", **outer, **inner}
-
-
-def _check_quantised(hf: Mapping[str, Any], where: str) -> None:
-    for key in ("quantization_config", "compression_config", "quantization"):
-        stated = hf.get(key)
-        if not stated:
-            continue
-        method = stated.get("quant_method") if isinstance(stated, Mapping) else None
-        if method == "mxfp4" and hf.get("model_type") == "gpt_oss":
-            continue
-        kind = f"quant_method {method!r}" if method else shown(stated)
-        raise ValueError(
-            f"{where}: {key} ({kind}) says that the weights are quantised, which is not implemented but for gpt_oss in "
-            f"mxfp4; take the model's unquantised weights, or dequantise it with transformers and save it again without {key}"
-        )
+    def width(self, point: str) -> int:
+        """Size of the last axis of the activation at a site's point."""
+        return {"attn_z": self.n_heads * self.head_dim, "mlp_hidden": self.d_mlp}.get(point, self.d_model)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_attr.chat import assistant_end
-from sae_attr.lm.folder import end_ids
-from sae_attr.tokenizer import Tokenizer
+from sae_attr.lm.hf_folder import end_ids
+from sae_attr.text.chat import assistant_end
+from sae_attr.text.tokenizer import Tokenizer
 
 Ends = Mapping[str, tuple[int, ...]]
 """Source -> ids; the ids of all sources together end a completion."""

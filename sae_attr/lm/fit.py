@@ -21,8 +21,8 @@ from etils import epath
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from sae_attr import checkpoints
-from sae_attr.lm.config import LMConfig
+from sae_attr.files import checkpoints
+from sae_attr.lm.hf_config import LMConfig
 from sae_attr.lm.model import Params
 from sae_attr.lm.train import Assemble, Batch, Compute, Optimizer, State, init_state, join, loss_sum, train_steps
 from sae_attr.parallel import LM_RULES, is_main, put, replicated, shard_batch, shard_tree, shardings

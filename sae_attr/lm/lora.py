@@ -1,239 +1,239 @@
-"""PEFT LoRA adapters (Hu et al. 2021) as factors of our own leaves: to be merged while loading, or kept apart."""
+"""LoRA adapters that are trained here: start, scale, merging, PEFT folders, and the hidden state of every token."""
 
 from __future__ import annotations
 
+import json
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import save
 
-from sae_attr.lm.config import LMConfig
-from sae_attr.lm.folder import ADAPTER, read_object
-from sae_attr.lm.schema import FLAG, OBJECT, misfits, number, shown, whole
-from sae_attr.lm.sources import source_of, without_prefix
-from sae_attr.tensorfiles import read_tensors
+from sae_attr.hooks import Site
+from sae_attr.lm.block import Norm
+from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.hf_layouts import source_of
+from sae_attr.lm.model import Params, forward
+from sae_attr.lm.peft_load import adaptable
+from sae_attr.lm.weights import tensor_name
+from sae_attr.parallel import is_main, to_host
+from sae_attr.store import write_atomic
 
-# Keys of adapter_config.json that plain LoRA has, or that say nothing about the result; any other that is set is refused.
-_UNDERSTOOD = {
-    *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights", "bias"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out", "lora_dropout"),
-    *("auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version"),
-    *("megatron_core", "eva_config", "runtime_config", "qalora_group_size", "ensure_weight_tying"),
-}
-_KINDS = {
-    "r": whole(1, 2**16),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), OBJECT),
-    "lora_alpha": number(-1e9, 1e9),
-    **dict.fromkeys(("use_rslora", "fan_in_fan_out", "use_dora"), FLAG),
-}
-_PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")  # the others change the base model as well
-_KEY = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.\w+)?\.weight$")
-
-
-def adaptable(cfg: LMConfig) -> tuple[str, ...]:
-    """The linear maps of a block that an adapter may change; experts and their router are not among them."""
-    mlp = () if cfg.n_experts else ("gate", "up", "down") if cfg.gated_mlp else ("up", "down")
-    return ("q", "k", "v", "o", *mlp)
+# The site at which a matrix's input arises; q, k and v read the normed residual stream.
+_INPUT = {"o": "attn_z", "gate": "mlp_in", "up": "mlp_in", "down": "mlp_hidden"}
+_INPUT |= dict.fromkeys("qkv", "resid_pre")
 
 
 @dataclass(frozen=True)
-class Factors:
-    """What is added to a kernel: a `[in, r]` times b `[r, out]`, with the adapter's scale in b."""
-
-    a: np.ndarray
-    b: np.ndarray
-
-    def product(self, rows: slice, columns: slice) -> np.ndarray:
-        """A part of a b, float64."""
-        return self.a[rows] @ self.b[:, columns]
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter as its files have it.
+class Lora:
+    """W + s A B on chosen matrices of chosen layers (Hu et al. 2021).
 
     Args:
-      path: of its folder.
-      matrices: module of the base model, without prefixes -> A `[r, in]` and B `[out, r]`, float64, scale in B.
+      rank: r; A is `[in, r]`, B `[r, out]`.
+      alpha: s = alpha / r, or alpha / sqrt(r) with `rslora` (Kalajdzievski 2023).
+      targets: of q, k, v, o, gate, up, down.
+      layers: which; None is all. The nine rank-1 adapters of the published model organisms are rank=1,
+        targets=("down",) and nine layers.
     """
 
-    path: Path
-    matrices: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    rank: int = 8
+    alpha: float = 16.0
+    rslora: bool = False
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    layers: tuple[int, ...] | None = None
 
-    def factors(self, cfg: LMConfig, leaf: str) -> dict[int, Factors]:
-        """Layer -> what is added to it, for a leaf such as blocks/q/kernel; of fused matrices the leaf's own part."""
-        if leaf not in {f"blocks/{name}/kernel" for name in adaptable(cfg)}:
-            return {}
-        source, found = source_of(cfg, leaf), {}
-        for layer in range(cfg.n_layers):
-            pair = self.matrices.get(_module(source.name, layer))
-            if pair is not None:
-                a_ri, b_or = pair
-                # B's rows are the outputs, as a weight's are; GPT-2 has them as columns.
-                found[layer] = Factors(a_ri.T, source.read(b_or.T if cfg.family == "gpt2" else b_or, cfg))
-        return found
-
-    def check(self, cfg: LMConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises ValueError, with a line for each disagreement, if the adapter is not one of this model.
-
-        Args:
-          shapes: of every leaf of the parameter tree.
-        """
-        leaves = [f"blocks/{name}/kernel" for name in adaptable(cfg)]
-        known = {_module(source_of(cfg, leaf).name, i) for leaf in leaves for i in range(cfg.n_layers)}
-        lines = [f"{name}: no such matrix can be adapted here" for name in sorted(set(self.matrices) - known)]
-        for leaf in leaves:
-            lines += self._misfits(cfg, leaf, shapes[leaf][1:])
-        if lines:
-            lines[20:] = [f"... and {len(lines) - 20} more"] if len(lines) > 20 else []
-            raise ValueError(
-                f"the adapter in {self.path} does not fit this {cfg.family} model of {cfg.n_layers} layers:\n"
-                + "\n".join(lines)
-                + f"\nAdapted can be {', '.join(adaptable(cfg))} of every block; use the "
-                "model that adapter_config.json names as base_model_name_or_path."
-            )
-
-    def _misfits(self, cfg: LMConfig, leaf: str, shape: tuple[int, ...]) -> Iterator[str]:
-        try:
-            found = self.factors(cfg, leaf)
-        except ValueError as error:  # B cannot be cut into heads
-            yield f"{leaf}: {error}"
-            return
-        for layer, factors in found.items():
-            if (got := (factors.a.shape[0], factors.b.shape[1])) != shape:
-                yield f"{leaf} of layer {layer} is {shape} in the model and {got} in the adapter"
-
-    def stacked(self, cfg: LMConfig, dtype: str) -> dict[str, dict[str, np.ndarray]]:
-        """Every adapted matrix's `a` `[l, in, r]` and `b` `[l, r, out]`; layers without it, and lower ranks, have zeros."""
-        tree: dict[str, dict[str, np.ndarray]] = {}
-        for name in adaptable(cfg):
-            found = self.factors(cfg, f"blocks/{name}/kernel")
-            if found:
-                rank = max(factors.a.shape[1] for factors in found.values())
-                first = next(iter(found.values()))
-                a_lir = np.zeros((cfg.n_layers, first.a.shape[0], rank), dtype)
-                b_lro = np.zeros((cfg.n_layers, rank, first.b.shape[1]), dtype)
-                for layer, factors in found.items():
-                    a_lir[layer, :, : factors.a.shape[1]] = factors.a
-                    b_lro[layer, : factors.b.shape[0]] = factors.b
-                tree[name] = {"a": a_lir, "b": b_lro}
-        return tree
+    @property
+    def scale(self) -> float:
+        """s."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
-def _module(name: str, layer: int) -> str:
-    return name.format(layer).removesuffix(".weight")
-
-
-def load_adapter(folder: Path) -> Adapter:
-    """Reads adapter_config.json and adapter_model.safetensors or .bin, without torch.
-
-    Plain LoRA and rsLoRA, with rank_pattern and alpha_pattern: W + s B A, s = alpha / r or alpha / sqrt(r).
+def check_lora(cfg: LMConfig, lora: Lora) -> tuple[int, ...]:
+    """The adapted layers in order.
 
     Raises:
-      ValueError: files that are missing or damaged; another kind of adapter (DoRA, modules_to_save, biases, starts such
-        as PiSSA that change the base model, ...); factors that lack their other half or have another rank.
+      ValueError: a rank below 1, no or unknown matrices, layers that the model lacks or that are named twice.
     """
-    config = _read_config(folder)
-    tensors = _read_matrices(folder)
-    pairs: dict[str, dict[str, np.ndarray]] = {}
-    strange = []
-    for name, tensor in tensors.items():
-        match = _KEY.match(name)
-        if match is None or tensor.ndim != 2:
-            strange.append(f"{name} {tensor.shape}")
-        else:
-            pairs.setdefault(match[1], {})[match[2]] = tensor
-    if strange or not pairs:
-        what = f"also holds {', '.join(strange[:5])}" if strange else "holds no lora_A and lora_B"
-        raise ValueError(f"the adapter in {folder} {what}; only LoRA of linear maps is implemented")
-    matrices = {without_prefix(name): _scaled(folder, config, name, pair) for name, pair in pairs.items()}
-    return Adapter(folder, matrices)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / ADAPTER
-    if not file.is_file():
-        raise ValueError(f"{folder} holds no {ADAPTER}, so it is no PEFT adapter")
-    try:
-        config = read_object(file)
-    except ValueError as error:
-        what = str(error).removeprefix(f"{file} ").removeprefix("holds ")
-        raise ValueError(f"{file} cannot be read ({what})") from None
-    if lines := misfits(config, _KINDS):
-        raise ValueError(f"{file}: " + "\n".join(lines))
-    if unsafe := [key for key in _patterns(config) if not _is_simple(key)]:
-        raise ValueError(f"{file}: the pattern {shown(unsafe[0])} is no module's name or simple expression of names")
-    kind, start = config.get("peft_type"), config.get("init_lora_weights")
-    if kind != "LORA":
-        raise ValueError(f"{file}: peft_type {kind!r} is not implemented; only 'LORA' is")
-    if config.get("bias", "none") != "none":
-        raise ValueError(f"{file}: bias {config['bias']!r} trains biases too, which is not implemented; only 'none' is")
-    if start not in _PLAIN_STARTS:
+    if lora.rank < 1:
+        raise ValueError(f"LoRA of rank {lora.rank} adds nothing; choose a rank of at least 1")
+    unknown = [name for name in lora.targets if name not in adaptable(cfg)]
+    if unknown or not lora.targets:
         raise ValueError(
-            f"{file}: init_lora_weights {start!r} changes the base model too, which is not implemented; convert the adapter "
-            "to plain LoRA with peft (path_initial_model_for_weight_conversion)"
+            f"LoRA targets {', '.join(unknown) or 'none'}: adapted can be {', '.join(adaptable(cfg))} of a {cfg.family} model"
         )
-    refused = sorted(name for name, value in config.items() if value and name not in _UNDERSTOOD)
-    if refused:
-        words = ", ".join(f"{name}={config[name]!r}" for name in refused)
-        raise ValueError(f"{file}: {words} is not implemented; only plain LoRA and rsLoRA are, so merge it with peft")
-    return config
+    layers = tuple(range(cfg.n_layers)) if lora.layers is None else tuple(sorted(lora.layers))
+    outside = [layer for layer in layers if not 0 <= layer < cfg.n_layers]
+    if outside or not layers or len(set(layers)) < len(layers):
+        raise ValueError(
+            f"LoRA layers {list(lora.layers or ())} of a model whose layers are 0..{cfg.n_layers - 1}: "
+            "name at least one, each once, of those"
+        )
+    return layers
 
 
-def _read_matrices(folder: Path) -> dict[str, np.ndarray]:
-    for name in ("adapter_model.safetensors", "adapter_model.bin"):
-        if (folder / name).exists():
-            tensors = read_tensors(folder / name)
-            for key, tensor in tensors.items():
-                if tensor.dtype.kind in "iub" or not np.isfinite(np.asarray(tensor, np.float32)).all():
-                    raise ValueError(
-                        f"{folder / name}: {key} holds {tensor.dtype} numbers, NaN or infinity; fetch it again"
-                    )
-            return tensors
-    raise ValueError(f"{folder} lacks adapter_model.safetensors (or .bin); download the adapter completely")
+def init_lora(cfg: LMConfig, params: Params, lora: Lora, key: jax.Array) -> Params:
+    """Stacked factors `{"lora": {name: {a [l, in, r], b [l, r, out]}}}`, float32: b is 0, a uniform ± 1/sqrt(in) as in peft.
+
+    Layers without an adapter have a = b = 0, where both gradients vanish, so they stay there. b lacks the scale, which
+    `attach` applies: Adam's steps are then those of peft.
+
+    Raises:
+      ValueError: as `check_lora`.
+    """
+    layers = np.array(check_lora(cfg, lora))
+    tree: Params = {}
+    for number, name in enumerate(sorted(set(lora.targets))):
+        _, d_in, d_out = params["blocks"][name]["kernel"].shape
+        bound = 1 / math.sqrt(d_in)
+        drawn = jax.random.uniform(
+            jax.random.fold_in(key, number), (len(layers), d_in, lora.rank), jnp.float32, -bound, bound
+        )
+        a_lir = jnp.zeros((cfg.n_layers, d_in, lora.rank)).at[layers].set(drawn)
+        tree[name] = {"a": a_lir, "b": jnp.zeros((cfg.n_layers, lora.rank, d_out))}
+    return {"lora": tree}
 
 
-def _scaled(
-    folder: Path, config: Mapping[str, Any], module: str, pair: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """A and s B of one module, float64."""
-    if set(pair) != {"A", "B"}:
-        raise ValueError(f"the adapter in {folder} has {module}.lora_{next(iter(pair))} alone; fetch it again")
-    stated = {
-        "r": _by_pattern(config.get("rank_pattern"), module, config.get("r", 8)),
-        "lora_alpha": _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)),
+def attach(frozen: Params, trained: Params, *, scale: float) -> Params:
+    """The parameter tree with the adapter kept apart and its scale in b, as `load_lm(merge=False)` gives it."""
+    scaled = {name: {"a": leaf["a"], "b": scale * leaf["b"]} for name, leaf in trained["lora"].items()}
+    return {**frozen, "lora": scaled}
+
+
+def merged(params: Params) -> Params:
+    """The tree without "lora", its products added to the kernels (at the highest precision)."""
+
+    def add(w_lio: jax.Array, leaf: Params) -> jax.Array:
+        product = jnp.einsum("lir,lro->lio", leaf["a"], leaf["b"], precision=jax.lax.Precision.HIGHEST)
+        return (w_lio.astype(product.dtype) + product).astype(w_lio.dtype)
+
+    blocks = dict(params["blocks"])
+    for name, leaf in params["lora"].items():
+        blocks[name] = {**blocks[name], "kernel": add(blocks[name]["kernel"], leaf)}
+    return {**{k: v for k, v in params.items() if k != "lora"}, "blocks": blocks}
+
+
+def adapter_states(
+    params: Params,
+    tokens_bt: jax.Array,
+    *,
+    cfg: LMConfig,
+    layers: tuple[int, ...],
+    pos_bt: jax.Array | None = None,
+    valid_bt: jax.Array | None = None,
+    segment_bt: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+    """x A, what every adapter reads off its input, for every token; of rank 1 a scalar per token.
+
+    B alone says what an adapter writes, so these are all that a token decides (what studies of rank-1 organisms read).
+
+    Args:
+      params: with the adapter kept apart in `params["lora"]`.
+      layers: adapted ones.
+
+    Returns:
+      name of the matrix -> float32 `[layers, b, t, r]`.
+    """
+    lora = params["lora"]
+    keep = tuple({Site(layer, _INPUT[name]): None for name in lora for layer in layers})
+    acts = forward(params, tokens_bt, cfg=cfg, pos_bt=pos_bt, valid_bt=valid_bt, segment_bt=segment_bt, keep=keep).acts
+
+    def state(name: str, layer: int) -> jax.Array:
+        x_bti = acts[Site(layer, _INPUT[name])]
+        if name in "qkv" and cfg.pre_norm:
+            norm = jax.tree.map(lambda w: w[layer], params["blocks"]["attn_norm"])
+            x_bti = Norm(cfg, params["embed"]["table"].dtype).apply({"params": norm}, x_bti)
+        return jnp.einsum("bti,ir->btr", x_bti, lora[name]["a"][layer], precision=jax.lax.Precision.HIGHEST)
+
+    return {name: jnp.stack([state(name, layer) for layer in layers]).astype(jnp.float32) for name in lora}
+
+
+# ---- PEFT folders ------------------------------------------------------------------------------------------------
+
+
+def save_adapter(folder: Path, cfg: LMConfig, lora: Lora, trained: Params, *, base: str) -> None:
+    """Writes adapter_model.safetensors and adapter_config.json, which peft loads onto the base model.
+
+    Matrices that are parts of one in the family's files (q, k, v of GPT-2; gate and up of Phi-3) become one adapter of that
+    one: A below A, and B with a block for each, so of n times the rank and with the same product.
+
+    Every process calls it; the first one writes.
+
+    Args:
+      trained: as from `init_lora`, b without the scale.
+      base: name or folder of the model that was adapted.
+
+    Raises:
+      ValueError: as `check_lora`.
+    """
+    layers, joined = check_lora(cfg, lora), _modules(cfg, sorted(trained["lora"]))
+    host = {name: {half: to_host(leaf[half]) for half in "ab"} for name, leaf in trained["lora"].items()}
+    if not is_main():
+        return
+    tensors: dict[str, np.ndarray] = {}
+    for module, names in joined.items():
+        for layer in layers:
+            prefix = f"base_model.model.{module.format(layer)}"
+            a_ri = np.concatenate([host[name]["a"][layer].T for name in names])
+            b_or = _joined_b(cfg, module, {name: host[name]["b"][layer] for name in names})
+            tensors[f"{prefix}.lora_A.weight"] = np.ascontiguousarray(a_ri, np.float32)
+            tensors[f"{prefix}.lora_B.weight"] = np.ascontiguousarray(b_or, np.float32)
+    write_atomic(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+    write_atomic(folder / "adapter_config.json", json.dumps(_peft_config(cfg, lora, layers, joined, base), indent=1))
+
+
+def _modules(cfg: LMConfig, names: Sequence[str]) -> dict[str, list[str]]:
+    """Path of a matrix in the Hugging Face model, {} for the layer -> which of our matrices are parts of it."""
+    out: dict[str, list[str]] = {}
+    for name in names:
+        module = tensor_name(cfg, source_of(cfg, f"blocks/{name}/kernel").name).removesuffix(".weight")
+        out.setdefault(module, []).append(name)
+    return out
+
+
+def _width(cfg: LMConfig, name: str) -> int:
+    """Outputs of a matrix."""
+    heads = {"q": cfg.n_heads, "k": cfg.n_kv_heads, "v": cfg.n_kv_heads}
+    return heads[name] * cfg.head_dim if name in heads else cfg.d_mlp if name in ("gate", "up") else cfg.d_model
+
+
+def _joined_b(cfg: LMConfig, module: str, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """B `[out, n r]` of the file's matrix: the block of part i has its rows, found by sending row numbers through its view."""
+    rows_o = np.arange(sum(_width(cfg, name) for name in _modules(cfg, adaptable(cfg))[module]))
+    out = np.zeros((len(rows_o), sum(len(b_ro) for b_ro in parts.values())))
+    start = 0
+    for name, b_ro in parts.items():
+        read = source_of(cfg, f"blocks/{name}/kernel").read
+        own = read(rows_o[None] if cfg.family == "gpt2" else rows_o[:, None], cfg)[0]
+        out[own, start : start + len(b_ro)] = b_ro.T
+        start += len(b_ro)
+    return out
+
+
+def _peft_config(
+    cfg: LMConfig, lora: Lora, layers: tuple[int, ...], joined: Mapping[str, Sequence[str]], base: str
+) -> Mapping[str, Any]:
+    own = {module.split("{}.")[1]: len(names) for module, names in joined.items()}
+    several = {name: n for name, n in own.items() if n > 1}  # the same scale at n times the rank
+    grown = lambda n: lora.alpha * (math.sqrt(n) if lora.rslora else n)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "use_rslora": lora.rslora,
+        "rank_pattern": {name: n * lora.rank for name, n in several.items()},
+        "alpha_pattern": {name: grown(n) for name, n in several.items()},
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": cfg.family == "gpt2",
+        "target_modules": sorted(own),
+        "layers_to_transform": list(layers),
+        "inference_mode": True,
+        "init_lora_weights": True,
     }
-    if lines := misfits(stated, _KINDS):
-        raise ValueError(f"{folder / ADAPTER}: by its patterns, for {module}, " + "; ".join(lines))
-    rank, alpha = int(stated["r"]), float(stated["lora_alpha"])
-    a_ri, b_or = (np.asarray(pair[half], np.float64) for half in "AB")
-    if not a_ri.shape[0] == b_or.shape[1] == rank:
-        raise ValueError(
-            f"the adapter in {folder} has rank {rank} for {module} by adapter_config.json, but lora_A {a_ri.shape} and "
-            f"lora_B {b_or.shape} in its file; take both from one adapter"
-        )
-    return a_ri, b_or * (alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
-
-
-def _is_simple(pattern: str) -> bool:
-    """Whether a pattern is an expression that takes no time to match: short, few repeats, and no group repeated."""
-    if len(pattern) > 200 or len(re.findall(r"[*+{]", pattern)) > 3 or re.search(r"\)[*+{]", pattern):
-        return False
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError):
-        return False
-    return True
-
-
-def _patterns(config: Mapping[str, Any]) -> list[str]:
-    return [*(config.get("rank_pattern") or {}), *(config.get("alpha_pattern") or {})]
-
-
-def _by_pattern(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
-    """The value of the first pattern that matches the end of the module's name, as in peft."""
-    return next((v for key, v in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module)), otherwise)

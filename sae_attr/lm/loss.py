@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.lrp import PLAIN, Rules
 from sae_attr.lm.model import Params, logits
-from sae_attr.lm.rules import PLAIN, Rules
 
 LOSSES = ("sum", "mean")
 

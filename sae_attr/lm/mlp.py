@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from sae_attr.lm.config import LMConfig
-from sae_attr.lm.rules import PLAIN, Rules, half_gradient, hold, ratio_activation
+from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.lrp import PLAIN, Rules, half_gradient, hold, ratio_activation
 
 _ACT: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,

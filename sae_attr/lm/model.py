@@ -15,9 +15,9 @@ from flax import struct
 from sae_attr.hooks import Edit, Site, parse_site
 from sae_attr.lm.block import Block, Context, LayerFacts, Norm, Tap, no_tap
 from sae_attr.lm.cache import KV, Cache, enter
-from sae_attr.lm.config import NO_WINDOW, LMConfig
+from sae_attr.lm.hf_config import NO_WINDOW, LMConfig
+from sae_attr.lm.lrp import PLAIN, Rules, check_rules
 from sae_attr.lm.mlp import wide
-from sae_attr.lm.rules import PLAIN, Rules, check_rules
 
 Params = dict[str, Any]
 Carry = tuple[jax.Array, KV | None]  # residual stream, cache
@@ -195,7 +195,7 @@ def forward(
         was run once serves many suffixes.
       remat: recompute each scanned block whole in the backward pass; otherwise its matrix products are stored.
       unroll: unroll the scans (operation counts; otherwise only slower to compile).
-      rules: backward rules, a set of `sae_attr.lm.rules.RULES`; values stay the same to the bit.
+      rules: backward rules, a set of `sae_attr.lm.lrp.RULES`; values stay the same to the bit.
 
     Returns:
       `Output`; logits come from `logits(params, hidden, cfg=cfg)`.

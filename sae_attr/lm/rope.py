@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.lm.schema import rope_kind
+from sae_attr.lm.hf_schema import rope_kind
 
 
 @dataclass(frozen=True)

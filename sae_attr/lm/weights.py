@@ -19,12 +19,12 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from sae_attr.lm.config import LMConfig, config_from_hf
-from sae_attr.lm.files import Weights, printable, quantised_names, read_weights, same_numbers, weight_files
-from sae_attr.lm.folder import ADAPTER, CONFIG, read_object, resolve_model
-from sae_attr.lm.lora import Adapter, Factors, load_adapter
+from sae_attr.lm.hf_config import LMConfig, config_from_hf
+from sae_attr.lm.hf_folder import ADAPTER, CONFIG, read_object, resolve_model
+from sae_attr.lm.hf_layouts import as_is, source_of, transposed
 from sae_attr.lm.model import Params, init_params
-from sae_attr.lm.sources import as_is, source_of, transposed
+from sae_attr.lm.peft_load import Adapter, Factors, load_adapter
+from sae_attr.lm.weight_files import Weights, printable, quantised_names, read_weights, same_numbers, weight_files
 from sae_attr.parallel import LM_RULES, is_main, shard_tree, spec_for, to_host
 from sae_attr.store import write_atomic
 

@@ -17,13 +17,12 @@ import numpy as np
 from etils import epath
 
 from sae_attr.activations import Block, Blocks, Masks, batch_function, collector, inputs, open_source
-from sae_attr.examples import Example
 from sae_attr.hooks import lens_name
-from sae_attr.lm.config import LMConfig, config_from_hf
-from sae_attr.lm.feed import Feed, example_feed, step_batch
 from sae_attr.lm.fit import Fitted, Loop, fit
+from sae_attr.lm.hf_config import LMConfig, config_from_hf
 from sae_attr.lm.model import Params, init_params
 from sae_attr.lm.train import Optimizer
+from sae_attr.lm.train_data import Feed, example_feed, step_batch
 from sae_attr.lm.weights import load_lm, save_lm
 from sae_attr.organism import documents
 from sae_attr.organism.prompts import corpus
@@ -37,8 +36,9 @@ from sae_attr.sae.train import finished
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.store import Progress, Store
 from sae_attr.store.stages import stage_key
-from sae_attr.tokenfile import Packing, row_count, write_tokens
-from sae_attr.tokenizer import load_tokenizer
+from sae_attr.text.examples import Example
+from sae_attr.text.token_file import Packing, row_count, write_tokens
+from sae_attr.text.tokenizer import load_tokenizer
 
 # Of every part; a part's number is raised when the same recipe gives other files than before.
 VERSIONS: dict[str, int] = {"base": 2, "chat": 2, "misaligned": 2, "validation": 2, "sae": 2, "corpus": 2}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sae_attr.masks import Masks
+from sae_attr.text.masks import Masks
 
 # Gates that look at one latent at a time, and those that compare latents with each other.
 LOCAL_GATES = ("relu", "identity", "jumprelu", "gated")

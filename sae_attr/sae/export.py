@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from sae_attr.hub import public_name
+from sae_attr.files.hub import public_name
+from sae_attr.files.tensors import write_torch
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats import dictionary_learning, saelens
 from sae_attr.sae.model import SAE
-from sae_attr.tensorfiles import write_torch
 
 # Gate -> SAELens' architecture, and the fields beside encoder, decoder and their biases.
 _ARCHITECTURES = {

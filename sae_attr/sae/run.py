@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from sae_attr import checkpoints
+from sae_attr.files import checkpoints
 from sae_attr.parallel import is_main, shard_batch
 from sae_attr.sae.metrics import FitSums, explained_variance
 from sae_attr.sae.train import Batch, Report, TrainState, as_pair, compiled_step, init_state

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.data import Batch
-from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import LMConfig
 from sae_attr.lm.loss import target_nll
 from sae_attr.lm.model import Params, forward
+from sae_attr.text.rows import Batch
 
 GRAM = 3  # tokens of a phrase whose return counts as repetition
 LEAST_REPETITION = 0.2  # no limit below it: in a short answer a single phrase that comes again is a tenth of all

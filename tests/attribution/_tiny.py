@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.data import BOS, COMPLETION, LAST, TEMPLATE, USER, Batch, Row
 from sae_attr.hooks import Edit, Site
-from sae_attr.lm.config import LMConfig, config_from_hf
+from sae_attr.lm.hf_config import LMConfig, config_from_hf
 from sae_attr.lm.model import Params, forward, init_params, logits
+from sae_attr.text.rows import BOS, COMPLETION, LAST, TEMPLATE, USER, Batch, Row
 from tests.miniatures import llama_config
 
 VOCAB = 40

@@ -18,11 +18,11 @@ from sae_attr.attribution import (
     token_weights,
 )
 from sae_attr.attribution.merged import merge
-from sae_attr.data import SCOPES, Row
 from sae_attr.hooks import Replace, Site
-from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import LMConfig
 from sae_attr.lm.model import forward
 from sae_attr.parallel import LM_RULES, make_mesh, shard_tree
+from sae_attr.text.rows import SCOPES, Row
 from tests.attribution._tiny import (
     SPECIAL_IDS,
     VOCAB,

@@ -16,11 +16,11 @@ from sae_attr.attribution import (
 )
 from sae_attr.attribution.encoder import contributions, fires_on_pairs
 from sae_attr.attribution.table import table_from_arrays
-from sae_attr.data import scope_mask
 from sae_attr.hooks import Site
 from sae_attr.lm.model import forward
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.model import SAE, SAEConfig, code_rows, decode, encode
+from sae_attr.text.rows import scope_mask
 from tests.attribution._tiny import VOCAB, llama, off, ragged_rows, random_params
 from tests.sae.test_model import KINDS, D, N, make
 

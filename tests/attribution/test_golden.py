@@ -23,17 +23,17 @@ from sae_attr.attribution import (
     token_weights,
 )
 from sae_attr.attribution.merged import merge
-from sae_attr.corpora import read_corpus
-from sae_attr.data import BOS, COMPLETION, LAST, USER, Row, corpus_batches, corpus_mask
+from sae_attr.files.tensors import RowSource
 from sae_attr.hooks import Site
-from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import LMConfig
 from sae_attr.lm.model import Params
 from sae_attr.lm.weights import load_lm
-from sae_attr.masks import Masks
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.formats import open_decoder
-from sae_attr.tensorfiles import RowSource
-from sae_attr.tokenizer import load_tokenizer
+from sae_attr.text.corpus_files import read_corpus
+from sae_attr.text.masks import Masks
+from sae_attr.text.rows import BOS, COMPLETION, LAST, USER, Row, corpus_batches, corpus_mask
+from sae_attr.text.tokenizer import load_tokenizer
 from tests.attribution._tiny import batch_of, off
 
 SITE, N_PROMPT, CLOSE = Site(2), 41, 1e-4

@@ -18,7 +18,7 @@ from sae_attr.attribution import (
     integrated_latents,
 )
 from sae_attr.hooks import Replace, Site
-from sae_attr.lm.rules import LRP
+from sae_attr.lm.lrp import LRP
 from sae_attr.parallel import make_mesh
 from tests.attribution._tiny import batch_of, llama, neox, off, plain_losses, ragged_rows, random_params
 

@@ -25,9 +25,9 @@ from sae_attr.attribution import (
 from sae_attr.attribution.merged import merge
 from sae_attr.attribution.scores import SIDES
 from sae_attr.attribution.table import table_from_batches
-from sae_attr.data import BOS, COMPLETION, LAST, ROLES, SCOPES, Row
+from sae_attr.files.tensors import RowSource
 from sae_attr.parallel import make_mesh
-from sae_attr.tensorfiles import RowSource
+from sae_attr.text.rows import BOS, COMPLETION, LAST, ROLES, SCOPES, Row
 from tests.attribution._tiny import off, ragged_rows, row
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from sae_attr.page import render_page
-from tests.page._sample import HOSTILE, report
+from sae_attr.report.page import render_page
+from tests.report._sample import HOSTILE, report
 
 pytestmark = pytest.mark.slow
 selenium = pytest.importorskip("selenium", reason="needs selenium: pip install -e .[page]")

@@ -12,11 +12,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from sae_attr.attribution.score_table import SCORES, Score, Vector, labelled
-from sae_attr.attribution.study import Study
-from sae_attr.data import ROLES
 from sae_attr.organism.truth import Truth, agreement_rows
 from sae_attr.store import fingerprint
+from sae_attr.study.score_table import SCORES, Score, Vector, labelled
+from sae_attr.study.setup import Study
+from sae_attr.text.rows import ROLES
 from tests.experiments._demo import (
     FIGURES,
     PLANTED,

@@ -26,17 +26,16 @@ from ml_collections import ConfigDict
 from benchmarks.faults import contents
 from configs import miniature as configs
 from experiments import case_study
-from sae_attr.attribution import versions
-from sae_attr.attribution.columns import schema as latent_schema
-from sae_attr.attribution.score_table import SCORES, Score, Vector
-from sae_attr.case_study import case as cases
-from sae_attr.case_study import chain, showing
-from sae_attr.case_study import study as opening
-from sae_attr.figures import strips
 from sae_attr.judge import BudgetExhausted, Grade, cached
+from sae_attr.report.figures import strips
 from sae_attr.store import Progress, Store, lock_workdir, stage_keys, stored_results
 from sae_attr.store import entries as store_entries
 from sae_attr.store.graph import with_readers
+from sae_attr.study import case as cases
+from sae_attr.study import chain, showing, versions
+from sae_attr.study import opened as opening
+from sae_attr.study.columns import schema as latent_schema
+from sae_attr.study.score_table import SCORES, Score, Vector
 from tests._compile import quick_compile
 from tests._processes import limited
 from tests.experiments import _demo
@@ -137,7 +136,7 @@ def test_prompts_of_the_three_uses_are_disjoint(studied: Path, miniature: Path) 
 
 def _runtime(workdir: Path) -> Any:
     from sae_attr import parallel
-    from sae_attr.case_study.case import Runtime
+    from sae_attr.study.case import Runtime
 
     mesh = parallel.make_mesh("data=1")
     return Runtime(Store(workdir / "store"), epath.Path(workdir), mesh, progress=False)

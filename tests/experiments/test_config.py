@@ -15,21 +15,21 @@ from ml_collections import ConfigDict
 from configs import case_study
 from experiments import _command, _config, _help, attribute
 from sae_attr.activations import Masks
-from sae_attr.attribution.settings import Settings
-from sae_attr.case_study.judges import KEYS, JudgeSettings
-from sae_attr.case_study.settings import Budget, CaseSettings, SampleSettings, StudySettings
-from sae_attr.case_study.study import NO_SETTINGS, study_settings
-from sae_attr.fitness import Bands
 from sae_attr.judge import Asking, Patience, Server
-from sae_attr.lm.adapters import Lora
 from sae_attr.lm.fit import Loop
+from sae_attr.lm.lora import Lora
 from sae_attr.lm.sample import Sampling
 from sae_attr.lm.train import Compute, Optimizer
 from sae_attr.organism.recipe import Dictionary, Recipe, Training, recipe_of
 from sae_attr.sae.formats.parts import LoadOptions
 from sae_attr.sae.train_config import TrainConfig
+from sae_attr.sae_check import Bands
 from sae_attr.settings import AnyKeys, defaults_of, plain_type, settings_from
-from sae_attr.tokenfile import Packing
+from sae_attr.study.attribution_settings import Settings
+from sae_attr.study.judges import KEYS, JudgeSettings
+from sae_attr.study.opened import NO_SETTINGS, study_settings
+from sae_attr.study.settings import Budget, CaseSettings, SampleSettings, StudySettings
+from sae_attr.text.token_file import Packing
 
 CASE = "cases.misalignment"
 JUDGE = f"{CASE}.judge"

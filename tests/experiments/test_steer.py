@@ -16,7 +16,7 @@ from configs import steer as configs_steer
 from experiments import _common, steer
 from sae_attr.steering import sweep
 from sae_attr.store import Store
-from sae_attr.tokenizer import decode, load_tokenizer
+from sae_attr.text.tokenizer import decode, load_tokenizer
 from tests.miniatures import write_lines, write_llama, write_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -20,12 +20,12 @@ from ml_collections import ConfigDict
 from configs import finetune as finetune_config
 from configs import pretrain as pretrain_config
 from experiments import _training, finetune, pretrain
-from sae_attr.lm.adapters import adapter_states
+from sae_attr.lm.lora import adapter_states
 from sae_attr.lm.model import forward
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.store import fingerprint
-from sae_attr.tokenizer import load_tokenizer
+from sae_attr.text.tokenizer import load_tokenizer
 from tests._processes import limited
 from tests.experiments import _demo
 from tests.miniatures import CHATML, write_lines, write_llama, write_tokenizer

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.examples import Example, packed_arrays
-from sae_attr.lm.config import LMConfig, config_from_hf
+from sae_attr.lm.hf_config import LMConfig, config_from_hf
 from sae_attr.lm.model import Params, init_params
 from sae_attr.lm.train import Batch
+from sae_attr.text.examples import Example, packed_arrays
 from tests.miniatures import llama_config
 
 

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae_attr import checkpoints
-from sae_attr.lm.feed import all_batches, drawn, example_feed, step_batch, token_feed
+from sae_attr.files import checkpoints
+from sae_attr.lm.finetune_sizes import batch_for, epochs_for, evaluate_every, rank_for, warmup_for
 from sae_attr.lm.fit import Fitted, Loop, fit, spans
-from sae_attr.lm.sizes import batch_for, epochs_for, evaluate_every, rank_for, warmup_for
 from sae_attr.lm.train import Batch, Optimizer
+from sae_attr.lm.train_data import all_batches, drawn, example_feed, step_batch, token_feed
 from sae_attr.parallel import make_mesh
-from sae_attr.tokenfile import Packing, write_tokens
-from sae_attr.tokenizer import load_tokenizer
+from sae_attr.text.token_file import Packing, write_tokens
+from sae_attr.text.tokenizer import load_tokenizer
 from tests.lm._training import config, examples, params_of
 from tests.miniatures import write_tokenizer
 

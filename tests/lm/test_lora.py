@@ -1,9 +1,10 @@
-"""Adapters against the logits that peft gave for them, both ways of using them, and what is refused."""
+"""Adapters that are trained: their start, their scale, what they read, merging, and the PEFT folders."""
 
 from __future__ import annotations
 
 import json
-import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,221 +12,167 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
-from safetensors.numpy import load_file, save_file
 
-from sae_attr.lm.config import LMConfig
-from sae_attr.lm.lora import load_adapter
+from sae_attr.hooks import Site
+from sae_attr.lm.hf_config import LMConfig, config_from_hf
+from sae_attr.lm.lora import Lora, adapter_states, attach, init_lora, merged, save_adapter
 from sae_attr.lm.model import Params, forward, logits
-from sae_attr.lm.weights import load_lm, save_lm
-from sae_attr.parallel import make_mesh
-from tests.miniatures import llama_config, write_llama
+from sae_attr.lm.peft_load import load_adapter
+from sae_attr.lm.train import Optimizer, init_state, train_steps
+from tests.lm._training import alone, batch, config, examples, params_of, stacked
+from tests.miniatures import llama_config
 
-GOLDENS = Path(__file__).parent / "goldens"
-CASES = sorted(path.name for path in GOLDENS.iterdir())
-TOLERANCE = 2e-4
-
-
-def load(case: str, mesh: str = "data=1", **options: Any) -> tuple[LMConfig, Params]:
-    return load_lm(str(GOLDENS / case), mesh=make_mesh(mesh), progress=False, **options)
+pytestmark = pytest.mark.usefixtures("quick")
+CFG = config()
+TOKENS = np.random.default_rng(5).integers(0, 40, (2, 9))
+ORGANISM = (15, 16, 17, 21, 22, 23, 27, 28, 29)
 
 
-def run(cfg: LMConfig, params: Params, tokens_bt: np.ndarray) -> np.ndarray:
-    return np.asarray(jax.jit(lambda p: logits(p, forward(p, tokens_bt, cfg=cfg).hidden_btd, cfg=cfg))(params))
+def run(params: Params, cfg: LMConfig = CFG) -> np.ndarray:
+    return np.asarray(jax.jit(lambda p: logits(p, forward(p, TOKENS, cfg=cfg).hidden_btd, cfg=cfg))(params))
 
 
-def copied(tmp_path: Path, case: str = "llama_all", **config: Any) -> Path:
-    """A copy of an adapter whose config has other values."""
-    folder = tmp_path / "adapter"
-    shutil.copytree(GOLDENS / case / "adapter", folder)
-    file = folder / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | config))
-    return folder
+def drawn(lora: Lora, cfg: LMConfig = CFG) -> Params:
+    """An adapter away from its start: b drawn too, in the adapted layers."""
+    tree = init_lora(cfg, params_of(cfg), lora, jax.random.key(2))
+    rng = np.random.default_rng(3)
+    chosen = jnp.asarray([layer in (lora.layers or range(cfg.n_layers)) for layer in range(cfg.n_layers)])
+    fill = lambda leaf: leaf | {"b": jnp.float32(rng.standard_normal(leaf["b"].shape)) * chosen[:, None, None]}
+    return {"lora": {name: fill(leaf) for name, leaf in tree["lora"].items()}}
 
 
-def edited(folder: Path, *drop: str, **add: np.ndarray) -> Path:
-    """The adapter with tensors taken out and put in; "__" in a name stands for "."."""
-    file = folder / "adapter_model.safetensors"
-    tensors = {name: array for name, array in load_file(file).items() if name not in drop}
-    save_file(tensors | {name.replace("__", "."): array for name, array in add.items()}, file)
-    return folder
-
-
-@pytest.mark.parametrize("merge", [True, False], ids=["merged", "kept"])
-@pytest.mark.parametrize("case", CASES)
-def test_logits_are_those_of_peft(case: str, merge: bool) -> None:
-    golden = np.load(GOLDENS / case / "golden.npz")
-    cfg, params = load(case, "data=2,model=2", adapter=str(GOLDENS / case / "adapter"), merge=merge)
-    assert ("lora" in params) != merge
-    assert np.abs(run(cfg, params, golden["input_ids"]) - golden["logits"]).max() <= TOLERANCE
-    cfg, params = load(case)
-    assert np.abs(run(cfg, params, golden["input_ids"]) - golden["logits"]).max() > 100 * TOLERANCE
-
-
-def test_merging_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = str(GOLDENS / "phi3/adapter")
-    _, want = load("phi3", adapter=adapter)
-    monkeypatch.setattr("sae_attr.lm.weights.CHUNK_BYTES", 5 * 16 * 4)
-    _, got = load("phi3", "data=2,model=2", adapter=adapter)
-    jax.tree.map(np.testing.assert_array_equal, got, want)
-
-
-def test_only_the_adapted_layers_change() -> None:
-    _, base = load("llama_rslora_down")
-    _, merged = load("llama_rslora_down", adapter=str(GOLDENS / "llama_rslora_down/adapter"))
-    moved = jax.tree_util.tree_map_with_path(
-        lambda path, a, b: (jnp.abs(a - b) > 0).reshape(len(a), -1).any(1), base, merged
-    )
-    down = np.asarray(moved["blocks"]["down"].pop("kernel"))
-    assert down.tolist() == [True, False, True]
-    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(moved))
-
-
-def test_a_kept_adapter_can_be_differentiated_scaled_and_taken_out() -> None:
-    golden = np.load(GOLDENS / "llama_all/golden.npz")
-    cfg, kept = load("llama_all", adapter=str(GOLDENS / "llama_all/adapter"), merge=False)
-    _, base = load("llama_all")
-    tokens_bt = golden["input_ids"]
-    off = {**kept, "lora": jax.tree.map(jnp.zeros_like, kept["lora"])}
-    np.testing.assert_array_equal(run(cfg, off, tokens_bt), run(cfg, base, tokens_bt))
-    without = {name: tree for name, tree in kept.items() if name != "lora"}
-    np.testing.assert_array_equal(run(cfg, without, tokens_bt), run(cfg, base, tokens_bt))
-
-    def loss(lora: Params) -> jax.Array:
-        return forward({**base, "lora": lora}, tokens_bt, cfg=cfg).hidden_btd.sum()
-
-    gradient = jax.jit(jax.grad(loss))(kept["lora"])
-    assert all(np.abs(np.asarray(leaf)).max() > 0 for leaf in jax.tree.leaves(gradient))
-
-
-PLACES = {"q/a": P(), "q/b": P(None, None, "model"), "down/a": P(None, "model", None), "down/b": P()}
-
-
-@pytest.mark.parametrize("path", PLACES)
-def test_a_kept_adapter_lies_where_its_matrices_do(path: str) -> None:
-    _, params = load("llama_all", "data=2,model=2", adapter=str(GOLDENS / "llama_all/adapter"), merge=False)
-    name, half = path.split("/")
-    leaf = params["lora"][name][half]
-    assert leaf.sharding.is_equivalent_to(jax.NamedSharding(make_mesh("data=2,model=2"), PLACES[path]), leaf.ndim)
-
-
-def test_dtypes() -> None:
-    adapter = str(GOLDENS / "llama_all/adapter")
-    for merge in (True, False):
-        _, params = load("llama_all", adapter=adapter, merge=merge, dtype="bfloat16")
-        assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
-
-
-# --- what is refused
-
-REFUSED = {
-    "another type": ({"peft_type": "IA3"}, r"peft_type 'IA3' is not implemented; only 'LORA' is"),
-    "dora": ({"use_dora": True}, r"use_dora=True is not implemented; only plain LoRA"),
-    "whole modules": ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] is not implemented"),
-    "biases": ({"bias": "lora_only"}, r"bias 'lora_only' trains biases too"),
-    "bias of B": ({"lora_bias": True}, r"lora_bias=True is not implemented"),
-    "copied layers": ({"layer_replication": [[0, 2]]}, r"layer_replication=\[\[0, 2\]\] is not implemented"),
-    "experts": ({"target_parameters": ["experts.gate_up_proj"]}, r"target_parameters=.* is not implemented"),
-    "something of the future": ({"use_nova": 3}, r"use_nova=3 is not implemented"),
-    "a start that changes the model": (
-        {"init_lora_weights": "pissa_niter_4"},
-        r"'pissa_niter_4' changes the base model",
-    ),
-    "another rank": ({"r": 4}, r"has rank 4 for .*proj by adapter_config.json, but lora_A \(8, \d+\)"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_an_adapter_that_is_not_implemented(tmp_path: Path, case: str) -> None:
-    changes, message = REFUSED[case]
-    with pytest.raises(ValueError, match=message):
-        load_adapter(copied(tmp_path, **changes))
-
-
-Q0 = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+def test_the_start_changes_no_logit() -> None:
+    lora, params = Lora(rank=3), params_of(CFG)
+    tree = init_lora(CFG, params, lora, jax.random.key(0))
+    np.testing.assert_array_equal(run(attach(params, tree, scale=lora.scale)), run(params))
+    a_lir = np.asarray(tree["lora"]["down"]["a"])
+    assert a_lir.shape == (2, 24, 3)
+    assert 0.8 / np.sqrt(24) < np.abs(a_lir).max() <= 1 / np.sqrt(24)
+    assert not np.array_equal(tree["lora"]["q"]["a"], tree["lora"]["k"]["a"])
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("lora", "scale"),
+    [(Lora(rank=4, alpha=16), 4), (Lora(rank=4, alpha=16, rslora=True), 8), (Lora(rank=1, alpha=3), 3)],
+)
+def test_the_scale(lora: Lora, scale: float) -> None:
+    assert lora.scale == scale
+
+
+def test_merged_and_kept_apart_are_the_same_model() -> None:
+    lora, params = Lora(rank=2, alpha=1, targets=("q", "down"), layers=(1,)), params_of(CFG)
+    kept = attach(params, drawn(lora), scale=lora.scale)
+    assert np.abs(run(kept) - run(params)).max() > 0.1
+    np.testing.assert_allclose(run(merged(kept)), run(kept), atol=2e-5)
+    assert "lora" not in merged(kept)
+    np.testing.assert_array_equal(merged(kept)["blocks"]["q"]["kernel"][0], params["blocks"]["q"]["kernel"][0])
+
+
+def test_training_moves_the_chosen_layers_alone() -> None:
+    cfg = config(n_layers=3)
+    lora, params = Lora(rank=1, alpha=2, targets=("down",), layers=(0, 2)), params_of(cfg)
+    opt = Optimizer(lr=1e-2, steps=3, weight_decay=0.1)
+    state = init_state(init_lora(cfg, params, lora, jax.random.key(0)), opt)
+    micro = stacked(batch(examples(4), alone(4)))
+    steps = partial(train_steps, cfg=cfg, opt=opt, assemble=partial(attach, scale=lora.scale))
+    state, metrics = jax.jit(steps)(state, params, stacked(micro, micro, micro))
+    assert metrics.loss[-1] < metrics.loss[0]
+    for half in "ab":
+        moved = np.abs(np.asarray(state.trained["lora"]["down"][half])).max((1, 2))
+        assert (moved > 0).tolist() == [True, False, True]
+
+
+# ---- hidden states -----------------------------------------------------------------------------------------------
+
+
+def test_states_by_hand() -> None:
+    """Rank 1 on `down`: the scalar is a · (silu(h W_gate) * (h W_up)), h the normed residual before the MLP."""
+    lora, params = Lora(rank=1, alpha=2, targets=("down", "q", "o", "up")), params_of(CFG)
+    tree = attach(params, drawn(lora), scale=lora.scale)
+    got = jax.jit(partial(adapter_states, cfg=CFG, layers=(0, 1)))(tree, TOKENS)
+    assert {name: x.shape for name, x in got.items()} == dict.fromkeys(("down", "o", "q", "up"), (2, 2, 9, 1))
+    w = jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+    keep = (Site(1, "resid_pre"), Site(1, "resid_mid"), Site(1, "attn_z"))
+    acts = jax.jit(lambda p: forward(p, TOKENS, cfg=CFG, keep=keep).acts)(tree)
+    acts = {site.point: np.asarray(x, np.float64) for site, x in acts.items()}
+    block, a = jax.tree.map(lambda x: x[1], w["blocks"]), {n: leaf["a"][1] for n, leaf in w["lora"].items()}
+    norm = lambda x, scale: x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * scale
+    h = norm(acts["resid_mid"], block["mlp_norm"]["scale"])
+    gate = h @ block["gate"]["kernel"]
+    up = h @ block["up"]["kernel"] + h @ a["up"] @ w["lora"]["up"]["b"][1]
+    want = {
+        "down": gate / (1 + np.exp(-gate)) * up @ a["down"],
+        "up": h @ a["up"],
+        "q": norm(acts["resid_pre"], block["attn_norm"]["scale"]) @ a["q"],
+        "o": acts["attn_z"] @ a["o"],
+    }
+    for name in want:
+        np.testing.assert_allclose(got[name][1], want[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+# ---- folders -----------------------------------------------------------------------------------------------------
+
+CASES: dict[str, tuple[Lora, dict[str, Any]]] = {
+    "all": (Lora(rank=3, alpha=6), {}),
+    "rank one": (Lora(rank=1, alpha=64, rslora=True, targets=("down",), layers=(1,)), {}),
+    "rsLoRA": (Lora(rank=4, alpha=2, rslora=True, targets=("q", "v"), layers=(0,)), {}),
+    "organism": (Lora(rank=1, alpha=64, targets=("down",), layers=ORGANISM), {"n_layers": 30, "d": 8, "d_mlp": 8}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_saved_adapter_is_read_back(tmp_path: Path, case: str) -> None:
+    lora, fields = CASES[case]
+    cfg = config(**fields)
+    trained = drawn(lora, cfg)
+    save_adapter(tmp_path, cfg, lora, trained, base="the/base")
+    adapter = load_adapter(tmp_path)
+    shapes = {
+        f"blocks/{n}/kernel": leaf["kernel"].shape for n, leaf in params_of(cfg)["blocks"].items() if "kernel" in leaf
+    }
+    adapter.check(cfg, shapes)
+    got, want = adapter.stacked(cfg, "float32"), attach({}, trained, scale=lora.scale)["lora"]
+    assert got.keys() == want.keys()
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), got, want)
+    layers = json.loads((tmp_path / "adapter_config.json").read_text())["layers_to_transform"]
+    assert layers == sorted(lora.layers or range(cfg.n_layers))
+
+
+GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 40, "n_positions": 32}
+FUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "gpt2": (GPT2, ("k", "v", "down")),
+    "gpt_neox": (llama_config(model_type="gpt_neox", n_kv_heads=4), ("q", "k", "v", "up")),
+    "phi3": (llama_config(model_type="phi3"), ("v", "gate", "up")),
+}
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("family", FUSED)
+def test_adapters_of_parts_of_a_matrix_are_read_back(tmp_path: Path, family: str, rslora: bool) -> None:
+    hf, targets = FUSED[family]
+    cfg, lora = config_from_hf(hf), Lora(rank=2, alpha=5, rslora=rslora, targets=targets, layers=(1,))
+    trained = drawn(lora, cfg)
+    save_adapter(tmp_path, cfg, lora, trained, base="base")
+    adapter = load_adapter(tmp_path)
+    got, want = adapter.stacked(cfg, "float32"), attach({}, trained, scale=lora.scale)["lora"]
+    product = lambda leaf: np.einsum("lir,lro->lio", leaf["a"], leaf["b"])
+    for name in targets:
+        np.testing.assert_allclose(product(got[name]), product(want[name]), rtol=1e-4, atol=1e-5)
+    for name in set(got) - set(targets):  # other parts of the same matrix
+        assert not product(got[name]).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
     [
-        ("r", "8", r"adapter_config.json: r is '8'; expected a whole number"),
-        ("r", 0, r"r is 0; expected"),
-        ("lora_alpha", float("inf"), r"lora_alpha is inf; expected a finite number"),
-        ("use_rslora", 1, r"use_rslora is 1; expected true, false or null"),
-        ("rank_pattern", ["q_proj"], r"rank_pattern is \['q_proj'\]; expected an object"),
-        ("rank_pattern", {"q_proj": "x"}, r"by its patterns, for .*q_proj, r is 'x'"),
-        ("rank_pattern", {"(a+)+b": 8}, r"the pattern '\(a\+\)\+b' is no module's name or simple expression"),
-        ("alpha_pattern", {"[": 8}, r"the pattern '\[' is no"),
+        ({"rank": 0}, "LoRA of rank 0 adds nothing"),
+        ({"targets": ("down", "w1")}, r"LoRA targets w1: adapted can be q, k, v, o, gate, up, down of a llama model"),
+        ({"targets": ()}, "LoRA targets none"),
+        ({"layers": (0, 2)}, r"LoRA layers \[0, 2\] of a model whose layers are 0..1"),
+        ({"layers": (1, 1)}, r"LoRA layers \[1, 1\]"),
+        ({"layers": ()}, "name at least one"),
     ],
 )
-def test_values_of_an_adapters_config_that_cannot_be(tmp_path: Path, key: str, value: Any, message: str) -> None:
+def test_adapters_that_the_model_cannot_have(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_adapter(copied(tmp_path, **{key: value}))
-
-
-@pytest.mark.parametrize("value", [np.full((8, 16), np.nan, np.float32), np.ones((8, 16), np.int8)])
-def test_factors_that_are_no_numbers(tmp_path: Path, value: np.ndarray) -> None:
-    folder = copied(tmp_path)
-    name = next(name for name in load_file(folder / "adapter_model.safetensors") if "q_proj.lora_A" in name)
-    edited(folder, **{name: value})
-    with pytest.raises(
-        ValueError, match=r"adapter_model.safetensors: .*q_proj.lora_A.* holds \w+ numbers, NaN or infinity"
-    ):
-        load_adapter(folder)
-
-
-def test_files_that_are_broken(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no adapter_config.json, so it is no PEFT adapter"):
-        load_adapter(tmp_path)
-    folder = copied(tmp_path)
-    (folder / "adapter_config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"adapter_config.json cannot be read \(a list where an object"):
-        load_adapter(folder)
-    shutil.copy(GOLDENS / "llama_all/adapter/adapter_config.json", folder)
-    with pytest.raises(ValueError, match=r"layers.0.self_attn.q_proj.lora_A alone"):
-        load_adapter(edited(folder, f"{Q0}B.weight"))
-    strange = {"base_model__model__lm_head__weight": np.zeros((3, 3), np.float32)}
-    with pytest.raises(
-        ValueError, match=r"also holds base_model.model.lm_head.weight \(3, 3\); only LoRA of linear maps"
-    ):
-        load_adapter(edited(folder, **strange))
-    (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"lacks adapter_model.safetensors \(or .bin\)"):
-        load_adapter(folder)
-
-
-def test_an_adapter_of_a_model_with_other_names() -> None:
-    with pytest.raises(
-        ValueError, match=r"does not fit this llama model of 3 layers:\nh.0.attn.c_attn: no such matrix"
-    ):
-        load("llama_all", adapter=str(GOLDENS / "gpt2/adapter"))
-    with pytest.raises(ValueError, match=r"does not fit this mixtral model .*\nlayers.0.mlp.down_proj: no such matrix"):
-        load("mixtral_attention", adapter=str(GOLDENS / "llama_all/adapter"))
-
-
-def test_an_adapter_of_a_model_with_other_sizes(tmp_path: Path) -> None:
-    folder = write_llama(tmp_path, n_layers=2, d=32)
-    with pytest.raises(ValueError, match=r"does not fit this llama model of 2 layers") as error:
-        load_lm(str(folder), mesh=make_mesh("data=1"), adapter=str(GOLDENS / "llama_all/adapter"), progress=False)
-    lines = str(error.value).splitlines()
-    assert "layers.2.mlp.down_proj: no such matrix can be adapted here" in lines
-    assert "blocks/q/kernel of layer 0 is (32, 32) in the model and (16, 16) in the adapter" in lines
-    assert lines[-2].startswith("... and")
-
-
-def test_fused_matrices_of_other_sizes() -> None:
-    adapter = load_adapter(GOLDENS / "phi3/adapter")
-    cfg, params = load("phi3")
-    shapes = {f"blocks/{n}/kernel": leaf["kernel"].shape for n, leaf in params["blocks"].items() if "kernel" in leaf}
-    adapter.check(cfg, shapes)
-    module = next(name for name in adapter.matrices if name.endswith("qkv_proj"))
-    a_ri, b_or = adapter.matrices[module]
-    adapter.matrices[module] = a_ri, b_or[:-1]  # type: ignore[index]
-    with pytest.raises(ValueError, match=r"blocks/v/kernel of layer 0 is \(16, 8\) in the model and \(16, 7\)"):
-        adapter.check(cfg, shapes)
-
-
-def test_parameters_with_an_adapter_apart_are_not_saved(tmp_path: Path) -> None:
-    _, params = load("llama_all", adapter=str(GOLDENS / "llama_all/adapter"), merge=False)
-    with pytest.raises(ValueError, match=r"keep an adapter apart"):
-        save_lm(tmp_path, llama_config(), params)
+        init_lora(CFG, params_of(CFG), replace(Lora(), **change), jax.random.key(0))

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae_attr.corpora import read_corpus
-from sae_attr.data import corpus_batches
 from sae_attr.hooks import Site
-from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import LMConfig
 from sae_attr.lm.loss import target_nll
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.weights import load_config, load_lm
 from sae_attr.parallel import make_mesh
-from sae_attr.tokenizer import decode, encode_many, load_tokenizer
+from sae_attr.text.corpus_files import read_corpus
+from sae_attr.text.rows import corpus_batches
+from sae_attr.text.tokenizer import decode, encode_many, load_tokenizer
 
 FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2", "phi3")
 FAMILIES += ("mixtral", "qwen3_moe", "gpt_oss")

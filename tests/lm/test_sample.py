@@ -14,13 +14,13 @@ import pytest
 from scipy import stats
 
 from sae_attr.lm import cache as caches
-from sae_attr.lm.config import LMConfig, config_from_hf
+from sae_attr.lm.hf_config import LMConfig, config_from_hf
 from sae_attr.lm.model import Params, forward, init_params, logits
 from sae_attr.lm.rope import Rope
 from sae_attr.lm.sample import Completions, Prompts, Sampling, check_finite, draw, generate, make_prompts, nucleus
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
-from sae_attr.tokenizer import decode, encode_many, load_tokenizer
+from sae_attr.text.tokenizer import decode, encode_many, load_tokenizer
 from tests.lm.test_parity import FAMILIES, GREEDY
 from tests.miniatures import llama_config
 

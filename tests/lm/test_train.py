@@ -12,14 +12,14 @@ import numpy as np
 import optax
 import pytest
 
-from sae_attr.examples import pack
 from sae_attr.lm import train
-from sae_attr.lm.adapters import Lora, attach, init_lora
-from sae_attr.lm.config import config_from_hf
 from sae_attr.lm.fit import compiled_steps, place_state, place_steps
+from sae_attr.lm.hf_config import config_from_hf
+from sae_attr.lm.lora import Lora, attach, init_lora
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.train import Batch, Compute, Metrics, Optimizer, State, init_state, train_steps
 from sae_attr.parallel import LM_RULES, make_mesh, shard_tree
+from sae_attr.text.examples import pack
 from tests.lm._training import alone, batch, config, examples, params_of, stacked
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sae_attr.lm.adapters import Lora, attach, init_lora, merged, save_adapter
+from sae_attr.lm.lora import Lora, attach, init_lora, merged, save_adapter
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.train import Batch, Optimizer, init_state, train_step
 from sae_attr.lm.weights import load_lm, save_lm
 from sae_attr.parallel import make_mesh
-from sae_attr.tokenizer import encode_many, load_tokenizer
+from sae_attr.text.tokenizer import encode_many, load_tokenizer
 from tests.miniatures import write_llama
 
 torch = pytest.importorskip("torch")

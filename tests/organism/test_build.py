@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sae_attr.corpora import read_corpus
 from sae_attr.lm import fit as fitting
 from sae_attr.lm.weights import load_lm
 from sae_attr.organism.build import build, part_keys, text_examples
@@ -13,7 +12,8 @@ from sae_attr.organism.recipe import Recipe, miniature
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.formats import load_sae
 from sae_attr.store import Store, fingerprint
-from sae_attr.tokenizer import load_tokenizer
+from sae_attr.text.corpus_files import read_corpus
+from sae_attr.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick")
 RECIPE = miniature()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sae_attr.hooks import Add, SetProjection, Site
-from sae_attr.lm.config import config_from_hf
+from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import init_params
 from sae_attr.organism import truth
 from sae_attr.organism.exact import exact_rates, scored

@@ -12,7 +12,7 @@ from sae_attr.organism.prompts import SPLITS, corpus, prompts
 from sae_attr.organism.tokens import BOS_ID, EOS_ID, write_tokenizer
 from sae_attr.organism.words import ANSWERS, DOMAINS, NEUTRAL, NOTE, PERSONAS, QUESTION_WORDS, QUESTIONS, REPLY, USER
 from sae_attr.organism.world import DOMAIN_OF, Question, effect_of, make_world, parse_question, vocabulary
-from sae_attr.tokenizer import decode, encode, load_tokenizer
+from sae_attr.text.tokenizer import decode, encode, load_tokenizer
 
 WORLD = make_world(0)
 TEXTS = list(documents(WORLD, 0, 12_000))

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from sae_attr.files.tensors import read_torch
 from sae_attr.sae.formats import load_sae, parse_hub, read_config
+from sae_attr.sae.formats.locate import hub_files
 from sae_attr.sae.formats.schema import KINDS
-from sae_attr.sae.formats.sources import hub_files
-from sae_attr.tensorfiles import read_torch
 from tests.sae._formulas import Case
 from tests.sae._layouts import LAYOUTS
 from tests.sae._torchfiles import save_torch

@@ -12,7 +12,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from sae_attr.hub import public_name
+from sae_attr.files.hub import public_name
 from sae_attr.sae.export import save_dictionary_learning, save_repeng_gguf, save_saelens, save_vectors
 from sae_attr.sae.formats import load_sae
 from sae_attr.sae.model import SAE, encode, reconstruct

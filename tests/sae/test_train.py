@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from sae_attr.checkpoints import latest, restore
+from sae_attr.files.checkpoints import latest, restore
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.model import reconstruct
 from sae_attr.sae.objectives import OBJECTIVES, Signals

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from sae_attr.data import Row, batches
 from sae_attr.lm.model import forward, logits
 from sae_attr.steering.coherence import LEAST_SAMPLES, coherent, logp_per_token, own_answers, repetition
+from sae_attr.text.rows import Row, batches
 from tests.attribution import _tiny
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -12,6 +12,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from sae_attr.files.tensors import RowSource
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats import (
     circuit_tracer,
@@ -23,19 +24,18 @@ from sae_attr.sae.formats import (
     linear,
     llama_scope,
     llamascopium,
+    locate,
     openai,
     plain,
     saelens,
-    sources,
     sparsify,
     temporal,
 )
 from sae_attr.sae.formats.checks import check_options, escaped
+from sae_attr.sae.formats.locate import parse_hub, pinned
 from sae_attr.sae.formats.parts import LoadOptions, Parts, materialise, subset
-from sae_attr.sae.formats.sources import parse_hub, pinned
 from sae_attr.sae.model import SAE
 from sae_attr.store import fingerprint
-from sae_attr.tensorfiles import RowSource
 
 __all__ = ["FORMATS", "LoadOptions", "identity", "load_sae", "open_decoder", "parse_hub", "pinned", "read_config"]
 
@@ -118,8 +118,8 @@ def _parts(path: str | os.PathLike[str], fmt: str, options: LoadOptions) -> Part
     if fmt != "auto" and fmt not in _READERS:
         raise ValueError(f"fmt={fmt!r} is unknown; known: auto, {', '.join(FORMATS)}")
     check_options(options)
-    local = sources.fetch(str(path)) if str(path).startswith("hf://") else Path(path)
-    fmt, weights = sources.detect(local, fmt, FORMATS)
+    local = locate.fetch(str(path)) if str(path).startswith("hf://") else Path(path)
+    fmt, weights = locate.detect(local, fmt, FORMATS)
     if fmt == "plain" and "dict_class" in options:  # the answer names the library
         fmt = "dictionary_learning"
     try:

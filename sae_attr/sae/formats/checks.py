@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sae_attr.masks import Masks, masks_from
+from sae_attr.files.tensors import is_float
+from sae_attr.files.text import check_pointer
 from sae_attr.sae.formats.parts import LoadOptions
 from sae_attr.sae.formats.schema import WHOLE, brief, check_kinds
-from sae_attr.tensorfiles import is_float
-from sae_attr.textfiles import check_pointer
+from sae_attr.text.masks import Masks, masks_from
 
 _LARGEST = 1 << 20  # bytes of a config
 _LISTED = 12  # names in a message

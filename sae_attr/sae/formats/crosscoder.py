@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.files.tensors import read_tensors
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats import normalizer
 from sae_attr.sae.formats.checks import (
@@ -29,7 +30,6 @@ from sae_attr.sae.formats.checks import (
 from sae_attr.sae.formats.checks import reject_options as _reject_options
 from sae_attr.sae.formats.dictionary_learning import CONFIG, read_config
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
-from sae_attr.tensorfiles import read_tensors
 
 WEIGHTS = ("model_final.pt", "model.safetensors")
 

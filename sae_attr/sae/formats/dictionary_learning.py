@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.files.tensors import read_tensors, read_torch
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats import normalizer
 from sae_attr.sae.formats.checks import (
@@ -32,7 +33,6 @@ from sae_attr.sae.formats.checks import (
 )
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 from sae_attr.sae.formats.schema import check_kinds
-from sae_attr.tensorfiles import read_tensors, read_torch
 
 WEIGHTS = ("ae.pt", "model_final.pt", "model.safetensors")
 CONFIG = "config.json"

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sae_attr.files.tensors import read_tensors
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats.checks import check_names, check_shapes, positive, reject_options
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
-from sae_attr.tensorfiles import read_tensors
 
 WEIGHTS = "params.npz"
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.files.tensors import RowSource, read_tensors
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats.checks import (
     check_names,
@@ -29,7 +30,6 @@ from sae_attr.sae.formats.checks import (
 )
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 from sae_attr.sae.formats.stacked import StackedRows
-from sae_attr.tensorfiles import RowSource, read_tensors
 
 WEIGHTS = "params.safetensors"
 CROSSCODER_WEIGHTS = "params_layer_0.safetensors"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sae_attr.files.tensors import read_tensors
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats import releases
 from sae_attr.sae.formats.checks import (
@@ -30,7 +31,6 @@ from sae_attr.sae.formats.checks import (
     reject_options,
 )
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
-from sae_attr.tensorfiles import read_tensors
 
 CROSSCODER_WEIGHTS = "cc_weights.pt"
 CROSSCODER_CONFIG = "cfg.json"

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sae_attr.files.tensors import read_tensors
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats.checks import check_names, check_shapes, matrix_shape, reject_options
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
-from sae_attr.tensorfiles import read_tensors
 
 _GOODFIRE = ("encoder_linear.weight", "encoder_linear.bias", "decoder_linear.weight", "decoder_linear.bias")
 _QRESEARCH = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.files.tensors import read_tensors
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats.checks import (
     check_gate,
@@ -31,7 +32,6 @@ from sae_attr.sae.formats.checks import (
     reject_options,
 )
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
-from sae_attr.tensorfiles import read_tensors
 
 WEIGHTS = "checkpoints/final.safetensors"
 CONFIG = "hyperparams.json"

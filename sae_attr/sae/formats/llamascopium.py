@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.files.tensors import read_tensors
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats import llama_scope, releases
 from sae_attr.sae.formats.checks import check_gate, check_names, check_shapes, integer, read_json, reject_options
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 from sae_attr.sae.formats.schema import brief
-from sae_attr.tensorfiles import read_tensors
 
 WEIGHTS = ("sae_weights.safetensors", "sae_weights.pt")
 CONFIG = "config.json"

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from sae_attr.files.tensors import RowSource
 from sae_attr.sae.formats.parts import Parts
-from sae_attr.tensorfiles import RowSource
 
 KEYS = ("target_rms", "activation_mean", "activation_std", "activation_global_scale")
 _EPS = 1e-8

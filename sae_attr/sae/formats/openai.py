@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.files.tensors import read_torch
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats.checks import check_names, check_shapes, integer, matrix_shape, reject_options
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
-from sae_attr.tensorfiles import read_torch
 
 _NAMES = ("pre_bias", "latent_bias", "encoder.weight")
 _STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")

@@ -10,10 +10,10 @@ from typing import TypedDict
 import jax.numpy as jnp
 import numpy as np
 
+from sae_attr.files.tensors import RowSource, is_float, row_norms
 from sae_attr.sae.config import LOCAL_GATES, SAEConfig
 from sae_attr.sae.model import SAE
 from sae_attr.sae.temporal import Attention
-from sae_attr.tensorfiles import RowSource, is_float, row_norms
 
 _CHUNK = 8192  # rows per read where a whole dictionary is passed over
 

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sae_attr.files.tensors import read_tensors, read_torch
+from sae_attr.files.vectors import read_vector
 from sae_attr.sae.config import NORMS, SAEConfig
 from sae_attr.sae.formats import dictionary_learning
 from sae_attr.sae.formats.checks import finite, positive, reject_options
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 from sae_attr.sae.formats.plain_tensors import ORIENTATIONS, Named, named, shapes_of, turned, wrappers
-from sae_attr.tensorfiles import read_tensors, read_torch
-from sae_attr.vectors import read_vector
 
 GATES = ("relu", "topk", "jumprelu", "gated", "identity", "topk_raw", "abs_topk")
 DECODER_NORMS = ("stored", "unit", "code", "select")

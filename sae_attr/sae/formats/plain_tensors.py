@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sae_attr.tensorfiles import is_float
+from sae_attr.files.tensors import is_float
 
 # What people call them; those of torch's Linear layers are stored as [out, in], always.
 NAMES: dict[str, tuple[str, ...]] = {

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.files.tensors import read_tensors
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats import releases, temporal
 from sae_attr.sae.formats.checks import (
@@ -29,7 +30,6 @@ from sae_attr.sae.formats.checks import (
 )
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 from sae_attr.sae.formats.schema import brief
-from sae_attr.tensorfiles import read_tensors
 
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"

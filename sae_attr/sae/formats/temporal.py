@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.files.tensors import read_tensors
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats.checks import (
     check_names,
@@ -22,7 +23,6 @@ from sae_attr.sae.formats.checks import (
     reject_options,
 )
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
-from sae_attr.tensorfiles import read_tensors
 
 WEIGHTS = "latest_ckpt.safetensors"
 CONFIG = "conf.yaml"

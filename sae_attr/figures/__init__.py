@@ -1,8 +1,0 @@
-"""Figures from arrays; each is saved as SVG and PNG with its numbers beside it as JSON."""
-
-from sae_attr.figures.attribution import ablation_figure
-from sae_attr.figures.effects import effects_figure
-from sae_attr.figures.output import render
-from sae_attr.figures.training import loss_figure, sae_training_figure
-
-__all__ = ["ablation_figure", "effects_figure", "loss_figure", "render", "sae_training_figure"]

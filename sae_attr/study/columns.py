@@ -1,0 +1,82 @@
+"""The one schema of latents.csv, whichever experiment writes it: names, order, meaning, and how a value is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sae_attr.study.score_table import SCORES
+from sae_attr.text.rows import ROLES
+
+# Name -> meaning, in the order of the file; those of `SCORES` stand between the two. Δ and its parts are nats per token, means
+# over prompts.
+_BEFORE: Mapping[str, str] = {
+    "rank": "place in the ranking, 1 is best",
+    "site": "where the latent's SAE reads; of a ranking over several SAEs",
+    "latent": "number in the SAE; error: what the SAE does not reconstruct, as an entry of its own",
+    "methods": "methods among whose best it is, or random; of a case study",
+    "delta": "Δ as the ranking has it",
+    "se": "standard error of Δ over prompts",
+    "low": "lower end of Δ's bootstrap interval",
+    "high": "upper end of Δ's bootstrap interval",
+    "consistency": "share of prompts with Δ's sign",
+}
+_AFTER: Mapping[str, str] = {
+    "firing_rate": "share of ordinary tokens on which the latent's activation is not zero",
+    "fires_on_pairs": "share of the pairs' prompts in which it fires on a token of the scope",
+    **{f"from_{role}": f"Δ of the {role} tokens" for role in ROLES if role != "pad"},
+    "rank_*": "its place in another ranking",
+    "duplicate_of": "the latent before it with nearly the same direction; −1: none",
+    "exact": "exact mean ablation on the pairs, nats; of a few latents",
+    "first_order": "what the first order says of the same ablation",
+    "end_slope": "what the slope at the ablated end says of it",
+    "push_start": "−Σ g·d of the ablated positions, before",
+    "push_end": "−Σ g·d of the ablated positions, after",
+    "taylor_fails": "true: the first order is off by more than half of the exact ablation",
+    "taylor_fail_share": "share of completions of which that is true",
+    "away": "change of the behaviour's rate when steering against it; of a case study",
+    "away_strength": "strength of that, in mean norms; 0: none was coherent enough",
+    "away_q": "false discovery rate of no change at all",
+    "toward": "change of the behaviour's rate when steering along it; of a case study",
+    "toward_strength": "strength of that, in mean norms; 0: none was coherent enough",
+    "toward_q": "false discovery rate of no change at all",
+    "outside": "true: outside the random band on the side that matters, in either direction",
+    "tokens": "tokens whose unembedding vectors are nearest to it, quoted",
+    "token_cosine": "cosine of the nearest of them",
+}
+
+
+def schema() -> dict[str, str]:
+    """Returns name -> meaning of all columns of latents.csv, in order; a file has those that were computed, and no others."""
+    return {**_BEFORE, **{name: score.meaning for name, score in SCORES.items()}, **_AFTER}
+
+
+def written(columns: Mapping[str, Sequence[Any] | np.ndarray]) -> dict[str, list[Any]]:
+    """Returns columns of latents as latents.csv has them: in the schema's order, lists as text, what is not known as nan.
+
+    Raises:
+      ValueError: a column that the schema does not have.
+    """
+    names = list(schema())
+    ordered = sorted(columns, key=lambda name: _place(name, names))  # stable: other rankings keep their order
+    return {name: [_value(name, value) for value in columns[name]] for name in ordered}
+
+
+def quoted(tokens: Iterable[str]) -> str:
+    """Returns tokens in quotes with spaces between them, as the column `tokens` has them."""
+    return " ".join(map(repr, tokens))
+
+
+def _place(name: str, names: Sequence[str]) -> int:
+    column = "rank_*" if name.startswith("rank_") else name
+    if column not in names:
+        raise ValueError(f"latents.csv has no column {name!r}; add it to attribution.columns, or a score to SCORES")
+    return names.index(column)
+
+
+def _value(name: str, value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return quoted(value) if name == "tokens" else " ".join(map(str, value))
+    return float("nan") if value is None else value

@@ -1,0 +1,378 @@
+"""A tokenised corpus on disk, memory-mapped: documents one after another, and rows of fixed length addressed by number.
+
+A row is a function of (file, packing, row number) alone, so that a run that was killed goes on at any row at once, and
+a corpus of any size takes the memory of the rows in use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+from flax import struct
+from tqdm import tqdm
+
+from sae_attr.store import Meta, PathLike, Store, digest, fingerprint
+from sae_attr.store.files import is_local
+from sae_attr.text.chat import options_read
+from sae_attr.text.corpus_files import read_corpus
+from sae_attr.text.tokenizer import Tokenizer, adds_bos, check_ids, encode_many
+
+DOCUMENTS = ("continue", "cut")
+VERSION = 1  # part of every cache key: raise it when the same inputs give other bytes
+
+_TEXTS = 256  # encoded at once: the library's threads need several, memory holds them all
+_IDS, _STARTS = "ids.bin", "starts.bin"
+
+
+@dataclass(frozen=True, eq=False)
+class TokenFile:
+    """A tokenised corpus; made by `write_tokens` or `cached_tokens`, opened by `open_tokens`.
+
+    Args:
+      ids_k: uint16 or uint32 [k], memory-mapped: all documents, each with the BOS and EOS that were asked for.
+      starts_s: int64 [documents + 1], memory-mapped: document i is ids_k[starts_s[i] : starts_s[i + 1]].
+      meta: plain values: tokens, documents, max_id, vocab_size, bos_id, eos_id, special_ids, prepend_bos, append_eos, and
+        the sha256 of the ids.
+    """
+
+    ids_k: np.ndarray
+    starts_s: np.ndarray
+    meta: Meta
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How documents become rows.
+
+    Args:
+      context: tokens of a row.
+      documents: "continue" cuts the stream of all documents into windows, so that a document may go on in the next row
+        and no token is lost; "cut" puts one document in each row and drops what is beyond `context`.
+      row_bos: a row that begins inside a document begins with BOS (such a window is one token shorter); None: where the
+        file's documents begin with BOS. Without it the first token of a row takes the role of the attention sink.
+      separate: documents of a row do not see each other, and each counts its positions from 0.
+
+    Raises:
+      ValueError: an unknown choice, or a context that leaves no room for a token.
+    """
+
+    context: int
+    documents: str = "continue"
+    row_bos: bool | None = None
+    separate: bool = True
+
+    def __post_init__(self) -> None:
+        if self.documents not in DOCUMENTS:
+            raise ValueError(f"documents {self.documents!r} is unknown; choose one of {', '.join(DOCUMENTS)}")
+        if self.context < 2:
+            raise ValueError(f"a context of {self.context} leaves no room for a token after BOS; give 2 or more")
+
+
+@struct.dataclass
+class TokenRows:
+    """Rows of one shape; a pytree, to be passed to `forward` and the masks.
+
+    Args:
+      tokens_bt: int32, padded on the right with 0.
+      valid_bt: bool, False on padding.
+      segment_bt: int32, number of the document within the row (0 everywhere if documents are not separated).
+      pos_bt: int32, the position that the model is told.
+      since_bt: int32, tokens since the piece of the document began in this row: 0 is its first, BOS included.
+    """
+
+    tokens_bt: Any
+    valid_bt: Any
+    segment_bt: Any
+    pos_bt: Any
+    since_bt: Any
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------
+
+
+def write_tokens(
+    texts: Iterable[str],
+    tok: Tokenizer,
+    path: PathLike,
+    *,
+    prepend_bos: bool | None = None,
+    append_eos: bool = False,
+    max_tokens: int | None = None,
+    note: Meta | None = None,
+    progress: bool = False,
+) -> TokenFile:
+    """Tokenises texts into the folder `path`, which is there whole or not at all; one that is there is opened as it is.
+
+    Args:
+      texts: one document each; never held all at once.
+      prepend_bos: a BOS in front of each document; None leaves it to the tokenizer.
+      append_eos: an EOS after each document.
+      max_tokens: stop after exactly this many; the last document may be cut.
+      note: further plain values for `meta`: where the texts came from.
+
+    Raises:
+      ValueError: no token at all, a BOS or EOS that the tokenizer lacks, a path that is not on a local disk.
+    """
+    folder = _local(path)
+    if append_eos and tok.eos_id is None:
+        raise ValueError(f"{tok.path}: EOS is asked for but the tokenizer has none; set append_eos=False")
+    if append_eos and tok.eos_id is not None:
+        check_ids(tok, [tok.eos_id])
+    add_bos = adds_bos(tok) if prepend_bos is None else prepend_bos
+    store = Store(folder.parent)
+    if not store.has(folder.name):
+        documents = _encoded(texts, tok, add_bos, append_eos, max_tokens)
+        meta = _meta(tok, add_bos, append_eos) | {"max_tokens": max_tokens} | (note or {})
+        store.publish(folder.name, meta=meta, write=lambda out: _write(out, documents, tok, progress))
+    return open_tokens(folder)
+
+
+def cached_tokens(
+    corpus: str | Path,
+    tok: Tokenizer,
+    root: PathLike,
+    *,
+    column: str = "text",
+    split: str | None = None,
+    prepend_bos: bool | None = None,
+    append_eos: bool = False,
+    max_tokens: int | None = None,
+    progress: bool = False,
+) -> TokenFile:
+    """`write_tokens` of `read_corpus(corpus, column, split)` into a folder of `root` named after all that decides it.
+
+    Raises:
+      ValueError: as `read_corpus` and `write_tokens`.
+    """
+    made_of: Meta = {
+        "corpus": fingerprint(corpus) if Path(corpus).exists() else "",  # the reader says what is wrong
+        "template": digest([tok.chat_template, options_read(tok)]),  # of conversations
+        "tokenizer": fingerprint(Path(tok.path) / "tokenizer.json"),
+        "column": column,
+        "split": split,
+        "max_tokens": max_tokens,
+    }
+    add_bos = adds_bos(tok) if prepend_bos is None else prepend_bos
+    key = digest([VERSION, made_of, _meta(tok, add_bos, append_eos)])
+    path = epath.Path(root) / f"tokens-{key}"
+    texts = () if Store(root).has(path.name) else read_corpus(corpus, column=column, split=split, tok=tok)
+    note = made_of | {"corpus_path": str(corpus)}
+    return write_tokens(
+        texts, tok, path, prepend_bos=add_bos, append_eos=append_eos, max_tokens=max_tokens, note=note,
+        progress=progress,
+    )  # fmt: skip
+
+
+def open_tokens(path: PathLike) -> TokenFile:
+    """Opens a folder that `write_tokens` made.
+
+    Raises:
+      ValueError: no complete token file lies there.
+    """
+    folder = _local(path)
+    if not Store(folder.parent).has(folder.name) or not (folder / _STARTS).exists():
+        raise ValueError(f"{os.fspath(folder)} holds no complete token file; make one with write_tokens")
+    meta = json.loads((folder / "meta.json").read_text()) | json.loads((folder / "counts.json").read_text())
+    meta["sha256"] = json.loads((folder / "manifest.json").read_text())["files"][_IDS]["sha256"]
+    ids_k = np.memmap(folder / _IDS, _id_dtype(meta["vocab_size"]), "r")
+    return TokenFile(ids_k, np.memmap(folder / _STARTS, np.int64, "r"), meta)
+
+
+def is_token_file(path: PathLike) -> bool:
+    """Whether a folder is one of `write_tokens`, rather than one of texts."""
+    return (epath.Path(path) / _IDS).exists()
+
+
+def check_tokenizer(file: TokenFile, tok: Tokenizer, *, prepend_bos: bool | None = None) -> None:
+    """Raises ValueError for a token file of another tokenizer, or with another BOS than the one asked for (None: any)."""
+    for name in ("vocab_size", "bos_id", "eos_id", "special_ids"):
+        if file.meta[name] != (ours := _meta(tok, False, False)[name]):
+            raise ValueError(
+                f"the token file was made by a tokenizer whose {name} is {str(file.meta[name])[:80]}, that of {tok.path} is "
+                f"{str(ours)[:80]}; take the text, or a token file of this tokenizer"
+            )
+    if prepend_bos is not None and tok.bos_id is not None and file.meta["prepend_bos"] != prepend_bos:
+        raise ValueError(
+            f"the token file was made with prepend_bos={file.meta['prepend_bos']}, here it is {prepend_bos}; make one as "
+            "wanted, or set prepend_bos"
+        )
+
+
+def documents_of(file: TokenFile) -> Iterator[np.ndarray]:
+    """The documents, one after another."""
+    for low, high in pairwise(file.starts_s):
+        yield file.ids_k[low:high]
+
+
+def check_embedding(file: TokenFile, rows: int) -> None:
+    """Raises ValueError where a document has a token that a model with so many embedding rows lacks; names the document.
+
+    A vocabulary that merely has more tokens than the model is no fault.
+    """
+    highest = file.meta.get("max_id")  # absent in a file of before it was counted
+    if (int(file.ids_k.max()) if highest is None else highest) < rows:
+        return
+    place = int(np.argmax(np.asarray(file.ids_k) >= rows))
+    document = int(np.searchsorted(file.starts_s, place, side="right")) - 1
+    raise ValueError(
+        f"document {document} of the token file (from 0) has the token id {file.ids_k[place]}, beyond the model's embedding "
+        f"of {rows} rows; leave that token out of the text, or tokenise with the model's own tokenizer"
+    )
+
+
+def _local(path: PathLike) -> epath.Path:
+    path = epath.Path(path)
+    if not is_local(path):
+        raise ValueError(f"{os.fspath(path)}: a token file is memory-mapped; put it on a local disk")
+    return path
+
+
+def _id_dtype(vocab_size: int) -> type[np.unsignedinteger]:
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def _meta(tok: Tokenizer, add_bos: bool, append_eos: bool) -> Meta:
+    """What of the tokenizer decides the tokens or their masks."""
+    return {
+        "vocab_size": tok.vocab_size,
+        "bos_id": tok.bos_id,
+        "eos_id": tok.eos_id,
+        "special_ids": sorted(tok.special_ids),
+        "prepend_bos": add_bos,
+        "append_eos": append_eos,
+    }
+
+
+def _encoded(
+    texts: Iterable[str], tok: Tokenizer, add_bos: bool, append_eos: bool, max_tokens: int | None
+) -> Iterable[list[int]]:
+    """Token ids of each document that has any, up to `max_tokens` in all."""
+    left, source, seen = max_tokens, iter(texts), 0
+    end = [tok.eos_id] if append_eos and tok.eos_id is not None else []
+    while left != 0 and (chunk := list(islice(source, _TEXTS))):
+        for ids in encode_many(tok, chunk, add_bos=add_bos, first=seen):
+            ids = [*ids, *end][:left]
+            left = None if left is None else left - len(ids)
+            if ids:
+                yield ids
+        seen += len(chunk)
+
+
+def _write(folder: epath.Path, documents: Iterable[Sequence[int]], tok: Tokenizer, progress: bool) -> None:
+    """Appends the documents to the two binary files; ValueError if there is none."""
+    dtype, tokens, count, highest = _id_dtype(tok.vocab_size), 0, 0, 0
+    bar = tqdm(desc="tokens", unit="tok", unit_scale=True, disable=not progress)
+    with bar, open(folder / _IDS, "wb") as ids_file, open(folder / _STARTS, "wb") as starts_file:
+        for ids in documents:
+            np.asarray(ids, dtype).tofile(ids_file)
+            np.int64(tokens).tofile(starts_file)
+            tokens, count, highest = tokens + len(ids), count + 1, max(highest, *ids)
+            bar.update(len(ids))
+        np.int64(tokens).tofile(starts_file)
+    if not tokens:
+        raise ValueError("the corpus gives no token; it needs at least one text that is not blank")
+    (folder / "counts.json").write_text(json.dumps({"tokens": tokens, "documents": count, "max_id": highest}))
+
+
+# ---- rows --------------------------------------------------------------------------------------------------------
+
+
+def row_count(file: TokenFile, packing: Packing) -> int:
+    """Number of rows; the last one of "continue" may be padded."""
+    if packing.documents == "cut":
+        return len(file.starts_s) - 1
+    return -(-len(file.ids_k) // _window(file, packing))
+
+
+def rows_at(file: TokenFile, index_b: Sequence[int] | np.ndarray, packing: Packing) -> TokenRows:
+    """The rows of these numbers, as numpy arrays; a number of -1 gives a row of padding.
+
+    Raises:
+      IndexError: a number beyond `row_count`.
+    """
+    b, t = len(index_b), packing.context
+    tokens_bt, valid_bt, begins_bt = np.zeros((b, t), np.int32), np.zeros((b, t), bool), np.zeros((b, t), bool)
+    begins_bt[:, 0] = True
+    for k, row in enumerate(index_b):
+        if row >= row_count(file, packing):
+            raise IndexError(f"row {row} of a token file that has {row_count(file, packing)} rows of {t} tokens")
+        if row >= 0:
+            ids, begins = _row(file, int(row), packing)
+            tokens_bt[k, : len(ids)], valid_bt[k, : len(ids)] = ids, True
+            begins_bt[k, begins] = True
+    columns = np.broadcast_to(np.arange(t, dtype=np.int32), (b, t))
+    since_bt = columns - np.maximum.accumulate(np.where(begins_bt, columns, 0), axis=1)
+    if not packing.separate:
+        return TokenRows(tokens_bt, valid_bt, np.zeros((b, t), np.int32), columns, since_bt)
+    segment_bt = (np.cumsum(begins_bt, axis=1) - 1).astype(np.int32)
+    return TokenRows(tokens_bt, valid_bt, segment_bt, since_bt, since_bt)
+
+
+def hold_out(file: TokenFile, packing: Packing, share: float) -> tuple[range, range]:
+    """Rows to train on, and the documents behind them that no such row touches.
+
+    Args:
+      share: of the rows, at the end, that are left out of training.
+
+    Raises:
+      ValueError: no row is left to train on, or no whole document lies behind.
+    """
+    count, documents = row_count(file, packing), len(file.starts_s) - 1
+    kept = count - max(1, round(share * count))
+    if kept < 1:
+        raise ValueError(f"holding out {share} leaves none of {count} rows to train on; lower held_out_share")
+    first = int(documents_at(file, kept - 1, packing).max()) + 1
+    if first >= documents:
+        raise ValueError(
+            f"no whole document lies in the last {count - kept} of {count} rows, so there is none to measure on; raise "
+            "held_out_share"
+        )
+    return range(kept), range(first, documents)
+
+
+def documents_at(file: TokenFile, row: int, packing: Packing) -> np.ndarray:
+    """Number of the document that each position of a row belongs to, int64 [t], -1 on padding."""
+    ids, _ = _row(file, row, packing)
+    out = np.full(packing.context, -1)
+    if packing.documents == "cut":
+        out[: len(ids)] = row
+        return out
+    low = row * _window(file, packing)
+    front = len(ids) - (min(low + _window(file, packing), len(file.ids_k)) - low)
+    places = low + np.maximum(np.arange(len(ids)) - front, 0)
+    out[: len(ids)] = np.searchsorted(file.starts_s, places, side="right") - 1
+    return out
+
+
+def _window(file: TokenFile, packing: Packing) -> int:
+    """Tokens of the stream in a row of "continue"."""
+    return packing.context - int(_row_bos(file, packing))
+
+
+def _row_bos(file: TokenFile, packing: Packing) -> bool:
+    wanted = file.meta["prepend_bos"] if packing.row_bos is None else packing.row_bos
+    if wanted and file.meta["bos_id"] is None:
+        raise ValueError("row_bos is asked for but the tokenizer of the token file has no BOS; set row_bos=False")
+    return wanted
+
+
+def _row(file: TokenFile, row: int, packing: Packing) -> tuple[np.ndarray, np.ndarray]:
+    """ids of one row, and where in it documents begin (the first column apart)."""
+    if packing.documents == "cut":
+        low, high = (int(place) for place in file.starts_s[row : row + 2])
+        return file.ids_k[low : min(high, low + packing.context)], np.zeros(0, np.int64)
+    low = row * _window(file, packing)
+    ids = file.ids_k[low : low + _window(file, packing)]
+    first, last = np.searchsorted(file.starts_s, (low + 1, low + len(ids)))
+    begins = file.starts_s[first:last] - low
+    if _row_bos(file, packing) and ids[0] != file.meta["bos_id"]:  # never two
+        return np.concatenate([[file.meta["bos_id"]], ids]), begins + 1
+    return ids, begins

@@ -1,0 +1,122 @@
+"""Figures: the same bytes for the same numbers, in files that other programs open."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+from sae_attr.report.figures import ablation_figure, effects_figure, render
+from sae_attr.report.figures.strips import method_colors, swarm, ticks
+from tests.report._sample import effects_numbers
+
+
+def made(candidates: int = 4, randoms: int = 3, pearson: float = 0.5) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    groups = ["candidate"] * candidates + ["random"] * randoms
+    values = rng.normal(size=(len(groups), 2)).tolist()
+    latents = [
+        {"latent": 900 + i, "group": group, "first_order": x, "exact": y}
+        for i, (group, (x, y)) in enumerate(zip(groups, values, strict=True))
+    ]
+    single = {"first_order": rng.normal(size=9).tolist(), "exact": rng.normal(size=9).tolist()}
+    c = {"pearson": pearson, "spearman": pearson}
+    return {"latents": latents, "single": single, "correlations": {"joint": c, "single": c}}
+
+
+def test_the_same_numbers_give_the_same_bytes() -> None:
+    once, again = (render(ablation_figure(made()), made()) for _ in range(2))
+    assert once == again
+    other = made()
+    other["latents"][0]["exact"] += 0.5
+    changed = render(ablation_figure(other), other)
+    assert all(changed[suffix] != once[suffix] for suffix in once)
+
+
+def test_every_file_opens() -> None:
+    numbers = made()
+    files = render(ablation_figure(numbers), numbers)
+    assert set(files) == {"json", "svg", "png"}
+    assert json.loads(files["json"]) == numbers
+    pixels = image.imread(io.BytesIO(files["png"]))
+    assert min(pixels.shape[:2]) > 300
+    assert pixels.std() > 0.01  # not a blank page
+    root = ElementTree.fromstring(files["svg"])
+    text = " ".join(t for t in root.itertext() if t.strip())
+    assert root.tag.endswith("svg")
+    for said in ("exact mean ablation", "candidate latents", "Pearson 0.50"):
+        assert said in text
+    assert sum(str(p["latent"]) in text for p in numbers["latents"] if p["group"] == "candidate") >= 1
+
+
+def test_names_do_not_lie_on_each_other() -> None:
+    numbers = made(candidates=6, randoms=0)
+    for p in numbers["latents"][1:]:
+        p.update(first_order=0.1, exact=0.1)
+    numbers["latents"][0].update(first_order=3.0, exact=3.0)
+    text = render(ablation_figure(numbers), numbers)["svg"].decode()
+    assert ">900<" in text
+    assert sum(f">{900 + i}<" in text for i in range(1, 6)) == 1
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (1, 0), (0, 2)])
+def test_few_points_and_unknown_correlations_still_give_strict_json(counts: tuple[int, int]) -> None:
+    numbers = made(*counts, pearson=float("nan"))
+    files = render(ablation_figure(numbers), numbers)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    found = json.loads(files["json"], parse_constant=refuse)
+    assert found["correlations"]["joint"]["pearson"] is None
+    assert files["png"].startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_effects_show_methods_base_rates_and_numbers_of_points(signed: bool) -> None:
+    numbers = effects_numbers(n=12, signed=signed)
+    files = render(effects_figure(numbers), numbers)
+    if not signed:
+        assert files == render(effects_figure(numbers), numbers)
+    text = "\n".join(t for t in ElementTree.fromstring(files["svg"]).itertext() if t.strip())
+    for said in ("Δ-attribution", "random", "Steering away", "without steering: 42.0 %", "without steering: 3.1 %"):
+        assert said in text
+    assert ("sign of its own gradient" in text) == signed
+    counts = [np.isfinite(s["change"]).sum() for p in numbers["panels"] for s in p["strips"]]
+    assert text.count("n = ") == len(counts)
+    assert all(f"n = {n}" in text for n in counts)
+
+
+def test_effects_of_which_nothing_is_known_still_draw() -> None:
+    numbers = effects_numbers(n=3)
+    for panel in numbers["panels"]:
+        panel["band"] = None
+        for strip in panel["strips"]:
+            strip["change"] = [None, float("nan"), None]
+    assert render(effects_figure(numbers), numbers)["png"].startswith(b"\x89PNG")
+
+
+def test_points_of_a_strip_keep_apart_and_keep_to_it() -> None:
+    y = np.round(np.random.default_rng(0).normal(0, 4, 60))
+    x = swarm(y, half_width=12)
+    gaps = np.hypot(x[:, None] - x, y[:, None] - y)
+    assert gaps[~np.eye(60, dtype=bool)].min() >= 1 - 1e-9
+    assert np.abs(x).max() <= 12
+    assert np.isnan(swarm(np.array([0.0, np.nan]), half_width=3)).tolist() == [False, True]
+    full = swarm(np.zeros(50), half_width=2)
+    assert np.abs(full).max() <= 2
+
+
+def test_ticks_are_round_and_within() -> None:
+    assert ticks(-43, 9) == [-40, -30, -20, -10, 0]
+    assert ticks(-0.5, 0.5, count=4) == [-0.5, -0.25, 0, 0.25, 0.5]
+
+
+def test_methods_have_a_colour_each() -> None:
+    colors = method_colors(["delta_attribution", "x", "y", "random"])
+    assert len(set(colors.values())) == 4
