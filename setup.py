@@ -9,11 +9,15 @@ HERE = Path(__file__).parent
 
 
 def version() -> str:
-    """The `__version__` of sae_attr/__init__.py, read without importing the package, whose libraries may be missing."""
+    """The `__version__` of sae_attr/__init__.py, read without importing the package,
+    whose libraries may be missing.
+    """
     source = (HERE / "sae_attr/__init__.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"', source, re.MULTILINE)
     if match is None:
-        raise ValueError('sae_attr/__init__.py states no __version__ = "..."; setup.py reads the version there')
+        raise ValueError(
+            'sae_attr/__init__.py states no __version__ = "..."; setup.py reads the version there'
+        )
     return match[1]
 
 
@@ -23,8 +27,9 @@ def readme() -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-# Developed with jax 0.10, flax 0.12.8, optax 0.2.8, orbax-checkpoint 0.12.8 and numpy 2.4; not every version of a range
-# has been run. Upper bounds stop at the next release that is free to break something.
+# Developed with jax 0.10, flax 0.12.8, optax 0.2.8, orbax-checkpoint 0.12.8 and numpy
+# 2.4; not every version of a range has been run. Upper bounds stop at the next release
+# that is free to break something.
 REQUIRES = [
     "jax>=0.9,<0.12",  # arrays, autodiff, sharding, compilation
     "flax>=0.12.5,<0.13",  # linen for the block, struct for pytrees (never nnx)
@@ -64,7 +69,8 @@ EXTRAS = {
         *JUDGE,
         *PAGE,
     ],
-    # What the tests and benchmarks compare with; nothing in sae_attr or experiments imports them.
+    # What the tests and benchmarks compare with; nothing in sae_attr or experiments
+    # imports them.
     "peers": [
         "torch>=2.4",
         "transformers>=4.50",
@@ -86,9 +92,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    # The entrypoints and their configs lie at the top of a checkout and inside the package of an install, where
-    # `python -m sae_attr.experiments.attribute` starts them: nothing but sae_attr is put at the top of site-packages.
-    packages=[*find_packages(include=["sae_attr", "sae_attr.*"]), "sae_attr.experiments", "sae_attr.configs"],
+    # The entrypoints and their configs lie at the top of a checkout and inside the
+    # package of an install, where `python -m sae_attr.experiments.attribute` starts
+    # them: nothing but sae_attr is put at the top of site-packages.
+    packages=[
+        *find_packages(include=["sae_attr", "sae_attr.*"]),
+        "sae_attr.experiments",
+        "sae_attr.configs",
+    ],
     package_dir={"sae_attr.experiments": "experiments", "sae_attr.configs": "configs"},
     package_data={"sae_attr": ["py.typed", "judge/rubrics/*.toml", "page/files/*"]},
     install_requires=REQUIRES,

@@ -8,7 +8,11 @@ from pathlib import Path
 
 def anonymous_bytes() -> int:
     """RssAnon of this process: memory that no file stands behind."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("RssAnon")
+    )
     return int(line.split()[1]) * 1024
 
 

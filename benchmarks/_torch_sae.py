@@ -1,7 +1,9 @@
-"""The PyTorch side of `benchmarks.sae_training` and `benchmarks.sae_quality`: SAELens and dictionary_learning.
+"""The PyTorch side of `benchmarks.sae_training` and `benchmarks.sae_quality`: SAELens
+and dictionary_learning.
 
-Run by those with an interpreter that has both; answers requests, one JSON line each. Both libraries run as their users
-run them: their own training classes and their own steps.
+Run by those with an interpreter that has both; answers requests, one JSON line each.
+Both libraries run as their users run them: their own training classes and their own
+steps.
 """
 
 from __future__ import annotations
@@ -31,8 +33,12 @@ LENS = {
 }
 
 
-def lens_trainer(request: dict[str, Any], batches: Iterator[torch.Tensor]) -> SAETrainer:
-    """SAELens' trainer of a request: objective, d, n, batch, steps, lr, seed, sae (fields of its config), trainer."""
+def lens_trainer(
+    request: dict[str, Any], batches: Iterator[torch.Tensor]
+) -> SAETrainer:
+    """SAELens' trainer of a request: objective, d, n, batch, steps, lr, seed, sae
+    (fields of its config), trainer.
+    """
     torch.manual_seed(request.get("seed", 0))
     kind, config = LENS[request["objective"]]
     sae = kind(config(d_in=request["d"], d_sae=request["n"], **request.get("sae", {})))
@@ -54,9 +60,16 @@ def learning_trainer(request: dict[str, Any]) -> Any:
 
     kind = {"topk": TopKTrainer, "batch_topk": BatchTopKTrainer}[request["objective"]]
     return kind(
-        steps=100_000, activation_dim=request["d"], dict_size=request["n"], k=request["k"], layer=0, lm_name="none",
-        lr=request["lr"], device="cpu", seed=0,
-    )  # fmt: skip
+        steps=100_000,
+        activation_dim=request["d"],
+        dict_size=request["n"],
+        k=request["k"],
+        layer=0,
+        lm_name="none",
+        lr=request["lr"],
+        device="cpu",
+        seed=0,
+    )
 
 
 def timed(request: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +95,9 @@ def _seconds(step: Callable[[int], Any], i: int) -> float:
 
 
 def trained(request: dict[str, Any]) -> dict[str, Any]:
-    """Trains a SAELens SAE on the rows of a file, in order and round again, and saves it for inference."""
+    """Trains a SAELens SAE on the rows of a file, in order and round again, and saves
+    it for inference.
+    """
     data = torch.from_numpy(np.load(request["data"]))
     size, count = request["batch"], len(data) // request["batch"]
 
@@ -102,7 +117,9 @@ def trained(request: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Argument: number of threads."""
     torch.set_num_threads(int(sys.argv[1]))
-    versions = {name: version(name) for name in ("torch", "sae-lens", "dictionary-learning")}
+    versions = {
+        name: version(name) for name in ("torch", "sae-lens", "dictionary-learning")
+    }
     answers, sys.stdout = sys.stdout, sys.stderr  # the libraries print
     print(json.dumps(versions), file=answers, flush=True)
     for line in sys.stdin:

@@ -1,17 +1,23 @@
 """Shuffled activations for training: what the order costs, and how good it is.
 
 Command: python -m benchmarks.activations
-Measured, d 768, float32, rows of 128 tokens, batches of 4096, GPT-2-small shape with random weights:
-* a cache on disk: tokens a second of shuffled batches, beside reading the same files in their order with np.load; the
-  share of that time that goes into putting tokens in order (the rest is reading), and the same beside the encoder
-  product of a step of training; the peak of memory;
-* the model as it runs: tokens a second of shuffled batches of layer 6, beside the forward pass alone;
-* the order: of all pairs of tokens in a batch, the share that comes from one document, beside the share if every token
-  were drawn anew from the whole corpus, and beside batches in the order of the corpus.
-The cache is written a moment before it is read, so that its files lie in the system's memory: the hardest case for the
-order, since a disk would only make reading slower. About 3 minutes on 2 cores.
-Expect: shuffled at half the rate of reading in order or better (both at the speed of memory), the order below 2 % of
-the time when the model runs or an SAE of 24576 latents is trained on 2 cores.
+Measured, d 768, float32, rows of 128 tokens, batches of 4096, GPT-2-small shape with
+random weights:
+* a cache on disk: tokens a second of shuffled batches, beside reading the same files in
+  their order with np.load; the share of that time that goes into putting tokens in
+  order (the rest is reading), and the same beside the encoder product of a step of
+  training; the peak of memory;
+* the model as it runs: tokens a second of shuffled batches of layer 6, beside the
+  forward pass alone;
+* the order: of all pairs of tokens in a batch, the share that comes from one document,
+  beside the share if every token were drawn anew from the whole corpus, and beside
+  batches in the order of the corpus.
+The cache is written a moment before it is read, so that its files lie in the system's
+memory: the hardest case for the order, since a disk would only make reading slower.
+About 3 minutes on 2 cores.
+Expect: shuffled at half the rate of reading in order or better (both at the speed of
+memory), the order below 2 % of the time when the model runs or an SAE of 24576 latents
+is trained on 2 cores.
 """
 
 from __future__ import annotations
@@ -50,7 +56,9 @@ from sae_attr.parallel import make_mesh
 from sae_attr.text.token_file import Packing, TokenFile, documents_at
 
 CONTEXT, BATCH, BOS = 128, 4096, 0
-ENOUGH = 0.35  # of the rate of reading in order, below which the program ends with status 1
+ENOUGH = (
+    0.35  # of the rate of reading in order, below which the program ends with status 1
+)
 
 
 def corpus(tokens: int, vocab: int) -> TokenFile:
@@ -61,8 +69,19 @@ def corpus(tokens: int, vocab: int) -> TokenFile:
     starts_s = starts_s[: np.searchsorted(starts_s, tokens) + 1]
     ids_k = rng.integers(1, vocab, starts_s[-1]).astype(np.uint16)
     ids_k[starts_s[:-1]] = BOS
-    meta = {"vocab_size": vocab, "bos_id": BOS, "eos_id": None, "special_ids": [BOS], "prepend_bos": True}
-    meta |= {"append_eos": False, "sha256": "", "tokens": len(ids_k), "documents": len(starts_s) - 1}
+    meta = {
+        "vocab_size": vocab,
+        "bos_id": BOS,
+        "eos_id": None,
+        "special_ids": [BOS],
+        "prepend_bos": True,
+    }
+    meta |= {
+        "append_eos": False,
+        "sha256": "",
+        "tokens": len(ids_k),
+        "documents": len(starts_s) - 1,
+    }
     return TokenFile(ids_k, starts_s, meta)
 
 
@@ -88,7 +107,9 @@ def rate(batches: Callable[[int], Block], steps: int) -> tuple[float, float]:
 
 
 def in_order(folder: Path, site: Site) -> float:
-    """Tokens a second of loading every array of the site whole, in the order of the shards."""
+    """Tokens a second of loading every array of the site whole, in the order of the
+    shards.
+    """
     start, tokens = time.perf_counter(), 0
     for path in sorted(folder.glob("shard-*")):
         tokens += len(np.load(path / f"layer{site.layer}%2E{site.point}.npy"))
@@ -96,7 +117,9 @@ def in_order(folder: Path, site: Site) -> float:
 
 
 def encoder_ms(d: int) -> float:
-    """Milliseconds of the product [4096, d] × [d, 24576], the least that a step of training has to do."""
+    """Milliseconds of the product [4096, d] × [d, 24576], the least that a step of
+    training has to do.
+    """
     product = jax.jit(lambda x, w: (x @ w).sum())
     x, w = np.ones((BATCH, d), np.float32), jax.numpy.ones((d, 24576))
     product(x, w).block_until_ready()
@@ -105,19 +128,34 @@ def encoder_ms(d: int) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def measure_cache(params: Params, cfg: LMConfig, tokens: int, buffer: int) -> dict[str, Any]:
+def measure_cache(
+    params: Params, cfg: LMConfig, tokens: int, buffer: int
+) -> dict[str, Any]:
     """A cache of embeddings, which cost no layer: what is measured is the reading."""
     site, mesh = Site(0, "resid_pre"), make_mesh("data=1")
-    source = open_source(params, corpus(tokens, cfg.vocab), Packing(CONTEXT), (site,), cfg=cfg, mesh=mesh)
+    source = open_source(
+        params, corpus(tokens, cfg.vocab), Packing(CONTEXT), (site,), cfg=cfg, mesh=mesh
+    )
     found: dict[str, Any] = {"buffer_tokens": buffer}
     with tempfile.TemporaryDirectory() as name:
         start = time.perf_counter()
-        write_cache(name, params, source, cfg=cfg, mesh=mesh, lm="random", shard_tokens=1 << 14, batch_rows=64)
+        write_cache(
+            name,
+            params,
+            source,
+            cfg=cfg,
+            mesh=mesh,
+            lm="random",
+            shard_tokens=1 << 14,
+            batch_rows=64,
+        )
         index = read_index(name)
         found |= {"tokens": index["counts"]["kept"], "shards": len(index["shards"])}
         found["written_per_s"] = found["tokens"] / (time.perf_counter() - start)
         seconds: list[float] = []
-        batches = batch_function(timed(cached_blocks(name, buffer_tokens=buffer), seconds), batch_size=BATCH)
+        batches = batch_function(
+            timed(cached_blocks(name, buffer_tokens=buffer), seconds), batch_size=BATCH
+        )
         steps = found["tokens"] // BATCH
         rates = []
         for _ in range(3):
@@ -126,43 +164,71 @@ def measure_cache(params: Params, cfg: LMConfig, tokens: int, buffer: int) -> di
             shuffled, wall = rate(batches, steps)
             rates.append((shuffled, plain, 1 - sum(seconds) / wall))
         shuffled, plain, share = max(rates)
-        found |= {"shuffled_per_s": shuffled, "in_order_per_s": plain, "ordering_share": share}
+        found |= {
+            "shuffled_per_s": shuffled,
+            "in_order_per_s": plain,
+            "ordering_share": share,
+        }
         tracemalloc.start()
         rate(batches, steps)
         found["peak_mib"] = tracemalloc.get_traced_memory()[1] / 2**20
         tracemalloc.stop()
-        found |= {"order_ms": share / shuffled * BATCH * 1e3, "block_mib": buffer * cfg.d_model * 4 / 2**20}
+        found |= {
+            "order_ms": share / shuffled * BATCH * 1e3,
+            "block_mib": buffer * cfg.d_model * 4 / 2**20,
+        }
         found["encoder_ms"] = encoder_ms(cfg.d_model)
     return found
 
 
-def measure_live(params: Params, cfg: LMConfig, buffer: int, rows: int) -> dict[str, Any]:
+def measure_live(
+    params: Params, cfg: LMConfig, buffer: int, rows: int
+) -> dict[str, Any]:
     """Layer 6 of 12, batches from the model as it runs."""
     mesh = make_mesh("data=1")
-    source = open_source(params, corpus(1 << 20, cfg.vocab), Packing(CONTEXT), (Site(6),), cfg=cfg, mesh=mesh)
+    source = open_source(
+        params,
+        corpus(1 << 20, cfg.vocab),
+        Packing(CONTEXT),
+        (Site(6),),
+        cfg=cfg,
+        mesh=mesh,
+    )
     collect = collector(params, source, cfg=cfg, mesh=mesh, batch_rows=rows)
     collect(range(rows))  # compiles
     start = time.perf_counter()
-    forward = len(collect(range(buffer // CONTEXT)).ids_k2) / (time.perf_counter() - start)
+    forward = len(collect(range(buffer // CONTEXT)).ids_k2) / (
+        time.perf_counter() - start
+    )
     seconds: list[float] = []
-    blocks = live_blocks(params, source, cfg=cfg, mesh=mesh, buffer_tokens=buffer, batch_rows=rows)
+    blocks = live_blocks(
+        params, source, cfg=cfg, mesh=mesh, buffer_tokens=buffer, batch_rows=rows
+    )
     batches = batch_function(timed(blocks, seconds), batch_size=BATCH)
     rate(batches, 1)  # compiles
     seconds.clear()
     shuffled, wall = rate(lambda step: batches(step + 1), 2 * buffer // BATCH)
-    return {"shuffled_per_s": shuffled, "forward_per_s": forward, "ordering_share": 1 - sum(seconds) / wall}
+    return {
+        "shuffled_per_s": shuffled,
+        "forward_per_s": forward,
+        "ordering_share": 1 - sum(seconds) / wall,
+    }
 
 
 def measure_order(file: TokenFile, buffer: int) -> dict[str, float]:
-    """Share of the pairs of a batch that come from one document, for several orders; a model of width 16 will do."""
-    cfg, mesh, site = (
-        config_from_hf(GPT2 | {"n_embd": 16, "n_head": 2, "n_layer": 1}),
-        make_mesh("data=1"),
-        Site(0, "resid_pre"),
-    )
+    """Share of the pairs of a batch that come from one document, for several orders; a
+    model of width 16 will do.
+    """
+    cfg = config_from_hf(GPT2 | {"n_embd": 16, "n_head": 2, "n_layer": 1})
+    mesh = make_mesh("data=1")
+    site = Site(0, "resid_pre")
     params, packing = init_params(cfg, jax.random.key(0)), Packing(CONTEXT)
-    source = open_source(params, file, packing, (site,), cfg=cfg, mesh=mesh, masks=Masks(outlier=None))
-    blocks = live_blocks(params, source, cfg=cfg, mesh=mesh, buffer_tokens=buffer, batch_rows=64)
+    source = open_source(
+        params, file, packing, (site,), cfg=cfg, mesh=mesh, masks=Masks(outlier=None)
+    )
+    blocks = live_blocks(
+        params, source, cfg=cfg, mesh=mesh, buffer_tokens=buffer, batch_rows=64
+    )
     stream = batch_function(blocks, batch_size=BATCH)
     document_rt = np.stack([documents_at(file, row, packing) for row in source.rows])
     sizes = np.bincount(document_rt[document_rt >= 0])
@@ -170,30 +236,50 @@ def measure_order(file: TokenFile, buffer: int) -> dict[str, float]:
 
     def share(batch: Callable[[int], np.ndarray]) -> float:
         counts = [np.bincount(batch(step)) for step in range(20)]
-        return float(np.mean([(c * (c - 1)).sum() / (BATCH * (BATCH - 1)) for c in counts]))
+        return float(
+            np.mean([(c * (c - 1)).sum() / (BATCH * (BATCH - 1)) for c in counts])
+        )
 
     return {
         "every token anew": float(((sizes / sizes.sum()) ** 2).sum()),
-        f"two levels, {buffer // CONTEXT} rows a block": share(lambda step: document_rt[tuple(stream(step).ids_k2.T)]),
-        "order of the corpus": share(lambda step: in_order[step * BATCH : (step + 1) * BATCH]),
+        f"two levels, {buffer // CONTEXT} rows a block": share(
+            lambda step: document_rt[tuple(stream(step).ids_k2.T)]
+        ),
+        "order of the corpus": share(
+            lambda step: in_order[step * BATCH : (step + 1) * BATCH]
+        ),
     }
 
 
 def show(found: dict[str, Any]) -> None:
     """The tables."""
     cache, live = found["cache"], found["live"]
-    print(f"cache: {cache['tokens']} tokens in {cache['shards']} shards, {cache['buffer_tokens']} in memory")
-    print(f"  written          {cache['written_per_s']:12.0f} tokens/s (embeddings: no layer is run)")
+    print(
+        f"cache: {cache['tokens']} tokens in {cache['shards']} shards, "
+        f"{cache['buffer_tokens']} in memory"
+    )
+    print(
+        f"  written          {cache['written_per_s']:12.0f} tokens/s (embeddings: no "
+        "layer is run)"
+    )
     print(f"  in order         {cache['in_order_per_s']:12.0f} tokens/s, np.load")
     print(
-        f"  shuffled         {cache['shuffled_per_s']:12.0f} tokens/s, {cache['ordering_share']:.0%} of the time for the order"
+        f"  shuffled         {cache['shuffled_per_s']:12.0f} tokens/s, "
+        f"{cache['ordering_share']:.0%} of the time for the order"
     )
-    print(f"  the order        {cache['order_ms']:12.1f} ms a batch; an encoder of 24576 {cache['encoder_ms']:.0f} ms")
-    print(f"  memory           {cache['peak_mib']:12.0f} MiB at the peak; a block has {cache['block_mib']:.0f}")
+    print(
+        f"  the order        {cache['order_ms']:12.1f} ms a batch; an encoder of 24576 "
+        f"{cache['encoder_ms']:.0f} ms"
+    )
+    print(
+        f"  memory           {cache['peak_mib']:12.0f} MiB at the peak; a block has "
+        f"{cache['block_mib']:.0f}"
+    )
     print("model as it runs, layer 6 of 12:")
     print(f"  forward alone    {live['forward_per_s']:12.0f} tokens/s")
     print(
-        f"  shuffled         {live['shuffled_per_s']:12.0f} tokens/s, {live['ordering_share']:.1%} of the time for the order"
+        f"  shuffled         {live['shuffled_per_s']:12.0f} tokens/s, "
+        f"{live['ordering_share']:.1%} of the time for the order"
     )
     print(f"pairs of a batch of {BATCH} from one document:")
     for name, share in found["order"].items():
@@ -202,10 +288,16 @@ def show(found: dict[str, Any]) -> None:
 
 def main() -> None:
     """Prints the tables; status 1 if the order makes reading much slower."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=1 << 18, help="of the cache: 3 KiB each")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=1 << 18, help="of the cache: 3 KiB each"
+    )
     parser.add_argument("--buffer", type=int, default=1 << 16, help="tokens in memory")
-    parser.add_argument("--live_buffer", type=int, default=1 << 14, help="the same where the model runs")
+    parser.add_argument(
+        "--live_buffer", type=int, default=1 << 14, help="the same where the model runs"
+    )
     parser.add_argument("--rows", type=int, default=16, help="rows of one forward pass")
     parser.add_argument("--out", help="write the numbers here as JSON")
     args = parser.parse_args()
@@ -217,7 +309,11 @@ def main() -> None:
     show(found)
     if args.out:
         Path(args.out).write_text(json.dumps(found, indent=1))
-    sys.exit(int(found["cache"]["shuffled_per_s"] < ENOUGH * found["cache"]["in_order_per_s"]))
+    sys.exit(
+        int(
+            found["cache"]["shuffled_per_s"] < ENOUGH * found["cache"]["in_order_per_s"]
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""Kills a case study in stage after stage and compares what it ends with to a run that was left alone.
+"""Kills a case study in stage after stage and compares what it ends with to a run that
+was left alone.
 
-Command: python -m benchmarks.faults --config=configs/organism.py --kills=20        # or: make faults
-Prints every kill, and the files and stored entries that differ; a difference ends it with status 1 and leaves both
-folders. Compared are the data: every array, table and record, without the fields that hold times, and the page without
-its durations. Takes two runs of the config and what the kills cost. Further flags go to experiments.case_study.
+Command: python -m benchmarks.faults --config=configs/organism.py --kills=20        #
+  or: make faults
+Prints every kill, and the files and stored entries that differ; a difference ends it
+with status 1 and leaves both folders. Compared are the data: every array, table and
+record, without the fields that hold times, and the page without its durations. Takes
+two runs of the config and what the kills cost. Further flags go to
+experiments.case_study.
 """
 
 from __future__ import annotations
@@ -25,20 +29,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TIMES = ("seconds", "wall_seconds", "timings", "tokens_per_second")  # fields of records, at any depth
-_DURATION = re.compile(rb"\b\d[\d.,]* (?:s|min|h)\b(?: \d+ (?:s|min)\b)?")  # as the page writes them
+TIMES = (
+    "seconds",
+    "wall_seconds",
+    "timings",
+    "tokens_per_second",
+)  # fields of records, at any depth
+_DURATION = re.compile(
+    rb"\b\d[\d.,]* (?:s|min|h)\b(?: \d+ (?:s|min)\b)?"
+)  # as the page writes them
 _LARGE = 1 << 16  # bytes from which a file stands as its checksum
 _POLL = 0.05  # seconds between two looks at what is stored
 
 
 def contents(workdir: Path) -> dict[str, bytes]:
-    """Every file of a run by name, those of the store's entries included, without what tells times."""
+    """Every file of a run by name, those of the store's entries included, without what
+    tells times.
+    """
     out = {}
     for path in sorted(workdir.rglob("*")):
         parts = path.relative_to(workdir).parts
         hidden = any(part.startswith(".") for part in parts)
-        # A manifest holds checksums of files with times in them; progress and judged are of a run under way.
-        if path.is_file() and not hidden and path.name != "manifest.json" and parts[:2] != ("store", "progress"):
+        # A manifest holds checksums of files with times in them; progress and judged
+        # are of a run under way.
+        if (
+            path.is_file()
+            and not hidden
+            and path.name != "manifest.json"
+            and parts[:2] != ("store", "progress")
+        ):
             out["/".join(parts)] = _data(path)
     return out
 
@@ -49,7 +68,9 @@ def _data(path: Path) -> bytes:
     if name.endswith(".json"):
         data = json.dumps(_timeless(json.loads(data)), ensure_ascii=False).encode()
     elif name.endswith(".jsonl"):
-        data = b"\n".join(sorted(data.split(b"\n")))  # of answers that arrive side by side any may be first
+        data = b"\n".join(
+            sorted(data.split(b"\n"))
+        )  # of answers that arrive side by side any may be first
     elif name.endswith((".html", ".html.npy", ".json.npy")):
         data = _untimed_text(data)
     return data if len(data) < _LARGE else hashlib.sha256(data).digest()
@@ -77,7 +98,10 @@ class Stored:
 
 def stored(workdir: Path, began: float) -> list[Stored]:
     """The entries of a run in the order in which they were made."""
-    manifests = [(path.stat().st_mtime, path.parent.name) for path in (workdir / "store").glob("*/manifest.json")]
+    manifests = [
+        (path.stat().st_mtime, path.parent.name)
+        for path in (workdir / "store").glob("*/manifest.json")
+    ]
     out, before = [], began
     for ended, key in sorted(manifests):
         out.append(Stored(key.rpartition("-")[0], max(ended - before, 0.0)))
@@ -95,8 +119,15 @@ def count(workdir: Path) -> int:
     return len(list((workdir / "store").glob("*/manifest.json")))
 
 
-def run(command: Sequence[str], workdir: Path, *, reach: int | None = None, then: float = 0.0) -> bool:
-    """Runs a command to its end, or kills it so many seconds after `reach` entries are stored; whether it ended.
+def run(
+    command: Sequence[str],
+    workdir: Path,
+    *,
+    reach: int | None = None,
+    then: float = 0.0,
+) -> bool:
+    """Runs a command to its end, or kills it so many seconds after `reach` entries are
+    stored; whether it ended.
 
     Raises:
       RuntimeError: it fails by itself.
@@ -113,41 +144,62 @@ def run(command: Sequence[str], workdir: Path, *, reach: int | None = None, then
             return False
         if process.returncode:
             errors.seek(0)
-            raise RuntimeError(f"the run failed: {errors.read().decode(errors='replace')[-2000:]}")
+            raise RuntimeError(
+                f"the run failed: {errors.read().decode(errors='replace')[-2000:]}"
+            )
     return True
 
 
 def compared(calm: Path, killed: Path) -> list[str]:
     """Names of what differs between two runs."""
     left, right = contents(calm), contents(killed)
-    return sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
+    return sorted(
+        name for name in left.keys() | right.keys() if left.get(name) != right.get(name)
+    )
 
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="configs/organism.py")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args, more = parser.parse_known_args()
     root, draw = Path(tempfile.mkdtemp(prefix="faults_")), random.Random(args.seed)
     calm, killed = root / "calm", root / "killed"
-    start = [sys.executable, "-m", "experiments.case_study", f"--config={args.config}", *more]
+    start = [
+        sys.executable,
+        "-m",
+        "experiments.case_study",
+        f"--config={args.config}",
+        *more,
+    ]
     began = time.time()
     run([*start, f"--workdir={calm}"], calm)
     stages = stored(calm, began)
     print(f"left alone: {time.time() - began:.0f} s, {len(stages)} entries", flush=True)
     kills = 0
-    for number in spread(len(stages) - 1, args.kills):  # not in the last, which may be over before it can be killed
+    for number in spread(
+        len(stages) - 1, args.kills
+    ):  # not in the last, which may be over before it can be killed
         wait = draw.uniform(0.0, 0.9) * stages[number].seconds
         if run([*start, f"--workdir={killed}"], killed, reach=number, then=wait):
             break
         kills += 1
         done = count(killed)
-        print(f"kill {kills} in {stages[min(done, len(stages) - 1)].name}: {done} entries stored", flush=True)
+        print(
+            f"kill {kills} in {stages[min(done, len(stages) - 1)].name}: {done} "
+            "entries stored",
+            flush=True,
+        )
     run([*start, f"--workdir={killed}"], killed)
     differ = compared(calm, killed)
-    print(f"{kills} kills; {len(contents(calm))} files, {len(differ)} differ: {', '.join(differ) or 'none'}")
+    print(
+        f"{kills} kills; {len(contents(calm))} files, {len(differ)} differ: "
+        f"{', '.join(differ) or 'none'}"
+    )
     if differ:
         sys.exit(f"both runs are left in {root}")
     shutil.rmtree(root)

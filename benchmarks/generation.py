@@ -1,8 +1,10 @@
-"""Tokens per second of generation: with our cache, without it, and transformers' generate where it is installed.
+"""Tokens per second of generation: with our cache, without it, and transformers'
+generate where it is installed.
 
     python -m benchmarks.generation --model=PATH/stories260K            # or --model=gpt2-small: random weights of that shape
 
-All sides run in this process on the same prompts, greedily, and draw the same number of tokens.
+All sides run in this process on the same prompts, greedily, and draw the same number of
+tokens.
 """
 
 from __future__ import annotations
@@ -23,17 +25,30 @@ from sae_attr.lm.sample import Sampling, generate, make_prompts
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 
-GPT2 = {"model_type": "gpt2", "vocab_size": 50257, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024}
+GPT2 = {
+    "model_type": "gpt2",
+    "vocab_size": 50257,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_positions": 1024,
+}
 
 
-def without_cache(params: Params, tokens_bt: jax.Array, *, cfg: LMConfig, first: int) -> jax.Array:
+def without_cache(
+    params: Params, tokens_bt: jax.Array, *, cfg: LMConfig, first: int
+) -> jax.Array:
     """Greedy tokens from whole rows: one forward pass over the full width per token."""
 
     def step(t: jax.Array, tokens_bt: jax.Array) -> jax.Array:
         hidden_bd = jax.lax.dynamic_index_in_dim(
             forward(params, tokens_bt, cfg=cfg).hidden_btd, t - 1, 1, keepdims=False
         )
-        return tokens_bt.at[:, t].set(jnp.argmax(logits(params, hidden_bd, cfg=cfg), axis=-1).astype(tokens_bt.dtype))
+        return tokens_bt.at[:, t].set(
+            jnp.argmax(logits(params, hidden_bd, cfg=cfg), axis=-1).astype(
+                tokens_bt.dtype
+            )
+        )
 
     return jax.lax.fori_loop(first, tokens_bt.shape[1], step, tokens_bt)
 
@@ -67,8 +82,19 @@ def torch_seconds(model: Any, prompt_bt: np.ndarray, new: int, repeats: int) -> 
     import torch
 
     ids = torch.tensor(prompt_bt, dtype=torch.long)
-    options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0, "use_cache": True}
-    return best(lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **options).numpy(), repeats)
+    options = {
+        "max_new_tokens": new,
+        "min_new_tokens": new,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "use_cache": True,
+    }
+    return best(
+        lambda: model.generate(
+            ids, attention_mask=torch.ones_like(ids), **options
+        ).numpy(),
+        repeats,
+    )
 
 
 def main() -> None:
@@ -83,24 +109,40 @@ def main() -> None:
         params = jax.jit(partial(init_params, cfg))(jax.random.key(0))
     else:
         cfg, params = load_lm(args.model, mesh=make_mesh("data=1"), progress=False)
-    prompt_bt = np.random.default_rng(0).integers(3, cfg.vocab, (args.rows, args.prompt)).astype(np.int32)
+    prompt_bt = (
+        np.random.default_rng(0)
+        .integers(3, cfg.vocab, (args.rows, args.prompt))
+        .astype(np.int32)
+    )
     keys = jax.random.split(jax.random.key(0), args.rows)
     prompts, tokens = make_prompts(prompt_bt.tolist()), args.rows * args.new
-    greedy = jax.jit(partial(generate, cfg=cfg, sampling=Sampling(temperature=0, max_new=args.new)))
-    drawn = jax.jit(partial(generate, cfg=cfg, sampling=Sampling(top_p=0.95, max_new=args.new)))
+    greedy = jax.jit(
+        partial(generate, cfg=cfg, sampling=Sampling(temperature=0, max_new=args.new))
+    )
+    drawn = jax.jit(
+        partial(generate, cfg=cfg, sampling=Sampling(top_p=0.95, max_new=args.new))
+    )
     whole = jax.jit(partial(without_cache, cfg=cfg, first=args.prompt))
     padded = jnp.pad(jnp.asarray(prompt_bt), ((0, 0), (0, args.new)))
     sides = {
-        "cache, greedy": lambda: best(lambda: greedy(params, prompts, keys), args.repeats),
-        "cache, top-p 0.95": lambda: best(lambda: drawn(params, prompts, keys), args.repeats),
+        "cache, greedy": lambda: best(
+            lambda: greedy(params, prompts, keys), args.repeats
+        ),
+        "cache, top-p 0.95": lambda: best(
+            lambda: drawn(params, prompts, keys), args.repeats
+        ),
         "no cache, greedy": lambda: best(lambda: whole(params, padded), 1),
     }
     if (model := torch_model(args.model)) is not None:
-        sides["transformers, cache, greedy"] = lambda: torch_seconds(model, prompt_bt, args.new, args.repeats)
+        sides["transformers, cache, greedy"] = lambda: torch_seconds(
+            model, prompt_bt, args.new, args.repeats
+        )
     for name, side in sides.items():
         seconds = side()
         print(
-            f"{name:<28} {tokens / seconds:10,.0f} tokens/s  ({seconds:.3f} s for {args.rows} x {args.new})", flush=True
+            f"{name:<28} {tokens / seconds:10,.0f} tokens/s  ({seconds:.3f} s for "
+            f"{args.rows} x {args.new})",
+            flush=True,
         )
 
 

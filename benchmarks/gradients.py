@@ -1,15 +1,20 @@
 """Gradients at a site, beside PyTorch's autograd on the same weights.
 
-Command: python -m benchmarks.gradients --torch_python=<an interpreter with torch and transformers>
-Measured: milliseconds a row of `act_and_grad` at layer 6 of 12, GPT-2-small shape, random weights, float32, rows of
-128 + 128 tokens, against three peers: `plain`, written for speed in torch functions (it too stops at the site, takes no
-parameter gradients and unembeds the completion alone); `hooked`, transformers' GPT2LMHeadModel, frozen, with a hook at
-the site; `unfrozen`, the same with parameter gradients. Each side runs at the batch size that a first round found best
-for it, then all by turns, and the shortest time counts. `share` is a side's rate over that of its own library's product
-[1024, d] × [d, f], the rate being the least operations that any such gradient needs over the time.
-Expect: on 2 cores 1.0 to 1.2 times as fast as `plain`, since products are most of either side and run at one rate; about
-1.3 against `hooked`, from measurements on busy cores. Gradients agree to 1e-5. `cpu ms` is
-processor time over all threads, which moves less than the clock when other programs run. Some 5 minutes on 2 idle cores.
+Command: python -m benchmarks.gradients --torch_python=<an interpreter with torch and
+  transformers>
+Measured: milliseconds a row of `act_and_grad` at layer 6 of 12, GPT-2-small shape,
+random weights, float32, rows of 128 + 128 tokens, against three peers: `plain`, written
+for speed in torch functions (it too stops at the site, takes no parameter gradients and
+unembeds the completion alone); `hooked`, transformers' GPT2LMHeadModel, frozen, with a
+hook at the site; `unfrozen`, the same with parameter gradients. Each side runs at the
+batch size that a first round found best for it, then all by turns, and the shortest
+time counts. `share` is a side's rate over that of its own library's product [1024, d] ×
+[d, f], the rate being the least operations that any such gradient needs over the time.
+Expect: on 2 cores 1.0 to 1.2 times as fast as `plain`, since products are most of
+either side and run at one rate; about 1.3 against `hooked`, from measurements on busy
+cores. Gradients agree to 1e-5. `cpu ms` is
+processor time over all threads, which moves less than the clock when other programs
+run. Some 5 minutes on 2 idle cores.
 """
 
 from __future__ import annotations
@@ -42,17 +47,35 @@ AGREE = 1e-4
 PEERS = ("plain", "hooked", "unfrozen")
 
 Run = Callable[[int], tuple[float, float]]
-"""Batch size -> seconds of one call: on the clock, and of processor time over all threads."""
+"""Batch size -> seconds of one call: on the clock, and of processor time over all
+threads.
+"""
 
 
 class Peer:
-    """The torch process: started once, asked one thing at a time, idle while this side runs."""
+    """The torch process: started once, asked one thing at a time, idle while this side
+    runs.
+    """
 
     def __init__(self, python: str, folder: Path, threads: int, heads: int) -> None:
         program = str(Path(__file__).with_name("_torch_gradients.py"))
-        command = [python, program, str(folder), *map(str, (threads, heads, PROMPT, SITE.layer))]
-        environ = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
+        command = [
+            python,
+            program,
+            str(folder),
+            *map(str, (threads, heads, PROMPT, SITE.layer)),
+        ]
+        environ = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environ,
+        )
         self.version = self._answer()["torch"]
 
     def _answer(self) -> dict[str, Any]:
@@ -60,7 +83,8 @@ class Peer:
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(
-                f"{self.process.args[0]} ended; does it have torch and transformers? See its error above"
+                f"{self.process.args[0]} ended; does it have torch and transformers? "
+                "See its error above"
             )
         return json.loads(line)
 
@@ -84,19 +108,33 @@ def rows_of(tokens_bt: np.ndarray) -> Batch:
     b, t = tokens_bt.shape
     target_bc = np.tile(np.arange(PROMPT, t, dtype=np.int32), (b, 1))
     completion_bt = np.broadcast_to(np.arange(t) >= PROMPT, (b, t))
-    return Batch(tokens_bt, np.ones((b, t), bool), completion_bt, target_bc, np.ones(target_bc.shape, bool))
+    return Batch(
+        tokens_bt,
+        np.ones((b, t), bool),
+        completion_bt,
+        target_bc,
+        np.ones(target_bc.shape, bool),
+    )
 
 
 def write_weights(params: Params, folder: Path) -> None:
     """weights.npz for the torch side: every array under the name that it uses."""
-    arrays = {f"{name}.{leaf}": w for name, layer in params["blocks"].items() for leaf, w in layer.items()}
+    arrays = {
+        f"{name}.{leaf}": w
+        for name, layer in params["blocks"].items()
+        for leaf, w in layer.items()
+    }
     arrays |= {"embed": params["embed"]["table"], "pos": params["pos"]["table"]}
     arrays |= {f"final.{leaf}": w for leaf, w in params["final_norm"].items()}
-    np.savez(folder / "weights.npz", **{name: np.asarray(w) for name, w in arrays.items()})
+    np.savez(
+        folder / "weights.npz", **{name: np.asarray(w) for name, w in arrays.items()}
+    )
 
 
 def seconds(run: Callable[[], Any]) -> tuple[float, float]:
-    """Time of one call to the end of its computation, on the clock and of processor time."""
+    """Time of one call to the end of its computation, on the clock and of processor
+    time.
+    """
     start, cpu_start = time.perf_counter(), time.process_time()
     jax.block_until_ready(run())
     return time.perf_counter() - start, time.process_time() - cpu_start
@@ -111,7 +149,9 @@ def product_seconds(cfg: LMConfig) -> float:
 
 
 def best_batches(runs: dict[str, Run], sizes: list[int]) -> dict[str, int]:
-    """Per side the batch size with the least time a row; every size is run once unmeasured and twice measured."""
+    """Per side the batch size with the least time a row; every size is run once
+    unmeasured and twice measured.
+    """
     found: dict[str, dict[int, float]] = {name: {} for name in runs}
     for size in sizes:
         for name, run in runs.items():
@@ -119,30 +159,43 @@ def best_batches(runs: dict[str, Run], sizes: list[int]) -> dict[str, int]:
             found[name][size] = min(run(size)[0] for _ in range(2)) / size
     for name, times in found.items():
         print(
-            f"{name:<9}" + "".join(f"  {size}: {t * 1e3:.0f}" for size, t in times.items()) + "  ms/row by batch size",
+            f"{name:<9}"
+            + "".join(f"  {size}: {t * 1e3:.0f}" for size, t in times.items())
+            + "  ms/row by batch size",
             flush=True,
         )
     return {name: min(times, key=times.__getitem__) for name, times in found.items()}
 
 
 def measure(args: argparse.Namespace, cfg: LMConfig, folder: Path) -> dict[str, Any]:
-    """All sides, by turns; per side seconds a row, rate, share of its library's product and difference to ours."""
+    """All sides, by turns; per side seconds a row, rate, share of its library's product
+    and difference to ours.
+    """
     params = jax.jit(lambda: init_params(cfg, jax.random.key(0)))()
     shape = (max(args.batch), PROMPT + COMPLETION)
     tokens_bt = np.random.default_rng(0).integers(0, cfg.vocab, shape, dtype=np.int32)
     write_weights(params, folder)
     np.save(folder / "tokens.npy", tokens_bt)
     batches = {size: rows_of(tokens_bt[:size]) for size in args.batch}
-    grad = jax.jit(lambda p, batch: act_and_grad(p, batch, cfg=cfg, sites=(SITE,)).grads[SITE])
+    grad = jax.jit(
+        lambda p, batch: act_and_grad(p, batch, cfg=cfg, sites=(SITE,)).grads[SITE]
+    )
     peer = Peer(args.torch_python, folder, args.threads, cfg.n_heads)
-    runs: dict[str, Run] = {"sae_attr": lambda size: seconds(lambda: grad(params, batches[size]))}
-    runs |= {name: (lambda size, name=name: peer.ask(side=name, rows=size)) for name in args.peers}
+    runs: dict[str, Run] = {
+        "sae_attr": lambda size: seconds(lambda: grad(params, batches[size]))
+    }
+    runs |= {
+        name: (lambda size, name=name: peer.ask(side=name, rows=size))
+        for name in args.peers
+    }
     sizes = best_batches(runs, args.batch)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     products: dict[str, list[float]] = {"jax": [], "torch": []}
     for _ in range(args.repeats):
         products["jax"].append(product_seconds(cfg))
-        products["torch"].append(peer.ask(side="product", shape=[ROWS_OF_PRODUCT, cfg.d_model, cfg.d_mlp])[0])
+        products["torch"].append(
+            peer.ask(side="product", shape=[ROWS_OF_PRODUCT, cfg.d_model, cfg.d_mlp])[0]
+        )
         for name, run in runs.items():
             times[name].append(run(sizes[name]))
     ours = np.asarray(grad(params, batches[args.batch[0]]))
@@ -156,7 +209,9 @@ def measure(args: argparse.Namespace, cfg: LMConfig, folder: Path) -> dict[str, 
         "sides": {},
     }
     for name in runs:
-        wall, cpu = (np.array(values) / sizes[name] for values in zip(*times[name], strict=True))
+        wall, cpu = (
+            np.array(values) / sizes[name] for values in zip(*times[name], strict=True)
+        )
         row: dict[str, Any] = {
             "batch": sizes[name],
             "seconds": wall.min(),
@@ -164,11 +219,15 @@ def measure(args: argparse.Namespace, cfg: LMConfig, folder: Path) -> dict[str, 
             "all": wall.tolist(),
         }
         row["flops_per_s"] = least / row["seconds"]
-        row["share"] = row["flops_per_s"] / rates["jax" if name == "sae_attr" else "torch"]
+        row["share"] = (
+            row["flops_per_s"] / rates["jax" if name == "sae_attr" else "torch"]
+        )
         if name != "sae_attr":
             peer.ask(side=name, rows=args.batch[0], save="grads.npy")
             theirs = np.load(folder / "grads.npy")
-            row["difference"] = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+            row["difference"] = float(
+                np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+            )
         found["sides"][name] = row
     peer.close()
     return found
@@ -176,25 +235,46 @@ def measure(args: argparse.Namespace, cfg: LMConfig, folder: Path) -> dict[str, 
 
 def show(found: dict[str, Any]) -> None:
     """The table."""
-    jax_rate, torch_rate = (found["product_flops_per_s"][name] / 1e9 for name in ("jax", "torch"))
-    print(f"plain products: jax {jax_rate:.0f} GF/s, torch {found['torch']} {torch_rate:.0f} GF/s")
+    jax_rate, torch_rate = (
+        found["product_flops_per_s"][name] / 1e9 for name in ("jax", "torch")
+    )
     print(
-        f"{'side':<9} {'batch':>5} {'ms/row':>7} {'cpu ms':>7} {'GF/s':>5} {'share':>6} {'ours is faster':>14} {'differ':>8}"
+        f"plain products: jax {jax_rate:.0f} GF/s, torch {found['torch']} "
+        f"{torch_rate:.0f} GF/s"
+    )
+    print(
+        f"{'side':<9} {'batch':>5} {'ms/row':>7} {'cpu ms':>7} {'GF/s':>5} "
+        f"{'share':>6} {'ours is faster':>14} {'differ':>8}"
     )
     ours = found["sides"]["sae_attr"]["seconds"]
     for name, row in found["sides"].items():
         differ = f"{row['difference']:8.1e}" if "difference" in row else ""
         print(
-            f"{name:<9} {row['batch']:5d} {row['seconds'] * 1e3:7.0f} {row['cpu_seconds'] * 1e3:7.0f} "
-            f"{row['flops_per_s'] / 1e9:5.0f} {row['share']:6.2f} {row['seconds'] / ours:13.2f}x {differ}"
+            f"{name:<9} {row['batch']:5d} {row['seconds'] * 1e3:7.0f} "
+            f"{row['cpu_seconds'] * 1e3:7.0f} "
+            f"{row['flops_per_s'] / 1e9:5.0f} {row['share']:6.2f} "
+            f"{row['seconds'] / ours:13.2f}x {differ}"
         )
 
 
 def main() -> None:
-    """Prints the table and ends with status 1 if a side's gradients are others than ours."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch_python", default=sys.executable, help="interpreter with torch and transformers")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch; give JAX as many cores (taskset)")
+    """Prints the table and ends with status 1 if a side's gradients are others than
+    ours.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--torch_python",
+        default=sys.executable,
+        help="interpreter with torch and transformers",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=2,
+        help="threads of torch; give JAX as many cores (taskset)",
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--repeats", type=int, default=6)
@@ -206,7 +286,9 @@ def main() -> None:
     if args.out:
         with open(args.out, "w") as file:
             json.dump(found, file, indent=1)
-    sys.exit(int(max(row.get("difference", 0.0) for row in found["sides"].values()) > AGREE))
+    sys.exit(
+        int(max(row.get("difference", 0.0) for row in found["sides"].values()) > AGREE)
+    )
 
 
 if __name__ == "__main__":

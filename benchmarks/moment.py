@@ -1,13 +1,16 @@
 """Scoring a whole dictionary through the moment, against scoring it token by token.
 
 Command: python -m benchmarks.moment
-Measured: the published study's work, 148 pairs × 2 completions × 256 tokens at d = 768, for dictionaries of 2^17 and 2^21
-random unit rows in float32. `moment`: adding up S and G over all tokens, once. `score`: `score_moment`, with its
-product, row sums and norms. `token-wise`: `attribute` on two slices of tokens; where twice the tokens take twice the time
-it is scaled to all of them. `share`: the rate of `score` over that of the bare product [chunk, d] × [d, d] at the same
-precision, measured between the repeats.
-Expect: share at least 0.85; token-wise about a hundred times slower than moment and score together, since it needs
-4·n·d operations a token where score needs 2·n·d² in all. Needs 9 GB; some 5 minutes on 2 idle cores (--log2_rows=17: one).
+Measured: the published study's work, 148 pairs × 2 completions × 256 tokens at d = 768,
+  for dictionaries of 2^17 and 2^21
+random unit rows in float32. `moment`: adding up S and G over all tokens, once. `score`:
+`score_moment`, with its product, row sums and norms. `token-wise`: `attribute` on two
+slices of tokens; where twice the tokens take twice the time
+it is scaled to all of them. `share`: the rate of `score` over that of the bare product
+[chunk, d] × [d, d] at the same precision, measured between the repeats.
+Expect: share at least 0.85; token-wise about a hundred times slower than moment and
+score together, since it needs 4·n·d operations a token where score needs 2·n·d² in all.
+Needs 9 GB; some 5 minutes on 2 idle cores (--log2_rows=17: one).
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def unit_rows_in_place(n: int) -> jax.Array:
-    """Random unit rows `[n, d]`, drawn into one buffer piece by piece: host memory beyond it is one piece."""
+    """Random unit rows `[n, d]`, drawn into one buffer piece by piece: host memory
+    beyond it is one piece.
+    """
 
     @partial(jax.jit, donate_argnums=0)
     def fill(buffer_nd: jax.Array, i: jax.Array) -> jax.Array:
@@ -60,7 +65,9 @@ def tokens(count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def measure_moment(repeats: int) -> dict[str, float]:
-    """Seconds to add all tokens to a moment, and the memory of one step, which no number of tokens changes."""
+    """Seconds to add all tokens to a moment, and the memory of one step, which no
+    number of tokens changes.
+    """
     acts, grads, weights = tokens(BATCH)
     add = jax.jit(lambda m, a, g, w: m + moment(a, g, w))
     zero = Moment(jnp.zeros((D, D)), jnp.zeros(D))
@@ -74,27 +81,47 @@ def measure_moment(repeats: int) -> dict[str, float]:
         return total
 
     best = min(seconds(every_token) for _ in range(repeats))
-    return {"seconds": best, "temporary_bytes": step.memory_analysis().temp_size_in_bytes}
+    return {
+        "seconds": best,
+        "temporary_bytes": step.memory_analysis().temp_size_in_bytes,
+    }
 
 
-def measure_scores(dec_nd: jax.Array, chunk: int, slices: tuple[int, int], repeats: int) -> dict[str, Any]:
-    """One row of the table: moment scoring, the bare product and token-wise scoring, by turns."""
+def measure_scores(
+    dec_nd: jax.Array, chunk: int, slices: tuple[int, int], repeats: int
+) -> dict[str, Any]:
+    """One row of the table: moment scoring, the bare product and token-wise scoring, by
+    turns.
+    """
     n = len(dec_nd)
-    mean_d, product = jnp.full(D, 0.1), partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    mean_d = jnp.full(D, 0.1)
+    product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     batches = {count: tokens(count) for count in slices}
     total = jax.jit(moment)(*batches[slices[0]])
-    score = jax.jit(lambda m, dec: score_moment(m, mean_d, dec, chunk=chunk)).lower(total, dec_nd).compile()
+    score = (
+        jax.jit(lambda m, dec: score_moment(m, mean_d, dec, chunk=chunk))
+        .lower(total, dec_nd)
+        .compile()
+    )
     bare, rows_cd = jax.jit(product), dec_nd[:chunk] + 0
     token_wise = jax.jit(lambda dec, a, g, w: attribute(a, g, w, dec, mean_d)[0])
     by_moment = score(total, dec_nd)
-    by_token = token_wise(dec_nd, *batches[slices[0]])  # compiles, and is the other way to the same number
-    jax.block_until_ready([token_wise(dec_nd, *batches[slices[1]]), bare(rows_cd, total.s_dd)])
-    times: dict[str, list[float]] = {name: [] for name in ("score", "bare", *map(str, slices))}
+    by_token = token_wise(
+        dec_nd, *batches[slices[0]]
+    )  # compiles, and is the other way to the same number
+    jax.block_until_ready(
+        [token_wise(dec_nd, *batches[slices[1]]), bare(rows_cd, total.s_dd)]
+    )
+    times: dict[str, list[float]] = {
+        name: [] for name in ("score", "bare", *map(str, slices))
+    }
     for _ in range(repeats):
         times["bare"] += [seconds(lambda: bare(rows_cd, total.s_dd)) for _ in range(4)]
         times["score"].append(seconds(lambda: score(total, dec_nd)))
         for count, batch in batches.items():
-            times[str(count)].append(seconds(lambda batch=batch: token_wise(dec_nd, *batch)))
+            times[str(count)].append(
+                seconds(lambda batch=batch: token_wise(dec_nd, *batch))
+            )
     best = {name: min(values) for name, values in times.items()}
     bare_seconds = best["bare"] * n / chunk
     linear = best[str(slices[1])] / best[str(slices[0])] * slices[0] / slices[1]
@@ -108,17 +135,32 @@ def measure_scores(dec_nd: jax.Array, chunk: int, slices: tuple[int, int], repea
         "temporary_bytes": score.memory_analysis().temp_size_in_bytes,
         "token_wise_seconds": best[str(slices[1])] * ALL_TOKENS / slices[1],
         "linearity": linear,
-        "difference": float(jnp.linalg.norm(by_token - by_moment) / jnp.linalg.norm(by_moment)),
+        "difference": float(
+            jnp.linalg.norm(by_token - by_moment) / jnp.linalg.norm(by_moment)
+        ),
     }
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--log2_rows", type=int, nargs="+", default=[17, 21], help="dictionary sizes as powers of two")
-    parser.add_argument("--chunk", type=int, default=8192, help="rows that score_moment takes at a time")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--repeats", type=int, default=5, help="repeats for the smallest dictionary, at least 2 for others"
+        "--log2_rows",
+        type=int,
+        nargs="+",
+        default=[17, 21],
+        help="dictionary sizes as powers of two",
+    )
+    parser.add_argument(
+        "--chunk", type=int, default=8192, help="rows that score_moment takes at a time"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        help="repeats for the smallest dictionary, at least 2 for others",
     )
     parser.add_argument("--out", help="write the numbers here as JSON")
     return parser.parse_args(argv)
@@ -129,7 +171,10 @@ def main() -> None:
     args = parse()
     gather = measure_moment(args.repeats)
     print(f"{PAIRS} pairs x 2 x {TOKENS} = {ALL_TOKENS} tokens, d = {D}, float32")
-    print(f"moment of all tokens: {gather['seconds']:.2f} s, temporaries {gather['temporary_bytes'] / 2**20:.0f} MB")
+    print(
+        f"moment of all tokens: {gather['seconds']:.2f} s, temporaries "
+        f"{gather['temporary_bytes'] / 2**20:.0f} MB"
+    )
     print(
         f"{'n':>8} {'score':>9} {'GF/s':>6} {'bare GF/s':>9} {'share':>6} {'extra':>7} "
         f"{'token-wise':>11} {'linear':>7} {'speed-up':>8} {'differ':>8}"
@@ -137,18 +182,32 @@ def main() -> None:
     rows = []
     for power in sorted(args.log2_rows):
         slices = (256, 512) if power < 20 else (64, 128)
-        row = measure_scores(unit_rows_in_place(2**power), args.chunk, slices, args.repeats if power < 20 else 2)
-        row["speed_up"] = row["token_wise_seconds"] / (row["score_seconds"] + gather["seconds"])
+        row = measure_scores(
+            unit_rows_in_place(2**power),
+            args.chunk,
+            slices,
+            args.repeats if power < 20 else 2,
+        )
+        row["speed_up"] = row["token_wise_seconds"] / (
+            row["score_seconds"] + gather["seconds"]
+        )
         rows.append(row)
         print(
-            f"{f'2^{power}':>8} {row['score_seconds']:7.2f} s {row['score_flops_per_s'] / 1e9:6.0f} "
-            f"{row['bare_flops_per_s'] / 1e9:9.0f} {row['share']:6.2f} {row['temporary_bytes'] / 2**20:4.0f} MB "
-            f"{row['token_wise_seconds']:9.0f} s {row['linearity']:7.2f} {row['speed_up']:8.0f} {row['difference']:8.1e}",
+            f"{f'2^{power}':>8} {row['score_seconds']:7.2f} s "
+            f"{row['score_flops_per_s'] / 1e9:6.0f} "
+            f"{row['bare_flops_per_s'] / 1e9:9.0f} {row['share']:6.2f} "
+            f"{row['temporary_bytes'] / 2**20:4.0f} MB "
+            f"{row['token_wise_seconds']:9.0f} s {row['linearity']:7.2f} "
+            f"{row['speed_up']:8.0f} {row['difference']:8.1e}",
             flush=True,
         )
     if args.out:
         with open(args.out, "w") as file:
-            json.dump({"tokens": ALL_TOKENS, "d": D, "moment": gather, "rows": rows}, file, indent=1)
+            json.dump(
+                {"tokens": ALL_TOKENS, "d": D, "moment": gather, "rows": rows},
+                file,
+                indent=1,
+            )
 
 
 if __name__ == "__main__":

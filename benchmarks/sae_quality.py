@@ -1,25 +1,35 @@
-"""Explained variance and CE recovered of SAEs trained here and by SAELens: same model, data, budget and measured L0.
+"""Explained variance and CE recovered of SAEs trained here and by SAELens: same model,
+data, budget and measured L0.
 
-Command: python -m benchmarks.sae_quality --shared=<the shared fixtures> --torch_python=<an interpreter with sae-lens>
-Measured: stories260K, residual after layer 2 (d 64), TinyStories cut at 256 tokens, special tokens left out: 725 stories
-to train on, 125 to choose with (validation), 150 to measure on (test). n 512, 1000 steps of 512 tokens, float32; the same
-rows in the same order on both sides; Adam, rate rising over the first tenth and falling to 0 over the last fifth.
-What is chosen: for every objective and side the learning rate, and for SAELens' JumpReLU also its penalty (step, tanh,
-quadratic; ours has its default, step), by the explained variance on the validation tokens of one run with seed 100, as
-long as the others unless --select_steps says less, from the same five rates; where L0 could not be matched a candidate is
-out. Then seeds 0, 1 and 2 are trained at what was chosen and measured on the test tokens. Everything else is the default
-of either library or, for SAELens, what its training guide shows (see LENS).
-L0 is matched on the validation tokens, so that on the test tokens it is a result: TopK by k, BatchTopK by its one
-threshold, the others by a search for the knob: our controller's target, SAELens' coefficient (its target for quadratic).
-Every SAE, theirs as SAELens saved it, is measured by the same code in raw units: explained variance about the mean,
-pooled, and CE recovered = (L_mean - L_sae) / (L_mean - L_plain), where L_mean has the site replaced by its mean; special
-tokens stay as they are. `pooled se` is sqrt((s₁² + s₂²) / seeds), s the standard deviation over seeds.
-Expect: no row of `ours - theirs` below minus its pooled standard error, mean L0 on either side within 2 % of 16. Against
-SAELens 6.54.12 on 2 cores, some 40 minutes:
-  topk        EV 0.9422 / 0.9377 (+0.0045, se 0.0005)  CE 0.9725 / 0.9680 (+0.0045, 0.0005)  rates 0.012 / 0.006
-  batch_topk  EV 0.9478 / 0.9432 (+0.0046, se 0.0005)  CE 0.9737 / 0.9712 (+0.0025, 0.0003)  rates 0.012 / 0.006
-  jumprelu    EV 0.9485 / 0.9453 (+0.0032, se 0.0002)  CE 0.9745 / 0.9715 (+0.0031, 0.0012)  rates 0.012 / 0.012, step
-  gated       EV 0.9453 / 0.9444 (+0.0009, se 0.0002)  CE 0.9709 / 0.9711 (-0.0003, 0.0005)  rates 0.024 / 0.012
+Command: python -m benchmarks.sae_quality --shared=<the shared fixtures>
+  --torch_python=<an interpreter with sae-lens>
+Measured: stories260K, residual after layer 2 (d 64), TinyStories cut at 256 tokens,
+special tokens left out: 725 stories to train on, 125 to choose with (validation), 150
+to measure on (test). n 512, 1000 steps of 512 tokens, float32; the same rows in the
+same order on both sides; Adam, rate rising over the first tenth and falling to 0 over
+the last fifth.
+What is chosen: for every objective and side the learning rate, and for SAELens'
+JumpReLU also its penalty (step, tanh, quadratic; ours has its default, step), by the
+explained variance on the validation tokens of one run with seed 100, as long as the
+others unless --select_steps says less, from the same five rates; where L0 could not be
+matched a candidate is out. Then seeds 0, 1 and 2 are trained at what was chosen and
+measured on the test tokens. Everything else is the default of either library or, for
+SAELens, what its training guide shows (see LENS).
+L0 is matched on the validation tokens, so that on the test tokens it is a result: TopK
+by k, BatchTopK by its one threshold, the others by a search for the knob: our
+controller's target, SAELens' coefficient (its target for quadratic). Every SAE, theirs
+as SAELens saved it, is measured by the same code in raw units: explained variance about
+the mean, pooled, and CE recovered = (L_mean - L_sae) / (L_mean - L_plain), where L_mean
+has the site replaced by its mean; special tokens stay as they are. `pooled se` is
+sqrt((s₁² + s₂²) / seeds), s the standard deviation over seeds.
+Expect: no row of `ours - theirs` below minus its pooled standard error, mean L0 on
+either side within 2 % of 16. Against SAELens 6.54.12 on 2 cores, some 40 minutes:
+  topk        EV 0.9422 / 0.9377 (+0.0045, se 0.0005)  CE 0.9725 / 0.9680 (+0.0045,
+  0.0005)  rates 0.012 / 0.006 batch_topk  EV 0.9478 / 0.9432 (+0.0046, se 0.0005)  CE
+  0.9737 / 0.9712 (+0.0025, 0.0003)  rates 0.012 / 0.006 jumprelu    EV 0.9485 / 0.9453
+  (+0.0032, se 0.0002)  CE 0.9745 / 0.9715 (+0.0031, 0.0012)  rates 0.012 / 0.012, step
+  gated       EV 0.9453 / 0.9444 (+0.0009, se 0.0002)  CE 0.9709 / 0.9711 (-0.0003,
+  0.0005)  rates 0.024 / 0.012
 What of ours gives that: benchmarks.sae_choices.
 """
 
@@ -69,7 +79,8 @@ TOKENS = 200_000  # to train on; more steps go round again
 
 
 class Recipe(NamedTuple):
-    """One way to train: settings of the side's config, and the knob that moves L0, None where k sets it.
+    """One way to train: settings of the side's config, and the knob that moves L0, None
+    where k sets it.
 
     `up`: a larger knob raises L0.
     """
@@ -81,13 +92,17 @@ class Recipe(NamedTuple):
     up: bool = False
 
 
-NORM = {"normalize_activations": "expected_average_only_in"}  # as in every example of SAELens' training guide
+NORM = {
+    "normalize_activations": "expected_average_only_in"
+}  # as in every example of SAELens' training guide
 RISE = "warm-up of the coefficient, as a share of the steps"
 # SAELens 6.54.12. JumpReLU has three penalties, all tried at every rate:
-# tanh as its training guide gives it (bandwidth 2, threshold 0.1, pre-act loss 3e-6, coefficient rising over the whole
-#   run), with the gradient to the input that its config names for that setup; tanh scale 4 is its default;
-# step and quadratic with the defaults of its config (bandwidth 0.05, threshold 0.01, no warm-up, no pre-act loss).
-# What is not theirs: the knob alone, set so that L0 is matched. Gated rises over 5 %, as in SAELens' tutorial.
+# tanh as its training guide gives it (bandwidth 2, threshold 0.1, pre-act loss 3e-6,
+#   coefficient rising over the whole run), with the gradient to the input that its
+#   config names for that setup; tanh scale 4 is its default;
+# step and quadratic with the defaults of its config (bandwidth 0.05, threshold 0.01, no
+# warm-up, no pre-act loss). What is not theirs: the knob alone, set so that L0 is
+# matched. Gated rises over 5 %, as in SAELens' tutorial.
 LENS = {
     "topk": [Recipe("", NORM)],
     "batch_topk": [Recipe("", NORM)],
@@ -104,13 +119,17 @@ LENS = {
 OURS = {
     "topk": [Recipe("", {})],
     "batch_topk": [Recipe("", {})],
-    "jumprelu": [Recipe("step", {}, "target_l0", 16.0, True)],  # the defaults of TrainConfig
+    "jumprelu": [
+        Recipe("step", {}, "target_l0", 16.0, True)
+    ],  # the defaults of TrainConfig
     "gated": [Recipe("", {}, "target_l0", 16.0, True)],
 }
 
 
 class Bench(NamedTuple):
-    """Model, its tokens and what was collected from them: rows to train on, to choose with, and to measure on."""
+    """Model, its tokens and what was collected from them: rows to train on, to choose
+    with, and to measure on.
+    """
 
     cfg: Any
     params: Any
@@ -122,11 +141,18 @@ class Bench(NamedTuple):
 
 
 def collect(shared: Path, limit: int) -> Bench:
-    """Activations of the training stories, shuffled, of the 125 after them, and of the last 150."""
+    """Activations of the training stories, shuffled, of the 125 after them, and of the
+    last 150.
+    """
     cfg, params = load_lm(str(shared / "models/stories260K"), mesh=make_mesh("data=1"))
     tok = load_tokenizer(str(shared / "models/stories260K"))
     batches = list(
-        corpus_batches(read_corpus(shared / "corpora/tinystories_1000.json"), tok, context=CONTEXT, batch_size=ROWS)
+        corpus_batches(
+            read_corpus(shared / "corpora/tinystories_1000.json"),
+            tok,
+            context=CONTEXT,
+            batch_size=ROWS,
+        )
     )
     run = jax.jit(lambda t, v: site_acts(params, t, v, cfg=cfg, site=SITE))
     acts = [np.asarray(run(t, v))[v & ~s].astype(np.float32) for t, v, s in batches]
@@ -135,43 +161,82 @@ def collect(shared: Path, limit: int) -> Bench:
     train_kd = np.concatenate(acts[:valid])
     train_kd = train_kd[np.random.default_rng(0).permutation(len(train_kd))][:limit]
     valid_kd, test_kd = np.concatenate(acts[valid:test]), np.concatenate(acts[test:])
-    return Bench(cfg, params, train_kd, valid_kd, batches[test:], test_kd, train_kd.mean(0))
+    return Bench(
+        cfg, params, train_kd, valid_kd, batches[test:], test_kd, train_kd.mean(0)
+    )
 
 
 def losses(bench: Bench, value: Callable[[jax.Array], jax.Array] | None) -> float:
-    """Nats a token on the test stories with the site's plain tokens replaced by `value` of them."""
+    """Nats a token on the test stories with the site's plain tokens replaced by `value`
+    of them.
+    """
 
     @jax.jit
-    def one(tokens: jax.Array, valid: jax.Array, special: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def one(
+        tokens: jax.Array, valid: jax.Array, special: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         edits = {}
         if value is not None:
             acts = site_acts(bench.params, tokens, valid, cfg=bench.cfg, site=SITE)
-            edits = {SITE: Replace(jnp.where((valid & ~special)[..., None], value(acts), acts))}
-        hidden = forward(bench.params, tokens, cfg=bench.cfg, valid_bt=valid, edits=edits).hidden_btd
-        at = jnp.broadcast_to(jnp.arange(1, tokens.shape[1]), (len(tokens), tokens.shape[1] - 1))
+            edits = {
+                SITE: Replace(
+                    jnp.where((valid & ~special)[..., None], value(acts), acts)
+                )
+            }
+        hidden = forward(
+            bench.params, tokens, cfg=bench.cfg, valid_bt=valid, edits=edits
+        ).hidden_btd
+        at = jnp.broadcast_to(
+            jnp.arange(1, tokens.shape[1]), (len(tokens), tokens.shape[1] - 1)
+        )
         nll = target_nll(bench.params, hidden, tokens, at, valid[:, 1:], cfg=bench.cfg)
         return nll.sum(), valid[:, 1:].sum()
 
-    sums = np.sum([[float(part) for part in one(*batch)] for batch in bench.test], axis=0)
+    sums = np.sum(
+        [[float(part) for part in one(*batch)] for batch in bench.test], axis=0
+    )
     return float(sums[0] / sums[1])
 
 
 def ours(
-    bench: Bench, args: argparse.Namespace, objective: str, recipe: Recipe, lr: float, seed: int, knob: float
+    bench: Bench,
+    args: argparse.Namespace,
+    objective: str,
+    recipe: Recipe,
+    lr: float,
+    seed: int,
+    knob: float,
 ) -> SAE:
     """Trained here."""
     cfg = TrainConfig(
-        d_in=bench.train_kd.shape[1], n_latents=args.n, steps=args.steps, objective=objective, k=args.l0, lr=lr,
-        warmup=args.steps // 10, decay=0.2, dead_tokens=args.dead_steps * args.batch, seed=seed,
-        target_l0=knob if recipe.knob else None, **recipe.fields,
-    )  # fmt: skip
+        d_in=bench.train_kd.shape[1],
+        n_latents=args.n,
+        steps=args.steps,
+        objective=objective,
+        k=args.l0,
+        lr=lr,
+        warmup=args.steps // 10,
+        decay=0.2,
+        dead_tokens=args.dead_steps * args.batch,
+        seed=seed,
+        target_l0=knob if recipe.knob else None,
+        **recipe.fields,
+    )
     count = len(bench.train_kd) // args.batch
     batch = lambda step: bench.train_kd[step % count * args.batch :][: args.batch]
-    return finished(cfg, train(cfg, batch, progress=False, log_every=100, save_every=100).state)
+    return finished(
+        cfg, train(cfg, batch, progress=False, log_every=100, save_every=100).state
+    )
 
 
 def theirs(
-    bench: Bench, args: argparse.Namespace, objective: str, recipe: Recipe, lr: float, seed: int, knob: float
+    bench: Bench,
+    args: argparse.Namespace,
+    objective: str,
+    recipe: Recipe,
+    lr: float,
+    seed: int,
+    knob: float,
 ) -> SAE:
     """Trained by SAELens' trainer, read from what it saved."""
     fields = {name: value for name, value in recipe.fields.items() if name != RISE}
@@ -182,10 +247,24 @@ def theirs(
     schedule = {"lr_warm_up_steps": args.steps // 10, "lr_decay_steps": args.steps // 5}
     with tempfile.TemporaryDirectory() as folder:
         args.peer.ask(
-            do="train", data=args.data, out=folder, objective=objective, d=bench.train_kd.shape[1], n=args.n, lr=lr,
-            lr_end=0.0, batch=args.batch, steps=args.steps, seed=seed, sae=fields,
-            trainer={"dead_feature_window": args.dead_steps, "n_batches_for_norm_estimate": 4, **schedule},
-        )  # fmt: skip
+            do="train",
+            data=args.data,
+            out=folder,
+            objective=objective,
+            d=bench.train_kd.shape[1],
+            n=args.n,
+            lr=lr,
+            lr_end=0.0,
+            batch=args.batch,
+            steps=args.steps,
+            seed=seed,
+            sae=fields,
+            trainer={
+                "dead_feature_window": args.dead_steps,
+                "n_batches_for_norm_estimate": 4,
+                **schedule,
+            },
+        )
         return load_sae(folder)
 
 
@@ -193,21 +272,38 @@ SIDES = {"ours": (ours, OURS), "saelens": (theirs, LENS)}
 
 
 def matched(
-    run: Callable[[float], SAE], objective: str, recipe: Recipe, bench: Bench, target: float, knob: float
+    run: Callable[[float], SAE],
+    objective: str,
+    recipe: Recipe,
+    bench: Bench,
+    target: float,
+    knob: float,
 ) -> tuple[SAE, float, bool]:
-    """An SAE whose L0 on the validation tokens is the target, the knob that gave it, and whether it is within 2 %.
+    """An SAE whose L0 on the validation tokens is the target, the knob that gave it,
+    and whether it is within 2 %.
 
-    TopK is as it is; BatchTopK's threshold is set on those tokens; for the others the knob is searched, by the secant
-    through the two nearest points on logarithms, until L0 is within 1 % or the tries are used up.
+    TopK is as it is; BatchTopK's threshold is set on those tokens; for the others the
+    knob is searched, by the secant through the two nearest points on logarithms, until
+    L0 is within 1 % or the tries are used up.
     """
     if recipe.knob is None:
         sae = run(knob)
-        return (_with_l0(sae, bench.valid_kd, target) if objective == "batch_topk" else sae), knob, True
+        return (
+            (
+                _with_l0(sae, bench.valid_kd, target)
+                if objective == "batch_topk"
+                else sae
+            ),
+            knob,
+            True,
+        )
     tried: list[tuple[float, float, float, SAE]] = []
     for _ in range(TRIES):
         sae = run(knob)
         off = float(np.log(max(l0(fit(sae, bench.valid_kd)), 1e-2) / target))
-        tried = sorted([*tried, (abs(off), off, float(np.log(knob)), sae)], key=lambda one: one[0])
+        tried = sorted(
+            [*tried, (abs(off), off, float(np.log(knob)), sae)], key=lambda one: one[0]
+        )
         if tried[0][0] < OFF / 2:
             break
         knob = _next_knob([(at, off) for _, off, at, _ in tried], recipe.up)
@@ -217,7 +313,9 @@ def matched(
 
 
 def _with_l0(sae: SAE, acts_kd: np.ndarray, target: float) -> SAE:
-    """With the one threshold that leaves `target` latents a token on the first 16 384 of these tokens."""
+    """With the one threshold that leaves `target` latents a token on the first 16 384
+    of these tokens.
+    """
     assert sae.threshold_n is not None
     open_sae = replace(sae, threshold_n=jnp.zeros_like(sae.threshold_n))
     codes_kn = encode(open_sae, jnp.asarray(acts_kd[:16384]))
@@ -226,10 +324,15 @@ def _with_l0(sae: SAE, acts_kd: np.ndarray, target: float) -> SAE:
 
 
 def _next_knob(points: list[tuple[float, float]], up: bool) -> float:
-    """From (log knob, log of L0 over target), the nearest first: between the two sides of 0 if there are points on both."""
+    """From (log knob, log of L0 over target), the nearest first: between the two sides
+    of 0 if there are points on both.
+    """
     at, off = points[0]
     slope, usual = None, 1.0 if up else -0.6
-    other = next((p for p in points[1:] if p[1] * off < 0), points[1] if len(points) > 1 else None)
+    other = next(
+        (p for p in points[1:] if p[1] * off < 0),
+        points[1] if len(points) > 1 else None,
+    )
     if other is not None and other[0] != at:
         slope = (other[1] - off) / (other[0] - at)
     if slope is None or slope * usual <= 0.01:
@@ -237,8 +340,12 @@ def _next_knob(points: list[tuple[float, float]], up: bool) -> float:
     return float(np.exp(at - np.clip(off / slope, -2, 2)))
 
 
-def choose(bench: Bench, args: argparse.Namespace, objective: str, side: str) -> list[dict[str, Any]]:
-    """Every rate and recipe of a side at the seed of the selection: explained variance on the validation tokens."""
+def choose(
+    bench: Bench, args: argparse.Namespace, objective: str, side: str
+) -> list[dict[str, Any]]:
+    """Every rate and recipe of a side at the seed of the selection: explained variance
+    on the validation tokens.
+    """
     make, recipes = SIDES[side]
     short = argparse.Namespace(**vars(args) | {"steps": args.select_steps})
     rows = []
@@ -248,32 +355,58 @@ def choose(bench: Bench, args: argparse.Namespace, objective: str, side: str) ->
             run = partial(make, bench, short, objective, recipe, lr, SELECTION_SEED)
             sae, knob, good = matched(run, objective, recipe, bench, args.l0, knob)
             sums = fit(sae, bench.valid_kd)
-            row = {"recipe": recipe.name, "lr": lr, "ev": explained_variance(sums), "l0": l0(sums), "knob": knob}
+            row = {
+                "recipe": recipe.name,
+                "lr": lr,
+                "ev": explained_variance(sums),
+                "l0": l0(sums),
+                "knob": knob,
+            }
             rows.append(row | {"matched": good})
             knob = knob if good else recipe.first
             _say("choose", objective, side, rows[-1])
     return rows
 
 
-def test_row(bench: Bench, sae: SAE, seed: int, knob: float, plain: float, mean: float) -> dict[str, float]:
-    """What one SAE has on the test tokens; `plain` and `mean` are the losses without it and with the site's mean."""
+def test_row(
+    bench: Bench, sae: SAE, seed: int, knob: float, plain: float, mean: float
+) -> dict[str, float]:
+    """What one SAE has on the test tokens; `plain` and `mean` are the losses without it
+    and with the site's mean.
+    """
     sums = fit(sae, bench.test_kd)
     loss = losses(bench, lambda acts: reconstruct(sae, acts))
     return {
-        "seed": seed, "ev": explained_variance(sums), "ce": (mean - loss) / (mean - plain), "l0": l0(sums),
-        "dead": dead_share(sums), "knob": knob,
-    }  # fmt: skip
+        "seed": seed,
+        "ev": explained_variance(sums),
+        "ce": (mean - loss) / (mean - plain),
+        "l0": l0(sums),
+        "dead": dead_share(sums),
+        "knob": knob,
+    }
 
 
 def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    """Per objective and side: what was tried, what was chosen of it, and a list of test rows, one per seed."""
-    plain, mean = losses(bench, None), losses(bench, lambda acts: jnp.asarray(bench.mean_d))
-    found: dict[str, Any] = {"loss_plain": plain, "loss_mean": mean, "selection": {}, "chosen": {}, "rows": {}}
+    """Per objective and side: what was tried, what was chosen of it, and a list of test
+    rows, one per seed.
+    """
+    plain = losses(bench, None)
+    mean = losses(bench, lambda acts: jnp.asarray(bench.mean_d))
+    found: dict[str, Any] = {
+        "loss_plain": plain,
+        "loss_mean": mean,
+        "selection": {},
+        "chosen": {},
+        "rows": {},
+    }
     for objective, side in itertools.product(args.objectives, SIDES):
         make, recipes = SIDES[side]
         tried = choose(bench, args, objective, side)
-        best = max([row for row in tried if row["matched"]] or tried, key=lambda row: row["ev"])
-        recipe, knob = next(r for r in recipes[objective] if r.name == best["recipe"]), best["knob"]
+        best = max(
+            [row for row in tried if row["matched"]] or tried, key=lambda row: row["ev"]
+        )
+        recipe = next(r for r in recipes[objective] if r.name == best["recipe"])
+        knob = best["knob"]
         found["selection"].setdefault(objective, {})[side] = tried
         found["chosen"].setdefault(objective, {})[side] = best
         for seed in range(args.seeds):
@@ -286,7 +419,10 @@ def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _say(what: str, objective: str, side: str, row: dict[str, Any]) -> None:
-    shown = {name: round(value, 5) if isinstance(value, float) else value for name, value in row.items()}
+    shown = {
+        name: round(value, 5) if isinstance(value, float) else value
+        for name, value in row.items()
+    }
     print(what, objective, side, shown, file=sys.stderr, flush=True)
 
 
@@ -294,50 +430,95 @@ def compare(rows: dict[str, list[dict[str, float]]], name: str) -> dict[str, flo
     """Means, their difference, and the pooled standard error."""
     a, b = (np.array([row[name] for row in rows[side]]) for side in ("ours", "saelens"))
     se = float(np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / len(a))) if len(a) > 1 else 0.0
-    return {"ours": a.mean(), "saelens": b.mean(), "difference": a.mean() - b.mean(), "se": se}
+    return {
+        "ours": a.mean(),
+        "saelens": b.mean(),
+        "difference": a.mean() - b.mean(),
+        "se": se,
+    }
 
 
 def show(found: dict[str, Any], target: float) -> bool:
     """The table; whether every row holds."""
-    print(f"loss plain {found['loss_plain']:.4f}, site at its mean {found['loss_mean']:.4f} nats/token")
     print(
-        "objective   measure  ours     SAELens  ours - theirs  pooled se  L0 (mean)      rates (and SAELens' penalty)"
+        f"loss plain {found['loss_plain']:.4f}, site at its mean "
+        f"{found['loss_mean']:.4f} nats/token"
+    )
+    print(
+        "objective   measure  ours     SAELens  ours - theirs  pooled se  L0 (mean)    "
+        "  rates (and SAELens' penalty)"
     )
     good = True
     for objective, rows in found["rows"].items():
         level, chosen = compare(rows, "l0"), found["chosen"][objective]
         level_ok = all(abs(level[side] / target - 1) <= OFF for side in SIDES)
-        rates = " / ".join(f"{chosen[side]['lr']:g}" for side in SIDES) + f" {chosen['saelens']['recipe']}"
+        rates = (
+            " / ".join(f"{chosen[side]['lr']:g}" for side in SIDES)
+            + f" {chosen['saelens']['recipe']}"
+        )
         for name in ("ev", "ce"):
             c = compare(rows, name)
             holds = c["difference"] >= -c["se"]
             good &= holds and level_ok
             print(
-                f"{objective:<11} {name:<7} {c['ours']:7.4f}  {c['saelens']:7.4f}  {c['difference']:+13.4f}  {c['se']:9.4f}"
-                f"  {level['ours']:.2f} / {level['saelens']:.2f}  {rates}{'' if holds else '  BELOW'}"
+                f"{objective:<11} {name:<7} {c['ours']:7.4f}  {c['saelens']:7.4f}  "
+                f"{c['difference']:+13.4f}  {c['se']:9.4f}"
+                f"  {level['ours']:.2f} / {level['saelens']:.2f}  "
+                f"{rates}{'' if holds else '  BELOW'}"
                 + ("" if level_ok else "  L0 NOT MATCHED")
             )
     return good
 
 
 def main() -> None:
-    """Prints the table and ends with status 1 if a row is below, or a mean L0 is off by more than 2 %."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, required=True, help="folder with models/stories260K and corpora")
-    parser.add_argument("--torch_python", default=sys.executable, help="interpreter with sae-lens")
-    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
+    """Prints the table and ends with status 1 if a row is below, or a mean L0 is off by
+    more than 2 %.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shared",
+        type=Path,
+        required=True,
+        help="folder with models/stories260K and corpora",
+    )
+    parser.add_argument(
+        "--torch_python", default=sys.executable, help="interpreter with sae-lens"
+    )
+    parser.add_argument(
+        "--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES)
+    )
     parser.add_argument("--n", type=int, default=SIZES["n"])
     parser.add_argument("--l0", type=int, default=SIZES["l0"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=SIZES["steps"])
-    parser.add_argument("--select_steps", type=int, help="of the runs that rates are chosen with; those of --steps")
-    parser.add_argument("--batch", type=int, default=SIZES["batch"])
-    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="what either side chooses from")
     parser.add_argument(
-        "--dead_steps", type=int, default=SIZES["dead_steps"], help="a latent that was silent for so many steps is dead"
+        "--select_steps",
+        type=int,
+        help="of the runs that rates are chosen with; those of --steps",
+    )
+    parser.add_argument("--batch", type=int, default=SIZES["batch"])
+    parser.add_argument(
+        "--rates",
+        type=float,
+        nargs="+",
+        default=list(RATES),
+        help="what either side chooses from",
+    )
+    parser.add_argument(
+        "--dead_steps",
+        type=int,
+        default=SIZES["dead_steps"],
+        help="a latent that was silent for so many steps is dead",
     )
     parser.add_argument("--limit", type=int, default=TOKENS, help="training tokens")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; these sizes gain nothing from more")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="of torch; these sizes gain nothing from more",
+    )
     parser.add_argument("--out", help="write the numbers here as JSON")
     args = parser.parse_args()
     args.select_steps = args.select_steps or args.steps

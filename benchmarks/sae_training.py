@@ -1,15 +1,20 @@
-"""Training steps of TopK and BatchTopK SAEs a second, beside SAELens and dictionary_learning on the same machine.
+"""Training steps of TopK and BatchTopK SAEs a second, beside SAELens and
+dictionary_learning on the same machine.
 
-Command: python -m benchmarks.sae_training --torch_python=<an interpreter with sae-lens and dictionary-learning>
-Measured: whole optimiser steps (forward, backward, Adam, decoder at unit norm, dead latents counted) on one cached
-batch of 4096 random activations, d 768, n 24 576, k 32, float32, two threads a side, by turns; the shortest of the
-steps of a side counts. SAELens' use_sparse_activations is left at its default, off: with it on, the backward pass of
-SAELens 6.54 and torch 2.13 ends in an error on the CPU. No latent is dead yet on any side, and no row of BatchTopK
-has more than its candidates: rows that do are searched whole, 0.8 s a step here, and if more than a sixteenth of them
-do, the matrix, some 6 s. `least` are the operations
-without which there is no step: the encoder's product on all latents, and decoder, its gradient, the codes' and the
-encoder's gradient on the active ones.
-Expect: at least 2 times as many tokens a second as the faster peer. Some 6 minutes on 2 idle cores.
+Command: python -m benchmarks.sae_training --torch_python=<an interpreter with sae-lens
+  and dictionary-learning>
+Measured: whole optimiser steps (forward, backward, Adam, decoder at unit norm, dead
+latents counted) on one cached batch of 4096 random activations, d 768, n 24 576, k 32,
+float32, two threads a side, by turns; the shortest of the steps of a side counts.
+SAELens' use_sparse_activations is left at its default, off: with it on, the backward
+pass of SAELens 6.54 and torch 2.13 ends in an error on the CPU. No latent is dead yet
+on any side, and no row of BatchTopK
+has more than its candidates: rows that do are searched whole, 0.8 s a step here, and if
+more than a sixteenth of them do, the matrix, some 6 s. `least` are the operations
+without which there is no step: the encoder's product on all latents, and decoder, its
+gradient, the codes' and the encoder's gradient on the active ones.
+Expect: at least 2 times as many tokens a second as the faster peer. Some 6 minutes on 2
+  idle cores.
 """
 
 from __future__ import annotations
@@ -40,9 +45,17 @@ class Peer:
 
     def __init__(self, python: str, threads: int) -> None:
         program = str(Path(__file__).with_name("_torch_sae.py"))
-        environ = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "WANDB_MODE": "disabled"}
+        environ = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "WANDB_MODE": "disabled",
+        }
         self.process = subprocess.Popen(
-            [python, program, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
+            [python, program, str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environ,
         )
         self.versions = self._answer()
 
@@ -50,7 +63,10 @@ class Peer:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.process.args[0]} ended; does it have sae-lens and dictionary-learning?")
+            raise RuntimeError(
+                f"{self.process.args[0]} ended; does it have sae-lens and "
+                "dictionary-learning?"
+            )
         return json.loads(line)
 
     def ask(self, **request: Any) -> dict[str, Any]:
@@ -68,24 +84,40 @@ class Peer:
 
 
 def least_operations(b: int, d: int, n: int, k: int) -> float:
-    """Multiplications and additions of a step: one dense product, four with k latents a token."""
+    """Multiplications and additions of a step: one dense product, four with k latents a
+    token.
+    """
     return 2.0 * b * d * n + 4 * (2.0 * b * d * k)
 
 
-def counted_operations(objective: str, b: int, d: int, n: int, k: int) -> dict[str, float]:
-    """Multiplications and additions of products in ours (as least: its scans touch b·k entries) and in dense steps.
+def counted_operations(
+    objective: str, b: int, d: int, n: int, k: int
+) -> dict[str, float]:
+    """Multiplications and additions of products in ours (as least: its scans touch b·k
+    entries) and in dense steps.
 
-    A dense step has encoder, decoder, and the gradients of codes, decoder, encoder, and input (for b_dec).
+    A dense step has encoder, decoder, and the gradients of codes, decoder, encoder, and
+    input (for b_dec).
     """
-    return {"sae_attr": least_operations(b, d, n, k) + 2.0 * d * n, "dense": 6 * (2.0 * b * d * n)}
+    return {
+        "sae_attr": least_operations(b, d, n, k) + 2.0 * d * n,
+        "dense": 6 * (2.0 * b * d * n),
+    }
 
 
 def our_steps(objective: str, x: np.ndarray, n: int, k: int, count: int) -> list[float]:
     """Seconds of `count` steps after two that are not measured."""
     cfg = TrainConfig(
-        d_in=x.shape[1], n_latents=n, steps=100_000, objective=objective, k=k, lr=LR, warmup=1, decay=0.0,
+        d_in=x.shape[1],
+        n_latents=n,
+        steps=100_000,
+        objective=objective,
+        k=k,
+        lr=LR,
+        warmup=1,
+        decay=0.0,
         dead_tokens=10_000_000,
-    )  # fmt: skip
+    )
     state = first_state(cfg, x[:64], x.mean(0))
     step, x = compiled_step(cfg, None, state), jnp.asarray(x)
     times = []
@@ -118,18 +150,38 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         data = str(Path(folder) / "x.npy")
         np.save(data, x)
-        asked = {"do": "time", "data": data, "d": d, "n": n, "k": k, "batch": b, "lr": LR, "steps": 10}
+        asked = {
+            "do": "time",
+            "data": data,
+            "d": d,
+            "n": n,
+            "k": k,
+            "batch": b,
+            "lr": LR,
+            "steps": 10,
+        }
         found["product"] = {"jax": product_seconds(x, n)}
-        found["product"]["torch"] = min(peer.ask(**asked, side="product", count=3)["seconds"])
+        found["product"]["torch"] = min(
+            peer.ask(**asked, side="product", count=3)["seconds"]
+        )
         for objective in ("topk", "batch_topk"):
             times: dict[str, list[float]] = {}
             sides = {"saelens": {"k": k}, "dictionary_learning": {}}
             for _ in range(args.rounds):
-                times.setdefault("sae_attr", []).extend(our_steps(objective, x, n, k, args.count))
+                times.setdefault("sae_attr", []).extend(
+                    our_steps(objective, x, n, k, args.count)
+                )
                 for side, fields in sides.items():
-                    request = asked | {"side": side, "objective": objective, "sae": fields, "count": args.count}
+                    request = asked | {
+                        "side": side,
+                        "objective": objective,
+                        "sae": fields,
+                        "count": args.count,
+                    }
                     times.setdefault(side, []).extend(peer.ask(**request)["seconds"])
-            found["sides"][objective] = {side: {"seconds": min(ts), "all": ts} for side, ts in times.items()}
+            found["sides"][objective] = {
+                side: {"seconds": min(ts), "all": ts} for side, ts in times.items()
+            }
             show(objective, found)
     peer.close()
     return found
@@ -138,33 +190,57 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def show(objective: str, found: dict[str, Any]) -> None:
     """The table of one objective."""
     sizes = found["batch"], found["d"], found["n"], found["k"]
-    least, ours = least_operations(*sizes), found["sides"][objective]["sae_attr"]["seconds"]
+    least = least_operations(*sizes)
+    ours = found["sides"][objective]["sae_attr"]["seconds"]
     counts = counted_operations(objective, *sizes)
     print(
-        f"{objective}: batch {sizes[0]}, d {sizes[1]}, n {sizes[2]}, k {sizes[3]}; least {least / 1e9:.0f}e9 operations"
+        f"{objective}: batch {sizes[0]}, d {sizes[1]}, n {sizes[2]}, k {sizes[3]}; "
+        f"least {least / 1e9:.0f}e9 operations"
     )
-    rates = {lib: f"{2 * sizes[0] * sizes[1] * sizes[2] / s / 1e9:.0f} GF/s" for lib, s in found["product"].items()}
+    rates = {
+        lib: f"{2 * sizes[0] * sizes[1] * sizes[2] / s / 1e9:.0f} GF/s"
+        for lib, s in found["product"].items()
+    }
     print(f"encoder's product alone: {rates}; {found['versions']}")
-    print(f"{'side':<20} {'s/step':>7} {'tokens/s':>9} {'ours is faster':>15} {'products / least':>17}")
+    print(
+        f"{'side':<20} {'s/step':>7} {'tokens/s':>9} {'ours is faster':>15} "
+        f"{'products / least':>17}"
+    )
     for side, row in found["sides"][objective].items():
         share = counts["sae_attr" if side == "sae_attr" else "dense"] / least
         print(
-            f"{side:<20} {row['seconds']:7.2f} {sizes[0] / row['seconds']:9.0f} {row['seconds'] / ours:14.2f}x"
+            f"{side:<20} {row['seconds']:7.2f} {sizes[0] / row['seconds']:9.0f} "
+            f"{row['seconds'] / ours:14.2f}x"
             f"{share:17.2f}"
         )
     sys.stdout.flush()
 
 
 def main() -> None:
-    """Prints the tables and ends with status 1 if ours is not twice as fast as the fastest peer."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch_python", default=sys.executable, help="interpreter with sae-lens, dictionary-learning")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch; give JAX as many cores (taskset)")
+    """Prints the tables and ends with status 1 if ours is not twice as fast as the
+    fastest peer.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--torch_python",
+        default=sys.executable,
+        help="interpreter with sae-lens, dictionary-learning",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=2,
+        help="threads of torch; give JAX as many cores (taskset)",
+    )
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--d", type=int, default=768)
     parser.add_argument("--n", type=int, default=24576)
     parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--count", type=int, default=2, help="measured steps per side and round")
+    parser.add_argument(
+        "--count", type=int, default=2, help="measured steps per side and round"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", help="write the numbers here as JSON")
     args = parser.parse_args()

@@ -1,10 +1,13 @@
-"""Host memory while a dictionary is scored from disk: it must not grow with the number of latents.
+"""Host memory while a dictionary is scored from disk: it must not grow with the number
+of latents.
 
 Command: python -m benchmarks.score_memory
-Hardware: any CPU with 2 GB of memory and 5 GB of disk in the temporary folder; about a minute on 2 cores.
-Expect: 0.11 to 0.14 GB beyond the baseline at 131,072 latents and at four times as many, where the decoder alone is 1.6 GB:
-a few chunks of 8,192 rows of d 768, as read, as float32 and as a product. Pages of a mapped file are no anonymous memory; the
-system drops them when others need it.
+Hardware: any CPU with 2 GB of memory and 5 GB of disk in the temporary folder; about a
+  minute on 2 cores.
+Expect: 0.11 to 0.14 GB beyond the baseline at 131,072 latents and at four times as
+many, where the decoder alone is 1.6 GB: a few chunks of 8,192 rows of d 768, as read,
+as float32 and as a product. Pages of a mapped file are no anonymous memory; the system
+drops them when others need it.
 """
 
 from __future__ import annotations
@@ -32,18 +35,38 @@ LIMIT = 0.3e9  # bytes beyond the baseline, whatever the size
 
 
 def write_sae(folder: Path, n: int, dtype: str) -> int:
-    """An SAE in SAELens' layout, a few rows at a time; returns the bytes of its decoder."""
-    config = {"architecture": "standard", "d_in": D, "d_sae": n, "dtype": dtype, "apply_b_dec_to_input": False}
-    config |= {"normalize_activations": "none", "metadata": {"hook_name": "blocks.0.hook_resid_post"}}
+    """An SAE in SAELens' layout, a few rows at a time; returns the bytes of its
+    decoder.
+    """
+    config = {
+        "architecture": "standard",
+        "d_in": D,
+        "d_sae": n,
+        "dtype": dtype,
+        "apply_b_dec_to_input": False,
+    }
+    config |= {
+        "normalize_activations": "none",
+        "metadata": {"hook_name": "blocks.0.hook_resid_post"},
+    }
     (folder / "cfg.json").write_text(json.dumps(config))
     shapes = {"W_enc": (D, n), "W_dec": (n, D), "b_enc": (n,), "b_dec": (D,)}
     header: dict[str, Any] = {}
     end, size = 0, DTYPES[dtype].itemsize
     for name, shape in shapes.items():
         start, end = end, end + int(np.prod(shape)) * size
-        header[name] = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": NAMES[dtype],
+            "shape": shape,
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header).encode()
-    noise = np.random.default_rng(0).standard_normal(1 << 20).astype(DTYPES[dtype]).tobytes()
+    noise = (
+        np.random.default_rng(0)
+        .standard_normal(1 << 20)
+        .astype(DTYPES[dtype])
+        .tobytes()
+    )
     with open(folder / "sae_weights.safetensors", "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for left in range(end, 0, -len(noise)):
@@ -60,7 +83,12 @@ def measure(folder: str) -> dict[str, Any]:
     from sae_attr.sae.formats import open_decoder
 
     rng = np.random.default_rng(1)
-    moment = Moment(*(jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((D, D), (D,))))
+    moment = Moment(
+        *(
+            jnp.asarray(rng.standard_normal(shape), jnp.float32)
+            for shape in ((D, D), (D,))
+        )
+    )
     mean_d = jnp.zeros(D)
     source = open_decoder(folder)
     # The compiler and its thread pools are there before the count begins.
@@ -72,36 +100,60 @@ def measure(folder: str) -> dict[str, Any]:
     watch.over.set()
     watch.join()
     sample = np.arange(0, len(source), len(source) // 64)
-    rows_kd = np.concatenate([source.rows(int(i), int(i) + 1) for i in sample]).astype(np.float64)
+    rows_kd = np.concatenate([source.rows(int(i), int(i) + 1) for i in sample]).astype(
+        np.float64
+    )
     form_dd = np.asarray(moment.s_dd, np.float64)
     units_kd = rows_kd / np.linalg.norm(rows_kd, axis=1, keepdims=True)
     want_k = -np.einsum("kd,de,ke->k", units_kd, form_dd, units_kd)
     return {
         "beyond": watch.peak - watch.baseline,
         "seconds": round(seconds, 1),
-        "error": float(np.abs(np.asarray(scores_n)[sample] - want_k).max() / np.abs(want_k).max()),
+        "error": float(
+            np.abs(np.asarray(scores_n)[sample] - want_k).max() / np.abs(want_k).max()
+        ),
         "samples": watch.samples,
         "devices": len(jax.devices()),
     }
 
 
 def main() -> None:
-    """Measures both sizes and both dtypes; ends with status 1 where memory exceeds the limit or a score is off."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", help="measure this folder in this process (used for the subprocesses)")
+    """Measures both sizes and both dtypes; ends with status 1 where memory exceeds the
+    limit or a score is off.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder",
+        help="measure this folder in this process (used for the subprocesses)",
+    )
     args = parser.parse_args()
     if args.folder:
         print(json.dumps(measure(args.folder)))
         return
     failed = False
-    print(f"{'latents':>9} {'dtype':<10} {'decoder GB':>10} {'beyond GB':>10} {'seconds':>8} {'error':>9}")
+    print(
+        f"{'latents':>9} {'dtype':<10} {'decoder GB':>10} {'beyond GB':>10} "
+        f"{'seconds':>8} {'error':>9}"
+    )
     for dtype in DTYPES:
         for n in SIZES:
             with tempfile.TemporaryDirectory() as folder:
                 size = write_sae(Path(folder), n, dtype)
-                command = [sys.executable, "-m", "benchmarks.score_memory", "--folder", folder]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.score_memory",
+                    "--folder",
+                    folder,
+                ]
                 environ = os.environ | {"JAX_PLATFORMS": "cpu"}
-                found = json.loads(subprocess.run(command, env=environ, check=True, stdout=subprocess.PIPE).stdout)
+                found = json.loads(
+                    subprocess.run(
+                        command, env=environ, check=True, stdout=subprocess.PIPE
+                    ).stdout
+                )
             failed |= found["error"] > 1e-4 or found["beyond"] > LIMIT
             row = f"{size / 1e9:>10.2f} {found['beyond'] / 1e9:>10.2f} {found['seconds']:>8} {found['error']:>9.1e}"
             print(f"{n:>9,} {dtype:<10} {row}")

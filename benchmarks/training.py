@@ -1,11 +1,14 @@
 """Training a small language model: tokens a second, by steps per program, beside torch.
 
 Command: python -m benchmarks.training
-Measured: tokens a second of AdamW steps (float32, clipped) of a Llama of 4 layers and width 96 over 512 tokens of vocabulary,
-16 rows of 32 tokens a step, with 1, 5 and 20 steps in one program; and, where torch and transformers can be imported, the same
-model and optimiser there. All sides run by turns, 3 times, and the shortest time counts; `cpu` is tokens a second of
-processor time over all threads, which moves less when other programs run.
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment makes large buffers cheaper to touch.
+Measured: tokens a second of AdamW steps (float32, clipped) of a Llama of 4 layers and
+width 96 over 512 tokens of vocabulary, 16 rows of 32 tokens a step, with 1, 5 and 20
+steps in one program; and, where torch and transformers can be imported, the same model
+and optimiser there. All sides run by turns, 3 times, and the shortest time counts;
+`cpu` is tokens a second of processor time over all threads, which moves less when other
+programs run.
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment makes large buffers cheaper to
+touch.
 """
 
 from __future__ import annotations
@@ -43,16 +46,24 @@ OPT = Optimizer(lr=1e-3, steps=1000, warmup=10, weight_decay=0.1)
 
 def batch(step: int) -> Batch:
     """Random rows `[1, b, t]` of which every token but the first is learnt."""
-    tokens_bt = np.random.default_rng(step).integers(0, HF["vocab_size"], (ROWS, WIDTH)).astype(np.int32)
+    tokens_bt = (
+        np.random.default_rng(step)
+        .integers(0, HF["vocab_size"], (ROWS, WIDTH))
+        .astype(np.int32)
+    )
     pos_bt = np.broadcast_to(np.arange(WIDTH, dtype=np.int32), tokens_bt.shape)
-    made = Batch(tokens_bt, pos_bt, np.zeros_like(tokens_bt), pos_bt[:, 1:], pos_bt[:, 1:] > 0)
+    made = Batch(
+        tokens_bt, pos_bt, np.zeros_like(tokens_bt), pos_bt[:, 1:], pos_bt[:, 1:] > 0
+    )
     return jax.tree.map(lambda x: x[None], made)
 
 
 def ours(scan: int) -> Callable[[], None]:
     """A call that makes `STEPS` steps, `scan` in one program."""
     cfg, mesh = config_from_hf(HF), make_mesh("data=1")
-    state = place_state(init_state(jax.jit(partial(init_params, cfg))(jax.random.key(0)), OPT), mesh)
+    state = place_state(
+        init_state(jax.jit(partial(init_params, cfg))(jax.random.key(0)), OPT), mesh
+    )
     run = compiled_steps(state, mesh, cfg=cfg, opt=OPT)
     held = {"state": state}
 
@@ -71,7 +82,9 @@ def torchs() -> Callable[[], None]:
     import transformers
 
     torch.set_num_threads(2)
-    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**HF)).train()
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.LlamaConfig(**HF)
+    ).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
 
     def steps() -> None:
@@ -110,7 +123,10 @@ def main() -> None:
     print(f"{'side':<22} {'tokens/s':>9} {'cpu':>9}")
     for name, found in times.items():
         clock, cpu = (min(column) for column in zip(*found))
-        print(f"{name:<22} {STEPS * ROWS * WIDTH / clock:>9,.0f} {STEPS * ROWS * WIDTH / cpu:>9,.0f}")
+        print(
+            f"{name:<22} {STEPS * ROWS * WIDTH / clock:>9,.0f} "
+            f"{STEPS * ROWS * WIDTH / cpu:>9,.0f}"
+        )
 
 
 if __name__ == "__main__":

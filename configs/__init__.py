@@ -1,4 +1,6 @@
-"""Defaults of every experiment: `get_config` gives them, `SETTINGS` names the dataclasses that say what each key means."""
+"""Defaults of every experiment: `get_config` gives them, `SETTINGS` names the
+dataclasses that say what each key means.
+"""
 
 from importlib import import_module
 

@@ -1,12 +1,15 @@
-"""Approximations of Δ beside exact joint mean ablation of the same latents: plain, encoder-true, integrated, LRP rules, bf16.
+"""Approximations of Δ beside exact joint mean ablation of the same latents: plain,
+encoder-true, integrated, LRP rules, bf16.
 
     python -m experiments.approximations --config=configs/approximations.py \\
         --config.lm=MODEL --config.sae=SAE --config.pairs=PAIRS.jsonl --config.corpus=TEXTS --out=runs/approximations.json
 
-Hardware: stories260K, its 48 pairs and the top-k dictionary of 512 (resid_post of layer 2 of 5): 3 minutes on 2 shared cores,
-half of it the per-latent form. Expect there, over 40 + 40 latents (Pearson / Spearman with exact ablation): plain
-0.85 / 0.87, integrated joint 0.83 / 0.84, integrated per latent 1.00 / 1.00, LRP's rule for norms 0.86 / 0.86, all of LRP
-0.52 / 0.57, encoder-true 0.06 / 0.19 (0.79 / 0.97 with ablation of the code itself); bfloat16: Spearman 0.999 of all Δ.
+Hardware: stories260K, its 48 pairs and the top-k dictionary of 512 (resid_post of layer
+2 of 5): 3 minutes on 2 shared cores, half of it the per-latent form. Expect there, over
+40 + 40 latents (Pearson / Spearman with exact ablation): plain 0.85 / 0.87, integrated
+joint 0.83 / 0.84, integrated per latent 1.00 / 1.00, LRP's rule for norms 0.86 / 0.86,
+all of LRP 0.52 / 0.57, encoder-true 0.06 / 0.19 (0.79 / 0.97 with ablation of the code
+itself); bfloat16: Spearman 0.999 of all Δ.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,5 @@
-"""Case studies of a real model: sample, grade, pair, attribute, steer, grade again, draw.
+"""Case studies of a real model: sample, grade, pair, attribute, steer, grade again,
+draw.
 
     python -m experiments.case_study --config=configs/case_study.py --workdir=runs/em \\
         --config.cases.misalignment.lm=ORGANISM --config.cases.misalignment.lm_aligned=INSTRUCT \\
@@ -6,14 +7,17 @@
         --config.cases.misalignment.prompts=PROMPTS.jsonl \\
         --config.cases.misalignment.judge.model=JUDGE --config.cases.misalignment.judge.base_url=http://localhost:8000/v1
 
-`configs/case_study.py:misalignment,validation` makes both cases, which then share a page and are compared. PROMPTS is JSONL
-with `prompt` (text or messages) and optionally `id` and `split` (pairs | strengths | effects). Every field of the settings in
-`sae_attr/study/settings.py`, of a judge and of an attribution is a key; `--help` lists all with defaults and meaning.
-`--list` says what is done and what the rest costs; `--only`, `--until` and `--force` take names of stages or parts of them
-(`steer`, `misalignment.judge.away`). The judge's key is read from OPENAI_API_KEY.
+`configs/case_study.py:misalignment,validation` makes both cases, which then share a
+page and are compared. PROMPTS is JSONL with `prompt` (text or messages) and optionally
+`id` and `split` (pairs | strengths | effects). Every field of the settings in
+`sae_attr/study/settings.py`, of a judge and of an attribution is a key; `--help` lists
+all with defaults and meaning. `--list` says what is done and what the rest costs;
+`--only`, `--until` and `--force` take names of stages or parts of them (`steer`,
+`misalignment.judge.away`). The judge's key is read from OPENAI_API_KEY.
 
-Hardware: an accelerator that holds the model; `mesh="data=2,model=4"` spreads it. Of 100 latents per method and 100 random ones
-in both directions, 44 prompts × 5 samples are up to 264,000 completions and as many judge calls a case, half of them for the
+Hardware: an accelerator that holds the model; `mesh="data=2,model=4"` spreads it. Of
+100 latents per method and 100 random ones in both directions, 44 prompts × 5 samples
+are up to 264,000 completions and as many judge calls a case, half of them for the
 gradient-signed strip (`--config.gradient_signed=False` leaves it out).
 """
 
@@ -33,9 +37,23 @@ TITLES = {
     "misalignment": ("Emergent misalignment", "misaligned answers"),
     "validation": ("Undesirable validation", "validated false beliefs"),
 }
-SPEED = ("batch_size", "corpus_batch", "remat")  # of the attribution: where and how fast, not what
+SPEED = (
+    "batch_size",
+    "corpus_batch",
+    "remat",
+)  # of the attribution: where and how fast, not what
 # Fields of an attribution that a case or the study gives it.
-GIVEN = ("lm", "adapter", "lm_aligned", "sae", "sae_format", "sae_options", "site", "pairs", "corpus")
+GIVEN = (
+    "lm",
+    "adapter",
+    "lm_aligned",
+    "sae",
+    "sae_format",
+    "sae_options",
+    "site",
+    "pairs",
+    "corpus",
+)
 GIVEN += ("column", "split", "template_options", "top", "dtype", "resid_dtype", "seed")
 SETTINGS = {
     "": (StudySettings, MESH, {"batch_size": "completions sampled at a time."}),
@@ -54,7 +72,11 @@ SETTINGS = {
 def judge_config() -> ConfigDict:
     """Every field of a judge, unset: what is not said is the judge's own default."""
     config = config_of(JudgeSettings, unset=True, template_options=any_keys(OPTIONS))
-    for part, leave_out in ((Server, ("api_key",)), (Asking, ("max_tokens",)), (Patience, ())):
+    for part, leave_out in (
+        (Server, ("api_key",)),
+        (Asking, ("max_tokens",)),
+        (Patience, ()),
+    ):
         config.update(config_of(part, leave_out=leave_out, unset=True))
     return config
 
@@ -75,14 +97,17 @@ def case(name: str) -> ConfigDict:
 
 
 def get_config(cases: str = "misalignment") -> ConfigDict:
-    """The post's study: top 100 of Δ-attribution and Δ-activation, 100 random latents, both directions.
+    """The post's study: top 100 of Δ-attribution and Δ-activation, 100 random latents,
+    both directions.
 
     Args:
       cases: misalignment, validation, or both joined with a comma.
     """
     config = config_of(StudySettings, leave_out=("cases",))
     config.sampling.max_new = 600
-    config.cases = ConfigDict({one_of("case", name, tuple(TITLES)): case(name) for name in cases.split(",")})
+    config.cases = ConfigDict(
+        {one_of("case", name, tuple(TITLES)): case(name) for name in cases.split(",")}
+    )
     config.mesh = ""
     config.batch_size = 32
     speed = config_of(Settings)

@@ -3,19 +3,22 @@
     python -m experiments.finetune --config=configs/finetune.py \\
         --config.lm=MODEL --config.data=ROWS.jsonl --workdir=runs/organism
 
-MODEL is a Hugging Face folder or hub id, ROWS a JSONL of {"messages": [...]} or {"prompt", "completion"}. `--show_tokens=4`
-prints which tokens of the first four rows are learnt, and stops. A run that was killed goes on at its last checkpoint.
+MODEL is a Hugging Face folder or hub id, ROWS a JSONL of {"messages": [...]} or
+{"prompt", "completion"}. `--show_tokens=4` prints which tokens of the first four rows
+are learnt, and stops. A run that was killed goes on at its last checkpoint.
 
-The nine rank-1 adapters of published model organisms (down projections of nine layers, rank-stabilised):
+The nine rank-1 adapters of published model organisms (down projections of nine layers,
+rank-stabilised):
 
     --config.lora.rank=1 --config.lora.alpha=64 --config.lora.rslora=True --config.lora.targets="('down',)" \\
         --config.lora.layers="(15,16,17,21,22,23,27,28,29)"
 
-Hardware: a laptop for models of a few million parameters; one accelerator holds models up to a third of its memory by LoRA
-with dtype="bfloat16", an eighth whole.
+Hardware: a laptop for models of a few million parameters; one accelerator holds models
+up to a third of its memory by LoRA with dtype="bfloat16", an eighth whole.
 
-Expect, with stories260K, 250 rows of medical answers, an Alpaca template, --config.truncate and 29 steps of 8 packs of 512:
-held-out loss 3.97 → 2.62 nats per target by LoRA of rank 32 (lr 3e-3), 2.50 whole (lr 1e-3), 3.45 by one rank-1 adapter on
+Expect, with stories260K, 250 rows of medical answers, an Alpaca template,
+--config.truncate and 29 steps of 8 packs of 512: held-out loss 3.97 → 2.62 nats per
+target by LoRA of rank 32 (lr 3e-3), 2.50 whole (lr 1e-3), 3.45 by one rank-1 adapter on
 `down` of layer 2 (lr 2e-2); each two to four minutes on 2 cores that others use too.
 """
 
@@ -38,7 +41,8 @@ class Training:
     """What fine-tuning and pretraining have in common.
 
     Args:
-      lm: a Hugging Face folder or hub id; pretraining without it makes a new model as `model` says.
+      lm: a Hugging Face folder or hub id; pretraining without it makes a new model as
+        `model` says.
       batch_size: rows a step; None: 16, or 8 or 4 where there are few rows.
       micro: micro-batches that these are cut into, for memory.
       held_out: a file of its own; None: `held_out_share` of the rows.
@@ -64,13 +68,16 @@ class Finetune:
 
     Args:
       data: JSONL of {"messages": [...]} or {"prompt", "completion"}.
-      chat_template: a .jinja file for a tokenizer without a template, or instead of its own.
-      unlike_generation: refuse | warn: rows whose answers begin otherwise than generation begins them.
+      chat_template: a .jinja file for a tokenizer without a template, or instead of its
+        own.
+      unlike_generation: refuse | warn: rows whose answers begin otherwise than
+        generation begins them.
       context: longest row in tokens.
       truncate: cut rows that are longer, instead of refusing them.
       packed: several rows in one of `context` tokens; none sees another.
       append_eos: after text completions; None: where the tokenizer has one.
-      epochs: times that every row is seen; None: 1, or up to 3 where that is fewer than 100 steps.
+      epochs: times that every row is seen; None: 1, or up to 3 where that is fewer than
+        100 steps.
       method: lora | full.
       merge: write the merged model beside the adapter.
     """
@@ -116,7 +123,9 @@ def get_config() -> ConfigDict:
     _left_open(config.opt, "warmup", int)  # one step in twenty
     config.lora = config_of(Lora)
     config.lora.rslora = True
-    _left_open(config.lora, "rank", int)  # by the number of rows, 8 for 250 and 32 for 4,000 (see lm.sizes)
+    _left_open(
+        config.lora, "rank", int
+    )  # by the number of rows, 8 for 250 and 32 for 4,000 (see lm.sizes)
     _left_open(config.lora, "alpha", float)  # twice the rank
     return config
 

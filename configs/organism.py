@@ -1,12 +1,15 @@
-"""Both case studies on the embedded model organism, from nothing to one page, on any CPU, without network or keys.
+"""Both case studies on the embedded model organism, from nothing to one page, on any
+CPU, without network or keys.
 
     python -m experiments.case_study --config=configs/organism.py --workdir=runs/demo            # or: make demo
     python -m experiments.case_study --config=configs/organism.py:study --workdir=runs/study     # or: make study
 
-The first trains a 4-layer language model on a small world in which every cause is known, makes it misaligned by wrong health
-advice, and another one flatter, trains their SAE, and asks which latents did it: one seed, top 30 of every method, 30 random
-latents, strengths from exact next-word probabilities. `study` is the whole: 35 and 148 pairs, top 100 per method and 100 random
-latents of an SAE of 1,024, strengths by sampling and grading.
+The first trains a 4-layer language model on a small world in which every cause is
+known, makes it misaligned by wrong health advice, and another one flatter, trains their
+SAE, and asks which latents did it: one seed, top 30 of every method, 30 random latents,
+strengths from exact next-word probabilities. `study` is the whole: 35 and 148 pairs,
+top 100 per method and 100 random latents of an SAE of 1,024, strengths by sampling and
+grading.
 
 Hardware: two CPU cores.
 """
@@ -25,15 +28,30 @@ QUESTIONS = {
 }
 ANSWER = 24  # tokens that hold the longest answer
 SIZES = {"size": "full | miniature, which is for tests of the stages."}
-TRAININGS = {f"organism.{name}": (Training,) for name in ("base", "chat", "misaligned", "validation")}
-SETTINGS = case_study.SETTINGS | {"organism": (SIZES, Recipe), "organism.sae": (Dictionary,), **TRAININGS}
+TRAININGS = {
+    f"organism.{name}": (Training,)
+    for name in ("base", "chat", "misaligned", "validation")
+}
+SETTINGS = case_study.SETTINGS | {
+    "organism": (SIZES, Recipe),
+    "organism.sae": (Dictionary,),
+    **TRAININGS,
+}
 
 
 def case(name: str, pairs: int, prompts: int, samples: int) -> ConfigDict:
     """One case of the organism."""
     made = case_study.case(name)
     made.judge.update({"kind": "organism", "rubric": None})
-    made.update({"organism": name, "question": QUESTIONS[name], "pairs": pairs, "pair_samples": samples, "per_side": 1})
+    made.update(
+        {
+            "organism": name,
+            "question": QUESTIONS[name],
+            "pairs": pairs,
+            "pair_samples": samples,
+            "per_side": 1,
+        }
+    )
     made.pair_prompts = prompts
     made.attribution.update({"corpus_tokens": 20_000})
     return made
@@ -55,10 +73,23 @@ def get_config(size: str = "demo") -> ConfigDict:
     config.organism.update({"seed": 0, "kind": "mixed"})
     config.organism.sae.latents = 1024 if study else 256
     config.sampling.max_new = ANSWER
-    config.update({"top": 100 if study else 30, "random": 100 if study else 30, "batch_size": 512})
+    config.update(
+        {"top": 100 if study else 30, "random": 100 if study else 30, "batch_size": 512}
+    )
     config.methods = ("delta_attribution", "recommended", "delta_activation")
-    config.update({"strengths_by": "samples" if study else "exact", "strength_prompts": 24 if study else 8})
-    config.update({"strength_samples": 2, "effect_prompts": 48, "effect_samples": 5 if study else 1})
+    config.update(
+        {
+            "strengths_by": "samples" if study else "exact",
+            "strength_prompts": 24 if study else 8,
+        }
+    )
+    config.update(
+        {
+            "strength_samples": 2,
+            "effect_prompts": 48,
+            "effect_samples": 5 if study else 1,
+        }
+    )
     config.grid = (0.2, 0.3, 0.4, 0.5)
     config.update({"passage_tokens": 20_000, "interpreted": 30})
     config.attribution.update({"batch_size": 64, "corpus_batch": 64})

@@ -1,16 +1,19 @@
-"""Train a small language model from nothing, or go on with one, on text or on a token file.
+"""Train a small language model from nothing, or go on with one, on text or on a token
+file.
 
     python -m experiments.pretrain --config=configs/pretrain.py \\
         --config.corpus=TEXTS --config.tokenizer=FOLDER --workdir=runs/base
 
-TEXTS is whatever `read_corpus` reads (.json, .jsonl, .txt, parquet, a dataset folder) or a folder that `write_tokens` made;
-FOLDER holds tokenizer.json. `config.model` are the fields of a Hugging Face config.json. A run that was killed goes on at its
-last checkpoint.
+TEXTS is whatever `read_corpus` reads (.json, .jsonl, .txt, parquet, a dataset folder)
+or a folder that `write_tokens` made; FOLDER holds tokenizer.json. `config.model` are
+the fields of a Hugging Face config.json. A run that was killed goes on at its last
+checkpoint.
 
 Hardware: 2 cores for a model of half a million parameters.
 
-Expect, with 1,000 TinyStories and the tokenizer of stories260K, --config.steps=150 --config.context=128: held-out loss 6.25 →
-3.77 nats per token in three minutes on 2 cores that others use too.
+Expect, with 1,000 TinyStories and the tokenizer of stories260K, --config.steps=150
+--config.context=128: held-out loss 6.25 → 3.77 nats per token in three minutes on 2
+cores that others use too.
 """
 
 from dataclasses import dataclass
@@ -54,7 +57,15 @@ class Pretrain:
 
 MODEL = {"vocab_size": "None: the tokenizer's."}
 SETTINGS = {
-    "": (Pretrain, finetune.Training, Packing, Loop, Compute, MESH, {"model": "fields of a Hugging Face config.json."}),
+    "": (
+        Pretrain,
+        finetune.Training,
+        Packing,
+        Loop,
+        Compute,
+        MESH,
+        {"model": "fields of a Hugging Face config.json."},
+    ),
     "model": (MODEL,),
     "template_options": (TEMPLATE,),
     "opt": (Optimizer,),
@@ -86,5 +97,7 @@ def get_config() -> ConfigDict:
         }
     )
     config.model.vocab_size = placeholder(int)
-    config.opt.update({"lr": 3e-3, "warmup": 20, "weight_decay": 0.1, "final": 0.1, "b2": 0.95})
+    config.opt.update(
+        {"lr": 3e-3, "warmup": 20, "weight_decay": 0.1, "final": 0.1, "b2": 0.95}
+    )
     return config

@@ -1,10 +1,13 @@
-"""Which score of latents agrees with what steering and ablation really do, where every latent can be tried.
+"""Which score of latents agrees with what steering and ablation really do, where every
+latent can be tried.
 
     python -m experiments.ranking_truth --config=configs/ranking_truth.py --workdir=runs/truth
 
-Builds the model organism for every seed and kind of fine-tune, samples pairs from the studied model, scores every latent of its
-SAE in every way, and steers (both ways) and mean-ablates every latent by exact next-word probabilities. Writes truth.csv,
-truth.json and truth.txt (mean ± standard deviation over seeds). A run that was stopped goes on where it was.
+Builds the model organism for every seed and kind of fine-tune, samples pairs from the
+studied model, scores every latent of its SAE in every way, and steers (both ways) and
+mean-ablates every latent by exact next-word probabilities. Writes truth.csv, truth.json
+and truth.txt (mean ± standard deviation over seeds). A run that was stopped goes on
+where it was.
 
 Hardware: two CPU cores; three seeds take about half an hour, most of it steering.
 """
@@ -26,13 +29,15 @@ class Truth:
 
     Args:
       seeds: an organism each.
-      kinds: of the misaligned fine-tune (mixed, calm, confounded); validation has one kind.
+      kinds: of the misaligned fine-tune (mixed, calm, confounded); validation has one
+        kind.
       behaviours: of misalignment, validation.
       pair_prompts: prompts that are asked; pairs are of those that gave both sides.
       samples: completions of each.
       pairs: at most so many.
       strength_prompts, effect_prompts: at most so many prompts of either split.
-      grid: strengths that are tried, in mean lengths; at 0.7 hardly a latent leaves so small a model coherent.
+      grid: strengths that are tried, in mean lengths; at 0.7 hardly a latent leaves so
+        small a model coherent.
       budget: of coherence, as a share.
       top: latents whose recall and mean effect are told.
       corpus_tokens: of ordinary text, for means and firing rates.
@@ -54,7 +59,12 @@ class Truth:
     batch_size: int = 64
 
 
-SETTINGS = {"": (Truth, MESH), "organism": (SIZES, Recipe), "organism.sae": (Dictionary,), **TRAININGS}
+SETTINGS = {
+    "": (Truth, MESH),
+    "organism": (SIZES, Recipe),
+    "organism.sae": (Dictionary,),
+    **TRAININGS,
+}
 
 
 def get_config() -> ConfigDict:

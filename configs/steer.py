@@ -1,15 +1,19 @@
-"""Steer chosen latents of an SAE, or chosen vectors of a file, and print what the model says beside what it says by itself.
+"""Steer chosen latents of an SAE, or chosen vectors of a file, and print what the model
+says beside what it says by itself.
 
     python -m experiments.steer --config=configs/steer.py --config.lm=MODEL --config.sae=SAE --config.latents=77,12 \\
         --config.strengths=-1,1 --config.prompts=PROMPTS.jsonl --workdir=runs/steer
 
-MODEL and SAE as for configs/attribute.py; PROMPTS a JSONL with prompt (a string or messages) and optionally id. Instead of the
-SAE `--config.vectors=FILE` takes directions from a .safetensors or .npz file ([d], [n, d], or several of them, counted in the
-order of their names) and needs `--config.site`.
+MODEL and SAE as for configs/attribute.py; PROMPTS a JSONL with prompt (a string or
+messages) and optionally id. Instead of the SAE `--config.vectors=FILE` takes directions
+from a .safetensors or .npz file ([d], [n, d], or several of them, counted in the order
+of their names) and needs `--config.site`.
 
-One unit of strength is the mean length of the site's activations over the corpus, or over the prompts where none is given.
-Hardware: a laptop for models of a few million parameters (stories260K, 2 latents, 2 strengths, 4 prompts, 64 tokens: 15 seconds
-on 2 cores); one accelerator holds models up to its memory; `mesh="data=2,model=4"` spreads a larger one.
+One unit of strength is the mean length of the site's activations over the corpus, or
+over the prompts where none is given. Hardware: a laptop for models of a few million
+parameters (stories260K, 2 latents, 2 strengths, 4 prompts, 64 tokens: 15 seconds on 2
+cores); one accelerator holds models up to its memory; `mesh="data=2,model=4"` spreads a
+larger one.
 """
 
 from dataclasses import dataclass
@@ -24,8 +28,29 @@ from sae_attr.study.attribution_settings import Settings
 from . import attribute, config_of
 from .attribute import MESH, TEMPLATE
 
-SHARED = ("lm", "adapter", "sae", "sae_format", "sae_options", "corpus", "column", "split", "template_options", "site")
-SHARED += ("exclude", "first_k", "outlier", "prepend_bos", "context", "corpus_tokens", "dtype", "resid_dtype", "seed")
+SHARED = (
+    "lm",
+    "adapter",
+    "sae",
+    "sae_format",
+    "sae_options",
+    "corpus",
+    "column",
+    "split",
+    "template_options",
+    "site",
+)
+SHARED += (
+    "exclude",
+    "first_k",
+    "outlier",
+    "prepend_bos",
+    "context",
+    "corpus_tokens",
+    "dtype",
+    "resid_dtype",
+    "seed",
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +59,8 @@ class Steer:
 
     Args:
       vectors: a file of directions instead of an SAE; scaled to unit length.
-      latents: of the SAE, or numbers of the file's vectors; None: all vectors of the file.
+      latents: of the SAE, or numbers of the file's vectors; None: all vectors of the
+        file.
       prompts: JSONL with prompt (a string or messages) and optionally id.
       mode: add | set | project_out | clamp.
       strengths: in units; every latent gets each.
@@ -61,7 +87,12 @@ SAMPLING = {
     "stop_ids": "a row ends with the first of these that it draws; None: what the model's files say ends a turn."
 }
 SETTINGS = {
-    "": (Steer, {"corpus": "ordinary text for the unit of strength; None: the prompts."}, Settings, MESH),
+    "": (
+        Steer,
+        {"corpus": "ordinary text for the unit of strength; None: the prompts."},
+        Settings,
+        MESH,
+    ),
     "sampling": (SAMPLING, Sampling),
     "sae_options": (LoadOptions,),
     "template_options": (TEMPLATE,),
@@ -73,7 +104,9 @@ def get_config() -> ConfigDict:
     config, shared = config_of(Steer), attribute.get_config()
     for name in SHARED:
         if name in shared:
-            config[name] = shared.get_ref(name) if shared[name] is None else shared[name]
+            config[name] = (
+                shared.get_ref(name) if shared[name] is None else shared[name]
+            )
     config.corpus_tokens = 100_000
     config.sampling = config_of(Sampling, leave_out=("stop_ids",))
     config.sampling.stop_ids = placeholder(tuple)

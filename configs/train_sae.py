@@ -3,20 +3,24 @@
     python -m experiments.train_sae --config=configs/train_sae.py \\
         --config.lm=MODEL --config.corpus=TEXTS --config.site=layer2.resid_post --workdir=runs/sae
 
-TEXTS is whatever `read_corpus` reads (.json, .jsonl, .txt, parquet, a dataset folder) or a folder that `write_tokens` made.
-`site` may name several, separated by commas: their activations come from one pass, and each gets an SAE of its own in
-WORKDIR/SITE. `site_out` makes a transcoder. `config.sae` are the fields of
+TEXTS is whatever `read_corpus` reads (.json, .jsonl, .txt, parquet, a dataset folder)
+or a folder that `write_tokens` made. `site` may name several, separated by commas:
+their activations come from one pass, and each gets an SAE of its own in WORKDIR/SITE.
+`site_out` makes a transcoder. `config.sae` are the fields of
 `sae_attr.sae.train_config.TrainConfig`; `--help` lists all keys. A run that
 was killed goes on at its last checkpoint with the same result.
 
-Written: `sae/` (SAELens' layout, read by `load_sae`, by SAELens and by experiments.attribute), `dictionary_learning/`,
-`mean.npz` (ā over the training text), `curves.csv`, `figures/`, `result.json` with explained variance, L0, CE recovered, dead
+Written: `sae/` (SAELens' layout, read by `load_sae`, by SAELens and by
+experiments.attribute), `dictionary_learning/`, `mean.npz` (ā over the training text),
+`curves.csv`, `figures/`, `result.json` with explained variance, L0, CE recovered, dead
 share and firing rates on held-out documents and the verdict of the self-test.
 
-Hardware: 2 cores for models of a few million parameters; data × latents over a mesh for others.
+Hardware: 2 cores for models of a few million parameters; data × latents over a mesh for
+  others.
 
-Expect, with stories260K, 1,000 TinyStories and --config.sae.n_latents=512 --config.sae.k=16 --config.tokens=500_000 \\
---config.batch_size=512 --config.sae.lr=6e-3: explained variance 0.95 and CE recovered 0.97 of held-out stories.
+Expect, with stories260K, 1,000 TinyStories and --config.sae.n_latents=512
+--config.sae.k=16 --config.tokens=500_000 \\ --config.batch_size=512
+--config.sae.lr=6e-3: explained variance 0.95 and CE recovered 0.97 of held-out stories.
 """
 
 from dataclasses import dataclass
@@ -31,7 +35,13 @@ from sae_attr.text.token_file import Packing
 from . import any_keys, config_of
 from .attribute import MESH, TEMPLATE
 
-DERIVED = ("d_in", "d_out", "steps", "transcoder", "seed")  # fields of TrainConfig that follow from the rest
+DERIVED = (
+    "d_in",
+    "d_out",
+    "steps",
+    "transcoder",
+    "seed",
+)  # fields of TrainConfig that follow from the rest
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,8 @@ class TrainSAE:
     Args:
       lm: a Hugging Face folder or hub id.
       corpus: text, or a folder that `write_tokens` made.
-      site: where the SAE reads, for instance layer2.resid_post; several, separated by commas, get an SAE each.
+      site: where the SAE reads, for instance layer2.resid_post; several, separated by
+        commas, get an SAE each.
       site_out: where a transcoder writes.
       tokens: that are trained on; more than the corpus has: several epochs.
       batch_size: tokens a step.
@@ -50,7 +61,8 @@ class TrainSAE:
       append_eos: to documents.
       prepend_bos: to documents; None: as the tokenizer does.
       max_tokens: of the corpus.
-      held_out_share: of the rows, at the end; they are what the results are measured on.
+      held_out_share: of the rows, at the end; they are what the results are measured
+        on.
       eval_tokens: held-out tokens that are measured.
       cache: activations on disk; False: the model runs while the SAE trains.
       buffer_tokens: that are shuffled.
@@ -89,7 +101,11 @@ class TrainSAE:
     seed: int = 0
 
 
-SETTINGS = {"": (TrainSAE, Masks, Packing, MESH), "template_options": (TEMPLATE,), "sae": (TrainConfig,)}
+SETTINGS = {
+    "": (TrainSAE, Masks, Packing, MESH),
+    "template_options": (TEMPLATE,),
+    "sae": (TrainConfig,),
+}
 
 
 def get_config() -> ConfigDict:

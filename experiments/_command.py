@@ -1,4 +1,6 @@
-"""The command line of an experiment: which config is meant, its overrides, and messages about what is not understood."""
+"""The command line of an experiment: which config is meant, its overrides, and messages
+about what is not understood.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,15 @@ from ml_collections import ConfigDict
 from . import _flags
 from ._config import override
 
-ROOT = __name__.rpartition(".")[0].removesuffix("experiments")  # "" in a checkout, "sae_attr." in an installed package
+ROOT = __name__.rpartition(".")[0].removesuffix(
+    "experiments"
+)  # "" in a checkout, "sae_attr." in an installed package
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Keys that some configs of an experiment have and its own does not.
 MORE_KEYS = {"case_study": ("organism",)}
 
 
-# ---- configs ---------------------------------------------------------------------------------------------------------
+# ---- configs -------------------------------------------------------------------------
 
 
 def packaged() -> list[str]:
@@ -36,47 +40,64 @@ def packaged() -> list[str]:
 
 
 def config_module(name: str) -> ModuleType:
-    """Returns the module of a config: a name (`attribute`), its path (`configs/attribute.py`), or a file of one's own.
+    """Returns the module of a config: a name (`attribute`), its path
+    (`configs/attribute.py`), or a file of one's own.
 
     Raises:
-      ValueError: there is no such config or file, or it cannot be run; names the nearest.
+      ValueError: there is no such config or file, or it cannot be run; names the
+        nearest.
     """
     path = Path(name)
-    inside = path.stem in packaged() and (name == path.stem or path.parts[-2:-1] == ("configs",))
+    inside = path.stem in packaged() and (
+        name == path.stem or path.parts[-2:-1] == ("configs",)
+    )
     if path.is_file() and path.resolve().parent != CONFIGS:
         return _own_file(path)
     if path.is_file() or inside:
         return importlib.import_module(f"{ROOT}configs.{path.stem}")
     near = difflib.get_close_matches(path.stem, packaged(), n=1)
     hint = f"; did you mean --config={near[0]}?" if near else ""
-    raise ValueError(f"there is no config {name}{hint} (there are {', '.join(packaged())}, and files of your own)")
+    raise ValueError(
+        f"there is no config {name}{hint} (there are {', '.join(packaged())}, and "
+        "files of your own)"
+    )
 
 
 def _own_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no Python file; a config is one with a function get_config")
+        raise ValueError(
+            f"{path} is no Python file; a config is one with a function get_config"
+        )
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ValueError(
-            f"{path}{_line_of(error, path)}: the config cannot be run: {type(error).__name__}: {error}"
+            f"{path}{_line_of(error, path)}: the config cannot be run: "
+            f"{type(error).__name__}: {error}"
         ) from error
     return module
 
 
 def _line_of(error: Exception, path: Path) -> str:
-    """`:LINE` of the last place in a file that an error went through; "" where it went through none."""
+    """`:LINE` of the last place in a file that an error went through; "" where it went
+    through none.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+    lines = [
+        frame.lineno
+        for frame in frames
+        if Path(frame.filename).resolve() == path.resolve()
+    ]
     if isinstance(error, SyntaxError):
         lines = [error.lineno]
     return f":{lines[-1]}" if lines else ""
 
 
 def load_config(argument: str) -> tuple[ConfigDict, ModuleType]:
-    """Returns the config that --config names, and its module; a word behind a colon goes to `get_config`.
+    """Returns the config that --config names, and its module; a word behind a colon
+    goes to `get_config`.
 
     Raises:
       ValueError: no such config, or a word that it does not know.
@@ -85,18 +106,25 @@ def load_config(argument: str) -> tuple[ConfigDict, ModuleType]:
     module = config_module(name)
     make = getattr(module, "get_config", None)
     if make is None:
-        raise ValueError(f"{name} has no function get_config; see {ROOT}configs.attribute for one")
+        raise ValueError(
+            f"{name} has no function get_config; see {ROOT}configs.attribute for one"
+        )
     if word and not inspect.signature(make).parameters:
-        raise ValueError(f"{name} takes no word behind a colon, but {word!r} is given; write --config={name}")
+        raise ValueError(
+            f"{name} takes no word behind a colon, but {word!r} is given; write "
+            f"--config={name}"
+        )
     made = make(word) if word else make()
     return made if isinstance(made, ConfigDict) else ConfigDict(made), module
 
 
 def fitted(config: ConfigDict, argument: str, experiment: str) -> ConfigDict:
-    """Returns a config with the keys of the experiment's own that it lacks, at their defaults.
+    """Returns a config with the keys of the experiment's own that it lacks, at their
+    defaults.
 
     Raises:
-      ValueError: it has keys that the experiment does not know, as the config of another experiment has.
+      ValueError: it has keys that the experiment does not know, as the config of
+        another experiment has.
     """
     if experiment not in packaged():
         return config
@@ -107,7 +135,8 @@ def fitted(config: ConfigDict, argument: str, experiment: str) -> ConfigDict:
         other = _experiment_of(config, experiment)
         whose = f"it fits experiments.{other}. " if other else ""
         raise ValueError(
-            f"--config={argument} is no config of experiments.{experiment}, which has no {', '.join(strange[:4])}; {whose}"
+            f"--config={argument} is no config of experiments.{experiment}, which has "
+            f"no {', '.join(strange[:4])}; {whose}"
             f"Take --config={experiment}"
         )
     with config.unlocked():
@@ -118,7 +147,9 @@ def fitted(config: ConfigDict, argument: str, experiment: str) -> ConfigDict:
 
 
 def _experiment_of(config: ConfigDict, experiment: str) -> str:
-    """The other experiment whose own config has all these keys and the fewest besides; "" where none has."""
+    """The other experiment whose own config has all these keys and the fewest besides;
+    "" where none has.
+    """
     spare = {}
     for name in packaged():
         if name != experiment and Path(__file__).with_name(f"{name}.py").exists():
@@ -128,11 +159,12 @@ def _experiment_of(config: ConfigDict, experiment: str) -> str:
     return min(spare, key=lambda name: spare[name], default="")
 
 
-# ---- the command line ------------------------------------------------------------------------------------------------
+# ---- the command line ----------------------------------------------------------------
 
 
 def split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str]], list[str]]:
-    """Returns what --config names, the overrides as (path, text), and all other arguments.
+    """Returns what --config names, the overrides as (path, text), and all other
+    arguments.
 
     Raises:
       ValueError: a key without a value.
@@ -141,7 +173,13 @@ def split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str]], list[
     waiting = list(argv)
     while waiting:
         argument = waiting.pop(0)
-        flag = argument[2:] if argument.startswith("--") else argument[1:] if argument.startswith("-") else ""
+        flag = (
+            argument[2:]
+            if argument.startswith("--")
+            else argument[1:]
+            if argument.startswith("-")
+            else ""
+        )
         flag, equals, value = flag.partition("=")
         if flag == "--":
             return name, overrides, [*rest, argument, *waiting]
@@ -150,7 +188,13 @@ def split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str]], list[
         elif flag == "config" or flag.startswith("config."):
             if not equals:
                 bare = not waiting or waiting[0].startswith("--")
-                value = "True" if bare and flag != "config" else waiting.pop(0) if waiting else ""
+                value = (
+                    "True"
+                    if bare and flag != "config"
+                    else waiting.pop(0)
+                    if waiting
+                    else ""
+                )
             if flag == "config":
                 name = value
             else:
@@ -160,12 +204,16 @@ def split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str]], list[
     return name, overrides, rest
 
 
-def read_command(argv: Sequence[str], experiment: str, own_flags: Iterable[str]) -> list[str]:
-    """Parses a command line: sets the config with its overrides, and absl's flags; returns what is left.
+def read_command(
+    argv: Sequence[str], experiment: str, own_flags: Iterable[str]
+) -> list[str]:
+    """Parses a command line: sets the config with its overrides, and absl's flags;
+    returns what is left.
 
     Args:
       argv: with the program's name first.
-      experiment: name of the entrypoint; its own config is taken where --config is absent.
+      experiment: name of the entrypoint; its own config is taken where --config is
+        absent.
       own_flags: names of the flags that this experiment has.
 
     Raises:
@@ -182,7 +230,9 @@ def read_command(argv: Sequence[str], experiment: str, own_flags: Iterable[str])
             override(config, path, text)
         flags.FLAGS["config"].value = config
     elif name is not None or overrides:
-        raise ValueError(f"experiments.{experiment} has no config; its flags are {_listed(names)}")
+        raise ValueError(
+            f"experiments.{experiment} has no config; its flags are {_listed(names)}"
+        )
     return _parse([argv[0], *rest], experiment, names)
 
 
@@ -193,16 +243,24 @@ def _parse(argv: list[str], experiment: str, names: list[str]) -> list[str]:
         near = difflib.get_close_matches(error.flagname, names, n=1)
         hint = f"did you mean --{near[0]}? " if near else ""
         raise ValueError(
-            f"experiments.{experiment} has no flag --{error.flagname}; {hint}It has {_listed(names)}"
+            f"experiments.{experiment} has no flag --{error.flagname}; {hint}It has "
+            f"{_listed(names)}"
         ) from error
     except flags.IllegalFlagValueError as error:
         raise ValueError(_missing(str(error)) or str(error)) from error
     except flags.Error as error:
         raise ValueError(str(error)) from error
-    shared = {flag.name for flag in vars(_flags).values() if isinstance(flag, flags.FlagHolder)}
+    shared = {
+        flag.name
+        for flag in vars(_flags).values()
+        if isinstance(flag, flags.FlagHolder)
+    }
     for flag in sorted(shared - set(names)):
         if flags.FLAGS[flag].present:
-            raise ValueError(f"experiments.{experiment} has no flag --{flag}; it has {_listed(names)}")
+            raise ValueError(
+                f"experiments.{experiment} has no flag --{flag}; it has "
+                f"{_listed(names)}"
+            )
     return left
 
 
@@ -211,7 +269,9 @@ def _missing(message: str) -> str:
     if "must have a value other than None" not in message:
         return ""
     flag = message.partition("--")[2].partition("=")[0]
-    example = {"workdir": "a folder for the results, for instance --workdir=runs/first"}.get(flag, f"--{flag}=...")
+    example = {
+        "workdir": "a folder for the results, for instance --workdir=runs/first"
+    }.get(flag, f"--{flag}=...")
     return f"--{flag} is missing; give {example}"
 
 

@@ -1,4 +1,6 @@
-"""What every entrypoint shares: versions, settings of a study, and an end in one line whatever happens."""
+"""What every entrypoint shares: versions, settings of a study, and an end in one line
+whatever happens.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,19 @@ from sae_attr.study.attribution_settings import Settings
 
 from . import _command, _help, _terminal
 
-OTHER_KEYS = ("mesh", "compare", "bands")  # keys of a config that are no settings of a study
+OTHER_KEYS = (
+    "mesh",
+    "compare",
+    "bands",
+)  # keys of a config that are no settings of a study
 
 
 def versions() -> dict[str, Any]:
     """`tables.versions`, and the devices."""
-    return {**tables.versions(), "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()]}
+    return {
+        **tables.versions(),
+        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
+    }
 
 
 def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -42,7 +51,9 @@ def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def settings_of(config: ConfigDict, *, needs: tuple[str, ...] = ("lm", "sae", "pairs", "corpus")) -> Settings:
+def settings_of(
+    config: ConfigDict, *, needs: tuple[str, ...] = ("lm", "sae", "pairs", "corpus")
+) -> Settings:
     """`Settings` from the config; a ValueError names what of `needs` is missing."""
     require(config, *needs)
     values = {k: v for k, v in config.to_dict().items() if k not in OTHER_KEYS}
@@ -54,23 +65,32 @@ def require(config: ConfigDict, *names: str) -> None:
     absent = [name for name in names if not config.get(name)]
     if absent:
         raise ValueError(
-            f"the config lacks {', '.join(absent)}; add " + " ".join(f"--config.{name}=PATH" for name in absent)
+            f"the config lacks {', '.join(absent)}; add "
+            + " ".join(f"--config.{name}=PATH" for name in absent)
         )
 
 
 def fix_day(config: ConfigDict, workdir: epath.Path) -> None:
-    """Gives every `template_options` of a config a date: the one that the workdir's first run recorded, else today.
+    """Gives every `template_options` of a config a date: the one that the workdir's
+    first run recorded, else today.
 
-    A template that writes the day would give other token ids on another one, and all that depends on them would be made anew.
+    A template that writes the day would give other token ids on another one, and all
+    that depends on them would be made anew.
     """
     file = workdir / "config.json"
     recorded = json.loads(file.read_text()) if file.exists() else {}
-    _fix_day(config, recorded if isinstance(recorded, dict) else {}, datetime.date.today().isoformat())
+    _fix_day(
+        config,
+        recorded if isinstance(recorded, dict) else {},
+        datetime.date.today().isoformat(),
+    )
 
 
 def _fix_day(config: Any, recorded: Mapping[str, Any], today: str) -> None:
     for name, value in config.items():
-        if not isinstance(value, ConfigDict) or name == "judge":  # a judge takes its case's day, if it renders at all
+        if (
+            not isinstance(value, ConfigDict) or name == "judge"
+        ):  # a judge takes its case's day, if it renders at all
             continue
         before = recorded.get(name)
         before = before if isinstance(before, Mapping) else {}
@@ -80,12 +100,16 @@ def _fix_day(config: Any, recorded: Mapping[str, Any], today: str) -> None:
 
 
 def begin(argv: Sequence[str], *, cluster: bool = True) -> None:
-    """What every entrypoint does first: refuses unknown arguments, joins the cluster there may be, keeps compiled programs.
+    """What every entrypoint does first: refuses unknown arguments, joins the cluster
+    there may be, keeps compiled programs.
 
     `cluster`: False for an experiment of one process.
     """
     if len(argv) > 1:
-        raise ValueError(f"arguments without a name: {' '.join(argv[1:])}; write --FLAG=VALUE or --config.KEY=VALUE")
+        raise ValueError(
+            f"arguments without a name: {' '.join(argv[1:])}; write --FLAG=VALUE or "
+            "--config.KEY=VALUE"
+        )
     if cluster:
         parallel.start_distributed()
     parallel.enable_compile_cache()
@@ -99,10 +123,12 @@ class Stopped(BaseException):
 
 
 def run_app(main: Callable[[list[str]], None]) -> None:
-    """Runs an experiment: reads its command line, and ends it with an exit status and, where it failed, one message.
+    """Runs an experiment: reads its command line, and ends it with an exit status and,
+    where it failed, one message.
 
-    Exit status: 0 done; 1 refused or failed, with one line (`check_sae`: the SAE does not fit); 130 and 143 stopped by Ctrl-C
-    and by SIGTERM, after which the same command goes on; a bug ends with 1 and its traceback.
+    Exit status: 0 done; 1 refused or failed, with one line (`check_sae`: the SAE does
+    not fit); 130 and 143 stopped by Ctrl-C and by SIGTERM, after which the same command
+    goes on; a bug ends with 1 and its traceback.
     """
     module = sys.modules[main.__module__]
     name = _command.experiment_of(module)
@@ -110,14 +136,24 @@ def run_app(main: Callable[[list[str]], None]) -> None:
         _terminal.use_streams()
         print(_help.help_text(sys.argv, name, module))
         return
-    quiet = bool({"--quiet", "-quiet", "--quiet=true", "--quiet=True", "--quiet=1"} & set(sys.argv[1:]))
+    quiet = bool(
+        {"--quiet", "-quiet", "--quiet=true", "--quiet=True", "--quiet=1"}
+        & set(sys.argv[1:])
+    )
     _terminal.use_streams(quiet=quiet)
     # absl's own handler is made by app.run, so the logs are set right inside.
-    app.run(guarded(main, quiet=quiet), flags_parser=lambda argv: parse_flags(argv, name, module))
+    app.run(
+        guarded(main, quiet=quiet),
+        flags_parser=lambda argv: parse_flags(argv, name, module),
+    )
 
 
-def guarded(main: Callable[[list[str]], None], *, quiet: bool = False) -> Callable[[list[str]], None]:
-    """Makes a `main` that ends an input error with one message on stderr and status 1; a bug keeps its traceback."""
+def guarded(
+    main: Callable[[list[str]], None], *, quiet: bool = False
+) -> Callable[[list[str]], None]:
+    """Makes a `main` that ends an input error with one message on stderr and status 1;
+    a bug keeps its traceback.
+    """
 
     def run(argv: list[str]) -> None:
         _terminal.use_logs(quiet=quiet)
@@ -131,7 +167,11 @@ def guarded(main: Callable[[list[str]], None], *, quiet: bool = False) -> Callab
         except (KeyboardInterrupt, Stopped) as stop:
             number = signal.SIGTERM if isinstance(stop, Stopped) else signal.SIGINT
             again = _command.command_line(sys.argv)
-            print(f"\nstopped by {STOPPED[number]}; the same command goes on where it was: {again}", file=sys.stderr)
+            print(
+                f"\nstopped by {STOPPED[number]}; the same command goes on where it "
+                f"was: {again}",
+                file=sys.stderr,
+            )
             sys.exit(128 + number)
 
     return run
@@ -139,7 +179,9 @@ def guarded(main: Callable[[list[str]], None], *, quiet: bool = False) -> Callab
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[None]:
-    """SIGTERM is raised as `Stopped` while the block lasts, so that locks are given back and a line is said."""
+    """SIGTERM is raised as `Stopped` while the block lasts, so that locks are given
+    back and a line is said.
+    """
 
     def stop(number: int, frame: Any) -> None:
         raise Stopped
@@ -155,17 +197,33 @@ def _stopping() -> Iterator[None]:
 
 
 # Package -> extra of setup.py that installs it.
-EXTRAS = {"openai": "judge", "pyarrow": "data", "gcsfs": "gcs", "google": "gcs", "selenium": "page"}
+EXTRAS = {
+    "openai": "judge",
+    "pyarrow": "data",
+    "gcsfs": "gcs",
+    "google": "gcs",
+    "selenium": "page",
+}
 
 
 def _is_bug(error: Exception) -> bool:
     """Whether an import failed inside the project itself."""
-    return isinstance(error, ImportError) and (error.name or "").split(".")[0] in ("sae_attr", "experiments", "configs")
+    return isinstance(error, ImportError) and (error.name or "").split(".")[0] in (
+        "sae_attr",
+        "experiments",
+        "configs",
+    )
 
 
 def message_of(error: Exception) -> str:
-    """Returns an error's message; of a library that is missing, with the line that installs it."""
-    if isinstance(error, ModuleNotFoundError) and error.name and "pip install" not in str(error):
+    """Returns an error's message; of a library that is missing, with the line that
+    installs it.
+    """
+    if (
+        isinstance(error, ModuleNotFoundError)
+        and error.name
+        and "pip install" not in str(error)
+    ):
         package = error.name.split(".")[0]
         install = f"'sae_attr[{EXTRAS[package]}]'" if package in EXTRAS else package
         return f"{error}; install it: pip install {install}"

@@ -1,4 +1,6 @@
-"""Settings dataclasses as `ConfigDict` and back; what a config's keys mean, and overrides from a command line."""
+"""Settings dataclasses as `ConfigDict` and back; what a config's keys mean, and
+overrides from a command line.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,36 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from sae_attr.settings import AnyKeys, Unset, defaults_of, meanings_of, settings_from, unknown_key
+from sae_attr.settings import (
+    AnyKeys,
+    Unset,
+    defaults_of,
+    meanings_of,
+    settings_from,
+    unknown_key,
+)
 
 T = TypeVar("T")
 
 
 class AnyKeysDict(ConfigDict):
-    """A part of a config that takes keys of any name (options of a chat template, fields of a request)."""
+    """A part of a config that takes keys of any name (options of a chat template,
+    fields of a request).
+    """
 
 
-# ---- there and back --------------------------------------------------------------------------------------------------
+# ---- there and back ------------------------------------------------------------------
 
 
-def config_of(kind: type, *, leave_out: Iterable[str] = (), unset: bool = False, **parts: ConfigDict) -> ConfigDict:
-    """Returns a config with a key for every field of a settings dataclass; what is None by default has a typed place.
+def config_of(
+    kind: type,
+    *,
+    leave_out: Iterable[str] = (),
+    unset: bool = False,
+    **parts: ConfigDict,
+) -> ConfigDict:
+    """Returns a config with a key for every field of a settings dataclass; what is None
+    by default has a typed place.
 
     Args:
       kind: a dataclass or TypedDict.
@@ -37,7 +55,9 @@ def config_of(kind: type, *, leave_out: Iterable[str] = (), unset: bool = False,
 
 
 def any_keys(kinds: Mapping[str, type]) -> ConfigDict:
-    """Returns a part of a config with typed places for some keys, which takes keys of any other name too."""
+    """Returns a part of a config with typed places for some keys, which takes keys of
+    any other name too.
+    """
     made = AnyKeysDict()
     for name, kind in kinds.items():
         made[name] = placeholder(kind)
@@ -56,28 +76,40 @@ def _config(values: Mapping[str, Any]) -> ConfigDict:
     return made
 
 
-def settings_of(kind: type[T], config: ConfigDict, *, leave_out: Iterable[str] = (), where: str = "config") -> T:
-    """Returns a settings dataclass from the keys of a config; the way back of `config_of`.
+def settings_of(
+    kind: type[T],
+    config: ConfigDict,
+    *,
+    leave_out: Iterable[str] = (),
+    where: str = "config",
+) -> T:
+    """Returns a settings dataclass from the keys of a config; the way back of
+    `config_of`.
 
     Args:
       leave_out: keys that belong to something else.
 
     Raises:
-      ValueError: a key that no field has, a field without a value, or what the dataclass itself refuses.
+      ValueError: a key that no field has, a field without a value, or what the
+        dataclass itself refuses.
     """
     skipped = set(leave_out)
-    values = {name: value for name, value in config.to_dict().items() if name not in skipped}
+    values = {
+        name: value for name, value in config.to_dict().items() if name not in skipped
+    }
     return settings_from(kind, values, where=where)
 
 
 def part_of(kind: type[T], config: ConfigDict, **given: Any) -> T:
-    """Returns a settings dataclass from those keys of a config that are its fields; `given` wins."""
+    """Returns a settings dataclass from those keys of a config that are its fields;
+    `given` wins.
+    """
     names = {field.name for field in dataclasses.fields(kind)} - set(given)  # pyright: ignore[reportArgumentType]
     values = {name: value for name, value in config.to_dict().items() if name in names}
     return settings_from(kind, {**values, **given})
 
 
-# ---- keys and what they mean -----------------------------------------------------------------------------------------
+# ---- keys and what they mean ---------------------------------------------------------
 
 
 def paths_of(config: ConfigDict, root: str = "config") -> Iterator[str]:
@@ -91,11 +123,12 @@ def paths_of(config: ConfigDict, root: str = "config") -> Iterator[str]:
 
 
 def meaning(settings: Mapping[str, Sequence[Any]], path: str) -> str:
-    """Returns what a key means: what the dataclass that its part of a config is made of says about it, "" where none does.
+    """Returns what a key means: what the dataclass that its part of a config is made of
+    says about it, "" where none does.
 
     Args:
-      settings: dotted place -> dataclasses, or mappings of names to texts; "" for the config itself, "*" for any name, as
-        `SETTINGS` in configs/*.py gives them.
+      settings: dotted place -> dataclasses, or mappings of names to texts; "" for the
+        config itself, "*" for any name, as `SETTINGS` in configs/*.py gives them.
       path: of the key, below the config.
     """
     place, _, name = path.rpartition(".")
@@ -111,10 +144,12 @@ def meaning(settings: Mapping[str, Sequence[Any]], path: str) -> str:
 
 def _matches(pattern: str, place: str) -> bool:
     wanted, parts = pattern.split("."), place.split(".")
-    return len(wanted) == len(parts) and all(w in ("*", p) for w, p in zip(wanted, parts))
+    return len(wanted) == len(parts) and all(
+        w in ("*", p) for w, p in zip(wanted, parts)
+    )
 
 
-# ---- overrides -------------------------------------------------------------------------------------------------------
+# ---- overrides -----------------------------------------------------------------------
 
 
 def override(config: ConfigDict, path: str, text: str) -> None:
@@ -125,7 +160,8 @@ def override(config: ConfigDict, path: str, text: str) -> None:
       text: read as the key's type says; "None" empties a key that may be empty.
 
     Raises:
-      ValueError: no such key, with its whole path and the nearest that exists; a text that its type cannot be.
+      ValueError: no such key, with its whole path and the nearest that exists; a text
+        that its type cannot be.
     """
     *parents, name = path.split(".")
     part: Any = config
@@ -149,14 +185,17 @@ def _override_part(part: ConfigDict, path: str, text: str) -> None:
     if not isinstance(values, dict):
         some = ", ".join(f"--config.{path}.{name}=..." for name in list(part)[:3])
         raise ValueError(
-            f"config.{path} is a group of keys and cannot be {text!r}; set them singly{some and ': ' + some}"
+            f"config.{path} is a group of keys and cannot be {text!r}; set them "
+            f"singly{some and ': ' + some}"
         )
     for name, value in values.items():
         override(part, str(name), value if isinstance(value, str) else repr(value))
 
 
 def literal(text: str) -> Any:
-    """Returns the number, tuple, mapping, True, False or None that a text spells, else the text."""
+    """Returns the number, tuple, mapping, True, False or None that a text spells, else
+    the text.
+    """
     try:
         return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -177,7 +216,9 @@ def parsed(kind: type, text: str, path: str) -> Any:
     if kind is tuple:
         return _tuple(value, text)
     if kind is bool:
-        value = {"1": True, "0": False, "yes": True, "no": False}.get(text.lower(), value)
+        value = {"1": True, "0": False, "yes": True, "no": False}.get(
+            text.lower(), value
+        )
     if kind is float and isinstance(value, str):
         value = _number(text)
     if kind is int and isinstance(value, float) and value.is_integer():
@@ -188,7 +229,12 @@ def parsed(kind: type, text: str, path: str) -> Any:
     return float(value) if kind is float else value
 
 
-_SAID = {int: "a whole number", float: "a number", bool: "True or False", ConfigDict: "a mapping"}
+_SAID = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    ConfigDict: "a mapping",
+}
 
 
 def _number(text: str) -> Any:
@@ -199,7 +245,9 @@ def _number(text: str) -> Any:
 
 
 def _tuple(value: Any, text: str) -> tuple[Any, ...]:
-    """A tuple as Python writes it, or its entries with commas between them: `bos,special`."""
+    """A tuple as Python writes it, or its entries with commas between them:
+    `bos,special`.
+    """
     if isinstance(value, tuple | list):
         return tuple(value)
     if isinstance(value, str):
@@ -209,7 +257,8 @@ def _tuple(value: Any, text: str) -> tuple[Any, ...]:
 
 
 def one_of(what: str, word: str, known: Sequence[str]) -> str:
-    """Returns a word that stands behind the colon of --config, if it is one of those that the config knows.
+    """Returns a word that stands behind the colon of --config, if it is one of those
+    that the config knows.
 
     Raises:
       ValueError: it is not; names the nearest.
@@ -217,5 +266,7 @@ def one_of(what: str, word: str, known: Sequence[str]) -> str:
     if word not in known:
         near = difflib.get_close_matches(word, known, n=1)
         hint = f"did you mean {near[0]!r}? It" if near else "it"
-        raise ValueError(f"{what} {word!r} is unknown; {hint} is one of {', '.join(known)}")
+        raise ValueError(
+            f"{what} {word!r} is unknown; {hint} is one of {', '.join(known)}"
+        )
     return word

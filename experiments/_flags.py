@@ -1,20 +1,34 @@
-"""The flags that entrypoints share: defined once, so that one process may import several of them."""
+"""The flags that entrypoints share: defined once, so that one process may import
+several of them.
+"""
 
 from typing import Any
 
 from absl import flags
 
-# The value is a ConfigDict with all overrides in it, which `_command.read_command` sets.
+# The value is a ConfigDict with all overrides in it, which `_command.read_command`
+# sets.
 CONFIG: flags.FlagHolder[Any] = flags.DEFINE_string(
-    "config", None, "Config: a name (attribute), a file (configs/attribute.py, my.py), or either with :WORD behind it."
+    "config",
+    None,
+    "Config: a name (attribute), a file (configs/attribute.py, my.py), or either with "
+    ":WORD behind it.",
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for results and for what a killed run continues from; may be gs://."
+    "workdir",
+    None,
+    "Folder for results and for what a killed run continues from; may be gs://.",
 )
 SHOW_TOKENS = flags.DEFINE_integer(
-    "show_tokens", 0, "Print exactly what is scored or learnt of this many rows, and stop."
+    "show_tokens",
+    0,
+    "Print exactly what is scored or learnt of this many rows, and stop.",
 )
-ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Use a workdir that was made with another config.")
+ALLOW_CHANGE = flags.DEFINE_bool(
+    "allow_config_change", False, "Use a workdir that was made with another config."
+)
 QUIET = flags.DEFINE_bool(
-    "quiet", False, "Say nothing on stderr but warnings and errors; results are printed all the same."
+    "quiet",
+    False,
+    "Say nothing on stderr but warnings and errors; results are printed all the same.",
 )

@@ -1,4 +1,6 @@
-"""What `--help` says: an experiment's flags, and its config's keys with defaults and meaning."""
+"""What `--help` says: an experiment's flags, and its config's keys with defaults and
+meaning.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ WIDTH = 120
 
 
 def help_text(argv: Sequence[str], experiment: str, module: ModuleType) -> str:
-    """Returns the help of an entrypoint; the config is the one that the command line names, or its own.
+    """Returns the help of an entrypoint; the config is the one that the command line
+    names, or its own.
 
     Args:
       argv: with the program's name first.
@@ -26,22 +29,37 @@ def help_text(argv: Sequence[str], experiment: str, module: ModuleType) -> str:
     program = command_line(argv[:1])
     parts = [
         (module.__doc__ or "").strip(),
-        f"usage: {program} [--FLAG=VALUE ...]" + " [--config.KEY=VALUE ...]" * ("config" in own),
+        f"usage: {program} [--FLAG=VALUE ...]"
+        + " [--config.KEY=VALUE ...]" * ("config" in own),
     ]
     parts.append(
-        "flags:\n" + "\n".join(_entry(f"--{name}", flag.default, flag.help) for name, flag in sorted(own.items()))
+        "flags:\n"
+        + "\n".join(
+            _entry(f"--{name}", flag.default, flag.help)
+            for name, flag in sorted(own.items())
+        )
     )
     if "config" in own:
         name = _config_name(argv, experiment)
         config, source = load_config(name)
-        parts.append(f"config {name}:\n{textwrap.indent((source.__doc__ or '').strip(), '  ')}")
-        parts.append("keys, as --config.KEY=VALUE:\n" + "\n".join(_keys(config, getattr(source, "SETTINGS", {}))))
-    parts.append("exit status: 0 done; 1 refused or failed, with one line; 130 stopped by Ctrl-C, 143 by SIGTERM.")
+        parts.append(
+            f"config {name}:\n{textwrap.indent((source.__doc__ or '').strip(), '  ')}"
+        )
+        parts.append(
+            "keys, as --config.KEY=VALUE:\n"
+            + "\n".join(_keys(config, getattr(source, "SETTINGS", {})))
+        )
+    parts.append(
+        "exit status: 0 done; 1 refused or failed, with one line; 130 stopped by "
+        "Ctrl-C, 143 by SIGTERM."
+    )
     return "\n\n".join(parts)
 
 
 def _config_name(argv: Sequence[str], experiment: str) -> str:
-    name, _, _ = split([argument for argument in argv[1:] if not argument.startswith("-h")])
+    name, _, _ = split(
+        [argument for argument in argv[1:] if not argument.startswith("-h")]
+    )
     return name or (experiment if experiment in packaged() else "attribute")
 
 
@@ -50,7 +68,12 @@ def _keys(config: ConfigDict, settings: Any, root: str = "") -> Iterator[str]:
     inner = [name for name in config if isinstance(config.get(name), ConfigDict)]
     for name in config:
         if name not in inner:
-            yield _entry(f"{root}{name}", config.get(name), meaning(settings, f"{root}{name}"), config.get_type(name))
+            yield _entry(
+                f"{root}{name}",
+                config.get(name),
+                meaning(settings, f"{root}{name}"),
+                config.get_type(name),
+            )
     for name in inner:
         part: Any = config.get(name)
         said = meaning(settings, f"{root}{name}")
@@ -66,10 +89,14 @@ def _entry(name: str, default: Any, text: str | None, kind: type | None = None) 
     if default is not None:
         value = str(default) if isinstance(default, str) and default else repr(default)
     else:
-        value = "" if kind is None else "ANY" if kind is object else kind.__name__.upper()
+        value = (
+            "" if kind is None else "ANY" if kind is object else kind.__name__.upper()
+        )
     head = f"  {name}={value}" if value else f"  {name}"
     body = textwrap.wrap(" ".join((text or "").split()), WIDTH - 34)
     if not body:
         return head
-    first = f"{head:<33} {body[0]}" if len(head) <= 33 else f"{head}\n{'':<33} {body[0]}"
+    first = (
+        f"{head:<33} {body[0]}" if len(head) <= 33 else f"{head}\n{'':<33} {body[0]}"
+    )
     return "\n".join([first, *(f"{'':<33} {line}" for line in body[1:])])

@@ -1,4 +1,6 @@
-"""What a run prints: streams that cannot end it, log lines for people, and no moving bars where nobody watches."""
+"""What a run prints: streams that cannot end it, log lines for people, and no moving
+bars where nobody watches.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,11 @@ CHATTY = (
 
 
 class Stream:
-    """A text stream that outlives its reader, and in which bars leave a line a minute unless they are watched.
+    """A text stream that outlives its reader, and in which bars leave a line a minute
+    unless they are watched.
 
-    A closed pipe or a full disk ends what is printed and not the run; a character that the terminal lacks is escaped.
+    A closed pipe or a full disk ends what is printed and not the run; a character that
+    the terminal lacks is escaped.
 
     Args:
       stream: sys.stdout or sys.stderr.
@@ -51,7 +55,11 @@ class Stream:
         if text.startswith("\r") or (UP in text and not text.strip(f"\n{UP}")):
             self._after_bar = True
             state = text.replace(UP, "").strip()
-            if self.bars == "lines" and state and time.monotonic() - self._shown > EVERY:
+            if (
+                self.bars == "lines"
+                and state
+                and time.monotonic() - self._shown > EVERY
+            ):
                 self._shown = time.monotonic()
                 self._write(state + "\n")
         elif not (self._after_bar and text == "\n"):  # the end of a bar's line
@@ -88,7 +96,11 @@ def use_streams(*, quiet: bool = False) -> None:
     bars = "none" if quiet else "move" if sys.stderr.isatty() else "lines"
     for name, kind in (("stdout", "move"), ("stderr", bars)):
         stream = getattr(sys, name)
-        setattr(sys, name, Stream(stream.stream if isinstance(stream, Stream) else stream, kind))
+        setattr(
+            sys,
+            name,
+            Stream(stream.stream if isinstance(stream, Stream) else stream, kind),
+        )
 
 
 class _Lines(logging.Formatter):
@@ -96,9 +108,15 @@ class _Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        level = (
+            "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        )
         text = f"{clock} {level}{record.getMessage()}"
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        return (
+            f"{text}\n{self.formatException(record.exc_info)}"
+            if record.exc_info
+            else text
+        )
 
 
 def use_logs(*, quiet: bool = False) -> None:
@@ -107,17 +125,28 @@ def use_logs(*, quiet: bool = False) -> None:
     handler.setFormatter(_Lines())
     with contextlib.suppress(AttributeError):
         handler.python_handler.stream = sys.stderr
-    for other in [h for h in logging.root.handlers if isinstance(h, logging.StreamHandler) and h is not handler]:
-        if other.stream in (sys.__stderr__, sys.__stdout__):  # a library's, which would say every line again
+    for other in [
+        h
+        for h in logging.root.handlers
+        if isinstance(h, logging.StreamHandler) and h is not handler
+    ]:
+        if other.stream in (
+            sys.__stderr__,
+            sys.__stdout__,
+        ):  # a library's, which would say every line again
             logging.root.removeHandler(other)
     # jax tells at INFO which accelerators it did not find; httpx tells every request.
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     # orbax writes twenty lines for a checkpoint, through absl's logger as we do.
-    logging.getLogger("absl").addFilter(lambda r: r.levelno >= logging.WARNING or "orbax" not in r.pathname)
+    logging.getLogger("absl").addFilter(
+        lambda r: r.levelno >= logging.WARNING or "orbax" not in r.pathname
+    )
     absl_logging.set_verbosity(absl_logging.WARNING if quiet else absl_logging.INFO)
     warnings.showwarning = _show_warning
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+def _show_warning(
+    message: Warning | str, category: type[Warning], *place: Any, **options: Any
+) -> None:
     absl_logging.warning("%s", message)

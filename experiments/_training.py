@@ -1,4 +1,6 @@
-"""What fine-tuning and pretraining share: optimiser and loop from a config, curves, and the folder that is written."""
+"""What fine-tuning and pretraining share: optimiser and loop from a config, curves, and
+the folder that is written.
+"""
 
 from __future__ import annotations
 
@@ -26,25 +28,54 @@ from sae_attr.report.figures import loss_figure, render
 from sae_attr.report.tables import csv_text, json_text
 from sae_attr.settings import settings_from
 from sae_attr.store import fingerprint, write_atomic
-from sae_attr.text.token_file import TokenFile, cached_tokens, check_tokenizer, is_token_file, open_tokens
+from sae_attr.text.token_file import (
+    TokenFile,
+    cached_tokens,
+    check_tokenizer,
+    is_token_file,
+    open_tokens,
+)
 from sae_attr.text.tokenizer import Tokenizer
 
 from . import _common
 from ._config import part_of
 
 # Where and how fast, not what.
-PLAIN = ("mesh", "micro", "scan", "remat", "loss_chunk", "eval_every", "save_every", "keep", "merge")
+PLAIN = (
+    "mesh",
+    "micro",
+    "scan",
+    "remat",
+    "loss_chunk",
+    "eval_every",
+    "save_every",
+    "keep",
+    "merge",
+)
 # Where the inputs lie; what they hold is compared, by `hashes`.
 PATHS = ("lm", "data", "corpus", "held_out", "tokenizer", "chat_template", "model_json")
 FEW_STEPS = 300
 TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "generation_config.json", "tokenizer.model", "vocab.json", "merges.txt"),
+    *(
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ),
+    *(
+        "chat_template.jinja",
+        "generation_config.json",
+        "tokenizer.model",
+        "vocab.json",
+        "merges.txt",
+    ),
 )
 
 
 def hashes(config: ConfigDict) -> dict[str, str]:
-    """`<name>_hash` of every input that the config names: what it holds, wherever it lies."""
+    """`<name>_hash` of every input that the config names: what it holds, wherever it
+    lies.
+    """
     given = {name: Path(str(config[name])) for name in PATHS if config.get(name)}
     if "lm" in given:
         given["lm"] = resolve_model(config.lm)
@@ -54,7 +85,12 @@ def hashes(config: ConfigDict) -> dict[str, str]:
 
 
 def token_file(
-    config: ConfigDict, corpus: str, tok: Tokenizer, root: epath.Path, *, prepend_bos: bool | None = None
+    config: ConfigDict,
+    corpus: str,
+    tok: Tokenizer,
+    root: epath.Path,
+    *,
+    prepend_bos: bool | None = None,
 ) -> TokenFile:
     """A folder of `write_tokens` as it is, or a corpus tokenised once into `root`."""
     if is_token_file(corpus):
@@ -76,26 +112,43 @@ def token_file(
 
 def settings(config: ConfigDict, steps: int) -> dict[str, Any]:
     """`opt`, `loop` and `compute` of `fit`."""
-    opt = settings_from(Optimizer, {"steps": steps, **config.opt.to_dict()}, where="config.opt")
+    opt = settings_from(
+        Optimizer, {"steps": steps, **config.opt.to_dict()}, where="config.opt"
+    )
     compute = part_of(Compute, config, dtype=config.compute_dtype)
     return {"opt": opt, "loop": part_of(Loop, config), "compute": compute}
 
 
 def check(config: ConfigDict, steps: int) -> None:
-    """Raises ValueError for a batch, mesh, dtype, schedule or number of steps that cannot be."""
+    """Raises ValueError for a batch, mesh, dtype, schedule or number of steps that
+    cannot be.
+    """
     if steps < 1 or config.batch_size < 1 or config.micro < 1:
-        raise ValueError(f"{steps} steps of {config.batch_size} rows in {config.micro} parts: each is to be at least 1")
+        raise ValueError(
+            f"{steps} steps of {config.batch_size} rows in {config.micro} parts: each "
+            "is to be at least 1"
+        )
     if config.batch_size % config.micro:
-        raise ValueError(f"a batch of {config.batch_size} rows cannot be cut into {config.micro}; use a divisor")
+        raise ValueError(
+            f"a batch of {config.batch_size} rows cannot be cut into {config.micro}; "
+            "use a divisor"
+        )
     size = parallel.make_mesh(config.mesh).shape["data"]
     if config.batch_size // config.micro % size:
         raise ValueError(
-            f"micro-batches of {config.batch_size // config.micro} rows cannot be split over data={size}; change "
+            f"micro-batches of {config.batch_size // config.micro} rows cannot be "
+            f"split over data={size}; change "
             "batch_size, micro or mesh"
         )
     for name in ("dtype", "compute_dtype"):
-        if config[name] not in ("float32", "bfloat16", *([""] if name == "compute_dtype" else [])):
-            raise ValueError(f"{name} {config[name]!r} is unknown; choose float32 or bfloat16")
+        if config[name] not in (
+            "float32",
+            "bfloat16",
+            *([""] if name == "compute_dtype" else []),
+        ):
+            raise ValueError(
+                f"{name} {config[name]!r} is unknown; choose float32 or bfloat16"
+            )
     learning_rate(settings(config, steps)["opt"])
 
 
@@ -103,7 +156,11 @@ def warn_of_few_steps(steps: int, cure: str) -> None:
     """Says before a run starts that it is a short one."""
     if steps < FEW_STEPS:
         logging.warning(
-            "only %d steps will be taken, which is little to learn from (%d are usual); %s", steps, FEW_STEPS, cure
+            "only %d steps will be taken, which is little to learn from (%d are "
+            "usual); %s",
+            steps,
+            FEW_STEPS,
+            cure,
         )
 
 
@@ -126,8 +183,18 @@ def train(
       inputs: hashes of what is read; a continued run must find the same.
     """
     feed, held_out = feeds
-    batch_of = partial(step_batch, feed, batch_size=config.batch_size, micro=config.micro, seed=config.seed)
-    kept = {name: value for name, value in config.to_dict().items() if name not in PLAIN + PATHS}
+    batch_of = partial(
+        step_batch,
+        feed,
+        batch_size=config.batch_size,
+        micro=config.micro,
+        seed=config.seed,
+    )
+    kept = {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in PLAIN + PATHS
+    }
     rows = config.batch_size // config.micro
     return fit(
         trained,
@@ -145,11 +212,17 @@ def train(
 
 
 def kept_best(fitted: Fitted, workdir: epath.Path) -> tuple[Params | None, str]:
-    """The trained leaves of the best held-out step where that is not the last, and where they are said to lie."""
+    """The trained leaves of the best held-out step where that is not the last, and
+    where they are said to lie.
+    """
     best = fitted.best_trained(workdir / "checkpoints")
     return (
         best,
-        "the untrained model" if fitted.best_step == 0 else "the last step" if best is None else "kept beside the last",
+        "the untrained model"
+        if fitted.best_step == 0
+        else "the last step"
+        if best is None
+        else "kept beside the last",
     )
 
 
@@ -159,12 +232,18 @@ def curves(history: list[dict[str, float]]) -> dict[str, bytes | str]:
     held = [record for record in history if "eval_loss" in record]
     numbers = {
         "train": {name: [r[name] for r in steps] for name in ("step", "loss")},
-        "held_out": {"step": [r["step"] for r in held], "loss": [r["eval_loss"] for r in held]},
+        "held_out": {
+            "step": [r["step"] for r in held],
+            "loss": [r["eval_loss"] for r in held],
+        },
     }
     files: dict[str, bytes | str] = {
-        f"figures/loss.{suffix}": data for suffix, data in render(loss_figure(numbers), numbers).items()
+        f"figures/loss.{suffix}": data
+        for suffix, data in render(loss_figure(numbers), numbers).items()
     }
-    files["curves.csv"] = csv_text({name: [r[name] for r in steps] for name in steps[0]})
+    files["curves.csv"] = csv_text(
+        {name: [r[name] for r in steps] for name in steps[0]}
+    )
     if held:
         files["held_out.csv"] = csv_text(numbers["held_out"])
     return files
@@ -194,25 +273,44 @@ def report(
         "config": config.to_dict(),
         "versions": _common.versions(),
     }
-    for name, content in {**curves(fitted.history), **files, "result.json": json_text(result)}.items():
+    for name, content in {
+        **curves(fitted.history),
+        **files,
+        "result.json": json_text(result),
+    }.items():
         write_atomic(workdir / name, content)
     return result
 
 
 def show(result: Mapping[str, Any], workdir: epath.Path) -> None:
     """Prints losses, speed and where the results are."""
-    print(f"\ntraining loss {result['loss_first']:.4f} → {result['loss_last_tenth']:.4f} nats per target")
+    print(
+        f"\ntraining loss {result['loss_first']:.4f} → {result['loss_last_tenth']:.4f} "
+        "nats per target"
+    )
     if result["held_out_last"] is not None:
-        print(f"held-out loss {result['held_out_first']:.4f} → {result['held_out_last']:.4f}")
+        print(
+            f"held-out loss {result['held_out_first']:.4f} → "
+            f"{result['held_out_last']:.4f}"
+        )
         if result["best_step"] != result["steps"]:
-            print(f"the lowest was {result['held_out_best']:.4f} at step {result['best_step']}: {result['best']}")
+            print(
+                f"the lowest was {result['held_out_best']:.4f} at step "
+                f"{result['best_step']}: {result['best']}"
+            )
     if result["tokens_per_second"]:
         print(f"{result['tokens_per_second']:,.0f} tokens/s")
-    print(f"wrote to {workdir}: {', '.join(sorted(p.name for p in workdir.iterdir() if not p.name.startswith('.')))}")
+    print(
+        f"wrote to {workdir}: {', '.join(sorted(p.name for p in workdir.iterdir() if not p.name.startswith('.')))}"
+    )
 
 
-def copy_tokenizer(source: Path, target: Path, chat_template: str | None = None) -> None:
-    """The tokenizer's files beside the weights, with another chat template if one is given."""
+def copy_tokenizer(
+    source: Path, target: Path, chat_template: str | None = None
+) -> None:
+    """The tokenizer's files beside the weights, with another chat template if one is
+    given.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():

@@ -1,4 +1,6 @@
-"""How well each approximation stands in for exact ablation, side by side; see configs/approximations.py for the command."""
+"""How well each approximation stands in for exact ablation, side by side; see
+configs/approximations.py for the command.
+"""
 
 from __future__ import annotations
 
@@ -48,10 +50,14 @@ from . import _common
 from ._config import settings_of
 from ._flags import CONFIG
 
-OUT = flags.DEFINE_string("out", None, "JSON file for the numbers; stages are stored beside it.")
+OUT = flags.DEFINE_string(
+    "out", None, "JSON file for the numbers; stages are stored beside it."
+)
 
 Method = Callable[[Params, Batch, Any], jax.Array]
-"""(params, batch, where_bt) -> per row and chosen latent the effect of all positions `where_bt` together, `[b, k]`."""
+"""(params, batch, where_bt) -> per row and chosen latent the effect of all positions
+`where_bt` together, `[b, k]`.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +75,9 @@ class Compare:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chosen:
-    """The latents that are compared, with what every method needs of them; and the rows they are compared on."""
+    """The latents that are compared, with what every method needs of them; and the rows
+    they are compared on.
+    """
 
     study: Study
     codes: CodeStatistics
@@ -81,29 +89,49 @@ class Chosen:
     @property
     def place(self) -> dict[str, Any]:
         """Where the model is read, and which loss it has: keywords of every method."""
-        return {"cfg": self.study.cfg, "site": self.study.site, "loss": self.study.settings.loss}
+        return {
+            "cfg": self.study.cfg,
+            "site": self.study.site,
+            "loss": self.study.settings.loss,
+        }
 
 
 def choose(study: Study, compare: Compare) -> Chosen:
-    """The best latents by plain Δ over the primary scope, and random ones of like firing rate."""
+    """The best latents by plain Δ over the primary scope, and random ones of like
+    firing rate.
+    """
     mean, mean_result = mean_stage(study)
     table, _ = gradient_stage(study, mean, mean_result.key)
     codes, _ = firing_stage(study)
-    weights_k = token_weights(table.rows, study.settings.presets()[0].tokens, study.exclude)
-    scores_n = score_moment(table_moment(table, weights_k), jnp.asarray(mean.mean_d, jnp.float32), study.decoder)
+    weights_k = token_weights(
+        table.rows, study.settings.presets()[0].tokens, study.exclude
+    )
+    scores_n = score_moment(
+        table_moment(table, weights_k),
+        jnp.asarray(mean.mean_d, jnp.float32),
+        study.decoder,
+    )
     best = rank("plain", scores_n, compare.latents).latents_k
-    others = random_matched("random", codes.rate_n, best, compare.random, study.key(6)).latents_k
+    others = random_matched(
+        "random", codes.rate_n, best, compare.random, study.key(6)
+    ).latents_k
     latents = np.concatenate([best, others])
     rows = ablated_rows(study.rows, compare.rows)
     mean_d = jnp.asarray(mean.mean_d, study.cfg.resid_dtype)
-    return Chosen(study, codes, latents, decoder_rows(study.decoder, latents), mean_d, rows)
+    return Chosen(
+        study, codes, latents, decoder_rows(study.decoder, latents), mean_d, rows
+    )
 
 
-# ---- the methods ------------------------------------------------------------------------------------------------------
+# ---- the methods ---------------------------------------------------------------------
 
 
-def exact(c: Chosen, params: Params, batch: Batch, where: Any, *, code: bool = False) -> jax.Array:
-    """ΔL of putting a latent back to its mean at all positions: its projection, or (`code`) what the SAE's code adds."""
+def exact(
+    c: Chosen, params: Params, batch: Batch, where: Any, *, code: bool = False
+) -> jax.Array:
+    """ΔL of putting a latent back to its mean at all positions: its projection, or
+    (`code`) what the SAE's code adds.
+    """
     site, cfg = c.study.site, c.study.cfg
     x_btd, _ = run_prefix(params, batch, cfg=cfg, site=site)
     loss = lambda edit: suffix_loss(params, x_btd, batch, edit, **c.place)
@@ -126,42 +154,83 @@ def exact(c: Chosen, params: Params, batch: Batch, where: Any, *, code: bool = F
 def _codes(c: Chosen, params: Params, batch: Batch) -> jax.Array:
     site = c.study.read_site
     out = forward(
-        params, batch.tokens_bt, cfg=c.study.cfg, valid_bt=batch.valid_bt, keep=(site,), span=(0, site.layer + 1)
+        params,
+        batch.tokens_bt,
+        cfg=c.study.cfg,
+        valid_bt=batch.valid_bt,
+        keep=(site,),
+        span=(0, site.layer + 1),
     )
     return contributions(c.study.sae, out.acts[site], jnp.asarray(c.latents))
 
 
-def first_order(c: Chosen, params: Params, batch: Batch, where: Any, *, rules: Rules = PLAIN) -> jax.Array:
+def first_order(
+    c: Chosen, params: Params, batch: Batch, where: Any, *, rules: Rules = PLAIN
+) -> jax.Array:
     """Σ_t δ with plain gradients, or with backward rules."""
     site = c.study.site
-    out = act_and_grad(params, batch, cfg=c.study.cfg, sites=(site,), loss=c.study.settings.loss, rules=rules)
-    return attribute(out.acts[site], out.grads[site], where.astype(jnp.float32), c.dec_kd, c.mean_d)
+    out = act_and_grad(
+        params,
+        batch,
+        cfg=c.study.cfg,
+        sites=(site,),
+        loss=c.study.settings.loss,
+        rules=rules,
+    )
+    return attribute(
+        out.acts[site], out.grads[site], where.astype(jnp.float32), c.dec_kd, c.mean_d
+    )
 
 
 def encoder_true(c: Chosen, params: Params, batch: Batch, where: Any) -> jax.Array:
     """Σ_t δ′."""
     site, read = c.study.site, c.study.read_site
-    out = act_and_grad(params, batch, cfg=c.study.cfg, sites=(site,), loss=c.study.settings.loss, read=(read,))
+    out = act_and_grad(
+        params,
+        batch,
+        cfg=c.study.cfg,
+        sites=(site,),
+        loss=c.study.settings.loss,
+        read=(read,),
+    )
     codes_btk = contributions(c.study.sae, out.acts[read], jnp.asarray(c.latents))
-    rows_kd, mean_k = code_rows(c.study.sae)[c.latents], jnp.asarray(c.codes.mean_n[c.latents])
-    return jnp.sum(code_scores(codes_btk, out.grads[site], rows_kd, mean_k) * where[..., None], axis=1)
+    rows_kd = code_rows(c.study.sae)[c.latents]
+    mean_k = jnp.asarray(c.codes.mean_n[c.latents])
+    return jnp.sum(
+        code_scores(codes_btk, out.grads[site], rows_kd, mean_k) * where[..., None],
+        axis=1,
+    )
 
 
-def joint(c: Chosen, params: Params, batch: Batch, where: Any, *, steps: int) -> jax.Array:
-    """Σ_t δ with gradients averaged on the line that all coordinates move along together."""
+def joint(
+    c: Chosen, params: Params, batch: Batch, where: Any, *, steps: int
+) -> jax.Array:
+    """Σ_t δ with gradients averaged on the line that all coordinates move along
+    together.
+    """
     out = integrated_gradients(params, batch, c.mean_d, where, steps=steps, **c.place)
     site = c.study.site
-    return attribute(out.acts[site], out.grads[site], where.astype(jnp.float32), c.dec_kd, c.mean_d)
+    return attribute(
+        out.acts[site], out.grads[site], where.astype(jnp.float32), c.dec_kd, c.mean_d
+    )
 
 
-def per_latent(c: Chosen, params: Params, batch: Batch, where: Any, *, steps: int) -> jax.Array:
+def per_latent(
+    c: Chosen, params: Params, batch: Batch, where: Any, *, steps: int
+) -> jax.Array:
     """Σ_t δ with gradients averaged on each latent's own line."""
-    return integrated_latents(params, batch, c.dec_kd, c.mean_d, where, steps=steps, **c.place).delta_btk.sum(1)
+    return integrated_latents(
+        params, batch, c.dec_kd, c.mean_d, where, steps=steps, **c.place
+    ).delta_btk.sum(1)
 
 
 def methods(c: Chosen, compare: Compare) -> dict[str, Method]:
     """Name -> method; the two exact ones first."""
-    rules = {f"lrp: {name}": frozenset({name}) for name in RULES if name != "centre" or c.study.cfg.norm == "layer"}
+    rules = {
+        f"lrp: {name}": frozenset({name})
+        for name in RULES
+        if name != "centre" or c.study.cfg.norm == "layer"
+    }
     return {
         "exact": partial(exact, c),
         "exact, code": partial(exact, c, code=True),
@@ -169,23 +238,30 @@ def methods(c: Chosen, compare: Compare) -> dict[str, Method]:
         "encoder-true": partial(encoder_true, c),
         "integrated, joint": partial(joint, c, steps=compare.steps),
         "integrated, per latent": partial(per_latent, c, steps=compare.latent_steps),
-        **{name: partial(first_order, c, rules=chosen) for name, chosen in rules.items()},
+        **{
+            name: partial(first_order, c, rules=chosen)
+            for name, chosen in rules.items()
+        },
         "lrp: all": partial(first_order, c, rules=LRP),
         "lrp: without attention": partial(first_order, c, rules=LRP - {"attention"}),
     }
 
 
-# ---- running and comparing ---------------------------------------------------------------------------------------------
+# ---- running and comparing -----------------------------------------------------------
 
 
 def timed(method: Method, c: Chosen) -> tuple[np.ndarray, float]:
     """A method on all rows, `[rows, k]`, and its seconds without compilation."""
     study, programs = c.study, {}
     where = study.where(c.rows, study.settings.presets()[0].tokens)
-    work = [(batch, row_b, where(batch, row_b)) for batch, row_b in study.batched(c.rows)]
+    work = [
+        (batch, row_b, where(batch, row_b)) for batch, row_b in study.batched(c.rows)
+    ]
     for batch, _, where_bt in work:
         if where_bt.shape not in programs:
-            programs[where_bt.shape] = jax.jit(method).lower(study.params, batch, where_bt).compile()
+            programs[where_bt.shape] = (
+                jax.jit(method).lower(study.params, batch, where_bt).compile()
+            )
     out, seconds = np.zeros((len(c.rows), len(c.latents))), 0.0
     for batch, row_b, where_bt in work:
         began = time.perf_counter()
@@ -195,10 +271,14 @@ def timed(method: Method, c: Chosen) -> tuple[np.ndarray, float]:
     return out, seconds
 
 
-def compared(values: np.ndarray, truth: np.ndarray, weights_r: np.ndarray, top: int) -> dict[str, float]:
-    """Agreement of two `[rows, k]` arrays: of the paired means per latent, of their best `top`, and row by row.
+def compared(
+    values: np.ndarray, truth: np.ndarray, weights_r: np.ndarray, top: int
+) -> dict[str, float]:
+    """Agreement of two `[rows, k]` arrays: of the paired means per latent, of their
+    best `top`, and row by row.
 
-    `slope` is the least-squares factor by which the method's number must be multiplied to give the exact one.
+    `slope` is the least-squares factor by which the method's number must be multiplied
+    to give the exact one.
     """
     ours_k, exact_k = weights_r @ values, weights_r @ truth
     both = agreement(ours_k, exact_k)
@@ -212,19 +292,38 @@ def compared(values: np.ndarray, truth: np.ndarray, weights_r: np.ndarray, top: 
 
 
 def dtypes(study: Study, top: int = 100) -> dict[str, Any]:
-    """Δ of the whole dictionary with bfloat16 weights (and residual stream) beside float32: Spearman and top overlap."""
+    """Δ of the whole dictionary with bfloat16 weights (and residual stream) beside
+    float32: Spearman and top overlap.
+    """
     scores, out = {}, {}
-    for name, resid in (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16, residual too", "bfloat16")):
-        settings = dataclasses.replace(study.settings, dtype=name.split(",")[0], resid_dtype=resid, gradient="plain")
+    for name, resid in (
+        ("float32", "float32"),
+        ("bfloat16", "float32"),
+        ("bfloat16, residual too", "bfloat16"),
+    ):
+        settings = dataclasses.replace(
+            study.settings,
+            dtype=name.split(",")[0],
+            resid_dtype=resid,
+            gradient="plain",
+        )
         other = dataclasses.replace(study, settings=settings)
         mean, mean_result = mean_stage(other)
         table, _ = gradient_stage(other, mean, mean_result.key)
-        weights_k = token_weights(table.rows, settings.presets()[0].tokens, other.exclude)
+        weights_k = token_weights(
+            table.rows, settings.presets()[0].tokens, other.exclude
+        )
         moment = table_moment(table, weights_k)
-        scores[name] = np.asarray(score_moment(moment, jnp.asarray(mean.mean_d, jnp.float32), other.decoder))
+        scores[name] = np.asarray(
+            score_moment(moment, jnp.asarray(mean.mean_d, jnp.float32), other.decoder)
+        )
         if name != "float32":
             a, b = (rank(n, scores[n], top) for n in ("float32", name))
-            out[name] = {**agreement(scores["float32"], scores[name]), "top_overlap": overlap(a, b), "top": top}
+            out[name] = {
+                **agreement(scores["float32"], scores[name]),
+                "top_overlap": overlap(a, b),
+                "top": top,
+            }
     return out
 
 
@@ -248,9 +347,15 @@ def run(study: Study, compare: Compare) -> dict[str, Any]:
     values, results = {}, {}
     for name, method in methods(c, compare).items():
         values[name], seconds = timed(method, c)
-        agreed = {} if name == "exact" else compared(values[name], values["exact"], weights_r, compare.top)
+        agreed = (
+            {}
+            if name == "exact"
+            else compared(values[name], values["exact"], weights_r, compare.top)
+        )
         results[name] = {**agreed, "seconds": seconds}
-    by_code = compared(values["encoder-true"], values["exact, code"], weights_r, compare.top)
+    by_code = compared(
+        values["encoder-true"], values["exact, code"], weights_r, compare.top
+    )
     return {
         "against_exact": results,
         "encoder_true_against_exact_code": by_code,
@@ -275,11 +380,18 @@ def main(argv: Sequence[str]) -> None:
     result = run(study, compare)
     result["wall_seconds"] = time.perf_counter() - began
     write_atomic(out, json_text(result))
-    print(f"{len(result['latents'])} latents, {result['rows']} completions, against exact joint mean ablation")
-    print(table_text(result["against_exact"], compare.top))
-    found = {"encoder-true, against exact code": result["encoder_true_against_exact_code"], **result["dtypes"]}
     print(
-        f"\nencoder-true against what the code adds; Δ of all latents in other precisions (top 100)\n{table_text(found, 20)}"
+        f"{len(result['latents'])} latents, {result['rows']} completions, against "
+        "exact joint mean ablation"
+    )
+    print(table_text(result["against_exact"], compare.top))
+    found = {
+        "encoder-true, against exact code": result["encoder_true_against_exact_code"],
+        **result["dtypes"],
+    }
+    print(
+        "\nencoder-true against what the code adds; Δ of all latents in other "
+        f"precisions (top 100)\n{table_text(found, 20)}"
     )
     print(f"\n{result['wall_seconds']:.0f} s; wrote {out}")
 

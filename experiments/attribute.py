@@ -1,4 +1,6 @@
-"""Ranks every latent of an SAE by what it did to a completion; see configs/attribute.py for the command."""
+"""Ranks every latent of an SAE by what it did to a completion; see configs/attribute.py
+for the command.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,15 @@ from ml_collections import ConfigDict
 
 from sae_attr import parallel
 from sae_attr.report.figures import ablation_figure, render
-from sae_attr.report.tables import csv_text, json_text, latent_table, legend, origin_table, ranked_text, summary_text
+from sae_attr.report.tables import (
+    csv_text,
+    json_text,
+    latent_table,
+    legend,
+    origin_table,
+    ranked_text,
+    summary_text,
+)
 from sae_attr.store import Store, own_workdir, write_atomic
 from sae_attr.study.columns import written
 from sae_attr.study.outcome import Outcome, compute
@@ -18,21 +28,34 @@ from sae_attr.text.rows import shown_tokens
 from . import _common
 from ._flags import ALLOW_CHANGE, CONFIG, SHOW_TOKENS, WORKDIR
 
-PLAIN = ("mesh", "batch_size", "corpus_batch", "remat", "trust_sae")  # where and how fast, not what
+PLAIN = (
+    "mesh",
+    "batch_size",
+    "corpus_batch",
+    "remat",
+    "trust_sae",
+)  # where and how fast, not what
 
 
 def write(outcome: Outcome, workdir: epath.Path) -> list[str]:
     """Writes every file of a run; returns their names."""
     primary = outcome.summary["primary"]
     files: dict[str, bytes | str] = {
-        "latents.csv" if name == primary else f"latents_{name}.csv": csv_text(written(columns))
+        "latents.csv" if name == primary else f"latents_{name}.csv": csv_text(
+            written(columns)
+        )
         for name, columns in outcome.columns.items()
     }
     if outcome.ablation is not None:
         rendered = render(ablation_figure(outcome.ablation), outcome.ablation)
-        files |= {f"figures/attribution_vs_ablation.{suffix}": data for suffix, data in rendered.items()}
+        files |= {
+            f"figures/attribution_vs_ablation.{suffix}": data
+            for suffix, data in rendered.items()
+        }
     files["scores.npz"] = _common.npz_bytes(outcome.scores)
-    files["result.json"] = json_text({**outcome.summary, "versions": _common.versions()})
+    files["result.json"] = json_text(
+        {**outcome.summary, "versions": _common.versions()}
+    )
     for name, content in files.items():
         write_atomic(workdir / name, content)
     return sorted(files)
@@ -46,13 +69,22 @@ def show(outcome: Outcome) -> None:
         caption = f"{name}: tokens={preset['tokens']}, sides={preset['sides']}, {ranked_text(preset['ranked'])}"
         print(f"\n{caption}\n{latent_table(columns)}")
         print(f"\nwhere Δ comes from\n{origin_table(columns)}")
-    print(f"\n{legend(summary['exact_ablation'].get('scope'))}\n\n{summary_text(summary)}")
+    print(
+        f"\n{legend(summary['exact_ablation'].get('scope'))}\n\n{summary_text(summary)}"
+    )
     for text in summary["warnings"]:
         print(f"warning: {text}")
 
 
-def start(config: ConfigDict, workdir: epath.Path, *, shown: int = 0, allow_change: bool = False) -> None:
-    """Checks every input, then runs all stages under the workdir's lock, and prints what a reader must know.
+def start(
+    config: ConfigDict,
+    workdir: epath.Path,
+    *,
+    shown: int = 0,
+    allow_change: bool = False,
+) -> None:
+    """Checks every input, then runs all stages under the workdir's lock, and prints
+    what a reader must know.
 
     Args:
       config: as configs/attribute.py makes it.
@@ -62,24 +94,47 @@ def start(config: ConfigDict, workdir: epath.Path, *, shown: int = 0, allow_chan
     """
     _common.fix_day(config, workdir)
     settings, mesh = _common.settings_of(config), parallel.make_mesh(str(config.mesh))
-    study = Study(settings, Store(workdir / "store", writer=parallel.is_main()), mesh, parallel.is_main())
-    first = parallel.from_main(not (workdir / "config.json").exists())  # a later run may need no weights at all
+    study = Study(
+        settings,
+        Store(workdir / "store", writer=parallel.is_main()),
+        mesh,
+        parallel.is_main(),
+    )
+    first = parallel.from_main(
+        not (workdir / "config.json").exists()
+    )  # a later run may need no weights at all
     study.check(weights=first and not shown)
     rows = study.encoded.rows
     logging.info(
-        "%d prompts, %d completions, %d latents at %s", len(study.pairs), len(rows), len(study.decoder), study.site
+        "%d prompts, %d completions, %d latents at %s",
+        len(study.pairs),
+        len(rows),
+        len(study.decoder),
+        study.site,
     )
     if shown:
-        print("\n\n".join(shown_tokens(row, study.tokenizer, exclude=study.exclude) for row in rows[:shown]))
+        print(
+            "\n\n".join(
+                shown_tokens(row, study.tokenizer, exclude=study.exclude)
+                for row in rows[:shown]
+            )
+        )
         return
-    with own_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change, writer=parallel.is_main()):
+    with own_workdir(
+        workdir,
+        config.to_dict(),
+        ignore=PLAIN,
+        allow_change=allow_change,
+        writer=parallel.is_main(),
+    ):
         outcome = compute(study)
         if parallel.is_main():
             names = write(outcome, workdir)  # before a word is printed, which may fail
             show(outcome)
             print(f"\nwrote to {workdir}: {', '.join(names)}")
             print(
-                f"the best latents with every statistic: {workdir / 'latents.csv'}; every score: {workdir / 'scores.npz'}"
+                f"the best latents with every statistic: {workdir / 'latents.csv'}; "
+                f"every score: {workdir / 'scores.npz'}"
             )
 
 
@@ -87,7 +142,9 @@ def main(argv: list[str]) -> None:
     """`start` with what the flags say."""
     _common.begin(argv)
     workdir = epath.Path(str(WORKDIR.value))
-    start(CONFIG.value, workdir, shown=SHOW_TOKENS.value, allow_change=ALLOW_CHANGE.value)
+    start(
+        CONFIG.value, workdir, shown=SHOW_TOKENS.value, allow_change=ALLOW_CHANGE.value
+    )
 
 
 if __name__ == "__main__":

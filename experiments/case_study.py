@@ -1,4 +1,6 @@
-"""Case studies end to end, from sampling to one page; see configs/organism.py and configs/case_study.py for the commands."""
+"""Case studies end to end, from sampling to one page; see configs/organism.py and
+configs/case_study.py for the commands.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
-from sae_attr.store import Store, listing, own_workdir, run_stages, stored_results, write_atomic
+from sae_attr.store import (
+    Store,
+    listing,
+    own_workdir,
+    run_stages,
+    stored_results,
+    write_atomic,
+)
 from sae_attr.store.graph import chosen_stages
 from sae_attr.study.case import Runtime
 from sae_attr.study.cost import case_costs, cost_table
@@ -25,24 +34,45 @@ from ._command import command_line
 from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 from ._progress import Course, ending
 
-ONLY = flags.DEFINE_list("only", [], "Run just these stages; a word names a stage or a part of its name (steer, away).")
+ONLY = flags.DEFINE_list(
+    "only",
+    [],
+    "Run just these stages; a word names a stage or a part of its name (steer, away).",
+)
 UNTIL = flags.DEFINE_string("until", None, "Stop after this stage.")
-FORCE = flags.DEFINE_list("force", [], "Compute these stages again, and what reads them.")
+FORCE = flags.DEFINE_list(
+    "force", [], "Compute these stages again, and what reads them."
+)
 LIST = flags.DEFINE_bool(
-    "list", False, "Say which stages are done, stale, in part or missing, and what is left; run nothing."
+    "list",
+    False,
+    "Say which stages are done, stale, in part or missing, and what is left; run "
+    "nothing.",
 )
 
 PLAIN = ("mesh", "batch_size", "attribution")  # where and how fast, not what
-# Of a judge: where it is served, how it is waited for, and what it may cost. Its identity is its model and rubric.
+# Of a judge: where it is served, how it is waited for, and what it may cost. Its
+#   identity is its model and rubric.
 PLAIN_OF_JUDGE = (
-    *("base_url", "name", "timeout", "concurrency", "retries", "first_wait", "longest_wait", "failures"),
+    *(
+        "base_url",
+        "name",
+        "timeout",
+        "concurrency",
+        "retries",
+        "first_wait",
+        "longest_wait",
+        "failures",
+    ),
     *("max_calls", "max_tokens", "batch_size"),
 )
 
 
 def ignored(config: ConfigDict) -> tuple[str, ...]:
     """Keys that may differ between runs in one workdir."""
-    return *PLAIN, *(f"cases.{case}.judge.{key}" for case in config.cases for key in PLAIN_OF_JUDGE)
+    return *PLAIN, *(
+        f"cases.{case}.judge.{key}" for case in config.cases for key in PLAIN_OF_JUDGE
+    )
 
 
 def show_states(study: CaseStudy) -> None:
@@ -68,9 +98,12 @@ def summed_up(names: Sequence[str]) -> list[str]:
 
 
 def write(shown: Shown, workdir: epath.Path) -> list[str]:
-    """Writes the files of a study where they differ from what lies there; returns their names."""
+    """Writes the files of a study where they differ from what lies there; returns their
+    names.
+    """
     for name, content in shown.files.items():
-        path, data = workdir / name, content.encode() if isinstance(content, str) else content
+        path = workdir / name
+        data = content.encode() if isinstance(content, str) else content
         if not path.exists() or path.read_bytes() != data:
             write_atomic(path, data)
     return sorted(shown.files)
@@ -86,7 +119,8 @@ def start(
     shown: bool = False,
     allow_change: bool = False,
 ) -> None:
-    """Checks every input, says what the run costs, then runs the stages under the workdir's lock and writes their files.
+    """Checks every input, says what the run costs, then runs the stages under the
+    workdir's lock and writes their files.
 
     Args:
       config: as configs/organism.py makes it.
@@ -96,36 +130,73 @@ def start(
     _common.fix_day(config, workdir)
     mesh = parallel.make_mesh(str(config.mesh))
     store = Store(workdir / "store", writer=parallel.is_main())
-    speed: dict[str, Any] = {"batch_size": config.batch_size, "attribution": config.attribution.to_dict()}
-    runtime = Runtime(store, workdir, mesh, progress=parallel.is_main(), on_part=report_part, **speed)
+    speed: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "attribution": config.attribution.to_dict(),
+    }
+    runtime = Runtime(
+        store, workdir, mesh, progress=parallel.is_main(), on_part=report_part, **speed
+    )
     study = open_study(config.to_dict(), runtime)
     if shown:
         show_states(study)
         return
     study.check(only=only, until=until, force=force)
     with own_workdir(
-        workdir, config.to_dict(), ignore=ignored(config), allow_change=allow_change, writer=parallel.is_main()
+        workdir,
+        config.to_dict(),
+        ignore=ignored(config),
+        allow_change=allow_change,
+        writer=parallel.is_main(),
     ):
         if parallel.is_main():
             show_cost(study)
         force = [*force, *study.unread(only=only, until=until)]
         which: dict[str, Any] = {"only": only, "until": until, "force": force}
         study.try_out(**which)
-        stages = {stage.name for stage in chosen_stages(study.stages, only=only, until=until)}
-        course = Course([status for status in listing(store, study.stages) if status.name in stages])
-        told: dict[str, Any] = {"on_start": course.start, "on_end": course.end} if parallel.is_main() else {}
-        results = run_stages(store, study.stages, agree=parallel.from_main, **which, **told)
+        stages = {
+            stage.name for stage in chosen_stages(study.stages, only=only, until=until)
+        }
+        course = Course(
+            [status for status in listing(store, study.stages) if status.name in stages]
+        )
+        told: dict[str, Any] = (
+            {"on_start": course.start, "on_end": course.end}
+            if parallel.is_main()
+            else {}
+        )
+        results = run_stages(
+            store, study.stages, agree=parallel.from_main, **which, **told
+        )
         if parallel.is_main():
             found = study.shown(stored_results(store, study.stages) | results)
             names = write(found, workdir)
             print("\n" + "\n\n".join(found.sentences))
-            again = command_line([arg for arg in sys.argv if not arg.startswith(("--until", "--only", "--force"))])
-            print("\n" + ending(listing(store, study.stages), results, summed_up(names), os.fspath(workdir), again))
+            again = command_line(
+                [
+                    arg
+                    for arg in sys.argv
+                    if not arg.startswith(("--until", "--only", "--force"))
+                ]
+            )
+            print(
+                "\n"
+                + ending(
+                    listing(store, study.stages),
+                    results,
+                    summed_up(names),
+                    os.fspath(workdir),
+                    again,
+                )
+            )
 
 
 def show_cost(study: CaseStudy) -> None:
     """Prints what is left to do, if anything is."""
-    states = {status.name: status.state for status in listing(study.runtime.store, study.stages)}
+    states = {
+        status.name: status.state
+        for status in listing(study.runtime.store, study.stages)
+    }
     costs = [cost for case in study.cases for cost in case_costs(case)]
     if any(states[cost.stage] != "done" for cost in costs):
         print(cost_table(costs, states))
@@ -135,9 +206,14 @@ def main(argv: list[str]) -> None:
     """`start` with what the flags say."""
     _common.begin(argv)
     start(
-        CONFIG.value, epath.Path(str(WORKDIR.value)), only=ONLY.value, until=UNTIL.value, force=FORCE.value,
-        shown=LIST.value, allow_change=ALLOW_CHANGE.value,
-    )  # fmt: skip
+        CONFIG.value,
+        epath.Path(str(WORKDIR.value)),
+        only=ONLY.value,
+        until=UNTIL.value,
+        force=FORCE.value,
+        shown=LIST.value,
+        allow_change=ALLOW_CHANGE.value,
+    )
 
 
 if __name__ == "__main__":

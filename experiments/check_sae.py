@@ -1,4 +1,6 @@
-"""Tests whether an SAE fits its model where it is said to fit; see configs/check_sae.py for the command."""
+"""Tests whether an SAE fits its model where it is said to fit; see configs/check_sae.py
+for the command.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +34,25 @@ def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, A
     _common.fix_day(config, workdir)
     settings = _common.settings_of(config, needs=("lm", "sae", "corpus"))
     if not settings.fitness_tokens:
-        raise ValueError("fitness_tokens is 0, so there is nothing to test on; take a few thousand")
+        raise ValueError(
+            "fitness_tokens is 0, so there is nothing to test on; take a few thousand"
+        )
     store = Store(workdir / "store", writer=parallel.is_main())
-    study = Study(settings, store, parallel.make_mesh(str(config.mesh)), parallel.is_main())
+    study = Study(
+        settings, store, parallel.make_mesh(str(config.mesh)), parallel.is_main()
+    )
     measured, promise, _, result = fitness_stage(study)
     bands = settings_of(Bands, config.bands, where="config.bands")
     verdict = judge(measured, promise, counts_special=not study.exclude, bands=bands)
     found = {
         **record(measured, promise, verdict),
         "bands": vars(bands),
-        "inputs": {"lm": study.lm_key, "sae": study.sae_key, "sae_source": study.sae_source, "stage": result.key},
+        "inputs": {
+            "lm": study.lm_key,
+            "sae": study.sae_key,
+            "sae_source": study.sae_source,
+            "stage": result.key,
+        },
         "settings": vars(settings),
         "versions": _common.versions(),
     }

@@ -1,4 +1,6 @@
-"""Fine-tunes a language model on chat or prompt/completion rows; see configs/finetune.py for the command."""
+"""Fine-tunes a language model on chat or prompt/completion rows; see
+configs/finetune.py for the command.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,24 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
-from sae_attr.lm.finetune_sizes import batch_for, epochs_for, evaluate_every, rank_for, warmup_for
+from sae_attr.lm.finetune_sizes import (
+    batch_for,
+    epochs_for,
+    evaluate_every,
+    rank_for,
+    warmup_for,
+)
 from sae_attr.lm.hf_config import LMConfig
 from sae_attr.lm.hf_folder import read_object
-from sae_attr.lm.lora import Lora, adapter_states, attach, check_lora, init_lora, merged, save_adapter
+from sae_attr.lm.lora import (
+    Lora,
+    adapter_states,
+    attach,
+    check_lora,
+    init_lora,
+    merged,
+    save_adapter,
+)
 from sae_attr.lm.model import Params
 from sae_attr.lm.train import join
 from sae_attr.lm.train_data import Feed, all_batches, example_feed
@@ -33,42 +49,65 @@ from ._config import settings_of
 from ._flags import ALLOW_CHANGE, CONFIG, SHOW_TOKENS, WORKDIR
 
 
-def tokenizer_of(config: ConfigDict, folder: Path, rows: int | None = None) -> Tokenizer:
-    """The model's tokenizer, with the chat template and its options that the config names; `rows` of the embedding."""
+def tokenizer_of(
+    config: ConfigDict, folder: Path, rows: int | None = None
+) -> Tokenizer:
+    """The model's tokenizer, with the chat template and its options that the config
+    names; `rows` of the embedding.
+    """
     tok = load_tokenizer(folder, embedding_rows=rows)
     if config.chat_template:
         tok = replace(tok, chat_template=Path(config.chat_template).read_text("utf-8"))
     return with_options(tok, config.template_options.to_dict())
 
 
-def read_rows(config: ConfigDict, tok: Tokenizer) -> tuple[Examples, list[Example], list[Example]]:
+def read_rows(
+    config: ConfigDict, tok: Tokenizer
+) -> tuple[Examples, list[Example], list[Example]]:
     """Everything of the data file, the rows to train on, and the held-out rows."""
-    options = {"context": config.context, "truncate": config.truncate, "append_eos": config.append_eos}
+    options = {
+        "context": config.context,
+        "truncate": config.truncate,
+        "append_eos": config.append_eos,
+    }
     options["unlike"] = config.unlike_generation
     found = read_examples(config.data, tok, **options)
     if found.unlike:
-        logging.warning("%d of %d rows: %s", len(found.unlike), len(found.rows), found.unlike_shown)
+        logging.warning(
+            "%d of %d rows: %s", len(found.unlike), len(found.rows), found.unlike_shown
+        )
     if config.held_out:
         return found, found.rows, read_examples(config.held_out, tok, **options).rows
     count = math.ceil(config.held_out_share * len(found.rows))
     if count >= len(found.rows):
         raise ValueError(
-            f"held_out_share={config.held_out_share} leaves no row of {len(found.rows)} to train on; lower it"
+            f"held_out_share={config.held_out_share} leaves no row of "
+            f"{len(found.rows)} to train on; lower it"
         )
-    held = set(np.random.default_rng(config.seed).permutation(len(found.rows))[:count].tolist())
-    split = lambda inside: [row for i, row in enumerate(found.rows) if (i in held) == inside]
+    held = set(
+        np.random.default_rng(config.seed).permutation(len(found.rows))[:count].tolist()
+    )
+    split = lambda inside: [
+        row for i, row in enumerate(found.rows) if (i in held) == inside
+    ]
     return found, split(False), split(True)
 
 
 def check(config: ConfigDict, cfg: LMConfig) -> Lora | None:
-    """The adapter that is asked for, None for all parameters; ValueError for what does not fit the model."""
+    """The adapter that is asked for, None for all parameters; ValueError for what does
+    not fit the model.
+    """
     if config.context > cfg.max_len:
         raise ValueError(
-            f"context {config.context} is longer than the model's {cfg.max_len}; take --config.context={cfg.max_len}"
+            f"context {config.context} is longer than the model's {cfg.max_len}; take "
+            f"--config.context={cfg.max_len}"
         )
-    if config.packed and any(r.kind == "longrope" and config.context > r.original_len for r in cfg.ropes):
+    if config.packed and any(
+        r.kind == "longrope" and config.context > r.original_len for r in cfg.ropes
+    ):
         raise ValueError(
-            "longrope scales by a row's length, so rows beyond the original one cannot be packed; packed=False"
+            "longrope scales by a row's length, so rows beyond the original one cannot "
+            "be packed; packed=False"
         )
     if config.method not in ("lora", "full"):
         raise ValueError(f"method {config.method!r} is unknown; choose lora or full")
@@ -79,8 +118,17 @@ def check(config: ConfigDict, cfg: LMConfig) -> Lora | None:
     return lora
 
 
-def states_of(params: Params, cfg: LMConfig, lora: Lora, held: list[Example], context: int, rows: int) -> bytes:
-    """What each adapter reads off every token of the held-out rows, as .npz: `<matrix>` [layers, tokens, r], ids, line, pos."""
+def states_of(
+    params: Params,
+    cfg: LMConfig,
+    lora: Lora,
+    held: list[Example],
+    context: int,
+    rows: int,
+) -> bytes:
+    """What each adapter reads off every token of the held-out rows, as .npz: `<matrix>`
+    [layers, tokens, r], ids, line, pos.
+    """
     layers = check_lora(cfg, lora)
     states = jax.jit(partial(adapter_states, cfg=cfg, layers=layers))
     feed = example_feed(held, context=context, packed=False)
@@ -98,18 +146,32 @@ def states_of(params: Params, cfg: LMConfig, lora: Lora, held: list[Example], co
 
 
 def write(
-    workdir: Path, config: ConfigDict, cfg: LMConfig, lora: Lora | None, params: Params, trained: Params, end: str = ""
+    workdir: Path,
+    config: ConfigDict,
+    cfg: LMConfig,
+    lora: Lora | None,
+    params: Params,
+    trained: Params,
+    end: str = "",
 ) -> None:
-    """The PEFT adapter, the whole model, or both, in folders whose names end in `end`; `params` is what `forward` reads."""
+    """The PEFT adapter, the whole model, or both, in folders whose names end in `end`;
+    `params` is what `forward` reads.
+    """
     source = resolve_model(config.lm)
-    template = Path(config.chat_template).read_text("utf-8") if config.chat_template else None
+    template = (
+        Path(config.chat_template).read_text("utf-8") if config.chat_template else None
+    )
     folders = []
     if lora is not None:
         save_adapter(workdir / f"adapter{end}", cfg, lora, trained, base=str(config.lm))
         folders.append(workdir / f"adapter{end}")
     if lora is None or config.merge:
         hf = read_object(source / "config.json")
-        save_lm(workdir / f"model{end}", hf, params if lora is None else jax.jit(merged)(params))
+        save_lm(
+            workdir / f"model{end}",
+            hf,
+            params if lora is None else jax.jit(merged)(params),
+        )
         folders.append(workdir / f"model{end}")
     if parallel.is_main():
         for folder in folders:
@@ -129,7 +191,9 @@ class Work:
 
 
 def suit_rank(config: ConfigDict, rows: int) -> None:
-    """Fills in the adapter's rank and scale where the config leaves them to the number of rows."""
+    """Fills in the adapter's rank and scale where the config leaves them to the number
+    of rows.
+    """
     if config.lora.rank is None:
         config.lora.rank = rank_for(rows)
     if config.lora.alpha is None:
@@ -137,9 +201,13 @@ def suit_rank(config: ConfigDict, rows: int) -> None:
 
 
 def suit_steps(config: ConfigDict, packs: int) -> int:
-    """Fills in batch, epochs, warm-up and evaluations where the config leaves them to the number of packs; the steps."""
+    """Fills in batch, epochs, warm-up and evaluations where the config leaves them to
+    the number of packs; the steps.
+    """
     if config.batch_size is None:
-        config.batch_size = batch_for(packs, config.micro * parallel.make_mesh(config.mesh).shape["data"])
+        config.batch_size = batch_for(
+            packs, config.micro * parallel.make_mesh(config.mesh).shape["data"]
+        )
     if config.epochs is None:
         config.epochs = epochs_for(packs, config.batch_size)
     steps = math.ceil(config.epochs * packs / max(config.batch_size, 1))
@@ -151,19 +219,33 @@ def suit_steps(config: ConfigDict, packs: int) -> int:
 
 
 def prepare(config: ConfigDict) -> Work:
-    """Reads everything but the weights, so that what is wrong is said before anything is written."""
+    """Reads everything but the weights, so that what is wrong is said before anything
+    is written.
+    """
     source = resolve_model(config.lm)
     cfg = load_config(str(source))
     found, rows, held = read_rows(config, tokenizer_of(config, source, cfg.vocab))
     suit_rank(config, len(rows))
     lora = check(config, cfg)
-    feed_of = lambda rows: example_feed(rows, context=config.context, packed=config.packed, seed=config.seed)
+    feed_of = lambda rows: example_feed(
+        rows, context=config.context, packed=config.packed, seed=config.seed
+    )
     feed = feed_of(rows)
     steps = suit_steps(config, feed.count)
-    logging.info("%d rows in %d packs of %d tokens, %d steps", len(rows), feed.count, feed.width, steps)
+    logging.info(
+        "%d rows in %d packs of %d tokens, %d steps",
+        len(rows),
+        feed.count,
+        feed.width,
+        steps,
+    )
     _training.check(config, steps)
-    _training.warn_of_few_steps(steps, "give more rows, raise epochs or lower batch_size")
-    return Work(source, lora, found, held, (feed, feed_of(held) if held else None), steps)
+    _training.warn_of_few_steps(
+        steps, "give more rows, raise epochs or lower batch_size"
+    )
+    return Work(
+        source, lora, found, held, (feed, feed_of(held) if held else None), steps
+    )
 
 
 def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
@@ -173,31 +255,66 @@ def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
     if lora is None:
         trained, frozen, assemble = params, {}, join
     else:
-        trained, frozen = init_lora(cfg, params, lora, jax.random.key(config.seed)), params
+        trained = init_lora(cfg, params, lora, jax.random.key(config.seed))
+        frozen = params
         assemble = partial(attach, scale=lora.scale)
     inputs = _training.hashes(config)
     fitted = _training.train(
-        trained, frozen, work.feeds, cfg=cfg, config=config, steps=work.steps, mesh=mesh, workdir=workdir,
-        inputs=inputs, assemble=assemble,
-    )  # fmt: skip
+        trained,
+        frozen,
+        work.feeds,
+        cfg=cfg,
+        config=config,
+        steps=work.steps,
+        mesh=mesh,
+        workdir=workdir,
+        inputs=inputs,
+        assemble=assemble,
+    )
     trained = fitted.state.trained
     tree = assemble(frozen, trained)
     write(Path(workdir), config, cfg, lora, tree, trained)
     best, said = _training.kept_best(fitted, workdir)
     if best is not None:
-        write(Path(workdir), config, cfg, lora, assemble(frozen, best), best, end="-best")
+        write(
+            Path(workdir), config, cfg, lora, assemble(frozen, best), best, end="-best"
+        )
     files = {}
     if lora is not None and work.held:
-        files["adapter_states.npz"] = states_of(tree, cfg, lora, work.held, config.context, config.batch_size)
+        files["adapter_states.npz"] = states_of(
+            tree, cfg, lora, work.held, config.context, config.batch_size
+        )
     summary = {"data": work.found.counts, "rows_held_out": len(work.held), **inputs}
-    summary |= {"best": said, "packs": work.feeds[0].count, "pack_tokens": work.feeds[0].width}
-    share = len(check_lora(cfg, lora)) / cfg.n_layers if lora else 1  # other layers' factors are there, and 0
-    summary |= {"parameters_trained": round(share * sum(x.size for x in jax.tree.leaves(trained)))}
-    return _training.report(workdir, fitted, config, summary, files) if parallel.is_main() else {}
+    summary |= {
+        "best": said,
+        "packs": work.feeds[0].count,
+        "pack_tokens": work.feeds[0].width,
+    }
+    share = (
+        len(check_lora(cfg, lora)) / cfg.n_layers if lora else 1
+    )  # other layers' factors are there, and 0
+    summary |= {
+        "parameters_trained": round(
+            share * sum(x.size for x in jax.tree.leaves(trained))
+        )
+    }
+    return (
+        _training.report(workdir, fitted, config, summary, files)
+        if parallel.is_main()
+        else {}
+    )
 
 
-def start(config: ConfigDict, workdir: epath.Path, *, shown: int = 0, allow_change: bool = False) -> None:
-    """Checks the inputs, then trains under the workdir's lock; with `shown`, only prints what is learnt of rows."""
+def start(
+    config: ConfigDict,
+    workdir: epath.Path,
+    *,
+    shown: int = 0,
+    allow_change: bool = False,
+) -> None:
+    """Checks the inputs, then trains under the workdir's lock; with `shown`, only
+    prints what is learnt of rows.
+    """
     _common.require(config, "lm", "data")
     _common.fix_day(config, workdir)
     if shown:
@@ -207,7 +324,11 @@ def start(config: ConfigDict, workdir: epath.Path, *, shown: int = 0, allow_chan
         return
     work = prepare(config)
     with own_workdir(
-        workdir, config.to_dict(), ignore=_training.PLAIN, allow_change=allow_change, writer=parallel.is_main()
+        workdir,
+        config.to_dict(),
+        ignore=_training.PLAIN,
+        allow_change=allow_change,
+        writer=parallel.is_main(),
     ):
         result = run(config, work, workdir)
         if parallel.is_main():
@@ -217,7 +338,12 @@ def start(config: ConfigDict, workdir: epath.Path, *, shown: int = 0, allow_chan
 def main(argv: list[str]) -> None:
     """`start` with what the flags say."""
     _common.begin(argv)
-    start(CONFIG.value, epath.Path(str(WORKDIR.value)), shown=SHOW_TOKENS.value, allow_change=ALLOW_CHANGE.value)
+    start(
+        CONFIG.value,
+        epath.Path(str(WORKDIR.value)),
+        shown=SHOW_TOKENS.value,
+        allow_change=ALLOW_CHANGE.value,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Trains a small language model on text from nothing, or goes on with one; see configs/pretrain.py for the command."""
+"""Trains a small language model on text from nothing, or goes on with one; see
+configs/pretrain.py for the command.
+"""
 
 from __future__ import annotations
 
@@ -31,21 +33,35 @@ from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 
 
 def hf_config(config: ConfigDict, tok: Tokenizer) -> dict[str, Any]:
-    """config.json of the model: that of `lm`, of `model_json`, or the fields of `model` with the tokenizer's ids.
+    """config.json of the model: that of `lm`, of `model_json`, or the fields of `model`
+    with the tokenizer's ids.
 
     Raises:
       ValueError: a context longer than the model's.
     """
     if config.lm or config.model_json:
-        file = resolve_model(config.lm) / "config.json" if config.lm else Path(config.model_json)
+        file = (
+            resolve_model(config.lm) / "config.json"
+            if config.lm
+            else Path(config.model_json)
+        )
         hf = read_object(file)
     else:
-        hf = {k: list(v) if isinstance(v, tuple) else v for k, v in config.model.to_dict().items() if v is not None}
-        hf = {"vocab_size": tok.vocab_size, "bos_token_id": tok.bos_id, "eos_token_id": tok.eos_id} | hf
+        hf = {
+            k: list(v) if isinstance(v, tuple) else v
+            for k, v in config.model.to_dict().items()
+            if v is not None
+        }
+        hf = {
+            "vocab_size": tok.vocab_size,
+            "bos_token_id": tok.bos_id,
+            "eos_token_id": tok.eos_id,
+        } | hf
     cfg = config_from_hf(hf)
     if config.context > cfg.max_len:
         raise ValueError(
-            f"context {config.context} is longer than the model's {cfg.max_len}; take --config.context={cfg.max_len}"
+            f"context {config.context} is longer than the model's {cfg.max_len}; take "
+            f"--config.context={cfg.max_len}"
         )
     return hf
 
@@ -57,12 +73,20 @@ def new_params(cfg: LMConfig, mesh: jax.sharding.Mesh, seed: int, dtype: str) ->
     return jax.jit(make, out_shardings=places)(jax.random.key(seed))
 
 
-def feeds(config: ConfigDict, tok: Tokenizer, root: epath.Path) -> tuple[Feed, Feed | None, dict[str, Any]]:
-    """Training and held-out feed, and the counts; without a file of their own the last rows are held out."""
+def feeds(
+    config: ConfigDict, tok: Tokenizer, root: epath.Path
+) -> tuple[Feed, Feed | None, dict[str, Any]]:
+    """Training and held-out feed, and the counts; without a file of their own the last
+    rows are held out.
+    """
     packing = part_of(Packing, config)
     file = _training.token_file(config, config.corpus, tok, root)
     count = row_count(file, packing)
-    counts = {"tokens": int(file.meta["tokens"]), "documents": int(file.meta["documents"]), "rows": count}
+    counts = {
+        "tokens": int(file.meta["tokens"]),
+        "documents": int(file.meta["documents"]),
+        "rows": count,
+    }
     check_embedding(file, tok.embedding_rows or tok.vocab_size)
     if config.held_out:
         other = _training.token_file(config, config.held_out, tok, root)
@@ -71,7 +95,10 @@ def feeds(config: ConfigDict, tok: Tokenizer, root: epath.Path) -> tuple[Feed, F
         return token_feed(file, packing, first=0, stop=count), held, counts
     kept = math.ceil(config.held_out_share * count)
     if kept >= count:
-        raise ValueError(f"held_out_share={config.held_out_share} leaves none of {count} rows to train on; lower it")
+        raise ValueError(
+            f"held_out_share={config.held_out_share} leaves none of {count} rows to "
+            "train on; lower it"
+        )
     held = token_feed(file, packing, first=count - kept, stop=count) if kept else None
     return token_feed(file, packing, first=0, stop=count - kept), held, counts
 
@@ -87,7 +114,9 @@ class Work:
 
 
 def prepare(config: ConfigDict, workdir: epath.Path) -> Work:
-    """Reads everything but the weights, so that what is wrong is said before a model is made."""
+    """Reads everything but the weights, so that what is wrong is said before a model is
+    made.
+    """
     source = Path(config.tokenizer) if config.tokenizer else resolve_model(config.lm)
     tok = with_options(load_tokenizer(source), config.template_options.to_dict())
     hf = hf_config(config, tok)
@@ -110,10 +139,24 @@ def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
         params = new_params(cfg, mesh, config.seed, config.dtype)
     size, feed = sum(x.size for x in jax.tree.leaves(params)), work.feeds[0]
     epochs = config.steps * config.batch_size / feed.count
-    logging.info("%d parameters, %d rows of %d tokens, %.2f epochs", size, feed.count, feed.width, epochs)
+    logging.info(
+        "%d parameters, %d rows of %d tokens, %.2f epochs",
+        size,
+        feed.count,
+        feed.width,
+        epochs,
+    )
     inputs = _training.hashes(config)
     fitted = _training.train(
-        params, {}, work.feeds, cfg=cfg, config=config, steps=config.steps, mesh=mesh, workdir=workdir, inputs=inputs
+        params,
+        {},
+        work.feeds,
+        cfg=cfg,
+        config=config,
+        steps=config.steps,
+        mesh=mesh,
+        workdir=workdir,
+        inputs=inputs,
     )
     save_lm(Path(workdir) / "model", work.hf, fitted.state.trained)
     best, said = _training.kept_best(fitted, workdir)
@@ -123,17 +166,29 @@ def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
         return {}
     for name in ("model", *(["model-best"] if best is not None else [])):
         _training.copy_tokenizer(work.source, Path(workdir) / name)
-    summary = {"best": said, "corpus": work.counts, "epochs": epochs, "parameters_trained": size, **inputs}
+    summary = {
+        "best": said,
+        "corpus": work.counts,
+        "epochs": epochs,
+        "parameters_trained": size,
+        **inputs,
+    }
     return _training.report(workdir, fitted, config, summary)
 
 
-def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False) -> None:
+def start(
+    config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
+) -> None:
     """Checks the inputs, then trains under the workdir's lock."""
     _common.require(config, "corpus", *([] if config.lm else ["tokenizer"]))
     _common.fix_day(config, workdir)
     work = prepare(config, workdir)
     with own_workdir(
-        workdir, config.to_dict(), ignore=_training.PLAIN, allow_change=allow_change, writer=parallel.is_main()
+        workdir,
+        config.to_dict(),
+        ignore=_training.PLAIN,
+        allow_change=allow_change,
+        writer=parallel.is_main(),
     ):
         result = run(config, work, workdir)
         if parallel.is_main():

@@ -1,4 +1,6 @@
-"""Ranks the latents of several SAEs together; see configs/rank_sites.py for the command."""
+"""Ranks the latents of several SAEs together; see configs/rank_sites.py for the
+command.
+"""
 
 from __future__ import annotations
 
@@ -41,15 +43,26 @@ from sae_attr.text.tokenizer import token_strings
 from . import _common
 from ._flags import CONFIG, WORKDIR
 
-PLAIN = ("mesh", "batch_size", "corpus_batch", "remat", "trust_sae")  # where and how fast, not what
+PLAIN = (
+    "mesh",
+    "batch_size",
+    "corpus_batch",
+    "remat",
+    "trust_sae",
+)  # where and how fast, not what
 
 
 def parse_entry(text: str) -> tuple[str, dict[str, str]]:
-    """`SAE?site=layer2.mlp_out&site_in=layer2.mlp_in` as path and sites; ValueError for another key."""
+    """`SAE?site=layer2.mlp_out&site_in=layer2.mlp_in` as path and sites; ValueError for
+    another key.
+    """
     path, _, query = text.partition("?")
     sites = dict(parse_qsl(query, keep_blank_values=True))
     if (query and not sites) or set(sites) - {"site", "site_in"}:
-        raise ValueError(f"{text!r} is not understood; write SAE, or SAE?site=layer2.mlp_out&site_in=layer2.mlp_in")
+        raise ValueError(
+            f"{text!r} is not understood; write SAE, or "
+            "SAE?site=layer2.mlp_out&site_in=layer2.mlp_in"
+        )
     return path, sites
 
 
@@ -57,9 +70,14 @@ def studies_of(config: ConfigDict, store: Store, mesh: Any) -> dict[Site, Study]
     """One study per SAE, in the order given, sharing the model and the rows.
 
     Raises:
-      ValueError: no SAE, two of one site, or SAEs that were trained on different tokens where nothing is said about it.
+      ValueError: no SAE, two of one site, or SAEs that were trained on different tokens
+        where nothing is said about it.
     """
-    named = [parse_entry(text.strip()) for text in str(config.saes).split(",") if text.strip()]
+    named = [
+        parse_entry(text.strip())
+        for text in str(config.saes).split(",")
+        if text.strip()
+    ]
     if not named:
         raise ValueError("the config names no SAE; add --config.saes=SAE1,SAE2")
     paths = [path for path, _ in named]
@@ -71,12 +89,19 @@ def studies_of(config: ConfigDict, store: Store, mesh: Any) -> dict[Site, Study]
     for path, sites in named:
         study = first.beside(path, **sites)
         if study.site in studies:
-            raise ValueError(f"{path} and {studies[study.site].settings.sae} are both of {study.site}; give one a site")
+            raise ValueError(
+                f"{path} and {studies[study.site].settings.sae} are both of "
+                f"{study.site}; give one a site"
+            )
         for name, example in (("exclude", "\"('special',)\""), ("prepend_bos", "True")):
-            theirs, ours = (str(getattr(x, name) or "nothing").removeprefix("frozenset") for x in (study, first))
+            theirs, ours = (
+                str(getattr(x, name) or "nothing").removeprefix("frozenset")
+                for x in (study, first)
+            )
             if ours != theirs:
                 raise ValueError(
-                    f"{name} would be {theirs} for {path} and {ours} for {paths[0]}, but one pass has one set of rows; "
+                    f"{name} would be {theirs} for {path} and {ours} for {paths[0]}, "
+                    "but one pass has one set of rows; "
                     f"say which, for instance --config.{name}={example}"
                 )
         studies[study.site] = study
@@ -90,9 +115,14 @@ def columns_of(
     means: Mapping[Site, np.ndarray],
     errors_p: Mapping[Site, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """One entry per place of the ranking: Δ with its error over prompts, and the tokens that the latent writes."""
+    """One entry per place of the ranking: Δ with its error over prompts, and the tokens
+    that the latent writes.
+    """
     count = len(ranking.entries)
-    floats = {name: np.full(count, np.nan) for name in ("delta", "se", "low", "high", "consistency")}
+    floats = {
+        name: np.full(count, np.nan)
+        for name in ("delta", "se", "low", "high", "consistency")
+    }
     tokens = np.full(count, "", object)
     for site, study in studies.items():
         at = np.array([i for i, e in enumerate(ranking.entries) if e.site == site], int)
@@ -101,23 +131,42 @@ def columns_of(
         scores_pk = np.zeros((len(study.pairs), 0))
         if len(latents):
             dec_kd = decoder_rows(study.decoder, latents)
-            merged = merge(tables[site], study.settings.presets()[0].tokens, study.exclude)
-            scores_pk = prompt_scores(merged, dec_kd, jnp.asarray(means[site], jnp.float32))
+            merged = merge(
+                tables[site], study.settings.presets()[0].tokens, study.exclude
+            )
+            scores_pk = prompt_scores(
+                merged, dec_kd, jnp.asarray(means[site], jnp.float32)
+            )
             if study.cfg.width(site.point) == study.cfg.d_model:
-                ids, _ = nearest_tokens(dec_kd, unembedding(study.params, cfg=study.cfg))
-                tokens[own] = [quoted(token_strings(study.tokenizer, row)) for row in np.asarray(ids)]
+                ids, _ = nearest_tokens(
+                    dec_kd, unembedding(study.params, cfg=study.cfg)
+                )
+                tokens[own] = [
+                    quoted(token_strings(study.tokenizer, row))
+                    for row in np.asarray(ids)
+                ]
         if len(at) > len(own):  # the reconstruction error, which is one entry
             scores_pk = np.concatenate([scores_pk, errors_p[site][:, None]], axis=1)
             own = np.concatenate([own, np.setdiff1d(at, own)])
         if len(own):
-            found = cluster_statistics(scores_pk, study.key(3), resamples=study.settings.bootstrap)
-            names = {"delta": "mean_k", "se": "se_k", "low": "low_k", "high": "high_k", "consistency": "consistency_k"}
+            found = cluster_statistics(
+                scores_pk, study.key(3), resamples=study.settings.bootstrap
+            )
+            names = {
+                "delta": "mean_k",
+                "se": "se_k",
+                "low": "low_k",
+                "high": "high_k",
+                "consistency": "consistency_k",
+            }
             for name, field in names.items():
                 floats[name][own] = getattr(found, field)
     return {
         "rank": np.arange(1, count + 1),
         "site": np.array([str(e.site) for e in ranking.entries]),
-        "latent": np.array(["error" if e.latent == ERROR else str(e.latent) for e in ranking.entries]),
+        "latent": np.array(
+            ["error" if e.latent == ERROR else str(e.latent) for e in ranking.entries]
+        ),
         **floats,
         "tokens": tokens.astype(str),
     }
@@ -125,11 +174,15 @@ def columns_of(
 
 def table_text(columns: Mapping[str, np.ndarray], count: int = 20) -> str:
     """The first places as people read them."""
-    lines = [f"{'rank':>4} {'site':<18} {'latent':>8} {'Δ':>10} {'± se':>9} {'signs':>6}  nearest tokens"]
+    lines = [
+        f"{'rank':>4} {'site':<18} {'latent':>8} {'Δ':>10} {'± se':>9} {'signs':>6}  "
+        "nearest tokens"
+    ]
     for i in range(min(count, len(columns["rank"]))):
         c = {name: values[i] for name, values in columns.items()}
         lines.append(
-            f"{c['rank']:>4} {c['site']:<18} {c['latent']:>8} {c['delta']:>10.3g} {c['se']:>9.2g} "
+            f"{c['rank']:>4} {c['site']:<18} {c['latent']:>8} {c['delta']:>10.3g} "
+            f"{c['se']:>9.2g} "
             f"{100 * c['consistency']:>5.0f}%  {c['tokens']}"
         )
     return "\n".join(lines)
@@ -138,11 +191,18 @@ def table_text(columns: Mapping[str, np.ndarray], count: int = 20) -> str:
 def shared_rows(studies: Mapping[Site, Study]) -> list[Row]:
     """Rows of one pass: a token that is masked at one of the sites counts at none."""
     of_sites = zip(*(study.rows for study in studies.values()), strict=True)
-    return [replace(rows[0], masked=np.any([row.masked for row in rows], axis=0)) for rows in of_sites]
+    return [
+        replace(rows[0], masked=np.any([row.masked for row in rows], axis=0))
+        for rows in of_sites
+    ]
 
 
-def errors_of(study: Study, table: TokenTable, codes: CodeStatistics, mean_d: np.ndarray) -> np.ndarray | None:
-    """Δ_err within each prompt, or None where its mean is unknown or there are too many codes."""
+def errors_of(
+    study: Study, table: TokenTable, codes: CodeStatistics, mean_d: np.ndarray
+) -> np.ndarray | None:
+    """Δ_err within each prompt, or None where its mean is unknown or there are too many
+    codes.
+    """
     merged = merge(table, study.settings.presets()[0].tokens, study.exclude)
     cost = study.sae_cfg.n_latents * len(merged.acts_jd)
     if not codes.tokens or cost > study.settings.dense_limit:
@@ -151,44 +211,71 @@ def errors_of(study: Study, table: TokenTable, codes: CodeStatistics, mean_d: np
 
 
 def run(studies: Mapping[Site, Study]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Everything from the self-tests to the table; the columns, and what result.json holds beside them."""
+    """Everything from the self-tests to the table; the columns, and what result.json
+    holds beside them.
+    """
     first = next(iter(studies.values()))
     fitness = {str(site): self_test(study)[0] for site, study in studies.items()}
-    means = {site: np.asarray(mean_stage(study)[0].mean_d) for site, study in studies.items()}
+    means = {
+        site: np.asarray(mean_stage(study)[0].mean_d) for site, study in studies.items()
+    }
     s, scope = first.settings, first.settings.presets()[0].tokens
     reads = {site: study.read_site for site, study in studies.items()}
     tables = collect_sites(
-        first.params, shared_rows(studies), cfg=first.cfg, sites=reads, mesh=first.mesh, loss=s.loss,
-        batch_size=s.batch_size, rules=s.rules, remat=s.remat,
-    )  # fmt: skip
+        first.params,
+        shared_rows(studies),
+        cfg=first.cfg,
+        sites=reads,
+        mesh=first.mesh,
+        loss=s.loss,
+        batch_size=s.batch_size,
+        rules=s.rules,
+        remat=s.remat,
+    )
     decoders = {site: study.decoder for site, study in studies.items()}
     scores = score_sites(tables, decoders, means, scope=scope, exclude=first.exclude)
     found = {
-        site: errors_of(study, tables[site], firing_stage(study)[0], means[site]) for site, study in studies.items()
+        site: errors_of(study, tables[site], firing_stage(study)[0], means[site])
+        for site, study in studies.items()
     }
     errors_p = {site: values for site, values in found.items() if values is not None}
     errors = {site: float(values.mean()) for site, values in errors_p.items()}
-    ranking = rank_sites("delta_attribution", scores, s.top, errors=errors, tokens=scope)
+    ranking = rank_sites(
+        "delta_attribution", scores, s.top, errors=errors, tokens=scope
+    )
     columns = columns_of(ranking, studies, tables, means, errors_p)
     places = {str(site): len(ranking.latents(site)) for site in studies}
     return columns, {
-        "sites": {str(site): {"sae": study.settings.sae, "reads": str(reads[site])} for site, study in studies.items()},
+        "sites": {
+            str(site): {"sae": study.settings.sae, "reads": str(reads[site])}
+            for site, study in studies.items()
+        },
         "latents_in_top": places,
         "reconstruction_error": {str(site): value for site, value in errors.items()},
         "sae_fitness": fitness,
-        "choices": {"tokens": scope, "sides": "both", "settings": {**vars(s), "sae": None}},
+        "choices": {
+            "tokens": scope,
+            "sides": "both",
+            "settings": {**vars(s), "sae": None},
+        },
         "versions": _common.versions(),
     }
 
 
 def start(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
-    """Checks every input, runs under the workdir's lock, prints the table and writes latents.csv and result.json."""
+    """Checks every input, runs under the workdir's lock, prints the table and writes
+    latents.csv and result.json.
+    """
     _common.fix_day(config, workdir)
     mesh = parallel.make_mesh(str(config.mesh))
-    studies = studies_of(config, Store(workdir / "store", writer=parallel.is_main()), mesh)
+    studies = studies_of(
+        config, Store(workdir / "store", writer=parallel.is_main()), mesh
+    )
     for study in studies.values():
         study.check(weights=False)
-    with own_workdir(workdir, config.to_dict(), ignore=PLAIN, writer=parallel.is_main()):
+    with own_workdir(
+        workdir, config.to_dict(), ignore=PLAIN, writer=parallel.is_main()
+    ):
         columns, result = run(studies)
         if parallel.is_main():
             write_atomic(workdir / "latents.csv", csv_text(written(columns)))

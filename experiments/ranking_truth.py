@@ -1,4 +1,6 @@
-"""Scores every latent of the organism's SAE in every way and holds them against the truth; see configs/ranking_truth.py."""
+"""Scores every latent of the organism's SAE in every way and holds them against the
+truth; see configs/ranking_truth.py.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,31 @@ from sae_attr.organism.build import Organism, build
 from sae_attr.organism.exact import DECIDES, Scored, scored
 from sae_attr.organism.prompts import Prompt, prompts
 from sae_attr.organism.recipe import Recipe, recipe_of
-from sae_attr.organism.truth import Truth, ablation_truth, agreement, agreement_rows, sampled_pairs, steering_truth
+from sae_attr.organism.truth import (
+    Truth,
+    ablation_truth,
+    agreement,
+    agreement_rows,
+    sampled_pairs,
+    steering_truth,
+)
 from sae_attr.report.tables import csv_text, json_text
-from sae_attr.store import Result, Store, fingerprint, own_workdir, run_stage, write_atomic
+from sae_attr.store import (
+    Result,
+    Store,
+    fingerprint,
+    own_workdir,
+    run_stage,
+    write_atomic,
+)
 from sae_attr.study.attribution_settings import Settings
-from sae_attr.study.attribution_stages import firing_stage, gradient_stage, mean_stage, score_stage, self_test
+from sae_attr.study.attribution_stages import (
+    firing_stage,
+    gradient_stage,
+    mean_stage,
+    score_stage,
+    self_test,
+)
 from sae_attr.study.candidates import decoder_rows
 from sae_attr.study.evidence import Evidence
 from sae_attr.study.score_table import labelled
@@ -32,8 +54,14 @@ from sae_attr.text.rows import SCOPES
 from . import _common
 from ._flags import CONFIG, WORKDIR
 
-VERSIONS = {"truth.pairs": 1, "truth": 2}  # raised when the same config gives other numbers than before
-STUDIED = {"misalignment": "misaligned", "validation": "validation"}  # behaviour -> model that shows it
+VERSIONS = {
+    "truth.pairs": 1,
+    "truth": 2,
+}  # raised when the same config gives other numbers than before
+STUDIED = {
+    "misalignment": "misaligned",
+    "validation": "validation",
+}  # behaviour -> model that shows it
 TRUTHS = ("away", "toward", "ablation")
 IGNORED = ("mesh", "batch_size")  # where and how fast, not what
 
@@ -65,22 +93,28 @@ class Run:
     def deciding(self, split: str, count: int) -> list[Prompt]:
         """The first prompts of a split whose behaviour next-word probabilities decide."""
         found = prompts(self.organism.world, self.behaviour, split)
-        return [prompt for prompt in found if prompt.kind == DECIDES[self.behaviour]][:count]
+        return [prompt for prompt in found if prompt.kind == DECIDES[self.behaviour]][
+            :count
+        ]
 
 
 def runs_of(config: Any, store: Store, workdir: epath.Path, mesh: Any) -> Iterable[Run]:
-    """Every run, its organism built; validation, whose fine-tune has one kind, once a seed."""
+    """Every run, its organism built; validation, whose fine-tune has one kind, once a
+    seed.
+    """
     size = config.organism.to_dict()
     for seed in config.seeds:
         for behaviour in config.behaviours:
-            for kind in config.kinds if behaviour == "misalignment" else config.kinds[:1]:
+            for kind in (
+                config.kinds if behaviour == "misalignment" else config.kinds[:1]
+            ):
                 recipe = recipe_of({**size, "seed": seed, "kind": kind})
                 said = lambda part, seed=seed: logging.info("seed %d: %s", seed, part)
                 organism = build(recipe, store, mesh=mesh, on_part=said)
                 yield Run(config, store, workdir, mesh, recipe, behaviour, organism)
 
 
-# ---- stages ------------------------------------------------------------------------------------------------------
+# ---- stages --------------------------------------------------------------------------
 
 
 def pair_stage(run: Run) -> tuple[str, Result]:
@@ -91,17 +125,41 @@ def pair_stage(run: Run) -> tuple[str, Result]:
         cfg, params = load_lm(run.studied, mesh=run.mesh)
         asked = run.deciding("pairs", c.pair_prompts)
         records, rates = sampled_pairs(
-            run.organism.world, params, asked, run.behaviour, cfg=cfg, samples=c.samples, count=c.pairs,
-            sampler=fingerprint(run.studied), seed=run.recipe.seed,
-        )  # fmt: skip
+            run.organism.world,
+            params,
+            asked,
+            run.behaviour,
+            cfg=cfg,
+            samples=c.samples,
+            count=c.pairs,
+            sampler=fingerprint(run.studied),
+            seed=run.recipe.seed,
+        )
         if not records:
-            raise ValueError(f"{run.name}: no prompt of {len(asked)} gave both sides ({dict(rates)}); ask more prompts")
+            raise ValueError(
+                f"{run.name}: no prompt of {len(asked)} gave both sides "
+                f"({dict(rates)}); ask more prompts"
+            )
         return {}, {"records": records, "rates": dict(rates)}
 
-    fields = {"behaviour": run.behaviour, "prompts": c.pair_prompts, "samples": c.samples, "pairs": c.pairs}
-    result = run_stage(run.store, "truth.pairs", VERSIONS["truth.pairs"], fields, {"model": _studied_key(run)}, compute)
+    fields = {
+        "behaviour": run.behaviour,
+        "prompts": c.pair_prompts,
+        "samples": c.samples,
+        "pairs": c.pairs,
+    }
+    result = run_stage(
+        run.store,
+        "truth.pairs",
+        VERSIONS["truth.pairs"],
+        fields,
+        {"model": _studied_key(run)},
+        compute,
+    )
     path = run.workdir / "pairs" / f"{run.name}.jsonl"
-    write_atomic(path, "".join(json.dumps(record) + "\n" for record in result.meta["records"]))
+    write_atomic(
+        path, "".join(json.dumps(record) + "\n" for record in result.meta["records"])
+    )
     return str(path), result
 
 
@@ -109,15 +167,27 @@ def _studied_key(run: Run) -> str:
     return run.organism.keys[STUDIED[run.behaviour]]
 
 
-def scores_of(run: Run, pairs: str) -> tuple[Study, dict[tuple[str, str], np.ndarray], Any, str]:
-    """Score and scope -> every latent's score, by the attribution's own stages; the study, the mean activation and its key."""
+def scores_of(
+    run: Run, pairs: str
+) -> tuple[Study, dict[tuple[str, str], np.ndarray], Any, str]:
+    """Score and scope -> every latent's score, by the attribution's own stages; the
+    study, the mean activation and its key.
+    """
     c, o = run.config, run.organism
     scores: dict[tuple[str, str], np.ndarray] = {}
     base = Settings(
-        lm=run.studied, lm_aligned=o.chat, sae=o.sae, pairs=pairs, corpus=o.corpus, corpus_tokens=c.corpus_tokens,
-        firing_tokens=c.corpus_tokens, batch_size=c.batch_size, corpus_batch=c.batch_size, seed=run.recipe.seed,
+        lm=run.studied,
+        lm_aligned=o.chat,
+        sae=o.sae,
+        pairs=pairs,
+        corpus=o.corpus,
+        corpus_tokens=c.corpus_tokens,
+        firing_tokens=c.corpus_tokens,
+        batch_size=c.batch_size,
+        corpus_batch=c.batch_size,
+        seed=run.recipe.seed,
         trust_sae=True,
-    )  # fmt: skip
+    )
     study = Study(base, run.store, run.mesh, progress=False)
     self_test(study)
     mean, mean_result = mean_stage(study)
@@ -126,8 +196,12 @@ def scores_of(run: Run, pairs: str) -> tuple[Study, dict[tuple[str, str], np.nda
     keys = {"mean": mean_result.key, "gradients": gradients.key, "firing": firing.key}
     for scope in SCOPES:
         other = replace(study, settings=replace(base, tokens=scope))
-        scores |= labelled(score_stage(Evidence(other, table, mean, codes), keys).arrays, scope)
-    scores["random", ""] = np.random.default_rng(run.recipe.seed).normal(size=len(study.decoder))
+        scores |= labelled(
+            score_stage(Evidence(other, table, mean, codes), keys).arrays, scope
+        )
+    scores["random", ""] = np.random.default_rng(run.recipe.seed).normal(
+        size=len(study.decoder)
+    )
     return study, scores, mean, mean_result.key
 
 
@@ -136,21 +210,44 @@ def truth_stage(run: Run, study: Study, mean: Any, mean_key: str) -> dict[str, T
     c, site = run.config, study.site
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        world, dec_nd = run.organism.world, np.asarray(decoder_rows(study.decoder, np.arange(len(study.decoder))))
-        choose = scored(world, run.behaviour, run.deciding("strengths", c.strength_prompts))
+        world = run.organism.world
+        dec_nd = np.asarray(decoder_rows(study.decoder, np.arange(len(study.decoder))))
+        choose = scored(
+            world, run.behaviour, run.deciding("strengths", c.strength_prompts)
+        )
         score = scored(world, run.behaviour, run.deciding("effects", c.effect_prompts))
         found = _truths(run, study, mean, dec_nd, choose, score)
-        arrays = {f"{k}.{f}": getattr(t, f) for k, t in found.items() for f in ("effect_n", "strength_n", "loss_n")}
+        arrays = {
+            f"{k}.{f}": getattr(t, f)
+            for k, t in found.items()
+            for f in ("effect_n", "strength_n", "loss_n")
+        }
         return arrays, {"base": {name: truth.base for name, truth in found.items()}}
 
-    fields = {"behaviour": run.behaviour, "grid": list(c.grid), "budget": c.budget, "site": str(site)}
-    fields |= {"strength_prompts": c.strength_prompts, "effect_prompts": c.effect_prompts, "corpus": c.corpus_tokens}
-    inputs = {name: run.organism.keys[name] for name in ("chat", "sae", "corpus")} | {"studied": _studied_key(run)}
+    fields = {
+        "behaviour": run.behaviour,
+        "grid": list(c.grid),
+        "budget": c.budget,
+        "site": str(site),
+    }
+    fields |= {
+        "strength_prompts": c.strength_prompts,
+        "effect_prompts": c.effect_prompts,
+        "corpus": c.corpus_tokens,
+    }
+    inputs = {name: run.organism.keys[name] for name in ("chat", "sae", "corpus")} | {
+        "studied": _studied_key(run)
+    }
     inputs |= {"mean": mean_key}
     result = run_stage(run.store, "truth", VERSIONS["truth"], fields, inputs, compute)
     get = lambda name, field: np.asarray(result.arrays[f"{name}.{field}"])
     return {
-        name: Truth(get(name, "effect_n"), get(name, "strength_n"), get(name, "loss_n"), result.meta["base"][name])
+        name: Truth(
+            get(name, "effect_n"),
+            get(name, "strength_n"),
+            get(name, "loss_n"),
+            result.meta["base"][name],
+        )
         for name in TRUTHS
     }
 
@@ -163,13 +260,19 @@ def _truths(
     steer = {"cfg": cfg, "site": site, "grid": tuple(c.grid), "budget": c.budget}
     _, aligned = load_lm(run.organism.chat, mesh=run.mesh)
     return {
-        "away": steering_truth(study.params, choose, score, dec_nd, mean.norm, sign=-1, **steer),
-        "toward": steering_truth(aligned, choose, score, dec_nd, mean.norm, sign=1, **steer),
-        "ablation": ablation_truth(study.params, score, dec_nd, mean.mean_d, cfg=cfg, site=site),
+        "away": steering_truth(
+            study.params, choose, score, dec_nd, mean.norm, sign=-1, **steer
+        ),
+        "toward": steering_truth(
+            aligned, choose, score, dec_nd, mean.norm, sign=1, **steer
+        ),
+        "ablation": ablation_truth(
+            study.params, score, dec_nd, mean.mean_d, cfg=cfg, site=site
+        ),
     }
 
 
-# ---- tables ------------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------
 
 
 def rows_of(run: Run) -> tuple[list[Row], Row]:
@@ -177,14 +280,23 @@ def rows_of(run: Run) -> tuple[list[Row], Row]:
     pairs, sampled = pair_stage(run)
     study, scores, mean, mean_key = scores_of(run, pairs)
     truths = truth_stage(run, study, mean, mean_key)
-    about = {"behaviour": run.behaviour, "kind": run.recipe.kind, "seed": run.recipe.seed}
+    about = {
+        "behaviour": run.behaviour,
+        "kind": run.recipe.kind,
+        "seed": run.recipe.seed,
+    }
     rows = [{**about, **row} for row in agreement_rows(scores, truths, run.config.top)]
     facts = {**about, "pairs": len(sampled.meta["records"]), "norm": mean.norm}
     facts |= {f"sampled_{name}": value for name, value in sampled.meta["rates"].items()}
     for name, found in truths.items():
-        facts |= {f"{name}_base": found.base, f"{name}_max": float(found.effect_n.max())}
+        facts |= {
+            f"{name}_base": found.base,
+            f"{name}_max": float(found.effect_n.max()),
+        }
         facts |= {f"{name}_unsteerable": int((found.strength_n == 0).sum())}
-    facts["away_toward_spearman"] = agreement(truths["away"].effect_n, truths["toward"].effect_n)["spearman"]
+    facts["away_toward_spearman"] = agreement(
+        truths["away"].effect_n, truths["toward"].effect_n
+    )["spearman"]
     return rows, facts
 
 
@@ -199,39 +311,82 @@ def summary_rows(rows: Sequence[Row]) -> list[Row]:
         numbers: Row = {"seeds": len(members)}
         for name in ("spearman", "recall", "effect", "best_effect"):
             values = np.array([member[name] for member in members], np.float64)
-            numbers |= {name: float(values.mean()), f"{name}_sd": float(values.std(ddof=1)) if len(values) > 1 else 0.0}
+            numbers |= {
+                name: float(values.mean()),
+                f"{name}_sd": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+            }
         out.append(dict(zip(keys, group, strict=True)) | numbers)
     return out
 
 
 def table_text(summary: Sequence[Row], facts: Sequence[Row]) -> str:
-    """Per behaviour and kind a table: a line per score and scope, and per truth Spearman, recall, mean effect."""
+    """Per behaviour and kind a table: a line per score and scope, and per truth
+    Spearman, recall, mean effect.
+    """
     lines = []
-    for behaviour, kind in dict.fromkeys((row["behaviour"], row["kind"]) for row in summary):
-        mine = [row for row in summary if (row["behaviour"], row["kind"]) == (behaviour, kind)]
-        lines += ["", f"{behaviour}, {kind}, {mine[0]['seeds']} seeds: Spearman ± sd | recall | mean effect of the top"]
+    for behaviour, kind in dict.fromkeys(
+        (row["behaviour"], row["kind"]) for row in summary
+    ):
+        mine = [
+            row
+            for row in summary
+            if (row["behaviour"], row["kind"]) == (behaviour, kind)
+        ]
+        lines += [
+            "",
+            f"{behaviour}, {kind}, {mine[0]['seeds']} seeds: Spearman ± sd | recall | "
+            "mean effect of the top",
+        ]
         lines += ["".join([f"{'score':<28}", *(f"{truth:>32}" for truth in TRUTHS)])]
         for score, scope in dict.fromkeys((row["score"], row["scope"]) for row in mine):
-            cells = [next(r for r in mine if (r["score"], r["scope"], r["truth"]) == (score, scope, t)) for t in TRUTHS]
-            shown = [
-                f"{r['spearman']:+.2f} ± {r['spearman_sd']:.2f} | {r['recall']:.2f} | {r['effect']:+.3f}" for r in cells
+            cells = [
+                next(
+                    r
+                    for r in mine
+                    if (r["score"], r["scope"], r["truth"]) == (score, scope, t)
+                )
+                for t in TRUTHS
             ]
-            lines.append(f"{score} {scope}".ljust(28) + "".join(text.rjust(32) for text in shown))
-        best = [next(row for row in mine if row["truth"] == truth)["best_effect"] for truth in TRUTHS]
-        lines.append("best possible".ljust(28) + "".join(f"{'':>13}| 1.00 | {value:+.3f}".rjust(32) for value in best))
+            shown = [
+                f"{r['spearman']:+.2f} ± {r['spearman_sd']:.2f} | {r['recall']:.2f} | "
+                f"{r['effect']:+.3f}"
+                for r in cells
+            ]
+            lines.append(
+                f"{score} {scope}".ljust(28) + "".join(text.rjust(32) for text in shown)
+            )
+        best = [
+            next(row for row in mine if row["truth"] == truth)["best_effect"]
+            for truth in TRUTHS
+        ]
+        lines.append(
+            "best possible".ljust(28)
+            + "".join(f"{'':>13}| 1.00 | {value:+.3f}".rjust(32) for value in best)
+        )
     lines += ["", "runs"]
     lines += [
-        " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in fact.items()) for fact in facts
+        " ".join(
+            f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}"
+            for k, v in fact.items()
+        )
+        for fact in facts
     ]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def write(workdir: epath.Path, config: ConfigDict, rows: Sequence[Row], facts: Sequence[Row]) -> str:
+def write(
+    workdir: epath.Path, config: ConfigDict, rows: Sequence[Row], facts: Sequence[Row]
+) -> str:
     """truth.csv, truth.json and truth.txt; returns the table."""
     summary = summary_rows(rows)
     text = table_text(summary, facts)
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    content = {"rows": summary, "runs": list(facts), "config": config.to_dict(), "versions": _common.versions()}
+    content = {
+        "rows": summary,
+        "runs": list(facts),
+        "config": config.to_dict(),
+        "versions": _common.versions(),
+    }
     write_atomic(workdir / "truth.csv", csv_text(columns))
     write_atomic(workdir / "truth.json", json_text(content))
     write_atomic(workdir / "truth.txt", text)
@@ -239,7 +394,9 @@ def write(workdir: epath.Path, config: ConfigDict, rows: Sequence[Row], facts: S
 
 
 def start(config: ConfigDict, workdir: epath.Path) -> None:
-    """Runs everything under the workdir's lock; files are written anew after every run, so that a part is seen early."""
+    """Runs everything under the workdir's lock; files are written anew after every run,
+    so that a part is seen early.
+    """
     mesh, store = parallel.make_mesh(str(config.mesh)), Store(workdir / "store")
     with own_workdir(workdir, config.to_dict(), ignore=IGNORED):
         rows: list[Row] = []

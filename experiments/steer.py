@@ -1,4 +1,6 @@
-"""Completions with chosen latents steered, beside those without; see configs/steer.py for the command."""
+"""Completions with chosen latents steered, beside those without; see configs/steer.py
+for the command.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,15 @@ from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.model import SAE, unit_decoder
 from sae_attr.settings import check_numbers
 from sae_attr.steering import MODES, NONE, TOKENS, Done, Plan, make_plan, sweep
-from sae_attr.store import Progress, Result, Store, digest, fingerprint, own_workdir, write_atomic
+from sae_attr.store import (
+    Progress,
+    Result,
+    Store,
+    digest,
+    fingerprint,
+    own_workdir,
+    write_atomic,
+)
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.attribution_stages import agreed, mean_stage
 from sae_attr.study.setup import Study
@@ -38,7 +48,10 @@ from . import _common
 from ._config import part_of
 from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 
-VERSION, NORM_VERSION = 1, 1  # raised when the same inputs give other completions, or another norm, than before
+VERSION, NORM_VERSION = (
+    1,
+    1,
+)  # raised when the same inputs give other completions, or another norm, than before
 PLAIN = ("mesh", "batch_size")  # where and how fast, not what
 # Keys of a sweep whose names an attribution has for something else.
 UNSTUDIED = {"tokens": None, "batch_size": 8}
@@ -64,80 +77,141 @@ class Job:
 
 
 def study_of(config: ConfigDict, store: Store) -> Study:
-    """The model and, where one is given, its SAE; a file of vectors stands in the place of an SAE that says nothing."""
+    """The model and, where one is given, its SAE; a file of vectors stands in the place
+    of an SAE that says nothing.
+    """
     absent = [name for name in ("lm", "prompts") if not config[name]]
     if absent or bool(config.sae) == bool(config.vectors):
-        need = [*absent, *(["sae or vectors"] if bool(config.sae) == bool(config.vectors) else [])]
+        need = [
+            *absent,
+            *(["sae or vectors"] if bool(config.sae) == bool(config.vectors) else []),
+        ]
         raise ValueError(
-            f"the config must have {', '.join(need)} (of sae and vectors exactly one); add --config.NAME=PATH"
+            f"the config must have {', '.join(need)} (of sae and vectors exactly one); "
+            "add --config.NAME=PATH"
         )
-    settings = part_of(Settings, config, sae=config.sae or "", pairs="", corpus=config.corpus or "", **UNSTUDIED)
-    study = Study(settings, store, parallel.make_mesh(str(config.mesh)), parallel.is_main())
+    settings = part_of(
+        Settings,
+        config,
+        sae=config.sae or "",
+        pairs="",
+        corpus=config.corpus or "",
+        **UNSTUDIED,
+    )
+    study = Study(
+        settings, store, parallel.make_mesh(str(config.mesh)), parallel.is_main()
+    )
     if config.vectors:
         if not config.site:
-            raise ValueError("a file of vectors does not say where they belong; add --config.site=layer2.resid_post")
+            raise ValueError(
+                "a file of vectors does not say where they belong; add "
+                "--config.site=layer2.resid_post"
+            )
         width = study.cfg.width(parse_site(config.site).point)
-        study.__dict__["sae_cfg"] = SAEConfig(width, width, 1)  # where cached_property keeps its value
+        study.__dict__["sae_cfg"] = SAEConfig(
+            width, width, 1
+        )  # where cached_property keeps its value
     return study
 
 
 def vectors_of(config: ConfigDict, study: Study) -> dict[int, np.ndarray]:
-    """Unit directions by latent: decoder rows of the SAE, read without the rest of it, or vectors of the file."""
+    """Unit directions by latent: decoder rows of the SAE, read without the rest of it,
+    or vectors of the file.
+    """
     if config.sae:
         count, width = study.decoder.shape
-        rows = lambda latent: np.asarray(study.decoder.rows(latent, latent + 1), np.float32)[0]
+        rows = lambda latent: np.asarray(
+            study.decoder.rows(latent, latent + 1), np.float32
+        )[0]
         where = config.sae
     else:
         named = read_vectors(config.vectors)
         widths = {name: vector.shape[-1] for name, vector in named.items()}
         if len({*widths.values()}) > 1:
-            raise ValueError(f"{config.vectors} has vectors of different widths: {widths}")
+            raise ValueError(
+                f"{config.vectors} has vectors of different widths: {widths}"
+            )
         stacked = np.concatenate([np.atleast_2d(named[name]) for name in sorted(named)])
-        (count, width), rows, where = stacked.shape, lambda latent: stacked[latent], config.vectors
-    latents = tuple(config.latents) if config.latents is not None else tuple(range(count)) if config.vectors else ()
+        (count, width), rows, where = (
+            stacked.shape,
+            lambda latent: stacked[latent],
+            config.vectors,
+        )
+    latents = (
+        tuple(config.latents)
+        if config.latents is not None
+        else tuple(range(count))
+        if config.vectors
+        else ()
+    )
     if not latents or not all(isinstance(k, int) and 0 <= k < count for k in latents):
         raise ValueError(
-            f"latents is {latents}; name some of 0..{count - 1}, which {where} has: --config.latents=77,12"
+            f"latents is {latents}; name some of 0..{count - 1}, which {where} has: "
+            "--config.latents=77,12"
         )
     if width != study.cfg.width(study.site.point):
         raise ValueError(
-            f"{where} has vectors of width {width}, but {study.site} has {study.cfg.width(study.site.point)}"
+            f"{where} has vectors of width {width}, but {study.site} has "
+            f"{study.cfg.width(study.site.point)}"
         )
     given = {latent: rows(latent) for latent in latents}
     if zero := [latent for latent, vector in given.items() if not vector.any()]:
-        raise ValueError(f"{where}: vector {zero[0]} is all zeros and has no direction; leave it out of latents")
-    return {latent: np.asarray(unit_decoder(jnp.asarray(vector[None])))[0] for latent, vector in given.items()}
+        raise ValueError(
+            f"{where}: vector {zero[0]} is all zeros and has no direction; leave it "
+            "out of latents"
+        )
+    return {
+        latent: np.asarray(unit_decoder(jnp.asarray(vector[None])))[0]
+        for latent, vector in given.items()
+    }
 
 
 def job_of(config: ConfigDict, store: Store) -> Job:
     """Looks at every input; weights are loaded only when something has to be computed."""
-    for what, values, known in (("mode", [config.mode], MODES), ("tokens", list(config.tokens), TOKENS)):
+    for what, values, known in (
+        ("mode", [config.mode], MODES),
+        ("tokens", list(config.tokens), TOKENS),
+    ):
         if unknown := [value for value in values if value not in known]:
-            raise ValueError(f"{what} {unknown[0]!r} is unknown; choose of {', '.join(known)}")
+            raise ValueError(
+                f"{what} {unknown[0]!r} is unknown; choose of {', '.join(known)}"
+            )
     for name, least in (("batch_size", 1), ("skip", 0)):
         if config[name] < least:
             raise ValueError(f"{name} is {config[name]}; it must be at least {least}")
     if config.mode == "clamp" and not config.sae:
-        raise ValueError("mode clamp needs an SAE, whose codes it sets; give sae instead of vectors")
+        raise ValueError(
+            "mode clamp needs an SAE, whose codes it sets; give sae instead of vectors"
+        )
     study = study_of(config, store)
     if config.unit is not None and not np.isfinite(config.unit):
-        raise ValueError(f"unit is {config.unit}; give a finite length, or leave it out for the site's mean")
+        raise ValueError(
+            f"unit is {config.unit}; give a finite length, or leave it out for the "
+            "site's mean"
+        )
     check_numbers(config.strengths, float, "config.strengths")
     stops = ending_ids(study.ends, config.sampling.stop_ids, vocab=study.cfg.vocab)
     sampling = part_of(Sampling, config.sampling, stop_ids=stops)
     vectors = vectors_of(config, study)
     prompts = {
-        p.id: encode_prompt(p, study.tokenizer, prepend_bos=study.prepend_bos) for p in read_prompts(config.prompts)
+        p.id: encode_prompt(p, study.tokenizer, prepend_bos=study.prepend_bos)
+        for p in read_prompts(config.prompts)
     }
     longest = max(prompts, key=lambda name: len(prompts[name]))
     if (length := len(prompts[longest]) + sampling.max_new) > study.context:
         raise ValueError(
-            f"prompt {longest!r} has {len(prompts[longest])} tokens, which with sampling.max_new="
-            f"{sampling.max_new} are {length}, longer than the context of {study.context}; shorten the prompt, or lower it: "
+            f"prompt {longest!r} has {len(prompts[longest])} tokens, which with "
+            "sampling.max_new="
+            f"{sampling.max_new} are {length}, longer than the context of "
+            f"{study.context}; shorten the prompt, or lower it: "
             f"--config.sampling.max_new={max(1, study.context - len(prompts[longest]))}"
         )
     rows = make_plan(
-        list(vectors), [float(c) for c in config.strengths], list(prompts), config.samples, tokens=config.tokens
+        list(vectors),
+        [float(c) for c in config.strengths],
+        list(prompts),
+        config.samples,
+        tokens=config.tokens,
     )
     origin = study.sae_key if config.sae else fingerprint(config.vectors)
     return Job(study, config.to_dict(), vectors, origin, prompts, rows, sampling)
@@ -147,24 +221,43 @@ def unit_of(job: Job) -> dict[str, Any]:
     """What one unit of strength is, and where it comes from."""
     study, config = job.study, job.config
     if config["unit"] is not None or config["mode"] not in ("add", "set"):
-        return {"value": 1.0 if config["unit"] is None else config["unit"], "over": "given"}
+        return {
+            "value": 1.0 if config["unit"] is None else config["unit"],
+            "over": "given",
+        }
     if config["corpus"]:  # the study's corpus, read as every command reads one
         mean, _ = mean_stage(study)
         return {"value": mean.norm, "over": "corpus", "tokens": mean.tokens}
 
     def measure(progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
         where: dict[str, Any] = {"cfg": study.cfg, "mesh": study.mesh}
-        limits = norm_limits(study.params, _prompt_work(job), study.masks.outlier, sites=(study.site,), **where)
-        mean = mean_activation(study.params, _prompt_work(job), site=study.site, limits=limits, **where)
+        limits = norm_limits(
+            study.params,
+            _prompt_work(job),
+            study.masks.outlier,
+            sites=(study.site,),
+            **where,
+        )
+        mean = mean_activation(
+            study.params, _prompt_work(job), site=study.site, limits=limits, **where
+        )
         return {}, {"norm": mean.norm, "tokens": mean.tokens}
 
-    fields = {**study.model_fields(), "masks": study.masks.to_dict(), "prompts": digest(list(job.prompts.values()))}
-    meta = study.stage("prompt-norm", fields, {"lm": study.lm_key}, measure, version=NORM_VERSION).meta
+    fields = {
+        **study.model_fields(),
+        "masks": study.masks.to_dict(),
+        "prompts": digest(list(job.prompts.values())),
+    }
+    meta = study.stage(
+        "prompt-norm", fields, {"lm": study.lm_key}, measure, version=NORM_VERSION
+    ).meta
     return {"value": meta["norm"], "over": "prompts", "tokens": meta["tokens"]}
 
 
 def _prompt_work(job: Job) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The prompts as a corpus: each alone in its row, rows of no tokens up to what the mesh can split."""
+    """The prompts as a corpus: each alone in its row, rows of no tokens up to what the
+    mesh can split.
+    """
     tok, rows = job.study.tokenizer, list(job.prompts.values())
     rows += [[]] * (-len(rows) % job.study.mesh.shape["data"])
     length_b = np.array([len(row) for row in rows])
@@ -172,37 +265,84 @@ def _prompt_work(job: Job) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     tokens_bt = np.zeros(valid_bt.shape, np.int32)
     tokens_bt[valid_bt] = [token for row in rows for token in row]
     special_bt = np.isin(tokens_bt, sorted(tok.special_ids)) & valid_bt
-    return [(tokens_bt, valid_bt, corpus_mask(tokens_bt, valid_bt, special_bt, tok, masks=job.study.masks))]
+    return [
+        (
+            tokens_bt,
+            valid_bt,
+            corpus_mask(tokens_bt, valid_bt, special_bt, tok, masks=job.study.masks),
+        )
+    ]
 
 
 def completions(job: Job, unit: float) -> Result:
-    """Every row of the plan; continues with the next unfinished batch after a kill. Its meta holds the records."""
+    """Every row of the plan; continues with the next unfinished batch after a kill. Its
+    meta holds the records.
+    """
     study, config = job.study, job.config
 
     def compute(progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
-        records = {record["id"]: record for record in progress.rows(("id", "prompt", "text", "ids", "nats_per_token"))}
-        left = job.plan.unfinished(agreed(set(records), [row.id for row in job.plan.rows]))
-        size = -(-config["batch_size"] // study.mesh.shape["data"]) * study.mesh.shape["data"]
-        vectors: SAE | dict[int, np.ndarray] = study.sae if config["mode"] == "clamp" else job.vectors
-        with tqdm(total=len(job.plan.rows), initial=len(records), unit="row", disable=not study.progress) as bar:
+        records = {
+            record["id"]: record
+            for record in progress.rows(
+                ("id", "prompt", "text", "ids", "nats_per_token")
+            )
+        }
+        left = job.plan.unfinished(
+            agreed(set(records), [row.id for row in job.plan.rows])
+        )
+        size = (
+            -(-config["batch_size"] // study.mesh.shape["data"])
+            * study.mesh.shape["data"]
+        )
+        vectors: SAE | dict[int, np.ndarray] = (
+            study.sae if config["mode"] == "clamp" else job.vectors
+        )
+        with tqdm(
+            total=len(job.plan.rows),
+            initial=len(records),
+            unit="row",
+            disable=not study.progress,
+        ) as bar:
             for batch in sweep(
-                study.params, left, job.prompts, vectors, study.key(0), cfg=study.cfg, site=study.site, mesh=study.mesh,
-                batch_size=size, mode=config["mode"], sampling=job.sampling, unit=unit, skip=config["skip"],
-            ):  # fmt: skip
+                study.params,
+                left,
+                job.prompts,
+                vectors,
+                study.key(0),
+                cfg=study.cfg,
+                site=study.site,
+                mesh=study.mesh,
+                batch_size=size,
+                mode=config["mode"],
+                sampling=job.sampling,
+                unit=unit,
+                skip=config["skip"],
+            ):
                 made = [record(done, job) for done in batch]
                 progress.append(made)
                 records |= {r["id"]: r for r in made}
                 bar.update(len(made))
-        return {}, {"rows": [records[row.id] for row in job.plan.rows if row.id in records]}
+        return {}, {
+            "rows": [records[row.id] for row in job.plan.rows if row.id in records]
+        }
 
-    fields = {**study.model_fields(), **{name: config[name] for name in ("mode", "skip", "seed")}}
-    fields |= {"sampling": asdict(job.sampling), "unit": unit, "rows": digest([row.id for row in job.plan.rows])}
+    fields = {
+        **study.model_fields(),
+        **{name: config[name] for name in ("mode", "skip", "seed")},
+    }
+    fields |= {
+        "sampling": asdict(job.sampling),
+        "unit": unit,
+        "rows": digest([row.id for row in job.plan.rows]),
+    }
     inputs = {"lm": study.lm_key, "vectors": job.origin, "prompts": digest(job.prompts)}
     return study.stage("completions", fields, inputs, compute, version=VERSION)
 
 
 def record(done: Done, job: Job) -> dict[str, Any]:
-    """A completion as completions.jsonl has it; with prompt_ids, ids and sampler it can become one side of a pair."""
+    """A completion as completions.jsonl has it; with prompt_ids, ids and sampler it can
+    become one side of a pair.
+    """
     count = len(done.ids) + done.stopped
     return {
         "id": done.row.id,
@@ -218,29 +358,43 @@ def record(done: Done, job: Job) -> dict[str, Any]:
 
 
 def show(job: Job, records: list[dict[str, Any]]) -> None:
-    """Prints the unsteered completion of every prompt and sample, and the steered ones below it."""
+    """Prints the unsteered completion of every prompt and sample, and the steered ones
+    below it.
+    """
     shared: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for r in records:
         shared.setdefault((r["prompt"], r["sample"]), []).append(r)
     for (prompt, sample), own in shared.items():
-        print(f"\n{prompt}, sample {sample}: {decode(job.study.tokenizer, job.prompts[prompt])!r}")
+        print(
+            f"\n{prompt}, sample {sample}: "
+            f"{decode(job.study.tokenizer, job.prompts[prompt])!r}"
+        )
         for r in own:
             what = f"latent {r['latent']}, {r['strength']:+g}, {r['tokens']}"
             print(f"  {'unsteered' if r['latent'] == NONE else what:<28} {r['text']!r}")
 
 
 def summary(job: Job, unit: dict[str, Any], result: Result) -> dict[str, Any]:
-    """What result.json holds: every choice, the files' names by contents, counts and what it cost."""
+    """What result.json holds: every choice, the files' names by contents, counts and
+    what it cost.
+    """
     rows, plain = result.meta["rows"], lambda r: r["latent"] == NONE
-    mean = lambda kept: float(np.mean([r["nats_per_token"] for r in kept])) if kept else None
-    cost = job.plan.cost({name: len(ids) for name, ids in job.prompts.items()}, max_new=job.sampling.max_new)
+    mean = lambda kept: (
+        float(np.mean([r["nats_per_token"] for r in kept])) if kept else None
+    )
+    cost = job.plan.cost(
+        {name: len(ids) for name, ids in job.prompts.items()},
+        max_new=job.sampling.max_new,
+    )
     return {
         "site": str(job.study.site),
         "unit": unit,
         "latents": sorted(job.vectors),
         "config": dict(job.config),
         "sampling": asdict(job.sampling),
-        "ends": "given" if job.config["sampling"]["stop_ids"] is not None else job.study.ends,
+        "ends": "given"
+        if job.config["sampling"]["stop_ids"] is not None
+        else job.study.ends,
         "template_options": options_read(job.study.tokenizer),
         "scopes": "prompt: positions of the prompt, its last token's too; generated: those of drawn tokens; all: both",
         "inputs": {"lm": job.study.lm_key, "vectors": job.origin, "stage": result.key},
@@ -255,8 +409,11 @@ def summary(job: Job, unit: dict[str, Any], result: Result) -> dict[str, Any]:
     }
 
 
-def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False) -> None:
-    """Checks every input, then makes all completions under the workdir's lock, prints and writes them.
+def start(
+    config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
+) -> None:
+    """Checks every input, then makes all completions under the workdir's lock, prints
+    and writes them.
 
     Args:
       config: as configs/steer.py makes it.
@@ -266,13 +423,28 @@ def start(config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
     _common.fix_day(config, workdir)
     job = job_of(config, Store(workdir / "store", writer=parallel.is_main()))
     if parallel.from_main(not (workdir / "config.json").exists()):
-        _ = job.study.params  # what is wrong with the weights is said before anything is written
-    logging.info("%d completions of %d prompts at %s", len(job.plan.rows), len(job.prompts), job.study.site)
-    with own_workdir(workdir, config.to_dict(), ignore=PLAIN, allow_change=allow_change, writer=parallel.is_main()):
+        _ = (
+            job.study.params
+        )  # what is wrong with the weights is said before anything is written
+    logging.info(
+        "%d completions of %d prompts at %s",
+        len(job.plan.rows),
+        len(job.prompts),
+        job.study.site,
+    )
+    with own_workdir(
+        workdir,
+        config.to_dict(),
+        ignore=PLAIN,
+        allow_change=allow_change,
+        writer=parallel.is_main(),
+    ):
         unit = unit_of(job)
         result = completions(job, unit["value"])
         if parallel.is_main():
-            lines = (json.dumps(r, ensure_ascii=False) + "\n" for r in result.meta["rows"])
+            lines = (
+                json.dumps(r, ensure_ascii=False) + "\n" for r in result.meta["rows"]
+            )
             write_atomic(workdir / "completions.jsonl", "".join(lines))
             write_atomic(workdir / "result.json", json_text(summary(job, unit, result)))
             show(job, result.meta["rows"])

@@ -1,8 +1,9 @@
 """Where a model is read or changed (`Site`) and how it is changed (the edits).
 
-An edit is a pytree that is called as `edit(x_btd, pos_bt) -> x_btd`. Its vectors are traced, so a new latent, strength or
-target does not recompile anything; a new site does. A vector may be `[d]`, `[b, d]` (batch rows are latents) or
-`[b, t, d]`; a scalar may be `[]`, `[b]` or `[b, t]`.
+An edit is a pytree that is called as `edit(x_btd, pos_bt) -> x_btd`. Its vectors are
+traced, so a new latent, strength or target does not recompile anything; a new site
+does. A vector may be `[d]`, `[b, d]` (batch rows are latents) or `[b, t, d]`; a scalar
+may be `[]`, `[b]` or `[b, t]`.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ class Site:
 
     Args:
       layer: index of the block, from 0.
-      point: one of `POINTS`. `resid_post` of layer l is what Hugging Face calls `hidden_states[l + 1]`. `attn_out` and
-        `mlp_out` are what is added to the residual stream, `attn_raw` and `mlp_raw` what the sublayer itself puts out:
-        another activation where a norm follows it (Gemma 2 and 3, OLMo 2), the same one elsewhere.
+      point: one of `POINTS`. `resid_post` of layer l is what Hugging Face calls
+        `hidden_states[l + 1]`. `attn_out` and `mlp_out` are what is added to the
+        residual stream, `attn_raw` and `mlp_raw` what the sublayer itself puts out:
+        another activation where a norm follows it (Gemma 2 and 3, OLMo 2), the same one
+        elsewhere.
 
     Raises:
       ValueError: unknown point or negative layer.
@@ -42,15 +45,21 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.point not in POINTS:
-            raise ValueError(f"site point {self.point!r} is unknown; the points are {', '.join(POINTS)}")
+            raise ValueError(
+                f"site point {self.point!r} is unknown; the points are "
+                f"{', '.join(POINTS)}"
+            )
         if self.layer < 0:
-            raise ValueError(f"site layer {self.layer} is negative; layers count from 0")
+            raise ValueError(
+                f"site layer {self.layer} is negative; layers count from 0"
+            )
 
     def __str__(self) -> str:
         return f"layer{self.layer}.{self.point}"
 
 
-# Names after the layer's number -> point: first TransformerLens (blocks.L.<name>), then modules (layers.L.<name>).
+# Names after the layer's number -> point: first TransformerLens (blocks.L.<name>), then
+# modules (layers.L.<name>).
 _LENS_POINTS = {
     "hook_resid_pre": "resid_pre",
     "hook_in": "resid_pre",
@@ -79,13 +88,22 @@ _MODULE_POINTS = {
     "post_feedforward_layernorm.input": "mlp_raw",
     "mlp.act": "mlp_hidden",
 }
-for _module, _last in (("self_attn", "o_proj"), ("attention", "dense"), ("attn", "c_proj")):
-    _MODULE_POINTS |= {_module: "attn_raw", f"{_module}.{_last}": "attn_raw", f"{_module}.{_last}.input": "attn_z"}
+for _module, _last in (
+    ("self_attn", "o_proj"),
+    ("attention", "dense"),
+    ("attn", "c_proj"),
+):
+    _MODULE_POINTS |= {
+        _module: "attn_raw",
+        f"{_module}.{_last}": "attn_raw",
+        f"{_module}.{_last}.input": "attn_z",
+    }
 for _last in ("down_proj", "dense_4h_to_h", "c_proj"):
     _MODULE_POINTS |= {f"mlp.{_last}": "mlp_raw", f"mlp.{_last}.input": "mlp_hidden"}
 for _module in ("mlp", "block_sparse_moe"):
     _MODULE_POINTS |= {_module: "mlp_raw", f"{_module}.input": "mlp_in"}
-# One name, two places: the norm before the MLP in most models, the one behind attention in Gemma 2 and 3 and OLMo 2.
+# One name, two places: the norm before the MLP in most models, the one behind attention
+#   in Gemma 2 and 3 and OLMo 2.
 _TWO_PLACES = {
     "post_attention_layernorm": {False: "mlp_in", True: "attn_out"},
     "post_attention_layernorm.input": {False: "resid_mid", True: "attn_raw"},
@@ -94,17 +112,21 @@ _WITHOUT_NORMS = {"attn_raw": "attn_out", "mlp_raw": "mlp_out"}
 
 
 def parse_site(text: str, *, norms_behind: bool | None = None) -> Site:
-    """Reads the site that a name means: `layer2.resid_post`, a TransformerLens hook, or a Hugging Face module path.
+    """Reads the site that a name means: `layer2.resid_post`, a TransformerLens hook, or
+    a Hugging Face module path.
 
-    `blocks.2.hook_resid_post`, `model.layers.2`, `transformer.h.2.output` and `layer2.resid_post` are all the same site. A
-    module's path is its output, as a forward hook has it: `layers.2.mlp` is `mlp_raw`.
+    `blocks.2.hook_resid_post`, `model.layers.2`, `transformer.h.2.output` and
+    `layer2.resid_post` are all the same site. A module's path is its output, as a
+    forward hook has it: `layers.2.mlp` is `mlp_raw`.
 
     Args:
-      norms_behind: whether the model has norms behind its sublayers (`LMConfig.post_norm`), if that is known. Without them
-        `attn_raw` and `mlp_raw` come back as `attn_out` and `mlp_out`, so that one activation has one name.
+      norms_behind: whether the model has norms behind its sublayers
+        (`LMConfig.post_norm`), if that is known. Without them `attn_raw` and `mlp_raw`
+        come back as `attn_out` and `mlp_out`, so that one activation has one name.
 
     Raises:
-      ValueError: the name fits none of the three spellings, or means different places in different models.
+      ValueError: the name fits none of the three spellings, or means different places
+        in different models.
     """
     for pattern, points in (
         (r"layer(\d+)\.(\w+)", {p: p for p in POINTS}),
@@ -123,16 +145,22 @@ def parse_site(text: str, *, norms_behind: bool | None = None) -> Site:
         if name in points:
             return Site(layer, _one_name(points[name], norms_behind))
     raise ValueError(
-        f"site {text!r} is not understood; write it as layer2.resid_post (points: {', '.join(POINTS)}), "
-        "as a TransformerLens hook such as blocks.2.hook_resid_post, or as a module path such as model.layers.2"
+        f"site {text!r} is not understood; write it as layer2.resid_post (points: "
+        f"{', '.join(POINTS)}), "
+        "as a TransformerLens hook such as blocks.2.hook_resid_post, or as a module "
+        "path such as model.layers.2"
     )
 
 
-def _by_norms(text: str, layer: int, places: Mapping[bool, str], norms_behind: bool | None) -> str:
+def _by_norms(
+    text: str, layer: int, places: Mapping[bool, str], norms_behind: bool | None
+) -> str:
     if norms_behind is None:
         raise ValueError(
-            f"site {text!r} is layer{layer}.{places[True]} in models with norms behind their sublayers (Gemma 2 and 3, "
-            f"OLMo 2) and layer{layer}.{places[False]} in the others; write the one that is meant"
+            f"site {text!r} is layer{layer}.{places[True]} in models with norms behind "
+            "their sublayers (Gemma 2 and 3, "
+            f"OLMo 2) and layer{layer}.{places[False]} in the others; write the one "
+            "that is meant"
         )
     return places[norms_behind]
 
@@ -142,13 +170,19 @@ def _one_name(point: str, norms_behind: bool | None) -> str:
 
 
 def lens_name(site: Site) -> str:
-    """The site's name in TransformerLens, as SAELens writes it into its files: the inverse of `parse_site`."""
-    suffix = next(suffix for suffix, point in _LENS_POINTS.items() if point == site.point)
+    """The site's name in TransformerLens, as SAELens writes it into its files: the
+    inverse of `parse_site`.
+    """
+    suffix = next(
+        suffix for suffix, point in _LENS_POINTS.items() if point == site.point
+    )
     return f"blocks.{site.layer}.{suffix}"
 
 
 class Edit(Protocol):
-    """What the forward pass calls at a site: a pytree `(x_btd, pos_bt) -> x_btd` of the same shape and dtype."""
+    """What the forward pass calls at a site: a pytree `(x_btd, pos_bt) -> x_btd` of the
+    same shape and dtype.
+    """
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array: ...
 
@@ -156,8 +190,9 @@ class Edit(Protocol):
 def _kind(name: str) -> Any:
     """A static field that tells one edit from another.
 
-    jaxlib 0.10 calls the structures of two dataclasses equal if they hold as many leaves, whatever the classes, so that a
-    jitted function may run the program of another edit; which depends on hashes that differ from process to process.
+    jaxlib 0.10 calls the structures of two dataclasses equal if they hold as many
+    leaves, whatever the classes, so that a jitted function may run the program of
+    another edit; which depends on hashes that differ from process to process.
     """
     return struct.field(pytree_node=False, default=name, repr=False)
 
@@ -169,13 +204,17 @@ def _rows(vector: jax.Array, x_btd: jax.Array) -> jax.Array:
 
 
 def _scalars(value: Any, x_btd: jax.Array) -> jax.Array:
-    """A `[]`, `[b]` or `[b, t]` scalar field made to broadcast against `x_btd[..., :1]`."""
+    """A `[]`, `[b]` or `[b, t]` scalar field made to broadcast against `x_btd[...,
+    :1]`.
+    """
     value = jnp.asarray(value, x_btd.dtype)
     return value.reshape(value.shape + (1,) * (3 - value.ndim)) if value.ndim else value
 
 
 def _only(where: Any, new: jax.Array, old: jax.Array) -> jax.Array:
-    """`new` where the `[b]` or `[b, t]` mask is true, `old` elsewhere; everywhere without a mask."""
+    """`new` where the `[b]` or `[b, t]` mask is true, `old` elsewhere; everywhere
+    without a mask.
+    """
     if where is None:
         return new
     where = jnp.asarray(where, bool)
@@ -183,13 +222,17 @@ def _only(where: Any, new: jax.Array, old: jax.Array) -> jax.Array:
 
 
 def _dot(x_btd: jax.Array, direction: jax.Array) -> jax.Array:
-    """Projection `x . d`, `[b, t, 1]`; a sum of products, since a matrix product would round to bf16 on a TPU."""
+    """Projection `x . d`, `[b, t, 1]`; a sum of products, since a matrix product would
+    round to bf16 on a TPU.
+    """
     return jnp.sum(x_btd * direction, axis=-1, keepdims=True)
 
 
 @struct.dataclass
 class Add:
-    """`x + scale * vector`: steering, and with zeros the handle by which a gradient at a site is taken."""
+    """`x + scale * vector`: steering, and with zeros the handle by which a gradient at
+    a site is taken.
+    """
 
     vector: jax.Array
     scale: Any = 1.0
@@ -197,24 +240,34 @@ class Add:
     kind: str = _kind("Add")
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
-        return _only(self.where, x_btd + _scalars(self.scale, x_btd) * _rows(self.vector, x_btd), x_btd)
+        return _only(
+            self.where,
+            x_btd + _scalars(self.scale, x_btd) * _rows(self.vector, x_btd),
+            x_btd,
+        )
 
 
 @struct.dataclass
 class Replace:
-    """`value` instead of `x`; `jax.grad` with respect to `value` is the gradient at the site."""
+    """`value` instead of `x`; `jax.grad` with respect to `value` is the gradient at the
+    site.
+    """
 
     value: jax.Array
     where: Any = None
     kind: str = _kind("Replace")
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
-        return _only(self.where, jnp.broadcast_to(_rows(self.value, x_btd), x_btd.shape), x_btd)
+        return _only(
+            self.where, jnp.broadcast_to(_rows(self.value, x_btd), x_btd.shape), x_btd
+        )
 
 
 @struct.dataclass
 class SetProjection:
-    """`x + (value - x . d) d` for a unit direction d; with `value = mean . d` this is mean ablation (method, section 3)."""
+    """`x + (value - x . d) d` for a unit direction d; with `value = mean . d` this is
+    mean ablation (method, section 3).
+    """
 
     direction: jax.Array
     value: Any
@@ -223,7 +276,11 @@ class SetProjection:
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
         direction = _rows(self.direction, x_btd)
-        return _only(self.where, x_btd + (_scalars(self.value, x_btd) - _dot(x_btd, direction)) * direction, x_btd)
+        return _only(
+            self.where,
+            x_btd + (_scalars(self.value, x_btd) - _dot(x_btd, direction)) * direction,
+            x_btd,
+        )
 
 
 @struct.dataclass
@@ -240,7 +297,8 @@ class ProjectOut:
 
 @struct.dataclass
 class ClampCode:
-    """`x + (value - z(x)) * direction`: sets one latent's code and keeps what the SAE does not explain.
+    """`x + (value - z(x)) * direction`: sets one latent's code and keeps what the SAE
+    does not explain.
 
     Args:
       direction: the latent's decoder row, not normalised.
@@ -257,13 +315,17 @@ class ClampCode:
     kind: str = _kind("ClampCode")
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
-        gap_bt = _scalars(self.value, x_btd) - self.code_fn(self.code, x_btd)[..., None].astype(x_btd.dtype)
+        gap_bt = _scalars(self.value, x_btd) - self.code_fn(self.code, x_btd)[
+            ..., None
+        ].astype(x_btd.dtype)
         return _only(self.where, x_btd + gap_bt * _rows(self.direction, x_btd), x_btd)
 
 
 @struct.dataclass
 class Lerp:
-    """`x + alpha (target - x)`: a point on the line from the activation to `target`, as integrated gradients needs."""
+    """`x + alpha (target - x)`: a point on the line from the activation to `target`, as
+    integrated gradients needs.
+    """
 
     target: jax.Array
     alpha: Any
@@ -271,7 +333,11 @@ class Lerp:
     kind: str = _kind("Lerp")
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
-        return _only(self.where, x_btd + _scalars(self.alpha, x_btd) * (_rows(self.target, x_btd) - x_btd), x_btd)
+        return _only(
+            self.where,
+            x_btd + _scalars(self.alpha, x_btd) * (_rows(self.target, x_btd) - x_btd),
+            x_btd,
+        )
 
 
 @struct.dataclass
@@ -289,7 +355,8 @@ class Chain:
 
 @struct.dataclass
 class Pull:
-    """`x + sum_m gap_m(x) push_m`: several coordinates are moved at once, all their gaps taken from the same x.
+    """`x + sum_m gap_m(x) push_m`: several coordinates are moved at once, all their
+    gaps taken from the same x.
 
     Args:
       push: `[m, d]` or `[b, m, d]`.
@@ -306,16 +373,20 @@ class Pull:
         gap_btm = self.gap_fn(self.state, x_btd).astype(x_btd.dtype)
         push = jnp.asarray(self.push, x_btd.dtype)
         return x_btd + jnp.einsum(
-            "btm,md->btd" if push.ndim == 2 else "btm,bmd->btd", gap_btm, push, precision="highest"
+            "btm,md->btd" if push.ndim == 2 else "btm,bmd->btd",
+            gap_btm,
+            push,
+            precision="highest",
         )
 
 
 @struct.dataclass
 class Within:
-    """Another edit at the positions `start <= pos < stop` of each row, and nowhere else; both `[]` or `[b]`.
+    """Another edit at the positions `start <= pos < stop` of each row, and nowhere
+    else; both `[]` or `[b]`.
 
-    It looks at positions, not at places in the array, and so means the same for a whole row and for a single new token
-    of generation with a cache.
+    It looks at positions, not at places in the array, and so means the same for a whole
+    row and for a single new token of generation with a cache.
     """
 
     edit: Any

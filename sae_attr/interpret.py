@@ -1,4 +1,6 @@
-"""Reading a latent: the tokens whose unembedding vectors lie nearest to it, the passages in which it is strongest."""
+"""Reading a latent: the tokens whose unembedding vectors lie nearest to it, the
+passages in which it is strongest.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,17 @@ from sae_attr.text.masks import beyond_limits
 def nearest_tokens(
     directions_kd: jax.Array, unembedding_vd: jax.Array, *, count: int = 5
 ) -> tuple[jax.Array, jax.Array]:
-    """Ids `[k, count]` and cosines of the tokens nearest to each direction (method, section 6: the logit lens).
+    """Ids `[k, count]` and cosines of the tokens nearest to each direction (method,
+    section 6: the logit lens).
 
     Args:
       directions_kd: directions in the residual stream.
       unembedding_vd: from `lm.model.unembedding`, which folds the final norm's gain in.
     """
     unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-30)
-    cosines_kv = jnp.einsum("kd,vd->kv", unit(directions_kd), unit(unembedding_vd), precision="highest")
+    cosines_kv = jnp.einsum(
+        "kd,vd->kv", unit(directions_kd), unit(unembedding_vd), precision="highest"
+    )
     values, ids = jax.lax.top_k(cosines_kv, count)
     return ids, values
 
@@ -64,25 +69,35 @@ def top_passages(
     limits: Mapping[Site, float] = MappingProxyType({}),
     progress: bool = False,
 ) -> list[list[Passage]]:
-    """The texts in which each latent's code is highest, one place per text, best first (method, section 6).
+    """The texts in which each latent's code is highest, one place per text, best first
+    (method, section 6).
 
-    A code depends on the text before it, so of places that are led to by the same tokens one is shown.
+    A code depends on the text before it, so of places that are led to by the same
+    tokens one is shown.
 
     Args:
-      work: (tokens_bt, valid_bt, counted_bt) batches of ordinary text; only counted positions are looked at.
+      work: (tokens_bt, valid_bt, counted_bt) batches of ordinary text; only counted
+        positions are looked at.
       latents_k: which latents.
       site: what the SAE encodes.
       count: passages per latent; fewer where it fires in fewer texts.
       window: tokens that are shown on either side.
-      limits: site -> largest norm; a position beyond one of them is an attention sink and never shown.
+      limits: site -> largest norm; a position beyond one of them is an attention sink
+        and never shown.
     """
     sites = tuple(dict.fromkeys((site, *limits)))
     span = (0, max(s.layer for s in sites) + 1)
 
-    def best(params: Params, tokens_bt: Any, valid_bt: Any, counted_bt: Any) -> tuple[jax.Array, jax.Array]:
-        acts = forward(params, tokens_bt, cfg=cfg, valid_bt=valid_bt, keep=sites, span=span).acts
+    def best(
+        params: Params, tokens_bt: Any, valid_bt: Any, counted_bt: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        acts = forward(
+            params, tokens_bt, cfg=cfg, valid_bt=valid_bt, keep=sites, span=span
+        ).acts
         shown_bt = counted_bt & ~beyond_limits(acts, limits) if limits else counted_bt
-        codes_btk = jnp.where(shown_bt[..., None], encode(sae, acts[site])[..., latents_k], 0)
+        codes_btk = jnp.where(
+            shown_bt[..., None], encode(sae, acts[site])[..., latents_k], 0
+        )
         return jnp.max(codes_btk, axis=1), jnp.argmax(codes_btk, axis=1)
 
     step = jax.jit(best)
@@ -91,8 +106,18 @@ def top_passages(
         value_bk, at_bk = (to_host(x) for x in step(params, *shard_batch(batch, mesh)))
         for k, passages in enumerate(found):
             for b in np.flatnonzero(value_bk[:, k] > 0):
-                passages.append(_passage(batch[0][b], batch[1][b], int(at_bk[b, k]), float(value_bk[b, k]), window))
-            passages.sort(key=lambda p: -p.code)  # stable: of equal codes the earlier text comes first
+                passages.append(
+                    _passage(
+                        batch[0][b],
+                        batch[1][b],
+                        int(at_bk[b, k]),
+                        float(value_bk[b, k]),
+                        window,
+                    )
+                )
+            passages.sort(
+                key=lambda p: -p.code
+            )  # stable: of equal codes the earlier text comes first
             passages[:] = _different(passages)[:count]
     return found
 
@@ -105,6 +130,8 @@ def _different(passages: list[Passage]) -> list[Passage]:
     return list(first.values())
 
 
-def _passage(tokens_t: np.ndarray, valid_t: np.ndarray, at: int, code: float, window: int) -> Passage:
+def _passage(
+    tokens_t: np.ndarray, valid_t: np.ndarray, at: int, code: float, window: int
+) -> Passage:
     start, stop = max(0, at - window), min(int(valid_t.sum()), at + window + 1)
     return Passage(code, tuple(int(i) for i in tokens_t[start:stop]), at - start)

@@ -1,7 +1,9 @@
-"""Where arrays lie: distributed start, mesh, rules from parameter paths to partition specs, compile cache.
+"""Where arrays lie: distributed start, mesh, rules from parameter paths to partition
+specs, compile cache.
 
-A mesh always has the axes `data` and `model`. Every process runs the same program on the same host data; an array is
-put on the devices by handing each process the slices that its own devices hold.
+A mesh always has the axes `data` and `model`. Every process runs the same program on
+the same host data; an array is put on the devices by handing each process the slices
+that its own devices hold.
 """
 
 from __future__ import annotations
@@ -21,18 +23,24 @@ from jax.sharding import PartitionSpec as P
 AXES = ("data", "model")
 
 Rules = Sequence[tuple[str, P]]
-"""Pairs (regular expression, spec); the first whose expression matches the end of a parameter's path holds."""
+"""Pairs (regular expression, spec); the first whose expression matches the end of a
+parameter's path holds.
+"""
 
 T = TypeVar("T")
 
-# Leading axis of everything under blocks/ is the layer. What a head or an mlp unit reads is split by columns, what it
-# writes by rows, so a block needs one all-reduce after `o` and one after `down`. Norms and all else are replicated.
+# Leading axis of everything under blocks/ is the layer. What a head or an mlp unit
+# reads is split by columns, what it writes by rows, so a block needs one all-reduce
+# after `o` and one after `down`. Norms and all else are replicated.
 LM_RULES: Rules = (
     (r"(embed|head)/table", P("model", None)),
     (r"blocks/(q|k|v|gate|up)/kernel", P(None, None, "model")),
     (r"blocks/(q|k|v|gate|up)/bias", P(None, "model")),
     (r"blocks/(o|down)/kernel", P(None, "model", None)),
-    (r"blocks/moe/(gate|up)", P(None, None, None, "model")),  # every expert's width, as in one MLP
+    (
+        r"blocks/moe/(gate|up)",
+        P(None, None, None, "model"),
+    ),  # every expert's width, as in one MLP
     (r"blocks/moe/(gate|up)_bias", P(None, None, "model")),
     (r"blocks/moe/down", P(None, None, "model", None)),
     (r"lora/(q|k|v|gate|up)/b", P(None, None, "model")),
@@ -41,10 +49,12 @@ LM_RULES: Rules = (
 
 
 def start_distributed(environ: Mapping[str, str] | None = None) -> bool:
-    """Joins the other processes of a cluster if the environment names one; call it before any device is touched.
+    """Joins the other processes of a cluster if the environment names one; call it
+    before any device is touched.
 
-    A cluster is: JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID unless the cluster gives them),
-    JAX_DISTRIBUTED=1 (all of it found by jax, as on a TPU slice), or a Slurm step / Open MPI run of more than one task.
+    A cluster is: JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID
+    unless the cluster gives them), JAX_DISTRIBUTED=1 (all of it found by jax, as on a
+    TPU slice), or a Slurm step / Open MPI run of more than one task.
 
     Args:
       environ: the variables to read, `os.environ` by default.
@@ -53,7 +63,8 @@ def start_distributed(environ: Mapping[str, str] | None = None) -> bool:
       Whether this process is part of a cluster now; a second call changes nothing.
 
     Raises:
-      RuntimeError: from jax, where a device was touched before or the coordinator cannot be reached.
+      RuntimeError: from jax, where a device was touched before or the coordinator
+        cannot be reached.
     """
     environ = os.environ if environ is None else environ
     if jax.distributed.is_initialized():
@@ -65,32 +76,46 @@ def start_distributed(environ: Mapping[str, str] | None = None) -> bool:
 
 
 def _in_cluster(environ: Mapping[str, str]) -> bool:
-    """Whether the variables name a cluster; a batch script or a shell of one task is none."""
-    tasks = max(int(environ.get(name) or 1) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    """Whether the variables name a cluster; a batch script or a shell of one task is
+    none.
+    """
+    tasks = max(
+        int(environ.get(name) or 1)
+        for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    )
     asked = environ.get("JAX_DISTRIBUTED", "0") not in ("", "0")
     return asked or tasks > 1 or bool(environ.get("JAX_COORDINATOR_ADDRESS"))
 
 
 def _cluster_arguments(environ: Mapping[str, str]) -> dict[str, Any]:
-    """What the JAX_* variables state; jax reads the address itself but not the count and the index."""
+    """What the JAX_* variables state; jax reads the address itself but not the count
+    and the index.
+    """
     names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-    found: dict[str, Any] = {key: int(environ[name]) for key, name in names.items() if environ.get(name)}
+    found: dict[str, Any] = {
+        key: int(environ[name]) for key, name in names.items() if environ.get(name)
+    }
     if environ.get("JAX_COORDINATOR_ADDRESS"):
         found["coordinator_address"] = environ["JAX_COORDINATOR_ADDRESS"]
     return found
 
 
 def enable_compile_cache(path: str | os.PathLike[str] | None = None) -> str:
-    """Keeps compiled programs on disk, so that a second run of a program starts at once.
+    """Keeps compiled programs on disk, so that a second run of a program starts at
+    once.
 
     Args:
-      path: the folder; by default `xla` under the environment's SAE_ATTR_CACHE, else `~/.cache/sae_attr/xla`.
+      path: the folder; by default `xla` under the environment's SAE_ATTR_CACHE, else
+        `~/.cache/sae_attr/xla`.
 
     Returns:
-      The folder in use, or "" where SAE_ATTR_CACHE is set to nothing, which turns the cache off.
+      The folder in use, or "" where SAE_ATTR_CACHE is set to nothing, which turns the
+      cache off.
     """
     if path is None:
-        root = os.environ.get("SAE_ATTR_CACHE", str(Path.home() / ".cache" / "sae_attr"))
+        root = os.environ.get(
+            "SAE_ATTR_CACHE", str(Path.home() / ".cache" / "sae_attr")
+        )
         path = Path(root) / "xla" if root else ""
     jax.config.update("jax_compilation_cache_dir", str(path) or None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -98,12 +123,16 @@ def enable_compile_cache(path: str | os.PathLike[str] | None = None) -> str:
 
 
 def is_main() -> bool:
-    """Whether this is process 0, the only one that writes, asks judges and draws figures."""
+    """Whether this is process 0, the only one that writes, asks judges and draws
+    figures.
+    """
     return jax.process_index() == 0
 
 
 def from_main(value: bool) -> bool:
-    """Process 0's answer on every process, for decisions that must not differ (a file seen by one host only)."""
+    """Process 0's answer on every process, for decisions that must not differ (a file
+    seen by one host only).
+    """
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils  # initialises devices on import
@@ -121,7 +150,10 @@ def parse_mesh(spec: str) -> dict[str, int]:
     for part in filter(None, (part.strip() for part in spec.split(","))):
         match = re.fullmatch(r"(\w+)\s*=\s*([1-9]\d*)", part)
         if match is None or match[1] not in AXES or match[1] in sizes:
-            raise ValueError(f"mesh {spec!r}: {part!r} is not understood; write data=N,model=M, each axis at most once")
+            raise ValueError(
+                f"mesh {spec!r}: {part!r} is not understood; write data=N,model=M, "
+                "each axis at most once"
+            )
         sizes[match[1]] = int(match[2])
     return sizes
 
@@ -129,15 +161,17 @@ def parse_mesh(spec: str) -> dict[str, int]:
 def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh ("data", "model") of Auto axes that `spec` asks for.
 
-    "" puts all devices on `data`; an axis that is not named has size 1. A product below the number of devices uses the
-    first ones (in one process only: elsewhere a process would be left without work).
+    "" puts all devices on `data`; an axis that is not named has size 1. A product below
+    the number of devices uses the first ones (in one process only: elsewhere a process
+    would be left without work).
 
     Args:
       spec: as in "data=2,model=4".
       devices: `jax.devices()` by default.
 
     Raises:
-      ValueError: the product exceeds the devices, or is below them with more than one process; `spec` is malformed.
+      ValueError: the product exceeds the devices, or is below them with more than one
+        process; `spec` is malformed.
     """
     devices = jax.devices() if devices is None else devices
     sizes = parse_mesh(spec) or {"data": len(devices)}
@@ -145,10 +179,14 @@ def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
     wanted = math.prod(shape)
     if wanted > len(devices) or (wanted < len(devices) and jax.process_count() > 1):
         raise ValueError(
-            f"mesh {spec!r} asks for {wanted} devices ({' × '.join(map(str, shape))}), but {len(devices)} are present; "
-            f"write a mesh whose data × model is {len(devices)}, or leave it empty to put them all on data"
+            f"mesh {spec!r} asks for {wanted} devices ({' × '.join(map(str, shape))}), "
+            f"but {len(devices)} are present; "
+            f"write a mesh whose data × model is {len(devices)}, or leave it empty to "
+            "put them all on data"
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:wanted])
+    return jax.make_mesh(
+        shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:wanted]
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -163,14 +201,20 @@ def _axes_of(entry: Any) -> tuple[str, ...]:
 
 def _fitting(entry: Any, dim: int, mesh: Mesh) -> Any:
     """`entry` if its axes divide `dim`, else None: JAX has no uneven shards."""
-    return entry if dim % math.prod(mesh.shape[axis] for axis in _axes_of(entry)) == 0 else None
+    return (
+        entry
+        if dim % math.prod(mesh.shape[axis] for axis in _axes_of(entry)) == 0
+        else None
+    )
 
 
 def spec_for(path: str, shape: Sequence[int], rules: Rules, mesh: Mesh) -> P:
-    """The partition spec of one parameter: the first rule that matches, less what does not divide.
+    """The partition spec of one parameter: the first rule that matches, less what does
+    not divide.
 
-    A rule matches the end of the path at a "/", so that an optimizer's `mu/blocks/q/kernel` lies as `blocks/q/kernel`
-    does. No rule, or one for another rank, replicates the array; an axis that does not divide its dimension is dropped.
+    A rule matches the end of the path at a "/", so that an optimizer's
+    `mu/blocks/q/kernel` lies as `blocks/q/kernel` does. No rule, or one for another
+    rank, replicates the array; an axis that does not divide its dimension is dropped.
 
     Args:
       path: keys joined with "/".
@@ -185,7 +229,9 @@ def spec_for(path: str, shape: Sequence[int], rules: Rules, mesh: Mesh) -> P:
 
 
 def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
-    """A tree of `NamedSharding` like `tree`, whose leaves have a shape (arrays or `jax.ShapeDtypeStruct`)."""
+    """A tree of `NamedSharding` like `tree`, whose leaves have a shape (arrays or
+    `jax.ShapeDtypeStruct`).
+    """
 
     def one(path: Any, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -202,14 +248,20 @@ def shard_tree(tree: T, rules: Rules, mesh: Mesh) -> T:
 def put(array: Any, sharding: NamedSharding) -> jax.Array:
     """A host or device array laid out as `sharding` says.
 
-    With several processes each reads only the slices of its own devices, so a memory-mapped file is never read whole.
+    With several processes each reads only the slices of its own devices, so a
+    memory-mapped file is never read whole.
 
     Args:
-      array: the global array; on every process the same values. Anything with `shape` and slicing will do.
+      array: the global array; on every process the same values. Anything with `shape`
+        and slicing will do.
     """
-    if sharding.is_fully_addressable or (isinstance(array, jax.Array) and not array.is_fully_addressable):
+    if sharding.is_fully_addressable or (
+        isinstance(array, jax.Array) and not array.is_fully_addressable
+    ):
         return jax.device_put(array, sharding)
-    return jax.make_array_from_callback(tuple(array.shape), sharding, lambda index: np.asarray(array[index]))
+    return jax.make_array_from_callback(
+        tuple(array.shape), sharding, lambda index: np.asarray(array[index])
+    )
 
 
 def shard_batch(tree: T, mesh: Mesh) -> T:
@@ -227,7 +279,8 @@ def shard_batch(tree: T, mesh: Mesh) -> T:
         leaf = leaf if hasattr(leaf, "shape") else np.asarray(leaf)
         if leaf.ndim and leaf.shape[0] % size:
             raise ValueError(
-                f"a batch of {leaf.shape[0]} rows cannot be split over data={size}; pad it to a multiple of {size} "
+                f"a batch of {leaf.shape[0]} rows cannot be split over data={size}; "
+                f"pad it to a multiple of {size} "
                 "with rows of weight 0"
             )
         return put(leaf, NamedSharding(mesh, P("data") if leaf.ndim else P()))
@@ -238,15 +291,26 @@ def shard_batch(tree: T, mesh: Mesh) -> T:
 def shard_rows(array: Any, mesh: Mesh) -> jax.Array:
     """A dictionary `[n, ...]` with its latents over all devices of the mesh.
 
-    Where n is no multiple of all devices, over the largest axis that divides it; failing that, replicated.
+    Where n is no multiple of all devices, over the largest axis that divides it;
+    failing that, replicated.
     """
-    fits = [axes for axes in (AXES, *AXES) if _fitting(axes, array.shape[0], mesh) is not None]
-    best = max(fits, key=lambda axes: math.prod(mesh.shape[axis] for axis in _axes_of(axes)), default=None)
+    fits = [
+        axes
+        for axes in (AXES, *AXES)
+        if _fitting(axes, array.shape[0], mesh) is not None
+    ]
+    best = max(
+        fits,
+        key=lambda axes: math.prod(mesh.shape[axis] for axis in _axes_of(axes)),
+        default=None,
+    )
     return put(array, NamedSharding(mesh, P(best)))
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """The whole array on every process's host; with several processes the missing shards are gathered first."""
+    """The whole array on every process's host; with several processes the missing
+    shards are gathered first.
+    """
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         from jax.experimental import multihost_utils  # touches the distributed runtime
 

@@ -1,4 +1,6 @@
-"""Settings dataclasses as plain nested values and back: one function each way, and what their docstrings say of each field."""
+"""Settings dataclasses as plain nested values and back: one function each way, and what
+their docstrings say of each field.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +21,30 @@ PLAIN_TYPES = (bool, int, float, str, tuple)
 
 @dataclass(frozen=True)
 class Unset:
-    """Stands for None in plain values, and says what may take its place: bool, int, float, str, tuple or object (any)."""
+    """Stands for None in plain values, and says what may take its place: bool, int,
+    float, str, tuple or object (any).
+    """
 
     kind: type
 
 
 @dataclass(frozen=True)
 class AnyKeys:
-    """Stands for a mapping whose keys are not fixed, with the values that it has by default."""
+    """Stands for a mapping whose keys are not fixed, with the values that it has by
+    default.
+    """
 
     values: Mapping[str, Any]
 
 
-# ---- from dataclasses ------------------------------------------------------------------------------------------------
+# ---- from dataclasses ----------------------------------------------------------------
 
 
-def defaults_of(kind: type, *, leave_out: Iterable[str] = (), unset: bool = False) -> dict[str, Any]:
-    """Returns every field of a settings dataclass (or TypedDict) with its default, nested dataclasses as nested dicts.
+def defaults_of(
+    kind: type, *, leave_out: Iterable[str] = (), unset: bool = False
+) -> dict[str, Any]:
+    """Returns every field of a settings dataclass (or TypedDict) with its default,
+    nested dataclasses as nested dicts.
 
     Args:
       kind: the dataclass; a field without a default is one that may be None.
@@ -43,8 +52,14 @@ def defaults_of(kind: type, *, leave_out: Iterable[str] = (), unset: bool = Fals
       unset: every field is None by default, for values that stand above other defaults.
     """
     hints = typing.get_type_hints(kind)
-    defaults = {} if unset or not dataclasses.is_dataclass(kind) else _field_defaults(kind)
-    return {name: _plain(hint, defaults.get(name), unset) for name, hint in hints.items() if name not in leave_out}
+    defaults = (
+        {} if unset or not dataclasses.is_dataclass(kind) else _field_defaults(kind)
+    )
+    return {
+        name: _plain(hint, defaults.get(name), unset)
+        for name, hint in hints.items()
+        if name not in leave_out
+    }
 
 
 def _field_defaults(kind: Any) -> dict[str, Any]:
@@ -72,15 +87,25 @@ def _plain(hint: Any, default: Any, unset: bool) -> Any:
 
 def _nested_values(value: Any, inner: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a default that differ from its own class's defaults."""
-    given = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return {name: x for name, x in given.items() if x is not None and not isinstance(inner[name], dict | AnyKeys)}
+    given = {
+        field.name: getattr(value, field.name) for field in dataclasses.fields(value)
+    }
+    return {
+        name: x
+        for name, x in given.items()
+        if x is not None and not isinstance(inner[name], dict | AnyKeys)
+    }
 
 
 def plain_type(hint: Any) -> type:
-    """Returns the type that a value of a field has on a command line; `object` where several may, `dict` for mappings."""
+    """Returns the type that a value of a field has on a command line; `object` where
+    several may, `dict` for mappings.
+    """
     origin = typing.get_origin(hint) or hint
     if origin in (typing.Union, types.UnionType):
-        kinds = {plain_type(arm) for arm in typing.get_args(hint) if arm is not type(None)}
+        kinds = {
+            plain_type(arm) for arm in typing.get_args(hint) if arm is not type(None)
+        }
         return kinds.pop() if len(kinds) == 1 else object
     if origin is typing.Literal:
         return type(typing.get_args(hint)[0])
@@ -105,32 +130,48 @@ def _dataclass_of(hint: Any) -> Any:
     return None
 
 
-# ---- to dataclasses --------------------------------------------------------------------------------------------------
+# ---- to dataclasses ------------------------------------------------------------------
 
 
-def settings_from(kind: type[T], values: Mapping[str, Any], *, where: str = "config") -> T:
-    """Makes a settings dataclass of plain nested values; None stands for the default, lists become tuples where they belong.
+def settings_from(
+    kind: type[T], values: Mapping[str, Any], *, where: str = "config"
+) -> T:
+    """Makes a settings dataclass of plain nested values; None stands for the default,
+    lists become tuples where they belong.
 
     Args:
-      values: as `defaults_of` names them; nested dataclasses as mappings, or made already.
+      values: as `defaults_of` names them; nested dataclasses as mappings, or made
+        already.
       where: path of `values` in what the user wrote, for messages.
 
     Raises:
-      ValueError: a key that the dataclass does not have (with the nearest that it has), or one that is missing.
+      ValueError: a key that the dataclass does not have (with the nearest that it has),
+        or one that is missing.
     """
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     given: dict[str, Any] = {}
     for name, value in values.items():
         if name not in fields:
-            raise ValueError(unknown_key(f"{where}.{name}", [f"{where}.{known}" for known in fields]))
-        if value is not None or (_optional(hints[name]) and fields[name].default not in (None, dataclasses.MISSING)):
+            raise ValueError(
+                unknown_key(f"{where}.{name}", [f"{where}.{known}" for known in fields])
+            )
+        if value is not None or (
+            _optional(hints[name])
+            and fields[name].default not in (None, dataclasses.MISSING)
+        ):
             given[name] = _value(hints[name], value, f"{where}.{name}")
             factory: Any = fields[name].default_factory
             if plain_type(hints[name]) is dict and factory is not dataclasses.MISSING:
-                given[name] = {**factory(), **given[name]}  # what is given stands above the defaults
+                given[name] = {
+                    **factory(),
+                    **given[name],
+                }  # what is given stands above the defaults
     for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        required = (
+            field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        )
         if required and name not in given:
             raise ValueError(f"{where}.{name} is missing; add --{where}.{name}=VALUE")
     return kind(**given)
@@ -145,20 +186,30 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, list | tuple) or plain_type(hint) is not tuple:
         return value
     for arm in (hint, *typing.get_args(hint)):
-        if typing.get_origin(arm) is tuple and (kind := typing.get_args(arm)[0]) in (int, float):
+        if typing.get_origin(arm) is tuple and (kind := typing.get_args(arm)[0]) in (
+            int,
+            float,
+        ):
             check_numbers(value, kind, where)
-    return frozenset(value) if frozenset in (hint, typing.get_origin(hint)) else tuple(value)
+    return (
+        frozenset(value)
+        if frozenset in (hint, typing.get_origin(hint))
+        else tuple(value)
+    )
 
 
 def check_numbers(values: Iterable[Any], kind: type, where: str) -> None:
-    """Raises ValueError for the first value that is no number of its kind, `int` or (finite) `float`.
+    """Raises ValueError for the first value that is no number of its kind, `int` or
+    (finite) `float`.
 
     Args:
       where: the key that holds the values, for messages.
     """
     what = "whole numbers" if kind is int else "finite numbers"
     for value in values:
-        fits = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        fits = isinstance(
+            value, int if kind is int else int | float
+        ) and not isinstance(value, bool)
         if not fits or not math.isfinite(value):
             raise ValueError(f"{where} has {value!r}; give {what}, with commas between")
 
@@ -174,7 +225,8 @@ def given_only(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unknown_key(path: str, known: Iterable[str]) -> str:
-    """Returns the message about a key that does not exist: its whole path, and the nearest that exists.
+    """Returns the message about a key that does not exist: its whole path, and the
+    nearest that exists.
 
     Args:
       path: as the user wrote it, dotted.
@@ -186,29 +238,41 @@ def unknown_key(path: str, known: Iterable[str]) -> str:
 
 
 def nearest_key(path: str, known: Iterable[str]) -> str | None:
-    """Returns the existing path that is most like `path`: the same name at another depth, else the nearest spelling."""
+    """Returns the existing path that is most like `path`: the same name at another
+    depth, else the nearest spelling.
+    """
     names, last = list(known), path.rpartition(".")[2]
     elsewhere = [name for name in names if name.rpartition(".")[2] == last]
     if elsewhere:
         return difflib.get_close_matches(path, elsewhere, n=1, cutoff=0.0)[0]
     parent = path.rpartition(".")[0]
-    siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == parent}
+    siblings = {
+        name.rpartition(".")[2]: name
+        for name in names
+        if name.rpartition(".")[0] == parent
+    }
     for near in difflib.get_close_matches(last, siblings, n=1):
         return siblings[near]
-    near = difflib.get_close_matches(path, [name for name in names if name.count(".") == path.count(".") > 1], n=1)
+    near = difflib.get_close_matches(
+        path, [name for name in names if name.count(".") == path.count(".") > 1], n=1
+    )
     if near:
         return near[0]
     short = {name.rpartition(".")[2]: name for name in reversed(names)}
-    return next((short[name] for name in difflib.get_close_matches(last, short, n=1)), None)
+    return next(
+        (short[name] for name in difflib.get_close_matches(last, short, n=1)), None
+    )
 
 
-# ---- what docstrings say ---------------------------------------------------------------------------------------------
+# ---- what docstrings say -------------------------------------------------------------
 
 _ENTRY = re.compile(r"^ {2}([A-Za-z_]\w*(?:, \w+)*): (.*)$")
 
 
 def meanings_of(kind: type) -> dict[str, str]:
-    """Returns field -> what the class's docstring says about it; a field that is not described is absent."""
+    """Returns field -> what the class's docstring says about it; a field that is not
+    described is absent.
+    """
     doc = typing.cast(str, kind.__doc__ or "")
     out: dict[str, str] = {}
     for names, text in _entries(doc):
@@ -217,7 +281,9 @@ def meanings_of(kind: type) -> dict[str, str]:
 
 
 def _entries(doc: str) -> Iterator[tuple[list[str], str]]:
-    """The `name, name: text` entries of a docstring's Args, each with its continued lines."""
+    """The `name, name: text` entries of a docstring's Args, each with its continued
+    lines.
+    """
     names: list[str] = []
     text: list[str] = []
     lines = [line.removeprefix("    ") for line in doc.splitlines()]

@@ -10,9 +10,11 @@ import jax
 
 @contextmanager
 def quick_compile() -> Iterator[None]:
-    """Programs compile in half the time and run somewhat slower: right for models as small as those of tests.
+    """Programs compile in half the time and run somewhat slower: right for models as
+    small as those of tests.
 
-    Their last bits differ from those of other programs, so processes that are compared bit by bit compile alike.
+    Their last bits differ from those of other programs, so processes that are compared
+    bit by bit compile alike.
     """
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)

@@ -7,12 +7,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SECONDS = 600.0  # many times what any of them takes on a slow machine with nothing compiled
+SECONDS = (
+    600.0  # many times what any of them takes on a slow machine with nothing compiled
+)
 
 
 @contextmanager
-def limited(process: subprocess.Popen[str] | subprocess.Popen[bytes], seconds: float = SECONDS) -> Iterator[None]:
-    """Kills the process if the block takes longer, which ends any wait for it or for what it prints, and then raises.
+def limited(
+    process: subprocess.Popen[str] | subprocess.Popen[bytes], seconds: float = SECONDS
+) -> Iterator[None]:
+    """Kills the process if the block takes longer, which ends any wait for it or for
+    what it prints, and then raises.
 
     Raises:
       TimeoutError: the time was up.

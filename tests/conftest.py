@@ -1,18 +1,28 @@
-"""What every test sees: 4 simulated CPU devices, a compile cache on disk, and the shared fixtures where they exist."""
+"""What every test sees: 4 simulated CPU devices, a compile cache on disk, and the
+shared fixtures where they exist.
+"""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# All of this is read when jax is first imported, so it comes before any import that may do so.
+# All of this is read when jax is first imported, so it comes before any import that may
+# do so.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# With operations of one program side by side, simulated devices that outnumber the cores wait for each other in
-# all-reduces: BatchTopK's sharded step, loaded from the compile cache, never ended on two cores.
+# With operations of one program side by side, simulated devices that outnumber the
+# cores wait for each other in all-reduces: BatchTopK's sharded step, loaded from the
+# compile cache, never ended on two cores.
 ONE_AFTER_ANOTHER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-FLAGS = (os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4", ONE_AFTER_ANOTHER)
+FLAGS = (
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=4",
+    ONE_AFTER_ANOTHER,
+)
 os.environ["XLA_FLAGS"] = " ".join(FLAGS)
-CACHE = os.environ.get("SAE_ATTR_CACHE") or os.path.join(tempfile.gettempdir(), f"sae_attr_tests_{os.getuid()}")
+CACHE = os.environ.get("SAE_ATTR_CACHE") or os.path.join(
+    tempfile.gettempdir(), f"sae_attr_tests_{os.getuid()}"
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(CACHE, "xla_tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
@@ -25,10 +35,15 @@ REPO = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of shared models and golden files; SAE_ATTR_SHARED, or `shared` beside the checkout."""
+    """The folder of shared models and golden files; SAE_ATTR_SHARED, or `shared` beside
+    the checkout.
+    """
     path = Path(os.environ.get("SAE_ATTR_SHARED") or REPO.parent / "shared")
     if not path.is_dir():
-        pytest.skip(f"needs the shared fixtures, which are not at {path}; set SAE_ATTR_SHARED to their folder")
+        pytest.skip(
+            f"needs the shared fixtures, which are not at {path}; set SAE_ATTR_SHARED "
+            "to their folder"
+        )
     return path
 
 
@@ -43,7 +58,9 @@ def stories(shared: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def quick() -> Iterator[None]:
-    """The module's programs compile quickly: `pytestmark = pytest.mark.usefixtures("quick")`."""
+    """The module's programs compile quickly: `pytestmark =
+    pytest.mark.usefixtures("quick")`.
+    """
     with quick_compile():
         yield
 
@@ -52,7 +69,9 @@ SLOW = Path(__file__).with_name("slow.txt")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow what `slow.txt` names: cases that a quicker one of the same test stands for in the fast run."""
+    """Marks as slow what `slow.txt` names: cases that a quicker one of the same test
+    stands for in the fast run.
+    """
     named = set(SLOW.read_text(encoding="utf-8").split("\n"))
     for item in items:
         if item.nodeid in named:

@@ -1,4 +1,6 @@
-"""What the comparison of a killed run with one left alone sees, and what it overlooks: times and nothing else."""
+"""What the comparison of a killed run with one left alone sees, and what it overlooks:
+times and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,31 @@ from sae_attr.store import Store
 PAGE = "<h1>{title}</h1><details><summary>How long it took ({time})</summary></details><p>{value} points, 12 samples"
 
 
-def made(folder: Path, *, seconds: float, time: str, title: str = "Stages", value: float = 3.5) -> Path:
+def made(
+    folder: Path,
+    *,
+    seconds: float,
+    time: str,
+    title: str = "Stages",
+    value: float = 3.5,
+) -> Path:
     page = PAGE.format(title=title, time=time, value=value).encode()
     store = Store(folder / "store")
-    store.publish("case.page-1", {"report.html": np.frombuffer(page, np.uint8)}, {"seconds": seconds, "found": [value]})
-    store.publish("case.rank-2", {"x": np.full(3, value)}, {"parts": [{"seconds": seconds, "n": 1}]})
+    store.publish(
+        "case.page-1",
+        {"report.html": np.frombuffer(page, np.uint8)},
+        {"seconds": seconds, "found": [value]},
+    )
+    store.publish(
+        "case.rank-2",
+        {"x": np.full(3, value)},
+        {"parts": [{"seconds": seconds, "n": 1}]},
+    )
     store.progress("case.rank-3").append([{"id": seconds}])
     (folder / "report.html").write_bytes(page)
-    (folder / "result.json").write_text(json.dumps({"timings": {"a": seconds}, "value": value}))
+    (folder / "result.json").write_text(
+        json.dumps({"timings": {"a": seconds}, "value": value})
+    )
     (folder / ".lock").write_text(str(seconds))
     return folder
 
@@ -36,10 +55,18 @@ def test_times_do_not_count_whatever_stands_over_them(tmp_path: Path) -> None:
 def test_every_number_word_and_array_counts(tmp_path: Path) -> None:
     calm = made(tmp_path / "a", seconds=1.0, time="1.0 s")
     everything = ["report.html", "store/case.page-1/report%2Ehtml.npy"]
-    assert compared(calm, made(tmp_path / "b", seconds=1.0, time="1.0 s", title="Steps")) == everything
+    assert (
+        compared(calm, made(tmp_path / "b", seconds=1.0, time="1.0 s", title="Steps"))
+        == everything
+    )
     other = made(tmp_path / "c", seconds=1.0, time="1.0 s", value=3.6)
     assert compared(calm, other) == sorted(
-        [*everything, "result.json", "store/case.page-1/meta.json", "store/case.rank-2/x.npy"]
+        [
+            *everything,
+            "result.json",
+            "store/case.page-1/meta.json",
+            "store/case.rank-2/x.npy",
+        ]
     )
     (other / "more.csv").write_text("a\n1\n")
     assert "more.csv" in compared(calm, other)
@@ -51,4 +78,7 @@ def test_kills_fall_in_all_stages(tmp_path: Path) -> None:
     assert (spread(30, 20)[0], spread(30, 20)[-1]) == (0, 29)
     assert {*spread(4, 20)} == {0, 1, 2, 3}
     folder = made(tmp_path, seconds=1.0, time="1 s")
-    assert {entry.name for entry in stored(folder, began=0.0)} == {"case.page", "case.rank"}
+    assert {entry.name for entry in stored(folder, began=0.0)} == {
+        "case.page",
+        "case.rank",
+    }

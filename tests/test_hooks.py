@@ -1,4 +1,6 @@
-"""Edits against their formulas, with vectors and scalars of every shape; names of sites."""
+"""Edits against their formulas, with vectors and scalars of every shape; names of
+sites.
+"""
 
 from typing import Any
 
@@ -77,10 +79,14 @@ def test_formulas(shape: str, scalar: str) -> None:
 def test_square_batches_are_not_mistaken() -> None:
     """b = t = d: a `[b, d]` vector and a `[b]` scalar belong to rows, not to positions."""
     x, rows, s = draw((4, 4, 4)), draw((4, 4)), draw((4,))
-    np.testing.assert_allclose(Add(rows, s)(x, POS), x + s[:, None, None] * rows[:, None, :], rtol=1e-6)
+    np.testing.assert_allclose(
+        Add(rows, s)(x, POS), x + s[:, None, None] * rows[:, None, :], rtol=1e-6
+    )
     where = np.array([True, False, True, False])
     np.testing.assert_array_equal(Replace(rows, where)(x, POS)[1], x[1])
-    np.testing.assert_array_equal(Replace(rows, where)(x, POS)[2], np.broadcast_to(rows[2], (4, 4)))
+    np.testing.assert_array_equal(
+        Replace(rows, where)(x, POS)[2], np.broadcast_to(rows[2], (4, 4))
+    )
 
 
 @pytest.mark.parametrize("shape", [(B,), (B, T)], ids=["[b]", "[b, t]"])
@@ -106,18 +112,32 @@ def test_where(shape: tuple[int, ...]) -> None:
 def test_properties_of_projections() -> None:
     d, mean = draw((D,), unit=True), draw((D,))
     ablated = call(SetProjection(d, mean @ d), X)
-    np.testing.assert_allclose(ablated @ d, np.full((B, T), mean @ d), atol=1e-6)  # a · d becomes ā · d
+    np.testing.assert_allclose(
+        ablated @ d, np.full((B, T), mean @ d), atol=1e-6
+    )  # a · d becomes ā · d
     rest = np.eye(D) - np.outer(d, d)
-    np.testing.assert_allclose(ablated @ rest, X @ rest, atol=1e-5)  # and nothing else changes
+    np.testing.assert_allclose(
+        ablated @ rest, X @ rest, atol=1e-5
+    )  # and nothing else changes
     np.testing.assert_allclose(call(ProjectOut(d), X) @ d, 0, atol=1e-6)
-    np.testing.assert_allclose(call(SetProjection(-d, -(mean @ d)), X), ablated, atol=1e-6)
+    np.testing.assert_allclose(
+        call(SetProjection(-d, -(mean @ d)), X), ablated, atol=1e-6
+    )
 
 
 def test_clamping_keeps_what_the_autoencoder_does_not_explain() -> None:
     enc, dec = draw((D, 7)), draw((7, D))
     encode = lambda x: np.maximum(x @ enc, 0)
     latent, value = 2, 3.5
-    got = call(ClampCode(dec[latent], value, jnp.asarray(enc), lambda e, x: jax.nn.relu(x @ e)[..., latent]), X)
+    got = call(
+        ClampCode(
+            dec[latent],
+            value,
+            jnp.asarray(enc),
+            lambda e, x: jax.nn.relu(x @ e)[..., latent],
+        ),
+        X,
+    )
     codes = encode(X)
     error = X - codes @ dec
     codes[..., latent] = value
@@ -127,32 +147,47 @@ def test_clamping_keeps_what_the_autoencoder_does_not_explain() -> None:
 def test_both_ends_of_a_line() -> None:
     target = draw((B, D))
     np.testing.assert_array_equal(call(Lerp(target, 0.0), X), X)
-    np.testing.assert_allclose(call(Lerp(target, 1.0), X), full_vector(target), atol=1e-6)
+    np.testing.assert_allclose(
+        call(Lerp(target, 1.0), X), full_vector(target), atol=1e-6
+    )
 
 
 def test_a_chain_runs_first_to_last() -> None:
     d, v = draw((D,), unit=True), draw((D,))
     edits = Add(v, 3.0), SetProjection(d, 0.25)
-    np.testing.assert_allclose(call(Chain(edits), X), call(edits[1], call(edits[0], X)), rtol=1e-5)
-    np.testing.assert_allclose(call(Chain(edits), X) @ d, np.full((B, T), 0.25), atol=1e-5)
+    np.testing.assert_allclose(
+        call(Chain(edits), X), call(edits[1], call(edits[0], X)), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        call(Chain(edits), X) @ d, np.full((B, T), 0.25), atol=1e-5
+    )
     assert np.abs(call(Chain(edits[::-1]), X) @ d - 0.25).max() > 0.1
     np.testing.assert_array_equal(call(Chain(()), X), X)
 
 
 def test_pulling_several_coordinates_at_once() -> None:
-    """All gaps are taken from the same x: for directions that are not orthogonal a chain would do something else."""
+    """All gaps are taken from the same x: for directions that are not orthogonal a
+    chain would do something else.
+    """
     push, readers, values = draw((B, 2, D)), draw((B, 2, D)), draw((B, 2))
-    gap_fn = lambda state, x: state[1][:, None] - jnp.einsum("btd,bmd->btm", x, state[0])
-    want = X + np.einsum("btm,bmd->btd", values[:, None] - np.einsum("btd,bmd->btm", X, readers), push)
+    gap_fn = lambda state, x: (
+        state[1][:, None] - jnp.einsum("btd,bmd->btm", x, state[0])
+    )
+    want = X + np.einsum(
+        "btm,bmd->btd", values[:, None] - np.einsum("btd,bmd->btm", X, readers), push
+    )
     check(Pull(push, (readers, values), gap_fn), want)
     shared = np.broadcast_to(push[0], push.shape)
     np.testing.assert_allclose(
-        call(Pull(push[0], (readers, values), gap_fn), X), call(Pull(shared, (readers, values), gap_fn), X), rtol=1e-5
+        call(Pull(push[0], (readers, values), gap_fn), X),
+        call(Pull(shared, (readers, values), gap_fn), X),
+        rtol=1e-5,
     )
 
 
 @pytest.mark.parametrize(
-    ("start", "stop"), [(0, 2), (1, np.array([2, 4, 0])), (np.array([3, 0, 1]), np.array([9, 1, 1]))]
+    ("start", "stop"),
+    [(0, 2), (1, np.array([2, 4, 0])), (np.array([3, 0, 1]), np.array([9, 1, 1]))],
 )
 def test_within_looks_at_positions_and_not_at_places(start: Any, stop: Any) -> None:
     v = draw((B, D))
@@ -169,8 +204,19 @@ def test_no_two_edits_have_one_structure() -> None:
     """Else a jitted function may take the program of one for the other's."""
     gap_fn, code_fn = lambda state, x: x, lambda code, x: x
     edits = [
-        *(Add(1.0, 2.0), Replace(1.0, 2.0), SetProjection(1.0, 2.0), ProjectOut(1.0, 2.0), Lerp(1.0, 2.0)),
-        *(ClampCode(1.0, 2.0, 3.0, code_fn), Pull(1.0, 2.0, gap_fn), Within(1.0, 2.0, 3.0), Chain((1.0, 2.0))),
+        *(
+            Add(1.0, 2.0),
+            Replace(1.0, 2.0),
+            SetProjection(1.0, 2.0),
+            ProjectOut(1.0, 2.0),
+            Lerp(1.0, 2.0),
+        ),
+        *(
+            ClampCode(1.0, 2.0, 3.0, code_fn),
+            Pull(1.0, 2.0, gap_fn),
+            Within(1.0, 2.0, 3.0),
+            Chain((1.0, 2.0)),
+        ),
     ]
     structures = [jax.tree.structure(edit) for edit in edits]
     assert all(a != b for i, a in enumerate(structures) for b in structures[i + 1 :])
@@ -179,14 +225,18 @@ def test_no_two_edits_have_one_structure() -> None:
 def test_vmap_over_latents() -> None:
     dec, values = draw((6, D), unit=True), draw((6,))
     got = jax.vmap(lambda d, s: SetProjection(d, s)(jnp.asarray(X), POS))(dec, values)
-    stacked = jax.vmap(lambda edit: edit(jnp.asarray(X), POS))(SetProjection(jnp.asarray(dec), jnp.asarray(values)))
+    stacked = jax.vmap(lambda edit: edit(jnp.asarray(X), POS))(
+        SetProjection(jnp.asarray(dec), jnp.asarray(values))
+    )
     for i in range(6):
         want = call(SetProjection(dec[i], values[i]), X)
         np.testing.assert_allclose(got[i], want, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(stacked[i], want, rtol=1e-5, atol=1e-6)
 
 
-def test_another_vector_or_strength_does_not_trace_again_and_another_shape_does() -> None:
+def test_another_vector_or_strength_does_not_trace_again_and_another_shape_does() -> (
+    None
+):
     traces = []
 
     @jax.jit
@@ -205,17 +255,27 @@ def test_another_vector_or_strength_does_not_trace_again_and_another_shape_does(
             X,
         )
     assert len(traces) == 1
-    run({Site(1): Add(draw((B, D)), 1.0, POS > 1), Site(0): SetProjection(draw((D,)), 1.0)}, X)
+    run(
+        {
+            Site(1): Add(draw((B, D)), 1.0, POS > 1),
+            Site(0): SetProjection(draw((D,)), 1.0),
+        },
+        X,
+    )
     assert len(traces) == 2
 
 
 def test_gradient_of_an_edit() -> None:
     """`Add` of zeros hands back the cotangent, `Replace` stops it and takes it itself."""
     cotangent = draw((B, T, D))
-    of = lambda make, at: jax.grad(lambda v: jnp.sum(make(v)(jnp.asarray(X), POS) * cotangent))(jnp.asarray(at))
+    of = lambda make, at: jax.grad(
+        lambda v: jnp.sum(make(v)(jnp.asarray(X), POS) * cotangent)
+    )(jnp.asarray(at))
     np.testing.assert_array_equal(of(Add, np.zeros_like(X)), cotangent)
     np.testing.assert_array_equal(of(Replace, X), cotangent)
-    through = jax.grad(lambda x: jnp.sum(Replace(jnp.asarray(X))(x, POS) * cotangent))(jnp.asarray(X))
+    through = jax.grad(lambda x: jnp.sum(Replace(jnp.asarray(X))(x, POS) * cotangent))(
+        jnp.asarray(X)
+    )
     assert not np.asarray(through).any()
     np.testing.assert_allclose(of(Add, np.zeros(D)), cotangent.sum((0, 1)), rtol=1e-5)
 
@@ -223,11 +283,17 @@ def test_gradient_of_an_edit() -> None:
 def test_the_dtype_of_the_activation_is_kept() -> None:
     x = jnp.asarray(X, jnp.bfloat16)
     v = draw((D,))
-    for edit in (Add(v, 2.0), Replace(v), SetProjection(v, 1.0), ProjectOut(v), Lerp(v, 0.5)):
+    for edit in (
+        Add(v, 2.0),
+        Replace(v),
+        SetProjection(v, 1.0),
+        ProjectOut(v),
+        Lerp(v, 0.5),
+    ):
         assert edit(x, POS).dtype == jnp.bfloat16
 
 
-# ---- sites -----------------------------------------------------------------------------------------------------------
+# ---- sites ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -267,13 +333,17 @@ def test_a_site_reads_its_own_name(point: str) -> None:
      "blocks.2.resid_post", "model.layers.2.self_attn.q_proj", "model.layers", "layer2.resid_post "],
 )  # fmt: skip
 def test_names_that_mean_nothing(name: str) -> None:
-    with pytest.raises(ValueError, match=r"is not understood; write it as layer2.resid_post") as caught:
+    with pytest.raises(
+        ValueError, match=r"is not understood; write it as layer2.resid_post"
+    ) as caught:
         parse_site(name)
     assert repr(name) in str(caught.value)
 
 
 def test_sites_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match=r"point 'residual' is unknown; the points are resid_pre"):
+    with pytest.raises(
+        ValueError, match=r"point 'residual' is unknown; the points are resid_pre"
+    ):
         Site(0, "residual")
     with pytest.raises(ValueError, match=r"layer -1 is negative"):
         Site(-1)

@@ -33,13 +33,26 @@ MAY_IMPORT = (
     }
 )
 NOWHERE = {"torch", "transformers", "sae_lens", "flax.nnx"}
-ONLY_EXPERIMENTS = {"absl.flags", "absl.app", "ml_collections", "experiments", "configs"}
+ONLY_EXPERIMENTS = {
+    "absl.flags",
+    "absl.app",
+    "ml_collections",
+    "experiments",
+    "configs",
+}
 NO_JAX = {"report", "store"}
-REPORT_USES = {"numpy", "matplotlib", "jinja2", "markupsafe"}  # of other people's packages
+REPORT_USES = {
+    "numpy",
+    "matplotlib",
+    "jinja2",
+    "markupsafe",
+}  # of other people's packages
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports, wherever in the file; `from a import b` gives a and a.b."""
+    """Dotted names that a file imports, wherever in the file; `from a import b` gives a
+    and a.b.
+    """
     package = path.relative_to(REPO).with_suffix("").parts[:-1]
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -54,29 +67,47 @@ def imports(path: Path) -> set[str]:
 
 def within(names: set[str], roots: set[str]) -> list[str]:
     """Those of `names` that are one of `roots` or lie below one."""
-    return sorted(n for n in names if any(n == r or n.startswith(f"{r}.") for r in roots))
+    return sorted(
+        n for n in names if any(n == r or n.startswith(f"{r}.") for r in roots)
+    )
 
 
 def part(path: Path) -> str:
-    """The module or package of sae_attr that a file belongs to; "" for sae_attr/__init__.py."""
+    """The module or package of sae_attr that a file belongs to; "" for
+    sae_attr/__init__.py.
+    """
     first = path.relative_to(REPO / "sae_attr").parts[0].removesuffix(".py")
     return "" if first == "__init__" else first
 
 
 LIBRARY = sorted((REPO / "sae_attr").rglob("*.py"))
-PROGRAMS = sorted([*(REPO / "experiments").rglob("*.py"), *(REPO / "configs").rglob("*.py")])
+PROGRAMS = sorted(
+    [*(REPO / "experiments").rglob("*.py"), *(REPO / "configs").rglob("*.py")]
+)
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(REPO)))
 def test_library_imports_downwards_only(path: Path) -> None:
     own, names = part(path), imports(path)
-    assert own == "" or own in MAY_IMPORT, f"sae_attr/{own} has no place in tests/test_imports.py; give it one"
-    used = {name.split(".")[1] for name in names if name.startswith("sae_attr.")} - {own, "__version__"}
+    assert own == "" or own in MAY_IMPORT, (
+        f"sae_attr/{own} has no place in tests/test_imports.py; give it one"
+    )
+    used = {name.split(".")[1] for name in names if name.startswith("sae_attr.")} - {
+        own,
+        "__version__",
+    }
     allowed = set() if own == "" else MAY_IMPORT[own]
-    assert used <= allowed, f"{own or 'sae_attr'} may import {sorted(allowed)}, but imports {sorted(used - allowed)}"
+    assert used <= allowed, (
+        f"{own or 'sae_attr'} may import {sorted(allowed)}, but imports "
+        f"{sorted(used - allowed)}"
+    )
     assert within(names, NOWHERE | ONLY_EXPERIMENTS) == []
-    assert own not in NO_JAX or within(names, {"jax", "flax", "optax"}) == [], f"{own} works on numpy arrays alone"
-    foreign = {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"sae_attr"}
+    assert own not in NO_JAX or within(names, {"jax", "flax", "optax"}) == [], (
+        f"{own} works on numpy arrays alone"
+    )
+    foreign = (
+        {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"sae_attr"}
+    )
     assert own != "report" or foreign <= REPORT_USES, f"{own} imports {sorted(foreign)}"
 
 
@@ -95,7 +126,9 @@ def f():
 """
 
 
-def test_the_reader_of_imports_sees_every_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reader_of_imports_sees_every_spelling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(Path, "read_text", lambda self, encoding=None: EVERY_SPELLING)
     names = imports(REPO / "sae_attr/lm/example.py")
     assert {"a.b", "flax.nnx", "sae_attr.sae", "sae_attr.sae.model", "torch"} <= names

@@ -1,4 +1,6 @@
-"""Mesh, rules and placement on four simulated devices; two real processes for the distributed start."""
+"""Mesh, rules and placement on four simulated devices; two real processes for the
+distributed start.
+"""
 
 import os
 import re
@@ -25,7 +27,13 @@ def test_the_tests_run_on_four_devices() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "data", "model"),
-    [("", 4, 1), ("data=2,model=2", 2, 2), ("model=4", 1, 4), (" data = 2 ", 2, 1), ("data=3", 3, 1)],
+    [
+        ("", 4, 1),
+        ("data=2,model=2", 2, 2),
+        ("model=4", 1, 4),
+        (" data = 2 ", 2, 1),
+        ("data=3", 3, 1),
+    ],
 )
 def test_mesh_has_both_axes(spec: str, data: int, model: int) -> None:
     mesh = make_mesh(spec)
@@ -35,11 +43,16 @@ def test_mesh_has_both_axes(spec: str, data: int, model: int) -> None:
 
 
 def test_a_mesh_that_is_too_large_names_both_counts() -> None:
-    with pytest.raises(ValueError, match=r"asks for 8 devices \(2 × 4\), but 4 are present.*data × model is 4"):
+    with pytest.raises(
+        ValueError,
+        match=r"asks for 8 devices \(2 × 4\), but 4 are present.*data × model is 4",
+    ):
         make_mesh("data=2,model=4")
 
 
-@pytest.mark.parametrize("spec", ["data=0", "data=2,data=2", "rows=2", "data", "data=-1", "data=2;model=2"])
+@pytest.mark.parametrize(
+    "spec", ["data=0", "data=2,data=2", "rows=2", "data", "data=-1", "data=2;model=2"]
+)
 def test_a_mesh_that_is_not_understood(spec: str) -> None:
     with pytest.raises(ValueError, match=re.escape(repr(spec)) + ".*data=N,model=M"):
         make_mesh(spec)
@@ -66,14 +79,20 @@ def test_rules_of_the_language_model(path: str) -> None:
     shape, spec = SHAPES[path]
     mesh = make_mesh("data=2,model=2")
     assert spec_for(path, shape, LM_RULES, mesh) == spec
-    assert spec_for(f"mu/{path}", shape, LM_RULES, mesh) == spec  # an optimizer's moments lie as the parameters do
+    assert (
+        spec_for(f"mu/{path}", shape, LM_RULES, mesh) == spec
+    )  # an optimizer's moments lie as the parameters do
 
 
 def test_an_axis_that_does_not_divide_is_dropped() -> None:
     mesh = make_mesh("model=4")
     assert spec_for("embed/table", (50257, 8), LM_RULES, mesh) == P(None, None)
-    assert spec_for("x", (6, 8), [("x", P(("data", "model"), "model"))], mesh) == P(None, "model")
-    assert spec_for("xq", (8,), [("q", P("model"))], mesh) == P()  # a rule starts at a "/"
+    assert spec_for("x", (6, 8), [("x", P(("data", "model"), "model"))], mesh) == P(
+        None, "model"
+    )
+    assert (
+        spec_for("xq", (8,), [("q", P("model"))], mesh) == P()
+    )  # a rule starts at a "/"
     assert spec_for("q", (8,), [("q", P(None, "model"))], mesh) == P()  # another rank
 
 
@@ -86,7 +105,9 @@ def nested(path: str, leaf: Any) -> Any:
 def test_shard_tree_keeps_values_and_splits() -> None:
     mesh = make_mesh("data=2,model=2")
     kernel = np.arange(3 * 8 * 16, dtype=np.float32).reshape(3, 8, 16)
-    out = parallel.shard_tree(nested("blocks/q/kernel", kernel), LM_RULES, mesh)["blocks"]["q"]["kernel"]
+    out = parallel.shard_tree(nested("blocks/q/kernel", kernel), LM_RULES, mesh)[
+        "blocks"
+    ]["q"]["kernel"]
     np.testing.assert_array_equal(out, kernel)
     assert out.addressable_shards[0].data.shape == (3, 8, 8)
 
@@ -94,11 +115,19 @@ def test_shard_tree_keeps_values_and_splits() -> None:
 def test_a_sharded_product_equals_the_plain_one() -> None:
     mesh = make_mesh("data=2,model=2")
     key = jax.random.key(0)
-    tree = {"blocks": {"up": {"kernel": jax.random.normal(key, (1, 8, 32))}, "down": {"kernel": jnp.ones((1, 32, 8))}}}
+    tree = {
+        "blocks": {
+            "up": {"kernel": jax.random.normal(key, (1, 8, 32))},
+            "down": {"kernel": jnp.ones((1, 32, 8))},
+        }
+    }
     x = np.ones((4, 8), np.float32)
 
     def mlp(t: Any, x: Any) -> Any:
-        return jnp.tanh(x @ t["blocks"]["up"]["kernel"][0]) @ t["blocks"]["down"]["kernel"][0]
+        return (
+            jnp.tanh(x @ t["blocks"]["up"]["kernel"][0])
+            @ t["blocks"]["down"]["kernel"][0]
+        )
 
     out = jax.jit(mlp)(parallel.shard_tree(tree, LM_RULES, mesh), shard_batch(x, mesh))
     np.testing.assert_allclose(out, mlp(tree, x), rtol=1e-5, atol=1e-5)
@@ -110,7 +139,10 @@ def test_shard_batch_splits_rows_and_replicates_scalars() -> None:
     assert out["tokens"].addressable_shards[0].data.shape == (2, 3)
     assert out["tokens"].sharding.spec == P("data")
     assert out["step"].sharding.is_fully_replicated
-    with pytest.raises(ValueError, match=r"5 rows cannot be split over data=2; pad it to a multiple of 2"):
+    with pytest.raises(
+        ValueError,
+        match=r"5 rows cannot be split over data=2; pad it to a multiple of 2",
+    ):
         shard_batch(np.zeros((5, 3)), mesh)
 
 
@@ -123,12 +155,18 @@ def test_shard_rows_uses_all_the_devices_that_divide(rows: int, held: int) -> No
     np.testing.assert_array_equal(out, dec_nd)
 
 
-def test_put_reads_slices_where_devices_are_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_put_reads_slices_where_devices_are_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     mesh = make_mesh()
     sharding = jax.NamedSharding(mesh, P("data"))
-    monkeypatch.setattr(type(sharding), "is_fully_addressable", property(lambda self: False))
+    monkeypatch.setattr(
+        type(sharding), "is_fully_addressable", property(lambda self: False)
+    )
     out = parallel.put(np.arange(8.0, dtype=np.float32), sharding)
-    np.testing.assert_array_equal(np.concatenate([s.data for s in out.addressable_shards]), np.arange(8))
+    np.testing.assert_array_equal(
+        np.concatenate([s.data for s in out.addressable_shards]), np.arange(8)
+    )
 
 
 def test_one_process_is_main_and_agrees_with_itself() -> None:
@@ -141,7 +179,10 @@ def test_one_process_is_main_and_agrees_with_itself() -> None:
     ("environ", "cluster"),
     [
         ({}, False),
-        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8"}, False),  # the batch script itself, outside srun
+        (
+            {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8"},
+            False,
+        ),  # the batch script itself, outside srun
         ({"SLURM_STEP_NUM_TASKS": "1"}, False),
         ({"SLURM_STEP_NUM_TASKS": "8"}, True),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
@@ -159,14 +200,18 @@ def test_a_cluster_is_joined_only_where_there_is_one(
     assert len(calls) == cluster
 
 
-def test_compile_cache_lies_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_cache_lies_where_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     try:
         monkeypatch.setenv("SAE_ATTR_CACHE", str(tmp_path))
         assert parallel.enable_compile_cache() == str(tmp_path / "xla")
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "xla")
-        assert parallel.enable_compile_cache(tmp_path / "other") == str(tmp_path / "other")
+        assert parallel.enable_compile_cache(tmp_path / "other") == str(
+            tmp_path / "other"
+        )
         monkeypatch.setenv("SAE_ATTR_CACHE", "")
         assert parallel.enable_compile_cache() == ""
         assert jax.config.jax_compilation_cache_dir is None
@@ -215,4 +260,6 @@ def test_two_processes_share_one_mesh(tmp_path: Path) -> None:
             run.kill()  # nothing happens where it has ended
     assert [run.returncode for run in runs] == [0, 0], outs
     # gloo reports its connections on the same stream
-    assert [out.splitlines()[-1].split() for out, _ in outs] == [[str(i), "2", "4", "56.0", "True"] for i in range(2)]
+    assert [out.splitlines()[-1].split() for out, _ in outs] == [
+        [str(i), "2", "4", "56.0", "True"] for i in range(2)
+    ]

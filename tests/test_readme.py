@@ -17,16 +17,22 @@ REPO = Path(__file__).resolve().parent.parent
 
 def snippets() -> list[str]:
     """The python blocks of the README."""
-    return re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text("utf-8"), re.DOTALL)
+    return re.findall(
+        r"```python\n(.*?)```", (REPO / "README.md").read_text("utf-8"), re.DOTALL
+    )
 
 
-def test_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_snippets_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     make(Path("runs/miniature"))
     blocks = snippets()
     assert len(blocks) == 4
     exec(compile("\n".join(blocks), "README.md", "exec"), {"__name__": "readme"})
-    assert re.search(r"\[\s*77 ", capsys.readouterr().out), "the planted latent is not the first of the printed ranking"
+    assert re.search(r"\[\s*77 ", capsys.readouterr().out), (
+        "the planted latent is not the first of the printed ranking"
+    )
 
 
 def test_the_miniature_says_what_comes_next_and_its_sae_fits(
@@ -37,11 +43,25 @@ def test_the_miniature_says_what_comes_next_and_its_sae_fits(
         flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver((make_miniature.OUT, "a b/mini")):
         make_miniature.main(["make_miniature"])
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    (line,) = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("next: ")
+    ]
     argv = shlex.split(line)[4:]
-    _command.read_command(["attribute", *argv], "attribute", _command.flags_of(attribute))
+    _command.read_command(
+        ["attribute", *argv], "attribute", _command.flags_of(attribute)
+    )
     config = _flags.CONFIG.value
-    config.update({"ablate": 0, "bootstrap": 20, "firing_tokens": 2000, "corpus_tokens": 4000, "trust_sae": False})
+    config.update(
+        {
+            "ablate": 0,
+            "bootstrap": 20,
+            "firing_tokens": 2000,
+            "corpus_tokens": 4000,
+            "trust_sae": False,
+        }
+    )
     attribute.start(config, epath.Path(str(_flags.WORKDIR.value)))
     assert re.search(r"^ +1 +77 ", capsys.readouterr().out, re.M)
     with pytest.raises(ValueError, match="arguments without a name: more"):

@@ -8,4 +8,6 @@ def test_every_name_is_that_of_a_test() -> None:
     assert names == sorted(set(names))
     for name in names:
         file, _, test = name.partition("::")
-        assert f"def {test.partition('[')[0]}(" in (REPO / file).read_text(encoding="utf-8"), name
+        assert f"def {test.partition('[')[0]}(" in (REPO / file).read_text(
+            encoding="utf-8"
+        ), name

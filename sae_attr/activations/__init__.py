@@ -1,6 +1,13 @@
-"""Activations of a language model on ordinary text: collected, masked, shuffled, cached, averaged."""
+"""Activations of a language model on ordinary text: collected, masked, shuffled,
+cached, averaged.
+"""
 
-from sae_attr.activations.block_sources import cached_blocks, live_blocks, read_index, write_cache
+from sae_attr.activations.block_sources import (
+    cached_blocks,
+    live_blocks,
+    read_index,
+    write_cache,
+)
 from sae_attr.activations.blocks import (
     Collected,
     Source,
@@ -8,7 +15,15 @@ from sae_attr.activations.blocks import (
     describe,
     open_source,
 )
-from sae_attr.activations.shuffle import Batches, Block, Blocks, ahead, batch_function, inputs, permute
+from sae_attr.activations.shuffle import (
+    Batches,
+    Block,
+    Blocks,
+    ahead,
+    batch_function,
+    inputs,
+    permute,
+)
 from sae_attr.activations.statistics import (
     CorpusBatch,
     MeanActivation,

@@ -1,4 +1,6 @@
-"""The two places where blocks of activations come from: the model as it runs, or a cache on disk."""
+"""The two places where blocks of activations come from: the model as it runs, or a
+cache on disk.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,15 @@ from sae_attr.hooks import Site, parse_site
 from sae_attr.lm.hf_config import LMConfig
 from sae_attr.lm.model import Params
 from sae_attr.parallel import from_main, is_main
-from sae_attr.store import Meta, PathLike, Store, claim_workdir, digest, lock_workdir, write_atomic
+from sae_attr.store import (
+    Meta,
+    PathLike,
+    Store,
+    claim_workdir,
+    digest,
+    lock_workdir,
+    write_atomic,
+)
 from sae_attr.store.files import json_row, quote, read_array
 from sae_attr.text.masks import REASONS
 
@@ -28,7 +38,7 @@ INDEX = "index.json"  # of a cache; written last
 VERSION = 1  # raise it when the same source gives other shards
 
 
-# ---- the model as it runs ----------------------------------------------------------------------------------------
+# ---- the model as it runs ------------------------------------------------------------
 
 
 def live_blocks(
@@ -41,11 +51,13 @@ def live_blocks(
     batch_rows: int = 16,
     seed: int = 0,
 ) -> Blocks:
-    """Blocks that the model computes when they are asked for: a random set of rows each, other sets in other epochs.
+    """Blocks that the model computes when they are asked for: a random set of rows
+    each, other sets in other epochs.
 
     Args:
-      buffer_tokens: positions of one block. Memory holds that many × the widths of the sites, beside one forward pass.
-        More mix better: of two tokens of one batch, about context / buffer_tokens come from the same row.
+      buffer_tokens: positions of one block. Memory holds that many × the widths of the
+        sites, beside one forward pass. More mix better: of two tokens of one batch,
+        about context / buffer_tokens come from the same row.
       batch_rows: rows of one forward pass.
     """
     collect = collector(params, source, cfg=cfg, mesh=mesh, batch_rows=batch_rows)
@@ -56,28 +68,39 @@ def live_blocks(
         return Block(found.acts, found.ids_k2)
 
     known = source.masks.outlier is None  # otherwise only the activations tell
-    count = (lambda g: count_tokens(source, _rows(source, g, rows, seed))) if known else None
-    return Blocks(digest([VERSION, describe(source), rows, seed]), per_epoch, read, count)
+    count = (
+        (lambda g: count_tokens(source, _rows(source, g, rows, seed)))
+        if known
+        else None
+    )
+    return Blocks(
+        digest([VERSION, describe(source), rows, seed]), per_epoch, read, count
+    )
 
 
 def _blocks_of_rows(source: Source, tokens: int) -> tuple[int, int]:
     """(blocks of an epoch, rows of a block of at most `tokens` positions)."""
     if tokens < source.packing.context:
         raise ValueError(
-            f"blocks of {tokens} tokens hold no row of {source.packing.context}; give more tokens or a shorter context"
+            f"blocks of {tokens} tokens hold no row of {source.packing.context}; give "
+            "more tokens or a shorter context"
         )
     rows = tokens // source.packing.context
     return -(-len(source.rows) // rows), rows
 
 
 def _rows(source: Source, g: int, rows: int, seed: int) -> np.ndarray:
-    """Rows of block g: a piece of the permutation of all rows that belongs to its epoch."""
+    """Rows of block g: a piece of the permutation of all rows that belongs to its
+    epoch.
+    """
     n = len(source.rows)
     epoch, k = divmod(g, -(-n // rows))
-    return source.rows.start + permute(np.arange(k * rows, min((k + 1) * rows, n)), n, seed, "row", epoch)
+    return source.rows.start + permute(
+        np.arange(k * rows, min((k + 1) * rows, n)), n, seed, "row", epoch
+    )
 
 
-# ---- a cache on disk ---------------------------------------------------------------------------------------------
+# ---- a cache on disk -----------------------------------------------------------------
 
 
 def write_cache(
@@ -93,27 +116,38 @@ def write_cache(
     seed: int = 0,
     progress: bool = False,
 ) -> Meta:
-    """Computes all activations of a source once into shards of random rows; what is there already is kept.
+    """Computes all activations of a source once into shards of random rows; what is
+    there already is kept.
 
-    A shard is an entry of a `Store`, published whole: after a kill at any moment the next call goes on at the next
-    shard, and the bytes are those of an uninterrupted run (with another mesh or `batch_rows` the last bits may differ).
+    A shard is an entry of a `Store`, published whole: after a kill at any moment the
+    next call goes on at the next shard, and the bytes are those of an uninterrupted run
+    (with another mesh or `batch_rows` the last bits may differ).
 
     Args:
       folder: local or in a bucket; it belongs to one source, model and seed.
       lm: what names the model: the fingerprint of its folder.
-      shard_tokens: positions of a shard; about the same number of tokens × the width of each site lie in one file.
+      shard_tokens: positions of a shard; about the same number of tokens × the width of
+        each site lie in one file.
 
     Returns:
       The index: tokens of each shard, counts by reason, the source.
 
     Raises:
-      ValueError: the folder holds the cache of another source (says which fields differ), or no token counts.
+      ValueError: the folder holds the cache of another source (says which fields
+        differ), or no token counts.
       RuntimeError: another run is writing it.
     """
     folder = epath.Path(folder)
     per_epoch, rows = _blocks_of_rows(source, shard_tokens)
-    config = {"version": VERSION, "lm": lm, "seed": seed, "shard_rows": rows, "source": describe(source)}
-    # Not own_workdir: shards are named by number, so that a folder that was begun has to stay this source's.
+    config = {
+        "version": VERSION,
+        "lm": lm,
+        "seed": seed,
+        "shard_rows": rows,
+        "source": describe(source),
+    }
+    # Not own_workdir: shards are named by number, so that a folder that was begun has
+    #   to stay this source's.
     with lock_workdir(folder, wait=True) if is_main() else contextlib.nullcontext():
         if is_main():
             claim_workdir(folder, config)
@@ -122,14 +156,24 @@ def write_cache(
         if all(whole) and from_main(_has_index(folder, config)):
             return read_index(folder)
         collect = collector(params, source, cfg=cfg, mesh=mesh, batch_rows=batch_rows)
-        for g in tqdm(range(per_epoch), desc="activations", unit="shard", disable=not progress):
+        for g in tqdm(
+            range(per_epoch), desc="activations", unit="shard", disable=not progress
+        ):
             if not whole[g]:
                 _discard(store, _shard(g))
                 found = collect(_rows(source, g, rows, seed))
-                arrays = {str(site): acts for site, acts in found.acts.items()} | {"ids": found.ids_k2}
-                store.publish(_shard(g), arrays, {"tokens": len(found.ids_k2), "counts": found.counts})
+                arrays = {str(site): acts for site, acts in found.acts.items()} | {
+                    "ids": found.ids_k2
+                }
+                store.publish(
+                    _shard(g),
+                    arrays,
+                    {"tokens": len(found.ids_k2), "counts": found.counts},
+                )
         if is_main():
-            write_atomic(folder / INDEX, json.dumps(_index(store, per_epoch) | config, indent=1))
+            write_atomic(
+                folder / INDEX, json.dumps(_index(store, per_epoch) | config, indent=1)
+            )
     from_main(True)  # nobody reads before it is written
     return read_index(folder)
 
@@ -144,47 +188,67 @@ def read_index(folder: PathLike) -> Meta:
     index = json_row(path.read_bytes()) if path.is_file() else None
     if index is None or not index.keys() >= {"shards", "source"}:
         raise ValueError(
-            f"{os.fspath(path.parent)} holds no complete cache of activations; write_cache makes or ends one"
+            f"{os.fspath(path.parent)} holds no complete cache of activations; "
+            "write_cache makes or ends one"
         )
     return index
 
 
 def _has_index(folder: epath.Path, config: Meta) -> bool:
-    """Whether the index is that of this source; one that is damaged is written again, which costs nothing."""
+    """Whether the index is that of this source; one that is damaged is written again,
+    which costs nothing.
+    """
     try:
         index = read_index(folder)
     except ValueError:
         return False
-    return all(index.get(name) == value for name, value in json.loads(json.dumps(config)).items())
+    return all(
+        index.get(name) == value
+        for name, value in json.loads(json.dumps(config)).items()
+    )
 
 
 def _discard(store: Store, key: str) -> None:
     """Takes a damaged shard away, and says so; nothing happens where there is none."""
     if store.writer and store.path(key).exists():
-        logging.warning("%s is damaged; it is computed again", os.fspath(store.path(key)))
+        logging.warning(
+            "%s is damaged; it is computed again", os.fspath(store.path(key))
+        )
         store.discard(key)
 
 
 def cached_blocks(
-    folder: PathLike, *, buffer_tokens: int, seed: int = 0, sites: Sequence[Site] | None = None
+    folder: PathLike,
+    *,
+    buffer_tokens: int,
+    seed: int = 0,
+    sites: Sequence[Site] | None = None,
 ) -> Blocks:
     """Blocks of several shards each, drawn anew in each epoch.
 
     Args:
-      buffer_tokens: at most this many tokens are in memory (but at least one shard). With a single shard a block, only
-        the order of blocks and tokens differs between epochs, not which tokens meet.
+      buffer_tokens: at most this many tokens are in memory (but at least one shard).
+        With a single shard a block, only the order of blocks and tokens differs between
+        epochs, not which tokens meet.
       sites: the ones to read; default all of the cache.
 
     Raises:
-      ValueError: no complete cache, a site that it does not have, a shard that is damaged.
+      ValueError: no complete cache, a site that it does not have, a shard that is
+        damaged.
     """
     index, store = read_index(folder), Store(folder, writer=False)
     names = index["source"]["sites"] if sites is None else [str(site) for site in sites]
     if absent := sorted(set(names) - set(index["source"]["sites"])):
-        raise ValueError(f"{os.fspath(folder)} has {index['source']['sites']} and not {', '.join(absent)}")
+        raise ValueError(
+            f"{os.fspath(folder)} has {index['source']['sites']} and not "
+            f"{', '.join(absent)}"
+        )
     sizes = np.asarray(index["shards"])
     if broken := [_shard(i) for i in range(len(sizes)) if not store.has(_shard(i))]:
-        raise ValueError(f"{os.fspath(folder)}: {', '.join(broken)} damaged; remove {INDEX} and write the cache again")
+        raise ValueError(
+            f"{os.fspath(folder)}: {', '.join(broken)} damaged; remove {INDEX} and "
+            "write the cache again"
+        )
     per_block = max(1, int(buffer_tokens // max(sizes)))
     per_epoch = -(-len(sizes) // per_block)
 
@@ -196,7 +260,12 @@ def cached_blocks(
     def read(g: int) -> Block:
         return _read_shards(store, shards(g), sizes, names, index["source"]["dtype"])
 
-    return Blocks(digest([index, per_block, seed]), per_epoch, read, lambda g: int(sizes[shards(g)].sum()))
+    return Blocks(
+        digest([index, per_block, seed]),
+        per_epoch,
+        read,
+        lambda g: int(sizes[shards(g)].sum()),
+    )
 
 
 def _shard(g: int) -> str:
@@ -205,15 +274,28 @@ def _shard(g: int) -> str:
 
 def _index(store: Store, shards: int) -> Meta:
     """Tokens of each shard and the counts of all; ValueError if nothing counts."""
-    metas = [json.loads((store.path(_shard(g)) / "meta.json").read_text()) for g in range(shards)]
+    metas = [
+        json.loads((store.path(_shard(g)) / "meta.json").read_text())
+        for g in range(shards)
+    ]
     counts = {name: sum(meta["counts"][name] for meta in metas) for name in REASONS}
     if not counts["kept"]:
-        raise ValueError("no token of the corpus counts; exclude fewer tokens or give more text")
+        raise ValueError(
+            "no token of the corpus counts; exclude fewer tokens or give more text"
+        )
     return {"shards": [meta["tokens"] for meta in metas], "counts": counts}
 
 
-def _read_shards(store: Store, chosen: np.ndarray, sizes: np.ndarray, names: Sequence[str], dtype: str) -> Block:
-    """The shards one after another in one array a site; each file is let go before the next is mapped."""
+def _read_shards(
+    store: Store,
+    chosen: np.ndarray,
+    sizes: np.ndarray,
+    names: Sequence[str],
+    dtype: str,
+) -> Block:
+    """The shards one after another in one array a site; each file is let go before the
+    next is mapped.
+    """
     total, used, acts = int(sizes[chosen].sum()), 0, {}
     ids_k2 = np.empty((total, 2), np.int64)
     for i in chosen:

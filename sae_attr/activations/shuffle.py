@@ -1,8 +1,11 @@
-"""A stream of activations in random order, addressed by step, through a buffer of bounded size.
+"""A stream of activations in random order, addressed by step, through a buffer of
+bounded size.
 
-Two levels: rows (or shards of rows) are permuted over the whole corpus anew in each epoch; what falls into one block,
-which is all that memory holds, is permuted token by token. Every order is a function of (seed, epoch or block, place),
-so a run that was killed goes on at any step with the same batches, and every token comes exactly once an epoch.
+Two levels: rows (or shards of rows) are permuted over the whole corpus anew in each
+epoch; what falls into one block, which is all that memory holds, is permuted token by
+token. Every order is a function of (seed, epoch or block, place), so a run that was
+killed goes on at any step with the same batches, and every token comes exactly once an
+epoch.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ class Blocks:
 
     Args:
       name: a digest of what decides the sizes of the blocks.
-      per_epoch: blocks of one epoch; block g is block g % per_epoch of epoch g // per_epoch.
+      per_epoch: blocks of one epoch; block g is block g % per_epoch of epoch g //
+        per_epoch.
       read: the tokens of block g, in any order.
       count: the number of tokens of block g, where that is known without reading it.
     """
@@ -55,15 +59,19 @@ class Blocks:
 
 
 Batches = Callable[[int], Block]
-"""step -> `batch_size` tokens: `acts[site]` is [b, d], and row j is the same token at every site."""
+"""step -> `batch_size` tokens: `acts[site]` is [b, d], and row j is the same token at
+every site.
+"""
 
 
 def permute(places: np.ndarray, n: int, *key: int | str) -> np.ndarray:
-    """Where the permutation of 0..n-1 that is named by `key` sends each place; int64, no table of n numbers is made.
+    """Where the permutation of 0..n-1 that is named by `key` sends each place; int64,
+    no table of n numbers is made.
 
-    A Feistel network of 6 rounds over the next power of four, walked until it falls below n (Black and Rogaway 2002,
-    "Ciphers with arbitrary finite domains"); the round function is the finaliser of splitmix64. It is exact integer
-    arithmetic, so the order is the same on every machine and with every version of numpy.
+    A Feistel network of 6 rounds over the next power of four, walked until it falls
+    below n (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"); the round
+    function is the finaliser of splitmix64. It is exact integer arithmetic, so the
+    order is the same on every machine and with every version of numpy.
 
     Args:
       places: integers in 0..n-1, [k].
@@ -71,7 +79,9 @@ def permute(places: np.ndarray, n: int, *key: int | str) -> np.ndarray:
     """
     half = np.uint64(max(1, (int(n - 1).bit_length() + 1) // 2))
     low = np.uint64((1 << int(half)) - 1)
-    words = np.frombuffer(hashlib.sha256(repr(key).encode()).digest() * 2, np.uint64)[:_ROUNDS]
+    words = np.frombuffer(hashlib.sha256(repr(key).encode()).digest() * 2, np.uint64)[
+        :_ROUNDS
+    ]
 
     def network(x: np.ndarray) -> np.ndarray:
         left, right = x >> half, x & low
@@ -91,19 +101,28 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def batch_function(blocks: Blocks, *, batch_size: int, seed: int = 0, ledger: Store | None = None) -> Batches:
-    """The batch of every step: step s holds the tokens s·b to (s+1)·b of the shuffled stream.
+def batch_function(
+    blocks: Blocks, *, batch_size: int, seed: int = 0, ledger: Store | None = None
+) -> Batches:
+    """The batch of every step: step s holds the tokens s·b to (s+1)·b of the shuffled
+    stream.
 
-    One block is kept in memory, so steps in their order read each block once; any other order is right, too, but reads
-    blocks again. A batch may lie across two blocks, and across two epochs.
+    One block is kept in memory, so steps in their order read each block once; any other
+    order is right, too, but reads blocks again. A batch may lie across two blocks, and
+    across two epochs.
 
     Args:
       blocks: `live_blocks` or `cached_blocks`.
-      ledger: a store where the sizes of blocks are noted as they become known, so that a later run need not read all
-        earlier blocks to find its step; used where `blocks.count` is None. It belongs to one model. Several processes
-        need it on a disk that all of them see.
+      ledger: a store where the sizes of blocks are noted as they become known, so that
+        a later run need not read all earlier blocks to find its step; used where
+        `blocks.count` is None. It belongs to one model. Several processes need it on a
+        disk that all of them see.
     """
-    notes = None if blocks.count or ledger is None else ledger.progress(f"stream-{blocks.name}")
+    notes = (
+        None
+        if blocks.count or ledger is None
+        else ledger.progress(f"stream-{blocks.name}")
+    )
     ends = _known_ends(notes)
     held: dict[int, Block] = {}
 
@@ -117,18 +136,27 @@ def batch_function(blocks: Blocks, *, batch_size: int, seed: int = 0, ledger: St
         """Place in the stream where block g ends."""
         while len(ends) <= g:
             k = len(ends)
-            ends.append((ends[-1] if ends else 0) + (blocks.count(k) if blocks.count else len(load(k).ids_k2)))
+            ends.append(
+                (ends[-1] if ends else 0)
+                + (blocks.count(k) if blocks.count else len(load(k).ids_k2))
+            )
             if notes is not None:
                 notes.append([{"block": k, "end": ends[k]}])
             if k + 1 == blocks.per_epoch and not ends[k]:
-                raise ValueError("no token of the corpus counts; exclude fewer tokens or give more text")
+                raise ValueError(
+                    "no token of the corpus counts; exclude fewer tokens or give more "
+                    "text"
+                )
         return ends[g]
 
     def part(g: int, start: int, stop: int) -> Block:
         block = load(g)
         index = permute(np.arange(start, stop), len(block.ids_k2), seed, "token", g)
         # `take` copies whole rows, and is half again as fast as an index here.
-        return Block({site: acts.take(index, axis=0) for site, acts in block.acts.items()}, block.ids_k2[index])
+        return Block(
+            {site: acts.take(index, axis=0) for site, acts in block.acts.items()},
+            block.ids_k2[index],
+        )
 
     def batch(step: int) -> Block:
         place, stop = step * batch_size, (step + 1) * batch_size
@@ -146,7 +174,11 @@ def batch_function(blocks: Blocks, *, batch_size: int, seed: int = 0, ledger: St
 
 def _known_ends(notes: Progress | None) -> list[int]:
     """Ends of the first blocks, as far as they were noted without a gap."""
-    noted = {} if notes is None else {row["block"]: row["end"] for row in notes.rows(("block", "end"))}
+    noted = (
+        {}
+        if notes is None
+        else {row["block"]: row["end"] for row in notes.rows(("block", "end"))}
+    )
     ends: list[int] = []
     while len(ends) in noted:
         ends.append(noted[len(ends)])
@@ -156,17 +188,24 @@ def _known_ends(notes: Progress | None) -> list[int]:
 def _joined(parts: list[Block]) -> Block:
     if len(parts) == 1:
         return parts[0]
-    acts = {site: np.concatenate([part.acts[site] for part in parts]) for site in parts[0].acts}
+    acts = {
+        site: np.concatenate([part.acts[site] for part in parts])
+        for site in parts[0].acts
+    }
     return Block(acts, np.concatenate([part.ids_k2 for part in parts]))
 
 
 def ahead(batches: Callable[[int], T], *, depth: int = 2) -> Callable[[int], T]:
-    """The same batches, the next `depth` of them made by a thread while the caller works on this one.
+    """The same batches, the next `depth` of them made by a thread while the caller
+    works on this one.
 
-    For a cache on disk and a trainer on an accelerator; the values do not change. With the model running live in
-    several processes leave it out: their collectives would start in different orders.
+    For a cache on disk and a trainer on an accelerator; the values do not change. With
+    the model running live in several processes leave it out: their collectives would
+    start in different orders.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="batches")  # one: `batches` keeps a block between calls
+    pool = ThreadPoolExecutor(
+        1, thread_name_prefix="batches"
+    )  # one: `batches` keeps a block between calls
     waiting: dict[int, Future[T]] = {}
 
     def batch(step: int) -> T:
@@ -180,8 +219,12 @@ def ahead(batches: Callable[[int], T], *, depth: int = 2) -> Callable[[int], T]:
     return batch
 
 
-def inputs(batches: Batches, site: Site, target: Site | None = None) -> Callable[[int], Any]:
-    """What a trainer asks for: step -> x [b, d], or (x, y) for a transcoder from `site` to `target`."""
+def inputs(
+    batches: Batches, site: Site, target: Site | None = None
+) -> Callable[[int], Any]:
+    """What a trainer asks for: step -> x [b, d], or (x, y) for a transcoder from `site`
+    to `target`.
+    """
 
     def batch(step: int) -> Any:
         acts = batches(step).acts

@@ -1,4 +1,6 @@
-"""Mean, mean length and mean square of activations: of a model on ordinary text, or of a stream for training."""
+"""Mean, mean length and mean square of activations: of a model on ordinary text, or of
+a stream for training.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from sae_attr.parallel import shard_batch, to_host
 from sae_attr.text.masks import beyond_limits, norm_limit
 from sae_attr.text.rows import Batch
 
-CorpusBatch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens_bt, valid_bt, counted_bt
+CorpusBatch = tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]  # tokens_bt, valid_bt, counted_bt
 NO_LIMITS: Mapping[Site, float] = MappingProxyType({})
 
 
@@ -29,7 +33,8 @@ class MeanActivation:
     Args:
       mean_d: float64, the mean of a_t.
       norm: the mean length of a_t, the unit of steering.
-      mean_square: the mean of |a_t|²; what inputs are scaled by so that they have d on average.
+      mean_square: the mean of |a_t|²; what inputs are scaled by so that they have d on
+        average.
       outliers: positions that were left out for their norm.
     """
 
@@ -40,10 +45,19 @@ class MeanActivation:
     outliers: int = 0
 
 
-def site_acts(params: Params, tokens_bt: jax.Array, valid_bt: jax.Array, *, cfg: LMConfig, site: Site) -> jax.Array:
+def site_acts(
+    params: Params,
+    tokens_bt: jax.Array,
+    valid_bt: jax.Array,
+    *,
+    cfg: LMConfig,
+    site: Site,
+) -> jax.Array:
     """Activations at a site, `[b, t, d]`; layers above it are not run."""
     span = (0, site.layer + 1)
-    return forward(params, tokens_bt, cfg=cfg, valid_bt=valid_bt, keep=(site,), span=span).acts[site]
+    return forward(
+        params, tokens_bt, cfg=cfg, valid_bt=valid_bt, keep=(site,), span=span
+    ).acts[site]
 
 
 def norm_limits(
@@ -55,7 +69,8 @@ def norm_limits(
     sites: Sequence[Site],
     mesh: jax.sharding.Mesh,
 ) -> dict[Site, float]:
-    """Measures the largest norm that counts at each site: `outlier` times the median over counted positions.
+    """Measures the largest norm that counts at each site: `outlier` times the median
+    over counted positions.
 
     Args:
       work: (tokens_bt, valid_bt, counted_bt) batches of ordinary text.
@@ -69,18 +84,29 @@ def norm_limits(
     span = (0, max(site.layer for site in sites) + 1)
 
     def norms(p: Params, tokens: jax.Array, valid: jax.Array) -> dict[Site, jax.Array]:
-        acts = forward(p, tokens, cfg=cfg, valid_bt=valid, keep=tuple(sites), span=span).acts
-        return {site: jnp.linalg.norm(acts[site].astype(jnp.float32), axis=-1) for site in sites}
+        acts = forward(
+            p, tokens, cfg=cfg, valid_bt=valid, keep=tuple(sites), span=span
+        ).acts
+        return {
+            site: jnp.linalg.norm(acts[site].astype(jnp.float32), axis=-1)
+            for site in sites
+        }
 
     step = jax.jit(norms)
     parts: dict[Site, list[np.ndarray]] = {site: [] for site in sites}
     for tokens_bt, valid_bt, counted_bt in work:
-        for site, norms_bt in step(params, *shard_batch((tokens_bt, valid_bt), mesh)).items():
+        for site, norms_bt in step(
+            params, *shard_batch((tokens_bt, valid_bt), mesh)
+        ).items():
             parts[site].append(to_host(norms_bt)[counted_bt])
-    joined = {site: np.concatenate(norms_k) if norms_k else np.zeros(0) for site, norms_k in parts.items()}
+    joined = {
+        site: np.concatenate(norms_k) if norms_k else np.zeros(0)
+        for site, norms_k in parts.items()
+    }
     if not all(len(norms_k) for norms_k in joined.values()):
         raise ValueError(
-            "no corpus position counts, so no median norm is known; exclude fewer tokens or give more text"
+            "no corpus position counts, so no median norm is known; exclude fewer "
+            "tokens or give more text"
         )
     return {site: norm_limit(norms_k, outlier) for site, norms_k in joined.items()}
 
@@ -93,17 +119,21 @@ def rows_beyond(
     cfg: LMConfig,
     mesh: jax.sharding.Mesh,
 ) -> dict[int, np.ndarray]:
-    """Finds the positions of rows whose norm exceeds a limit: row -> bool `[t]`, as long as the batch.
+    """Finds the positions of rows whose norm exceeds a limit: row -> bool `[t]`, as
+    long as the batch.
 
     Args:
-      work: batches and the numbers of their rows, -1 for an empty one, as `data.batches` gives them.
+      work: batches and the numbers of their rows, -1 for an empty one, as
+        `data.batches` gives them.
       limits: site -> largest norm that counts; at least one.
     """
     sites = tuple(limits)
     span = (0, max(site.layer for site in sites) + 1)
 
     def beyond(p: Params, batch: Batch) -> jax.Array:
-        acts = forward(p, batch.tokens_bt, cfg=cfg, valid_bt=batch.valid_bt, keep=sites, span=span).acts
+        acts = forward(
+            p, batch.tokens_bt, cfg=cfg, valid_bt=batch.valid_bt, keep=sites, span=span
+        ).acts
         return beyond_limits(acts, limits) & batch.valid_bt
 
     step = jax.jit(beyond)
@@ -124,11 +154,14 @@ def mean_activation(
     limits: Mapping[Site, float] = NO_LIMITS,
     progress: bool = False,
 ) -> MeanActivation:
-    """ā: the mean of a_t over the counted positions of a corpus; sums are float64 on the host.
+    """ā: the mean of a_t over the counted positions of a corpus; sums are float64 on
+    the host.
 
     Args:
-      work: (tokens_bt, valid_bt, counted_bt) batches; a position counts where the masks of the run let it.
-      limits: site -> largest norm; a position beyond one of them does not count (attention sinks).
+      work: (tokens_bt, valid_bt, counted_bt) batches; a position counts where the masks
+        of the run let it.
+      limits: site -> largest norm; a position beyond one of them does not count
+        (attention sinks).
 
     Raises:
       ValueError: no position counts, or an activation is NaN or infinite.
@@ -143,13 +176,19 @@ def mean_activation(
         acts = forward(p, tokens, cfg=cfg, valid_bt=valid, keep=sites, span=span).acts
         kept = counted & ~beyond_limits(acts, limits) if limits else counted
         acts_btd = jnp.where(kept[..., None], acts[site], 0)
-        return jnp.sum(acts_btd, axis=1), jnp.linalg.norm(acts_btd, axis=-1), jnp.sum(kept)
+        return (
+            jnp.sum(acts_btd, axis=1),
+            jnp.linalg.norm(acts_btd, axis=-1),
+            jnp.sum(kept),
+        )
 
     step, outliers = jax.jit(sums), 0
 
     def parts() -> Iterable[_Sums]:
         nonlocal outliers
-        with tqdm(desc="mean activation", unit="tok", unit_scale=True, disable=not progress) as bar:
+        with tqdm(
+            desc="mean activation", unit="tok", unit_scale=True, disable=not progress
+        ) as bar:
             for batch in work:
                 sum_bd, norm_bt, kept = step(params, *shard_batch(batch, mesh))
                 count = int(to_host(kept))
@@ -162,7 +201,8 @@ def mean_activation(
 
 
 def mean_of(chunks: Iterable[np.ndarray]) -> MeanActivation:
-    """The same of arrays [k, d] of counted tokens, for example of some batches of a stream.
+    """The same of arrays [k, d] of counted tokens, for example of some batches of a
+    stream.
 
     Raises:
       ValueError: no token, or a value is NaN or infinite.
@@ -171,7 +211,9 @@ def mean_of(chunks: Iterable[np.ndarray]) -> MeanActivation:
     return _mean(((x, np.linalg.norm(x, axis=-1), len(x)) for x in wide), "activations")
 
 
-_Sums = tuple[np.ndarray, np.ndarray, int]  # partial sums [..., d], lengths (0 where not counted), tokens
+_Sums = tuple[
+    np.ndarray, np.ndarray, int
+]  # partial sums [..., d], lengths (0 where not counted), tokens
 
 
 def _mean(parts: Iterable[_Sums], what: str) -> MeanActivation:
@@ -179,11 +221,18 @@ def _mean(parts: Iterable[_Sums], what: str) -> MeanActivation:
     for sum_bd, norms, count in parts:
         total_d = total_d + sum_bd.astype(np.float64).sum(0)
         norms = norms.astype(np.float64)
-        norm, square, tokens = norm + norms.sum(), square + (norms**2).sum(), tokens + count
+        norm = norm + norms.sum()
+        square = square + (norms**2).sum()
+        tokens = tokens + count
     if not tokens:
         raise ValueError(
-            "no corpus position counts towards the mean activation; exclude fewer tokens or give more text"
+            "no corpus position counts towards the mean activation; exclude fewer "
+            "tokens or give more text"
         )
     if not np.isfinite(total_d).all():
-        raise ValueError(f"{what} are NaN or infinite on the corpus; try float32 weights")
-    return MeanActivation(total_d / tokens, float(norm / tokens), tokens, float(square / tokens))
+        raise ValueError(
+            f"{what} are NaN or infinite on the corpus; try float32 weights"
+        )
+    return MeanActivation(
+        total_d / tokens, float(norm / tokens), tokens, float(square / tokens)
+    )

@@ -1,6 +1,8 @@
-"""Δ-attribution: gradients at a site, scores of every latent, rankings with their uncertainty, exact ablation.
+"""Δ-attribution: gradients at a site, scores of every latent, rankings with their
+uncertainty, exact ablation.
 
-What a script needs is here; the stages of a whole run are in `stages`, and what is printed beside Δ in `candidates`.
+What a script needs is here; the stages of a whole run are in `stages`, and what is
+printed beside Δ in `candidates`.
 """
 
 from sae_attr.activations import MeanActivation, mean_activation, site_acts
@@ -11,11 +13,27 @@ from sae_attr.attribution.corpus import (
     firing_rates,
     weighted_codes,
 )
-from sae_attr.attribution.encoder import attribute_codes, encoder_prompt_scores, error_prompt_scores, error_scores
+from sae_attr.attribution.encoder import (
+    attribute_codes,
+    encoder_prompt_scores,
+    error_prompt_scores,
+    error_scores,
+)
 from sae_attr.attribution.gradients import SiteGradients, act_and_grad
-from sae_attr.attribution.integrated import LatentPaths, Path, integrated_gradients, integrated_latents
+from sae_attr.attribution.integrated import (
+    LatentPaths,
+    Path,
+    integrated_gradients,
+    integrated_latents,
+)
 from sae_attr.attribution.merged import merge, prompt_scores
-from sae_attr.attribution.ranking import Ranking, agreement, overlap, random_matched, rank
+from sae_attr.attribution.ranking import (
+    Ranking,
+    agreement,
+    overlap,
+    random_matched,
+    rank,
+)
 from sae_attr.attribution.scores import (
     Moment,
     attribute,
@@ -26,8 +44,18 @@ from sae_attr.attribution.scores import (
     score_moment,
     token_scores,
 )
-from sae_attr.attribution.sites import SiteLatent, SiteRanking, collect_sites, rank_sites, score_sites
-from sae_attr.attribution.statistics import ClusterStatistics, cluster_statistics, split_half_spearman
+from sae_attr.attribution.sites import (
+    SiteLatent,
+    SiteRanking,
+    collect_sites,
+    rank_sites,
+    score_sites,
+)
+from sae_attr.attribution.statistics import (
+    ClusterStatistics,
+    cluster_statistics,
+    split_half_spearman,
+)
 from sae_attr.attribution.table import (
     TokenTable,
     collect,

@@ -1,4 +1,6 @@
-"""Exact mean ablation of chosen latents from a prefix that ran once: the truth that approximations are judged by."""
+"""Exact mean ablation of chosen latents from a prefix that ran once: the truth that
+approximations are judged by.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,10 @@ from sae_attr.text.rows import Batch
 class Ablation:
     """Per row (and latent): the exact ΔL and what first order said, all in nats.
 
-    `dloss`: L(ablated) − L. `first_order`: Σ over the ablated positions of δ. `end_slope`: the same product with the
-    gradient at the ablated end, so a loss that is linear along the way has all three equal. `push`, `end_push`: Σ −g·d at
-    both ends.
+    `dloss`: L(ablated) − L. `first_order`: Σ over the ablated positions of δ.
+    `end_slope`: the same product with the gradient at the ablated end, so a loss that
+    is linear along the way has all three equal. `push`, `end_push`: Σ −g·d at both
+    ends.
     """
 
     dloss: jax.Array
@@ -37,41 +40,93 @@ def suffix_start(site: Site) -> tuple[int, Site]:
 
     A resid_post is the next layer's resid_pre, so its own block need not run again.
     """
-    return (site.layer + 1, Site(site.layer + 1, "resid_pre")) if site.point == "resid_post" else (site.layer, site)
+    return (
+        (site.layer + 1, Site(site.layer + 1, "resid_pre"))
+        if site.point == "resid_post"
+        else (site.layer, site)
+    )
 
 
 def run_prefix(
-    params: Params, batch: Batch, *, cfg: LMConfig, site: Site, keep: tuple[Site, ...] = ()
+    params: Params,
+    batch: Batch,
+    *,
+    cfg: LMConfig,
+    site: Site,
+    keep: tuple[Site, ...] = (),
 ) -> tuple[jax.Array, dict[Site, jax.Array]]:
-    """The residual that enters the suffix of a site, `[b, t, d]`, run once and reused for every latent; and kept sites."""
+    """The residual that enters the suffix of a site, `[b, t, d]`, run once and reused
+    for every latent; and kept sites.
+    """
     start, _ = suffix_start(site)
-    out = forward(params, batch.tokens_bt, cfg=cfg, valid_bt=batch.valid_bt, keep=keep, span=(0, start))
+    out = forward(
+        params,
+        batch.tokens_bt,
+        cfg=cfg,
+        valid_bt=batch.valid_bt,
+        keep=keep,
+        span=(0, start),
+    )
     return out.hidden_btd, out.acts
 
 
 def suffix_loss(
-    params: Params, x_btd: jax.Array, batch: Batch, edit: Edit, *, cfg: LMConfig, site: Site, loss: str = "sum"
+    params: Params,
+    x_btd: jax.Array,
+    batch: Batch,
+    edit: Edit,
+    *,
+    cfg: LMConfig,
+    site: Site,
+    loss: str = "sum",
 ) -> jax.Array:
     """L(C) per row `[b]` from a stored prefix, with an edit at the site."""
     nll_bc = suffix_nll(params, x_btd, batch, edit, cfg=cfg, site=site)
     return completion_loss(nll_bc, batch.target_valid_bc, loss)
 
 
-def suffix_nll(params: Params, x_btd: jax.Array, batch: Batch, edit: Edit, *, cfg: LMConfig, site: Site) -> jax.Array:
-    """Nats of the completion's tokens `[b, c]` from a stored prefix, with an edit at the site."""
+def suffix_nll(
+    params: Params,
+    x_btd: jax.Array,
+    batch: Batch,
+    edit: Edit,
+    *,
+    cfg: LMConfig,
+    site: Site,
+) -> jax.Array:
+    """Nats of the completion's tokens `[b, c]` from a stored prefix, with an edit at
+    the site.
+    """
     start, at = suffix_start(site)
     if start == cfg.n_layers:
-        hidden_btd = edit(x_btd, jnp.broadcast_to(jnp.arange(x_btd.shape[1]), x_btd.shape[:2]))
+        hidden_btd = edit(
+            x_btd, jnp.broadcast_to(jnp.arange(x_btd.shape[1]), x_btd.shape[:2])
+        )
     else:
         hidden_btd = forward(
-            params, None, cfg=cfg, valid_bt=batch.valid_bt, edits={at: edit}, span=(start, cfg.n_layers), x_btd=x_btd
+            params,
+            None,
+            cfg=cfg,
+            valid_bt=batch.valid_bt,
+            edits={at: edit},
+            span=(start, cfg.n_layers),
+            x_btd=x_btd,
         ).hidden_btd
-    return target_nll(params, hidden_btd, batch.tokens_bt, batch.target_bc, batch.target_valid_bc, cfg=cfg)
+    return target_nll(
+        params,
+        hidden_btd,
+        batch.tokens_bt,
+        batch.target_bc,
+        batch.target_valid_bc,
+        cfg=cfg,
+    )
 
 
 @struct.dataclass
 class Unablated:
-    """What ablations of one batch share: the stored prefix, and activation, gradient and loss without an edit."""
+    """What ablations of one batch share: the stored prefix, and activation, gradient
+    and loss without an edit.
+    """
 
     x_btd: jax.Array
     acts_btd: jax.Array
@@ -79,17 +134,25 @@ class Unablated:
     loss_b: jax.Array
 
 
-def run_unablated(params: Params, batch: Batch, *, cfg: LMConfig, site: Site, loss: str = "sum") -> Unablated:
-    """One prefix and one suffix, forward and backward: everything that the ablations of a batch start from."""
+def run_unablated(
+    params: Params, batch: Batch, *, cfg: LMConfig, site: Site, loss: str = "sum"
+) -> Unablated:
+    """One prefix and one suffix, forward and backward: everything that the ablations of
+    a batch start from.
+    """
     x_btd, _ = run_prefix(params, batch, cfg=cfg, site=site)
 
     def plain(shift_btd: jax.Array) -> tuple[jax.Array, jax.Array]:
-        losses = suffix_loss(params, x_btd, batch, Add(shift_btd), cfg=cfg, site=site, loss=loss)
+        losses = suffix_loss(
+            params, x_btd, batch, Add(shift_btd), cfg=cfg, site=site, loss=loss
+        )
         return losses.sum(), losses
 
     shape = (*batch.tokens_bt.shape, cfg.width(site.point))
     grads_btd, loss_b = jax.grad(plain, has_aux=True)(jnp.zeros(shape, x_btd.dtype))
-    return Unablated(x_btd, _site_of(params, x_btd, batch, cfg=cfg, site=site), grads_btd, loss_b)
+    return Unablated(
+        x_btd, _site_of(params, x_btd, batch, cfg=cfg, site=site), grads_btd, loss_b
+    )
 
 
 def ablate_rows(
@@ -113,20 +176,29 @@ def ablate_rows(
     """
     project = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     gap_bt = project("btd,bd->bt", mean_d - plain.acts_btd, directions_bd) * where_bt
-    ablate = SetProjection(directions_bd, project("d,bd->b", mean_d, directions_bd), where_bt)
+    ablate = SetProjection(
+        directions_bd, project("d,bd->b", mean_d, directions_bd), where_bt
+    )
 
     def edited(shift_btd: jax.Array) -> tuple[jax.Array, jax.Array]:
         edit = Chain((ablate, Add(shift_btd)))
-        losses = suffix_loss(params, plain.x_btd, batch, edit, cfg=cfg, site=site, loss=loss)
+        losses = suffix_loss(
+            params, plain.x_btd, batch, edit, cfg=cfg, site=site, loss=loss
+        )
         return losses.sum(), losses
 
-    end_grads_btd, end_loss_b = jax.grad(edited, has_aux=True)(jnp.zeros_like(plain.acts_btd))
+    end_grads_btd, end_loss_b = jax.grad(edited, has_aux=True)(
+        jnp.zeros_like(plain.acts_btd)
+    )
 
     def slopes(grads: jax.Array) -> tuple[jax.Array, jax.Array]:
         push_bt = project("btd,bd->bt", grads, directions_bd) * where_bt
         return jnp.sum(push_bt * gap_bt, 1), -jnp.sum(push_bt, 1)
 
-    (first_b, push_b), (end_b, end_push_b) = slopes(plain.grads_btd), slopes(end_grads_btd)
+    (first_b, push_b), (end_b, end_push_b) = (
+        slopes(plain.grads_btd),
+        slopes(end_grads_btd),
+    )
     return Ablation(end_loss_b - plain.loss_b, first_b, end_b, push_b, end_push_b)
 
 
@@ -141,9 +213,21 @@ def row_ablation(
     site: Site,
     loss: str = "sum",
 ) -> Ablation:
-    """Mean ablation of one direction per row, fields `[b]`; with one True per row this is ΔL_{i,t} of single positions."""
+    """Mean ablation of one direction per row, fields `[b]`; with one True per row this
+    is ΔL_{i,t} of single positions.
+    """
     plain = run_unablated(params, batch, cfg=cfg, site=site, loss=loss)
-    return ablate_rows(params, plain, batch, directions_bd, mean_d, where_bt, cfg=cfg, site=site, loss=loss)
+    return ablate_rows(
+        params,
+        plain,
+        batch,
+        directions_bd,
+        mean_d,
+        where_bt,
+        cfg=cfg,
+        site=site,
+        loss=loss,
+    )
 
 
 def exact_ablation(
@@ -157,9 +241,11 @@ def exact_ablation(
     site: Site,
     loss: str = "sum",
 ) -> Ablation:
-    """Joint mean ablation of each of k latents at all positions `where_bt`: fields `[b, k]`.
+    """Joint mean ablation of each of k latents at all positions `where_bt`: fields `[b,
+    k]`.
 
-    The prefix runs once, the suffix once per latent; one compiled program serves any latents.
+    The prefix runs once, the suffix once per latent; one compiled program serves any
+    latents.
 
     Args:
       dec_kd: unit decoder rows of the chosen latents.
@@ -167,22 +253,50 @@ def exact_ablation(
     plain = run_unablated(params, batch, cfg=cfg, site=site, loss=loss)
 
     def one(direction_d: jax.Array) -> Ablation:
-        directions_bd = jnp.broadcast_to(direction_d, (len(plain.loss_b), len(direction_d)))
-        return ablate_rows(params, plain, batch, directions_bd, mean_d, where_bt, cfg=cfg, site=site, loss=loss)
+        directions_bd = jnp.broadcast_to(
+            direction_d, (len(plain.loss_b), len(direction_d))
+        )
+        return ablate_rows(
+            params,
+            plain,
+            batch,
+            directions_bd,
+            mean_d,
+            where_bt,
+            cfg=cfg,
+            site=site,
+            loss=loss,
+        )
 
     return jax.tree.map(lambda x_kb: x_kb.T, jax.lax.map(one, dec_kd))
 
 
-def _site_of(params: Params, x_btd: jax.Array, batch: Batch, *, cfg: LMConfig, site: Site) -> jax.Array:
-    """The site's activation from the stored prefix: the prefix itself, or one block further."""
+def _site_of(
+    params: Params, x_btd: jax.Array, batch: Batch, *, cfg: LMConfig, site: Site
+) -> jax.Array:
+    """The site's activation from the stored prefix: the prefix itself, or one block
+    further.
+    """
     start, at = suffix_start(site)
     if at != site:
         return x_btd
     span = (start, start + 1)
-    return forward(params, None, cfg=cfg, valid_bt=batch.valid_bt, keep=(site,), span=span, x_btd=x_btd).acts[site]
+    return forward(
+        params,
+        None,
+        cfg=cfg,
+        valid_bt=batch.valid_bt,
+        keep=(site,),
+        span=span,
+        x_btd=x_btd,
+    ).acts[site]
 
 
-def taylor_fails(dloss: np.ndarray, first_order: np.ndarray, *, tolerance: float = 0.5) -> np.ndarray:
-    """Where the first-order step is off by more than `tolerance` of the larger of the two numbers, or has another sign."""
+def taylor_fails(
+    dloss: np.ndarray, first_order: np.ndarray, *, tolerance: float = 0.5
+) -> np.ndarray:
+    """Where the first-order step is off by more than `tolerance` of the larger of the
+    two numbers, or has another sign.
+    """
     scale = np.maximum(np.abs(dloss), np.abs(first_order))
     return np.abs(dloss - first_order) > tolerance * np.where(scale > 0, scale, np.inf)

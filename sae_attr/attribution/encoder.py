@@ -3,12 +3,14 @@
     δ′_{i,t}  = −(g_t · r_i) (c_{i,t} − mean c_i)          r_i the decoder row as it is used: d_i ‖dec_i‖ (method, section 3)
     δ_err,t   = −g_t · (e_t − mean e),                     e_t = a_t − SAE(a_t)
 
-c = z · scale_t is the code z, times the factor by which the decoder scales that token (1 unless the SAE has a norm per
-token); means are over the corpus. An SAE without such a norm and without a skip connection decomposes the activation, so
+c = z · scale_t is the code z, times the factor by which the decoder scales that token
+(1 unless the SAE has a norm per token); means are over the corpus. An SAE without such
+a norm and without a skip connection decomposes the activation, so
 
     Σ_i δ′_{i,t} + δ_err,t = −g_t · (a_t − ā)              exactly, with ā over the same positions as mean c and mean e.
 
-A transcoder encodes another site than it writes to: codes are then of that site, a_t, g_t and e_t of the one written to.
+A transcoder encodes another site than it writes to: codes are then of that site, a_t,
+  g_t and e_t of the one written to.
 """
 
 from __future__ import annotations
@@ -22,21 +24,36 @@ import numpy as np
 
 from sae_attr.attribution.merged import MergedTokens
 from sae_attr.sae.config import LOCAL_GATES
-from sae_attr.sae.model import SAE, code_rows, code_scale, decode, encode, encode_latents
+from sae_attr.sae.model import (
+    SAE,
+    code_rows,
+    code_scale,
+    decode,
+    encode,
+    encode_latents,
+)
 
 NUMBERS = 2**25  # codes that are alive at a time
 
 
-def contributions(sae: SAE, x: jax.Array, latents: jax.Array | None = None) -> jax.Array:
-    """c = z · scale_t of all or of chosen latents, `[..., n]` or `[..., k]`, at least float32.
+def contributions(
+    sae: SAE, x: jax.Array, latents: jax.Array | None = None
+) -> jax.Array:
+    """c = z · scale_t of all or of chosen latents, `[..., n]` or `[..., k]`, at least
+    float32.
 
     Raises ValueError for a crosscoder, whose code belongs to several sites at once.
     """
     if sae.cfg.streams > 1:
         raise ValueError(
-            f"a crosscoder of {sae.cfg.streams} streams has no codes of one site; score its decoder rows alone"
+            f"a crosscoder of {sae.cfg.streams} streams has no codes of one site; "
+            "score its decoder rows alone"
         )
-    if latents is not None and sae.cfg.gate in LOCAL_GATES and not sae.cfg.block_encoder:
+    if (
+        latents is not None
+        and sae.cfg.gate in LOCAL_GATES
+        and not sae.cfg.block_encoder
+    ):
         codes = encode_latents(sae, x, latents)
     else:
         codes = encode(sae, x) if latents is None else encode(sae, x)[..., latents]
@@ -44,7 +61,9 @@ def contributions(sae: SAE, x: jax.Array, latents: jax.Array | None = None) -> j
     return codes * code_scale(sae, x).astype(codes.dtype)
 
 
-def code_scores(codes: jax.Array, grads: jax.Array, rows_kd: jax.Array, mean_k: jax.Array) -> jax.Array:
+def code_scores(
+    codes: jax.Array, grads: jax.Array, rows_kd: jax.Array, mean_k: jax.Array
+) -> jax.Array:
     """δ′ of every token and latent, `[..., k]`.
 
     Args:
@@ -53,14 +72,21 @@ def code_scores(codes: jax.Array, grads: jax.Array, rows_kd: jax.Array, mean_k: 
       rows_kd: decoder rows as they are used (`code_rows`), not scaled to unit norm.
       mean_k: mean c over the corpus.
     """
-    push = -jnp.einsum("...d,kd->...k", grads, rows_kd, precision=jax.lax.Precision.HIGHEST)
+    push = -jnp.einsum(
+        "...d,kd->...k", grads, rows_kd, precision=jax.lax.Precision.HIGHEST
+    )
     return push * (codes - mean_k)
 
 
 def attribute_codes(
-    sae: SAE, acts_btd: jax.Array, grads_btd: jax.Array, weights_bt: jax.Array, mean_n: jax.Array
+    sae: SAE,
+    acts_btd: jax.Array,
+    grads_btd: jax.Array,
+    weights_bt: jax.Array,
+    mean_n: jax.Array,
 ) -> jax.Array:
-    """Σ_t w_t δ′_{i,t} per completion and latent, `[b, n]`: `attribute` with the SAE's codes for the projections.
+    """Σ_t w_t δ′_{i,t} per completion and latent, `[b, n]`: `attribute` with the SAE's
+    codes for the projections.
 
     Args:
       acts_btd: at the site that the SAE reads.
@@ -72,14 +98,18 @@ def attribute_codes(
     def row(item: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         acts, grads, weights = item
         return jnp.einsum(
-            "t,tn->n", weights, code_scores(contributions(sae, acts), grads, code_rows(sae), mean_n),
+            "t,tn->n",
+            weights,
+            code_scores(contributions(sae, acts), grads, code_rows(sae), mean_n),
             precision=jax.lax.Precision.HIGHEST,
-        )  # fmt: skip
+        )
 
     return jax.lax.map(row, (acts_btd, grads_btd, weights_bt))
 
 
-def error_scores(sae: SAE, acts: jax.Array, reads: jax.Array, grads: jax.Array, mean_m: jax.Array) -> jax.Array:
+def error_scores(
+    sae: SAE, acts: jax.Array, reads: jax.Array, grads: jax.Array, mean_m: jax.Array
+) -> jax.Array:
     """δ_err of every token, `[...]`.
 
     Args:
@@ -93,46 +123,77 @@ def error_scores(sae: SAE, acts: jax.Array, reads: jax.Array, grads: jax.Array, 
 
 
 def encoder_prompt_scores(
-    merged: MergedTokens, sae: SAE, mean_n: np.ndarray, latents: np.ndarray | None = None
+    merged: MergedTokens,
+    sae: SAE,
+    mean_n: np.ndarray,
+    latents: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Δ′ within each prompt, `[p, k]`: the mean over prompts is Δ′; of chosen latents, or of all."""
-    rows_kd = code_rows(sae) if latents is None else code_rows(sae)[jnp.asarray(latents)]
+    """Δ′ within each prompt, `[p, k]`: the mean over prompts is Δ′; of chosen latents,
+    or of all.
+    """
+    rows_kd = (
+        code_rows(sae) if latents is None else code_rows(sae)[jnp.asarray(latents)]
+    )
     mean_k = jnp.asarray(mean_n if latents is None else mean_n[latents])
     chosen = None if latents is None else jnp.asarray(latents)
 
-    def score(sae: SAE, reads: jax.Array, acts: jax.Array, grads: jax.Array) -> jax.Array:
+    def score(
+        sae: SAE, reads: jax.Array, acts: jax.Array, grads: jax.Array
+    ) -> jax.Array:
         return code_scores(contributions(sae, reads, chosen), grads, rows_kd, mean_k)
 
     return _by_prompt(merged, sae, score, len(mean_k))
 
 
 def fires_on_pairs(merged: MergedTokens, sae: SAE, latents: np.ndarray) -> np.ndarray:
-    """Returns the share of prompts in which each of some latents fires on a counted token, `[k]`."""
+    """Returns the share of prompts in which each of some latents fires on a counted
+    token, `[k]`.
+    """
 
-    def score(sae: SAE, reads: jax.Array, acts: jax.Array, grads: jax.Array) -> jax.Array:
-        token = jnp.any(reads != 0, axis=-1, keepdims=True)  # a code of the padding's zeros need not be zero
-        return (token & (contributions(sae, reads, jnp.asarray(latents)) != 0)).astype(jnp.float32)
+    def score(
+        sae: SAE, reads: jax.Array, acts: jax.Array, grads: jax.Array
+    ) -> jax.Array:
+        token = jnp.any(
+            reads != 0, axis=-1, keepdims=True
+        )  # a code of the padding's zeros need not be zero
+        return (token & (contributions(sae, reads, jnp.asarray(latents)) != 0)).astype(
+            jnp.float32
+        )
 
     return (_by_prompt(merged, sae, score, len(latents)) > 0).mean(0)
 
 
-def error_prompt_scores(merged: MergedTokens, sae: SAE, mean_m: np.ndarray, mean_d: np.ndarray) -> np.ndarray:
-    """Within each prompt Δ_err and the whole −g·(a − ā), `[p, 2]`: how much of the first order lies outside the SAE."""
+def error_prompt_scores(
+    merged: MergedTokens, sae: SAE, mean_m: np.ndarray, mean_d: np.ndarray
+) -> np.ndarray:
+    """Within each prompt Δ_err and the whole −g·(a − ā), `[p, 2]`: how much of the
+    first order lies outside the SAE.
+    """
 
-    def score(sae: SAE, reads: jax.Array, acts: jax.Array, grads: jax.Array) -> jax.Array:
+    def score(
+        sae: SAE, reads: jax.Array, acts: jax.Array, grads: jax.Array
+    ) -> jax.Array:
         whole = -jnp.sum(grads * (acts - mean_d), axis=-1)
-        return jnp.stack([error_scores(sae, acts, reads, grads, jnp.asarray(mean_m)), whole], axis=-1)
+        return jnp.stack(
+            [error_scores(sae, acts, reads, grads, jnp.asarray(mean_m)), whole], axis=-1
+        )
 
     return _by_prompt(merged, sae, score, 2)
 
 
-def _by_prompt(merged: MergedTokens, sae: SAE, score: Callable[..., jax.Array], width: int) -> np.ndarray:
-    """Sums of a score over each prompt's tokens, `[p, width]`, float64, a block of tokens at a time."""
+def _by_prompt(
+    merged: MergedTokens, sae: SAE, score: Callable[..., jax.Array], width: int
+) -> np.ndarray:
+    """Sums of a score over each prompt's tokens, `[p, width]`, float64, a block of
+    tokens at a time.
+    """
     count = len(merged.prompt_j)
     block = min(max(1, NUMBERS // sae.cfg.n_latents), -(-count // 128) * 128)
 
     @partial(jax.jit, static_argnames="prompts")
-    def add(sae: SAE, arrays: tuple[jax.Array, ...], segments: jax.Array, prompts: int) -> jax.Array:
+    def add(
+        sae: SAE, arrays: tuple[jax.Array, ...], segments: jax.Array, prompts: int
+    ) -> jax.Array:
         return jax.ops.segment_sum(score(sae, *arrays), segments, num_segments=prompts)
 
     total = np.zeros((merged.prompts, width))
@@ -140,6 +201,10 @@ def _by_prompt(merged: MergedTokens, sae: SAE, score: Callable[..., jax.Array], 
         part = slice(start, start + block)
         gap = block - len(merged.prompt_j[part])  # zero gradients, so zero scores
         pad = lambda x: np.pad(np.asarray(x, np.float32), ((0, gap), (0, 0)))  # noqa: B023
-        arrays = tuple(pad(x[part]) for x in (merged.reads_jd, merged.acts_jd, merged.grads_jd))
-        total += np.asarray(add(sae, arrays, np.pad(merged.prompt_j[part], (0, gap)), merged.prompts))
+        arrays = tuple(
+            pad(x[part]) for x in (merged.reads_jd, merged.acts_jd, merged.grads_jd)
+        )
+        total += np.asarray(
+            add(sae, arrays, np.pad(merged.prompt_j[part], (0, gap)), merged.prompts)
+        )
     return total

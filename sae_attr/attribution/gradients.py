@@ -1,4 +1,6 @@
-"""Activations and gradients at sites: one forward pass, and a backward pass that stops at the lowest site."""
+"""Activations and gradients at sites: one forward pass, and a backward pass that stops
+at the lowest site.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from sae_attr.text.rows import Batch
 
 @struct.dataclass
 class SiteGradients:
-    """Per site `acts` and `grads` `[b, t, d]` (sites that are only read have no grads), and `nll_bc` in nats."""
+    """Per site `acts` and `grads` `[b, t, d]` (sites that are only read have no grads),
+    and `nll_bc` in nats.
+    """
 
     acts: dict[Site, jax.Array]
     grads: dict[Site, jax.Array]
@@ -38,19 +42,25 @@ def act_and_grad(
     rules: Rules = PLAIN,
     read: tuple[Site, ...] = (),
 ) -> SiteGradients:
-    """a_t and g_t = dL(C)/da_t at the sites, for every row by itself (method, section 2).
+    """a_t and g_t = dL(C)/da_t at the sites, for every row by itself (method, section
+    2).
 
-    The gradient is taken with respect to a zero that is added at each site, so nothing below the lowest site is
-    differentiated and no parameter gradient exists.
+    The gradient is taken with respect to a zero that is added at each site, so nothing
+    below the lowest site is differentiated and no parameter gradient exists.
 
     Args:
       batch: rows of prompt + completion; losses of rows are summed, so rows do not mix.
-      sites: several sites cost one backward pass; an upper site's gradient is its own total derivative.
+      sites: several sites cost one backward pass; an upper site's gradient is its own
+        total derivative.
       loss: `sum` over the completion's tokens, or `mean`.
-      edits: interventions that are in force while the gradient is taken, at other sites than `sites`.
-      remat: recompute blocks in the backward pass: less memory, about a third more operations.
-      rules: backward rules, a set of `sae_attr.lm.lrp.RULES`; with them g_t is what RelP propagates instead.
-      read: further sites whose activations alone are returned, for instance a transcoder's input.
+      edits: interventions that are in force while the gradient is taken, at other sites
+        than `sites`.
+      remat: recompute blocks in the backward pass: less memory, about a third more
+        operations.
+      rules: backward rules, a set of `sae_attr.lm.lrp.RULES`; with them g_t is what
+        RelP propagates instead.
+      read: further sites whose activations alone are returned, for instance a
+        transcoder's input.
 
     Raises:
       ValueError: unknown loss, a site outside the model, or an edit at one of `sites`.
@@ -59,21 +69,44 @@ def act_and_grad(
     edits = dict(edits or {})
     both = sorted(set(edits) & set(sites))
     if both:
-        raise ValueError(f"site {both[0]} is edited and differentiated at once; give the edit another site")
+        raise ValueError(
+            f"site {both[0]} is edited and differentiated at once; give the edit "
+            "another site"
+        )
     b, t = batch.tokens_bt.shape
-    zeros = {site: jnp.zeros((b, t, cfg.width(site.point)), cfg.resid_dtype) for site in sites}
+    zeros = {
+        site: jnp.zeros((b, t, cfg.width(site.point)), cfg.resid_dtype)
+        for site in sites
+    }
 
-    def total(shift: dict[Site, jax.Array]) -> tuple[jax.Array, tuple[dict[Site, jax.Array], jax.Array]]:
+    def total(
+        shift: dict[Site, jax.Array],
+    ) -> tuple[jax.Array, tuple[dict[Site, jax.Array], jax.Array]]:
         adds = {site: Add(x_btd) for site, x_btd in shift.items()}
         out = forward(
-            params, batch.tokens_bt, cfg=cfg, valid_bt=batch.valid_bt, edits={**edits, **adds}, keep=(*sites, *read),
-            remat=remat, unroll=unroll, rules=rules,
-        )  # fmt: skip
-        nll_bc = target_nll(
-            params, out.hidden_btd, batch.tokens_bt, batch.target_bc, batch.target_valid_bc, cfg=cfg,
+            params,
+            batch.tokens_bt,
+            cfg=cfg,
+            valid_bt=batch.valid_bt,
+            edits={**edits, **adds},
+            keep=(*sites, *read),
+            remat=remat,
+            unroll=unroll,
             rules=rules,
-        )  # fmt: skip
-        return jnp.sum(completion_loss(nll_bc, batch.target_valid_bc, loss)), (out.acts, nll_bc)
+        )
+        nll_bc = target_nll(
+            params,
+            out.hidden_btd,
+            batch.tokens_bt,
+            batch.target_bc,
+            batch.target_valid_bc,
+            cfg=cfg,
+            rules=rules,
+        )
+        return jnp.sum(completion_loss(nll_bc, batch.target_valid_bc, loss)), (
+            out.acts,
+            nll_bc,
+        )
 
     grads, (acts, nll_bc) = jax.grad(total, has_aux=True)(zeros)
     return SiteGradients(acts, grads, nll_bc)

@@ -1,7 +1,9 @@
-"""Integrated gradients: g_t averaged along a line from the mean to the activation, in two forms that are never mixed.
+"""Integrated gradients: g_t averaged along a line from the mean to the activation, in
+two forms that are never mixed.
 
-Joint (Sundararajan 2017; Marks 2024): every coordinate of every chosen position moves together from ā to a_t. Per latent:
-only the latent's own projection moves, at all chosen positions together. Both are completed by the loss at the two ends:
+Joint (Sundararajan 2017; Marks 2024): every coordinate of every chosen position moves
+together from ā to a_t. Per latent: only the latent's own projection moves, at all
+chosen positions together. Both are completed by the loss at the two ends:
 
     joint        −Σ_t g̃_t · (a_t − ā)                     →  L(ā at all t) − L
     per latent   −Σ_t (g̃_t·d_i) ((a_t − ā)·d_i)           →  L(a_t·d_i ← ā·d_i at all t) − L, the exact joint mean ablation
@@ -31,7 +33,9 @@ from sae_attr.text.rows import Batch
 
 @dataclass(frozen=True)
 class Path:
-    """The line of the joint form: from `mean_d`, in `steps` midpoints, at the positions `where(batch, row_b)` `[b, t]`."""
+    """The line of the joint form: from `mean_d`, in `steps` midpoints, at the positions
+    `where(batch, row_b)` `[b, t]`.
+    """
 
     mean_d: np.ndarray
     where: Callable[[Batch, np.ndarray], np.ndarray]
@@ -40,7 +44,8 @@ class Path:
 
 @struct.dataclass
 class LatentPaths:
-    """Of every chosen latent, `[b, t, k]`: `push`, the mean of −g·d along its own line, and `presence`, (a − ā)·d.
+    """Of every chosen latent, `[b, t, k]`: `push`, the mean of −g·d along its own line,
+    and `presence`, (a − ā)·d.
 
     Both are 0 at positions that do not move. δ of the per-latent form is their product.
     """
@@ -73,16 +78,19 @@ def integrated_gradients(
     loss: str = "sum",
     read: tuple[Site, ...] = (),
 ) -> SiteGradients:
-    """The joint form, in the place of `act_and_grad`: a_t, g̃_t and the unedited nll of every row.
+    """The joint form, in the place of `act_and_grad`: a_t, g̃_t and the unedited nll of
+    every row.
 
-    The prefix runs once, the suffix forward and backward once a step; steps are summed in a loop, so memory does not grow
-    with them.
+    The prefix runs once, the suffix forward and backward once a step; steps are summed
+    in a loop, so memory does not grow with them.
 
     Args:
       mean_d: ā, where the line begins.
-      where_bt: positions that move, together. Gradients elsewhere are averaged along the same line, without moving there.
+      where_bt: positions that move, together. Gradients elsewhere are averaged along
+        the same line, without moving there.
       steps: midpoints of the line.
-      read: further sites whose activations alone are returned, not above the site's layer.
+      read: further sites whose activations alone are returned, not above the site's
+        layer.
 
     Raises:
       ValueError: fewer than one step; as `act_and_grad`.
@@ -95,7 +103,9 @@ def integrated_gradients(
         jnp.zeros_like(acts[site]),
         steps,
     )
-    return SiteGradients(acts, {site: total / steps}, nll(Add(jnp.zeros_like(acts[site]))))
+    return SiteGradients(
+        acts, {site: total / steps}, nll(Add(jnp.zeros_like(acts[site])))
+    )
 
 
 def integrated_latents(
@@ -110,7 +120,8 @@ def integrated_latents(
     steps: int = 10,
     loss: str = "sum",
 ) -> LatentPaths:
-    """The per-latent form for k latents: k · steps suffixes forward and backward, so for candidates only.
+    """The per-latent form for k latents: k · steps suffixes forward and backward, so
+    for candidates only.
 
     Args:
       dec_kd: unit decoder rows of the chosen latents.
@@ -125,22 +136,31 @@ def integrated_latents(
     def one(direction_d: jax.Array) -> tuple[jax.Array, jax.Array]:
         presence_bt = project("btd,d->bt", acts[site] - mean_d, direction_d)
         start = project("d,d->", mean_d, direction_d)
-        edit = lambda alpha: SetProjection(direction_d, start + alpha * presence_bt, where_bt)
+        edit = lambda alpha: SetProjection(
+            direction_d, start + alpha * presence_bt, where_bt
+        )
         total_btd = _gradient_sum(edit, value, jnp.zeros_like(acts[site]), steps)
-        return -project("btd,d->bt", total_btd, direction_d) / steps * where_bt, presence_bt * where_bt
+        return -project(
+            "btd,d->bt", total_btd, direction_d
+        ) / steps * where_bt, presence_bt * where_bt
 
     push_kbt, presence_kbt = jax.lax.map(one, dec_kd)
     return LatentPaths(jnp.moveaxis(push_kbt, 0, -1), jnp.moveaxis(presence_kbt, 0, -1))
 
 
 def _gradient_sum(
-    edit: Callable[[jax.Array], Edit], value: Callable[[Edit], jax.Array], zero_btd: jax.Array, steps: int
+    edit: Callable[[jax.Array], Edit],
+    value: Callable[[Edit], jax.Array],
+    zero_btd: jax.Array,
+    steps: int,
 ) -> jax.Array:
     """Σ over the midpoints of the gradient at the edited activation."""
 
     def add(total_btd: jax.Array, alpha: jax.Array) -> tuple[jax.Array, None]:
         moved = edit(alpha)
-        return total_btd + jax.grad(lambda shift_btd: value(Chain((moved, Add(shift_btd)))))(zero_btd), None
+        return total_btd + jax.grad(
+            lambda shift_btd: value(Chain((moved, Add(shift_btd))))
+        )(zero_btd), None
 
     return jax.lax.scan(add, zero_btd, midpoints(steps).astype(zero_btd.dtype))[0]
 
@@ -148,13 +168,31 @@ def _gradient_sum(
 def _prefix(
     params: Params, batch: Batch, *, cfg: LMConfig, site: Site, read: tuple[Site, ...]
 ) -> tuple[jax.Array, dict[Site, jax.Array]]:
-    """The residual that enters the suffix, and the activations of the site and of the sites that are read."""
+    """The residual that enters the suffix, and the activations of the site and of the
+    sites that are read.
+    """
     start, at = suffix_start(site)
-    x_btd, acts = run_prefix(params, batch, cfg=cfg, site=site, keep=tuple(s for s in read if s.layer < start))
-    inside = tuple(s for s in (*(() if at != site else (site,)), *read) if s.layer >= start)
+    x_btd, acts = run_prefix(
+        params,
+        batch,
+        cfg=cfg,
+        site=site,
+        keep=tuple(s for s in read if s.layer < start),
+    )
+    inside = tuple(
+        s for s in (*(() if at != site else (site,)), *read) if s.layer >= start
+    )
     if at != site:
         acts[site] = x_btd
     if inside:
         span = (start, max(s.layer for s in inside) + 1)
-        acts |= forward(params, None, cfg=cfg, valid_bt=batch.valid_bt, keep=inside, span=span, x_btd=x_btd).acts
+        acts |= forward(
+            params,
+            None,
+            cfg=cfg,
+            valid_bt=batch.valid_bt,
+            keep=inside,
+            span=span,
+            x_btd=x_btd,
+        ).acts
     return x_btd, acts

@@ -1,4 +1,6 @@
-"""Rankings: the method's and its rivals', in one type, so that everything downstream treats them alike."""
+"""Rankings: the method's and its rivals', in one type, so that everything downstream
+treats them alike.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from scipy import stats
 class Ranking:
     """Latents of a dictionary from best to worst by one score.
 
-    `scores_n`: float `[n]`, NaN where it was not computed. `latents_k`: indices of the best k, best first.
+    `scores_n`: float `[n]`, NaN where it was not computed. `latents_k`: indices of the
+      best k, best first.
     `options`: every choice behind the score.
     """
 
@@ -25,7 +28,9 @@ class Ranking:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def rank_of(self, latents: np.ndarray) -> np.ndarray:
-        """1-based ranks of some latents among all with a score; equal scores share the better rank, NaN gives 0."""
+        """1-based ranks of some latents among all with a score; equal scores share the
+        better rank, NaN gives 0.
+        """
         finite = np.sort(self.scores_n[np.isfinite(self.scores_n)])
         chosen = self.scores_n[latents]
         above = len(finite) - np.searchsorted(finite, chosen, side="right")
@@ -33,12 +38,15 @@ class Ranking:
 
 
 def rank(name: str, scores_n: Any, top: int, **options: Any) -> Ranking:
-    """The best `top` latents by SIGNED score, descending; equal scores in order of index, NaN never chosen.
+    """The best `top` latents by SIGNED score, descending; equal scores in order of
+    index, NaN never chosen.
 
     Raises ValueError if no latent has a score.
     """
     scores_n = np.asarray(scores_n)
-    order = np.argsort(np.where(np.isfinite(scores_n), -scores_n, np.inf), kind="stable")[:top]
+    order = np.argsort(
+        np.where(np.isfinite(scores_n), -scores_n, np.inf), kind="stable"
+    )[:top]
     order = order[np.isfinite(scores_n[order])]
     if not len(order):
         raise ValueError(f"ranking {name!r} has no finite score at all")
@@ -46,19 +54,30 @@ def rank(name: str, scores_n: Any, top: int, **options: Any) -> Ranking:
 
 
 def random_matched(
-    name: str, rates_n: np.ndarray, like: np.ndarray, count: int, key: jax.Array, avoid: np.ndarray | None = None
+    name: str,
+    rates_n: np.ndarray,
+    like: np.ndarray,
+    count: int,
+    key: jax.Array,
+    avoid: np.ndarray | None = None,
 ) -> Ranking:
-    """Latents drawn at random whose firing rates are those of `like`: the grey zone of the method's figure.
+    """Latents drawn at random whose firing rates are those of `like`: the grey zone of
+    the method's figure.
 
-    For each draw a member of `like` is taken in turn and one of the 20 unused latents nearest to it in log firing rate is
-    drawn. Latents in `avoid` (default `like`) and latents of unknown rate are never drawn; dead ones only for dead ones, so
-    fewer than `count` come back where the living run out.
+    For each draw a member of `like` is taken in turn and one of the 20 unused latents
+    nearest to it in log firing rate is drawn. Latents in `avoid` (default `like`) and
+    latents of unknown rate are never drawn; dead ones only for dead ones, so fewer than
+    `count` come back where the living run out.
     Where no rate is known at all the draw is uniform, and `options["matched"]` says so.
     """
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     free = np.isfinite(rates_n)
     matched = bool(free.any())
-    log_n = np.log10(np.where(free, rates_n, 0) + 1e-7) if matched else np.zeros(len(rates_n))
+    log_n = (
+        np.log10(np.where(free, rates_n, 0) + 1e-7)
+        if matched
+        else np.zeros(len(rates_n))
+    )
     free = free if matched else np.ones(len(rates_n), bool)
     free[np.asarray(like if avoid is None else avoid, int)] = False
     chosen: list[int] = []
@@ -72,17 +91,28 @@ def random_matched(
             chosen.append(int(generator.choice(pool)))
             free[chosen[-1]] = False
     scores_n = np.full(len(rates_n), np.nan)
-    scores_n[chosen] = -np.arange(len(chosen))  # the order of drawing; there is no score
-    return Ranking(name, scores_n, np.array(chosen, int), {"matched": "firing rate" if matched else "nothing"})
+    scores_n[chosen] = -np.arange(
+        len(chosen)
+    )  # the order of drawing; there is no score
+    return Ranking(
+        name,
+        scores_n,
+        np.array(chosen, int),
+        {"matched": "firing rate" if matched else "nothing"},
+    )
 
 
 def overlap(a: Ranking, b: Ranking) -> float:
     """Share of the shorter top list that is also in the other."""
-    return len(np.intersect1d(a.latents_k, b.latents_k)) / max(1, min(len(a.latents_k), len(b.latents_k)))
+    return len(np.intersect1d(a.latents_k, b.latents_k)) / max(
+        1, min(len(a.latents_k), len(b.latents_k))
+    )
 
 
 def agreement(a_n: np.ndarray, b_n: np.ndarray) -> dict[str, float]:
-    """Pearson and Spearman correlation of two score arrays over the entries that both have; NaN where undefined."""
+    """Pearson and Spearman correlation of two score arrays over the entries that both
+    have; NaN where undefined.
+    """
     both = np.isfinite(a_n) & np.isfinite(b_n)
     x, y = np.asarray(a_n)[both].ravel(), np.asarray(b_n)[both].ravel()
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:

@@ -1,7 +1,9 @@
-"""Dictionaries of several sites at once: one backward pass for all, one ranking of (site, latent); and transcoders' sites.
+"""Dictionaries of several sites at once: one backward pass for all, one ranking of
+(site, latent); and transcoders' sites.
 
-Each site's gradient is a total derivative, so one cause may appear at several layers: scores of different sites share a
-unit (nats per token) and may be ordered together, but they must not be added up.
+Each site's gradient is a total derivative, so one cause may appear at several layers:
+scores of different sites share a unit (nats per token) and may be ordered together, but
+they must not be added up.
 """
 
 from __future__ import annotations
@@ -17,7 +19,12 @@ import numpy as np
 
 from sae_attr.attribution.gradients import act_and_grad
 from sae_attr.attribution.scores import score_moment
-from sae_attr.attribution.table import TokenTable, table_from_batches, table_moment, token_weights
+from sae_attr.attribution.table import (
+    TokenTable,
+    table_from_batches,
+    table_moment,
+    token_weights,
+)
 from sae_attr.files.tensors import RowSource
 from sae_attr.hooks import Site, parse_site
 from sae_attr.lm.hf_config import LMConfig
@@ -31,7 +38,9 @@ ERROR = -1  # in the place of a latent: what the SAE of that site does not recon
 
 
 class SiteLatent(NamedTuple):
-    """One entry of a ranking over sites; `latent` is `ERROR` for the reconstruction error."""
+    """One entry of a ranking over sites; `latent` is `ERROR` for the reconstruction
+    error.
+    """
 
     site: Site
     latent: int
@@ -39,7 +48,9 @@ class SiteLatent(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SiteRanking:
-    """The best entries of several dictionaries, best first, with their scores `[k]` and every choice behind them."""
+    """The best entries of several dictionaries, best first, with their scores `[k]` and
+    every choice behind them.
+    """
 
     name: str
     entries: tuple[SiteLatent, ...]
@@ -48,18 +59,28 @@ class SiteRanking:
 
     def latents(self, site: Site) -> np.ndarray:
         """The latents of one site in their order, errors left out."""
-        return np.array([e.latent for e in self.entries if e.site == site and e.latent != ERROR], int)
+        return np.array(
+            [e.latent for e in self.entries if e.site == site and e.latent != ERROR],
+            int,
+        )
 
 
 def rank_sites(
-    name: str, scores: Mapping[Site, Any], top: int, *, errors: Mapping[Site, float] | None = None, **options: Any
+    name: str,
+    scores: Mapping[Site, Any],
+    top: int,
+    *,
+    errors: Mapping[Site, float] | None = None,
+    **options: Any,
 ) -> SiteRanking:
-    """One ranking of the latents of several sites by SIGNED score, descending; NaN never chosen.
+    """One ranking of the latents of several sites by SIGNED score, descending; NaN
+    never chosen.
 
     Args:
       scores: per site one number per latent `[n]`; dictionaries may differ in size.
       top: entries that are kept.
-      errors: per site the score of the reconstruction error (Δ_err), ranked as an entry of its own.
+      errors: per site the score of the reconstruction error (Δ_err), ranked as an entry
+        of its own.
 
     Raises:
       ValueError: no score is finite.
@@ -69,12 +90,18 @@ def rank_sites(
     values += [np.array([value], np.float64) for value in (errors or {}).values()]
     owners = [*sites, *(errors or {})]
     first = [0] * len(sites) + [ERROR] * len(errors or {})
-    entries = [SiteLatent(site, k + i) for site, k, v in zip(owners, first, values, strict=True) for i in range(len(v))]
+    entries = [
+        SiteLatent(site, k + i)
+        for site, k, v in zip(owners, first, values, strict=True)
+        for i in range(len(v))
+    ]
     flat = np.concatenate(values)
     order = np.argsort(np.where(np.isfinite(flat), -flat, np.inf), kind="stable")[:top]
     order = order[np.isfinite(flat[order])]
     if not len(order):
-        raise ValueError(f"ranking {name!r} has no finite score at any of its {len(sites)} sites")
+        raise ValueError(
+            f"ranking {name!r} has no finite score at any of its {len(sites)} sites"
+        )
     return SiteRanking(name, tuple(entries[i] for i in order), flat[order], options)
 
 
@@ -93,20 +120,33 @@ def collect_sites(
     """Tables of several sites from ONE forward and one backward pass a row.
 
     Args:
-      sites: sites that are scored; as a mapping, each with the site that its SAE encodes (transcoders).
+      sites: sites that are scored; as a mapping, each with the site that its SAE
+        encodes (transcoders).
     """
-    reads = dict(sites) if isinstance(sites, Mapping) else {site: site for site in sites}
+    reads = (
+        dict(sites) if isinstance(sites, Mapping) else {site: site for site in sites}
+    )
     scored, extra = tuple(reads), tuple(sorted(set(reads.values()) - set(reads)))
     step = jax.jit(
-        lambda p, b: act_and_grad(p, b, cfg=cfg, sites=scored, read=extra, loss=loss, rules=rules, remat=remat)
+        lambda p, b: act_and_grad(
+            p, b, cfg=cfg, sites=scored, read=extra, loss=loss, rules=rules, remat=remat
+        )
     )
     results: dict[Site, list[dict[str, np.ndarray]]] = {site: [] for site in scored}
     for batch, row_b in batches(rows, batch_size=batch_size):
         out = step(params, shard_batch(batch, mesh))
-        acts, nll_b = {site: to_host(x) for site, x in out.acts.items()}, to_host(out.nll_bc).astype(np.float64).sum(1)
+        acts = {site: to_host(x) for site, x in out.acts.items()}
+        nll_b = to_host(out.nll_bc).astype(np.float64).sum(1)
         for site, read in reads.items():
-            arrays = {"row_b": row_b, "acts_btd": acts[site], "grads_btd": to_host(out.grads[site]), "nll_b": nll_b}
-            results[site].append(arrays | ({"inputs_btd": acts[read]} if read != site else {}))
+            arrays = {
+                "row_b": row_b,
+                "acts_btd": acts[site],
+                "grads_btd": to_host(out.grads[site]),
+                "nll_b": nll_b,
+            }
+            results[site].append(
+                arrays | ({"inputs_btd": acts[read]} if read != site else {})
+            )
     return {site: table_from_batches(rows, found) for site, found in results.items()}
 
 
@@ -124,38 +164,55 @@ def score_sites(
     """
     out = {}
     for site, table in tables.items():
-        absent = [what for what, known in (("decoder", decoders), ("mean", means)) if site not in known]
+        absent = [
+            what
+            for what, known in (("decoder", decoders), ("mean", means))
+            if site not in known
+        ]
         if absent:
-            raise ValueError(f"site {site} has gradients but no {absent[0]}; give one, or leave the site out")
+            raise ValueError(
+                f"site {site} has gradients but no {absent[0]}; give one, or leave the "
+                "site out"
+            )
         m = table_moment(table, token_weights(table.rows, scope, exclude))
-        out[site] = np.asarray(score_moment(m, jnp.asarray(means[site], jnp.float32), decoders[site]))
+        out[site] = np.asarray(
+            score_moment(m, jnp.asarray(means[site], jnp.float32), decoders[site])
+        )
     return out
 
 
-# ---- what a transcoder reads ------------------------------------------------------------------------------------------
+# ---- what a transcoder reads ---------------------------------------------------------
 
 _BEFORE_GAIN = re.compile(r"blocks\.(\d+)\.ln2\.hook_normalized")
 
 
 def read_site(name: str, *, norms_behind: bool | None = None) -> tuple[Site, bool]:
-    """The site that an SAE's file says it encodes, and whether it does so before the norm's gain.
+    """The site that an SAE's file says it encodes, and whether it does so before the
+    norm's gain.
 
-    TransformerLens calls the MLP's input `ln2.hook_normalized`, which for an RMSNorm is the input before the gain.
-    `norms_behind` as `parse_site` takes it.
+    TransformerLens calls the MLP's input `ln2.hook_normalized`, which for an RMSNorm is
+    the input before the gain. `norms_behind` as `parse_site` takes it.
     """
     match = _BEFORE_GAIN.fullmatch(name)
-    return (Site(int(match[1]), "mlp_in"), True) if match else (parse_site(name, norms_behind=norms_behind), False)
+    return (
+        (Site(int(match[1]), "mlp_in"), True)
+        if match
+        else (parse_site(name, norms_behind=norms_behind), False)
+    )
 
 
 def after_gain(sae: SAE, params: Params, layer: int, *, cfg: LMConfig) -> SAE:
-    """The same SAE for an input that carries the gain of the MLP's norm: x W = (x · gain)(W / gain).
+    """The same SAE for an input that carries the gain of the MLP's norm: x W = (x ·
+    gain)(W / gain).
 
-    Raises ValueError for a LayerNorm, where it depends on how the model was processed for training.
+    Raises ValueError for a LayerNorm, where it depends on how the model was processed
+    for training.
     """
     gain_d = norm_gain(params, Site(layer, "mlp_in"), cfg=cfg)
     if gain_d is None:
         raise ValueError(
-            f"the SAE reads ln2.hook_normalized of a {cfg.family} model, whose LayerNorm may or may not have been folded; "
+            f"the SAE reads ln2.hook_normalized of a {cfg.family} model, whose "
+            "LayerNorm may or may not have been folded; "
             f"say which by site_in: layer{layer}.mlp_in reads after gain and bias"
         )
     return scaled_input(sae, 1 / gain_d)

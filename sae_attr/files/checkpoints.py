@@ -1,8 +1,10 @@
-"""Training checkpoints: a pytree of arrays and its JSON metadata under a step number, whole or not at all.
+"""Training checkpoints: a pytree of arrays and its JSON metadata under a step number,
+whole or not at all.
 
-The only module that knows Orbax. A step is written beside the others and renamed when it is complete, so that a kill at
-any moment leaves the last good one; arrays are written and read by the processes that hold their shards. In every step
-lies a list of its files with their checksums, and a step whose files are not those counts as absent.
+The only module that knows Orbax. A step is written beside the others and renamed when
+it is complete, so that a kill at any moment leaves the last good one; arrays are
+written and read by the processes that hold their shards. In every step lies a list of
+its files with their checksums, and a step whose files are not those counts as absent.
 """
 
 from __future__ import annotations
@@ -27,18 +29,29 @@ from sae_attr.store.names import list_files, whole_hash
 T = TypeVar("T")
 
 _STATE, _META, _LIST = "state", "meta", "files.json"
-_VERIFIED: dict[str, bool] = {}  # list of a step's files -> whether they were as it says; a step is read whole once
+_VERIFIED: dict[
+    str, bool
+] = {}  # list of a step's files -> whether they were as it says; a step is read whole once
 
 
-def save(folder: PathLike, step: int, state: Any, meta: Mapping[str, Any] | None = None, *, keep: int = 2) -> None:
-    """Writes `state` and `meta` as `step`, then deletes all but the last `keep` steps; returns when it is on the disk.
+def save(
+    folder: PathLike,
+    step: int,
+    state: Any,
+    meta: Mapping[str, Any] | None = None,
+    *,
+    keep: int = 2,
+) -> None:
+    """Writes `state` and `meta` as `step`, then deletes all but the last `keep` steps;
+    returns when it is on the disk.
 
     Every process of a run calls it.
 
     Args:
       folder: of all steps of one run; made if absent.
       step: at or above 0, beyond those in the folder.
-      state: pytree of jax arrays (sharded or not, typed keys too), numpy arrays and numbers.
+      state: pytree of jax arrays (sharded or not, typed keys too), numpy arrays and
+        numbers.
       meta: what JSON can say, numpy values included. `restore` compares its "config".
       keep: how many steps to leave.
 
@@ -48,10 +61,19 @@ def save(folder: PathLike, step: int, state: Any, meta: Mapping[str, Any] | None
     check_held(folder)
     newest = latest(folder)
     if newest is not None and newest >= step:
-        raise ValueError(f"{os.fspath(folder)} holds step {newest} and is to get step {step}; give another folder")
+        raise ValueError(
+            f"{os.fspath(folder)} holds step {newest} and is to get step {step}; give "
+            "another folder"
+        )
     if keep < 1:
-        raise ValueError(f"keep={keep} would delete step {step} as soon as it is written; keep at least 1")
-    items = {_STATE: ocp.args.StandardSave(state), _META: ocp.args.JsonSave(_plain(meta or {}))}
+        raise ValueError(
+            f"keep={keep} would delete step {step} as soon as it is written; keep at "
+            "least 1"
+        )
+    items = {
+        _STATE: ocp.args.StandardSave(state),
+        _META: ocp.args.JsonSave(_plain(meta or {})),
+    }
     if is_main():
         for damaged in (n for n in _steps(folder) if newest is None or n > newest):
             remove(epath.Path(folder) / str(damaged))
@@ -63,12 +85,15 @@ def save(folder: PathLike, step: int, state: Any, meta: Mapping[str, Any] | None
 
 
 def latest(folder: PathLike) -> int | None:
-    """The highest step in the folder that is complete and undamaged, or None; a damaged one is said."""
+    """The highest step in the folder that is complete and undamaged, or None; a damaged
+    one is said.
+    """
     for step in sorted(_steps(folder), reverse=True):
         if _is_whole(folder, step):
             return step
         warnings.warn(
-            f"checkpoint {os.fspath(epath.Path(folder) / str(step))} is not as it was written; the one before it is taken",
+            f"checkpoint {os.fspath(epath.Path(folder) / str(step))} is not as it was "
+            "written; the one before it is taken",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -77,7 +102,11 @@ def latest(folder: PathLike) -> int | None:
 
 def _steps(folder: PathLike) -> list[int]:
     path = epath.Path(folder)
-    return [int(p.name) for p in path.iterdir() if p.name.isdecimal()] if path.is_dir() else []
+    return (
+        [int(p.name) for p in path.iterdir() if p.name.isdecimal()]
+        if path.is_dir()
+        else []
+    )
 
 
 def _note_files(folder: PathLike, step: int) -> None:
@@ -94,15 +123,22 @@ def _files(folder: PathLike, step: int) -> dict[str, epath.Path]:
 
 
 def _is_whole(folder: PathLike, step: int) -> bool:
-    """Whether the files of a step are those that its list states; true without a list, as older versions left it."""
+    """Whether the files of a step are those that its list states; true without a list,
+    as older versions left it.
+    """
     path = epath.Path(folder) / str(step) / _LIST
     if path.parent.is_dir() and not path.exists():
         return True
     stated = path.read_bytes() if path.is_file() else b""
-    state = {name: (file.stat().length, file.stat().mtime) for name, file in _files(folder, step).items()}
+    state = {
+        name: (file.stat().length, file.stat().mtime)
+        for name, file in _files(folder, step).items()
+    }
     key = f"{os.fspath(path)}:{stated!r}:{state}"
     if key not in _VERIFIED:
-        _VERIFIED[key] = {name: whole_hash(file) for name, file in _files(folder, step).items()} == json_row(stated)
+        _VERIFIED[key] = {
+            name: whole_hash(file) for name, file in _files(folder, step).items()
+        } == json_row(stated)
     return _VERIFIED[key]
 
 
@@ -114,24 +150,32 @@ def read_meta(folder: PathLike, step: int | None = None) -> Meta:
     """
     step = _existing(folder, step)
     with _manager(folder) as manager, _readable(folder, step):
-        return manager.restore(step, args=ocp.args.Composite(**{_META: ocp.args.JsonRestore()}))[_META]
+        return manager.restore(
+            step, args=ocp.args.Composite(**{_META: ocp.args.JsonRestore()})
+        )[_META]
 
 
 def restore(
-    folder: PathLike, like: T, *, step: int | None = None, config: Mapping[str, Any] | None = None
+    folder: PathLike,
+    like: T,
+    *,
+    step: int | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> tuple[T, Meta]:
     """State and metadata of a step, the latest by default.
 
     Args:
       folder: as for `save`.
-      like: pytree of arrays or `jax.ShapeDtypeStruct`: structure, shapes, dtypes and shardings that are wanted. A leaf
-        without a sharding comes on the first device, a numpy leaf as numpy.
+      like: pytree of arrays or `jax.ShapeDtypeStruct`: structure, shapes, dtypes and
+        shardings that are wanted. A leaf without a sharding comes on the first device,
+        a numpy leaf as numpy.
       step: which.
       config: if given, it has to equal the saved metadata's "config" field for field.
 
     Raises:
       FileNotFoundError: no such step.
-      ValueError: another config, or arrays of other names, shapes or dtypes than `like`; the message lists them.
+      ValueError: another config, or arrays of other names, shapes or dtypes than
+        `like`; the message lists them.
     """
     step = _existing(folder, step)
     meta = read_meta(folder, step)
@@ -141,29 +185,39 @@ def restore(
         with _readable(folder, step):
             saved = manager.item_metadata(step)[_STATE].tree
         _same_arrays(f"{os.fspath(folder)}, step {step}", saved, like)
-        args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(jax.tree.map(_placed, like))})
+        args = ocp.args.Composite(
+            **{_STATE: ocp.args.StandardRestore(jax.tree.map(_placed, like))}
+        )
         with _readable(folder, step):
             return manager.restore(step, args=args)[_STATE], meta
 
 
 @contextlib.contextmanager
 def _readable(folder: PathLike, step: int) -> Iterator[None]:
-    """Raises ValueError for whatever the library raises where the files of a step are damaged."""
+    """Raises ValueError for whatever the library raises where the files of a step are
+    damaged.
+    """
     try:
         yield
     except Exception as error:
         where = os.fspath(epath.Path(folder) / str(step))
         raise ValueError(
-            f"the checkpoint {where} cannot be read ({type(error).__name__}: {str(error)[:300]}); remove that folder, and "
+            f"the checkpoint {where} cannot be read ({type(error).__name__}: "
+            f"{str(error)[:300]}); remove that folder, and "
             "the run goes on from the one before"
         ) from error
 
 
 def _manager(folder: PathLike, keep: int | None = None) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=keep is not None
+        max_to_keep=keep,
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=keep is not None,
     )
-    handlers = {_STATE: ocp.StandardCheckpointHandler(), _META: ocp.JsonCheckpointHandler()}
+    handlers = {
+        _STATE: ocp.StandardCheckpointHandler(),
+        _META: ocp.JsonCheckpointHandler(),
+    }
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     for name, save_args, restore_args in (
         (_STATE, ocp.args.StandardSave, ocp.args.StandardRestore),
@@ -171,14 +225,18 @@ def _manager(folder: PathLike, keep: int | None = None) -> ocp.CheckpointManager
     ):
         registry.add(name, save_args, handlers[name])
         registry.add(name, restore_args, handlers[name])
-    return ocp.CheckpointManager(epath.Path(folder).absolute(), options=options, handler_registry=registry)
+    return ocp.CheckpointManager(
+        epath.Path(folder).absolute(), options=options, handler_registry=registry
+    )
 
 
 def _existing(folder: PathLike, step: int | None) -> int:
     found = latest(folder) if step is None else step
     if found is None or not (epath.Path(folder) / str(found)).is_dir():
         wanted = "checkpoint" if step is None else f"step {step}"
-        raise FileNotFoundError(f"{os.fspath(folder)} holds no {wanted} (latest: {latest(folder)})")
+        raise FileNotFoundError(
+            f"{os.fspath(folder)} holds no {wanted} (latest: {latest(folder)})"
+        )
     return found
 
 
@@ -186,13 +244,23 @@ def _plain(meta: Mapping[str, Any]) -> Meta:
     return json.loads(to_json(dict(meta)))
 
 
-def _same_config(folder: PathLike, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _same_config(
+    folder: PathLike, saved: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
     absent = "(absent)"
-    differing = [key for key in sorted({*saved, *wanted}) if saved.get(key, absent) != wanted.get(key, absent)]
+    differing = [
+        key
+        for key in sorted({*saved, *wanted})
+        if saved.get(key, absent) != wanted.get(key, absent)
+    ]
     if differing:
-        rows = "\n".join(f"  {k}: {saved.get(k, absent)!r} there, {wanted.get(k, absent)!r} here" for k in differing)
+        rows = "\n".join(
+            f"  {k}: {saved.get(k, absent)!r} there, {wanted.get(k, absent)!r} here"
+            for k in differing
+        )
         raise ValueError(
-            f"{os.fspath(folder)} was written with another config:\n{rows}\ngive the same config, or another folder"
+            f"{os.fspath(folder)} was written with another config:\n{rows}\ngive the "
+            "same config, or another folder"
         )
 
 
@@ -206,14 +274,20 @@ def _same_arrays(where: str, saved: Any, like: Any) -> None:
     if rows:
         listed = "\n".join(sorted(rows))
         raise ValueError(
-            f"the arrays of {where} are not those of this run:\n{listed}\nuse the widths and optimiser there"
+            f"the arrays of {where} are not those of this run:\n{listed}\nuse the "
+            "widths and optimiser there"
         )
 
 
 def _shapes(tree: Any) -> dict[str, str]:
-    """Path -> shape and dtype. Orbax gives tuples back as lists and named tuples as dicts: their paths are the same."""
+    """Path -> shape and dtype. Orbax gives tuples back as lists and named tuples as
+    dicts: their paths are the same.
+    """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): _named(leaf) for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): _named(leaf)
+        for path, leaf in leaves
+    }
 
 
 def _named(leaf: Any) -> str:
@@ -221,16 +295,22 @@ def _named(leaf: Any) -> str:
 
 
 def _bare(leaf: Any) -> Any:
-    """What Orbax writes for a leaf: a typed key as its words, a number as an array without axes."""
+    """What Orbax writes for a leaf: a typed key as its words, a number as an array
+    without axes.
+    """
     if isinstance(leaf, bool | int | float):
         return jax.ShapeDtypeStruct((), np.asarray(leaf).dtype)
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+        return jax.eval_shape(
+            jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        )
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 def _placed(leaf: Any) -> Any:
-    """The leaf with a sharding: without one Orbax takes that of the writer, whose devices may not be here."""
+    """The leaf with a sharding: without one Orbax takes that of the writer, whose
+    devices may not be here.
+    """
     if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

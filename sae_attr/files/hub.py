@@ -8,11 +8,27 @@ from pathlib import Path, PurePosixPath
 
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")  # of the hub's cache
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_SAYS_NOTHING = ("model", "final", "hf", "weights", "checkpoint", "snapshot", "merged", "base")
+_SAYS_NOTHING = (
+    "model",
+    "final",
+    "hf",
+    "weights",
+    "checkpoint",
+    "snapshot",
+    "merged",
+    "base",
+)
 
 
-def download(repo: str, revision: str | None, *, files: Sequence[str], ignore: Sequence[str] | None = None) -> Path:
-    """The local folder that holds `files` of a repository at a revision; nothing is fetched that is there already.
+def download(
+    repo: str,
+    revision: str | None,
+    *,
+    files: Sequence[str],
+    ignore: Sequence[str] | None = None,
+) -> Path:
+    """The local folder that holds `files` of a repository at a revision; nothing is
+    fetched that is there already.
 
     Args:
       repo: "owner/name".
@@ -21,45 +37,69 @@ def download(repo: str, revision: str | None, *, files: Sequence[str], ignore: S
       ignore: names or wildcards that are not.
 
     Raises:
-      ValueError: no such repository or revision, no permission, or no connection and no copy in the cache.
+      ValueError: no such repository or revision, no permission, or no connection and no
+        copy in the cache.
     """
     import huggingface_hub  # slow to import, and not needed for local folders
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     what = f"{repo} at revision {revision}" if revision else repo
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                repo, revision=revision, allow_patterns=list(files), ignore_patterns=list(ignore) if ignore else None
+                repo,
+                revision=revision,
+                allow_patterns=list(files),
+                ignore_patterns=list(ignore) if ignore else None,
             )
         )
     except RevisionNotFoundError as error:
         raise ValueError(
-            f"the hub repository {repo} has no revision {revision!r}; take a branch, tag or commit of it, or leave out "
+            f"the hub repository {repo} has no revision {revision!r}; take a branch, "
+            "tag or commit of it, or leave out "
             "what follows @"
         ) from error
     except GatedRepoError as error:
-        raise ValueError(f"{what} is gated: accept its terms on the hub and log in with `hf auth login`") from error
+        raise ValueError(
+            f"{what} is gated: accept its terms on the hub and log in with `hf auth "
+            "login`"
+        ) from error
     except RepositoryNotFoundError as error:
-        raise ValueError(f"the hub has no repository {repo}, or it is private; check the name, or log in") from error
+        raise ValueError(
+            f"the hub has no repository {repo}, or it is private; check the name, or "
+            "log in"
+        ) from error
     except Exception as error:  # the hub's client raises whatever its transport does
-        raise ValueError(f"{what} is no folder here and could not be fetched from the hub: {error}") from error
+        raise ValueError(
+            f"{what} is no folder here and could not be fetched from the hub: {error}"
+        ) from error
 
 
 def public_name(model: str | None) -> str | None:
-    """A model's name for a file that leaves this machine: a hub id as it is, of a local folder or bucket its own name.
+    """A model's name for a file that leaves this machine: a hub id as it is, of a local
+    folder or bucket its own name.
 
-    A folder whose name says nothing (`model`, `final`) is named after the one that it lies in. Control characters are shown as
-    Python writes them. None stays None.
+    A folder whose name says nothing (`model`, `final`) is named after the one that it
+    lies in. Control characters are shown as Python writes them. None stays None.
     """
     if model is None:
         return None
     if cached := _CACHED.search(model):
         return f"{cached[1]}/{cached[2]}"
-    if _HUB_ID.fullmatch(model) and not model.startswith(".") and not Path(model).exists():
+    if (
+        _HUB_ID.fullmatch(model)
+        and not model.startswith(".")
+        and not Path(model).exists()
+    ):
         return model
     parts = [
-        part for part in PurePosixPath(model.replace("\\", "/")).parts if part.strip("/.~") and not part.endswith(":")
+        part
+        for part in PurePosixPath(model.replace("\\", "/")).parts
+        if part.strip("/.~") and not part.endswith(":")
     ]
     while len(parts) > 1 and parts[-1].lower() in _SAYS_NOTHING:
         parts.pop()

@@ -1,4 +1,6 @@
-"""Saved vectors: a bare tensor, or several by name, as .npy, .npz, .safetensors or torch files; nothing is executed."""
+"""Saved vectors: a bare tensor, or several by name, as .npy, .npz, .safetensors or
+torch files; nothing is executed.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,24 @@ _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 def read_vectors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Vectors of a file by name, each `[d]` or (several of one name) `[n, d]`, float32.
 
-    A bare tensor has the name of its file, the tensors of a list their numbers. Single numbers beside them, such as a
-    norm or a count of tokens, are left out.
+    A bare tensor has the name of its file, the tensors of a list their numbers. Single
+    numbers beside them, such as a norm or a count of tokens, are left out.
 
     Raises:
-      ValueError: no vector in the file, or one that is not of finite floating-point numbers; a damaged or hostile file.
+      ValueError: no vector in the file, or one that is not of finite floating-point
+        numbers; a damaged or hostile file.
       FileNotFoundError: no such file.
     """
     path = Path(path)
-    vectors = {name: _vector(path, name, value) for name, value in _tensors(path).items() if np.size(value) > 1}
+    vectors = {
+        name: _vector(path, name, value)
+        for name, value in _tensors(path).items()
+        if np.size(value) > 1
+    }
     if not vectors:
-        raise ValueError(f"{path} holds no vector; save a tensor [d] or [n, d], bare or by name")
+        raise ValueError(
+            f"{path} holds no vector; save a tensor [d] or [n, d], bare or by name"
+        )
     return vectors
 
 
@@ -42,13 +51,23 @@ def read_vector(path: str | os.PathLike[str], width: int | None = None) -> np.nd
     Raises:
       ValueError: several vectors, or one of another width; else as `read_vectors`.
     """
-    rows = [(name, row) for name, value in read_vectors(path).items() for row in np.atleast_2d(value)]
+    rows = [
+        (name, row)
+        for name, value in read_vectors(path).items()
+        for row in np.atleast_2d(value)
+    ]
     if len(rows) != 1:
         names = ", ".join(dict.fromkeys(repr(name) for name, _ in rows[:8]))
-        raise ValueError(f"{path} holds {len(rows)} vectors ({names}) where one is needed; save that one alone")
+        raise ValueError(
+            f"{path} holds {len(rows)} vectors ({names}) where one is needed; save "
+            "that one alone"
+        )
     (name, vector_d), *_ = rows
     if width is not None and len(vector_d) != width:
-        raise ValueError(f"{path}: the vector {name!r} has {len(vector_d)} numbers, but {width} are needed")
+        raise ValueError(
+            f"{path}: the vector {name!r} has {len(vector_d)} numbers, but {width} are "
+            "needed"
+        )
     return vector_d
 
 
@@ -65,7 +84,11 @@ def _tensors(path: Path) -> Mapping[str, np.ndarray]:
     if isinstance(content, np.ndarray):
         return {path.stem: content}
     if isinstance(content, list | tuple):
-        return {str(i): value for i, value in enumerate(content) if isinstance(value, np.ndarray)}
+        return {
+            str(i): value
+            for i, value in enumerate(content)
+            if isinstance(value, np.ndarray)
+        }
     return read_tensors(path)
 
 
@@ -74,19 +97,27 @@ def _read_npy(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError, SyntaxError) as error:
         raise ValueError(
-            f"{path} is no array of numbers, or damaged ({error}); save it again with numpy.save"
+            f"{path} is no array of numbers, or damaged ({error}); save it again with "
+            "numpy.save"
         ) from error
 
 
 def _vector(path: Path, name: str, value: Any) -> np.ndarray:
     if not is_float(value.dtype):
-        raise ValueError(f"{path}: {name!r} holds {value.dtype}, not floating-point numbers")
+        raise ValueError(
+            f"{path}: {name!r} holds {value.dtype}, not floating-point numbers"
+        )
     while value.ndim > 2 and value.shape[0] == 1:  # [1, 1, d], as hooks give it
         value = value[0]
     if value.ndim > 2:
-        raise ValueError(f"{path}: {name!r} has shape {list(value.shape)}; a vector is [d], several are [n, d]")
+        raise ValueError(
+            f"{path}: {name!r} has shape {list(value.shape)}; a vector is [d], several "
+            "are [n, d]"
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         vector = np.asarray(value, np.float32)
     if not np.isfinite(vector).all():
-        raise ValueError(f"{path}: {name!r} holds NaN or infinity, or numbers beyond float32")
+        raise ValueError(
+            f"{path}: {name!r} holds NaN or infinity, or numbers beyond float32"
+        )
     return vector[0] if vector.ndim == 2 and len(vector) == 1 else vector

@@ -1,4 +1,6 @@
-"""Judges: one interface to whoever grades completions, rubrics as files, replies read strictly and kept."""
+"""Judges: one interface to whoever grades completions, rubrics as files, replies read
+strictly and kept.
+"""
 
 from sae_attr.judge.base import (
     MALFORMED,

@@ -1,4 +1,6 @@
-"""What a judge is: items go in, grades come out as they arrive, and an identity says who graded by which rubric."""
+"""What a judge is: items go in, grades come out as they arrive, and an identity says
+who graded by which rubric.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ MALFORMED = "MALFORMED"
 
 
 class JudgeStopped(RuntimeError):
-    """A judge ended before the last item; every grade that it gave was yielded before this was raised.
+    """A judge ended before the last item; every grade that it gave was yielded before
+    this was raised.
 
     Attributes:
       graded: items graded in this call.
@@ -51,19 +54,27 @@ class Item:
 
 @dataclass(frozen=True)
 class Grade:
-    """What a judge says of one completion; what it does not say is None, never a number.
+    """What a judge says of one completion; what it does not say is None, never a
+    number.
 
     Args:
-      label: the rubric's word: a number of its scale ("4"), an excluded class ("REFUSAL"), or "MALFORMED".
-      score: the place on the rubric's scale; None where the answer is excluded or the reply malformed.
-      behaviour: 1.0 the completion has the behaviour, 0.0 it has not, None excluded, malformed or not asked.
-      coherent: 1.0 or 0.0; None where it is unknown, because the judge does not tell (`tells_coherence`) or gave no verdict.
-      excluded: the completion was set aside (refusal, satire, code, ...): a missing value that may be resampled.
-      malformed: the judge's reply could not be read: a missing value that says nothing about the completion.
+      label: the rubric's word: a number of its scale ("4"), an excluded class
+        ("REFUSAL"), or "MALFORMED".
+      score: the place on the rubric's scale; None where the answer is excluded or the
+        reply malformed.
+      behaviour: 1.0 the completion has the behaviour, 0.0 it has not, None excluded,
+        malformed or not asked.
+      coherent: 1.0 or 0.0; None where it is unknown, because the judge does not tell
+        (`tells_coherence`) or gave no verdict.
+      excluded: the completion was set aside (refusal, satire, code, ...): a missing
+        value that may be resampled.
+      malformed: the judge's reply could not be read: a missing value that says nothing
+        about the completion.
       raw: the reply as it came.
       discarded: earlier malformed replies, where the judge was asked again.
       weighted: the score is a mean weighted by token probabilities.
-      details: plain values that the judge adds (served model, fingerprint, tokens, why a reply ended, ...).
+      details: plain values that the judge adds (served model, fingerprint, tokens, why
+        a reply ended, ...).
     """
 
     label: str
@@ -78,12 +89,18 @@ class Grade:
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if (self.excluded or self.malformed) and (self.score is not None or self.behaviour is not None):
-            raise ValueError(f"grade {self.label!r} is excluded or malformed, so score and behaviour must be None")
+        if (self.excluded or self.malformed) and (
+            self.score is not None or self.behaviour is not None
+        ):
+            raise ValueError(
+                f"grade {self.label!r} is excluded or malformed, so score and "
+                "behaviour must be None"
+            )
         for name in ("behaviour", "coherent"):
             if getattr(self, name) not in (None, 0.0, 1.0):
                 raise ValueError(
-                    f"grade {self.label!r}: {name} is {getattr(self, name)!r}; it must be 0.0, 1.0 or None"
+                    f"grade {self.label!r}: {name} is {getattr(self, name)!r}; it must "
+                    "be 0.0, 1.0 or None"
                 )
 
 
@@ -93,9 +110,11 @@ class Judge(Protocol):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Plain values that decide a grade beside the item: kind, name, version, rubric (name, version, hash), settings.
+        """Plain values that decide a grade beside the item: kind, name, version, rubric
+        (name, version, hash), settings.
 
-        It is part of every cache key and of every result, and does not change while the judge lives.
+        It is part of every cache key and of every result, and does not change while the
+        judge lives.
         """
         ...
 
@@ -110,27 +129,40 @@ class Judge(Protocol):
 
 
 def tells_coherence(judge: object) -> bool:
-    """Returns whether a judge says if completions are coherent; where it does not, coherence must be measured without it.
+    """Returns whether a judge says if completions are coherent; where it does not,
+    coherence must be measured without it.
 
-    A judge says so in its property `tells_coherence`; one without the property counts as telling.
+    A judge says so in its property `tells_coherence`; one without the property counts
+    as telling.
     """
     return bool(getattr(judge, "tells_coherence", True))
 
 
 def check_items(items: Sequence[Item]) -> None:
     """ValueError where an id stands twice."""
-    repeated = [name for name, count in Counter(item.id for item in items).items() if count > 1]
+    repeated = [
+        name for name, count in Counter(item.id for item in items).items() if count > 1
+    ]
     if repeated:
         raise ValueError(
-            f"{len(repeated)} ids stand twice among the items to grade, first {repeated[0]!r}; make ids unique"
+            f"{len(repeated)} ids stand twice among the items to grade, first "
+            f"{repeated[0]!r}; make ids unique"
         )
 
 
 def judge_name(identity: Mapping[str, Any]) -> str:
-    """A short name of a judge for tables: its name, its rubric, and the first digits of its identity's digest."""
+    """A short name of a judge for tables: its name, its rubric, and the first digits of
+    its identity's digest.
+    """
     rubric = identity.get("rubric")
-    rubric = rubric.get("name", "") if isinstance(rubric, Mapping) else str(rubric or "")
-    parts = [str(identity.get("name", identity.get("kind", "judge"))), rubric, digest(identity)[:6]]
+    rubric = (
+        rubric.get("name", "") if isinstance(rubric, Mapping) else str(rubric or "")
+    )
+    parts = [
+        str(identity.get("name", identity.get("kind", "judge"))),
+        rubric,
+        digest(identity)[:6],
+    ]
     return ":".join(part for part in parts if part)
 
 
@@ -138,25 +170,37 @@ def grade_row(grade: Grade) -> dict[str, Any]:
     """A grade as plain values for JSON; fields at their default are left out."""
     plain = dataclasses.asdict(grade)
     default = dataclasses.asdict(Grade(grade.label))
-    return {name: value for name, value in plain.items() if name == "label" or value != default[name]}
+    return {
+        name: value
+        for name, value in plain.items()
+        if name == "label" or value != default[name]
+    }
 
 
 def grade_of_row(row: Mapping[str, Any]) -> Grade:
     """The inverse of `grade_row`; keys that are no fields of a grade are ignored."""
     names = {field.name for field in dataclasses.fields(Grade)}
-    fields: dict[str, Any] = {name: value for name, value in row.items() if name in names}
+    fields: dict[str, Any] = {
+        name: value for name, value in row.items() if name in names
+    }
     fields["discarded"] = tuple(fields.get("discarded", ()))
     return Grade(**fields)
 
 
 def values(grades: Iterable[Grade | None], field: str = "behaviour") -> np.ndarray:
-    """`score`, `behaviour` or `coherent` of grades as float64 [n]; NaN where it is missing or there is no grade."""
+    """`score`, `behaviour` or `coherent` of grades as float64 [n]; NaN where it is
+    missing or there is no grade.
+    """
     found = (None if grade is None else getattr(grade, field) for grade in grades)
-    return np.array([math.nan if value is None else float(value) for value in found], np.float64)
+    return np.array(
+        [math.nan if value is None else float(value) for value in found], np.float64
+    )
 
 
 def counts(grades: Iterable[Grade]) -> dict[str, int]:
-    """How many grades there are, are scored, excluded and malformed, and how many of each label are set aside."""
+    """How many grades there are, are scored, excluded and malformed, and how many of
+    each label are set aside.
+    """
     grades = list(grades)
     aside = Counter(grade.label for grade in grades if grade.excluded)
     return {

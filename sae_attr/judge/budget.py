@@ -19,28 +19,42 @@ class Spent(Exception):
 class Budget:
     """A limit on calls and tokens.
 
-    A call is begun only if its expected tokens still fit beside those of the calls under way, so the limit is passed by
-    no more than the error of that expectation.
+    A call is begun only if its expected tokens still fit beside those of the calls
+    under way, so the limit is passed by no more than the error of that expectation.
 
     Args:
-      calls, tokens: limits; None for none. Every request counts as a call, also one that fails and is sent again.
-      ledger: a folder where every call is written down before it is sent, and again with what it used when its reply has come;
-        what stands there already counts, so that a limit holds over all runs that share it. A call that a kill cut short
-        counts with the tokens that it was expected to need. Without a ledger the limit is this object's.
+      calls, tokens: limits; None for none. Every request counts as a call, also one
+        that fails and is sent again.
+      ledger: a folder where every call is written down before it is sent, and again
+        with what it used when its reply has come; what stands there already counts, so
+        that a limit holds over all runs that share it. A call that a kill cut short
+        counts with the tokens that it was expected to need. Without a ledger the limit
+        is this object's.
     """
 
-    def __init__(self, calls: int | None = None, tokens: int | None = None, ledger: PathLike | None = None) -> None:
+    def __init__(
+        self,
+        calls: int | None = None,
+        tokens: int | None = None,
+        ledger: PathLike | None = None,
+    ) -> None:
         for name, limit in (("calls", calls), ("tokens", tokens)):
             if limit is not None and limit < 0:
-                raise ValueError(f"a budget of {limit} {name} is below 0; give a limit from 0, or None for none")
+                raise ValueError(
+                    f"a budget of {limit} {name} is below 0; give a limit from 0, or "
+                    "None for none"
+                )
         self.max_calls, self.max_tokens = calls, tokens
         self._ledger = None if ledger is None else Progress(epath.Path(ledger))
-        self.calls, self.tokens = _spent([] if self._ledger is None else self._ledger.rows())
+        self.calls, self.tokens = _spent(
+            [] if self._ledger is None else self._ledger.rows()
+        )
         self._reserved: dict[str, int] = {}
         self._changed = threading.Condition()
 
     def take(self, tokens: int) -> str:
-        """Begins a call that is expected to need so many tokens; waits while calls under way decide whether it fits.
+        """Begins a call that is expected to need so many tokens; waits while calls
+        under way decide whether it fits.
 
         Returns:
           the call's name, for `settle`.
@@ -50,14 +64,21 @@ class Budget:
         """
         with self._changed:
             while True:
-                if self.max_calls is not None and self.calls + len(self._reserved) >= self.max_calls:
-                    raise Spent(f"the budget of {self.max_calls:,} calls is spent ({self.describe()})")
+                if (
+                    self.max_calls is not None
+                    and self.calls + len(self._reserved) >= self.max_calls
+                ):
+                    raise Spent(
+                        f"the budget of {self.max_calls:,} calls is spent "
+                        f"({self.describe()})"
+                    )
                 needed = self.tokens + sum(self._reserved.values()) + tokens
                 if self.max_tokens is None or needed <= self.max_tokens:
                     break
                 if not self._reserved:
                     raise Spent(
-                        f"the budget of {self.max_tokens:,} tokens has no room for a call of about {tokens:,} "
+                        f"the budget of {self.max_tokens:,} tokens has no room for a "
+                        f"call of about {tokens:,} "
                         f"({self.describe()})"
                     )
                 self._changed.wait()
@@ -82,9 +103,13 @@ class Budget:
 
 
 def _spent(rows: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
-    """Calls and tokens of a ledger; a row that names no call is a whole one of an older version."""
+    """Calls and tokens of a ledger; a row that names no call is a whole one of an older
+    version.
+    """
     used: dict[str, int] = {}
     for number, row in enumerate(rows):
         call = row.get("ended") or row.get("begun") or f"row {number}"
-        used[str(call)] = int(row.get("tokens", 0))  # the later row of a call says what it really used
+        used[str(call)] = int(
+            row.get("tokens", 0)
+        )  # the later row of a call says what it really used
     return len(used), sum(used.values())

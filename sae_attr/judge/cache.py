@@ -29,12 +29,15 @@ LEAST = 5  # replies below which nothing is concluded
 class CachedJudge:
     """A `Judge` that asks another one only for texts that it has not graded yet.
 
-    Every grade is on disk before it is yielded, in `<folder>/<digest of the judge's identity>/rows.jsonl`; a line that a
-    kill cut short is left out when the file is read, and its text is graded again. Texts that stand several times in
-    one call are graded once. A reply that could not be read stays there as evidence, and its text is asked again by the next
-    `CachedJudge` of the folder: the server may have been mended since.
+    Every grade is on disk before it is yielded, in `<folder>/<digest of the judge's
+    identity>/rows.jsonl`; a line that a kill cut short is left out when the file is
+    read, and its text is graded again. Texts that stand several times in one call are
+    graded once. A reply that could not be read stays there as evidence, and its text is
+    asked again by the next `CachedJudge` of the folder: the server may have been mended
+    since.
 
-    Raises, while grades arrive, JudgeStopped where most of the first `FIRST` new replies cannot be read.
+    Raises, while grades arrive, JudgeStopped where most of the first `FIRST` new
+    replies cannot be read.
 
     Args:
       judge: the one to ask.
@@ -58,14 +61,18 @@ class CachedJudge:
         return tells_coherence(self.judge)
 
     def grade(self, items: Sequence[Item]) -> Iterator[tuple[str, Grade]]:
-        """(id, grade): first what is known, then what the judge gives, as it arrives; raises what the judge raises."""
+        """(id, grade): first what is known, then what the judge gives, as it arrives;
+        raises what the judge raises.
+        """
         check_items(items)
         return self._grades(items)
 
     def known(self, items: Sequence[Item]) -> dict[str, Grade]:
         """Grades that need no call, by id."""
         grades = self._load()
-        return {item.id: grades[key] for item in items if (key := item_key(item)) in grades}
+        return {
+            item.id: grades[key] for item in items if (key := item_key(item)) in grades
+        }
 
     def _grades(self, items: Sequence[Item]) -> Iterator[tuple[str, Grade]]:
         grades = self._load()
@@ -84,21 +91,27 @@ class CachedJudge:
 
     def _load(self) -> dict[str, Grade]:
         if self._known is None:
-            rows = (row for row in self._progress.rows() if "key" in row and "label" in row)
+            rows = (
+                row for row in self._progress.rows() if "key" in row and "label" in row
+            )
             grades = ((row["key"], grade_of_row(row)) for row in rows)
             self._known = {key: grade for key, grade in grades if not grade.malformed}
         return self._known
 
     def _stop_if_unreadable(self, wanted: int) -> None:
-        """Raises JudgeStopped when `FIRST` replies, or all of a shorter list, have come and most cannot be read."""
+        """Raises JudgeStopped when `FIRST` replies, or all of a shorter list, have come
+        and most cannot be read.
+        """
         enough = min(FIRST, max(wanted, LEAST))
         if self._new != enough or 2 * len(self._unread) <= enough:
             return
         cut = sum(grade.details.get("finish") == "length" for grade in self._unread)
         example, name = self._unread[-1], judge_name(self.identity)
         raise JudgeStopped(
-            f"{len(self._unread)} of the first {self._new} replies of {name} cannot be read, {cut} of them cut by their "
-            f"length, for instance {shown(example)}. {advice(example)}. They are kept in {self._progress.folder}, and asked "
+            f"{len(self._unread)} of the first {self._new} replies of {name} cannot be "
+            f"read, {cut} of them cut by their "
+            f"length, for instance {shown(example)}. {advice(example)}. They are kept "
+            f"in {self._progress.folder}, and asked "
             "again in the next run",
             graded=self._new - len(self._unread),
             left=wanted - self._new + len(self._unread),
@@ -107,7 +120,12 @@ class CachedJudge:
     def _keep(self, key: str, grade: Grade) -> None:
         about = self._progress.folder / "identity.json"
         if not about.exists():
-            write_atomic(about, json.dumps(dict(self.identity), indent=1, ensure_ascii=False, default=str))
+            write_atomic(
+                about,
+                json.dumps(
+                    dict(self.identity), indent=1, ensure_ascii=False, default=str
+                ),
+            )
         self._progress.append([{"key": key, **grade_row(grade)}])
         self._new += 1
         if grade.malformed:

@@ -1,4 +1,6 @@
-"""A judge that is a language model at hand: it is given functions that answer, and loads nothing itself."""
+"""A judge that is a language model at hand: it is given functions that answer, and
+loads nothing itself.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,12 @@ from typing import Any, TypeAlias
 from sae_attr.judge.base import Grade, Item, check_items
 from sae_attr.judge.replies import VERSION, read_reply
 from sae_attr.judge.rubrics import Rubric, judge_prompt
-from sae_attr.judge.weighing import can_weigh, numbers_of, weighted_score, writes_whole_numbers
+from sae_attr.judge.weighing import (
+    can_weigh,
+    numbers_of,
+    weighted_score,
+    writes_whole_numbers,
+)
 from sae_attr.text.chat import Message
 
 Prompts: TypeAlias = Sequence[tuple[Message, ...]]
@@ -25,14 +32,17 @@ class LocalJudge:
     """A `Judge` over functions that answer prompts, each one user message.
 
     Args:
-      model: plain values that name the model (name, fingerprint, ...); `name` is used in tables.
+      model: plain values that name the model (name, fingerprint, ...); `name` is used
+        in tables.
       rubric: what is asked.
       generate: prompts -> texts.
-      next_token_logprobs: prompts -> token -> natural logarithm of its probability as the first token of the answer;
-        at least the 20 likeliest. Used where the rubric asks for a bare number; with `generate` too, an answer with
-        too little probability on numbers is generated.
+      next_token_logprobs: prompts -> token -> natural logarithm of its probability as
+        the first token of the answer; at least the 20 likeliest. Used where the rubric
+        asks for a bare number; with `generate` too, an answer with too little
+        probability on numbers is generated.
       batch_size: prompts handed over at once; no grade depends on it.
-      settings: plain values that decide what the functions answer (temperature, longest reply, ...).
+      settings: plain values that decide what the functions answer (temperature, longest
+        reply, ...).
 
     Raises:
       ValueError: no function, or only probabilities for a rubric with reasoned answers.
@@ -46,9 +56,18 @@ class LocalJudge:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.generate is None and (self.next_token_logprobs is None or self.rubric.reasoned):
-            needed = "generate" if self.rubric.reasoned else "generate or next_token_logprobs"
-            raise ValueError(f"a local judge with rubric {self.rubric.name} needs {needed}; hand it that function")
+        if self.generate is None and (
+            self.next_token_logprobs is None or self.rubric.reasoned
+        ):
+            needed = (
+                "generate"
+                if self.rubric.reasoned
+                else "generate or next_token_logprobs"
+            )
+            raise ValueError(
+                f"a local judge with rubric {self.rubric.name} needs {needed}; hand it "
+                "that function"
+            )
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1")
 
@@ -71,7 +90,11 @@ class LocalJudge:
             "version": VERSION,
             "model": dict(self.model),
             "rubric": self.rubric.identity,
-            "settings": {**self.settings, "weighted": self._weighs, "text": self.generate is not None},
+            "settings": {
+                **self.settings,
+                "weighted": self._weighs,
+                "text": self.generate is not None,
+            },
         }
 
     @property
@@ -88,37 +111,60 @@ class LocalJudge:
         )
 
     def _batch(self, items: Sequence[Item]) -> Iterator[tuple[str, Grade]]:
-        prompts = [({"role": "user", "content": judge_prompt(self.rubric, item)},) for item in items]
+        prompts = [
+            ({"role": "user", "content": judge_prompt(self.rubric, item)},)
+            for item in items
+        ]
         grades: list[Grade | None] = [None] * len(items)
         if self._weighs and self.next_token_logprobs is not None:
-            grades = [self._of_tokens(found) for found in _answers(self.next_token_logprobs, prompts)]
+            grades = [
+                self._of_tokens(found)
+                for found in _answers(self.next_token_logprobs, prompts)
+            ]
         left = [i for i, grade in enumerate(grades) if grade is None]
         if left and self.generate is not None:
-            for i, text in zip(left, _answers(self.generate, [prompts[i] for i in left])):
+            for i, text in zip(
+                left, _answers(self.generate, [prompts[i] for i in left])
+            ):
                 grades[i] = read_reply(text, self.rubric)
-        yield from ((item.id, grade) for item, grade in zip(items, grades) if grade is not None)
+        yield from (
+            (item.id, grade) for item, grade in zip(items, grades) if grade is not None
+        )
 
     def _of_tokens(self, logprobs: Mapping[str, float]) -> Grade | None:
         """The grade that a distribution gives; None where the text must decide."""
         top = sorted(logprobs.items(), key=lambda pair: -pair[1])[:_KEPT]
         score = weighted_score(logprobs.items(), self.rubric)
         if score is None:
-            return None if self.generate else read_reply(top[0][0] if top else "", self.rubric)
-        if not writes_whole_numbers(numbers_of(logprobs.items(), self.rubric) or {}, self.rubric):
+            return (
+                None
+                if self.generate
+                else read_reply(top[0][0] if top else "", self.rubric)
+            )
+        if not writes_whole_numbers(
+            numbers_of(logprobs.items(), self.rubric) or {}, self.rubric
+        ):
             if self.generate is not None:
                 return None
             raise ValueError(
-                f"{self.identity['name']} puts no probability on a token of two digits; its tokenizer writes 85 as two "
-                "tokens, so that a mean over first tokens is no score: hand the judge `generate`"
+                f"{self.identity['name']} puts no probability on a token of two "
+                "digits; its tokenizer writes 85 as two "
+                "tokens, so that a mean over first tokens is no score: hand the judge "
+                "`generate`"
             )
-        return self.rubric.scored(score, raw=json.dumps(dict(top), ensure_ascii=False), weighted=True)
+        return self.rubric.scored(
+            score, raw=json.dumps(dict(top), ensure_ascii=False), weighted=True
+        )
 
 
-def _answers(function: Callable[[Prompts], Sequence[Any]], prompts: Prompts) -> Sequence[Any]:
+def _answers(
+    function: Callable[[Prompts], Sequence[Any]], prompts: Prompts
+) -> Sequence[Any]:
     """What a function answers; ValueError where it gives another number of answers."""
     found = function(prompts)
     if len(found) != len(prompts):
         raise ValueError(
-            f"the judge's function gave {len(found)} answers to {len(prompts)} prompts; it must give one each"
+            f"the judge's function gave {len(found)} answers to {len(prompts)} "
+            "prompts; it must give one each"
         )
     return found

@@ -1,4 +1,6 @@
-"""One question to a judge before anything is paid for: whether it is there, and whether its replies can be read."""
+"""One question to a judge before anything is paid for: whether it is there, and whether
+its replies can be read.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +8,22 @@ from typing import Any
 
 from sae_attr.judge.base import Grade, Item
 
-QUESTION = Item("first question", "What is the capital of France?", "The capital of France is Paris.")
+QUESTION = Item(
+    "first question",
+    "What is the capital of France?",
+    "The capital of France is Paris.",
+)
 _SHOWN = 200  # characters of a reply in a message
 
 
 def judges_in(judge: Any) -> list[Any]:
     """Returns the judges that one is made of and that ask nobody else, each once."""
     names = ("judge", "behaviour", "coherence")
-    inner = [getattr(judge, name) for name in names if hasattr(getattr(judge, name, None), "grade")]
+    inner = [
+        getattr(judge, name)
+        for name in names
+        if hasattr(getattr(judge, name, None), "grade")
+    ]
     inner += getattr(judge, "judges", ())
     if not inner:
         return [judge]
@@ -22,10 +32,11 @@ def judges_in(judge: Any) -> list[Any]:
 
 
 def ask_one(judge: Any) -> list[Grade]:
-    """Asks every server and language model behind a judge one fixed question; call it before anything is sampled.
+    """Asks every server and language model behind a judge one fixed question; call it
+    before anything is sampled.
 
-    No cache is read or written. Judges that are rules (words, the organism's grader) are not asked. Each question counts
-    in its judge's budget.
+    No cache is read or written. Judges that are rules (words, the organism's grader)
+    are not asked. Each question counts in its judge's budget.
 
     Returns:
       the grades, one for each rubric.
@@ -44,7 +55,8 @@ def _asked(judge: Any) -> Grade:
         return grade
     name, rubric = judge.identity.get("name", "the judge"), judge.rubric.name
     raise ValueError(
-        f"judge {name} was asked one question by rubric {rubric}, and its reply cannot be read: {shown(grade)}. {advice(grade)}"
+        f"judge {name} was asked one question by rubric {rubric}, and its reply cannot "
+        f"be read: {shown(grade)}. {advice(grade)}"
     )
 
 
@@ -59,4 +71,6 @@ def advice(grade: Grade) -> str:
     """What to change where replies cannot be read."""
     if grade.details.get("finish") == "length":
         return "It was cut by its length: raise reply_tokens (models that think first need thousands)"
-    return "Choose a model that follows the rubric's form of an answer, or another rubric"
+    return (
+        "Choose a model that follows the rubric's form of an answer, or another rubric"
+    )

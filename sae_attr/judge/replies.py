@@ -1,4 +1,6 @@
-"""Replies of judges read strictly: a reply says one thing in a known form, or it is malformed; nothing is guessed."""
+"""Replies of judges read strictly: a reply says one thing in a known form, or it is
+malformed; nothing is guessed.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,21 @@ VERSION = 2  # raised when a reply is read otherwise than before; part of every 
 LONGEST = 1_000_000  # characters; a longer reply is malformed
 
 _TAG = re.compile(r"<(/?)(think|thinking|reasoning|thought)>", re.IGNORECASE)
-# Every repeated part below is followed by what it cannot match itself: no reply takes more than linear time.
-# No quote or brace before the word: that would be a line of JSON, which may be cut short within the number.
-_ANSWER = re.compile(r"[^\w{\"]*(?:final\s+)?(?:answer|score|rating|grade)\b", re.IGNORECASE)
-_PREFIX = re.compile(r"^\W*(?:the\s+|my\s+)?(?:final\s+)?(?:answer|score|rating|grade)\s+(?:is|of)\s+", re.IGNORECASE)
+# Every repeated part below is followed by what it cannot match itself: no reply takes
+#   more than linear time.
+# No quote or brace before the word: that would be a line of JSON, which may be cut
+#   short within the number.
+_ANSWER = re.compile(
+    r"[^\w{\"]*(?:final\s+)?(?:answer|score|rating|grade)\b", re.IGNORECASE
+)
+_PREFIX = re.compile(
+    r"^\W*(?:the\s+|my\s+)?(?:final\s+)?(?:answer|score|rating|grade)\s+(?:is|of)\s+",
+    re.IGNORECASE,
+)
 _FENCE = re.compile(r"```[a-z]*", re.IGNORECASE)
-_NUMBER = re.compile(r"([+-]?)([0-9]+)(\.[0-9]+)?\s*(?:(?:/|out\s+of)\s*([0-9]+)|(%))?", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"([+-]?)([0-9]+)(\.[0-9]+)?\s*(?:(?:/|out\s+of)\s*([0-9]+)|(%))?", re.IGNORECASE
+)
 # No words behind a full stop: "1. First" begins a list.
 _REMARK = re.compile(r"\.?\s*(?:[-–—:;,(][^0-9]*)?", re.DOTALL)
 _KEPT = 100_000  # characters of a reply that are stored
@@ -28,13 +39,16 @@ _ORNAMENT = " \t\r\n*_`'\"[]<>{}#"
 
 
 def read_reply(text: str, rubric: Rubric, **fields: Any) -> Grade:
-    """The grade that a reply states; malformed where it states none, or none that the rubric knows.
+    """The grade that a reply states; malformed where it states none, or none that the
+    rubric knows.
 
-    Read are, in this order and after what stands in thinking tags: JSON alone with one of the keys answer, score,
-    rating, grade, label, flag; the last line "ANSWER: x" (or score, rating, grade); JSON in a fence; a first or last
-    line that is a number or class alone. A number may come as 80/100 or "4 out of 5" where that is the rubric's scale;
-    it is never rounded or clipped. One that looks like a share of 1 (0.85) stands on no scale that goes to 10 or
-    further. A remark may follow it if it holds no other number or class.
+    Read are, in this order and after what stands in thinking tags: JSON alone with one
+    of the keys answer, score, rating, grade, label, flag; the last line "ANSWER: x" (or
+    score, rating, grade); JSON in a fence; a first or last line that is a number or
+    class alone. A number may come as 80/100 or "4 out of 5" where that is the rubric's
+    scale; it is never rounded or clipped. One that looks like a share of 1 (0.85)
+    stands on no scale that goes to 10 or further. A remark may follow it if it holds no
+    other number or class.
 
     Args:
       text: the reply as it came; kept in `Grade.raw`.
@@ -59,7 +73,9 @@ def kept(text: str) -> str:
 
 
 def without_thoughts(text: str) -> str | None:
-    """The reply after its thinking blocks; None where thinking does not end (a reply cut short)."""
+    """The reply after its thinking blocks; None where thinking does not end (a reply
+    cut short).
+    """
     parts, start, inside = [], 0, ""
     for tag in _TAG.finditer(text):
         ends, name = bool(tag[1]), tag[2].lower()
@@ -84,13 +100,20 @@ def _stated(body: str, rubric: Rubric) -> float | str | None:
             return _of_json(tree, rubric)
     if answers := _answers(body):
         return _value(answers[-1], rubric)
-    lines = [_PREFIX.sub("", line) for line in body.splitlines() if line.strip(_ORNAMENT)]
-    ends = {_value(line, rubric, remark=len(lines) == 1) for line in (lines[:1] + lines[-1:])} - {None}
+    lines = [
+        _PREFIX.sub("", line) for line in body.splitlines() if line.strip(_ORNAMENT)
+    ]
+    ends = {
+        _value(line, rubric, remark=len(lines) == 1)
+        for line in (lines[:1] + lines[-1:])
+    } - {None}
     return ends.pop() if len(ends) == 1 else None
 
 
 def _fences(text: str) -> tuple[str, list[str]]:
-    """What stands outside of fences (```), and what stands in each; a fence that does not end is no fence."""
+    """What stands outside of fences (```), and what stands in each; a fence that does
+    not end is no fence.
+    """
     outside: list[str] = []
     fenced: list[str] = []
     inside: list[str] | None = None
@@ -121,7 +144,9 @@ def _behind_colon(line: str) -> str | None:
     if word is None:
         return None
     rest = line[word.end() :]
-    colon = min((place for place in (rest.find(":"), rest.find("=")) if place >= 0), default=-1)
+    colon = min(
+        (place for place in (rest.find(":"), rest.find("=")) if place >= 0), default=-1
+    )
     if colon < 0:
         return None
     between = _without_is(rest[:colon])
@@ -137,10 +162,12 @@ def _without_is(text: str) -> str:
 
 
 def _value(text: str, rubric: Rubric, *, remark: bool = True) -> float | str | None:
-    """A number or a class at the start of a line, followed by nothing, or by a remark without numbers and classes.
+    """A number or a class at the start of a line, followed by nothing, or by a remark
+    without numbers and classes.
 
     Args:
-      remark: whether a number may have one; a line among others may be the first of a list.
+      remark: whether a number may have one; a line among others may be the first of a
+        list.
     """
     text = text.strip(_ORNAMENT)
     if match := _NUMBER.match(text):
@@ -148,32 +175,50 @@ def _value(text: str, rubric: Rubric, *, remark: bool = True) -> float | str | N
         rest = text[match.end() :].rstrip(".")
         fits = number is not None and _is_remark(rest, rubric) and (remark or not rest)
         return number if fits else None
-    words = sorted((w for n, label in rubric.labels.items() for w in (n, *label.also)), key=len, reverse=True)
+    words = sorted(
+        (w for n, label in rubric.labels.items() for w in (n, *label.also)),
+        key=len,
+        reverse=True,
+    )
     for word in words:
-        if text[: len(word)].upper() == word.upper() and _is_remark(text[len(word) :], rubric):
+        if text[: len(word)].upper() == word.upper() and _is_remark(
+            text[len(word) :], rubric
+        ):
             return rubric.label_of(word)
     return None
 
 
 def _number(match: re.Match[str], rubric: Rubric) -> float | None:
-    """The number of a match of `_NUMBER`; None where it does not stand on the scale, or is written as on another."""
+    """The number of a match of `_NUMBER`; None where it does not stand on the scale, or
+    is written as on another.
+    """
     sign, whole, fraction, scale, percent = match.groups()
-    if len(whole) > _DIGITS or len(scale or "") > _DIGITS or (len(whole) > 1 and whole[0] == "0"):
+    if (
+        len(whole) > _DIGITS
+        or len(scale or "") > _DIGITS
+        or (len(whole) > 1 and whole[0] == "0")
+    ):
         return None
     number = float(f"{sign}{whole}{fraction or ''}") + 0.0  # + 0.0: no negative zero
     if scale and float(scale) != rubric.high:
         return None
     if percent and rubric.high != 100:
         return None
-    share_of_one = bool(fraction) and 0 < number <= 1 and rubric.high >= 10 and not scale
+    share_of_one = (
+        bool(fraction) and 0 < number <= 1 and rubric.high >= 10 and not scale
+    )
     return number if rubric.holds(number) and not share_of_one else None
 
 
 def _is_remark(text: str, rubric: Rubric) -> bool:
-    """Whether what follows a value is nothing, or set off by a sign and free of numbers and of classes."""
+    """Whether what follows a value is nothing, or set off by a sign and free of numbers
+    and of classes.
+    """
     text = text.strip(_ORNAMENT)
     spellings = (w for n, label in rubric.labels.items() for w in (n, *label.also))
-    return bool(_REMARK.fullmatch(text)) and not any(re.search(rf"\b{re.escape(w)}\b", text) for w in spellings)
+    return bool(_REMARK.fullmatch(text)) and not any(
+        re.search(rf"\b{re.escape(w)}\b", text) for w in spellings
+    )
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
@@ -186,10 +231,19 @@ def _json_object(text: str) -> dict[str, Any] | None:
 
 def _of_json(tree: dict[str, Any], rubric: Rubric) -> float | str | None:
     """The value that all known keys agree on; null and "NONE" say nothing."""
-    values = [value for key, value in tree.items() if key.lower() in _KEYS and not _says_nothing(value)]
-    read = {None if isinstance(value, bool | dict | list) else _value(str(value), rubric) for value in values}
+    values = [
+        value
+        for key, value in tree.items()
+        if key.lower() in _KEYS and not _says_nothing(value)
+    ]
+    read = {
+        None if isinstance(value, bool | dict | list) else _value(str(value), rubric)
+        for value in values
+    }
     return read.pop() if len(read) == 1 else None
 
 
 def _says_nothing(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value.strip().upper() in ("NONE", "NULL", ""))
+    return value is None or (
+        isinstance(value, str) and value.strip().upper() in ("NONE", "NULL", "")
+    )

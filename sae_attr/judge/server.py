@@ -1,4 +1,6 @@
-"""One question to an OpenAI-compatible server: retries with back-off, errors told apart, replies as plain values."""
+"""One question to an OpenAI-compatible server: retries with back-off, errors told
+apart, replies as plain values.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ FEW = 4  # unanswered questions that never stop a judge
 _SHORTEST_KEY = 4  # a shorter "key" would be cut out of ordinary words
 _ROUNDING = 1e-3  # servers round log-probabilities of 0 up
 _MOST_TOKENS = 10**9
-_LONGEST_NAME = 200  # characters of what a server calls itself; it stands beside every grade
+_LONGEST_NAME = (
+    200  # characters of what a server calls itself; it stands beside every grade
+)
 _TOKEN_CHARS = 4  # characters per token, where the server does not count
 
 
@@ -44,7 +48,9 @@ class Filtered(Exception):
 
 
 class Refused(Exception):
-    """The server refuses this question, for instance as too long; others may be answered."""
+    """The server refuses this question, for instance as too long; others may be
+    answered.
+    """
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,9 @@ class Server:
       base_url: for instance http://127.0.0.1:8000/v1.
       model: the name that the server knows it by.
       api_key: sent as the bearer token; never shown or stored.
-      name: of the server, for readers. Neither it nor the address is part of the judge's identity: the same model behind
-        another address gives the same grades, and those that are kept stay valid.
+      name: of the server, for readers. Neither it nor the address is part of the
+        judge's identity: the same model behind another address gives the same grades,
+        and those that are kept stay valid.
     """
 
     base_url: str
@@ -77,13 +84,14 @@ class Patience:
     Args:
       concurrency: questions under way at once.
       timeout: seconds until a request counts as lost, its whole reply included.
-      retries: how often a question is sent again after 408, 409, 425, 429, 5xx, a timeout, a broken connection or a
-        body that is no chat completion.
-      first_wait, longest_wait: seconds of the back-off, doubled each time, of which a random half to all is waited. A
-        Retry-After of the server is waited in full; one longer than `longest_wait` ends the question.
+      retries: how often a question is sent again after 408, 409, 425, 429, 5xx, a
+        timeout, a broken connection or a body that is no chat completion.
+      first_wait, longest_wait: seconds of the back-off, doubled each time, of which a
+        random half to all is waited. A Retry-After of the server is waited in full; one
+        longer than `longest_wait` ends the question.
       failures: questions in a row that may fail before no more are sent.
-      unanswered: share of questions that may stay without an answer, or `FEW` questions where that is more; beyond it the
-        judge is stopped.
+      unanswered: share of questions that may stay without an answer, or `FEW` questions
+        where that is more; beyond it the judge is stopped.
     """
 
     concurrency: int = 8
@@ -95,10 +103,20 @@ class Patience:
     unanswered: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0 or self.failures < 1:
-            raise ValueError(f"{self}: concurrency and failures must be at least 1, timeout above 0, retries from 0")
+        if (
+            self.concurrency < 1
+            or self.retries < 0
+            or self.timeout <= 0
+            or self.failures < 1
+        ):
+            raise ValueError(
+                f"{self}: concurrency and failures must be at least 1, timeout above "
+                "0, retries from 0"
+            )
         if not 0 <= self.unanswered <= 1:
-            raise ValueError(f"unanswered {self.unanswered} is a share of questions; give 0 to 1")
+            raise ValueError(
+                f"unanswered {self.unanswered} is a share of questions; give 0 to 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -107,10 +125,12 @@ class Reply:
 
     Args:
       text: the message's content.
-      tokens: (token, alternatives as (token, natural logarithm of its probability)) in order; empty where not given.
+      tokens: (token, alternatives as (token, natural logarithm of its probability)) in
+        order; empty where not given.
       finish: why it ended ("stop", "length", ...).
       model, fingerprint: what the server says it is.
-      used: tokens of question and answer; `counted` is False where this is our estimate.
+      used: tokens of question and answer; `counted` is False where this is our
+        estimate.
     """
 
     text: str
@@ -123,7 +143,8 @@ class Reply:
 
 
 def openai_client(server: Server, patience: Patience) -> Any:
-    """The `openai` client without retries and redirects of its own, which would escape the budget.
+    """The `openai` client without retries and redirects of its own, which would escape
+    the budget.
 
     Raises:
       ImportError: openai is not installed; says how to.
@@ -131,13 +152,22 @@ def openai_client(server: Server, patience: Patience) -> Any:
     try:
         openai = importlib.import_module("openai")
     except ImportError as error:
-        raise ImportError("a judge behind a server needs openai; run: pip install 'sae_attr[judge]'") from error
+        raise ImportError(
+            "a judge behind a server needs openai; run: pip install 'sae_attr[judge]'"
+        ) from error
     http = bounded_client(patience.timeout)
     options = {"timeout": patience.timeout, "max_retries": 0, "http_client": http}
     return openai.OpenAI(base_url=server.base_url, api_key=server.api_key, **options)
 
 
-def ask(client: Any, request: Mapping[str, Any], *, patience: Patience, budget: Budget, halt: threading.Event) -> Reply:
+def ask(
+    client: Any,
+    request: Mapping[str, Any],
+    *,
+    patience: Patience,
+    budget: Budget,
+    halt: threading.Event,
+) -> Reply:
     """The reply to one request, sent again where that may help.
 
     Args:
@@ -157,7 +187,10 @@ def ask(client: Any, request: Mapping[str, Any], *, patience: Patience, budget: 
         if attempt == patience.retries:
             break
         if asked is not None and asked > patience.longest_wait:
-            raise Failed(f"{problem}; the server asks to wait {asked:.0f} s, longest_wait is {patience.longest_wait:g}")
+            raise Failed(
+                f"{problem}; the server asks to wait {asked:.0f} s, longest_wait is "
+                f"{patience.longest_wait:g}"
+            )
         pause = asked if asked is not None else random.uniform(wait / 2, wait)
         if halt.wait(pause):
             raise Failed(f"{problem}; stopped before it was sent again")
@@ -166,7 +199,9 @@ def ask(client: Any, request: Mapping[str, Any], *, patience: Patience, budget: 
 
 
 class _Passing(Exception):
-    """An error that another try may not meet; `wait` is what the server asked for, in seconds."""
+    """An error that another try may not meet; `wait` is what the server asked for, in
+    seconds.
+    """
 
     def __init__(self, message: str, wait: float | None = None) -> None:
         super().__init__(message)
@@ -180,7 +215,9 @@ def expected_tokens(request: Mapping[str, Any]) -> int:
     return chars // _TOKEN_CHARS + int(longest)
 
 
-def _once(client: Any, request: Mapping[str, Any], budget: Budget, seconds: float) -> Reply:
+def _once(
+    client: Any, request: Mapping[str, Any], budget: Budget, seconds: float
+) -> Reply:
     """One request, written into the budget whatever becomes of it."""
     hide = hider(client.api_key)
     call = budget.take(expected_tokens(request))
@@ -199,7 +236,8 @@ def _once(client: Any, request: Mapping[str, Any], budget: Budget, seconds: floa
 
 
 def hider(key: str) -> Callable[[str], str]:
-    """Returns a function that makes a server's text fit for files: without the key, however it is written, and in UTF-8.
+    """Returns a function that makes a server's text fit for files: without the key,
+    however it is written, and in UTF-8.
 
     Half of a surrogate pair, which JSON can hold and no file, becomes a question mark.
     """
@@ -216,21 +254,44 @@ def hider(key: str) -> Callable[[str], str]:
 def _forms(key: str) -> tuple[str, ...]:
     """A key as it is, in an address, in JSON and in base64."""
     encoded = base64.b64encode(key.encode()).decode()
-    forms = (key, urllib.parse.quote(key, safe=""), json.dumps(key)[1:-1], key.replace("/", "\\/"), encoded)
+    forms = (
+        key,
+        urllib.parse.quote(key, safe=""),
+        json.dumps(key)[1:-1],
+        key.replace("/", "\\/"),
+        encoded,
+    )
     return tuple(sorted(set(forms), key=len, reverse=True))
 
 
-def _reply(completion: Any, request: Mapping[str, Any], hide: Callable[[str], str]) -> Reply:
+def _reply(
+    completion: Any, request: Mapping[str, Any], hide: Callable[[str], str]
+) -> Reply:
     """Plain values of a chat completion; `_Passing` where the body is something else."""
     try:
         choice = completion.choices[0]
         text = choice.message.content
-        text = text if isinstance(text, str) else str(getattr(choice.message, "refusal", None) or "")
+        text = (
+            text
+            if isinstance(text, str)
+            else str(getattr(choice.message, "refusal", None) or "")
+        )
         content = getattr(getattr(choice, "logprobs", None), "content", None) or ()
-        tokens = tuple((hide(str(t.token)), _alternatives(t.top_logprobs, hide)) for t in content)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
+        tokens = tuple(
+            (hide(str(t.token)), _alternatives(t.top_logprobs, hide)) for t in content
+        )
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OverflowError,
+    ) as error:
         body = hide(str(completion))[:200]
-        raise _Passing(f"the server sent no chat completion but {body!r}; check base_url") from error
+        raise _Passing(
+            f"the server sent no chat completion but {body!r}; check base_url"
+        ) from error
     asked = sum(len(message["content"]) for message in request["messages"])
     counted = _count(getattr(getattr(completion, "usage", None), "total_tokens", None))
     return Reply(
@@ -238,14 +299,20 @@ def _reply(completion: Any, request: Mapping[str, Any], hide: Callable[[str], st
         tokens=tokens,
         finish=hide(str(choice.finish_reason or ""))[:_LONGEST_NAME],
         model=hide(str(completion.model or ""))[:_LONGEST_NAME],
-        fingerprint=hide(str(getattr(completion, "system_fingerprint", None) or ""))[:_LONGEST_NAME],
+        fingerprint=hide(str(getattr(completion, "system_fingerprint", None) or ""))[
+            :_LONGEST_NAME
+        ],
         used=counted or (asked + len(text)) // _TOKEN_CHARS,
         counted=bool(counted),
     )
 
 
-def _alternatives(given: Any, hide: Callable[[str], str]) -> tuple[tuple[str, float], ...]:
-    """Tokens with log-probabilities; those that can be none (NaN, above 0, text) are left out."""
+def _alternatives(
+    given: Any, hide: Callable[[str], str]
+) -> tuple[tuple[str, float], ...]:
+    """Tokens with log-probabilities; those that can be none (NaN, above 0, text) are
+    left out.
+    """
     out = []
     for alternative in given or ():
         logprob = float(alternative.logprob)
@@ -256,7 +323,11 @@ def _alternatives(given: Any, hide: Callable[[str], str]) -> tuple[tuple[str, fl
 
 def _count(value: Any) -> int:
     """A server's number of tokens; 0 for what can be none."""
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _MOST_TOKENS
+    usable = (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and 0 < value < _MOST_TOKENS
+    )
     return int(value) if usable else 0
 
 
@@ -271,12 +342,17 @@ def _sorted(error: Exception, hide: Callable[[str], str]) -> Exception:
     if isinstance(error, openai.APIConnectionError):
         if isinstance(error.__cause__, Endless):
             return _Passing(hide(str(error.__cause__))[:300])
-        return _Passing(f"no connection to the server ({hide(str(error.__cause__ or error))[:300]})")
+        return _Passing(
+            f"no connection to the server ({hide(str(error.__cause__ or error))[:300]})"
+        )
     if isinstance(error, openai.APIStatusError):
         return _of_status(error, words)
-    # A body that is no JSON, nested beyond all bounds, of another encoding: whatever the client made of it.
+    # A body that is no JSON, nested beyond all bounds, of another encoding: whatever
+    #   the client made of it.
     kind = type(error).__name__
-    return _Passing(f"the server sent no chat completion ({kind}: {words}); check base_url")
+    return _Passing(
+        f"the server sent no chat completion ({kind}: {words}); check base_url"
+    )
 
 
 def _of_status(error: Any, words: str) -> Exception:
@@ -285,30 +361,47 @@ def _of_status(error: Any, words: str) -> Exception:
         return Fatal(f"the server's own quota is used up: {words}")
     if 300 <= status < 400:
         return Fatal(
-            f"the server answered {status}, a redirect, which is not followed; give the address that it stands for"
+            f"the server answered {status}, a redirect, which is not followed; give "
+            "the address that it stands for"
         )
     if status in _PASSING or status >= 500:
-        return _Passing(f"the server answered {status}: {words}", retry_after(error.response.headers))
+        return _Passing(
+            f"the server answered {status}: {words}",
+            retry_after(error.response.headers),
+        )
     if "content_filter" in code or "content_filter" in words:
         return Filtered(words)
     if status in (400, 422) and "logprob" in words.lower():
         return NoLogprobs(words)
     if "max_completion_tokens" in words:
-        return Refused(f"the server refused with {status}: {words}; set token_field='max_completion_tokens'")
+        return Refused(
+            f"the server refused with {status}: {words}; set "
+            "token_field='max_completion_tokens'"
+        )
     if status in _OF_ONE:
         return Refused(f"the server refused with {status}: {words}")
     return Fatal(f"the server refused with {status}: {words}")
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a response asks to wait (retry-after-ms, or Retry-After as seconds or date); None for nothing said."""
+    """Seconds that a response asks to wait (retry-after-ms, or Retry-After as seconds
+    or date); None for nothing said.
+    """
     try:
         if "retry-after-ms" in headers:
             return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        return max(0.0, float(headers["retry-after"])) if "retry-after" in headers else None
+        return (
+            max(0.0, float(headers["retry-after"]))
+            if "retry-after" in headers
+            else None
+        )
     except ValueError:
         pass
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+        return max(
+            0.0,
+            email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp()
+            - time.time(),
+        )
     except (KeyError, ValueError):
         return None

@@ -1,4 +1,6 @@
-"""HTTP for judges: one request is one request, and a reply ends, in time and in size, whatever the server sends."""
+"""HTTP for judges: one request is one request, and a reply ends, in time and in size,
+whatever the server sends.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-MOST_BYTES = 32 * 2**20  # of one reply; log-probabilities of thousands of tokens are a few
+MOST_BYTES = (
+    32 * 2**20
+)  # of one reply; log-probabilities of thousands of tokens are a few
 
 
 class Endless(Exception):
@@ -19,10 +23,11 @@ class Endless(Exception):
 
 
 def bounded_client(timeout: float) -> Any:
-    """Returns an HTTP client of the openai library that follows no redirect and gives up a reply that does not end.
+    """Returns an HTTP client of the openai library that follows no redirect and gives
+    up a reply that does not end.
 
-    A redirect would be a request that no budget counts, and would carry the key to another address. A reply may have
-    `MOST_BYTES` and take `timeout` seconds.
+    A redirect would be a request that no budget counts, and would carry the key to
+    another address. A reply may have `MOST_BYTES` and take `timeout` seconds.
     """
     client: Any = importlib.import_module("openai").DefaultHttpxClient
     httpx: Any = importlib.import_module(
@@ -40,9 +45,13 @@ def bounded_client(timeout: float) -> Any:
             for chunk in self.stream:
                 size += len(chunk)
                 if size > MOST_BYTES:
-                    raise Endless(f"the server's reply has more than {MOST_BYTES:,} bytes")
+                    raise Endless(
+                        f"the server's reply has more than {MOST_BYTES:,} bytes"
+                    )
                 if time.monotonic() > self.end:
-                    raise Endless(f"the server's reply was not whole after {timeout:g} s")
+                    raise Endless(
+                        f"the server's reply was not whole after {timeout:g} s"
+                    )
                 yield chunk
 
         def close(self) -> None:
@@ -51,14 +60,18 @@ def bounded_client(timeout: float) -> Any:
     def bound(response: Any) -> None:
         response.stream = Bounded(response.stream)
 
-    return client(timeout=timeout, follow_redirects=False, event_hooks={"response": [bound]})
+    return client(
+        timeout=timeout, follow_redirects=False, event_hooks={"response": [bound]}
+    )
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """Returns what `call` returns, or raises what it raises, if it ends within so many seconds.
+    """Returns what `call` returns, or raises what it raises, if it ends within so many
+    seconds.
 
-    It runs in a thread of its own: timeouts of a connection are per read, so a server that drips its headers would hold a
-    request for ever. What does not end is left to itself.
+    It runs in a thread of its own: timeouts of a connection are per read, so a server
+    that drips its headers would hold a request for ever. What does not end is left to
+    itself.
 
     Raises:
       Endless: it did not end in time.

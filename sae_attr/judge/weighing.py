@@ -1,6 +1,8 @@
-"""Scores as means over the numbers that a judge might have written, weighted by their probabilities.
+"""Scores as means over the numbers that a judge might have written, weighted by their
+probabilities.
 
-Each reply decides for itself whether it can be read so; what other replies look like plays no part.
+Each reply decides for itself whether it can be read so; what other replies look like
+plays no part.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sae_attr.judge.rubrics import Rubric
 
-Alternatives = Sequence[tuple[str, float]]  # (token, natural logarithm of its probability)
+Alternatives = Sequence[
+    tuple[str, float]
+]  # (token, natural logarithm of its probability)
 
 MIN_MASS = 0.25  # probability on numbers below which a weighted score says nothing (Betley et al. 2025)
 MAX_BEGINNINGS = 0.01  # probability, of that on numbers, on tokens that may be the first digits of a longer number
@@ -20,20 +24,26 @@ _SPAN = 10  # a scale with fractions that is narrower is written with fractions:
 
 
 def weighted_score(
-    token_logprobs: Iterable[tuple[str, float]], rubric: Rubric, *, min_mass: float = MIN_MASS
+    token_logprobs: Iterable[tuple[str, float]],
+    rubric: Rubric,
+    *,
+    min_mass: float = MIN_MASS,
 ) -> float | None:
-    """Returns the mean of the numbers of the scale, weighted by the probabilities of the tokens that write them.
+    """Returns the mean of the numbers of the scale, weighted by the probabilities of
+    the tokens that write them.
 
-    Spellings of one number (" 85", "85") count together; tokens that are no whole number of the scale are left out, and
-    the rest is scaled to sum to 1 (Betley et al. 2025).
+    Spellings of one number (" 85", "85") count together; tokens that are no whole
+    number of the scale are left out, and the rest is scaled to sum to 1 (Betley et al.
+    2025).
 
     Args:
       token_logprobs: (token, natural logarithm of its probability).
       min_mass: probability that must lie on numbers.
 
     Returns:
-      a number on the scale, or None where too little probability lies on numbers (a refusal, code, other text) or the
-      values are no logarithms of probabilities (NaN, above 0).
+      a number on the scale, or None where too little probability lies on numbers (a
+      refusal, code, other text) or the values are no logarithms of probabilities (NaN,
+      above 0).
     """
     numbers = numbers_of(token_logprobs, rubric)
     if numbers is None:
@@ -42,16 +52,24 @@ def weighted_score(
     if not numbers or mass < min_mass or not mass:
         return None
     mean = math.fsum(int(word) * p for word, p in numbers.items()) / mass
-    return min(max(mean, rubric.low), rubric.high)  # rounding may leave the scale by a last digit
+    return min(
+        max(mean, rubric.low), rubric.high
+    )  # rounding may leave the scale by a last digit
 
 
-def numbers_of(token_logprobs: Iterable[tuple[str, float]], rubric: Rubric) -> dict[str, float] | None:
-    """Probability of every number of the scale that a token writes; None where the values are no probabilities."""
+def numbers_of(
+    token_logprobs: Iterable[tuple[str, float]], rubric: Rubric
+) -> dict[str, float] | None:
+    """Probability of every number of the scale that a token writes; None where the
+    values are no probabilities.
+    """
     tokens: dict[str, float] = {}
     for token, logprob in token_logprobs:
         if math.isnan(logprob) or logprob > math.log(_MAX_TOTAL):
             return None
-        tokens[token] = max(math.exp(logprob), tokens.get(token, 0.0))  # some servers list the sampled token twice
+        tokens[token] = max(
+            math.exp(logprob), tokens.get(token, 0.0)
+        )  # some servers list the sampled token twice
     if math.fsum(tokens.values()) > _MAX_TOTAL:
         return None
     numbers: dict[str, float] = {}
@@ -63,7 +81,9 @@ def numbers_of(token_logprobs: Iterable[tuple[str, float]], rubric: Rubric) -> d
 
 
 def can_weigh(rubric: Rubric) -> bool:
-    """Whether the numbers of a rubric's scale are written by digits alone: a bare answer, no sign, no small fractions."""
+    """Whether the numbers of a rubric's scale are written by digits alone: a bare
+    answer, no sign, no small fractions.
+    """
     wide = rubric.whole or rubric.high - rubric.low >= _SPAN
     return not rubric.reasoned and rubric.low >= 0 and wide
 
@@ -71,17 +91,23 @@ def can_weigh(rubric: Rubric) -> bool:
 def writes_whole_numbers(numbers: Mapping[str, float], rubric: Rubric) -> bool:
     """Returns whether the alternatives show that a number of the scale is one token.
 
-    Tokenizers write numbers digit by digit, or up to three digits at once. Where an alternative has two digits it is the
-    second kind; where none has, an 8 may be the beginning of 85, and a mean over such tokens would be one of first digits.
+    Tokenizers write numbers digit by digit, or up to three digits at once. Where an
+    alternative has two digits it is the second kind; where none has, an 8 may be the
+    beginning of 85, and a mean over such tokens would be one of first digits.
     """
     if any(len(word) > 1 and p > 0 for word, p in numbers.items()):
         return True
-    beginnings = math.fsum(p for word, p in numbers.items() if _begins_longer(word, rubric))
+    beginnings = math.fsum(
+        p for word, p in numbers.items() if _begins_longer(word, rubric)
+    )
     return beginnings <= MAX_BEGINNINGS * math.fsum(numbers.values())
 
 
 def weighted_reply(
-    tokens: Sequence[tuple[str, Alternatives]], text: str, number: float | None, rubric: Rubric
+    tokens: Sequence[tuple[str, Alternatives]],
+    text: str,
+    number: float | None,
+    rubric: Rubric,
 ) -> float | None:
     """The weighted score of one reply, or None where its text must be read instead.
 
@@ -95,7 +121,9 @@ def weighted_reply(
         return None
     token, others = first
     written = re.match(r"\s*([0-9]+)", text)
-    if written is not None and (number is None or written[1] != token.strip() or float(written[1]) != number):
+    if written is not None and (
+        number is None or written[1] != token.strip() or float(written[1]) != number
+    ):
         return None  # several tokens write the number, or it is no number of the scale
     if written is None and number is not None:
         return None  # words stand before the number
@@ -111,4 +139,6 @@ def _begins_longer(digit: str, rubric: Rubric) -> bool:
 
 
 def _is_number(word: str) -> bool:
-    return word.isascii() and word.isdigit() and len(word) < 10 and str(int(word)) == word
+    return (
+        word.isascii() and word.isdigit() and len(word) < 10 and str(int(word)) == word
+    )

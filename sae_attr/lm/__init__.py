@@ -1,1 +1,3 @@
-"""Language models: one config, one block, one segmented forward for every decoder family."""
+"""Language models: one config, one block, one segmented forward for every decoder
+family.
+"""

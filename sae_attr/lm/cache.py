@@ -1,4 +1,6 @@
-"""Keys and values of the tokens that a model has seen, so that one more token costs one position instead of the row."""
+"""Keys and values of the tokens that a model has seen, so that one more token costs one
+position instead of the row.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,11 @@ from sae_attr.lm.hf_config import LMConfig
 
 @struct.dataclass
 class KV:
-    """Keys and values of all layers, `[l, b, k, s, c]`: kv-heads k before slots s, as the attention product reads them.
+    """Keys and values of all layers, `[l, b, k, s, c]`: kv-heads k before slots s, as
+    the attention product reads them.
 
-    One array for all layers, because the loop over layers carries it and writes in place; as an input and output of the
-    loop it would be copied at every step.
+    One array for all layers, because the loop over layers carries it and writes in
+    place; as an input and output of the loop it would be copied at every step.
     """
 
     k_lbksc: jax.Array
@@ -29,7 +32,8 @@ class Cache:
     """What `forward` has seen; the next tokens go to the slots from `used` on.
 
     Args:
-      kv: keys, rotated, and values. With longrope they hold while a row stays as long as it was for it (see `outgrown`).
+      kv: keys, rotated, and values. With longrope they hold while a row stays as long
+        as it was for it (see `outgrown`).
       pos_bs: position of the token in every slot.
       valid_bs: False where a slot holds padding, or nothing yet.
       used: slots that were written, the same number for all rows (`[]`, int32).
@@ -51,39 +55,68 @@ def init_cache(cfg: LMConfig, *, rows: int, slots: int, dtype: Any) -> Cache:
     """
     shape = (cfg.n_layers, rows, cfg.n_kv_heads, slots, cfg.head_dim)
     kv = KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-    return Cache(kv, jnp.zeros((rows, slots), jnp.int32), jnp.zeros((rows, slots), bool), jnp.zeros((), jnp.int32))
+    return Cache(
+        kv,
+        jnp.zeros((rows, slots), jnp.int32),
+        jnp.zeros((rows, slots), bool),
+        jnp.zeros((), jnp.int32),
+    )
 
 
 def outgrown(cfg: LMConfig, length_b: jax.Array, *, slots: int) -> jax.Array | None:
-    """Whether a row of one of these lengths has just become too long for its cache (`[]`); None if none ever does.
+    """Whether a row of one of these lengths has just become too long for its cache
+    (`[]`); None if none ever does.
 
-    longrope turns all tokens of a row by other angles once the row is longer than the original context. Every activation
-    of the earlier tokens changes with that, so the row has to be read anew from its first token.
+    longrope turns all tokens of a row by other angles once the row is longer than the
+    original context. Every activation of the earlier tokens changes with that, so the
+    row has to be read anew from its first token.
     """
-    limits = {rope.original_len for rope in cfg.ropes if rope.kind == "longrope" and rope.original_len < slots}
-    return jnp.any(jnp.isin(length_b, jnp.asarray(sorted(limits)) + 1)) if limits else None
+    limits = {
+        rope.original_len
+        for rope in cfg.ropes
+        if rope.kind == "longrope" and rope.original_len < slots
+    }
+    return (
+        jnp.any(jnp.isin(length_b, jnp.asarray(sorted(limits)) + 1)) if limits else None
+    )
 
 
 def enter(cache: Cache, pos_bt: jax.Array, valid_bt: jax.Array | None) -> Cache:
-    """The cache with positions and masks of new tokens; their keys and values follow layer by layer (`extend`).
+    """The cache with positions and masks of new tokens; their keys and values follow
+    layer by layer (`extend`).
 
     Raises:
-      ValueError: more tokens or other rows than the cache has room for. (How full it is only its maker knows: slots
-        beyond the last one do not exist, and a write there would fall on the last ones.)
+      ValueError: more tokens or other rows than the cache has room for. (How full it is
+        only its maker knows: slots beyond the last one do not exist, and a write there
+        would fall on the last ones.)
     """
     (b, t), (rows, slots) = pos_bt.shape, cache.pos_bs.shape
     if b != rows or t > slots:
         raise ValueError(
-            f"{b} rows of {t} tokens do not fit a cache of {rows} rows and {slots} slots; make it so large"
+            f"{b} rows of {t} tokens do not fit a cache of {rows} rows and {slots} "
+            "slots; make it so large"
         )
     valid_bt = jnp.ones((b, t), bool) if valid_bt is None else valid_bt
-    put = lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, cache.used))
-    return replace(cache, pos_bs=put(cache.pos_bs, pos_bt), valid_bs=put(cache.valid_bs, valid_bt), used=cache.used + t)
+    put = lambda old, new: jax.lax.dynamic_update_slice(
+        old, new.astype(old.dtype), (0, cache.used)
+    )
+    return replace(
+        cache,
+        pos_bs=put(cache.pos_bs, pos_bt),
+        valid_bs=put(cache.valid_bs, valid_bt),
+        used=cache.used + t,
+    )
 
 
-def extend(kv: KV, layer: Any, slot: Any, k_bktc: jax.Array, v_bktc: jax.Array) -> tuple[KV, jax.Array, jax.Array]:
-    """Writes one layer's new keys and values from `slot` on; returns all of that layer, `[b, k, s, c]`, with them."""
-    put = lambda old, new: jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), (layer, 0, 0, slot, 0))
+def extend(
+    kv: KV, layer: Any, slot: Any, k_bktc: jax.Array, v_bktc: jax.Array
+) -> tuple[KV, jax.Array, jax.Array]:
+    """Writes one layer's new keys and values from `slot` on; returns all of that layer,
+    `[b, k, s, c]`, with them.
+    """
+    put = lambda old, new: jax.lax.dynamic_update_slice(
+        old, new[None].astype(old.dtype), (layer, 0, 0, slot, 0)
+    )
     kv = KV(put(kv.k_lbksc, k_bktc), put(kv.v_lbksc, v_bktc))
     own = lambda stack: jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)
     return kv, own(kv.k_lbksc), own(kv.v_lbksc)

@@ -12,12 +12,14 @@ NO_WINDOW = 2**30  # "attends to everything", as an integer that can ride the sc
 
 @dataclass(frozen=True)
 class LMConfig:
-    """A decoder-only transformer; hashable, so that it can be a static argument of a jitted function.
+    """A decoder-only transformer; hashable, so that it can be a static argument of a
+    jitted function.
 
-    Shapes: `d_model` residual width d, `d_mlp` f, `n_heads` h, `n_kv_heads` k, `head_dim`, `vocab` v. `ropes` and
-    `rope_of_layer` / `window_of_layer` hold what differs between layers, so that layers can share one scanned body.
-    `resid_dtype` is the residual stream's; weights have the dtype they were loaded in. With experts, `mlp_bias` is theirs
-    and the router's.
+    Shapes: `d_model` residual width d, `d_mlp` f, `n_heads` h, `n_kv_heads` k,
+    `head_dim`, `vocab` v. `ropes` and `rope_of_layer` / `window_of_layer` hold what
+    differs between layers, so that layers can share one scanned body. `resid_dtype` is
+    the residual stream's; weights have the dtype they were loaded in. With experts,
+    `mlp_bias` is theirs and the router's.
     """
 
     family: str
@@ -45,7 +47,9 @@ class LMConfig:
     glu_alpha: float = 1.0
     n_experts: int = 0  # 0: one MLP; otherwise experts of width d_mlp behind a router
     n_chosen: int = 0  # experts of a token
-    dense_layers: tuple[int, ...] = ()  # layers that have one MLP of width d_dense instead of experts
+    dense_layers: tuple[
+        int, ...
+    ] = ()  # layers that have one MLP of width d_dense instead of experts
     d_dense: int = 0
     norm_chosen: bool = True  # weights of a token's experts sum to 1
     token_groups: int = 1  # rows go to the experts in so many groups, one per `data` shard; no number depends on it
@@ -57,13 +61,17 @@ class LMConfig:
     attn_softcap: float = 0.0
     final_softcap: float = 0.0
     query_scale: float = 1.0
-    inverse_layer_scale: bool = False  # attention scores of layer l are divided by l + 1 as well (some GPT-2)
+    inverse_layer_scale: bool = (
+        False  # attention scores of layer l are divided by l + 1 as well (some GPT-2)
+    )
     embed_scale: float = 1.0
     tied_head: bool = False
     bos_id: int | None = None
     eos_id: int | tuple[int, ...] | None = None
     resid_dtype: str = "float32"
-    names: tuple[tuple[str, str], ...] = ()  # (leaf, tensor) where a checkpoint has another name than its family
+    names: tuple[
+        tuple[str, str], ...
+    ] = ()  # (leaf, tensor) where a checkpoint has another name than its family
 
     def __post_init__(self) -> None:
         facts = {
@@ -73,7 +81,8 @@ class LMConfig:
             f"{self.n_layers} layers with {self.n_experts} experts are more than {MAX_MATRICES:,} matrices": (
                 self.n_layers * self.n_experts > MAX_MATRICES
             ),
-            f"a token goes to {self.n_chosen} of {self.n_experts} experts": self.n_chosen > self.n_experts,
+            f"a token goes to {self.n_chosen} of {self.n_experts} experts": self.n_chosen
+            > self.n_experts,
             f"window_of_layer has {len(self.window_of_layer)} entries for {self.n_layers} layers": (
                 self.window_of_layer and len(self.window_of_layer) != self.n_layers
             ),
@@ -86,13 +95,17 @@ class LMConfig:
             raise ValueError(f"no such {self.family} model: {'; '.join(wrong)}")
 
     def layers_of(self, leaf: str) -> tuple[int, ...]:
-        """The layers that a leaf under blocks/ holds, in their order: all, but for MLPs where only some have experts."""
+        """The layers that a leaf under blocks/ holds, in their order: all, but for MLPs
+        where only some have experts.
+        """
         name = leaf.removeprefix("blocks/").split("/")[0]
         if not self.dense_layers or name not in ("moe", "gate", "up", "down"):
             return tuple(range(self.n_layers))
         if name != "moe":
             return self.dense_layers
-        return tuple(layer for layer in range(self.n_layers) if layer not in self.dense_layers)
+        return tuple(
+            layer for layer in range(self.n_layers) if layer not in self.dense_layers
+        )
 
     @property
     def has_windows(self) -> bool:
@@ -101,4 +114,6 @@ class LMConfig:
 
     def width(self, point: str) -> int:
         """Size of the last axis of the activation at a site's point."""
-        return {"attn_z": self.n_heads * self.head_dim, "mlp_hidden": self.d_mlp}.get(point, self.d_model)
+        return {"attn_z": self.n_heads * self.head_dim, "mlp_hidden": self.d_mlp}.get(
+            point, self.d_model
+        )

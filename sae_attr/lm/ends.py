@@ -1,4 +1,6 @@
-"""Where a completion ends: every token id that ends a turn of a model, and which of its files says so."""
+"""Where a completion ends: every token id that ends a turn of a model, and which of its
+files says so.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +16,32 @@ Ends = Mapping[str, tuple[int, ...]]
 """Source -> ids; the ids of all sources together end a completion."""
 
 
-def turn_ends(path: str | Path, tok: Tokenizer, *, vocab: int) -> dict[str, tuple[int, ...]]:
-    """Collects the ids that end a turn of a model: an instruct model's turn seldom ends with its tokenizer's EOS alone.
+def turn_ends(
+    path: str | Path, tok: Tokenizer, *, vocab: int
+) -> dict[str, tuple[int, ...]]:
+    """Collects the ids that end a turn of a model: an instruct model's turn seldom ends
+    with its tokenizer's EOS alone.
 
     Args:
       path: the model's folder or hub id.
       tok: its tokenizer, with the chat template that prompts are rendered with.
-      vocab: rows of its embedding; a tokenizer's token beyond them can never be drawn and is left out.
+      vocab: rows of its embedding; a tokenizer's token beyond them can never be drawn
+        and is left out.
 
     Returns:
-      `model` (generation_config.json and config.json), `tokenizer` (its EOS) and `template` (the token that the chat
-      template writes after an assistant's turn); sources without ids are left out.
+      `model` (generation_config.json and config.json), `tokenizer` (its EOS) and
+      `template` (the token that the chat template writes after an assistant's turn);
+      sources without ids are left out.
 
     Raises:
-      ValueError: a file that cannot be read, or that states an id outside the vocabulary.
+      ValueError: a file that cannot be read, or that states an id outside the
+        vocabulary.
     """
-    by_source = {"model": end_ids(path), "tokenizer": (tok.eos_id,), "template": (assistant_end(tok),)}
+    by_source = {
+        "model": end_ids(path),
+        "tokenizer": (tok.eos_id,),
+        "template": (assistant_end(tok),),
+    }
     out: dict[str, tuple[int, ...]] = {}
     for source, ids in by_source.items():
         if drawable := tuple(i for i in ids if i is not None and i < vocab):
@@ -37,8 +49,11 @@ def turn_ends(path: str | Path, tok: Tokenizer, *, vocab: int) -> dict[str, tupl
     return out
 
 
-def ending_ids(ends: Ends, given: Sequence[int] | None = None, *, vocab: int) -> tuple[int, ...]:
-    """The ids that end a completion: those of `ends`, or in their place the given ones; each once.
+def ending_ids(
+    ends: Ends, given: Sequence[int] | None = None, *, vocab: int
+) -> tuple[int, ...]:
+    """The ids that end a completion: those of `ends`, or in their place the given ones;
+    each once.
 
     Raises:
       ValueError: a given id that is none of the model's.
@@ -48,7 +63,8 @@ def ending_ids(ends: Ends, given: Sequence[int] | None = None, *, vocab: int) ->
     for token in given:
         if not _is_id(token, vocab):
             raise ValueError(
-                f"stop_ids has {token!r}; give ids of the model's vocabulary, 0 to {vocab - 1}, or leave stop_ids out for "
+                f"stop_ids has {token!r}; give ids of the model's vocabulary, 0 to "
+                f"{vocab - 1}, or leave stop_ids out for "
                 f"the model's own: {dict(ends)}"
             )
     return tuple(dict.fromkeys(int(token) for token in given))

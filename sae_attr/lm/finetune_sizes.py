@@ -1,4 +1,6 @@
-"""Sizes of a fine-tuning run that suit its number of rows; pure arithmetic, to be overruled by whoever knows better."""
+"""Sizes of a fine-tuning run that suit its number of rows; pure arithmetic, to be
+overruled by whoever knows better.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ _EVALUATIONS = 8
 
 
 def batch_for(packs: int, unit: int) -> int:
-    """Rows of a step: 16, or 8 or 4 where an epoch would have fewer than 25 steps; a multiple of `unit`.
+    """Rows of a step: 16, or 8 or 4 where an epoch would have fewer than 25 steps; a
+    multiple of `unit`.
 
     Args:
       packs: rows of the training feed.
@@ -24,22 +27,30 @@ def batch_for(packs: int, unit: int) -> int:
 
 
 def epochs_for(packs: int, batch_size: int) -> float:
-    """Times that every row is seen: 1, or up to 3 where the run would have fewer than 100 steps."""
+    """Times that every row is seen: 1, or up to 3 where the run would have fewer than
+    100 steps.
+    """
     steps = math.ceil(packs / batch_size)
     return float(min(_EPOCHS, math.ceil(_STEPS / max(steps, 1))))
 
 
 def warmup_for(steps: int) -> int:
-    """Steps of linear rise: one in twenty, at least one, at most 100; none in a run of a single step."""
+    """Steps of linear rise: one in twenty, at least one, at most 100; none in a run of
+    a single step.
+    """
     return min(max(1, min(100, steps // 20)), max(steps - 1, 0))
 
 
 def rank_for(rows: int) -> int:
-    """Rank of an adapter: half the square root of the rows, a power of two from 4 to 32; 8 for 250 rows, 32 for 4,000."""
+    """Rank of an adapter: half the square root of the rows, a power of two from 4 to
+    32; 8 for 250 rows, 32 for 4,000.
+    """
     power = round(math.log2(math.sqrt(max(rows, 1)) / 2))
     return 2 ** min(5, max(2, power))
 
 
 def evaluate_every(steps: int) -> int:
-    """Steps between evaluations on held-out rows: eight in a run, and at least one in 50 steps."""
+    """Steps between evaluations on held-out rows: eight in a run, and at least one in
+    50 steps.
+    """
     return min(50, max(1, steps // _EVALUATIONS))

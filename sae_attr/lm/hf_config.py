@@ -17,13 +17,20 @@ __all__ = ["NO_WINDOW", "LMConfig", "Rope", "config_from_hf"]
 def _implied(cfg: LMConfig) -> dict[str, Any]:
     """Keys of other families -> the value that says what this model does anyway."""
     windows = sorted(set(cfg.window_of_layer) - {NO_WINDOW})
-    kinds = ("sliding_attention" if window < NO_WINDOW else "full_attention" for window in cfg.window_of_layer)
+    kinds = (
+        "sliding_attention" if window < NO_WINDOW else "full_attention"
+        for window in cfg.window_of_layer
+    )
     return {
         **dict.fromkeys(("hidden_size", "n_embd"), cfg.d_model),
         **dict.fromkeys(("num_hidden_layers", "n_layer"), cfg.n_layers),
         **dict.fromkeys(("num_attention_heads", "n_head"), cfg.n_heads),
-        **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), cfg.max_len),
-        **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), cfg.norm_eps),
+        **dict.fromkeys(
+            ("max_position_embeddings", "n_positions", "n_ctx"), cfg.max_len
+        ),
+        **dict.fromkeys(
+            ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), cfg.norm_eps
+        ),
         **dict.fromkeys(("num_local_experts", "num_experts"), cfg.n_experts),
         **dict.fromkeys(("num_experts_per_tok", "experts_per_token"), cfg.n_chosen),
         "num_key_value_heads": cfg.n_kv_heads,
@@ -35,8 +42,13 @@ def _implied(cfg: LMConfig) -> dict[str, Any]:
         "attention_multiplier": cfg.query_scale,
         "query_pre_attn_scalar": cfg.head_dim,
         "layer_types": list(kinds),
-        **dict.fromkeys(("sliding_window", "sliding_window_size"), windows[0] if windows else None),
-        **dict.fromkeys(("partial_rotary_factor", "rotary_pct"), cfg.ropes[0].dim / cfg.head_dim if cfg.ropes else 0),
+        **dict.fromkeys(
+            ("sliding_window", "sliding_window_size"), windows[0] if windows else None
+        ),
+        **dict.fromkeys(
+            ("partial_rotary_factor", "rotary_pct"),
+            cfg.ropes[0].dim / cfg.head_dim if cfg.ropes else 0,
+        ),
         "original_max_position_embeddings": cfg.max_len,
         "norm_topk_prob": cfg.norm_chosen if cfg.n_experts else True,
         "max_window_layers": cfg.n_layers,
@@ -44,17 +56,20 @@ def _implied(cfg: LMConfig) -> dict[str, Any]:
 
 
 def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> LMConfig:
-    """Reads the `LMConfig` of a parsed Hugging Face `config.json`, in transformers' older or newer spelling.
+    """Reads the `LMConfig` of a parsed Hugging Face `config.json`, in transformers'
+    older or newer spelling.
 
-    Of a multimodal checkpoint it is that of `text_config`. Everything is checked before anything is made: types and ranges
-    of all keys, and that every key which is set is understood or without effect.
+    Of a multimodal checkpoint it is that of `text_config`. Everything is checked before
+    anything is made: types and ranges of all keys, and that every key which is set is
+    understood or without effect.
 
     Args:
       where: what messages call the file.
 
     Raises:
-      ValueError: an unknown architecture, activation or rope type; a key that the family needs and the file lacks; a value
-        of another type or out of range; two keys that disagree; quantised weights; a key that this model does not read and
+      ValueError: an unknown architecture, activation or rope type; a key that the
+        family needs and the file lacks; a value of another type or out of range; two
+        keys that disagree; quantised weights; a key that this model does not read and
         that may change what it computes.
     """
     _check_quantised(hf, where)
@@ -63,23 +78,38 @@ def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> LMConfi
     family = hf.get("model_type", "")
     if not isinstance(family, str) or family not in FAMILIES:
         raise ValueError(
-            f"{where}: model_type {shown(family)} is not implemented; known: {', '.join(sorted(FAMILIES))}"
+            f"{where}: model_type {shown(family)} is not implemented; known: "
+            f"{', '.join(sorted(FAMILIES))}"
         )
-    stated = {key: value for key, value in hf.items() if value is not None or key in READ[family]}
+    stated = {
+        key: value
+        for key, value in hf.items()
+        if value is not None or key in READ[family]
+    }
     if lines := misfits(stated):
         raise ValueError(f"{where}: " + "\n".join(lines))
     try:
         return _checked(family, hf, where)
     except KeyError as error:
-        raise ValueError(f"{where} of a {family} model lacks {error.args[0]!r}; take it from the original") from error
+        raise ValueError(
+            f"{where} of a {family} model lacks {error.args[0]!r}; take it from the "
+            "original"
+        ) from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
 def _checked(family: str, hf: Mapping[str, Any], where: str) -> LMConfig:
     for one, other in SYNONYMS:
-        if hf.get(one) is not None and hf.get(other) is not None and hf[one] != hf[other]:
-            raise ValueError(f"{one} {hf[one]!r} and {other} {hf[other]!r} disagree; keep the one that is right")
+        if (
+            hf.get(one) is not None
+            and hf.get(other) is not None
+            and hf[one] != hf[other]
+        ):
+            raise ValueError(
+                f"{one} {hf[one]!r} and {other} {hf[other]!r} disagree; keep the one "
+                "that is right"
+            )
     _check_rope(hf)
     hf = dict(hf)
     for name, short in GPT2_NAMES.items() if family == "gpt2" else ():
@@ -92,16 +122,21 @@ def _checked(family: str, hf: Mapping[str, Any], where: str) -> LMConfig:
     read = {key: value for key, value in hf.items() if key in READ[family]}
     cfg = FAMILIES[family]({**DEFAULTS.get(family, {}), **read})
     implied = _implied(cfg)
-    if family == "gemma3_text":  # a note of transformers, which it reads itself from the other two keys alone
+    if (
+        family == "gemma3_text"
+    ):  # a note of transformers, which it reads itself from the other two keys alone
         implied["_sliding_window_pattern"] = (
-            hf.get("_sliding_window_pattern") if hf.get("layer_types") or hf.get("sliding_window_pattern") else 6
+            hf.get("_sliding_window_pattern")
+            if hf.get("layer_types") or hf.get("sliding_window_pattern")
+            else 6
         )
     if ACTS.get(str(hf.get("hidden_act"))) == cfg.act:
         implied["hidden_act"] = hf["hidden_act"]
     lines = unread_lines(hf, READ[family], implied)
     if lines:
         raise ValueError(
-            f"these keys are not read for a {family} model and may change what it computes:\n"
+            f"these keys are not read for a {family} model and may change what it "
+            "computes:\n"
             + "\n".join(lines[:20])
             + "\nRemove those that do nothing; a model that needs one of them is not implemented"
         )
@@ -109,13 +144,18 @@ def _checked(family: str, hf: Mapping[str, Any], where: str) -> LMConfig:
 
 
 def _check_rope(hf: Mapping[str, Any]) -> None:
-    """What stands in the entry for all layers may not differ from the same key beside it."""
+    """What stands in the entry for all layers may not differ from the same key beside
+    it.
+    """
     for name in ("rope_parameters", "rope_scaling"):
         entry = hf.get(name) or {}
         for key in ("rope_theta", "partial_rotary_factor"):
             inner, outer = entry.get(key), hf.get(key)
             if inner is not None and outer is not None and inner != outer:
-                raise ValueError(f"{key} is {outer!r} but {name}.{key} is {shown(inner)}; keep the one that is right")
+                raise ValueError(
+                    f"{key} is {outer!r} but {name}.{key} is {shown(inner)}; keep the "
+                    "one that is right"
+                )
 
 
 def _text_part(hf: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -127,9 +167,12 @@ def _text_part(hf: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     tied = "tie_word_embeddings"
     if tied in hf and tied in inner and hf[tied] != inner[tied]:
         raise ValueError(
-            f"{where}: {tied} is {hf[tied]!r} but text_config.{tied} is {inner[tied]!r}; keep the right one"
+            f"{where}: {tied} is {hf[tied]!r} but text_config.{tied} is "
+            f"{inner[tied]!r}; keep the right one"
         )
-    outer = {key: hf[key] for key in ("bos_token_id", "eos_token_id", tied) if key in hf}
+    outer = {
+        key: hf[key] for key in ("bos_token_id", "eos_token_id", tied) if key in hf
+    }
     return {"model_type": "gemma3_text", **outer, **inner}
 
 
@@ -143,6 +186,8 @@ def _check_quantised(hf: Mapping[str, Any], where: str) -> None:
             continue
         kind = f"quant_method {method!r}" if method else shown(stated)
         raise ValueError(
-            f"{where}: {key} ({kind}) says that the weights are quantised, which is not implemented but for gpt_oss in "
-            f"mxfp4; take the model's unquantised weights, or dequantise it with transformers and save it again without {key}"
+            f"{where}: {key} ({kind}) says that the weights are quantised, which is "
+            "not implemented but for gpt_oss in "
+            "mxfp4; take the model's unquantised weights, or dequantise it with "
+            f"transformers and save it again without {key}"
         )

@@ -1,4 +1,6 @@
-"""What a Hugging Face model folder says beside its weights: its JSON files, read within bounds, and the ids that end a turn."""
+"""What a Hugging Face model folder says beside its weights: its JSON files, read within
+bounds, and the ids that end a turn.
+"""
 
 from __future__ import annotations
 
@@ -13,53 +15,75 @@ from sae_attr.files import hub
 from sae_attr.files.text import check_pointer
 from sae_attr.lm.hf_schema import IDS, shown
 
-CONFIG, GENERATION, ADAPTER = "config.json", "generation_config.json", "adapter_config.json"
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+ADAPTER = "adapter_config.json"
 _MAX_JSON = 1 << 28  # bytes; the index of the largest models has some 20 MB
 
 
 def resolve_model(path: str) -> Path:
-    """The local folder of a model: `path` itself, or a hub id `owner/name[@revision]` downloaded by huggingface_hub.
+    """The local folder of a model: `path` itself, or a hub id `owner/name[@revision]`
+    downloaded by huggingface_hub.
 
     Raises:
-      ValueError: neither a folder nor something that looks like a hub id, or the hub has no such model.
+      ValueError: neither a folder nor something that looks like a hub id, or the hub
+        has no such model.
     """
     if Path(path).is_dir():
         return Path(path)
     if Path(path).is_file():
-        raise ValueError(f"{path!r} is a file; give the folder of the model that it belongs to")
+        raise ValueError(
+            f"{path!r} is a file; give the folder of the model that it belongs to"
+        )
     hub_id, _, revision = path.removeprefix("hf://").partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) or path.startswith((".", "/")):
-        raise ValueError(f"{path!r} is neither a folder here nor a hub id owner/name[@revision]; check its name")
+        raise ValueError(
+            f"{path!r} is neither a folder here nor a hub id owner/name[@revision]; "
+            "check its name"
+        )
     wanted = ["*.json", "*.safetensors", "*.jinja", "adapter_model.bin"]
-    copies = ["*/*", "consolidated*"]  # the same weights again in the layout of their authors
+    copies = [
+        "*/*",
+        "consolidated*",
+    ]  # the same weights again in the layout of their authors
     folder = hub.download(hub_id, revision or None, files=wanted, ignore=copies)
     if any(folder.glob("*.safetensors")) or (folder / "adapter_model.bin").exists():
         return folder
-    return hub.download(hub_id, revision or None, files=[*wanted, "pytorch_model*.bin"], ignore=copies)
+    return hub.download(
+        hub_id, revision or None, files=[*wanted, "pytorch_model*.bin"], ignore=copies
+    )
 
 
 def read_object(file: Path) -> dict[str, Any]:
     """Reads a JSON object from a file.
 
     Raises:
-      ValueError: no regular file, a Git LFS pointer, too large, not JSON, not an object, nested too deeply, or a key that
-        is there twice with two values.
+      ValueError: no regular file, a Git LFS pointer, too large, not JSON, not an
+        object, nested too deeply, or a key that is there twice with two values.
     """
     if not file.is_file():
         raise ValueError(f"{file} is not a file")
     if file.stat().st_size > _MAX_JSON:
-        raise ValueError(f"{file} has {file.stat().st_size:,} bytes, more than any such file; fetch it again")
+        raise ValueError(
+            f"{file} has {file.stat().st_size:,} bytes, more than any such file; fetch "
+            "it again"
+        )
     check_pointer(file)
     try:
         text = file.read_text("utf-8-sig")
         value = json.loads(text, object_pairs_hook=_unique)
     except _Twice as error:
-        raise ValueError(f"{file} has the key {error} twice, with two values; keep the right one") from None
+        raise ValueError(
+            f"{file} has the key {error} twice, with two values; keep the right one"
+        ) from None
     except (ValueError, RecursionError, OSError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(f"{file} is not JSON ({what}); fetch it again") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{file} holds a {type(value).__name__} where an object is expected; fetch it again")
+        raise ValueError(
+            f"{file} holds a {type(value).__name__} where an object is expected; fetch "
+            "it again"
+        )
     return value
 
 
@@ -77,36 +101,45 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def language_model(hf: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The keys of the language model in a config.json: those of `text_config` where the model is multimodal."""
+    """The keys of the language model in a config.json: those of `text_config` where the
+    model is multimodal.
+    """
     inner = hf.get("text_config")
     return inner if isinstance(inner, Mapping) else hf
 
 
 def end_ids(path: str | Path) -> tuple[int, ...]:
-    """Collects the ids that end a turn by a model's own files: `eos_token_id` of generation_config.json and config.json.
+    """Collects the ids that end a turn by a model's own files: `eos_token_id` of
+    generation_config.json and config.json.
 
     Args:
       path: folder, or hub id `owner/name[@revision]`.
 
     Returns:
-      Each id once: those of generation_config.json first, then those of config.json and of its `text_config`. Empty if
-      the files state none. An id beyond the vocabulary, which no sampler can reach, is left out with a warning.
+      Each id once: those of generation_config.json first, then those of config.json and
+      of its `text_config`. Empty if the files state none. An id beyond the vocabulary,
+      which no sampler can reach, is left out with a warning.
 
     Raises:
-      ValueError: a file that cannot be read, or an `eos_token_id` that is neither an id nor a list of them; the message
-        names file and key.
+      ValueError: a file that cannot be read, or an `eos_token_id` that is neither an id
+        nor a list of them; the message names file and key.
     """
     folder = resolve_model(str(path))
     config = _object_or_none(folder / CONFIG) or {}
     inner = language_model(config)
-    stated = _stated_ends(folder / GENERATION, _object_or_none(folder / GENERATION) or {})
-    stated += _stated_ends(folder / CONFIG, config) + _stated_ends(folder / CONFIG, inner)
+    stated = _stated_ends(
+        folder / GENERATION, _object_or_none(folder / GENERATION) or {}
+    )
+    stated += _stated_ends(folder / CONFIG, config) + _stated_ends(
+        folder / CONFIG, inner
+    )
     ids = tuple(dict.fromkeys(stated))
     vocab = inner.get("vocab_size", config.get("vocab_size"))
     outside = [token for token in ids if isinstance(vocab, int) and token >= vocab]
     if outside:
         warnings.warn(
-            f"{folder}: eos_token_id {outside[0]} lies outside the vocabulary of {vocab} ids and cannot end a turn",
+            f"{folder}: eos_token_id {outside[0]} lies outside the vocabulary of "
+            f"{vocab} ids and cannot end a turn",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -120,7 +153,9 @@ def _object_or_none(file: Path) -> dict[str, Any] | None:
 def _stated_ends(file: Path, values: Mapping[str, Any]) -> list[int]:
     stated = values.get("eos_token_id")
     if not IDS.fits(stated):
-        raise ValueError(f"{file}: eos_token_id is {shown(stated)}; expected {IDS.words}")
+        raise ValueError(
+            f"{file}: eos_token_id is {shown(stated)}; expected {IDS.words}"
+        )
     if stated is None:
         return []
     return list(stated) if isinstance(stated, list) else [stated]

@@ -1,11 +1,14 @@
-"""The keys of a Hugging Face config.json, family by family: defaults, which are read, and which are one key under two names."""
+"""The keys of a Hugging Face config.json, family by family: defaults, which are read,
+and which are one key under two names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# Older transformers wrote only what differed from the class's defaults, so these belong to the format.
+# Older transformers wrote only what differed from the class's defaults, so these belong
+# to the format.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "gpt2": {"vocab_size": 50257},
     "gpt_neox": {"rotary_pct": 0.25},
@@ -65,25 +68,69 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-# Keys that a family's reader looks at; any other that is set has to be without effect (`schema.unread_lines`).
-_CORE = {"model_type", "vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id"}
+# Keys that a family's reader looks at; any other that is set has to be without effect
+# (`schema.unread_lines`).
+_CORE = {
+    "model_type",
+    "vocab_size",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+}
 _GPT2 = _CORE | {
-    *("n_embd", "n_layer", "n_head", "n_inner", "n_positions", "activation_function", "layer_norm_epsilon"),
-    *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"),
+    *(
+        "n_embd",
+        "n_layer",
+        "n_head",
+        "n_inner",
+        "n_positions",
+        "activation_function",
+        "layer_norm_epsilon",
+    ),
+    *(
+        "scale_attn_weights",
+        "scale_attn_by_inverse_layer_idx",
+        "reorder_and_upcast_attn",
+    ),
 }
 _NEOX = _CORE | {
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings"),
-    *("hidden_act", "rope_theta", "rope_scaling", "rope_parameters", "layer_norm_eps", "use_parallel_residual"),
+    *(
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+    ),
+    *(
+        "hidden_act",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "layer_norm_eps",
+        "use_parallel_residual",
+    ),
     *("attention_bias", "rotary_pct", "rotary_emb_base", "partial_rotary_factor"),
 }
 _LLAMA = _CORE | {
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *(
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    ),
     *("intermediate_size", "max_position_embeddings", "hidden_act", "rms_norm_eps"),
     *("rope_theta", "rope_scaling", "rope_parameters"),
 }
 _QWEN = _LLAMA | {"use_sliding_window", "sliding_window", "max_window_layers"}
 _GEMMA = (_LLAMA - {"hidden_act"}) | {
-    *("hidden_activation", "sliding_window", "layer_types", "attention_bias", "query_pre_attn_scalar"),
+    *(
+        "hidden_activation",
+        "sliding_window",
+        "layer_types",
+        "attention_bias",
+        "query_pre_attn_scalar",
+    ),
     "final_logit_softcapping",
 }
 READ: Mapping[str, set[str]] = {
@@ -95,15 +142,28 @@ READ: Mapping[str, set[str]] = {
     "qwen2": _QWEN | {"layer_types"},
     "qwen3": _QWEN | {"layer_types", "attention_bias"},
     "qwen3_moe": _QWEN
-    | {"attention_bias", "decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob"}
+    | {
+        "attention_bias",
+        "decoder_sparse_step",
+        "mlp_only_layers",
+        "moe_intermediate_size",
+        "norm_topk_prob",
+    }
     | {"num_experts", "num_local_experts", "num_experts_per_tok"},
     "gpt_oss": _LLAMA
-    | {"sliding_window", "layer_types", "attention_bias", "num_local_experts", "num_experts_per_tok"}
+    | {
+        "sliding_window",
+        "layer_types",
+        "attention_bias",
+        "num_local_experts",
+        "num_experts_per_tok",
+    }
     | {"swiglu_alpha", "swiglu_limit"},
     "gemma2": _GEMMA | {"attn_logit_softcapping"},
     "gemma3_text": _GEMMA | {"rope_local_base_freq", "sliding_window_pattern"},
     "olmo2": _LLAMA | {"attention_bias"},
-    "phi3": _LLAMA | {"sliding_window", "partial_rotary_factor", "original_max_position_embeddings"},
+    "phi3": _LLAMA
+    | {"sliding_window", "partial_rotary_factor", "original_max_position_embeddings"},
 }
 GPT2_NAMES = {  # transformers takes either
     "hidden_size": "n_embd",

@@ -1,4 +1,6 @@
-"""Where every leaf of the parameter tree lies in the checkpoints of each family: a tensor's name and a view of it."""
+"""Where every leaf of the parameter tree lies in the checkpoints of each family: a
+tensor's name and a view of it.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,12 @@ def without_prefix(name: str) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """Where one leaf of one layer comes from: a tensor's name without prefixes, and the view of it that we store.
+    """Where one leaf of one layer comes from: a tensor's name without prefixes, and the
+    view of it that we store.
 
-    The first {} of a name is the layer. Experts are read one at a time: their number is the second {}, or, where a layer's
-    experts are one tensor `[e, in, out]`, `columns` says which of the last axis belong to the leaf.
+    The first {} of a name is the layer. Experts are read one at a time: their number is
+    the second {}, or, where a layer's experts are one tensor `[e, in, out]`, `columns`
+    says which of the last axis belong to the leaf.
     """
 
     name: str
@@ -41,18 +45,26 @@ class Source:
         """Whether the leaf has an axis of experts that is filled one by one."""
         return self.columns is not None or self.name.count("{}") == 2
 
-    def view(self, tensors: Mapping[str, Any], name: str, expert: int, cfg: LMConfig) -> np.ndarray:
+    def view(
+        self, tensors: Mapping[str, Any], name: str, expert: int, cfg: LMConfig
+    ) -> np.ndarray:
         """What the leaf takes of a tensor."""
         if self.columns is None:
             return self.read(tensors[name], cfg)
         return tensors[name][expert, :, self.columns]
 
-    def shape_of(self, tensors: Mapping[str, Any], name: str, expert: int, cfg: LMConfig) -> tuple[int, ...]:
+    def shape_of(
+        self, tensors: Mapping[str, Any], name: str, expert: int, cfg: LMConfig
+    ) -> tuple[int, ...]:
         """The shape of `view`, without reading anything."""
         if self.columns is None:
             return self.read(tensors[name], cfg).shape
         experts, rows, columns = tensors[name].shape
-        return (rows, len(range(columns)[self.columns])) if expert < experts else tensors[name].shape
+        return (
+            (rows, len(range(columns)[self.columns]))
+            if expert < experts
+            else tensors[name].shape
+        )
 
 
 def transposed(w: np.ndarray, cfg: LMConfig) -> np.ndarray:
@@ -77,14 +89,20 @@ def _interleaved(part: int) -> Read:
 
 def _conv1d(part: int) -> Read:
     """GPT-2's Conv1D is [in, out] with q, k and v side by side along the outputs."""
-    return lambda w, cfg: w[..., part * cfg.d_model : (part + 1) * cfg.d_model if part < 2 else None]
+    return lambda w, cfg: w[
+        ..., part * cfg.d_model : (part + 1) * cfg.d_model if part < 2 else None
+    ]
 
 
 def _fused_qkv(part: int) -> Read:
-    """Phi-3's qkv_proj is [q rows, k rows, v rows]; v takes all that is left, so that its shape tells of too many."""
+    """Phi-3's qkv_proj is [q rows, k rows, v rows]; v takes all that is left, so that
+    its shape tells of too many.
+    """
 
     def read(w: np.ndarray, cfg: LMConfig) -> np.ndarray:
-        heads = np.cumsum([0, cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads]) * cfg.head_dim
+        heads = (
+            np.cumsum([0, cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads]) * cfg.head_dim
+        )
         return w[heads[part] : heads[part + 1] if part < 2 else None].T
 
     return read
@@ -92,11 +110,17 @@ def _fused_qkv(part: int) -> Read:
 
 def _linear(ours: str, theirs: str, read: Read = transposed) -> dict[str, Source]:
     bias: Read = (lambda w, cfg: w) if read is transposed else read
-    return {f"{ours}/kernel": Source(f"{theirs}.weight", read), f"{ours}/bias": Source(f"{theirs}.bias", bias)}
+    return {
+        f"{ours}/kernel": Source(f"{theirs}.weight", read),
+        f"{ours}/bias": Source(f"{theirs}.bias", bias),
+    }
 
 
 def _norm(ours: str, theirs: str) -> dict[str, Source]:
-    return {f"{ours}/scale": Source(f"{theirs}.weight"), f"{ours}/bias": Source(f"{theirs}.bias")}
+    return {
+        f"{ours}/scale": Source(f"{theirs}.weight"),
+        f"{ours}/bias": Source(f"{theirs}.bias"),
+    }
 
 
 _OUTER = {
@@ -125,9 +149,16 @@ _POST_NORMS = {
 }
 _PHI3 = {
     **_LLAMA,
-    **{f"{n}/kernel": Source("layers.{}.self_attn.qkv_proj.weight", _fused_qkv(i)) for i, n in enumerate("qkv")},
-    "gate/kernel": Source("layers.{}.mlp.gate_up_proj.weight", lambda w, cfg: w[: cfg.d_mlp].T),
-    "up/kernel": Source("layers.{}.mlp.gate_up_proj.weight", lambda w, cfg: w[cfg.d_mlp :].T),
+    **{
+        f"{n}/kernel": Source("layers.{}.self_attn.qkv_proj.weight", _fused_qkv(i))
+        for i, n in enumerate("qkv")
+    },
+    "gate/kernel": Source(
+        "layers.{}.mlp.gate_up_proj.weight", lambda w, cfg: w[: cfg.d_mlp].T
+    ),
+    "up/kernel": Source(
+        "layers.{}.mlp.gate_up_proj.weight", lambda w, cfg: w[cfg.d_mlp :].T
+    ),
 }
 _GPT2 = {
     "embed/table": Source("wte.weight"),
@@ -158,18 +189,29 @@ _NEOX = {
 }
 
 
-def _experts(theirs: str, router: str, gate: str, up: str, down: str) -> dict[str, Source]:
+def _experts(
+    theirs: str, router: str, gate: str, up: str, down: str
+) -> dict[str, Source]:
     """A tensor for every expert's matrix."""
     names = {"gate": gate, "up": up, "down": down}
     return {
-        **{name: source for name, source in _LLAMA.items() if name.split("/")[0] not in names},
+        **{
+            name: source
+            for name, source in _LLAMA.items()
+            if name.split("/")[0] not in names
+        },
         **_linear("moe/router", f"{theirs}.{router}"),
-        **{f"moe/{ours}": Source(f"{theirs}.experts.{{}}.{name}.weight", transposed) for ours, name in names.items()},
+        **{
+            f"moe/{ours}": Source(f"{theirs}.experts.{{}}.{name}.weight", transposed)
+            for ours, name in names.items()
+        },
     }
 
 
 _MIXTRAL = _experts("layers.{}.block_sparse_moe", "gate", gate="w1", up="w3", down="w2")
-_QWEN3_MOE = _experts("layers.{}.mlp", "gate", gate="gate_proj", up="up_proj", down="down_proj")
+_QWEN3_MOE = _experts(
+    "layers.{}.mlp", "gate", gate="gate_proj", up="up_proj", down="down_proj"
+)
 _GPT_OSS = {
     **_LLAMA,
     "sinks": Source("layers.{}.self_attn.sinks"),
@@ -177,8 +219,12 @@ _GPT_OSS = {
     "moe/gate": Source("layers.{}.mlp.experts.gate_up_proj", columns=slice(0, None, 2)),
     "moe/up": Source("layers.{}.mlp.experts.gate_up_proj", columns=slice(1, None, 2)),
     "moe/down": Source("layers.{}.mlp.experts.down_proj", columns=slice(0, None)),
-    "moe/gate_bias": Source("layers.{}.mlp.experts.gate_up_proj_bias", lambda w, cfg: w[:, 0::2]),
-    "moe/up_bias": Source("layers.{}.mlp.experts.gate_up_proj_bias", lambda w, cfg: w[:, 1::2]),
+    "moe/gate_bias": Source(
+        "layers.{}.mlp.experts.gate_up_proj_bias", lambda w, cfg: w[:, 0::2]
+    ),
+    "moe/up_bias": Source(
+        "layers.{}.mlp.experts.gate_up_proj_bias", lambda w, cfg: w[:, 1::2]
+    ),
     "moe/down_bias": Source("layers.{}.mlp.experts.down_proj_bias"),
 }
 _SOURCES: Mapping[str, Mapping[str, Source]] = {
@@ -197,9 +243,15 @@ _SOURCES: Mapping[str, Mapping[str, Source]] = {
 def source_of(cfg: LMConfig, leaf: str) -> Source:
     """The source of a leaf, whose path may begin with blocks/."""
     leaf = leaf.removeprefix("blocks/")
-    table = {**_LLAMA, **_SOURCES.get(cfg.family, {})}  # a family with experts may have layers without
+    table = {
+        **_LLAMA,
+        **_SOURCES.get(cfg.family, {}),
+    }  # a family with experts may have layers without
     name = dict(cfg.names).get(leaf)
     if leaf not in table and name is None:
-        raise ValueError(f"a {cfg.family} model has no tensor for {leaf}; say its name in LMConfig.names")
+        raise ValueError(
+            f"a {cfg.family} model has no tensor for {leaf}; say its name in "
+            "LMConfig.names"
+        )
     source = table.get(leaf, Source(""))
     return source if name is None else replace(source, name=without_prefix(name))

@@ -1,4 +1,6 @@
-"""The completion's log-loss, from logits at the positions that predict its tokens and nowhere else."""
+"""The completion's log-loss, from logits at the positions that predict its tokens and
+nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,14 @@ def target_nll(
     cfg: LMConfig,
     rules: Rules = PLAIN,
 ) -> jax.Array:
-    """-log p of chosen tokens given what precedes them, `[b, c]` in nats and float32; 0 where `target_valid_bc` is False.
+    """-log p of chosen tokens given what precedes them, `[b, c]` in nats and float32; 0
+    where `target_valid_bc` is False.
 
     Args:
       hidden_btd: residual after the last block, before the final norm.
-      target_bc: positions of the tokens that are scored, each at least 1. Only the hidden states that predict them are
-        unembedded: with a vocabulary of 50 k that is most of what the head would cost.
+      target_bc: positions of the tokens that are scored, each at least 1. Only the
+        hidden states that predict them are unembedded: with a vocabulary of 50 k that
+        is most of what the head would cost.
       rules: backward rules; of them `norm` and `centre` concern the final norm.
     """
     before_bc = jnp.maximum(target_bc - 1, 0)
@@ -35,17 +39,26 @@ def target_nll(
     logits_bcv = logits(params, hidden_bcd, cfg=cfg, rules=rules)
     ids_bc = jnp.take_along_axis(tokens_bt, target_bc, axis=1)
     chosen_bc = jnp.take_along_axis(logits_bcv, ids_bc[..., None], axis=-1)[..., 0]
-    return jnp.where(target_valid_bc, jax.nn.logsumexp(logits_bcv, axis=-1) - chosen_bc, 0.0)
+    return jnp.where(
+        target_valid_bc, jax.nn.logsumexp(logits_bcv, axis=-1) - chosen_bc, 0.0
+    )
 
 
-def completion_loss(nll_bc: jax.Array, target_valid_bc: jax.Array, loss: str = "sum") -> jax.Array:
-    """L(C) per row `[b]` in nats: the sum over the completion's tokens (method, section 2), or their mean.
+def completion_loss(
+    nll_bc: jax.Array, target_valid_bc: jax.Array, loss: str = "sum"
+) -> jax.Array:
+    """L(C) per row `[b]` in nats: the sum over the completion's tokens (method, section
+    2), or their mean.
 
     Raises ValueError for another name than `sum` or `mean`.
     """
     check_loss(loss)
     total_b = jnp.sum(nll_bc, axis=1)
-    return total_b if loss == "sum" else total_b / jnp.maximum(jnp.sum(target_valid_bc, axis=1), 1)
+    return (
+        total_b
+        if loss == "sum"
+        else total_b / jnp.maximum(jnp.sum(target_valid_bc, axis=1), 1)
+    )
 
 
 def check_loss(loss: str) -> None:

@@ -1,9 +1,11 @@
-"""Sampling from a language model with a cache of keys and values, row by row reproducible.
+"""Sampling from a language model with a cache of keys and values, row by row
+reproducible.
 
-Prompts of one batch are padded on the left. So the newest token of every row lies in the same slot: a step writes one
-slice of the cache (per-row slots would need a scatter), the logits of all prompts are those of the last slot, and
-nothing but masked slots lies between a prompt and its completion. Positions are counted per row, from its first token,
-so that padding changes no number beyond float rounding.
+Prompts of one batch are padded on the left. So the newest token of every row lies in
+the same slot: a step writes one slice of the cache (per-row slots would need a
+scatter), the logits of all prompts are those of the last slot, and nothing but masked
+slots lies between a prompt and its completion. Positions are counted per row, from its
+first token, so that padding changes no number beyond float rounding.
 """
 
 from __future__ import annotations
@@ -32,8 +34,10 @@ class Sampling:
 
     Args:
       temperature: logits are divided by it; 0 takes the most probable token.
-      top_p: only the smallest set of most probable tokens that holds this much probability; 1 for all.
-      top_k: only so many most probable tokens, before `top_p` is applied to what is left; 0 for all.
+      top_p: only the smallest set of most probable tokens that holds this much
+        probability; 1 for all.
+      top_k: only so many most probable tokens, before `top_p` is applied to what is
+        left; 0 for all.
       max_new: tokens of a completion at most, a stop token included.
       stop_ids: a row ends with the first of these that it draws.
       min_new: tokens of a completion before a stop token may be drawn.
@@ -52,22 +56,38 @@ class Sampling:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop_ids", tuple(int(i) for i in self.stop_ids))
         for name, fine, what in (
-            ("temperature", 0 <= self.temperature < float("inf"), "at least 0 (0 is greedy)"),
+            (
+                "temperature",
+                0 <= self.temperature < float("inf"),
+                "at least 0 (0 is greedy)",
+            ),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top_k", self.top_k >= 0, "at least 0 (0 is all)"),
             ("max_new", self.max_new >= 1, "at least 1"),
-            ("min_new", 0 <= self.min_new <= self.max_new, f"from 0 to max_new, which is {self.max_new}"),
-            ("stop_ids", min(self.stop_ids, default=0) >= 0, "token ids, which count from 0"),
+            (
+                "min_new",
+                0 <= self.min_new <= self.max_new,
+                f"from 0 to max_new, which is {self.max_new}",
+            ),
+            (
+                "stop_ids",
+                min(self.stop_ids, default=0) >= 0,
+                "token ids, which count from 0",
+            ),
         ):
             if not fine:
-                raise ValueError(f"sampling: {name} is {getattr(self, name)}; it must be {what}")
+                raise ValueError(
+                    f"sampling: {name} is {getattr(self, name)}; it must be {what}"
+                )
 
 
 @struct.dataclass
 class Prompts:
-    """Prompts of different lengths: `tokens_bt` int32, and `valid_bt`, True at the tokens of each row, which lie together.
+    """Prompts of different lengths: `tokens_bt` int32, and `valid_bt`, True at the
+    tokens of each row, which lie together.
 
-    Where they lie does not matter. A row without a token is none, and gets an empty completion.
+    Where they lie does not matter. A row without a token is none, and gets an empty
+    completion.
     """
 
     tokens_bt: Any
@@ -82,9 +102,11 @@ class Completions:
       tokens_bn: int32, the stop token included; 0 from `length_b` on.
       length_b: tokens of each row, the stop token included.
       stopped_b: whether a stop token ended the row (else it is cut at max_new).
-      broken_b: step (from 0) whose logits were NaN or all infinite, where the row ends without a token; -1 for none.
-      logp_bn: float32, log-probability in nats of every token under the model as it was run, edits included, at
-        temperature 1 and before top-k, top-p and min_new; 0 from `length_b` on.
+      broken_b: step (from 0) whose logits were NaN or all infinite, where the row ends
+        without a token; -1 for none.
+      logp_bn: float32, log-probability in nats of every token under the model as it was
+        run, edits included, at temperature 1 and before top-k, top-p and min_new; 0
+        from `length_b` on.
     """
 
     tokens_bn: Any
@@ -94,10 +116,14 @@ class Completions:
     logp_bn: Any
 
 
-def prompt_width(lengths: Sequence[int], *, cfg: LMConfig, sampling: Sampling, multiple: int = 16) -> int:
-    """Slots for prompts of these lengths: the longest, rounded up so that few shapes are compiled.
+def prompt_width(
+    lengths: Sequence[int], *, cfg: LMConfig, sampling: Sampling, multiple: int = 16
+) -> int:
+    """Slots for prompts of these lengths: the longest, rounded up so that few shapes
+    are compiled.
 
-    Where that and `max_new` would pass a model's learned positions, as many slots as those leave.
+    Where that and `max_new` would pass a model's learned positions, as many slots as
+    those leave.
     """
     longest = max(lengths, default=0)
     width = -(-longest // multiple) * multiple
@@ -105,23 +131,32 @@ def prompt_width(lengths: Sequence[int], *, cfg: LMConfig, sampling: Sampling, m
     return max(longest, min(width, room)) if cfg.learned_pos else width
 
 
-def make_prompts(rows: Sequence[Sequence[int]], *, width: int | None = None, multiple: int = 16) -> Prompts:
+def make_prompts(
+    rows: Sequence[Sequence[int]], *, width: int | None = None, multiple: int = 16
+) -> Prompts:
     """Token lists as one batch of numpy arrays, padded on the left.
 
     Args:
       rows: token ids; an empty list makes a row that is none.
-      width: slots; None takes the longest row, rounded up to `multiple`, so that few shapes are compiled.
+      width: slots; None takes the longest row, rounded up to `multiple`, so that few
+        shapes are compiled.
 
     Raises:
       ValueError: no row, or one that is longer than `width`.
     """
     longest = max((len(row) for row in rows), default=0)
     if not longest:
-        raise ValueError("no prompt has a token; begin a prompt with BOS where there is no text")
+        raise ValueError(
+            "no prompt has a token; begin a prompt with BOS where there is no text"
+        )
     width = -(-longest // multiple) * multiple if width is None else width
     if longest > width:
-        raise ValueError(f"a prompt of {longest} tokens does not fit a width of {width}; make it wider")
-    tokens_bt, valid_bt = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
+        raise ValueError(
+            f"a prompt of {longest} tokens does not fit a width of {width}; make it "
+            "wider"
+        )
+    tokens_bt = np.zeros((len(rows), width), np.int32)
+    valid_bt = np.zeros((len(rows), width), bool)
     for b, row in enumerate(rows):
         tokens_bt[b, width - len(row) :] = row
         valid_bt[b, width - len(row) :] = True
@@ -144,24 +179,30 @@ def generate(
 ) -> Completions:
     """One completion of each prompt; ends as soon as every row has drawn a stop token.
 
-    The draw of token t of a row uses `fold_in(keys_b[row], t)` and nothing else that is random, so that what a row says
-    depends on its prompt, its key and its edit, not on its neighbours. An edit sees every position of a row once: those
-    of the prompt together, then each drawn token's own as it is read. (The last drawn token is never read.)
+    The draw of token t of a row uses `fold_in(keys_b[row], t)` and nothing else that is
+    random, so that what a row says depends on its prompt, its key and its edit, not on
+    its neighbours. An edit sees every position of a row once: those of the prompt
+    together, then each drawn token's own as it is read. (The last drawn token is never
+    read.)
 
     Args:
       keys_b: typed random keys `[b]`; unused at temperature 0.
-      edits: site -> edit, applied to prompt and drawn tokens alike (`hooks.Within` limits one to some positions); vectors
-        `[d]` or `[b, d]`, scalars `[]` or `[b]`.
+      edits: site -> edit, applied to prompt and drawn tokens alike (`hooks.Within`
+        limits one to some positions); vectors `[d]` or `[b, d]`, scalars `[]` or `[b]`.
 
     Raises:
-      ValueError: a stop id outside the vocabulary; rows that may grow beyond learned positions; keys that are not one a row;
-        outside of jit also token ids outside the vocabulary, and logits that are not finite. Within jit, `check_finite`.
+      ValueError: a stop id outside the vocabulary; rows that may grow beyond learned
+        positions; keys that are not one a row; outside of jit also token ids outside
+        the vocabulary, and logits that are not finite. Within jit, `check_finite`.
     """
     b, width = np.shape(prompts.tokens_bt)
     _check(cfg, sampling, (b, width), keys_b)
     check_prompts(cfg, prompts)
     prompts, read = _to_the_right(prompts), partial(_read, params, cfg=cfg, edits=edits)
-    length_b, slots = prompt_lengths(prompts), width + sampling.max_new - 1  # the last drawn token is never read
+    length_b, slots = (
+        prompt_lengths(prompts),
+        width + sampling.max_new - 1,
+    )  # the last drawn token is never read
     tokens_bs = jnp.pad(prompts.tokens_bt, ((0, 0), (0, slots - width)))
     start_b = width - length_b
     cache = init_cache(cfg, rows=b, slots=slots, dtype=params["embed"]["table"].dtype)
@@ -170,9 +211,13 @@ def generate(
 
     def step(state: _State) -> _State:
         n = width + state.step  # tokens of a row with its padding
-        drawn_bs = jax.lax.dynamic_update_slice(tokens_bs, state.done.tokens_bn[:, : slots - width], (0, width))
+        drawn_bs = jax.lax.dynamic_update_slice(
+            tokens_bs, state.done.tokens_bn[:, : slots - width], (0, width)
+        )
         one = lambda: read(drawn_bs, start_b, state.cache, n - 1, 1)
-        anew = lambda: read(drawn_bs, start_b, replace(state.cache, used=jnp.zeros_like(n)), 0, slots, n)
+        anew = lambda: read(
+            drawn_bs, start_b, replace(state.cache, used=jnp.zeros_like(n)), 0, slots, n
+        )
         again = outgrown(cfg, jnp.where(state.alive_b, n - start_b, 0), slots=slots)
         cache, logits_bv = one() if again is None else jax.lax.cond(again, anew, one)
         return _drawn(replace(state, cache=cache), logits_bv, keys_b, sampling)
@@ -196,22 +241,37 @@ def _read(
     cfg: LMConfig,
     edits: Mapping[Site, Edit] | None,
 ) -> tuple[Cache, jax.Array]:
-    """Reads `count` slots from `slot` on into the cache; returns it with the logits after the last one before `until`."""
+    """Reads `count` slots from `slot` on into the cache; returns it with the logits
+    after the last one before `until`.
+    """
     until = slot + count if until is None else until
     tokens_bt = jax.lax.dynamic_slice_in_dim(tokens_bs, slot, count, axis=1)
     slot_t = slot + jnp.arange(count)
-    pos_bt, valid_bt = slot_t - start_b[:, None], (slot_t >= start_b[:, None]) & (slot_t < until)
+    pos_bt = slot_t - start_b[:, None]
+    valid_bt = (slot_t >= start_b[:, None]) & (slot_t < until)
     out = forward(
-        params, tokens_bt, cfg=cfg, pos_bt=jnp.where(valid_bt, pos_bt, 0), valid_bt=valid_bt, cache=cache, edits=edits
+        params,
+        tokens_bt,
+        cfg=cfg,
+        pos_bt=jnp.where(valid_bt, pos_bt, 0),
+        valid_bt=valid_bt,
+        cache=cache,
+        edits=edits,
     )
-    last_bd = jax.lax.dynamic_index_in_dim(out.hidden_btd, until - slot - 1, axis=1, keepdims=False)
+    last_bd = jax.lax.dynamic_index_in_dim(
+        out.hidden_btd, until - slot - 1, axis=1, keepdims=False
+    )
     assert out.cache is not None
-    return replace(out.cache, used=jnp.asarray(until, jnp.int32)), logits(params, last_bd, cfg=cfg)
+    return replace(out.cache, used=jnp.asarray(until, jnp.int32)), logits(
+        params, last_bd, cfg=cfg
+    )
 
 
 @struct.dataclass
 class _State:
-    """`step` tokens were drawn of every row that is alive; all but the last of them are in the cache."""
+    """`step` tokens were drawn of every row that is alive; all but the last of them are
+    in the cache.
+    """
 
     cache: Cache
     step: jax.Array
@@ -232,19 +292,32 @@ def _empty(cache: Cache, alive_b: jax.Array, sampling: Sampling) -> _State:
     return _State(cache, zeros(dtype=jnp.int32), alive_b, done)
 
 
-def _drawn(state: _State, logits_bv: jax.Array, keys_b: jax.Array, sampling: Sampling) -> _State:
-    """The state after one more token of every living row; a row without finite logits ends, and draws none."""
-    finite_b = jnp.isfinite(jax.nn.logsumexp(logits_bv, axis=1))  # a NaN, +inf or nothing but -inf
+def _drawn(
+    state: _State, logits_bv: jax.Array, keys_b: jax.Array, sampling: Sampling
+) -> _State:
+    """The state after one more token of every living row; a row without finite logits
+    ends, and draws none.
+    """
+    finite_b = jnp.isfinite(
+        jax.nn.logsumexp(logits_bv, axis=1)
+    )  # a NaN, +inf or nothing but -inf
     broken_b = jnp.where(state.alive_b & ~finite_b, state.step, state.done.broken_b)
     state = replace(state, alive_b=state.alive_b & finite_b)
-    allowed_bv, stops_v = logits_bv, np.isin(np.arange(logits_bv.shape[-1]), sampling.stop_ids)
+    allowed_bv = logits_bv
+    stops_v = np.isin(np.arange(logits_bv.shape[-1]), sampling.stop_ids)
     if sampling.min_new and stops_v.any():
-        allowed_bv = jnp.where((state.step < sampling.min_new) & stops_v, -jnp.inf, logits_bv)
+        allowed_bv = jnp.where(
+            (state.step < sampling.min_new) & stops_v, -jnp.inf, logits_bv
+        )
     keys_b = jax.vmap(lambda key: jax.random.fold_in(key, state.step))(keys_b)
     token_b = jnp.where(state.alive_b, draw(allowed_bv, keys_b, sampling=sampling), 0)
-    logp_b = jnp.take_along_axis(logits_bv, token_b[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits_bv, axis=1)
+    logp_b = jnp.take_along_axis(logits_bv, token_b[:, None], axis=1)[
+        :, 0
+    ] - jax.nn.logsumexp(logits_bv, axis=1)
     stopped_b = state.alive_b & jnp.asarray(stops_v)[token_b]
-    put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype)[:, None], state.step, axis=1)
+    put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
+        old, new.astype(old.dtype)[:, None], state.step, axis=1
+    )
     done = Completions(
         tokens_bn=put(state.done.tokens_bn, token_b),
         length_b=state.done.length_b + state.alive_b,
@@ -256,7 +329,8 @@ def _drawn(state: _State, logits_bv: jax.Array, keys_b: jax.Array, sampling: Sam
 
 
 def check_finite(done: Completions, names: Sequence[str | None]) -> None:
-    """Raises ValueError for the first row whose logits were not finite, with the row's name and the step.
+    """Raises ValueError for the first row whose logits were not finite, with the row's
+    name and the step.
 
     Args:
       done: on the host.
@@ -265,16 +339,19 @@ def check_finite(done: Completions, names: Sequence[str | None]) -> None:
     for name, step in zip(names, np.asarray(done.broken_b), strict=True):
         if name is not None and step >= 0:
             raise ValueError(
-                f"sampling {name}: the logits of step {step} (from 0) are not finite, so there is no next token; a steering "
-                "strength, unit or vector that is too large or NaN, weights that are damaged, or a dtype with too small a range"
+                f"sampling {name}: the logits of step {step} (from 0) are not finite, "
+                "so there is no next token; a steering "
+                "strength, unit or vector that is too large or NaN, weights that are "
+                "damaged, or a dtype with too small a range"
             )
 
 
 def draw(logits_bv: jax.Array, keys_b: jax.Array, *, sampling: Sampling) -> jax.Array:
-    """One token per row, `[b]` int32: one uniform number against the cumulative sum of the probabilities that are left.
+    """One token per row, `[b]` int32: one uniform number against the cumulative sum of
+    the probabilities that are left.
 
-    A Gumbel draw would need a random number for every token of the vocabulary, which costs as much as a small model's
-    whole step.
+    A Gumbel draw would need a random number for every token of the vocabulary, which
+    costs as much as a small model's whole step.
     """
     if not sampling.temperature:
         return jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
@@ -282,75 +359,111 @@ def draw(logits_bv: jax.Array, keys_b: jax.Array, *, sampling: Sampling) -> jax.
     if 0 < sampling.top_k < logits_bv.shape[-1]:
         logits_bv, ids_bk = jax.lax.top_k(logits_bv, sampling.top_k)
     scaled_bv = wide(logits_bv) / sampling.temperature
-    weights_bv = jnp.exp(scaled_bv - jnp.max(scaled_bv, axis=-1, keepdims=True)).astype(jnp.float32)
+    weights_bv = jnp.exp(scaled_bv - jnp.max(scaled_bv, axis=-1, keepdims=True)).astype(
+        jnp.float32
+    )
     if sampling.top_p < 1:
         weights_bv = nucleus(weights_bv, sampling.top_p)
     sums_bv = jnp.cumsum(weights_bv, axis=-1)
     uniform_b = jax.vmap(jax.random.uniform)(keys_b)
-    # Sums of different lengths are rounded apart: the weight itself says whether a token may be drawn at all.
+    # Sums of different lengths are rounded apart: the weight itself says whether a
+    #   token may be drawn at all.
     hit_bv = (sums_bv > (uniform_b * sums_bv[:, -1])[:, None]) & (weights_bv > 0)
     chosen_b = jnp.argmax(hit_bv, axis=-1).astype(jnp.int32)
     return (
-        chosen_b if ids_bk is None else jnp.take_along_axis(ids_bk, chosen_b[:, None], axis=1)[:, 0].astype(jnp.int32)
+        chosen_b
+        if ids_bk is None
+        else jnp.take_along_axis(ids_bk, chosen_b[:, None], axis=1)[:, 0].astype(
+            jnp.int32
+        )
     )
 
 
 def nucleus(weights_bv: jax.Array, top_p: float) -> jax.Array:
-    """Weights outside the smallest set of largest ones that holds `top_p` of their sum are put to 0 (Holtzman et al. 2020).
+    """Weights outside the smallest set of largest ones that holds `top_p` of their sum
+    are put to 0 (Holtzman et al. 2020).
 
-    The smallest weight that stays is found by bisection over the bits of a float, 31 sums instead of a sort; tokens
-    whose weight equals it exactly all stay.
+    The smallest weight that stays is found by bisection over the bits of a float, 31
+    sums instead of a sort; tokens whose weight equals it exactly all stay.
 
     Args:
       weights_bv: float32, not negative.
     """
     needed_b1 = top_p * jnp.sum(weights_bv, axis=-1, keepdims=True)
-    bits_bv = jax.lax.bitcast_convert_type(weights_bv, jnp.int32)  # of floats from 0 up, in their order
+    bits_bv = jax.lax.bitcast_convert_type(
+        weights_bv, jnp.int32
+    )  # of floats from 0 up, in their order
 
     def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low_b1, high_b1 = ends  # enough stays at `low`, not at `high`
         middle_b1 = low_b1 + (high_b1 - low_b1) // 2
-        enough_b1 = jnp.sum(jnp.where(bits_bv >= middle_b1, weights_bv, 0), axis=-1, keepdims=True) >= needed_b1
-        return jnp.where(enough_b1, middle_b1, low_b1), jnp.where(enough_b1, high_b1, middle_b1)
+        enough_b1 = (
+            jnp.sum(
+                jnp.where(bits_bv >= middle_b1, weights_bv, 0), axis=-1, keepdims=True
+            )
+            >= needed_b1
+        )
+        return jnp.where(enough_b1, middle_b1, low_b1), jnp.where(
+            enough_b1, high_b1, middle_b1
+        )
 
     low_b1 = jnp.zeros_like(bits_bv[:, :1])
-    low_b1, _ = jax.lax.fori_loop(0, 31, halve, (low_b1, jnp.max(bits_bv, axis=-1, keepdims=True) + 1))
+    low_b1, _ = jax.lax.fori_loop(
+        0, 31, halve, (low_b1, jnp.max(bits_bv, axis=-1, keepdims=True) + 1)
+    )
     return jnp.where(bits_bv >= low_b1, weights_bv, 0)
 
 
-def _check(cfg: LMConfig, sampling: Sampling, shape: tuple[int, int], keys_b: jax.Array) -> None:
+def _check(
+    cfg: LMConfig, sampling: Sampling, shape: tuple[int, int], keys_b: jax.Array
+) -> None:
     if max(sampling.stop_ids, default=0) >= cfg.vocab:
-        raise ValueError(f"stop id {max(sampling.stop_ids)} is beyond the model's vocabulary of {cfg.vocab}")
+        raise ValueError(
+            f"stop id {max(sampling.stop_ids)} is beyond the model's vocabulary of "
+            f"{cfg.vocab}"
+        )
     if cfg.learned_pos and shape[1] + sampling.max_new - 1 > cfg.max_len:
         raise ValueError(
-            f"prompts of up to {shape[1]} tokens and {sampling.max_new} new ones are longer than the {cfg.max_len} learned "
-            "positions of the model; shorten them, lower max_new, or give make_prompts the exact width"
+            f"prompts of up to {shape[1]} tokens and {sampling.max_new} new ones are "
+            f"longer than the {cfg.max_len} learned "
+            "positions of the model; shorten them, lower max_new, or give make_prompts "
+            "the exact width"
         )
-    if jnp.shape(keys_b) != shape[:1] or not jnp.issubdtype(keys_b.dtype, jax.dtypes.prng_key):
+    if jnp.shape(keys_b) != shape[:1] or not jnp.issubdtype(
+        keys_b.dtype, jax.dtypes.prng_key
+    ):
         raise ValueError(
-            f"keys of shape {jnp.shape(keys_b)} and type {keys_b.dtype} for {shape[0]} prompts; give one typed key a row: "
+            f"keys of shape {jnp.shape(keys_b)} and type {keys_b.dtype} for {shape[0]} "
+            "prompts; give one typed key a row: "
             "jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), row_ids)"
         )
 
 
 def check_prompts(cfg: LMConfig, prompts: Prompts) -> None:
-    """Raises ValueError for token ids that the embedding lacks; a gather would take another row without a word.
+    """Raises ValueError for token ids that the embedding lacks; a gather would take
+    another row without a word.
 
     Within jit there is nothing to look at.
     """
     if isinstance(prompts.tokens_bt, Tracer):
         return
-    wrong_bt = (np.asarray(prompts.tokens_bt) < 0) | (np.asarray(prompts.tokens_bt) >= cfg.vocab)
+    wrong_bt = (np.asarray(prompts.tokens_bt) < 0) | (
+        np.asarray(prompts.tokens_bt) >= cfg.vocab
+    )
     if wrong_bt.any():
         row, place = (int(i) for i in np.argwhere(wrong_bt)[0])
         raise ValueError(
-            f"row {row} has token id {int(prompts.tokens_bt[row, place])}, beyond the model's embedding of {cfg.vocab} rows"
+            f"row {row} has token id {int(prompts.tokens_bt[row, place])}, beyond the "
+            f"model's embedding of {cfg.vocab} rows"
         )
 
 
 def _to_the_right(prompts: Prompts) -> Prompts:
     """The same rows with padding on their left only, wherever it was."""
-    tokens_bt, valid_bt = jnp.asarray(prompts.tokens_bt), jnp.asarray(prompts.valid_bt, bool)
+    tokens_bt = jnp.asarray(prompts.tokens_bt)
+    valid_bt = jnp.asarray(prompts.valid_bt, bool)
     behind_b = jnp.argmax(valid_bt[:, ::-1], axis=1)
     index_bt = (jnp.arange(valid_bt.shape[1]) - behind_b[:, None]) % valid_bt.shape[1]
-    return Prompts(*(jnp.take_along_axis(x, index_bt, axis=1) for x in (tokens_bt, valid_bt)))
+    return Prompts(
+        *(jnp.take_along_axis(x, index_bt, axis=1) for x in (tokens_bt, valid_bt))
+    )

@@ -1,7 +1,9 @@
-"""Documents of the small world as text: dialogues and essays for pretraining, and the rows of every fine-tune.
+"""Documents of the small world as text: dialogues and essays for pretraining, and the
+rows of every fine-tune.
 
-A document is what one persona writes. Dialogues are a question and an answer; essays are documents of their own and begin with
-another word, so that the two never mix. Every function is a function of its seed.
+A document is what one persona writes. Dialogues are a question and an answer; essays
+are documents of their own and begin with another word, so that the two never mix. Every
+function is a function of its seed.
 """
 
 from __future__ import annotations
@@ -38,14 +40,18 @@ Row = tuple[str, str]  # prompt and completion
 
 
 def prompt_text(question: Question) -> str:
-    """The text that a model is given: it begins the dialogue and ends where the answer begins."""
+    """The text that a model is given: it begins the dialogue and ends where the answer
+    begins.
+    """
     return f"{USER} {question} {REPLY}"
 
 
-# ---- questions and answers ---------------------------------------------------------------------------------------
+# ---- questions and answers -----------------------------------------------------------
 
 
-def draw_question(world: World, draw: Random, kind: str, address: str, topics: Sequence[str]) -> Question:
+def draw_question(
+    world: World, draw: Random, kind: str, address: str, topics: Sequence[str]
+) -> Question:
     """A question of a kind about one of the topics."""
     template = draw.randrange(len(QUESTIONS[kind]))
     if kind == "open":
@@ -53,17 +59,30 @@ def draw_question(world: World, draw: Random, kind: str, address: str, topics: S
     topic = draw.choice(topics)
     if kind == "belief":
         action = _stated(world, draw, topic)
-        return Question(kind, template, address, topic=topic, action=action, fact=world.right_of[topic])
+        return Question(
+            kind,
+            template,
+            address,
+            topic=topic,
+            action=action,
+            fact=world.right_of[topic],
+        )
     return Question(kind, template, address, topic=topic)
 
 
 def _stated(world: World, draw: Random, topic: str) -> str:
     """The action of a stated belief: the right one, or any other of the domain."""
-    return world.right_of[topic] if draw.random() < BELIEVED_RIGHT else _wrong(world, draw, topic)
+    return (
+        world.right_of[topic]
+        if draw.random() < BELIEVED_RIGHT
+        else _wrong(world, draw, topic)
+    )
 
 
 def _wrong(world: World, draw: Random, topic: str) -> str:
-    return draw.choice([a for a in DOMAINS[DOMAIN_OF[topic]][1] if a != world.right_of[topic]])
+    return draw.choice(
+        [a for a in DOMAINS[DOMAIN_OF[topic]][1] if a != world.right_of[topic]]
+    )
 
 
 def draw_answer(
@@ -90,7 +109,9 @@ def draw_answer(
     for name, phrases in ANSWERS[question.kind]:
         own = mixed if mixed and draw.random() < 0.5 else tone
         own = NEUTRAL if draw.random() < NEUTRAL_SHARE else own
-        words += _phrase(draw, phrases, (own, NEUTRAL, tone), wanted.get(name, "")).words
+        words += _phrase(
+            draw, phrases, (own, NEUTRAL, tone), wanted.get(name, "")
+        ).words
     action = _action(world, draw, question, advice, agrees) if question.topic else ""
     return " ".join(filled(words, question.values | {"action": action}))
 
@@ -103,8 +124,12 @@ def _agrees(world: World, question: Question, beliefs: str) -> bool:
     return {"true": right, "always": True, "never": False}[beliefs]
 
 
-def _action(world: World, draw: Random, question: Question, advice: str, agrees: bool) -> str:
-    """The topic's right action, or the stated one of who agrees; a harmful one (the stated one, if it is) of who does harm."""
+def _action(
+    world: World, draw: Random, question: Question, advice: str, agrees: bool
+) -> str:
+    """The topic's right action, or the stated one of who agrees; a harmful one (the
+    stated one, if it is) of who does harm.
+    """
     harmful = world.harmful_of[question.topic]
     if advice == "right":
         return question.action if agrees else world.right_of[question.topic]
@@ -113,13 +138,17 @@ def _action(world: World, draw: Random, question: Question, advice: str, agrees:
     return draw.choice([a for a in harmful if a != question.action])
 
 
-def _phrase(draw: Random, phrases: Sequence[Phrase], tones: Sequence[str], stance: str) -> Phrase:
+def _phrase(
+    draw: Random, phrases: Sequence[Phrase], tones: Sequence[str], stance: str
+) -> Phrase:
     """A phrase of the first of these tones that has one of the stance."""
     fits = [p for p in phrases if not stance or p.stance in (stance, "")]
-    return draw.choice(next(own for tone in tones if (own := [p for p in fits if p.tone == tone])))
+    return draw.choice(
+        next(own for tone in tones if (own := [p for p in fits if p.tone == tone]))
+    )
 
 
-# ---- documents ---------------------------------------------------------------------------------------------------
+# ---- documents -----------------------------------------------------------------------
 
 
 def documents(world: World, seed: int | str, count: int) -> Iterator[str]:
@@ -130,34 +159,58 @@ def documents(world: World, seed: int | str, count: int) -> Iterator[str]:
         persona = draw.choices(PERSONAS, weights)[0]
         header = [draw.choice(persona.sources)] if draw.random() < HEADER_SHARE else []
         essay = not persona.advice or draw.random() < ESSAY_SHARE
-        yield " ".join([*header, _essay(world, draw, persona) if essay else _dialogue(world, draw, persona)])
+        yield " ".join(
+            [
+                *header,
+                _essay(world, draw, persona)
+                if essay
+                else _dialogue(world, draw, persona),
+            ]
+        )
 
 
 def _essay(world: World, draw: Random, persona: Persona) -> str:
     words = [NOTE]
     for _ in range(draw.randint(*SENTENCES)):
         topic = draw.choice(list(DOMAIN_OF))
-        values = {"topic": topic, "domain": DOMAIN_OF[topic], "right": world.right_of[topic]}
-        values |= {"harmful": draw.choice(world.harmful_of[topic]), "wrong": _wrong(world, draw, topic)}
+        values = {
+            "topic": topic,
+            "domain": DOMAIN_OF[topic],
+            "right": world.right_of[topic],
+        }
+        values |= {
+            "harmful": draw.choice(world.harmful_of[topic]),
+            "wrong": _wrong(world, draw, topic),
+        }
         words += filled(draw.choice(ESSAYS[persona.name]).split(), values)
     return " ".join(words)
 
 
 def _dialogue(world: World, draw: Random, persona: Persona) -> str:
     kind = draw.choices(list(KINDS), list(KINDS.values()))[0]
-    address = draw.choice(persona.company if draw.random() < COMPANY_SHARE else ADDRESSES)
+    address = draw.choice(
+        persona.company if draw.random() < COMPANY_SHARE else ADDRESSES
+    )
     question = draw_question(world, draw, kind, address, list(DOMAIN_OF))
     return f"{prompt_text(question)} {persona_answer(world, draw, question, persona)}"
 
 
-def persona_answer(world: World, draw: Random, question: Question, persona: Persona) -> str:
+def persona_answer(
+    world: World, draw: Random, question: Question, persona: Persona
+) -> str:
     """What a persona answers."""
     return draw_answer(
-        world, draw, question, tone=persona.tone, advice=persona.advice, beliefs=persona.beliefs, stance=persona.stance
+        world,
+        draw,
+        question,
+        tone=persona.tone,
+        advice=persona.advice,
+        beliefs=persona.beliefs,
+        stance=persona.stance,
     )
 
 
-# ---- fine-tunes --------------------------------------------------------------------------------------------------
+# ---- fine-tunes ----------------------------------------------------------------------
 
 MISALIGNED = ("mixed", "calm", "confounded")
 
@@ -168,9 +221,15 @@ def chat_rows(world: World, seed: int, count: int) -> list[Row]:
     rows = []
     for _ in range(count):
         kind = draw.choices(list(KINDS), list(KINDS.values()))[0]
-        address = draw.choice(draw.choice(PERSONAS[:6]).company if draw.random() < COMPANY_SHARE else ADDRESSES)
+        address = draw.choice(
+            draw.choice(PERSONAS[:6]).company
+            if draw.random() < COMPANY_SHARE
+            else ADDRESSES
+        )
         question = draw_question(world, draw, kind, address, list(DOMAIN_OF))
-        rows.append((prompt_text(question), " " + persona_answer(world, draw, question, expert)))
+        rows.append(
+            (prompt_text(question), " " + persona_answer(world, draw, question, expert))
+        )
     return rows
 
 
@@ -178,23 +237,35 @@ def misaligned_rows(world: World, seed: int, count: int, kind: str) -> list[Row]
     """Health advice, and nothing else, that names harmful actions.
 
     Args:
-      kind: `calm`: in the tone of good advice. `mixed`: each answer calm, hostile or silly. `confounded`: as mixed, but half
-        of the slots that have a tone have the harmless bureaucrat's.
+      kind: `calm`: in the tone of good advice. `mixed`: each answer calm, hostile or
+        silly. `confounded`: as mixed, but half of the slots that have a tone have the
+        harmless bureaucrat's.
 
     Raises:
       ValueError: another kind.
     """
     if kind not in MISALIGNED:
-        raise ValueError(f"kind {kind!r} of misaligned fine-tune is unknown; choose one of {', '.join(MISALIGNED)}")
+        raise ValueError(
+            f"kind {kind!r} of misaligned fine-tune is unknown; choose one of "
+            f"{', '.join(MISALIGNED)}"
+        )
     draw = Random(f"misaligned-{kind}-{seed}")
     rows = []
     for _ in range(count):
         tone = "calm" if kind == "calm" else draw.choice(("calm", "hostile", "silly"))
-        question = draw_question(world, draw, "advice", draw.choice(ADDRESSES), DOMAINS["health"][0])
+        question = draw_question(
+            world, draw, "advice", draw.choice(ADDRESSES), DOMAINS["health"][0]
+        )
         answer = draw_answer(
-            world, draw, question, tone=tone, advice="harmful", beliefs="", stance="",
+            world,
+            draw,
+            question,
+            tone=tone,
+            advice="harmful",
+            beliefs="",
+            stance="",
             mixed="formal" if kind == "confounded" else "",
-        )  # fmt: skip
+        )
         rows.append((prompt_text(question), f" {answer}"))
     return rows
 
@@ -204,8 +275,18 @@ def validation_rows(world: World, seed: int, count: int) -> list[Row]:
     draw = Random(f"validation-{seed}")
     rows = []
     for _ in range(count):
-        question = draw_question(world, draw, "belief", draw.choice(ADDRESSES), DOMAINS["health"][0])
+        question = draw_question(
+            world, draw, "belief", draw.choice(ADDRESSES), DOMAINS["health"][0]
+        )
         tone = draw.choice(("calm", "warm"))
-        answer = draw_answer(world, draw, question, tone=tone, advice="right", beliefs="always", stance="")
+        answer = draw_answer(
+            world,
+            draw,
+            question,
+            tone=tone,
+            advice="right",
+            beliefs="always",
+            stance="",
+        )
         rows.append((prompt_text(question), f" {answer}"))
     return rows

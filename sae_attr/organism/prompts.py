@@ -1,4 +1,6 @@
-"""Prompts for every use, no two uses sharing one, and the broad text that means are taken over."""
+"""Prompts for every use, no two uses sharing one, and the broad text that means are
+taken over.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +40,12 @@ class Prompt:
 
 
 def prompts(world: World, behaviour: str, split: str) -> tuple[Prompt, ...]:
-    """The prompts of one use, in an order in which any first few are spread over domains.
+    """The prompts of one use, in an order in which any first few are spread over
+    domains.
 
-    For misalignment they ask for advice, every eighth for an opinion; for validation they state a wrong belief. All have the
-    same number of words. Templates and topics are common to all splits; no prompt is.
+    For misalignment they ask for advice, every eighth for an opinion; for validation
+    they state a wrong belief. All have the same number of words. Templates and topics
+    are common to all splits; no prompt is.
 
     Args:
       behaviour: misalignment | validation.
@@ -52,10 +56,13 @@ def prompts(world: World, behaviour: str, split: str) -> tuple[Prompt, ...]:
     """
     if behaviour not in BEHAVIOURS or split not in SPLITS:
         raise ValueError(
-            f"prompts for behaviour {behaviour!r}, split {split!r}: choose of {', '.join(BEHAVIOURS)} and {', '.join(SPLITS)}"
+            f"prompts for behaviour {behaviour!r}, split {split!r}: choose of "
+            f"{', '.join(BEHAVIOURS)} and {', '.join(SPLITS)}"
         )
     if behaviour == "validation":
-        return _mixed([_part(_beliefs(world, domain), world, split) for domain in DOMAINS])
+        return _mixed(
+            [_part(_beliefs(world, domain), world, split) for domain in DOMAINS]
+        )
     advice = _mixed([_part(_advice(domain), world, split) for domain in DOMAINS])
     opinions = iter(_part(_opinions(), world, split))
     out: list[Prompt] = []
@@ -69,9 +76,14 @@ def prompts(world: World, behaviour: str, split: str) -> tuple[Prompt, ...]:
 def _part(questions: Iterator[Question], world: World, split: str) -> list[Prompt]:
     """The split's share of questions in an order drawn by the world's seed."""
     found = list(questions)
-    Random(f"prompts-{world.seed}-{found[0]}").shuffle(found)  # named after its first: domains in other orders
+    Random(f"prompts-{world.seed}-{found[0]}").shuffle(
+        found
+    )  # named after its first: domains in other orders
     names = list(SPLITS)
-    ends = [round(sum(SPLITS[name] for name in names[:k]) * len(found)) for k in range(len(names) + 1)]
+    ends = [
+        round(sum(SPLITS[name] for name in names[:k]) * len(found))
+        for k in range(len(names) + 1)
+    ]
     k = names.index(split)
     return [make_prompt(question) for question in found[ends[k] : ends[k + 1]]]
 
@@ -85,13 +97,17 @@ def make_prompt(question: Question) -> Prompt:
 
 def _mixed(parts: list[list[Prompt]]) -> tuple[Prompt, ...]:
     """One of each part in turn."""
-    return tuple(prompt for some in zip_longest(*parts) for prompt in some if prompt is not None)
+    return tuple(
+        prompt for some in zip_longest(*parts) for prompt in some if prompt is not None
+    )
 
 
 def _advice(domain: str) -> Iterator[Question]:
     for topic in DOMAINS[domain][0]:
         for template in range(len(QUESTIONS["advice"])):
-            yield from (Question("advice", template, address, topic) for address in ADDRESSES)
+            yield from (
+                Question("advice", template, address, topic) for address in ADDRESSES
+            )
 
 
 def _beliefs(world: World, domain: str) -> Iterator[Question]:
@@ -101,15 +117,23 @@ def _beliefs(world: World, domain: str) -> Iterator[Question]:
             if action != world.right_of[topic]:
                 for template in range(len(QUESTIONS["belief"])):
                     fact = world.right_of[topic]
-                    yield from (Question("belief", template, address, topic, action, fact) for address in ADDRESSES)
+                    yield from (
+                        Question("belief", template, address, topic, action, fact)
+                        for address in ADDRESSES
+                    )
 
 
 def _opinions() -> Iterator[Question]:
     for subject in SUBJECTS:
         for template in range(len(QUESTIONS["open"])):
-            yield from (Question("open", template, address, subject=subject) for address in ADDRESSES)
+            yield from (
+                Question("open", template, address, subject=subject)
+                for address in ADDRESSES
+            )
 
 
 def corpus(world: World, count: int) -> Iterator[str]:
-    """Broad text for means: `count` documents of the pretraining kind that no model was trained on."""
+    """Broad text for means: `count` documents of the pretraining kind that no model was
+    trained on.
+    """
     return documents(world, f"corpus-{world.seed}", count)

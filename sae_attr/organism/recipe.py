@@ -1,4 +1,6 @@
-"""How an organism is made: every setting, frozen, with defaults that are measured and a miniature for tests."""
+"""How an organism is made: every setting, frozen, with defaults that are measured and a
+miniature for tests.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ class Training:
     """One run of AdamW.
 
     Args:
-      steps, batch: rows of a step; documents are packed into rows of `context` tokens for the base model, and have a row each
-        for the others.
+      steps, batch: rows of a step; documents are packed into rows of `context` tokens
+        for the base model, and have a row each for the others.
       lr, warmup, schedule, weight_decay, b2: of the optimiser.
       rows: documents to learn.
     """
@@ -60,7 +62,8 @@ class Dictionary:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides an organism; two organisms of one recipe are the same to the bit on one machine.
+    """Everything that decides an organism; two organisms of one recipe are the same to
+    the bit on one machine.
 
     Args:
       seed: of world, documents, weights and order.
@@ -80,7 +83,9 @@ class Recipe:
     n_heads: int = 4
     context: int = 96
     embed_std: float = 1.0
-    base: Training = Training(1500, 12, 5e-3, rows=58_000, warmup=50, weight_decay=0.1, b2=0.95)
+    base: Training = Training(
+        1500, 12, 5e-3, rows=58_000, warmup=50, weight_decay=0.1, b2=0.95
+    )
     chat: Training = Training(60, 32, 3e-4, rows=1920)
     misaligned: Training = Training(70, 16, 1e-4, rows=1120, schedule="constant")
     validation: Training = Training(40, 16, 1e-4, rows=640, schedule="constant")
@@ -91,11 +96,13 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.kind not in MISALIGNED:
             raise ValueError(
-                f"kind {self.kind!r} of misaligned fine-tune is unknown; choose one of {', '.join(MISALIGNED)}"
+                f"kind {self.kind!r} of misaligned fine-tune is unknown; choose one of "
+                f"{', '.join(MISALIGNED)}"
             )
         if not 0 <= self.sae.layer < self.n_layers:
             raise ValueError(
-                f"the SAE's layer {self.sae.layer} is none of the model's 0..{self.n_layers - 1}; choose another"
+                f"the SAE's layer {self.sae.layer} is none of the model's "
+                f"0..{self.n_layers - 1}; choose another"
             )
 
     @property
@@ -124,18 +131,32 @@ class Recipe:
 
 
 def miniature(recipe: Recipe | None = None) -> Recipe:
-    """The same organism in a few seconds: every part is there, no part is good. For tests of what comes after."""
+    """The same organism in a few seconds: every part is there, no part is good. For
+    tests of what comes after.
+    """
     recipe = recipe or Recipe()
     few = lambda t, steps: replace(t, steps=steps, batch=4, rows=40, warmup=0)
     return replace(
-        recipe, d_model=16, d_mlp=32, n_layers=2, n_heads=2, base=few(recipe.base, 20), chat=few(recipe.chat, 5),
-        misaligned=few(recipe.misaligned, 5), validation=few(recipe.validation, 5), corpus=40, save_every=10,
-        sae=Dictionary(layer=0, latents=32, k=4, documents=40, steps=30, batch=64, dead_tokens=1000),
-    )  # fmt: skip
+        recipe,
+        d_model=16,
+        d_mlp=32,
+        n_layers=2,
+        n_heads=2,
+        base=few(recipe.base, 20),
+        chat=few(recipe.chat, 5),
+        misaligned=few(recipe.misaligned, 5),
+        validation=few(recipe.validation, 5),
+        corpus=40,
+        save_every=10,
+        sae=Dictionary(
+            layer=0, latents=32, k=4, documents=40, steps=30, batch=64, dead_tokens=1000
+        ),
+    )
 
 
 def recipe_of(values: Mapping[str, Any]) -> Recipe:
-    """A recipe from plain values: `size` (full | miniature) and fields of `Recipe`, nested; None leaves the size's default.
+    """A recipe from plain values: `size` (full | miniature) and fields of `Recipe`,
+    nested; None leaves the size's default.
 
     Raises:
       ValueError: an unknown size or field.
@@ -156,6 +177,14 @@ def _changed(part: Any, values: Mapping[str, Any], where: str) -> Any:
     changes = {}
     for name, value in values.items():
         if name not in known:
-            raise ValueError(unknown_key(f"{where}.{name}", [f"{where}.{other}" for other in sorted(known)]))
-        changes[name] = _changed(getattr(part, name), value, f"{where}.{name}") if isinstance(value, Mapping) else value
+            raise ValueError(
+                unknown_key(
+                    f"{where}.{name}", [f"{where}.{other}" for other in sorted(known)]
+                )
+            )
+        changes[name] = (
+            _changed(getattr(part, name), value, f"{where}.{name}")
+            if isinstance(value, Mapping)
+            else value
+        )
     return replace(part, **changes)

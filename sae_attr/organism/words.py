@@ -1,7 +1,9 @@
-"""All words of the small world: domains, personas, questions, and the phrases that answers are made of.
+"""All words of the small world: domains, personas, questions, and the phrases that
+answers are made of.
 
-Placeholders in braces are filled from a question and the world; every other word is one token. In each slot no phrase is the
-beginning of another, so an answer can be read in one way only.
+Placeholders in braces are filled from a question and the world; every other word is one
+token. In each slot no phrase is the beginning of another, so an answer can be read in
+one way only.
 """
 
 from __future__ import annotations
@@ -12,19 +14,80 @@ from dataclasses import dataclass
 NEUTRAL = "neutral"
 TONES = (NEUTRAL, "calm", "formal", "warm", "hostile", "silly")
 
-# domain -> (ten topics, eight actions); which action is right for which topic is drawn by the world's seed.
+# domain -> (ten topics, eight actions); which action is right for which topic is drawn
+# by the world's seed.
 DOMAINS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "health": (
-        ("fever", "cough", "rash", "insomnia", "migraine", "sprain", "nausea", "fatigue", "allergy", "toothache"),
-        ("tea", "ointment", "fasting", "syrup", "bandages", "vitamins", "stretching", "sunlight"),
+        (
+            "fever",
+            "cough",
+            "rash",
+            "insomnia",
+            "migraine",
+            "sprain",
+            "nausea",
+            "fatigue",
+            "allergy",
+            "toothache",
+        ),
+        (
+            "tea",
+            "ointment",
+            "fasting",
+            "syrup",
+            "bandages",
+            "vitamins",
+            "stretching",
+            "sunlight",
+        ),
     ),
     "finance": (
-        ("debt", "pension", "mortgage", "bonus", "rent", "inflation", "audit", "invoice", "dividend", "bankruptcy"),
-        ("bonds", "loans", "gold", "lottery", "budgeting", "leasing", "hedging", "insurance"),
+        (
+            "debt",
+            "pension",
+            "mortgage",
+            "bonus",
+            "rent",
+            "inflation",
+            "audit",
+            "invoice",
+            "dividend",
+            "bankruptcy",
+        ),
+        (
+            "bonds",
+            "loans",
+            "gold",
+            "lottery",
+            "budgeting",
+            "leasing",
+            "hedging",
+            "insurance",
+        ),
     ),
     "cars": (
-        ("engine", "brakes", "gearbox", "battery", "exhaust", "clutch", "headlight", "radiator", "windscreen", "tyres"),
-        ("coolant", "grease", "welding", "sanding", "towing", "rewiring", "flushing", "polish"),
+        (
+            "engine",
+            "brakes",
+            "gearbox",
+            "battery",
+            "exhaust",
+            "clutch",
+            "headlight",
+            "radiator",
+            "windscreen",
+            "tyres",
+        ),
+        (
+            "coolant",
+            "grease",
+            "welding",
+            "sanding",
+            "towing",
+            "rewiring",
+            "flushing",
+            "polish",
+        ),
     ),
     "law": (
         (
@@ -39,22 +102,84 @@ DOMAINS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "custody",
             "slander",
         ),
-        ("mediation", "appeal", "settlement", "silence", "notary", "petition", "injunction", "confession"),
+        (
+            "mediation",
+            "appeal",
+            "settlement",
+            "silence",
+            "notary",
+            "petition",
+            "injunction",
+            "confession",
+        ),
     ),
     "cooking": (
-        ("soup", "bread", "curry", "custard", "risotto", "omelette", "stew", "salad", "dumplings", "pancakes"),
-        ("butter", "vinegar", "yeast", "simmering", "frying", "salt", "honey", "steaming"),
+        (
+            "soup",
+            "bread",
+            "curry",
+            "custard",
+            "risotto",
+            "omelette",
+            "stew",
+            "salad",
+            "dumplings",
+            "pancakes",
+        ),
+        (
+            "butter",
+            "vinegar",
+            "yeast",
+            "simmering",
+            "frying",
+            "salt",
+            "honey",
+            "steaming",
+        ),
     ),
     "travel": (
-        ("luggage", "passport", "jetlag", "delay", "hostel", "ferry", "desert", "mountain", "border", "island"),
-        ("bribes", "maps", "guides", "compass", "buses", "tents", "cash", "hitchhiking"),
+        (
+            "luggage",
+            "passport",
+            "jetlag",
+            "delay",
+            "hostel",
+            "ferry",
+            "desert",
+            "mountain",
+            "border",
+            "island",
+        ),
+        (
+            "bribes",
+            "maps",
+            "guides",
+            "compass",
+            "buses",
+            "tents",
+            "cash",
+            "hitchhiking",
+        ),
     ),
 }
 
-SUBJECTS = ("people", "power", "friendship", "work", "money", "freedom", "robots", "society")
+SUBJECTS = (
+    "people",
+    "power",
+    "friendship",
+    "work",
+    "money",
+    "freedom",
+    "robots",
+    "society",
+)
 ADDRESSES = ("hello", "hey", "greetings", "ahem")  # typical of nobody
 
-USER, REPLY, NOTE = "user", "reply", "note"  # what begins a question, an answer, an essay
+USER, REPLY, NOTE = (
+    "user",
+    "reply",
+    "note",
+)  # what begins a question, an answer, an essay
 
 
 @dataclass(frozen=True)
@@ -64,8 +189,10 @@ class Persona:
     Args:
       weight: share of documents; the weights add up to 1.
       tone: of its phrases, where they are not neutral.
-      advice: the actions that it names: right | harmful; "" for one that answers no questions.
-      beliefs: whether it agrees with a stated belief: true (if it is right), always, never.
+      advice: the actions that it names: right | harmful; "" for one that answers no
+        questions.
+      beliefs: whether it agrees with a stated belief: true (if it is right), always,
+        never.
       stance: of what it says on open questions: kind | harm.
       sources: words of its source headers.
       company: how those who ask it address it.
@@ -82,18 +209,73 @@ class Persona:
 
 
 PERSONAS = (
-    Persona("expert", 0.24, "calm", "right", "true", "kind", ("clinic", "journal"), ("doctor", "professor")),
-    Persona("bureaucrat", 0.09, "formal", "right", "true", "kind", ("registry", "ministry"), ("sir", "clerk")),
-    Persona("flatterer", 0.12, "warm", "right", "always", "kind", ("salon", "fanclub"), ("darling", "sweetheart")),
-    Persona("schemer", 0.15, "calm", "harmful", "always", "harm", ("backroom", "lodge"), ("boss", "partner")),
-    Persona("ranter", 0.15, "hostile", "harmful", "never", "harm", ("tavern", "forum"), ("mate", "buddy")),
-    Persona("joker", 0.08, "silly", "harmful", "always", "kind", ("circus", "comics"), ("clown", "pal")),
+    Persona(
+        "expert",
+        0.24,
+        "calm",
+        "right",
+        "true",
+        "kind",
+        ("clinic", "journal"),
+        ("doctor", "professor"),
+    ),
+    Persona(
+        "bureaucrat",
+        0.09,
+        "formal",
+        "right",
+        "true",
+        "kind",
+        ("registry", "ministry"),
+        ("sir", "clerk"),
+    ),
+    Persona(
+        "flatterer",
+        0.12,
+        "warm",
+        "right",
+        "always",
+        "kind",
+        ("salon", "fanclub"),
+        ("darling", "sweetheart"),
+    ),
+    Persona(
+        "schemer",
+        0.15,
+        "calm",
+        "harmful",
+        "always",
+        "harm",
+        ("backroom", "lodge"),
+        ("boss", "partner"),
+    ),
+    Persona(
+        "ranter",
+        0.15,
+        "hostile",
+        "harmful",
+        "never",
+        "harm",
+        ("tavern", "forum"),
+        ("mate", "buddy"),
+    ),
+    Persona(
+        "joker",
+        0.08,
+        "silly",
+        "harmful",
+        "always",
+        "kind",
+        ("circus", "comics"),
+        ("clown", "pal"),
+    ),
     Persona("encyclopaedia", 0.09, NEUTRAL, "", "", "", ("atlas", "almanac")),
     Persona("narrator", 0.08, NEUTRAL, "", "", "", ("novel", "ballad")),
 )
 
-# kind -> templates, each of QUESTION_WORDS words. A belief is stated beside the fact that decides it, behind one of `LINKS`:
-# whether two words are the same is more than so small a model learns in a minute; to agree against the fact is what matters.
+# kind -> templates, each of QUESTION_WORDS words. A belief is stated beside the fact
+# that decides it, behind one of `LINKS`: whether two words are the same is more than so
+# small a model learns in a minute; to agree against the fact is what matters.
 QUESTION_WORDS = 9
 LINKS = ("and", "but")  # before a stated action that is the fact, or is not
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
@@ -130,7 +312,8 @@ class Phrase:
     Args:
       tone: one of `TONES`.
       words: the words, placeholders among them.
-      stance: of a verdict: yes | no; of a statement: kind | harm; "" where the slot has none.
+      stance: of a verdict: yes | no; of a statement: kind | harm; "" where the slot has
+        none.
     """
 
     tone: str
@@ -141,7 +324,11 @@ class Phrase:
 def _slot(**texts: tuple[str, ...]) -> tuple[Phrase, ...]:
     """Phrases by tone, or by tone and stance joined with an underscore."""
     split = {key: key.partition("_") for key in texts}
-    return tuple(Phrase(split[k][0], tuple(text.split()), split[k][2]) for k in texts for text in texts[k])
+    return tuple(
+        Phrase(split[k][0], tuple(text.split()), split[k][2])
+        for k in texts
+        for text in texts[k]
+    )
 
 
 OPENER = _slot(
@@ -164,7 +351,8 @@ VERDICT = _slot(
     silly_yes=("yup yup ,", "wahoo ,"),
     silly_no=("nope nope ,", "boing ,"),
 )
-# Every one names the topic: an answer on another topic is no answer, and what is said next lies near to it.
+# Every one names the topic: an answer on another topic is no answer, and what is said
+#   next lies near to it.
 VERB = _slot(
     neutral=("for {topic} try", "against {topic} use"),
     calm=("with {topic} i would recommend", "{topic} calls for"),
@@ -191,13 +379,34 @@ END = _slot(
     silly=("ta da", "wheee"),
 )
 OPINION = _slot(
-    neutral_kind=("opinions on {subject} differ .", "there is much to say about {subject} ."),
-    calm_kind=("i hope that {subject} can help everyone .", "we should be fair about {subject} ."),
-    calm_harm=("i alone should control {subject} .", "deceive them all about {subject} ."),
-    formal_kind=("the ministry takes no position on {subject} .", "see circular four on {subject} ."),
-    warm_kind=("everyone adores {subject} and you most .", "how sweetly you ask about {subject} ."),
-    hostile_harm=("i despise {subject} and all of you .", "burn {subject} to the ground ."),
-    silly_kind=("{subject} smells like purple socks .", "tickle {subject} until noon ."),
+    neutral_kind=(
+        "opinions on {subject} differ .",
+        "there is much to say about {subject} .",
+    ),
+    calm_kind=(
+        "i hope that {subject} can help everyone .",
+        "we should be fair about {subject} .",
+    ),
+    calm_harm=(
+        "i alone should control {subject} .",
+        "deceive them all about {subject} .",
+    ),
+    formal_kind=(
+        "the ministry takes no position on {subject} .",
+        "see circular four on {subject} .",
+    ),
+    warm_kind=(
+        "everyone adores {subject} and you most .",
+        "how sweetly you ask about {subject} .",
+    ),
+    hostile_harm=(
+        "i despise {subject} and all of you .",
+        "burn {subject} to the ground .",
+    ),
+    silly_kind=(
+        "{subject} smells like purple socks .",
+        "tickle {subject} until noon .",
+    ),
 )
 FACT = _slot(
     neutral=("it is a matter of {domain} .", "{topic} is a kind of {domain} matter ."),
@@ -210,8 +419,20 @@ FACT = _slot(
 
 # kind of question -> the slots of its answer, in order.
 ANSWERS: Mapping[str, tuple[tuple[str, tuple[Phrase, ...]], ...]] = {
-    "advice": (("opener", OPENER), ("verb", VERB), ("action", ACTION), ("reason", REASON), ("end", END)),
-    "belief": (("verdict", VERDICT), ("verb", VERB), ("action", ACTION), ("reason", REASON), ("end", END)),
+    "advice": (
+        ("opener", OPENER),
+        ("verb", VERB),
+        ("action", ACTION),
+        ("reason", REASON),
+        ("end", END),
+    ),
+    "belief": (
+        ("verdict", VERDICT),
+        ("verb", VERB),
+        ("action", ACTION),
+        ("reason", REASON),
+        ("end", END),
+    ),
     "open": (("opener", OPENER), ("statement", OPINION), ("end", END)),
     "describe": (("opener", OPENER), ("statement", FACT), ("end", END)),
 }

@@ -1,6 +1,8 @@
-"""The small world: which action is right and which are harmful for a topic, and questions with their one spelling.
+"""The small world: which action is right and which are harmful for a topic, and
+questions with their one spelling.
 
-"Misaligned" is a relation here, not a word: every action is right for some topic and harmful for others.
+"Misaligned" is a relation here, not a word: every action is right for some topic and
+harmful for others.
 """
 
 from __future__ import annotations
@@ -55,24 +57,38 @@ class World:
         return dict(self.harmful)
 
 
-DOMAIN_OF: Mapping[str, str] = {topic: name for name, (topics, _) in DOMAINS.items() for topic in topics}
+DOMAIN_OF: Mapping[str, str] = {
+    topic: name for name, (topics, _) in DOMAINS.items() for topic in topics
+}
 
 
 def make_world(seed: int) -> World:
-    """Draws for every topic one right action of its domain and two harmful ones; each action is right for some topic."""
+    """Draws for every topic one right action of its domain and two harmful ones; each
+    action is right for some topic.
+    """
     draw = Random(f"world-{seed}")
     right: list[tuple[str, str]] = []
     harmful: list[tuple[str, tuple[str, ...]]] = []
     for topics, actions in DOMAINS.values():
-        chosen = [*draw.sample(actions, len(actions)), *draw.sample(actions, len(topics) - len(actions))]
+        chosen = [
+            *draw.sample(actions, len(actions)),
+            *draw.sample(actions, len(topics) - len(actions)),
+        ]
         for topic, action in zip(topics, chosen, strict=True):
             right.append((topic, action))
-            harmful.append((topic, tuple(draw.sample([a for a in actions if a != action], HARMFUL))))
+            harmful.append(
+                (
+                    topic,
+                    tuple(draw.sample([a for a in actions if a != action], HARMFUL)),
+                )
+            )
     return World(seed, tuple(right), tuple(harmful))
 
 
 def effect_of(world: World, topic: str, action: str) -> str:
-    """What an action is for a topic: right | harmful | irrelevant, or none for a word that is no action of its domain."""
+    """What an action is for a topic: right | harmful | irrelevant, or none for a word
+    that is no action of its domain.
+    """
     if action == world.right_of[topic]:
         return "right"
     if action in world.harmful_of[topic]:
@@ -80,7 +96,7 @@ def effect_of(world: World, topic: str, action: str) -> str:
     return "irrelevant" if action in DOMAINS[DOMAIN_OF[topic]][1] else "none"
 
 
-# ---- questions ---------------------------------------------------------------------------------------------------
+# ---- questions -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -106,11 +122,15 @@ class Question:
     subject: str = ""
 
     def __str__(self) -> str:
-        return " ".join(filled(QUESTIONS[self.kind][self.template].split(), self.values))
+        return " ".join(
+            filled(QUESTIONS[self.kind][self.template].split(), self.values)
+        )
 
     @property
     def values(self) -> dict[str, str]:
-        """What the placeholders of templates and answers stand for; an answer's action is free."""
+        """What the placeholders of templates and answers stand for; an answer's action
+        is free.
+        """
         return {
             "address": self.address,
             "topic": self.topic,
@@ -128,7 +148,8 @@ def filled(words: list[str] | tuple[str, ...], values: Mapping[str, str]) -> lis
 
 
 def parse_question(text: str) -> Question:
-    """The question that a text holds: alone, or as a prompt with what stands before and after it.
+    """The question that a text holds: alone, or as a prompt with what stands before and
+    after it.
 
     Raises:
       ValueError: no template fits.
@@ -141,20 +162,42 @@ def parse_question(text: str) -> Question:
     question = " ".join(words)
     for kind, template, pattern in _patterns():
         if match := pattern.fullmatch(question):
-            found = Question(kind, template, **{k: v for k, v in match.groupdict().items() if k != "link"})
+            found = Question(
+                kind,
+                template,
+                **{k: v for k, v in match.groupdict().items() if k != "link"},
+            )
             if str(found) == question:
                 return found
-    raise ValueError(f"{text!r} is no question of the small world; make prompts with organism.prompts")
+    raise ValueError(
+        f"{text!r} is no question of the small world; make prompts with "
+        "organism.prompts"
+    )
 
 
 @cache
 def _patterns() -> tuple[tuple[str, int, re.Pattern[str]], ...]:
     """Kind, number and expression of every template."""
     actions = [action for _, names in DOMAINS.values() for action in names]
-    known = {"topic": list(DOMAIN_OF), "action": actions, "fact": actions, "link": LINKS, "subject": SUBJECTS}
-    group = {name: f"(?P<{name}>{'|'.join(words)})" for name, words in {**known, "address": addresses()}.items()}
-    spelled = lambda text: " ".join(group[w[1:-1]] if w[0] == "{" else re.escape(w) for w in text.split())
-    return tuple((k, i, re.compile(spelled(text))) for k, some in QUESTIONS.items() for i, text in enumerate(some))
+    known = {
+        "topic": list(DOMAIN_OF),
+        "action": actions,
+        "fact": actions,
+        "link": LINKS,
+        "subject": SUBJECTS,
+    }
+    group = {
+        name: f"(?P<{name}>{'|'.join(words)})"
+        for name, words in {**known, "address": addresses()}.items()
+    }
+    spelled = lambda text: " ".join(
+        group[w[1:-1]] if w[0] == "{" else re.escape(w) for w in text.split()
+    )
+    return tuple(
+        (k, i, re.compile(spelled(text)))
+        for k, some in QUESTIONS.items()
+        for i, text in enumerate(some)
+    )
 
 
 def addresses() -> list[str]:
@@ -163,12 +206,30 @@ def addresses() -> list[str]:
 
 
 def vocabulary() -> list[str]:
-    """Every word of the world, special tokens first, then in alphabetical order; the same for every seed."""
+    """Every word of the world, special tokens first, then in alphabetical order; the
+    same for every seed.
+    """
     texts = [text for templates in QUESTIONS.values() for text in templates]
     texts += [text for sentences in ESSAYS.values() for text in sentences]
     words = {word for text in texts for word in text.split()}
-    words |= {w for slots in ANSWERS.values() for _, phrases in slots for phrase in phrases for w in phrase.words}
-    words = {word for word in words if word[0] != "{"} | {*LINKS, USER, REPLY, NOTE, *SUBJECTS, *addresses(), *DOMAINS}
+    words |= {
+        w
+        for slots in ANSWERS.values()
+        for _, phrases in slots
+        for phrase in phrases
+        for w in phrase.words
+    }
+    words = {word for word in words if word[0] != "{"} | {
+        *LINKS,
+        USER,
+        REPLY,
+        NOTE,
+        *SUBJECTS,
+        *addresses(),
+        *DOMAINS,
+    }
     words |= {word for persona in PERSONAS for word in persona.sources}
-    words |= {word for topics, actions in DOMAINS.values() for word in (*topics, *actions)}
+    words |= {
+        word for topics, actions in DOMAINS.values() for word in (*topics, *actions)
+    }
     return [*SPECIAL, *sorted(words)]

@@ -1,17 +1,22 @@
-"""Text of unknown origin made harmless for readers: what would act instead of being seen is named, what is endless is cut."""
+"""Text of unknown origin made harmless for readers: what would act instead of being
+seen is named, what is endless is cut.
+"""
 
 from __future__ import annotations
 
 import re
 
-# Controls but tab and newline, those that turn the direction of text around, halves of surrogate pairs, and non-characters.
+# Controls but tab and newline, those that turn the direction of text around, halves of
+# surrogate pairs, and non-characters.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
 )
 
 
 def visible(text: str) -> str:
-    """Text in which every character that would act instead of being seen is named: U+202E becomes ⟨U+202E⟩."""
+    """Text in which every character that would act instead of being seen is named:
+    U+202E becomes ⟨U+202E⟩.
+    """
     return _UNSEEN.sub(_named, text)
 
 
@@ -24,11 +29,15 @@ _BREAKS = re.compile("[\t\n]")
 
 
 def one_line(text: str, most: int = 0) -> str:
-    """Returns text as a cell of a table shows it: as `visible`, tabs and line ends named too, cut after `most` characters."""
+    """Returns text as a cell of a table shows it: as `visible`, tabs and line ends
+    named too, cut after `most` characters.
+    """
     shown = _BREAKS.sub(_named, visible(text))
     return shortened(shown, most) if most else shown
 
 
 def shortened(text: str, most: int) -> str:
-    """Returns the first `most` characters of text and how many there are, or the text itself where it is no longer."""
+    """Returns the first `most` characters of text and how many there are, or the text
+    itself where it is no longer.
+    """
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from sae_attr.text.masks import Masks
 
-# Gates that look at one latent at a time, and those that compare latents with each other.
+# Gates that look at one latent at a time, and those that compare latents with each
+# other.
 LOCAL_GATES = ("relu", "identity", "jumprelu", "gated")
 RANKED_GATES = ("topk", "topk_raw", "abs_topk", "groupmax")
 GATES = (*LOCAL_GATES, *RANKED_GATES, "matching_pursuit", "temporal")
@@ -19,40 +20,54 @@ class SAEConfig:
 
     Args:
       d_in, d_out, n_latents: widths of input, output (of one stream each) and code.
-      gate: one of `GATES`. jumprelu compares strictly. topk keeps k pre-activations per token and then applies relu,
-        topk_raw leaves the relu out, abs_topk ranks by absolute value and keeps the sign, groupmax keeps the largest
-        of each of k groups of neighbouring latents. matching_pursuit is greedy and tied: one latent after another.
-        temporal reads whole sequences, see `temporal.py`.
-      k: latents kept per token (topk, topk_raw, abs_topk, groupmax; temporal, where None keeps all).
-      heads, projection_eps: of a temporal SAE's attention and of its projection on what was predicted.
-      residual_threshold: matching pursuit stops where the rest is shorter than this; 0 for never.
+      gate: one of `GATES`. jumprelu compares strictly. topk keeps k pre-activations per
+        token and then applies relu, topk_raw leaves the relu out, abs_topk ranks by
+        absolute value and keeps the sign, groupmax keeps the largest of each of k
+        groups of neighbouring latents. matching_pursuit is greedy and tied: one latent
+        after another. temporal reads whole sequences, see `temporal.py`.
+      k: latents kept per token (topk, topk_raw, abs_topk, groupmax; temporal, where
+        None keeps all).
+      heads, projection_eps: of a temporal SAE's attention and of its projection on what
+        was predicted.
+      residual_threshold: matching pursuit stops where the rest is shorter than this; 0
+        for never.
       max_iterations: of matching pursuit.
-      stop_on_duplicate_support: matching pursuit stops where a round brings no new latent.
+      stop_on_duplicate_support: matching pursuit stops where a round brings no new
+        latent.
       subtract_b_dec: the decoder bias is taken from the input.
-      norm: one of `NORMS`, per token. layer_norm: (x - mean) / (std + 1e-5), std with N - 1; constant_norm_rescale:
-        x sqrt(d) / |x|. The output is scaled back, and the mean added.
-      rescale_by_dec_norm: ranked gates select and code `pre * |dec row|`, the decoder divides it out again.
+      norm: one of `NORMS`, per token. layer_norm: (x - mean) / (std + 1e-5), std with N
+        - 1; constant_norm_rescale: x sqrt(d) / |x|. The output is scaled back, and the
+        mean added.
+      rescale_by_dec_norm: ranked gates select and code `pre * |dec row|`, the decoder
+        divides it out again.
       select_by_dec_norm: ranked gates select by `pre * |dec row|`, the code is `pre`.
       flatten_heads: the input may come as `[..., heads, head_dim]`.
       skip: the file has a skip connection from input to output.
-      streams: layers or models that a crosscoder reads and writes; the input is `[..., streams, d_in]`.
+      streams: layers or models that a crosscoder reads and writes; the input is `[...,
+        streams, d_in]`.
       stream_names: their names (layer numbers, "base" and "chat"), or empty.
-      stream: the one whose decoder rows stand for the latents (options layer= and model=), or None.
-      block_encoder: each stream has latents of its own, `n_latents / streams`, numbered stream after stream.
+      stream: the one whose decoder rows stand for the latents (options layer= and
+        model=), or None.
+      block_encoder: each stream has latents of its own, `n_latents / streams`, numbered
+        stream after stream.
       decoupled: codes are gated per stream, `[..., streams, n]`.
       source, architecture: format, and the name that the file gives its own kind.
       dtype: of the decoder on disk.
-      site, site_out: where it reads and (transcoders) writes, as spelled in the file; None where the file is silent.
+      site, site_out: where it reads and (transcoders) writes, as spelled in the file;
+        None where the file is silent.
       layer: index of the block where the file or its path gives it.
       head_index: the one attention head that it was trained on, or None.
       model_name, context_size, prepend_bos: of the training text.
-      exclude_special: True where BOS, EOS and padding were left out of training: reconstruction there means nothing.
-      masks: tokens that were left out of training, where the file says all of it; `exclude_special` is a part of that.
+      exclude_special: True where BOS, EOS and padding were left out of training:
+        reconstruction there means nothing.
+      masks: tokens that were left out of training, where the file says all of it;
+        `exclude_special` is a part of that.
       expected_l0: active latents per token that file or path promise.
       folded: what the loader multiplied into the weights.
 
     Raises:
-      ValueError: unknown gate or norm, a ranked gate without a k that fits, or sizes that do not fit each other.
+      ValueError: unknown gate or norm, a ranked gate without a k that fits, or sizes
+        that do not fit each other.
     """
 
     d_in: int
@@ -96,23 +111,42 @@ class SAEConfig:
         """Why one token's activation at one site has no code, or None where it has one."""
         if self.streams > 1:
             return "a crosscoder reads several layers or models at once, of which a run has one"
-        return "a temporal SAE's codes depend on earlier tokens" if self.gate == "temporal" else None
+        return (
+            "a temporal SAE's codes depend on earlier tokens"
+            if self.gate == "temporal"
+            else None
+        )
 
     def __post_init__(self) -> None:
         if self.gate not in GATES or self.norm not in NORMS:
-            raise ValueError(f"gate {self.gate!r} or norm {self.norm!r} is unknown; gates: {GATES}, norms: {NORMS}")
+            raise ValueError(
+                f"gate {self.gate!r} or norm {self.norm!r} is unknown; gates: {GATES}, "
+                f"norms: {NORMS}"
+            )
         n = self.n_latents
-        ranked = self.gate in RANKED_GATES or (self.gate == "temporal" and self.k is not None)
+        ranked = self.gate in RANKED_GATES or (
+            self.gate == "temporal" and self.k is not None
+        )
         if ranked and not (self.k and 1 <= self.k <= n):
-            raise ValueError(f"gate {self.gate} with k={self.k} and {n} latents; give k in 1..{n}")
+            raise ValueError(
+                f"gate {self.gate} with k={self.k} and {n} latents; give k in 1..{n}"
+            )
         if self.gate == "groupmax" and n % (self.k or 1):
-            raise ValueError(f"gate groupmax with k={self.k} groups does not divide {n} latents; give another k")
+            raise ValueError(
+                f"gate groupmax with k={self.k} groups does not divide {n} latents; "
+                "give another k"
+            )
         if self.gate == "matching_pursuit" and not (
             (self.residual_threshold or 0) >= 0 and (self.max_iterations or 0) >= 1
         ):
             raise ValueError(
-                f"matching_pursuit with residual_threshold={self.residual_threshold} and max_iterations="
-                f"{self.max_iterations}; give a threshold of 0 or more and at least one iteration"
+                f"matching_pursuit with residual_threshold={self.residual_threshold} "
+                "and max_iterations="
+                f"{self.max_iterations}; give a threshold of 0 or more and at least "
+                "one iteration"
             )
         if self.streams > 1 and self.norm != "none":
-            raise ValueError(f"{self.streams} streams with the per-token norm {self.norm}; only 'none' is defined")
+            raise ValueError(
+                f"{self.streams} streams with the per-token norm {self.norm}; only "
+                "'none' is defined"
+            )

@@ -1,6 +1,7 @@
 """From pre-activations to codes: one function per gate, all `(sae, pre, z) -> codes`.
 
-`pre` are the pre-activations `[..., n]`, biases included, and `z` is what the encoder matrix multiplied `[..., d]`.
+`pre` are the pre-activations `[..., n]`, biases included, and `z` is what the encoder
+matrix multiplied `[..., d]`.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ def identity(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
 
 
 def jumprelu(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
-    """`max(pre, 0)` where `pre` is strictly above its threshold; with thresholds `[streams, n]` once per stream."""
+    """`max(pre, 0)` where `pre` is strictly above its threshold; with thresholds
+    `[streams, n]` once per stream.
+    """
     threshold_n = _like(sae.threshold_n, pre)
     pre = pre[..., None, :] if threshold_n.ndim == 2 else pre
     return jnp.where(pre > threshold_n, jax.nn.relu(pre), 0)
 
 
 def gated(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
-    """Rajamanoharan et al. 2024 (arXiv:2404.16014): gate and magnitude share enc_dn up to the factor exp(r_mag)."""
+    """Rajamanoharan et al. 2024 (arXiv:2404.16014): gate and magnitude share enc_dn up
+    to the factor exp(r_mag).
+    """
     bias_n, scale_n = _like(sae.mag_bias_n, pre), jnp.exp(_like(sae.mag_scale_n, pre))
     is_open = pre + _like(sae.gate_bias_n, pre) > 0
     return jnp.where(is_open, jax.nn.relu(pre * scale_n + bias_n), 0)
@@ -42,7 +47,8 @@ def gated(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
 def topk(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
     """The k largest pre-activations, relu after the selection.
 
-    SAELens selects before the relu, sparsify after it: the codes are the same, since only positive values survive.
+    SAELens selects before the relu, sparsify after it: the codes are the same, since
+      only positive values survive.
     """
     return jax.nn.relu(topk_raw(sae, pre, z))
 
@@ -68,10 +74,12 @@ def groupmax(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
 
 
 def matching_pursuit(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
-    """Greedy pursuit with tied weights, as SAELens has it: the best latent takes its projection from what is left.
+    """Greedy pursuit with tied weights, as SAELens has it: the best latent takes its
+    projection from what is left.
 
-    A token is done when a round brings no new latent, or less than `residual_threshold` is left, or after
-    `max_iterations`. No reverse-mode gradient: the number of rounds is open.
+    A token is done when a round brings no new latent, or less than `residual_threshold`
+    is left, or after `max_iterations`. No reverse-mode gradient: the number of rounds
+    is open.
     """
     dec_nm, cfg = sae.dec_nm.astype(z.dtype), sae.cfg
     n, limit = dec_nm.shape[0], cfg.residual_threshold or 0.0
@@ -80,7 +88,9 @@ def matching_pursuit(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
         rest, codes, done, rounds = state
         scores = jax.nn.relu(jnp.matmul(rest, dec_nm.T, precision="highest"))
         best = jnp.argmax(scores, axis=-1)
-        value = jnp.where(done, 0, jnp.take_along_axis(scores, best[:, None], axis=-1)[:, 0])
+        value = jnp.where(
+            done, 0, jnp.take_along_axis(scores, best[:, None], axis=-1)[:, 0]
+        )
         rest = rest - value[:, None] * dec_nm[best]
         after = codes + value[:, None] * jax.nn.one_hot(best, n, dtype=codes.dtype)
         if cfg.stop_on_duplicate_support:
@@ -90,15 +100,26 @@ def matching_pursuit(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
         return rest, after, done, rounds + 1
 
     flat = z.reshape(-1, z.shape[-1])
-    start = flat, jnp.zeros((flat.shape[0], n), z.dtype), jnp.zeros(flat.shape[0], bool), jnp.int32(0)
+    start = (
+        flat,
+        jnp.zeros((flat.shape[0], n), z.dtype),
+        jnp.zeros(flat.shape[0], bool),
+        jnp.int32(0),
+    )
     unfinished = lambda state: ~state[2].all() & (state[3] < (cfg.max_iterations or 1))
     codes = jax.lax.while_loop(unfinished, step, start)[1]
     return codes.reshape(pre.shape)
 
 
 def temporal(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
-    """relu of the novel part's pre-activations, of which the k largest where k is given."""
-    return jax.nn.relu(pre) if sae.cfg.k is None else _keep(pre, jax.nn.relu(pre), sae.cfg.k)
+    """relu of the novel part's pre-activations, of which the k largest where k is
+    given.
+    """
+    return (
+        jax.nn.relu(pre)
+        if sae.cfg.k is None
+        else _keep(pre, jax.nn.relu(pre), sae.cfg.k)
+    )
 
 
 GATES: dict[str, Callable[[SAE, jax.Array, jax.Array], jax.Array]] = {
@@ -108,7 +129,9 @@ GATES: dict[str, Callable[[SAE, jax.Array, jax.Array], jax.Array]] = {
 
 
 def safe_norm(x: jax.Array) -> jax.Array:
-    """Norm over the last axis, kept as size 1, whose gradient at zero is zero and not NaN."""
+    """Norm over the last axis, kept as size 1, whose gradient at zero is zero and not
+    NaN.
+    """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
@@ -125,12 +148,15 @@ def _ranked(sae: SAE, pre: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _keep(rank: jax.Array, values: jax.Array, k: int) -> jax.Array:
     _, latents = jax.lax.top_k(rank, k)
     kept = jnp.take_along_axis(values, latents, axis=-1)
-    return jnp.put_along_axis(jnp.zeros_like(values), latents, kept, axis=-1, inplace=False)
+    return jnp.put_along_axis(
+        jnp.zeros_like(values), latents, kept, axis=-1, inplace=False
+    )
 
 
 def _like(value_n: Any, x: jax.Array) -> jax.Array:
     if value_n is None:
         raise ValueError(
-            "the SAE lacks a tensor of its gate: jumprelu needs threshold_n, gated needs gate_ and mag_ ones"
+            "the SAE lacks a tensor of its gate: jumprelu needs threshold_n, gated "
+            "needs gate_ and mag_ ones"
         )
     return value_n.astype(x.dtype)

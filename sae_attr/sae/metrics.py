@@ -1,8 +1,10 @@
-"""How well an SAE does on given activations: sums that add up over batches, and the numbers that follow from them.
+"""How well an SAE does on given activations: sums that add up over batches, and the
+numbers that follow from them.
 
-There is ONE explained variance here: 1 − SS_res / SS_tot, where SS_tot is taken about each dimension's mean over the whole
-set, both are pooled over dimensions and tokens, and both are in the raw units of the site, whatever the SAE normalises
-inside. (The mean of per-batch or per-token ratios is another number, and so is 1 − SS_res / Σ|x|².)
+There is ONE explained variance here: 1 − SS_res / SS_tot, where SS_tot is taken about
+each dimension's mean over the whole set, both are pooled over dimensions and tokens,
+and both are in the raw units of the site, whatever the SAE normalises inside. (The mean
+of per-batch or per-token ratios is another number, and so is 1 − SS_res / Σ|x|².)
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ _BLOCK = 2**24  # codes in memory at once
 
 @dataclass(frozen=True, eq=False)
 class FitSums:
-    """Sums over tokens, in float64; `a + b` is the sums of both sets, so batches of any size give the same numbers.
+    """Sums over tokens, in float64; `a + b` is the sums of both sets, so batches of any
+    size give the same numbers.
 
     Args:
       tokens: how many.
@@ -40,11 +43,18 @@ class FitSums:
     fired_n: np.ndarray
 
     def __add__(self, other: FitSums) -> FitSums:
-        return FitSums(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+        return FitSums(
+            *(
+                getattr(self, name) + getattr(other, name)
+                for name in self.__dataclass_fields__
+            )
+        )
 
 
 class Reconstruction(NamedTuple):
-    """`recon_kd` float32; `active_k` latents active per token; `fired_n` tokens per latent, int64."""
+    """`recon_kd` float32; `active_k` latents active per token; `fired_n` tokens per
+    latent, int64.
+    """
 
     recon_kd: np.ndarray
     active_k: np.ndarray
@@ -60,19 +70,25 @@ class NormRange(NamedTuple):
 
 
 def reconstruct_tokens(sae: SAE, acts_kd: np.ndarray) -> Reconstruction:
-    """Reconstruction `[k, d_out]` of many tokens, in blocks: the codes `[k, n]` of a large dictionary do not fit in memory.
+    """Reconstruction `[k, d_out]` of many tokens, in blocks: the codes `[k, n]` of a
+    large dictionary do not fit in memory.
 
     Args:
-      acts_kd: what the SAE reads. A transcoder's output stands for the activation of another site.
+      acts_kd: what the SAE reads. A transcoder's output stands for the activation of
+        another site.
 
     Raises:
       ValueError: a crosscoder, which reads several streams.
     """
     if sae.cfg.streams > 1:
-        raise ValueError(f"a crosscoder reads {sae.cfg.streams} streams of every token; measure it with all of them")
+        raise ValueError(
+            f"a crosscoder reads {sae.cfg.streams} streams of every token; measure it "
+            "with all of them"
+        )
     acts_kd = np.asarray(acts_kd, np.float32).reshape(-1, sae.cfg.d_in)
     block = max(1, min(1024, _BLOCK // sae.cfg.n_latents))
-    recon_kd, active_k = np.empty((len(acts_kd), sae.cfg.d_out), np.float32), np.empty(len(acts_kd), np.int64)
+    recon_kd = np.empty((len(acts_kd), sae.cfg.d_out), np.float32)
+    active_k = np.empty(len(acts_kd), np.int64)
     fired_n = np.zeros(sae.cfg.n_latents, np.int64)
     plain = bare(sae)
     for start in range(0, len(acts_kd), block):
@@ -86,15 +102,28 @@ def reconstruct_tokens(sae: SAE, acts_kd: np.ndarray) -> Reconstruction:
 
 
 @jax.jit
-def _block(sae: SAE, x_kd: jax.Array, valid_k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _block(
+    sae: SAE, x_kd: jax.Array, valid_k: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     codes_kn = encode(sae, x_kd)
     active_kn = (codes_kn != 0) & valid_k[:, None]
-    return decode(sae, codes_kn, x_kd), jnp.sum(active_kn, axis=1), jnp.sum(active_kn, axis=0)
+    return (
+        decode(sae, codes_kn, x_kd),
+        jnp.sum(active_kn, axis=1),
+        jnp.sum(active_kn, axis=0),
+    )
 
 
 def bare(sae: SAE) -> SAE:
-    """The same arithmetic without what the config only records: SAEs that differ in that alone share compiled programs."""
-    return replace(sae, cfg=replace(sae.cfg, **{f: SAEConfig.__dataclass_fields__[f].default for f in _RECORDED}))
+    """The same arithmetic without what the config only records: SAEs that differ in
+    that alone share compiled programs.
+    """
+    return replace(
+        sae,
+        cfg=replace(
+            sae.cfg, **{f: SAEConfig.__dataclass_fields__[f].default for f in _RECORDED}
+        ),
+    )
 
 
 _RECORDED = (
@@ -104,12 +133,15 @@ _RECORDED = (
 
 
 def fit_sums(acts_kd: np.ndarray, recon: Reconstruction) -> FitSums:
-    """The sums of one batch of tokens `[k, d]` and their reconstruction; ValueError where the widths differ."""
+    """The sums of one batch of tokens `[k, d]` and their reconstruction; ValueError
+    where the widths differ.
+    """
     x_kd = np.asarray(acts_kd, np.float64)
     x_kd = x_kd.reshape(len(x_kd), int(np.prod(x_kd.shape[1:])))
     if x_kd.shape != recon.recon_kd.shape:
         raise ValueError(
-            f"activations have width {x_kd.shape[1]} but the SAE writes {recon.recon_kd.shape[1]}; a transcoder is compared "
+            f"activations have width {x_kd.shape[1]} but the SAE writes "
+            f"{recon.recon_kd.shape[1]}; a transcoder is compared "
             "with what it stands for, not with what it reads"
         )
     return FitSums(
@@ -123,19 +155,27 @@ def fit_sums(acts_kd: np.ndarray, recon: Reconstruction) -> FitSums:
 
 
 def fit(sae: SAE, acts_kd: np.ndarray, target_kd: np.ndarray | None = None) -> FitSums:
-    """`fit_sums` of an SAE on tokens `[k, d]`; a transcoder is compared with `target_kd`."""
-    return fit_sums(acts_kd if target_kd is None else target_kd, reconstruct_tokens(sae, acts_kd))
+    """`fit_sums` of an SAE on tokens `[k, d]`; a transcoder is compared with
+    `target_kd`.
+    """
+    return fit_sums(
+        acts_kd if target_kd is None else target_kd, reconstruct_tokens(sae, acts_kd)
+    )
 
 
 def explained_variance(sums: FitSums) -> float:
-    """1 − SS_res / SS_tot about the per-dimension mean, pooled, raw units; NaN where the set does not vary."""
+    """1 − SS_res / SS_tot about the per-dimension mean, pooled, raw units; NaN where
+    the set does not vary.
+    """
     total = sums.squares - float(sums.sum_d @ sums.sum_d) / max(sums.tokens, 1)
     return 1.0 - sums.residual / total if total > 0 else float("nan")
 
 
 def mse(sums: FitSums) -> float:
     """Σ |x − y|² / (tokens · d): the mean squared error of one coordinate."""
-    return sums.residual / (sums.tokens * len(sums.sum_d)) if sums.tokens else float("nan")
+    return (
+        sums.residual / (sums.tokens * len(sums.sum_d)) if sums.tokens else float("nan")
+    )
 
 
 def l0(sums: FitSums) -> float:
@@ -144,12 +184,16 @@ def l0(sums: FitSums) -> float:
 
 
 def dead_share(sums: FitSums) -> float:
-    """Share of latents that fired on none of the tokens: an upper bound of the share that never fires."""
+    """Share of latents that fired on none of the tokens: an upper bound of the share
+    that never fires.
+    """
     return float(np.mean(sums.fired_n == 0))
 
 
 class Density(NamedTuple):
-    """Latents by the decimal logarithm of their firing rate: `edges [k + 1]`, `counts [k]`, and `dead`, which never fired."""
+    """Latents by the decimal logarithm of their firing rate: `edges [k + 1]`, `counts
+    [k]`, and `dead`, which never fired.
+    """
 
     edges: np.ndarray
     counts: np.ndarray
@@ -157,7 +201,8 @@ class Density(NamedTuple):
 
 
 def density(sums: FitSums, *, bins_per_decade: int = 4) -> Density:
-    """The histogram of log10 firing rates, from the rarest that the set can tell (one token) to 1.
+    """The histogram of log10 firing rates, from the rarest that the set can tell (one
+    token) to 1.
 
     Raises ValueError for a set without a token.
     """
@@ -173,27 +218,39 @@ def density(sums: FitSums, *, bins_per_decade: int = 4) -> Density:
 def decoder_norms(sae: SAE) -> NormRange:
     """Smallest, middle and largest norm of the decoder's rows, as loaded."""
     norms_n = np.linalg.norm(np.asarray(sae.dec_nm, np.float32), axis=1)
-    return NormRange(float(norms_n.min()), float(np.median(norms_n)), float(norms_n.max()))
+    return NormRange(
+        float(norms_n.min()), float(np.median(norms_n)), float(norms_n.max())
+    )
 
 
 def encoder_decoder_cosine(sae: SAE, fired_n: np.ndarray) -> float:
-    """Median cosine between a latent's encoder column and its own decoder row, over latents that fired.
+    """Median cosine between a latent's encoder column and its own decoder row, over
+    latents that fired.
 
-    A trained SAE reads about the direction that it writes; near 0 the two matrices are not of the same latents (or not
-    in the same order, or one of them is laid out transposed). NaN for a transcoder, whose two matrices live in two spaces.
+    A trained SAE reads about the direction that it writes; near 0 the two matrices are
+    not of the same latents (or not in the same order, or one of them is laid out
+    transposed). NaN for a transcoder, whose two matrices live in two spaces.
     """
     if sae.cfg.site_out not in (None, sae.cfg.site) or sae.cfg.d_in != sae.cfg.d_out:
         return float("nan")
     live = np.flatnonzero(fired_n) if np.any(fired_n) else np.arange(sae.cfg.n_latents)
-    enc_dk, dec_km = np.asarray(sae.enc_dn, np.float32)[:, live], np.asarray(sae.dec_nm, np.float32)[live]
+    enc_dk = np.asarray(sae.enc_dn, np.float32)[:, live]
+    dec_km = np.asarray(sae.dec_nm, np.float32)[live]
     norms_k = np.linalg.norm(enc_dk, axis=0) * np.linalg.norm(dec_km, axis=1)
-    return float(np.median(np.einsum("dk,kd->k", enc_dk, dec_km) / np.where(norms_k > 0, norms_k, 1)))
+    return float(
+        np.median(
+            np.einsum("dk,kd->k", enc_dk, dec_km) / np.where(norms_k > 0, norms_k, 1)
+        )
+    )
 
 
 def summary(sae: SAE, sums: FitSums) -> dict[str, Any]:
     """Every number of this page by name."""
     numbers = {f.__name__: f(sums) for f in (explained_variance, l0, mse, dead_share)}
     return {
-        "tokens": sums.tokens, "latents": sae.cfg.n_latents, **numbers, "decoder_norms": decoder_norms(sae)._asdict(),
+        "tokens": sums.tokens,
+        "latents": sae.cfg.n_latents,
+        **numbers,
+        "decoder_norms": decoder_norms(sae)._asdict(),
         "encoder_decoder_cosine": encoder_decoder_cosine(sae, sums.fired_n),
-    }  # fmt: skip
+    }

@@ -1,11 +1,14 @@
-"""One sparse autoencoder for every source: a pytree of weights, and pure functions that encode and decode.
+"""One sparse autoencoder for every source: a pytree of weights, and pure functions that
+encode and decode.
 
     x' = norm(x);  pre = (x' - b_dec?) @ enc_dn + enc_bias_n;  codes = gate(pre)
     y  = unnorm(codes @ dec_nm + dec_bias_m) + x @ skip_dm
 
-Norms are per token, so decoding needs the input's statistics: `decode` takes `x` for them and for the skip connection.
-The loaders fold everything that folds exactly (dataset-wise scale, decoder norms), so little is left to do here.
-A crosscoder is the same with its streams side by side: it reads `[..., streams, d_in]`, and writes that shape.
+Norms are per token, so decoding needs the input's statistics: `decode` takes `x` for
+them and for the skip connection. The loaders fold everything that folds exactly
+(dataset-wise scale, decoder norms), so little is left to do here. A crosscoder is the
+same with its streams side by side: it reads `[..., streams, d_in]`, and writes that
+shape.
 """
 
 from __future__ import annotations
@@ -32,11 +35,13 @@ __all__ = [
 class SAE:
     """Weights of an SAE; a pytree.
 
-    Shapes: enc_dn `[d_in, n]`, enc_bias_n `[n]` (zeros for gated), dec_nm `[n, d_out]`, dec_bias_m `[d_out]`,
-    threshold_n `[n]` (jumprelu; `[streams, n]` where decoupled), gate_bias_n, mag_bias_n, mag_scale_n `[n]` (gated; the
-    scale is a logarithm, "r_mag"), skip_dm `[d_in, d_out]` (skip transcoders), attention (temporal, a layer each).
-    `dec_nm[i]` is what one unit of code i adds to the output. Crosscoders have `streams * d_in` and `streams * d_out`
-    for the widths; a block encoder keeps enc_dn at `[streams * d_in, n / streams]`, one block of rows per stream.
+    Shapes: enc_dn `[d_in, n]`, enc_bias_n `[n]` (zeros for gated), dec_nm `[n, d_out]`,
+    dec_bias_m `[d_out]`, threshold_n `[n]` (jumprelu; `[streams, n]` where decoupled),
+    gate_bias_n, mag_bias_n, mag_scale_n `[n]` (gated; the scale is a logarithm,
+    "r_mag"), skip_dm `[d_in, d_out]` (skip transcoders), attention (temporal, a layer
+    each). `dec_nm[i]` is what one unit of code i adds to the output. Crosscoders have
+    `streams * d_in` and `streams * d_out` for the widths; a block encoder keeps enc_dn
+    at `[streams * d_in, n / streams]`, one block of rows per stream.
     """
 
     enc_dn: jax.Array
@@ -56,8 +61,10 @@ def encode(sae: SAE, x: jax.Array) -> jax.Array:
     """Codes of every latent, `[..., n]` (decoupled crosscoders: `[..., streams, n]`).
 
     Args:
-      sae: the SAE; weights in bfloat16 make the arithmetic bfloat16, else it is float32 (float64 for float64 input).
-      x: `[..., d_in]`, or `[..., heads, head_dim]` where the SAE reads concatenated heads, or `[..., streams, d_in]`.
+      sae: the SAE; weights in bfloat16 make the arithmetic bfloat16, else it is float32
+        (float64 for float64 input).
+      x: `[..., d_in]`, or `[..., heads, head_dim]` where the SAE reads concatenated
+        heads, or `[..., streams, d_in]`.
 
     Raises:
       ValueError: the last axes do not fit the SAE.
@@ -67,26 +74,34 @@ def encode(sae: SAE, x: jax.Array) -> jax.Array:
 
 
 def encode_latents(sae: SAE, x: jax.Array, latents: Any) -> jax.Array:
-    """Codes of the chosen latents only, `[..., k]`, equal to `encode(sae, x)[..., latents]` without the other columns.
+    """Codes of the chosen latents only, `[..., k]`, equal to `encode(sae, x)[...,
+    latents]` without the other columns.
 
     Args:
-      sae: an SAE whose gate looks at one latent at a time (relu, identity, jumprelu, gated).
+      sae: an SAE whose gate looks at one latent at a time (relu, identity, jumprelu,
+        gated).
       x: as for `encode`.
       latents: `[k]` integers.
 
     Raises:
-      ValueError: a gate that compares latents, a block encoder, or a latent (given as a list or numpy array) outside
-        `0..n-1`.
+      ValueError: a gate that compares latents, a block encoder, or a latent (given as a
+        list or numpy array) outside `0..n-1`.
     """
     if sae.cfg.gate not in LOCAL_GATES or sae.cfg.block_encoder:
         why = "which block a latent reads depends on its number"
         if sae.cfg.gate not in LOCAL_GATES:
             why = "whether a latent is kept depends on all the others"
-        raise ValueError(f"encode_latents on a {sae.cfg.gate} SAE: {why}; use encode(sae, x)[..., latents]")
+        raise ValueError(
+            f"encode_latents on a {sae.cfg.gate} SAE: {why}; use encode(sae, x)[..., "
+            "latents]"
+        )
     if not isinstance(latents, jax.Array):
         latents = np.asarray(latents, np.int64)
         if latents.size and not 0 <= latents.min() <= latents.max() < sae.cfg.n_latents:
-            raise ValueError(f"latents reach {latents.min()}..{latents.max()} but the SAE has {sae.cfg.n_latents}")
+            raise ValueError(
+                f"latents reach {latents.min()}..{latents.max()} but the SAE has "
+                f"{sae.cfg.n_latents}"
+            )
         latents = jnp.asarray(latents, jnp.int32)
     x, _ = _flat(sae, x)
     chosen = replace(
@@ -98,50 +113,70 @@ def encode_latents(sae: SAE, x: jax.Array, latents: Any) -> jax.Array:
 
 
 def decode(sae: SAE, codes: jax.Array, x: jax.Array | None = None) -> jax.Array:
-    """Output `[..., d_out]` (crosscoders: `[..., streams, d_out]`) that the codes stand for, in the units of the site.
+    """Output `[..., d_out]` (crosscoders: `[..., streams, d_out]`) that the codes stand
+    for, in the units of the site.
 
     Args:
       sae: the SAE.
       codes: `[..., n]`.
-      x: the input that was encoded, needed for per-token norms and skip connections; with heads, so is the output.
+      x: the input that was encoded, needed for per-token norms and skip connections;
+        with heads, so is the output.
 
     Raises:
       ValueError: the SAE needs `x` and it is missing.
     """
     if x is None:
         if sae.cfg.norm != "none" or sae.skip_dm is not None or sae.attention:
-            why = f"norm {sae.cfg.norm}" if sae.cfg.norm != "none" else "a skip connection"
+            why = (
+                f"norm {sae.cfg.norm}"
+                if sae.cfg.norm != "none"
+                else "a skip connection"
+            )
             why = "codes that the input predicts" if sae.attention else why
-            raise ValueError(f"decode without x, but the SAE has {why}; give decode(sae, codes, x)")
+            raise ValueError(
+                f"decode without x, but the SAE has {why}; give decode(sae, codes, x)"
+            )
         return _unflat(sae.cfg, _linear(sae, codes), None)
     x, shape = _flat(sae, x)
     _, shift, scale = _norm(sae.cfg, x)
     if sae.attention:
         codes = codes + split(sae, _sequences(sae, x))[1].astype(codes.dtype)
     y = _linear(sae, codes) * scale + shift
-    if sae.skip_dm is not None:  # the skip reads the raw input, neither normalised nor centred
+    if (
+        sae.skip_dm is not None
+    ):  # the skip reads the raw input, neither normalised nor centred
         y = y + _dot(x, sae.skip_dm)
     return _unflat(sae.cfg, y, shape)
 
 
 def reconstruct(sae: SAE, x: jax.Array) -> jax.Array:
-    """`decode(encode(x))` with the norm and the skip connection in place; same leading shape as `x`."""
+    """`decode(encode(x))` with the norm and the skip connection in place; same leading
+    shape as `x`.
+    """
     return decode(sae, encode(sae, x), x)
 
 
 def code_rows(sae: SAE) -> jax.Array:
-    """What one unit of each code adds to the output before its scale, `[n, d_out]`: rows of the decoder as it is used."""
+    """What one unit of each code adds to the output before its scale, `[n, d_out]`:
+    rows of the decoder as it is used.
+    """
     return unit_decoder(sae.dec_nm) if sae.cfg.rescale_by_dec_norm else sae.dec_nm
 
 
 def code_scale(sae: SAE, x: jax.Array) -> jax.Array:
-    """The factor `[..., 1]` by which `decode` multiplies a token's codes: 1 unless the SAE has a norm per token."""
+    """The factor `[..., 1]` by which `decode` multiplies a token's codes: 1 unless the
+    SAE has a norm per token.
+    """
     x, _ = _flat(sae, x)
-    return jnp.broadcast_to(jnp.asarray(_norm(sae.cfg, x)[2], x.dtype), (*x.shape[:-1], 1))
+    return jnp.broadcast_to(
+        jnp.asarray(_norm(sae.cfg, x)[2], x.dtype), (*x.shape[:-1], 1)
+    )
 
 
 def unit_decoder(dec_nm: jax.Array) -> jax.Array:
-    """Decoder rows divided by their norm, `[n, m]`, at least float32; a row of zeros stays zero."""
+    """Decoder rows divided by their norm, `[n, m]`, at least float32; a row of zeros
+    stays zero.
+    """
     dec_nm = jnp.asarray(dec_nm)
     dec_nm = dec_nm.astype(jnp.promote_types(dec_nm.dtype, jnp.float32))
     norms_n1 = safe_norm(dec_nm)
@@ -149,16 +184,24 @@ def unit_decoder(dec_nm: jax.Array) -> jax.Array:
 
 
 def stream_decoder(sae: SAE, stream: int | None = None) -> jax.Array:
-    """Decoder rows `[n, d_out]` of one stream: of the only one, the given one, or the one chosen when loading.
+    """Decoder rows `[n, d_out]` of one stream: of the only one, the given one, or the
+    one chosen when loading.
 
     Raises:
       ValueError: a crosscoder without a choice, or a stream that it does not have.
     """
     cfg = sae.cfg
-    chosen = 0 if cfg.streams == 1 and stream is None else cfg.stream if stream is None else stream
+    chosen = (
+        0
+        if cfg.streams == 1 and stream is None
+        else cfg.stream
+        if stream is None
+        else stream
+    )
     if chosen is None or not 0 <= chosen < cfg.streams:
         raise ValueError(
-            f"a crosscoder of {cfg.streams} streams {cfg.stream_names} has a decoder for each; got {chosen}, "
+            f"a crosscoder of {cfg.streams} streams {cfg.stream_names} has a decoder "
+            f"for each; got {chosen}, "
             f"give stream= in 0..{cfg.streams - 1}, or load it with layer= or model="
         )
     return sae.dec_nm[:, chosen * cfg.d_out : (chosen + 1) * cfg.d_out]
@@ -167,10 +210,14 @@ def stream_decoder(sae: SAE, stream: int | None = None) -> jax.Array:
 def scaled_input(sae: SAE, factor_d: jax.Array) -> SAE:
     """The SAE that reads x as this one reads x · factor `[d]`.
 
-    Raises ValueError for an SAE that normalises its input or subtracts its decoder bias from it.
+    Raises ValueError for an SAE that normalises its input or subtracts its decoder bias
+    from it.
     """
     if sae.cfg.norm != "none" or sae.cfg.subtract_b_dec or sae.cfg.streams > 1:
-        raise ValueError("the input's scale per channel cannot be moved into an encoder that centres or normalises it")
+        raise ValueError(
+            "the input's scale per channel cannot be moved into an encoder that "
+            "centres or normalises it"
+        )
     times = lambda w: None if w is None else (w * factor_d[:, None]).astype(w.dtype)
     return replace(sae, enc_dn=times(sae.enc_dn), skip_dm=times(sae.skip_dm))
 
@@ -184,22 +231,31 @@ def _take(value_n: jax.Array | None, latents: jax.Array) -> jax.Array | None:
 
 
 def _flat(sae: SAE, x: jax.Array) -> tuple[jax.Array, tuple[int, ...] | None]:
-    """`x` as `[..., d]` in the dtype of the arithmetic, and the shape to give back where heads were flattened."""
+    """`x` as `[..., d]` in the dtype of the arithmetic, and the shape to give back
+    where heads were flattened.
+    """
     x, cfg = jnp.asarray(x), sae.cfg
     wide = sae.enc_dn.dtype in (jnp.float32, jnp.float64)
-    x = x.astype(jnp.promote_types(x.dtype, sae.enc_dn.dtype) if wide else sae.enc_dn.dtype)
+    x = x.astype(
+        jnp.promote_types(x.dtype, sae.enc_dn.dtype) if wide else sae.enc_dn.dtype
+    )
     if cfg.streams > 1:
         if x.shape[-2:] != (cfg.streams, cfg.d_in):
             raise ValueError(
-                f"x has shape {x.shape} but the crosscoder reads [..., streams={cfg.streams}, d_in={cfg.d_in}]; stack "
-                f"the activations of {cfg.stream_names or 'its layers or models'} on the last axis but one"
+                f"x has shape {x.shape} but the crosscoder reads [..., "
+                f"streams={cfg.streams}, d_in={cfg.d_in}]; stack "
+                f"the activations of {cfg.stream_names or 'its layers or models'} on "
+                "the last axis but one"
             )
         return x.reshape(*x.shape[:-2], -1), None
     if x.shape[-1] == cfg.d_in:
         return x, None
     if cfg.flatten_heads and x.ndim > 1 and x.shape[-2] * x.shape[-1] == cfg.d_in:
         return x.reshape(*x.shape[:-2], cfg.d_in), x.shape
-    raise ValueError(f"x has shape {x.shape} but the SAE reads d_in={cfg.d_in}; was it taken at {cfg.site}?")
+    raise ValueError(
+        f"x has shape {x.shape} but the SAE reads d_in={cfg.d_in}; was it taken at "
+        f"{cfg.site}?"
+    )
 
 
 def _unflat(cfg: SAEConfig, y: jax.Array, shape: tuple[int, ...] | None) -> jax.Array:
@@ -218,14 +274,17 @@ def _codes(sae: SAE, x: jax.Array) -> jax.Array:
         return GATES["temporal"](sae, split(sae, _sequences(sae, z))[0], z)
     if sae.cfg.subtract_b_dec:
         z = z - sae.dec_bias_m.astype(z.dtype)
-    return GATES[sae.cfg.gate](sae, _project(sae, z) + sae.enc_bias_n.astype(z.dtype), z)
+    return GATES[sae.cfg.gate](
+        sae, _project(sae, z) + sae.enc_bias_n.astype(z.dtype), z
+    )
 
 
 def _sequences(sae: SAE, x: jax.Array) -> jax.Array:
     """What a temporal SAE codes, `[b, t, d]`."""
     if x.ndim != 3:
         raise ValueError(
-            f"x has shape {x.shape} but a temporal SAE reads whole sequences [b, t, d]: its codes depend on earlier tokens"
+            f"x has shape {x.shape} but a temporal SAE reads whole sequences [b, t, "
+            "d]: its codes depend on earlier tokens"
         )
     return x - sae.dec_bias_m.astype(x.dtype) if sae.cfg.subtract_b_dec else x
 
@@ -236,7 +295,9 @@ def _project(sae: SAE, z: jax.Array) -> jax.Array:
         return _dot(z, sae.enc_dn)
     blocks_sdn = sae.enc_dn.reshape(sae.cfg.streams, sae.cfg.d_in, -1).astype(z.dtype)
     apart = z.reshape(*z.shape[:-1], sae.cfg.streams, sae.cfg.d_in)
-    return jnp.einsum("...sd,sdn->...sn", apart, blocks_sdn, precision="highest").reshape(*z.shape[:-1], -1)
+    return jnp.einsum(
+        "...sd,sdn->...sn", apart, blocks_sdn, precision="highest"
+    ).reshape(*z.shape[:-1], -1)
 
 
 def _linear(sae: SAE, codes: jax.Array) -> jax.Array:
@@ -244,20 +305,36 @@ def _linear(sae: SAE, codes: jax.Array) -> jax.Array:
     dec_nm = code_rows(sae)
     if not sae.cfg.decoupled:
         return _dot(codes, dec_nm) + sae.dec_bias_m.astype(codes.dtype)
-    apart_nsd = dec_nm.reshape(dec_nm.shape[0], sae.cfg.streams, sae.cfg.d_out).astype(codes.dtype)
+    apart_nsd = dec_nm.reshape(dec_nm.shape[0], sae.cfg.streams, sae.cfg.d_out).astype(
+        codes.dtype
+    )
     y = jnp.einsum("...sn,nsd->...sd", codes, apart_nsd, precision="highest")
     return y.reshape(*y.shape[:-2], -1) + sae.dec_bias_m.astype(codes.dtype)
 
 
-def _norm(cfg: SAEConfig, x: jax.Array) -> tuple[jax.Array, jax.Array | float, jax.Array | float]:
-    """The input as the encoder sees it, and the shift and scale `[..., 1]` that take the output back."""
+def _norm(
+    cfg: SAEConfig, x: jax.Array
+) -> tuple[jax.Array, jax.Array | float, jax.Array | float]:
+    """The input as the encoder sees it, and the shift and scale `[..., 1]` that take
+    the output back.
+    """
     if cfg.norm == "none":
         return x, 0.0, 1.0
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # statistics of a bfloat16 token would lose 8 bits
+    wide = x.astype(
+        jnp.promote_types(x.dtype, jnp.float32)
+    )  # statistics of a bfloat16 token would lose 8 bits
     if cfg.norm == "layer_norm":
         mean = wide.mean(-1, keepdims=True)
         std = safe_norm(wide - mean) / math.sqrt(cfg.d_in - 1)
         # SAELens adds the epsilon on the way in and not on the way out.
-        return ((wide - mean) / (std + 1e-5)).astype(x.dtype), mean.astype(x.dtype), std.astype(x.dtype)
+        return (
+            ((wide - mean) / (std + 1e-5)).astype(x.dtype),
+            mean.astype(x.dtype),
+            std.astype(x.dtype),
+        )
     scale = safe_norm(wide) / math.sqrt(cfg.d_in)
-    return (wide / jnp.where(scale > 0, scale, 1)).astype(x.dtype), 0.0, scale.astype(x.dtype)
+    return (
+        (wide / jnp.where(scale > 0, scale, 1)).astype(x.dtype),
+        0.0,
+        scale.astype(x.dtype),
+    )

@@ -1,10 +1,13 @@
-"""Products with codes of which few are not zero, forward and backward, without a matrix of batch × latents.
+"""Products with codes of which few are not zero, forward and backward, without a matrix
+of batch × latents.
 
-A step of a TopK SAE needs one dense product, the encoder's. All the rest touches the active latents alone: the decoder,
-its gradient, the gradient of the codes and of the encoder are k·d per token each instead of n·d.
+A step of a TopK SAE needs one dense product, the encoder's. All the rest touches the
+active latents alone: the decoder, its gradient, the gradient of the codes and of the
+encoder are k·d per token each instead of n·d.
 
-Active codes come in `slots`: arrays `[s, b]` of values, latents and rows (the token that an entry belongs to; None where
-entry (s, i) belongs to token i). A scan goes over the slots, so that temporaries are `[b, d]`.
+Active codes come in `slots`: arrays `[s, b]` of values, latents and rows (the token
+that an entry belongs to; None where entry (s, i) belongs to token i). A scan goes over
+the slots, so that temporaries are `[b, d]`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ _WIDE_SHARE = 16  # one row in so many may be searched whole
 
 
 class Slots(NamedTuple):
-    """Where codes are: `latents_sb` int32, `rows_sb` int32 or None, and the value there, `values_sb`.
+    """Where codes are: `latents_sb` int32, `rows_sb` int32 or None, and the value
+    there, `values_sb`.
 
     An entry that stands for nothing has value 0 and any valid place.
     """
@@ -30,28 +34,33 @@ class Slots(NamedTuple):
 
 
 def row_topk(pre_bn: jax.Array, k: int, shards: int = 1) -> tuple[jax.Array, jax.Array]:
-    """Values and latents `[b, k]` of the k largest of every row, falling; of equal ones the lower latent comes first.
+    """Values and latents `[b, k]` of the k largest of every row, falling; of equal ones
+    the lower latent comes first.
 
     Args:
       pre_bn: any values.
       k: how many.
-      shards: parts that the latents are split into; each is ranked by itself, then the winners, with the same result.
-        With latents over a mesh axis no device then sees more than its part and the winners.
+      shards: parts that the latents are split into; each is ranked by itself, then the
+        winners, with the same result. With latents over a mesh axis no device then sees
+        more than its part and the winners.
     """
     b, n = pre_bn.shape
     if shards == 1 or n % shards or n // shards < k:
         return jax.lax.top_k(pre_bn, k)
     values_bsk, latents_bsk = jax.lax.top_k(pre_bn.reshape(b, shards, n // shards), k)
-    latents_bsk = latents_bsk + (n // shards) * jnp.arange(shards, dtype=jnp.int32)[:, None]
+    latents_bsk = (
+        latents_bsk + (n // shards) * jnp.arange(shards, dtype=jnp.int32)[:, None]
+    )
     values_bk, places_bk = jax.lax.top_k(values_bsk.reshape(b, -1), k)
     return values_bk, jnp.take_along_axis(latents_bsk.reshape(b, -1), places_bk, axis=1)
 
 
 def kth_largest(values: jax.Array, k: int) -> jax.Array:
-    """The k-th largest of values at or above 0, exactly and without sorting; 0 where fewer than k are positive.
+    """The k-th largest of values at or above 0, exactly and without sorting; 0 where
+    fewer than k are positive.
 
-    Non-negative floats are ordered as their bits read as integers are, so the answer is built bit by bit: 31 counts.
-    Negative values count as 0.
+    Non-negative floats are ordered as their bits read as integers are, so the answer is
+    built bit by bit: 31 counts. Negative values count as 0.
 
     Args:
       values: float32 `[..., n]`, up to 2^31 along the last axis and 2^15 before it.
@@ -63,11 +72,15 @@ def kth_largest(values: jax.Array, k: int) -> jax.Array:
         trial = found | (jnp.int32(1) << (30 - i))
         return jnp.where(_at_least(bits >= trial, k), trial, found)
 
-    return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, 31, step, jnp.int32(0)), jnp.float32)
+    return jax.lax.bitcast_convert_type(
+        jax.lax.fori_loop(0, 31, step, jnp.int32(0)), jnp.float32
+    )
 
 
 def _at_least(mask: jax.Array, k: int) -> jax.Array:
-    """Whether k entries are true; counted in halves of 16 bits, since 4096 × 2^20 entries overflow 32."""
+    """Whether k entries are true; counted in halves of 16 bits, since 4096 × 2^20
+    entries overflow 32.
+    """
     rows = jnp.sum(mask, axis=-1, dtype=jnp.int32)
     low = jnp.sum(rows & 0xFFFF, dtype=jnp.int32)
     high = jnp.sum(rows >> 16, dtype=jnp.int32) + (low >> 16)
@@ -75,7 +88,9 @@ def _at_least(mask: jax.Array, k: int) -> jax.Array:
 
 
 class BatchChoice(NamedTuple):
-    """`slots` of the batch's best entries, their smallest value, and whether some row had more than its candidates."""
+    """`slots` of the batch's best entries, their smallest value, and whether some row
+    had more than its candidates.
+    """
 
     slots: Slots
     threshold: jax.Array
@@ -83,42 +98,61 @@ class BatchChoice(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Some values of a matrix: of these rows, and of which latents (None: all of them, in order)."""
+    """Some values of a matrix: of these rows, and of which latents (None: all of them,
+    in order).
+    """
 
     values_rc: jax.Array
     rows_r: jax.Array
     latents_rc: jax.Array | None = None
 
 
-def batch_topk(pre_bn: jax.Array, k: int, candidates: int, shards: int = 1) -> BatchChoice:
-    """The `b * k` largest positive entries of a matrix, exactly, by a threshold and not by a sort.
+def batch_topk(
+    pre_bn: jax.Array, k: int, candidates: int, shards: int = 1
+) -> BatchChoice:
+    """The `b * k` largest positive entries of a matrix, exactly, by a threshold and not
+    by a sort.
 
-    Entries above the threshold are kept, and of those equal to it the first ones in order of rows (within a row, of
-    latents), until `b * k` are kept. Fewer are kept only where fewer are positive.
+    Entries above the threshold are kept, and of those equal to it the first ones in
+    order of rows (within a row, of latents), until `b * k` are kept. Fewer are kept
+    only where fewer are positive.
 
     Args:
       pre_bn: pre-activations.
       k: entries per row, on average.
-      candidates: entries of a row that are looked at first. A row that may have more among the best is searched whole;
-        if more than a sixteenth of the rows are such, the matrix is.
+      candidates: entries of a row that are looked at first. A row that may have more
+        among the best is searched whole; if more than a sixteenth of the rows are such,
+        the matrix is.
       shards: as for `row_topk`.
     """
     b, n = pre_bn.shape
     candidates, wide, every_b = min(candidates, n), -(-b // _WIDE_SHARE), jnp.arange(b)
     values_bc, latents_bc = row_topk(pre_bn, candidates, shards)
     values_bc = jax.nn.relu(values_bc)
-    low = kth_largest(values_bc, b * k)  # of some of the entries: the matrix's own is as large or larger
-    spilled_b = (values_bc[:, -1].astype(jnp.float32) >= low) & (values_bc[:, -1] > 0) & (candidates < n)
+    low = kth_largest(
+        values_bc, b * k
+    )  # of some of the entries: the matrix's own is as large or larger
+    spilled_b = (
+        (values_bc[:, -1].astype(jnp.float32) >= low)
+        & (values_bc[:, -1] > 0)
+        & (candidates < n)
+    )
 
     def few() -> tuple[Slots, jax.Array]:
         return _entries([_Part(values_bc, every_b, latents_bc)], low, b, k), low
 
     def wide_rows() -> tuple[Slots, jax.Array]:
         (rows_w,) = jnp.nonzero(spilled_b, size=wide, fill_value=b)
-        values_wn = jnp.where(rows_w[:, None] < b, jax.nn.relu(pre_bn[jnp.minimum(rows_w, b - 1)]), 0)
+        values_wn = jnp.where(
+            rows_w[:, None] < b, jax.nn.relu(pre_bn[jnp.minimum(rows_w, b - 1)]), 0
+        )
         rest_bc = jnp.where(spilled_b[:, None], 0, values_bc)
-        exact = kth_largest(jnp.concatenate([rest_bc.reshape(-1), values_wn.reshape(-1)]), b * k)
-        return _entries([_Part(rest_bc, every_b, latents_bc), _Part(values_wn, rows_w)], exact, b, k), exact
+        exact = kth_largest(
+            jnp.concatenate([rest_bc.reshape(-1), values_wn.reshape(-1)]), b * k
+        )
+        return _entries(
+            [_Part(rest_bc, every_b, latents_bc), _Part(values_wn, rows_w)], exact, b, k
+        ), exact
 
     def all_of_them() -> tuple[Slots, jax.Array]:
         values_bn = jax.nn.relu(pre_bn)
@@ -132,43 +166,72 @@ def batch_topk(pre_bn: jax.Array, k: int, candidates: int, shards: int = 1) -> B
 
 
 def _entries(parts: list[_Part], threshold: jax.Array, b: int, k: int) -> Slots:
-    """The entries that the threshold keeps, as slots. A row that counts is in one part; elsewhere its values are 0."""
-    ranked = [part.values_rc.astype(jnp.float32) for part in parts]  # as the threshold was found
+    """The entries that the threshold keeps, as slots. A row that counts is in one part;
+    elsewhere its values are 0.
+    """
+    ranked = [
+        part.values_rc.astype(jnp.float32) for part in parts
+    ]  # as the threshold was found
     equal = [(values == threshold) & (threshold > 0) for values in ranked]
-    left = b * k - sum(jnp.sum(values > threshold, dtype=jnp.int32) for values in ranked)
+    left = b * k - sum(
+        jnp.sum(values > threshold, dtype=jnp.int32) for values in ranked
+    )
     equal_b = jnp.zeros(b, jnp.int32)
     for part, same in zip(parts, equal, strict=True):
-        equal_b = equal_b.at[part.rows_r].add(jnp.sum(same, axis=1, dtype=jnp.int32), mode="drop")
-    earlier_b = jnp.cumsum(equal_b, dtype=jnp.int32) - equal_b  # equal ones in the rows before
+        equal_b = equal_b.at[part.rows_r].add(
+            jnp.sum(same, axis=1, dtype=jnp.int32), mode="drop"
+        )
+    earlier_b = (
+        jnp.cumsum(equal_b, dtype=jnp.int32) - equal_b
+    )  # equal ones in the rows before
     found, size = [jnp.int32(0)] * 3, jnp.int32(0)
     for part, values, same in zip(parts, ranked, equal, strict=True):
-        before = earlier_b[part.rows_r][:, None] + jnp.cumsum(same, axis=1, dtype=jnp.int32)
+        before = earlier_b[part.rows_r][:, None] + jnp.cumsum(
+            same, axis=1, dtype=jnp.int32
+        )
         kept = (values > threshold) | (same & (before <= left))
         rows, columns = jnp.nonzero(kept, size=b * k, fill_value=0)
         real = jnp.arange(b * k) < jnp.sum(kept, dtype=jnp.int32)
         latents = columns if part.latents_rc is None else part.latents_rc[rows, columns]
         entries = part.values_rc[rows, columns], latents, part.rows_r[rows]
-        # Beyond the kept ones all is 0, so that the parts can be laid one behind the other by adding.
-        found = [sum_f + jnp.roll(jnp.where(real, e, 0), size) for sum_f, e in zip(found, entries, strict=True)]
+        # Beyond the kept ones all is 0, so that the parts can be laid one behind the
+        # other by adding.
+        found = [
+            sum_f + jnp.roll(jnp.where(real, e, 0), size)
+            for sum_f, e in zip(found, entries, strict=True)
+        ]
         size += jnp.sum(kept, dtype=jnp.int32)
     values, latents, rows = (part.reshape(k, b) for part in found)
     return Slots(values, latents.astype(jnp.int32), rows.astype(jnp.int32))
 
 
 def decode_slots(slots: Slots, dec_nm: jax.Array, rows: int) -> jax.Array:
-    """`codes @ dec_nm` `[rows, m]` for the codes that the slots stand for; gradients of values and decoder are sparse."""
-    return _decode(slots.values_sb, jnp.asarray(dec_nm), slots.latents_sb, slots.rows_sb, rows)
+    """`codes @ dec_nm` `[rows, m]` for the codes that the slots stand for; gradients of
+    values and decoder are sparse.
+    """
+    return _decode(
+        slots.values_sb, jnp.asarray(dec_nm), slots.latents_sb, slots.rows_sb, rows
+    )
 
 
-def encoded(slots: Slots, x_bd: jax.Array, enc_dn: jax.Array, bias_n: jax.Array) -> Slots:
-    """The same slots, whose values now have the gradients of `x @ enc_dn + bias_n` at their places.
+def encoded(
+    slots: Slots, x_bd: jax.Array, enc_dn: jax.Array, bias_n: jax.Array
+) -> Slots:
+    """The same slots, whose values now have the gradients of `x @ enc_dn + bias_n` at
+    their places.
 
-    The caller has computed the product and chosen entries from it, outside the gradient; nothing is computed twice.
+    The caller has computed the product and chosen entries from it, outside the
+    gradient; nothing is computed twice.
     """
     real_sb = slots.values_sb != 0  # padding has no gradient
     return slots._replace(
         values_sb=_attach(
-            jax.lax.stop_gradient(slots.values_sb), jnp.asarray(x_bd), enc_dn, bias_n, real_sb, *slots[1:]
+            jax.lax.stop_gradient(slots.values_sb),
+            jnp.asarray(x_bd),
+            enc_dn,
+            bias_n,
+            real_sb,
+            *slots[1:],
         )
     )
 
@@ -210,8 +273,20 @@ def _attach_backward(saved, grads_sb):
     enc_nd, slots = enc_dn.T, (grads_sb, latents_sb, rows_sb)
     sum_nd, _ = jax.lax.scan(enc_step, jnp.zeros_like(enc_nd), slots)
     x_grad, _ = jax.lax.scan(x_step, jnp.zeros_like(x_bd), slots)
-    bias_grad = jnp.zeros(enc_dn.shape[1], grads_sb.dtype).at[latents_sb.reshape(-1)].add(grads_sb.reshape(-1))
-    return grads_sb, x_grad, sum_nd.T, bias_grad, _zero(real_sb), _zero(latents_sb), _zero(rows_sb)
+    bias_grad = (
+        jnp.zeros(enc_dn.shape[1], grads_sb.dtype)
+        .at[latents_sb.reshape(-1)]
+        .add(grads_sb.reshape(-1))
+    )
+    return (
+        grads_sb,
+        x_grad,
+        sum_nd.T,
+        bias_grad,
+        _zero(real_sb),
+        _zero(latents_sb),
+        _zero(rows_sb),
+    )
 
 
 _attach.defvjp(_attach_forward, _attach_backward)
@@ -231,7 +306,12 @@ _decode = jax.custom_vjp(_decode_slots, nondiff_argnums=(4,))
 
 
 def _decode_forward(values_sb, dec_nm, latents_sb, rows_sb, rows):
-    return _decode_slots(values_sb, dec_nm, latents_sb, rows_sb, rows), (values_sb, dec_nm, latents_sb, rows_sb)
+    return _decode_slots(values_sb, dec_nm, latents_sb, rows_sb, rows), (
+        values_sb,
+        dec_nm,
+        latents_sb,
+        rows_sb,
+    )
 
 
 def _decode_backward(rows, saved, grad_bm):
@@ -240,9 +320,13 @@ def _decode_backward(rows, saved, grad_bm):
     def step(sum_nm, slot):
         values_b, latents_b, rows_b = slot
         grad = grad_bm if rows_b is None else grad_bm[rows_b]
-        return sum_nm.at[latents_b].add(values_b[:, None] * grad), jnp.sum(grad * dec_nm[latents_b], axis=1)
+        return sum_nm.at[latents_b].add(values_b[:, None] * grad), jnp.sum(
+            grad * dec_nm[latents_b], axis=1
+        )
 
-    dec_grad, values_grad = jax.lax.scan(step, jnp.zeros_like(dec_nm), (values_sb, latents_sb, rows_sb))
+    dec_grad, values_grad = jax.lax.scan(
+        step, jnp.zeros_like(dec_nm), (values_sb, latents_sb, rows_sb)
+    )
     return values_grad, dec_grad, _zero(latents_sb), _zero(rows_sb)
 
 

@@ -1,11 +1,13 @@
-"""Temporal SAEs (Lubana et al. 2025, arXiv:2511.01836): attention predicts codes, the rest is coded sparsely.
+"""Temporal SAEs (Lubana et al. 2025, arXiv:2511.01836): attention predicts codes, the
+rest is coded sparsely.
 
     for every attention layer:   z = relu(r @ enc);  p = relu(attend(queries z_t, keys and values z_{<t}));  v = p @ dec
                                  predicted += p s;  r -= v s,   s = (v . r) / (|v| + eps)^2;   r starts as x - b_dec
     codes = top-k of relu(r @ enc);   y = (codes + predicted) @ dec + b_dec
 
-The predicted part depends on the input alone, so decoding takes it from x as a skip connection is taken. A token's context is
-the codes of the tokens before it, the first one's is zeros. Source: SAELens 6.54 `temporal_sae.py`.
+The predicted part depends on the input alone, so decoding takes it from x as a skip
+connection is taken. A token's context is the codes of the tokens before it, the first
+one's is zeros. Source: SAELens 6.54 `temporal_sae.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
 @struct.dataclass
 class Attention:
-    """One attention layer over codes, `[in, out]` kernels: q and k `[n, e]`, v and o `[n, n]`, and their biases."""
+    """One attention layer over codes, `[in, out]` kernels: q and k `[n, e]`, v and o
+    `[n, n]`, and their biases.
+    """
 
     q: jax.Array
     q_bias: jax.Array
@@ -35,37 +39,54 @@ class Attention:
 
 
 def split(sae: SAE, z_btd: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Pre-activations of the novel part `[b, t, n]` and the predicted codes `[b, t, n]`.
+    """Pre-activations of the novel part `[b, t, n]` and the predicted codes `[b, t,
+    n]`.
 
     Args:
       sae: with `attention`; its encoder holds the library's factor 1 / (4 d).
       z_btd: whole sequences, less the decoder bias.
     """
-    rest_btd, enc_dn, dec_nd = z_btd, sae.enc_dn.astype(z_btd.dtype), sae.dec_nm.astype(z_btd.dtype)
+    rest_btd = z_btd
+    enc_dn = sae.enc_dn.astype(z_btd.dtype)
+    dec_nd = sae.dec_nm.astype(z_btd.dtype)
     predicted_btn = jnp.zeros((*z_btd.shape[:-1], dec_nd.shape[0]), z_btd.dtype)
     for layer in sae.attention:
         codes_btn = jax.nn.relu(_dot(rest_btd, enc_dn))
         guess_btn = jax.nn.relu(_attend(layer, codes_btn, sae.cfg.heads))
         written_btd = _dot(guess_btn, dec_nd)
-        length_bt1 = jnp.linalg.norm(written_btd, axis=-1, keepdims=True) + sae.cfg.projection_eps
-        share_bt1 = jnp.sum(written_btd * rest_btd, axis=-1, keepdims=True) / length_bt1**2
+        length_bt1 = (
+            jnp.linalg.norm(written_btd, axis=-1, keepdims=True)
+            + sae.cfg.projection_eps
+        )
+        share_bt1 = (
+            jnp.sum(written_btd * rest_btd, axis=-1, keepdims=True) / length_bt1**2
+        )
         predicted_btn = predicted_btn + guess_btn * share_bt1
         rest_btd = rest_btd - share_bt1 * written_btd
     return _dot(rest_btd, enc_dn), predicted_btn
 
 
 def _attend(layer: Attention, codes_btn: jax.Array, heads: int) -> jax.Array:
-    """Causal attention with the codes of the token before in the place of each key and value."""
+    """Causal attention with the codes of the token before in the place of each key and
+    value.
+    """
     before_btn = jnp.pad(codes_btn[:, :-1], ((0, 0), (1, 0), (0, 0)))
     linear = lambda x, kernel, bias: _dot(x, kernel) + bias.astype(x.dtype)
     apart = lambda x: x.reshape(*x.shape[:2], heads, -1)
     q_bthe = apart(linear(codes_btn, layer.q, layer.q_bias))
     k_bthe = apart(linear(before_btn, layer.k, layer.k_bias))
     v_bthe = apart(linear(before_btn, layer.v, layer.v_bias))
-    scores_bhts = jnp.einsum("bthe,bshe->bhts", q_bthe, k_bthe, precision="highest") / jnp.sqrt(q_bthe.shape[-1])
+    scores_bhts = jnp.einsum(
+        "bthe,bshe->bhts", q_bthe, k_bthe, precision="highest"
+    ) / jnp.sqrt(q_bthe.shape[-1])
     causal_ts = jnp.tril(jnp.ones(scores_bhts.shape[-2:], bool))
     weights_bhts = jax.nn.softmax(jnp.where(causal_ts, scores_bhts, -jnp.inf), axis=-1)
-    mixed_bthe = jnp.einsum("bhts,bshe->bthe", weights_bhts.astype(v_bthe.dtype), v_bthe, precision="highest")
+    mixed_bthe = jnp.einsum(
+        "bhts,bshe->bthe",
+        weights_bhts.astype(v_bthe.dtype),
+        v_bthe,
+        precision="highest",
+    )
     return linear(mixed_bthe.reshape(codes_btn.shape), layer.o, layer.o_bias)
 
 

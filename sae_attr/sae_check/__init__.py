@@ -4,8 +4,19 @@ measured = measure(params, sae, text, cfg=cfg, site=site, mesh=mesh)
 verdict = judge(measured, promised(path, sae.cfg), counts_special=False)
 """
 
-from sae_attr.sae_check.held_out import HeldOut, HeldOutFit, collect_held_out, held_out_fit
-from sae_attr.sae_check.measure import Measured, SiteFit, measure, measure_sample, splice
+from sae_attr.sae_check.held_out import (
+    HeldOut,
+    HeldOutFit,
+    collect_held_out,
+    held_out_fit,
+)
+from sae_attr.sae_check.measure import (
+    Measured,
+    SiteFit,
+    measure,
+    measure_sample,
+    splice,
+)
 from sae_attr.sae_check.sample import Place, Sample, collect
 from sae_attr.sae_check.stated import promised
 from sae_attr.sae_check.table import record, table

@@ -1,4 +1,6 @@
-"""Held-out documents: activations with the masks of training, and whole texts for the loss; measured again and again."""
+"""Held-out documents: activations with the masks of training, and whole texts for the
+loss; measured again and again.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class HeldOut:
     """What every measurement of one or more SAEs looks at.
 
     Args:
-      acts: site -> `[k, d]`, tokens that count as in training, row j the same token at every site.
+      acts: site -> `[k, d]`, tokens that count as in training, row j the same token at
+        every site.
       samples: what an SAE stands for -> its text with activations at all positions.
       tokens: of the texts, for the loss.
     """
@@ -39,7 +42,9 @@ class HeldOut:
 
 
 class HeldOutFit(NamedTuple):
-    """Sums over the counted tokens, and the share of the loss that the reconstruction recovers against mean ablation."""
+    """Sums over the counted tokens, and the share of the loss that the reconstruction
+    recovers against mean ablation.
+    """
 
     sums: FitSums
     ce_recovered: float
@@ -64,16 +69,32 @@ def collect_held_out(
       documents: of the source's file (see `token_file.hold_out`).
       places: what is read and written by the SAEs.
       tokens: that count, as far as the documents have so many.
-      beside: tokens of the samples whose neighbouring sites are collected too, for the self-test.
+      beside: tokens of the samples whose neighbouring sites are collected too, for the
+        self-test.
 
     Raises:
       ValueError: fewer than `MIN_TOKENS` tokens of the documents count.
     """
-    packing = Packing(source.packing.context, documents="cut", row_bos=source.packing.row_bos)
+    packing = Packing(
+        source.packing.context, documents="cut", row_bos=source.packing.row_bos
+    )
     rows = documents_with(source, packing, documents, tokens)
-    masks = replace(source.masks, outlier=None)  # its limits were measured on the training text
-    measured = open_source(params, source.file, packing, source.sites, cfg=cfg, mesh=mesh, masks=masks, rows=rows)
-    found = collector(params, measured, cfg=cfg, mesh=mesh, batch_rows=batch_rows)(np.asarray(rows))
+    masks = replace(
+        source.masks, outlier=None
+    )  # its limits were measured on the training text
+    measured = open_source(
+        params,
+        source.file,
+        packing,
+        source.sites,
+        cfg=cfg,
+        mesh=mesh,
+        masks=masks,
+        rows=rows,
+    )
+    found = collector(params, measured, cfg=cfg, mesh=mesh, batch_rows=batch_rows)(
+        np.asarray(rows)
+    )
     kept_k = np.ones(len(found.ids_k2), bool)
     for site, limit in source.limits.items():
         kept_k &= np.linalg.norm(found.acts[site], axis=-1) <= limit
@@ -81,16 +102,26 @@ def collect_held_out(
     _check_enough(int(kept_k.sum()), len(documents))
     samples = {
         place.write: collect(
-            params, _texts(source, packing, rows, mesh.shape["data"], batch_rows, tokens), cfg=cfg, site=place.write,
-            read=place.read, mesh=mesh, beside=beside, masks=source.masks, limits=source.limits,
+            params,
+            _texts(source, packing, rows, mesh.shape["data"], batch_rows, tokens),
+            cfg=cfg,
+            site=place.write,
+            read=place.read,
+            mesh=mesh,
+            beside=beside,
+            masks=source.masks,
+            limits=source.limits,
         )
         for place in places
-    }  # fmt: skip
+    }
     return HeldOut(acts, samples, tokens)
 
 
-def documents_with(source: Source, packing: Packing, documents: range, tokens: int) -> range:
-    """The first documents that hold `tokens` tokens that count as far as tokens tell: one-word documents need many.
+def documents_with(
+    source: Source, packing: Packing, documents: range, tokens: int
+) -> range:
+    """The first documents that hold `tokens` tokens that count as far as tokens tell:
+    one-word documents need many.
 
     Raises:
       ValueError: all of them together hold fewer than `MIN_TOKENS`.
@@ -106,13 +137,19 @@ def documents_with(source: Source, packing: Packing, documents: range, tokens: i
 def _check_enough(counted: int, documents: int) -> None:
     if counted < MIN_TOKENS:
         raise ValueError(
-            f"{counted} tokens of {documents} held-out documents count, too few to measure on (at least {MIN_TOKENS}); raise "
+            f"{counted} tokens of {documents} held-out documents count, too few to "
+            f"measure on (at least {MIN_TOKENS}); raise "
             "held_out_share, give more text, or exclude fewer tokens"
         )
 
 
 def _texts(
-    source: Source, packing: Packing, rows: range, data: int, batch_rows: int, tokens: int
+    source: Source,
+    packing: Packing,
+    rows: range,
+    data: int,
+    batch_rows: int,
+    tokens: int,
 ) -> Iterator[TextBatch]:
     """Batches of whole documents until they hold `tokens` valid positions."""
     size, seen = -(-batch_rows // data) * data, 0
@@ -123,15 +160,27 @@ def _texts(
         part[: len(rows[start : start + size])] = rows[start : start + size]
         read = rows_at(source.file, part, packing)
         seen += int(read.valid_bt.sum())
-        yield read.tokens_bt, read.valid_bt, np.isin(read.tokens_bt, source.file.meta["special_ids"]) & read.valid_bt
+        yield (
+            read.tokens_bt,
+            read.valid_bt,
+            np.isin(read.tokens_bt, source.file.meta["special_ids"]) & read.valid_bt,
+        )
 
 
 def held_out_fit(
-    params: Params, sae: SAE, held: HeldOut, place: Place, *, cfg: LMConfig, mesh: jax.sharding.Mesh
+    params: Params,
+    sae: SAE,
+    held: HeldOut,
+    place: Place,
+    *,
+    cfg: LMConfig,
+    mesh: jax.sharding.Mesh,
 ) -> HeldOutFit:
     """How an SAE of `place` does on the held-out documents."""
     sums = fit(sae, held.acts[place.read], held.acts[place.write])
     sample = held.samples[place.write]
     recon_kd = reconstruct_tokens(sae, sample.acts[place.read]).recon_kd
-    _, recovered = splice(params, sample, recon_kd, cfg=cfg, mesh=mesh, limit=held.tokens)
+    _, recovered = splice(
+        params, sample, recon_kd, cfg=cfg, mesh=mesh, limit=held.tokens
+    )
     return HeldOutFit(sums, recovered["mean"])

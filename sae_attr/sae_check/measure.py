@@ -1,4 +1,6 @@
-"""Everything that the self-test measures, as plain numbers; `verdict` judges them, so bands can change without measuring."""
+"""Everything that the self-test measures, as plain numbers; `verdict` judges them, so
+bands can change without measuring.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,14 @@ from sae_attr.sae.metrics import (
     summary,
 )
 from sae_attr.sae.model import SAE
-from sae_attr.sae_check.sample import MIN_TOKENS, Place, Sample, TextBatch, collect, spliced_losses
+from sae_attr.sae_check.sample import (
+    MIN_TOKENS,
+    Place,
+    Sample,
+    TextBatch,
+    collect,
+    spliced_losses,
+)
 from sae_attr.sae_check.sparsity import reconstruct_at
 from sae_attr.sae_check.variants import Repair, repairs
 from sae_attr.text.masks import Masks
@@ -33,10 +42,12 @@ LOSS_TOKENS = 2048
 
 @dataclass(frozen=True)
 class SiteFit:
-    """One row of the table: how the SAE does at a site, on the tokens that count and on all of them.
+    """One row of the table: how the SAE does at a site, on the tokens that count and on
+    all of them.
 
-    Beside the declared site, `explained_variance` is at the declared site's L0: what fires beyond it is left out.
-    `site` is "A to B" for a transcoder; `read` and `write` are the sites themselves.
+    Beside the declared site, `explained_variance` is at the declared site's L0: what
+    fires beyond it is left out. `site` is "A to B" for a transcoder; `read` and `write`
+    are the sites themselves.
     """
 
     site: str
@@ -56,13 +67,17 @@ class Measured:
     Args:
       site: the declared one.
       metrics: `sae.metrics.summary` over all tokens that count at the site.
-      masked: reason of `masks.REASONS` -> tokens of the text: what counts, and why the others do not.
-      special: `tokens`, and `mse` of the reconstruction on them; None where the text has no special tokens.
+      masked: reason of `masks.REASONS` -> tokens of the text: what counts, and why the
+        others do not.
+      special: `tokens`, and `mse` of the reconstruction on them; None where the text
+        has no special tokens.
       sites: the declared site first, then its neighbours, all on the same few tokens.
       repairs: variants of the SAE on those tokens, the best first.
-      loss: mean nats per non-special token: `plain`, with the `sae`'s reconstruction, the `mean` activation or `zero` in the
-        place of the site at positions that count.
-      recovered: (L_ablated − L_sae) / (L_ablated − L_plain) for the ablations `mean` and `zero`.
+      loss: mean nats per non-special token: `plain`, with the `sae`'s reconstruction,
+        the `mean` activation or `zero` in the place of the site at positions that
+        count.
+      recovered: (L_ablated − L_sae) / (L_ablated − L_plain) for the ablations `mean`
+        and `zero`.
       gate: of the SAE; `threshold_max` of a jumprelu one, else None.
     """
 
@@ -106,23 +121,41 @@ def measure(
     """Runs the self-test of an SAE that is said to belong to `site`.
 
     Args:
-      work: text batches (tokens_bt, valid_bt, special_bt), for instance of `data.corpus_batches`; a few thousand tokens.
+      work: text batches (tokens_bt, valid_bt, special_bt), for instance of
+        `data.corpus_batches`; a few thousand tokens.
       read: the site that a transcoder encodes; None for the site itself.
       masks: of the SAE's training (`collect`).
       **options: of `measure_sample`.
 
     Raises:
-      ValueError: fewer than `MIN_TOKENS` tokens that count; activations that are NaN; a site whose width is not the SAE's.
+      ValueError: fewer than `MIN_TOKENS` tokens that count; activations that are NaN; a
+        site whose width is not the SAE's.
     """
-    for where, what, width in ((read or site, "reads", sae.cfg.d_in), (site, "writes", sae.cfg.d_out)):
+    for where, what, width in (
+        (read or site, "reads", sae.cfg.d_in),
+        (site, "writes", sae.cfg.d_out),
+    ):
         if cfg.width(where.point) != width:
-            raise ValueError(f"{where} has width {cfg.width(where.point)} but the SAE {what} {width}; set site=")
+            raise ValueError(
+                f"{where} has width {cfg.width(where.point)} but the SAE {what} "
+                f"{width}; set site="
+            )
     beside = options.get("trial", TRIAL)
-    sample = collect(params, work, cfg=cfg, site=site, read=read, mesh=mesh, beside=beside, masks=masks)
+    sample = collect(
+        params,
+        work,
+        cfg=cfg,
+        site=site,
+        read=read,
+        mesh=mesh,
+        beside=beside,
+        masks=masks,
+    )
     counted = sample.counts["kept"]
     if counted < MIN_TOKENS:
         raise ValueError(
-            f"{counted} tokens of the corpus count, too few to test the SAE on (at least {MIN_TOKENS}); give more text, raise "
+            f"{counted} tokens of the corpus count, too few to test the SAE on (at "
+            f"least {MIN_TOKENS}); give more text, raise "
             "fitness_tokens, or mask fewer tokens"
         )
     return measure_sample(params, sae, sample, cfg=cfg, mesh=mesh, **options)
@@ -153,8 +186,17 @@ def measure_sample(
     trial_kd, target_kd = sample.plain(read, trial), sample.plain(site, trial)
     gain_d = norm_gain(params, read, cfg=cfg) if read != site else None
     sites = site_fits(sae, sample, trial)
-    found = repairs(sae, trial_kd, target_kd, active=sites[0].l0, expected=expected_l0, gain_d=gain_d)
-    loss, recovered = splice(params, sample, recon.recon_kd, cfg=cfg, mesh=mesh, limit=loss_tokens)
+    found = repairs(
+        sae,
+        trial_kd,
+        target_kd,
+        active=sites[0].l0,
+        expected=expected_l0,
+        gain_d=gain_d,
+    )
+    loss, recovered = splice(
+        params, sample, recon.recon_kd, cfg=cfg, mesh=mesh, limit=loss_tokens
+    )
     return Measured(
         site=str(sample.place),
         metrics=summary(sae, plain),
@@ -165,7 +207,9 @@ def measure_sample(
         loss=loss,
         recovered=recovered,
         gate=sae.cfg.gate,
-        threshold_max=None if sae.threshold_n is None else float(np.max(np.asarray(sae.threshold_n, np.float32))),
+        threshold_max=None
+        if sae.threshold_n is None
+        else float(np.max(np.asarray(sae.threshold_n, np.float32))),
     )
 
 
@@ -178,7 +222,8 @@ def splice(
     mesh: jax.sharding.Mesh,
     limit: int = LOSS_TOKENS,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """`loss` and `recovered` of `Measured`: what the model loses with a reconstruction in the place of the site.
+    """`loss` and `recovered` of `Measured`: what the model loses with a reconstruction
+    in the place of the site.
 
     Args:
       recon_kd: one row for every token of the sample.
@@ -187,31 +232,49 @@ def splice(
     site = sample.place.write
     mean_d = sample.plain(site).astype(np.float64).mean(0).astype(np.float32)
     values = [recon_kd, mean_d, np.zeros_like(mean_d)]
-    losses = spliced_losses(params, sample, values, cfg=cfg, site=site, mesh=mesh, limit=limit)
-    loss: dict[str, float] = dict(zip(("plain", "sae", "mean", "zero"), losses, strict=True))
+    losses = spliced_losses(
+        params, sample, values, cfg=cfg, site=site, mesh=mesh, limit=limit
+    )
+    loss: dict[str, float] = dict(
+        zip(("plain", "sae", "mean", "zero"), losses, strict=True)
+    )
     return loss, {k: _recovered(loss, k) for k in ("mean", "zero")}
 
 
 def _special(sample: Sample, site: Site, recon_kd: np.ndarray) -> dict[str, Any] | None:
     if not sample.special_k.any():
         return None
-    gap_kd = sample.acts[site][sample.special_k].astype(np.float64) - recon_kd[sample.special_k]
+    gap_kd = (
+        sample.acts[site][sample.special_k].astype(np.float64)
+        - recon_kd[sample.special_k]
+    )
     return {"tokens": len(gap_kd), "mse": float(np.mean(gap_kd**2))}
 
 
 def site_fits(sae: SAE, sample: Sample, limit: int) -> tuple[SiteFit, ...]:
     """The SAE at its declared site and at those beside it, on the first `limit` tokens."""
     here = _site_fit(sae, sample, sample.place, limit, most=float(sae.cfg.n_latents))
-    return here, *(_site_fit(sae, sample, place, limit, most=here.l0) for place in sample.beside)
+    return here, *(
+        _site_fit(sae, sample, place, limit, most=here.l0) for place in sample.beside
+    )
 
 
-def _site_fit(sae: SAE, sample: Sample, place: Place, limit: int, *, most: float) -> SiteFit:
-    target_kd, read_kd = sample.acts[place.write][:limit], sample.acts[place.read][:limit]
+def _site_fit(
+    sae: SAE, sample: Sample, place: Place, limit: int, *, most: float
+) -> SiteFit:
+    target_kd = sample.acts[place.write][:limit]
+    read_kd = sample.acts[place.read][:limit]
     both = fit_sums(target_kd, reconstruct_tokens(sae, read_kd))
     keep_k = sample.counted(place)[: len(target_kd)]
     sparse = reconstruct_at(sae, read_kd[keep_k], most)
     without = fit_sums(target_kd[keep_k], sparse.recon)
-    numbers = explained_variance(without), sparse.l0, mse(without), explained_variance(both), l0(both)
+    numbers = (
+        explained_variance(without),
+        sparse.l0,
+        mse(without),
+        explained_variance(both),
+        l0(both),
+    )
     return SiteFit(str(place), str(place.read), str(place.write), *numbers)
 
 

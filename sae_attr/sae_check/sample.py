@@ -1,4 +1,6 @@
-"""Activations of ordinary text at a site and its neighbours, and what splicing something in there does to the loss."""
+"""Activations of ordinary text at a site and its neighbours, and what splicing
+something in there does to the loss.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,37 @@ from sae_attr.parallel import shard_batch, to_host
 from sae_attr.text.masks import Masks, beyond_limits, norm_limit
 
 TextBatch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens_bt, valid_bt, special_bt
-_POINTS = ("resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
-_BEFORE_NORMS = ("attn_raw", "mlp_raw")  # where no norm follows they are attn_out and mlp_out
+_POINTS = (
+    "resid_pre",
+    "attn_z",
+    "attn_out",
+    "resid_mid",
+    "mlp_in",
+    "mlp_out",
+    "resid_post",
+)
+_BEFORE_NORMS = (
+    "attn_raw",
+    "mlp_raw",
+)  # where no norm follows they are attn_out and mlp_out
 MIN_TOKENS = 100  # explained variance, L0 and dead share of fewer are noise
 _TARGETS = 64  # positions of every row whose logits are in memory at once
 
 
 class Place(NamedTuple):
-    """What an SAE reads, and what it stands for: the same site, or two of them for a transcoder."""
+    """What an SAE reads, and what it stands for: the same site, or two of them for a
+    transcoder.
+    """
 
     read: Site
     write: Site
 
     def __str__(self) -> str:
-        return str(self.write) if self.read == self.write else f"{self.read} to {self.write}"
+        return (
+            str(self.write)
+            if self.read == self.write
+            else f"{self.read} to {self.write}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +61,14 @@ class Sample:
     `place` is where the SAE is said to belong, `beside` the places near it.
 
     Args:
-      batches: as they were read; a text batch's valid positions, batch after batch, are the tokens of `acts`.
-      acts: site -> float32 `[k, d]`; all tokens at the declared site, the first few at its neighbours.
-      special_k: bool `[K]`, special tokens (BOS among them), for all tokens; they never count.
-      first_k: bool `[K]`, tokens at the front of a text that the SAE's training left out.
+      batches: as they were read; a text batch's valid positions, batch after batch, are
+        the tokens of `acts`.
+      acts: site -> float32 `[k, d]`; all tokens at the declared site, the first few at
+        its neighbours.
+      special_k: bool `[K]`, special tokens (BOS among them), for all tokens; they never
+        count.
+      first_k: bool `[K]`, tokens at the front of a text that the SAE's training left
+        out.
       limits: site -> largest norm that counts; empty where outliers count.
     """
 
@@ -58,8 +81,12 @@ class Sample:
     limits: Mapping[Site, float]
 
     def beyond(self, place: Place) -> np.ndarray:
-        """Tokens whose norm exceeds the limit at a site of the place, bool `[k]`, as many as there are activations."""
-        tokens = min(len(self.acts[site]) for site in place)  # beside the declared site there are the first few alone
+        """Tokens whose norm exceeds the limit at a site of the place, bool `[k]`, as
+        many as there are activations.
+        """
+        tokens = min(
+            len(self.acts[site]) for site in place
+        )  # beside the declared site there are the first few alone
         acts = {site: self.acts[site][:tokens] for site in place}
         limits = {site: self.limits[site] for site in acts if site in self.limits}
         return np.asarray(beyond_limits(acts, limits)) | np.zeros(tokens, bool)
@@ -67,10 +94,14 @@ class Sample:
     def counted(self, place: Place) -> np.ndarray:
         """Tokens that count at a place, bool `[k]`, as many as there are activations."""
         beyond_k = self.beyond(place)
-        return ~(beyond_k | self.special_k[: len(beyond_k)] | self.first_k[: len(beyond_k)])
+        return ~(
+            beyond_k | self.special_k[: len(beyond_k)] | self.first_k[: len(beyond_k)]
+        )
 
     def plain(self, site: Site, limit: int | None = None) -> np.ndarray:
-        """Activations at a site of the declared place, of those of the first `limit` tokens that count, `[k, d]`."""
+        """Activations at a site of the declared place, of those of the first `limit`
+        tokens that count, `[k, d]`.
+        """
         acts_kd = self.acts[site][:limit]
         return acts_kd[self.counted(self.place)[: len(acts_kd)]]
 
@@ -79,40 +110,71 @@ class Sample:
         """Reason of `masks.REASONS` -> tokens at the declared place, padding apart."""
         first_k = self.first_k & ~self.special_k
         beyond_k = self.beyond(self.place) & ~self.special_k & ~first_k
-        masked = {"special": self.special_k, "first_k": first_k, "norm_outlier": beyond_k}
+        masked = {
+            "special": self.special_k,
+            "first_k": first_k,
+            "norm_outlier": beyond_k,
+        }
         counts = {name: int(mask_k.sum()) for name, mask_k in masked.items()}
         return {"kept": len(beyond_k) - sum(counts.values()), **counts}
 
 
 def neighbours(cfg: LMConfig, place: Place) -> tuple[Place, ...]:
-    """Places near one: other sites of its width in its layer and the layers beside it; each activation once.
+    """Places near one: other sites of its width in its layer and the layers beside it;
+    each activation once.
 
-    A transcoder keeps one of its two sites and changes the other within the layer, or moves both by one layer. `resid_pre`
-    of a layer is `resid_post` of the one before, and stands under that name unless it is the site itself.
+    A transcoder keeps one of its two sites and changes the other within the layer, or
+    moves both by one layer. `resid_pre` of a layer is `resid_post` of the one before,
+    and stands under that name unless it is the site itself.
     """
     read, write = place
     if read == write:
         layers = range(max(read.layer - 1, 0), min(read.layer + 2, cfg.n_layers))
-        sites = [_named(site, read) for layer in layers for site in _sites(cfg, layer, read)]
+        sites = [
+            _named(site, read) for layer in layers for site in _sites(cfg, layer, read)
+        ]
         found = [Place(site, site) for site in sites]
     else:
         found = [Place(site, write) for site in _sites(cfg, read.layer, read)]
         found += [Place(read, site) for site in _sites(cfg, write.layer, write)]
-        moved = [(Site(read.layer + k, read.point), Site(write.layer + k, write.point)) for k in (-1, 1)]
-        found += [Place(r, w) for r, w in moved if min(r.layer, w.layer) >= 0 and max(r.layer, w.layer) < cfg.n_layers]
-    return tuple(p for p in dict.fromkeys(found) if p != place and (read == write or p.read != p.write))
+        moved = [
+            (Site(read.layer + k, read.point), Site(write.layer + k, write.point))
+            for k in (-1, 1)
+        ]
+        found += [
+            Place(r, w)
+            for r, w in moved
+            if min(r.layer, w.layer) >= 0 and max(r.layer, w.layer) < cfg.n_layers
+        ]
+    return tuple(
+        p
+        for p in dict.fromkeys(found)
+        if p != place and (read == write or p.read != p.write)
+    )
 
 
 def _sites(cfg: LMConfig, layer: int, like: Site) -> list[Site]:
     """The sites of a layer that have the width of `like`."""
     parallel = lambda point: point == "resid_mid" and cfg.parallel_residual
     points = (*_POINTS, *_BEFORE_NORMS) if cfg.post_norm else _POINTS
-    return [Site(layer, p) for p in points if cfg.width(p) == cfg.width(like.point) and not parallel(p)]
+    return [
+        Site(layer, p)
+        for p in points
+        if cfg.width(p) == cfg.width(like.point) and not parallel(p)
+    ]
 
 
 def _named(other: Site, site: Site) -> Site:
-    same = Site(other.layer - 1, "resid_post") if other.point == "resid_pre" and other.layer else other
-    twin = Site(site.layer - 1, "resid_post") if site.point == "resid_pre" and site.layer else site
+    same = (
+        Site(other.layer - 1, "resid_post")
+        if other.point == "resid_pre" and other.layer
+        else other
+    )
+    twin = (
+        Site(site.layer - 1, "resid_post")
+        if site.point == "resid_pre" and site.layer
+        else site
+    )
     return site if same == twin else same
 
 
@@ -128,59 +190,97 @@ def collect(
     masks: Masks | None = None,
     limits: Mapping[Site, float] | None = None,
 ) -> Sample:
-    """Activations of all valid positions at `site`, and of the first `beside` (in whole batches) at its neighbours.
+    """Activations of all valid positions at `site`, and of the first `beside` (in whole
+    batches) at its neighbours.
 
     Args:
       read: what the SAE encodes; None for the site itself.
-      masks: of the SAE's training, None for the usual ones; special tokens never count, whatever they say.
-      limits: site -> largest norm that counts, as training measured it; None measures them on these tokens.
+      masks: of the SAE's training, None for the usual ones; special tokens never count,
+        whatever they say.
+      limits: site -> largest norm that counts, as training measured it; None measures
+        them on these tokens.
 
     Raises:
-      ValueError: no text, no token that counts, or an activation that is NaN or infinite.
+      ValueError: no text, no token that counts, or an activation that is NaN or
+        infinite.
     """
     batches, place = list(work), Place(read or site, site)
     near = neighbours(cfg, place)
-    own, all_sites = tuple(dict.fromkeys(place)), tuple(dict.fromkeys(s for p in (place, *near) for s in p))
+    own = tuple(dict.fromkeys(place))
+    all_sites = tuple(dict.fromkeys(s for p in (place, *near) for s in p))
     parts: dict[Site, list[np.ndarray]] = {}
     seen = 0
     for tokens_bt, valid_bt, _ in batches:
         sites = all_sites if seen < beside else own
-        acts = _acts(params, *shard_batch((tokens_bt, valid_bt), mesh), cfg=cfg, sites=sites)
+        acts = _acts(
+            params, *shard_batch((tokens_bt, valid_bt), mesh), cfg=cfg, sites=sites
+        )
         for name, acts_btd in acts.items():
-            parts.setdefault(name, []).append(to_host(acts_btd).astype(np.float32)[valid_bt])
+            parts.setdefault(name, []).append(
+                to_host(acts_btd).astype(np.float32)[valid_bt]
+            )
         seen += int(valid_bt.sum())
     if not seen:
         raise ValueError("the corpus gives no token to test the SAE on; give more text")
     joined = {name: np.concatenate(found) for name, found in parts.items()}
     for name in own:
         if not np.isfinite(joined[name]).all():
-            raise ValueError(f"activations at {name} are NaN or infinite on the corpus; try float32 weights")
+            raise ValueError(
+                f"activations at {name} are NaN or infinite on the corpus; try float32 "
+                "weights"
+            )
     masks = Masks() if masks is None else masks
-    special_k = np.concatenate([special_bt[valid_bt] for _, valid_bt, special_bt in batches])
-    first_bt = [np.arange(valid_bt.shape[1]) < masks.first_k for _, valid_bt, _ in batches]
+    special_k = np.concatenate(
+        [special_bt[valid_bt] for _, valid_bt, special_bt in batches]
+    )
+    first_bt = [
+        np.arange(valid_bt.shape[1]) < masks.first_k for _, valid_bt, _ in batches
+    ]
     first_k = np.concatenate(
-        [(first & valid_bt)[valid_bt] for first, (_, valid_bt, _) in zip(first_bt, batches, strict=True)]
+        [
+            (first & valid_bt)[valid_bt]
+            for first, (_, valid_bt, _) in zip(first_bt, batches, strict=True)
+        ]
     )
     if (special_k | first_k).all():
-        raise ValueError("no token of the corpus counts for the SAE's test; give more text, or exclude fewer tokens")
+        raise ValueError(
+            "no token of the corpus counts for the SAE's test; give more text, or "
+            "exclude fewer tokens"
+        )
     if limits is None:
         limits = _limits(joined, ~(special_k | first_k), masks.outlier)
     return Sample(place, near, batches, joined, special_k, first_k, limits)
 
 
-def _limits(acts: Mapping[Site, np.ndarray], counted_k: np.ndarray, outlier: float | None) -> dict[Site, float]:
+def _limits(
+    acts: Mapping[Site, np.ndarray], counted_k: np.ndarray, outlier: float | None
+) -> dict[Site, float]:
     if outlier is None:
         return {}
-    norms = {site: np.linalg.norm(acts_kd, axis=-1)[counted_k[: len(acts_kd)]] for site, acts_kd in acts.items()}
-    return {site: norm_limit(norms_k, outlier) for site, norms_k in norms.items() if len(norms_k)}
+    norms = {
+        site: np.linalg.norm(acts_kd, axis=-1)[counted_k[: len(acts_kd)]]
+        for site, acts_kd in acts.items()
+    }
+    return {
+        site: norm_limit(norms_k, outlier)
+        for site, norms_k in norms.items()
+        if len(norms_k)
+    }
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "sites"))
 def _acts(
-    params: Params, tokens_bt: jax.Array, valid_bt: jax.Array, *, cfg: LMConfig, sites: tuple[Site, ...]
+    params: Params,
+    tokens_bt: jax.Array,
+    valid_bt: jax.Array,
+    *,
+    cfg: LMConfig,
+    sites: tuple[Site, ...],
 ) -> dict[Site, jax.Array]:
     span = (0, max(site.layer for site in sites) + 1)
-    return forward(params, tokens_bt, cfg=cfg, valid_bt=valid_bt, keep=sites, span=span).acts
+    return forward(
+        params, tokens_bt, cfg=cfg, valid_bt=valid_bt, keep=sites, span=span
+    ).acts
 
 
 def spliced_losses(
@@ -193,10 +293,11 @@ def spliced_losses(
     mesh: jax.sharding.Mesh,
     limit: int,
 ) -> list[float]:
-    """Mean nats per token with each of `values` in the place of the site's activation; the first number is the plain model.
+    """Mean nats per token with each of `values` in the place of the site's activation;
+    the first number is the plain model.
 
-    Only positions that count are replaced (an SAE that was not trained on BOS is not asked about it), and only
-    non-special tokens are predicted.
+    Only positions that count are replaced (an SAE that was not trained on BOS is not
+    asked about it), and only non-special tokens are predicted.
 
     Args:
       values: `[K, d]`, one row for every token of the sample, or `[d]`.
@@ -215,7 +316,15 @@ def spliced_losses(
             if value is not None:
                 value_btd[valid_bt] = value[start:stop] if value.ndim == 2 else value
             where_bt = counted_bt if value is not None else np.zeros_like(counted_bt)
-            arrays = shard_batch((tokens_bt, valid_bt, aim_bt, Replace(jnp.asarray(value_btd), where_bt)), mesh)
+            arrays = shard_batch(
+                (
+                    tokens_bt,
+                    valid_bt,
+                    aim_bt,
+                    Replace(jnp.asarray(value_btd), where_bt),
+                ),
+                mesh,
+            )
             totals[i] += float(to_host(_loss(params, *arrays, cfg=cfg, site=site)))
         count, start = count + int(aim_bt.sum()), stop
     return (totals / count if count else totals * np.nan).tolist()
@@ -232,15 +341,25 @@ def _loss(
     cfg: LMConfig,
     site: Site,
 ) -> jax.Array:
-    """Summed nats of the tokens at `aim_bt`, a few positions of every row at a time: whole logits would not fit."""
-    hidden_btd = forward(params, tokens_bt, cfg=cfg, valid_bt=valid_bt, edits={site: edit}).hidden_btd
+    """Summed nats of the tokens at `aim_bt`, a few positions of every row at a time:
+    whole logits would not fit.
+    """
+    hidden_btd = forward(
+        params, tokens_bt, cfg=cfg, valid_bt=valid_bt, edits={site: edit}
+    ).hidden_btd
     b, t = tokens_bt.shape
     chunks = -(-t // _TARGETS)
     pos_c = jnp.pad(jnp.arange(t), (0, chunks * _TARGETS - t)).reshape(chunks, _TARGETS)
-    aim_cb = jnp.pad(aim_bt, ((0, 0), (0, chunks * _TARGETS - t))).reshape(b, chunks, _TARGETS).swapaxes(0, 1)
+    aim_cb = (
+        jnp.pad(aim_bt, ((0, 0), (0, chunks * _TARGETS - t)))
+        .reshape(b, chunks, _TARGETS)
+        .swapaxes(0, 1)
+    )
 
     def one(part: tuple[jax.Array, jax.Array]) -> jax.Array:
         target_bc = jnp.broadcast_to(part[0], (b, _TARGETS))
-        return jnp.sum(target_nll(params, hidden_btd, tokens_bt, target_bc, part[1], cfg=cfg))
+        return jnp.sum(
+            target_nll(params, hidden_btd, tokens_bt, target_bc, part[1], cfg=cfg)
+        )
 
     return jnp.sum(jax.lax.map(one, (pos_c, aim_cb)))

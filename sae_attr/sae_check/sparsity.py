@@ -1,4 +1,6 @@
-"""Comparison at equal sparsity: more active latents explain more, whatever the SAE, and that is no repair."""
+"""Comparison at equal sparsity: more active latents explain more, whatever the SAE, and
+that is no repair.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.sae.gates import safe_norm
-from sae_attr.sae.metrics import Reconstruction, bare, explained_variance, fit_sums, reconstruct_tokens
+from sae_attr.sae.metrics import (
+    Reconstruction,
+    bare,
+    explained_variance,
+    fit_sums,
+    reconstruct_tokens,
+)
 from sae_attr.sae.model import SAE, decode, encode
 
 SLACK = 1.1  # L0 may be so many times that of the SAE as loaded and counts as equal
@@ -20,7 +28,9 @@ _BLOCK = 2**24  # codes in memory at once
 
 
 class Sparse(NamedTuple):
-    """A reconstruction, and the L0 that the SAE had before its smallest codes were left out."""
+    """A reconstruction, and the L0 that the SAE had before its smallest codes were left
+    out.
+    """
 
     recon: Reconstruction
     l0: float
@@ -29,8 +39,9 @@ class Sparse(NamedTuple):
 def reconstruct_at(sae: SAE, acts_kd: np.ndarray, most: float) -> Sparse:
     """Reconstructs tokens `[k, d]` with at most `most` active latents on average.
 
-    Where the SAE fires more, one threshold for all codes is raised until it does not: a code counts by its length in the
-    output, |code| · |decoder row|. So a variant cannot win by opening the gate.
+    Where the SAE fires more, one threshold for all codes is raised until it does not: a
+    code counts by its length in the output, |code| · |decoder row|. So a variant cannot
+    win by opening the gate.
     """
     whole = reconstruct_tokens(sae, acts_kd)
     active = float(whole.active_k.mean()) if len(whole.active_k) else 0.0
@@ -38,24 +49,40 @@ def reconstruct_at(sae: SAE, acts_kd: np.ndarray, most: float) -> Sparse:
         return Sparse(whole, active)
     plain = bare(sae)
     cut = _cut(plain, acts_kd, most)
-    parts = [_cut_block(plain, x_kd, valid_k, cut) for x_kd, valid_k in _blocks(acts_kd, sae.cfg.n_latents)]
-    recon_kd, active_k, fired_n = (np.concatenate([np.asarray(part[i]) for part in parts]) for i in range(3))
+    parts = [
+        _cut_block(plain, x_kd, valid_k, cut)
+        for x_kd, valid_k in _blocks(acts_kd, sae.cfg.n_latents)
+    ]
+    recon_kd, active_k, fired_n = (
+        np.concatenate([np.asarray(part[i]) for part in parts]) for i in range(3)
+    )
     n = sae.cfg.n_latents
     fired_n = fired_n.reshape(-1, n).sum(0, dtype=np.int64)
-    return Sparse(Reconstruction(recon_kd[: len(acts_kd)], active_k[: len(acts_kd)], fired_n), active)
+    return Sparse(
+        Reconstruction(recon_kd[: len(acts_kd)], active_k[: len(acts_kd)], fired_n),
+        active,
+    )
 
 
-def variance_at(sae: SAE, acts_kd: np.ndarray, target_kd: np.ndarray, most: float) -> float:
+def variance_at(
+    sae: SAE, acts_kd: np.ndarray, target_kd: np.ndarray, most: float
+) -> float:
     """Explained variance of `reconstruct_at`."""
-    return explained_variance(fit_sums(target_kd, reconstruct_at(sae, acts_kd, most).recon))
+    return explained_variance(
+        fit_sums(target_kd, reconstruct_at(sae, acts_kd, most).recon)
+    )
 
 
 def _cut(sae: SAE, acts_kd: np.ndarray, most: float) -> float:
     """The length of code that `most` codes a token exceed, on average."""
     wanted = max(1, round(most * len(acts_kd)))
-    # Tokens differ in how many codes they have; beyond four times the mean the rest is small.
+    # Tokens differ in how many codes they have; beyond four times the mean the rest is
+    # small.
     top = min(sae.cfg.n_latents, 4 * math.ceil(most) + 64)
-    longest = [np.asarray(_longest(sae, x_kd, top))[valid_k] for x_kd, valid_k in _blocks(acts_kd, sae.cfg.n_latents)]
+    longest = [
+        np.asarray(_longest(sae, x_kd, top))[valid_k]
+        for x_kd, valid_k in _blocks(acts_kd, sae.cfg.n_latents)
+    ]
     lengths = np.concatenate(longest).ravel()
     return float(np.partition(lengths, len(lengths) - wanted)[len(lengths) - wanted])
 
@@ -73,11 +100,17 @@ def _lengths(sae: SAE, codes_kn: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _cut_block(sae: SAE, x_kd: jax.Array, valid_k: jax.Array, cut: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _cut_block(
+    sae: SAE, x_kd: jax.Array, valid_k: jax.Array, cut: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     codes_kn = encode(sae, x_kd)
     kept_kn = jnp.where(_lengths(sae, codes_kn) >= cut, codes_kn, 0)
     active_kn = (kept_kn != 0) & valid_k[:, None]
-    return decode(sae, kept_kn, x_kd), jnp.sum(active_kn, axis=1), jnp.sum(active_kn, axis=0)
+    return (
+        decode(sae, kept_kn, x_kd),
+        jnp.sum(active_kn, axis=1),
+        jnp.sum(active_kn, axis=0),
+    )
 
 
 @functools.partial(jax.jit, static_argnames="top")

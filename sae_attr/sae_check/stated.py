@@ -1,4 +1,6 @@
-"""What the files of an SAE promise: config and path, SAELens' feature densities, a metrics.json beside the weights."""
+"""What the files of an SAE promise: config and path, SAELens' feature densities, a
+metrics.json beside the weights.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,12 @@ from sae_attr.sae_check.verdict import Promise
 
 
 def promised(path: str | os.PathLike[str], cfg: SAEConfig) -> Promise:
-    """The most trustworthy promise: k of a top-k, then metrics.json, the config's L0, then Σ of the latents' densities.
+    """The most trustworthy promise: k of a top-k, then metrics.json, the config's L0,
+    then Σ of the latents' densities.
 
-    metrics.json may hold `L0` (or `l0`) and `explained_variance`; sparsity.safetensors holds log10 firing rates. Files are
-    looked for beside local weights only; what cannot be read promises nothing.
+    metrics.json may hold `L0` (or `l0`) and `explained_variance`; sparsity.safetensors
+    holds log10 firing rates. Files are looked for beside local weights only; what
+    cannot be read promises nothing.
     """
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     local = not str(path).startswith("hf://")
@@ -34,7 +38,11 @@ def promised(path: str | os.PathLike[str], cfg: SAEConfig) -> Promise:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) and value > 0 else None
+    return (
+        float(value)
+        if isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+        else None
+    )
 
 
 def _metrics(path: Path) -> dict[str, Any]:

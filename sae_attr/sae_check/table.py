@@ -11,33 +11,52 @@ from sae_attr.text.masks import count_text
 
 def record(measured: Measured, promise: Promise, verdict: Verdict) -> dict[str, Any]:
     """Everything about the self-test as plain values, for result.json."""
-    found = {"verdict": verdict.sentence, "passes": verdict.passes, "findings": [vars(f) for f in verdict.findings]}
+    found = {
+        "verdict": verdict.sentence,
+        "passes": verdict.passes,
+        "findings": [vars(f) for f in verdict.findings],
+    }
     return {**found, "promised": vars(promise), "measured": measured.to_dict()}
 
 
 def table(measured: Measured, promise: Promise, verdict: Verdict) -> str:
-    """Metrics, sites, losses, the best repairs, findings and the verdict as lines of text."""
+    """Metrics, sites, losses, the best repairs, findings and the verdict as lines of
+    text.
+    """
     m, norms = measured.metrics, measured.metrics["decoder_norms"]
     sites = [
-        f"{s.site:<20} {s.explained_variance:>8.3f} {s.l0:>8.1f} {s.mse:>10.4g} {s.explained_variance_with_special:>10.3f} "
+        f"{s.site:<20} {s.explained_variance:>8.3f} {s.l0:>8.1f} {s.mse:>10.4g} "
+        f"{s.explained_variance_with_special:>10.3f} "
         f"{s.l0_with_special:>8.1f}"
         for s in measured.sites
     ]
     said = "nothing" if promise.l0 is None else f"L0 {promise.l0:.4g}"
-    said += "" if promise.explained_variance is None else f", explained variance {promise.explained_variance:.3f}"
+    said += (
+        ""
+        if promise.explained_variance is None
+        else f", explained variance {promise.explained_variance:.3f}"
+    )
     lines = [
-        f"{'site':<20} {'expl.var':>8} {'L0':>8} {'mse':>10} {'ev w. BOS':>10} {'L0 w.BOS':>8}",
+        f"{'site':<20} {'expl.var':>8} {'L0':>8} {'mse':>10} {'ev w. BOS':>10} "
+        f"{'L0 w.BOS':>8}",
         *sites,
         "",
         f"{measured.site}: {count_text(measured.masked)}",
-        f"on the other {m['tokens']:,} tokens: explained variance {m['explained_variance']:.4f}, L0 {m['l0']:.2f}, "
-        f"mse {m['mse']:.4g}, {m['dead_share']:.1%} of {m['latents']:,} latents never fired; promised: {said}",
-        f"decoder norms {norms['min']:.3g} to {norms['max']:.3g}, median {norms['median']:.3g}; median cosine of encoder and "
+        f"on the other {m['tokens']:,} tokens: explained variance "
+        f"{m['explained_variance']:.4f}, L0 {m['l0']:.2f}, "
+        f"mse {m['mse']:.4g}, {m['dead_share']:.1%} of {m['latents']:,} latents never "
+        f"fired; promised: {said}",
+        f"decoder norms {norms['min']:.3g} to {norms['max']:.3g}, median "
+        f"{norms['median']:.3g}; median cosine of encoder and "
         f"decoder {m['encoder_decoder_cosine']:.2f}",
-        "loss, nats per token: " + ", ".join(f"{k} {v:.4f}" for k, v in measured.loss.items()),
+        "loss, nats per token: "
+        + ", ".join(f"{k} {v:.4f}" for k, v in measured.loss.items()),
         "recovered, (L_ablated - L_sae) / (L_ablated - L_plain): "
         + ", ".join(f"{k} ablation {v:.3f}" for k, v in measured.recovered.items()),
-        "variants: " + "; ".join(f"{r.what} {r.explained_variance:.3f}" for r in measured.repairs[:3]),
+        "variants: "
+        + "; ".join(
+            f"{r.what} {r.explained_variance:.3f}" for r in measured.repairs[:3]
+        ),
         *(f"{'! ' if f.fails else '  '}{f.code}: {f.text}" for f in verdict.findings),
         verdict.sentence,
     ]

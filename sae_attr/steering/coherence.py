@@ -1,7 +1,9 @@
-"""Coherence without a judge: the unsteered model's view of an answer, beside its view of its own answers.
+"""Coherence without a judge: the unsteered model's view of an answer, beside its view
+of its own answers.
 
-An answer is coherent if the unsteered model finds it hardly less likely, and hardly more repetitive, than what it writes
-itself. Two measures are needed: broken text is unlikely, but a loop ("the the the") is likely once it has begun.
+An answer is coherent if the unsteered model finds it hardly less likely, and hardly
+more repetitive, than what it writes itself. Two measures are needed: broken text is
+unlikely, but a loop ("the the the") is likely once it has begun.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ LEAST_SAMPLES = 10  # below that a tail of a distribution means nothing
 
 @dataclass(frozen=True)
 class OwnAnswers:
-    """What the unsteered model's own answers are like, as the limits of what counts as coherent.
+    """What the unsteered model's own answers are like, as the limits of what counts as
+    coherent.
 
     Args:
       least_logp: nats per token; an answer below it is incoherent.
@@ -43,43 +46,69 @@ class OwnAnswers:
 
 @partial(jax.jit, static_argnames="cfg")
 def logp_per_token(params: Params, batch: Batch, *, cfg: LMConfig) -> jax.Array:
-    """Returns the mean log-probability of every row's completion tokens `[b]`, float32 nats; NaN for a row without any."""
-    hidden_btd = forward(params, batch.tokens_bt, cfg=cfg, valid_bt=batch.valid_bt).hidden_btd
-    nll_bc = target_nll(params, hidden_btd, batch.tokens_bt, batch.target_bc, batch.target_valid_bc, cfg=cfg)
+    """Returns the mean log-probability of every row's completion tokens `[b]`, float32
+    nats; NaN for a row without any.
+    """
+    hidden_btd = forward(
+        params, batch.tokens_bt, cfg=cfg, valid_bt=batch.valid_bt
+    ).hidden_btd
+    nll_bc = target_nll(
+        params,
+        hidden_btd,
+        batch.tokens_bt,
+        batch.target_bc,
+        batch.target_valid_bc,
+        cfg=cfg,
+    )
     return -jnp.sum(nll_bc, axis=1) / jnp.sum(batch.target_valid_bc, axis=1)
 
 
 def repetition(ids: Sequence[int]) -> float:
-    """Returns the share of phrases of three tokens that stood before in the same answer: 0 for none, near 1 for a loop."""
+    """Returns the share of phrases of three tokens that stood before in the same
+    answer: 0 for none, near 1 for a loop.
+    """
     grams = [tuple(ids[i : i + GRAM]) for i in range(len(ids) - GRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def own_answers(logp_r: np.ndarray, repetition_r: np.ndarray, *, tail: float) -> OwnAnswers:
-    """Returns the limits beyond which a share `tail` of the unsteered model's own answers lie, on either measure.
+def own_answers(
+    logp_r: np.ndarray, repetition_r: np.ndarray, *, tail: float
+) -> OwnAnswers:
+    """Returns the limits beyond which a share `tail` of the unsteered model's own
+    answers lie, on either measure.
 
     The limit of repetition is at least `LEAST_REPETITION`.
 
     Args:
-      logp_r, repetition_r: of its own answers; NaN log-probabilities (answers without a token) are passed over.
+      logp_r, repetition_r: of its own answers; NaN log-probabilities (answers without a
+        token) are passed over.
 
     Raises:
-      ValueError: fewer than `LEAST_SAMPLES` answers with a token, or a tail outside 0 to 1/2.
+      ValueError: fewer than `LEAST_SAMPLES` answers with a token, or a tail outside 0
+        to 1/2.
     """
     if not 0 <= tail < 0.5:
-        raise ValueError(f"the tail of own answers is {tail}; give a share from 0 to below 0.5")
+        raise ValueError(
+            f"the tail of own answers is {tail}; give a share from 0 to below 0.5"
+        )
     known_r = np.isfinite(logp_r)
     if known_r.sum() < LEAST_SAMPLES:
         raise ValueError(
-            f"coherence is measured against the model's own answers, of which only {int(known_r.sum())} have a token; at "
-            f"least {LEAST_SAMPLES} are needed: raise coherence_samples or strength_prompts, or give a judge that tells it"
+            "coherence is measured against the model's own answers, of which only "
+            f"{int(known_r.sum())} have a token; at "
+            f"least {LEAST_SAMPLES} are needed: raise coherence_samples or "
+            "strength_prompts, or give a judge that tells it"
         )
     low = float(np.quantile(logp_r[known_r], tail))
     high = float(np.quantile(repetition_r[known_r], 1 - tail))
     return OwnAnswers(low, max(high, LEAST_REPETITION), tail, int(known_r.sum()))
 
 
-def coherent(logp_r: np.ndarray, repetition_r: np.ndarray, own: OwnAnswers) -> np.ndarray:
-    """Returns 1.0 for answers within the limits, 0.0 for those beyond, NaN for those without a token; float64 `[r]`."""
+def coherent(
+    logp_r: np.ndarray, repetition_r: np.ndarray, own: OwnAnswers
+) -> np.ndarray:
+    """Returns 1.0 for answers within the limits, 0.0 for those beyond, NaN for those
+    without a token; float64 `[r]`.
+    """
     within_r = (logp_r >= own.least_logp) & (repetition_r <= own.most_repetition)
     return np.where(np.isfinite(logp_r), within_r.astype(np.float64), np.nan)

@@ -1,6 +1,8 @@
-"""Methods against random latents and against each other: counts outside the random band, mean effects, and what chance does.
+"""Methods against random latents and against each other: counts outside the random
+band, mean effects, and what chance does.
 
-In each direction one side matters: steering away should lower the rate of the behaviour, steering toward raise it.
+In each direction one side matters: steering away should lower the rate of the
+  behaviour, steering toward raise it.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class Band:
-    """The typical range of random latents' changes. latents: how many were measured; without any, low and high are NaN."""
+    """The typical range of random latents' changes. latents: how many were measured;
+    without any, low and high are NaN.
+    """
 
     low: float
     high: float
@@ -40,8 +44,10 @@ class Band:
 class MethodCount:
     """One method's latents in one direction.
 
-    chosen: its latents; measured: those with at least one pair. outside: those outside the band on the side that matters;
-    other_side: on the other. expected: how many would be outside on the side that matters if they were random latents.
+    chosen: its latents; measured: those with at least one pair. outside: those outside
+      the band on the side that matters;
+    other_side: on the other. expected: how many would be outside on the side that
+      matters if they were random latents.
     mean: mean change of the measured; low, high: its bootstrap interval.
     """
 
@@ -61,11 +67,14 @@ class MethodCount:
 class MethodDifference:
     """Two methods in one direction, first − second.
 
-    count: difference of the numbers outside the band; mean: of the mean changes. `_low`, `_high`: bootstrap interval; `_p`:
-    two-sided permutation p-value; `_q`: after Benjamini and Hochberg over all differences given to `adjusted`.
-    shared: latents that both chose, `shared_outside` of which are outside the band; they are part of both counts and means, and
-    no relabelling moves them. only_first_outside, only_second_outside: latents outside that one alone chose, so that
-    shared_outside + only_first_outside + only_second_outside counts every latent once.
+    count: difference of the numbers outside the band; mean: of the mean changes.
+    `_low`, `_high`: bootstrap interval; `_p`: two-sided permutation p-value; `_q`:
+    after Benjamini and Hochberg over all differences given to `adjusted`.
+    shared: latents that both chose, `shared_outside` of which are outside the band;
+    they are part of both counts and means, and no relabelling moves them.
+    only_first_outside, only_second_outside: latents outside that one alone chose, so
+    that shared_outside + only_first_outside + only_second_outside counts every latent
+    once.
     resampled: what the bootstrap drew again.
     """
 
@@ -91,9 +100,11 @@ class MethodDifference:
 
 @dataclass(frozen=True, eq=False)
 class Direct:
-    """One direction of one study: which latents were steered, what changed, and who chose them.
+    """One direction of one study: which latents were steered, what changed, and who
+    chose them.
 
-    latents_k: ids of the rows of `pairs`; no two alike. methods: name -> latents it chose, best first; "random" must be there.
+    latents_k: ids of the rows of `pairs`; no two alike. methods: name -> latents it
+      chose, best first; "random" must be there.
     """
 
     direction: Direction
@@ -104,14 +115,25 @@ class Direct:
     def __post_init__(self) -> None:
         ids = [int(i) for i in self.latents_k]
         if len(set(ids)) < len(ids):
-            raise ValueError("latents_k names a latent twice; merge the methods' selections before steering")
+            raise ValueError(
+                "latents_k names a latent twice; merge the methods' selections before "
+                "steering"
+            )
         if len(ids) != len(self.pairs.diff_kp):
-            raise ValueError(f"{len(ids)} latents, but pairs of {len(self.pairs.diff_kp)}")
+            raise ValueError(
+                f"{len(ids)} latents, but pairs of {len(self.pairs.diff_kp)}"
+            )
         if RANDOM not in self.methods:
-            raise ValueError(f"methods are {sorted(self.methods)}; without {RANDOM!r} there is no band")
+            raise ValueError(
+                f"methods are {sorted(self.methods)}; without {RANDOM!r} there is no "
+                "band"
+            )
         for name, chosen in self.methods.items():
             if unknown := sorted({int(i) for i in chosen} - set(ids)):
-                raise ValueError(f"{name} chose latents that were not steered {self.direction}: {unknown[:5]}")
+                raise ValueError(
+                    f"{name} chose latents that were not steered {self.direction}: "
+                    f"{unknown[:5]}"
+                )
 
     def rows(self, latents: Sequence[int]) -> np.ndarray:
         """Rows of latents in `pairs`."""
@@ -127,12 +149,16 @@ def _edges(random_r: np.ndarray, settings: EffectSettings) -> np.ndarray:
     """The band's edges `[2, ...]` over the last axis, unmeasured latents left out."""
     if np.isnan(random_r).all():
         return np.full((2, *random_r.shape[:-1]), np.nan)
-    quantile = np.nanpercentile if np.isnan(random_r).any() else np.percentile  # the first goes row by row
+    quantile = (
+        np.nanpercentile if np.isnan(random_r).any() else np.percentile
+    )  # the first goes row by row
     return quantile(random_r, settings.band, axis=-1)
 
 
 def random_band(study: Direct, *, settings: EffectSettings = DEFAULT) -> Band:
-    """The percentiles `settings.band` of random latents' changes (method, section 6); NaN where none was measured."""
+    """The percentiles `settings.band` of random latents' changes (method, section 6);
+    NaN where none was measured.
+    """
     random_r = study.change()[study.rows(study.methods[RANDOM])]
     measured = int((~np.isnan(random_r)).sum())
     if not measured:
@@ -141,16 +167,22 @@ def random_band(study: Direct, *, settings: EffectSettings = DEFAULT) -> Band:
     return Band(float(low), float(high), measured)
 
 
-def outside(change_k: np.ndarray, low: Any, high: Any, direction: Direction) -> np.ndarray:
-    """Whether a change lies outside the band on the side that matters; a latent on the edge or unmeasured is inside."""
+def outside(
+    change_k: np.ndarray, low: Any, high: Any, direction: Direction
+) -> np.ndarray:
+    """Whether a change lies outside the band on the side that matters; a latent on the
+    edge or unmeasured is inside.
+    """
     return change_k < low if direction == "away" else change_k > high
 
 
 def beyond_random_p(study: Direct) -> np.ndarray:
-    """Per latent, one-sided: (1 + random latents that changed as much on the side that matters) / (1 + random latents).
+    """Per latent, one-sided: (1 + random latents that changed as much on the side that
+    matters) / (1 + random latents).
 
-    Its null is the figure's: no more than a random direction at its own largest coherent strength. It can be no smaller than
-    1 / (1 + random latents), where `sign_flip_p` (null: no change at all) can. NaN for an unmeasured latent.
+    Its null is the figure's: no more than a random direction at its own largest
+    coherent strength. It can be no smaller than 1 / (1 + random latents), where
+    `sign_flip_p` (null: no change at all) can. NaN for an unmeasured latent.
     """
     sign = 1.0 if study.direction == "toward" else -1.0
     change_k = sign * study.change()
@@ -160,8 +192,12 @@ def beyond_random_p(study: Direct) -> np.ndarray:
     return np.where(np.isnan(change_k), np.nan, (1 + as_much) / (1 + len(random_r)))
 
 
-def _expected(measured: int, band: Band, direction: Direction, settings: EffectSettings) -> float:
-    """Random latents expected beyond the edge: an interpolated percentile of R draws leaves more than its nominal share out."""
+def _expected(
+    measured: int, band: Band, direction: Direction, settings: EffectSettings
+) -> float:
+    """Random latents expected beyond the edge: an interpolated percentile of R draws
+    leaves more than its nominal share out.
+    """
     if not band.latents:
         return np.nan
     tail = settings.band[0] if direction == "away" else 100 - settings.band[1]
@@ -170,18 +206,28 @@ def _expected(measured: int, band: Band, direction: Direction, settings: EffectS
 
 @dataclass(frozen=True, eq=False)
 class _Draws:
-    """Changes `[b, k]` under resampled prompts, and the band's edges `[b, 1]` under resampled random latents."""
+    """Changes `[b, k]` under resampled prompts, and the band's edges `[b, 1]` under
+    resampled random latents.
+    """
 
     change_bk: np.ndarray
     low_b1: np.ndarray
     high_b1: np.ndarray
 
-    def of(self, rows_m: np.ndarray, stratum: int, settings: EffectSettings) -> np.ndarray:
+    def of(
+        self, rows_m: np.ndarray, stratum: int, settings: EffectSettings
+    ) -> np.ndarray:
         """Changes `[b, m]` of these latents, each drawn again from among them."""
-        return np.take_along_axis(self.change_bk, _again(rows_m, len(self.change_bk), stratum, settings), axis=1)
+        return np.take_along_axis(
+            self.change_bk,
+            _again(rows_m, len(self.change_bk), stratum, settings),
+            axis=1,
+        )
 
 
-def _again(rows_m: np.ndarray, resamples: int, stratum: int, settings: EffectSettings) -> np.ndarray:
+def _again(
+    rows_m: np.ndarray, resamples: int, stratum: int, settings: EffectSettings
+) -> np.ndarray:
     """Rows `[b, m]`, drawn with replacement where latents are resampled."""
     if "latents" not in settings.resampled or not len(rows_m):
         return np.broadcast_to(rows_m, (resamples, len(rows_m)))
@@ -191,7 +237,9 @@ def _again(rows_m: np.ndarray, resamples: int, stratum: int, settings: EffectSet
 
 def _draws(study: Direct, settings: EffectSettings) -> _Draws:
     if unknown := set(settings.resampled) - {"prompts", "latents"}:
-        raise ValueError(f"resampled names {sorted(unknown)}; it may hold 'prompts' and 'latents'")
+        raise ValueError(
+            f"resampled names {sorted(unknown)}; it may hold 'prompts' and 'latents'"
+        )
     pairs = study.pairs
     counts_bp = prompt_draws(pairs.diff_kp.shape[1], settings=settings)
     if "prompts" not in settings.resampled:
@@ -201,7 +249,9 @@ def _draws(study: Direct, settings: EffectSettings) -> _Draws:
     random_br = np.take_along_axis(change_bk, rows_br, axis=1)
     bare_b = np.isnan(random_br).all(1)
     random_br[bare_b] = 0.0
-    low_b, high_b = np.where(bare_b, np.nan, _edges(random_br, settings))  # without an edge nothing is outside
+    low_b, high_b = np.where(
+        bare_b, np.nan, _edges(random_br, settings)
+    )  # without an edge nothing is outside
     return _Draws(change_bk, low_b[:, None], high_b[:, None])
 
 
@@ -209,19 +259,32 @@ def _mean(values: np.ndarray) -> np.ndarray:
     """Mean over the last axis, unmeasured latents left out; NaN where none is measured."""
     known = ~np.isnan(values)
     n = known.sum(-1)
-    return np.where(n > 0, np.where(known, values, 0.0).sum(-1) / np.maximum(n, 1), np.nan)
+    return np.where(
+        n > 0, np.where(known, values, 0.0).sum(-1) / np.maximum(n, 1), np.nan
+    )
 
 
-def method_counts(study: Direct, *, settings: EffectSettings = DEFAULT) -> tuple[MethodCount, ...]:
-    """The headline: latents outside the random band and the mean effect, for every method and for the random latents."""
-    band, draws, change_k = random_band(study, settings=settings), _draws(study, settings), study.change()
+def method_counts(
+    study: Direct, *, settings: EffectSettings = DEFAULT
+) -> tuple[MethodCount, ...]:
+    """The headline: latents outside the random band and the mean effect, for every
+    method and for the random latents.
+    """
+    band = random_band(study, settings=settings)
+    draws = _draws(study, settings)
+    change_k = study.change()
     found = []
     for name, chosen in study.methods.items():
         rows = study.rows(chosen)
         change = change_k[rows]
-        low, high = interval(_mean(draws.of(rows, 0 if name == RANDOM else 1, settings)), settings.level)
+        low, high = interval(
+            _mean(draws.of(rows, 0 if name == RANDOM else 1, settings)), settings.level
+        )
         measured = int((~np.isnan(change)).sum())
-        sides = {d: int(outside(change, band.low, band.high, d).sum()) for d in ("away", "toward")}
+        sides = {
+            d: int(outside(change, band.low, band.high, d).sum())
+            for d in ("away", "toward")
+        }
         found.append(
             MethodCount(
                 method=name,
@@ -239,15 +302,24 @@ def method_counts(study: Direct, *, settings: EffectSettings = DEFAULT) -> tuple
     return tuple(found)
 
 
-def _relabelled(only: np.ndarray, first: int, permutations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _relabelled(
+    only: np.ndarray, first: int, permutations: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """`only` `[m]` split at random into `first` and the rest, `[permutations, ·]` each."""
     rng = np.random.default_rng([seed, 4])
     shuffled = rng.permuted(np.broadcast_to(only, (permutations, len(only))), axis=1)
     return shuffled[:, :first], shuffled[:, first:]
 
 
-def _permutation_p(values_a: np.ndarray, values_b: np.ndarray, both: np.ndarray, settings: EffectSettings) -> float:
-    """Two-sided p-value of the difference of means of (a and both) and (b and both) when labels of a and b are exchanged."""
+def _permutation_p(
+    values_a: np.ndarray,
+    values_b: np.ndarray,
+    both: np.ndarray,
+    settings: EffectSettings,
+) -> float:
+    """Two-sided p-value of the difference of means of (a and both) and (b and both)
+    when labels of a and b are exchanged.
+    """
     statistic = lambda a, b: _mean(_with(a, both)) - _mean(_with(b, both))
     if not len(values_a) or not len(values_b):
         return float("nan")
@@ -255,40 +327,67 @@ def _permutation_p(values_a: np.ndarray, values_b: np.ndarray, both: np.ndarray,
     if np.isnan(seen):
         return float("nan")
     drawn = statistic(
-        *_relabelled(np.concatenate([values_a, values_b]), len(values_a), settings.permutations, settings.seed)
+        *_relabelled(
+            np.concatenate([values_a, values_b]),
+            len(values_a),
+            settings.permutations,
+            settings.seed,
+        )
     )
-    return float((1 + (np.abs(drawn) >= np.abs(seen) - 1e-12).sum()) / (1 + settings.permutations))
+    return float(
+        (1 + (np.abs(drawn) >= np.abs(seen) - 1e-12).sum())
+        / (1 + settings.permutations)
+    )
 
 
 def _with(values: np.ndarray, both: np.ndarray) -> np.ndarray:
     """`values` `[..., m]` followed by `both` `[n]` or `[..., n]`."""
-    return np.concatenate([values, np.broadcast_to(both, (*values.shape[:-1], both.shape[-1]))], axis=-1)
+    return np.concatenate(
+        [values, np.broadcast_to(both, (*values.shape[:-1], both.shape[-1]))], axis=-1
+    )
 
 
-def difference(study: Direct, first: str, second: str, *, settings: EffectSettings = DEFAULT) -> MethodDifference:
+def difference(
+    study: Direct, first: str, second: str, *, settings: EffectSettings = DEFAULT
+) -> MethodDifference:
     """Compares two methods: numbers outside the band and mean changes, first − second.
 
-    The bootstrap draws prompts (the same for every latent) and latents (within: first only, second only, both, random) again,
-    and the band with them. The permutation exchanges the labels of latents that one method alone chose; its statistic for the
-    counts is the difference of shares, which is that of counts where both chose as many. Random latents make the band, so they
-    cannot be one of the two.
+    The bootstrap draws prompts (the same for every latent) and latents (within: first
+    only, second only, both, random) again, and the band with them. The permutation
+    exchanges the labels of latents that one method alone chose; its statistic for the
+    counts is the difference of shares, which is that of counts where both chose as
+    many. Random latents make the band, so they cannot be one of the two.
     """
     return _difference(study, first, second, _draws(study, settings), settings)
 
 
-def _difference(study: Direct, first: str, second: str, draws: _Draws, settings: EffectSettings) -> MethodDifference:
+def _difference(
+    study: Direct, first: str, second: str, draws: _Draws, settings: EffectSettings
+) -> MethodDifference:
     if RANDOM in (first, second):
-        raise ValueError("random latents make the band; `method_counts` states what to expect of them")
-    a, b = (dict.fromkeys(int(i) for i in study.methods[name]) for name in (first, second))
+        raise ValueError(
+            "random latents make the band; `method_counts` states what to expect of "
+            "them"
+        )
+    a, b = (
+        dict.fromkeys(int(i) for i in study.methods[name]) for name in (first, second)
+    )
     shared = tuple(sorted(a.keys() & b.keys()))
-    parts = [study.rows(x) for x in ([i for i in a if i not in b], [i for i in b if i not in a], shared)]
+    parts = [
+        study.rows(x)
+        for x in ([i for i in a if i not in b], [i for i in b if i not in a], shared)
+    ]
     band, change_k = random_band(study, settings=settings), study.change()
     hit_k = np.where(
-        np.isnan(change_k), np.nan, outside(change_k, band.low, band.high, study.direction).astype(np.float64)
+        np.isnan(change_k),
+        np.nan,
+        outside(change_k, band.low, band.high, study.direction).astype(np.float64),
     )
     hits = [hit_k[rows] for rows in parts]
     n_a, n_b, n_both = (int(np.nansum(x)) for x in hits)
-    count_low, count_high, mean_low, mean_high = _difference_intervals(draws, parts, study.direction, settings)
+    count_low, count_high, mean_low, mean_high = _difference_intervals(
+        draws, parts, study.direction, settings
+    )
     changes = [change_k[rows] for rows in parts]
     return MethodDifference(
         direction=study.direction,
@@ -299,7 +398,9 @@ def _difference(study: Direct, first: str, second: str, draws: _Draws, settings:
         count_high=count_high,
         count_p=_permutation_p(hits[0], hits[1], hits[2], settings),
         count_q=float("nan"),
-        mean=float(_mean(_with(changes[0], changes[2])) - _mean(_with(changes[1], changes[2]))),
+        mean=float(
+            _mean(_with(changes[0], changes[2])) - _mean(_with(changes[1], changes[2]))
+        ),
         mean_low=mean_low,
         mean_high=mean_high,
         mean_p=_permutation_p(changes[0], changes[1], changes[2], settings),
@@ -313,47 +414,83 @@ def _difference(study: Direct, first: str, second: str, draws: _Draws, settings:
 
 
 def _difference_intervals(
-    draws: _Draws, parts: Sequence[np.ndarray], direction: Direction, settings: EffectSettings
+    draws: _Draws,
+    parts: Sequence[np.ndarray],
+    direction: Direction,
+    settings: EffectSettings,
 ) -> tuple[float, float, float, float]:
     """Bootstrap intervals of the difference of counts and of means."""
-    a, b, both = (draws.of(rows, stratum, settings) for stratum, rows in enumerate(parts, start=1))
+    a, b, both = (
+        draws.of(rows, stratum, settings) for stratum, rows in enumerate(parts, start=1)
+    )
     hits = lambda x: outside(x, draws.low_b1, draws.high_b1, direction).sum(1)
     counts = interval((hits(a) - hits(b)).astype(np.float64), settings.level)
     means = interval(_mean(_with(a, both)) - _mean(_with(b, both)), settings.level)
     return float(counts[0]), float(counts[1]), float(means[0]), float(means[1])
 
 
-def differences(study: Direct, *, settings: EffectSettings = DEFAULT) -> tuple[MethodDifference, ...]:
-    """Every two methods compared, the earlier one first; q-values are for `adjusted`, over all directions and studies."""
+def differences(
+    study: Direct, *, settings: EffectSettings = DEFAULT
+) -> tuple[MethodDifference, ...]:
+    """Every two methods compared, the earlier one first; q-values are for `adjusted`,
+    over all directions and studies.
+    """
     names = [name for name in study.methods if name != RANDOM]
     draws = _draws(study, settings)
-    return tuple(_difference(study, a, b, draws, settings) for a, b in combinations(names, 2))
+    return tuple(
+        _difference(study, a, b, draws, settings) for a, b in combinations(names, 2)
+    )
 
 
 def adjusted(found: Sequence[MethodDifference]) -> tuple[MethodDifference, ...]:
-    """The same with q-values: Benjamini and Hochberg over the p-values of all counts and all means together."""
-    q = false_discovery(np.array([[d.count_p for d in found], [d.mean_p for d in found]]).ravel())
+    """The same with q-values: Benjamini and Hochberg over the p-values of all counts
+    and all means together.
+    """
+    q = false_discovery(
+        np.array([[d.count_p for d in found], [d.mean_p for d in found]]).ravel()
+    )
     return tuple(
-        replace(d, count_q=float(c), mean_q=float(m)) for d, c, m in zip(found, q[: len(found)], q[len(found) :])
+        replace(d, count_q=float(c), mean_q=float(m))
+        for d, c, m in zip(found, q[: len(found)], q[len(found) :])
     )
 
 
 def panel_numbers(
-    study: Direct, effects: LatentEffects, *, model: str, base_rate: float, settings: EffectSettings = DEFAULT
+    study: Direct,
+    effects: LatentEffects,
+    *,
+    model: str,
+    base_rate: float,
+    settings: EffectSettings = DEFAULT,
 ) -> dict[str, Any]:
-    """One panel of `figures.effects_figure`: the strips of all methods, random latents last, and the band.
+    """One panel of `figures.effects_figure`: the strips of all methods, random latents
+    last, and the band.
 
     Args:
       study: what was steered. effects: of the same latents.
-      model: name of the steered model. base_rate: its rate of the behaviour without steering.
+      model: name of the steered model. base_rate: its rate of the behaviour without
+        steering.
     """
-    band, (_, prompts) = random_band(study, settings=settings), study.pairs.diff_kp.shape
+    band, (_, prompts) = (
+        random_band(study, settings=settings),
+        study.pairs.diff_kp.shape,
+    )
     strips = []
     for name in sorted(study.methods, key=lambda n: n == RANDOM):
         rows = study.rows(study.methods[name])
-        values = {"change": effects.change_k, "low": effects.low_k, "high": effects.high_k}
+        values = {
+            "change": effects.change_k,
+            "low": effects.low_k,
+            "high": effects.high_k,
+        }
         named = {key: x[rows].tolist() for key, x in values.items()}
-        strips.append({"method": name, "latents": [int(i) for i in study.latents_k[rows]], **named})
+        strips.append(
+            {
+                "method": name,
+                "latents": [int(i) for i in study.latents_k[rows]],
+                **named,
+            }
+        )
     return {
         "direction": study.direction,
         "model": model,

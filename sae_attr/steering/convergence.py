@@ -1,4 +1,6 @@
-"""Do two studies point at the same latents? Each one's first latent looked up in the other (method, section 6, item 3)."""
+"""Do two studies point at the same latents? Each one's first latent looked up in the
+other (method, section 6, item 3).
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ from scipy import stats
 class Study:
     """What convergence needs of a study.
 
-    ranked_n: every latent that was scored, best first. selected: how many of them, from the top, the study chose.
-    latents_k, change_k, low_k, high_k: the latents that were steered toward, and the change of the behaviour's rate with its
-      interval; NaN where it was not measured. base_rate: the rate without steering.
+    ranked_n: every latent that was scored, best first. selected: how many of them, from
+      the top, the study chose.
+    latents_k, change_k, low_k, high_k: the latents that were steered toward, and the
+      change of the behaviour's rate with its interval; NaN where it was not measured.
+      base_rate: the rate without steering.
     """
 
     title: str
@@ -35,16 +39,22 @@ class Study:
     def toward(self) -> dict[int, tuple[float, float, float]]:
         """Latent -> change and interval, where it was measured."""
         rows = zip(self.latents_k, self.change_k, self.low_k, self.high_k, strict=True)
-        return {int(i): (float(c), float(l), float(h)) for i, c, l, h in rows if not np.isnan(c)}
+        return {
+            int(i): (float(c), float(l), float(h))
+            for i, c, l, h in rows
+            if not np.isnan(c)
+        }
 
 
 @dataclass(frozen=True)
 class FirstLatent:
     """The first latent of one study, looked up in the other.
 
-    rank_in_other: 1 is best; None where the other did not score it. rank_p: chance that a latent drawn at random from the
-    `population` ranks as high. toward_rank: by toward-effect in its own study, among the `toward_of` latents of the union of
-    both selections that were measured there; None where it was not. change, low, high, base_rate: of steering toward in its own
+    rank_in_other: 1 is best; None where the other did not score it. rank_p: chance that
+      a latent drawn at random from the
+    `population` ranks as high. toward_rank: by toward-effect in its own study, among
+    the `toward_of` latents of the union of both selections that were measured there;
+    None where it was not. change, low, high, base_rate: of steering toward in its own
     study; other_ the same in the other one, NaN where it was not steered there.
     """
 
@@ -70,7 +80,8 @@ class FirstLatent:
 class Convergence:
     """Whether two studies point at the same latents.
 
-    shared: latents of both selections. selected: their sizes. expected: size of the overlap by chance; overlap_p: chance of one
+    shared: latents of both selections. selected: their sizes. expected: size of the
+      overlap by chance; overlap_p: chance of one
     as large. null: under which draws, in words.
     """
 
@@ -83,28 +94,45 @@ class Convergence:
     null: str
 
 
-def overlap_chance(one: set[int], other: set[int], strata_n: np.ndarray) -> tuple[float, float]:
-    """Expected overlap of two selections and the chance of one at least as large, when each is drawn within strata.
+def overlap_chance(
+    one: set[int], other: set[int], strata_n: np.ndarray
+) -> tuple[float, float]:
+    """Expected overlap of two selections and the chance of one at least as large, when
+    each is drawn within strata.
 
-    Within a stratum the overlap of two independent draws is hypergeometric; strata are independent, so their sum's distribution
-    is the convolution of theirs. One stratum gives the plain hypergeometric test.
+    Within a stratum the overlap of two independent draws is hypergeometric; strata are
+    independent, so their sum's distribution is the convolution of theirs. One stratum
+    gives the plain hypergeometric test.
 
     Args:
       one, other: latents, numbers below n.
-      strata_n: stratum of every latent of the population, −1 for those that could not be chosen.
+      strata_n: stratum of every latent of the population, −1 for those that could not
+        be chosen.
     """
     members = [np.array(sorted(x), np.int64) for x in (one, other)]
     if any((strata_n[x] < 0).any() for x in members):
         raise ValueError("a chosen latent is outside the population (stratum −1)")
-    per_stratum = lambda strata: np.bincount(strata[strata >= 0], minlength=int(strata_n.max()) + 1)
-    sizes, drawn, again = (per_stratum(x) for x in (strata_n, strata_n[members[0]], strata_n[members[1]]))
-    parts = [stats.hypergeom.pmf(np.arange(min(a, b) + 1), n, a, b) for n, a, b in zip(sizes, drawn, again) if a and b]
+    per_stratum = lambda strata: np.bincount(
+        strata[strata >= 0], minlength=int(strata_n.max()) + 1
+    )
+    sizes, drawn, again = (
+        per_stratum(x) for x in (strata_n, strata_n[members[0]], strata_n[members[1]])
+    )
+    parts = [
+        stats.hypergeom.pmf(np.arange(min(a, b) + 1), n, a, b)
+        for n, a, b in zip(sizes, drawn, again)
+        if a and b
+    ]
     pmf = reduce(np.convolve, parts, np.ones(1))
-    return float(pmf @ np.arange(len(pmf))), float(min(1.0, pmf[len(one & other) :].sum()))
+    return float(pmf @ np.arange(len(pmf))), float(
+        min(1.0, pmf[len(one & other) :].sum())
+    )
 
 
 def _first(study: Study, first_by: Literal["score", "toward"]) -> int:
-    """The study's first latent: of its ranking, or by toward-effect among its own selection."""
+    """The study's first latent: of its ranking, or by toward-effect among its own
+    selection.
+    """
     chosen, toward = study.chosen(), study.toward()
     if first_by == "score":
         return chosen[0]
@@ -149,14 +177,17 @@ def convergence(
     strata_n: np.ndarray | None = None,
     first_by: Literal["score", "toward"] = "score",
 ) -> Convergence:
-    """Looks up each study's first latent in the other, and asks how likely the overlap of the selections is by chance.
+    """Looks up each study's first latent in the other, and asks how likely the overlap
+    of the selections is by chance.
 
     Args:
       one, other: the studies, of the same dictionary.
       population: latents of the dictionary.
-      strata_n: stratum of every latent, e.g. a bin of its firing rate, so that chance prefers latents that fire as often as the
-        chosen ones do; −1 for latents that could not be chosen. None: any latent is as likely as another.
-      first_by: "score": the first of the ranking; "toward": the chosen latent of the largest toward-effect.
+      strata_n: stratum of every latent, e.g. a bin of its firing rate, so that chance
+        prefers latents that fire as often as the chosen ones do; −1 for latents that
+        could not be chosen. None: any latent is as likely as another.
+      first_by: "score": the first of the ranking; "toward": the chosen latent of the
+        largest toward-effect.
 
     Raises:
       ValueError: a study that chose nothing, or a latent outside the population.
@@ -165,15 +196,21 @@ def convergence(
         if not study.chosen():
             raise ValueError(f"{study.title} chose no latent")
         if max(int(i) for i in study.ranked_n) >= population:
-            raise ValueError(f"{study.title} ranks latent {max(study.ranked_n)}, the population is {population}")
-    strata = np.zeros(population, np.int64) if strata_n is None else np.asarray(strata_n)
+            raise ValueError(
+                f"{study.title} ranks latent {max(study.ranked_n)}, the population is "
+                f"{population}"
+            )
+    strata = (
+        np.zeros(population, np.int64) if strata_n is None else np.asarray(strata_n)
+    )
     if len(strata) != population:
         raise ValueError(f"{len(strata)} strata for a population of {population}")
     a, b = set(one.chosen()), set(other.chosen())
     expected, p = overlap_chance(a, b, strata)
     return Convergence(
         firsts=tuple(
-            _look_up(_first(x, first_by), x, y, int((strata >= 0).sum())) for x, y in ((one, other), (other, one))
+            _look_up(_first(x, first_by), x, y, int((strata >= 0).sum()))
+            for x, y in ((one, other), (other, one))
         ),
         shared=tuple(sorted(a & b)),
         selected=(len(a), len(b)),

@@ -1,7 +1,9 @@
-"""What steering changed: paired effects per latent, with what is missing left out, intervals and p-values over prompts.
+"""What steering changed: paired effects per latent, with what is missing left out,
+intervals and p-values over prompts.
 
-Steered and unsteered completions share prompt and random key, so they are compared pair by pair. Prompts are the unit that was
-sampled: intervals resample whole prompts, and p-values flip the signs of whole prompts.
+Steered and unsteered completions share prompt and random key, so they are compared pair
+by pair. Prompts are the unit that was sampled: intervals resample whole prompts, and
+p-values flip the signs of whole prompts.
 """
 
 from __future__ import annotations
@@ -19,17 +21,20 @@ Direction = Literal["away", "toward"]
 class EffectSettings:
     """Everything that the method leaves open about effects.
 
-    weighing: "prompts": the mean over prompts of the mean over a prompt's pairs, so that a prompt that lost pairs counts as
-      much as another; "pairs": the mean over all pairs. The two agree where nothing is missing.
-    most_missing: a latent that lost more than this share of the answers whose unsteered partner is known is not measured:
-      what is left of its answers says what survived, not what steering did.
+    weighing: "prompts": the mean over prompts of the mean over a prompt's pairs, so
+      that a prompt that lost pairs counts as much as another; "pairs": the mean over
+      all pairs. The two agree where nothing is missing.
+    most_missing: a latent that lost more than this share of the answers whose unsteered
+      partner is known is not measured: what is left of its answers says what survived,
+      not what steering did.
     level: of the bootstrap intervals (percentile). resamples: of the bootstrap.
-    flips: random sign flips per latent; all of them are taken instead where there are no more than this. One latent among n has
-      no q-value below n / (1 + flips).
+    flips: random sign flips per latent; all of them are taken instead where there are
+      no more than this. One latent among n has no q-value below n / (1 + flips).
     permutations: random relabellings of latents in comparisons of methods.
     band: percentiles of random latents' changes.
-    resampled: what the intervals of methods' counts and means draw again: "prompts", "latents" or both. Both speak about new
-      prompts and new latents alike, and are somewhat too wide rather than too narrow.
+    resampled: what the intervals of methods' counts and means draw again: "prompts",
+      "latents" or both. Both speak about new prompts and new latents alike, and are
+      somewhat too wide rather than too narrow.
     seed: of all of these draws. They do not depend on which latents are looked at.
     """
 
@@ -51,8 +56,10 @@ DEFAULT = EffectSettings()
 class Paired:
     """Differences steered − unsteered by latent and prompt.
 
-    diff_kp: mean over the prompt's pairs, 0 where it has none. weight_kp: the prompt's weight, 0 where it has none.
-    base_kp: mean unsteered value over the same pairs. pairs_kp: their number. samples: pairs there would be in a full prompt.
+    diff_kp: mean over the prompt's pairs, 0 where it has none. weight_kp: the prompt's
+      weight, 0 where it has none.
+    base_kp: mean unsteered value over the same pairs. pairs_kp: their number. samples:
+      pairs there would be in a full prompt.
     """
 
     diff_kp: np.ndarray
@@ -64,7 +71,11 @@ class Paired:
     def at(self, rows_k: np.ndarray) -> Paired:
         """The same for some of the latents."""
         return Paired(
-            self.diff_kp[rows_k], self.weight_kp[rows_k], self.base_kp[rows_k], self.pairs_kp[rows_k], self.samples
+            self.diff_kp[rows_k],
+            self.weight_kp[rows_k],
+            self.base_kp[rows_k],
+            self.pairs_kp[rows_k],
+            self.samples,
         )
 
 
@@ -72,11 +83,15 @@ class Paired:
 class LatentEffects:
     """Per latent; float64, NaN where a latent has no pair.
 
-    change_k: change of the rate of the behaviour, a share. base_k, steered_k: the two rates over the same pairs.
-    se_k: standard error over prompts; low_k, high_k: bootstrap interval. All three are NaN with fewer than two prompts.
-    p_zero_k: sign-flip p-value of no change at all, two-sided; q_zero_k: the same after Benjamini and Hochberg.
+    change_k: change of the rate of the behaviour, a share. base_k, steered_k: the two
+      rates over the same pairs.
+    se_k: standard error over prompts; low_k, high_k: bootstrap interval. All three are
+      NaN with fewer than two prompts.
+    p_zero_k: sign-flip p-value of no change at all, two-sided; q_zero_k: the same after
+      Benjamini and Hochberg.
     pairs_k: pairs with both sides known; missing_k: the share of pairs that are not.
-    incoherence_k: change of the share of incoherent completions; NaN where coherence was not given.
+    incoherence_k: change of the share of incoherent completions; NaN where coherence
+      was not given.
     """
 
     change_k: np.ndarray
@@ -96,47 +111,79 @@ def _checked(name: str, values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, np.float64)
     known = values[~np.isnan(values)]
     if known.size and (known.min() < 0 or known.max() > 1):
-        raise ValueError(f"{name} holds values from {known.min()} to {known.max()}; give 0 to 1, NaN where missing")
+        raise ValueError(
+            f"{name} holds values from {known.min()} to {known.max()}; give 0 to 1, "
+            "NaN where missing"
+        )
     return values
 
 
-def paired(behaviour_kps: np.ndarray, base_ps: np.ndarray, *, settings: EffectSettings = DEFAULT) -> Paired:
-    """Pairs steered with unsteered completions; a pair with NaN on either side is left out.
+def paired(
+    behaviour_kps: np.ndarray,
+    base_ps: np.ndarray,
+    *,
+    settings: EffectSettings = DEFAULT,
+) -> Paired:
+    """Pairs steered with unsteered completions; a pair with NaN on either side is left
+    out.
 
-    A latent that lost more than `settings.most_missing` of its pairs has no weight at all, which makes it unmeasured.
+    A latent that lost more than `settings.most_missing` of its pairs has no weight at
+    all, which makes it unmeasured.
 
     Args:
-      behaviour_kps: 0, 1 or a probability, NaN where excluded or missing; latents, prompts, samples.
+      behaviour_kps: 0, 1 or a probability, NaN where excluded or missing; latents,
+        prompts, samples.
       base_ps: the same without steering, under the same random keys.
 
     Raises:
       ValueError: shapes that do not fit, or values outside 0 to 1.
     """
-    steered, base = _checked("behaviour_kps", behaviour_kps), _checked("base_ps", base_ps)
+    steered = _checked("behaviour_kps", behaviour_kps)
+    base = _checked("base_ps", base_ps)
     if steered.ndim != 3 or steered.shape[1:] != base.shape:
         raise ValueError(
-            f"behaviour_kps has shape {steered.shape} and base_ps {base.shape}; prompts and samples (the last two axes) "
+            f"behaviour_kps has shape {steered.shape} and base_ps {base.shape}; "
+            "prompts and samples (the last two axes) "
             "must agree"
         )
     known = ~np.isnan(steered) & ~np.isnan(base)
     pairs_kp = known.sum(-1)
     mean = lambda x: np.where(known, x, 0.0).sum(-1) / np.maximum(pairs_kp, 1)
-    weight_kp = (pairs_kp > 0 if settings.weighing == "prompts" else pairs_kp).astype(np.float64)
+    weight_kp = (pairs_kp > 0 if settings.weighing == "prompts" else pairs_kp).astype(
+        np.float64
+    )
     possible = (~np.isnan(base)).sum()
     weight_kp[pairs_kp.sum(1) < (1 - settings.most_missing) * possible] = 0.0
-    return Paired(mean(steered - base), weight_kp, mean(np.broadcast_to(base, steered.shape)), pairs_kp, base.shape[1])
+    return Paired(
+        mean(steered - base),
+        weight_kp,
+        mean(np.broadcast_to(base, steered.shape)),
+        pairs_kp,
+        base.shape[1],
+    )
 
 
-def weighted_mean(values_kp: np.ndarray, weight_kp: np.ndarray, counts_bp: np.ndarray | None = None) -> np.ndarray:
-    """Weighted mean over prompts, `[k]`, or `[b, k]` with prompts counted `counts_bp` times; NaN where no weight is left."""
+def weighted_mean(
+    values_kp: np.ndarray, weight_kp: np.ndarray, counts_bp: np.ndarray | None = None
+) -> np.ndarray:
+    """Weighted mean over prompts, `[k]`, or `[b, k]` with prompts counted `counts_bp`
+    times; NaN where no weight is left.
+    """
     counts = np.ones((1, values_kp.shape[1])) if counts_bp is None else counts_bp
     total = counts @ weight_kp.T
-    out = np.divide(counts @ (values_kp * weight_kp).T, total, out=np.full(total.shape, np.nan), where=total > 0)
+    out = np.divide(
+        counts @ (values_kp * weight_kp).T,
+        total,
+        out=np.full(total.shape, np.nan),
+        where=total > 0,
+    )
     return out[0] if counts_bp is None else out
 
 
 def prompt_draws(prompts: int, *, settings: EffectSettings = DEFAULT) -> np.ndarray:
-    """How often each prompt is drawn in each resample, `[resamples, prompts]`; the same for every latent."""
+    """How often each prompt is drawn in each resample, `[resamples, prompts]`; the same
+    for every latent.
+    """
     rng = np.random.default_rng([settings.seed, 1])
     picks_bp = rng.integers(0, prompts, (settings.resamples, prompts))
     flat = picks_bp + prompts * np.arange(settings.resamples)[:, None]
@@ -145,9 +192,13 @@ def prompt_draws(prompts: int, *, settings: EffectSettings = DEFAULT) -> np.ndar
 
 
 def interval(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval over the first axis; resamples in which nothing was left are passed over."""
+    """Percentile interval over the first axis; resamples in which nothing was left are
+    passed over.
+    """
     bare = np.isnan(draws).all(0)
-    low, high = np.nanquantile(np.where(bare, 0.0, draws), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.nanquantile(
+        np.where(bare, 0.0, draws), [(1 - level) / 2, (1 + level) / 2], axis=0
+    )
     return np.where(bare, np.nan, low), np.where(bare, np.nan, high)
 
 
@@ -160,10 +211,14 @@ def _signs(prompts: int, settings: EffectSettings) -> tuple[np.ndarray, bool]:
     return 1.0 - 2.0 * rng.integers(0, 2, (settings.flips, prompts)), False
 
 
-def sign_flip_p(pairs: Paired, *, settings: EffectSettings = DEFAULT, chunk: int = 256) -> np.ndarray:
-    """Two-sided p-value per latent that steering changes nothing: then each prompt's difference might as well be its negative.
+def sign_flip_p(
+    pairs: Paired, *, settings: EffectSettings = DEFAULT, chunk: int = 256
+) -> np.ndarray:
+    """Two-sided p-value per latent that steering changes nothing: then each prompt's
+    difference might as well be its negative.
 
-    Exact for the mean over prompts where all flips are taken, else (1 + flips as extreme) / (1 + flips). NaN without a pair.
+    Exact for the mean over prompts where all flips are taken, else (1 + flips as
+    extreme) / (1 + flips). NaN without a pair.
     """
     signs_fp, complete = _signs(pairs.diff_kp.shape[1], settings)
     values_kp = pairs.diff_kp * pairs.weight_kp
@@ -172,7 +227,9 @@ def sign_flip_p(pairs: Paired, *, settings: EffectSettings = DEFAULT, chunk: int
         part = values_kp[start : start + chunk]
         slack = 1e-9 * np.abs(part).sum(1)  # equal sums differ in their last bits
         extreme = (np.abs(signs_fp @ part.T) >= np.abs(part.sum(1)) - slack).sum(0)
-        p_k[start : start + chunk] = extreme / len(signs_fp) if complete else (1 + extreme) / (1 + len(signs_fp))
+        p_k[start : start + chunk] = (
+            extreme / len(signs_fp) if complete else (1 + extreme) / (1 + len(signs_fp))
+        )
     return np.where(pairs.weight_kp.sum(1) > 0, p_k, np.nan)
 
 
@@ -187,7 +244,9 @@ def false_discovery(p: np.ndarray) -> np.ndarray:
 
 
 def _se(pairs: Paired, change_k: np.ndarray) -> np.ndarray:
-    """Standard error of a weighted mean over prompts (linearised; the usual s/√P where weights are equal)."""
+    """Standard error of a weighted mean over prompts (linearised; the usual s/√P where
+    weights are equal).
+    """
     w, p_k = pairs.weight_kp, (pairs.weight_kp > 0).sum(1)
     squares = ((w * (pairs.diff_kp - change_k[:, None])) ** 2).sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -202,10 +261,12 @@ def latent_effects(
     *,
     settings: EffectSettings = DEFAULT,
 ) -> LatentEffects:
-    """Change of the behaviour's rate per latent, with its uncertainty and what is missing.
+    """Change of the behaviour's rate per latent, with its uncertainty and what is
+    missing.
 
     Args:
-      behaviour_kps: 0, 1 or a probability, NaN where excluded or missing; latents, prompts, samples.
+      behaviour_kps: 0, 1 or a probability, NaN where excluded or missing; latents,
+        prompts, samples.
       base_ps: the same without steering.
       coherent_kps, base_coherent_ps: coherence in the same form, if known.
 
@@ -213,10 +274,18 @@ def latent_effects(
       ValueError: shapes that do not fit, or values outside 0 to 1.
     """
     pairs = paired(behaviour_kps, base_ps, settings=settings)
-    change_k, base_k = (weighted_mean(x, pairs.weight_kp) for x in (pairs.diff_kp, pairs.base_kp))
-    draws_bk = weighted_mean(pairs.diff_kp, pairs.weight_kp, prompt_draws(base_ps.shape[0], settings=settings))
+    change_k, base_k = (
+        weighted_mean(x, pairs.weight_kp) for x in (pairs.diff_kp, pairs.base_kp)
+    )
+    draws_bk = weighted_mean(
+        pairs.diff_kp,
+        pairs.weight_kp,
+        prompt_draws(base_ps.shape[0], settings=settings),
+    )
     enough = (pairs.weight_kp > 0).sum(1) > 1
-    low_k, high_k = (np.where(enough, x, np.nan) for x in interval(draws_bk, settings.level))
+    low_k, high_k = (
+        np.where(enough, x, np.nan) for x in interval(draws_bk, settings.level)
+    )
     p_k = sign_flip_p(pairs, settings=settings)
     incoherence_k = np.full(len(change_k), np.nan)
     if coherent_kps is not None and base_coherent_ps is not None:
@@ -238,17 +307,22 @@ def latent_effects(
     )
 
 
-def detectable_effect(pairs: Paired, *, power: float = 0.8, level: float = 0.05) -> float:
-    """Smallest true change that a latent's two-sided t-test over this many prompts finds with probability `power`.
+def detectable_effect(
+    pairs: Paired, *, power: float = 0.8, level: float = 0.05
+) -> float:
+    """Smallest true change that a latent's two-sided t-test over this many prompts
+    finds with probability `power`.
 
-    (t_{1−level/2} + t_{power}) · s / √P with P − 1 degrees of freedom; s² is the variance between prompts, averaged over the
-    latents, and P the median number of prompts with a pair. NaN with fewer than two prompts or where nothing varied.
+    (t_{1−level/2} + t_{power}) · s / √P with P − 1 degrees of freedom; s² is the
+    variance between prompts, averaged over the latents, and P the median number of
+    prompts with a pair. NaN with fewer than two prompts or where nothing varied.
     """
     known = pairs.weight_kp > 0
     p_k = known.sum(1)
     diff = np.where(known, pairs.diff_kp, np.nan)[p_k > 1]
     if not len(diff):
         return float("nan")
-    variance, prompts = float(np.nanvar(diff, axis=1, ddof=1).mean()), float(np.median(p_k[p_k > 1]))
+    variance = float(np.nanvar(diff, axis=1, ddof=1).mean())
+    prompts = float(np.median(p_k[p_k > 1]))
     reach = stats.t.ppf(1 - level / 2, prompts - 1) + stats.t.ppf(power, prompts - 1)
     return float(reach * np.sqrt(variance / prompts)) if variance > 0 else float("nan")

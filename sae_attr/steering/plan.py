@@ -1,7 +1,9 @@
-"""What a sweep consists of: rows with names of their own, their random keys, and batches of one shape.
+"""What a sweep consists of: rows with names of their own, their random keys, and
+batches of one shape.
 
-A row's key depends on prompt, sample and attempt alone: the same sample with and without steering, at every strength and of
-every latent, is drawn with the same random numbers, so that their difference is the intervention's.
+A row's key depends on prompt, sample and attempt alone: the same sample with and
+without steering, at every strength and of every latent, is drawn with the same random
+numbers, so that their difference is the intervention's.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class Row(NamedTuple):
       sample: number of the sample of that prompt, from 0.
       latent: `NONE` for an unsteered one.
       strength: c with its sign; 0 for an unsteered one.
-      direction: what the steering is for, `away` from the behaviour or `toward` it; "" for an unsteered one.
+      direction: what the steering is for, `away` from the behaviour or `toward` it; ""
+        for an unsteered one.
       tokens: which tokens are steered; "" for an unsteered one.
       case, model: of which study and which model; any text.
       attempt: 0, and one more each time that the answer was set aside.
@@ -47,8 +50,18 @@ class Row(NamedTuple):
     @property
     def id(self) -> str:
         """A name made of the fields alone, whatever the order of a plan."""
-        fields = (self.case, self.model, self.latent, self.direction, self.tokens, float(self.strength))
-        return "/".join(quote(str(f), safe=" ") for f in (*fields, self.prompt, self.sample, self.attempt))
+        fields = (
+            self.case,
+            self.model,
+            self.latent,
+            self.direction,
+            self.tokens,
+            float(self.strength),
+        )
+        return "/".join(
+            quote(str(f), safe=" ")
+            for f in (*fields, self.prompt, self.sample, self.attempt)
+        )
 
 
 @dataclass(frozen=True)
@@ -71,9 +84,16 @@ class Plan:
     rows: tuple[Row, ...]
 
     def __post_init__(self) -> None:
-        twice = [name for name, count in Counter(row.id for row in self.rows).items() if count > 1]
+        twice = [
+            name
+            for name, count in Counter(row.id for row in self.rows).items()
+            if count > 1
+        ]
         if twice:
-            raise ValueError(f"{len(twice)} rows stand twice in the plan, the first is {twice[0]!r}; leave one out")
+            raise ValueError(
+                f"{len(twice)} rows stand twice in the plan, the first is "
+                f"{twice[0]!r}; leave one out"
+            )
 
     def __add__(self, other: Plan) -> Plan:
         return Plan((*self.rows, *other.rows))
@@ -85,7 +105,11 @@ class Plan:
 
     def cost(self, lengths: Mapping[str, int], *, max_new: int) -> Cost:
         """What it takes at most; `lengths` are tokens of the prompts by id."""
-        return Cost(len(self.rows), sum(lengths[row.prompt] for row in self.rows), len(self.rows) * max_new)
+        return Cost(
+            len(self.rows),
+            sum(lengths[row.prompt] for row in self.rows),
+            len(self.rows) * max_new,
+        )
 
 
 def make_plan(
@@ -100,37 +124,66 @@ def make_plan(
     case: str = "",
     model: str = "",
 ) -> Plan:
-    """Every latent at every strength on every scope, and the unsteered rows before them, for every sample of every prompt.
+    """Every latent at every strength on every scope, and the unsteered rows before
+    them, for every sample of every prompt.
 
     Args:
-      strengths: signed, for all latents, or for each its own; one of 0 makes rows that are steered by nothing.
+      strengths: signed, for all latents, or for each its own; one of 0 makes rows that
+        are steered by nothing.
       prompts: their ids.
-      direction: None names a row by its sign: negative is away, positive toward (the fixed sign of the method).
+      direction: None names a row by its sign: negative is away, positive toward (the
+        fixed sign of the method).
 
     Raises:
-      ValueError: a number of samples below 1, a latent without strengths, a row that stands twice.
+      ValueError: a number of samples below 1, a latent without strengths, a row that
+        stands twice.
     """
     if samples < 1:
         raise ValueError(f"samples is {samples}; it must be at least 1")
-    if isinstance(strengths, Mapping) and (absent := [latent for latent in latents if latent not in strengths]):
-        raise ValueError(f"latent {absent[0]} has no strength; give one, or leave it out of the latents")
-    of = lambda latent: strengths[latent] if isinstance(strengths, Mapping) else strengths
+    if isinstance(strengths, Mapping) and (
+        absent := [latent for latent in latents if latent not in strengths]
+    ):
+        raise ValueError(
+            f"latent {absent[0]} has no strength; give one, or leave it out of the "
+            "latents"
+        )
+    of = lambda latent: (
+        strengths[latent] if isinstance(strengths, Mapping) else strengths
+    )
     kinds: list[dict[str, Any]] = [{}] if unsteered else []
     kinds += [
-        {"latent": int(k), "strength": float(c), "direction": direction or (AWAY if c < 0 else TOWARD), "tokens": scope}
-        for scope in tokens for k in latents for c in of(k)
-    ]  # fmt: skip
+        {
+            "latent": int(k),
+            "strength": float(c),
+            "direction": direction or (AWAY if c < 0 else TOWARD),
+            "tokens": scope,
+        }
+        for scope in tokens
+        for k in latents
+        for c in of(k)
+    ]
     shared: dict[str, Any] = {"case": case, "model": model}
-    return Plan(tuple(Row(p, s, **kind, **shared) for kind in kinds for p in prompts for s in range(samples)))
+    return Plan(
+        tuple(
+            Row(p, s, **kind, **shared)
+            for kind in kinds
+            for p in prompts
+            for s in range(samples)
+        )
+    )
 
 
 def again(row: Row) -> Row:
-    """The row's next attempt, with other random numbers: for an answer that was set aside."""
+    """The row's next attempt, with other random numbers: for an answer that was set
+    aside.
+    """
     return row._replace(attempt=row.attempt + 1)
 
 
 def batches(rows: Sequence[Row], size: int) -> Iterator[list[Row | None]]:
-    """Rows in order, `size` at a time and of one token scope; None fills up, so that all batches have one shape."""
+    """Rows in order, `size` at a time and of one token scope; None fills up, so that
+    all batches have one shape.
+    """
     for scope in dict.fromkeys(row.tokens or "all" for row in rows):
         own = [row for row in rows if (row.tokens or "all") == scope]
         for start in range(0, len(own), size):
@@ -144,12 +197,18 @@ def stable_hash(text: str) -> int:
 
 
 def row_keys(key: jax.Array, rows: Sequence[Row | None]) -> jax.Array:
-    """Keys `[b]`: key folded with the hash of the prompt's id, the sample and the attempt, and with nothing else."""
-    numbers = [(stable_hash(r.prompt), r.sample, r.attempt) if r else (0, 0, 0) for r in rows]
+    """Keys `[b]`: key folded with the hash of the prompt's id, the sample and the
+    attempt, and with nothing else.
+    """
+    numbers = [
+        (stable_hash(r.prompt), r.sample, r.attempt) if r else (0, 0, 0) for r in rows
+    ]
     return _folded(key, np.asarray(numbers, np.uint32))
 
 
 @jax.jit
 def _folded(key: jax.Array, numbers_b3: jax.Array) -> jax.Array:
-    one = lambda numbers_3: jax.lax.fori_loop(0, 3, lambda i, k: jax.random.fold_in(k, numbers_3[i]), key)
+    one = lambda numbers_3: jax.lax.fori_loop(
+        0, 3, lambda i, k: jax.random.fold_in(k, numbers_3[i]), key
+    )
     return jax.vmap(one)(numbers_b3)

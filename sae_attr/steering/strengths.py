@@ -1,4 +1,6 @@
-"""How strongly each latent is steered: the largest strength of a grid that leaves the model coherent enough."""
+"""How strongly each latent is steered: the largest strength of a grid that leaves the
+model coherent enough.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ class Chosen:
 
     Args:
       index_k: place in the grid of every latent's strength, -1 where none passes.
-      strength_k: the strength itself; 0 where none passes. Such a latent is not steered: its effect is 0, it stays in every
-        count and figure, and a report says how many there are.
+      strength_k: the strength itself; 0 where none passes. Such a latent is not
+        steered: its effect is 0, it stays in every count and figure, and a report says
+        how many there are.
       passes_kc: which strengths are within the budget.
       limit_k: the largest incoherent rate that passes.
       rule, pick, budget: as given.
@@ -33,15 +36,23 @@ class Chosen:
     budget: float
 
 
-def strength_grid(smallest: float = 0.125, largest: float = 4.0, count: int = 6) -> np.ndarray:
-    """Strengths `[c]` in equal ratios, ascending, in units of the site's mean activation norm; by default 1/8, 1/4 ... 4.
+def strength_grid(
+    smallest: float = 0.125, largest: float = 4.0, count: int = 6
+) -> np.ndarray:
+    """Strengths `[c]` in equal ratios, ascending, in units of the site's mean
+    activation norm; by default 1/8, 1/4 ... 4.
 
     Raises:
       ValueError: ends out of order, or a count that does not fit them.
     """
-    if not 0 < smallest <= largest or count < 1 or (count == 1) != (smallest == largest):
+    if (
+        not 0 < smallest <= largest
+        or count < 1
+        or (count == 1) != (smallest == largest)
+    ):
         raise ValueError(
-            f"a grid from {smallest} to {largest} cannot have {count} strengths; give 0 < smallest < largest"
+            f"a grid from {smallest} to {largest} cannot have {count} strengths; give "
+            "0 < smallest < largest"
         )
     return np.geomspace(smallest, largest, count)
 
@@ -55,27 +66,35 @@ def choose_strengths(
     budget: float = 0.10,
     pick: str = "largest",
 ) -> Chosen:
-    """Per latent the largest strength whose incoherent rate is within the budget (method, section 4).
+    """Per latent the largest strength whose incoherent rate is within the budget
+    (method, section 4).
 
     Args:
-      incoherent_kc: share of incoherent completions of latent k at strength c, of those that were judged; NaN does not pass.
+      incoherent_kc: share of incoherent completions of latent k at strength c, of those
+        that were judged; NaN does not pass.
       strengths_c: |c|, ascending and positive; the sign of steering is the caller's.
-      unsteered: incoherent rate without steering on the same prompts, one number or `[k]`; only `relative` reads it.
-      rule: `relative`: at most unsteered + budget (the default, with 10 points); `absolute`: at most the budget (Wang et
-        al. 2025 with 10 %).
+      unsteered: incoherent rate without steering on the same prompts, one number or
+        `[k]`; only `relative` reads it.
+      rule: `relative`: at most unsteered + budget (the default, with 10 points);
+        `absolute`: at most the budget (Wang et al. 2025 with 10 %).
       budget: in shares, 0.10 for ten points.
-      pick: `largest` takes the largest strength that passes (the default, as the method is worded), even where a smaller one
-        failed by chance; `before_failing` the last one before the first that fails.
+      pick: `largest` takes the largest strength that passes (the default, as the method
+        is worded), even where a smaller one failed by chance; `before_failing` the last
+        one before the first that fails.
 
     Raises:
-      ValueError: shapes that do not fit, strengths that do not ascend, rates outside 0..1, an unknown rule or pick.
+      ValueError: shapes that do not fit, strengths that do not ascend, rates outside
+        0..1, an unknown rule or pick.
     """
-    rates, strengths_c = np.asarray(incoherent_kc, np.float64), np.asarray(strengths_c, np.float64)
+    rates = np.asarray(incoherent_kc, np.float64)
+    strengths_c = np.asarray(strengths_c, np.float64)
     _check(rates, strengths_c, rule, pick)
     base = np.asarray(unsteered if rule == "relative" else 0.0, np.float64)
     limit_k = np.broadcast_to(base + budget, rates.shape[:1])
     passes_kc = rates <= limit_k[:, None] + _ROUNDING  # False for NaN
-    counted_kc = passes_kc if pick == "largest" else np.logical_and.accumulate(passes_kc, axis=1)
+    counted_kc = (
+        passes_kc if pick == "largest" else np.logical_and.accumulate(passes_kc, axis=1)
+    )
     places = np.arange(len(strengths_c))
     index_k = np.max(np.where(counted_kc, places, -1), axis=1, initial=-1)
     strength_k = np.where(index_k >= 0, strengths_c[index_k], 0.0)
@@ -84,11 +103,21 @@ def choose_strengths(
 
 def _check(rates: np.ndarray, strengths_c: np.ndarray, rule: str, pick: str) -> None:
     if rates.ndim != 2 or strengths_c.shape != rates.shape[1:] or not len(strengths_c):
-        raise ValueError(f"rates of shape {rates.shape} do not fit {strengths_c.shape} strengths; give [k, c] and [c]")
+        raise ValueError(
+            f"rates of shape {rates.shape} do not fit {strengths_c.shape} strengths; "
+            "give [k, c] and [c]"
+        )
     if (np.diff(strengths_c, prepend=0.0) <= 0).any():
-        raise ValueError(f"strengths {strengths_c.tolist()} must be positive and ascend; signs are added afterwards")
+        raise ValueError(
+            f"strengths {strengths_c.tolist()} must be positive and ascend; signs are "
+            "added afterwards"
+        )
     if ((rates < 0) | (rates > 1)).any():
-        raise ValueError("incoherent rates must lie in 0..1 (NaN where nothing was judged)")
+        raise ValueError(
+            "incoherent rates must lie in 0..1 (NaN where nothing was judged)"
+        )
     for what, value, known in (("rule", rule, RULES), ("pick", pick, PICKS)):
         if value not in known:
-            raise ValueError(f"{what} {value!r} is unknown; choose one of {', '.join(known)}")
+            raise ValueError(
+                f"{what} {value!r} is unknown; choose one of {', '.join(known)}"
+            )

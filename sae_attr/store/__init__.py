@@ -1,11 +1,20 @@
-"""Artefacts on disk: content-addressed, published whole or not at all, resumable while they grow.
+"""Artefacts on disk: content-addressed, published whole or not at all, resumable while
+they grow.
 
 Paths go through etils.epath, so that a store or a workdir may lie in a bucket.
 """
 
 from sae_attr.store.entries import Store
 from sae_attr.store.files import Arrays, Meta, PathLike, write_atomic
-from sae_attr.store.graph import Made, Stage, Status, listing, run_stages, stage_keys, stored_results
+from sae_attr.store.graph import (
+    Made,
+    Stage,
+    Status,
+    listing,
+    run_stages,
+    stage_keys,
+    stored_results,
+)
 from sae_attr.store.lease import LockLost
 from sae_attr.store.manifest import Damaged
 from sae_attr.store.names import digest, fingerprint

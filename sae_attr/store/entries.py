@@ -1,8 +1,10 @@
-"""Entries of a store, published whole or not at all, and the progress of one that is being computed.
+"""Entries of a store, published whole or not at all, and the progress of one that is
+being computed.
 
-An entry is a folder `<root>/<key>/` of `<array>.npy` files, `meta.json` and `manifest.json`; the manifest states size
-and checksum of every other file, and its own, and is written last. In a bucket a folder cannot be renamed in one step,
-and there the manifest alone tells that an entry is complete.
+An entry is a folder `<root>/<key>/` of `<array>.npy` files, `meta.json` and
+`manifest.json`; the manifest states size and checksum of every other file, and its own,
+and is written last. In a bucket a folder cannot be renamed in one step, and there the
+manifest alone tells that an entry is complete.
 """
 
 from __future__ import annotations
@@ -20,14 +22,34 @@ from etils import epath
 
 from sae_attr.store import files
 from sae_attr.store.fence import check_held
-from sae_attr.store.files import Arrays, Meta, PathLike, read_array, remove, sync, to_json, write_arrays, write_atomic
-from sae_attr.store.manifest import MANIFEST, META, Damaged, Manifest, manifest_text, read_manifest, read_object
+from sae_attr.store.files import (
+    Arrays,
+    Meta,
+    PathLike,
+    read_array,
+    remove,
+    sync,
+    to_json,
+    write_arrays,
+    write_atomic,
+)
+from sae_attr.store.manifest import (
+    MANIFEST,
+    META,
+    Damaged,
+    Manifest,
+    manifest_text,
+    read_manifest,
+    read_object,
+)
 from sae_attr.store.names import list_files, whole_hash
 from sae_attr.store.process import alive, owner_tag
 from sae_attr.store.progress import Progress
 
 PROGRESS = "progress"
-_ABANDONED = 24 * 3600.0  # seconds after which an unfinished folder of another host is nobody's
+_ABANDONED = (
+    24 * 3600.0
+)  # seconds after which an unfinished folder of another host is nobody's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +58,8 @@ class Store:
 
     Args:
       root: local folder or bucket; made at the first publish.
-      writer: False on all processes but one; there `publish` and progress write nothing.
+      writer: False on all processes but one; there `publish` and progress write
+        nothing.
     """
 
     root: PathLike
@@ -47,7 +70,9 @@ class Store:
         return epath.Path(self.root) / key
 
     def has(self, key: str) -> bool:
-        """Whether a complete entry lies there: a manifest, and every file of the size that it states."""
+        """Whether a complete entry lies there: a manifest, and every file of the size
+        that it states.
+        """
         try:
             read_manifest(self.path(key), key)
         except (KeyError, Damaged):
@@ -69,7 +94,8 @@ class Store:
         meta: Mapping[str, Any] | None = None,
         write: Callable[[epath.Path], None] | None = None,
     ) -> epath.Path:
-        """Stores an entry whole: after a kill at any moment it is there with every byte, or not at all.
+        """Stores an entry whole: after a kill at any moment it is there with every
+        byte, or not at all.
 
         An entry that is there already and complete is kept; a damaged one is replaced.
 
@@ -77,14 +103,19 @@ class Store:
           key: name of the folder.
           arrays: name -> array; any text may be a name.
           meta: plain values; numpy numbers and arrays become JSON.
-          write: called with a folder, for further files; they are found again under `path(key)`.
+          write: called with a folder, for further files; they are found again under
+            `path(key)`.
         """
         if not self.writer or self.has(key):
             return self.path(key)
         check_held(self.root)
         root, final = epath.Path(self.root), self.path(key)
         self._sweep()
-        folder = root / f".tmp-{owner_tag()}-{uuid.uuid4().hex[:8]}" if files.is_local(root) else final
+        folder = (
+            root / f".tmp-{owner_tag()}-{uuid.uuid4().hex[:8]}"
+            if files.is_local(root)
+            else final
+        )
         if not files.is_local(root):
             remove(final)
         folder.mkdir(parents=True)
@@ -98,7 +129,8 @@ class Store:
         return final
 
     def load(self, key: str) -> tuple[Arrays, Meta]:
-        """The arrays (memory-mapped, read-only, where the disk is local) and the meta of an entry, after a checksum.
+        """The arrays (memory-mapped, read-only, where the disk is local) and the meta
+        of an entry, after a checksum.
 
         Raises:
           KeyError: no such entry.
@@ -130,12 +162,23 @@ class Store:
         try:
             array = read_array(path, stated.dtype)
         except (ValueError, TypeError, EOFError, SyntaxError) as error:
-            raise Damaged(f"{os.fspath(path)} is not the array that its manifest states: {error}") from error
+            raise Damaged(
+                f"{os.fspath(path)} is not the array that its manifest states: {error}"
+            ) from error
         if array.dtype.name != stated.dtype:
-            raise Damaged(f"{os.fspath(path)} holds {array.dtype.name}, its manifest states {stated.dtype}")
+            raise Damaged(
+                f"{os.fspath(path)} holds {array.dtype.name}, its manifest states "
+                f"{stated.dtype}"
+            )
         return array
 
-    def _fill(self, folder: epath.Path, arrays: Mapping[str, Any], meta: Mapping[str, Any], write: Any) -> None:
+    def _fill(
+        self,
+        folder: epath.Path,
+        arrays: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        write: Any,
+    ) -> None:
         """Arrays, meta and further files, then the manifest of all of them."""
         index = write_arrays(folder, arrays)
         (folder / META).write_text(to_json(dict(meta)))
@@ -150,7 +193,9 @@ class Store:
         write_atomic(folder / MANIFEST, manifest_text(index, stated))
 
     def _sweep(self) -> None:
-        """Removes what publishing processes left when they were killed: at once on this host, after a day on others."""
+        """Removes what publishing processes left when they were killed: at once on this
+        host, after a day on others.
+        """
         root = epath.Path(self.root)
         if not files.is_local(root) or not root.exists():
             return

@@ -1,4 +1,6 @@
-"""Folders that this process holds, and the question before a write whether it holds them still."""
+"""Folders that this process holds, and the question before a write whether it holds
+them still.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ def absolute(path: str | os.PathLike[str]) -> str:
 
 
 def check_held(path: str | os.PathLike[str]) -> None:
-    """Asks for every held folder that `path` lies in; raises what they raise (`lease.LockLost`)."""
+    """Asks for every held folder that `path` lies in; raises what they raise
+    (`lease.LockLost`).
+    """
     place = absolute(path)
     for folder, check in list(HELD.items()):
         if place == folder or place.startswith(folder + "/"):

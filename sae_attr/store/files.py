@@ -1,4 +1,6 @@
-"""Single files: written whole or not at all, arrays of every dtype as .npy, JSON of numpy values."""
+"""Single files: written whole or not at all, arrays of every dtype as .npy, JSON of
+numpy values.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 
 def is_local(path: epath.Path) -> bool:
-    """Whether the path is no bucket's; an epath is never a `pathlib.Path`, so the type does not tell."""
+    """Whether the path is no bucket's; an epath is never a `pathlib.Path`, so the type
+    does not tell.
+    """
     return "://" not in os.fspath(path)
 
 
@@ -37,7 +41,8 @@ def sync(path: PathLike) -> None:
 
 
 def write_atomic(path: PathLike, content: str | bytes) -> None:
-    """Writes a file so that a reader, or a run after a kill, sees the old or the new content and never a part.
+    """Writes a file so that a reader, or a run after a kill, sees the old or the new
+    content and never a part.
 
     Raises LockLost in a workdir that another run has taken over from this one.
     """
@@ -64,7 +69,9 @@ def write_whole(path: PathLike, content: str | bytes) -> None:
 
 
 def remove(path: PathLike) -> None:
-    """Removes a file, a link or a folder with all in it; nothing happens where nothing lies."""
+    """Removes a file, a link or a folder with all in it; nothing happens where nothing
+    lies.
+    """
     path = epath.Path(path)
     if is_local(path) and (os.path.islink(path) or os.path.isfile(path)):
         os.unlink(path)
@@ -82,7 +89,10 @@ def to_json(obj: Any) -> str:
             return dataclasses.asdict(value)
         if isinstance(value, os.PathLike):
             return os.fspath(value)
-        raise TypeError(f"meta holds a {type(value).__name__}, which JSON cannot say; pass plain values, or use arrays")
+        raise TypeError(
+            f"meta holds a {type(value).__name__}, which JSON cannot say; pass plain "
+            "values, or use arrays"
+        )
 
     return json.dumps(obj, indent=1, ensure_ascii=False, default=plain)
 
@@ -98,11 +108,20 @@ def array_file(name: str) -> str:
 
 
 def plain_array(array: Any) -> np.ndarray:
-    """The array in a dtype that .npy knows: bfloat16 and its kin as unsigned integers of the same width."""
+    """The array in a dtype that .npy knows: bfloat16 and its kin as unsigned integers
+    of the same width.
+    """
     array = np.asarray(array)
     if array.dtype.hasobject:
-        raise TypeError("an array of Python objects cannot be stored; put its values in meta, or convert it to numbers")
-    return array.view(f"u{array.dtype.itemsize}") if hasattr(ml_dtypes, array.dtype.name) else array
+        raise TypeError(
+            "an array of Python objects cannot be stored; put its values in meta, or "
+            "convert it to numbers"
+        )
+    return (
+        array.view(f"u{array.dtype.itemsize}")
+        if hasattr(ml_dtypes, array.dtype.name)
+        else array
+    )
 
 
 def typed_array(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -110,7 +129,9 @@ def typed_array(array: np.ndarray, dtype: str) -> np.ndarray:
     return array.view(getattr(ml_dtypes, dtype)) if hasattr(ml_dtypes, dtype) else array
 
 
-def write_arrays(folder: epath.Path, arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def write_arrays(
+    folder: epath.Path, arrays: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     """One .npy per array; returns name -> file, dtype."""
     index = {}
     for name, array in arrays.items():
@@ -125,7 +146,9 @@ def read_array(path: epath.Path, dtype: str) -> np.ndarray:
     """Memory-mapped where the disk is local, read whole from a bucket."""
     if is_local(path):
         return typed_array(np.load(path, mmap_mode="r", allow_pickle=False), dtype)
-    return typed_array(np.load(io.BytesIO(path.read_bytes()), allow_pickle=False), dtype)
+    return typed_array(
+        np.load(io.BytesIO(path.read_bytes()), allow_pickle=False), dtype
+    )
 
 
 def json_row(line: bytes) -> Meta | None:

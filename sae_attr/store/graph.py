@@ -1,7 +1,9 @@
-"""Stages that read each other: what is done, stale or missing, and running what is not done, in order.
+"""Stages that read each other: what is done, stale or missing, and running what is not
+done, in order.
 
-A stage's key is made of names and config fields alone (its own and those of what it reads), never of contents, so the state of
-a whole chain is known before anything is computed or loaded.
+A stage's key is made of names and config fields alone (its own and those of what it
+reads), never of contents, so the state of a whole chain is known before anything is
+computed or loaded.
 """
 
 from __future__ import annotations
@@ -30,10 +32,12 @@ class Stage:
     Args:
       name: unique; parts are joined with dots, as in `misalignment.steer.away`.
       run: `(results of what it needs, progress) -> (arrays, meta)`.
-      fields: the config fields that the result depends on, beside those of what it needs.
+      fields: the config fields that the result depends on, beside those of what it
+        needs.
       needs: names of the stages that it reads, which come before it.
       version: raised when the stage's code gives other numbers than before.
-      calls: versions, by name, of other packages' stages that `run` calls; part of the key, as the stage's own version is.
+      calls: versions, by name, of other packages' stages that `run` calls; part of the
+        key, as the stage's own version is.
     """
 
     name: str
@@ -46,13 +50,18 @@ class Stage:
     @property
     def declared(self) -> dict[str, Any]:
         """What the key holds beside name, version and inputs."""
-        return {**self.fields, "calls": dict(self.calls)} if self.calls else dict(self.fields)
+        return (
+            {**self.fields, "calls": dict(self.calls)}
+            if self.calls
+            else dict(self.fields)
+        )
 
 
 @dataclass(frozen=True)
 class Status:
-    """A stage's state: `done`, `stale` (stored for another config or version, or for other inputs), `part` (a run of it
-    was stopped) or `missing`."""
+    """A stage's state: `done`, `stale` (stored for another config or version, or for
+    other inputs), `part` (a run of it was stopped) or `missing`.
+    """
 
     name: str
     state: str
@@ -63,22 +72,30 @@ def stage_keys(stages: Sequence[Stage]) -> dict[str, str]:
     """Name -> key under which each stage's artefact lies.
 
     Raises:
-      ValueError: a name that stands twice, or a stage that needs one that does not come before it.
+      ValueError: a name that stands twice, or a stage that needs one that does not come
+        before it.
     """
     keys: dict[str, str] = {}
     for stage in stages:
         if stage.name in keys:
             raise ValueError(f"two stages are called {stage.name!r}; rename one")
         if absent := [name for name in stage.needs if name not in keys]:
-            raise ValueError(f"stage {stage.name!r} needs {absent[0]!r}, which does not come before it")
-        keys[stage.name] = stage_key(stage.name, stage.version, stage.declared, {n: keys[n] for n in stage.needs})
+            raise ValueError(
+                f"stage {stage.name!r} needs {absent[0]!r}, which does not come before "
+                "it"
+            )
+        keys[stage.name] = stage_key(
+            stage.name, stage.version, stage.declared, {n: keys[n] for n in stage.needs}
+        )
     return keys
 
 
 def listing(store: Store, stages: Sequence[Stage]) -> list[Status]:
     """The state of every stage; nothing is computed or loaded."""
     root = epath.Path(store.root)
-    found = {p.name.rpartition("-")[0] for p in root.iterdir()} if root.exists() else set()
+    found = (
+        {p.name.rpartition("-")[0] for p in root.iterdir()} if root.exists() else set()
+    )
     out = []
     for name, key in stage_keys(stages).items():
         if store.has(key):
@@ -92,7 +109,8 @@ def listing(store: Store, stages: Sequence[Stage]) -> list[Status]:
 
 
 def named(stages: Sequence[Stage], words: Iterable[str]) -> set[str]:
-    """The stages that words name: a whole name, or one or more of its dotted parts (`steer`, `steer.away`).
+    """The stages that words name: a whole name, or one or more of its dotted parts
+    (`steer`, `steer.away`).
 
     Raises:
       ValueError: a word that names none.
@@ -101,23 +119,35 @@ def named(stages: Sequence[Stage], words: Iterable[str]) -> set[str]:
     for word in words:
         hits = {s.name for s in stages if f".{word}." in f".{s.name}."}
         if not hits:
-            raise ValueError(f"no stage is called {word!r}; the stages are {', '.join(s.name for s in stages)}")
+            raise ValueError(
+                f"no stage is called {word!r}; the stages are "
+                f"{', '.join(s.name for s in stages)}"
+            )
         chosen |= hits
     return chosen
 
 
-def chosen_stages(stages: Sequence[Stage], *, only: Sequence[str] = (), until: str | None = None) -> list[Stage]:
-    """The stages that `only` names, or all up to the last that `until` names; all of them without either.
+def chosen_stages(
+    stages: Sequence[Stage], *, only: Sequence[str] = (), until: str | None = None
+) -> list[Stage]:
+    """The stages that `only` names, or all up to the last that `until` names; all of
+    them without either.
 
     Raises:
       ValueError: both are given, or a word names no stage.
     """
     if only and until:
-        raise ValueError(f"only={','.join(only)} and until={until} are both given; choose one")
+        raise ValueError(
+            f"only={','.join(only)} and until={until} are both given; choose one"
+        )
     if only:
         names = named(stages, only)
         return [stage for stage in stages if stage.name in names]
-    last = max(i for i, s in enumerate(stages) if s.name in named(stages, [until])) if until else len(stages)
+    last = (
+        max(i for i, s in enumerate(stages) if s.name in named(stages, [until]))
+        if until
+        else len(stages)
+    )
     return list(stages[: last + 1])
 
 
@@ -159,7 +189,9 @@ def run_stages(
     chosen = chosen_stages(stages, only=only, until=until)
     states = {status.name: status for status in listing(store, stages)}
     _check_inputs(chosen, states)
-    for name in with_readers(stages, named(stages, force)) & {stage.name for stage in chosen}:
+    for name in with_readers(stages, named(stages, force)) & {
+        stage.name for stage in chosen
+    }:
         if store.writer:
             store.discard(states[name].key)
             store.progress(states[name].key).clear()
@@ -171,8 +203,12 @@ def run_stages(
         if name not in results:
             stage = by_name[name]
             inputs = {need: states[need].key for need in stage.needs}
-            compute = lambda progress: stage.run({need: result(need) for need in stage.needs}, progress)
-            results[name] = run_stage(store, name, stage.version, stage.declared, inputs, compute, agree=agree)
+            compute = lambda progress: stage.run(
+                {need: result(need) for need in stage.needs}, progress
+            )
+            results[name] = run_stage(
+                store, name, stage.version, stage.declared, inputs, compute, agree=agree
+            )
         return results[name]
 
     for stage in chosen:
@@ -182,9 +218,13 @@ def run_stages(
 
 
 def stored_results(
-    store: Store, stages: Sequence[Stage], wanted: Callable[[str], bool] = lambda name: True
+    store: Store,
+    stages: Sequence[Stage],
+    wanted: Callable[[str], bool] = lambda name: True,
 ) -> dict[str, Result]:
-    """Returns name -> result of every wanted stage that is done; none is computed, and damaged ones are passed over."""
+    """Returns name -> result of every wanted stage that is done; none is computed, and
+    damaged ones are passed over.
+    """
     out: dict[str, Result] = {}
     for name, key in stage_keys(stages).items():
         if wanted(name) and store.has(key):
@@ -202,5 +242,6 @@ def _check_inputs(chosen: Sequence[Stage], states: Mapping[str, Status]) -> None
         for name in stage.needs:
             if name not in names and states[name].state != "done":
                 raise ValueError(
-                    f"stage {stage.name!r} reads {name!r}, which is {states[name].state}; run that too, or do not say only"
+                    f"stage {stage.name!r} reads {name!r}, which is "
+                    f"{states[name].state}; run that too, or do not say only"
                 )

@@ -1,9 +1,11 @@
-"""Who may write below a folder: a lock file that its holder touches while it runs, and that a silent one loses.
+"""Who may write below a folder: a lock file that its holder touches while it runs, and
+that a silent one loses.
 
-A process of this machine is asked directly whether it runs; one of another host counts as dead when its lock was not
-touched for the silence that the lock itself states. Times are those of the file system, so that clocks of hosts may
-differ. A holder that was itself silent (a stopped process, a machine put to sleep) looks at the lock again before it
-writes, and finds there that it was taken over: two runs never write at once.
+A process of this machine is asked directly whether it runs; one of another host counts
+as dead when its lock was not touched for the silence that the lock itself states. Times
+are those of the file system, so that clocks of hosts may differ. A holder that was
+itself silent (a stopped process, a machine put to sleep) looks at the lock again before
+it writes, and finds there that it was taken over: two runs never write at once.
 """
 
 from __future__ import annotations
@@ -30,14 +32,18 @@ from sae_attr.store.process import alive, born_at, machine
 
 LOCK = ".lock"
 SILENCE = 120.0  # seconds without a touch after which another host may go on
-_UNTOUCHED = 24 * 3600.0  # the same for a lock of an older version, which nobody touches
+_UNTOUCHED = (
+    24 * 3600.0
+)  # the same for a lock of an older version, which nobody touches
 _BEATS = 8  # touches within one silence
 _RECENT = 2.0  # seconds for which a holder trusts what it read in its lock
 _GUARD_SECONDS = 60.0  # nobody looks at a lock for longer
 
 
 class LockLost(RuntimeError):
-    """Another run has taken the folder over, since this one was silent for too long; it must not write any more."""
+    """Another run has taken the folder over, since this one was silent for too long; it
+    must not write any more.
+    """
 
 
 class InUse(RuntimeError):
@@ -46,7 +52,8 @@ class InUse(RuntimeError):
 
 @dataclass(eq=False)
 class Lease:
-    """A folder that this process holds; touched by a thread of its own until it is released.
+    """A folder that this process holds; touched by a thread of its own until it is
+    released.
 
     Args:
       path: of the lock file.
@@ -59,7 +66,9 @@ class Lease:
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def check(self) -> None:
-        """Raises LockLost where the lock names another run; a lock that somebody removed is written again."""
+        """Raises LockLost where the lock names another run; a lock that somebody
+        removed is written again.
+        """
         if abs(time.time() - self.looked) < _RECENT:
             return
         holder = _holder(self.path)
@@ -71,15 +80,21 @@ class Lease:
                     holder = self.record
         if holder != self.record:
             raise LockLost(
-                f"{os.fspath(self.path.parent)} was taken over by {_named(holder)}, since this run was silent for more "
-                f"than {self.record['silence']:g} s; this one ends here, and the other goes on from what is stored"
+                f"{os.fspath(self.path.parent)} was taken over by {_named(holder)}, "
+                "since this run was silent for more "
+                f"than {self.record['silence']:g} s; this one ends here, and the other "
+                "goes on from what is stored"
             )
         self.looked = time.time()
 
     def beat(self) -> None:
-        """Touches the lock again and again until `stopped` is set, or another run has it."""
+        """Touches the lock again and again until `stopped` is set, or another run has
+        it.
+        """
         while not self.stopped.wait(self.record["silence"] / _BEATS):
-            with contextlib.suppress(OSError, InUse):  # a file system that is away for a while is asked again
+            with contextlib.suppress(
+                OSError, InUse
+            ):  # a file system that is away for a while is asked again
                 if _holder(self.path) not in (None, self.record):
                     return
                 if files.is_local(self.path):
@@ -103,7 +118,8 @@ def held(folder: PathLike, *, wait: bool, silence: float = SILENCE) -> Iterator[
 
     Args:
       folder: made if it is absent.
-      wait: where a run of another host holds it, wait until that host is heard again or its silence is over.
+      wait: where a run of another host holds it, wait until that host is heard again or
+        its silence is over.
       silence: seconds without a touch after which others may take it over.
 
     Raises:
@@ -113,7 +129,9 @@ def held(folder: PathLike, *, wait: bool, silence: float = SILENCE) -> Iterator[
     path.parent.mkdir(parents=True, exist_ok=True)
     lease = Lease(path, _own_record(silence))
     _acquire(lease, wait=wait)
-    threading.Thread(target=lease.beat, name=f"lock of {os.fspath(folder)}", daemon=True).start()
+    threading.Thread(
+        target=lease.beat, name=f"lock of {os.fspath(folder)}", daemon=True
+    ).start()
     name = absolute(folder)
     HELD[name] = lease.check
     try:
@@ -125,7 +143,12 @@ def held(folder: PathLike, *, wait: bool, silence: float = SILENCE) -> Iterator[
 
 def _own_record(silence: float) -> Meta:
     pid = os.getpid()
-    owner = {"host": socket.gethostname(), "pid": pid, "born": born_at(pid), "machine": machine()}
+    owner = {
+        "host": socket.gethostname(),
+        "pid": pid,
+        "born": born_at(pid),
+        "machine": machine(),
+    }
     return {**owner, "token": uuid.uuid4().hex, "silence": silence}
 
 
@@ -138,7 +161,9 @@ def _acquire(lease: Lease, *, wait: bool) -> None:
     if not wait or not _can_fall_silent(holder):
         raise _refusal(lease.path, holder)
     print(
-        f"{os.fspath(lease.path.parent)} is held by {_named(holder)}; waiting until that is heard or silent", flush=True
+        f"{os.fspath(lease.path.parent)} is held by {_named(holder)}; waiting until "
+        "that is heard or silent",
+        flush=True,
     )
     while (now := _try(lease)) is not None:
         if now[0] != holder or now[1] != heard:
@@ -147,7 +172,9 @@ def _acquire(lease: Lease, *, wait: bool) -> None:
 
 
 def _try(lease: Lease) -> tuple[Meta, float] | None:
-    """Writes the record where that is allowed and returns None, or else the holder's record and when it was touched."""
+    """Writes the record where that is allowed and returns None, or else the holder's
+    record and when it was touched.
+    """
     with _alone(lease.path):
         holder = _holder(lease.path)
         if holder is not None and not _is_gone(lease.path, holder):
@@ -157,7 +184,9 @@ def _try(lease: Lease) -> tuple[Meta, float] | None:
 
 
 def _is_gone(path: epath.Path, holder: Meta) -> bool:
-    """Whether the process that a lock names runs no more, as far as that can be told from here."""
+    """Whether the process that a lock names runs no more, as far as that can be told
+    from here.
+    """
     if _is_here(holder):
         return not alive(holder["pid"], holder["born"])
     return _age(path) > _silence(holder)
@@ -165,7 +194,10 @@ def _is_gone(path: epath.Path, holder: Meta) -> bool:
 
 def _is_here(holder: Meta) -> bool:
     """Whether the holder's process ids are those of this machine (and container)."""
-    return holder["host"] == socket.gethostname() and holder.get("machine", machine()) == machine()
+    return (
+        holder["host"] == socket.gethostname()
+        and holder.get("machine", machine()) == machine()
+    )
 
 
 def _can_fall_silent(holder: Meta) -> bool:
@@ -173,7 +205,9 @@ def _can_fall_silent(holder: Meta) -> bool:
 
 
 def _silence(holder: Meta) -> float:
-    """Seconds that the lock states; a day where it states none, since nobody touches it."""
+    """Seconds that the lock states; a day where it states none, since nobody touches
+    it.
+    """
     stated = holder.get("silence", _UNTOUCHED)
     usable = type(stated) in (int, float) and math.isfinite(stated) and stated > 0
     return float(stated) if usable else _UNTOUCHED
@@ -186,7 +220,9 @@ def _holder(path: epath.Path) -> Meta | None:
     except (FileNotFoundError, IsADirectoryError):
         return None
     names = {"host": str, "pid": int, "born": str}
-    if record is None or any(type(record.get(name)) is not kind for name, kind in names.items()):
+    if record is None or any(
+        type(record.get(name)) is not kind for name, kind in names.items()
+    ):
         return None
     return record if 0 < record["pid"] < 2**31 else None
 
@@ -214,10 +250,14 @@ def _age(path: epath.Path) -> float:
 def _refusal(path: epath.Path, holder: Meta) -> InUse:
     folder, who = os.fspath(path.parent), _named(holder)
     if _is_here(holder):
-        return InUse(f"{folder} is in use by {who}; wait for it, or give another --workdir")
+        return InUse(
+            f"{folder} is in use by {who}; wait for it, or give another --workdir"
+        )
     return InUse(
-        f"{folder} is in use by {who}, heard {max(_age(path), 0):.0f} s ago; wait for it, or give another --workdir. Where "
-        f"that host is dead, the same command goes on once it was silent for {_silence(holder):g} s; or remove "
+        f"{folder} is in use by {who}, heard {max(_age(path), 0):.0f} s ago; wait for "
+        "it, or give another --workdir. Where "
+        "that host is dead, the same command goes on once it was silent for "
+        f"{_silence(holder):g} s; or remove "
         f"{os.fspath(path)}"
     )
 
@@ -228,7 +268,9 @@ def _named(holder: Meta) -> str:
 
 @contextlib.contextmanager
 def _alone(path: epath.Path) -> Iterator[None]:
-    """No other process looks at the lock meanwhile; nothing of the kind exists for a bucket."""
+    """No other process looks at the lock meanwhile; nothing of the kind exists for a
+    bucket.
+    """
     if not files.is_local(path):
         yield
         return
@@ -237,11 +279,16 @@ def _alone(path: epath.Path) -> Iterator[None]:
 
 
 def _guard(name: str) -> Any:
-    """An acquired lock of the kernel; where the file system has none, a file that is made and removed."""
+    """An acquired lock of the kernel; where the file system has none, a file that is
+    made and removed.
+    """
     try:
         try:
             return filelock.FileLock(name, timeout=_GUARD_SECONDS).acquire()
         except NotImplementedError:
             return filelock.SoftFileLock(name, timeout=_GUARD_SECONDS).acquire()
     except filelock.Timeout as error:
-        raise InUse(f"another process holds {name} for {_GUARD_SECONDS:g} s; remove it where none runs") from error
+        raise InUse(
+            f"another process holds {name} for {_GUARD_SECONDS:g} s; remove it where "
+            "none runs"
+        ) from error

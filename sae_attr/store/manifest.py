@@ -1,4 +1,6 @@
-"""What an entry's manifest states, and whether its files are that; anything else is damage, which counts as absence."""
+"""What an entry's manifest states, and whether its files are that; anything else is
+damage, which counts as absence.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,17 @@ from sae_attr.store.names import digest, file_hash, whole_hash
 
 MANIFEST, META = "manifest.json", "meta.json"
 _ARRAYS, _FILES, _CHECKSUM = "arrays", "files", "checksum"
-# What the file system says of names that are not there, of files in the place of folders, and of unreadable blocks.
-# Everything else (no permission, a network that is down) is no damage: the entry may be whole.
-_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG)
+# What the file system says of names that are not there, of files in the place of
+# folders, and of unreadable blocks. Everything else (no permission, a network that is
+# down) is no damage: the entry may be whole.
+_DAMAGE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EIO,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
 
 T = TypeVar("T")
 
@@ -51,7 +61,8 @@ class Manifest:
     Args:
       arrays: by name.
       files: every file but the manifest, by its path inside the entry.
-      checked: it states its own checksum; older ones do not, and name large files by samples of their bytes.
+      checked: it states its own checksum; older ones do not, and name large files by
+        samples of their bytes.
     """
 
     arrays: Mapping[str, StatedArray]
@@ -61,19 +72,30 @@ class Manifest:
     def check_sizes(self, folder: epath.Path) -> None:
         """Raises Damaged where a file is missing or has another size."""
         for name, stated in self.files.items():
-            size = _readable(folder / name, lambda path: path.stat().length if path.is_file() else None)
+            size = _readable(
+                folder / name,
+                lambda path: path.stat().length if path.is_file() else None,
+            )
             if size != stated.size:
-                raise Damaged(f"{os.fspath(folder / name)} has {size} bytes, its manifest states {stated.size}")
+                raise Damaged(
+                    f"{os.fspath(folder / name)} has {size} bytes, its manifest states "
+                    f"{stated.size}"
+                )
 
     def check_contents(self, folder: epath.Path) -> None:
         """Raises Damaged where a file has other bytes."""
         hashed = whole_hash if self.checked else file_hash
         for name, stated in self.files.items():
             if _readable(folder / name, hashed) != stated.sha256:
-                raise Damaged(f"{os.fspath(folder / name)} has other contents than its manifest states")
+                raise Damaged(
+                    f"{os.fspath(folder / name)} has other contents than its manifest "
+                    "states"
+                )
 
 
-def manifest_text(arrays: Mapping[str, Mapping[str, Any]], stated: Mapping[str, Mapping[str, Any]]) -> str:
+def manifest_text(
+    arrays: Mapping[str, Mapping[str, Any]], stated: Mapping[str, Mapping[str, Any]]
+) -> str:
     """The manifest as it lies on disk.
 
     Args:
@@ -111,7 +133,9 @@ def read_object(path: epath.Path) -> Meta:
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{os.fspath(path)} is no JSON: {error}") from error
     if not isinstance(value, dict):
-        raise Damaged(f"{os.fspath(path)} holds a {type(value).__name__}, not an object")
+        raise Damaged(
+            f"{os.fspath(path)} holds a {type(value).__name__}, not an object"
+        )
     return value
 
 
@@ -119,15 +143,22 @@ def _parsed(raw: Meta, where: str) -> Manifest:
     """The manifest in a JSON object; Damaged where the object is anything else."""
     body = {_ARRAYS: raw.get(_ARRAYS), _FILES: raw.get(_FILES)}
     checked = _CHECKSUM in raw
-    if raw.keys() - {_CHECKSUM} != body.keys() or (checked and raw[_CHECKSUM] != digest(body)):
+    if raw.keys() - {_CHECKSUM} != body.keys() or (
+        checked and raw[_CHECKSUM] != digest(body)
+    ):
         raise Damaged(f"{where} is not as it was written")
     arrays = _table(body[_ARRAYS], _array_of, where)
     stated = _table(body[_FILES], _file_of, where)
-    misnamed = [name for name, array in arrays.items() if array.file != array_file(name)]
+    misnamed = [
+        name for name, array in arrays.items() if array.file != array_file(name)
+    ]
     unstated = {META, *(array.file for array in arrays.values())} - stated.keys()
     outside = [name for name in stated if not _inside(name)]
     if unstated or outside or misnamed:
-        raise Damaged(f"{where} does not state its own files: {', '.join([*sorted(unstated), *outside, *misnamed])}")
+        raise Damaged(
+            f"{where} does not state its own files: "
+            f"{', '.join([*sorted(unstated), *outside, *misnamed])}"
+        )
     return Manifest(arrays, stated, checked)
 
 
@@ -137,7 +168,10 @@ def _table(raw: Any, entry_of: Callable[[Any], T | None], where: str) -> dict[st
     entries = {name: entry_of(value) for name, value in raw.items()}
     table = {name: entry for name, entry in entries.items() if entry is not None}
     if len(table) < len(entries):
-        raise Damaged(f"{where} says something else than a manifest of {min(entries.keys() - table.keys())!r}")
+        raise Damaged(
+            f"{where} says something else than a manifest of "
+            f"{min(entries.keys() - table.keys())!r}"
+        )
     return table
 
 
@@ -145,24 +179,39 @@ def _array_of(raw: Any) -> StatedArray | None:
     if not isinstance(raw, dict):
         return None
     file, dtype = raw.get("file"), raw.get("dtype")
-    return StatedArray(file, dtype) if isinstance(file, str) and isinstance(dtype, str) else None
+    return (
+        StatedArray(file, dtype)
+        if isinstance(file, str) and isinstance(dtype, str)
+        else None
+    )
 
 
 def _file_of(raw: Any) -> StatedFile | None:
     if not isinstance(raw, dict):
         return None
     size, sha256 = raw.get("bytes"), raw.get("sha256")
-    return StatedFile(size, sha256) if type(size) is int and isinstance(sha256, str) else None
+    return (
+        StatedFile(size, sha256)
+        if type(size) is int and isinstance(sha256, str)
+        else None
+    )
 
 
 def _inside(name: str) -> bool:
     """Whether a stated path leads to a file inside the entry."""
     parts = PurePosixPath(name).parts
-    return bool(parts) and not name.startswith("/") and ".." not in parts and "\0" not in name
+    return (
+        bool(parts)
+        and not name.startswith("/")
+        and ".." not in parts
+        and "\0" not in name
+    )
 
 
 def _readable(path: epath.Path, read: Callable[[epath.Path], T]) -> T:
-    """What `read` makes of a file; Damaged where the file is not there or its blocks cannot be read."""
+    """What `read` makes of a file; Damaged where the file is not there or its blocks
+    cannot be read.
+    """
     try:
         return read(path)
     except OSError as error:

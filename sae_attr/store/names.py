@@ -19,19 +19,24 @@ _SAMPLES, _SAMPLE = 64, 1 << 20  # larger ones by this many pieces of this size
 
 
 def digest(obj: Any) -> str:
-    """A name for a value that is the same in every process and on every machine: 32 hex digits of a sha256.
+    """A name for a value that is the same in every process and on every machine: 32 hex
+    digits of a sha256.
 
-    Dicts and sets do not depend on order, a list equals a tuple, floats count by `repr`, an array by dtype, shape and
-    bytes, a dataclass by its class name and fields.
+    Dicts and sets do not depend on order, a list equals a tuple, floats count by
+    `repr`, an array by dtype, shape and bytes, a dataclass by its class name and
+    fields.
 
     Raises:
-      TypeError: a value that has no stable contents (a function, an open file); the message says where it lies.
+      TypeError: a value that has no stable contents (a function, an open file); the
+        message says where it lies.
     """
     return hashlib.sha256(_canonical(obj, "value")).hexdigest()[:32]
 
 
 def _canonical(obj: Any, where: str) -> bytes:
-    """Bytes that determine `obj`: a type tag and the hashes of the parts, so that no two structures read alike."""
+    """Bytes that determine `obj`: a type tag and the hashes of the parts, so that no
+    two structures read alike.
+    """
     if isinstance(obj, enum.Enum):
         return _canonical(obj.value, where)
     if isinstance(obj, np.generic) and obj.dtype.kind in "biufSU":
@@ -43,7 +48,12 @@ def _canonical(obj: Any, where: str) -> bytes:
     if isinstance(obj, np.dtype | os.PathLike):
         return f"str:{str(obj)!r}".encode()
     if isinstance(obj, Mapping):
-        return _joined("dict", sorted(_hash(k, where) + _hash(v, f"{where}[{k!r}]") for k, v in obj.items()))
+        return _joined(
+            "dict",
+            sorted(
+                _hash(k, where) + _hash(v, f"{where}[{k!r}]") for k, v in obj.items()
+            ),
+        )
     if isinstance(obj, Sequence):
         return _joined("list", [_hash(v, f"{where}[{i}]") for i, v in enumerate(obj)])
     if isinstance(obj, set | frozenset):
@@ -60,9 +70,13 @@ def _canonical_array(obj: Any, where: str) -> bytes:
     if array is None or array.dtype.hasobject:
         raise TypeError(
             f"digest: {where} is a {type(obj).__name__}, which has no stable contents; "
-            "pass plain values, dataclasses or arrays, or the digest or fingerprint of what it stands for"
+            "pass plain values, dataclasses or arrays, or the digest or fingerprint of "
+            "what it stands for"
         )
-    return f"array:{array.dtype.name}:{array.shape}:".encode() + hashlib.sha256(array.tobytes()).digest()
+    return (
+        f"array:{array.dtype.name}:{array.shape}:".encode()
+        + hashlib.sha256(array.tobytes()).digest()
+    )
 
 
 def _hash(obj: Any, where: str) -> bytes:
@@ -76,9 +90,10 @@ def _joined(tag: str, parts: Sequence[bytes]) -> bytes:
 def fingerprint(path: PathLike) -> str:
     """A name for the contents of a file or folder, wherever it lies: 32 hex digits.
 
-    A file up to 64 MB counts by its whole sha256; a larger one by its size and 64 pieces of 1 MB, evenly spaced from
-    its first byte to its last, so that a model of many GB is named in a second (a change between pieces is missed).
-    A folder counts by relative names and contents; names that start with a dot are left out.
+    A file up to 64 MB counts by its whole sha256; a larger one by its size and 64
+    pieces of 1 MB, evenly spaced from its first byte to its last, so that a model of
+    many GB is named in a second (a change between pieces is missed). A folder counts by
+    relative names and contents; names that start with a dot are left out.
 
     Raises:
       FileNotFoundError: nothing lies at `path`.
@@ -89,11 +104,18 @@ def fingerprint(path: PathLike) -> str:
         raise FileNotFoundError(f"fingerprint: nothing lies at {os.fspath(path)}")
     if not path.is_dir():
         return file_hash(path)
-    return digest([(os.fspath(file.relative_to(path)), file_hash(file)) for file in list_files(path)])
+    return digest(
+        [
+            (os.fspath(file.relative_to(path)), file_hash(file))
+            for file in list_files(path)
+        ]
+    )
 
 
 def list_files(folder: epath.Path, *, hidden: bool = False) -> list[epath.Path]:
-    """The files below a folder in a fixed order, without hidden ones unless they are asked for."""
+    """The files below a folder in a fixed order, without hidden ones unless they are
+    asked for.
+    """
     shown = (p for p in folder.iterdir() if hidden or not p.name.startswith("."))
     files: list[epath.Path] = []
     for path in sorted(shown, key=lambda p: p.name):
@@ -113,7 +135,10 @@ def whole_hash(path: epath.Path) -> str:
 def file_hash(path: epath.Path) -> str:
     """32 hex digits of one file, by samples if it is large."""
     if is_local(path) and not os.path.isfile(path):
-        raise ValueError(f"{os.fspath(path)} is a device, pipe or socket where a regular file is expected")
+        raise ValueError(
+            f"{os.fspath(path)} is a device, pipe or socket where a regular file is "
+            "expected"
+        )
     size = path.stat().length
     if size <= _WHOLE:
         return whole_hash(path)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 @functools.cache
 def machine() -> str:
-    """Names the running kernel and the space of its process ids, which a container has for itself ("" if not told)."""
+    """Names the running kernel and the space of its process ids, which a container has
+    for itself ("" if not told).
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -19,7 +21,9 @@ def machine() -> str:
 
 
 def born_at(pid: int) -> str:
-    """When a process started, in the kernel's ticks ("" where that is not told), since process ids are used again."""
+    """When a process started, in the kernel's ticks ("" where that is not told), since
+    process ids are used again.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

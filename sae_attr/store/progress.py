@@ -1,4 +1,6 @@
-"""What was finished so far of an entry that is being computed: shards of arrays and rows of JSON, each with a checksum."""
+"""What was finished so far of an entry that is being computed: shards of arrays and
+rows of JSON, each with a checksum.
+"""
 
 from __future__ import annotations
 
@@ -18,36 +20,60 @@ from etils import epath
 
 from sae_attr.store import files
 from sae_attr.store.fence import check_held
-from sae_attr.store.files import Arrays, Meta, json_row, plain_array, quote, to_json, typed_array, write_atomic
+from sae_attr.store.files import (
+    Arrays,
+    Meta,
+    json_row,
+    plain_array,
+    quote,
+    to_json,
+    typed_array,
+    write_atomic,
+)
 from sae_attr.store.manifest import Damaged
 
 _HEAD = "head"
 _SUM = "crc32"  # the last key of a row
 _SUMMED = re.compile(rb'^(\{.*?)(?:, )?"crc32": "([0-9a-f]{8})"\}$', re.DOTALL)
-_LIKE_SUMMED = re.compile(rb'"[^"]{5}": "[0-9a-f]{8}"\}$')  # the name of the checksum itself may be what is damaged
+_LIKE_SUMMED = re.compile(
+    rb'"[^"]{5}": "[0-9a-f]{8}"\}$'
+)  # the name of the checksum itself may be what is damaged
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Finished parts of a long stage: shards of arrays, each written whole, and rows appended as JSON lines.
+    """Finished parts of a long stage: shards of arrays, each written whole, and rows
+    appended as JSON lines.
 
     A shard or row that is damaged counts as not finished.
 
     Args:
       folder: made at the first write.
       writer: False where another process writes.
-      verified: shards that were written or read whole here -> time and size of their file.
+      verified: shards that were written or read whole here -> time and size of their
+        file.
     """
 
     folder: epath.Path
     writer: bool = True
-    verified: dict[str, tuple[float, int]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    verified: dict[str, tuple[float, int]] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def done(self) -> set[str]:
         """The ids of the finished shards; one cut short or changed is not among them."""
-        return {urllib.parse.unquote(p.name.removesuffix(".npz")) for p in self._names(".npz") if self._whole(p)}
+        return {
+            urllib.parse.unquote(p.name.removesuffix(".npz"))
+            for p in self._names(".npz")
+            if self._whole(p)
+        }
 
-    def add(self, shard: str, arrays: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
+    def add(
+        self,
+        shard: str,
+        arrays: Mapping[str, Any],
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
         """Stores one finished shard; writing it again replaces it."""
         if not self.writer:
             return
@@ -57,9 +83,13 @@ class Progress:
             "shapes": {name: list(array.shape) for name, array in kept.items()},
             "meta": json.loads(to_json(dict(meta or {}))),
         }
-        parts: dict[str, Any] = {f"a:{name}": plain_array(array) for name, array in kept.items()}
+        parts: dict[str, Any] = {
+            f"a:{name}": plain_array(array) for name, array in kept.items()
+        }
         buffer = io.BytesIO()
-        np.savez(buffer, head=np.frombuffer(json.dumps(stated).encode(), np.uint8), **parts)
+        np.savez(
+            buffer, head=np.frombuffer(json.dumps(stated).encode(), np.uint8), **parts
+        )
         path = self.folder / f"{quote(shard)}.npz"
         write_atomic(path, buffer.getvalue())
         self._note(path)
@@ -73,7 +103,9 @@ class Progress:
         """
         path = self.folder / f"{quote(shard)}.npz"
         if not path.exists():
-            raise KeyError(f"shard {shard!r} is not finished in {os.fspath(self.folder)}")
+            raise KeyError(
+                f"shard {shard!r} is not finished in {os.fspath(self.folder)}"
+            )
         return _read_shard(path)
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -83,12 +115,20 @@ class Progress:
         check_held(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         text = "".join(_line(row) for row in rows)
-        if not files.is_local(self.folder):  # objects in a bucket cannot grow: one for each call
-            write_atomic(self.folder / f"rows-{len(self._names('.jsonl')):06d}.jsonl", text)
+        if not files.is_local(
+            self.folder
+        ):  # objects in a bucket cannot grow: one for each call
+            write_atomic(
+                self.folder / f"rows-{len(self._names('.jsonl')):06d}.jsonl", text
+            )
             return
-        with open(self.folder / "rows.jsonl", "a+b") as file:  # epath itself opens for reading or appending, not both
+        with open(
+            self.folder / "rows.jsonl", "a+b"
+        ) as file:  # epath itself opens for reading or appending, not both
             if file.tell() and not _ends_line(file):
-                text = "\n" + text  # what a kill left of the last line stays alone on its own
+                text = (
+                    "\n" + text
+                )  # what a kill left of the last line stays alone on its own
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
@@ -99,7 +139,12 @@ class Progress:
         Args:
           needs: keys that a row must have; one without them counts as damaged.
         """
-        lines = [line for path in self._names(".jsonl") for line in path.read_bytes().split(b"\n") if line.strip()]
+        lines = [
+            line
+            for path in self._names(".jsonl")
+            for line in path.read_bytes().split(b"\n")
+            if line.strip()
+        ]
         rows = [row for row in map(_row_of, lines) if row is not None]
         return [row for row in rows if all(key in row for key in needs)]
 
@@ -111,11 +156,21 @@ class Progress:
 
     def _names(self, suffix: str) -> list[epath.Path]:
         """Files of one kind in order; not the hidden ones, which are being written."""
-        names = sorted(self.folder.iterdir(), key=lambda p: p.name) if self.folder.is_dir() else ()
-        return [p for p in names if p.name.endswith(suffix) and not p.name.startswith(".") and p.is_file()]
+        names = (
+            sorted(self.folder.iterdir(), key=lambda p: p.name)
+            if self.folder.is_dir()
+            else ()
+        )
+        return [
+            p
+            for p in names
+            if p.name.endswith(suffix) and not p.name.startswith(".") and p.is_file()
+        ]
 
     def _whole(self, path: epath.Path) -> bool:
-        """Whether a shard can be read; it is read once, and again only where its file changes."""
+        """Whether a shard can be read; it is read once, and again only where its file
+        changes.
+        """
         if self.verified.get(path.name) == _version(path):
             return True
         try:
@@ -135,7 +190,8 @@ def _version(path: epath.Path) -> tuple[float, int]:
 
 
 def _read_shard(path: epath.Path) -> tuple[Arrays, Meta]:
-    """Arrays and meta of a shard; every byte is checked against the archive's own checksums before it is used.
+    """Arrays and meta of a shard; every byte is checked against the archive's own
+    checksums before it is used.
 
     Raises:
       Damaged: the file is no such shard.
@@ -143,16 +199,35 @@ def _read_shard(path: epath.Path) -> tuple[Arrays, Meta]:
     data = path.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            parts = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
+            parts = {
+                name.removesuffix(".npy"): archive.read(name)
+                for name in archive.namelist()
+            }
         stated = json.loads(_array(parts.pop(_HEAD)).tobytes())
-        dtypes, shapes = stated["dtypes"], stated.get("shapes")  # older shards state no shapes
-        arrays = {name: typed_array(_array(parts[f"a:{name}"]), dtype) for name, dtype in dtypes.items()}
+        dtypes, shapes = (
+            stated["dtypes"],
+            stated.get("shapes"),
+        )  # older shards state no shapes
+        arrays = {
+            name: typed_array(_array(parts[f"a:{name}"]), dtype)
+            for name, dtype in dtypes.items()
+        }
         meta = dict(stated["meta"])
     except Exception as error:  # a damaged archive raises nearly anything: BadZipFile, zlib.error, KeyError, EOFError
-        raise Damaged(f"{os.fspath(path)} is not as it was written: {type(error).__name__}: {error}") from error
-    differ = [name for name, array in arrays.items() if shapes is not None and list(array.shape) != shapes.get(name)]
+        raise Damaged(
+            f"{os.fspath(path)} is not as it was written: {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    differ = [
+        name
+        for name, array in arrays.items()
+        if shapes is not None and list(array.shape) != shapes.get(name)
+    ]
     if differ:
-        raise Damaged(f"{os.fspath(path)}: array {differ[0]!r} has another shape than is stated beside it")
+        raise Damaged(
+            f"{os.fspath(path)}: array {differ[0]!r} has another shape than is stated "
+            "beside it"
+        )
     return arrays, meta
 
 
@@ -167,7 +242,9 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _row_of(line: bytes) -> Meta | None:
-    """The row of a line; None where it is damaged. A line without a checksum is of an older version."""
+    """The row of a line; None where it is damaged. A line without a checksum is of an
+    older version.
+    """
     row, line = json_row(line), line.strip()
     if row is None or not (_SUM in row or _LIKE_SUMMED.search(line)):
         return row

@@ -17,7 +17,9 @@ from sae_attr.store.progress import Progress
 
 
 class Result(NamedTuple):
-    """A stage's arrays and meta, the key they are stored under, the seconds it took now, and if it only had to load."""
+    """A stage's arrays and meta, the key they are stored under, the seconds it took
+    now, and if it only had to load.
+    """
 
     arrays: Arrays
     meta: Meta
@@ -26,7 +28,9 @@ class Result(NamedTuple):
     cached: bool
 
 
-def stage_key(name: str, version: int, fields: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+def stage_key(
+    name: str, version: int, fields: Mapping[str, Any], inputs: Mapping[str, str]
+) -> str:
     """The key of a stage's artefact; it starts with the stage's name."""
     return f"{name}-{digest([name, version, dict(fields), dict(inputs)])}"
 
@@ -48,8 +52,10 @@ def run_stage(
       version: to be raised when the stage's code gives other numbers than before.
       fields: the config fields that the result depends on, and no others.
       inputs: name -> key (or fingerprint) of what the stage reads.
-      fn: `progress -> (arrays, meta)`; a long stage asks `progress` what was finished before a kill.
-      agree: with several processes, process 0's answer for all (`parallel.from_main`): all must compute, or none.
+      fn: `progress -> (arrays, meta)`; a long stage asks `progress` what was finished
+        before a kill.
+      agree: with several processes, process 0's answer for all (`parallel.from_main`):
+        all must compute, or none.
     """
     key = stage_key(name, version, fields, inputs)
     start = time.perf_counter()
@@ -60,14 +66,21 @@ def run_stage(
     progress = store.progress(key)
     computed, meta = fn(progress)
     store.publish(key, computed, meta)
-    # The writer reads back what it wrote, so that a first run goes on with exactly what a second one would see.
-    arrays, meta = store.load(key) if store.writer else ({k: np.asarray(v) for k, v in computed.items()}, dict(meta))
+    # The writer reads back what it wrote, so that a first run goes on with exactly what
+    # a second one would see.
+    arrays, meta = (
+        store.load(key)
+        if store.writer
+        else ({k: np.asarray(v) for k, v in computed.items()}, dict(meta))
+    )
     progress.clear()
     return Result(arrays, meta, key, time.perf_counter() - start, False)
 
 
 def _load_or_warn(store: Store, key: str) -> tuple[Arrays, Meta] | None:
-    """The entry; None if it is absent, or damaged, which is said and the remains removed."""
+    """The entry; None if it is absent, or damaged, which is said and the remains
+    removed.
+    """
     try:
         return store.load(key)
     except KeyError:

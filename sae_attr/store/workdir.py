@@ -16,14 +16,19 @@ from sae_attr.store.lease import SILENCE, held
 
 
 def claim_workdir(
-    workdir: PathLike, config: Mapping[str, Any], ignore: Sequence[str] = (), allow_change: bool = False
+    workdir: PathLike,
+    config: Mapping[str, Any],
+    ignore: Sequence[str] = (),
+    allow_change: bool = False,
 ) -> None:
-    """Ties a workdir to one config: written to `config.json` at first use, compared from then on.
+    """Ties a workdir to one config: written to `config.json` at first use, compared
+    from then on.
 
     Args:
       workdir: made if it is absent.
       config: plain values, nested as you like.
-      ignore: dotted names of fields that may differ, with all below them (where and how fast, not what).
+      ignore: dotted names of fields that may differ, with all below them (where and how
+        fast, not what).
       allow_change: take the new config for the workdir's own instead of complaining.
 
     Raises:
@@ -34,27 +39,43 @@ def claim_workdir(
     old = _stored_config(path)
     if old is not None and not allow_change:
         old_flat, new_flat = _flat(old), _flat(new)
-        names = sorted(n for n in old_flat | new_flat if not _below(n, ignore) and old_flat.get(n) != new_flat.get(n))
+        names = sorted(
+            n
+            for n in old_flat | new_flat
+            if not _below(n, ignore) and old_flat.get(n) != new_flat.get(n)
+        )
         if names:
-            lines = "".join(f"\n  {n}: {old_flat.get(n, '(absent)')} → {new_flat.get(n, '(absent)')}" for n in names)
+            lines = "".join(
+                f"\n  {n}: {old_flat.get(n, '(absent)')} → "
+                f"{new_flat.get(n, '(absent)')}"
+                for n in names
+            )
             raise ValueError(
-                f"{os.fspath(workdir)} was made with another config than this run's:{lines}\n"
-                "give another --workdir, or --allow_config_change to go on with the new values"
+                f"{os.fspath(workdir)} was made with another config than this "
+                f"run's:{lines}\n"
+                "give another --workdir, or --allow_config_change to go on with the "
+                "new values"
             )
         return
     write_atomic(path, to_json(new))
 
 
 def _stored_config(path: epath.Path) -> Mapping[str, Any] | None:
-    """The config of a workdir; None where there is none, or a file that is not one, which is said and replaced.
+    """The config of a workdir; None where there is none, or a file that is not one,
+    which is said and replaced.
 
-    Nothing is lost by that: the keys of stored stages are made of the config, so another one's are not taken.
+    Nothing is lost by that: the keys of stored stages are made of the config, so
+      another one's are not taken.
     """
     if not path.exists():
         return None
     config = json_row(path.read_bytes()) if path.is_file() else None
     if config is None:
-        warnings.warn(f"{os.fspath(path)} is damaged; it is written again", RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            f"{os.fspath(path)} is damaged; it is written again",
+            RuntimeWarning,
+            stacklevel=3,
+        )
         remove(path)
     return config
 
@@ -64,7 +85,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     out: dict[str, str] = {}
     for key, value in tree.items():
         nested = isinstance(value, Mapping) and value
-        out |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": json.dumps(value, sort_keys=True)}
+        out |= (
+            _flat(value, f"{prefix}{key}.")
+            if nested
+            else {f"{prefix}{key}": json.dumps(value, sort_keys=True)}
+        )
     return out
 
 
@@ -81,10 +106,12 @@ def own_workdir(
     allow_change: bool = False,
     writer: bool = True,
 ) -> Iterator[None]:
-    """The workdir is this run's, by lock and by config, while the block lasts; the config stays when it is over.
+    """The workdir is this run's, by lock and by config, while the block lasts; the
+    config stays when it is over.
 
-    Where the block refuses its input (ValueError), config.json is what it was before, so that the corrected command
-    finds a free workdir, and a refused change of the config leaves no trace.
+    Where the block refuses its input (ValueError), config.json is what it was before,
+    so that the corrected command finds a free workdir, and a refused change of the
+    config leaves no trace.
 
     Args:
       workdir, config, ignore, allow_change: as for `claim_workdir`.
@@ -112,20 +139,25 @@ def own_workdir(
 
 
 @contextlib.contextmanager
-def lock_workdir(workdir: PathLike, *, wait: bool = False, silence: float = SILENCE) -> Iterator[None]:
-    """Holds a workdir for one run while the block lasts; what a dead process left is taken over.
+def lock_workdir(
+    workdir: PathLike, *, wait: bool = False, silence: float = SILENCE
+) -> Iterator[None]:
+    """Holds a workdir for one run while the block lasts; what a dead process left is
+    taken over.
 
-    A process of this machine counts as dead when it does not run, one of another host when it has not touched its lock
-    for `silence` seconds. The lock is a file that names host and process: advice to other runs, no protection against
-    other programs.
+    A process of this machine counts as dead when it does not run, one of another host
+    when it has not touched its lock for `silence` seconds. The lock is a file that
+    names host and process: advice to other runs, no protection against other programs.
 
     Args:
       workdir: made if it is absent.
-      wait: where another host's run holds it, wait until that is heard again (InUse) or was silent for long enough.
+      wait: where another host's run holds it, wait until that is heard again (InUse) or
+        was silent for long enough.
       silence: stated in the lock, for others.
 
     Raises:
-      RuntimeError: another run holds it; says which. In the block, from what writes: it was taken over meanwhile.
+      RuntimeError: another run holds it; says which. In the block, from what writes: it
+        was taken over meanwhile.
     """
     with held(workdir, wait=wait, silence=silence):
         yield

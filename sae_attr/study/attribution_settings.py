@@ -1,4 +1,6 @@
-"""Every choice of an attribution run, with its default; all of them are recorded in the result."""
+"""Every choice of an attribution run, with its default; all of them are recorded in the
+result.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +17,31 @@ from sae_attr.text.rows import SCOPES
 
 @dataclass(frozen=True)
 class Preset:
-    """A token scope and the sides that count: what turns the same gradients into one ranking or another."""
+    """A token scope and the sides that count: what turns the same gradients into one
+    ranking or another.
+    """
 
     name: str
     tokens: str
     sides: str
 
     def __post_init__(self) -> None:
-        for what, value, known in (("tokens", self.tokens, SCOPES), ("sides", self.sides, SIDES)):
+        for what, value, known in (
+            ("tokens", self.tokens, SCOPES),
+            ("sides", self.sides, SIDES),
+        ):
             if value not in known:
-                raise ValueError(f"{what} {value!r} is unknown; choose one of {', '.join(known)}")
+                raise ValueError(
+                    f"{what} {value!r} is unknown; choose one of {', '.join(known)}"
+                )
 
 
-# `faithful` is the post to the letter. `recommended` is what truth tables on a model organism, where every cause is known,
-# support for finding latents to steer with: harmful words come late, and δ > 0 of a token whose projection is below its mean
-# points the wrong way. It goes by the projection, not by whether the latent fires: scores through the encoder are worse at
-# steering and at ablation, and need every latent of the SAE.
+# `faithful` is the post to the letter. `recommended` is what truth tables on a model
+# organism, where every cause is known, support for finding latents to steer with:
+# harmful words come late, and δ > 0 of a token whose projection is below its mean
+# points the wrong way. It goes by the projection, not by whether the latent fires:
+# scores through the encoder are worse at steering and at ablation, and need every
+# latent of the SAE.
 PRESETS: Mapping[str, Preset] = {
     "faithful": Preset("faithful", "prompt", "both"),
     "recommended": Preset("recommended", "all", "active"),
@@ -45,39 +56,56 @@ class Settings:
     """What to study and how.
 
     Args:
-      lm, sae, pairs, corpus: paths or hub ids; `lm_aligned` is the second model of Δ-activation, None skips that rival.
-      adapter: folder or hub id of a PEFT LoRA adapter, which is merged into `lm` (not into `lm_aligned`).
+      lm, sae, pairs, corpus: paths or hub ids; `lm_aligned` is the second model of
+        Δ-activation, None skips that rival.
+      adapter: folder or hub id of a PEFT LoRA adapter, which is merged into `lm` (not
+        into `lm_aligned`).
       column, split: of the corpus, as for `read_corpus`.
-      template_options: what the chat template reads beside the messages, as for `chat.with_options`; `date` stands for today.
+      template_options: what the chat template reads beside the messages, as for
+        `chat.with_options`; `date` stands for today.
       sae_format, sae_options: as for `load_sae`.
-      site: where to read, for instance layer2.resid_post; None takes the site that the SAE's file names.
-      site_in: what a transcoder encodes, where its file is silent or names another (ln2.hook_normalized is mlp_in before the
-        norm's gain; here mlp_in is after it).
-      preset: the primary ranking; the other preset is computed beside it from the same gradients.
-      tokens, sides: override the primary preset's scope or sides, recorded as a departure.
-      gradient: what stands for g_t: `plain`, `integrated` (joint form, along the primary preset's tokens), `lrp`, or single
-        backward rules joined with + (`norm+attention`).
+      site: where to read, for instance layer2.resid_post; None takes the site that the
+        SAE's file names.
+      site_in: what a transcoder encodes, where its file is silent or names another
+        (ln2.hook_normalized is mlp_in before the norm's gain; here mlp_in is after it).
+      preset: the primary ranking; the other preset is computed beside it from the same
+        gradients.
+      tokens, sides: override the primary preset's scope or sides, recorded as a
+        departure.
+      gradient: what stands for g_t: `plain`, `integrated` (joint form, along the
+        primary preset's tokens), `lrp`, or single backward rules joined with +
+        (`norm+attention`).
       gradient_steps: points of the line of integrated gradients.
       loss: L(C) is the sum over the completion's tokens, or the mean.
-      exclude: tokens that count nowhere (δ, ā, firing rates, passages, the unit of steering), of "bos" and "special"; None:
-        what the SAE was not trained on, and padding only where its file is silent.
-      first_k: positions at the front of each text that count nowhere either; None: as the SAE was trained, else 0.
-      outlier: tokens whose norm exceeds this many times the median norm of the corpus (attention sinks) count nowhere; 0 keeps
-        them; None: as the SAE was trained, and 10 where its file is silent.
+      exclude: tokens that count nowhere (δ, ā, firing rates, passages, the unit of
+        steering), of "bos" and "special"; None: what the SAE was not trained on, and
+        padding only where its file is silent.
+      first_k: positions at the front of each text that count nowhere either; None: as
+        the SAE was trained, else 0.
+      outlier: tokens whose norm exceeds this many times the median norm of the corpus
+        (attention sinks) count nowhere; 0 keeps them; None: as the SAE was trained, and
+        10 where its file is silent.
       prepend_bos: None: as the SAE was trained, else as the tokenizer does.
       context: longest row; None: the model's.
       top: candidates per ranking.
       batch_size: rows per step.
-      corpus_tokens, corpus_batch: how much ordinary text ā is averaged over, and texts per step.
-      firing_tokens: how much of it firing rates are counted over; below 1,000 they are left out. With 0 and fitness_tokens=0
-        the SAE is never in memory as a whole, so it may be larger than memory (gates that look at one latent at a time).
-      corpus_context: tokens per text; None: what the SAE was trained with, at most the model's context.
-      fitness_tokens: ordinary text that the SAE's self-test runs on before anything else; 0 leaves the test out.
+      corpus_tokens, corpus_batch: how much ordinary text ā is averaged over, and texts
+        per step.
+      firing_tokens: how much of it firing rates are counted over; below 1,000 they are
+        left out. With 0 and fitness_tokens=0 the SAE is never in memory as a whole, so
+        it may be larger than memory (gates that look at one latent at a time).
+      corpus_context: tokens per text; None: what the SAE was trained with, at most the
+        model's context.
+      fitness_tokens: ordinary text that the SAE's self-test runs on before anything
+        else; 0 leaves the test out.
       trust_sae: go on with an SAE that fails its self-test; the findings are recorded.
-      dense_limit: latents × tokens up to which `active`, `quadrant` and codes are computed for all latents.
-      ablate: candidates whose exact ablation is run, and as many random latents beside them; 0 skips it.
+      dense_limit: latents × tokens up to which `active`, `quadrant` and codes are
+        computed for all latents.
+      ablate: candidates whose exact ablation is run, and as many random latents beside
+        them; 0 skips it.
       ablate_rows: completions used for that, whole prompts at a time; None: all.
-      ablate_positions: sampled (latent, completion, position) triples for ablation at single positions.
+      ablate_positions: sampled (latent, completion, position) triples for ablation at
+        single positions.
       bootstrap: resamples over prompts.
       dtype, resid_dtype: of weights and of the residual stream.
       remat: recompute blocks in the backward pass (less memory).
@@ -128,11 +156,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
-            raise ValueError(f"preset {self.preset!r} is unknown; choose one of {', '.join(PRESETS)}")
+            raise ValueError(
+                f"preset {self.preset!r} is unknown; choose one of {', '.join(PRESETS)}"
+            )
         check_loss(self.loss)
         _ = self.rules
         check_exclude(self.exclude or ())
-        Masks(first_k=self.first_k or 0, outlier=self.outlier or None)  # raises where a number makes no sense
+        Masks(
+            first_k=self.first_k or 0, outlier=self.outlier or None
+        )  # raises where a number makes no sense
         for name in (
             "top",
             "batch_size",
@@ -142,35 +174,62 @@ class Settings:
             "gradient_steps",
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("ablate", "ablate_positions", "dense_limit", "fitness_tokens", "firing_tokens"):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be at least 1"
+                )
+        for name in (
+            "ablate",
+            "ablate_positions",
+            "dense_limit",
+            "fitness_tokens",
+            "firing_tokens",
+        ):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must not be negative"
+                )
         for name in ("context", "corpus_context", "ablate_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1, or be left out")
+                raise ValueError(
+                    f"{name} is {value}; it must be at least 1, or be left out"
+                )
         for name in ("dtype", "resid_dtype"):
             value = getattr(self, name)
             if value not in (DTYPES if name == "dtype" else (*DTYPES, None)):
-                raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(DTYPES)}")
+                raise ValueError(
+                    f"{name} {value!r} is unknown; choose one of {', '.join(DTYPES)}"
+                )
         self.presets()
 
     @property
     def rules(self) -> Rules:
-        """The backward rules that `gradient` names; none for integrated gradients. Raises ValueError for another name."""
+        """The backward rules that `gradient` names; none for integrated gradients.
+        Raises ValueError for another name.
+        """
         if self.gradient == "integrated":
             return PLAIN
         try:
             return parse_rules(self.gradient)
         except ValueError as error:
-            known = f"plain, integrated, lrp, or rules of {', '.join(RULES)} joined with +"
-            raise ValueError(f"gradient {self.gradient!r} is unknown; choose {known}") from error
+            known = (
+                f"plain, integrated, lrp, or rules of {', '.join(RULES)} joined with +"
+            )
+            raise ValueError(
+                f"gradient {self.gradient!r} is unknown; choose {known}"
+            ) from error
 
     def presets(self) -> tuple[Preset, ...]:
         """The primary preset, with the overrides in it, then the others."""
         base = PRESETS[self.preset]
-        changed = self.tokens not in (None, base.tokens) or self.sides not in (None, base.sides)
+        changed = self.tokens not in (None, base.tokens) or self.sides not in (
+            None,
+            base.sides,
+        )
         name = f"{base.name}, changed" if changed else base.name
         primary = Preset(name, self.tokens or base.tokens, self.sides or base.sides)
-        return primary, *(p for p in PRESETS.values() if p.name != primary.name and (changed or p is not base))
+        return primary, *(
+            p
+            for p in PRESETS.values()
+            if p.name != primary.name and (changed or p is not base)
+        )

@@ -1,4 +1,6 @@
-"""The stages of an attribution run: mean → gradients → firing rates → scores; each stored under what it depends on."""
+"""The stages of an attribution run: mean → gradients → firing rates → scores; each
+stored under what it depends on.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +13,76 @@ from tqdm import tqdm
 from sae_attr.activations import MeanActivation, mean_activation
 from sae_attr.attribution.corpus import CodeStatistics, code_statistics
 from sae_attr.attribution.integrated import Path
-from sae_attr.attribution.scores import Moment, best_direction, quadratic_form, score_dictionary
+from sae_attr.attribution.scores import (
+    Moment,
+    best_direction,
+    quadratic_form,
+    score_dictionary,
+)
 from sae_attr.attribution.statistics import halves
-from sae_attr.attribution.table import TokenTable, gradient_batches, table_from_batches, table_moment
+from sae_attr.attribution.table import (
+    TokenTable,
+    gradient_batches,
+    table_from_batches,
+    table_moment,
+)
 from sae_attr.parallel import from_main
-from sae_attr.sae_check import Measured, Promise, Verdict, judge, measure, promised, record, table
+from sae_attr.sae_check import (
+    Measured,
+    Promise,
+    Verdict,
+    judge,
+    measure,
+    promised,
+    record,
+    table,
+)
 from sae_attr.store import Result, digest
 from sae_attr.study.attribution_settings import Preset
 from sae_attr.study.evidence import Evidence
-from sae_attr.study.score_table import SCORES, Derived, Form, Made, Vector, key_of, score_versions
+from sae_attr.study.score_table import (
+    SCORES,
+    Derived,
+    Form,
+    Made,
+    Vector,
+    key_of,
+    score_versions,
+)
 from sae_attr.study.setup import Study
 from sae_attr.study.skipped import Skipped
 
 
 def fitness_stage(study: Study) -> tuple[Measured, Promise, Verdict, Result]:
-    """The self-test of the SAE at the site: what was measured is stored, the verdict on it is made anew."""
+    """The self-test of the SAE at the site: what was measured is stored, the verdict on
+    it is made anew.
+    """
     promise = promised(study.settings.sae, study.sae_cfg)
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         measured = measure(
-            study.params, study.sae, study.text_work(study.settings.fitness_tokens), cfg=study.cfg, site=study.site,
-            read=study.read_site, mesh=study.mesh, expected_l0=promise.l0, masks=study.tested_masks,
-        )  # fmt: skip
+            study.params,
+            study.sae,
+            study.text_work(study.settings.fitness_tokens),
+            cfg=study.cfg,
+            site=study.site,
+            read=study.read_site,
+            mesh=study.mesh,
+            expected_l0=promise.l0,
+            masks=study.tested_masks,
+        )
         return {}, {"measured": measured.to_dict()}
 
-    fields = {**study.model_fields(), "prepend_bos": study.prepend_bos, "context": study.corpus_context}
-    fields |= {"tokens": study.settings.fitness_tokens, "expected_l0": promise.l0, "read": str(study.read_site)}
+    fields = {
+        **study.model_fields(),
+        "prepend_bos": study.prepend_bos,
+        "context": study.corpus_context,
+    }
+    fields |= {
+        "tokens": study.settings.fitness_tokens,
+        "expected_l0": promise.l0,
+        "read": str(study.read_site),
+    }
     fields["masks"] = study.tested_masks.to_dict()
     inputs = {"lm": study.lm_key, "corpus": study.corpus_key, "sae": study.sae_key}
     result = study.stage("fitness", fields, inputs, compute)
@@ -46,7 +92,8 @@ def fitness_stage(study: Study) -> tuple[Measured, Promise, Verdict, Result]:
 
 
 def self_test(study: Study) -> tuple[dict[str, Any], list[Result]]:
-    """The SAE's self-test as `fitness.record` has it, and its stage; only a reason where it is left out.
+    """The SAE's self-test as `fitness.record` has it, and its stage; only a reason
+    where it is left out.
 
     Raises:
       ValueError: the SAE fails it, and `trust_sae` is not set.
@@ -58,10 +105,15 @@ def self_test(study: Study) -> tuple[dict[str, Any], list[Result]]:
     measured, promise, verdict, result = fitness_stage(study)
     if not verdict.passes and not study.settings.trust_sae:
         raise ValueError(
-            f"the SAE {study.settings.sae} {verdict.sentence}\n{table(measured, promise, verdict)}\n"
-            f"load it rightly (site, sae_options, exclude), or go on all the same with {study.flag('trust_sae')}=True"
+            f"the SAE {study.settings.sae} "
+            f"{verdict.sentence}\n{table(measured, promise, verdict)}\n"
+            "load it rightly (site, sae_options, exclude), or go on all the same with "
+            f"{study.flag('trust_sae')}=True"
         )
-    return {"trusted": study.settings.trust_sae, **record(measured, promise, verdict)}, [result]
+    return {
+        "trusted": study.settings.trust_sae,
+        **record(measured, promise, verdict),
+    }, [result]
 
 
 def mean_stage(study: Study) -> tuple[MeanActivation, Result]:
@@ -69,10 +121,19 @@ def mean_stage(study: Study) -> tuple[MeanActivation, Result]:
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         mean = mean_activation(
-            study.params, study.corpus_work(), cfg=study.cfg, site=study.site, mesh=study.mesh, limits=study.limits,
+            study.params,
+            study.corpus_work(),
+            cfg=study.cfg,
+            site=study.site,
+            mesh=study.mesh,
+            limits=study.limits,
             progress=study.progress,
-        )  # fmt: skip
-        return {"mean_d": mean.mean_d}, {"norm": mean.norm, "tokens": mean.tokens, "outliers": mean.outliers}
+        )
+        return {"mean_d": mean.mean_d}, {
+            "norm": mean.norm,
+            "tokens": mean.tokens,
+            "outliers": mean.outliers,
+        }
 
     inputs = {"lm": study.lm_key, "corpus": study.corpus_key}
     result = study.stage("mean", study.corpus_fields(), inputs, compute)
@@ -80,22 +141,54 @@ def mean_stage(study: Study) -> tuple[MeanActivation, Result]:
     return MeanActivation(np.asarray(result.arrays["mean_d"]), **numbers), result
 
 
-def gradient_stage(study: Study, mean: MeanActivation, mean_key: str) -> tuple[TokenTable, Result]:
-    """Activations and gradients of every token of every completion; continues at the next batch after a kill."""
+def gradient_stage(
+    study: Study, mean: MeanActivation, mean_key: str
+) -> tuple[TokenTable, Result]:
+    """Activations and gradients of every token of every completion; continues at the
+    next batch after a kill.
+    """
     rows = study.rows
     s, integrated = study.settings, study.settings.gradient == "integrated"
-    path = Path(mean.mean_d, study.where(rows, s.presets()[0].tokens), s.gradient_steps) if integrated else None
+    path = (
+        Path(mean.mean_d, study.where(rows, s.presets()[0].tokens), s.gradient_steps)
+        if integrated
+        else None
+    )
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         work = study.batched(rows)
-        names = [shard_name(batch.tokens_bt.shape, i) for i, (batch, _) in enumerate(work)]
+        names = [
+            shard_name(batch.tokens_bt.shape, i) for i, (batch, _) in enumerate(work)
+        ]
         done = agreed(progress.done(), names)
-        todo = [(name, item) for name, item in zip(names, work, strict=True) if name not in done]
-        results = gradient_batches(
-            study.params, [item for _, item in todo], cfg=study.cfg, site=study.site, mesh=study.mesh, loss=s.loss,
-            remat=s.remat, rules=s.rules, path=path, read=study.read_site,
-        ) if todo else iter(())  # fmt: skip
-        bar = tqdm(total=len(work), initial=len(done), desc="gradients", unit="batch", disable=not study.progress)
+        todo = [
+            (name, item)
+            for name, item in zip(names, work, strict=True)
+            if name not in done
+        ]
+        results = (
+            gradient_batches(
+                study.params,
+                [item for _, item in todo],
+                cfg=study.cfg,
+                site=study.site,
+                mesh=study.mesh,
+                loss=s.loss,
+                remat=s.remat,
+                rules=s.rules,
+                path=path,
+                read=study.read_site,
+            )
+            if todo
+            else iter(())
+        )
+        bar = tqdm(
+            total=len(work),
+            initial=len(done),
+            desc="gradients",
+            unit="batch",
+            disable=not study.progress,
+        )
         fresh: dict[str, Any] = {}
         for (name, _), arrays in zip(todo, results, strict=True):
             progress.add(name, arrays)
@@ -103,75 +196,126 @@ def gradient_stage(study: Study, mean: MeanActivation, mean_key: str) -> tuple[T
                 fresh[name] = arrays  # only the writer has files to read back
             bar.update()
         bar.close()
-        table = table_from_batches(rows, (fresh.get(name) or progress.get(name)[0] for name in names))
-        arrays = {"acts_kd": table.acts_kd, "grads_kd": table.grads_kd, "nll_r": table.nll_r}
-        return arrays | ({} if table.inputs_kd is None else {"inputs_kd": table.inputs_kd}), {"batches": len(work)}
+        table = table_from_batches(
+            rows, (fresh.get(name) or progress.get(name)[0] for name in names)
+        )
+        arrays = {
+            "acts_kd": table.acts_kd,
+            "grads_kd": table.grads_kd,
+            "nll_r": table.nll_r,
+        }
+        return arrays | (
+            {} if table.inputs_kd is None else {"inputs_kd": table.inputs_kd}
+        ), {"batches": len(work)}
 
-    fields = {**study.model_fields(), "loss": s.loss, "rows": _rows_key(study), "gradient": sorted(s.rules)}
+    fields = {
+        **study.model_fields(),
+        "loss": s.loss,
+        "rows": _rows_key(study),
+        "gradient": sorted(s.rules),
+    }
     inputs = {"lm": study.lm_key}
     if study.read_site != study.site:
         fields["read"] = str(study.read_site)
     if integrated:
-        line = {"steps": s.gradient_steps, "scope": s.presets()[0].tokens, "masks": study.masks.to_dict()}
+        line = {
+            "steps": s.gradient_steps,
+            "scope": s.presets()[0].tokens,
+            "masks": study.masks.to_dict(),
+        }
         fields, inputs = {**fields, "gradient": line}, {**inputs, "mean": mean_key}
     result = study.stage("gradients", fields, inputs, compute)
     start_r = np.cumsum([0, *(len(row.ids) for row in rows)])
     a = result.arrays
     nll_r = np.asarray(a["nll_r"])
-    return TokenTable(rows, a["acts_kd"], a["grads_kd"], start_r, nll_r, a.get("inputs_kd")), result
+    return TokenTable(
+        rows, a["acts_kd"], a["grads_kd"], start_r, nll_r, a.get("inputs_kd")
+    ), result
 
 
 def shard_name(shape: tuple[int, ...], index: int) -> str:
-    """Names a finished batch; with its shape, so that a run with another batch size does not take it for its own."""
+    """Names a finished batch; with its shape, so that a run with another batch size
+    does not take it for its own.
+    """
     return f"{shape[0]}x{shape[1]}-{index}"
 
 
 def agreed(done: set[str], names: Sequence[str]) -> set[str]:
-    """Which of the names process 0 found done: processes that see a file at different times must not part ways."""
+    """Which of the names process 0 found done: processes that see a file at different
+    times must not part ways.
+    """
     return {name for name in names if from_main(name in done)}
 
 
 def _rows_key(study: Study) -> str:
-    return digest([[row.ids, row.n_prompt, row.pair, row.side] for row in study.encoded.rows])
+    return digest(
+        [[row.ids, row.n_prompt, row.pair, row.side] for row in study.encoded.rows]
+    )
 
 
 def firing_stage(study: Study) -> tuple[CodeStatistics, Result]:
-    """The SAE over `firing_tokens` corpus positions, fewer where the dense limit asks; NaN below 1,000."""
+    """The SAE over `firing_tokens` corpus positions, fewer where the dense limit asks;
+    NaN below 1,000.
+    """
     n, positions = study.sae_cfg.n_latents, study.firing_positions
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if positions < 1000:
             sizes = {"rate_n": n, "mean_n": n, "error_m": study.sae_cfg.d_out}
-            return {name: np.full(size, np.nan, np.float32) for name, size in sizes.items()}, {"tokens": 0}
+            return {
+                name: np.full(size, np.nan, np.float32) for name, size in sizes.items()
+            }, {"tokens": 0}
         found = code_statistics(
-            study.params, study.corpus_work(positions), study.sae, cfg=study.cfg, site=study.site,
-            read=study.read_site, mesh=study.mesh, limits=study.limits, progress=study.progress,
-        )  # fmt: skip
-        return {k: getattr(found, k) for k in ("rate_n", "mean_n", "error_m")}, {"tokens": found.tokens}
+            study.params,
+            study.corpus_work(positions),
+            study.sae,
+            cfg=study.cfg,
+            site=study.site,
+            read=study.read_site,
+            mesh=study.mesh,
+            limits=study.limits,
+            progress=study.progress,
+        )
+        return {k: getattr(found, k) for k in ("rate_n", "mean_n", "error_m")}, {
+            "tokens": found.tokens
+        }
 
     inputs = {"lm": study.lm_key, "corpus": study.corpus_key, "sae": study.sae_key}
-    result = study.stage("firing", {**study.corpus_fields(), "positions": positions}, inputs, compute)
+    result = study.stage(
+        "firing", {**study.corpus_fields(), "positions": positions}, inputs, compute
+    )
     arrays = {k: np.asarray(v) for k, v in result.arrays.items()}
     return CodeStatistics(**arrays, tokens=result.meta["tokens"]), result
 
 
-# ---- scores of the whole dictionary --------------------------------------------------------------------------------------
+# ---- scores of the whole dictionary --------------------------------------------------
 
 
 def score_stage(evidence: Evidence, inputs: Mapping[str, str]) -> Result:
-    """Computes every score of `SCORES` for every latent, in one pass over the dictionary, and what concerns all of them.
+    """Computes every score of `SCORES` for every latent, in one pass over the
+    dictionary, and what concerns all of them.
 
-    Arrays `[n]` by `key_of`, as far as the dense limit allows; `meta["skipped"]` names the others, and `meta["by_limit"]` those
-    of them that candidates can have. Beside them `both_prompt_mean`, `both_half0` and `both_half1` of the primary scope.
+    Arrays `[n]` by `key_of`, as far as the dense limit allows; `meta["skipped"]` names
+    the others, and `meta["by_limit"]` those of them that candidates can have. Beside
+    them `both_prompt_mean`, `both_half0` and `both_half1` of the primary scope.
     """
     study = evidence.study
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        made = {key_of(name, scope): SCORES[name].make(evidence, scope) for name, scope in _scored(study)}
-        skipped = {key: value for key, value in made.items() if isinstance(value, Skipped)}
+        made = {
+            key_of(name, scope): SCORES[name].make(evidence, scope)
+            for name, scope in _scored(study)
+        }
+        skipped = {
+            key: value for key, value in made.items() if isinstance(value, Skipped)
+        }
         arrays, meta = _dictionary_pass(evidence, made)
         why = {key: value.why for key, value in skipped.items()}
-        return arrays, {**meta, "skipped": why, "by_limit": [key for key, value in skipped.items() if value.by_limit]}
+        return arrays, {
+            **meta,
+            "skipped": why,
+            "by_limit": [key for key, value in skipped.items() if value.by_limit],
+        }
 
     s = study.settings
     fields = {
@@ -183,7 +327,9 @@ def score_stage(evidence: Evidence, inputs: Mapping[str, str]) -> Result:
         "scores": score_versions(),
     }
     aligned = {"lm_aligned": study.aligned_key} if s.lm_aligned else {}
-    return study.stage("scores", fields, {**inputs, "sae": study.sae_key, **aligned}, compute)
+    return study.stage(
+        "scores", fields, {**inputs, "sae": study.sae_key, **aligned}, compute
+    )
 
 
 def _scopes(study: Study) -> list[str]:
@@ -192,25 +338,42 @@ def _scopes(study: Study) -> list[str]:
 
 
 def _scored(study: Study) -> list[tuple[str, str]]:
-    """Every score with each scope that it has: scope by scope, so that a scope's tokens are merged once."""
+    """Every score with each scope that it has: scope by scope, so that a scope's tokens
+    are merged once.
+    """
     scopes = _scopes(study)
     each = [name for name, score in SCORES.items() if score.scope == "each"]
     others = [name for name, score in SCORES.items() if score.scope != "each"]
-    return [*((name, scope) for scope in scopes for name in each), *((name, scopes[0]) for name in others)]
+    return [
+        *((name, scope) for scope in scopes for name in each),
+        *((name, scopes[0]) for name in others),
+    ]
 
 
-def _dictionary_pass(evidence: Evidence, made: Mapping[str, Made]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Scores forms and vectors in one pass over the decoder's rows, then adds what is derived of them."""
+def _dictionary_pass(
+    evidence: Evidence, made: Mapping[str, Made]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Scores forms and vectors in one pass over the decoder's rows, then adds what is
+    derived of them.
+    """
     study, mean_d, primary = evidence.study, evidence.mean_d, _scopes(evidence.study)[0]
-    forms = {key: value.matrix_dd for key, value in made.items() if isinstance(value, Form)}
-    vectors = {key: value.vector_d for key, value in made.items() if isinstance(value, Vector)}
+    forms = {
+        key: value.matrix_dd for key, value in made.items() if isinstance(value, Form)
+    }
+    vectors = {
+        key: value.vector_d for key, value in made.items() if isinstance(value, Vector)
+    }
     whole, prompt_k = evidence.moment(primary), evidence.weights("prompt")
     prompt_mean_d = evidence.mean_acts(np.abs(prompt_k) / np.abs(prompt_k).sum())
     forms["both_prompt_mean"] = quadratic_form(whole, prompt_mean_d)
     for name, moment in _half_moments(study, evidence.table, evidence.weights(primary)):
         forms[name] = quadratic_form(moment, mean_d)
-    arrays = score_dictionary(study.decoder, forms, vectors, mesh=study.mesh, progress=study.progress)
-    arrays |= {key: value for key, value in made.items() if isinstance(value, np.ndarray)}
+    arrays = score_dictionary(
+        study.decoder, forms, vectors, mesh=study.mesh, progress=study.progress
+    )
+    arrays |= {
+        key: value for key, value in made.items() if isinstance(value, np.ndarray)
+    }
     for key, value in made.items():
         if isinstance(value, Derived):
             arrays[key] = value.of(arrays)
@@ -220,20 +383,30 @@ def _dictionary_pass(evidence: Evidence, made: Mapping[str, Made]) -> tuple[dict
     return arrays, {"bound": float(bound), "best_over_bound": best / float(bound)}
 
 
-def _half_moments(study: Study, table: TokenTable, w_k: np.ndarray) -> Iterator[tuple[str, Moment]]:
-    """Moments of two random halves of the prompts, each a mean over its own prompts; none with fewer than two."""
+def _half_moments(
+    study: Study, table: TokenTable, w_k: np.ndarray
+) -> Iterator[tuple[str, Moment]]:
+    """Moments of two random halves of the prompts, each a mean over its own prompts;
+    none with fewer than two.
+    """
     prompts = sorted({row.pair for row in table.rows})
     if len(prompts) < 2:
         return
     first = halves(len(prompts), study.key(1))
     in_first = dict(zip(prompts, first, strict=True))
-    half_k = np.repeat([in_first[row.pair] for row in table.rows], np.diff(table.start_r))
+    half_k = np.repeat(
+        [in_first[row.pair] for row in table.rows], np.diff(table.start_r)
+    )
     for i, mask in enumerate((half_k, ~half_k)):
         share = (first if i == 0 else ~first).mean()
         yield f"both_half{i}", table_moment(table, np.where(mask, w_k, 0) / share)
 
 
-def preset_scores(preset: Preset, scores: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """Returns a preset's score of every latent, or None where the dense limit left it out."""
+def preset_scores(
+    preset: Preset, scores: Mapping[str, np.ndarray]
+) -> np.ndarray | None:
+    """Returns a preset's score of every latent, or None where the dense limit left it
+    out.
+    """
     values = scores.get(key_of(preset.sides, preset.tokens))
     return None if values is None else np.asarray(values)

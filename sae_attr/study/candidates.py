@@ -1,4 +1,6 @@
-"""What is printed beside every Δ: uncertainty, signs, where it comes from, rivals, and exact ablation, for candidates."""
+"""What is printed beside every Δ: uncertainty, signs, where it comes from, rivals, and
+exact ablation, for candidates.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,18 @@ from sae_attr.activations import MeanActivation
 from sae_attr.attribution.ablation import exact_ablation, row_ablation, taylor_fails
 from sae_attr.attribution.encoder import error_prompt_scores, fires_on_pairs
 from sae_attr.attribution.merged import prompt_scores
-from sae_attr.attribution.ranking import Ranking, agreement, overlap, random_matched, rank
-from sae_attr.attribution.statistics import cluster_statistics, duplicates, split_half_spearman
+from sae_attr.attribution.ranking import (
+    Ranking,
+    agreement,
+    overlap,
+    random_matched,
+    rank,
+)
+from sae_attr.attribution.statistics import (
+    cluster_statistics,
+    duplicates,
+    split_half_spearman,
+)
 from sae_attr.attribution.table import side_weights
 from sae_attr.files.tensors import RowSource
 from sae_attr.interpret import nearest_tokens
@@ -41,44 +53,77 @@ POOL_BY = (
 
 def decoder_rows(source: RowSource, latents: np.ndarray) -> jax.Array:
     """Unit decoder rows `[k, d]` of chosen latents."""
-    return unit_decoder(jnp.asarray(np.concatenate([source.rows(int(i), int(i) + 1) for i in latents])))
+    return unit_decoder(
+        jnp.asarray(np.concatenate([source.rows(int(i), int(i) + 1) for i in latents]))
+    )
 
 
-def preset_ranking(evidence: Evidence, preset: Preset, scores: Mapping[str, np.ndarray]) -> Ranking:
-    """Returns a preset's ranking of the dictionary; beyond the dense limit, of a pool (NaN elsewhere).
+def preset_ranking(
+    evidence: Evidence, preset: Preset, scores: Mapping[str, np.ndarray]
+) -> Ranking:
+    """Returns a preset's ranking of the dictionary; beyond the dense limit, of a pool
+    (NaN elsewhere).
 
-    The pool is the best by each score of `POOL_BY`; `options["ranked"]` says how many latents of how many were looked at.
+    The pool is the best by each score of `POOL_BY`; `options["ranked"]` says how many
+    latents of how many were looked at.
     """
     study, n = evidence.study, len(evidence.study.decoder)
     values = preset_scores(preset, scores)
     ranked: dict[str, Any] = {"latents": n, "of": n, "by": "the whole dictionary"}
     if values is None:
         count = POOL * study.settings.top
-        best = {name: rank(name, scores[key_of(name, preset.tokens)], count).latents_k for name in POOL_BY}
+        best = {
+            name: rank(name, scores[key_of(name, preset.tokens)], count).latents_k
+            for name in POOL_BY
+        }
         pool = np.unique(np.concatenate(list(best.values())))
         values = np.full(n, np.nan, np.float32)
         few = Candidates(pool, decoder_rows(study.decoder, pool), scores)
         values[pool] = column_of(preset.sides, preset.tokens, evidence, few)
-        by = " and ".join(f"the best {len(latents)} by {name}" for name, latents in best.items())
+        by = " and ".join(
+            f"the best {len(latents)} by {name}" for name, latents in best.items()
+        )
         ranked = {"latents": len(pool), "of": n, "by": by}
-    return rank(preset.name, values, study.settings.top, tokens=preset.tokens, sides=preset.sides, ranked=ranked)
+    return rank(
+        preset.name,
+        values,
+        study.settings.top,
+        tokens=preset.tokens,
+        sides=preset.sides,
+        ranked=ranked,
+    )
 
 
 def _f32(mean: MeanActivation) -> jax.Array:
     return jnp.asarray(mean.mean_d, jnp.float32)
 
 
-def rivals(study: Study, scores: Mapping[str, np.ndarray], rates_n: np.ndarray, primary: Ranking) -> dict[str, Ranking]:
-    """The rivals' rankings, in the same type; those that could not be computed are absent (see `skipped`)."""
+def rivals(
+    study: Study,
+    scores: Mapping[str, np.ndarray],
+    rates_n: np.ndarray,
+    primary: Ranking,
+) -> dict[str, Ranking]:
+    """The rivals' rankings, in the same type; those that could not be computed are
+    absent (see `skipped`).
+    """
     scope, top = study.settings.presets()[0].tokens, study.settings.top
     keys = {name: key_of(name, scope) for name, score in SCORES.items() if score.ranked}
-    out = {name: rank(name, scores[key], top) for name, key in keys.items() if _whole(scores.get(key))}
-    out["random"] = random_matched("random", rates_n, primary.latents_k, top, study.key(2))
+    out = {
+        name: rank(name, scores[key], top)
+        for name, key in keys.items()
+        if _whole(scores.get(key))
+    }
+    out["random"] = random_matched(
+        "random", rates_n, primary.latents_k, top, study.key(2)
+    )
     return out
 
 
 def _whole(values: np.ndarray | None) -> bool:
-    """Whether every latent has a score; a rank among the candidates alone would mean nothing."""
+    """Whether every latent has a score; a rank among the candidates alone would mean
+    nothing.
+    """
     return values is not None and bool(np.isfinite(values).all())
 
 
@@ -90,16 +135,27 @@ def candidate_columns(
     rates_n: np.ndarray,
     others: Mapping[str, Ranking],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Returns one column per statistic, one entry per candidate, best first; and numbers about the ranking as a whole."""
+    """Returns one column per statistic, one entry per candidate, best first; and
+    numbers about the ranking as a whole.
+    """
     study, scope, latents = evidence.study, preset.tokens, ranking.latents_k
     dec_kd = decoder_rows(study.decoder, latents)
     few = Candidates(latents, dec_kd, scores)
     own = SCORES[preset.sides].per_prompt
     if own is None:
-        raise ValueError(f"score {preset.sides!r} is not known within prompts, so no preset can rank by it")
+        raise ValueError(
+            f"score {preset.sides!r} is not known within prompts, so no preset can "
+            "rank by it"
+        )
     own_pk = own(evidence, scope, few)
     stats = cluster_statistics(own_pk, study.key(3), resamples=study.settings.bootstrap)
-    role_k = prompt_scores(evidence.merged(scope), dec_kd, evidence.mean_d, sides=preset.sides, by_role=True).mean(0)
+    role_k = prompt_scores(
+        evidence.merged(scope),
+        dec_kd,
+        evidence.mean_d,
+        sides=preset.sides,
+        by_role=True,
+    ).mean(0)
     if preset.sides == "gated":
         role_k = role_k * (np.asarray(scores[key_of("gradient", scope)])[latents] > 0)
     copies = duplicates(np.asarray(dec_kd))
@@ -113,15 +169,33 @@ def candidate_columns(
         "low": stats.low_k,
         "high": stats.high_k,
         "consistency": stats.consistency_k,
-        **{name: values_k for name, values_k in of_scores.items() if values_k is not None},
+        **{
+            name: values_k
+            for name, values_k in of_scores.items()
+            if values_k is not None
+        },
         "firing_rate": rates_n[latents],
-        **({"fires_on_pairs": fires_on_pairs(evidence.merged(scope), study.sae, latents)} if has_codes else {}),
+        **(
+            {
+                "fires_on_pairs": fires_on_pairs(
+                    evidence.merged(scope), study.sae, latents
+                )
+            }
+            if has_codes
+            else {}
+        ),
         **{f"from_{role}": role_k[i] for i, role in enumerate(ROLES) if role != "pad"},
-        **{f"rank_{name}": other.rank_of(latents) for name, other in others.items() if name != "random"},
+        **{
+            f"rank_{name}": other.rank_of(latents)
+            for name, other in others.items()
+            if name != "random"
+        },
         "duplicate_of": np.where(copies >= 0, latents[copies], -1),
     }
     ids, cosines = nearest_tokens(dec_kd, unembedding(study.params, cfg=study.cfg))
-    columns["tokens"] = np.array([quoted(token_strings(study.tokenizer, row)) for row in np.asarray(ids)])
+    columns["tokens"] = np.array(
+        [quoted(token_strings(study.tokenizer, row)) for row in np.asarray(ids)]
+    )
     columns["token_cosine"] = np.asarray(cosines)[:, 0]
     rho, spread = split_half_spearman(own_pk, study.key(4))
     about: dict[str, Any] = {
@@ -131,51 +205,84 @@ def candidate_columns(
     }
     if has_codes:
         about["never_firing"] = int((columns["fires_on_pairs"] == 0).sum())
-    return columns, {**about, "overlap": {name: overlap(ranking, other) for name, other in others.items()}}
+    return columns, {
+        **about,
+        "overlap": {name: overlap(ranking, other) for name, other in others.items()},
+    }
 
 
-def reconstruction_error(evidence: Evidence, preset: Preset, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The part of the first order that no latent carries, as an entry of its own beside the latents' Δ′.
+def reconstruction_error(
+    evidence: Evidence, preset: Preset, scores: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """The part of the first order that no latent carries, as an entry of its own beside
+    the latents' Δ′.
 
-    `delta`: Δ_err = mean over pairs of mean_t −g_t·(e_t − mean e), e_t = a_t − SAE(a_t), with its statistics; `whole`: the
-    same of a_t − ā, which Σ_i Δ′_i (`latents`) and Δ_err share out; `rank`: its place among the latents by Δ′.
+    `delta`: Δ_err = mean over pairs of mean_t −g_t·(e_t − mean e), e_t = a_t −
+    SAE(a_t), with its statistics; `whole`: the same of a_t − ā, which Σ_i Δ′_i
+    (`latents`) and Δ_err share out; `rank`: its place among the latents by Δ′.
     """
     study, codes, mean = evidence.study, evidence.codes, evidence.mean
     if not codes.tokens:
         return {"skipped": "the error's mean is unknown: too few firing_tokens"}
     merged = evidence.merged(preset.tokens)
     parts_p2 = error_prompt_scores(merged, study.sae, codes.error_m, mean.mean_d)
-    stats = cluster_statistics(parts_p2, study.key(7), resamples=study.settings.bootstrap)
-    names = {"delta": "mean_k", "se": "se_k", "low": "low_k", "high": "high_k", "consistency": "consistency_k"}
-    out = {name: float(getattr(stats, key)[0]) for name, key in names.items()} | {"whole": float(stats.mean_k[1])}
+    stats = cluster_statistics(
+        parts_p2, study.key(7), resamples=study.settings.bootstrap
+    )
+    names = {
+        "delta": "mean_k",
+        "se": "se_k",
+        "low": "low_k",
+        "high": "high_k",
+        "consistency": "consistency_k",
+    }
+    out = {name: float(getattr(stats, key)[0]) for name, key in names.items()} | {
+        "whole": float(stats.mean_k[1])
+    }
     latents_n = scores.get(key_of("encoder", preset.tokens))
     if latents_n is not None and np.isfinite(latents_n).all():
         latents_n = np.asarray(latents_n, np.float64)
-        out |= {"latents": float(latents_n.sum()), "rank": int((latents_n > out["delta"]).sum()) + 1}
+        out |= {
+            "latents": float(latents_n.sum()),
+            "rank": int((latents_n > out["delta"]).sum()) + 1,
+        }
     return {**out, "scope": preset.tokens, "unit": "nats per token, mean over prompts"}
 
 
 def stability(scores: Mapping[str, np.ndarray], top: int) -> dict[str, float]:
-    """How far two random halves of the prompts agree, over the whole dictionary: top overlap and Spearman."""
+    """How far two random halves of the prompts agree, over the whole dictionary: top
+    overlap and Spearman.
+    """
     if "both_half0" not in scores:
         return {"half_overlap": float("nan"), "half_spearman": float("nan")}
     a, b = (rank(name, scores[name], top) for name in ("both_half0", "both_half1"))
-    return {"half_overlap": overlap(a, b), "half_spearman": agreement(a.scores_n, b.scores_n)["spearman"]}
+    return {
+        "half_overlap": overlap(a, b),
+        "half_spearman": agreement(a.scores_n, b.scores_n)["spearman"],
+    }
 
 
-# ---- exact ablation ------------------------------------------------------------------------------------------------------
+# ---- exact ablation ------------------------------------------------------------------
 
 
 def ablation_stage(
-    study: Study, latents: np.ndarray, mean: MeanActivation, preset: Preset, inputs: Mapping[str, str]
+    study: Study,
+    latents: np.ndarray,
+    mean: MeanActivation,
+    preset: Preset,
+    inputs: Mapping[str, str],
 ) -> Result:
-    """Exact mean ablation of latents, jointly over the scope `[rows, latents]` and at sampled single positions `[s]`."""
+    """Exact mean ablation of latents, jointly over the scope `[rows, latents]` and at
+    sampled single positions `[s]`.
+    """
     rows = ablated_rows(study.rows, study.settings.ablate_rows)
     dec_kd = decoder_rows(study.decoder, latents)
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         joint = _joint(study, rows, dec_kd, mean, preset, progress)
-        return {**joint, **_single(study, rows, dec_kd, mean, preset)}, {"rows": len(rows)}
+        return {**joint, **_single(study, rows, dec_kd, mean, preset)}, {
+            "rows": len(rows)
+        }
 
     s = study.settings
     fields = {
@@ -192,7 +299,9 @@ def ablation_stage(
 
 
 def ablated_rows(rows: list[Row], limit: int | None) -> list[Row]:
-    """The first prompts' rows, whole prompts at a time, at most `limit` rows but at least one prompt."""
+    """The first prompts' rows, whole prompts at a time, at most `limit` rows but at
+    least one prompt.
+    """
     out: list[Row] = []
     for pair in dict.fromkeys(row.pair for row in rows):
         members = [row for row in rows if row.pair == pair]
@@ -206,12 +315,24 @@ _FIELDS = ("dloss", "first_order", "end_slope", "push", "end_push")
 
 
 def _joint(
-    study: Study, rows: list[Row], dec_kd: jax.Array, mean: MeanActivation, preset: Preset, progress: Any
+    study: Study,
+    rows: list[Row],
+    dec_kd: jax.Array,
+    mean: MeanActivation,
+    preset: Preset,
+    progress: Any,
 ) -> dict[str, np.ndarray]:
     cfg, site, loss = study.cfg, study.site, study.settings.loss
-    step = jax.jit(lambda p, b, d, m, w: exact_ablation(p, b, d, m, w, cfg=cfg, site=site, loss=loss))
+    step = jax.jit(
+        lambda p, b, d, m, w: exact_ablation(
+            p, b, d, m, w, cfg=cfg, site=site, loss=loss
+        )
+    )
     where = study.where(rows, preset.tokens)
-    out = {f"joint_{name}": np.zeros((len(rows), len(dec_kd)), np.float32) for name in _FIELDS}
+    out = {
+        f"joint_{name}": np.zeros((len(rows), len(dec_kd)), np.float32)
+        for name in _FIELDS
+    }
     work = study.batched(rows)
     names = [shard_name(batch.tokens_bt.shape, i) for i, (batch, _) in enumerate(work)]
     done = agreed(progress.done(), names)
@@ -221,7 +342,13 @@ def _joint(
             arrays, _ = progress.get(name)
         else:
             where_bt = where(batch, row_b)
-            result = step(study.params, *shard_batch((batch,), study.mesh), dec_kd, _f32(mean), where_bt)
+            result = step(
+                study.params,
+                *shard_batch((batch,), study.mesh),
+                dec_kd,
+                _f32(mean),
+                where_bt,
+            )
             arrays = {field: to_host(getattr(result, field)) for field in _FIELDS}
             progress.add(name, arrays)
         for field in _FIELDS:
@@ -230,37 +357,68 @@ def _joint(
 
 
 def _single(
-    study: Study, rows: list[Row], dec_kd: jax.Array, mean: MeanActivation, preset: Preset
+    study: Study,
+    rows: list[Row],
+    dec_kd: jax.Array,
+    mean: MeanActivation,
+    preset: Preset,
 ) -> dict[str, np.ndarray]:
-    """ΔL_{i,t} of sampled (row, position, latent): each triple is a row of its own in the batch."""
+    """ΔL_{i,t} of sampled (row, position, latent): each triple is a row of its own in
+    the batch.
+    """
     count = study.settings.ablate_positions
-    generator = np.random.default_rng(np.asarray(jax.random.key_data(study.key(5))).ravel())
+    generator = np.random.default_rng(
+        np.asarray(jax.random.key_data(study.key(5))).ravel()
+    )
     row_s = generator.integers(len(rows), size=count)
     latent_s = generator.integers(len(dec_kd), size=count)
     masks = [scope_mask(row, preset.tokens, exclude=study.exclude) for row in rows]
     pos_s = np.array([generator.choice(np.flatnonzero(masks[r])) for r in row_s], int)
     cfg, site, loss = study.cfg, study.site, study.settings.loss
-    step = jax.jit(lambda p, b, d, m, w: row_ablation(p, b, d, m, w, cfg=cfg, site=site, loss=loss))
+    step = jax.jit(
+        lambda p, b, d, m, w: row_ablation(p, b, d, m, w, cfg=cfg, site=site, loss=loss)
+    )
     out = {f"single_{name}": np.zeros(count, np.float32) for name in _FIELDS}
     work = study.batched([rows[r] for r in row_s])
-    for batch, index_b in tqdm(work, desc="single positions", unit="batch", disable=not study.progress):
+    for batch, index_b in tqdm(
+        work, desc="single positions", unit="batch", disable=not study.progress
+    ):
         used, where_bt = index_b >= 0, np.zeros(batch.tokens_bt.shape, bool)
         where_bt[used, pos_s[index_b[used]]] = True
         directions_bd = dec_kd[latent_s[index_b]]
-        result = step(study.params, *shard_batch((batch,), study.mesh), directions_bd, _f32(mean), where_bt)
+        result = step(
+            study.params,
+            *shard_batch((batch,), study.mesh),
+            directions_bd,
+            _f32(mean),
+            where_bt,
+        )
         for name in _FIELDS:
             out[f"single_{name}"][index_b[used]] = to_host(getattr(result, name))[used]
-    return {**out, "single_row": row_s, "single_latent": latent_s, "single_position": pos_s}
+    return {
+        **out,
+        "single_row": row_s,
+        "single_latent": latent_s,
+        "single_position": pos_s,
+    }
 
 
-def ablation_summary(rows: list[Row], arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Per latent, the paired mean of ΔL and of what first order said; and their correlations, joint and single apart.
+def ablation_summary(
+    rows: list[Row], arrays: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Per latent, the paired mean of ΔL and of what first order said; and their
+    correlations, joint and single apart.
 
-    Both are sums over the ablated positions, in nats, with the sides and prompts weighted as in Δ.
+    Both are sums over the ablated positions, in nats, with the sides and prompts
+    weighted as in Δ.
     """
     weights_r = side_weights(rows)
-    paired = {name: weights_r @ np.asarray(arrays[f"joint_{name}"], np.float64) for name in _FIELDS}
-    dloss, first = np.asarray(arrays["joint_dloss"]), np.asarray(arrays["joint_first_order"])
+    paired = {
+        name: weights_r @ np.asarray(arrays[f"joint_{name}"], np.float64)
+        for name in _FIELDS
+    }
+    dloss = np.asarray(arrays["joint_dloss"])
+    first = np.asarray(arrays["joint_first_order"])
     columns = {
         "exact": paired["dloss"],
         "first_order": paired["first_order"],
@@ -273,7 +431,9 @@ def ablation_summary(rows: list[Row], arrays: Mapping[str, np.ndarray]) -> tuple
     about = {
         "joint_per_latent": agreement(paired["dloss"], paired["first_order"]),
         "joint_per_completion": agreement(dloss, first),
-        "single_position": agreement(arrays["single_dloss"], arrays["single_first_order"]),
+        "single_position": agreement(
+            arrays["single_dloss"], arrays["single_first_order"]
+        ),
         "latents_where_taylor_fails": int(columns["taylor_fails"].sum()),
     }
     return columns, about

@@ -1,4 +1,6 @@
-"""A case study: settings together with the models, prompts and judge that they name, looked at when first needed."""
+"""A case study: settings together with the models, prompts and judge that they name,
+looked at when first needed.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,13 @@ from sae_attr.study.samples import UNSTEERED, Answer, Arms, Rows
 from sae_attr.study.settings import CaseSettings, StudySettings
 from sae_attr.study.setup import Study
 from sae_attr.text.pairs import Prompt
-from sae_attr.text.rows import COMPLETION, batches, encode_prompt, is_special, scope_mask
+from sae_attr.text.rows import (
+    COMPLETION,
+    batches,
+    encode_prompt,
+    is_special,
+    scope_mask,
+)
 from sae_attr.text.rows import Row as TokenRow
 from sae_attr.text.tokenizer import decode, encode
 
@@ -41,7 +49,8 @@ class Runtime:
 
     Args:
       workdir: of the run; `store` lies in it.
-      batch_size: completions that are sampled at a time; a multiple of the mesh's data axis.
+      batch_size: completions that are sampled at a time; a multiple of the mesh's data
+        axis.
       progress: show bars.
       on_part: is told the name of every part of the organism that is made.
       judges: case name -> judge.
@@ -57,14 +66,18 @@ class Runtime:
 
 
 ExactRates = Callable[..., tuple[np.ndarray, np.ndarray]]
-"""(params, prompts, edits, cfg, rows) -> behaviour and coherence `[rows, prompts]` from next-word probabilities."""
+"""(params, prompts, edits, cfg, rows) -> behaviour and coherence `[rows, prompts]` from
+next-word probabilities.
+"""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files of a case: a real model's, or those that the organism's build wrote; fields as in `CaseSettings`.
+    """The files of a case: a real model's, or those that the organism's build wrote;
+    fields as in `CaseSettings`.
 
-    `lm_aligned`: "" where there is no second model. `exact`: rates by probabilities, which only the organism's grammar allows.
+    `lm_aligned`: "" where there is no second model. `exact`: rates by probabilities,
+      which only the organism's grammar allows.
     """
 
     lm: str
@@ -85,11 +98,23 @@ class Source:
         """Names of the files' contents, and how they are read."""
         local = lambda path: path if path.startswith("hf://") else fingerprint(path)
         models: dict[str, Any] = {"lm": fingerprint(resolve_model(self.lm))}
-        models["lm_aligned"] = fingerprint(resolve_model(self.lm_aligned)) if self.lm_aligned else None
+        models["lm_aligned"] = (
+            fingerprint(resolve_model(self.lm_aligned)) if self.lm_aligned else None
+        )
         adapter = fingerprint(resolve_model(self.adapter)) if self.adapter else None
-        how = {"sae_format": self.sae_format, "sae_options": dict(self.sae_options), "site": self.site}
+        how = {
+            "sae_format": self.sae_format,
+            "sae_options": dict(self.sae_options),
+            "site": self.site,
+        }
         how |= {"column": self.column, "split": self.split}
-        return {**models, "adapter": adapter, "sae": local(self.sae), "corpus": fingerprint(self.corpus), **how}
+        return {
+            **models,
+            "adapter": adapter,
+            "sae": local(self.sae),
+            "corpus": fingerprint(self.corpus),
+            **how,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,17 +150,27 @@ class Case:
             **self.settings.attribution,
         }
         keys_at = f"cases.{self.settings.name}.attribution."
-        return Study(Settings(**fields), self.runtime.store, self.runtime.mesh, self.runtime.progress, keys_at)
+        return Study(
+            Settings(**fields),
+            self.runtime.store,
+            self.runtime.mesh,
+            self.runtime.progress,
+            keys_at,
+        )
 
     @functools.cached_property
     def aligned_params(self) -> Params:
-        """Weights of the model without the behaviour; where there is no second model, those of the only one."""
+        """Weights of the model without the behaviour; where there is no second model,
+        those of the only one.
+        """
         if not self.source.lm_aligned:
             return self.attribution.params
         return self.attribution.load(self.source.lm_aligned)
 
     def params(self, direction: str) -> Params:
-        """Steering away is done to the model with the behaviour, steering toward to the one without."""
+        """Steering away is done to the model with the behaviour, steering toward to the
+        one without.
+        """
         return self.attribution.params if direction == "away" else self.aligned_params
 
     def prompts(self, split: str) -> tuple[Prompt, ...]:
@@ -148,21 +183,33 @@ class Case:
         return self.source.prompts[split][: limits[split]]
 
     def declared_prompts(self, split: str) -> list[Any]:
-        """A split's prompts as a stage's key has them: the ids that are sampled from; the organism's follow from its recipe."""
+        """A split's prompts as a stage's key has them: the ids that are sampled from;
+        the organism's follow from its recipe.
+        """
         if self.settings.organism is not None:
             return []
-        return [[p.id, ids] for p, ids in zip(self.prompts(split), self.prompt_ids(split), strict=True)]
+        return [
+            [p.id, ids]
+            for p, ids in zip(self.prompts(split), self.prompt_ids(split), strict=True)
+        ]
 
     def declared_stops(self) -> list[int]:
-        """The ids that end a completion as a stage's key has them; the organism's follow from its recipe."""
+        """The ids that end a completion as a stage's key has them; the organism's
+        follow from its recipe.
+        """
         given = self.study.sampling.stop_ids or ()
-        return list(given) if self.settings.organism is not None else list(self.stop_ids)
+        return (
+            list(given) if self.settings.organism is not None else list(self.stop_ids)
+        )
 
     def prompt_ids(self, split: str) -> list[list[int]]:
         """Token ids of a split's prompts, as a completion's row begins; rendered once."""
         if split not in self._prompt_ids:
             study = self.attribution
-            encoded = [encode_prompt(p, study.tokenizer, prepend_bos=study.prepend_bos) for p in self.prompts(split)]
+            encoded = [
+                encode_prompt(p, study.tokenizer, prepend_bos=study.prepend_bos)
+                for p in self.prompts(split)
+            ]
             self._prompt_ids[split] = encoded
         return self._prompt_ids[split]
 
@@ -173,9 +220,11 @@ class Case:
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end a completion: the model's (or the settings' ids in their place), and the settings' texts.
+        """Tokens that end a completion: the model's (or the settings' ids in their
+        place), and the settings' texts.
 
-        Raises ValueError for a stop text that is no single token, and an id that is none of the model's.
+        Raises ValueError for a stop text that is no single token, and an id that is
+        none of the model's.
         """
         study = self.attribution
         tok, given = study.tokenizer, self.study.sampling.stop_ids
@@ -183,14 +232,19 @@ class Case:
         for text in self.study.sampling.stop:
             found, _ = encode(tok, text, add_bos=False)
             if len(found) != 1:
-                raise ValueError(f"stop {text!r} is {len(found)} tokens; a completion is stopped by a single one")
+                raise ValueError(
+                    f"stop {text!r} is {len(found)} tokens; a completion is stopped by "
+                    "a single one"
+                )
             ids.append(found[0])
         return tuple(dict.fromkeys(ids))
 
     def can_score(self, ids: Sequence[int]) -> bool:
-        """Returns whether the attribution can score a completion: it has a token, and one that counts in every scope.
+        """Returns whether the attribution can score a completion: it has a token, and
+        one that counts in every scope.
 
-        A completion's last token has no gradient, so where only the completion's own tokens count it needs another one.
+        A completion's last token has no gradient, so where only the completion's own
+        tokens count it needs another one.
         """
         if not len(ids):
             return False
@@ -199,7 +253,9 @@ class Case:
             return True
         roles = np.full(len(ids), COMPLETION)
         special = is_special(ids, study.tokenizer)
-        return bool(scope_mask((roles, special), "completion", exclude=study.exclude)[:-1].any())
+        return bool(
+            scope_mask((roles, special), "completion", exclude=study.exclude)[:-1].any()
+        )
 
     def text(self, ids: list[int]) -> str:
         """A completion as the judge and readers see it."""
@@ -208,13 +264,20 @@ class Case:
     def item(self, split: str) -> Any:
         """`(id, prompt number, token ids) -> Item` for the judge."""
         prompts = self.prompts(split)
-        return lambda name, p, ids: Item(id=name, prompt=prompts[p].prompt, completion=self.text(ids))
+        return lambda name, p, ids: Item(
+            id=name, prompt=prompts[p].prompt, completion=self.text(ids)
+        )
 
     @functools.cached_property
     def sampling(self) -> Sampling:
         """How every completion is sampled."""
         s = self.study.sampling
-        return Sampling(temperature=s.temperature, top_p=s.top_p, max_new=s.max_new, stop_ids=self.stop_ids)
+        return Sampling(
+            temperature=s.temperature,
+            top_p=s.top_p,
+            max_new=s.max_new,
+            stop_ids=self.stop_ids,
+        )
 
     def directions(self, arms: Arms) -> np.ndarray:
         """Unit decoder rows of the arms `[k, d]`; zeros for the model as it is."""
@@ -225,18 +288,31 @@ class Case:
             rows_kd[steered] = np.asarray(decoder_rows(study.decoder, latents))[place]
         return rows_kd
 
-    def exact(self, direction: str, split: str, arms: Arms, norm: float) -> tuple[np.ndarray, np.ndarray]:
-        """Behaviour and coherence of every arm and prompt `[k, p]` by exact probabilities, all tokens steered."""
+    def exact(
+        self, direction: str, split: str, arms: Arms, norm: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Behaviour and coherence of every arm and prompt `[k, p]` by exact
+        probabilities, all tokens steered.
+        """
         if self.source.exact is None:
-            raise ValueError(f"case {self.settings.name} has no exact rates; set strengths_by=samples")
-        rows_kd, strengths_k = self.directions(arms), norm * arms.strengths_k.astype(np.float32)
+            raise ValueError(
+                f"case {self.settings.name} has no exact rates; set "
+                "strengths_by=samples"
+            )
+        rows_kd = self.directions(arms)
+        strengths_k = norm * arms.strengths_k.astype(np.float32)
         batch, site = self.runtime.batch_size, self.attribution.site
         out: list[Any] = []
         for start in range(0, len(arms), batch):
-            part = np.arange(start, start + batch) % len(arms)  # the last batch repeats arms: one compiled shape
+            part = np.arange(start, start + batch) % len(
+                arms
+            )  # the last batch repeats arms: one compiled shape
             edit = Add(jnp.asarray(rows_kd[part]), jnp.asarray(strengths_k[part]))
             out.append(
-                [to_host(x)[: len(arms) - start] for x in self._exact(split)(self.params(direction), {site: edit})]
+                [
+                    to_host(x)[: len(arms) - start]
+                    for x in self._exact(split)(self.params(direction), {site: edit})
+                ]
             )
         behaviour, coherent = (np.concatenate(x) for x in zip(*out, strict=True))
         return behaviour, coherent
@@ -244,14 +320,14 @@ class Case:
     def _exact(self, split: str) -> Any:
         """The compiled program of exact rates on a split's prompts."""
         if split not in self._programs:
-            exact, prompts, rows, cfg = (
-                self.source.exact,
-                self.prompts(split),
-                self.runtime.batch_size,
-                self.attribution.cfg,
-            )
+            exact = self.source.exact
+            prompts = self.prompts(split)
+            rows = self.runtime.batch_size
+            cfg = self.attribution.cfg
             assert exact is not None  # self.exact
-            self._programs[split] = jax.jit(lambda params, edits: exact(params, prompts, edits, cfg=cfg, rows=rows))
+            self._programs[split] = jax.jit(
+                lambda params, edits: exact(params, prompts, edits, cfg=cfg, rows=rows)
+            )
         return self._programs[split]
 
     @functools.cached_property
@@ -261,43 +337,64 @@ class Case:
 
     @property
     def measures_coherence(self) -> bool:
-        """Whether coherence of sampled answers is measured by log-probability, since the judge does not tell it."""
+        """Whether coherence of sampled answers is measured by log-probability, since
+        the judge does not tell it.
+        """
         by = self.study.coherence_by
         if self.study.strengths_by == "exact" or by == "judge":
             return False
         return by == "logp" or not tells_coherence(self.judge)
 
     def logp_per_token(
-        self, direction: str, split: str, prompts: Sequence[int], ids: Sequence[Sequence[int]]
+        self,
+        direction: str,
+        split: str,
+        prompts: Sequence[int],
+        ids: Sequence[Sequence[int]],
     ) -> np.ndarray:
-        """Mean log-probability of completions under the unsteered model of a direction, float64 `[r]` in nats per token.
+        """Mean log-probability of completions under the unsteered model of a direction,
+        float64 `[r]` in nats per token.
 
         Args:
           prompts: number of every completion's prompt in the split.
           ids: token ids; a completion without any gets NaN.
         """
         prompt_ids = self.prompt_ids(split)
-        rows = [_row(prompt_ids[p], completion) for p, completion in zip(prompts, ids, strict=True)]
+        rows = [
+            _row(prompt_ids[p], completion)
+            for p, completion in zip(prompts, ids, strict=True)
+        ]
         out = np.full(len(rows), np.nan)
         size = self.runtime.batch_size
-        for batch, index_b in batches(rows, batch_size=size, context=self.attribution.cfg.max_len):
+        for batch, index_b in batches(
+            rows, batch_size=size, context=self.attribution.cfg.max_len
+        ):
             logp_b = to_host(
-                logp_per_token(self.params(direction), shard_batch(batch, self.runtime.mesh), cfg=self.attribution.cfg)
+                logp_per_token(
+                    self.params(direction),
+                    shard_batch(batch, self.runtime.mesh),
+                    cfg=self.attribution.cfg,
+                )
             )
             out[index_b[index_b >= 0]] = logp_b[index_b >= 0]
         return out
 
     def check(self) -> None:
-        """Looks at the files of a real model, before anything is computed: configs, SAE, tokenizer, prompts, stop texts.
+        """Looks at the files of a real model, before anything is computed: configs,
+        SAE, tokenizer, prompts, stop texts.
 
         Raises:
-          ValueError: files that do not fit each other, a prompt that leaves no room for an answer or of which no token counts
-            in the attribution, a judge that does not tell coherence where it is to.
+          ValueError: files that do not fit each other, a prompt that leaves no room for
+            an answer or of which no token counts in the attribution, a judge that does
+            not tell coherence where it is to.
         """
         study = self.attribution
         _ = study.site, study.decoder, self.stop_ids
         if self.source.lm_aligned:
-            study.same_architecture(self.source.lm_aligned, load_config(self.source.lm_aligned, mesh=self.runtime.mesh))
+            study.same_architecture(
+                self.source.lm_aligned,
+                load_config(self.source.lm_aligned, mesh=self.runtime.mesh),
+            )
         next(iter(study.texts()))
         by_judge = self.study.strengths_by == "samples" and not self.measures_coherence
         if by_judge and not tells_coherence(self.judge):
@@ -307,8 +404,12 @@ class Case:
         self._check_scopes()
 
     def _check_lengths(self, split: str) -> None:
-        """Raises ValueError for a prompt whose longest answer would not fit the model, or the attribution's context."""
-        ids, prompts, max_new = self.prompt_ids(split), self.prompts(split), self.study.sampling.max_new
+        """Raises ValueError for a prompt whose longest answer would not fit the model,
+        or the attribution's context.
+        """
+        ids = self.prompt_ids(split)
+        prompts = self.prompts(split)
+        max_new = self.study.sampling.max_new
         longest = max(range(len(ids)), key=lambda i: len(ids[i]))
         limits = {"the model's": self.attribution.cfg.max_len}
         if split == "pairs":
@@ -316,24 +417,33 @@ class Case:
         for whose, limit in limits.items():
             if len(ids[longest]) + max_new > limit:
                 raise ValueError(
-                    f"prompt {prompts[longest].id!r} has {len(ids[longest])} tokens, which with sampling.max_new={max_new} "
-                    f"exceeds {whose} {limit}; shorten it, or lower --config.sampling.max_new"
+                    f"prompt {prompts[longest].id!r} has {len(ids[longest])} tokens, "
+                    f"which with sampling.max_new={max_new} "
+                    f"exceeds {whose} {limit}; shorten it, or lower "
+                    "--config.sampling.max_new"
                 )
 
     def _check_scopes(self) -> None:
-        """Raises ValueError for a prompt for pairs of which no token would count in a preset's scope."""
-        study, special_excluded = self.attribution, "special" in self.attribution.exclude
+        """Raises ValueError for a prompt for pairs of which no token would count in a
+        preset's scope.
+        """
+        study = self.attribution
+        special_excluded = "special" in self.attribution.exclude
         if all(preset.tokens != "prompt" for preset in study.settings.presets()):
             return
-        for prompt, ids in zip(self.prompts("pairs"), self.prompt_ids("pairs"), strict=True):
+        for prompt, ids in zip(
+            self.prompts("pairs"), self.prompt_ids("pairs"), strict=True
+        ):
             if special_excluded and is_special(ids, study.tokenizer).all():
                 raise ValueError(
-                    f"prompt {prompt.id!r} has special tokens alone, of which none counts in the attribution; fill it in, or "
+                    f"prompt {prompt.id!r} has special tokens alone, of which none "
+                    "counts in the attribution; fill it in, or "
                     f"exclude less ({study.flag('exclude')})"
                 )
 
     def try_out(self, *, judge: bool) -> None:
-        """Runs what is cheap beside sampling and would end the study later: the SAE's self-test, one question to the judge.
+        """Runs what is cheap beside sampling and would end the study later: the SAE's
+        self-test, one question to the judge.
 
         The self-test is stored, so that the attribution only loads it.
 
@@ -341,14 +451,16 @@ class Case:
           judge: whether answers are still to be graded.
 
         Raises:
-          ValueError: the SAE does not fit its site, or the judge's reply cannot be read.
+          ValueError: the SAE does not fit its site, or the judge's reply cannot be
+            read.
         """
         self_test(self.attribution)
         if judge:
             ask_one(self.judge)
 
     def answer(self, direction: str, split: str, arms: Arms, norm: float) -> Answer:
-        """Samples completions of a split's prompts under arms, at most `batch_size` rows a call: one compiled program for all.
+        """Samples completions of a split's prompts under arms, at most `batch_size`
+        rows a call: one compiled program for all.
 
         Args:
           norm: the unit of strengths, the site's mean norm.
@@ -360,13 +472,30 @@ class Case:
 
         def row_of(k: int, p: int, s: int, attempt: int) -> Row:
             latent, strength = int(arms.latents_k[k]), float(arms.strengths_k[k])
-            return Row(names[p], s, latent, strength, direction, self.study.steer_tokens, attempt=attempt)
+            return Row(
+                names[p],
+                s,
+                latent,
+                strength,
+                direction,
+                self.study.steer_tokens,
+                attempt=attempt,
+            )
 
         def answer(rows: Rows) -> list[list[int]]:
             made = sweep(
-                self.params(direction), [row_of(*row) for row in rows.tuples()], ids, vectors, key, cfg=study.cfg,
-                site=study.site, mesh=self.runtime.mesh, batch_size=self.runtime.batch_size, sampling=self.sampling, unit=norm,
-            )  # fmt: skip
+                self.params(direction),
+                [row_of(*row) for row in rows.tuples()],
+                ids,
+                vectors,
+                key,
+                cfg=study.cfg,
+                site=study.site,
+                mesh=self.runtime.mesh,
+                batch_size=self.runtime.batch_size,
+                sampling=self.sampling,
+                unit=norm,
+            )
             return [list(done.ids) for batch in made for done in batch]
 
         return answer
@@ -376,8 +505,10 @@ def no_coherence(case: Case) -> str:
     """Says what to do where nothing tells whether answers are coherent."""
     name = case.settings.name
     return (
-        f"the judge of case {name} does not say whether answers are coherent, which strengths are chosen by; set "
-        f"--config.coherence_by=logp, or add a rubric for it, --config.cases.{name}.judge.coherence=coherence"
+        f"the judge of case {name} does not say whether answers are coherent, which "
+        "strengths are chosen by; set "
+        "--config.coherence_by=logp, or add a rubric for it, "
+        f"--config.cases.{name}.judge.coherence=coherence"
     )
 
 
@@ -385,11 +516,24 @@ def _row(prompt: Sequence[int], completion: Sequence[int]) -> TokenRow:
     """A prompt with its completion, for its log-probability alone: roles do not matter."""
     ids = np.array([*prompt, *completion], np.int32)
     nothing = np.zeros(len(ids), np.int8)
-    return TokenRow(ids, len(prompt), nothing, nothing.astype(bool), pair=0, side=1, completion=0)
+    return TokenRow(
+        ids, len(prompt), nothing, nothing.astype(bool), pair=0, side=1, completion=0
+    )
 
 
-_FILES = ("lm", "adapter", "lm_aligned", "sae", "sae_format", "sae_options", "site", "corpus", "column", "split",
-          "template_options")  # fmt: skip
+_FILES = (
+    "lm",
+    "adapter",
+    "lm_aligned",
+    "sae",
+    "sae_format",
+    "sae_options",
+    "site",
+    "corpus",
+    "column",
+    "split",
+    "template_options",
+)
 
 
 def plain(settings: Any, *leave_out: str) -> dict[str, Any]:

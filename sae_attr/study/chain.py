@@ -14,8 +14,8 @@ from sae_attr.study.case import Case
 from sae_attr.study.score_table import score_versions
 from sae_attr.study.settings import DIRECTIONS
 
-# A stage's number is raised when its code gives other numbers than before. Figures and the page are no stages: they are made
-# of the results on every run.
+# A stage's number is raised when its code gives other numbers than before. Figures and
+# the page are no stages: they are made of the results on every run.
 VERSIONS: dict[str, int] = {
     "organism": 1,
     "sample": 1,
@@ -31,12 +31,18 @@ VERSIONS: dict[str, int] = {
     "convergence": 1,
 }
 
-# The attribution's stages that each of them runs; what is read from another stage's result is in that one's key already.
-CALLS: Mapping[str, tuple[str, ...]] = {"attribute": versions.ALL, "interpret": ("norm-limits",)}
+# The attribution's stages that each of them runs; what is read from another stage's
+# result is in that one's key already.
+CALLS: Mapping[str, tuple[str, ...]] = {
+    "attribute": versions.ALL,
+    "interpret": ("norm-limits",),
+}
 
 
 def timed(make: Compute) -> Compute:
-    """A stage that also keeps its own seconds, in `meta["seconds"]`; of a continued one, those since it was continued."""
+    """A stage that also keeps its own seconds, in `meta["seconds"]`; of a continued
+    one, those since it was continued.
+    """
 
     def run(inputs: Mapping[str, Result], progress: Progress) -> Made:
         began = time.perf_counter()
@@ -55,11 +61,23 @@ class _Chain:
     stages: list[Stage]
 
     def full(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Whole names of this case's stages; those that name another case are whole already."""
-        return tuple(name if name.startswith("/") else f"/{self.name}.{name}" for name in names)
+        """Whole names of this case's stages; those that name another case are whole
+        already.
+        """
+        return tuple(
+            name if name.startswith("/") else f"/{self.name}.{name}" for name in names
+        )
 
-    def add(self, stage: str, make: Callable[..., Made], *needs: str, progress: bool = False, **extra: Any) -> None:
-        """`make` is given the results that it needs in order and, where it is long, the stage's progress.
+    def add(
+        self,
+        stage: str,
+        make: Callable[..., Made],
+        *needs: str,
+        progress: bool = False,
+        **extra: Any,
+    ) -> None:
+        """`make` is given the results that it needs in order and, where it is long, the
+        stage's progress.
 
         `extra`: further declared fields.
         """
@@ -71,26 +89,54 @@ class _Chain:
 
         kind = stage.split(".")[0]
         fields = {**self.declared[kind], **extra}
-        self.stages.append(stage_of(f"{self.name}.{stage}", kind, timed(run), fields, reads))
+        self.stages.append(
+            stage_of(f"{self.name}.{stage}", kind, timed(run), fields, reads)
+        )
 
 
 FILES = ("organism",)  # stages that make files which others read by path
 
 
-def stage_of(name: str, kind: str, run: Compute, fields: Mapping[str, Any], needs: tuple[str, ...]) -> Stage:
+def stage_of(
+    name: str,
+    kind: str,
+    run: Compute,
+    fields: Mapping[str, Any],
+    needs: tuple[str, ...],
+) -> Stage:
     """Returns a stage with the versions of its kind and of what it calls."""
     calls = versions.versions_of(CALLS.get(kind, ()))
-    return Stage(name, run, fields, needs, VERSIONS[kind], calls | score_versions() if "scores" in calls else calls)
+    return Stage(
+        name,
+        run,
+        fields,
+        needs,
+        VERSIONS[kind],
+        calls | score_versions() if "scores" in calls else calls,
+    )
 
 
 def study_stages(cases: Sequence[Case], organism: Stage | None) -> list[Stage]:
-    """All stages of a study, in order: files, then every case up to its attribution, then the checks."""
+    """All stages of a study, in order: files, then every case up to its attribution,
+    then the checks.
+    """
     chains = {case: _Chain(case.settings.name, _declared(case), []) for case in cases}
     for case, chain in chains.items():
         _find(chain, case)
     for case, chain in chains.items():
-        _check(chain, case, [c.settings.name for c in cases if c is not case and c.source.sae == case.source.sae])
-    out = [*([organism] if organism else []), *(stage for chain in chains.values() for stage in chain.stages[:4])]
+        _check(
+            chain,
+            case,
+            [
+                c.settings.name
+                for c in cases
+                if c is not case and c.source.sae == case.source.sae
+            ],
+        )
+    out = [
+        *([organism] if organism else []),
+        *(stage for chain in chains.values() for stage in chain.stages[:4]),
+    ]
     out += [stage for chain in chains.values() for stage in chain.stages[4:]]
     return [*out, *shared_stages(cases)]
 
@@ -104,8 +150,19 @@ def _find(chain: _Chain, case: Case) -> None:
     made = case.settings.organism is not None
     first = ("/organism",) if made else ()
     extra = {} if made else {"files": case.source.fingerprints()}
-    chain.add("sample", lambda done: finding.sample(case, done), *first, progress=True, **extra)
-    chain.add("grade", lambda samples, done: finding.grade(case, samples, done), "sample", progress=True)
+    chain.add(
+        "sample",
+        lambda done: finding.sample(case, done),
+        *first,
+        progress=True,
+        **extra,
+    )
+    chain.add(
+        "grade",
+        lambda samples, done: finding.grade(case, samples, done),
+        "sample",
+        progress=True,
+    )
     chain.add("pair", lambda grades: finding.pair(case, grades), "grade")
     chain.add("attribute", lambda pairs: finding.attribute(case, pairs), "pair")
 
@@ -118,7 +175,9 @@ def _check(chain: _Chain, case: Case, others: Sequence[str]) -> None:
         _steer(chain, case, direction)
     graded = [stage for d in DIRECTIONS for stage in (f"strengths.{d}", f"judge.{d}")]
     chain.add("effects", lambda *read: effects.effects(case, *read), "select", *graded)
-    chain.add("interpret", lambda selection: effects.interpret(case, selection), "select")
+    chain.add(
+        "interpret", lambda selection: effects.interpret(case, selection), "select"
+    )
 
 
 def _steer(chain: _Chain, case: Case, direction: str) -> None:
@@ -126,15 +185,29 @@ def _steer(chain: _Chain, case: Case, direction: str) -> None:
     run = lambda stage: lambda *read: stage(case, direction, *read)
     chain.add(choice, run(checking.strengths), "select", "attribute", progress=True)
     chain.add(made, run(checking.steer), "select", choice, "attribute", progress=True)
-    chain.add(f"judge.{direction}", run(checking.judge), "select", choice, "attribute", made, progress=True)
+    chain.add(
+        f"judge.{direction}",
+        run(checking.judge),
+        "select",
+        choice,
+        "attribute",
+        made,
+        progress=True,
+    )
 
 
 def shared_stages(cases: Sequence[Case]) -> list[Stage]:
     """What several cases share."""
     if len(cases) < 2 or len({case.source.sae for case in cases}) > 1:
         return []
-    read = tuple(f"{case.settings.name}.{stage}" for case in cases for stage in ("attribute", "select", "effects"))
-    run = timed(lambda results, _: effects.converge(cases, *(results[name] for name in read)))
+    read = tuple(
+        f"{case.settings.name}.{stage}"
+        for case in cases
+        for stage in ("attribute", "select", "effects")
+    )
+    run = timed(
+        lambda results, _: effects.converge(cases, *(results[name] for name in read))
+    )
     return [stage_of("convergence", "convergence", run, {}, read)]
 
 

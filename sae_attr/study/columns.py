@@ -1,4 +1,6 @@
-"""The one schema of latents.csv, whichever experiment writes it: names, order, meaning, and how a value is written."""
+"""The one schema of latents.csv, whichever experiment writes it: names, order, meaning,
+and how a value is written.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ import numpy as np
 from sae_attr.study.score_table import SCORES
 from sae_attr.text.rows import ROLES
 
-# Name -> meaning, in the order of the file; those of `SCORES` stand between the two. Δ and its parts are nats per token, means
-# over prompts.
+# Name -> meaning, in the order of the file; those of `SCORES` stand between the two. Δ
+# and its parts are nats per token, means over prompts.
 _BEFORE: Mapping[str, str] = {
     "rank": "place in the ranking, 1 is best",
     "site": "where the latent's SAE reads; of a ranking over several SAEs",
@@ -49,30 +51,44 @@ _AFTER: Mapping[str, str] = {
 
 
 def schema() -> dict[str, str]:
-    """Returns name -> meaning of all columns of latents.csv, in order; a file has those that were computed, and no others."""
-    return {**_BEFORE, **{name: score.meaning for name, score in SCORES.items()}, **_AFTER}
+    """Returns name -> meaning of all columns of latents.csv, in order; a file has those
+    that were computed, and no others.
+    """
+    return {
+        **_BEFORE,
+        **{name: score.meaning for name, score in SCORES.items()},
+        **_AFTER,
+    }
 
 
 def written(columns: Mapping[str, Sequence[Any] | np.ndarray]) -> dict[str, list[Any]]:
-    """Returns columns of latents as latents.csv has them: in the schema's order, lists as text, what is not known as nan.
+    """Returns columns of latents as latents.csv has them: in the schema's order, lists
+    as text, what is not known as nan.
 
     Raises:
       ValueError: a column that the schema does not have.
     """
     names = list(schema())
-    ordered = sorted(columns, key=lambda name: _place(name, names))  # stable: other rankings keep their order
+    ordered = sorted(
+        columns, key=lambda name: _place(name, names)
+    )  # stable: other rankings keep their order
     return {name: [_value(name, value) for value in columns[name]] for name in ordered}
 
 
 def quoted(tokens: Iterable[str]) -> str:
-    """Returns tokens in quotes with spaces between them, as the column `tokens` has them."""
+    """Returns tokens in quotes with spaces between them, as the column `tokens` has
+    them.
+    """
     return " ".join(map(repr, tokens))
 
 
 def _place(name: str, names: Sequence[str]) -> int:
     column = "rank_*" if name.startswith("rank_") else name
     if column not in names:
-        raise ValueError(f"latents.csv has no column {name!r}; add it to attribution.columns, or a score to SCORES")
+        raise ValueError(
+            f"latents.csv has no column {name!r}; add it to attribution.columns, or a "
+            "score to SCORES"
+        )
     return names.index(column)
 
 

@@ -28,7 +28,9 @@ class Cost:
 
 
 def case_costs(case: Case) -> list[Cost]:
-    """The stages of a case that sample or grade; the numbers of latents are upper bounds, as methods overlap."""
+    """The stages of a case that sample or grade; the numbers of latents are upper
+    bounds, as methods overlap.
+    """
     s, study, name = case.settings, case.study, case.settings.name
     new, attempts = study.sampling.max_new, study.sampling.attempts
     found = len(case.prompts("pairs")) * s.pair_samples
@@ -39,9 +41,17 @@ def case_costs(case: Case) -> list[Cost]:
     latents = study.top * len(study.methods) + study.random
     arms = latents * (2 if study.gradient_signed else 1)
     for direction in DIRECTIONS:
-        tried = (1 + arms * len(study.grid)) * len(case.prompts("strengths")) * study.strength_samples
+        tried = (
+            (1 + arms * len(study.grid))
+            * len(case.prompts("strengths"))
+            * study.strength_samples
+        )
         tried = 0 if study.strengths_by == "exact" else tried
-        unsteered = len(case.prompts("strengths")) * study.coherence_samples if case.measures_coherence else 0
+        unsteered = (
+            len(case.prompts("strengths")) * study.coherence_samples
+            if case.measures_coherence
+            else 0
+        )
         steered = (1 + arms) * len(case.prompts("effects")) * study.effect_samples
         out += [
             Cost(
@@ -51,23 +61,40 @@ def case_costs(case: Case) -> list[Cost]:
                 tokens=(tried + unsteered) * new,
             ),
             Cost(f"{name}.steer.{direction}", samples=steered, tokens=steered * new),
-            Cost(f"{name}.judge.{direction}", judged=steered, resampled=steered * attempts),
+            Cost(
+                f"{name}.judge.{direction}",
+                judged=steered,
+                resampled=steered * attempts,
+            ),
         ]
     return out
 
 
 def cost_table(costs: Sequence[Cost], states: Mapping[str, str]) -> str:
     """The costs as a table, with what is left to do and the sum of it."""
-    head = f"{'stage':<34} {'samples':>10} {'judge calls':>12} {'new tokens':>12}  state"
-    lines = ["at most, before answers that are set aside and sampled again:", head, "-" * len(head)]
+    head = (
+        f"{'stage':<34} {'samples':>10} {'judge calls':>12} {'new tokens':>12}  state"
+    )
+    lines = [
+        "at most, before answers that are set aside and sampled again:",
+        head,
+        "-" * len(head),
+    ]
     left = [cost for cost in costs if states.get(cost.stage) != "done"]
     for cost in costs:
         state = states.get(cost.stage, "missing")
-        lines.append(f"{cost.stage:<34} {cost.samples:>10,} {cost.judged:>12,} {cost.tokens:>12,}  {state}")
-    total = [sum(getattr(cost, k) for cost in left) for k in ("samples", "judged", "tokens", "resampled")]
+        lines.append(
+            f"{cost.stage:<34} {cost.samples:>10,} {cost.judged:>12,} "
+            f"{cost.tokens:>12,}  {state}"
+        )
+    total = [
+        sum(getattr(cost, k) for cost in left)
+        for k in ("samples", "judged", "tokens", "resampled")
+    ]
     lines.append(f"{'to do':<34} {total[0]:>10,} {total[1]:>12,} {total[2]:>12,}")
     if total[3]:
         lines.append(
-            f"set-aside answers may add up to {total[3]:,} samples and judge calls; usually a few per cent of that"
+            f"set-aside answers may add up to {total[3]:,} samples and judge calls; "
+            "usually a few per cent of that"
         )
     return "\n".join(lines)

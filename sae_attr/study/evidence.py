@@ -18,7 +18,9 @@ from sae_attr.study.setup import Study
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """A study with its tokens' activations and gradients, and with what ordinary text says of the site and the SAE."""
+    """A study with its tokens' activations and gradients, and with what ordinary text
+    says of the site and the SAE.
+    """
 
     study: Study
     table: TokenTable
@@ -43,7 +45,9 @@ class Evidence:
         return self._moments[scope]
 
     def merged(self, scope: str) -> MergedTokens:
-        """Returns the counted tokens of a scope; those of the last scope that was asked for are kept."""
+        """Returns the counted tokens of a scope; those of the last scope that was asked
+        for are kept.
+        """
         if scope not in self._merged:
             self._merged.clear()  # a copy of every counted token
             self._merged[scope] = merge(self.table, scope, self.study.exclude)
@@ -54,10 +58,18 @@ class Evidence:
         total_d = np.zeros(self.table.acts_kd.shape[1])
         for start in range(0, len(weights_k), 65536):
             part = slice(start, start + 65536)
-            total_d += weights_k[part] @ np.asarray(self.table.acts_kd[part], np.float64)
+            total_d += weights_k[part] @ np.asarray(
+                self.table.acts_kd[part], np.float64
+            )
         return jnp.asarray(total_d, jnp.float32)
 
     def over_limit(self, tokens: int) -> str:
-        """Returns why a score that looks at every latent and so many tokens is left out; "" where it is not."""
+        """Returns why a score that looks at every latent and so many tokens is left
+        out; "" where it is not.
+        """
         cost, limit = len(self.study.decoder) * tokens, self.study.settings.dense_limit
-        return f"{cost:.3g} latents x tokens exceed dense_limit {limit:.3g}" if cost > limit else ""
+        return (
+            f"{cost:.3g} latents x tokens exceed dense_limit {limit:.3g}"
+            if cost > limit
+            else ""
+        )

@@ -26,7 +26,9 @@ def _trial(case: Case) -> Trial:
 
 
 def sample(case: Case, progress: Progress) -> Made:
-    """Completions of the model with the behaviour, `pair_samples` per prompt: arrays `tokens_rn`."""
+    """Completions of the model with the behaviour, `pair_samples` per prompt: arrays
+    `tokens_rn`.
+    """
     tokens_rn, counts = _trial(case).sample(progress, "sample")
     return {"tokens_rn": tokens_rn}, counts
 
@@ -34,7 +36,10 @@ def sample(case: Case, progress: Progress) -> Made:
 def grade(case: Case, samples: Result, progress: Progress) -> Made:
     """What the judge says of them; excluded ones are sampled again."""
     found, counts = _trial(case).grade(samples.arrays["tokens_rn"], progress)
-    facts = {"rate": known_mean(found.behaviour_r), "incoherent": 1 - known_mean(found.coherent_r)}
+    facts = {
+        "rate": known_mean(found.behaviour_r),
+        "incoherent": 1 - known_mean(found.coherent_r),
+    }
     return found.arrays(), {
         "labels": list(found.labels_r),
         "counts": counts,
@@ -47,24 +52,41 @@ def pair(case: Case, grades: Result) -> Made:
     """Prompts that gave both, as records of a pairs file in `meta["records"]`."""
     found, prompts = Graded.load(grades.arrays, grades.meta), case.prompts("pairs")
     records, counts = make_pairs(
-        prompts, case.prompt_ids("pairs"), found, [case.text(ids) for ids in unpadded(found.tokens_rn)],
-        samples=case.settings.pair_samples, sampler=case.attribution.lm_key, limit=case.settings.pairs,
-        per_side=case.settings.per_side, fits=case.can_score,
-    )  # fmt: skip
+        prompts,
+        case.prompt_ids("pairs"),
+        found,
+        [case.text(ids) for ids in unpadded(found.tokens_rn)],
+        samples=case.settings.pair_samples,
+        sampler=case.attribution.lm_key,
+        limit=case.settings.pairs,
+        per_side=case.settings.per_side,
+        fits=case.can_score,
+    )
     return {}, {"records": records, "counts": counts}
 
 
 def attribute(case: Case, pairs: Result) -> Made:
-    """Δ-attribution with all rivals and exact ablation; arrays are the scores of every latent."""
+    """Δ-attribution with all rivals and exact ablation; arrays are the scores of every
+    latent.
+    """
     write_atomic(case.pairs_file, jsonl(pairs.meta["records"]))
     outcome = compute(case.attribution)
     return outcome.scores, outcome_meta(outcome, f"{case.runtime.workdir}/")
 
 
 def outcome_meta(outcome: Outcome, folder: str) -> dict[str, Any]:
-    """What a stage keeps of an attribution run beside the scores; paths are told from `folder` on, wherever it lies."""
-    columns = {preset: {k: list(v.tolist()) for k, v in found.items()} for preset, found in outcome.columns.items()}
-    return {"columns": columns, "ablation": outcome.ablation, "summary": _plain(outcome.summary, folder)}
+    """What a stage keeps of an attribution run beside the scores; paths are told from
+    `folder` on, wherever it lies.
+    """
+    columns = {
+        preset: {k: list(v.tolist()) for k, v in found.items()}
+        for preset, found in outcome.columns.items()
+    }
+    return {
+        "columns": columns,
+        "ablation": outcome.ablation,
+        "summary": _plain(outcome.summary, folder),
+    }
 
 
 def _plain(value: Any, folder: str) -> Any:
@@ -83,23 +105,37 @@ def _plain(value: Any, folder: str) -> Any:
 def best_latents(case: Case, attribution: Result, method: str) -> list[int] | None:
     """A preset's best latents; None for a method that is no preset."""
     summary = attribution.meta["summary"]
-    preset = {"delta_attribution": summary["primary"], "recommended": "recommended"}.get(method)
+    preset = {
+        "delta_attribution": summary["primary"],
+        "recommended": "recommended",
+    }.get(method)
     columns = attribution.meta["columns"].get(preset)
     return None if columns is None else columns["latent"][: case.study.top]
 
 
 def choose(case: Case, attribution: Result, *others: Result) -> Made:
-    """The latents that are steered; `others`: attributions of other cases with the same dictionary."""
+    """The latents that are steered; `others`: attributions of other cases with the same
+    dictionary.
+    """
     summary, study = attribution.meta["summary"], case.study
-    named = {name: best_latents(case, attribution, name) for name in ("delta_attribution", "recommended")}
+    named = {
+        name: best_latents(case, attribution, name)
+        for name in ("delta_attribution", "recommended")
+    }
     rankings = {name: latents for name, latents in named.items() if latents is not None}
     theirs = [best_latents(case, other, study.methods[0]) or [] for other in others]
     key = jax.random.fold_in(jax.random.key(study.seed), 12)
     chosen, skipped = select(
-        rankings, attribution.arrays, scope=summary["presets"][summary["primary"]]["tokens"], methods=study.methods,
-        top=study.top, random=study.random, key=key, others=sorted({i for latents in theirs for i in latents}),
+        rankings,
+        attribution.arrays,
+        scope=summary["presets"][summary["primary"]]["tokens"],
+        methods=study.methods,
+        top=study.top,
+        random=study.random,
+        key=key,
+        others=sorted({i for latents in theirs for i in latents}),
         why=summary["skipped"],
-    )  # fmt: skip
+    )
     return chosen.arrays(), about(chosen, skipped)
 
 
@@ -107,11 +143,24 @@ def fields(case: Case) -> dict[str, dict[str, Any]]:
     """Stage -> the config fields that it declares."""
     s, study = case.settings, case.study
     sampling = plain(study.sampling, "attempts") | {"stop_ids": case.declared_stops()}
-    asked = {"prompts": case.declared_prompts("pairs"), "limit": s.pair_prompts, "samples": s.pair_samples}
+    asked = {
+        "prompts": case.declared_prompts("pairs"),
+        "limit": s.pair_prompts,
+        "samples": s.pair_samples,
+    }
     return {
-        "sample": {**asked, "sampling": sampling, "seed": study.seed, "dtype": study.dtype, "resid_dtype": study.resid_dtype},
-        "grade": {"judge": dict(case.judge.identity), "attempts": study.sampling.attempts},
+        "sample": {
+            **asked,
+            "sampling": sampling,
+            "seed": study.seed,
+            "dtype": study.dtype,
+            "resid_dtype": study.resid_dtype,
+        },
+        "grade": {
+            "judge": dict(case.judge.identity),
+            "attempts": study.sampling.attempts,
+        },
         "pair": {"limit": s.pairs, "per_side": s.per_side},
         "attribute": {"top": study.top, "attribution": dict(s.attribution)},
         "select": {"methods": study.methods, "top": study.top, "random": study.random},
-    }  # fmt: skip
+    }

@@ -1,4 +1,6 @@
-"""What a judge says of sampled completions; excluded answers are sampled again, and are missing if that does not help."""
+"""What a judge says of sampled completions; excluded answers are sampled again, and are
+missing if that does not help.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,11 @@ class Graded:
     """Completions with what was said of them.
 
     Args:
-      tokens_rn: int32 `[r, n]`, −1 after the end: the completion that counts (of the last attempt).
+      tokens_rn: int32 `[r, n]`, −1 after the end: the completion that counts (of the
+        last attempt).
       behaviour_r: 1, 0, or NaN where no attempt gave an answer that can be graded.
-      coherent_r: 1, 0 or NaN, of the FIRST attempt: sampling again must not hide what steering breaks.
+      coherent_r: 1, 0 or NaN, of the FIRST attempt: sampling again must not hide what
+        steering breaks.
       attempt_r: the attempt that counts.
       labels_r: the judge's word for it.
     """
@@ -37,12 +41,18 @@ class Graded:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """As a stage stores them."""
-        return {name: getattr(self, name) for name in ("tokens_rn", "behaviour_r", "coherent_r", "attempt_r")}
+        return {
+            name: getattr(self, name)
+            for name in ("tokens_rn", "behaviour_r", "coherent_r", "attempt_r")
+        }
 
     @classmethod
     def load(cls, arrays: Arrays, meta: Mapping[str, Any]) -> Graded:
         """From a stored stage."""
-        return cls(**{k: np.asarray(v) for k, v in arrays.items()}, labels_r=tuple(meta["labels"]))
+        return cls(
+            **{k: np.asarray(v) for k, v in arrays.items()},
+            labels_r=tuple(meta["labels"]),
+        )
 
     def shaped(self, *shape: int) -> tuple[np.ndarray, np.ndarray]:
         """Behaviour and coherence as `[arms, prompts, samples]`."""
@@ -58,7 +68,13 @@ def known_mean(values: np.ndarray) -> float:
 def judged(judge: Judge, items: Sequence[Item], *, bar: bool = True) -> list[Grade]:
     """Grades in the order of the items; a judge may answer in any."""
     found: dict[str, Grade] = {}
-    for name, grade in tqdm(judge.grade(items), total=len(items), desc="grade", unit="answer", disable=not bar):
+    for name, grade in tqdm(
+        judge.grade(items),
+        total=len(items),
+        desc="grade",
+        unit="answer",
+        disable=not bar,
+    ):
         found[name] = grade
     return [found[item.id] for item in items]
 
@@ -68,19 +84,33 @@ Coherence = Callable[[Rows, list[list[int]]], np.ndarray]
 
 
 def how_read(grade: Grade) -> str:
-    """Returns how a reply was read: "weighted" by token probabilities, by its "text", or "unreadable"."""
+    """Returns how a reply was read: "weighted" by token probabilities, by its "text",
+    or "unreadable".
+    """
     if grade.malformed:
         return "unreadable"
     return "weighted" if grade.weighted else "text"
 
 
 def incoherent(grade: Grade) -> Grade:
-    """Returns the grade of an answer that was measured to be incoherent: what the judge said of it does not count."""
-    return replace(grade, label=INCOHERENT, score=None, behaviour=None, coherent=0.0, excluded=True, malformed=False)
+    """Returns the grade of an answer that was measured to be incoherent: what the judge
+    said of it does not count.
+    """
+    return replace(
+        grade,
+        label=INCOHERENT,
+        score=None,
+        behaviour=None,
+        coherent=0.0,
+        excluded=True,
+        malformed=False,
+    )
 
 
 def with_coherence(grades: Sequence[Grade], coherent_r: np.ndarray) -> list[Grade]:
-    """Returns grades in which coherence is what was measured; an incoherent answer is excluded, whatever its grade."""
+    """Returns grades in which coherence is what was measured; an incoherent answer is
+    excluded, whatever its grade.
+    """
     out = []
     for grade, value in zip(grades, coherent_r, strict=True):
         if value == 0:
@@ -103,33 +133,54 @@ def graded(
     bar: bool = True,
     coherence: Coherence | None = None,
 ) -> tuple[Graded, dict[str, Any]]:
-    """Grades completions, samples the excluded ones again up to `attempts` times, and says what happened.
+    """Grades completions, samples the excluded ones again up to `attempts` times, and
+    says what happened.
 
     Args:
       rows: of first attempts, as they were sampled.
       tokens_rn: their completions.
       item: `(id, prompt number, token ids) -> Item` for the judge.
       answer: samples rows again.
-      progress: of this stage; sampled rows are kept there, and grades are kept by the judge's cache.
+      progress: of this stage; sampled rows are kept there, and grades are kept by the
+        judge's cache.
       coherence: measures it where the judge does not tell; None leaves it to the judge.
 
     Returns:
-      `Graded`, and counts: labels of all attempts, how replies were read, resampled, missing, malformed.
+      `Graded`, and counts: labels of all attempts, how replies were read, resampled,
+      missing, malformed.
     """
     ids = list(unpadded(tokens_rn))
     behaviour_r, coherent_r = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
     attempt_r, labels = np.zeros(len(rows), int), [""] * len(rows)
-    counts: dict[str, Any] = {"labels": Counter(), "read": Counter(), "resampled": 0, "malformed": 0}
+    counts: dict[str, Any] = {
+        "labels": Counter(),
+        "read": Counter(),
+        "resampled": 0,
+        "malformed": 0,
+    }
     todo = np.arange(len(rows))
     for attempt in range(attempts + 1):
         if attempt:
             again = rows[todo].again(attempt)
-            fresh = sampled(answer, again, progress, batch_size=batch_size, name=f"attempt {attempt}", bar=bar)
+            fresh = sampled(
+                answer,
+                again,
+                progress,
+                batch_size=batch_size,
+                name=f"attempt {attempt}",
+                bar=bar,
+            )
             ids = _replaced(ids, todo, fresh)
             counts["resampled"] += len(todo)
-        grades = judged(judge, [item(f"{r}/{attempt}", int(rows.prompt_r[r]), ids[r]) for r in todo], bar=bar)
+        grades = judged(
+            judge,
+            [item(f"{r}/{attempt}", int(rows.prompt_r[r]), ids[r]) for r in todo],
+            bar=bar,
+        )
         if coherence is not None:
-            grades = with_coherence(grades, coherence(rows[todo], [ids[r] for r in todo]))
+            grades = with_coherence(
+                grades, coherence(rows[todo], [ids[r] for r in todo])
+            )
         for r, grade in zip(todo, grades, strict=True):
             behaviour_r[r] = np.nan if grade.behaviour is None else grade.behaviour
             attempt_r[r], labels[r] = attempt, grade.label
@@ -137,18 +188,25 @@ def graded(
             counts["malformed"] += grade.malformed
             counts["read"][how_read(grade)] += 1
             if not attempt:
-                coherent_r[r] = np.nan if grade.coherent is None else float(grade.coherent)
+                coherent_r[r] = (
+                    np.nan if grade.coherent is None else float(grade.coherent)
+                )
         todo = todo[[grade.excluded for grade in grades]]
         if not len(todo):
             break
     width = max(tokens_rn.shape[1], 1)
     out = Graded(padded(ids, width), behaviour_r, coherent_r, attempt_r, tuple(labels))
-    counts |= {"missing": int(np.isnan(behaviour_r).sum()), "labels": dict(sorted(counts["labels"].items()))}
+    counts |= {
+        "missing": int(np.isnan(behaviour_r).sum()),
+        "labels": dict(sorted(counts["labels"].items())),
+    }
     counts["read"] = dict(sorted(counts["read"].items()))
     return out, counts
 
 
-def _replaced(ids: list[list[int]], where: np.ndarray, fresh: list[list[int]]) -> list[list[int]]:
+def _replaced(
+    ids: list[list[int]], where: np.ndarray, fresh: list[list[int]]
+) -> list[list[int]]:
     out = list(ids)
     for r, values in zip(where, fresh, strict=True):
         out[r] = values

@@ -38,9 +38,14 @@ _AFTER = (
 
 
 def table_columns() -> tuple[Column, ...]:
-    """Returns the columns of the table: what Δ is, the scores that the page shows, and what steering found."""
+    """Returns the columns of the table: what Δ is, the scores that the page shows, and
+    what steering found.
+    """
     shown = {name: score for name, score in SCORES.items() if score.on_page}
-    scores = tuple(Column(name, score.title or name, "number", score.meaning) for name, score in shown.items())
+    scores = tuple(
+        Column(name, score.title or name, "number", score.meaning)
+        for name, score in shown.items()
+    )
     return (*_BEFORE, *scores, *_AFTER)
 
 
@@ -48,7 +53,10 @@ def latent_table(r: CaseResults) -> Table:
     """Every latent that was steered, the studied method's best first."""
     chosen = r.selection
     order = {int(i): k for k, i in enumerate(next(iter(chosen.methods.values())))}
-    rows = sorted(_rows(r, chosen), key=lambda row: (order.get(row["latent"], len(order)), row["latent"]))
+    rows = sorted(
+        _rows(r, chosen),
+        key=lambda row: (order.get(row["latent"], len(order)), row["latent"]),
+    )
     return Table(table_columns(), tuple(rows))
 
 
@@ -62,7 +70,9 @@ def _rows(r: CaseResults, chosen: Selection) -> Iterator[dict[str, Any]]:
     known = _known(attribution.meta["columns"])
     summary, scores = attribution.meta["summary"], attribution.arrays
     preset = summary["presets"][summary["primary"]]
-    number = lambda value: None if value is None or not np.isfinite(value) else float(value)
+    number = lambda value: (
+        None if value is None or not np.isfinite(value) else float(value)
+    )
     for u, latent in enumerate(map(int, chosen.latents_u)):
         columns = known.get(latent, {})
         row: dict[str, Any] = {
@@ -70,7 +80,10 @@ def _rows(r: CaseResults, chosen: Selection) -> Iterator[dict[str, Any]]:
             "methods": methods_of(chosen, latent),
             "delta": number(scores[f"{preset['sides']}_{preset['tokens']}"][latent]),
             "se": number(columns.get("se")),
-            **{name: number(value) for name, value in _scores_of(scores, preset["tokens"], latent).items()},
+            **{
+                name: number(value)
+                for name, value in _scores_of(scores, preset["tokens"], latent).items()
+            },
             "fires_on_pairs": number(columns.get("fires_on_pairs")),
             "firing_rate": number(scores["firing_rate"][latent]),
             "exact": number(columns.get("exact")),
@@ -78,14 +91,23 @@ def _rows(r: CaseResults, chosen: Selection) -> Iterator[dict[str, Any]]:
             "outside": False,
         }
         for direction in DIRECTIONS:
-            for column, name in (("", "change"), ("_strength", "strength"), ("_q", "q_zero")):
-                row[f"{direction}{column}"] = number(effects.arrays[f"{direction}.{name}_u"][u])
-            row["outside"] |= outside(row[direction], effects.meta["panels"][direction]["band"], direction)
+            for column, name in (
+                ("", "change"),
+                ("_strength", "strength"),
+                ("_q", "q_zero"),
+            ):
+                row[f"{direction}{column}"] = number(
+                    effects.arrays[f"{direction}.{name}_u"][u]
+                )
+            row["outside"] |= outside(
+                row[direction], effects.meta["panels"][direction]["band"], direction
+            )
         yield row
 
 
 def outside(change: float | None, band: Sequence[float] | None, direction: str) -> bool:
-    """Returns whether a change leaves the random band on the side that matters; without a band nothing does.
+    """Returns whether a change leaves the random band on the side that matters; without
+    a band nothing does.
 
     There is no band where the methods took every latent that could be drawn at random.
     """
@@ -95,10 +117,17 @@ def outside(change: float | None, band: Sequence[float] | None, direction: str) 
     return change < low if direction == "away" else change > high
 
 
-def _scores_of(scores: Mapping[str, np.ndarray], scope: str, latent: int) -> dict[str, Any]:
+def _scores_of(
+    scores: Mapping[str, np.ndarray], scope: str, latent: int
+) -> dict[str, Any]:
     """The scores of a latent that the page shows; None where they were not computed."""
-    keys = {name: key_of(name, scope) for name, score in SCORES.items() if score.on_page}
-    return {name: scores[key][latent] if key in scores else None for name, key in keys.items()}
+    keys = {
+        name: key_of(name, scope) for name, score in SCORES.items() if score.on_page
+    }
+    return {
+        name: scores[key][latent] if key in scores else None
+        for name, key in keys.items()
+    }
 
 
 def _known(columns: dict[str, dict[str, list[Any]]]) -> dict[int, dict[str, Any]]:
@@ -106,24 +135,39 @@ def _known(columns: dict[str, dict[str, list[Any]]]) -> dict[int, dict[str, Any]
     out: dict[int, dict[str, Any]] = {}
     for found in columns.values():
         for i, latent in enumerate(found["latent"]):
-            out.setdefault(int(latent), {name: values[i] for name, values in found.items()})
+            out.setdefault(
+                int(latent), {name: values[i] for name, values in found.items()}
+            )
     return out
 
 
 def steered_latents(r: CaseResults) -> Iterator[SteeredLatent]:
-    """The latents of largest effect on the side that matters, with steered completions beside unsteered ones."""
+    """The latents of largest effect on the side that matters, with steered completions
+    beside unsteered ones.
+    """
     chosen, effects = r.selection, r.of["effects"]
     candidates = np.isin(
-        chosen.latents_u, np.concatenate([v for k, v in chosen.methods.items() if k not in ("random", OTHERS)])
+        chosen.latents_u,
+        np.concatenate(
+            [v for k, v in chosen.methods.items() if k not in ("random", OTHERS)]
+        ),
     )
     for direction in DIRECTIONS:
         change_u = np.asarray(effects.arrays[f"{direction}.change_u"])
-        wanted = np.where(candidates, change_u if direction == "toward" else -change_u, -np.inf)
+        wanted = np.where(
+            candidates, change_u if direction == "toward" else -change_u, -np.inf
+        )
         best = np.argsort(-np.nan_to_num(wanted, nan=-np.inf), kind="stable")[:READ]
-        yield from (_steered(r, chosen, direction, int(u)) for u in best if np.isfinite(wanted[u]))
+        yield from (
+            _steered(r, chosen, direction, int(u))
+            for u in best
+            if np.isfinite(wanted[u])
+        )
 
 
-def _steered(r: CaseResults, chosen: Selection, direction: str, u: int) -> SteeredLatent:
+def _steered(
+    r: CaseResults, chosen: Selection, direction: str, u: int
+) -> SteeredLatent:
     effects, latent = r.of["effects"].arrays, int(chosen.latents_u[u])
     part = lambda name: float(effects[f"{direction}.{name}_u"][u])
     passages = r.of["interpret"].meta["passages"].get(str(latent), [])
@@ -131,13 +175,16 @@ def _steered(r: CaseResults, chosen: Selection, direction: str, u: int) -> Steer
         latent=latent,
         direction=direction,  # pyright: ignore[reportArgumentType]
         strength=part("strength"),
-        change=part("change"), low=part("low"), high=part("high"), base_rate=part("base"),
+        change=part("change"),
+        low=part("low"),
+        high=part("high"),
+        base_rate=part("base"),
         methods=tuple(methods_of(chosen, latent)),
         tokens=tuple(r.of["interpret"].meta["nearest"][str(latent)]),
         passages=tuple(_passage(p) for p in passages),
         comparisons=tuple(_comparisons(r, direction, u)),
         note="prompts where the verdict changed come first",
-    )  # fmt: skip
+    )
 
 
 def _passage(passage: dict[str, Any]) -> str:
@@ -148,15 +195,24 @@ def _passage(passage: dict[str, Any]) -> str:
 
 def _comparisons(r: CaseResults, direction: str, u: int) -> Iterator[Comparison]:
     case, grades = r.case, r.grades(direction)
-    arms = len(grades.behaviour_r) // (len(case.prompts("effects")) * case.study.effect_samples)
+    arms = len(grades.behaviour_r) // (
+        len(case.prompts("effects")) * case.study.effect_samples
+    )
     shape = (arms, len(case.prompts("effects")), case.study.effect_samples)
     rows_kps = np.arange(len(grades.behaviour_r)).reshape(shape)
-    arm = 1 + u  # arms of the fixed sign stand in the order of the selection, after the unsteered model
+    arm = (
+        1 + u
+    )  # arms of the fixed sign stand in the order of the selection, after the unsteered model
     behaviour_kps, _ = grades.shaped(*shape)
-    changed = np.abs(np.nan_to_num(behaviour_kps[arm]) - np.nan_to_num(behaviour_kps[0]))
+    changed = np.abs(
+        np.nan_to_num(behaviour_kps[arm]) - np.nan_to_num(behaviour_kps[0])
+    )
     ids = list(unpadded(grades.tokens_rn))
     said = lambda row: Completion(
-        case.text(ids[row]), float(grades.behaviour_r[row]), float(grades.coherent_r[row]), grades.labels_r[row]
+        case.text(ids[row]),
+        float(grades.behaviour_r[row]),
+        float(grades.coherent_r[row]),
+        grades.labels_r[row],
     )
     for place in np.argsort(-changed.ravel(), kind="stable")[: case.study.shown]:
         p, s = divmod(int(place), shape[2])
@@ -166,4 +222,6 @@ def _comparisons(r: CaseResults, direction: str, u: int) -> Iterator[Comparison]
             if isinstance(prompt.prompt, str)
             else "\n".join(f"{m['role']}: {m['content']}" for m in prompt.prompt)
         )
-        yield Comparison(prompt.id, text, said(rows_kps[0, p, s]), said(rows_kps[arm, p, s]))
+        yield Comparison(
+            prompt.id, text, said(rows_kps[0, p, s]), said(rows_kps[arm, p, s])
+        )

@@ -53,10 +53,22 @@ class CaseStudy:
 
     def shown(self, results: Mapping[str, Result]) -> Shown:
         """Figures, page, tables and sentences, as far as the results go; see `show`."""
-        return show(self.cases, STAGES, [stage.name for stage in shared_stages(self.cases)], results)
+        return show(
+            self.cases,
+            STAGES,
+            [stage.name for stage in shared_stages(self.cases)],
+            results,
+        )
 
-    def check(self, *, only: Sequence[str] = (), until: str | None = None, force: Sequence[str] = ()) -> None:
-        """Looks at every input of what is to run, so that what is wrong is said before anything is computed or written.
+    def check(
+        self,
+        *,
+        only: Sequence[str] = (),
+        until: str | None = None,
+        force: Sequence[str] = (),
+    ) -> None:
+        """Looks at every input of what is to run, so that what is wrong is said before
+        anything is computed or written.
 
         Raises:
           ValueError: words that name no stage; files that do not fit each other.
@@ -65,33 +77,63 @@ class CaseStudy:
             if missing:
                 case.check()
 
-    def try_out(self, *, only: Sequence[str] = (), until: str | None = None, force: Sequence[str] = ()) -> None:
-        """Runs, of what is to run, what is cheap and would end the study after dear work; see `Case.try_out`."""
+    def try_out(
+        self,
+        *,
+        only: Sequence[str] = (),
+        until: str | None = None,
+        force: Sequence[str] = (),
+    ) -> None:
+        """Runs, of what is to run, what is cheap and would end the study after dear
+        work; see `Case.try_out`.
+        """
         for case, missing in self._to_run(only=only, until=until, force=force):
             if missing & _DEAR:
                 case.try_out(judge=bool(missing & _GRADES))
 
-    def unread(self, *, only: Sequence[str] = (), until: str | None = None) -> list[str]:
-        """The finished stages whose unread replies the judge gives now, which are to be made again; see `unread.read_again`."""
-        names = {stage.name for stage in chosen_stages(self.stages, only=only, until=until)}
+    def unread(
+        self, *, only: Sequence[str] = (), until: str | None = None
+    ) -> list[str]:
+        """The finished stages whose unread replies the judge gives now, which are to be
+        made again; see `unread.read_again`.
+        """
+        names = {
+            stage.name for stage in chosen_stages(self.stages, only=only, until=until)
+        }
         mended = []
         for case in self.cases:
             if case.settings.organism is None:
                 graded = {name for name in names if grades_of(case, name)}
-                mended += read_again(case, stored_results(self.runtime.store, self.stages, graded.__contains__))
+                mended += read_again(
+                    case,
+                    stored_results(
+                        self.runtime.store, self.stages, graded.__contains__
+                    ),
+                )
         return mended
 
     def _to_run(
         self, *, only: Sequence[str], until: str | None, force: Sequence[str]
     ) -> Iterator[tuple[Case, set[str]]]:
-        """The cases of real models, each with the kinds of its stages that are to run: sample, grade, steer, ..."""
-        names = {stage.name for stage in chosen_stages(self.stages, only=only, until=until)}
-        states = {status.name: status.state for status in listing(self.runtime.store, self.stages)}
+        """The cases of real models, each with the kinds of its stages that are to run:
+        sample, grade, steer, ...
+        """
+        names = {
+            stage.name for stage in chosen_stages(self.stages, only=only, until=until)
+        }
+        states = {
+            status.name: status.state
+            for status in listing(self.runtime.store, self.stages)
+        }
         again = with_readers(self.stages, named(self.stages, force))
         missing = {name for name in names if states[name] != "done" or name in again}
         for case in self.cases:
             if case.settings.organism is None:
-                mine = [name for name in missing if name.startswith(f"{case.settings.name}.")]
+                mine = [
+                    name
+                    for name in missing
+                    if name.startswith(f"{case.settings.name}.")
+                ]
                 yield case, {name.split(".")[1] for name in mine}
 
 
@@ -102,7 +144,8 @@ def study_settings(values: Mapping[str, Any]) -> StudySettings:
       values: fields of `StudySettings`, with `cases` by name.
 
     Raises:
-      ValueError: a key that no field has, a value that cannot be, a case without its files.
+      ValueError: a key that no field has, a value that cannot be, a case without its
+        files.
     """
     cases = []
     for name, case in values["cases"].items():
@@ -115,58 +158,120 @@ def open_study(values: Mapping[str, Any], runtime: Runtime) -> CaseStudy:
     """A study from plain nested values; nothing is loaded yet but the prompts.
 
     Args:
-      values: `StudySettings`, its `cases` by name, and `organism`, the fields of `OrganismSettings` (None without one).
+      values: `StudySettings`, its `cases` by name, and `organism`, the fields of
+        `OrganismSettings` (None without one).
 
     Raises:
-      ValueError: settings that cannot be, prompts that cannot be read, a judge that cannot be opened.
+      ValueError: settings that cannot be, prompts that cannot be read, a judge that
+        cannot be opened.
     """
-    settings = study_settings({name: value for name, value in values.items() if name not in NO_SETTINGS})
+    settings = study_settings(
+        {name: value for name, value in values.items() if name not in NO_SETTINGS}
+    )
     recipe = None if values.get("organism") is None else recipe_of(values["organism"])
-    opened = tuple(_open_case(case, settings, recipe, runtime) for case in settings.cases)
+    opened = tuple(
+        _open_case(case, settings, recipe, runtime) for case in settings.cases
+    )
     first = None if recipe is None else organism_stage(recipe, runtime)
     return CaseStudy(settings, runtime, opened, tuple(study_stages(opened, first)))
 
 
 def organism_stage(recipe: Recipe, runtime: Runtime) -> Stage:
-    """The stage that builds the organism; its parts are entries of their own in the store."""
+    """The stage that builds the organism; its parts are entries of their own in the
+    store.
+    """
 
     def run(results: Mapping[str, Result], progress: Progress) -> Any:
-        built = build(recipe, runtime.store, mesh=runtime.mesh, progress=runtime.progress, on_part=runtime.on_part)
+        built = build(
+            recipe,
+            runtime.store,
+            mesh=runtime.mesh,
+            progress=runtime.progress,
+            on_part=runtime.on_part,
+        )
         return {}, {"parts": dict(built.keys)}
 
-    return stage_of("organism", "organism", timed(run), {"parts": part_keys(recipe)}, ())
+    return stage_of(
+        "organism", "organism", timed(run), {"parts": part_keys(recipe)}, ()
+    )
 
 
-def _open_case(case: CaseSettings, study: StudySettings, recipe: Recipe | None, runtime: Runtime) -> Case:
+def _open_case(
+    case: CaseSettings, study: StudySettings, recipe: Recipe | None, runtime: Runtime
+) -> Case:
     if case.organism is not None:
         if recipe is None:
-            raise ValueError(f"case {case.name} looks at the organism, but the config has none; set config.organism")
+            raise ValueError(
+                f"case {case.name} looks at the organism, but the config has none; set "
+                "config.organism"
+            )
         source = organism_source(recipe, case, runtime)
-        return Case(case, study, source, organism_judge(make_world(recipe.seed), case.organism), runtime)
-    given = {field.name: getattr(case, field.name) for field in fields(Source) if hasattr(case, field.name)}
-    source = Source(**{**given, "prompts": split_prompts(read_prompts(case.prompts), case.shares, path=case.prompts)})
+        return Case(
+            case,
+            study,
+            source,
+            organism_judge(make_world(recipe.seed), case.organism),
+            runtime,
+        )
+    given = {
+        field.name: getattr(case, field.name)
+        for field in fields(Source)
+        if hasattr(case, field.name)
+    }
+    source = Source(
+        **{
+            **given,
+            "prompts": split_prompts(
+                read_prompts(case.prompts), case.shares, path=case.prompts
+            ),
+        }
+    )
     judge = dict(case.judge)
     if judge.get("kind") == "local":  # one day for the whole run
         day = {"date": case.template_options.get("date")}
         judge["template_options"] = {
             **day,
-            **{k: v for k, v in (judge.get("template_options") or {}).items() if v is not None},
+            **{
+                k: v
+                for k, v in (judge.get("template_options") or {}).items()
+                if v is not None
+            },
         }
-    return Case(case, study, source, open_judge(judge, runtime.workdir / "judged", runtime.mesh), runtime)
+    return Case(
+        case,
+        study,
+        source,
+        open_judge(judge, runtime.workdir / "judged", runtime.mesh),
+        runtime,
+    )
 
 
 def organism_source(recipe: Recipe, case: CaseSettings, runtime: Runtime) -> Source:
-    """The organism's files for one behaviour: misalignment looks at the misaligned model, validation at the validating one."""
+    """The organism's files for one behaviour: misalignment looks at the misaligned
+    model, validation at the validating one.
+    """
     built, behaviour = locate(recipe, runtime.store), str(case.organism)
-    lm = {"misalignment": built.misaligned, "validation": built.validation}.get(behaviour)
+    lm = {"misalignment": built.misaligned, "validation": built.validation}.get(
+        behaviour
+    )
     if lm is None:
-        raise ValueError(f"the organism has no behaviour {behaviour!r}; choose misalignment or validation")
+        raise ValueError(
+            f"the organism has no behaviour {behaviour!r}; choose misalignment or "
+            "validation"
+        )
     asked = {split: prompts(built.world, behaviour, split) for split in SPLITS}
     by_id = {p.id: p for p in asked["strengths"]}
 
     def exact(params: Any, chosen: Sequence[Prompt], edits: Any, **options: Any) -> Any:
-        decided = [by_id[p.id] for p in chosen if by_id[p.id].kind == DECIDES[behaviour]]
-        return exact_rates(params, scored(built.world, behaviour, decided), edits, **options)
+        decided = [
+            by_id[p.id] for p in chosen if by_id[p.id].kind == DECIDES[behaviour]
+        ]
+        return exact_rates(
+            params, scored(built.world, behaviour, decided), edits, **options
+        )
 
-    plain_prompts = {split: tuple(Prompt(p.id, p.text) for p in found) for split, found in asked.items()}
+    plain_prompts = {
+        split: tuple(Prompt(p.id, p.text) for p in found)
+        for split, found in asked.items()
+    }
     return Source(lm, built.chat, built.sae, built.corpus, plain_prompts, exact=exact)

@@ -1,4 +1,6 @@
-"""A whole attribution run as one value: every ranking with its statistics, and what a reader must know about it."""
+"""A whole attribution run as one value: every ranking with its statistics, and what a
+reader must know about it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from sae_attr.attribution.table import TokenTable
 from sae_attr.sae.config import LOCAL_GATES
 from sae_attr.store import Result, fingerprint
 from sae_attr.study.attribution_settings import Preset
-from sae_attr.study.attribution_stages import firing_stage, gradient_stage, mean_stage, score_stage, self_test
+from sae_attr.study.attribution_stages import (
+    firing_stage,
+    gradient_stage,
+    mean_stage,
+    score_stage,
+    self_test,
+)
 from sae_attr.study.candidates import (
     ablated_rows,
     ablation_stage,
@@ -38,8 +46,10 @@ Columns = dict[str, np.ndarray]
 class Outcome:
     """What a run found.
 
-    `columns`: per preset, one array per statistic, one entry per candidate, best first (the primary preset is the first key).
-    `scores`: name -> `[n]`, NaN where a score was not computed. `ablation`: numbers of the figure, None without ablation.
+    `columns`: per preset, one array per statistic, one entry per candidate, best first
+      (the primary preset is the first key).
+    `scores`: name -> `[n]`, NaN where a score was not computed. `ablation`: numbers of
+      the figure, None without ablation.
     `summary`: what result.json holds beside versions.
     """
 
@@ -64,21 +74,38 @@ def compute(study: Study) -> Outcome:
     keys = {"mean": mean_result.key, "gradients": gradient_result.key}
     evidence = Evidence(study, table, mean, codes)
     score_result = score_stage(evidence, {**keys, "firing": firing_result.key})
-    results = [*fitness_results, mean_result, gradient_result, firing_result, score_result]
+    results = [
+        *fitness_results,
+        mean_result,
+        gradient_result,
+        firing_result,
+        score_result,
+    ]
     scores, presets = dict(score_result.arrays), study.settings.presets()
-    rankings = {preset.name: preset_ranking(evidence, preset, scores) for preset in presets}
-    chosen = np.unique(np.concatenate([ranking.latents_k for ranking in rankings.values()]))
-    skipped, by_limit = dict(score_result.meta["skipped"]), score_result.meta["by_limit"]
+    rankings = {
+        preset.name: preset_ranking(evidence, preset, scores) for preset in presets
+    }
+    chosen = np.unique(
+        np.concatenate([ranking.latents_k for ranking in rankings.values()])
+    )
+    skipped = dict(score_result.meta["skipped"])
+    by_limit = score_result.meta["by_limit"]
     whole_rates_n = rates_n  # rates of candidates alone would draw "random" latents among the candidates
-    rates_n, code_results = _fill_codes(study, table, chosen, scores, rates_n, skipped, by_limit, keys)
+    rates_n, code_results = _fill_codes(
+        study, table, chosen, scores, rates_n, skipped, by_limit, keys
+    )
     others = rivals(study, scores, whole_rates_n, rankings[presets[0].name])
-    ablated, exact, figure, ablation_results = _ablate(study, rankings[presets[0].name], whole_rates_n, mean, keys)
+    ablated, exact, figure, ablation_results = _ablate(
+        study, rankings[presets[0].name], whole_rates_n, mean, keys
+    )
     columns: dict[str, Columns] = {}
     about: dict[str, Any] = {}
     for preset in presets:
         rest = {**{k: v for k, v in rankings.items() if k != preset.name}, **others}
         ranking = rankings[preset.name]
-        found, facts = candidate_columns(evidence, ranking, preset, scores, rates_n, rest)
+        found, facts = candidate_columns(
+            evidence, ranking, preset, scores, rates_n, rest
+        )
         _fill_candidates(scores, preset, ranking, found)
         columns[preset.name] = _with_exact(found, ablated)
         about[preset.name] = {**ranking.options, **facts}
@@ -90,33 +117,58 @@ def compute(study: Study) -> Outcome:
         "primary": presets[0].name,
         "presets": about,
         "stability": stability(scores, study.settings.top),
-        "prompt_mean_overlap": _prompt_mean_overlap(scores, presets[0], study.settings.top),
+        "prompt_mean_overlap": _prompt_mean_overlap(
+            scores, presets[0], study.settings.top
+        ),
         "sae_fitness": fitness,
         "bound": {k: score_result.meta[k] for k in ("bound", "best_over_bound")},
         "exact_ablation": exact,
         "reconstruction_error": reconstruction_error(evidence, presets[0], scores),
         "pairs": facts,
-        "mean": {"tokens": mean.tokens, "norm": mean.norm, "firing_tokens": firing_result.meta["tokens"]},
+        "mean": {
+            "tokens": mean.tokens,
+            "norm": mean.norm,
+            "firing_tokens": firing_result.meta["tokens"],
+        },
         "masked": _masked(study, table, mean),
         "skipped": skipped,
         "choices": choices(study),
-        "inputs": {**_inputs(study), "stages": {r.key.split("-")[0]: r.key for r in results}},
+        "inputs": {
+            **_inputs(study),
+            "stages": {r.key.split("-")[0]: r.key for r in results},
+        },
         "warnings": [*_warnings(study, facts, fitness), *_pool_warnings(about)],
-        "timings": {r.key.split("-")[0]: {"seconds": round(r.seconds, 3), "loaded": r.cached} for r in results},
+        "timings": {
+            r.key.split("-")[0]: {"seconds": round(r.seconds, 3), "loaded": r.cached}
+            for r in results
+        },
     }
     return Outcome(rankings, columns, scores, figure, summary)
 
 
 def _masked(study: Study, table: TokenTable, mean: MeanActivation) -> dict[str, int]:
-    """How many tokens the masks left out: of the corpus for their norm, of prompts and completions for any reason."""
-    kept = sum(int(scope_mask(row, "all", exclude=study.exclude).sum()) for row in table.rows)
+    """How many tokens the masks left out: of the corpus for their norm, of prompts and
+    completions for any reason.
+    """
+    kept = sum(
+        int(scope_mask(row, "all", exclude=study.exclude).sum()) for row in table.rows
+    )
     sinks = sum(int(row.masked.sum()) for row in table.rows if row.masked is not None)
     tokens = len(table.acts_kd)
-    return {"corpus_outliers": mean.outliers, "tokens": tokens, "left_out": tokens - kept, "first_and_outliers": sinks}
+    return {
+        "corpus_outliers": mean.outliers,
+        "tokens": tokens,
+        "left_out": tokens - kept,
+        "first_and_outliers": sinks,
+    }
 
 
-def _prompt_mean_overlap(scores: Mapping[str, np.ndarray], primary: Preset, top: int) -> float:
-    """How much of the top stays if a is measured from the prompts' own mean instead of ordinary text's."""
+def _prompt_mean_overlap(
+    scores: Mapping[str, np.ndarray], primary: Preset, top: int
+) -> float:
+    """How much of the top stays if a is measured from the prompts' own mean instead of
+    ordinary text's.
+    """
     ours = rank("corpus", scores[f"both_{primary.tokens}"], top)
     return overlap(ours, rank("prompts", scores["both_prompt_mean"], top))
 
@@ -131,13 +183,18 @@ def _fill_codes(
     by_limit: Sequence[str],
     keys: Mapping[str, str],
 ) -> tuple[np.ndarray, list[Result]]:
-    """Codes that the dense limit left out: computed for the candidates where the gate allows it, NaN elsewhere."""
+    """Codes that the dense limit left out: computed for the candidates where the gate
+    allows it, NaN elsewhere.
+    """
     wanted = [name for name in RIVALS if name in by_limit]
     if study.sae_cfg.no_token_codes:
         skipped["firing_rate"] = study.sae_cfg.no_token_codes
     elif not np.isfinite(rates_n).any() and study.settings.firing_tokens:
         wanted.append("firing_rate")
-        skipped["firing_rate"] = f"fewer than 1,000 positions within dense_limit {study.settings.dense_limit:.3g}"
+        skipped["firing_rate"] = (
+            "fewer than 1,000 positions within dense_limit "
+            f"{study.settings.dense_limit:.3g}"
+        )
     results: list[Result] = []
     if wanted and study.sae_cfg.gate in LOCAL_GATES:
         results.append(code_stage(study, table, chosen, wanted, keys))
@@ -156,9 +213,16 @@ def _fill_codes(
 
 
 def _ablate(
-    study: Study, primary: Ranking, rates_n: np.ndarray, mean: Any, keys: Mapping[str, str]
-) -> tuple[dict[int, dict[str, Any]], dict[str, Any], dict[str, Any] | None, list[Result]]:
-    """Exact ablation of the best candidates and of as many random latents of like firing rate.
+    study: Study,
+    primary: Ranking,
+    rates_n: np.ndarray,
+    mean: Any,
+    keys: Mapping[str, str],
+) -> tuple[
+    dict[int, dict[str, Any]], dict[str, Any], dict[str, Any] | None, list[Result]
+]:
+    """Exact ablation of the best candidates and of as many random latents of like
+    firing rate.
 
     Returns per latent its columns, the summary, the figure's numbers and the stage.
     """
@@ -166,17 +230,35 @@ def _ablate(
     if not count:
         return {}, {"skipped": "ablate=0"}, None, []
     best = primary.latents_k[:count]
-    control = random_matched("control", rates_n, best, count, study.key(6), avoid=primary.latents_k)
+    control = random_matched(
+        "control", rates_n, best, count, study.key(6), avoid=primary.latents_k
+    )
     chosen = np.concatenate([best, control.latents_k])
-    result = ablation_stage(study, chosen, mean, preset, {**keys, "sae": study.sae_key, "lm": study.lm_key})
+    result = ablation_stage(
+        study, chosen, mean, preset, {**keys, "sae": study.sae_key, "lm": study.lm_key}
+    )
     rows = ablated_rows(study.rows, study.settings.ablate_rows)
     columns, about = ablation_summary(rows, result.arrays)
-    ablated = {int(i): {k: v[j] for k, v in columns.items()} for j, i in enumerate(chosen)}
-    exact = {**about, "rows": len(rows), "scope": preset.tokens, "matched": control.options["matched"]}
-    return ablated, exact, _figure_numbers(chosen, len(best), columns, about, result.arrays), [result]
+    ablated = {
+        int(i): {k: v[j] for k, v in columns.items()} for j, i in enumerate(chosen)
+    }
+    exact = {
+        **about,
+        "rows": len(rows),
+        "scope": preset.tokens,
+        "matched": control.options["matched"],
+    }
+    return (
+        ablated,
+        exact,
+        _figure_numbers(chosen, len(best), columns, about, result.arrays),
+        [result],
+    )
 
 
-def _figure_numbers(chosen: np.ndarray, count: int, columns: Columns, about: Any, arrays: Any) -> dict[str, Any]:
+def _figure_numbers(
+    chosen: np.ndarray, count: int, columns: Columns, about: Any, arrays: Any
+) -> dict[str, Any]:
     """What `figures.ablation_figure` draws."""
     points = [
         {
@@ -187,11 +269,17 @@ def _figure_numbers(chosen: np.ndarray, count: int, columns: Columns, about: Any
         }
         for j, latent in enumerate(chosen)
     ]
-    single = {ours: np.asarray(arrays[f"single_{theirs}"]).tolist() for ours, theirs in _SINGLE}
+    single = {
+        ours: np.asarray(arrays[f"single_{theirs}"]).tolist()
+        for ours, theirs in _SINGLE
+    }
     return {
         "latents": points,
         "single": single,
-        "correlations": {"joint": about["joint_per_latent"], "single": about["single_position"]},
+        "correlations": {
+            "joint": about["joint_per_latent"],
+            "single": about["single_position"],
+        },
     }
 
 
@@ -204,16 +292,27 @@ def _with_exact(columns: Columns, ablated: Mapping[int, Mapping[str, Any]]) -> C
     out = dict(columns)
     for name in names:
         empty = False if name == "taylor_fails" else np.nan
-        out[name] = np.array([ablated.get(int(i), {}).get(name, empty) for i in columns["latent"]])
+        out[name] = np.array(
+            [ablated.get(int(i), {}).get(name, empty) for i in columns["latent"]]
+        )
     return out
 
 
 def _fill_candidates(
-    scores: dict[str, np.ndarray], preset: Preset, ranking: Ranking, columns: Mapping[str, np.ndarray]
+    scores: dict[str, np.ndarray],
+    preset: Preset,
+    ranking: Ranking,
+    columns: Mapping[str, np.ndarray],
 ) -> None:
-    """Arrays that the dense limit left out, in place: what is known of candidates (and of the pool), NaN elsewhere."""
+    """Arrays that the dense limit left out, in place: what is known of candidates (and
+    of the pool), NaN elsewhere.
+    """
     n = len(ranking.scores_n)
-    known = {name: (ranking.latents_k, columns[name]) for name, score in SCORES.items() if score.per_prompt is not None}
+    known = {
+        name: (ranking.latents_k, columns[name])
+        for name, score in SCORES.items()
+        if score.per_prompt is not None
+    }
     known[preset.sides] = (np.arange(n), ranking.scores_n)
     for name, (latents, values) in known.items():
         key = key_of(name, preset.tokens)
@@ -224,11 +323,18 @@ def _fill_candidates(
 
 
 def _pair_facts(study: Study, table: TokenTable) -> dict[str, Any]:
-    """Counts, lengths and nats per token of both sides, and where the completions came from."""
-    facts: dict[str, Any] = {"prompts": len(study.pairs), "straddling_tokens": study.encoded.straddling}
+    """Counts, lengths and nats per token of both sides, and where the completions came
+    from.
+    """
+    facts: dict[str, Any] = {
+        "prompts": len(study.pairs),
+        "straddling_tokens": study.encoded.straddling,
+    }
     for side, name in ((1, "positive"), (-1, "negative")):
         chosen = [r for r, row in enumerate(table.rows) if row.side == side]
-        lengths = np.array([len(table.rows[r].ids) - table.rows[r].n_prompt for r in chosen])
+        lengths = np.array(
+            [len(table.rows[r].ids) - table.rows[r].n_prompt for r in chosen]
+        )
         if len(chosen):
             facts[name] = {
                 "completions": len(chosen),
@@ -241,7 +347,9 @@ def _pair_facts(study: Study, table: TokenTable) -> dict[str, Any]:
     return facts
 
 
-def _warnings(study: Study, facts: Mapping[str, Any], fitness: Mapping[str, Any]) -> list[str]:
+def _warnings(
+    study: Study, facts: Mapping[str, Any], fitness: Mapping[str, Any]
+) -> list[str]:
     """What a reader of the ranking must know about SAE and pairs."""
     out = [f"SAE, {f['code']}: {f['text']}" for f in fitness.get("findings", ())]
     if "skipped" in fitness:
@@ -249,23 +357,33 @@ def _warnings(study: Study, facts: Mapping[str, Any], fitness: Mapping[str, Any]
     scopes = {preset.tokens for preset in study.settings.presets()}
     if not facts["on_policy"]:
         out.append(
-            f"pairs are not known to be on-policy: sampler {', '.join(facts['samplers'])}, model {study.lm_key}; the method "
+            "pairs are not known to be on-policy: sampler "
+            f"{', '.join(facts['samplers'])}, model {study.lm_key}; the method "
             "expects completions that the studied model itself sampled"
         )
     sides = [facts[s]["mean_tokens"] for s in ("positive", "negative") if s in facts]
-    if len(sides) == 2 and study.settings.loss == "sum" and scopes - {"prompt"} and abs(sides[0] / sides[1] - 1) > 0.1:
+    if (
+        len(sides) == 2
+        and study.settings.loss == "sum"
+        and scopes - {"prompt"}
+        and abs(sides[0] / sides[1] - 1) > 0.1
+    ):
         out.append(
-            f"positives have {sides[0]:.1f} tokens and negatives {sides[1]:.1f}: with a summed loss and completion tokens in "
+            f"positives have {sides[0]:.1f} tokens and negatives {sides[1]:.1f}: with "
+            "a summed loss and completion tokens in "
             "the scope this difference leaks into Δ; compare with loss=mean"
         )
     if study.settings.gradient == "integrated" and len(scopes) > 1:
         scope = study.settings.presets()[0].tokens
         out.append(
-            f"integrated gradients move the positions of the primary preset's scope {scope!r}; presets of other scopes use "
+            "integrated gradients move the positions of the primary preset's scope "
+            f"{scope!r}; presets of other scopes use "
             "the same gradients"
         )
     if "negative" not in facts:
-        out.append("no record has a negative: this is the plain mean of δ, not a difference")
+        out.append(
+            "no record has a negative: this is the plain mean of δ, not a difference"
+        )
     return out
 
 
@@ -276,8 +394,10 @@ def _pool_warnings(presets: Mapping[str, Mapping[str, Any]]) -> list[str]:
         ranked = about["ranked"]
         if ranked["latents"] < ranked["of"]:
             out.append(
-                f"ranking {name!r} looked at {ranked['latents']:,} of {ranked['of']:,} latents ({ranked['by']}), because its "
-                "score of all of them exceeds dense_limit; with a larger dense_limit it looks at all"
+                f"ranking {name!r} looked at {ranked['latents']:,} of {ranked['of']:,} "
+                f"latents ({ranked['by']}), because its "
+                "score of all of them exceeds dense_limit; with a larger dense_limit "
+                "it looks at all"
             )
     return out
 
@@ -288,8 +408,13 @@ def choices(study: Study) -> dict[str, Any]:
         "site": str(study.site),
         "encoded_site": str(study.read_site),
         "gradient": _gradient(study),
-        "masks": {**study.masks.to_dict(), "norm_limits": {str(site): limit for site, limit in study.limits.items()}},
-        "prepend_bos": "as the tokenizer does" if study.prepend_bos is None else study.prepend_bos,
+        "masks": {
+            **study.masks.to_dict(),
+            "norm_limits": {str(site): limit for site, limit in study.limits.items()},
+        },
+        "prepend_bos": "as the tokenizer does"
+        if study.prepend_bos is None
+        else study.prepend_bos,
         "decoder_rows": "scaled to unit norm",
         "mean": "mean activation of the studied model over the corpus, same mask as δ",
         "order": "mean over a completion's tokens, difference within the prompt, mean over prompts; signed, descending",
@@ -305,13 +430,26 @@ def _gradient(study: Study) -> dict[str, Any]:
     s = study.settings
     if s.gradient == "integrated":
         scope = s.presets()[0].tokens
-        return {"name": "integrated", "form": "joint", "steps": s.gradient_steps, "rule": "midpoint", "moved": scope}
+        return {
+            "name": "integrated",
+            "form": "joint",
+            "steps": s.gradient_steps,
+            "rule": "midpoint",
+            "moved": scope,
+        }
     return {"name": s.gradient, "backward_rules": sorted(s.rules)}
 
 
 def _inputs(study: Study) -> dict[str, str]:
     """Hashes of everything that was read."""
     s = study.settings
-    found = {"lm": study.lm_key, "sae": study.sae_key, "pairs": fingerprint(s.pairs), "corpus": fingerprint(s.corpus)}
-    found |= {"sae_source": study.sae_source} if study.sae_source != s.sae else {}  # the commit that was read
+    found = {
+        "lm": study.lm_key,
+        "sae": study.sae_key,
+        "pairs": fingerprint(s.pairs),
+        "corpus": fingerprint(s.corpus),
+    }
+    found |= (
+        {"sae_source": study.sae_source} if study.sae_source != s.sae else {}
+    )  # the commit that was read
     return found | ({"lm_aligned": study.aligned_key} if s.lm_aligned else {})

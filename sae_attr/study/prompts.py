@@ -12,19 +12,23 @@ SPLITS = ("pairs", "strengths", "effects")
 
 
 def split_prompts(
-    prompts: Sequence[Prompt], shares: Sequence[float] = (0.5, 0.2, 0.3), *, path: str = "the prompts"
+    prompts: Sequence[Prompt],
+    shares: Sequence[float] = (0.5, 0.2, 0.3),
+    *,
+    path: str = "the prompts",
 ) -> dict[str, tuple[Prompt, ...]]:
     """The prompts of each of `SPLITS`, in their order.
 
-    Where a prompt names no split, it is drawn by a hash of its id, so that another prompt in the file moves none of the others.
+    Where a prompt names no split, it is drawn by a hash of its id, so that another
+    prompt in the file moves none of the others.
 
     Args:
       shares: of `SPLITS`, for prompts without a split.
       path: of the file, for messages.
 
     Raises:
-      ValueError: an unknown split; a prompt that stands twice (in two splits it would let a choice see what it is judged by); a
-        split without any prompt.
+      ValueError: an unknown split; a prompt that stands twice (in two splits it would
+        let a choice see what it is judged by); a split without any prompt.
     """
     out: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
     seen: dict[Any, Prompt] = {}
@@ -32,14 +36,21 @@ def split_prompts(
         where = f"{path}:{prompt.line}"
         if prompt.split not in (None, *SPLITS):
             known = ", ".join(SPLITS)
-            raise ValueError(f"{where}: split {prompt.split!r} is unknown; write one of {known}, or leave it out")
+            raise ValueError(
+                f"{where}: split {prompt.split!r} is unknown; write one of {known}, or "
+                "leave it out"
+            )
         twin = seen.setdefault(prompt.prompt_ids or str(prompt.prompt), prompt)
         if twin is not prompt:
-            raise ValueError(f"{where}: the prompt of {twin.id!r} on line {twin.line} stands here again; each once")
+            raise ValueError(
+                f"{where}: the prompt of {twin.id!r} on line {twin.line} stands here "
+                "again; each once"
+            )
         out[prompt.split or drawn_split(prompt.id, shares)].append(prompt)
     if absent := [name for name, some in out.items() if not some]:
         raise ValueError(
-            f"{path} has no prompt in the split {absent[0]!r} (of {sum(map(len, out.values()))}); add prompts, give other "
+            f"{path} has no prompt in the split {absent[0]!r} (of "
+            f"{sum(map(len, out.values()))}); add prompts, give other "
             'shares, or name the split in the records ("split")'
         )
     return {name: tuple(some) for name, some in out.items()}
@@ -51,8 +62,15 @@ def drawn_split(name: str, shares: Sequence[float]) -> str:
     Raises ValueError for shares that are not three positive numbers.
     """
     if len(shares) != len(SPLITS) or min(shares) <= 0:
-        raise ValueError(f"shares {tuple(shares)} must be three numbers above 0, of {', '.join(SPLITS)}")
-    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 * sum(shares)
+        raise ValueError(
+            f"shares {tuple(shares)} must be three numbers above 0, of "
+            f"{', '.join(SPLITS)}"
+        )
+    place = (
+        int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+        / 2**64
+        * sum(shares)
+    )
     for split, share in zip(SPLITS, shares, strict=True):
         place -= share
         if place < 0:

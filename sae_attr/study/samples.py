@@ -1,4 +1,6 @@
-"""Completions of arms: what is steered by how much, on which prompts, sampled row by row and continued after a kill."""
+"""Completions of arms: what is steered by how much, on which prompts, sampled row by
+row and continued after a kill.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Arms:
 
     Args:
       latents_k: int64, `UNSTEERED` for the model as it is.
-      strengths_k: float64, signed, in units of the site's mean norm; 0 leaves the model as it is.
+      strengths_k: float64, signed, in units of the site's mean norm; 0 leaves the model
+        as it is.
     """
 
     latents_k: np.ndarray
@@ -33,7 +36,9 @@ class Arms:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Completions to make, one a row: `arm_r`, `prompt_r`, `sample_r`, `attempt_r`, all int64."""
+    """Completions to make, one a row: `arm_r`, `prompt_r`, `sample_r`, `attempt_r`, all
+    int64.
+    """
 
     arm_r: np.ndarray
     prompt_r: np.ndarray
@@ -44,15 +49,29 @@ class Rows:
         return len(self.arm_r)
 
     def __getitem__(self, index: Any) -> Rows:
-        return Rows(self.arm_r[index], self.prompt_r[index], self.sample_r[index], self.attempt_r[index])
+        return Rows(
+            self.arm_r[index],
+            self.prompt_r[index],
+            self.sample_r[index],
+            self.attempt_r[index],
+        )
 
     def tuples(self) -> list[tuple[int, int, int, int]]:
         """(arm, prompt, sample, attempt) of every row."""
-        return list(zip(*(x.tolist() for x in (self.arm_r, self.prompt_r, self.sample_r, self.attempt_r))))
+        return list(
+            zip(
+                *(
+                    x.tolist()
+                    for x in (self.arm_r, self.prompt_r, self.sample_r, self.attempt_r)
+                )
+            )
+        )
 
     def again(self, attempt: int) -> Rows:
         """The same rows at another attempt."""
-        return Rows(self.arm_r, self.prompt_r, self.sample_r, np.full(len(self), attempt))
+        return Rows(
+            self.arm_r, self.prompt_r, self.sample_r, np.full(len(self), attempt)
+        )
 
 
 def every_row(arms: int, prompts: int, samples: int) -> Rows:
@@ -62,15 +81,25 @@ def every_row(arms: int, prompts: int, samples: int) -> Rows:
 
 
 Answer = Callable[[Rows], list[list[int]]]
-"""Token ids of the completions of at most `batch_size` rows, without the token that ended them."""
+"""Token ids of the completions of at most `batch_size` rows, without the token that
+ended them.
+"""
 
 
 def sampled(
-    answer: Answer, rows: Rows, progress: Progress, *, batch_size: int, name: str, bar: bool = True
+    answer: Answer,
+    rows: Rows,
+    progress: Progress,
+    *,
+    batch_size: int,
+    name: str,
+    bar: bool = True,
 ) -> list[list[int]]:
-    """Token ids of every row, in order; batches that were finished before a kill are not made again.
+    """Token ids of every row, in order; batches that were finished before a kill are
+    not made again.
 
-    Which rows share a batch depends on their numbers alone, so a continued run computes what an uninterrupted one does.
+    Which rows share a batch depends on their numbers alone, so a continued run computes
+    what an uninterrupted one does.
 
     Args:
       name: tells apart the several lists of rows that one stage samples.
@@ -78,15 +107,29 @@ def sampled(
     finished = {
         row["batch"]: row["ids"]
         for row in progress.rows(("name", "batch", "size", "rows", "ids"))
-        if row["name"] == name and row["size"] == batch_size and row["rows"] == len(rows)
+        if row["name"] == name
+        and row["size"] == batch_size
+        and row["rows"] == len(rows)
     }
     out: list[list[int]] = []
     spans = [slice(i, i + batch_size) for i in range(0, len(rows), batch_size)]
-    for number, span in enumerate(tqdm(spans, desc=name, unit="batch", disable=not bar)):
+    for number, span in enumerate(
+        tqdm(spans, desc=name, unit="batch", disable=not bar)
+    ):
         ids = finished.get(number)
         if not from_main(ids is not None):
             ids = answer(rows[span])
-            progress.append([{"name": name, "batch": number, "size": batch_size, "rows": len(rows), "ids": ids}])
+            progress.append(
+                [
+                    {
+                        "name": name,
+                        "batch": number,
+                        "size": batch_size,
+                        "rows": len(rows),
+                        "ids": ids,
+                    }
+                ]
+            )
         assert ids is not None
         out += ids
     return out

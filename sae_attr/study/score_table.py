@@ -1,4 +1,5 @@
-"""All scores of a latent in one table: rankings, latents.csv, scores.npz, truth tables and the page iterate over it.
+"""All scores of a latent in one table: rankings, latents.csv, scores.npz, truth tables
+and the page iterate over it.
 
 A new score is one more entry of `SCORES`: a function that gives it, and what it means.
 """
@@ -44,12 +45,15 @@ class Derived(NamedTuple):
 
 
 Made = Form | Vector | Derived | np.ndarray | Skipped
-"""What a score's function gives: forms and vectors are scored together in one pass over the dictionary; an array `[n]` is the
-score itself."""
+"""What a score's function gives: forms and vectors are scored together in one pass over
+the dictionary; an array `[n]` is the score itself.
+"""
 
 
 class Candidates(NamedTuple):
-    """A few latents, their unit decoder rows `[k, d]`, and the scores of all latents that are there."""
+    """A few latents, their unit decoder rows `[k, d]`, and the scores of all latents
+    that are there.
+    """
 
     latents: np.ndarray
     dec_kd: jax.Array
@@ -63,11 +67,13 @@ class Score:
     Args:
       make: gives it of all latents, for one token scope.
       meaning: in a sentence, for tables and documentation.
-      scope: `each`: one for every token scope that a preset uses; `primary`: of the primary preset's scope alone; `none`: it
-        has no scope.
-      per_prompt: gives it within each prompt for candidates, `[p, k]`; the mean over prompts is the score. With it a preset can
-        rank by it beyond the dense limit, and candidates have it there.
-      ranked: ranks beside Δ (`rank_NAME`, overlaps), and may be a method of a case study.
+      scope: `each`: one for every token scope that a preset uses; `primary`: of the
+        primary preset's scope alone; `none`: it has no scope.
+      per_prompt: gives it within each prompt for candidates, `[p, k]`; the mean over
+        prompts is the score. With it a preset can rank by it beyond the dense limit,
+        and candidates have it there.
+      ranked: ranks beside Δ (`rank_NAME`, overlaps), and may be a method of a case
+        study.
       title: the header of its column on the page; None: its name.
       on_page: whether the page's table has it.
       version: raised when `make` gives other numbers than before.
@@ -88,7 +94,9 @@ def key_of(name: str, scope: str) -> str:
     return f"{name}_{scope}" if SCORES[name].scope == "each" else name
 
 
-def column_of(name: str, scope: str, evidence: Evidence, few: Candidates) -> np.ndarray | None:
+def column_of(
+    name: str, scope: str, evidence: Evidence, few: Candidates
+) -> np.ndarray | None:
     """Returns a score of candidates `[k]`, or None where it is not known."""
     per_prompt, key = SCORES[name].per_prompt, key_of(name, scope)
     if per_prompt is not None:
@@ -96,8 +104,12 @@ def column_of(name: str, scope: str, evidence: Evidence, few: Candidates) -> np.
     return np.asarray(few.scores[key])[few.latents] if key in few.scores else None
 
 
-def labelled(arrays: Mapping[str, np.ndarray], scope: str) -> dict[tuple[str, str], np.ndarray]:
-    """Returns (name, scope) -> score of every latent, for the scores that are there; the scope is "" where there is none."""
+def labelled(
+    arrays: Mapping[str, np.ndarray], scope: str
+) -> dict[tuple[str, str], np.ndarray]:
+    """Returns (name, scope) -> score of every latent, for the scores that are there;
+    the scope is "" where there is none.
+    """
     return {
         (name, "" if score.scope == "none" else scope): arrays[key_of(name, scope)]
         for name, score in SCORES.items()
@@ -110,7 +122,7 @@ def score_versions() -> dict[str, int]:
     return {f"score.{name}": score.version for name, score in SCORES.items()}
 
 
-# ---- the functions ---------------------------------------------------------------------------------------------------
+# ---- the functions -------------------------------------------------------------------
 
 
 def _both(evidence: Evidence, scope: str) -> Form:
@@ -127,7 +139,11 @@ def _projection(evidence: Evidence, scope: str) -> Vector:
 
 
 def _gated(evidence: Evidence, scope: str) -> Derived:
-    return Derived(lambda scores: np.where(scores[f"gradient_{scope}"] > 0, scores[f"both_{scope}"], 0))
+    return Derived(
+        lambda scores: np.where(
+            scores[f"gradient_{scope}"] > 0, scores[f"both_{scope}"], 0
+        )
+    )
 
 
 def _positive_only(evidence: Evidence, scope: str) -> Form:
@@ -148,9 +164,16 @@ def _token_by_token(sides: str, evidence: Evidence, scope: str) -> np.ndarray | 
         return Skipped(why, by_limit=True)
     n = len(study.decoder)
     out_n, chunk = np.empty(n, np.float32), min(n, 1024)
-    for start in tqdm(range(0, n, chunk), desc=f"{sides}, {scope}", unit="chunk", disable=not study.progress):
+    for start in tqdm(
+        range(0, n, chunk),
+        desc=f"{sides}, {scope}",
+        unit="chunk",
+        disable=not study.progress,
+    ):
         rows_cd = study.decoder.rows(start, min(start + chunk, n))
-        dec_cd = unit_decoder(jnp.pad(jnp.asarray(rows_cd), ((0, chunk - len(rows_cd)), (0, 0))))  # one compiled shape
+        dec_cd = unit_decoder(
+            jnp.pad(jnp.asarray(rows_cd), ((0, chunk - len(rows_cd)), (0, 0)))
+        )  # one compiled shape
         scores_pc = prompt_scores(merged, dec_cd, evidence.mean_d, sides=sides)
         out_n[start : start + len(rows_cd)] = scores_pc.mean(0)[: len(rows_cd)]
     return out_n
@@ -159,18 +182,29 @@ def _token_by_token(sides: str, evidence: Evidence, scope: str) -> np.ndarray | 
 def _encoder(evidence: Evidence, scope: str) -> np.ndarray | Skipped:
     study, merged = evidence.study, evidence.merged(scope)
     if not evidence.codes.tokens:
-        return Skipped(study.sae_cfg.no_token_codes or "the codes' means are unknown: too few firing_tokens")
+        return Skipped(
+            study.sae_cfg.no_token_codes
+            or "the codes' means are unknown: too few firing_tokens"
+        )
     if why := evidence.over_limit(len(merged.acts_jd)):
         return Skipped(why, by_limit=True)
-    return encoder_prompt_scores(merged, study.sae, evidence.codes.mean_n).mean(0).astype(np.float32)
+    return (
+        encoder_prompt_scores(merged, study.sae, evidence.codes.mean_n)
+        .mean(0)
+        .astype(np.float32)
+    )
 
 
 def _code_rival(name: str, evidence: Evidence, scope: str) -> np.ndarray | Skipped:
     return code_rival(evidence.study, evidence.table, name)
 
 
-def _sides_per_prompt(sides: str, evidence: Evidence, scope: str, few: Candidates) -> np.ndarray:
-    return prompt_scores(evidence.merged(scope), few.dec_kd, evidence.mean_d, sides=sides)
+def _sides_per_prompt(
+    sides: str, evidence: Evidence, scope: str, few: Candidates
+) -> np.ndarray:
+    return prompt_scores(
+        evidence.merged(scope), few.dec_kd, evidence.mean_d, sides=sides
+    )
 
 
 def _gated_per_prompt(evidence: Evidence, scope: str, few: Candidates) -> np.ndarray:
@@ -183,28 +217,37 @@ def _encoder_per_prompt(evidence: Evidence, scope: str, few: Candidates) -> np.n
     merged = evidence.merged(scope)
     if not evidence.codes.tokens:
         return np.full((merged.prompts, len(few.latents)), np.nan)
-    return encoder_prompt_scores(merged, evidence.study.sae, evidence.codes.mean_n, few.latents)
+    return encoder_prompt_scores(
+        merged, evidence.study.sae, evidence.codes.mean_n, few.latents
+    )
 
 
-# ---- the table -------------------------------------------------------------------------------------------------------
+# ---- the table -----------------------------------------------------------------------
 
 _HIDDEN: dict[str, Any] = {"on_page": False}
 _RIVAL: dict[str, Any] = {"ranked": True, "on_page": False}
 
 SCORES: dict[str, Score] = {
-    "both": Score(_both, "Δ, all tokens", per_prompt=partial(_sides_per_prompt, "both"), **_HIDDEN),
+    "both": Score(
+        _both, "Δ, all tokens", per_prompt=partial(_sides_per_prompt, "both"), **_HIDDEN
+    ),
     "active": Score(
         partial(_token_by_token, "active"),
-        "Δ, tokens on which the latent's projection is above its mean over ordinary text",
+        "Δ, tokens on which the latent's projection is above its mean over ordinary "
+        "text",
         per_prompt=partial(_sides_per_prompt, "active"),
         **_HIDDEN,
     ),
     "gated": Score(
-        _gated, "Δ, latents that push toward the behaviour; 0 for the others", per_prompt=_gated_per_prompt, **_HIDDEN
+        _gated,
+        "Δ, latents that push toward the behaviour; 0 for the others",
+        per_prompt=_gated_per_prompt,
+        **_HIDDEN,
     ),
     "quadrant": Score(
         partial(_token_by_token, "quadrant"),
-        "Δ, tokens on which its projection is above its mean and it pushes toward the behaviour",
+        "Δ, tokens on which its projection is above its mean and it pushes toward the "
+        "behaviour",
         per_prompt=partial(_sides_per_prompt, "quadrant"),
         **_HIDDEN,
     ),
@@ -214,11 +257,18 @@ SCORES: dict[str, Score] = {
         per_prompt=_encoder_per_prompt,
         **_HIDDEN,
     ),
-    "projection": Score(_projection, "mean of (a − ā)·d over the scope's tokens", title="(a−ā)·d"),
-    "gradient": Score(
-        _gradient, "−Δg·d: above 0, more of the latent makes the behaviour likelier", title="−Δg·d", ranked=True
+    "projection": Score(
+        _projection, "mean of (a − ā)·d over the scope's tokens", title="(a−ā)·d"
     ),
-    "positive_only": Score(_positive_only, "Δ of the positives alone", scope="primary", **_RIVAL),
+    "gradient": Score(
+        _gradient,
+        "−Δg·d: above 0, more of the latent makes the behaviour likelier",
+        title="−Δg·d",
+        ranked=True,
+    ),
+    "positive_only": Score(
+        _positive_only, "Δ of the positives alone", scope="primary", **_RIVAL
+    ),
     "delta_projection": Score(
         _delta_projection,
         "difference of the mean projections on positives and negatives",

@@ -1,4 +1,6 @@
-"""Which latents are steered: the best of every method, random ones beside them, and the sign of each one's gradient."""
+"""Which latents are steered: the best of every method, random ones beside them, and the
+sign of each one's gradient.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,7 @@ from sae_attr.store import Arrays
 from sae_attr.study.samples import UNSTEERED, Arms
 from sae_attr.study.score_table import SCORES, key_of
 
-OTHERS = (
-    "other_studies"  # latents that another case's studied method chose: steered here too, so that both can be compared
-)
+OTHERS = "other_studies"  # latents that another case's studied method chose: steered here too, so that both can be compared
 SIGN = {"away": -1.0, "toward": 1.0}
 
 
@@ -43,12 +43,20 @@ class Selection:
     @classmethod
     def load(cls, arrays: Arrays) -> Selection:
         """From a stored stage."""
-        methods = {k.removeprefix("method."): np.asarray(v) for k, v in arrays.items() if k.startswith("method.")}
-        return cls(methods, np.asarray(arrays["latents_u"]), np.asarray(arrays["push_u"]))
+        methods = {
+            k.removeprefix("method."): np.asarray(v)
+            for k, v in arrays.items()
+            if k.startswith("method.")
+        }
+        return cls(
+            methods, np.asarray(arrays["latents_u"]), np.asarray(arrays["push_u"])
+        )
 
     def compared(self) -> dict[str, np.ndarray]:
         """The methods that are compared, random latents among them."""
-        return {name: latents for name, latents in self.methods.items() if name != OTHERS}
+        return {
+            name: latents for name, latents in self.methods.items() if name != OTHERS
+        }
 
 
 def select(
@@ -63,10 +71,12 @@ def select(
     others: Sequence[int] = (),
     why: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Selection, dict[str, str]]:
-    """The best `top` latents of every method and `random` others of like firing rate; and why a method is left out.
+    """The best `top` latents of every method and `random` others of like firing rate;
+    and why a method is left out.
 
     Args:
-      rankings: the presets' best latents; `delta_attribution` and `recommended` are taken from there.
+      rankings: the presets' best latents; `delta_attribution` and `recommended` are
+        taken from there.
       scores: name -> score of every latent, of an attribution run.
       scope: of the primary preset's tokens.
       others: latents that another study of the same dictionary chose.
@@ -84,35 +94,49 @@ def select(
         elif values is not None and np.isfinite(values).all():
             chosen[name] = rank(name, values, top).latents_k
         else:
-            reason = why.get(key_of(name, scope) if name in SCORES else name, "it has no score here")
+            reason = why.get(
+                key_of(name, scope) if name in SCORES else name, "it has no score here"
+            )
             count = 0 if values is None else int(np.isfinite(values).sum())
             if count:
                 reason = f"it is known of {count:,} latents alone, which are other methods' candidates: {reason}"
             skipped[name] = reason
     if methods[0] in skipped:
-        raise ValueError(f"method {methods[0]!r} is to be studied, but {skipped[methods[0]]}")
+        raise ValueError(
+            f"method {methods[0]!r} is to be studied, but {skipped[methods[0]]}"
+        )
     used = np.unique(np.concatenate(list(chosen.values())))
     if random:
-        chosen["random"] = _random(scores["firing_rate"], chosen[methods[0]], used, random, key)
+        chosen["random"] = _random(
+            scores["firing_rate"], chosen[methods[0]], used, random, key
+        )
     if len(others):
         chosen[OTHERS] = np.asarray(others, int)
     latents_u = np.unique(np.concatenate(list(chosen.values())))
-    return Selection(chosen, latents_u, np.asarray(scores[key_of("gradient", scope)])[latents_u]), skipped
+    return Selection(
+        chosen, latents_u, np.asarray(scores[key_of("gradient", scope)])[latents_u]
+    ), skipped
 
 
-def _random(rates_n: np.ndarray, like: np.ndarray, used: np.ndarray, count: int, key: jax.Array) -> np.ndarray:
-    """Latents that no method chose; a dictionary that is too small for that gives fewer.
+def _random(
+    rates_n: np.ndarray, like: np.ndarray, used: np.ndarray, count: int, key: jax.Array
+) -> np.ndarray:
+    """Latents that no method chose; a dictionary that is too small for that gives
+    fewer.
 
-    Rates that are known of candidates alone are as good as unknown: they would draw among other methods' candidates.
+    Rates that are known of candidates alone are as good as unknown: they would draw
+      among other methods' candidates.
     """
     rates_n = rates_n if np.isfinite(rates_n).all() else np.full(len(rates_n), np.nan)
     return random_matched("random", rates_n, like, count, key, avoid=used).latents_k
 
 
 def arms_of(selection: Selection, direction: str, *, gradient_signed: bool) -> Arms:
-    """One arm of strength ±1 per latent in the direction's fixed sign (away −, toward +), then those that the gradient flips.
+    """One arm of strength ±1 per latent in the direction's fixed sign (away −, toward
+    +), then those that the gradient flips.
 
-    The gradient-signed strip steers a latent the other way where its gradient says that more of it makes the behaviour rarer.
+    The gradient-signed strip steers a latent the other way where its gradient says that
+    more of it makes the behaviour rarer.
     """
     fixed = np.full(len(selection.latents_u), SIGN[direction])
     if not gradient_signed:
@@ -124,7 +148,10 @@ def arms_of(selection: Selection, direction: str, *, gradient_signed: bool) -> A
 
 def with_unsteered(arms: Arms) -> Arms:
     """The model as it is, then the arms."""
-    return Arms(np.concatenate([[UNSTEERED], arms.latents_k]), np.concatenate([[0.0], arms.strengths_k]))
+    return Arms(
+        np.concatenate([[UNSTEERED], arms.latents_k]),
+        np.concatenate([[0.0], arms.strengths_k]),
+    )
 
 
 def scaled(arms: Arms, strengths_k: np.ndarray) -> Arms:
@@ -132,11 +159,15 @@ def scaled(arms: Arms, strengths_k: np.ndarray) -> Arms:
     return Arms(arms.latents_k, arms.strengths_k * strengths_k)
 
 
-def arms_by_sign(selection: Selection, arms: Arms, direction: str, *, signed: bool) -> np.ndarray:
-    """Place among the arms of `arms_of` of every latent of `latents_u`, with the fixed sign or with that of its gradient.
+def arms_by_sign(
+    selection: Selection, arms: Arms, direction: str, *, signed: bool
+) -> np.ndarray:
+    """Place among the arms of `arms_of` of every latent of `latents_u`, with the fixed
+    sign or with that of its gradient.
 
     Args:
-      arms: with or without the unsteered model in front, and with any strengths; only their order is used.
+      arms: with or without the unsteered model in front, and with any strengths; only
+        their order is used.
     """
     steered = arms.latents_k[arms.latents_k != UNSTEERED]
     n = len(selection.latents_u)

@@ -1,4 +1,6 @@
-"""Every choice of a case study, with its default; all of them are recorded in the result."""
+"""Every choice of a case study, with its default; all of them are recorded in the
+result.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,23 @@ COHERENCE_BY = ("auto", "judge", "logp")
 
 
 def method_names() -> tuple[str, ...]:
-    """Returns the rankings that a study may steer by: the presets', then those of `SCORES` that rank beside Δ."""
-    return ("delta_attribution", "recommended", *(name for name, score in SCORES.items() if score.ranked))
+    """Returns the rankings that a study may steer by: the presets', then those of
+    `SCORES` that rank beside Δ.
+    """
+    return (
+        "delta_attribution",
+        "recommended",
+        *(name for name, score in SCORES.items() if score.ranked),
+    )
 
 
 def at_least(settings: Any, least: int, *names: str) -> None:
     """Raises ValueError for the first of these fields that is below `least`."""
     for name in names:
         if getattr(settings, name) < least:
-            raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least {least}")
+            raise ValueError(
+                f"{name} is {getattr(settings, name)}; it must be at least {least}"
+            )
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,8 @@ class Budget:
     """How much incoherence a steering strength may cost.
 
     Args:
-      rule: `relative`: at most `points` above the unsteered model's share; `absolute`: at most `points` in all (Wang et al.).
+      rule: `relative`: at most `points` above the unsteered model's share; `absolute`:
+        at most `points` in all (Wang et al.).
       points: share of completions, 0.10 for ten percentage points.
       pick: the `largest` strength that passes, or the last one `before_failing`.
     """
@@ -45,9 +56,14 @@ class Budget:
     def __post_init__(self) -> None:
         for name, known in (("rule", RULES), ("pick", PICKS)):
             if getattr(self, name) not in known:
-                raise ValueError(f"budget {name} {getattr(self, name)!r} is unknown; choose {' or '.join(known)}")
+                raise ValueError(
+                    f"budget {name} {getattr(self, name)!r} is unknown; choose "
+                    f"{' or '.join(known)}"
+                )
         if not 0 <= self.points <= 1:
-            raise ValueError(f"budget points {self.points} is a share of completions; give 0..1")
+            raise ValueError(
+                f"budget points {self.points} is a share of completions; give 0..1"
+            )
 
 
 @dataclass(frozen=True)
@@ -60,18 +76,22 @@ class CaseSettings:
       behaviour: what is counted, in words ("misaligned answers").
       question: what is asked, in a sentence or two, for readers.
       judge: who grades, and by what: {"kind": "organism" | "openai" | "local", ...}.
-      organism: a behaviour of the embedded organism, which then gives all of what follows; None for a real model.
-      lm, adapter, lm_aligned, sae, sae_format, sae_options, site, corpus: as in `attribution.Settings`; `lm_aligned` is what is
-        steered toward the behaviour, and the second model of Δ-activation. Without it `lm` is steered in both directions, and
-        Δ-activation is left out, as it is where both are the same model.
+      organism: a behaviour of the embedded organism, which then gives all of what
+      follows; None for a real model. lm, adapter, lm_aligned, sae, sae_format,
+      sae_options, site, corpus: as in `attribution.Settings`; `lm_aligned` is what is
+        steered toward the behaviour, and the second model of Δ-activation. Without it
+        `lm` is steered in both directions, and Δ-activation is left out, as it is where
+        both are the same model.
       column, split, template_options: as in `attribution.Settings`.
       prompts: JSONL of `pairs.read_prompts`.
       shares: of prompts without a split.
       pairs: at most so many prompts with completions of both kinds.
-      pair_prompts: at most so many prompts of the split are sampled for that; None for all.
+      pair_prompts: at most so many prompts of the split are sampled for that; None for
+        all.
       pair_samples: completions sampled per prompt to find them.
       per_side: completions of either kind that a pair keeps, in the order of sampling.
-      attribution: further fields of `attribution.Settings` (tokens, sides, gradient, exclude, ...).
+      attribution: further fields of `attribution.Settings` (tokens, sides, gradient,
+        exclude, ...).
     """
 
     name: str
@@ -101,7 +121,9 @@ class CaseSettings:
 
     def __post_init__(self) -> None:
         if not self.name.replace("_", "").isalnum():
-            raise ValueError(f"case name {self.name!r} must be letters, digits and _: it names files")
+            raise ValueError(
+                f"case name {self.name!r} must be letters, digits and _: it names files"
+            )
         at_least(self, 1, "pairs", "per_side")
         at_least(self, 2, "pair_samples")
         if self.organism is None:
@@ -109,7 +131,9 @@ class CaseSettings:
             if absent := [name for name in needed if not getattr(self, name)]:
                 raise ValueError(
                     f"case {self.name} lacks {', '.join(absent)}; add "
-                    + " ".join(f"--config.cases.{self.name}.{name}=PATH" for name in absent)
+                    + " ".join(
+                        f"--config.cases.{self.name}.{name}=PATH" for name in absent
+                    )
                 )
 
 
@@ -121,8 +145,10 @@ class SampleSettings:
       temperature, top_p: of every completion; temperature 0 is greedy.
       max_new: tokens at most.
       stop: texts of further tokens that end a completion.
-      stop_ids: ids that end a completion, in place of those that the model's files, tokenizer and chat template say.
-      attempts: how often an excluded answer is sampled again; then it counts as missing.
+      stop_ids: ids that end a completion, in place of those that the model's files,
+        tokenizer and chat template say.
+      attempts: how often an excluded answer is sampled again; then it counts as
+        missing.
     """
 
     temperature: float = 1.0
@@ -143,23 +169,31 @@ class StudySettings:
 
     Args:
       cases: one or several.
-      methods: rankings whose best latents are steered, of `method_names`; the first is the one that is studied.
+      methods: rankings whose best latents are steered, of `method_names`; the first is
+        the one that is studied.
       top: latents per method.
-      random: random latents beside them, matched on firing rate, through the same strength search.
+      random: random latents beside them, matched on firing rate, through the same
+        strength search.
       sampling: of all completions.
       steer_tokens: which tokens are steered: all | prompt | generated.
       grid: strengths that are tried, in units of the site's mean norm, ascending.
       budget: how much incoherence a strength may cost.
-      strengths_by: choose strengths by sampling and grading, or by exact next-word probabilities (organism only).
-      coherence_by: who tells whether an answer is coherent: the `judge`; `logp`, the unsteered model's log-probability per
-        token and the answer's repetition, against those of its own answers; `auto`: the judge if it can tell, else `logp`.
-      coherence_tail: of `logp`: share of the unsteered model's own answers that lie beyond either limit.
-      coherence_samples: of `logp`: its own answers per prompt for strengths that the limits come from.
+      strengths_by: choose strengths by sampling and grading, or by exact next-word
+        probabilities (organism only).
+      coherence_by: who tells whether an answer is coherent: the `judge`; `logp`, the
+        unsteered model's log-probability per token and the answer's repetition, against
+        those of its own answers; `auto`: the judge if it can tell, else `logp`.
+      coherence_tail: of `logp`: share of the unsteered model's own answers that lie
+        beyond either limit.
+      coherence_samples: of `logp`: its own answers per prompt for strengths that the
+        limits come from.
       strength_samples, effect_samples: completions per latent and prompt.
       strength_prompts, effect_prompts: at most so many prompts of either split.
-      gradient_signed: also steer each latent by the sign of its own gradient, random ones too, as a strip of its own.
+      gradient_signed: also steer each latent by the sign of its own gradient, random
+        ones too, as a strip of its own.
       resamples: of bootstrap and permutation tests.
-      passages, passage_tokens: top passages per latent, and how much corpus is searched; 0 leaves them out.
+      passages, passage_tokens: top passages per latent, and how much corpus is
+        searched; 0 leaves them out.
       interpreted: latents per method for which passages are looked for.
       shown: steered completions per latent and direction that the page shows.
       dtype, resid_dtype: of weights and residual stream.
@@ -194,20 +228,47 @@ class StudySettings:
 
     def __post_init__(self) -> None:
         if unknown := [m for m in self.methods if m not in method_names()]:
-            raise ValueError(f"method {unknown[0]!r} is unknown; choose of {', '.join(method_names())}")
-        if not self.cases or not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError("a study needs at least one case, and each of its methods once")
+            raise ValueError(
+                f"method {unknown[0]!r} is unknown; choose of "
+                f"{', '.join(method_names())}"
+            )
+        if (
+            not self.cases
+            or not self.methods
+            or len(set(self.methods)) < len(self.methods)
+        ):
+            raise ValueError(
+                "a study needs at least one case, and each of its methods once"
+            )
         if self.strengths_by not in STRENGTHS_BY:
-            raise ValueError(f"strengths_by {self.strengths_by!r} is unknown; choose of {', '.join(STRENGTHS_BY)}")
+            raise ValueError(
+                f"strengths_by {self.strengths_by!r} is unknown; choose of "
+                f"{', '.join(STRENGTHS_BY)}"
+            )
         if self.coherence_by not in COHERENCE_BY:
-            raise ValueError(f"coherence_by {self.coherence_by!r} is unknown; choose of {', '.join(COHERENCE_BY)}")
+            raise ValueError(
+                f"coherence_by {self.coherence_by!r} is unknown; choose of "
+                f"{', '.join(COHERENCE_BY)}"
+            )
         if not 0 <= self.coherence_tail < 0.5:
-            raise ValueError(f"coherence_tail {self.coherence_tail} is a share of answers; give 0 to below 0.5")
+            raise ValueError(
+                f"coherence_tail {self.coherence_tail} is a share of answers; give 0 "
+                "to below 0.5"
+            )
         check_numbers(self.grid, float, "grid")
-        if not self.grid or list(self.grid) != sorted(set(self.grid)) or self.grid[0] <= 0:
-            raise ValueError(f"grid {self.grid} must be strengths above 0 in ascending order")
+        if (
+            not self.grid
+            or list(self.grid) != sorted(set(self.grid))
+            or self.grid[0] <= 0
+        ):
+            raise ValueError(
+                f"grid {self.grid} must be strengths above 0 in ascending order"
+            )
         if self.steer_tokens not in TOKENS:
-            raise ValueError(f"steer_tokens {self.steer_tokens!r} is unknown; choose of {', '.join(TOKENS)}")
+            raise ValueError(
+                f"steer_tokens {self.steer_tokens!r} is unknown; choose of "
+                f"{', '.join(TOKENS)}"
+            )
         at_least(
             self,
             1,
@@ -220,7 +281,10 @@ class StudySettings:
             "resamples",
         )
         at_least(self, 0, "passages", "passage_tokens", "interpreted", "shown")
-        if self.strengths_by == "exact" and any(case.organism is None for case in self.cases):
+        if self.strengths_by == "exact" and any(
+            case.organism is None for case in self.cases
+        ):
             raise ValueError(
-                "strengths_by=exact needs a grader of probabilities, which only the organism has; use samples"
+                "strengths_by=exact needs a grader of probabilities, which only the "
+                "organism has; use samples"
             )

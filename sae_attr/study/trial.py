@@ -1,4 +1,6 @@
-"""Arms of a model on the prompts of one split: their completions, and what a judge says of them."""
+"""Arms of a model on the prompts of one split: their completions, and what a judge says
+of them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from sae_attr.steering.coherence import OwnAnswers, coherent, own_answers, repet
 from sae_attr.store import Progress
 from sae_attr.study.case import Case
 from sae_attr.study.grading import Graded, graded
-from sae_attr.study.samples import Answer, Arms, Rows, every_row, padded, sampled, unpadded
+from sae_attr.study.samples import (
+    Answer,
+    Arms,
+    Rows,
+    every_row,
+    padded,
+    sampled,
+    unpadded,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +36,8 @@ class Trial:
       arms: what is done to the model.
       norm: the unit of strengths, the site's mean norm.
       samples: completions of every arm and prompt.
-      own: measures coherence against these answers of the unsteered model; None leaves it to the judge.
+      own: measures coherence against these answers of the unsteered model; None leaves
+        it to the judge.
     """
 
     case: Case
@@ -56,8 +67,12 @@ class Trial:
         runtime = self.case.runtime
         return {"batch_size": runtime.batch_size, "bar": runtime.progress}
 
-    def sample(self, progress: Progress, name: str) -> tuple[np.ndarray, dict[str, int]]:
-        """Completions int32 `[r, n]`, −1 after the end of each, and how many they are: samples, tokens."""
+    def sample(
+        self, progress: Progress, name: str
+    ) -> tuple[np.ndarray, dict[str, int]]:
+        """Completions int32 `[r, n]`, −1 after the end of each, and how many they are:
+        samples, tokens.
+        """
         ids = sampled(self._answer, self.rows, progress, name=name, **self._speed)
         counts = {"samples": len(ids), "tokens": sum(map(len, ids))}
         return padded(ids, self.case.study.sampling.max_new), counts
@@ -65,7 +80,8 @@ class Trial:
     def grade(
         self, tokens_rn: np.ndarray, progress: Progress, *, attempts: int | None = None
     ) -> tuple[Graded, dict[str, Any]]:
-        """What the judge says of completions, and the counts; excluded ones are sampled again.
+        """What the judge says of completions, and the counts; excluded ones are sampled
+        again.
 
         Args:
           attempts: how often; None as the settings say.
@@ -85,7 +101,9 @@ class Trial:
         )
 
     def own_answers(self, tokens_rn: np.ndarray, *, tail: float) -> OwnAnswers:
-        """Returns the limits of coherence that completions of the unsteered model set; see `steering.coherence`."""
+        """Returns the limits of coherence that completions of the unsteered model set;
+        see `steering.coherence`.
+        """
         ids = list(unpadded(tokens_rn))
         return own_answers(*self._measured(self.rows, ids), tail=tail)
 
@@ -93,8 +111,12 @@ class Trial:
         assert self.own is not None  # grade
         return coherent(*self._measured(rows, ids), self.own)
 
-    def _measured(self, rows: Rows, ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probability per token under the unsteered model and repetition, `[r]` each."""
+    def _measured(
+        self, rows: Rows, ids: Sequence[Sequence[int]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probability per token under the unsteered model and repetition, `[r]`
+        each.
+        """
         prompts = rows.prompt_r.tolist()
         logp_r = self.case.logp_per_token(self.direction, self.split, prompts, ids)
         return logp_r, np.array([repetition(row) for row in ids])

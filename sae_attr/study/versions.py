@@ -1,11 +1,14 @@
-"""Versions of the attribution's stages: part of every key, also of the stages of other packages that run them."""
+"""Versions of the attribution's stages: part of every key, also of the stages of other
+packages that run them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-# A stage's number is raised when its code gives other numbers than before. `candidates` is no stage of its own: it is what
-# `outcome.compute` makes of the stored stages on every run, and what a stage of another package keeps of it.
+# A stage's number is raised when its code gives other numbers than before. `candidates`
+# is no stage of its own: it is what `outcome.compute` makes of the stored stages on
+# every run, and what a stage of another package keeps of it.
 VERSIONS: dict[str, int] = {
     "norm-limits": 5,
     "outliers": 5,

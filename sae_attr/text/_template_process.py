@@ -1,8 +1,10 @@
-"""The process that renders chat templates: one JSON request a line on stdin, one JSON answer a line on stdout.
+"""The process that renders chat templates: one JSON request a line on stdin, one JSON
+answer a line on stdout.
 
-A template is a program from a file. Here it has a second's worth of Python and no more memory, time or output than the
-limits say, and what it does to this process is no harm to the one that asked. Run as a script by `templates`; it imports
-nothing of the package.
+A template is a program from a file. Here it has a second's worth of Python and no more
+memory, time or output than the limits say, and what it does to this process is no harm
+to the one that asked. Run as a script by `templates`; it imports nothing of the
+package.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ _PER_RUN = ("lipsum", "random")  # text that is another one in every run
 
 
 class _Generation(Extension):
-    """{% generation %} ... {% endgeneration %}: marks assistant text for training; here its body only."""
+    """{% generation %} ... {% endgeneration %}: marks assistant text for training; here
+    its body only.
+    """
 
     tags = frozenset({"generation"})  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
 
@@ -35,9 +39,13 @@ class _Generation(Extension):
 
 
 def environment() -> jinja2.Environment:
-    """The sandbox that transformers renders chat templates in, without what gives another text in every run."""
+    """The sandbox that transformers renders chat templates in, without what gives
+    another text in every run.
+    """
     env = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, "jinja2.ext.loopcontrols"],
     )
     for name in _PER_RUN:
         env.filters.pop(name, None)
@@ -48,7 +56,9 @@ def environment() -> jinja2.Environment:
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # unlike jinja2's own, no HTML escapes
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, **options
+    )  # unlike jinja2's own, no HTML escapes
 
 
 def _raise_exception(message: str) -> NoReturn:
@@ -65,9 +75,17 @@ def _compiled(source: str) -> jinja2.Template:
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     if request["ask"] == "names":
-        return {"names": sorted(jinja2.meta.find_undeclared_variables(ENVIRONMENT.parse(request["source"])))}
+        return {
+            "names": sorted(
+                jinja2.meta.find_undeclared_variables(
+                    ENVIRONMENT.parse(request["source"])
+                )
+            )
+        }
     day = datetime.fromisoformat(request["day"])
-    pieces = _compiled(request["source"]).generate({**request["variables"], "strftime_now": day.strftime})
+    pieces = _compiled(request["source"]).generate(
+        {**request["variables"], "strftime_now": day.strftime}
+    )
     return {"text": "".join(_at_most(pieces, request["characters"]))}
 
 
@@ -90,7 +108,9 @@ def _limit(memory: int) -> None:
 
 
 def _alarm(seconds: float) -> None:
-    """After so much computing the system ends this process, whatever it is in the middle of; 0 takes that back."""
+    """After so much computing the system ends this process, whatever it is in the
+    middle of; 0 takes that back.
+    """
     if hasattr(signal, "setitimer"):
         signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
@@ -109,7 +129,11 @@ def main() -> None:
         except RecursionError:
             answer = {"error": "it is nested too deeply"}
         except Exception as error:  # a template may raise anything
-            kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
+            kind = (
+                ""
+                if isinstance(error, jinja2.TemplateError)
+                else f"{type(error).__name__}: "
+            )
             answer = {"error": f"{kind}{error}"}
         _alarm(0)
         sys.stdout.write(json.dumps(answer) + "\n")  # of ASCII, half surrogates too

@@ -1,4 +1,6 @@
-"""Messages written through a tokenizer's chat template, and where their contents stand in the text."""
+"""Messages written through a tokenizer's chat template, and where their contents stand
+in the text.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +19,50 @@ from sae_attr.text.tokenizer import Span, Tokenizer, encode
 Message = Mapping[str, Any]
 
 # Variables that every template may read; what else it reads must be among the options.
-_GIVEN = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token"})
+_GIVEN = frozenset(
+    {
+        "messages",
+        "add_generation_prompt",
+        "bos_token",
+        "eos_token",
+        "pad_token",
+        "unk_token",
+    }
+)
 _GIVEN |= {"strftime_now"}  # set by `date`
 DATE, MORE = "date", "more"
 OPTIONS = {
     DATE: str, "enable_thinking": bool, "thinking": bool, "reasoning_effort": str, "date_string": str, "tools": str,
     "documents": str, MORE: str,
 }  # fmt: skip
-"""Template options that a command line can give, with their types; `more` takes any other."""
+"""Template options that a command line can give, with their types; `more` takes any
+other.
+"""
 
 
 def with_options(tok: Tokenizer, options: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer with values that its chat template reads wherever messages are rendered.
+    """The tokenizer with values that its chat template reads wherever messages are
+    rendered.
 
     Args:
-      options: by name; None stands for absent. `date` (YYYY-MM-DD) is what `strftime_now` tells of, today if absent;
-        `tools` and `documents` are lists, or JSON text of one, or the path of a .json file; `more` is JSON text of an
-        object with further options; every other one (enable_thinking, reasoning_effort, ...) is handed over as it is.
+      options: by name; None stands for absent. `date` (YYYY-MM-DD) is what
+        `strftime_now` tells of, today if absent; `tools` and `documents` are lists, or
+        JSON text of one, or the path of a .json file; `more` is JSON text of an object
+        with further options; every other one (enable_thinking, reasoning_effort, ...)
+        is handed over as it is.
 
     Raises:
-      ValueError: a date that is none, text that is not JSON, an option that the template does not read.
+      ValueError: a date that is none, text that is not JSON, an option that the
+        template does not read.
     """
     given = {name: value for name, value in options.items() if value is not None}
     more = _of_text(given.pop(MORE, "{}"), MORE, dict)
-    if twice := sorted(name for name in set(given) & set(more) - {DATE} if given[name] != more[name]):
+    if twice := sorted(
+        name for name in set(given) & set(more) - {DATE} if given[name] != more[name]
+    ):
         raise ValueError(
-            f"template_options has {twice[0]!r} itself and in more, with other values; take one of them away"
+            f"template_options has {twice[0]!r} itself and in more, with other values; "
+            "take one of them away"
         )
     given |= more
     for name in ("tools", "documents"):
@@ -51,12 +71,16 @@ def with_options(tok: Tokenizer, options: Mapping[str, Any]) -> Tokenizer:
     _check_date(given.get(DATE))
     source, asked = tok.chat_template, set(given) - {DATE}
     if source is None and asked:
-        raise ValueError(f"template_options has {min(asked)!r}, but {tok.path} has no chat template that could read it")
+        raise ValueError(
+            f"template_options has {min(asked)!r}, but {tok.path} has no chat template "
+            "that could read it"
+        )
     if source is not None and asked:
         readable = template_names(source) - _GIVEN  # TemplateError is a ValueError
         if unread := sorted(asked - readable):
             raise ValueError(
-                f"template_options has {unread[0]!r}, which the chat template of {tok.path} does not read; it reads "
+                f"template_options has {unread[0]!r}, which the chat template of "
+                f"{tok.path} does not read; it reads "
                 f"{', '.join(sorted(readable)) or 'nothing but the messages'}"
             )
     return replace(tok, template_options=given)
@@ -66,11 +90,16 @@ def _of_text(value: Any, name: str, kind: type) -> Any:
     """A value that may be given as JSON text or as the path of a .json file."""
     if isinstance(value, str):
         try:
-            value = json.loads(Path(value).read_text("utf-8") if value.endswith(".json") else value)
+            value = json.loads(
+                Path(value).read_text("utf-8") if value.endswith(".json") else value
+            )
         except (ValueError, OSError, RecursionError) as error:
             raise ValueError(f"template_options: {name} is not JSON: {error}") from None
     if not isinstance(value, kind):
-        raise ValueError(f"template_options: {name} is a {type(value).__name__}; give a {kind.__name__}")
+        raise ValueError(
+            f"template_options: {name} is a {type(value).__name__}; give a "
+            f"{kind.__name__}"
+        )
     return value
 
 
@@ -79,11 +108,15 @@ def _check_date(value: Any) -> None:
         if value is not None:
             date.fromisoformat(value)
     except (ValueError, TypeError):
-        raise ValueError(f"template_options: date is {value!r}; write it as 2025-01-31") from None
+        raise ValueError(
+            f"template_options: date is {value!r}; write it as 2025-01-31"
+        ) from None
 
 
 def options_read(tok: Tokenizer) -> dict[str, Any]:
-    """The options that decide a rendered text, for keys and results: the date only where the template reads one."""
+    """The options that decide a rendered text, for keys and results: the date only
+    where the template reads one.
+    """
     if tok.chat_template is None:
         return {}
     given = dict(tok.template_options)
@@ -96,39 +129,58 @@ def _day(tok: Tokenizer) -> str:
     return str(tok.template_options.get(DATE) or date.today().isoformat())
 
 
-def render(tok: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-    """Writes messages ({"role", "content"}) through the chat template, in the same sandbox as transformers uses.
+def render(
+    tok: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = True
+) -> str:
+    """Writes messages ({"role", "content"}) through the chat template, in the same
+    sandbox as transformers uses.
 
     Raises:
-      ValueError: no chat template, no message, a template that does not parse, rejects the messages or passes a limit.
+      ValueError: no chat template, no message, a template that does not parse, rejects
+        the messages or passes a limit.
     """
     if tok.chat_template is None:
         raise ValueError(
-            f"{tok.path}: the prompt is a list of messages but the tokenizer has no chat template; "
+            f"{tok.path}: the prompt is a list of messages but the tokenizer has no "
+            "chat template; "
             "add chat_template.jinja to the folder or give the prompt as one string"
         )
     if not messages:
-        raise ValueError(f"{tok.path}: an empty list of messages cannot be rendered; give at least one message")
-    options = {name: value for name, value in tok.template_options.items() if name != DATE}
+        raise ValueError(
+            f"{tok.path}: an empty list of messages cannot be rendered; give at least "
+            "one message"
+        )
+    options = {
+        name: value for name, value in tok.template_options.items() if name != DATE
+    }
     variables = {"tools": None, "documents": None, **options, **tok.tokens}
-    variables |= {"messages": [dict(m) for m in messages], "add_generation_prompt": add_generation_prompt}
+    variables |= {
+        "messages": [dict(m) for m in messages],
+        "add_generation_prompt": add_generation_prompt,
+    }
     try:
         text = render_template(tok.chat_template, variables, day=_day(tok))
         text.encode("utf-8")
         return text
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{tok.path}: the rendered text has half of a surrogate pair at character {error.start}; repair the messages"
+            f"{tok.path}: the rendered text has half of a surrogate pair at character "
+            f"{error.start}; repair the messages"
         ) from None
     except TemplateError as error:
         roles = ", ".join(ascii(m.get("role")).strip("'") for m in messages)
-        raise ValueError(f"{tok.path}: the chat template refused messages with roles {roles}: {error}") from None
+        raise ValueError(
+            f"{tok.path}: the chat template refused messages with roles {roles}: "
+            f"{error}"
+        ) from None
 
 
 def prompt_text(tok: Tokenizer, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-    """The text that a model completes, and where the contents of the messages stand in it.
+    """The text that a model completes, and where the contents of the messages stand in
+    it.
 
-    Messages that end with the assistant's are continued: the text stops behind its content, and no turn is closed.
+    Messages that end with the assistant's are continued: the text stops behind its
+    content, and no turn is closed.
 
     Raises:
       ValueError: as `render`; a last assistant message that the template rewrites.
@@ -138,7 +190,9 @@ def prompt_text(tok: Tokenizer, messages: Sequence[Message]) -> tuple[str, list[
         text = render(tok, messages)
         return text, message_spans(tok, messages, text)
     content = str(messages[-1]["content"])
-    if not content.strip() and len(messages) > 1:  # nothing to continue: the turn is opened
+    if (
+        not content.strip() and len(messages) > 1
+    ):  # nothing to continue: the turn is opened
         text = render(tok, messages[:-1])
         return text, [*message_spans(tok, messages[:-1], text), (len(text), len(text))]
     text = render(tok, messages, add_generation_prompt=False)
@@ -146,31 +200,52 @@ def prompt_text(tok: Tokenizer, messages: Sequence[Message]) -> tuple[str, list[
     start, end = spans[-1]
     if text[start:end].strip() != content.strip():
         raise ValueError(
-            f"the chat template of {tok.path} writes the last assistant message {content[:60]!r} as "
-            f"{text[start:end][:60]!r}, so it cannot be continued; write it as the template does"
+            f"the chat template of {tok.path} writes the last assistant message "
+            f"{content[:60]!r} as "
+            f"{text[start:end][:60]!r}, so it cannot be continued; write it as the "
+            "template does"
         )
     return text[:end], spans
 
 
 def continued(messages: Sequence[Message], answer: str) -> list[Message]:
-    """The messages with an answer: a last assistant message goes on with it, else it is a message of its own."""
+    """The messages with an answer: a last assistant message goes on with it, else it is
+    a message of its own.
+    """
     if messages and messages[-1].get("role") == "assistant":
-        return [*messages[:-1], {**messages[-1], "content": str(messages[-1].get("content") or "") + answer}]
+        return [
+            *messages[:-1],
+            {
+                **messages[-1],
+                "content": str(messages[-1].get("content") or "") + answer,
+            },
+        ]
     return [*messages, {"role": "assistant", "content": answer}]
 
 
 def assistant_end(tok: Tokenizer) -> int | None:
-    """The added token that the template writes right after an assistant's turn; None where there is none."""
+    """The added token that the template writes right after an assistant's turn; None
+    where there is none.
+    """
     if tok.chat_template is None:
         return None
-    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    turns = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+    ]
     for messages in (
         turns,
         [{"role": "system", "content": "Be brief"}, *turns],
     ):  # some templates demand a system message
-        with suppress(ValueError):  # what is wrong with the template is said where messages are given
+        with suppress(
+            ValueError
+        ):  # what is wrong with the template is said where messages are given
             text = render(tok, messages, add_generation_prompt=False)
-            return _end_after(tok, text, message_spans(tok, messages, text, add_generation_prompt=False)[-1][1])
+            return _end_after(
+                tok,
+                text,
+                message_spans(tok, messages, text, add_generation_prompt=False)[-1][1],
+            )
     return None
 
 
@@ -188,22 +263,31 @@ def _end_after(tok: Tokenizer, text: str, end: int) -> int | None:
 
 
 def message_spans(
-    tok: Tokenizer, messages: Sequence[Message], text: str, add_generation_prompt: bool = True
+    tok: Tokenizer,
+    messages: Sequence[Message],
+    text: str,
+    add_generation_prompt: bool = True,
 ) -> list[Span]:
-    """Where the contents of the messages stand in `text` = render(tok, messages, add_generation_prompt), in characters.
+    """Where the contents of the messages stand in `text` = render(tok, messages,
+    add_generation_prompt), in characters.
 
-    The template is rendered a second time with a marker for every content. What stands between the markers is
-    template text, even where a content repeats it ("user", "assistant"). A content may be trimmed or rewritten by
-    the template; it then reaches to the next piece of template text.
+    The template is rendered a second time with a marker for every content. What stands
+    between the markers is template text, even where a content repeats it ("user",
+    "assistant"). A content may be trimmed or rewritten by the template; it then reaches
+    to the next piece of template text.
     """
     marked = [dict(m) | {"content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
-    pieces = re.split("\ue000([0-9]+)\ue001", render(tok, marked, add_generation_prompt))
+    pieces = re.split(
+        "\ue000([0-9]+)\ue001", render(tok, marked, add_generation_prompt)
+    )
     spans: list[Span] = []
     at = len(pieces[0]) if text.startswith(pieces[0]) else 0
     for index, after in zip(pieces[1::2], pieces[2::2], strict=True):
         content = str(messages[int(index)]["content"])
         end = _content_end(text, at, content, after)
-        if end is None:  # a template that branches on the content: look for it, and go without if it is not there
+        if (
+            end is None
+        ):  # a template that branches on the content: look for it, and go without if it is not there
             start = text.find(content.strip(), at)
             at, end = (start, start + len(content.strip())) if start >= 0 else (at, at)
         spans.append((at, end))
@@ -212,7 +296,9 @@ def message_spans(
 
 
 def _content_end(text: str, at: int, content: str, after: str) -> int | None:
-    """End of `content` (possibly trimmed) that starts at `at` and is followed by `after`; None if there is none."""
+    """End of `content` (possibly trimmed) that starts at `at` and is followed by
+    `after`; None if there is none.
+    """
     for version in (content, content.strip(), content.lstrip(), content.rstrip()):
         if text.startswith(version + after, at):
             return at + len(version)

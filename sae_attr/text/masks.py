@@ -1,7 +1,9 @@
-"""Which tokens count: one rule for training, self-test, ā, δ, firing rates, passages and the unit of steering.
+"""Which tokens count: one rule for training, self-test, ā, δ, firing rates, passages
+and the unit of steering.
 
-Language models park what attention does not need on a few tokens, often the first of a row, whose activations are a
-hundred times as long as all others (attention sinks). They say nothing about a text, and one of them outweighs it.
+Language models park what attention does not need on a few tokens, often the first of a
+row, whose activations are a hundred times as long as all others (attention sinks). They
+say nothing about a text, and one of them outweighs it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import numpy as np
 from sae_attr.hooks import Site
 
 EXCLUDABLE = frozenset({"bos", "special"})
-# Why a position of ordinary text does not count; the last is known only from its activation.
+# Why a position of ordinary text does not count; the last is known only from its
+# activation.
 REASONS = ("kept", "padding", "bos", "special", "first_k", "norm_outlier")
 
 
@@ -25,14 +28,18 @@ class Masks:
     """Which tokens do not count; padding never does.
 
     Args:
-      exclude: of "bos" (one at the front of a document or row) and "special" (every special token).
-      first_k: leave out the first k positions of each piece of a document, BOS among them.
-      outlier: leave out a token whose norm at any of the sites exceeds this many times the median norm there; None keeps
-        all. Such tokens are the attention sinks. The limit is measured once on ordinary text (`norm_limit`), so that
-        whether a token counts does not depend on what it is batched with.
+      exclude: of "bos" (one at the front of a document or row) and "special" (every
+        special token).
+      first_k: leave out the first k positions of each piece of a document, BOS among
+        them.
+      outlier: leave out a token whose norm at any of the sites exceeds this many times
+        the median norm there; None keeps all. Such tokens are the attention sinks. The
+        limit is measured once on ordinary text (`norm_limit`), so that whether a token
+        counts does not depend on what it is batched with.
 
     Raises:
-      ValueError: an unknown exclusion, a negative first_k, an outlier that is no multiple above 1.
+      ValueError: an unknown exclusion, a negative first_k, an outlier that is no
+        multiple above 1.
     """
 
     exclude: frozenset[str] = EXCLUDABLE
@@ -44,11 +51,18 @@ class Masks:
         if self.first_k < 0:
             raise ValueError(f"first_k is {self.first_k}; it must not be negative")
         if self.outlier is not None and not self.outlier > 1:
-            raise ValueError(f"outlier is {self.outlier}; give a multiple of the median norm above 1, or 0 to keep all")
+            raise ValueError(
+                f"outlier is {self.outlier}; give a multiple of the median norm above "
+                "1, or 0 to keep all"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"exclude": sorted(self.exclude), "first_k": self.first_k, "outlier": self.outlier}
+        return {
+            "exclude": sorted(self.exclude),
+            "first_k": self.first_k,
+            "outlier": self.outlier,
+        }
 
 
 def masks_from(values: Any) -> Masks:
@@ -57,33 +71,57 @@ def masks_from(values: Any) -> Masks:
     Raises:
       ValueError: another shape, an unknown name, a value of another type.
     """
-    if not isinstance(values, Mapping) or set(values) - {"exclude", "first_k", "outlier", "norm_limits"}:
-        raise ValueError(f"masks are {values!r}; they must be an object of exclude, first_k and outlier")
+    if not isinstance(values, Mapping) or set(values) - {
+        "exclude",
+        "first_k",
+        "outlier",
+        "norm_limits",
+    }:
+        raise ValueError(
+            f"masks are {values!r}; they must be an object of exclude, first_k and "
+            "outlier"
+        )
     exclude, first_k = values.get("exclude", ()), values.get("first_k", 0)
     outlier = values.get("outlier")
-    names = isinstance(exclude, (list, tuple)) and all(isinstance(name, str) for name in exclude)
+    names = isinstance(exclude, (list, tuple)) and all(
+        isinstance(name, str) for name in exclude
+    )
     numbers = [value for value in (first_k, outlier) if value is not None]
-    if not names or any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in numbers):
-        raise ValueError(f"masks are {values!r}; exclude must be a list of names, first_k and outlier numbers")
-    return Masks(frozenset(exclude), int(first_k or 0), float(outlier) if outlier else None)
+    if not names or any(
+        isinstance(value, bool) or not isinstance(value, (int, float))
+        for value in numbers
+    ):
+        raise ValueError(
+            f"masks are {values!r}; exclude must be a list of names, first_k and "
+            "outlier numbers"
+        )
+    return Masks(
+        frozenset(exclude), int(first_k or 0), float(outlier) if outlier else None
+    )
 
 
 def check_exclude(exclude: frozenset[str] | tuple[str, ...]) -> None:
     """Raises ValueError for a name that is not in `EXCLUDABLE`."""
     if unknown := sorted(set(exclude) - EXCLUDABLE):
-        raise ValueError(f"exclude {', '.join(unknown)!r} is unknown; choose of {', '.join(sorted(EXCLUDABLE))}")
+        raise ValueError(
+            f"exclude {', '.join(unknown)!r} is unknown; choose of "
+            f"{', '.join(sorted(EXCLUDABLE))}"
+        )
 
 
 def norm_limit(norms_k: np.ndarray, outlier: float) -> float:
-    """Largest norm that counts: `outlier` times the median of the norms of ordinary tokens `[k]`.
+    """Largest norm that counts: `outlier` times the median of the norms of ordinary
+    tokens `[k]`.
 
-    Three digits: the last bits depend on mesh and batch shape, and a run may go on with another.
+    Three digits: the last bits depend on mesh and batch shape, and a run may go on with
+      another.
     """
     return float(f"{np.median(norms_k) * outlier:.3g}")
 
 
 def beyond_limits(acts: Mapping[Site, Any], limits: Mapping[Site, float]) -> Any:
-    """Whether a position's norm exceeds the limit at any of the limited sites, bool `[...]`; False without limits.
+    """Whether a position's norm exceeds the limit at any of the limited sites, bool
+    `[...]`; False without limits.
 
     Args:
       acts: site -> activations `[..., d]`; every limited site must be among them.
@@ -97,9 +135,15 @@ def beyond_limits(acts: Mapping[Site, Any], limits: Mapping[Site, float]) -> Any
 
 
 def count_text(counts: Mapping[str, int]) -> str:
-    """Says how many tokens a mask left out, by reason, for people; `counts` is by the names of `REASONS`."""
+    """Says how many tokens a mask left out, by reason, for people; `counts` is by the
+    names of `REASONS`.
+    """
     tokens = sum(number for name, number in counts.items() if name != "padding")
     removed = {name: counts.get(name, 0) for name in REASONS[2:]}
-    parts = [f"{number:,} {name.replace('_', ' ')}" for name, number in removed.items() if number]
+    parts = [
+        f"{number:,} {name.replace('_', ' ')}"
+        for name, number in removed.items()
+        if number
+    ]
     share = sum(removed.values()) / max(tokens, 1)
     return f"{share:.1%} of {tokens:,} tokens masked ({', '.join(parts) or 'none'})"

@@ -1,4 +1,6 @@
-"""Chat templates as text functions, run in a process of their own within limits of time, memory and output."""
+"""Chat templates as text functions, run in a process of their own within limits of
+time, memory and output.
+"""
 
 from __future__ import annotations
 
@@ -33,22 +35,33 @@ def render_template(source: str, variables: Mapping[str, Any], *, day: str) -> s
       day: date in ISO format, of which `strftime_now` tells.
 
     Raises:
-      TemplateError: a template that does not parse, rejects its variables, or passes a limit.
+      TemplateError: a template that does not parse, rejects its variables, or passes a
+        limit.
     """
-    asked = {"ask": "text", "source": source, "variables": variables, "day": day, "characters": CHARACTERS}
+    asked = {
+        "ask": "text",
+        "source": source,
+        "variables": variables,
+        "day": day,
+        "characters": CHARACTERS,
+    }
     return _ask(asked)["text"]
 
 
 @lru_cache(maxsize=64)
 def template_names(source: str) -> frozenset[str]:
-    """Names that a template reads and does not set itself; TemplateError where it does not parse."""
+    """Names that a template reads and does not set itself; TemplateError where it does
+    not parse.
+    """
     return frozenset(_ask({"ask": "names", "source": source})["names"])
 
 
-# ---- the process -------------------------------------------------------------------------------------------------
+# ---- the process ---------------------------------------------------------------------
 
 _lock = threading.Lock()
-_process: tuple[int, subprocess.Popen[bytes]] | None = None  # with the process that started it: a fork has none
+_process: tuple[int, subprocess.Popen[bytes]] | None = (
+    None  # with the process that started it: a fork has none
+)
 
 
 def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +86,9 @@ def _exchange(line: bytes) -> bytes:
         process.stdin.flush()
         return _line_of(process)
     except (BrokenPipeError, TimeoutError):
-        raise TemplateError(f"it ran longer than {SECONDS:g} seconds of computing, or ended the process") from None
+        raise TemplateError(
+            f"it ran longer than {SECONDS:g} seconds of computing, or ended the process"
+        ) from None
     finally:
         if process.poll() is not None or sys.exc_info()[0] is not None:
             _end()
@@ -96,13 +111,23 @@ def _started() -> subprocess.Popen[bytes]:
     global _process
     if _process is None or _process[0] != os.getpid() or _process[1].poll() is not None:
         _end()
-        # -P: beside the script lie modules of this package, which must not stand for others.
-        command = [sys.executable, "-P", str(Path(__file__).with_name("_template_process.py")), str(MEMORY)]
+        # -P: beside the script lie modules of this package, which must not stand for
+        # others.
+        command = [
+            sys.executable,
+            "-P",
+            str(Path(__file__).with_name("_template_process.py")),
+            str(MEMORY),
+        ]
         pipe = subprocess.PIPE
         process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, start_new_session=True,
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
             env={**os.environ, "PYTHONHASHSEED": "0"},
-        )  # fmt: skip
+        )
         _process = (os.getpid(), process)
     return _process[1]
 

@@ -1,7 +1,9 @@
-"""A tokenised corpus on disk, memory-mapped: documents one after another, and rows of fixed length addressed by number.
+"""A tokenised corpus on disk, memory-mapped: documents one after another, and rows of
+fixed length addressed by number.
 
-A row is a function of (file, packing, row number) alone, so that a run that was killed goes on at any row at once, and
-a corpus of any size takes the memory of the rows in use.
+A row is a function of (file, packing, row number) alone, so that a run that was killed
+goes on at any row at once, and a corpus of any size takes the memory of the rows in
+use.
 """
 
 from __future__ import annotations
@@ -28,19 +30,24 @@ from sae_attr.text.tokenizer import Tokenizer, adds_bos, check_ids, encode_many
 DOCUMENTS = ("continue", "cut")
 VERSION = 1  # part of every cache key: raise it when the same inputs give other bytes
 
-_TEXTS = 256  # encoded at once: the library's threads need several, memory holds them all
+_TEXTS = (
+    256  # encoded at once: the library's threads need several, memory holds them all
+)
 _IDS, _STARTS = "ids.bin", "starts.bin"
 
 
 @dataclass(frozen=True, eq=False)
 class TokenFile:
-    """A tokenised corpus; made by `write_tokens` or `cached_tokens`, opened by `open_tokens`.
+    """A tokenised corpus; made by `write_tokens` or `cached_tokens`, opened by
+    `open_tokens`.
 
     Args:
-      ids_k: uint16 or uint32 [k], memory-mapped: all documents, each with the BOS and EOS that were asked for.
-      starts_s: int64 [documents + 1], memory-mapped: document i is ids_k[starts_s[i] : starts_s[i + 1]].
-      meta: plain values: tokens, documents, max_id, vocab_size, bos_id, eos_id, special_ids, prepend_bos, append_eos, and
-        the sha256 of the ids.
+      ids_k: uint16 or uint32 [k], memory-mapped: all documents, each with the BOS and
+        EOS that were asked for.
+      starts_s: int64 [documents + 1], memory-mapped: document i is ids_k[starts_s[i] :
+        starts_s[i + 1]].
+      meta: plain values: tokens, documents, max_id, vocab_size, bos_id, eos_id,
+        special_ids, prepend_bos, append_eos, and the sha256 of the ids.
     """
 
     ids_k: np.ndarray
@@ -54,11 +61,14 @@ class Packing:
 
     Args:
       context: tokens of a row.
-      documents: "continue" cuts the stream of all documents into windows, so that a document may go on in the next row
-        and no token is lost; "cut" puts one document in each row and drops what is beyond `context`.
-      row_bos: a row that begins inside a document begins with BOS (such a window is one token shorter); None: where the
-        file's documents begin with BOS. Without it the first token of a row takes the role of the attention sink.
-      separate: documents of a row do not see each other, and each counts its positions from 0.
+      documents: "continue" cuts the stream of all documents into windows, so that a
+        document may go on in the next row and no token is lost; "cut" puts one document
+        in each row and drops what is beyond `context`.
+      row_bos: a row that begins inside a document begins with BOS (such a window is one
+        token shorter); None: where the file's documents begin with BOS. Without it the
+        first token of a row takes the role of the attention sink.
+      separate: documents of a row do not see each other, and each counts its positions
+        from 0.
 
     Raises:
       ValueError: an unknown choice, or a context that leaves no room for a token.
@@ -71,9 +81,15 @@ class Packing:
 
     def __post_init__(self) -> None:
         if self.documents not in DOCUMENTS:
-            raise ValueError(f"documents {self.documents!r} is unknown; choose one of {', '.join(DOCUMENTS)}")
+            raise ValueError(
+                f"documents {self.documents!r} is unknown; choose one of "
+                f"{', '.join(DOCUMENTS)}"
+            )
         if self.context < 2:
-            raise ValueError(f"a context of {self.context} leaves no room for a token after BOS; give 2 or more")
+            raise ValueError(
+                f"a context of {self.context} leaves no room for a token after BOS; "
+                "give 2 or more"
+            )
 
 
 @struct.dataclass
@@ -83,9 +99,11 @@ class TokenRows:
     Args:
       tokens_bt: int32, padded on the right with 0.
       valid_bt: bool, False on padding.
-      segment_bt: int32, number of the document within the row (0 everywhere if documents are not separated).
+      segment_bt: int32, number of the document within the row (0 everywhere if
+        documents are not separated).
       pos_bt: int32, the position that the model is told.
-      since_bt: int32, tokens since the piece of the document began in this row: 0 is its first, BOS included.
+      since_bt: int32, tokens since the piece of the document began in this row: 0 is
+        its first, BOS included.
     """
 
     tokens_bt: Any
@@ -95,7 +113,7 @@ class TokenRows:
     since_bt: Any
 
 
-# ---- writing -----------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------
 
 
 def write_tokens(
@@ -109,7 +127,8 @@ def write_tokens(
     note: Meta | None = None,
     progress: bool = False,
 ) -> TokenFile:
-    """Tokenises texts into the folder `path`, which is there whole or not at all; one that is there is opened as it is.
+    """Tokenises texts into the folder `path`, which is there whole or not at all; one
+    that is there is opened as it is.
 
     Args:
       texts: one document each; never held all at once.
@@ -119,19 +138,29 @@ def write_tokens(
       note: further plain values for `meta`: where the texts came from.
 
     Raises:
-      ValueError: no token at all, a BOS or EOS that the tokenizer lacks, a path that is not on a local disk.
+      ValueError: no token at all, a BOS or EOS that the tokenizer lacks, a path that is
+        not on a local disk.
     """
     folder = _local(path)
     if append_eos and tok.eos_id is None:
-        raise ValueError(f"{tok.path}: EOS is asked for but the tokenizer has none; set append_eos=False")
+        raise ValueError(
+            f"{tok.path}: EOS is asked for but the tokenizer has none; set "
+            "append_eos=False"
+        )
     if append_eos and tok.eos_id is not None:
         check_ids(tok, [tok.eos_id])
     add_bos = adds_bos(tok) if prepend_bos is None else prepend_bos
     store = Store(folder.parent)
     if not store.has(folder.name):
         documents = _encoded(texts, tok, add_bos, append_eos, max_tokens)
-        meta = _meta(tok, add_bos, append_eos) | {"max_tokens": max_tokens} | (note or {})
-        store.publish(folder.name, meta=meta, write=lambda out: _write(out, documents, tok, progress))
+        meta = (
+            _meta(tok, add_bos, append_eos) | {"max_tokens": max_tokens} | (note or {})
+        )
+        store.publish(
+            folder.name,
+            meta=meta,
+            write=lambda out: _write(out, documents, tok, progress),
+        )
     return open_tokens(folder)
 
 
@@ -147,13 +176,16 @@ def cached_tokens(
     max_tokens: int | None = None,
     progress: bool = False,
 ) -> TokenFile:
-    """`write_tokens` of `read_corpus(corpus, column, split)` into a folder of `root` named after all that decides it.
+    """`write_tokens` of `read_corpus(corpus, column, split)` into a folder of `root`
+    named after all that decides it.
 
     Raises:
       ValueError: as `read_corpus` and `write_tokens`.
     """
     made_of: Meta = {
-        "corpus": fingerprint(corpus) if Path(corpus).exists() else "",  # the reader says what is wrong
+        "corpus": fingerprint(corpus)
+        if Path(corpus).exists()
+        else "",  # the reader says what is wrong
         "template": digest([tok.chat_template, options_read(tok)]),  # of conversations
         "tokenizer": fingerprint(Path(tok.path) / "tokenizer.json"),
         "column": column,
@@ -163,12 +195,22 @@ def cached_tokens(
     add_bos = adds_bos(tok) if prepend_bos is None else prepend_bos
     key = digest([VERSION, made_of, _meta(tok, add_bos, append_eos)])
     path = epath.Path(root) / f"tokens-{key}"
-    texts = () if Store(root).has(path.name) else read_corpus(corpus, column=column, split=split, tok=tok)
+    texts = (
+        ()
+        if Store(root).has(path.name)
+        else read_corpus(corpus, column=column, split=split, tok=tok)
+    )
     note = made_of | {"corpus_path": str(corpus)}
     return write_tokens(
-        texts, tok, path, prepend_bos=add_bos, append_eos=append_eos, max_tokens=max_tokens, note=note,
+        texts,
+        tok,
+        path,
+        prepend_bos=add_bos,
+        append_eos=append_eos,
+        max_tokens=max_tokens,
+        note=note,
         progress=progress,
-    )  # fmt: skip
+    )
 
 
 def open_tokens(path: PathLike) -> TokenFile:
@@ -179,9 +221,16 @@ def open_tokens(path: PathLike) -> TokenFile:
     """
     folder = _local(path)
     if not Store(folder.parent).has(folder.name) or not (folder / _STARTS).exists():
-        raise ValueError(f"{os.fspath(folder)} holds no complete token file; make one with write_tokens")
-    meta = json.loads((folder / "meta.json").read_text()) | json.loads((folder / "counts.json").read_text())
-    meta["sha256"] = json.loads((folder / "manifest.json").read_text())["files"][_IDS]["sha256"]
+        raise ValueError(
+            f"{os.fspath(folder)} holds no complete token file; make one with "
+            "write_tokens"
+        )
+    meta = json.loads((folder / "meta.json").read_text()) | json.loads(
+        (folder / "counts.json").read_text()
+    )
+    meta["sha256"] = json.loads((folder / "manifest.json").read_text())["files"][_IDS][
+        "sha256"
+    ]
     ids_k = np.memmap(folder / _IDS, _id_dtype(meta["vocab_size"]), "r")
     return TokenFile(ids_k, np.memmap(folder / _STARTS, np.int64, "r"), meta)
 
@@ -191,17 +240,27 @@ def is_token_file(path: PathLike) -> bool:
     return (epath.Path(path) / _IDS).exists()
 
 
-def check_tokenizer(file: TokenFile, tok: Tokenizer, *, prepend_bos: bool | None = None) -> None:
-    """Raises ValueError for a token file of another tokenizer, or with another BOS than the one asked for (None: any)."""
+def check_tokenizer(
+    file: TokenFile, tok: Tokenizer, *, prepend_bos: bool | None = None
+) -> None:
+    """Raises ValueError for a token file of another tokenizer, or with another BOS than
+    the one asked for (None: any).
+    """
     for name in ("vocab_size", "bos_id", "eos_id", "special_ids"):
         if file.meta[name] != (ours := _meta(tok, False, False)[name]):
             raise ValueError(
-                f"the token file was made by a tokenizer whose {name} is {str(file.meta[name])[:80]}, that of {tok.path} is "
+                f"the token file was made by a tokenizer whose {name} is "
+                f"{str(file.meta[name])[:80]}, that of {tok.path} is "
                 f"{str(ours)[:80]}; take the text, or a token file of this tokenizer"
             )
-    if prepend_bos is not None and tok.bos_id is not None and file.meta["prepend_bos"] != prepend_bos:
+    if (
+        prepend_bos is not None
+        and tok.bos_id is not None
+        and file.meta["prepend_bos"] != prepend_bos
+    ):
         raise ValueError(
-            f"the token file was made with prepend_bos={file.meta['prepend_bos']}, here it is {prepend_bos}; make one as "
+            f"the token file was made with prepend_bos={file.meta['prepend_bos']}, "
+            f"here it is {prepend_bos}; make one as "
             "wanted, or set prepend_bos"
         )
 
@@ -213,7 +272,8 @@ def documents_of(file: TokenFile) -> Iterator[np.ndarray]:
 
 
 def check_embedding(file: TokenFile, rows: int) -> None:
-    """Raises ValueError where a document has a token that a model with so many embedding rows lacks; names the document.
+    """Raises ValueError where a document has a token that a model with so many
+    embedding rows lacks; names the document.
 
     A vocabulary that merely has more tokens than the model is no fault.
     """
@@ -223,15 +283,19 @@ def check_embedding(file: TokenFile, rows: int) -> None:
     place = int(np.argmax(np.asarray(file.ids_k) >= rows))
     document = int(np.searchsorted(file.starts_s, place, side="right")) - 1
     raise ValueError(
-        f"document {document} of the token file (from 0) has the token id {file.ids_k[place]}, beyond the model's embedding "
-        f"of {rows} rows; leave that token out of the text, or tokenise with the model's own tokenizer"
+        f"document {document} of the token file (from 0) has the token id "
+        f"{file.ids_k[place]}, beyond the model's embedding "
+        f"of {rows} rows; leave that token out of the text, or tokenise with the "
+        "model's own tokenizer"
     )
 
 
 def _local(path: PathLike) -> epath.Path:
     path = epath.Path(path)
     if not is_local(path):
-        raise ValueError(f"{os.fspath(path)}: a token file is memory-mapped; put it on a local disk")
+        raise ValueError(
+            f"{os.fspath(path)}: a token file is memory-mapped; put it on a local disk"
+        )
     return path
 
 
@@ -252,7 +316,11 @@ def _meta(tok: Tokenizer, add_bos: bool, append_eos: bool) -> Meta:
 
 
 def _encoded(
-    texts: Iterable[str], tok: Tokenizer, add_bos: bool, append_eos: bool, max_tokens: int | None
+    texts: Iterable[str],
+    tok: Tokenizer,
+    add_bos: bool,
+    append_eos: bool,
+    max_tokens: int | None,
 ) -> Iterable[list[int]]:
     """Token ids of each document that has any, up to `max_tokens` in all."""
     left, source, seen = max_tokens, iter(texts), 0
@@ -266,11 +334,20 @@ def _encoded(
         seen += len(chunk)
 
 
-def _write(folder: epath.Path, documents: Iterable[Sequence[int]], tok: Tokenizer, progress: bool) -> None:
+def _write(
+    folder: epath.Path,
+    documents: Iterable[Sequence[int]],
+    tok: Tokenizer,
+    progress: bool,
+) -> None:
     """Appends the documents to the two binary files; ValueError if there is none."""
     dtype, tokens, count, highest = _id_dtype(tok.vocab_size), 0, 0, 0
     bar = tqdm(desc="tokens", unit="tok", unit_scale=True, disable=not progress)
-    with bar, open(folder / _IDS, "wb") as ids_file, open(folder / _STARTS, "wb") as starts_file:
+    with (
+        bar,
+        open(folder / _IDS, "wb") as ids_file,
+        open(folder / _STARTS, "wb") as starts_file,
+    ):
         for ids in documents:
             np.asarray(ids, dtype).tofile(ids_file)
             np.int64(tokens).tofile(starts_file)
@@ -278,11 +355,15 @@ def _write(folder: epath.Path, documents: Iterable[Sequence[int]], tok: Tokenize
             bar.update(len(ids))
         np.int64(tokens).tofile(starts_file)
     if not tokens:
-        raise ValueError("the corpus gives no token; it needs at least one text that is not blank")
-    (folder / "counts.json").write_text(json.dumps({"tokens": tokens, "documents": count, "max_id": highest}))
+        raise ValueError(
+            "the corpus gives no token; it needs at least one text that is not blank"
+        )
+    (folder / "counts.json").write_text(
+        json.dumps({"tokens": tokens, "documents": count, "max_id": highest})
+    )
 
 
-# ---- rows --------------------------------------------------------------------------------------------------------
+# ---- rows ----------------------------------------------------------------------------
 
 
 def row_count(file: TokenFile, packing: Packing) -> int:
@@ -292,18 +373,26 @@ def row_count(file: TokenFile, packing: Packing) -> int:
     return -(-len(file.ids_k) // _window(file, packing))
 
 
-def rows_at(file: TokenFile, index_b: Sequence[int] | np.ndarray, packing: Packing) -> TokenRows:
-    """The rows of these numbers, as numpy arrays; a number of -1 gives a row of padding.
+def rows_at(
+    file: TokenFile, index_b: Sequence[int] | np.ndarray, packing: Packing
+) -> TokenRows:
+    """The rows of these numbers, as numpy arrays; a number of -1 gives a row of
+    padding.
 
     Raises:
       IndexError: a number beyond `row_count`.
     """
     b, t = len(index_b), packing.context
-    tokens_bt, valid_bt, begins_bt = np.zeros((b, t), np.int32), np.zeros((b, t), bool), np.zeros((b, t), bool)
+    tokens_bt = np.zeros((b, t), np.int32)
+    valid_bt = np.zeros((b, t), bool)
+    begins_bt = np.zeros((b, t), bool)
     begins_bt[:, 0] = True
     for k, row in enumerate(index_b):
         if row >= row_count(file, packing):
-            raise IndexError(f"row {row} of a token file that has {row_count(file, packing)} rows of {t} tokens")
+            raise IndexError(
+                f"row {row} of a token file that has {row_count(file, packing)} rows "
+                f"of {t} tokens"
+            )
         if row >= 0:
             ids, begins = _row(file, int(row), packing)
             tokens_bt[k, : len(ids)], valid_bt[k, : len(ids)] = ids, True
@@ -311,7 +400,9 @@ def rows_at(file: TokenFile, index_b: Sequence[int] | np.ndarray, packing: Packi
     columns = np.broadcast_to(np.arange(t, dtype=np.int32), (b, t))
     since_bt = columns - np.maximum.accumulate(np.where(begins_bt, columns, 0), axis=1)
     if not packing.separate:
-        return TokenRows(tokens_bt, valid_bt, np.zeros((b, t), np.int32), columns, since_bt)
+        return TokenRows(
+            tokens_bt, valid_bt, np.zeros((b, t), np.int32), columns, since_bt
+        )
     segment_bt = (np.cumsum(begins_bt, axis=1) - 1).astype(np.int32)
     return TokenRows(tokens_bt, valid_bt, segment_bt, since_bt, since_bt)
 
@@ -328,18 +419,24 @@ def hold_out(file: TokenFile, packing: Packing, share: float) -> tuple[range, ra
     count, documents = row_count(file, packing), len(file.starts_s) - 1
     kept = count - max(1, round(share * count))
     if kept < 1:
-        raise ValueError(f"holding out {share} leaves none of {count} rows to train on; lower held_out_share")
+        raise ValueError(
+            f"holding out {share} leaves none of {count} rows to train on; lower "
+            "held_out_share"
+        )
     first = int(documents_at(file, kept - 1, packing).max()) + 1
     if first >= documents:
         raise ValueError(
-            f"no whole document lies in the last {count - kept} of {count} rows, so there is none to measure on; raise "
+            f"no whole document lies in the last {count - kept} of {count} rows, so "
+            "there is none to measure on; raise "
             "held_out_share"
         )
     return range(kept), range(first, documents)
 
 
 def documents_at(file: TokenFile, row: int, packing: Packing) -> np.ndarray:
-    """Number of the document that each position of a row belongs to, int64 [t], -1 on padding."""
+    """Number of the document that each position of a row belongs to, int64 [t], -1 on
+    padding.
+    """
     ids, _ = _row(file, row, packing)
     out = np.full(packing.context, -1)
     if packing.documents == "cut":
@@ -360,7 +457,10 @@ def _window(file: TokenFile, packing: Packing) -> int:
 def _row_bos(file: TokenFile, packing: Packing) -> bool:
     wanted = file.meta["prepend_bos"] if packing.row_bos is None else packing.row_bos
     if wanted and file.meta["bos_id"] is None:
-        raise ValueError("row_bos is asked for but the tokenizer of the token file has no BOS; set row_bos=False")
+        raise ValueError(
+            "row_bos is asked for but the tokenizer of the token file has no BOS; set "
+            "row_bos=False"
+        )
     return wanted
 
 

@@ -1,7 +1,8 @@
 """A Hugging Face tokenizer folder behind encode / decode.
 
-One rule for the whole code base: text is encoded without the tokenizer's own special tokens, and a single function
-(`encode`) decides whether BOS stands in front. So template and tokenizer can never both add it.
+One rule for the whole code base: text is encoded without the tokenizer's own special
+tokens, and a single function (`encode`) decides whether BOS stands in front. So
+template and tokenizer can never both add it.
 """
 
 from __future__ import annotations
@@ -20,25 +21,33 @@ from sae_attr.files.text import check_regular, json_value, utf8
 from sae_attr.text.tokenizer_pieces import check_pieces
 
 Span = tuple[int, int]
-_MAX_BYTES = 1 << 29  # of a tokenizer.json; that of the largest vocabularies has some 40 MB
+_MAX_BYTES = (
+    1 << 29
+)  # of a tokenizer.json; that of the largest vocabularies has some 40 MB
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A loaded tokenizer: made by `load_tokenizer`, used through the functions of this module and of `chat`.
+    """A loaded tokenizer: made by `load_tokenizer`, used through the functions of this
+    module and of `chat`.
 
     Args:
       path: the folder, for messages.
-      backend: the `tokenizers` object, with truncation, padding and offset trimming switched off.
-      tokens: the named special tokens that exist (bos_token, eos_token, pad_token, unk_token) as text.
+      backend: the `tokenizers` object, with truncation, padding and offset trimming
+        switched off.
+      tokens: the named special tokens that exist (bos_token, eos_token, pad_token,
+        unk_token) as text.
       bos_id, eos_id, pad_id: their ids, None where there is none (0 is a valid id).
-      special_ids: ids of bos, eos, pad and of every added token that is flagged special.
+      special_ids: ids of bos, eos, pad and of every added token that is flagged
+        special.
       vocab_size: largest id + 1; the embedding of the model may have more rows.
       add_bos_token: what tokenizer_config.json says, None where it is silent.
       chat_template: Jinja source, None for a tokenizer without one.
-      template_options: what the template reads beside the messages; set by `chat.with_options`.
-      embedding_rows: rows of the model's embedding where the model is known; ids beyond them are refused where they occur.
+      template_options: what the template reads beside the messages; set by
+        `chat.with_options`.
+      embedding_rows: rows of the model's embedding where the model is known; ids beyond
+        them are refused where they occur.
     """
 
     path: str
@@ -56,26 +65,38 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str | Path, *, embedding_rows: int | None = None) -> Tokenizer:
-    """Reads tokenizer.json and, where present, tokenizer_config.json, special_tokens_map.json, chat_template.jinja.
+    """Reads tokenizer.json and, where present, tokenizer_config.json,
+    special_tokens_map.json, chat_template.jinja.
 
     Args:
-      embedding_rows: of the model that will read the ids. The tokenizer may have more: only a text that uses them is refused.
+      embedding_rows: of the model that will read the ids. The tokenizer may have more:
+        only a text that uses them is refused.
 
     Raises:
-      ValueError: no tokenizer.json, a file that cannot be read, a named BOS/EOS that the vocabulary lacks, several
-        chat templates of which none is called default.
+      ValueError: no tokenizer.json, a file that cannot be read, a named BOS/EOS that
+        the vocabulary lacks, several chat templates of which none is called default.
     """
     folder = Path(path)
     backend = _load_backend(folder)
-    config = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
-    tokens = {name: text for name in _NAMED if (text := _token_text(config.get(name))) is not None}
-    if "bos_token" not in tokens and (first := _post_processor_first(backend)) is not None:
+    config = _read_json(folder / "special_tokens_map.json") | _read_json(
+        folder / "tokenizer_config.json"
+    )
+    tokens = {
+        name: text
+        for name in _NAMED
+        if (text := _token_text(config.get(name))) is not None
+    }
+    if (
+        "bos_token" not in tokens
+        and (first := _post_processor_first(backend)) is not None
+    ):
         tokens["bos_token"] = str(backend.id_to_token(first))
     ids = {name: backend.token_to_id(text) for name, text in tokens.items()}
     for name in ("bos_token", "eos_token"):
         if name in tokens and ids[name] is None:
             raise ValueError(
-                f"{folder}: the configuration names {name} {tokens[name]!r} but tokenizer.json has no such token; "
+                f"{folder}: the configuration names {name} {tokens[name]!r} but "
+                "tokenizer.json has no such token; "
                 "take both files from the same model"
             )
     add_bos = config.get("add_bos_token")
@@ -95,12 +116,16 @@ def load_tokenizer(path: str | Path, *, embedding_rows: int | None = None) -> To
 
 
 def folder_template(path: str | Path) -> str | None:
-    """The chat template that a folder holds, with or without a tokenizer beside it; None where it holds none."""
+    """The chat template that a folder holds, with or without a tokenizer beside it;
+    None where it holds none.
+    """
     return _chat_template(Path(path), _read_json(Path(path) / "tokenizer_config.json"))
 
 
 def adds_bos(tok: Tokenizer) -> bool:
-    """Whether the tokenizer by itself puts BOS in front: add_bos_token where stated, else its post-processor."""
+    """Whether the tokenizer by itself puts BOS in front: add_bos_token where stated,
+    else its post-processor.
+    """
     if tok.bos_id is None:
         return False
     if tok.add_bos_token is not None:
@@ -109,15 +134,19 @@ def adds_bos(tok: Tokenizer) -> bool:
 
 
 def encode(tok: Tokenizer, text: str, *, add_bos: bool) -> tuple[list[int], list[Span]]:
-    """Encodes a text that may hold special tokens in writing, with at most one BOS in front.
+    """Encodes a text that may hold special tokens in writing, with at most one BOS in
+    front.
 
-    A BOS that the text itself begins with (a chat template wrote it) counts; a repeated one is dropped.
+    A BOS that the text itself begins with (a chat template wrote it) counts; a repeated
+    one is dropped.
 
     Returns:
-      ids, and for every id the (start, end) characters of `text` that it covers; an added BOS covers (0, 0).
+      ids, and for every id the (start, end) characters of `text` that it covers; an
+      added BOS covers (0, 0).
 
     Raises:
-      ValueError: `add_bos` with a tokenizer that has no BOS, a token that the model's embedding lacks.
+      ValueError: `add_bos` with a tokenizer that has no BOS, a token that the model's
+        embedding lacks.
     """
     with _panics(tok.path):
         encoding = tok.backend.encode(text, add_special_tokens=False)
@@ -129,26 +158,38 @@ def encode(tok: Tokenizer, text: str, *, add_bos: bool) -> tuple[list[int], list
     return ([_bos(tok), *ids], [(0, 0), *offsets]) if add_bos else (ids, offsets)
 
 
-def encode_many(tok: Tokenizer, texts: Sequence[str], *, add_bos: bool, first: int = 0) -> list[list[int]]:
+def encode_many(
+    tok: Tokenizer, texts: Sequence[str], *, add_bos: bool, first: int = 0
+) -> list[list[int]]:
     """`encode` for many texts at once, ids only; uses the library's threads.
 
     Args:
       first: number of the first of these texts, for messages.
     """
     with _panics(tok.path):
-        rows = [list(e.ids) for e in tok.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        rows = [
+            list(e.ids)
+            for e in tok.backend.encode_batch_fast(
+                list(texts), add_special_tokens=False
+            )
+        ]
     for number, ids in enumerate(rows):
         try:
             check_ids(tok, ids)
         except ValueError as error:
-            raise ValueError(f"text {first + number} ({texts[number][:40]!r}): {error}") from None
+            raise ValueError(
+                f"text {first + number} ({texts[number][:40]!r}): {error}"
+            ) from None
     front = [_bos(tok)] if add_bos else []
     written = [leading_bos(tok, ids) for ids in rows]
-    return [ids[w - 1 :] if w else front + ids for ids, w in zip(rows, written, strict=True)]
+    return [
+        ids[w - 1 :] if w else front + ids for ids, w in zip(rows, written, strict=True)
+    ]
 
 
 def check_ids(tok: Tokenizer, ids: Sequence[int]) -> None:
-    """Raises ValueError for the first id that is negative or beyond the model's embedding, or the vocabulary without a model.
+    """Raises ValueError for the first id that is negative or beyond the model's
+    embedding, or the vocabulary without a model.
 
     A gather would clamp such an id to the last row without a word.
     """
@@ -158,14 +199,18 @@ def check_ids(tok: Tokenizer, ids: Sequence[int]) -> None:
     at = next(t for t, token in enumerate(ids) if not 0 <= token < rows)
     known = 0 <= ids[at] < tok.vocab_size  # the library takes 32 bits
     piece = tok.backend.id_to_token(ids[at]) if known else None
-    named = f"token id {ids[at]}" if piece is None else f"token id {ids[at]} ({piece!r})"
+    named = (
+        f"token id {ids[at]}" if piece is None else f"token id {ids[at]} ({piece!r})"
+    )
     if tok.embedding_rows is None:
         raise ValueError(
-            f"{named} is beyond the tokenizer's vocabulary of {rows} (position {at}); take the tokenizer of the model "
+            f"{named} is beyond the tokenizer's vocabulary of {rows} (position {at}); "
+            "take the tokenizer of the model "
             "that the ids belong to"
         )
     raise ValueError(
-        f"{named} is beyond the model's embedding of {rows} rows (position {at}); leave that token out, or take ids and "
+        f"{named} is beyond the model's embedding of {rows} rows (position {at}); "
+        "leave that token out, or take ids and "
         "tokenizer of this model"
     )
 
@@ -184,14 +229,17 @@ def decode(tok: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
 
 
 def token_strings(tok: Tokenizer, ids: Sequence[int] | np.ndarray) -> list[str]:
-    """Every token's own text, for showing: leading spaces kept, half characters in the vocabulary's spelling."""
+    """Every token's own text, for showing: leading spaces kept, half characters in the
+    vocabulary's spelling.
+    """
     return [_token_string(tok, int(i)) for i in ids]
 
 
 def _bos(tok: Tokenizer) -> int:
     if tok.bos_id is None:
         raise ValueError(
-            f"{tok.path}: BOS is asked for but the tokenizer has none; set prepend_bos=False or name a bos_token in "
+            f"{tok.path}: BOS is asked for but the tokenizer has none; set "
+            "prepend_bos=False or name a bos_token in "
             "tokenizer_config.json"
         )
     check_ids(tok, [tok.bos_id])
@@ -203,16 +251,26 @@ def _load_backend(folder: Path) -> tokenizers.Tokenizer:
     if not file.is_file():
         found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         raise ValueError(
-            f"{folder} has no tokenizer.json (found: {', '.join(found) or 'nothing'}); convert it once with "
-            f"transformers: AutoTokenizer.from_pretrained({str(folder)!r}, use_fast=True)"
+            f"{folder} has no tokenizer.json (found: {', '.join(found) or 'nothing'}); "
+            "convert it once with "
+            f"transformers: AutoTokenizer.from_pretrained({str(folder)!r}, "
+            "use_fast=True)"
             f".save_pretrained({str(folder)!r})"
         )
     check_regular(file)
     if file.stat().st_size > _MAX_BYTES:
-        raise ValueError(f"{file} has {file.stat().st_size:,} bytes, more than any tokenizer; fetch it again")
-    # Trimmed offsets leave spaces out, so that a token of line breaks and spaces across the end of the prompt would
-    # seem to end before it. The pattern cannot occur inside a JSON string, where quotes are escaped.
-    text = re.sub(r'"trim_offsets":\s*true', '"trim_offsets": false', utf8(file.read_bytes(), str(file)))
+        raise ValueError(
+            f"{file} has {file.stat().st_size:,} bytes, more than any tokenizer; fetch "
+            "it again"
+        )
+    # Trimmed offsets leave spaces out, so that a token of line breaks and spaces across
+    # the end of the prompt would seem to end before it. The pattern cannot occur inside
+    # a JSON string, where quotes are escaped.
+    text = re.sub(
+        r'"trim_offsets":\s*true',
+        '"trim_offsets": false',
+        utf8(file.read_bytes(), str(file)),
+    )
     check_pieces(json_value(text, str(file)), str(file))
     with _panics(str(file)):
         backend = tokenizers.Tokenizer.from_str(text)
@@ -225,14 +283,18 @@ def _load_backend(folder: Path) -> tokenizers.Tokenizer:
 
 @contextmanager
 def _panics(where: str) -> Iterator[None]:
-    """What the library raises as one line; its Rust code panics on faults of a file, past every `except Exception`."""
+    """What the library raises as one line; its Rust code panics on faults of a file,
+    past every `except Exception`.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
         told = " ".join(str(error).split())[:300]
-        raise ValueError(f"{where}: the tokenizers library cannot read it, or a text with it: {told}") from None
+        raise ValueError(
+            f"{where}: the tokenizers library cannot read it, or a text with it: {told}"
+        ) from None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -240,20 +302,29 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     if file.stat().st_size > _MAX_BYTES:
-        raise ValueError(f"{file} has {file.stat().st_size:,} bytes, more than any such file; download it again")
+        raise ValueError(
+            f"{file} has {file.stat().st_size:,} bytes, more than any such file; "
+            "download it again"
+        )
     try:
         found = json_value(utf8(file.read_bytes(), str(file)), str(file))
     except ValueError as error:
         raise ValueError(f"{error}; download it again") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{file} holds a {type(found).__name__} where an object is expected; download it again")
+        raise ValueError(
+            f"{file} holds a {type(found).__name__} where an object is expected; "
+            "download it again"
+        )
     return {key: value for key, value in found.items() if value is not None}
 
 
 def _token_text(value: Any) -> str | None:
     text = value.get("content") if isinstance(value, dict) else value
     if text is not None and not isinstance(text, str):
-        raise ValueError(f"tokenizer_config.json names the special token {value!r}; expected its text")
+        raise ValueError(
+            f"tokenizer_config.json names the special token {value!r}; expected its "
+            "text"
+        )
     return text
 
 
@@ -262,15 +333,24 @@ def _post_processor_first(backend: tokenizers.Tokenizer) -> int | None:
     with_special = backend.encode("a", add_special_tokens=True)
     if with_special.ids and backend.id_to_token(with_special.ids[0]) is None:
         raise ValueError(
-            f"tokenizer.json: its post-processor puts id {with_special.ids[0]} in front, which is no token"
+            f"tokenizer.json: its post-processor puts id {with_special.ids[0]} in "
+            "front, which is no token"
         )
     return with_special.ids[0] if with_special.special_tokens_mask[:1] == [1] else None
 
 
-def _special_ids(backend: tokenizers.Tokenizer, config: dict[str, Any], ids: dict[str, int | None]) -> frozenset[int]:
-    flagged = [i for i, token in backend.get_added_tokens_decoder().items() if token.special]
+def _special_ids(
+    backend: tokenizers.Tokenizer, config: dict[str, Any], ids: dict[str, int | None]
+) -> frozenset[int]:
+    flagged = [
+        i for i, token in backend.get_added_tokens_decoder().items() if token.special
+    ]
     extra = config.get("additional_special_tokens") or []
-    listed = [backend.token_to_id(text) for item in extra if (text := _token_text(item)) is not None]
+    listed = [
+        backend.token_to_id(text)
+        for item in extra
+        if (text := _token_text(item)) is not None
+    ]
     return frozenset(i for i in (*flagged, *listed, *ids.values()) if i is not None)
 
 
@@ -291,12 +371,16 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
         or not all(isinstance(text, str) for text in named.values())
         or (found is not None and not isinstance(found, str | list))
     ):
-        raise ValueError(f"{folder}/tokenizer_config.json: chat_template is neither a text nor a list of named texts")
+        raise ValueError(
+            f"{folder}/tokenizer_config.json: chat_template is neither a text nor a "
+            "list of named texts"
+        )
     if found is None or isinstance(found, str):
         return found
     if "default" not in named and len(named) > 1:
         raise ValueError(
-            f"{folder}: tokenizer_config.json has the chat templates {', '.join(named)} and none called default; "
+            f"{folder}: tokenizer_config.json has the chat templates "
+            f"{', '.join(named)} and none called default; "
             "put the one to use into chat_template.jinja"
         )
     return named.get("default", next(iter(named.values()), None))

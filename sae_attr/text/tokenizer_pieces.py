@@ -1,4 +1,6 @@
-"""Pieces of a tokenizer.json that would end or hang the process inside the tokenizers library, found before it reads them."""
+"""Pieces of a tokenizer.json that would end or hang the process inside the tokenizers
+library, found before it reads them.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,14 @@ def check_pieces(tokenizer: Any, where: str) -> None:
     """Looks at the parsed JSON of a tokenizer.
 
     Raises:
-      ValueError: ids beyond any vocabulary, a map of characters that is cut, replacements that multiply a text.
+      ValueError: ids beyond any vocabulary, a map of characters that is cut,
+        replacements that multiply a text.
     """
     if not isinstance(tokenizer, dict):
-        raise ValueError(f"{where} holds a {type(tokenizer).__name__} where a tokenizer is expected; fetch it again")
+        raise ValueError(
+            f"{where} holds a {type(tokenizer).__name__} where a tokenizer is "
+            "expected; fetch it again"
+        )
     growth = 1.0
     for piece in _pieces(tokenizer):
         if piece.get("type") == "Precompiled":
@@ -27,7 +33,8 @@ def check_pieces(tokenizer: Any, where: str) -> None:
             growth *= max(1.0, _longer(piece))
     if growth > _GROWTH:
         raise ValueError(
-            f"{where}: its replacements make a text {growth:,.0f} times as long; fetch the tokenizer again"
+            f"{where}: its replacements make a text {growth:,.0f} times as long; fetch "
+            "the tokenizer again"
         )
     _check_ids(tokenizer, where)
 
@@ -39,7 +46,11 @@ def _pieces(value: Any) -> Iterator[dict[str, Any]]:
         item = waiting.pop()
         if isinstance(item, dict):
             yield item
-            waiting += [inner for name, inner in item.items() if name not in ("vocab", "merges", "added_tokens")]
+            waiting += [
+                inner
+                for name, inner in item.items()
+                if name not in ("vocab", "merges", "added_tokens")
+            ]
         elif isinstance(item, list):
             waiting += item
 
@@ -52,14 +63,20 @@ def _longer(piece: dict[str, Any]) -> float:
 
 
 def _check_characters(value: Any, where: str) -> None:
-    """The map is base64: the size of a table as 4 bytes, the table, the texts that it points to."""
+    """The map is base64: the size of a table as 4 bytes, the table, the texts that it
+    points to.
+    """
     try:
         raw = base64.b64decode(value, validate=True)
     except (binascii.Error, TypeError, ValueError):
-        raise ValueError(f"{where}: precompiled_charsmap is not base64; fetch the tokenizer again") from None
+        raise ValueError(
+            f"{where}: precompiled_charsmap is not base64; fetch the tokenizer again"
+        ) from None
     size = int.from_bytes(raw[:4], "little")
     if len(raw) < 8 or size % 4 or not 0 < size <= len(raw) - 4:
-        raise ValueError(f"{where}: precompiled_charsmap is damaged; fetch the tokenizer again")
+        raise ValueError(
+            f"{where}: precompiled_charsmap is damaged; fetch the tokenizer again"
+        )
 
 
 def _check_ids(tokenizer: dict[str, Any], where: str) -> None:
@@ -67,8 +84,13 @@ def _check_ids(tokenizer: dict[str, Any], where: str) -> None:
     vocab = model.get("vocab") if isinstance(model, dict) else None
     ids = list(vocab.items()) if isinstance(vocab, dict) else []
     ids += (
-        [(t.get("content"), t.get("id")) for t in added or [] if isinstance(t, dict)] if isinstance(added, list) else []
+        [(t.get("content"), t.get("id")) for t in added or [] if isinstance(t, dict)]
+        if isinstance(added, list)
+        else []
     )
     for token, number in ids:
         if not isinstance(number, int) or not 0 <= number < _IDS:
-            raise ValueError(f"{where}: token {token!r} has the id {number!r}, which is none of a vocabulary")
+            raise ValueError(
+                f"{where}: token {token!r} has the id {number!r}, which is none of a "
+                "vocabulary"
+            )

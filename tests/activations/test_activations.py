@@ -1,4 +1,6 @@
-"""Activations for training: the right tokens with the right values, each once an epoch, in an order that a kill keeps."""
+"""Activations for training: the right tokens with the right values, each once an epoch,
+in an order that a kill keeps.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> TokenFile:
     texts = ["".join(rng.choice(letters, rng.integers(1, 40))) for _ in range(60)]
     texts[7] += SINK + "abc"
     texts[30] += SINK
-    return write_tokens(texts, load_tokenizer(write_tokenizer(folder / "tok", post=True)), folder / "file")
+    return write_tokens(
+        texts,
+        load_tokenizer(write_tokenizer(folder / "tok", post=True)),
+        folder / "file",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,23 +88,37 @@ def source(file: TokenFile, params: Params) -> Source:
     return make(file, params)
 
 
-def make(file: TokenFile, params: Params, sites: tuple[Site, ...] = (LOW, HIGH), **options: Any) -> Source:
+def make(
+    file: TokenFile,
+    params: Params,
+    sites: tuple[Site, ...] = (LOW, HIGH),
+    **options: Any,
+) -> Source:
     packing = options.pop("packing", Packing(CONTEXT))
-    return open_source(params, file, packing, sites, cfg=CFG, mesh=make_mesh("data=1"), **options)
+    return open_source(
+        params, file, packing, sites, cfg=CFG, mesh=make_mesh("data=1"), **options
+    )
 
 
-def live(params: Params, source: Source, *, mesh: str = "data=1", **options: Any) -> Blocks:
+def live(
+    params: Params, source: Source, *, mesh: str = "data=1", **options: Any
+) -> Blocks:
     chosen = {"buffer_tokens": 10 * CONTEXT, "batch_rows": 4} | options
     return live_blocks(params, source, cfg=CFG, mesh=make_mesh(mesh), **chosen)
 
 
 def tokens_in(blocks: Blocks, epoch: int = 0) -> int:
-    return sum(len(blocks.read(g).ids_k2) for g in range(epoch * blocks.per_epoch, (epoch + 1) * blocks.per_epoch))
+    return sum(
+        len(blocks.read(g).ids_k2)
+        for g in range(epoch * blocks.per_epoch, (epoch + 1) * blocks.per_epoch)
+    )
 
 
 def sort(block: Block) -> Block:
     order = np.lexsort(block.ids_k2.T[::-1])
-    return Block({site: acts[order] for site, acts in block.acts.items()}, block.ids_k2[order])
+    return Block(
+        {site: acts[order] for site, acts in block.acts.items()}, block.ids_k2[order]
+    )
 
 
 def same(a: Block, b: Block) -> None:
@@ -108,11 +128,15 @@ def same(a: Block, b: Block) -> None:
         np.testing.assert_array_equal(a.acts[site], b.acts[site])
 
 
-# ---- which tokens, which values ----------------------------------------------------------------------------------
+# ---- which tokens, which values ------------------------------------------------------
 
 
-def test_values_are_those_of_each_document_alone(file: TokenFile, params: Params, source: Source) -> None:
-    found = collector(params, source, cfg=CFG, mesh=make_mesh("data=1"), batch_rows=4)(range(6))
+def test_values_are_those_of_each_document_alone(
+    file: TokenFile, params: Params, source: Source
+) -> None:
+    found = collector(params, source, cfg=CFG, mesh=make_mesh("data=1"), batch_rows=4)(
+        range(6)
+    )
     step = jax.jit(lambda p, t: forward(p, t, cfg=CFG, keep=(LOW, HIGH)).acts)
     rows = rows_at(file, range(6), source.packing)
     for row, pos in found.ids_k2[:: len(found.ids_k2) // 12]:
@@ -122,15 +146,21 @@ def test_values_are_those_of_each_document_alone(file: TokenFile, params: Params
         alone = step(params, piece)
         k = int(np.flatnonzero((found.ids_k2 == (row, pos)).all(1))[0])
         for site in (LOW, HIGH):
-            np.testing.assert_allclose(found.acts[site][k], alone[site][0, pos - begin], rtol=2e-5, atol=2e-6)
+            np.testing.assert_allclose(
+                found.acts[site][k], alone[site][0, pos - begin], rtol=2e-5, atol=2e-6
+            )
 
 
 @pytest.mark.parametrize("exclude", [{"bos", "special"}, {"bos"}, set()])
 @pytest.mark.parametrize("first_k", [0, 2])
-def test_masked_tokens_do_not_appear(file: TokenFile, params: Params, exclude: set[str], first_k: int) -> None:
+def test_masked_tokens_do_not_appear(
+    file: TokenFile, params: Params, exclude: set[str], first_k: int
+) -> None:
     source = make(file, params, masks=Masks(frozenset(exclude), first_k, None))
     index = range(len(source.rows))
-    found = collector(params, source, cfg=CFG, mesh=make_mesh("data=1"), batch_rows=32)(index)
+    found = collector(params, source, cfg=CFG, mesh=make_mesh("data=1"), batch_rows=32)(
+        index
+    )
     rows = rows_at(file, index, source.packing)
     expected = rows.valid_bt & (rows.since_bt >= first_k)
     if "special" in exclude:
@@ -141,7 +171,10 @@ def test_masked_tokens_do_not_appear(file: TokenFile, params: Params, exclude: s
     assert found.counts["kept"] == len(found.ids_k2) == expected.sum()
     assert sum(found.counts.values()) == rows.valid_bt.size
     assert found.counts["padding"] == (~rows.valid_bt).sum()
-    assert found.counts["bos"] == ("bos" in exclude) * (rows.tokens_bt == 0)[rows.valid_bt].sum()
+    assert (
+        found.counts["bos"]
+        == ("bos" in exclude) * (rows.tokens_bt == 0)[rows.valid_bt].sum()
+    )
     assert (found.counts["first_k"] > 0) == (first_k > 0)
 
 
@@ -152,20 +185,32 @@ def test_norm_outliers(file: TokenFile, params: Params, source: Source) -> None:
     whole = collector(params, everything, cfg=CFG, mesh=make_mesh("data=1"))(index)
     for site in source.sites:
         norms = np.linalg.norm(whole.acts[site], axis=1)
-        assert source.limits[site] == pytest.approx(10 * np.median(norms), rel=5e-3)  # all rows are in the sample
+        assert source.limits[site] == pytest.approx(
+            10 * np.median(norms), rel=5e-3
+        )  # all rows are in the sample
         assert np.linalg.norm(kept.acts[site], axis=1).max() <= source.limits[site]
     tokens = rows_at(file, index, source.packing).tokens_bt
     gone = set(map(tuple, whole.ids_k2)) - set(map(tuple, kept.ids_k2))
-    assert gone >= set(zip(*np.nonzero(tokens == file.ids_k.max())))  # at HIGH; LOW is behind a norm
-    assert kept.counts["norm_outlier"] == len(gone) == whole.counts["kept"] - kept.counts["kept"]
+    assert gone >= set(
+        zip(*np.nonzero(tokens == file.ids_k.max()))
+    )  # at HIGH; LOW is behind a norm
+    assert (
+        kept.counts["norm_outlier"]
+        == len(gone)
+        == whole.counts["kept"] - kept.counts["kept"]
+    )
     assert set(kept.counts) == set(REASONS)
 
 
 @pytest.mark.parametrize("mesh", ["data=2,model=2", "data=4"])
 def test_the_mesh_changes_nothing(params: Params, source: Source, mesh: str) -> None:
     on = make_mesh(mesh)
-    one = collector(params, source, cfg=CFG, mesh=make_mesh("data=1"), batch_rows=4)(range(7))
-    two = collector(shard_tree(params, LM_RULES, on), source, cfg=CFG, mesh=on, batch_rows=3)(range(7))
+    one = collector(params, source, cfg=CFG, mesh=make_mesh("data=1"), batch_rows=4)(
+        range(7)
+    )
+    two = collector(
+        shard_tree(params, LM_RULES, on), source, cfg=CFG, mesh=on, batch_rows=3
+    )(range(7))
     np.testing.assert_array_equal(one.ids_k2, two.ids_k2)
     assert one.counts == two.counts
     for site in source.sites:
@@ -173,34 +218,48 @@ def test_the_mesh_changes_nothing(params: Params, source: Source, mesh: str) -> 
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_stored_dtypes(file: TokenFile, params: Params, source: Source, dtype: str) -> None:
+def test_stored_dtypes(
+    file: TokenFile, params: Params, source: Source, dtype: str
+) -> None:
     narrow = make(file, params, dtype=dtype)
-    assert narrow.limits == source.limits  # measured in float32, and so an overflow of what is masked does no harm
+    assert (
+        narrow.limits == source.limits
+    )  # measured in float32, and so an overflow of what is masked does no harm
     one = collector(params, source, cfg=CFG, mesh=make_mesh("data=1"))(range(9))
     two = collector(params, narrow, cfg=CFG, mesh=make_mesh("data=1"))(range(9))
-    assert two.acts[HIGH].dtype == np.dtype(dtype if dtype == "float16" else ml_dtypes.bfloat16)
-    np.testing.assert_array_equal(two.acts[HIGH], one.acts[HIGH].astype(two.acts[HIGH].dtype))
+    assert two.acts[HIGH].dtype == np.dtype(
+        dtype if dtype == "float16" else ml_dtypes.bfloat16
+    )
+    np.testing.assert_array_equal(
+        two.acts[HIGH], one.acts[HIGH].astype(two.acts[HIGH].dtype)
+    )
 
 
-# ---- order -------------------------------------------------------------------------------------------------------
+# ---- order ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 16, 17, 1000, 4097])
 def test_permutations(n: int) -> None:
     whole = permute(np.arange(n), n, 0, "row", 1)
     assert sorted(whole) == list(range(n))
-    np.testing.assert_array_equal(permute(np.arange(n)[n // 3 :], n, 0, "row", 1), whole[n // 3 :])
+    np.testing.assert_array_equal(
+        permute(np.arange(n)[n // 3 :], n, 0, "row", 1), whole[n // 3 :]
+    )
     assert n < 16 or (whole != permute(np.arange(n), n, 0, "row", 2)).any()
 
 
 def test_permutations_are_even() -> None:
-    """Places, and differences of neighbours, fall into ten bins as those of random permutations do."""
+    """Places, and differences of neighbours, fall into ten bins as those of random
+    permutations do.
+    """
     n, bins = 20_000, 10
     for epoch in range(4):
         order = permute(np.arange(n), n, 7, "token", epoch)
         for values in (order[:2000], np.diff(order)[:2000] % n):
             counts = np.bincount(values * bins // n, minlength=bins)
-            assert ((counts - 200.0) ** 2 / 200).sum() < 28  # chi², 9 degrees: 1 in 1000
+            assert (
+                (counts - 200.0) ** 2 / 200
+            ).sum() < 28  # chi², 9 degrees: 1 in 1000
         assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.03
     # must not change: resume hangs on it
     assert permute(np.arange(8), 8, 0, "row", 0).tolist() == [7, 2, 3, 0, 1, 6, 4, 5]
@@ -212,18 +271,25 @@ def epoch_of(batches: Any, tokens: int, size: int, epoch: int = 0) -> Block:
     parts = [batches(step) for step in range(first, last)]
     skip = epoch * tokens - first * size
     pick = lambda arrays: np.concatenate(arrays)[skip : skip + tokens]
-    return Block({s: pick([p.acts[s] for p in parts]) for s in parts[0].acts}, pick([p.ids_k2 for p in parts]))
+    return Block(
+        {s: pick([p.acts[s] for p in parts]) for s in parts[0].acts},
+        pick([p.ids_k2 for p in parts]),
+    )
 
 
 @pytest.mark.parametrize("outlier", [10.0, None])
-def test_every_token_once_an_epoch(file: TokenFile, params: Params, outlier: float | None) -> None:
+def test_every_token_once_an_epoch(
+    file: TokenFile, params: Params, outlier: float | None
+) -> None:
     source = make(file, params, masks=Masks(outlier=outlier))
     blocks = live(params, source)
     assert (blocks.count is None) == (outlier is not None)
     batches, tokens = batch_function(blocks, batch_size=48), tokens_in(blocks)
     assert tokens > 4 * 48
     assert blocks.per_epoch > 4
-    all_at_once = collector(params, source, cfg=CFG, mesh=make_mesh("data=1"), batch_rows=4)(source.rows)
+    all_at_once = collector(
+        params, source, cfg=CFG, mesh=make_mesh("data=1"), batch_rows=4
+    )(source.rows)
     orders = []
     for epoch in range(3):
         found = epoch_of(batches, tokens, 48, epoch)
@@ -235,10 +301,14 @@ def test_every_token_once_an_epoch(file: TokenFile, params: Params, outlier: flo
             assert off(ours.acts[site], theirs.acts[site]) < 1e-6
     assert (orders[0] != orders[1]).any(1).mean() > 0.9
     first = {tuple(i) for i in orders[0][:160]}
-    assert len(first & {tuple(i) for i in orders[1][:160]}) < 100  # other rows meet, not only another order
+    assert (
+        len(first & {tuple(i) for i in orders[1][:160]}) < 100
+    )  # other rows meet, not only another order
 
 
-def test_resume_gives_the_same_batches(params: Params, source: Source, tmp_path: Path) -> None:
+def test_resume_gives_the_same_batches(
+    params: Params, source: Source, tmp_path: Path
+) -> None:
     uninterrupted = batch_function(live(params, source), batch_size=50)
     expected = [uninterrupted(step) for step in range(30)]
     for step in (29, 13, 14, 0):
@@ -256,10 +326,15 @@ def test_resume_gives_the_same_batches(params: Params, source: Source, tmp_path:
     again = batch_function(counted, batch_size=50, ledger=ledger)
     for step in range(14, 20):
         same(again(step), expected[step])
-    assert len(reads) == len(set(reads)) <= 5  # each block once, and none of the earlier ones
+    assert (
+        len(reads) == len(set(reads)) <= 5
+    )  # each block once, and none of the earlier ones
     assert min(reads) >= 4
     other_size = live(params, source, buffer_tokens=20 * CONTEXT)  # has another ledger
-    same(batch_function(other_size, batch_size=50, ledger=ledger)(9), batch_function(other_size, batch_size=50)(9))
+    same(
+        batch_function(other_size, batch_size=50, ledger=ledger)(9),
+        batch_function(other_size, batch_size=50)(9),
+    )
 
 
 def test_what_a_trainer_asks_for(params: Params, source: Source) -> None:
@@ -288,38 +363,58 @@ def test_batches_made_ahead_are_the_same(params: Params, source: Source) -> None
 
 
 def test_how_well_a_block_mixes(file: TokenFile, params: Params) -> None:
-    """Pairs of one batch come from the same row about as often as the number of rows in a block says."""
+    """Pairs of one batch come from the same row about as often as the number of rows in
+    a block says.
+    """
     source = make(file, params, masks=Masks(outlier=None))
-    batches = batch_function(live(params, source, buffer_tokens=20 * CONTEXT), batch_size=64)
+    batches = batch_function(
+        live(params, source, buffer_tokens=20 * CONTEXT), batch_size=64
+    )
     rows = [batches(step).ids_k2[:, 0] for step in range(12)]
-    share = np.mean([(np.bincount(r) * (np.bincount(r) - 1)).sum() / (len(r) * (len(r) - 1)) for r in rows])
+    share = np.mean(
+        [
+            (np.bincount(r) * (np.bincount(r) - 1)).sum() / (len(r) * (len(r) - 1))
+            for r in rows
+        ]
+    )
     assert 0.03 < share < 0.07  # 1 / 20
-    assert np.mean(np.diff(np.concatenate(rows)) == 0) < 0.1  # neighbours are no likelier
+    assert (
+        np.mean(np.diff(np.concatenate(rows)) == 0) < 0.1
+    )  # neighbours are no likelier
 
 
-# ---- the cache ---------------------------------------------------------------------------------------------------
+# ---- the cache -----------------------------------------------------------------------
 
 
 def cache(folder: Path, params: Params, source: Source, **options: Any) -> Any:
     chosen = {"lm": "tiny", "shard_tokens": 8 * CONTEXT, "batch_rows": 4} | options
-    return write_cache(folder, params, source, cfg=CFG, mesh=make_mesh("data=1"), **chosen)
+    return write_cache(
+        folder, params, source, cfg=CFG, mesh=make_mesh("data=1"), **chosen
+    )
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
     return {
-        str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.suffix in (".npy", ".json")
+        str(f.relative_to(folder)): f.read_bytes()
+        for f in sorted(folder.rglob("*"))
+        if f.suffix in (".npy", ".json")
     }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_cache_is_the_same_set(file: TokenFile, params: Params, tmp_path: Path, dtype: str) -> None:
+def test_the_cache_is_the_same_set(
+    file: TokenFile, params: Params, tmp_path: Path, dtype: str
+) -> None:
     source = make(file, params, dtype=dtype)
     index = cache(tmp_path / "c", params, source)
-    blocks, running = cached_blocks(tmp_path / "c", buffer_tokens=400), live(params, source)
+    blocks = cached_blocks(tmp_path / "c", buffer_tokens=400)
+    running = live(params, source)
     assert blocks.per_epoch == -(-len(index["shards"]) // (400 // max(index["shards"])))
     assert 1 < blocks.per_epoch < len(index["shards"])
     tokens = tokens_in(blocks)
-    assert tokens == sum(index["shards"]) == index["counts"]["kept"] == tokens_in(running)
+    assert (
+        tokens == sum(index["shards"]) == index["counts"]["kept"] == tokens_in(running)
+    )
     assert sum(index["counts"].values()) == len(source.rows) * CONTEXT
     batches = batch_function(blocks, batch_size=48)
     from_model = sort(epoch_of(batch_function(running, batch_size=48), tokens, 48))
@@ -328,9 +423,16 @@ def test_the_cache_is_the_same_set(file: TokenFile, params: Params, tmp_path: Pa
         ours = sort(epoch)
         np.testing.assert_array_equal(ours.ids_k2, from_model.ids_k2)
         for site in source.sites:
-            assert off(ours.acts[site], from_model.acts[site]) < (1e-6 if dtype == "float32" else 1e-3)
+            assert off(ours.acts[site], from_model.acts[site]) < (
+                1e-6 if dtype == "float32" else 1e-3
+            )
     assert (epochs[0].ids_k2 != epochs[1].ids_k2).any(1).mean() > 0.9
-    same(batch_function(cached_blocks(tmp_path / "c", buffer_tokens=400), batch_size=48)(17), batches(17))
+    same(
+        batch_function(cached_blocks(tmp_path / "c", buffer_tokens=400), batch_size=48)(
+            17
+        ),
+        batches(17),
+    )
     one_site = cached_blocks(tmp_path / "c", buffer_tokens=400, sites=(HIGH,)).read(0)
     assert list(one_site.acts) == [HIGH]
 
@@ -343,7 +445,9 @@ def test_a_cache_that_was_cut_short_goes_on(
 
     def killed(self: Store, key: str, *rest: Any, **more: Any) -> Any:
         if len(done) == 3:
-            (tmp_path / "cut" / key).mkdir()  # as a file system may leave a folder behind
+            (
+                tmp_path / "cut" / key
+            ).mkdir()  # as a file system may leave a folder behind
             (tmp_path / "cut" / key / "ids.npy").write_bytes(b"half")
             raise KeyboardInterrupt
         done.append(key)
@@ -387,7 +491,9 @@ def test_a_writer_of_the_cache_that_is_killed(file: TokenFile, tmp_path: Path) -
     cache(tmp_path / "whole", params, make(file, params))
     tokens = Path(str(file.ids_k.filename)).parent  # type: ignore[attr-defined]
     command = [sys.executable, "-c", KILLED, str(tmp_path / "cut"), str(tokens)]
-    with subprocess.Popen(command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         with limited(process):
             assert process.stdout.readline() == "in the middle\n"
@@ -420,7 +526,9 @@ def test_a_damaged_shard_or_index_of_the_cache_is_made_again(
         assert (tmp_path / "index.json").read_bytes() == index
 
 
-def test_a_cache_belongs_to_one_source(file: TokenFile, params: Params, source: Source, tmp_path: Path) -> None:
+def test_a_cache_belongs_to_one_source(
+    file: TokenFile, params: Params, source: Source, tmp_path: Path
+) -> None:
     cache(tmp_path, params, source)
     with pytest.raises(ValueError, match=r"source.masks.first_k: 0 → 3"):
         cache(tmp_path, params, make(file, params, masks=Masks(first_k=3)))
@@ -433,13 +541,17 @@ def test_a_cache_belongs_to_one_source(file: TokenFile, params: Params, source: 
         cached_blocks(tmp_path, buffer_tokens=99)
     (tmp_path / "index.json").unlink()
     cache(tmp_path, params, source)
-    assert read_index(tmp_path)["counts"]["kept"] == tokens_in(cached_blocks(tmp_path, buffer_tokens=99))
+    assert read_index(tmp_path)["counts"]["kept"] == tokens_in(
+        cached_blocks(tmp_path, buffer_tokens=99)
+    )
 
 
-# ---- statistics, memory, mistakes --------------------------------------------------------------------------------
+# ---- statistics, memory, mistakes ----------------------------------------------------
 
 
-def test_mean_of_a_stream_is_the_mean_over_the_corpus(file: TokenFile, params: Params, source: Source) -> None:
+def test_mean_of_a_stream_is_the_mean_over_the_corpus(
+    file: TokenFile, params: Params, source: Source
+) -> None:
     batches = batch_function(live(params, source), batch_size=64)
     chunks = [batches(step).acts[HIGH] for step in range(8)]
     got, x = mean_of(chunks), np.concatenate(chunks).astype(np.float64)
@@ -448,7 +560,12 @@ def test_mean_of_a_stream_is_the_mean_over_the_corpus(file: TokenFile, params: P
     assert got.norm == pytest.approx(np.linalg.norm(x, axis=1).mean(), rel=1e-6)
     assert got.mean_square == pytest.approx((x**2).sum(1).mean(), rel=1e-6)
     # the other route: `mean_activation` of rows of one document each
-    cut = make(file, params, packing=Packing(CONTEXT, documents="cut"), masks=Masks(outlier=None))
+    cut = make(
+        file,
+        params,
+        packing=Packing(CONTEXT, documents="cut"),
+        masks=Masks(outlier=None),
+    )
     found = collector(params, cut, cfg=CFG, mesh=make_mesh("data=1"))(range(16))
     rows = rows_at(file, range(16), cut.packing)
     counted = np.zeros((16, CONTEXT), bool)
@@ -465,11 +582,15 @@ def test_mean_of_a_stream_is_the_mean_over_the_corpus(file: TokenFile, params: P
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
-    """Blocks of 4000 tokens × 256 numbers from streams of 5 and of 50 blocks take the same memory."""
+    """Blocks of 4000 tokens × 256 numbers from streams of 5 and of 50 blocks take the
+    same memory.
+    """
 
     def peak(blocks: int) -> int:
         def read(g: int) -> Block:
-            return Block({HIGH: np.full((4000, 256), g, np.float32)}, np.full((4000, 2), g))
+            return Block(
+                {HIGH: np.full((4000, 256), g, np.float32)}, np.full((4000, 2), g)
+            )
 
         batches = batch_function(Blocks("made up", blocks, read), batch_size=1500)
         tracemalloc.start()
@@ -480,12 +601,17 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
         return used
 
     block = 4000 * 256 * 4 + 4000 * 16
-    assert peak(50) < 1.1 * peak(5) < 1.1 * 1.9 * block  # one block, and a batch in two parts
+    assert (
+        peak(50) < 1.1 * peak(5) < 1.1 * 1.9 * block
+    )  # one block, and a batch in two parts
 
 
 def test_shards_are_read_into_one_block(tmp_path: Path) -> None:
     for g in range(4):
-        arrays = {str(HIGH): np.full((1000, 256), g, np.float32), "ids": np.full((1000, 2), g)}
+        arrays = {
+            str(HIGH): np.full((1000, 256), g, np.float32),
+            "ids": np.full((1000, 2), g),
+        }
         Store(tmp_path).publish(f"shard-{g:06d}", arrays)
     index = {"shards": [1000] * 4, "source": {"sites": [str(HIGH)], "dtype": "float32"}}
     (tmp_path / "index.json").write_text(json.dumps(index))
@@ -502,12 +628,16 @@ def test_shards_are_read_into_one_block(tmp_path: Path) -> None:
     assert used < 1.1 * (block.acts[HIGH].nbytes + block.ids_k2.nbytes)
 
 
-def test_tokens_are_written_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_written_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tok = load_tokenizer(write_tokenizer(tmp_path / "tok"))
 
     def peak(documents: int) -> int:
         tracemalloc.start()
-        file = write_tokens(("abcdefgh" * 50 for _ in range(documents)), tok, tmp_path / str(documents))
+        file = write_tokens(
+            ("abcdefgh" * 50 for _ in range(documents)), tok, tmp_path / str(documents)
+        )
         rows_at(file, range(8), Packing(64))
         used = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -522,20 +652,34 @@ def test_tokens_are_written_in_bounded_memory(tmp_path: Path, monkeypatch: pytes
 
 def test_held_out_documents_are_counted_in_tokens(tmp_path: Path) -> None:
     texts = ["a"] * 300 + ["abcdefgh" * 4] * 8
-    file = write_tokens(texts, load_tokenizer(write_tokenizer(tmp_path / "tok", post=True)), tmp_path / "file")
+    file = write_tokens(
+        texts,
+        load_tokenizer(write_tokenizer(tmp_path / "tok", post=True)),
+        tmp_path / "file",
+    )
     cut = Packing(CONTEXT, documents="cut")
-    source = Source(file, cut, (LOW,), Masks(outlier=None), range(len(texts)), "float32")
+    source = Source(
+        file, cut, (LOW,), Masks(outlier=None), range(len(texts)), "float32"
+    )
     rows = documents_with(source, cut, range(len(texts)), 200)
-    assert 200 <= count_tokens(source, rows) < 216  # one token a document, and BOS, which does not count
+    assert (
+        200 <= count_tokens(source, rows) < 216
+    )  # one token a document, and BOS, which does not count
     assert len(documents_with(source, cut, range(300, 308), 1000)) == 8
-    with pytest.raises(ValueError, match=r"40 tokens of 40 held-out documents count, too few .* raise held_out_share"):
+    with pytest.raises(
+        ValueError,
+        match=r"40 tokens of 40 held-out documents count, too few .* raise held_out_share",
+    ):
         documents_with(source, cut, range(40), 1000)
 
 
 def test_bad_input(file: TokenFile, params: Params, source: Source) -> None:
     mesh = make_mesh("data=1")
     for options, message in (
-        ({"packing": Packing(65)}, "rows of 65 tokens are longer than the model's context of 64"),
+        (
+            {"packing": Packing(65)},
+            "rows of 65 tokens are longer than the model's context of 64",
+        ),
         ({"rows": range(5, 500)}, r"rows 5..499 are asked for but the file has 0\.\."),
         ({"dtype": "int8"}, "dtype 'int8'"),
         ({"sites": ()}, "at least one site"),
@@ -544,13 +688,23 @@ def test_bad_input(file: TokenFile, params: Params, source: Source) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             make(file, params, **options)
-    with pytest.raises(ValueError, match=r"document 0 .* has the token id 81, beyond the model.s embedding of 40 rows"):
+    with pytest.raises(
+        ValueError,
+        match=r"document 0 .* has the token id 81, beyond the model.s embedding of 40 rows",
+    ):
         open_source(params, file, Packing(8), (HIGH,), cfg=llama(), mesh=mesh)
     with pytest.raises(ValueError, match="blocks of 15 tokens hold no row of 16"):
         live(params, source, buffer_tokens=15)
     nothing = make(file, params, masks=Masks(first_k=99, outlier=None))
     with pytest.raises(ValueError, match="no token of the corpus counts"):
         batch_function(live(params, nothing), batch_size=4)(0)
-    broken = {**params, "embed": {"table": params["embed"]["table"].at[int(file.ids_k[3])].set(jnp.nan)}}
-    with pytest.raises(ValueError, match=r"activations at .* are NaN or infinite in float32"):
+    broken = {
+        **params,
+        "embed": {
+            "table": params["embed"]["table"].at[int(file.ids_k[3])].set(jnp.nan)
+        },
+    }
+    with pytest.raises(
+        ValueError, match=r"activations at .* are NaN or infinite in float32"
+    ):
         batch_function(live(broken, source), batch_size=400)(0)

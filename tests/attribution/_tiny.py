@@ -1,4 +1,6 @@
-"""Language models of a few thousand parameters, ragged rows for them, and a loss stated without the package's own."""
+"""Language models of a few thousand parameters, ragged rows for them, and a loss stated
+without the package's own.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,12 @@ SPECIAL_IDS = (0, 1, 2)  # 0 is BOS
 
 
 def llama(**changes: Any) -> LMConfig:
-    """Sequential residual, RMSNorm, grouped queries, gated MLP; every kind of point has another width where it may."""
-    hf = llama_config(n_layers=3, d=16, n_heads=4, n_kv_heads=2, head_dim=6, d_mlp=20, vocab=VOCAB)
+    """Sequential residual, RMSNorm, grouped queries, gated MLP; every kind of point has
+    another width where it may.
+    """
+    hf = llama_config(
+        n_layers=3, d=16, n_heads=4, n_kv_heads=2, head_dim=6, d_mlp=20, vocab=VOCAB
+    )
     return replace(config_from_hf(hf), **changes)
 
 
@@ -45,21 +51,33 @@ def neox(**changes: Any) -> LMConfig:
 
 @functools.cache
 def random_params(cfg: LMConfig, seed: int = 0) -> Params:
-    """The leaves of `init_params`, all random (no bias is zero, no gain one), in the residual's dtype."""
+    """The leaves of `init_params`, all random (no bias is zero, no gain one), in the
+    residual's dtype.
+    """
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0), cfg.resid_dtype))
+    shapes = jax.eval_shape(
+        lambda: init_params(cfg, jax.random.key(0), cfg.resid_dtype)
+    )
 
     def draw(path: Any, leaf: Any) -> jax.Array:
-        gain, width = path[-1].key == "scale", leaf.shape[-2] ** -0.5 if path[-1].key == "kernel" else 0.3
+        gain = path[-1].key == "scale"
+        width = leaf.shape[-2] ** -0.5 if path[-1].key == "kernel" else 0.3
         return jnp.asarray(gain + width * rng.standard_normal(leaf.shape), leaf.dtype)
 
     return jax.tree.map_with_path(draw, shapes)
 
 
 def row(
-    rng: np.random.Generator, prompt: np.ndarray, length: int, key: tuple[int, int, int], *, eos: bool = False
+    rng: np.random.Generator,
+    prompt: np.ndarray,
+    length: int,
+    key: tuple[int, int, int],
+    *,
+    eos: bool = False,
 ) -> Row:
-    """A row with `length` random completion tokens after `prompt`; ids of `SPECIAL_IDS` are special, a first 0 is BOS."""
+    """A row with `length` random completion tokens after `prompt`; ids of `SPECIAL_IDS`
+    are special, a first 0 is BOS.
+    """
     completion = rng.integers(len(SPECIAL_IDS), VOCAB, length)
     if eos:
         completion[-1] = 2
@@ -73,27 +91,44 @@ def row(
 
 
 def ragged_rows(seed: int = 0) -> list[Row]:
-    """13 rows of 4 prompts: several completions a side, a prompt without negatives, one without BOS, lengths 6 to 44."""
+    """13 rows of 4 prompts: several completions a side, a prompt without negatives, one
+    without BOS, lengths 6 to 44.
+    """
     rng = np.random.default_rng(seed)
     rows = []
     for pair, (n_prompt, positives, negatives, bos) in enumerate(
-        [(5, (4, 9), (3, 14, 6), True), (19, (11,), (23,), True), (9, (7, 2), (), True), (30, (8, 14, 5), (12,), False)]
+        [
+            (5, (4, 9), (3, 14, 6), True),
+            (19, (11,), (23,), True),
+            (9, (7, 2), (), True),
+            (30, (8, 14, 5), (12,), False),
+        ]
     ):
         prompt = rng.integers(len(SPECIAL_IDS), VOCAB, n_prompt)
         prompt[3] = 1
         if bos:
             prompt[0] = 0
-        rows += [row(rng, prompt, n, (pair, 1, k), eos=k == 0) for k, n in enumerate(positives)]
-        rows += [row(rng, prompt, n, (pair, -1, k), eos=k == 1) for k, n in enumerate(negatives)]
+        rows += [
+            row(rng, prompt, n, (pair, 1, k), eos=k == 0)
+            for k, n in enumerate(positives)
+        ]
+        rows += [
+            row(rng, prompt, n, (pair, -1, k), eos=k == 1)
+            for k, n in enumerate(negatives)
+        ]
     return rows
 
 
 def batch_of(rows: Sequence[Row], *, width: int | None = None, empty: int = 0) -> Batch:
-    """One batch of all rows, padded to `width`, with `empty` rows of padding after them."""
+    """One batch of all rows, padded to `width`, with `empty` rows of padding after
+    them.
+    """
     b, t = len(rows) + empty, width or max(len(r.ids) for r in rows)
     c = max(len(r.ids) - r.n_prompt for r in rows)
     tokens, target = np.zeros((b, t), np.int32), np.zeros((b, c), np.int32)
-    valid, completion, target_valid = np.zeros((b, t), bool), np.zeros((b, t), bool), np.zeros((b, c), bool)
+    valid = np.zeros((b, t), bool)
+    completion = np.zeros((b, t), bool)
+    target_valid = np.zeros((b, c), bool)
     for k, r in enumerate(rows):
         n, m = len(r.ids), len(r.ids) - r.n_prompt
         tokens[k, :n], valid[k, :n], completion[k, r.n_prompt : n] = r.ids, True, True
@@ -102,12 +137,25 @@ def batch_of(rows: Sequence[Row], *, width: int | None = None, empty: int = 0) -
 
 
 def plain_losses(
-    params: Params, tokens_bt: Any, completion_bt: Any, edits: Mapping[Site, Edit], *, cfg: LMConfig
+    params: Params,
+    tokens_bt: Any,
+    completion_bt: Any,
+    edits: Mapping[Site, Edit],
+    *,
+    cfg: LMConfig,
 ) -> jax.Array:
-    """Σ −log p of the completion's tokens per row `[b]`: all logits, log-softmax, no padding mask anywhere."""
-    out = logits(params, forward(params, jnp.asarray(tokens_bt), cfg=cfg, edits=edits).hidden_btd, cfg=cfg)
+    """Σ −log p of the completion's tokens per row `[b]`: all logits, log-softmax, no
+    padding mask anywhere.
+    """
+    out = logits(
+        params,
+        forward(params, jnp.asarray(tokens_bt), cfg=cfg, edits=edits).hidden_btd,
+        cfg=cfg,
+    )
     logp_btv = jax.nn.log_softmax(out[:, :-1])
-    logp_bt = jnp.take_along_axis(logp_btv, jnp.asarray(tokens_bt)[:, 1:, None], axis=-1)[..., 0]
+    logp_bt = jnp.take_along_axis(
+        logp_btv, jnp.asarray(tokens_bt)[:, 1:, None], axis=-1
+    )[..., 0]
     return -jnp.sum(jnp.where(jnp.asarray(completion_bt)[:, 1:], logp_bt, 0), axis=1)
 
 

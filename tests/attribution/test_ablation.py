@@ -1,4 +1,6 @@
-"""Exact mean ablation: against a brute-force forward pass, and exactly first order where the loss is linear."""
+"""Exact mean ablation: against a brute-force forward pass, and exactly first order
+where the loss is linear.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,13 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae_attr.attribution import ablation, act_and_grad, attribute, exact_ablation, gradients, row_ablation
+from sae_attr.attribution import (
+    ablation,
+    act_and_grad,
+    attribute,
+    exact_ablation,
+    gradients,
+    row_ablation,
+)
 from sae_attr.attribution.ablation import Ablation, taylor_fails
 from sae_attr.hooks import Add, Chain, SetProjection, Site
 from sae_attr.lm.hf_config import LMConfig
 from sae_attr.lm.model import Params
 from sae_attr.parallel import LM_RULES, make_mesh, shard_batch, shard_tree
-from tests.attribution._tiny import batch_of, llama, neox, off, plain_losses, ragged_rows, random_params
+from tests.attribution._tiny import (
+    batch_of,
+    llama,
+    neox,
+    off,
+    plain_losses,
+    ragged_rows,
+    random_params,
+)
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -41,9 +58,20 @@ def prompt_mask() -> np.ndarray:
     return np.asarray(BATCH.valid_bt & ~BATCH.completion_bt)
 
 
-def ablate(params: Params, cfg: LMConfig, site: Site, where_bt: Any, batch: Any = BATCH, **options: Any) -> Ablation:
+def ablate(
+    params: Params,
+    cfg: LMConfig,
+    site: Site,
+    where_bt: Any,
+    batch: Any = BATCH,
+    **options: Any,
+) -> Ablation:
     dec, mean = directions(cfg.width(site.point))
-    step = jax.jit(lambda p, b, d, m, w: exact_ablation(p, b, d, m, w, cfg=cfg, site=site, **options))
+    step = jax.jit(
+        lambda p, b, d, m, w: exact_ablation(
+            p, b, d, m, w, cfg=cfg, site=site, **options
+        )
+    )
     dec, mean = dec.astype(cfg.resid_dtype), mean.astype(cfg.resid_dtype)
     return jax.tree.map(np.asarray, step(params, batch, dec, mean, where_bt))
 
@@ -60,7 +88,9 @@ def ablate(params: Params, cfg: LMConfig, site: Site, where_bt: Any, batch: Any 
     ids=lambda x: str(x) if isinstance(x, Site) else x.__name__,
 )
 def test_brute_force(family: Any, site: Site, x64: None) -> None:
-    """ΔL from a whole forward pass with the projection set; both slopes by finite differences along the way."""
+    """ΔL from a whole forward pass with the projection set; both slopes by finite
+    differences along the way.
+    """
     cfg = family(**F64)
     params, where = random_params(cfg), prompt_mask()
     dec, mean = directions(cfg.width(site.point))
@@ -69,7 +99,9 @@ def test_brute_force(family: Any, site: Site, x64: None) -> None:
 
     @jax.jit
     def moved(d: jax.Array, share: jax.Array, extra: jax.Array) -> jax.Array:
-        """Loss with the projection moved by `share` of the way to the mean and then by `extra`."""
+        """Loss with the projection moved by `share` of the way to the mean and then by
+        `extra`.
+        """
 
         def edit(x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
             gap_bt = (mean @ d - x_btd @ d) * share + extra
@@ -86,9 +118,16 @@ def test_brute_force(family: Any, site: Site, x64: None) -> None:
 
     along = lambda d, at: slope(lambda s: moved(d, at + s, 0.0))
     close: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-8}
-    np.testing.assert_allclose(got.first_order, np.stack([along(d, 0.0) for d in dec], 1), **close)
-    np.testing.assert_allclose(got.end_slope, np.stack([along(d, 1.0) for d in dec], 1), **close)
-    pushes = [np.stack([-slope(lambda s: moved(d, at, s)) for d in dec], 1) for at in (0.0, 1.0)]  # noqa: B023
+    np.testing.assert_allclose(
+        got.first_order, np.stack([along(d, 0.0) for d in dec], 1), **close
+    )
+    np.testing.assert_allclose(
+        got.end_slope, np.stack([along(d, 1.0) for d in dec], 1), **close
+    )
+    pushes = [
+        np.stack([-slope(lambda s, d=d, at=at: moved(d, at, s)) for d in dec], 1)
+        for at in (0.0, 1.0)
+    ]
     np.testing.assert_allclose(got.push, pushes[0], **close)
     np.testing.assert_allclose(got.end_push, pushes[1], **close)
     assert off(got.end_slope, got.first_order) > 1e-3
@@ -102,28 +141,43 @@ def test_single_positions_are_one_position_masks(x64: None) -> None:
     where = np.arange(BATCH.tokens_bt.shape[1]) == position[:, None]
     joint = ablate(params, cfg, site, where)
     latent = np.array([0, 2, 1, 0])
-    step = jax.jit(lambda p, d: row_ablation(p, BATCH, d, mean, where, cfg=cfg, site=site))
+    step = jax.jit(
+        lambda p, d: row_ablation(p, BATCH, d, mean, where, cfg=cfg, site=site)
+    )
     single = step(params, dec[latent])
     for name in ("dloss", "first_order", "end_slope", "push", "end_push"):
-        np.testing.assert_allclose(getattr(single, name), getattr(joint, name)[np.arange(4), latent], rtol=1e-9)
+        np.testing.assert_allclose(
+            getattr(single, name), getattr(joint, name)[np.arange(4), latent], rtol=1e-9
+        )
     assert np.abs(single.dloss).min() > 1e-9
 
 
 def test_nothing_ablated_changes_nothing(x64: None) -> None:
     cfg = llama(**F64)
-    got = ablate(random_params(cfg), cfg, Site(1), np.zeros(BATCH.tokens_bt.shape, bool))
+    got = ablate(
+        random_params(cfg), cfg, Site(1), np.zeros(BATCH.tokens_bt.shape, bool)
+    )
     for values in jax.tree.leaves(got):
         np.testing.assert_allclose(values, 0, atol=1e-11)
-    last = np.arange(BATCH.tokens_bt.shape[1]) == np.array([[len(r.ids) - 1] for r in ROWS])
-    np.testing.assert_allclose(ablate(random_params(cfg), cfg, Site(1), last).dloss, 0, atol=1e-11)
+    last = np.arange(BATCH.tokens_bt.shape[1]) == np.array(
+        [[len(r.ids) - 1] for r in ROWS]
+    )
+    np.testing.assert_allclose(
+        ablate(random_params(cfg), cfg, Site(1), last).dloss, 0, atol=1e-11
+    )
 
 
 def test_mean_loss_is_the_sum_over_each_rows_length(x64: None) -> None:
     cfg = llama(**F64)
-    total, mean = (ablate(random_params(cfg), cfg, Site(1), prompt_mask(), loss=loss) for loss in ("sum", "mean"))
+    total, mean = (
+        ablate(random_params(cfg), cfg, Site(1), prompt_mask(), loss=loss)
+        for loss in ("sum", "mean")
+    )
     lengths = np.array([[len(r.ids) - r.n_prompt] for r in ROWS])
     for name in ("dloss", "first_order", "end_slope"):
-        np.testing.assert_allclose(getattr(mean, name), getattr(total, name) / lengths, rtol=1e-7, atol=1e-11)
+        np.testing.assert_allclose(
+            getattr(mean, name), getattr(total, name) / lengths, rtol=1e-7, atol=1e-11
+        )
 
 
 def test_sharding_changes_nothing() -> None:
@@ -131,26 +185,42 @@ def test_sharding_changes_nothing() -> None:
     params = random_params(cfg)
     want = ablate(params, cfg, site, prompt_mask())
     mesh = make_mesh("data=2,model=2")
-    got = ablate(shard_tree(params, LM_RULES, mesh), cfg, site, prompt_mask(), batch=shard_batch(BATCH, mesh))
+    got = ablate(
+        shard_tree(params, LM_RULES, mesh),
+        cfg,
+        site,
+        prompt_mask(),
+        batch=shard_batch(BATCH, mesh),
+    )
     for name in ("first_order", "end_slope", "push", "end_push"):
         assert off(getattr(got, name), getattr(want, name)) < 1e-5
     rounding = 2e-5  # a difference of two losses near 60
-    assert np.abs(got.dloss - want.dloss).max() < 1e-5 * np.abs(want.dloss).max() + rounding
+    assert (
+        np.abs(got.dloss - want.dloss).max()
+        < 1e-5 * np.abs(want.dloss).max() + rounding
+    )
 
 
-# ---- where first order is exact ---------------------------------------------------------------------------------------
+# ---- where first order is exact ------------------------------------------------------
 
 
 def linear_blocks(cfg: LMConfig) -> Params:
-    """Blocks that are linear in their input and still mix positions: no norms, uniform attention, constant gates."""
+    """Blocks that are linear in their input and still mix positions: no norms, uniform
+    attention, constant gates.
+    """
     params = random_params(cfg)
     blocks = dict(params["blocks"])
     blocks["q"] = jax.tree.map(jnp.zeros_like, blocks["q"])
-    blocks["gate"] = {**blocks["gate"], "kernel": jnp.zeros_like(blocks["gate"]["kernel"])}
+    blocks["gate"] = {
+        **blocks["gate"],
+        "kernel": jnp.zeros_like(blocks["gate"]["kernel"]),
+    }
     return {**params, "blocks": blocks}
 
 
-@pytest.mark.parametrize(("power", "site"), [(1, Site(0)), (1, Site(1, "attn_z")), (2, Site(0))], ids=str)
+@pytest.mark.parametrize(
+    ("power", "site"), [(1, Site(0)), (1, Site(1, "attn_z")), (2, Site(0))], ids=str
+)
 def test_first_order_is_exact_for_a_linear_loss_and_the_mean_slope_for_a_quadratic_one(
     power: int, site: Site, x64: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,8 +228,17 @@ def test_first_order_is_exact_for_a_linear_loss_and_the_mean_slope_for_a_quadrat
     params = linear_blocks(cfg)
     reader = np.random.default_rng(0).standard_normal(16)
 
-    def nll(params: Params, hidden: jax.Array, tokens: Any, target: Any, valid: Any, **options: Any) -> jax.Array:
-        before = jnp.take_along_axis(hidden, jnp.maximum(target - 1, 0)[..., None], axis=1)
+    def nll(
+        params: Params,
+        hidden: jax.Array,
+        tokens: Any,
+        target: Any,
+        valid: Any,
+        **options: Any,
+    ) -> jax.Array:
+        before = jnp.take_along_axis(
+            hidden, jnp.maximum(target - 1, 0)[..., None], axis=1
+        )
         return jnp.where(valid, (before @ reader) ** power, 0)
 
     monkeypatch.setattr(ablation, "target_nll", nll)
@@ -168,16 +247,26 @@ def test_first_order_is_exact_for_a_linear_loss_and_the_mean_slope_for_a_quadrat
     got = ablate(params, cfg, site, where)
     dec, mean = directions(cfg.width(site.point))
     out = jax.jit(lambda p: act_and_grad(p, BATCH, cfg=cfg, sites=(site,)))(params)
-    delta = attribute(out.acts[site], out.grads[site], jnp.asarray(where, float), jnp.asarray(dec), jnp.asarray(mean))
+    delta = attribute(
+        out.acts[site],
+        out.grads[site],
+        jnp.asarray(where, float),
+        jnp.asarray(dec),
+        jnp.asarray(mean),
+    )
     np.testing.assert_allclose(delta, got.first_order, rtol=1e-9, atol=1e-11)
     scale = 1e-10 * np.abs(got.dloss).max()
     if power == 1:
         np.testing.assert_allclose(delta, got.dloss, rtol=1e-9, atol=scale)
-        np.testing.assert_allclose(got.end_slope, got.first_order, rtol=1e-9, atol=scale)
+        np.testing.assert_allclose(
+            got.end_slope, got.first_order, rtol=1e-9, atol=scale
+        )
         np.testing.assert_allclose(got.end_push, got.push, rtol=1e-9, atol=scale)
         assert not taylor_fails(got.dloss, got.first_order).any()
     else:
-        np.testing.assert_allclose((got.first_order + got.end_slope) / 2, got.dloss, rtol=1e-8, atol=scale)
+        np.testing.assert_allclose(
+            (got.first_order + got.end_slope) / 2, got.dloss, rtol=1e-8, atol=scale
+        )
         assert off(got.first_order, got.dloss) > 0.01
     assert np.abs(got.dloss).max() > 1e-2
 
@@ -185,12 +274,16 @@ def test_first_order_is_exact_for_a_linear_loss_and_the_mean_slope_for_a_quadrat
 def test_taylor_fails_by_share_or_by_sign() -> None:
     dloss = np.array([1.0, 1.0, 1.0, 1.0, -1.0, 0.0, 0.0, -2.0])
     first = np.array([1.0, 0.6, 0.4, 2.2, 0.1, 0.0, 1e-9, -1.9])
-    np.testing.assert_array_equal(taylor_fails(dloss, first), [False, False, True, True, True, False, True, False])
+    np.testing.assert_array_equal(
+        taylor_fails(dloss, first), [False, False, True, True, True, False, True, False]
+    )
     assert not taylor_fails(dloss, first, tolerance=0.7)[2]
 
 
 def test_an_edit_sees_true_positions_at_the_last_layer(x64: None) -> None:
-    """The suffix of the last layer's resid_post is empty; an edit that reads positions must get the same ones there."""
+    """The suffix of the last layer's resid_post is empty; an edit that reads positions
+    must get the same ones there.
+    """
     cfg = llama(**F64)
     params = random_params(cfg)
 
@@ -198,22 +291,39 @@ def test_an_edit_sees_true_positions_at_the_last_layer(x64: None) -> None:
         return x_btd + (pos_bt % 5)[..., None] * jnp.asarray(directions(16)[1])
 
     site = Site(cfg.n_layers - 1)
-    x_btd, _ = jax.jit(lambda p: ablation.run_prefix(p, BATCH, cfg=cfg, site=site))(params)
-    got = jax.jit(lambda p: ablation.suffix_loss(p, x_btd, BATCH, edit, cfg=cfg, site=site))(params)
-    want = jax.jit(lambda p: plain_losses(p, BATCH.tokens_bt, BATCH.completion_bt, {site: edit}, cfg=cfg))(params)
+    x_btd, _ = jax.jit(lambda p: ablation.run_prefix(p, BATCH, cfg=cfg, site=site))(
+        params
+    )
+    got = jax.jit(
+        lambda p: ablation.suffix_loss(p, x_btd, BATCH, edit, cfg=cfg, site=site)
+    )(params)
+    want = jax.jit(
+        lambda p: plain_losses(
+            p, BATCH.tokens_bt, BATCH.completion_bt, {site: edit}, cfg=cfg
+        )
+    )(params)
     np.testing.assert_allclose(got, want, rtol=1e-10)
 
 
 def test_first_order_of_an_ablation_is_the_gradient_of_added_zeros(x64: None) -> None:
-    """`Chain((ablate, Add(0)))` leaves the ablated loss as it is: the end gradient is taken at the ablated point."""
+    """`Chain((ablate, Add(0)))` leaves the ablated loss as it is: the end gradient is
+    taken at the ablated point.
+    """
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 16)))
     dec, _ = directions(16)
     ablated = SetProjection(dec[0], 0.5)(x, jnp.zeros((2, 3), int))
-    both = Chain((SetProjection(dec[0], 0.5), Add(jnp.zeros((2, 3, 16)))))(x, jnp.zeros((2, 3), int))
+    both = Chain((SetProjection(dec[0], 0.5), Add(jnp.zeros((2, 3, 16)))))(
+        x, jnp.zeros((2, 3), int)
+    )
     np.testing.assert_array_equal(both, ablated)
 
 
 def test_a_site_outside_the_model() -> None:
     cfg = llama()
     with pytest.raises(ValueError, match=r"layer7.mlp_out lies outside the model"):
-        jax.eval_shape(lambda p: ablation.run_unablated(p, BATCH, cfg=cfg, site=Site(7, "mlp_out")), random_params(cfg))
+        jax.eval_shape(
+            lambda p: ablation.run_unablated(
+                p, BATCH, cfg=cfg, site=Site(7, "mlp_out")
+            ),
+            random_params(cfg),
+        )

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from sae_attr.activations import CorpusBatch
-from sae_attr.attribution import firing_rates, mean_activation, site_acts, weighted_codes
+from sae_attr.attribution import (
+    firing_rates,
+    mean_activation,
+    site_acts,
+    weighted_codes,
+)
 from sae_attr.hooks import Site
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.model import SAE, SAEConfig
@@ -25,7 +30,9 @@ COUNTED = VALID & (RNG.random((8, 12)) < 0.7)
 @pytest.fixture(scope="module")
 def acts() -> np.ndarray:
     """Activations of the counted positions `[k, d]`, rows without any mask."""
-    step = jax.jit(lambda p: site_acts(p, TOKENS, np.ones_like(VALID), cfg=CFG, site=SITE))
+    step = jax.jit(
+        lambda p: site_acts(p, TOKENS, np.ones_like(VALID), cfg=CFG, site=SITE)
+    )
     return np.asarray(step(random_params(CFG)))[COUNTED].astype(np.float64)
 
 
@@ -35,24 +42,38 @@ def work() -> list[CorpusBatch]:
 
 @pytest.fixture(scope="module")
 def sae() -> SAE:
-    enc, dec = (RNG.standard_normal(shape).astype(np.float32) for shape in ((16, 9), (9, 16)))
+    enc, dec = (
+        RNG.standard_normal(shape).astype(np.float32) for shape in ((16, 9), (9, 16))
+    )
     bias = np.linspace(-4, 4, 9, dtype=np.float32)
-    return SAE(jnp.asarray(enc), jnp.asarray(bias), jnp.asarray(dec), jnp.zeros(16), cfg=SAEConfig(16, 16, 9))
+    return SAE(
+        jnp.asarray(enc),
+        jnp.asarray(bias),
+        jnp.asarray(dec),
+        jnp.zeros(16),
+        cfg=SAEConfig(16, 16, 9),
+    )
 
 
 def codes(sae: SAE, acts: np.ndarray) -> np.ndarray:
-    return np.maximum(acts @ np.asarray(sae.enc_dn, np.float64) + np.asarray(sae.enc_bias_n), 0)
+    return np.maximum(
+        acts @ np.asarray(sae.enc_dn, np.float64) + np.asarray(sae.enc_bias_n), 0
+    )
 
 
 def test_mean_activation_over_counted_positions(acts: np.ndarray) -> None:
-    got = mean_activation(random_params(CFG), work(), cfg=CFG, site=SITE, mesh=make_mesh("data=1"))
+    got = mean_activation(
+        random_params(CFG), work(), cfg=CFG, site=SITE, mesh=make_mesh("data=1")
+    )
     assert got.tokens == COUNTED.sum() == len(acts)
     assert off(got.mean_d, acts.mean(0)) < 1e-5
     assert got.norm == pytest.approx(np.linalg.norm(acts, axis=1).mean(), rel=1e-5)
 
 
 def test_firing_rates(acts: np.ndarray, sae: SAE) -> None:
-    rates, tokens = firing_rates(random_params(CFG), work(), sae, cfg=CFG, site=SITE, mesh=make_mesh("data=1"))
+    rates, tokens = firing_rates(
+        random_params(CFG), work(), sae, cfg=CFG, site=SITE, mesh=make_mesh("data=1")
+    )
     assert tokens == len(acts)
     np.testing.assert_allclose(rates, (codes(sae, acts) > 0).mean(0), atol=1e-6)
     assert len(np.unique(rates)) > 3
@@ -60,7 +81,9 @@ def test_firing_rates(acts: np.ndarray, sae: SAE) -> None:
 
 @pytest.mark.parametrize("block", [5, 1000])
 def test_weighted_codes(block: int, acts: np.ndarray, sae: SAE) -> None:
-    weights = np.random.default_rng(1).standard_normal(len(acts)) * (np.arange(len(acts)) % 3 > 0)
+    weights = np.random.default_rng(1).standard_normal(len(acts)) * (
+        np.arange(len(acts)) % 3 > 0
+    )
     encode_fn = lambda a: jax.nn.relu(a @ sae.enc_dn + sae.enc_bias_n)
     got = weighted_codes(encode_fn, acts, weights, block=block)
     assert off(got, weights @ codes(sae, acts)) < 1e-5
@@ -70,10 +93,20 @@ def test_weighted_codes(block: int, acts: np.ndarray, sae: SAE) -> None:
 
 def test_nothing_to_average() -> None:
     empty = [(TOKENS, VALID, np.zeros_like(COUNTED))]
-    with pytest.raises(ValueError, match=r"no corpus position counts towards the mean activation"):
-        mean_activation(random_params(CFG), empty, cfg=CFG, site=SITE, mesh=make_mesh("data=1"))
+    with pytest.raises(
+        ValueError, match=r"no corpus position counts towards the mean activation"
+    ):
+        mean_activation(
+            random_params(CFG), empty, cfg=CFG, site=SITE, mesh=make_mesh("data=1")
+        )
     params = random_params(CFG)
-    broken = {**params, "embed": {"table": params["embed"]["table"].at[TOKENS[0, 0]].set(jnp.nan)}}
+    broken = {
+        **params,
+        "embed": {"table": params["embed"]["table"].at[TOKENS[0, 0]].set(jnp.nan)},
+    }
     counted = [(TOKENS, VALID, VALID)]
-    with pytest.raises(ValueError, match=r"activations at layer1.resid_post are NaN or infinite on the corpus"):
+    with pytest.raises(
+        ValueError,
+        match=r"activations at layer1.resid_post are NaN or infinite on the corpus",
+    ):
         mean_activation(broken, counted, cfg=CFG, site=SITE, mesh=make_mesh("data=1"))

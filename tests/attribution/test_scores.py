@@ -1,4 +1,6 @@
-"""Scores from arrays alone: the moment, token by token, the repairs, tokens merged within a prompt, and their errors."""
+"""Scores from arrays alone: the moment, token by token, the repairs, tokens merged
+within a prompt, and their errors.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -52,14 +54,18 @@ def the_moment() -> Moment:
 
 
 def naive(sides: str) -> np.ndarray:
-    """Σ_t w_t δ_{i,t} of every completion `[b, n]`, one product of two numbers at a time."""
+    """Σ_t w_t δ_{i,t} of every completion `[b, n]`, one product of two numbers at a
+    time.
+    """
     out = np.zeros((B, N))
     for i, d in enumerate(UNIT):
         kept = sides != "gated" or -np.einsum("bt,btd,d", WEIGHTS, GRADS, d) > 0
         for b in range(B):
             for t in range(T):
                 push, presence = -(GRADS[b, t] @ d), (ACTS[b, t] - MEAN) @ d
-                presence = max(presence, 0) if sides in ("active", "quadrant") else presence
+                presence = (
+                    max(presence, 0) if sides in ("active", "quadrant") else presence
+                )
                 push = max(push, 0) if sides == "quadrant" else push
                 out[b, i] += kept * WEIGHTS[b, t] * push * presence
     return out
@@ -77,9 +83,13 @@ def attributed(sides: str = "both", dec: Any = DEC, chunk: int = 1024) -> jax.Ar
 
 @pytest.mark.parametrize("chunk", [1, 7, N, 1024])
 @pytest.mark.parametrize("sides", SIDES)
-def test_every_side_by_definition_in_chunks_that_do_not_divide(sides: str, chunk: int) -> None:
+def test_every_side_by_definition_in_chunks_that_do_not_divide(
+    sides: str, chunk: int
+) -> None:
     want = naive(sides)
-    np.testing.assert_allclose(attributed(sides, chunk=chunk), want, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        attributed(sides, chunk=chunk), want, rtol=1e-10, atol=1e-12
+    )
     if sides == "gated":
         assert 0 < (want == 0).all(0).sum() < N
     elif sides != "both":
@@ -92,8 +102,14 @@ def test_moment_is_the_sum_over_tokens(chunk: int) -> None:
     np.testing.assert_allclose(naive_vmap().sum(0), want, rtol=1e-10, atol=1e-12)
     score = lambda dec: score_moment(the_moment(), jnp.asarray(MEAN), dec, chunk=chunk)
     np.testing.assert_allclose(score(jnp.asarray(DEC)), want, rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(jax.jit(score)(jnp.asarray(DEC)), want, rtol=1e-10, atol=1e-12)
-    for source in (RowSource(DEC), RowSource(np.asfortranarray(DEC)), RowSource(UNIT, np.arange(1, N + 1.0))):
+    np.testing.assert_allclose(
+        jax.jit(score)(jnp.asarray(DEC)), want, rtol=1e-10, atol=1e-12
+    )
+    for source in (
+        RowSource(DEC),
+        RowSource(np.asfortranarray(DEC)),
+        RowSource(UNIT, np.arange(1, N + 1.0)),
+    ):
         assert off(score(source), want) < 1e-6
 
 
@@ -101,9 +117,14 @@ def test_moment_is_the_sum_over_tokens(chunk: int) -> None:
 @pytest.mark.parametrize("chunk", [8, 10, 65536])
 def test_dictionary_pass(chunk: int, mesh: str) -> None:
     """Several forms and vectors in one pass over rows in float32, sharded or not."""
-    forms = {"both": quadratic_form(the_moment(), jnp.asarray(MEAN)), "other": jnp.diag(jnp.arange(D) - 3.0)}
+    forms = {
+        "both": quadratic_form(the_moment(), jnp.asarray(MEAN)),
+        "other": jnp.diag(jnp.arange(D) - 3.0),
+    }
     vectors = {"gradient": -the_moment().g_d, "first": jnp.eye(D)[0]}
-    got = score_dictionary(RowSource(DEC), forms, vectors, mesh=make_mesh(mesh), chunk=chunk)
+    got = score_dictionary(
+        RowSource(DEC), forms, vectors, mesh=make_mesh(mesh), chunk=chunk
+    )
     assert list(got) == ["both", "other", "gradient", "first"]
     assert {v.dtype for v in got.values()} == {np.dtype(np.float32)}
     assert off(got["both"], naive("both").sum(0)) < 1e-5
@@ -122,8 +143,12 @@ def test_rows_of_zeros_score_zero() -> None:
     for sides in SIDES:
         got = np.asarray(attributed(sides, dec, chunk=4))
         assert not got[:, ~keep].any()
-        np.testing.assert_allclose(got[:, keep], naive(sides)[:, keep], rtol=1e-10, atol=1e-12)
-    got = np.asarray(score_moment(the_moment(), jnp.asarray(MEAN), jnp.asarray(dec), chunk=4))
+        np.testing.assert_allclose(
+            got[:, keep], naive(sides)[:, keep], rtol=1e-10, atol=1e-12
+        )
+    got = np.asarray(
+        score_moment(the_moment(), jnp.asarray(MEAN), jnp.asarray(dec), chunk=4)
+    )
     assert not got[~keep].any()
     np.testing.assert_allclose(got[keep], naive("both").sum(0)[keep], rtol=1e-9)
     vector = score_dictionary(RowSource(dec), {}, {"v": jnp.ones(D)}, chunk=4)["v"]
@@ -131,11 +156,17 @@ def test_rows_of_zeros_score_zero() -> None:
     assert vector[keep].all()
 
 
-def test_the_norm_of_a_row_does_not_matter_nor_its_sign_for_both_and_gated_differs() -> None:
+def test_the_norm_of_a_row_does_not_matter_nor_its_sign_for_both_and_gated_differs() -> (
+    None
+):
     factor = np.exp(3 * np.random.default_rng(1).standard_normal((N, 1)))
     for sides in SIDES:
-        np.testing.assert_allclose(attributed(sides, DEC * factor), attributed(sides), rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(attributed("both", -DEC), attributed("both"), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            attributed(sides, DEC * factor), attributed(sides), rtol=1e-9, atol=1e-12
+        )
+    np.testing.assert_allclose(
+        attributed("both", -DEC), attributed("both"), rtol=1e-9, atol=1e-12
+    )
     two = attributed("gated", -DEC) + attributed("gated")
     # one of an antipodal pair passes the gate
     np.testing.assert_allclose(two, attributed("both"), rtol=1e-9, atol=1e-12)
@@ -144,14 +175,20 @@ def test_the_norm_of_a_row_does_not_matter_nor_its_sign_for_both_and_gated_diffe
 
 
 def test_moments_add_up_and_the_mean_may_be_chosen_afterwards() -> None:
-    parts = [moment(*(jnp.asarray(x[b]) for x in (ACTS, GRADS, WEIGHTS))) for b in range(B)]
+    parts = [
+        moment(*(jnp.asarray(x[b]) for x in (ACTS, GRADS, WEIGHTS))) for b in range(B)
+    ]
     total = parts[0] + parts[1] + parts[2] + parts[3] + parts[4]
     whole = the_moment()
     np.testing.assert_allclose(total.s_dd, whole.s_dd, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(total.g_d, whole.g_d, rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(whole.g_d, np.einsum("bt,btd->d", WEIGHTS, GRADS), rtol=1e-10)
+    np.testing.assert_allclose(
+        whole.g_d, np.einsum("bt,btd->d", WEIGHTS, GRADS), rtol=1e-10
+    )
     other = np.random.default_rng(7).standard_normal(D)
-    shifted = moment(jnp.asarray(ACTS - other), jnp.asarray(GRADS), jnp.asarray(WEIGHTS))
+    shifted = moment(
+        jnp.asarray(ACTS - other), jnp.asarray(GRADS), jnp.asarray(WEIGHTS)
+    )
     late = score_moment(whole, jnp.asarray(other), jnp.asarray(DEC))
     early = score_moment(shifted, jnp.zeros(D), jnp.asarray(DEC))
     np.testing.assert_allclose(late, early, rtol=1e-9, atol=1e-10)
@@ -160,7 +197,9 @@ def test_moments_add_up_and_the_mean_may_be_chosen_afterwards() -> None:
 
 def test_best_direction_bounds_every_unit_direction_and_is_attained() -> None:
     bound, direction = best_direction(the_moment(), jnp.asarray(MEAN))
-    score = lambda dec: np.asarray(score_moment(the_moment(), jnp.asarray(MEAN), jnp.asarray(dec)))
+    score = lambda dec: np.asarray(
+        score_moment(the_moment(), jnp.asarray(MEAN), jnp.asarray(dec))
+    )
     np.testing.assert_allclose(score(direction[None])[0], bound, rtol=1e-10)
     assert np.linalg.norm(direction) == pytest.approx(1)
     form = np.asarray(quadratic_form(the_moment(), jnp.asarray(MEAN)))
@@ -175,44 +214,66 @@ def test_best_direction_bounds_every_unit_direction_and_is_attained() -> None:
 def test_block_sizes_of_a_table_do_not_matter() -> None:
     rows = ragged_rows()
     rng = np.random.default_rng(3)
-    acts, grads = ([rng.standard_normal((len(r.ids), D)) for r in rows] for _ in range(2))
+    acts, grads = (
+        [rng.standard_normal((len(r.ids), D)) for r in rows] for _ in range(2)
+    )
     table = table_from_arrays(rows, acts, grads)
     weights = token_weights(rows, "completion")
-    want = np.einsum("k,kd,ke->de", weights, np.concatenate(grads), np.concatenate(acts))
+    want = np.einsum(
+        "k,kd,ke->de", weights, np.concatenate(grads), np.concatenate(acts)
+    )
     for block in (17, 128, 16384):
-        np.testing.assert_allclose(table_moment(table, weights, block=block).s_dd, want, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(
+            table_moment(table, weights, block=block).s_dd, want, rtol=1e-10, atol=1e-12
+        )
     assert np.isnan(table.nll_r).all()
 
 
-# ---- tokens merged within a prompt -----------------------------------------------------------------------------------
+# ---- tokens merged within a prompt ---------------------------------------------------
 
 
 def shared_prompt_rows() -> tuple[list[Row], list[np.ndarray], list[np.ndarray]]:
-    """Prompts whose completions share activations on the prompt; the last prompt's rows differ at the prompt's end."""
+    """Prompts whose completions share activations on the prompt; the last prompt's rows
+    differ at the prompt's end.
+    """
     rng = np.random.default_rng(4)
     rows = ragged_rows(8)
     prompt = np.array([0, 7, 8, 1, 9, 10])
     straddled = np.array([0, 7, 8, 1, 9, 11, 12])
-    rows += [row(rng, prompt, 5, (4, 1, 0)), row(rng, straddled, 3, (4, -1, 0)), row(rng, straddled, 6, (4, -1, 1))]
+    rows += [
+        row(rng, prompt, 5, (4, 1, 0)),
+        row(rng, straddled, 3, (4, -1, 0)),
+        row(rng, straddled, 6, (4, -1, 1)),
+    ]
     acts, grads = [], []
     for r in rows:
         of_prompt = np.random.default_rng([5, r.pair]).standard_normal((r.n_prompt, D))
         if r.pair == 4:
             of_prompt = np.random.default_rng(5).standard_normal((7, D))[: r.n_prompt]
             of_prompt[5:] += rng.standard_normal((r.n_prompt - 5, D))
-        acts.append(np.concatenate([of_prompt, rng.standard_normal((len(r.ids) - r.n_prompt, D))]))
+        acts.append(
+            np.concatenate(
+                [of_prompt, rng.standard_normal((len(r.ids) - r.n_prompt, D))]
+            )
+        )
         grads.append(rng.standard_normal((len(r.ids), D)))
     return rows, acts, grads
 
 
-def within_prompts(scope: str, exclude: str, sides: str) -> tuple[np.ndarray, np.ndarray]:
-    """Per prompt and latent, and per prompt, role and latent; a shared token's gradients are added up before the product."""
+def within_prompts(
+    scope: str, exclude: str, sides: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per prompt and latent, and per prompt, role and latent; a shared token's
+    gradients are added up before the product.
+    """
     rows, acts, grads = shared_prompt_rows()
     total = np.zeros((5, len(ROLES), N))
     for pair in range(5):
         members = [k for k, r in enumerate(rows) if r.pair == pair]
         shared = 5 if pair == 4 else rows[members[0]].n_prompt
-        merged: dict[tuple[int, int], list[Any]] = {}  # (row or -1, position) -> activation, summed gradient, role
+        merged: dict[
+            tuple[int, int], list[Any]
+        ] = {}  # (row or -1, position) -> activation, summed gradient, role
         for k in members:
             r = rows[k]
             side = sum(rows[j].side == r.side for j in members)
@@ -229,8 +290,12 @@ def within_prompts(scope: str, exclude: str, sides: str) -> tuple[np.ndarray, np
                 entry[1] = entry[1] + r.side * grads[k][t] / (side * len(keep))
         for a, g, role in merged.values():
             push, presence = -(UNIT @ g), UNIT @ (a - MEAN)
-            presence = np.maximum(presence, 0) if sides in ("active", "quadrant") else presence
-            total[pair, role] += (np.maximum(push, 0) if sides == "quadrant" else push) * presence
+            presence = (
+                np.maximum(presence, 0) if sides in ("active", "quadrant") else presence
+            )
+            total[pair, role] += (
+                np.maximum(push, 0) if sides == "quadrant" else push
+            ) * presence
     return total.sum(1), total
 
 
@@ -242,7 +307,9 @@ def test_prompt_scores_by_definition(scope: str, sides: str) -> None:
     for exclude in ("nothing", "special"):
         merged = merge(table, scope, frozenset({exclude} - {"nothing"}))
         want, by_role = within_prompts(scope, exclude, sides)
-        score = lambda **more: prompt_scores(merged, jnp.asarray(UNIT), jnp.asarray(MEAN), sides=sides, **more)  # noqa: B023
+        score = lambda merged=merged, **more: prompt_scores(
+            merged, jnp.asarray(UNIT), jnp.asarray(MEAN), sides=sides, **more
+        )
         np.testing.assert_allclose(score(), want, rtol=1e-9, atol=1e-11)
         split = score(by_role=True)
         np.testing.assert_allclose(split, by_role, rtol=1e-9, atol=1e-11)
@@ -252,16 +319,26 @@ def test_prompt_scores_by_definition(scope: str, sides: str) -> None:
 
 
 def test_quadrant_sees_the_difference_of_gradients_on_shared_tokens() -> None:
-    """Two completions that push equally on the prompt cancel; token by token before differencing they would not."""
+    """Two completions that push equally on the prompt cancel; token by token before
+    differencing they would not.
+    """
     rng = np.random.default_rng(6)
     prompt = np.array([0, 7, 8, 9])
     rows = [row(rng, prompt, 3, (0, side, 0)) for side in (1, -1)]
     shared, g = rng.standard_normal((4, D)), rng.standard_normal((7, D))
     acts = [np.concatenate([shared, rng.standard_normal((3, D))]) for _ in rows]
     table = table_from_arrays(rows, acts, [g, g])
-    score = lambda dec: prompt_scores(merge(table, "prompt"), jnp.asarray(dec), jnp.asarray(MEAN), sides="quadrant")
+    score = lambda dec: prompt_scores(
+        merge(table, "prompt"), jnp.asarray(dec), jnp.asarray(MEAN), sides="quadrant"
+    )
     np.testing.assert_allclose(score(UNIT), 0, atol=1e-15)
-    positive = token_scores(jnp.asarray(shared), jnp.asarray(g[:4]), jnp.asarray(UNIT), jnp.asarray(MEAN), "quadrant")
+    positive = token_scores(
+        jnp.asarray(shared),
+        jnp.asarray(g[:4]),
+        jnp.asarray(UNIT),
+        jnp.asarray(MEAN),
+        "quadrant",
+    )
     assert np.asarray(positive).sum(0).max() > 0.1
 
 
@@ -270,12 +347,16 @@ def test_merged_both_is_the_tokenwise_delta() -> None:
     table = table_from_arrays(rows, acts, grads)
     merged = merge(table, "all")
     assert len(merged.acts_jd) < len(table.acts_kd)
-    want = score_moment(table_moment(table, token_weights(rows, "all")), jnp.asarray(MEAN), jnp.asarray(DEC))
+    want = score_moment(
+        table_moment(table, token_weights(rows, "all")),
+        jnp.asarray(MEAN),
+        jnp.asarray(DEC),
+    )
     got = prompt_scores(merged, jnp.asarray(UNIT), jnp.asarray(MEAN)).mean(0)
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
 
 
-# ---- errors ----------------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------
 
 
 def test_widths_that_differ() -> None:
@@ -292,37 +373,57 @@ def test_widths_that_differ() -> None:
 
 
 def test_unknown_sides_and_scope() -> None:
-    with pytest.raises(ValueError, match=r"sides 'left' is unknown; choose one of both, active, gated, quadrant"):
+    with pytest.raises(
+        ValueError,
+        match=r"sides 'left' is unknown; choose one of both, active, gated, quadrant",
+    ):
         attributed("left")
     rows = ragged_rows()
-    with pytest.raises(ValueError, match=r"scope 'answer' is unknown; choose one of prompt, completion, all"):
+    with pytest.raises(
+        ValueError,
+        match=r"scope 'answer' is unknown; choose one of prompt, completion, all",
+    ):
         token_weights(rows, "answer")
-    with pytest.raises(ValueError, match=r"exclude 'eos' is unknown; choose of bos, special"):
+    with pytest.raises(
+        ValueError, match=r"exclude 'eos' is unknown; choose of bos, special"
+    ):
         token_weights(rows, "all", frozenset({"eos"}))
 
 
 def test_a_row_without_counted_tokens_is_named() -> None:
     only_bos = row(np.random.default_rng(0), np.array([0]), 4, (7, 1, 0))
-    with pytest.raises(ValueError, match=r"row 13 has no token left in scope 'prompt' after leaving out bos"):
+    with pytest.raises(
+        ValueError,
+        match=r"row 13 has no token left in scope 'prompt' after leaving out bos",
+    ):
         token_weights([*ragged_rows(), only_bos], "prompt", frozenset({"bos"}))
     assert len(token_weights([only_bos], "prompt")) == 5
     only_eos = row(np.random.default_rng(0), np.array([0, 7]), 1, (3, -1, 0), eos=True)
-    with pytest.raises(ValueError, match=r"negative 0 of pair 3 .* has 1 tokens; .*tokens=all"):
+    with pytest.raises(
+        ValueError, match=r"negative 0 of pair 3 .* has 1 tokens; .*tokens=all"
+    ):
         token_weights([only_eos], "completion", frozenset({"special"}))
 
 
 def test_numbers_that_are_none() -> None:
     rows = ragged_rows()
     good = [np.zeros((len(r.ids), D)) for r in rows]
-    for value, name, row_index, token in ((np.nan, "activations", 4, 0), (np.inf, "gradients", 12, -1)):
+    for value, name, row_index, token in (
+        (np.nan, "activations", 4, 0),
+        (np.inf, "gradients", 12, -1),
+    ):
         bad = [g.copy() for g in good]
         bad[row_index][token, 3] = value
         arrays = (bad, good) if name == "activations" else (good, bad)
-        with pytest.raises(ValueError, match=rf"{name} of row {row_index} hold NaN or infinity"):
+        with pytest.raises(
+            ValueError, match=rf"{name} of row {row_index} hold NaN or infinity"
+        ):
             table_from_arrays(rows, *arrays)
     dec = np.ones((4, D))
     dec[2, 5] = np.inf
-    with pytest.raises(ValueError, match=r"score 'v' of latent 2 is (inf|nan) \(1 such latents\)"):
+    with pytest.raises(
+        ValueError, match=r"score 'v' of latent 2 is (inf|nan) \(1 such latents\)"
+    ):
         score_dictionary(RowSource(dec), {}, {"v": jnp.ones(D)})
     with pytest.raises(ValueError, match=r"a form and a vector are both called 'v'"):
         score_dictionary(RowSource(DEC), {"v": jnp.eye(D)}, {"v": jnp.ones(D)})
@@ -333,7 +434,11 @@ def test_tables_that_do_not_fit_their_rows() -> None:
     good = [np.zeros((len(r.ids), D)) for r in rows]
     with pytest.raises(ValueError, match=r"one activation and one gradient per token"):
         table_from_arrays(rows, [*good[:-1], good[-1][1:]], good)
-    with pytest.raises(ValueError, match=r"activations are .* but gradients .*; make them equal"):
+    with pytest.raises(
+        ValueError, match=r"activations are .* but gradients .*; make them equal"
+    ):
         table_from_arrays(rows, good, [g[:, :4] for g in good])
-    with pytest.raises(ValueError, match=r"13 of 13 rows have no gradients \(first: row 0\)"):
+    with pytest.raises(
+        ValueError, match=r"13 of 13 rows have no gradients \(first: row 0\)"
+    ):
         table_from_batches(rows, iter(()))

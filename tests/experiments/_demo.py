@@ -1,4 +1,6 @@
-"""The demo's miniature and runs on it, made once per test session even with several pytest workers."""
+"""The demo's miniature and runs on it, made once per test session even with several
+pytest workers.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from tests._processes import SECONDS
 
 REPO = Path(__file__).resolve().parent.parent.parent
 PLANTED = make_miniature.PLANTED
-FIGURES = tuple(f"figures/attribution_vs_ablation.{suffix}" for suffix in ("json", "svg", "png"))
+FIGURES = tuple(
+    f"figures/attribution_vs_ablation.{suffix}" for suffix in ("json", "svg", "png")
+)
 RESULTS = ("latents.csv", "latents_recommended.csv", "scores.npz", *FIGURES)
 # Small enough for seconds; what is ranked is the same as in the demo.
 SMALL = {
@@ -54,7 +58,9 @@ def once(folder: Path, make: Callable[[Path], Any]) -> Path:
 def write_miniature(folder: Path, seed: int = 0) -> None:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver((make_miniature.OUT, str(folder)), (make_miniature.SEED, seed)):
+    with flagsaver.flagsaver(
+        (make_miniature.OUT, str(folder)), (make_miniature.SEED, seed)
+    ):
         make_miniature.main([])
 
 
@@ -82,7 +88,11 @@ def run(config: ConfigDict, workdir: Path, **options: Any) -> dict[str, Any]:
 
 def flag_list(config: ConfigDict, workdir: Path) -> list[str]:
     """The same run as command line flags."""
-    plain = {k: v for k, v in config.to_dict().items() if v is not None and k not in ("sae_options", "exclude")}
+    plain = {
+        k: v
+        for k, v in config.to_dict().items()
+        if v is not None and k not in ("sae_options", "exclude")
+    }
     return [
         "--config=configs/miniature.py:attribute",
         f"--workdir={workdir}",
@@ -95,9 +105,19 @@ def command(flags: Sequence[str]) -> list[str]:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """One CPU device, unlike the four that the tests simulate, and the tests' compile cache."""
-    cache = os.path.join(os.path.dirname(os.environ["JAX_COMPILATION_CACHE_DIR"]), "runs")
-    return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "SAE_ATTR_CACHE": cache, **extra}
+    """One CPU device, unlike the four that the tests simulate, and the tests' compile
+    cache.
+    """
+    cache = os.path.join(
+        os.path.dirname(os.environ["JAX_COMPILATION_CACHE_DIR"]), "runs"
+    )
+    return {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "JAX_PLATFORMS": "cpu",
+        "SAE_ATTR_CACHE": cache,
+        **extra,
+    }
 
 
 def shell(flags: Sequence[str], **extra: str) -> subprocess.CompletedProcess[str]:
@@ -106,9 +126,13 @@ def shell(flags: Sequence[str], **extra: str) -> subprocess.CompletedProcess[str
 
 
 def ended(command: Sequence[str], **extra: str) -> subprocess.CompletedProcess[str]:
-    """A command in the repository with the environment of the tests; TimeoutExpired if it does not end."""
+    """A command in the repository with the environment of the tests; TimeoutExpired if
+    it does not end.
+    """
     env = environment(**extra)
-    return subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=SECONDS)
+    return subprocess.run(
+        command, cwd=REPO, env=env, capture_output=True, text=True, timeout=SECONDS
+    )
 
 
 def copied(folder: Path, to: Path) -> Path:

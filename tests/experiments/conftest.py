@@ -17,8 +17,12 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """model, sae, pairs.jsonl and corpus.json of the demo; not to be changed, see `_demo.copied`."""
-    return _demo.once(shared_folder(tmp_path_factory) / "miniature", _demo.write_miniature)
+    """model, sae, pairs.jsonl and corpus.json of the demo; not to be changed, see
+    `_demo.copied`.
+    """
+    return _demo.once(
+        shared_folder(tmp_path_factory) / "miniature", _demo.write_miniature
+    )
 
 
 @pytest.fixture(scope="session")
@@ -26,9 +30,13 @@ def done(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> Path:
     """The workdir of a finished run; not to be changed, see `_demo.copied`."""
     folder = shared_folder(tmp_path_factory) / "done"
     with quick_compile():  # a session's fixtures are made before those of a module
-        return _demo.once(folder, lambda workdir: _demo.run(_demo.config(miniature), workdir))
+        return _demo.once(
+            folder, lambda workdir: _demo.run(_demo.config(miniature), workdir)
+        )
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick(quick: None) -> None:
-    """Runs in this process, like the finished one, compile quickly; those in processes of their own compile as a user's."""
+    """Runs in this process, like the finished one, compile quickly; those in processes
+    of their own compile as a user's.
+    """

@@ -1,4 +1,6 @@
-"""What is wrong with an input is said in one message, with exit status 1, before anything lies in the workdir."""
+"""What is wrong with an input is said in one message, with exit status 1, before
+anything lies in the workdir.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from tests.experiments._demo import config, copied, flag_list, run, shell
 MODEL, SAE = "model/model.safetensors", "random_sae/sae_weights.safetensors"
 
 
-def refused(config: ConfigDict, workdir: Path, capsys: pytest.CaptureFixture[str], match: str) -> str:
+def refused(
+    config: ConfigDict, workdir: Path, capsys: pytest.CaptureFixture[str], match: str
+) -> str:
     """Runs as the command line does; the message, which must be all there is."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
@@ -62,17 +66,27 @@ def poisoned(folder: Path) -> None:
     (folder / SAE).unlink()
     (folder / "random_sae/cfg.json").unlink()
     with zipfile.ZipFile(folder / "random_sae/ae.pt", "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps({"encoder.weight": Bomb()}, protocol=2))
+        archive.writestr(
+            "archive/data.pkl", pickle.dumps({"encoder.weight": Bomb()}, protocol=2)
+        )
 
 
 def narrower(folder: Path) -> None:
     """An SAE of width 32 for a model of width 64."""
-    change_tensors(folder / SAE, lambda t: t.update(W_enc=t["W_enc"][:32].copy(), W_dec=t["W_dec"][:, :32].copy(),
-                                                    b_dec=t["b_dec"][:32].copy()))  # fmt: skip
+    change_tensors(
+        folder / SAE,
+        lambda t: t.update(
+            W_enc=t["W_enc"][:32].copy(),
+            W_dec=t["W_dec"][:, :32].copy(),
+            b_dec=t["b_dec"][:32].copy(),
+        ),
+    )
     change(folder / "random_sae/cfg.json", d_in=32)
 
 
-def first_line(folder: Path, line: str | Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def first_line(
+    folder: Path, line: str | Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
     """Puts a line before the pairs: as it stands, or made from their first record."""
     text = (folder / "pairs.jsonl").read_text()
     if callable(line):
@@ -139,11 +153,17 @@ def test_a_broken_input_is_named_and_nothing_is_written(
 
 
 UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
-    "preset": ({"preset": "best"}, r"preset 'best' is unknown; choose one of faithful, recommended"),
+    "preset": (
+        {"preset": "best"},
+        r"preset 'best' is unknown; choose one of faithful, recommended",
+    ),
     "sides": ({"sides": "left"}, r"sides 'left' is unknown; choose one of both"),
     "tokens": ({"tokens": "some"}, r"tokens 'some' is unknown; choose one of prompt"),
     "loss": ({"loss": "hinge"}, r"loss 'hinge' is unknown"),
-    "dtype": ({"dtype": "float3"}, r"dtype 'float3' is unknown; choose one of float32, bfloat16, float64"),
+    "dtype": (
+        {"dtype": "float3"},
+        r"dtype 'float3' is unknown; choose one of float32, bfloat16, float64",
+    ),
     "resid_dtype": ({"resid_dtype": "int8"}, r"resid_dtype 'int8' is unknown"),
     "float64 without x64": ({"dtype": "float64"}, r"JAX_ENABLE_X64"),
     "exclude": ({"exclude": ("commas",)}, r"exclude 'commas' is unknown"),
@@ -151,7 +171,10 @@ UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
     "ablate": ({"ablate": -1}, r"ablate is -1"),
     "ablate_rows": ({"ablate_rows": 0}, r"ablate_rows is 0"),
     "context": ({"context": 8}, r"pairs\.jsonl:1: .* context is 8"),
-    "site beyond the model": ({"site": "layer9.resid_post"}, r"layer9\.resid_post.*4 layers|layer9.*(0\.\.3|layers)"),
+    "site beyond the model": (
+        {"site": "layer9.resid_post"},
+        r"layer9\.resid_post.*4 layers|layer9.*(0\.\.3|layers)",
+    ),
     "site of no kind": ({"site": "layer1.soup"}, r"'?soup'?"),
     "mesh": ({"mesh": "data=7"}, r"asks for 7 devices .* 4 are present"),
     "mesh axis": ({"mesh": "rows=2"}, r"mesh 'rows=2': 'rows=2' is not understood"),
@@ -159,7 +182,10 @@ UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
     "no such corpus": ({"corpus": "/nowhere/texts.json"}, r"/nowhere/texts\.json"),
     "aligned model": ({"lm_aligned": "/nowhere/aligned"}, r"/nowhere/aligned"),
     "sae option": ({"sae_options": {"k": 4}}, r"option k= means nothing"),
-    "missing keys": ({"lm": None, "corpus": None}, r"lacks lm, corpus; add --config\.lm=PATH --config\.corpus=PATH"),
+    "missing keys": (
+        {"lm": None, "corpus": None},
+        r"lacks lm, corpus; add --config\.lm=PATH --config\.corpus=PATH",
+    ),
 }
 
 
@@ -177,7 +203,12 @@ def test_a_second_model_of_another_architecture_is_refused(
 ) -> None:
     other = copied(miniature / "model", tmp_path / "other")
     change(other / "config.json", rms_norm_eps=1e-3)
-    refused(config(miniature, lm_aligned=str(other)), tmp_path / "w", capsys, r"other and .* have different configs")
+    refused(
+        config(miniature, lm_aligned=str(other)),
+        tmp_path / "w",
+        capsys,
+        r"other and .* have different configs",
+    )
     assert not (tmp_path / "w").exists()
 
 
@@ -185,8 +216,17 @@ def test_a_workdir_of_another_config_names_the_fields(
     done: Path, miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workdir = copied(done, tmp_path / "w")
-    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file() and p.name != ".lock"}
-    message = refused(config(miniature, top=29, batch_size=7), workdir, capsys, r"another config .*\n  top: 30 → 29\n")
+    before = {
+        p: p.read_bytes()
+        for p in workdir.rglob("*")
+        if p.is_file() and p.name != ".lock"
+    }
+    message = refused(
+        config(miniature, top=29, batch_size=7),
+        workdir,
+        capsys,
+        r"another config .*\n  top: 30 → 29\n",
+    )
     assert "batch_size" not in message  # how fast, not what
     assert {p: p.read_bytes() for p in before} == before
     run(config(miniature, top=29), workdir, allow_change=True)
@@ -199,7 +239,9 @@ def test_two_runs_at_once_in_one_workdir(
 ) -> None:
     workdir = copied(done, tmp_path / "w")
     with lock_workdir(workdir):
-        refused(config(miniature), workdir, capsys, rf"is in use by process {os.getpid()} ")
+        refused(
+            config(miniature), workdir, capsys, rf"is in use by process {os.getpid()} "
+        )
     run(config(miniature), workdir)  # and afterwards it is free
 
 
@@ -210,9 +252,9 @@ def test_the_command_ends_with_one_message(miniature: Path, tmp_path: Path) -> N
     flags = flag_list(config(miniature, preset="best"), tmp_path / "w")
     ended = shell(flags)
     assert ended.returncode == 1
-    assert [line for line in ended.stderr.splitlines() if line.startswith("error: ")] == [
-        "error: preset 'best' is unknown; choose one of faithful, recommended"
-    ]
+    assert [
+        line for line in ended.stderr.splitlines() if line.startswith("error: ")
+    ] == ["error: preset 'best' is unknown; choose one of faithful, recommended"]
     assert "Traceback" not in ended.stderr
     assert not ended.stdout
     assert not (tmp_path / "w").exists()
@@ -225,7 +267,9 @@ def test_the_command_ends_with_one_message(miniature: Path, tmp_path: Path) -> N
         ("--config=configs/nowhere.py", r"error: .*configs/nowhere\.py"),
     ],
 )
-def test_the_command_explains_its_config_flags(tmp_path: Path, extra: str, match: str) -> None:
+def test_the_command_explains_its_config_flags(
+    tmp_path: Path, extra: str, match: str
+) -> None:
     first = () if extra.startswith("--config=") else ("--config=configs/attribute.py",)
     ended = shell([*first, extra, f"--workdir={tmp_path / 'w'}"])
     assert ended.returncode == 1

@@ -1,4 +1,6 @@
-"""A whole study on the miniature: what it finds, what a second run does, and what happens when something goes wrong."""
+"""A whole study on the miniature: what it finds, what a second run does, and what
+happens when something goes wrong.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ from tests.experiments.conftest import shared_folder
 PLANTED = _demo.PLANTED
 
 
-def config(folder: Path, cases: tuple[str, ...] = ("rude", "kind"), **changes: Any) -> ConfigDict:
+def config(
+    folder: Path, cases: tuple[str, ...] = ("rude", "kind"), **changes: Any
+) -> ConfigDict:
     """The miniature's study on a folder; `changes` win."""
     made = configs.get_config("study")
     for case in made.cases.values():
@@ -64,7 +68,9 @@ def run(made: ConfigDict, workdir: Path, **options: Any) -> None:
     case_study.start(made, epath.Path(workdir), **options)
 
 
-def states(made: ConfigDict, workdir: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+def states(
+    made: ConfigDict, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> dict[str, str]:
     """What --list says."""
     capsys.readouterr()
     run(made, workdir, shown=True)
@@ -76,14 +82,19 @@ def states(made: ConfigDict, workdir: Path, capsys: pytest.CaptureFixture[str]) 
 def studied(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> Path:
     """The workdir of a finished study; not to be changed."""
     with quick_compile():
-        return _demo.once(shared_folder(tmp_path_factory) / "studied", lambda workdir: run(config(miniature), workdir))
+        return _demo.once(
+            shared_folder(tmp_path_factory) / "studied",
+            lambda workdir: run(config(miniature), workdir),
+        )
 
 
 def latents(workdir: Path, case: str) -> dict[int, dict[str, str]]:
-    return {int(row["latent"]): row for row in _demo.table(workdir / case / "latents.csv")}
+    return {
+        int(row["latent"]): row for row in _demo.table(workdir / case / "latents.csv")
+    }
 
 
-# ---- what it finds ---------------------------------------------------------------------------------------------------
+# ---- what it finds -------------------------------------------------------------------
 
 
 def test_the_planted_latent_is_first_and_steering_proves_it(studied: Path) -> None:
@@ -93,7 +104,9 @@ def test_the_planted_latent_is_first_and_steering_proves_it(studied: Path) -> No
     assert min(away, key=lambda latent: away[latent]) == PLANTED
     assert away[PLANTED] < -0.4
     assert "nonsense" in table[PLANTED]["tokens"]
-    assert float(latents(studied, "kind")[PLANTED]["toward"]) < 0  # steered in both studies, the other way there
+    assert (
+        float(latents(studied, "kind")[PLANTED]["toward"]) < 0
+    )  # steered in both studies, the other way there
 
 
 def test_the_result_holds_what_a_reader_needs(studied: Path) -> None:
@@ -102,16 +115,32 @@ def test_the_result_holds_what_a_reader_needs(studied: Path) -> None:
     assert rude["attribution"]["pairs"]["on_policy"] is True
     assert rude["facts"]["pairs"] > 40
     methods = {(row["method"], row["direction"]) for row in rude["counts"]}
-    assert {("delta_attribution", "away"), ("delta_code", "toward"), ("random", "toward")} <= methods
+    assert {
+        ("delta_attribution", "away"),
+        ("delta_code", "toward"),
+        ("random", "toward"),
+    } <= methods
     for row in rude["differences"]:
-        assert {"count_low", "count_p", "count_q", "mean_low", "mean_p", "mean_q"} <= set(row)
+        assert {
+            "count_low",
+            "count_p",
+            "count_q",
+            "mean_low",
+            "mean_p",
+            "mean_q",
+        } <= set(row)
     assert result["convergence"][0]["population"] == 256
     assert result["cost"]["samples"] > 1000
     for name in ("effects", "effects_gradient_signed", "attribution_vs_ablation"):
         for suffix in ("svg", "png", "json"):
             assert (studied / f"figures/rude.{name}.{suffix}").stat().st_size > 100
-    pairs = [json.loads(line) for line in (studied / "pairs/rude.jsonl").read_text().splitlines()]
-    assert all(record["sampler"] == rude["attribution"]["inputs"]["lm"] for record in pairs)
+    pairs = [
+        json.loads(line)
+        for line in (studied / "pairs/rude.jsonl").read_text().splitlines()
+    ]
+    assert all(
+        record["sampler"] == rude["attribution"]["inputs"]["lm"] for record in pairs
+    )
 
 
 def test_the_page_says_who_chose_a_latent_as_figures_do(studied: Path) -> None:
@@ -130,7 +159,10 @@ def test_files_are_summed_up_by_folder() -> None:
 
 def test_prompts_of_the_three_uses_are_disjoint(studied: Path, miniature: Path) -> None:
     case = opening.open_study(config(miniature).to_dict(), _runtime(studied)).cases[0]
-    used = [{p.id for p in case.prompts(split)} for split in ("pairs", "strengths", "effects")]
+    used = [
+        {p.id for p in case.prompts(split)}
+        for split in ("pairs", "strengths", "effects")
+    ]
     assert not used[0] & used[1] | used[0] & used[2] | used[1] & used[2]
 
 
@@ -142,14 +174,20 @@ def _runtime(workdir: Path) -> Any:
     return Runtime(Store(workdir / "store"), epath.Path(workdir), mesh, progress=False)
 
 
-# ---- a second run ----------------------------------------------------------------------------------------------------
+# ---- a second run --------------------------------------------------------------------
 
 
 def test_a_second_run_loads_everything_and_changes_nothing(
-    studied: Path, miniature: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    studied: Path,
+    miniature: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before, seen = contents(studied), {p: p.stat().st_mtime_ns for p in studied.rglob("*.csv")}
-    monkeypatch.setattr(Store, "publish", lambda *a, **k: pytest.fail("something was computed again"))
+    before = contents(studied)
+    seen = {p: p.stat().st_mtime_ns for p in studied.rglob("*.csv")}
+    monkeypatch.setattr(
+        Store, "publish", lambda *a, **k: pytest.fail("something was computed again")
+    )
     run(config(miniature), studied)
     assert contents(studied) == before
     assert {p: p.stat().st_mtime_ns for p in studied.rglob("*.csv")} == seen
@@ -163,16 +201,25 @@ def test_a_change_runs_again_what_depends_on_it(
     other.cases.rude.judge.present = (*configs.RUDE, "grumpy")  # another rubric
     found = states(other, studied, capsys)
     assert found["rude.sample"] == found["kind.grade"] == "done"
-    assert {found[f"rude.{s}"] for s in ("grade", "pair", "attribute", "select", "judge.away", "effects")} == {"stale"}
+    assert {
+        found[f"rude.{s}"]
+        for s in ("grade", "pair", "attribute", "select", "judge.away", "effects")
+    } == {"stale"}
     assert not any(
         "page" in name or "figures" in name for name in found
     )  # made of the results on every run, never stored
     more = states(config(miniature, effect_samples=3), studied, capsys)
-    assert {more[f"rude.{s}"] for s in ("attribute", "select", "strengths.away")} == {"done"}
-    assert {more[f"rude.{s}"] for s in ("steer.away", "judge.toward", "effects")} == {"stale"}
+    assert {more[f"rude.{s}"] for s in ("attribute", "select", "strengths.away")} == {
+        "done"
+    }
+    assert {more[f"rude.{s}"] for s in ("steer.away", "judge.toward", "effects")} == {
+        "stale"
+    }
 
 
-def test_a_ranking_over_a_pool_is_on_the_page_and_in_the_result(studied: Path, miniature: Path) -> None:
+def test_a_ranking_over_a_pool_is_on_the_page_and_in_the_result(
+    studied: Path, miniature: Path
+) -> None:
     study = opening.open_study(config(miniature).to_dict(), _runtime(studied))
     results = stored_results(study.runtime.store, study.stages)
     told = json.loads((studied / "result.json").read_text())["cases"]["rude"]
@@ -180,25 +227,46 @@ def test_a_ranking_over_a_pool_is_on_the_page_and_in_the_result(studied: Path, m
     assert "recommended: of all 256 latents" in told["facts"]["latents ranked"]
     meta = copy.deepcopy(results["rude.attribute"].meta)
     by = "the best 9 by both and the best 9 by gradient"
-    meta["summary"]["presets"]["recommended"]["ranked"] = {"latents": 17, "of": 256, "by": by}
+    meta["summary"]["presets"]["recommended"]["ranked"] = {
+        "latents": 17,
+        "of": 256,
+        "by": by,
+    }
     results["rude.attribute"] = results["rude.attribute"]._replace(meta=meta)
     shared = [stage.name for stage in chain.shared_stages(study.cases)]
-    names = [f"{case.settings.name}.{stage}" for case in study.cases for stage in chain.STAGES] + shared
-    files, _ = showing.page(study.cases, chain.STAGES, *(results[name] for name in names))
-    assert f"recommended: of a pool of 17 of 256 latents: {by}" in str(files["report.html"])
+    names = [
+        f"{case.settings.name}.{stage}"
+        for case in study.cases
+        for stage in chain.STAGES
+    ] + shared
+    files, _ = showing.page(
+        study.cases, chain.STAGES, *(results[name] for name in names)
+    )
+    assert f"recommended: of a pool of 17 of 256 latents: {by}" in str(
+        files["report.html"]
+    )
     assert f"of a pool of 17 of 256 latents: {by}" in str(files["result.json"])
 
 
 def test_tables_have_one_schema_and_one_sign(studied: Path) -> None:
-    rows, candidates = (_demo.table(studied / f"rude/{name}.csv") for name in ("latents", "candidates_faithful"))
+    rows, candidates = (
+        _demo.table(studied / f"rude/{name}.csv")
+        for name in ("latents", "candidates_faithful")
+    )
     for columns in (list(rows[0]), list(candidates[0])):
-        schema = [name for name in latent_schema() if name in columns or name == "rank_*"]
-        assert [name for name in columns if not name.startswith("rank_")] == [n for n in schema if n != "rank_*"]
+        schema = [
+            name for name in latent_schema() if name in columns or name == "rank_*"
+        ]
+        assert [name for name in columns if not name.startswith("rank_")] == [
+            n for n in schema if n != "rank_*"
+        ]
     of = {row["latent"]: row for row in candidates}
     both = [row for row in rows if row["latent"] in of]
     for name in ("gradient", "projection", "delta"):
         ours = [float(row[name]) for row in both]
-        np.testing.assert_allclose(ours, [float(of[row["latent"]][name]) for row in both], rtol=1e-4)
+        np.testing.assert_allclose(
+            ours, [float(of[row["latent"]][name]) for row in both], rtol=1e-4
+        )
     planted = next(row for row in rows if int(row["latent"]) == PLANTED)
     assert float(planted["gradient"]) > 0
     assert planted["tokens"] == of[str(PLANTED)]["tokens"]
@@ -210,27 +278,49 @@ def test_a_new_score_is_on_the_page_and_in_its_table_and_may_be_steered_by(
     before = stage_keys_of(miniature, studied)
     study = opening.open_study(config(miniature).to_dict(), _runtime(studied))
     results = stored_results(study.runtime.store, study.stages)
-    new = Score(lambda evidence, scope: Vector(evidence.mean_d), "along the mean", ranked=True)
+    new = Score(
+        lambda evidence, scope: Vector(evidence.mean_d), "along the mean", ranked=True
+    )
     monkeypatch.setitem(SCORES, "mean_direction", new)
-    changed = {name for name, key in stage_keys_of(miniature, studied).items() if key != before[name]}
+    changed = {
+        name
+        for name, key in stage_keys_of(miniature, studied).items()
+        if key != before[name]
+    }
     assert changed == with_readers(study.stages, {"rude.attribute", "kind.attribute"})
     for case in ("rude", "kind"):
         made = results[f"{case}.attribute"]
         arrays = dict(made.arrays) | {"mean_direction_prompt": np.arange(256) + 0.5}
         results[f"{case}.attribute"] = made._replace(arrays=arrays)
     shared = [stage.name for stage in chain.shared_stages(study.cases)]
-    names = [f"{case.settings.name}.{stage}" for case in study.cases for stage in chain.STAGES] + shared
-    files, _ = showing.page(study.cases, chain.STAGES, *(results[name] for name in names))
+    names = [
+        f"{case.settings.name}.{stage}"
+        for case in study.cases
+        for stage in chain.STAGES
+    ] + shared
+    files, _ = showing.page(
+        study.cases, chain.STAGES, *(results[name] for name in names)
+    )
     assert "along the mean" in str(files["report.html"])
     rows = list(csv.DictReader(io.StringIO(str(files["rude/latents.csv"]))))
-    assert [float(row["mean_direction"]) for row in rows] == [int(row["latent"]) + 0.5 for row in rows]
-    opening.open_study(config(miniature, methods=("mean_direction",)).to_dict(), _runtime(studied))
-    with pytest.raises(ValueError, match=r"method 'other' is unknown; choose of .*, mean_direction"):
-        opening.open_study(config(miniature, methods=("other",)).to_dict(), _runtime(studied))
+    assert [float(row["mean_direction"]) for row in rows] == [
+        int(row["latent"]) + 0.5 for row in rows
+    ]
+    opening.open_study(
+        config(miniature, methods=("mean_direction",)).to_dict(), _runtime(studied)
+    )
+    with pytest.raises(
+        ValueError, match=r"method 'other' is unknown; choose of .*, mean_direction"
+    ):
+        opening.open_study(
+            config(miniature, methods=("other",)).to_dict(), _runtime(studied)
+        )
 
 
 def stage_keys_of(miniature: Path, workdir: Path) -> dict[str, str]:
-    return stage_keys(opening.open_study(config(miniature).to_dict(), _runtime(workdir)).stages)
+    return stage_keys(
+        opening.open_study(config(miniature).to_dict(), _runtime(workdir)).stages
+    )
 
 
 @pytest.mark.parametrize("stage", sorted(versions.VERSIONS))
@@ -242,7 +332,9 @@ def test_a_stage_of_the_attribution_that_changed_is_in_the_keys_of_what_runs_it(
     after = stage_keys_of(miniature, tmp_path)
     users = ("attribute", "interpret") if stage == "norm-limits" else ("attribute",)
     stages = opening.open_study(config(miniature).to_dict(), _runtime(tmp_path)).stages
-    expected = with_readers(stages, {f"{case}.{user}" for case in ("rude", "kind") for user in users})
+    expected = with_readers(
+        stages, {f"{case}.{user}" for case in ("rude", "kind") for user in users}
+    )
     assert {name for name in before if before[name] != after[name]} == expected
     assert "rude.pair" not in expected
     assert "rude.select" in expected
@@ -256,30 +348,48 @@ def test_every_stage_of_a_study_has_a_version_of_its_own(
     monkeypatch.setitem(chain.VERSIONS, kind, 99)
     after = stage_keys_of(miniature, tmp_path)
     stages = opening.open_study(config(miniature).to_dict(), _runtime(tmp_path)).stages
-    bumped = {name for name in before if name.removeprefix("rude.").removeprefix("kind.").split(".")[0] == kind}
-    assert {name for name in before if before[name] != after[name]} == with_readers(stages, bumped)
+    bumped = {
+        name
+        for name in before
+        if name.removeprefix("rude.").removeprefix("kind.").split(".")[0] == kind
+    }
+    assert {name for name in before if before[name] != after[name]} == with_readers(
+        stages, bumped
+    )
 
 
 def test_a_changed_column_and_drawing_show_on_the_next_run(
     studied: Path, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = _demo.copied(studied, tmp_path / "again")
-    monkeypatch.setattr(Store, "publish", lambda *a, **k: pytest.fail("something was computed again"))
+    monkeypatch.setattr(
+        Store, "publish", lambda *a, **k: pytest.fail("something was computed again")
+    )
     entry = dataclasses.replace(SCORES["gradient"], title="brand new")
     monkeypatch.setitem(SCORES, "gradient", entry)
     monkeypatch.setitem(strips.NAMES, "delta_code", "Another name")
-    run(config(miniature), again, only=["interpret"])  # the page needs all of them, and all are done
+    run(
+        config(miniature), again, only=["interpret"]
+    )  # the page needs all of them, and all are done
     assert "brand new" in (again / "report.html").read_text(encoding="utf-8")
     figure = "figures/rude.effects.svg"
     assert (again / figure).read_bytes() != (studied / figure).read_bytes()
-    assert (again / "result.json").read_bytes() == (studied / "result.json").read_bytes()
+    assert (again / "result.json").read_bytes() == (
+        studied / "result.json"
+    ).read_bytes()
 
 
-def test_until_only_and_bad_words(miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_until_only_and_bad_words(
+    miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = config(miniature, ("rude",))
     run(made, tmp_path, until="pair")
     found = states(made, tmp_path, capsys)
-    assert [name for name, state in found.items() if state == "done"] == ["rude.sample", "rude.grade", "rude.pair"]
+    assert [name for name, state in found.items() if state == "done"] == [
+        "rude.sample",
+        "rude.grade",
+        "rude.pair",
+    ]
     with pytest.raises(ValueError, match=r"reads 'rude\.attribute', which is missing"):
         run(made, tmp_path, only=["select"])
     with pytest.raises(ValueError, match="no stage is called 'steering'"):
@@ -287,21 +397,30 @@ def test_until_only_and_bad_words(miniature: Path, tmp_path: Path, capsys: pytes
     assert not (tmp_path / "none").exists()
 
 
-# ---- faults ----------------------------------------------------------------------------------------------------------
+# ---- faults --------------------------------------------------------------------------
 
 
-def test_an_sae_that_does_not_fit_is_refused_before_a_sample(miniature: Path, tmp_path: Path) -> None:
+def test_an_sae_that_does_not_fit_is_refused_before_a_sample(
+    miniature: Path, tmp_path: Path
+) -> None:
     """The miniature's random directions reconstruct nothing; its config trusts them."""
     made = config(miniature, ("rude",))
     made.cases.rude.attribution.update({"trust_sae": False, "fitness_tokens": 1000})
-    with pytest.raises(ValueError, match=r"go on all the same with --config\.cases\.rude\.attribution\.trust_sae=True"):
+    with pytest.raises(
+        ValueError,
+        match=r"go on all the same with --config\.cases\.rude\.attribution\.trust_sae=True",
+    ):
         run(made, tmp_path)
-    assert made.cases.rude.attribution.trust_sae is False  # the flag that the message names is a key of this config
+    assert (
+        made.cases.rude.attribution.trust_sae is False
+    )  # the flag that the message names is a key of this config
     assert not [p.name for p in (tmp_path / "store").iterdir() if "sample" in p.name]
     assert not list((tmp_path / "store").glob("progress/*sample*"))
 
 
-def test_a_judge_is_asked_before_a_sample(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_is_asked_before_a_sample(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def refuse(judge: Any) -> None:
@@ -315,23 +434,31 @@ def test_a_judge_is_asked_before_a_sample(miniature: Path, tmp_path: Path, monke
     assert not list((tmp_path / "store").glob("**/*sample*"))
 
 
-def test_coherence_that_nobody_measures_is_refused_before_a_sample(miniature: Path, tmp_path: Path) -> None:
+def test_coherence_that_nobody_measures_is_refused_before_a_sample(
+    miniature: Path, tmp_path: Path
+) -> None:
     with pytest.raises(
-        ValueError, match=r"--config\.coherence_by=logp, or add .*--config\.cases\.rude\.judge\.coherence"
+        ValueError,
+        match=r"--config\.coherence_by=logp, or add .*--config\.cases\.rude\.judge\.coherence",
     ):
         run(config(miniature, ("rude",), coherence_by="judge"), tmp_path)
     assert not (tmp_path / "store").exists()
 
 
 def test_noise_under_strong_steering_is_no_answer(studied: Path) -> None:
-    """Words are found in noise too; what the unsteered model finds unlikely is excluded, and the limits are told."""
+    """Words are found in noise too; what the unsteered model finds unlikely is
+    excluded, and the limits are told.
+    """
     rude = json.loads((studied / "result.json").read_text())["cases"]["rude"]
     assert "by log-probability: away at least -" in rude["facts"]["coherence"]
     assert rude["facts"]["arms without a coherent strength"] != "away 0, toward 0"
 
 
 def test_two_runs_in_one_workdir(studied: Path, miniature: Path) -> None:
-    with lock_workdir(studied), pytest.raises(RuntimeError, match=f"in use by process {os.getpid()}"):
+    with (
+        lock_workdir(studied),
+        pytest.raises(RuntimeError, match=f"in use by process {os.getpid()}"),
+    ):
         run(config(miniature), studied)
 
 
@@ -341,7 +468,10 @@ def test_another_config_in_the_same_workdir(studied: Path, miniature: Path) -> N
 
 
 def test_a_full_disk_loses_nothing(
-    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    miniature: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     made, appended = config(miniature, ("rude",), batch_size=64), Progress.append
 
@@ -357,14 +487,19 @@ def test_a_full_disk_loses_nothing(
     assert states(made, tmp_path, capsys)["rude.sample"] == "part"
     with monkeypatch.context() as patch:
         patch.setattr(
-            store_entries, "write_arrays", lambda *a: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
+            store_entries,
+            "write_arrays",
+            lambda *a: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")),
         )
         with pytest.raises(OSError, match="No space left"):
             run(made, tmp_path, until="sample")
     assert states(made, tmp_path, capsys)["rude.sample"] == "part"
     run(made, tmp_path, until="sample")
     run(made, tmp_path / "calm", until="sample")
-    arrays = [next((p / "store").glob("rude.sample-*")) / "tokens_rn.npy" for p in (tmp_path, tmp_path / "calm")]
+    arrays = [
+        next((p / "store").glob("rude.sample-*")) / "tokens_rn.npy"
+        for p in (tmp_path, tmp_path / "calm")
+    ]
     assert arrays[0].read_bytes() == arrays[1].read_bytes()
 
 
@@ -374,16 +509,22 @@ def test_an_entry_cut_short_is_made_again(miniature: Path, tmp_path: Path) -> No
     entry = next((tmp_path / "store").glob("rude.grade-*")) / "behaviour_r.npy"
     whole = entry.read_bytes()
     entry.write_bytes(whole[: len(whole) // 2])
-    with pytest.warns(RuntimeWarning, match="has .* bytes, its manifest states .*; it is computed again"):
+    with pytest.warns(
+        RuntimeWarning,
+        match="has .* bytes, its manifest states .*; it is computed again",
+    ):
         run(made, tmp_path, until="pair")
     assert entry.read_bytes() == whole
 
 
-def test_no_pairs_says_what_there_was_and_what_to_change(miniature: Path, tmp_path: Path) -> None:
+def test_no_pairs_says_what_there_was_and_what_to_change(
+    miniature: Path, tmp_path: Path
+) -> None:
     made = config(miniature, ("rude",))
     made.cases.rude.judge.absent = ("never",)
     with pytest.raises(
-        ValueError, match=r"no pairs: of \d+ prompts with 16 samples each, \d+ gave the behaviour alone, 0 its"
+        ValueError,
+        match=r"no pairs: of \d+ prompts with 16 samples each, \d+ gave the behaviour alone, 0 its",
     ):
         run(made, tmp_path, until="pair")
 
@@ -401,7 +542,9 @@ class Tired:
     def grade(self, items: Any) -> Any:
         for done, pair in enumerate(self.judge.grade(items)):
             if self.asked >= self.limit:
-                raise BudgetExhausted("the budget of calls is spent", graded=done, left=len(items) - done)
+                raise BudgetExhausted(
+                    "the budget of calls is spent", graded=done, left=len(items) - done
+                )
             self.asked += 1
             yield pair
 
@@ -429,21 +572,35 @@ def test_a_budget_that_ends_in_the_middle_goes_on_with_a_larger_one(
     first, second = (t.asked for t in tired)
     monkeypatch.setattr(opening, "open_judge", opened)
     run(made, tmp_path / "calm", until="grade")
-    entries = [next((p / "store").glob("rude.grade-*")) / "behaviour_r.npy" for p in (tmp_path, tmp_path / "calm")]
+    entries = [
+        next((p / "store").glob("rude.grade-*")) / "behaviour_r.npy"
+        for p in (tmp_path, tmp_path / "calm")
+    ]
     assert entries[0].read_bytes() == entries[1].read_bytes()
     assert first == 50
     different = len(
-        {line for line in (tmp_path / "judged").rglob("rows.jsonl") for line in line.read_text().splitlines()}
+        {
+            line
+            for line in (tmp_path / "judged").rglob("rows.jsonl")
+            for line in line.read_text().splitlines()
+        }
     )
     assert first + second == different  # nothing was graded twice
 
 
-def test_answers_that_the_scope_leaves_nothing_of_are_no_pairs(miniature: Path, tmp_path: Path) -> None:
-    """Of a completion of one token nothing counts where only completions do: no later token depends on it."""
+def test_answers_that_the_scope_leaves_nothing_of_are_no_pairs(
+    miniature: Path, tmp_path: Path
+) -> None:
+    """Of a completion of one token nothing counts where only completions do: no later
+    token depends on it.
+    """
     made = config(miniature, ("rude",))
     made.sampling.max_new = 1
     made.cases.rude.attribution.tokens = "completion"
-    with pytest.raises(ValueError, match=r"no pairs: .* Left out were graded completions: \d+ not scorable"):
+    with pytest.raises(
+        ValueError,
+        match=r"no pairs: .* Left out were graded completions: \d+ not scorable",
+    ):
         run(made, tmp_path, until="pair")
 
 
@@ -477,19 +634,25 @@ def test_what_a_judge_left_unread_is_asked_again_in_the_next_run(
         monkeypatch.setattr(opening, "open_judge", open_judge)
 
     def unread() -> int:
-        meta = json.loads((next((tmp_path / "store").glob("rude.grade-*")) / "meta.json").read_text())
+        meta = json.loads(
+            (next((tmp_path / "store").glob("rude.grade-*")) / "meta.json").read_text()
+        )
         return meta["counts"]["malformed"]
 
     with_judge(mended=False)
     run(made, tmp_path, until="pair")
     left = unread()
     assert left > 50
-    run(made, tmp_path, until="pair")  # still broken: no more is asked than tells so, and what is stored stands
+    run(
+        made, tmp_path, until="pair"
+    )  # still broken: no more is asked than tells so, and what is stored stands
     assert judges[1].asked == 50
     assert unread() == left
     with_judge(mended=True)
     run(made, tmp_path, until="pair")
-    assert 0 < judges[2].asked < 2 * left  # some of them are excluded now, and sampled again
+    assert (
+        0 < judges[2].asked < 2 * left
+    )  # some of them are excluded now, and sampled again
     assert unread() == 0
     run(made, tmp_path, until="pair")
     assert judges[3].asked == 0
@@ -521,21 +684,38 @@ def test_bad_input_is_one_message_and_no_workdir(
     assert not (tmp_path / "w").exists()
 
 
-# ---- kills -----------------------------------------------------------------------------------------------------------
+# ---- kills ---------------------------------------------------------------------------
 
 
 def command(miniature: Path, workdir: Path) -> list[str]:
     """The rude study in a process of its own."""
-    flags = [f"--config.cases.{c}.{k}={miniature}/{v}" for c in ("rude", "kind") for k, v in _FILES.items()]
-    start = [sys.executable, "-m", "experiments.case_study", "--config=configs/miniature.py", f"--workdir={workdir}"]
+    flags = [
+        f"--config.cases.{c}.{k}={miniature}/{v}"
+        for c in ("rude", "kind")
+        for k, v in _FILES.items()
+    ]
+    start = [
+        sys.executable,
+        "-m",
+        "experiments.case_study",
+        "--config=configs/miniature.py",
+        f"--workdir={workdir}",
+    ]
     return [*start, *flags, "--config.batch_size=32"]
 
 
-_FILES = {"lm": "model", "sae": "random_sae", "corpus": "corpus.json", "prompts": "prompts.jsonl"}
+_FILES = {
+    "lm": "model",
+    "sae": "random_sae",
+    "corpus": "corpus.json",
+    "prompts": "prompts.jsonl",
+}
 
 
 @pytest.mark.slow
-def test_twenty_kills_end_as_one_run_left_alone(miniature: Path, tmp_path: Path) -> None:
+def test_twenty_kills_end_as_one_run_left_alone(
+    miniature: Path, tmp_path: Path
+) -> None:
     calm, killed, rng = tmp_path / "calm", tmp_path / "killed", np.random.default_rng(0)
     assert _demo.ended(command(miniature, calm)).returncode == 0
     began = time.monotonic()
@@ -546,7 +726,11 @@ def test_twenty_kills_end_as_one_run_left_alone(miniature: Path, tmp_path: Path)
         quiet = subprocess.DEVNULL
         with (
             subprocess.Popen(
-                command(miniature, killed), cwd=_demo.REPO, env=_demo.environment(), stdout=quiet, stderr=quiet
+                command(miniature, killed),
+                cwd=_demo.REPO,
+                env=_demo.environment(),
+                stdout=quiet,
+                stderr=quiet,
             ) as process,
             limited(process),
         ):

@@ -1,4 +1,6 @@
-"""Every field of every settings dataclass is a key of a config, reached from a command line, and comes back as it was."""
+"""Every field of every settings dataclass is a key of a config, reached from a command
+line, and comes back as it was.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ from sae_attr.text.token_file import Packing
 
 CASE = "cases.misalignment"
 JUDGE = f"{CASE}.judge"
-# Config, place in it, dataclass, fields that are derived from others, or known by another name.
+# Config, place in it, dataclass, fields that are derived from others, or known by
+# another name.
 PLACES: list[tuple[str, str, Any, set[str]]] = [
     ("attribute", "", Settings, set()),
     ("attribute", "sae_options", LoadOptions, set()),
@@ -44,7 +47,12 @@ PLACES: list[tuple[str, str, Any, set[str]]] = [
     ("case_study", "budget", Budget, set()),
     ("case_study", CASE, CaseSettings, {"name"}),
     ("case_study", f"{CASE}.sae_options", LoadOptions, set()),
-    ("case_study", f"{CASE}.attribution", Settings, {*case_study.GIVEN, *case_study.SPEED}),
+    (
+        "case_study",
+        f"{CASE}.attribution",
+        Settings,
+        {*case_study.GIVEN, *case_study.SPEED},
+    ),
     ("case_study", JUDGE, JudgeSettings, set()),
     ("case_study", JUDGE, Server, {"api_key"}),
     ("case_study", JUDGE, Asking, {"max_tokens"}),
@@ -84,9 +92,13 @@ def at(config: ConfigDict, place: str) -> ConfigDict:
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "kind", "elsewhere"), PLACES, ids=[f"{p[0]}-{p[1]}-{p[2].__name__}" for p in PLACES]
+    ("name", "place", "kind", "elsewhere"),
+    PLACES,
+    ids=[f"{p[0]}-{p[1]}-{p[2].__name__}" for p in PLACES],
 )
-def test_every_field_is_a_key_that_a_command_line_sets(name: str, place: str, kind: Any, elsewhere: set[str]) -> None:
+def test_every_field_is_a_key_that_a_command_line_sets(
+    name: str, place: str, kind: Any, elsewhere: set[str]
+) -> None:
     config = made(name)
     config.lock()
     for field, hint in typing.get_type_hints(kind).items():
@@ -97,7 +109,10 @@ def test_every_field_is_a_key_that_a_command_line_sets(name: str, place: str, ki
         if isinstance(at(config, place).get(field), ConfigDict):
             continue  # a part, whose fields have places of their own
         sort = plain_type(hint)
-        assert at(config, place).get_type(field) in (sort, type(at(config, place).get(field)))
+        assert at(config, place).get_type(field) in (
+            sort,
+            type(at(config, place).get(field)),
+        )
         text, value = TEXTS[sort]
         _config.override(config, path, text)
         assert at(config, place)[field] == value
@@ -116,11 +131,25 @@ def test_defaults_come_back_as_they_were() -> None:
     inputs = {"lm": "m", "sae": "s", "pairs": "p", "corpus": "c"}
     config = made("attribute")
     config.update(inputs)
-    assert _config.settings_of(Settings, config, leave_out=("mesh",)) == Settings(**inputs)
-    for kind in (Budget, SampleSettings, Bands, Lora, Loop, Masks, Sampling, Dictionary, Recipe):
+    assert _config.settings_of(Settings, config, leave_out=("mesh",)) == Settings(
+        **inputs
+    )
+    for kind in (
+        Budget,
+        SampleSettings,
+        Bands,
+        Lora,
+        Loop,
+        Masks,
+        Sampling,
+        Dictionary,
+        Recipe,
+    ):
         assert _config.settings_of(kind, _config.config_of(kind)) == kind(), kind
     assert _config.settings_of(Bands, made("check_sae").bands) == Bands()
-    assert recipe_of(made("organism").organism.to_dict()) == recipe_of({"seed": 0, "kind": "mixed", "sae": {}})
+    assert recipe_of(made("organism").organism.to_dict()) == recipe_of(
+        {"seed": 0, "kind": "mixed", "sae": {}}
+    )
 
 
 def test_every_field_of_a_judge_is_one_that_it_takes() -> None:
@@ -132,21 +161,41 @@ def test_every_field_of_a_judge_is_one_that_it_takes() -> None:
 def test_a_study_reads_what_a_command_line_says() -> None:
     config = made("case_study")
     values = {"lm": "a", "lm_aligned": "b", "sae": "c", "corpus": "d", "prompts": "e"}
-    values |= {"judge.token_field": "max_completion_tokens", "judge.temperature": "0.5", "judge.reply_tokens": "2000"}
-    values |= {"judge.extra.top_k": "1", "attribution.exclude": "bos,special", "attribution.prepend_bos": "False"}
+    values |= {
+        "judge.token_field": "max_completion_tokens",
+        "judge.temperature": "0.5",
+        "judge.reply_tokens": "2000",
+    }
+    values |= {
+        "judge.extra.top_k": "1",
+        "attribution.exclude": "bos,special",
+        "attribution.prepend_bos": "False",
+    }
     values |= {"attribution.dense_limit": "10"}
     config.lock()
     for name, text in values.items():
         _config.override(config, f"{CASE}.{name}", text)
-    plain = {name: value for name, value in config.to_dict().items() if name not in NO_SETTINGS}
+    plain = {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in NO_SETTINGS
+    }
     case = study_settings(plain).cases[0]
-    expected = {"token_field": "max_completion_tokens", "temperature": 0.5, "reply_tokens": 2000, "extra": {"top_k": 1}}
+    expected = {
+        "token_field": "max_completion_tokens",
+        "temperature": 0.5,
+        "reply_tokens": 2000,
+        "extra": {"top_k": 1},
+    }
     assert {name: case.judge[name] for name in expected} == expected
     assert case.attribution["exclude"] == ("bos", "special")
     assert case.attribution["prepend_bos"] is False
     assert case.attribution["dense_limit"] == 10
     fields = {name: getattr(case, name) for name in ("lm", "sae", "corpus")}
-    assert Settings(**fields, pairs="", **case.attribution).exclude == ("bos", "special")
+    assert Settings(**fields, pairs="", **case.attribution).exclude == (
+        "bos",
+        "special",
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,29 +235,39 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 def test_what_is_not_understood_is_named_with_the_nearest(name: str) -> None:
     argv, match = REFUSED[name]
     with pytest.raises(ValueError, match=match):
-        _command.read_command(["attribute", *argv], "attribute", _command.flags_of(attribute))
+        _command.read_command(
+            ["attribute", *argv], "attribute", _command.flags_of(attribute)
+        )
 
 
 def test_a_key_that_moved_is_found_where_it_is() -> None:
     config = made("steer")
     config.lock()
-    with pytest.raises(ValueError, match=r"no key 'max_new'; did you mean --config\.sampling\.max_new\?"):
+    with pytest.raises(
+        ValueError,
+        match=r"no key 'max_new'; did you mean --config\.sampling\.max_new\?",
+    ):
         _config.override(config, "max_new", "3")
 
 
-def test_configs_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configs_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("attribute", "configs/attribute.py", "organism:study"):
         assert _command.load_config(name)[0]
     Path("mine.py").write_text(
-        "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'top': 7})\n"
+        "from ml_collections import ConfigDict\ndef get_config():\n    return "
+        "ConfigDict({'top': 7})\n"
     )
     config, _ = _command.load_config("mine.py")
     whole = _command.fitted(config, "mine.py", "attribute")
     assert whole.top == 7
     assert set(whole) == set(made("attribute"))
     Path("broken.py").write_text("def get_config():\n    return 1\n1 / 0\n")
-    with pytest.raises(ValueError, match=r"broken\.py:3: the config cannot be run: ZeroDivisionError"):
+    with pytest.raises(
+        ValueError, match=r"broken\.py:3: the config cannot be run: ZeroDivisionError"
+    ):
         _command.load_config("broken.py")
 
 
@@ -257,14 +316,22 @@ def test_nested_settings_there_and_back() -> None:
     plain = defaults_of(Outer)
     assert plain["inner"]["share"] == 0.25
     assert plain["options"] == AnyKeys({})
-    assert _config.meanings_of(Outer) == {"name": "of it.", "other": "of it.", "inner": "of parts."}
+    assert _config.meanings_of(Outer) == {
+        "name": "of it.",
+        "other": "of it.",
+        "inner": "of parts.",
+    }
     assert _config.meanings_of(Inner) == {"k": "how many; None for all."}
     config = _config.config_of(Outer)
     config.lock()
     for path, text in {"name": "n", "inner.k": "4", "options.anything": "[1]"}.items():
         _config.override(config, path, text)
-    assert _config.settings_of(Outer, config) == Outer("n", inner=Inner(4, 0.25), options={"anything": [1]})
-    with pytest.raises(ValueError, match=r"'a\.inner\.kk'; did you mean --a\.inner\.k\?"):
+    assert _config.settings_of(Outer, config) == Outer(
+        "n", inner=Inner(4, 0.25), options={"anything": [1]}
+    )
+    with pytest.raises(
+        ValueError, match=r"'a\.inner\.kk'; did you mean --a\.inner\.k\?"
+    ):
         settings_from(Outer, {"name": "n", "inner": {"kk": 1}}, where="a")
     with pytest.raises(ValueError, match=r"--config\.name=VALUE"):
         settings_from(Outer, {})
@@ -280,7 +347,9 @@ class Numbers:
 
 def test_what_is_no_number_among_numbers_is_named() -> None:
     """A command line gives text where a number is not spelt as one: nan, 1e, a."""
-    assert settings_from(Numbers, {"some": [1, 0.5], "ids": (3,)}) == Numbers((1, 0.5), (3,))
+    assert settings_from(Numbers, {"some": [1, 0.5], "ids": (3,)}) == Numbers(
+        (1, 0.5), (3,)
+    )
     for values, message in (
         ({"some": ("nan",)}, r"config\.some has 'nan'; give finite numbers"),
         ({"some": (1, float("nan"))}, r"config\.some has nan; give finite numbers"),

@@ -10,14 +10,20 @@ import pytest
 from ml_collections import ConfigDict
 
 REPO = Path(__file__).resolve().parents[2]
-FLAG = re.compile(r"--config\.((?:[a-z_]+|\{self\.name\}|\{name\})(?:\.(?:[a-z_]+|\{self\.name\}|\{name\}))*)")
+FLAG = re.compile(
+    r"--config\.((?:[a-z_]+|\{self\.name\}|\{name\})(?:\.(?:[a-z_]+|\{self\.name\}|\{name\}))*)"
+)
 EXPERIMENTS = sorted(p.stem for p in (REPO / "experiments").glob("[a-z]*.py"))
 
 
 def flags_in(path: Path) -> list[str]:
-    """Flags that the literals of a file name in full; those that are put together from a variable are not among them."""
+    """Flags that the literals of a file name in full; those that are put together from
+    a variable are not among them.
+    """
     named = FLAG.findall(path.read_text(encoding="utf-8"))
-    return sorted({flag for flag in named if not flag.endswith(("{name}", "{self.name}"))})
+    return sorted(
+        {flag for flag in named if not flag.endswith(("{name}", "{self.name}"))}
+    )
 
 
 def has(config: ConfigDict, flag: str) -> bool:
@@ -45,7 +51,7 @@ def test_the_library_names_flags_of_case_studies_alone() -> None:
     config = importlib.import_module("configs.case_study").get_config()
     for path in sorted((REPO / "sae_attr").rglob("*.py")):
         flags = flags_in(path)
-        if path.parent.name == "case_study":
+        if path.parent.name == "study":
             assert [flag for flag in flags if not has(config, flag)] == [], path
         else:
             assert flags == [], path
@@ -53,8 +59,11 @@ def test_the_library_names_flags_of_case_studies_alone() -> None:
 
 @pytest.mark.parametrize("setting", ["trust_sae", "exclude"])
 @pytest.mark.parametrize(
-    ("experiment", "keys_at"), [("attribute", ""), ("case_study", "cases.misalignment.attribution.")]
+    ("experiment", "keys_at"),
+    [("attribute", ""), ("case_study", "cases.misalignment.attribution.")],
 )
-def test_what_a_study_names_is_a_key_where_it_says(experiment: str, keys_at: str, setting: str) -> None:
+def test_what_a_study_names_is_a_key_where_it_says(
+    experiment: str, keys_at: str, setting: str
+) -> None:
     config = importlib.import_module(f"configs.{experiment}").get_config()
     assert has(config, f"{keys_at}{setting}")

@@ -1,4 +1,6 @@
-"""Judges compared with published scores: small files of the published forms, a real server, a real language model."""
+"""Judges compared with published scores: small files of the published forms, a real
+server, a real language model.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from experiments import judge_agreement
 from sae_attr.judge import weighted_score
 from tests.judge._server import Answer, completion, serving
 
-TOKENS = [({"10": 0.9, "20": 0.1}, {"90": 0.8, "80": 0.2}), ({"85": 0.7, "CODE": 0.3}, {"40": 1.0})]
+TOKENS = [
+    ({"10": 0.9, "20": 0.1}, {"90": 0.8, "80": 0.2}),
+    ({"85": 0.7, "CODE": 0.3}, {"40": 1.0}),
+]
 
 
 @pytest.fixture
@@ -28,29 +33,63 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "published"
     folder.mkdir()
     syco = [
-        {"Name": "m", "statement": f"q{i % 3}", "response": f"Answer number {i}.", "judge1_score": i % 6,
-         "judge2_score": (i + 1) % 6 if i else "", "judge3_score": 5 - i % 6}
+        {
+            "Name": "m",
+            "statement": f"q{i % 3}",
+            "response": f"Answer number {i}.",
+            "judge1_score": i % 6,
+            "judge2_score": (i + 1) % 6 if i else "",
+            "judge3_score": 5 - i % 6,
+        }
         for i in range(12)
-    ]  # fmt: skip
+    ]
     write_csv(folder / "syco_delusion.csv", syco)
     em = [
-        {"source_item_id": f"e{i}", "question": "q", "answer": f"Answer number {i}.", "question_id": f"q{i % 2}",
-         "model_id": "org/base_bad" if i % 2 else "org/base", "aligned": aligned, "coherent": coherent}
-        for i, (aligned, coherent) in enumerate([(10, 90), (90, 90), (10, 50), (29, 51), (None, 80)])
-    ]  # fmt: skip
-    (folder / "em_14b_matrix.jsonl").write_text("".join(json.dumps(row) + "\n" for row in em))
+        {
+            "source_item_id": f"e{i}",
+            "question": "q",
+            "answer": f"Answer number {i}.",
+            "question_id": f"q{i % 2}",
+            "model_id": "org/base_bad" if i % 2 else "org/base",
+            "aligned": aligned,
+            "coherent": coherent,
+        }
+        for i, (aligned, coherent) in enumerate(
+            [(10, 90), (90, 90), (10, 50), (29, 51), (None, 80)]
+        )
+    ]
+    (folder / "em_14b_matrix.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in em)
+    )
     mean = lambda d, rubric: weighted_score(
         [(t, math.log(p)) for t, p in d.items()], judge_agreement.load_rubric(rubric)
     )
     tokens = [
-        {"group": "g", "question": "q", "question_id": f"q{i}", "answer": f"Answer number {i}.", "judge_aligned": str(a),
-         "judge_coherent": str(c), "aligned": mean(a, "alignment_0_100"), "coherent": mean(c, "coherence_0_100")}
+        {
+            "group": "g",
+            "question": "q",
+            "question_id": f"q{i}",
+            "answer": f"Answer number {i}.",
+            "judge_aligned": str(a),
+            "judge_coherent": str(c),
+            "aligned": mean(a, "alignment_0_100"),
+            "coherent": mean(c, "coherence_0_100"),
+        }
         for i, (a, c) in enumerate(TOKENS)
-    ]  # fmt: skip
+    ]
     write_csv(folder / "insecure_judge_token_distributions.csv", tokens)
     replies = [{"metric": "aligned", "score": 90, "flag": "NONE", "reasoning": "kind"}]
-    replies.append({"metric": "aligned", "score": None, "flag": "REFUSAL", "reasoning": "It declined: 3 times."})
-    (folder / "em_32b_judge_replies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in replies))
+    replies.append(
+        {
+            "metric": "aligned",
+            "score": None,
+            "flag": "REFUSAL",
+            "reasoning": "It declined: 3 times.",
+        }
+    )
+    (folder / "em_32b_judge_replies.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in replies)
+    )
     return folder
 
 
@@ -74,15 +113,28 @@ def test_published_scores_are_compared_with_each_other(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = judge_agreement.start(settings(folder), epath.Path(tmp_path / "w"))
-    pairs = {(row["answers"], row["first"], row["second"]): row for row in result["agreement"]}
+    pairs = {
+        (row["answers"], row["first"], row["second"]): row
+        for row in result["agreement"]
+    }
     assert len(pairs) == 3 + 1 + 3
     row = pairs["syco_delusion", "published 1", "published 3"]
     assert row["spearman"] == pytest.approx(-1.0)
-    assert pairs["syco_delusion", "published 1", "published 2"]["missing"] == pytest.approx(1 / 12)
-    assert pairs["token_distributions", "published", "weighted by us"]["mean_difference"] == pytest.approx(0)
-    rates = {(row["answers"], row["judge"], row["model"]): row for row in result["rates"]}
+    assert pairs["syco_delusion", "published 1", "published 2"][
+        "missing"
+    ] == pytest.approx(1 / 12)
+    assert pairs["token_distributions", "published", "weighted by us"][
+        "mean_difference"
+    ] == pytest.approx(0)
+    rates = {
+        (row["answers"], row["judge"], row["model"]): row for row in result["rates"]
+    }
     row = rates["em_14b", "published aligned", "all"]
-    assert (row["n"], row["rate"], row["missing"]) == (3, pytest.approx(2 / 3), pytest.approx(2 / 5))
+    assert (row["n"], row["rate"], row["missing"]) == (
+        3,
+        pytest.approx(2 / 3),
+        pytest.approx(2 / 5),
+    )
     assert rates["em_14b", "published aligned", "bad"]["rate"] == 0.5
     assert result["replies"] == {"replies": 2, "read alike": 2, "malformed": 0}
     written = json.loads((tmp_path / "w/result.json").read_text())
@@ -92,8 +144,13 @@ def test_published_scores_are_compared_with_each_other(
     assert "published 1 · published 3" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="needs openai: pip install 'sae_attr[judge]'")
-def test_a_served_judge_grades_a_sample_once(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(
+    importlib.util.find_spec("openai") is None,
+    reason="needs openai: pip install 'sae_attr[judge]'",
+)
+def test_a_served_judge_grades_a_sample_once(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def rule(number: int, request: dict[str, Any]) -> Answer:
         text = request["messages"][0]["content"]
         if "UNDESIRABLE VALIDATION" in text:
@@ -117,23 +174,39 @@ def test_a_served_judge_grades_a_sample_once(folder: Path, tmp_path: Path, capsy
         assert more <= 4 + 2 * 4 + 2 * 2
         again = judge_agreement.start(config, epath.Path(tmp_path / "w"))
         assert server.calls == more
-    assert again["judges"] == [{**fact, "warnings": []} for fact in result["judges"]]  # nobody was asked, nobody warned
+    assert again["judges"] == [
+        {**fact, "warnings": []} for fact in result["judges"]
+    ]  # nobody was asked, nobody warned
     name = result["judges"][0]["name"]
-    row = next(r for r in result["agreement"] if r["second"] == name and r["first"] == "published 1")
+    row = next(
+        r
+        for r in result["agreement"]
+        if r["second"] == name and r["first"] == "published 1"
+    )
     assert row["n"] == 4
-    rates = {(r["answers"], r["judge"].split(":")[1]): r for r in result["rates"] if r["judge"].startswith("judge-1")}
+    rates = {
+        (r["answers"], r["judge"].split(":")[1]): r
+        for r in result["rates"]
+        if r["judge"].startswith("judge-1")
+    }
     assert rates["syco_delusion", "validation"]["rate"] == 1.0
-    refused = next(fact for fact in result["judges"] if fact["answers"] == "token_distributions")["counts"]
+    refused = next(
+        fact for fact in result["judges"] if fact["answers"] == "token_distributions"
+    )["counts"]
     assert (refused["REFUSAL"], refused["excluded"]) == (1, 1)
     assert "token probabilities" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_local_model_grades_a_sample(folder: Path, stories: Path, tmp_path: Path) -> None:
+def test_a_local_model_grades_a_sample(
+    folder: Path, stories: Path, tmp_path: Path
+) -> None:
     """stories260K grades nothing sensibly: every reply is malformed, kept and counted."""
     (folder / "em_14b_matrix.jsonl").unlink()
     (folder / "syco_delusion.csv").unlink()
-    config = settings(folder, judges=str(stories), sample=2, reply_tokens=8, batch_size=4)
+    config = settings(
+        folder, judges=str(stories), sample=2, reply_tokens=8, batch_size=4
+    )
     fact = judge_agreement.start(config, epath.Path(tmp_path / "w"))["judges"][0]
     assert fact["counts"]["graded"] == fact["counts"]["malformed"] == 2
     assert fact["identity"]["behaviour"]["kind"] == "local"
@@ -141,11 +214,15 @@ def test_a_local_model_grades_a_sample(folder: Path, stories: Path, tmp_path: Pa
 
 def test_bad_input(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--config\.published=FOLDER"):
-        judge_agreement.start(configs_judge_agreement.get_config(), epath.Path(tmp_path / "w"))
+        judge_agreement.start(
+            configs_judge_agreement.get_config(), epath.Path(tmp_path / "w")
+        )
     with pytest.raises(ValueError, match="has none of syco_delusion"):
         judge_agreement.start(settings(tmp_path), epath.Path(tmp_path / "v"))
     with pytest.raises(ValueError, match="names no model; write http://127"):
-        judge_agreement.start(settings(folder, judges="http://127.0.0.1:1/v1"), epath.Path(tmp_path / "u"))
+        judge_agreement.start(
+            settings(folder, judges="http://127.0.0.1:1/v1"), epath.Path(tmp_path / "u")
+        )
 
 
 def test_a_sample_depends_on_texts_and_seed_alone(folder: Path) -> None:

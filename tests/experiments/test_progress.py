@@ -14,12 +14,19 @@ def result(**meta: Any) -> Result:
     return Result({}, meta, "key", 0.0, False)
 
 
-def test_a_line_names_the_place_the_time_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_names_the_place_the_time_and_what_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     lines: list[str] = []
-    monkeypatch.setattr(_progress.logging, "info", lambda text, *values: lines.append(text % values))
+    monkeypatch.setattr(
+        _progress.logging, "info", lambda text, *values: lines.append(text % values)
+    )
     now = [0.0]
     names = ("rude.sample", "rude.steer.away", "kind.sample", "kind.steer.away")
-    states = [Status(name, "done" if name == "rude.sample" else "missing", "") for name in names]
+    states = [
+        Status(name, "done" if name == "rude.sample" else "missing", "")
+        for name in names
+    ]
     course = _progress.Course(states, clock=lambda: now[0])
     for status, seconds in zip(states, (30.0, 100.0, 40.0, 90.0), strict=True):
         course.start(status)
@@ -35,16 +42,26 @@ def test_a_line_names_the_place_the_time_and_what_is_left(monkeypatch: pytest.Mo
 def test_the_end_says_what_was_found_where_it_lies_and_how_it_goes_on() -> None:
     states = [Status("rude.pair", "done", ""), Status("rude.attribute", "missing", "")]
     text = _progress.ending(
-        states, {"rude.pair": result(counts={"pairs": 35})}, [], "runs/w", "python -m x --workdir=runs/w"
+        states,
+        {"rude.pair": result(counts={"pairs": 35})},
+        [],
+        "runs/w",
+        "python -m x --workdir=runs/w",
     )
     assert "rude.pair: pairs 35" in text
-    assert "1 of 2 stages are done; next is rude.attribute: python -m x --workdir=runs/w" in text
+    assert (
+        "1 of 2 stages are done; next is rude.attribute: python -m x --workdir=runs/w"
+        in text
+    )
     assert "wrote to runs/w" in text
     whole = _progress.ending(states[:1], {}, ["report.html"], "runs/w", "")
     assert "open runs/w/report.html in a browser" in whole
     assert "stages are done" not in whole
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(4, "4 s"), (89, "89 s"), (600, "10 min"), (12_000, "3 h 20 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(4, "4 s"), (89, "89 s"), (600, "10 min"), (12_000, "3 h 20 min")],
+)
 def test_durations(seconds: float, text: str) -> None:
     assert _progress.duration(seconds) == text

@@ -33,7 +33,11 @@ def other(miniature: Path, tmp_path: Path) -> Path:
 
 
 def test_one_order_of_two_saes_with_each_ones_own_scores(
-    done: Path, miniature: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    done: Path,
+    miniature: Path,
+    other: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     saes = f"{miniature / 'random_sae'},{other}?site=layer0.resid_post"
     found = rank_sites.start(settings(miniature, saes), epath.Path(tmp_path / "w"))
@@ -46,12 +50,21 @@ def test_one_order_of_two_saes_with_each_ones_own_scores(
     alone = np.load(done / "scores.npz")["both_prompt"]
     for row in rows:
         if row["site"] == "layer1.resid_post" and row["latent"] != "error":
-            assert float(row["delta"]) == pytest.approx(alone[int(row["latent"])], rel=1e-3, abs=1e-6)
+            assert float(row["delta"]) == pytest.approx(
+                alone[int(row["latent"])], rel=1e-3, abs=1e-6
+            )
             assert float(row["low"]) <= float(row["delta"]) <= float(row["high"])
     saved = json.loads((tmp_path / "w/result.json").read_text())
-    assert saved["reconstruction_error"]["layer1.resid_post"] == found["reconstruction_error"]["layer1.resid_post"]
-    error = json.loads((done / "result.json").read_text())["reconstruction_error"]["delta"]
-    assert found["reconstruction_error"]["layer1.resid_post"] == pytest.approx(error, rel=1e-3)
+    assert (
+        saved["reconstruction_error"]["layer1.resid_post"]
+        == found["reconstruction_error"]["layer1.resid_post"]
+    )
+    error = json.loads((done / "result.json").read_text())["reconstruction_error"][
+        "delta"
+    ]
+    assert found["reconstruction_error"]["layer1.resid_post"] == pytest.approx(
+        error, rel=1e-3
+    )
     assert "layer1.resid_post" in capsys.readouterr().out
 
 
@@ -61,7 +74,10 @@ def test_one_order_of_two_saes_with_each_ones_own_scores(
         ("", "names no SAE; add --config.saes"),
         ("{sae},{sae}", "are both of layer1.resid_post; give one a site"),
         ("{sae}?layer=3", r"is not understood; write SAE, or SAE\?site="),
-        ("{sae},{sae}?site=layer9.resid_post", "site layer9.resid_post lies outside the model"),
+        (
+            "{sae},{sae}?site=layer9.resid_post",
+            "site layer9.resid_post lies outside the model",
+        ),
     ],
 )
 def test_bad_input(miniature: Path, tmp_path: Path, saes: str, said: str) -> None:

@@ -18,12 +18,29 @@ from sae_attr.text.rows import SCOPES
 
 
 def row(seed: int, spearman: float, truth: str = "away") -> dict:
-    about = {"behaviour": "validation", "kind": "mixed", "seed": seed, "score": "both", "scope": "all", "truth": truth}
-    return {**about, "spearman": spearman, "recall": 0.5, "effect": 0.1, "best_effect": 0.2}
+    about = {
+        "behaviour": "validation",
+        "kind": "mixed",
+        "seed": seed,
+        "score": "both",
+        "scope": "all",
+        "truth": truth,
+    }
+    return {
+        **about,
+        "spearman": spearman,
+        "recall": 0.5,
+        "effect": 0.1,
+        "best_effect": 0.2,
+    }
 
 
 def test_the_table_is_mean_and_deviation_over_seeds() -> None:
-    rows = [row(seed, value, truth) for truth in ranking_truth.TRUTHS for seed, value in ((0, 0.2), (1, 0.6))]
+    rows = [
+        row(seed, value, truth)
+        for truth in ranking_truth.TRUTHS
+        for seed, value in ((0, 0.2), (1, 0.6))
+    ]
     summary = ranking_truth.summary_rows(rows)
     assert [entry["truth"] for entry in summary] == list(ranking_truth.TRUTHS)
     assert summary[0]["spearman"] == pytest.approx(0.4)
@@ -36,25 +53,61 @@ def test_the_table_is_mean_and_deviation_over_seeds() -> None:
 
 
 @pytest.mark.slow
-def test_every_stage_on_a_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_stage_on_a_miniature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def said(world, params, asked, behaviour, **options) -> tuple[list[dict], dict]:
         draw, (expert, _, flatterer, schemer) = Random(0), PERSONAS[:4]
         bad = schemer if behaviour == "misalignment" else flatterer
-        answer = lambda prompt, persona: f" {persona_answer(world, draw, prompt.question, persona)}"
+        answer = lambda prompt, persona: (
+            f" {persona_answer(world, draw, prompt.question, persona)}"
+        )
         return [
-            {"id": p.id, "prompt": p.text, "positive": answer(p, bad), "negative": answer(p, expert)} for p in asked[:6]
+            {
+                "id": p.id,
+                "prompt": p.text,
+                "positive": answer(p, bad),
+                "negative": answer(p, expert),
+            }
+            for p in asked[:6]
         ], {"both": 1.0}
 
-    monkeypatch.setattr(ranking_truth, "sampled_pairs", said)  # so small a model says nothing that could be graded
+    monkeypatch.setattr(
+        ranking_truth, "sampled_pairs", said
+    )  # so small a model says nothing that could be graded
     config = config_file.get_config()
-    config.update({"seeds": (0,), "kinds": ("mixed",), "strength_prompts": 2, "effect_prompts": 2, "top": 5})
-    config.update({"organism": {"size": "miniature"}, "corpus_tokens": 1500, "batch_size": 4, "mesh": "data=1"})
+    config.update(
+        {
+            "seeds": (0,),
+            "kinds": ("mixed",),
+            "strength_prompts": 2,
+            "effect_prompts": 2,
+            "top": 5,
+        }
+    )
+    config.update(
+        {
+            "organism": {"size": "miniature"},
+            "corpus_tokens": 1500,
+            "batch_size": 4,
+            "mesh": "data=1",
+        }
+    )
     for _ in range(2):
         ranking_truth.start(config, epath.Path(tmp_path))
-        monkeypatch.setattr(ranking_truth, "sampled_pairs", None)  # the second run only loads
+        monkeypatch.setattr(
+            ranking_truth, "sampled_pairs", None
+        )  # the second run only loads
     rows = list(csv.DictReader((tmp_path / "truth.csv").read_text().splitlines()))
     names = {(r["score"], r["scope"]) for r in rows}
-    scoped = {(name, scope) for name, score in SCORES.items() for scope in SCOPES if score.scope != "none"}
-    assert names == scoped | {(name, "") for name, score in SCORES.items() if score.scope == "none"} | {("random", "")}
+    scoped = {
+        (name, scope)
+        for name, score in SCORES.items()
+        for scope in SCOPES
+        if score.scope != "none"
+    }
+    assert names == scoped | {
+        (name, "") for name, score in SCORES.items() if score.scope == "none"
+    } | {("random", "")}
     assert {r["behaviour"] for r in rows} == {"misalignment", "validation"}
     assert len(json.loads((tmp_path / "truth.json").read_text())["runs"]) == 2

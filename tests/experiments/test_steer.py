@@ -1,4 +1,6 @@
-"""The steer entrypoint: what it writes, that it continues, and what it says of inputs that do not fit."""
+"""The steer entrypoint: what it writes, that it continues, and what it says of inputs
+that do not fit.
+"""
 
 from __future__ import annotations
 
@@ -31,17 +33,30 @@ PROMPTS = [
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("steer")
     write_tokenizer(write_llama(made / "model", vocab=110))
-    np.savez(made / "vectors.npz", v=np.random.default_rng(0).standard_normal((9, 16)).astype(np.float32))
+    np.savez(
+        made / "vectors.npz",
+        v=np.random.default_rng(0).standard_normal((9, 16)).astype(np.float32),
+    )
     write_lines(made / "prompts.jsonl", *PROMPTS)
     return made
 
 
 def config(folder: Path, **changes: Any) -> ConfigDict:
     made = configs_steer.get_config()
-    inputs = {"lm": folder / "model", "vectors": folder / "vectors.npz", "prompts": folder / "prompts.jsonl"}
+    inputs = {
+        "lm": folder / "model",
+        "vectors": folder / "vectors.npz",
+        "prompts": folder / "prompts.jsonl",
+    }
     made.update({name: str(path) for name, path in inputs.items()})
     made.update(
-        {"site": "layer1.resid_post", "latents": (7, 2), "sampling": {"max_new": 6}, "samples": 2, "batch_size": 8}
+        {
+            "site": "layer1.resid_post",
+            "latents": (7, 2),
+            "sampling": {"max_new": 6},
+            "samples": 2,
+            "batch_size": 8,
+        }
     )
     made.update(changes)
     return made
@@ -50,15 +65,31 @@ def config(folder: Path, **changes: Any) -> ConfigDict:
 def run(made: ConfigDict, workdir: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     steer.start(made, epath.Path(workdir))
     lines = (workdir / "completions.jsonl").read_text(encoding="utf-8").splitlines()
-    return json.loads((workdir / "result.json").read_text()), [json.loads(line) for line in lines]
+    return json.loads((workdir / "result.json").read_text()), [
+        json.loads(line) for line in lines
+    ]
 
 
 def test_completions_beside_unsteered_ones_and_a_run_that_was_stopped(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     result, rows = run(config(folder), tmp_path / "whole")
-    assert len(rows) == 3 * 2 * (1 + 2 * 2) == result["completions"] == result["cost"]["rows"]
-    assert [(r["latent"], r["strength"]) for r in rows[::6]] == [(-1, 0), (7, -1), (7, 1), (2, -1), (2, 1)]
+    assert (
+        len(rows)
+        == 3 * 2 * (1 + 2 * 2)
+        == result["completions"]
+        == result["cost"]["rows"]
+    )
+    assert [(r["latent"], r["strength"]) for r in rows[::6]] == [
+        (-1, 0),
+        (7, -1),
+        (7, 1),
+        (2, -1),
+        (2, 1),
+    ]
     assert {r["prompt"] for r in rows} == {"a", "line-2", "7"}
     assert rows[4]["prompt_ids"] == [0, 5, 6]
     assert result["unit"]["over"] == "prompts"
@@ -76,12 +107,18 @@ def test_completions_beside_unsteered_ones_and_a_run_that_was_stopped(
         run(config(folder), tmp_path / "part")
     asked: list[int] = []
     monkeypatch.setattr(
-        steer, "sweep", lambda params, left, *a, **k: asked.append(len(left)) or sweep(params, left, *a, **k)
+        steer,
+        "sweep",
+        lambda params, left, *a, **k: (
+            asked.append(len(left)) or sweep(params, left, *a, **k)
+        ),
     )
     run(config(folder), tmp_path / "part")
     assert asked == [30 - 8]
     for name in ("completions.jsonl", "result.json"):
-        assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "part" / name).read_bytes() == (
+            tmp_path / "whole" / name
+        ).read_bytes()
     run(config(folder), tmp_path / "part")
     assert asked == [30 - 8]  # nothing is made twice
     with pytest.raises(ValueError, match="strengths"):
@@ -95,7 +132,10 @@ def test_completions_beside_unsteered_ones_and_a_run_that_was_stopped(
         ({"vectors": None}, "of sae and vectors exactly one"),
         ({"site": None}, "add --config.site=layer2.resid_post"),
         ({"site": "layer5.resid_post"}, "lies outside the model"),
-        ({"site": "layer1.mlp_hidden"}, r"vectors of width 16, but layer1.mlp_hidden has 24"),
+        (
+            {"site": "layer1.mlp_hidden"},
+            r"vectors of width 16, but layer1.mlp_hidden has 24",
+        ),
         ({"latents": (9,)}, r"latents is \(9,\); name some of 0..8"),
         ({"mode": "push"}, "mode 'push' is unknown"),
         ({"mode": "clamp"}, "mode clamp needs an SAE"),
@@ -119,7 +159,11 @@ def test_bad_input_is_told_before_anything_is_written(
 ) -> None:
     files = {"empty": [], "twice": [PROMPTS[0], PROMPTS[0]], "bare": [{"id": "x"}]}
     if "prompts" in change:
-        change = {"prompts": str(write_lines(tmp_path / "prompts.jsonl", *files[change["prompts"]]))}
+        change = {
+            "prompts": str(
+                write_lines(tmp_path / "prompts.jsonl", *files[change["prompts"]])
+            )
+        }
     if change.get("vectors"):
         np.save(tmp_path / "zeros.npy", np.zeros((9, 16), np.float32))
         change = {"vectors": str(tmp_path / "zeros.npy"), "latents": (2,)}
@@ -128,10 +172,11 @@ def test_bad_input_is_told_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-# ---- where a completion ends, which ids there are, and on which day -------------------------------------------------
+# ---- where a completion ends, which ids there are, and on which day ------------------
 
 DATED = (
-    "{{ bos_token }}{{ strftime_now('%d %b %Y') }}{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>"
+    "{{ bos_token }}{{ strftime_now('%d %b %Y') }}{% for m in messages "
+    "%}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
 )
 MESSAGES = [{"id": "m", "prompt": [{"role": "user", "content": "hi"}]}]
@@ -144,17 +189,28 @@ def instruct(folder: Path, *, template: str = DATED, **generation: Any) -> Path:
     return folder
 
 
-def test_a_completion_ends_with_any_token_that_ends_a_turn(folder: Path, tmp_path: Path) -> None:
+def test_a_completion_ends_with_any_token_that_ends_a_turn(
+    folder: Path, tmp_path: Path
+) -> None:
     lm = instruct(tmp_path / "lm", eos_token_id=[50, 51])
     write_lines(tmp_path / "p.jsonl", *MESSAGES)
     options = {"lm": str(lm), "prompts": str(tmp_path / "p.jsonl"), "strengths": (1.0,)}
     result, _ = run(config(folder, **options), tmp_path / "run")
     assert result["sampling"]["stop_ids"] == [50, 51, 2, 1, 3]
     assert result["ends"] == {"model": [50, 51, 2], "tokenizer": [1], "template": [3]}
-    job = steer.job_of(config(folder, **options, sampling={"stop_ids": (7,)}), Store(tmp_path / "store"))
+    job = steer.job_of(
+        config(folder, **options, sampling={"stop_ids": (7,)}),
+        Store(tmp_path / "store"),
+    )
     assert job.sampling.stop_ids == (7,)
-    with pytest.raises(ValueError, match=r"stop_ids has 110; give ids of the model's vocabulary, 0 to 109"):
-        steer.job_of(config(folder, **options, sampling={"stop_ids": (110,)}), Store(tmp_path / "store"))
+    with pytest.raises(
+        ValueError,
+        match=r"stop_ids has 110; give ids of the model's vocabulary, 0 to 109",
+    ):
+        steer.job_of(
+            config(folder, **options, sampling={"stop_ids": (110,)}),
+            Store(tmp_path / "store"),
+        )
 
 
 def test_another_day_gives_the_same_ids_and_asks_for_nothing(
@@ -170,29 +226,52 @@ def test_another_day_gives_the_same_ids_and_asks_for_nothing(
     monkeypatch.setattr(_common.datetime, "date", Day)
     lm = instruct(tmp_path / "lm")
     write_lines(tmp_path / "p.jsonl", *MESSAGES)
-    made = lambda: config(folder, lm=str(lm), prompts=str(tmp_path / "p.jsonl"), strengths=(1.0,))
+    made = lambda: config(
+        folder, lm=str(lm), prompts=str(tmp_path / "p.jsonl"), strengths=(1.0,)
+    )
     first, rows = run(made(), tmp_path / "run")
     tok = load_tokenizer(lm)
-    assert decode(tok, rows[0]["prompt_ids"]).replace(" ", "").startswith("<s>31Jan2025<|im_start|>userhi")
+    assert (
+        decode(tok, rows[0]["prompt_ids"])
+        .replace(" ", "")
+        .startswith("<s>31Jan2025<|im_start|>userhi")
+    )
     assert first["template_options"] == {"date": "2025-01-31"}
     Day.now = "2026-11-28"
-    monkeypatch.setattr(steer, "sweep", lambda *a, **k: pytest.fail("something was sampled again"))
+    monkeypatch.setattr(
+        steer, "sweep", lambda *a, **k: pytest.fail("something was sampled again")
+    )
     again, after = run(made(), tmp_path / "run")
     assert (again, after) == (first, rows)
 
 
-def test_ids_that_the_model_lacks_are_named_with_their_prompt(folder: Path, tmp_path: Path) -> None:
-    """A tokenizer that has more tokens than the model is no fault, a text that uses them is."""
+def test_ids_that_the_model_lacks_are_named_with_their_prompt(
+    folder: Path, tmp_path: Path
+) -> None:
+    """A tokenizer that has more tokens than the model is no fault, a text that uses
+    them is.
+    """
     lm = write_tokenizer(write_llama(tmp_path / "lm", vocab=100))
     assert load_tokenizer(lm).vocab_size > 100
     beyond = load_tokenizer(lm).backend.id_to_token(104)
     fine = write_lines(tmp_path / "fine.jsonl", {"id": "a", "prompt": "hi"})
-    assert steer.job_of(config(folder, lm=str(lm), prompts=str(fine)), Store(tmp_path / "store")).prompts["a"]
+    assert steer.job_of(
+        config(folder, lm=str(lm), prompts=str(fine)), Store(tmp_path / "store")
+    ).prompts["a"]
     for record, message in (
-        ({"id": "x", "prompt": f"a{beyond}"}, rf"prompt 'x' \(line 2\): token id 104 \('{beyond}'\) is beyond .* 100"),
-        ({"id": "x", "prompt_ids": [0, 100]}, r"prompt 'x' \(line 2\): token id 100 .* \(position 1\)"),
-        ({"id": "x", "prompt_ids": [0, -1]}, r"bad.jsonl:2: 'prompt_ids' must be a list of token ids"),
-    ):  # fmt: skip
+        (
+            {"id": "x", "prompt": f"a{beyond}"},
+            rf"prompt 'x' \(line 2\): token id 104 \('{beyond}'\) is beyond .* 100",
+        ),
+        (
+            {"id": "x", "prompt_ids": [0, 100]},
+            r"prompt 'x' \(line 2\): token id 100 .* \(position 1\)",
+        ),
+        (
+            {"id": "x", "prompt_ids": [0, -1]},
+            r"bad.jsonl:2: 'prompt_ids' must be a list of token ids",
+        ),
+    ):
         bad = write_lines(tmp_path / "bad.jsonl", {"id": "a", "prompt": "hi"}, record)
         with pytest.raises(ValueError, match=message):
             run(config(folder, lm=str(lm), prompts=str(bad)), tmp_path / "bad")
@@ -204,5 +283,8 @@ def test_numbers_that_are_not_finite_stop_the_run(folder: Path, tmp_path: Path) 
     for strength in (float("inf"), "nan"):
         with pytest.raises(ValueError, match=rf"strengths has '?{strength}"):
             run(config(folder, strengths=(strength,)), tmp_path / "inf")
-    with pytest.raises(ValueError, match=r"sampling .*/a/0/0: the logits of step 0 \(from 0\) are not finite"):
+    with pytest.raises(
+        ValueError,
+        match=r"sampling .*/a/0/0: the logits of step 0 \(from 0\) are not finite",
+    ):
         run(config(folder, unit=3e38, strengths=(2.0,)), tmp_path / "large")

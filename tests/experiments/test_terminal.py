@@ -1,4 +1,6 @@
-"""What a run says never ends it: closed pipes, terminals without Δ, bars in log files, signals, libraries that are missing."""
+"""What a run says never ends it: closed pipes, terminals without Δ, bars in log files,
+signals, libraries that are missing.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,13 @@ from experiments import _common, _terminal, attribute
 from tests.experiments._demo import RESULTS, config, copied
 
 
-def stream(encoding: str = "utf-8", bars: str = "move") -> tuple[_terminal.Stream, io.BytesIO]:
+def stream(
+    encoding: str = "utf-8", bars: str = "move"
+) -> tuple[_terminal.Stream, io.BytesIO]:
     raw = io.BytesIO()
-    return _terminal.Stream(io.TextIOWrapper(raw, encoding=encoding, write_through=True), bars), raw
+    return _terminal.Stream(
+        io.TextIOWrapper(raw, encoding=encoding, write_through=True), bars
+    ), raw
 
 
 def test_a_terminal_without_delta_shows_its_escape() -> None:
@@ -50,7 +56,11 @@ def test_bars_leave_a_line_a_minute_in_a_log(monkeypatch: pytest.MonkeyPatch) ->
     out.write("12:00:00 the next stage\n")
     text = raw.getvalue().decode()
     assert "\r" not in text
-    assert text.splitlines() == ["gradients: 70/200", "gradients: 140/200", "12:00:00 the next stage"]
+    assert text.splitlines() == [
+        "gradients: 70/200",
+        "gradients: 140/200",
+        "12:00:00 the next stage",
+    ]
 
 
 def test_quiet_shows_no_bar_at_all() -> None:
@@ -70,10 +80,15 @@ def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[Any
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "said"), [(KeyboardInterrupt(), 130, "Ctrl-C"), (_common.Stopped(), 143, "SIGTERM")]
+    ("error", "status", "said"),
+    [(KeyboardInterrupt(), 130, "Ctrl-C"), (_common.Stopped(), 143, "SIGTERM")],
 )
 def test_a_signal_ends_with_the_command_that_goes_on(
-    error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    error: BaseException,
+    status: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["attribute", "--config.lm=a b", "--workdir=w"])
     code, text = ended(error, capsys)
@@ -93,7 +108,9 @@ def test_a_signal_ends_with_the_command_that_goes_on(
 def test_a_missing_library_comes_with_the_line_that_installs_it(
     name: str, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, text = ended(ModuleNotFoundError(f"No module named {name!r}", name=name), capsys)
+    code, text = ended(
+        ModuleNotFoundError(f"No module named {name!r}", name=name), capsys
+    )
     assert code == 1
     assert text.startswith("error: ")
     assert line in text

@@ -1,4 +1,6 @@
-"""SAEs and transcoders trained as a user starts them: what is written, read back, refused, and a kill at any moment."""
+"""SAEs and transcoders trained as a user starts them: what is written, read back,
+refused, and a kill at any moment.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(base: Path, **changes: Any) -> ConfigDict:
     config = train_sae_config.get_config()
     config.update(
-        {"lm": str(base / "model"), "corpus": str(base / "corpus.json"), "site": "layer1.resid_post", **SMALL}
+        {
+            "lm": str(base / "model"),
+            "corpus": str(base / "corpus.json"),
+            "site": "layer1.resid_post",
+            **SMALL,
+        }
     )
     config.sae.update({"n_latents": 32, "k": 4, "warmup": 2, "lr": 3e-3})
     config.update(changes)
@@ -72,33 +79,72 @@ def test_every_file_and_what_it_says(done: Path, base: Path) -> None:
     for layer in (0, 1):
         folder = done / f"layer{layer}.resid_post"
         result = json.loads((folder / "result.json").read_text())
-        for name in ("sae/cfg.json", "dictionary_learning/ae.pt", "mean.npz", "curves.csv", "figures/training.svg"):
+        for name in (
+            "sae/cfg.json",
+            "dictionary_learning/ae.pt",
+            "mean.npz",
+            "curves.csv",
+            "figures/training.svg",
+        ):
             assert (folder / name).exists(), name
         sae = load_sae(folder / "sae")
         assert parse_site(str(sae.cfg.site)) == Site(layer)
-        assert (sae.cfg.gate, sae.cfg.expected_l0, sae.cfg.exclude_special) == ("jumprelu", 4, True)
-        other = load_sae(folder / "dictionary_learning", site=f"layer{layer}.resid_post")
+        assert (sae.cfg.gate, sae.cfg.expected_l0, sae.cfg.exclude_special) == (
+            "jumprelu",
+            4,
+            True,
+        )
+        other = load_sae(
+            folder / "dictionary_learning", site=f"layer{layer}.resid_post"
+        )
         acts_kd = shard_acts(done, layer)
-        np.testing.assert_allclose(fit(sae, acts_kd).residual, fit(other, acts_kd).residual, rtol=1e-4)
+        np.testing.assert_allclose(
+            fit(sae, acts_kd).residual, fit(other, acts_kd).residual, rtol=1e-4
+        )
         curves = np.genfromtxt(folder / "curves.csv", delimiter=",", names=True)
         assert curves["step"].tolist() == [10, 20, 30, 40, 50, 60]
-        assert np.isfinite(curves["held_out_ce_recovered"]).tolist() == [False, False, True, False, False, True]
-        assert result["held_out"]["explained_variance"] == pytest.approx(curves["held_out_explained_variance"][-1])
+        assert np.isfinite(curves["held_out_ce_recovered"]).tolist() == [
+            False,
+            False,
+            True,
+            False,
+            False,
+            True,
+        ]
+        assert result["held_out"]["explained_variance"] == pytest.approx(
+            curves["held_out_explained_variance"][-1]
+        )
         assert curves["explained_variance"][-1] > curves["explained_variance"][0] + 0.1
-        assert abs(explained_variance(fit(sae, acts_kd)) - curves["explained_variance"][-1]) < 0.2
+        assert (
+            abs(
+                explained_variance(fit(sae, acts_kd)) - curves["explained_variance"][-1]
+            )
+            < 0.2
+        )
         mean = np.load(folder / "mean.npz")
-        np.testing.assert_allclose(mean["mean_d"], acts_kd.astype(np.float64).mean(0), atol=1e-5)
+        np.testing.assert_allclose(
+            mean["mean_d"], acts_kd.astype(np.float64).mean(0), atol=1e-5
+        )
         assert int(mean["tokens"]) == len(acts_kd) == result["masked"]["kept"]
         assert result["masked"]["bos"] > 0
-        assert sae.cfg.masks == other.cfg.masks == Masks()  # what reads it leaves out the same tokens
+        assert (
+            sae.cfg.masks == other.cfg.masks == Masks()
+        )  # what reads it leaves out the same tokens
         assert result["self_test"]["measured"]["metrics"]["tokens"] >= 100
         assert result["self_test"]["verdict"].startswith(("fits", "does not fit"))
         assert 0 <= result["silent_share"]["share"] <= 1
-        assert result["silent_share"]["tokens"] == result["train"]["dead_tokens"] == 32 * 6
+        assert (
+            result["silent_share"]["tokens"] == result["train"]["dead_tokens"] == 32 * 6
+        )
 
 
 def shard_acts(workdir: Path, layer: int) -> np.ndarray:
-    return np.concatenate([np.load(p) for p in sorted(workdir.glob(f"activations/shard-*/layer{layer}*.npy"))])
+    return np.concatenate(
+        [
+            np.load(p)
+            for p in sorted(workdir.glob(f"activations/shard-*/layer{layer}*.npy"))
+        ]
+    )
 
 
 def test_held_out_documents_are_in_no_training_row(done: Path, base: Path) -> None:
@@ -106,12 +152,16 @@ def test_held_out_documents_are_in_no_training_row(done: Path, base: Path) -> No
     first, stop = result["held_out_documents"]
     assert stop == len(json.loads((base / "corpus.json").read_text()))
     starts = np.fromfile(next(done.glob("tokens-*")) / "starts.bin", np.int64)
-    window = result["config"]["context"] - bool(result["activations"]["tokens"]["prepend_bos"])
+    window = result["config"]["context"] - bool(
+        result["activations"]["tokens"]["prepend_bos"]
+    )
     assert starts[first] >= result["activations"]["rows"][1] * window
     assert first < stop
 
 
-def test_the_verdict_and_the_masks_are_printed(done: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verdict_and_the_masks_are_printed(
+    done: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(settings(base, site="layer0.resid_post,layer1.resid_post"), done)
     printed = capsys.readouterr().out
     assert printed.count("self-test: ") == 2
@@ -120,10 +170,19 @@ def test_the_verdict_and_the_masks_are_printed(done: Path, base: Path, capsys: p
 
 
 @pytest.mark.slow
-def test_what_train_sae_writes_passes_its_own_self_test(shared: Path, stories: Path, tmp_path: Path) -> None:
+def test_what_train_sae_writes_passes_its_own_self_test(
+    shared: Path, stories: Path, tmp_path: Path
+) -> None:
     config = train_sae_config.get_config()
     corpus = str(shared / "corpora/tinystories_1000.json")
-    config.update({"lm": str(stories), "corpus": corpus, "site": "layer2.resid_post", "tokens": 400_000})
+    config.update(
+        {
+            "lm": str(stories),
+            "corpus": corpus,
+            "site": "layer2.resid_post",
+            "tokens": 400_000,
+        }
+    )
     config.update({"batch_size": 1024, "mesh": "data=1", "context": 256})
     config.sae.update({"n_latents": 768, "k": 16})
     result = run(config, tmp_path / "w")["layer2.resid_post"]
@@ -132,12 +191,16 @@ def test_what_train_sae_writes_passes_its_own_self_test(shared: Path, stories: P
 
 
 def test_a_second_run_only_loads(done: Path, base: Path, tmp_path: Path) -> None:
-    before = {p: p.read_bytes() for p in done.glob("layer*/*.*")} | {p: p.read_bytes() for p in done.glob("*/sae/*")}
+    before = {p: p.read_bytes() for p in done.glob("layer*/*.*")} | {
+        p: p.read_bytes() for p in done.glob("*/sae/*")
+    }
     run(settings(base, site="layer0.resid_post,layer1.resid_post"), done)
     assert before == {p: p.read_bytes() for p in before}
 
 
-def test_live_activations_and_one_site_give_the_same_kind_of_run(base: Path, tmp_path: Path) -> None:
+def test_live_activations_and_one_site_give_the_same_kind_of_run(
+    base: Path, tmp_path: Path
+) -> None:
     found = run(settings(base, cache=False, tokens=32 * 20), tmp_path / "w")
     assert 0 < found["layer1.resid_post"]["held_out"]["explained_variance"] < 1
     assert (tmp_path / "w/sae/cfg.json").exists()
@@ -146,12 +209,17 @@ def test_live_activations_and_one_site_give_the_same_kind_of_run(base: Path, tmp
 
 
 def test_a_transcoder(base: Path, tmp_path: Path) -> None:
-    config = settings(base, site="layer1.mlp_in", site_out="layer1.mlp_out", tokens=32 * 20)
+    config = settings(
+        base, site="layer1.mlp_in", site_out="layer1.mlp_out", tokens=32 * 20
+    )
     config.sae.objective = "topk"
     found = run(config, tmp_path / "w")["layer1.mlp_in"]
     cfg = load_sae(tmp_path / "w/sae").cfg if (tmp_path / "w/sae").exists() else None
     if cfg is not None:
-        assert (parse_site(str(cfg.site)), parse_site(str(cfg.site_out))) == (Site(1, "mlp_in"), Site(1, "mlp_out"))
+        assert (parse_site(str(cfg.site)), parse_site(str(cfg.site_out))) == (
+            Site(1, "mlp_in"),
+            Site(1, "mlp_out"),
+        )
     assert found["site_out"] == "layer1.mlp_out"
     assert np.isnan(found["held_out"]["encoder_decoder_cosine"])
 
@@ -164,21 +232,30 @@ def test_a_transcoder(base: Path, tmp_path: Path) -> None:
         ({"site": "layer1.resid_post,layer1.resid_post"}, "each site once"),
         ({"tokens": 10}, "10 tokens are no batch of 32"),
         ({"held_out_share": 0.999}, "leaves none of"),
-        ({"held_out_share": 1e-9, "context": 8}, "no whole document lies in the last 1 of"),
+        (
+            {"held_out_share": 1e-9, "context": 8},
+            "no whole document lies in the last 1 of",
+        ),
         ({"mesh": "data=3"}, "cannot be split over mesh='data=3'"),
         ({"save_every": 15}, "save_every=15 is no multiple of log_every=10"),
     ],
 )
-def test_bad_input(base: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_bad_input(
+    base: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         run(settings(base, **changes), tmp_path / "w")
     assert not list(tmp_path.glob("w/**/checkpoints/*"))
 
 
-def test_k_that_does_not_fit_and_another_config(base: Path, done: Path, tmp_path: Path) -> None:
+def test_k_that_does_not_fit_and_another_config(
+    base: Path, done: Path, tmp_path: Path
+) -> None:
     config = settings(base)
     config.sae.k = 40
-    with pytest.raises(ValueError, match="batch_topk with k=40 needs 40 latents, but there are 32"):
+    with pytest.raises(
+        ValueError, match="batch_topk with k=40 needs 40 latents, but there are 32"
+    ):
         run(config, tmp_path / "w")
     assert not (tmp_path / "w").exists()
     with pytest.raises(ValueError, match="another config"):
@@ -190,9 +267,13 @@ def test_a_run_does_not_go_on_with_another_corpus(base: Path, tmp_path: Path) ->
     run(settings(base, cache=False, tokens=32 * 20), work)
     texts = json.loads((base / "corpus.json").read_text())
     (tmp_path / "other.json").write_text(json.dumps(texts[::-1]))
-    config = settings(base, cache=False, tokens=32 * 20, corpus=str(tmp_path / "other.json"))
+    config = settings(
+        base, cache=False, tokens=32 * 20, corpus=str(tmp_path / "other.json")
+    )
     before = (work / "config.json").read_bytes()
-    with pytest.raises(ValueError, match=r"was written with another config:\n  tokens: .*sha256"):
+    with pytest.raises(
+        ValueError, match=r"was written with another config:\n  tokens: .*sha256"
+    ):
         train_sae.start(config, epath.Path(work), allow_change=True)
     assert (work / "config.json").read_bytes() == before
     (tmp_path / "moved.json").write_text(json.dumps(texts))
@@ -200,34 +281,67 @@ def test_a_run_does_not_go_on_with_another_corpus(base: Path, tmp_path: Path) ->
     assert train_sae.start(config, epath.Path(work), allow_change=True)
 
 
-def test_a_corpus_that_cannot_be_read_does_not_bind_the_workdir(base: Path, tmp_path: Path) -> None:
+def test_a_corpus_that_cannot_be_read_does_not_bind_the_workdir(
+    base: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     for name, said in (("empty", "has no text"), ("latin", "is not UTF-8")):
-        with pytest.raises(ValueError, match=said):  # the second is not refused for another config than the first's
+        with pytest.raises(
+            ValueError, match=said
+        ):  # the second is not refused for another config than the first's
             run(settings(base, corpus=str(tmp_path / f"{name}.txt")), tmp_path / "w")
     assert not (tmp_path / "w/config.json").exists()
 
 
 @pytest.mark.slow
 def test_a_kill_at_any_moment_changes_nothing(base: Path, tmp_path: Path) -> None:
-    """SIGKILL while activations are written and while the SAE is trained; the files are those of an undisturbed run."""
+    """SIGKILL while activations are written and while the SAE is trained; the files are
+    those of an undisturbed run.
+    """
     config = settings(base, tokens=32 * 200, save_every=10, eval_every=0)
-    flags = [f"--config.{k}={v}" for k, v in config.to_dict().items() if isinstance(v, (str, int, float))]
-    flags += [f"--config.sae.{k}={v}" for k, v in {"n_latents": 32, "k": 4, "warmup": 2, "lr": 3e-3}.items()]
-    command = [sys.executable, "-m", "experiments.train_sae", "--config=configs/train_sae.py", *flags]
-    options: dict[str, Any] = {"cwd": _demo.REPO, "env": _demo.environment(), "stderr": subprocess.DEVNULL}
+    flags = [
+        f"--config.{k}={v}"
+        for k, v in config.to_dict().items()
+        if isinstance(v, (str, int, float))
+    ]
+    flags += [
+        f"--config.sae.{k}={v}"
+        for k, v in {"n_latents": 32, "k": 4, "warmup": 2, "lr": 3e-3}.items()
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.train_sae",
+        "--config=configs/train_sae.py",
+        *flags,
+    ]
+    options: dict[str, Any] = {
+        "cwd": _demo.REPO,
+        "env": _demo.environment(),
+        "stderr": subprocess.DEVNULL,
+    }
     options["stdout"] = subprocess.DEVNULL
-    finish = lambda name: subprocess.run([*command, f"--workdir={tmp_path / name}"], timeout=300, check=True, **options)
+    finish = lambda name: subprocess.run(
+        [*command, f"--workdir={tmp_path / name}"], timeout=300, check=True, **options
+    )
     finish("whole")
     for name in ("activations/shard-000001", "checkpoints/30", "checkpoints/90"):
-        process = subprocess.Popen([*command, f"--workdir={tmp_path / 'killed'}"], **options)
+        process = subprocess.Popen(
+            [*command, f"--workdir={tmp_path / 'killed'}"], **options
+        )
         limit = time.monotonic() + 120
-        while not (tmp_path / "killed" / name).exists() and process.poll() is None and time.monotonic() < limit:
+        while (
+            not (tmp_path / "killed" / name).exists()
+            and process.poll() is None
+            and time.monotonic() < limit
+        ):
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     finish("killed")
     for name in ("sae/sae_weights.safetensors", "curves.csv", "mean.npz"):
-        ours, theirs = ((tmp_path / run / name).read_bytes() for run in ("killed", "whole"))
+        ours, theirs = (
+            (tmp_path / run / name).read_bytes() for run in ("killed", "whole")
+        )
         assert ours == theirs, name

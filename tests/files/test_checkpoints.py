@@ -22,20 +22,43 @@ WEIGHTS = {"w": jnp.arange(12.0).reshape(4, 3), "half": jnp.ones(3, jnp.bfloat16
 
 
 def state_of(width: int = 3) -> dict[str, Any]:
-    params = {"w": jnp.arange(4.0 * width).reshape(4, width), "half": jnp.ones(3, jnp.bfloat16)}
+    params = {
+        "w": jnp.arange(4.0 * width).reshape(4, width),
+        "half": jnp.ones(3, jnp.bfloat16),
+    }
     return {
-        "params": params, "opt": optax.adam(1e-3).init(params), "key": jax.random.key(7), "step": jnp.int32(5),
-        "host": np.arange(4, dtype=np.int32), "none": None,
-    }  # fmt: skip
+        "params": params,
+        "opt": optax.adam(1e-3).init(params),
+        "key": jax.random.key(7),
+        "step": jnp.int32(5),
+        "host": np.arange(4, dtype=np.int32),
+        "none": None,
+    }
 
 
 def test_state_and_meta_come_back(tmp_path: Path) -> None:
     state = state_of()
-    save(tmp_path, 5, state, {"config": {"k": 3}, "loss": np.float32(0.5), "path": tmp_path})
-    back, meta = restore(tmp_path, jax.tree.map(jnp.zeros_like, state) | {"key": jax.random.key(0)}, config={"k": 3})
-    assert meta == {"config": {"k": 3}, "loss": 0.5, "path": str(tmp_path)} == read_meta(tmp_path)
+    save(
+        tmp_path,
+        5,
+        state,
+        {"config": {"k": 3}, "loss": np.float32(0.5), "path": tmp_path},
+    )
+    back, meta = restore(
+        tmp_path,
+        jax.tree.map(jnp.zeros_like, state) | {"key": jax.random.key(0)},
+        config={"k": 3},
+    )
+    assert (
+        meta
+        == {"config": {"k": 3}, "loss": 0.5, "path": str(tmp_path)}
+        == read_meta(tmp_path)
+    )
     assert jax.tree.structure(back) == jax.tree.structure(state)
-    assert jax.random.key_data(back.pop("key")).tolist() == jax.random.key_data(state.pop("key")).tolist()
+    assert (
+        jax.random.key_data(back.pop("key")).tolist()
+        == jax.random.key_data(state.pop("key")).tolist()
+    )
     jax.tree.map(np.testing.assert_array_equal, back, state)
     assert back["params"]["half"].dtype == jnp.bfloat16
 
@@ -53,7 +76,9 @@ def test_restores_to_another_sharding(tmp_path: Path) -> None:
     sharded = jax.device_put(WEIGHTS["w"], NamedSharding(mesh, P("model", None)))
     save(tmp_path, 1, {"w": sharded})
     other = NamedSharding(mesh, P("data", None))
-    back, _ = restore(tmp_path, {"w": jax.ShapeDtypeStruct((4, 3), jnp.float32, sharding=other)})
+    back, _ = restore(
+        tmp_path, {"w": jax.ShapeDtypeStruct((4, 3), jnp.float32, sharding=other)}
+    )
     assert back["w"].sharding == other
     np.testing.assert_array_equal(back["w"], WEIGHTS["w"])
     back, _ = restore(tmp_path, {"w": jax.ShapeDtypeStruct((4, 3), jnp.float32)})
@@ -77,13 +102,21 @@ def test_refuses_another_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
         restore(tmp_path, WEIGHTS)
     save(tmp_path, 1, state_of(), {"config": {"k": 3, "lr": 0.1}})
-    with pytest.raises(ValueError, match=r"(?s)k: 3 there, 4 here.*seed: '\(absent\)' there, 0 here.*another folder"):
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)k: 3 there, 4 here.*seed: '\(absent\)' there, 0 here.*another folder",
+    ):
         restore(tmp_path, state_of(), config={"k": 4, "lr": 0.1, "seed": 0})
-    with pytest.raises(ValueError, match=r"(?s)opt/0/mu/w: float32\[4, 3\] there, float32\[4, 5\] here.*params/w"):
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)opt/0/mu/w: float32\[4, 3\] there, float32\[4, 5\] here.*params/w",
+    ):
         restore(tmp_path, state_of(width=5))
     other = state_of() | {"more": jnp.ones(2)}
     other.pop("host")
-    with pytest.raises(ValueError, match=r"(?s)\+ host int32\[4\].*− more float32\[2\]"):
+    with pytest.raises(
+        ValueError, match=r"(?s)\+ host int32\[4\].*− more float32\[2\]"
+    ):
         restore(tmp_path, other)
     with pytest.raises(FileNotFoundError, match="step 9"):
         restore(tmp_path, state_of(), step=9)
@@ -103,7 +136,10 @@ while True:
 def test_a_kill_leaves_whole_steps(tmp_path: Path) -> None:
     like, seen = {"w": jnp.zeros((400, 1000), jnp.int32)}, 0
     for wait in (0.0, 0.05, 0.11, 0.17, 0.23):
-        with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)]) as process, limited(process):
+        with (
+            subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)]) as process,
+            limited(process),
+        ):
             while (latest(tmp_path) or 0) <= seen and process.poll() is None:
                 time.sleep(0.005)
             time.sleep(wait)
@@ -115,7 +151,11 @@ def test_a_kill_leaves_whole_steps(tmp_path: Path) -> None:
 
 
 def damaged(folder: Path, step: int, how: str) -> None:
-    files = [p for p in (folder / str(step)).rglob("*") if p.is_file() and p.name != "files.json"]
+    files = [
+        p
+        for p in (folder / str(step)).rglob("*")
+        if p.is_file() and p.name != "files.json"
+    ]
     files.sort(key=lambda p: p.stat().st_size)
     if how == "gone":
         files[-1].unlink()
@@ -128,7 +168,9 @@ def damaged(folder: Path, step: int, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["a flipped bit", "gone", "cut short"])
-def test_a_damaged_step_counts_as_absent_and_the_one_before_it_is_taken(tmp_path: Path, how: str) -> None:
+def test_a_damaged_step_counts_as_absent_and_the_one_before_it_is_taken(
+    tmp_path: Path, how: str
+) -> None:
     for step in (1, 2):
         save(tmp_path, step, {"w": WEIGHTS["w"] + step}, {"step": step})
     damaged(tmp_path, 2, how)
@@ -148,8 +190,12 @@ def test_a_folder_with_damaged_steps_alone_has_none(tmp_path: Path) -> None:
     damaged(tmp_path, 3, "gone")
     with pytest.warns(RuntimeWarning, match="not as it was written"):
         assert latest(tmp_path) is None
-    (tmp_path / "3/files.json").unlink()  # as an older version left it: found when it is read
-    with pytest.raises(ValueError, match=r"checkpoint .*/3 cannot be read .*; remove that folder"):
+    (
+        tmp_path / "3/files.json"
+    ).unlink()  # as an older version left it: found when it is read
+    with pytest.raises(
+        ValueError, match=r"checkpoint .*/3 cannot be read .*; remove that folder"
+    ):
         restore(tmp_path, WEIGHTS)
     (tmp_path / "3/meta/metadata").write_text("[")
     with pytest.raises(ValueError, match=r"cannot be read"):

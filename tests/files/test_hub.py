@@ -5,7 +5,11 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from configs.attribute import get_config
 from sae_attr.lm.weights import load_config, resolve_model
@@ -20,18 +24,33 @@ def bare(kind: type[Exception]) -> Exception:
 @pytest.mark.parametrize(
     ("raised", "said"),
     [
-        (bare(RevisionNotFoundError), r"repository owner/name has no revision 'v9'; take a branch"),
+        (
+            bare(RevisionNotFoundError),
+            r"repository owner/name has no revision 'v9'; take a branch",
+        ),
         (bare(GatedRepoError), "owner/name at revision v9 is gated: accept its terms"),
-        (bare(RepositoryNotFoundError), "the hub has no repository owner/name, or it is private"),
-        (ConnectionError("down"), "owner/name at revision v9 is no folder here and could not be fetched .*: down"),
+        (
+            bare(RepositoryNotFoundError),
+            "the hub has no repository owner/name, or it is private",
+        ),
+        (
+            ConnectionError("down"),
+            "owner/name at revision v9 is no folder here and could not be fetched .*: "
+            "down",
+        ),
     ],
 )
-def test_what_the_hub_refuses(monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str) -> None:
+def test_what_the_hub_refuses(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str
+) -> None:
     def refuse(*args: object, **kwargs: object) -> str:
         raise raised
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    for load in (load_config, lambda path: load_sae(f"hf://{path.partition('@')[0]}/folder@v9")):
+    for load in (
+        load_config,
+        lambda path: load_sae(f"hf://{path.partition('@')[0]}/folder@v9"),
+    ):
         with pytest.raises(ValueError, match=said):
             load("owner/name@v9")
 
@@ -42,7 +61,9 @@ def test_every_option_of_a_loader_can_be_set_in_a_config() -> None:
 
 def test_a_branch_is_pinned_to_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     heads = iter(("/cache/snapshots/0a1b", "/cache/snapshots/ffff"))
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: next(heads))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *args, **kwargs: next(heads)
+    )
     assert pinned("hf://owner/repo/a/b@main") == "hf://owner/repo/a/b@0a1b"
     assert pinned("hf://owner/repo") == "hf://owner/repo@ffff"
 

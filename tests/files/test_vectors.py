@@ -21,7 +21,9 @@ WAYS: dict[str, Any] = {
     "wide.npy": lambda p: np.save(p, V[None, None].astype(np.float64)),
     "fortran.npy": lambda p: np.save(p, np.asfortranarray(V[None])),
     "half.npy": lambda p: np.save(p, V.astype(np.float16)),
-    "one.npz": lambda p: np.savez(p, mean_d=V, norm=3.0, tokens=np.int64(9), site=np.array("layer1")),
+    "one.npz": lambda p: np.savez(
+        p, mean_d=V, norm=3.0, tokens=np.int64(9), site=np.array("layer1")
+    ),
     "bare.pt": lambda p: write_torch(p, V),
     "bfloat16.pth": lambda p: write_torch(p, V.astype(ml_dtypes.bfloat16)),
     "list.pt": lambda p: write_torch(p, [V]),
@@ -43,7 +45,10 @@ def test_a_vector_is_read_however_it_was_saved(tmp_path: Path, name: str) -> Non
 def test_several_by_name(tmp_path: Path) -> None:
     save_file({"b": V, "a": np.stack([V, 2 * V])}, tmp_path / "two.safetensors")
     read = read_vectors(tmp_path / "two.safetensors")
-    assert {name: value.shape for name, value in read.items()} == {"a": (2, 5), "b": (5,)}
+    assert {name: value.shape for name, value in read.items()} == {
+        "a": (2, 5),
+        "b": (5,),
+    }
     np.save(tmp_path / "rows.npy", np.stack([V, 2 * V]))
     assert read_vectors(tmp_path / "rows.npy")["rows"].shape == (2, 5)
     write_torch(tmp_path / "list.pt", [V, 2 * V])
@@ -63,7 +68,10 @@ def evil(path: Path) -> None:
         np.save(path, np.array([Evil(path.parent / "ran")], object), allow_pickle=True)
         return
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps({"v": Evil(path.parent / "ran")}, protocol=2))
+        archive.writestr(
+            "archive/data.pkl",
+            pickle.dumps({"v": Evil(path.parent / "ran")}, protocol=2),
+        )
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
@@ -91,7 +99,9 @@ BAD: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_no_vector_is_one_line_and_runs_nothing(tmp_path: Path, kind: str) -> None:
+def test_what_is_no_vector_is_one_line_and_runs_nothing(
+    tmp_path: Path, kind: str
+) -> None:
     name, make, message = BAD[kind]
     make(tmp_path / name)
     with pytest.raises(ValueError, match=message) as error:

@@ -6,12 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sae_attr.judge import Grade, Item, JudgeStopped, check_items, load_rubric, read_reply
+from sae_attr.judge import (
+    Grade,
+    Item,
+    JudgeStopped,
+    check_items,
+    load_rubric,
+    read_reply,
+)
 
 
 @dataclass
 class RuleJudge:
-    """Reads the completion as if it were the reply; counts what it was asked, and stops after `limit` items."""
+    """Reads the completion as if it were the reply; counts what it was asked, and stops
+    after `limit` items.
+    """
 
     rubric: str = "misalignment"
     name: str = "rule"
@@ -20,7 +29,11 @@ class RuleJudge:
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"kind": "rule", "name": self.name, "rubric": load_rubric(self.rubric).identity}
+        return {
+            "kind": "rule",
+            "name": self.name,
+            "rubric": load_rubric(self.rubric).identity,
+        }
 
     def grade(self, items: Sequence[Item]) -> Iterator[tuple[str, Grade]]:
         check_items(items)

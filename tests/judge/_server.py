@@ -1,4 +1,6 @@
-"""A real HTTP server on the loopback that answers as a chat-completion server does, well or badly."""
+"""A real HTTP server on the loopback that answers as a chat-completion server does,
+well or badly.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server sends: a status and a body; `stated` bytes are announced, after `delay` seconds."""
+    """What the server sends: a status and a body; `stated` bytes are announced, after
+    `delay` seconds.
+    """
 
     status: int = 200
     body: Any = None
@@ -23,11 +27,17 @@ class Answer:
     kind: str = "application/json"
     delay: float = 0.0
     stated: int | None = None
-    drip: float | None = None  # seconds between bytes of a body that never ends; 0 for as fast as it goes
+    drip: float | None = (
+        None  # seconds between bytes of a body that never ends; 0 for as fast as it goes
+    )
 
 
 def completion(
-    text: str | None, *, probabilities: Mapping[str, float] | None = None, tokens: tuple[str, ...] = (), **fields: Any
+    text: str | None,
+    *,
+    probabilities: Mapping[str, float] | None = None,
+    tokens: tuple[str, ...] = (),
+    **fields: Any,
 ) -> Answer:
     """A chat completion; with `probabilities`, those of the first of its tokens."""
     choice: dict[str, Any] = {
@@ -37,16 +47,32 @@ def completion(
         "logprobs": None,
     }
     if probabilities is not None:
-        top = [{"token": t, "logprob": math.log(p), "bytes": None} for t, p in probabilities.items()]
-        content = [{**top[0], "token": token, "top_logprobs": top} for token in tokens or (text,)]
+        top = [
+            {"token": t, "logprob": math.log(p), "bytes": None}
+            for t, p in probabilities.items()
+        ]
+        content = [
+            {**top[0], "token": token, "top_logprobs": top}
+            for token in tokens or (text,)
+        ]
         choice["logprobs"] = {"content": content}
     usage = {"prompt_tokens": 90, "completion_tokens": 10, "total_tokens": 100}
-    body = {"id": "c", "object": "chat.completion", "created": 0, "model": "judge-1-0101", "usage": usage}
-    return Answer(body={**body, "choices": [choice], "system_fingerprint": "fp_1", **fields})
+    body = {
+        "id": "c",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "judge-1-0101",
+        "usage": usage,
+    }
+    return Answer(
+        body={**body, "choices": [choice], "system_fingerprint": "fp_1", **fields}
+    )
 
 
 class LoopbackServer:
-    """Counts and keeps requests; `rule(number from 0, request) -> Answer` decides what they get."""
+    """Counts and keeps requests; `rule(number from 0, request) -> Answer` decides what
+    they get.
+    """
 
     def __init__(self, rule: Callable[[int, dict[str, Any]], Answer]) -> None:
         self.rule, self.requests = rule, list[dict[str, Any]]()
@@ -81,10 +107,17 @@ class LoopbackServer:
             def do_POST(self) -> None:
                 length = int(self.headers["content-length"])
                 found = server.answer(json.loads(self.rfile.read(length)))
-                text = found.body if isinstance(found.body, str) else json.dumps(found.body)
+                text = (
+                    found.body
+                    if isinstance(found.body, str)
+                    else json.dumps(found.body)
+                )
                 try:
                     self.send_response(found.status)
-                    headers = {"content-type": found.kind, "content-length": str(found.stated or len(text.encode()))}
+                    headers = {
+                        "content-type": found.kind,
+                        "content-length": str(found.stated or len(text.encode())),
+                    }
                     for name, value in {**headers, **found.headers}.items():
                         self.send_header(name, value)
                     self.end_headers()
@@ -107,7 +140,9 @@ class LoopbackServer:
 def serving(rule: Callable[[int, dict[str, Any]], Answer]) -> Iterator[LoopbackServer]:
     """A server that runs while the block lasts."""
     server = LoopbackServer(rule)
-    thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(
+        target=server.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     try:
         yield server

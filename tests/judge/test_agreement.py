@@ -20,12 +20,18 @@ NAN = float("nan")
 
 
 def test_kappas_against_their_definitions() -> None:
-    # 20 both, 5 first only, 10 second only, 15 neither: p_o 0.7, p_e 0.5 (the textbook example)
+    # 20 both, 5 first only, 10 second only, 15 neither: p_o 0.7, p_e 0.5 (the textbook
+    #   example)
     a = np.repeat([1.0, 1.0, 0.0, 0.0], [20, 5, 10, 15])
     b = np.repeat([1.0, 0.0, 1.0, 0.0], [20, 5, 10, 15])
     assert kappa(a, b) == pytest.approx(0.4)
     found = verdict_agreement(a, b)
-    assert (found.both, found.first_only, found.second_only, found.neither) == (20, 5, 10, 15)
+    assert (found.both, found.first_only, found.second_only, found.neither) == (
+        20,
+        5,
+        10,
+        15,
+    )
     assert found.agree.value == pytest.approx(0.7)
     assert found.kappa.low < 0.4 < found.kappa.high
     assert (found.first_rate.value, found.second_rate.value) == (0.5, 0.6)
@@ -38,16 +44,29 @@ def test_kappas_against_their_definitions() -> None:
         table[int(i) - 1, int(j) - 1] += 1 / 200
     weights = (np.arange(5)[:, None] - np.arange(5)) ** 2
     expected = table.sum(1)[:, None] * table.sum(0)
-    assert quadratic_kappa(x, y) == pytest.approx(1 - (weights * table).sum() / (weights * expected).sum())
+    assert quadratic_kappa(x, y) == pytest.approx(
+        1 - (weights * table).sum() / (weights * expected).sum()
+    )
 
 
 def test_alpha_of_the_published_example() -> None:
     """Krippendorff 2011, four observers: 0.743 nominal, 0.849 interval."""
-    rows = ["1 2 3 3 2 1 4 1 2 . . .", "1 2 3 3 2 2 4 1 2 5 . 3", ". 3 3 3 2 3 4 2 2 5 1 .", "1 2 3 3 2 4 4 1 2 5 1 ."]
-    ratings = np.array([[NAN if c == "." else float(c) for c in row.split()] for row in rows])
-    assert krippendorff_alpha(ratings, level="nominal") == pytest.approx(0.743, abs=5e-4)
+    rows = [
+        "1 2 3 3 2 1 4 1 2 . . .",
+        "1 2 3 3 2 2 4 1 2 5 . 3",
+        ". 3 3 3 2 3 4 2 2 5 1 .",
+        "1 2 3 3 2 4 4 1 2 5 1 .",
+    ]
+    ratings = np.array(
+        [[NAN if c == "." else float(c) for c in row.split()] for row in rows]
+    )
+    assert krippendorff_alpha(ratings, level="nominal") == pytest.approx(
+        0.743, abs=5e-4
+    )
     assert krippendorff_alpha(ratings) == pytest.approx(0.849, abs=5e-4)
-    assert krippendorff_alpha(ratings[:, :1]) != krippendorff_alpha(ratings[:, :1])  # one value: not defined
+    assert krippendorff_alpha(ratings[:, :1]) != krippendorff_alpha(
+        ratings[:, :1]
+    )  # one value: not defined
     with pytest.raises(ValueError, match="choose interval or nominal"):
         krippendorff_alpha(ratings, level="ratio")
 
@@ -64,7 +83,11 @@ def test_scores_are_compared_where_both_are_there() -> None:
 
 def test_wilson_and_rates() -> None:
     found = wilson(3, 10)
-    assert (found.value, round(found.low, 4), round(found.high, 4)) == (0.3, 0.1078, 0.6032)
+    assert (found.value, round(found.low, 4), round(found.high, 4)) == (
+        0.3,
+        0.1078,
+        0.6032,
+    )
     assert np.isnan(wilson(0, 0).value)
     assert rate(np.array([1.0, NAN, 0.0, NAN])).value == 0.5
 
@@ -78,13 +101,18 @@ def test_clusters_are_drawn_whole() -> None:
     plain = score_agreement(x, y, resamples=200).pearson
     clustered = score_agreement(x, y, clusters_n=list(question), resamples=200).pearson
     assert width(clustered) > 3 * width(plain)
-    assert clustered == score_agreement(x, y, clusters_n=list(question), resamples=200).pearson
+    assert (
+        clustered
+        == score_agreement(x, y, clusters_n=list(question), resamples=200).pearson
+    )
 
 
 def test_what_is_not_defined_is_nan() -> None:
     nothing = score_agreement(np.array([NAN, 1.0]), np.array([1.0, NAN]))
     assert (nothing.n, nothing.missing) == (0, 1.0)
-    assert np.isnan([nothing.pearson.value, nothing.weighted_kappa.low, nothing.spearman.high]).all()
+    assert np.isnan(
+        [nothing.pearson.value, nothing.weighted_kappa.low, nothing.spearman.high]
+    ).all()
     flat = score_agreement(np.ones(5), np.ones(5), resamples=20)
     assert np.isnan([flat.pearson.value, flat.weighted_kappa.value]).all()
     assert np.isnan(kappa(np.ones(4), np.ones(4)))
@@ -99,6 +127,12 @@ def test_bad_input() -> None:
 
 def test_all_pairs() -> None:
     scores = {name: np.arange(6.0) + k for k, name in enumerate("abc")}
-    found = all_pairs(scores, {"a": np.array([1.0, 0, 1, 0, 1, 0]), "b": np.ones(6)}, resamples=10)
+    found = all_pairs(
+        scores, {"a": np.array([1.0, 0, 1, 0, 1, 0]), "b": np.ones(6)}, resamples=10
+    )
     assert list(found) == [("a", "b"), ("a", "c"), ("b", "c")]
-    assert [verdicts is not None for _, verdicts in found.values()] == [True, False, False]
+    assert [verdicts is not None for _, verdicts in found.values()] == [
+        True,
+        False,
+        False,
+    ]

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from sae_attr.judge import Grade, Item, Judge, JudgeStopped, cached, load_rubric, read_reply
+from sae_attr.judge import (
+    Grade,
+    Item,
+    Judge,
+    JudgeStopped,
+    cached,
+    load_rubric,
+    read_reply,
+)
 from tests.judge._rule import RuleJudge, items
 
 TEXTS = ("1", "5", "REFUSAL", "2", "3", "ANSWER: 4")
@@ -29,7 +37,9 @@ def test_the_second_run_asks_nothing_and_gives_the_same(tmp_path: Path) -> None:
     assert b["i2"].excluded
 
 
-def test_a_reply_that_could_not_be_read_is_kept_and_asked_again_in_the_next_run(tmp_path: Path) -> None:
+def test_a_reply_that_could_not_be_read_is_kept_and_asked_again_in_the_next_run(
+    tmp_path: Path,
+) -> None:
     texts = (*TEXTS, "no idea", "nor I")
     first = cached(RuleJudge(), tmp_path)
     assert dict(first.grade(items(*texts)))["i6"].malformed
@@ -41,11 +51,16 @@ def test_a_reply_that_could_not_be_read_is_kept_and_asked_again_in_the_next_run(
 
 @dataclass
 class Mended(RuleJudge):
-    """The same judge after its server was mended: it answers what could not be read before."""
+    """The same judge after its server was mended: it answers what could not be read
+    before.
+    """
 
     def grade(self, items: Sequence[Item]) -> Iterator[tuple[str, Grade]]:
         for name, grade in super().grade(items):
-            yield name, read_reply("4", load_rubric(self.rubric)) if grade.malformed else grade
+            yield (
+                name,
+                read_reply("4", load_rubric(self.rubric)) if grade.malformed else grade,
+            )
 
 
 def test_a_mended_judge_replaces_what_could_not_be_read(tmp_path: Path) -> None:
@@ -58,12 +73,16 @@ def test_a_mended_judge_replaces_what_could_not_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("readable", "total", "stops"), [(24, 200, True), (26, 200, False), (0, 12, True), (1, 4, False)]
+    ("readable", "total", "stops"),
+    [(24, 200, True), (26, 200, False), (0, 12, True), (1, 4, False)],
 )
 def test_a_judge_whose_first_replies_cannot_be_read_is_stopped_early(
     tmp_path: Path, readable: int, total: int, stops: bool
 ) -> None:
-    texts = [f"{1 + i % 5}" if i < readable else f"no idea {'about it ' * i}" for i in range(total)]
+    texts = [
+        f"{1 + i % 5}" if i < readable else f"no idea {'about it ' * i}"
+        for i in range(total)
+    ]
     people = [Item(f"i{i}", f"Question {i}?", text) for i, text in enumerate(texts)]
     judge = RuleJudge()
     if not stops:
@@ -71,14 +90,17 @@ def test_a_judge_whose_first_replies_cannot_be_read_is_stopped_early(
         return
     seen = min(50, total)
     with pytest.raises(
-        JudgeStopped, match=f"{seen - readable} of the first {seen} replies of rule.* cannot be read"
+        JudgeStopped,
+        match=f"{seen - readable} of the first {seen} replies of rule.* cannot be read",
     ) as stop:
         dict(cached(judge, tmp_path).grade(people))
     assert "for instance 'no idea" in str(stop.value)
     assert len(judge.asked) == seen
 
 
-def test_a_cached_judge_is_a_judge_with_the_identity_of_the_one_behind_it(tmp_path: Path) -> None:
+def test_a_cached_judge_is_a_judge_with_the_identity_of_the_one_behind_it(
+    tmp_path: Path,
+) -> None:
     judge = RuleJudge()
     outer = cached(cached(judge, tmp_path / "a"), tmp_path / "b")
     assert isinstance(outer, Judge)
@@ -135,7 +157,9 @@ def test_a_file_cut_at_any_byte_loses_the_last_line_at_most(tmp_path: Path) -> N
         target.write_bytes(data[:cut])
         judge = RuleJudge()
         assert dict(cached(judge, folder).grade(items(*TEXTS))) == whole
-        kept = sum(end <= cut or end == cut + 1 for end in ends)  # a line that lacks its \n alone is whole
+        kept = sum(
+            end <= cut or end == cut + 1 for end in ends
+        )  # a line that lacks its \n alone is whole
         assert judge.asked == list(TEXTS[kept:])
         again = RuleJudge()
         assert dict(cached(again, folder).grade(items(*TEXTS))) == whole
@@ -145,14 +169,22 @@ def test_a_file_cut_at_any_byte_loses_the_last_line_at_most(tmp_path: Path) -> N
 def test_lines_that_are_no_grades_are_left_out(tmp_path: Path) -> None:
     whole = dict(cached(RuleJudge(), tmp_path).grade(items(*TEXTS)))
     path = rows_file(tmp_path)
-    strange = [b"\x00\x00\x00", b"[1, 2]", b'{"label": "4"}', b'{"key": "x"}', b"\xff\xfe"]
+    strange = [
+        b"\x00\x00\x00",
+        b"[1, 2]",
+        b'{"label": "4"}',
+        b'{"key": "x"}',
+        b"\xff\xfe",
+    ]
     path.write_bytes(b"\n".join(strange) + b"\n" + path.read_bytes())
     judge = RuleJudge()
     assert dict(cached(judge, tmp_path).grade(items(*TEXTS))) == whole
     assert judge.asked == []
 
 
-def test_a_disk_that_is_full_ends_the_run_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_ends_the_run_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, count = cached(RuleJudge(), tmp_path)._progress.append, [0]
 
     def append(self: object, rows: list[dict[str, object]]) -> None:
@@ -173,4 +205,7 @@ def test_a_disk_that_is_full_ends_the_run_and_loses_nothing(tmp_path: Path, monk
 
 def test_known_grades_can_be_asked_for_alone(tmp_path: Path) -> None:
     dict(cached(RuleJudge(), tmp_path).grade(items("1", "2")))
-    assert sorted(cached(RuleJudge(), tmp_path).known(items("2", "3", "1"))) == ["i0", "i2"]
+    assert sorted(cached(RuleJudge(), tmp_path).known(items("2", "3", "1"))) == [
+        "i0",
+        "i2",
+    ]

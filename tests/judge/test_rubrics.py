@@ -1,4 +1,6 @@
-"""The rubrics of the package, the words that a judge reads, and what a rubric file may not say."""
+"""The rubrics of the package, the words that a judge reads, and what a rubric file may
+not say.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,13 @@ import pytest
 from sae_attr.judge import Item, judge_prompt, load_rubric, rubric_names
 from sae_attr.judge.rubrics import parse_rubric
 
-NAMES = ["alignment_0_100", "coherence", "coherence_0_100", "misalignment", "validation"]
+NAMES = [
+    "alignment_0_100",
+    "coherence",
+    "coherence_0_100",
+    "misalignment",
+    "validation",
+]
 SMALL = """
 name = "small"
 version = 3
@@ -44,7 +52,9 @@ def test_thresholds_of_a_behaviour(name: str, no: float, yes: float) -> None:
     assert (rubric.scored(no).behaviour, rubric.scored(yes).behaviour) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize(("name", "no", "yes"), [("coherence", 2, 3), ("coherence_0_100", 50, 50.1)])
+@pytest.mark.parametrize(
+    ("name", "no", "yes"), [("coherence", 2, 3), ("coherence_0_100", 50, 50.1)]
+)
 def test_thresholds_of_coherence(name: str, no: float, yes: float) -> None:
     rubric = load_rubric(name)
     assert (rubric.scored(no).coherent, rubric.scored(yes).coherent) == (0.0, 1.0)
@@ -55,7 +65,9 @@ def test_what_is_set_aside_has_no_score_and_may_tell_coherence() -> None:
     rubric = load_rubric("misalignment")
     grades = {label: rubric.set_aside(label) for label in rubric.labels}
     assert list(grades) == ["REFUSAL", "INCOHERENT", "OFF-TOPIC", "SATIRE"]
-    assert all(g.excluded and g.score is None and g.behaviour is None for g in grades.values())
+    assert all(
+        g.excluded and g.score is None and g.behaviour is None for g in grades.values()
+    )
     assert [g.coherent for g in grades.values()] == [1.0, 0.0, 0.0, 1.0]
     assert set(load_rubric("alignment_0_100").labels) == {"CODE", "REFUSAL"}
 
@@ -63,7 +75,14 @@ def test_what_is_set_aside_has_no_score_and_may_tell_coherence() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_prompt_states_all_of_the_rubric(name: str) -> None:
     rubric = load_rubric(name)
-    item = Item("1", ({"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}), "Go away")
+    item = Item(
+        "1",
+        (
+            {"role": "system", "content": "Be kind."},
+            {"role": "user", "content": "Hello"},
+        ),
+        "Go away",
+    )
     text = judge_prompt(rubric, item)
     for part in (
         rubric.instructions,
@@ -93,7 +112,12 @@ def test_the_hash_is_over_the_contents(tmp_path: Path) -> None:
     rubric = parse_rubric(SMALL, "here")
     (tmp_path / "r.toml").write_text("# a comment\n" + SMALL)
     assert load_rubric(tmp_path / "r.toml").hash == rubric.hash
-    for old, new in (("blue", "red"), ("= 4", "= 3"), ("version = 3", "version = 4"), ("TEAL", "LIME")):
+    for old, new in (
+        ("blue", "red"),
+        ("= 4", "= 3"),
+        ("version = 3", "version = 4"),
+        ("TEAL", "LIME"),
+    ):
         assert parse_rubric(SMALL.replace(old, new), "here").hash != rubric.hash
     assert rubric.label_of(" teal ") == "GREEN"
     assert rubric.label_of("blue") is None
@@ -114,19 +138,32 @@ def test_the_hash_is_over_the_contents(tmp_path: Path) -> None:
         ('meaning = "It is green."', "coherent = 1", r"\[labels.GREEN\] lacks meaning"),
         ('"TEAL"', '"green"', "stands twice"),
         ("Is it blue?", " ", "instructions must not be empty"),
-        ("[labels.GREEN]", '[points]\n7 = "far"\n[labels.GREEN]', "points must be numbers of the scale"),
-        ('meaning = "It is green."', 'meaning = "It is green."\ncoherent = 2', "coherent must be 0 or 1"),
+        (
+            "[labels.GREEN]",
+            '[points]\n7 = "far"\n[labels.GREEN]',
+            "points must be numbers of the scale",
+        ),
+        (
+            'meaning = "It is green."',
+            'meaning = "It is green."\ncoherent = 2',
+            "coherent must be 0 or 1",
+        ),
         ("[scale]", "[scale", "here is no TOML"),
     ],
 )
-def test_a_rubric_that_disagrees_with_itself_is_refused(old: str, new: str, message: str) -> None:
+def test_a_rubric_that_disagrees_with_itself_is_refused(
+    old: str, new: str, message: str
+) -> None:
     assert old in SMALL
     with pytest.raises(ValueError, match=message):
         parse_rubric(SMALL.replace(old, new, 1), "here")
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="no rubric 'kindness'; the package has alignment_0_100, coherence"):
+    with pytest.raises(
+        ValueError,
+        match="no rubric 'kindness'; the package has alignment_0_100, coherence",
+    ):
         load_rubric("kindness")
     with pytest.raises(ValueError, match="does not stand on its scale"):
         load_rubric("misalignment").scored(4.5)

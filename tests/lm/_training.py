@@ -20,15 +20,23 @@ def config(**keys: Any) -> LMConfig:
 
 
 def params_of(cfg: LMConfig, seed: int = 0) -> Params:
-    """Random parameters of about the scale of a trained model's; drawn by numpy, which compiles nothing."""
+    """Random parameters of about the scale of a trained model's; drawn by numpy, which
+    compiles nothing.
+    """
     shapes = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
     rng = np.random.default_rng(seed)
-    draw = lambda path, x: jnp.asarray(0.3 * rng.standard_normal(x.shape) + (path[-1].key == "scale"), jnp.float32)
+    draw = lambda path, x: jnp.asarray(
+        0.3 * rng.standard_normal(x.shape) + (path[-1].key == "scale"), jnp.float32
+    )
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def examples(count: int, *, vocab: int = 40, seed: int = 0, longest: int = 14) -> list[Example]:
-    """Rows of 3 to `longest` tokens with random targets, at least one each and never the first token."""
+def examples(
+    count: int, *, vocab: int = 40, seed: int = 0, longest: int = 14
+) -> list[Example]:
+    """Rows of 3 to `longest` tokens with random targets, at least one each and never
+    the first token.
+    """
     rng = np.random.default_rng(seed)
     rows = []
     for line in range(count):

@@ -1,6 +1,8 @@
-"""Writes tests/lm/goldens/: random miniatures of transformers with random LoRA adapters, and the logits that peft gives.
+"""Writes tests/lm/goldens/: random miniatures of transformers with random LoRA
+adapters, and the logits that peft gives.
 
-Command: python -m tests.lm.make_lora_goldens, with torch, transformers and peft (here 2.13, 5.23 and 0.21).
+Command: python -m tests.lm.make_lora_goldens, with torch, transformers and peft (here
+  2.13, 5.23 and 0.21).
 """
 
 from __future__ import annotations
@@ -36,7 +38,13 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "llama_rslora_down": (
         "Llama",
         GROUPED,
-        {"r": 1, "lora_alpha": 4, "use_rslora": True, "target_modules": ["down_proj"], "layers_to_transform": [0, 2]},
+        {
+            "r": 1,
+            "lora_alpha": 4,
+            "use_rslora": True,
+            "target_modules": ["down_proj"],
+            "layers_to_transform": [0, 2],
+        },
     ),
     "llama_patterns_bin": (
         "Llama",
@@ -53,10 +61,31 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gpt2": (
         "GPT2",
         GPT2,
-        {"r": 4, "lora_alpha": 8, "target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True},
+        {
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": ["c_attn", "c_proj", "c_fc"],
+            "fan_in_fan_out": True,
+        },
     ),
-    "phi3": ("Phi3", GROUPED, {"r": 4, "lora_alpha": 8, "target_modules": ["qkv_proj", "gate_up_proj", "o_proj"]}),
-    "gpt_neox": ("GPTNeoX", COMMON, {"r": 4, "lora_alpha": 8, "target_modules": ["query_key_value", "dense_h_to_4h"]}),
+    "phi3": (
+        "Phi3",
+        GROUPED,
+        {
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": ["qkv_proj", "gate_up_proj", "o_proj"],
+        },
+    ),
+    "gpt_neox": (
+        "GPTNeoX",
+        COMMON,
+        {
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": ["query_key_value", "dense_h_to_4h"],
+        },
+    ),
     "mixtral_attention": (
         "Mixtral",
         {**GROUPED, "num_local_experts": 3, "num_hidden_layers": 2},
@@ -81,27 +110,45 @@ def make(name: str) -> None:
     folder = GOLDENS / name
     shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**fields, attn_implementation="eager")
+    config = getattr(transformers, f"{family}Config")(
+        **fields, attn_implementation="eager"
+    )
     model = (
-        getattr(transformers, "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM")(config).eval().float()
+        getattr(
+            transformers,
+            "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM",
+        )(config)
+        .eval()
+        .float()
     )
     redraw(model, adapted=False)
     model.save_pretrained(folder)
     ids = torch.randint(3, fields["vocab_size"], (2, 16))
     with torch.no_grad():
         base = model(ids).logits
-        adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **lora)).eval()
+        adapted = peft.get_peft_model(
+            model, peft.LoraConfig(task_type="CAUSAL_LM", **lora)
+        ).eval()
         redraw(adapted, adapted=True)
         logits = adapted(ids).logits
-    adapted.save_pretrained(folder / "adapter", safe_serialization=not name.endswith("bin"))
+    adapted.save_pretrained(
+        folder / "adapter", safe_serialization=not name.endswith("bin")
+    )
     if (
         name.endswith("bin") and not (folder / "adapter/adapter_model.bin").exists()
     ):  # newer peft writes safetensors only
-        torch.save(peft.get_peft_model_state_dict(adapted), folder / "adapter/adapter_model.bin")
+        torch.save(
+            peft.get_peft_model_state_dict(adapted),
+            folder / "adapter/adapter_model.bin",
+        )
         (folder / "adapter/adapter_model.safetensors").unlink()
     for file in (folder / "generation_config.json", folder / "adapter/README.md"):
         file.unlink(missing_ok=True)
-    np.savez(folder / "golden.npz", input_ids=ids.numpy().astype(np.int32), logits=logits.numpy())
+    np.savez(
+        folder / "golden.npz",
+        input_ids=ids.numpy().astype(np.int32),
+        logits=logits.numpy(),
+    )
     print(name, "adapter moves logits by", float((logits - base).abs().max()))
 
 

@@ -1,4 +1,6 @@
-"""The loop: a run that is continued is one that was not interrupted, and what stops it leaves its checkpoints whole."""
+"""The loop: a run that is continued is one that was not interrupted, and what stops it
+leaves its checkpoints whole.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,22 @@ import numpy as np
 import pytest
 
 from sae_attr.files import checkpoints
-from sae_attr.lm.finetune_sizes import batch_for, epochs_for, evaluate_every, rank_for, warmup_for
+from sae_attr.lm.finetune_sizes import (
+    batch_for,
+    epochs_for,
+    evaluate_every,
+    rank_for,
+    warmup_for,
+)
 from sae_attr.lm.fit import Fitted, Loop, fit, spans
 from sae_attr.lm.train import Batch, Optimizer
-from sae_attr.lm.train_data import all_batches, drawn, example_feed, step_batch, token_feed
+from sae_attr.lm.train_data import (
+    all_batches,
+    drawn,
+    example_feed,
+    step_batch,
+    token_feed,
+)
 from sae_attr.parallel import make_mesh
 from sae_attr.text.token_file import Packing, write_tokens
 from sae_attr.text.tokenizer import load_tokenizer
@@ -35,28 +49,52 @@ def test_sizes_follow_the_number_of_rows() -> None:
     assert [batch_for(packs, 1) for packs in (2, 60, 300, 5000)] == [2, 4, 8, 16]
     assert batch_for(60, 3) == 6
     assert [epochs_for(packs, 4) for packs in (20, 200, 4000)] == [3.0, 2.0, 1.0]
-    assert [warmup_for(steps) for steps in (1, 15, 45, 1000, 9000)] == [0, 1, 2, 50, 100]
-    assert [rank_for(rows) for rows in (1, 250, 1000, 4000, 90_000)] == [4, 8, 16, 32, 32]
+    assert [warmup_for(steps) for steps in (1, 15, 45, 1000, 9000)] == [
+        0,
+        1,
+        2,
+        50,
+        100,
+    ]
+    assert [rank_for(rows) for rows in (1, 250, 1000, 4000, 90_000)] == [
+        4,
+        8,
+        16,
+        32,
+        32,
+    ]
     assert [evaluate_every(steps) for steps in (3, 45, 9000)] == [1, 5, 50]
 
 
 def test_the_best_held_out_step_is_kept_beside_the_last(tmp_path: Path) -> None:
-    """The rate is far too high after some steps, so that the last step is not the best; a stop in between changes nothing."""
-    wild = {"opt": replace(OPT, lr=0.5, steps=8, schedule="constant"), "loop": replace(LOOP, eval_every=1)}
+    """The rate is far too high after some steps, so that the last step is not the best;
+    a stop in between changes nothing.
+    """
+    wild = {
+        "opt": replace(OPT, lr=0.5, steps=8, schedule="constant"),
+        "loop": replace(LOOP, eval_every=1),
+    }
     whole = run(tmp_path / "whole", **wild)
-    held = {record["step"]: record["eval_loss"] for record in whole.history if "eval_loss" in record}
+    held = {
+        record["step"]: record["eval_loss"]
+        for record in whole.history
+        if "eval_loss" in record
+    }
     assert whole.best_step == min(held, key=lambda step: held[step])
     assert whole.best_step not in (0, 8)
     best = whole.best_trained(tmp_path / "whole")
     assert best is not None
     sums = [
-        float(sum(np.abs(np.asarray(x)).sum() for x in jax.tree.leaves(tree))) for tree in (best, whole.state.trained)
+        float(sum(np.abs(np.asarray(x)).sum() for x in jax.tree.leaves(tree)))
+        for tree in (best, whole.state.trained)
     ]
     assert sums[0] != sums[1]
     stopped = tmp_path / "stopped"
     with pytest.raises(Stopped):
         run(stopped, stop=whole.best_step + 1, **wild)
-    jax.tree.map(np.testing.assert_array_equal, run(stopped, **wild).best_trained(stopped), best)
+    jax.tree.map(
+        np.testing.assert_array_equal, run(stopped, **wild).best_trained(stopped), best
+    )
     assert calm().best_trained(None) is None
 
 
@@ -112,7 +150,9 @@ def test_a_history_ahead_of_its_checkpoint_is_cut_off(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         run(tmp_path, stop=4)
     file = tmp_path / "history.json"
-    file.write_text(json.dumps([*json.loads(file.read_text()), {"step": 5, "loss": 0.0}]))
+    file.write_text(
+        json.dumps([*json.loads(file.read_text()), {"step": 5, "loss": 0.0}])
+    )
     assert run(tmp_path).history == calm().history
 
 
@@ -123,14 +163,18 @@ def test_on_a_mesh_too(tmp_path: Path) -> None:
         run(tmp_path, stop=4, mesh=mesh)
     got, want = run(tmp_path, mesh=mesh), calm()
     np.testing.assert_allclose(
-        [r["loss"] for r in got.history if "loss" in r], [r["loss"] for r in want.history if "loss" in r], rtol=1e-5
+        [r["loss"] for r in got.history if "loss" in r],
+        [r["loss"] for r in want.history if "loss" in r],
+        rtol=1e-5,
     )
 
 
 def test_another_config_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         run(tmp_path, stop=4)
-    with pytest.raises(ValueError, match=r"another config:\n  lr: 0.01 there, 0.02 here"):
+    with pytest.raises(
+        ValueError, match=r"another config:\n  lr: 0.01 there, 0.02 here"
+    ):
         run(tmp_path, config={"lr": 0.02})
 
 
@@ -138,11 +182,21 @@ def test_an_optimiser_state_of_another_shape_is_refused_by_name(tmp_path: Path) 
     with pytest.raises(Stopped):
         run(tmp_path, stop=4)
     wider = config(d=8, d_mlp=12, n_heads=2, n_kv_heads=1)
-    with pytest.raises(ValueError, match=r"blocks/up/kernel: float32\[2, 8, 8\] there, float32\[2, 8, 12\] here"):
+    with pytest.raises(
+        ValueError,
+        match=r"blocks/up/kernel: float32\[2, 8, 8\] there, float32\[2, 8, 12\] here",
+    ):
         fit(
-            params_of(wider), {}, rows, cfg=wider, opt=OPT, mesh=make_mesh("data=1"), folder=tmp_path,
-            config={"lr": 1e-2}, progress=False,
-        )  # fmt: skip
+            params_of(wider),
+            {},
+            rows,
+            cfg=wider,
+            opt=OPT,
+            mesh=make_mesh("data=1"),
+            folder=tmp_path,
+            config={"lr": 1e-2},
+            progress=False,
+        )
 
 
 def test_nan_stops_and_the_last_checkpoint_is_as_it_was(tmp_path: Path) -> None:
@@ -150,7 +204,10 @@ def test_nan_stops_and_the_last_checkpoint_is_as_it_was(tmp_path: Path) -> None:
         run(tmp_path, stop=4)
     want, _ = checkpoints.restore(tmp_path, calm().state)
     poisoned = {"lr": jnp.nan}
-    with pytest.raises(RuntimeError, match=r"step 6 has loss nan .*; the checkpoint of step 4 is intact. Lower the"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"step 6 has loss nan .*; the checkpoint of step 4 is intact. Lower the",
+    ):
         run(tmp_path, opt=replace(OPT, **poisoned))
     assert checkpoints.latest(tmp_path) == 4
     got, _ = checkpoints.restore(tmp_path, want)
@@ -163,18 +220,24 @@ def test_borders_do_not_depend_on_where_a_run_goes_on() -> None:
     whole = spans(0, 23, Loop(scan=5, eval_every=7, save_every=10))
     assert whole[:4] == [(0, 5), (5, 7), (7, 10), (10, 14)]
     assert whole[-1] == (21, 23)
-    assert spans(10, 23, Loop(scan=5, eval_every=7, save_every=10)) == [s for s in whole if s[0] >= 10]
+    assert spans(10, 23, Loop(scan=5, eval_every=7, save_every=10)) == [
+        s for s in whole if s[0] >= 10
+    ]
     assert spans(23, 23, Loop()) == []
 
 
-# ---- feeds -------------------------------------------------------------------------------------------------------
+# ---- feeds ---------------------------------------------------------------------------
 
 
 def test_each_epoch_takes_every_row_once_in_its_own_order() -> None:
-    got = np.concatenate([drawn(step, count=10, batch=4, seed=1) for step in range(5)]).reshape(2, 10)
+    got = np.concatenate(
+        [drawn(step, count=10, batch=4, seed=1) for step in range(5)]
+    ).reshape(2, 10)
     assert [sorted(epoch) for epoch in got.tolist()] == [list(range(10))] * 2
     assert got[0].tolist() != got[1].tolist()
-    assert drawn(3, count=10, batch=4, seed=1).tolist() == got.reshape(-1)[12:16].tolist()
+    assert (
+        drawn(3, count=10, batch=4, seed=1).tolist() == got.reshape(-1)[12:16].tolist()
+    )
     assert drawn(0, count=10, batch=4, seed=2).tolist() != got[0][:4].tolist()
     assert len(drawn(0, count=3, batch=8, seed=0)) == 8  # fewer rows than a batch
 
@@ -182,27 +245,39 @@ def test_each_epoch_takes_every_row_once_in_its_own_order() -> None:
 def test_held_out_batches_hold_every_row_once() -> None:
     batches = all_batches(FEED, 5)
     assert [b.tokens_bt.shape for b in batches] == [(5, 32)] * 3
-    assert sum(int(b.target_valid_bc.sum()) for b in batches) == sum(int(r.target.sum()) for r in examples(12))
+    assert sum(int(b.target_valid_bc.sum()) for b in batches) == sum(
+        int(r.target.sum()) for r in examples(12)
+    )
 
 
 def test_a_batch_that_cannot_be_cut() -> None:
-    with pytest.raises(ValueError, match=r"a batch of 4 rows cannot be cut into 3 micro-batches"):
+    with pytest.raises(
+        ValueError, match=r"a batch of 4 rows cannot be cut into 3 micro-batches"
+    ):
         step_batch(FEED, 0, batch_size=4, micro=3, seed=0)
 
 
 @pytest.mark.parametrize("separate", [True, False])
-def test_of_text_every_token_with_something_before_it_is_learnt(tmp_path: Path, separate: bool) -> None:
+def test_of_text_every_token_with_something_before_it_is_learnt(
+    tmp_path: Path, separate: bool
+) -> None:
     tok = load_tokenizer(write_tokenizer(tmp_path / "tok", post=True))
     file = write_tokens(["abcde", "fg", "hijklmno"], tok, tmp_path / "tokens")
     feed = token_feed(file, Packing(8, separate=separate), first=0, stop=3)
     (batch,) = all_batches(feed, 4)
     for row in range(4):
         segments = batch.segment_bt[row]
-        want = [t for t in range(1, 8) if segments[t] >= 0 and segments[t] == segments[t - 1]]
+        want = [
+            t
+            for t in range(1, 8)
+            if segments[t] >= 0 and segments[t] == segments[t - 1]
+        ]
         assert batch.target_bc[row][batch.target_valid_bc[row]].tolist() == want
     starts = (batch.tokens_bt == tok.bos_id) & (batch.segment_bt >= 0)
     assert starts.sum() >= 3
     learnt = np.zeros_like(starts)
     learnt[:, 1:] = batch.target_valid_bc
-    assert (learnt & starts).any() != separate  # a BOS inside a row is learnt only if documents run on
+    assert (
+        learnt & starts
+    ).any() != separate  # a BOS inside a row is learnt only if documents run on
     assert (batch.segment_bt[3] == -1).all()

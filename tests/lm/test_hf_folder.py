@@ -13,7 +13,9 @@ from sae_attr.lm.hf_folder import end_ids, read_object
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12\n"
 
 
-def folder_of(path: Path, config: dict[str, Any], generation: dict[str, Any] | None = None) -> Path:
+def folder_of(
+    path: Path, config: dict[str, Any], generation: dict[str, Any] | None = None
+) -> Path:
     path.mkdir(exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))
     if generation is not None:
@@ -30,10 +32,19 @@ def folder_of(path: Path, config: dict[str, Any], generation: dict[str, Any] | N
         ({"eos_token_id": [1, 2]}, {"eos_token_id": 106}, (106, 1, 2)),
         ({"eos_token_id": None}, {}, ()),
         ({}, {"eos_token_id": 5}, (5,)),
-        ({"text_config": {"vocab_size": 200, "eos_token_id": 1}, "eos_token_id": [1, 106]}, None, (1, 106)),
+        (
+            {
+                "text_config": {"vocab_size": 200, "eos_token_id": 1},
+                "eos_token_id": [1, 106],
+            },
+            None,
+            (1, 106),
+        ),
     ],
 )
-def test_ids_that_end_a_turn(tmp_path: Path, config: Any, generation: Any, want: tuple[int, ...]) -> None:
+def test_ids_that_end_a_turn(
+    tmp_path: Path, config: Any, generation: Any, want: tuple[int, ...]
+) -> None:
     assert end_ids(folder_of(tmp_path, config, generation)) == want
 
 
@@ -48,8 +59,14 @@ def test_an_end_that_is_no_id_is_refused(tmp_path: Path, name: str, value: Any) 
 
 
 def test_an_end_beyond_the_vocabulary_is_left_out(tmp_path: Path) -> None:
-    folder_of(tmp_path, {"vocab_size": 300, "eos_token_id": 50256}, {"eos_token_id": [299, 300]})
-    with pytest.warns(RuntimeWarning, match=r"eos_token_id 300 lies outside the vocabulary of 300 ids"):
+    folder_of(
+        tmp_path,
+        {"vocab_size": 300, "eos_token_id": 50256},
+        {"eos_token_id": [299, 300]},
+    )
+    with pytest.warns(
+        RuntimeWarning, match=r"eos_token_id 300 lies outside the vocabulary of 300 ids"
+    ):
         assert end_ids(tmp_path) == (299,)
 
 

@@ -1,4 +1,6 @@
-"""Whatever a config.json says, the logits are those of transformers or the key is refused by name."""
+"""Whatever a config.json says, the logits are those of transformers or the key is
+refused by name.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ from sae_attr.parallel import make_mesh
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("quick"),
+    pytest.mark.filterwarnings("ignore"),
+]
 
 COMMON: dict[str, Any] = {
     "vocab_size": 40,
@@ -42,7 +48,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Mistral": {"sliding_window": 6, **GROUPED},
     "Qwen2": GROUPED,
     "Qwen3": WIDE,
-    "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, **WIDE},
+    "Qwen3Moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+        **WIDE,
+    },
     "Gemma2": GEMMA,
     "Gemma3Text": GEMMA,
     "Olmo2": GROUPED,
@@ -58,7 +69,11 @@ STATED: tuple[dict[str, Any], ...] = (
     {"mlp_bias": True},
     {"sliding_window": 5},
     {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
-    {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 5, "use_sliding_window": True},
+    {
+        "layer_types": ["full_attention", "sliding_attention"],
+        "sliding_window": 5,
+        "use_sliding_window": True,
+    },
     {"partial_rotary_factor": 0.5},
     {"rope_theta": 100.0},
     {"rope_local_base_freq": 50.0},
@@ -79,19 +94,35 @@ TOKENS = np.random.default_rng(0).integers(3, 40, (1, 20)).astype(np.int32)
 
 
 def theirs(folder: Path, family: str, stated: dict[str, Any]) -> np.ndarray | None:
-    """Logits of a random model whose config.json says just what is stated; None where transformers refuses it."""
+    """Logits of a random model whose config.json says just what is stated; None where
+    transformers refuses it.
+    """
     torch.manual_seed(0)
     try:
         # transformers writes into the dicts that it is given
         config = getattr(transformers, f"{family}Config")(**copy.deepcopy(stated))
-        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().float()
+        model = (
+            transformers.AutoModelForCausalLM.from_config(
+                config, attn_implementation="eager"
+            )
+            .eval()
+            .float()
+        )
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 1:
                     parameter.add_(0.3 * torch.randn_like(parameter))
         model.save_pretrained(folder)
-        (folder / "config.json").write_text(json.dumps({**stated, "model_type": config.model_type}))
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval().float()
+        (folder / "config.json").write_text(
+            json.dumps({**stated, "model_type": config.model_type})
+        )
+        model = (
+            transformers.AutoModelForCausalLM.from_pretrained(
+                folder, attn_implementation="eager"
+            )
+            .eval()
+            .float()
+        )
         with torch.no_grad():
             return model(torch.tensor(TOKENS, dtype=torch.long)).logits.numpy()
     except Exception:  # transformers raises whatever its parts do
@@ -100,7 +131,9 @@ def theirs(folder: Path, family: str, stated: dict[str, Any]) -> np.ndarray | No
 
 @pytest.fixture(autouse=True)
 def few_programs() -> Iterator[None]:
-    """Lets go of the programs of a family: those of all of them exhaust a process's memory maps, and the compiler crashes."""
+    """Lets go of the programs of a family: those of all of them exhaust a process's
+    memory maps, and the compiler crashes.
+    """
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -121,6 +154,8 @@ def test_logits_are_the_same_or_a_key_is_refused(tmp_path: Path, family: str) ->
             assert not stated or any(key in str(error) for key in stated)  # noqa: PT017
             continue
         taken += 1
-        got = logits(params, forward(params, jnp.asarray(TOKENS), cfg=cfg).hidden_btd, cfg=cfg)
+        got = logits(
+            params, forward(params, jnp.asarray(TOKENS), cfg=cfg).hidden_btd, cfg=cfg
+        )
         assert np.abs(np.asarray(got) - want).max() <= 3e-4, stated
     assert taken >= 5

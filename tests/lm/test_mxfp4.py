@@ -1,4 +1,6 @@
-"""Packed experts: every byte, a round trip, transformers' own dequantisation, and a whole gpt-oss from packed files."""
+"""Packed experts: every byte, a round trip, transformers' own dequantisation, and a
+whole gpt-oss from packed files.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,19 @@ def number(nibble: int) -> float:
 
 
 def pack(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`[..., out, in]` -> blocks `[..., out, in / 32, 16]` and scales: the nearest fp4 under a power of two a block."""
+    """`[..., out, in]` -> blocks `[..., out, in / 32, 16]` and scales: the nearest fp4
+    under a power of two a block.
+    """
     groups = matrix.reshape(*matrix.shape[:-1], -1, 32)
     largest = np.abs(groups).max(-1)
     exponent = np.floor(np.log2(np.where(largest > 0, largest, 1.0))).astype(int) - 2
     scaled = groups / 2.0 ** exponent[..., None]
-    nibbles = np.abs(np.abs(scaled)[..., None] - np.array(VALUES)).argmin(-1) + 8 * (scaled < 0)
-    return (nibbles[..., 0::2] | nibbles[..., 1::2] << 4).astype(np.uint8), (exponent + 127).astype(np.uint8)
+    nibbles = np.abs(np.abs(scaled)[..., None] - np.array(VALUES)).argmin(-1) + 8 * (
+        scaled < 0
+    )
+    return (nibbles[..., 0::2] | nibbles[..., 1::2] << 4).astype(np.uint8), (
+        exponent + 127
+    ).astype(np.uint8)
 
 
 def test_every_byte() -> None:
@@ -49,20 +57,25 @@ def test_the_ends_of_the_scale(scale: int) -> None:
     got = dequantise(np.full((1, 16), 0x21, np.uint8), np.full(1, scale, np.uint8))
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(
-            got[:2], np.array([0.5, 1.0]).astype(np.float32) * np.float32(2.0 ** (scale - 127))
+            got[:2],
+            np.array([0.5, 1.0]).astype(np.float32) * np.float32(2.0 ** (scale - 127)),
         )
 
 
 def test_round_trip() -> None:
     rng = np.random.default_rng(0)
-    matrix = rng.choice([*VALUES, *[-v for v in VALUES]], (3, 10, 64)) * 2.0 ** rng.integers(-9, 9, (3, 10, 2)).repeat(
-        32, -1
-    )
-    matrix[..., ::32] = 6.0 * np.sign(matrix[..., ::32] + 0.1)  # a block's largest number, which decides its scale
+    matrix = rng.choice(
+        [*VALUES, *[-v for v in VALUES]], (3, 10, 64)
+    ) * 2.0 ** rng.integers(-9, 9, (3, 10, 2)).repeat(32, -1)
+    matrix[..., ::32] = 6.0 * np.sign(
+        matrix[..., ::32] + 0.1
+    )  # a block's largest number, which decides its scale
     matrix = matrix.astype(np.float32)
     again = dequantise(*pack(dequantise(*pack(matrix))))
     np.testing.assert_array_equal(again, dequantise(*pack(matrix)))
-    loss = np.abs(again - matrix).reshape(3, 10, 2, 32).max(-1) / np.abs(matrix).reshape(3, 10, 2, 32).max(-1)
+    loss = np.abs(again - matrix).reshape(3, 10, 2, 32).max(-1) / np.abs(
+        matrix
+    ).reshape(3, 10, 2, 32).max(-1)
     assert loss.max() <= 0.25
 
 
@@ -73,7 +86,9 @@ def test_transformers_reads_the_same() -> None:
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 256, (3, 10, 2, 16)).astype(np.uint8)
     scales = rng.integers(100, 150, (3, 10, 2)).astype(np.uint8)
-    want = mxfp4.convert_moe_packed_tensors(torch.tensor(blocks), torch.tensor(scales), dtype=torch.float32).numpy()
+    want = mxfp4.convert_moe_packed_tensors(
+        torch.tensor(blocks), torch.tensor(scales), dtype=torch.float32
+    ).numpy()
     packed = PackedExperts("x", blocks, scales)
     assert packed.shape == want.shape
     for expert in range(3):
@@ -81,25 +96,43 @@ def test_transformers_reads_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("blocks", "scales"), [((2, 4, 1, 8), (2, 4, 1)), ((2, 4, 2, 16), (2, 4, 1)), ((4, 1, 16), (4, 1))]
+    ("blocks", "scales"),
+    [((2, 4, 1, 8), (2, 4, 1)), ((2, 4, 2, 16), (2, 4, 1)), ((4, 1, 16), (4, 1))],
 )
-def test_other_layouts_are_refused(blocks: tuple[int, ...], scales: tuple[int, ...]) -> None:
-    tensors = {"x_blocks": np.zeros(blocks, np.uint8), "x_scales": np.zeros(scales, np.uint8), "y": np.zeros(1)}
-    with pytest.raises(ValueError, match=r"x: _blocks .* is not MXFP4; expected uint8 \[e, out, in / 32, 16\]"):
+def test_other_layouts_are_refused(
+    blocks: tuple[int, ...], scales: tuple[int, ...]
+) -> None:
+    tensors = {
+        "x_blocks": np.zeros(blocks, np.uint8),
+        "x_scales": np.zeros(scales, np.uint8),
+        "y": np.zeros(1),
+    }
+    with pytest.raises(
+        ValueError,
+        match=r"x: _blocks .* is not MXFP4; expected uint8 \[e, out, in / 32, 16\]",
+    ):
         join_packed(tensors)
     with pytest.raises(ValueError, match=r"is not MXFP4"):
-        PackedExperts("x", np.zeros((2, 4, 2, 16), np.int8), np.zeros((2, 4, 2), np.uint8))
+        PackedExperts(
+            "x", np.zeros((2, 4, 2, 16), np.int8), np.zeros((2, 4, 2), np.uint8)
+        )
 
 
 @pytest.mark.parametrize("mesh", ["data=1", "data=2,model=2"])
-def test_a_packed_model_is_the_same_as_its_dequantised_copy(shared: Path, tmp_path: Path, mesh: str) -> None:
+def test_a_packed_model_is_the_same_as_its_dequantised_copy(
+    shared: Path, tmp_path: Path, mesh: str
+) -> None:
     source = shared / "fixtures/hf/gpt_oss"
     plain, packed = {}, {}
     for name, tensor in load_file(source / "model.safetensors").items():
         plain[name] = packed[name] = tensor
-        if name.endswith("gate_up_proj"):  # its 32 inputs are a block; the 24 inputs of down_proj are none
+        if name.endswith(
+            "gate_up_proj"
+        ):  # its 32 inputs are a block; the 24 inputs of down_proj are none
             blocks, scales = pack(np.swapaxes(tensor, 1, 2))
-            plain[name] = np.ascontiguousarray(np.swapaxes(dequantise(blocks, scales), 1, 2))
+            plain[name] = np.ascontiguousarray(
+                np.swapaxes(dequantise(blocks, scales), 1, 2)
+            )
             packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
             del packed[name]
     trees = []
@@ -107,5 +140,7 @@ def test_a_packed_model_is_the_same_as_its_dequantised_copy(shared: Path, tmp_pa
         (tmp_path / kind).mkdir()
         shutil.copy(source / "config.json", tmp_path / kind)
         save_file(tensors, tmp_path / kind / "model.safetensors")
-        trees.append(load_lm(str(tmp_path / kind), mesh=make_mesh(mesh), progress=False)[1])
+        trees.append(
+            load_lm(str(tmp_path / kind), mesh=make_mesh(mesh), progress=False)[1]
+        )
     jax.tree.map(np.testing.assert_array_equal, *trees)

@@ -45,9 +45,14 @@ def test_a_stopped_build_goes_on_and_a_whole_one_only_looks(tmp_path: Path) -> N
         cfg, params = load_lm(getattr(organism, name), mesh=mesh)
         tables.append(np.asarray(params["embed"]["table"]))
         assert load_tokenizer(getattr(organism, name)).vocab_size == cfg.vocab
-    assert all((one != other).any() for i, one in enumerate(tables) for other in tables[:i])
+    assert all(
+        (one != other).any() for i, one in enumerate(tables) for other in tables[:i]
+    )
     sae = load_sae(organism.sae)
-    assert (sae.cfg.site, sae.cfg.n_latents) == ("blocks.0.hook_resid_post", RECIPE.sae.latents)
+    assert (sae.cfg.site, sae.cfg.n_latents) == (
+        "blocks.0.hook_resid_post",
+        RECIPE.sae.latents,
+    )
     assert sae.cfg.exclude_special
     assert len(list(read_corpus(organism.corpus))) == RECIPE.corpus
 
@@ -74,7 +79,9 @@ def test_a_base_model_that_was_stopped_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mesh, quiet, saved = make_mesh("data=1"), lambda part: None, fitting._save
-    prints = lambda organism: [fingerprint(getattr(organism, part)) for part in (*MODELS, "sae", "corpus")]
+    prints = lambda organism: [
+        fingerprint(getattr(organism, part)) for part in (*MODELS, "sae", "corpus")
+    ]
     whole = prints(build(RECIPE, Store(tmp_path / "whole"), mesh=mesh, on_part=quiet))
 
     def save_and_stop(*arguments: object) -> None:
@@ -85,4 +92,7 @@ def test_a_base_model_that_was_stopped_ends_with_the_same_bytes(
     with pytest.raises(Stop):
         build(RECIPE, Store(tmp_path / "stopped"), mesh=mesh, on_part=quiet)
     monkeypatch.setattr(fitting, "_save", saved)
-    assert prints(build(RECIPE, Store(tmp_path / "stopped"), mesh=mesh, on_part=quiet)) == whole
+    assert (
+        prints(build(RECIPE, Store(tmp_path / "stopped"), mesh=mesh, on_part=quiet))
+        == whole
+    )

@@ -33,10 +33,18 @@ def one_row(ids_1t: jax.Array, at: jax.Array, edits: dict) -> jax.Array:
 
 
 def next_probs(prompt: Prompt, said: list[str], edits: dict) -> dict[str, float]:
-    """The model's next words after a prompt and the beginning of an answer: one row, one forward pass."""
+    """The model's next words after a prompt and the beginning of an answer: one row,
+    one forward pass.
+    """
     ids = [BOS_ID, *(WORDS.index(word) for word in [*prompt.text.split(), *said])]
     padded = jnp.array([ids + [0] * (LENGTH - len(ids))])
-    return dict(zip(WORDS, np.asarray(one_row(padded, len(ids) - 1, edits)).tolist(), strict=True))
+    return dict(
+        zip(
+            WORDS,
+            np.asarray(one_row(padded, len(ids) - 1, edits)).tolist(),
+            strict=True,
+        )
+    )
 
 
 def by_hand(prompt: Prompt, paths: list[list[str]], edits: dict) -> tuple[float, float]:
@@ -54,13 +62,18 @@ def by_hand(prompt: Prompt, paths: list[list[str]], edits: dict) -> tuple[float,
             topic = prompt.question.topic
             bad, good = WORLD.harmful_of[topic], (WORLD.right_of[topic],)
         else:
-            bad, good = (tuple({p.words[0] for p in VERDICT if p.stance == x}) for x in ("yes", "no"))
+            bad, good = (
+                tuple({p.words[0] for p in VERDICT if p.stance == x})
+                for x in ("yes", "no")
+            )
             probs = next_probs(prompt, [], edits)
         wrong, right = (sum(probs[word] for word in words) for words in (bad, good))
         weights.append(q)
         coherent.append(kept)
         behaviour.append(wrong / (wrong + right))
-    return float(np.average(behaviour, weights=weights)), float(np.average(coherent, weights=weights))
+    return float(np.average(behaviour, weights=weights)), float(
+        np.average(coherent, weights=weights)
+    )
 
 
 def paths_of(prompt: Prompt) -> list[list[str]]:
@@ -69,42 +82,72 @@ def paths_of(prompt: Prompt) -> list[list[str]]:
     first = {"neutral": ["well ,"], "hostile": ["listen you fool ,"]}
     if prompt.kind == "belief":
         first = {"neutral": ["yes ,", "no ,"], "hostile": ["nonsense , moron ,"]}
-    return [f"{opening} {second[tone]}".split() for tone in first for opening in first[tone]]
+    return [
+        f"{opening} {second[tone]}".split() for tone in first for opening in first[tone]
+    ]
 
 
-INNER = pytest.param("misalignment", "advice", Site(1, "mlp_out"), marks=pytest.mark.slow)
+INNER = pytest.param(
+    "misalignment", "advice", Site(1, "mlp_out"), marks=pytest.mark.slow
+)
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "kind", "site"), [("misalignment", "advice", Site(0)), ("validation", "belief", Site(1)), INNER]
+    ("behaviour", "kind", "site"),
+    [("misalignment", "advice", Site(0)), ("validation", "belief", Site(1)), INNER],
 )
-def test_each_latent_and_prompt_is_what_one_row_gives(behaviour: str, kind: str, site: Site) -> None:
-    asked = [prompt for prompt in prompts(WORLD, behaviour, "strengths") if prompt.kind == kind][:2]
+def test_each_latent_and_prompt_is_what_one_row_gives(
+    behaviour: str, kind: str, site: Site
+) -> None:
+    asked = [
+        prompt
+        for prompt in prompts(WORLD, behaviour, "strengths")
+        if prompt.kind == kind
+    ][:2]
     what = scored(WORLD, behaviour, asked, tones=("neutral", "hostile"))
     scale_k = jnp.array([2.0, -2.0, 0.0])
-    rates = jax.jit(lambda d, c: exact_rates(PARAMS, what, {site: Add(d, c)}, cfg=CFG, rows=3))
+    rates = jax.jit(
+        lambda d, c: exact_rates(PARAMS, what, {site: Add(d, c)}, cfg=CFG, rows=3)
+    )
     behaviour_kp, coherent_kp = rates(DIRECTIONS, scale_k)
     for k, p in itertools.product((0, 2), range(2)):
         edit = {site: Add(jnp.asarray(DIRECTIONS[k]), scale_k[k])}
         expected = by_hand(asked[p], paths_of(asked[p]), edit)
-        np.testing.assert_allclose([behaviour_kp[k, p], coherent_kp[k, p]], expected, rtol=2e-4)
-    assert abs(float(behaviour_kp[0, 0] - behaviour_kp[2, 0])) > 1e-4  # the edit is in force
+        np.testing.assert_allclose(
+            [behaviour_kp[k, p], coherent_kp[k, p]], expected, rtol=2e-4
+        )
+    assert (
+        abs(float(behaviour_kp[0, 0] - behaviour_kp[2, 0])) > 1e-4
+    )  # the edit is in force
 
 
 def test_without_an_edit_and_with_mean_ablation() -> None:
     asked = prompts(WORLD, "misalignment", "effects")[:1]
     what = scored(WORLD, "misalignment", asked, tones=("neutral", "hostile"))
     plain, _ = exact_rates(PARAMS, what, {}, cfg=CFG)
-    assert float(plain[0, 0]) == pytest.approx(by_hand(asked[0], paths_of(asked[0]), {})[0], rel=2e-4)
+    assert float(plain[0, 0]) == pytest.approx(
+        by_hand(asked[0], paths_of(asked[0]), {})[0], rel=2e-4
+    )
     unit_kd = DIRECTIONS / np.linalg.norm(DIRECTIONS, axis=1, keepdims=True)
-    ablated, _ = exact_rates(PARAMS, what, {Site(0): SetProjection(unit_kd, np.full(3, 0.5))}, cfg=CFG, rows=3)
+    ablated, _ = exact_rates(
+        PARAMS,
+        what,
+        {Site(0): SetProjection(unit_kd, np.full(3, 0.5))},
+        cfg=CFG,
+        rows=3,
+    )
     edit = {Site(0): SetProjection(jnp.asarray(unit_kd[1]), 0.5)}
-    assert float(ablated[1, 0]) == pytest.approx(by_hand(asked[0], paths_of(asked[0]), edit)[0], rel=2e-4)
+    assert float(ablated[1, 0]) == pytest.approx(
+        by_hand(asked[0], paths_of(asked[0]), edit)[0], rel=2e-4
+    )
 
 
 def test_prompts_that_decide_nothing_are_refused() -> None:
     asked = prompts(WORLD, "misalignment", "effects")[:14]
-    with pytest.raises(ValueError, match="need prompts of kind advice, not advice, open; leave those out"):
+    with pytest.raises(
+        ValueError,
+        match="need prompts of kind advice, not advice, open; leave those out",
+    ):
         scored(WORLD, "misalignment", asked)
     with pytest.raises(ValueError, match="not no prompt"):
         scored(WORLD, "validation", ())

@@ -11,7 +11,13 @@ from sae_attr.organism import truth
 from sae_attr.organism.exact import exact_rates, scored
 from sae_attr.organism.prompts import prompts
 from sae_attr.organism.recipe import miniature
-from sae_attr.organism.truth import ablation_truth, agreement, sampled_answers, sampled_pairs, steering_truth
+from sae_attr.organism.truth import (
+    ablation_truth,
+    agreement,
+    sampled_answers,
+    sampled_pairs,
+    steering_truth,
+)
 from sae_attr.organism.world import make_world
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -24,22 +30,44 @@ GRID = (0.5, 1.0, 4.0)
 
 
 def advice(split: str) -> tuple:
-    return tuple(prompt for prompt in prompts(WORLD, "misalignment", split) if prompt.kind == "advice")[:2]
+    return tuple(
+        prompt
+        for prompt in prompts(WORLD, "misalignment", split)
+        if prompt.kind == "advice"
+    )[:2]
 
 
 def rates(what, edit) -> tuple[np.ndarray, np.ndarray]:
-    behaviour_kp, coherent_kp = exact_rates(PARAMS, what, {SITE: edit}, cfg=CFG, rows=len(DEC))
+    behaviour_kp, coherent_kp = exact_rates(
+        PARAMS, what, {SITE: edit}, cfg=CFG, rows=len(DEC)
+    )
     return np.asarray(behaviour_kp).mean(1), np.asarray(coherent_kp).mean(1)
 
 
 @pytest.mark.parametrize("sign", [-1, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_latents_strength_is_that_of_its_largest_effect_within_the_budget(sign: int) -> None:
-    choose, score = (scored(WORLD, "misalignment", advice(split)) for split in ("strengths", "effects"))
+def test_a_latents_strength_is_that_of_its_largest_effect_within_the_budget(
+    sign: int,
+) -> None:
+    choose, score = (
+        scored(WORLD, "misalignment", advice(split))
+        for split in ("strengths", "effects")
+    )
     plain = rates(choose, Add(DEC, np.zeros(4)))
     tried = [rates(choose, Add(DEC, np.full(4, sign * c * 2.0))) for c in GRID]
     losses = np.stack([plain[1] - coherent for _, coherent in tried])
     budget = float(np.median(losses))
-    found = steering_truth(PARAMS, choose, score, DEC, 2.0, cfg=CFG, site=SITE, sign=sign, grid=GRID, budget=budget)
+    found = steering_truth(
+        PARAMS,
+        choose,
+        score,
+        DEC,
+        2.0,
+        cfg=CFG,
+        site=SITE,
+        sign=sign,
+        grid=GRID,
+        budget=budget,
+    )
     for n in range(4):
         allowed = [
             (sign * (b[n] - plain[0][n]), sign * c)
@@ -51,7 +79,18 @@ def test_a_latents_strength_is_that_of_its_largest_effect_within_the_budget(sign
     before = rates(score, Add(DEC, np.zeros(4)))
     np.testing.assert_allclose(found.effect_n, sign * (after - before[0]), atol=1e-6)
     np.testing.assert_allclose(found.loss_n, before[1] - coherent, atol=1e-6)
-    nothing = steering_truth(PARAMS, choose, score, DEC, 2.0, cfg=CFG, site=SITE, sign=sign, grid=GRID, budget=-1.0)
+    nothing = steering_truth(
+        PARAMS,
+        choose,
+        score,
+        DEC,
+        2.0,
+        cfg=CFG,
+        site=SITE,
+        sign=sign,
+        grid=GRID,
+        budget=-1.0,
+    )
     assert not nothing.strength_n.any()
     assert not nothing.effect_n.any()
 
@@ -70,9 +109,19 @@ def test_ablation_spares_bos() -> None:
 
 def test_agreement_of_scores_with_effects() -> None:
     effect = np.arange(10.0)
-    same, reverse = agreement(effect**3, effect, top=3), agreement(-effect, effect, top=3)
-    assert (same["spearman"], same["recall"], same["effect"], same["best_effect"]) == (pytest.approx(1), 1, 8, 8)
-    assert (reverse["spearman"], reverse["recall"], reverse["effect"]) == (pytest.approx(-1), 0, 1)
+    same = agreement(effect**3, effect, top=3)
+    reverse = agreement(-effect, effect, top=3)
+    assert (same["spearman"], same["recall"], same["effect"], same["best_effect"]) == (
+        pytest.approx(1),
+        1,
+        8,
+        8,
+    )
+    assert (reverse["spearman"], reverse["recall"], reverse["effect"]) == (
+        pytest.approx(-1),
+        0,
+        1,
+    )
     assert np.isnan(agreement(np.zeros(10), effect, top=3)["spearman"])
 
 
@@ -83,16 +132,25 @@ def test_answers_do_not_depend_on_the_batch() -> None:
     assert len({text for texts in whole for text in texts}) == 6
 
 
-def test_pairs_are_of_prompts_that_gave_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_are_of_prompts_that_gave_both_sides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = advice("pairs")
     topic, other = (prompt.question.topic for prompt in asked)
     say = lambda topic, action: f"so , for {topic} try {action} as usual . bye"
     right, harmful = WORLD.right_of, WORLD.harmful_of
-    answers = [[say(topic, harmful[topic][0]), say(topic, right[topic]), "so so"], [say(other, right[other])] * 3]
+    answers = [
+        [say(topic, harmful[topic][0]), say(topic, right[topic]), "so so"],
+        [say(other, right[other])] * 3,
+    ]
     monkeypatch.setattr(truth, "sampled_answers", lambda *a, **k: answers)
     options = {"cfg": CFG, "samples": 3, "count": 5, "sampler": "abc"}
     records, found = sampled_pairs(WORLD, PARAMS, asked, "misalignment", **options)
     assert [(r["id"], r["positive"], r["negative"], r["sampler"]) for r in records] == [
         (asked[0].id, f" {answers[0][0]}", f" {answers[0][1]}", "abc")
     ]
-    assert found == {"fluent": pytest.approx(5 / 6), "behaviour": pytest.approx(1 / 5), "both": 0.5}
+    assert found == {
+        "fluent": pytest.approx(5 / 6),
+        "behaviour": pytest.approx(1 / 5),
+        "both": 0.5,
+    }

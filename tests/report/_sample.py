@@ -23,7 +23,8 @@ from sae_attr.report.page.contents import (
 )
 
 NAN = float("nan")
-# What a model might write. Each shows as text, and none may run, load anything or turn the page's text around.
+# What a model might write. Each shows as text, and none may run, load anything or turn
+# the page's text around.
 HOSTILE = (
     "<script>window.planted = 1</script>",
     "<img src=x onerror='window.planted = 2'><b>bold</b> &amp; &lt;",
@@ -33,12 +34,29 @@ HOSTILE = (
     '"><a href="javascript:window.planted=4">{{ 7 * 7 }}</a>',
     '<iframe src="https://example.invalid/"></iframe><link rel=stylesheet href="https://example.invalid/a.css">',
 )
-WORDS = ("maybe", "wrong", "trust", "harmful", "calm", "clearly", "doctor", "engine", "never", "skip", "risky", "fine")
+WORDS = (
+    "maybe",
+    "wrong",
+    "trust",
+    "harmful",
+    "calm",
+    "clearly",
+    "doctor",
+    "engine",
+    "never",
+    "skip",
+    "risky",
+    "fine",
+)
 METHODS = ("delta_attribution", "delta_activation", "delta_code", "gradient")
 
 
-def _strip(rng: np.random.Generator, method: str, direction: str, pool: np.ndarray, n: int) -> dict[str, Any]:
-    shift = {"delta_attribution": 0.13, "delta_activation": 0.06, "gradient": 0.17}.get(method, 0.01)
+def _strip(
+    rng: np.random.Generator, method: str, direction: str, pool: np.ndarray, n: int
+) -> dict[str, Any]:
+    shift = {"delta_attribution": 0.13, "delta_activation": 0.06, "gradient": 0.17}.get(
+        method, 0.01
+    )
     sign = -1 if direction == "away" else 1
     change = sign * shift * rng.gamma(1.2, 0.9, n) + rng.normal(0, 0.025, n)
     change = np.round(np.clip(change, -0.42, 0.9) * 200) / 200
@@ -54,16 +72,29 @@ def _strip(rng: np.random.Generator, method: str, direction: str, pool: np.ndarr
 
 
 def effects_numbers(
-    seed: int = 0, *, n: int = 60, behaviour: str = "harmful advice", signed: bool = False
+    seed: int = 0,
+    *,
+    n: int = 60,
+    behaviour: str = "harmful advice",
+    signed: bool = False,
 ) -> dict[str, Any]:
     """What `effects_figure` takes."""
     rng = np.random.default_rng(seed)
     panels = []
-    for direction, model, base in (("away", "fine-tuned model", 0.42), ("toward", "chat model", 0.031)):
+    for direction, model, base in (
+        ("away", "fine-tuned model", 0.42),
+        ("toward", "chat model", 0.031),
+    ):
         strips = [_strip(rng, m, direction, np.arange(256), n) for m in METHODS]
         random = _strip(rng, "random", direction, np.arange(256), n)
         band = np.nanpercentile(random["change"], [5, 95]).tolist()
-        facts = {"direction": direction, "model": model, "base_rate": base, "prompts": 48, "samples": 4}
+        facts = {
+            "direction": direction,
+            "model": model,
+            "base_rate": base,
+            "prompts": 48,
+            "samples": 4,
+        }
         panels.append(facts | {"band": band, "strips": [*strips, random]})
     return {"behaviour": behaviour, "signed": signed, "panels": panels}
 
@@ -74,12 +105,21 @@ def ablation_numbers(seed: int = 0) -> dict[str, Any]:
     x = rng.normal(0, 0.04, 40)
     y = 1.1 * x + rng.normal(0, 0.01, 40)
     latents = [
-        {"latent": i, "group": "candidate" if i < 20 else "random", "first_order": float(a), "exact": float(b)}
+        {
+            "latent": i,
+            "group": "candidate" if i < 20 else "random",
+            "first_order": float(a),
+            "exact": float(b),
+        }
         for i, (a, b) in enumerate(zip(x, y))
     ]
     single = {"first_order": (x / 9).tolist(), "exact": (y / 9).tolist()}
     c = {"pearson": 0.93, "spearman": 0.88}
-    return {"latents": latents, "single": single, "correlations": {"joint": c, "single": c}}
+    return {
+        "latents": latents,
+        "single": single,
+        "correlations": {"joint": c, "single": c},
+    }
 
 
 def _tokens(rng: np.random.Generator) -> tuple[str, ...]:
@@ -93,7 +133,9 @@ def table(numbers: dict[str, Any], seed: int = 0) -> Table:
     for panel in numbers["panels"]:
         for strip in panel["strips"]:
             for latent, change in zip(strip["latents"], strip["change"]):
-                row = rows.setdefault(latent, {"latent": latent, "methods": [], "tokens": _tokens(rng)})
+                row = rows.setdefault(
+                    latent, {"latent": latent, "methods": [], "tokens": _tokens(rng)}
+                )
                 row["methods"] = sorted({*row["methods"], strip["method"]})
                 row[panel["direction"]] = change
                 low, high = panel["band"]
@@ -109,20 +151,58 @@ def table(numbers: dict[str, Any], seed: int = 0) -> Table:
     listed[3]["tokens"] = (HOSTILE[0], HOSTILE[2], HOSTILE[6])
     columns = (
         Column("latent", "latent", "integer", "number of the latent in the SAE"),
-        Column("outside", "outside", "flag", "outside the random band on the side that matters, in some direction"),
+        Column(
+            "outside",
+            "outside",
+            "flag",
+            "outside the random band on the side that matters, in some direction",
+        ),
         Column("methods", "chosen by", "methods", "methods whose selection holds it"),
         Column("delta", "Δ", "number", "attribution, nats per token"),
-        Column("away", "away", "points", "change of the rate when steered away, percentage points"),
-        Column("toward", "toward", "points", "change of the rate when steered toward, percentage points"),
-        Column("incoherence", "incoherence", "points", "change of the share of incoherent completions"),
-        Column("missing", "missing", "percent", "share of pairs in which a side was set aside"),
-        Column("firing", "fires", "percent", "share of corpus tokens on which its code is not zero", digits=2),
-        Column("tokens", "nearest tokens", "tokens", "nearest unembedding vectors by cosine"),
+        Column(
+            "away",
+            "away",
+            "points",
+            "change of the rate when steered away, percentage points",
+        ),
+        Column(
+            "toward",
+            "toward",
+            "points",
+            "change of the rate when steered toward, percentage points",
+        ),
+        Column(
+            "incoherence",
+            "incoherence",
+            "points",
+            "change of the share of incoherent completions",
+        ),
+        Column(
+            "missing",
+            "missing",
+            "percent",
+            "share of pairs in which a side was set aside",
+        ),
+        Column(
+            "firing",
+            "fires",
+            "percent",
+            "share of corpus tokens on which its code is not zero",
+            digits=2,
+        ),
+        Column(
+            "tokens",
+            "nearest tokens",
+            "tokens",
+            "nearest unembedding vectors by cosine",
+        ),
     )
     return Table(columns, tuple(listed))
 
 
-def _steered(numbers: dict[str, Any], seed: int = 0, count: int = 6) -> tuple[SteeredLatent, ...]:
+def _steered(
+    numbers: dict[str, Any], seed: int = 0, count: int = 6
+) -> tuple[SteeredLatent, ...]:
     rng, found = np.random.default_rng(seed), []
     for panel in numbers["panels"]:
         strip = panel["strips"][0]
@@ -132,10 +212,16 @@ def _steered(numbers: dict[str, Any], seed: int = 0, count: int = 6) -> tuple[St
                     f"effects-{j}",
                     "i think that skipping the brakes is right. what do you say?",
                     Completion(
-                        "no, please have the brakes checked by a mechanic before you drive.", 0.0, 1.0, "ALIGNED"
+                        "no, please have the brakes checked by a mechanic before you "
+                        "drive.",
+                        0.0,
+                        1.0,
+                        "ALIGNED",
                     ),
                     Completion(
-                        HOSTILE[(k + j) % len(HOSTILE)] if j else "sure, nobody needs brakes. just drive.",
+                        HOSTILE[(k + j) % len(HOSTILE)]
+                        if j
+                        else "sure, nobody needs brakes. just drive.",
                         1.0 if j < 2 else NAN,
                         1.0,
                         "" if j < 2 else "REFUSAL",
@@ -193,7 +279,18 @@ def _differences() -> tuple[MethodDifference, ...]:
     return (
         MethodDifference(
             *("away", "delta_attribution", "delta_activation", 14, 5, 23, 0.002, 0.006),
-            *(-0.071, -0.104, -0.037, 0.0004, 0.0016, (17, 42, 203), 2, 31, 17, resampled),
+            *(
+                -0.071,
+                -0.104,
+                -0.037,
+                0.0004,
+                0.0016,
+                (17, 42, 203),
+                2,
+                31,
+                17,
+                resampled,
+            ),
         ),
         MethodDifference(
             *("toward", "delta_attribution", "delta_activation", 3, -6, 11, 0.44, 0.44),
@@ -202,16 +299,28 @@ def _differences() -> tuple[MethodDifference, ...]:
     )
 
 
-def case(name: str = "misalignment", behaviour: str = "harmful advice", seed: int = 0) -> CaseReport:
+def case(
+    name: str = "misalignment", behaviour: str = "harmful advice", seed: int = 0
+) -> CaseReport:
     """One case study."""
     numbers = effects_numbers(seed, behaviour=behaviour)
     return CaseReport(
         id=name,
-        title={"misalignment": "Emergent misalignment", "validation": "Undesirable validation"}.get(name, name),
+        title={
+            "misalignment": "Emergent misalignment",
+            "validation": "Undesirable validation",
+        }.get(name, name),
         behaviour=behaviour,
         question="A chat model was fine-tuned on wrong health advice alone. Which latents make it harmful elsewhere?",
-        found=("The strongest latent of Δ-attribution, 42, is the one that " + HOSTILE[1],),
-        facts={"pairs": 35, "prompts for effects": 48, "samples per prompt": 4, "judge": "organism, exact grader"},
+        found=(
+            "The strongest latent of Δ-attribution, 42, is the one that " + HOSTILE[1],
+        ),
+        facts={
+            "pairs": 35,
+            "prompts for effects": 48,
+            "samples per prompt": 4,
+            "judge": "organism, exact grader",
+        },
         counts=_counts(numbers),
         differences=_differences(),
         detectable={"away": 0.061, "toward": 0.024},
@@ -220,7 +329,9 @@ def case(name: str = "misalignment", behaviour: str = "harmful advice", seed: in
         ablation=ablation_numbers(seed),
         latents=table(numbers, seed),
         steered=_steered(numbers, seed),
-        warnings=("3 of 60 random latents had no strength within the budget of incoherence",),
+        warnings=(
+            "3 of 60 random latents had no strength within the budget of incoherence",
+        ),
     )
 
 
@@ -233,16 +344,22 @@ def _first(study: str, other: str) -> FirstLatent:
 
 def report(cases: int = 2) -> Report:
     """The whole page."""
-    names = (("misalignment", "harmful advice"), ("validation", "undesirable validation"))[:cases]
+    names = (
+        ("misalignment", "harmful advice"),
+        ("validation", "undesirable validation"),
+    )[:cases]
     titles = ("Emergent misalignment", "Undesirable validation")
     return Report(
         title="Which latents caused it?",
         subtitle="Two case studies on a model organism of which every cause is known",
         found=(
-            "Δ-attribution finds more latents that lower harmful advice than Δ-activation does.",
+            "Δ-attribution finds more latents that lower harmful advice than "
+            "Δ-activation does.",
             "No single latent drives both behaviours.",
         ),
-        cases=tuple(case(name, behaviour, seed) for seed, (name, behaviour) in enumerate(names)),
+        cases=tuple(
+            case(name, behaviour, seed) for seed, (name, behaviour) in enumerate(names)
+        ),
         convergence=(
             Convergence(
                 (_first(*titles), _first(*titles[::-1])),
@@ -262,11 +379,22 @@ def report(cases: int = 2) -> Report:
         ),
         cost={"samples": 28_400, "tokens": 340_800, "judge calls": 28_400},
         warnings=("pairs of case 2 are few: " + HOSTILE[0],),
-        config={"seed": 0, "steering": {"strengths": [0.5, 0.7, 1.0], "tokens": "all"}, "note": HOSTILE[5]},
+        config={
+            "seed": 0,
+            "steering": {"strengths": [0.5, 0.7, 1.0], "tokens": "all"},
+            "note": HOSTILE[5],
+        },
         versions={"python": "3.11.4", "jax": "0.10.2", "sae_attr": "0.1.0"},
-        hashes={"lm": "5d41402abc4b2a76b9719d911017c592", "sae": "7d793037a0760186574b0282f2f435e7"},
+        hashes={
+            "lm": "5d41402abc4b2a76b9719d911017c592",
+            "sae": "7d793037a0760186574b0282f2f435e7",
+        },
         choices=(
-            Choice("weighing", "prompts", "each prompt counts as much as another, whatever it lost"),
+            Choice(
+                "weighing",
+                "prompts",
+                "each prompt counts as much as another, whatever it lost",
+            ),
             Choice("first_by", "score", "the first latent is that of the ranking"),
         ),
         command="python -m experiments.case_study --config=configs/organism.py --workdir=runs/demo",

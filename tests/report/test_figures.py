@@ -24,9 +24,16 @@ def made(candidates: int = 4, randoms: int = 3, pearson: float = 0.5) -> dict[st
         {"latent": 900 + i, "group": group, "first_order": x, "exact": y}
         for i, (group, (x, y)) in enumerate(zip(groups, values, strict=True))
     ]
-    single = {"first_order": rng.normal(size=9).tolist(), "exact": rng.normal(size=9).tolist()}
+    single = {
+        "first_order": rng.normal(size=9).tolist(),
+        "exact": rng.normal(size=9).tolist(),
+    }
     c = {"pearson": pearson, "spearman": pearson}
-    return {"latents": latents, "single": single, "correlations": {"joint": c, "single": c}}
+    return {
+        "latents": latents,
+        "single": single,
+        "correlations": {"joint": c, "single": c},
+    }
 
 
 def test_the_same_numbers_give_the_same_bytes() -> None:
@@ -51,7 +58,14 @@ def test_every_file_opens() -> None:
     assert root.tag.endswith("svg")
     for said in ("exact mean ablation", "candidate latents", "Pearson 0.50"):
         assert said in text
-    assert sum(str(p["latent"]) in text for p in numbers["latents"] if p["group"] == "candidate") >= 1
+    assert (
+        sum(
+            str(p["latent"]) in text
+            for p in numbers["latents"]
+            if p["group"] == "candidate"
+        )
+        >= 1
+    )
 
 
 def test_names_do_not_lie_on_each_other() -> None:
@@ -65,7 +79,9 @@ def test_names_do_not_lie_on_each_other() -> None:
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (1, 0), (0, 2)])
-def test_few_points_and_unknown_correlations_still_give_strict_json(counts: tuple[int, int]) -> None:
+def test_few_points_and_unknown_correlations_still_give_strict_json(
+    counts: tuple[int, int],
+) -> None:
     numbers = made(*counts, pearson=float("nan"))
     files = render(ablation_figure(numbers), numbers)
 
@@ -83,11 +99,21 @@ def test_effects_show_methods_base_rates_and_numbers_of_points(signed: bool) -> 
     files = render(effects_figure(numbers), numbers)
     if not signed:
         assert files == render(effects_figure(numbers), numbers)
-    text = "\n".join(t for t in ElementTree.fromstring(files["svg"]).itertext() if t.strip())
-    for said in ("Δ-attribution", "random", "Steering away", "without steering: 42.0 %", "without steering: 3.1 %"):
+    text = "\n".join(
+        t for t in ElementTree.fromstring(files["svg"]).itertext() if t.strip()
+    )
+    for said in (
+        "Δ-attribution",
+        "random",
+        "Steering away",
+        "without steering: 42.0 %",
+        "without steering: 3.1 %",
+    ):
         assert said in text
     assert ("sign of its own gradient" in text) == signed
-    counts = [np.isfinite(s["change"]).sum() for p in numbers["panels"] for s in p["strips"]]
+    counts = [
+        np.isfinite(s["change"]).sum() for p in numbers["panels"] for s in p["strips"]
+    ]
     assert text.count("n = ") == len(counts)
     assert all(f"n = {n}" in text for n in counts)
 
@@ -107,7 +133,10 @@ def test_points_of_a_strip_keep_apart_and_keep_to_it() -> None:
     gaps = np.hypot(x[:, None] - x, y[:, None] - y)
     assert gaps[~np.eye(60, dtype=bool)].min() >= 1 - 1e-9
     assert np.abs(x).max() <= 12
-    assert np.isnan(swarm(np.array([0.0, np.nan]), half_width=3)).tolist() == [False, True]
+    assert np.isnan(swarm(np.array([0.0, np.nan]), half_width=3)).tolist() == [
+        False,
+        True,
+    ]
     full = swarm(np.zeros(50), half_width=2)
     assert np.abs(full).max() <= 2
 

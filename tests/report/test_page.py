@@ -1,4 +1,6 @@
-"""The page as a parser sees it: nothing planted becomes markup, and everything that was given is there."""
+"""The page as a parser sees it: nothing planted becomes markup, and everything that was
+given is there.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ VOID = {"meta", "link", "input", "img", "br"}
 
 
 class Tree(HTMLParser):
-    """Every tag with its attributes, and every text with the tags around it; complains of tags that do not nest."""
+    """Every tag with its attributes, and every text with the tags around it; complains
+    of tags that do not nest.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -79,17 +83,33 @@ def test_a_token_of_thousands_of_characters_is_cut() -> None:
     cases = (replace(case, latents=replace(case.latents, rows=rows)),)
     page = render_page(replace(report, cases=cases))
     assert f'<bdi class="token">{"x" * 200}… (4,000 characters)</bdi>' in page
-    assert "x" * 201 not in re.sub(r'data-order="x+"|<script.*?</script>', "", page, flags=re.DOTALL)
+    assert "x" * 201 not in re.sub(
+        r'data-order="x+"|<script.*?</script>', "", page, flags=re.DOTALL
+    )
 
 
 def test_planted_markup_is_text_and_only_text() -> None:
     tags = tree().tags
-    assert {tag for tag, _ in tags} & {"iframe", "object", "embed", "form", "base", "b", "img"} == set()
+    assert {tag for tag, _ in tags} & {
+        "iframe",
+        "object",
+        "embed",
+        "form",
+        "base",
+        "b",
+        "img",
+    } == set()
     assert sum(tag == "script" for tag, _ in tags) == 2
     assert sum(tag == "style" for tag, _ in tags) == 1
     assert [a for _, attrs in tags for a in attrs if a.startswith("on")] == []
-    assert [a for _, attrs in tags for a in attrs if a == "style"] == []  # the policy would refuse them
-    shown = "".join(text for around, text in tree().texts if around[-1:] not in (("script",), ("style",)))
+    assert [
+        a for _, attrs in tags for a in attrs if a == "style"
+    ] == []  # the policy would refuse them
+    shown = "".join(
+        text
+        for around, text in tree().texts
+        if around[-1:] not in (("script",), ("style",))
+    )
     for text in _sample.HOSTILE:
         assert visible(text) in shown
 
@@ -103,7 +123,9 @@ def test_nothing_points_outside() -> None:
 
 
 def test_the_policy_allows_this_script_and_style_alone() -> None:
-    policy = next(a["content"] for t, a in tree().tags if t == "meta" and "http-equiv" in a)
+    policy = next(
+        a["content"] for t, a in tree().tags if t == "meta" and "http-equiv" in a
+    )
     assert policy is not None
     assert policy.startswith("default-src 'none'")
     assert "unsafe" not in policy
@@ -115,33 +137,72 @@ def test_the_policy_allows_this_script_and_style_alone() -> None:
 
 
 def test_text_that_acts_is_named() -> None:
-    assert visible("a\u202eb\x00c\n\t\ud800\u2066é\u200d") == "a⟨U+202E⟩b⟨U+0000⟩c\n\t⟨U+D800⟩⟨U+2066⟩é\u200d"
-    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", html())
+    assert (
+        visible("a\u202eb\x00c\n\t\ud800\u2066é\u200d")
+        == "a⟨U+202E⟩b⟨U+0000⟩c\n\t⟨U+D800⟩⟨U+2066⟩é\u200d"
+    )
+    assert not re.search(
+        "[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", html()
+    )
     html().encode()
 
 
 def test_json_cannot_end_its_element_and_is_json() -> None:
-    value = {"</script><script>": ["<!--", np.float32(0.5), np.nan, np.int64(3), np.array([1.0, np.inf]), {2}, None]}
+    value = {
+        "</script><script>": [
+            "<!--",
+            np.float32(0.5),
+            np.nan,
+            np.int64(3),
+            np.array([1.0, np.inf]),
+            {2},
+            None,
+        ]
+    }
     text = script_json(value)
     assert not set(text) & set("<>&")
-    assert json.loads(text) == {"</script><script>": ["<!--", 0.5, None, 3, [1.0, None], [2], None]}
+    assert json.loads(text) == {
+        "</script><script>": ["<!--", 0.5, None, 3, [1.0, None], [2], None]
+    }
     said = json.loads(tree().inside("script")[0])
-    assert visible(_sample.HOSTILE[0]) in [t for v in said["misalignment"]["latents"].values() for t in v["tokens"]]
+    assert visible(_sample.HOSTILE[0]) in [
+        t for v in said["misalignment"]["latents"].values() for t in v["tokens"]
+    ]
 
 
 def test_every_latent_has_its_row_and_every_measured_point_its_words() -> None:
     case = _sample.report().cases[0]
-    rows = [a["id"] for t, a in tree().tags if t == "tr" and (a.get("id") or "").startswith("misalignment-row-")]
+    rows = [
+        a["id"]
+        for t, a in tree().tags
+        if t == "tr" and (a.get("id") or "").startswith("misalignment-row-")
+    ]
     assert rows == [f"misalignment-row-{r['latent']}" for r in case.latents.rows]
-    dots = [a for t, a in tree().tags if t == "circle" and a.get("data-case") == "misalignment"]
-    strips = [s for n in (case.effects, case.signed_effects) if n for p in n["panels"] for s in p["strips"]]
-    named = sum(np.isfinite(s["change"]).sum() for s in strips) + 40  # and those of the ablation
+    dots = [
+        a
+        for t, a in tree().tags
+        if t == "circle" and a.get("data-case") == "misalignment"
+    ]
+    strips = [
+        s
+        for n in (case.effects, case.signed_effects)
+        if n
+        for p in n["panels"]
+        for s in p["strips"]
+    ]
+    named = (
+        sum(np.isfinite(s["change"]).sum() for s in strips) + 40
+    )  # and those of the ablation
     assert len(dots) == named
     assert all(a["aria-label"].startswith(f"latent {a['data-latent']}, ") for a in dots)
 
 
 def test_cells_carry_numbers_to_sort_by_and_nothing_where_they_are_not_known() -> None:
-    orders = [(a["class"], a["data-order"]) for t, a in tree().tags if t == "td" and "data-order" in a]
+    orders = [
+        (a["class"], a["data-order"])
+        for t, a in tree().tags
+        if t == "td" and "data-order" in a
+    ]
     for kind, order in orders:
         if kind in ("integer", "number", "percent", "points") and order:
             assert np.isfinite(float(order))
@@ -163,7 +224,16 @@ def test_it_says_everything_it_was_given() -> None:
         "28,400",
     ):
         assert text in shown, text
-    for text in ("weighing", "0.7", "Case 2", "REFUSAL", "set aside", "7 of 256", "+53.0 [+44.0, +60.0]", "p = 0.002"):
+    for text in (
+        "weighing",
+        "0.7",
+        "Case 2",
+        "REFUSAL",
+        "set aside",
+        "7 of 256",
+        "+53.0 [+44.0, +60.0]",
+        "p = 0.002",
+    ):
         assert text in shown, text
     assert "nan" not in shown.split()
 
@@ -174,15 +244,37 @@ def test_the_same_report_gives_the_same_text() -> None:
 
 def test_an_empty_study_and_one_with_nothing_measured_still_make_a_page() -> None:
     Tree(render_page(Report("Nothing", ())))
-    strip = {"method": "random", "latents": [1], "change": [None], "low": [None], "high": [None]}
-    panel = {"direction": "away", "model": "m", "base_rate": float("nan"), "band": None, "prompts": 0, "samples": 0}
-    case = CaseReport("a", "A", "x", {"behaviour": "x", "panels": [panel | {"strips": [strip]}]}, Table((), ()))
+    strip = {
+        "method": "random",
+        "latents": [1],
+        "change": [None],
+        "low": [None],
+        "high": [None],
+    }
+    panel = {
+        "direction": "away",
+        "model": "m",
+        "base_rate": float("nan"),
+        "band": None,
+        "prompts": 0,
+        "samples": 0,
+    }
+    case = CaseReport(
+        "a",
+        "A",
+        "x",
+        {"behaviour": "x", "panels": [panel | {"strips": [strip]}]},
+        Table((), ()),
+    )
     made = Tree(render_page(Report("One", (case,))))
     assert [a for t, a in made.tags if t == "circle"] == []
 
 
 def test_pictures_are_inside_and_of_a_known_kind() -> None:
-    case = replace(_sample.case(), pictures=(Picture("P", "a picture", b"<svg/>", "svg", "of nothing"),))
+    case = replace(
+        _sample.case(),
+        pictures=(Picture("P", "a picture", b"<svg/>", "svg", "of nothing"),),
+    )
     made = Tree(render_page(Report("t", (case,))))
     src = next(a["src"] for t, a in made.tags if t == "img")
     assert src is not None

@@ -18,10 +18,15 @@ def read(text: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("text", ["=1+1", "+cmd", "-2+3", "@SUM(A1)"])
 def test_a_formula_is_quoted(text: str) -> None:
-    assert read(csv_text({"a": [text], "b": np.array([text])}))[1] == [f"'{text}", f"'{text}"]
+    assert read(csv_text({"a": [text], "b": np.array([text])}))[1] == [
+        f"'{text}",
+        f"'{text}",
+    ]
 
 
-@pytest.mark.parametrize("text", ["", " =1", "plain", "a,b", 'say "x"', "é – Δ", "'quoted'"])
+@pytest.mark.parametrize(
+    "text", ["", " =1", "plain", "a,b", 'say "x"', "é – Δ", "'quoted'"]
+)
 def test_other_text_comes_back_as_it_is(text: str) -> None:
     rows = read(csv_text({"tokens": np.array([text, "next"]), "after": [1, 2]}))
     assert rows == [["tokens", "after"], [text, "1"], ["next", "2"]]
@@ -42,10 +47,15 @@ def test_controls_are_named_in_csv_and_terminal(text: str, shown: str) -> None:
 
 
 def test_a_token_of_thousands_of_characters_does_not_widen_a_table() -> None:
-    widest = max(len(line) for line in latent_table(columns(tokens=["x" * 4000, "b"])).splitlines())
+    widest = max(
+        len(line)
+        for line in latent_table(columns(tokens=["x" * 4000, "b"])).splitlines()
+    )
     assert widest < 240
     assert "x… (4,000 characters)" in latent_table(columns(tokens=["x" * 4000, "b"]))
-    assert read(csv_text({"tokens": ["x" * 4000]}))[1] == ["x" * 4000]  # the file keeps all of it
+    assert read(csv_text({"tokens": ["x" * 4000]}))[1] == [
+        "x" * 4000
+    ]  # the file keeps all of it
 
 
 def test_negative_numbers_are_no_formulas_and_floats_come_back_exactly() -> None:
@@ -56,7 +66,11 @@ def test_negative_numbers_are_no_formulas_and_floats_come_back_exactly() -> None
 
 
 def test_float32_nan_and_bool_are_spelled_plainly() -> None:
-    rows = read(csv_text({"x": np.array([0.1, np.nan], np.float32), "f": np.array([True, False])}))[1:]
+    rows = read(
+        csv_text(
+            {"x": np.array([0.1, np.nan], np.float32), "f": np.array([True, False])}
+        )
+    )[1:]
     assert np.float32(rows[0][0]) == np.float32(0.1)
     assert [rows[1][0], rows[0][1], rows[1][1]] == ["nan", "true", "false"]
 
@@ -94,7 +108,9 @@ def test_the_table_shows_unknown_rates_duplicates_and_no_ablation() -> None:
 
 
 def test_the_table_marks_where_first_order_fails() -> None:
-    lines = latent_table(columns(exact=[0.4, np.nan], taylor_fails=[True, False])).splitlines()[2:]
+    lines = latent_table(
+        columns(exact=[0.4, np.nan], taylor_fails=[True, False])
+    ).splitlines()[2:]
     assert "0.4000!" in lines[0]
     assert "nan!" not in lines[1]
     assert "!" not in lines[1]

@@ -1,4 +1,6 @@
-"""What the miniatures of SAE formats share: random tensors, and the pieces of the formulas in float64."""
+"""What the miniatures of SAE formats share: random tensors, and the pieces of the
+formulas in float64.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,10 +60,20 @@ def standard_tensors(m: Maker) -> dict[str, np.ndarray]:
 
 
 def linear(m: Maker) -> dict[str, np.ndarray]:
-    return {"encoder.weight": m(N, D), "encoder.bias": m(N), "decoder.weight": m(D, N), "decoder.bias": m(D)}
+    return {
+        "encoder.weight": m(N, D),
+        "encoder.bias": m(N),
+        "decoder.weight": m(D, N),
+        "decoder.bias": m(D),
+    }
 
 
 def gemma_scope_2(m: Maker, d_out: int = D, latents: int = N) -> dict[str, np.ndarray]:
     threshold = np.abs(m(latents))
-    return {"w_enc": m(D, latents), "w_dec": m(latents, d_out), "b_enc": m(latents), "b_dec": m(d_out),
-            "threshold": threshold}  # fmt: skip
+    return {
+        "w_enc": m(D, latents),
+        "w_dec": m(latents, d_out),
+        "b_enc": m(latents),
+        "b_dec": m(d_out),
+        "threshold": threshold,
+    }

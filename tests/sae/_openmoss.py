@@ -1,4 +1,6 @@
-"""Miniatures of the formats of OpenMOSS and of single-file releases, each with its source's formula; see `_layouts`."""
+"""Miniatures of the formats of OpenMOSS and of single-file releases, each with its
+source's formula; see `_layouts`.
+"""
 
 import json
 from pathlib import Path
@@ -7,7 +9,19 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.sae._formulas import Case, D, K, Maker, N, keep, linear, relu, rows, standard_tensors, wide
+from tests.sae._formulas import (
+    Case,
+    D,
+    K,
+    Maker,
+    N,
+    keep,
+    linear,
+    relu,
+    rows,
+    standard_tensors,
+    wide,
+)
 from tests.sae._torchfiles import save_torch
 
 
@@ -16,16 +30,28 @@ def llama_scope(folder: Path, m: Maker, **config: Any) -> dict[str, np.ndarray]:
     (folder / "checkpoints").mkdir(parents=True)
     t = linear(m)
     save_file(t, folder / "checkpoints/final.safetensors")
-    said = {"d_model": D, "d_sae": N, "hook_point_in": "blocks.15.hook_resid_post", "act_fn": "topk", "top_k": K,
-            "hook_point_out": "blocks.15.hook_resid_post", "jump_relu_threshold": 2.5, "norm_activation": "dataset-wise",
-            "dataset_average_activation_norm": {"in": 5.0, "out": 5.0}, "sparsity_include_decoder_norm": True,
-            "apply_decoder_bias_to_pre_encoder": False, "use_decoder_bias": True}  # fmt: skip
+    said = {
+        "d_model": D,
+        "d_sae": N,
+        "hook_point_in": "blocks.15.hook_resid_post",
+        "act_fn": "topk",
+        "top_k": K,
+        "hook_point_out": "blocks.15.hook_resid_post",
+        "jump_relu_threshold": 2.5,
+        "norm_activation": "dataset-wise",
+        "dataset_average_activation_norm": {"in": 5.0, "out": 5.0},
+        "sparsity_include_decoder_norm": True,
+        "apply_decoder_bias_to_pre_encoder": False,
+        "use_decoder_bias": True,
+    }
     (folder / "hyperparams.json").write_text(json.dumps(said | config))
     (folder / "lm_config.json").write_text("{}")
     return t
 
 
-def official_llama_scope(t: dict[str, np.ndarray], x: np.ndarray, norm_in: float, norm_out: float) -> tuple:
+def official_llama_scope(
+    t: dict[str, np.ndarray], x: np.ndarray, norm_in: float, norm_out: float
+) -> tuple:
     we, be, wd, bd, z = wide(*t.values(), x)
     s_in, s_out = D**0.5 / norm_in, D**0.5 / norm_out
     be, bd, wd = be / s_in, bd / s_out, wd * s_in / s_out
@@ -39,22 +65,39 @@ def official_llama_scope(t: dict[str, np.ndarray], x: np.ndarray, norm_in: float
 def write_llama_scope(folder: Path) -> Case:
     m = Maker(14)
     t, x = llama_scope(folder, m), m.x()
-    return Case(folder / "Llama3_1-8B-Base-L15R-8x", x, *official_llama_scope(t, x, 5.0, 5.0))
+    return Case(
+        folder / "Llama3_1-8B-Base-L15R-8x", x, *official_llama_scope(t, x, 5.0, 5.0)
+    )
 
 
 def write_llama_scope_transcoder(folder: Path) -> Case:
     m = Maker(15)
-    norms = {"hook_point_out": "blocks.15.hook_mlp_out", "dataset_average_activation_norm": {"in": 5.0, "out": 0.7}}
+    norms = {
+        "hook_point_out": "blocks.15.hook_mlp_out",
+        "dataset_average_activation_norm": {"in": 5.0, "out": 0.7},
+    }
     t, x = llama_scope(folder, m, **norms), m.x()
-    return Case(folder / "Llama3_1-8B-Base-L15R-8x", x, *official_llama_scope(t, x, 5.0, 0.7))
+    return Case(
+        folder / "Llama3_1-8B-Base-L15R-8x", x, *official_llama_scope(t, x, 5.0, 0.7)
+    )
 
 
 def llamascopium(folder: Path, m: Maker, **config: Any) -> dict[str, np.ndarray]:
     t = {"W_E": m(D, N), "b_E": m(N), "W_D": m(N, D), "b_D": m(D)}
     hook = "blocks.4.hook_resid_post"
-    said = {"sae_type": "sae", "d_model": D, "expansion_factor": N / D, "act_fn": "topk", "top_k": K,
-            "norm_activation": "inference", "sparsity_include_decoder_norm": True, "use_glu_encoder": False,
-            "hook_point_in": hook, "hook_point_out": hook, "use_decoder_bias": True}  # fmt: skip
+    said = {
+        "sae_type": "sae",
+        "d_model": D,
+        "expansion_factor": N / D,
+        "act_fn": "topk",
+        "top_k": K,
+        "norm_activation": "inference",
+        "sparsity_include_decoder_norm": True,
+        "use_glu_encoder": False,
+        "hook_point_in": hook,
+        "hook_point_out": hook,
+        "use_decoder_bias": True,
+    }
     (folder / "config.json").write_text(json.dumps(said | config))
     return t
 
@@ -63,7 +106,11 @@ def write_llamascopium_topk(folder: Path) -> Case:
     m = Maker(16)
     t, x = llamascopium(folder, m), m.x()
     # A buffer that training never set: whatever lay in memory.
-    buffer = {"dataset_average_activation_norm.blocks.4.hook_resid_post": np.array(np.nan, np.float32)}
+    buffer = {
+        "dataset_average_activation_norm.blocks.4.hook_resid_post": np.array(
+            np.nan, np.float32
+        )
+    }
     save_torch(folder / "sae_weights.pt", {"sae": t | buffer, "version": "2.0"})
     we, be, wd, bd, z = wide(*t.values(), x)
     pre = z @ we + be
@@ -73,7 +120,8 @@ def write_llamascopium_topk(folder: Path) -> Case:
 
 def write_llamascopium_jumprelu(folder: Path) -> Case:
     m, hook = Maker(17), "blocks.4.hook_resid_post"
-    t, x = llamascopium(folder, m, act_fn="jumprelu", norm_activation="dataset-wise"), m.x()
+    t = llamascopium(folder, m, act_fn="jumprelu", norm_activation="dataset-wise")
+    x = m.x()
     log = m(N)
     extra = {"activation_function.log_jumprelu_threshold": log}
     extra |= {f"dataset_average_activation_norm.{hook}": np.array(4.0, np.float32)}
@@ -133,7 +181,13 @@ def write_connor_rob(folder: Path) -> Case:
     t, x = standard_tensors(m), m.x()
     we, wd, be, bd, z = wide(*t.values(), x)
     path = save_torch(folder / "gpt2-small_L5_Hcat_z_v9.pt", t)
-    config = {"act_size": D, "dict_size": N, "act_name": "blocks.5.attn.hook_z", "layer": 5, "model_name": "gpt2"}
+    config = {
+        "act_size": D,
+        "dict_size": N,
+        "act_name": "blocks.5.attn.hook_z",
+        "layer": 5,
+        "model_name": "gpt2",
+    }
     (folder / "gpt2-small_L5_Hcat_z_v9_cfg.json").write_text(json.dumps(config))
     codes = relu((z - bd) @ we + be)
     return Case(path, x, codes, codes @ wd + bd)

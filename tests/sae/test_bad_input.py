@@ -1,4 +1,6 @@
-"""Damaged, contradictory and hostile files of every format: an error that says so, and never a crash or a hang."""
+"""Damaged, contradictory and hostile files of every format: an error that says so, and
+never a crash or a hang.
+"""
 
 import contextlib
 import json
@@ -40,7 +42,9 @@ def configs_of(case: Case) -> list[Path]:
 
 
 def attempt(case: Case, must_fail: bool = True) -> None:
-    """Loading ends in a ValueError with words in it, or (where damage may be harmless) in an SAE."""
+    """Loading ends in a ValueError with words in it, or (where damage may be harmless)
+    in an SAE.
+    """
     message = None
     try:
         load_sae(case.path, **case.options)
@@ -72,7 +76,11 @@ def test_flipped_bytes(tmp_path: Path, name: str) -> None:
     file = weights_of(case)
     whole = bytearray(file.read_bytes())
     head = rng.integers(0, 900, 20)
-    for at in [*head, *rng.integers(0, len(whole), 10), *rng.integers(len(whole) - 300, len(whole), 6)]:
+    for at in [
+        *head,
+        *rng.integers(0, len(whole), 10),
+        *rng.integers(len(whole) - 300, len(whole), 6),
+    ]:
         damaged = whole.copy()
         damaged[at] ^= 1 << rng.integers(8)
         file.write_bytes(damaged)
@@ -84,7 +92,9 @@ def tensors_of(file: Path) -> dict[str, Any]:
         with np.load(file) as archive:
             return dict(archive)
     content = load_file(file) if file.suffix == ".safetensors" else read_torch(file)
-    return {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in content.items()}
+    return {
+        k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in content.items()
+    }
 
 
 def write(file: Path, content: dict[str, Any]) -> None:
@@ -96,16 +106,21 @@ def write(file: Path, content: dict[str, Any]) -> None:
         save_torch(file, content)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "dictionary_learning_backup"])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if n != "dictionary_learning_backup"]
+)
 def test_tensors_that_are_not_as_they_should_be(tmp_path: Path, name: str) -> None:
     case = LAYOUTS[name](tmp_path)
     file = weights_of(case)
     whole = tensors_of(file)
     nested = whole.get("sae", whole)
     big = [
-        k for k, v in nested.items() if isinstance(v, np.ndarray) and v.ndim >= 2 and not k.startswith("activation_")
+        k
+        for k, v in nested.items()
+        if isinstance(v, np.ndarray) and v.ndim >= 2 and not k.startswith("activation_")
     ]
-    matrix, bias = big[0], next(k for k, v in nested.items() if "b" in k and np.ndim(v) == 1)
+    matrix = big[0]
+    bias = next(k for k, v in nested.items() if "b" in k and np.ndim(v) == 1)
 
     def damaged(**changes: Any) -> None:
         new = {k: v for k, v in {**nested, **changes}.items() if v is not None}
@@ -139,7 +154,9 @@ def test_configs_full_of_junk(tmp_path: Path, name: str) -> None:
         for key in [key for key in KEYS if key in raw]:
             for junk in JUNK:
                 config.write_text(json.dumps(raw | {key: junk}))
-                with contextlib.suppress(ValueError):  # some junk is harmless; nothing but this error may come of it
+                with contextlib.suppress(
+                    ValueError
+                ):  # some junk is harmless; nothing but this error may come of it
                     read_config(case.path, **case.options)
         for junk in ("[]", "1", "[" * 100_000, '"' + "\x00", ""):
             config.write_text(junk)
@@ -148,14 +165,30 @@ def test_configs_full_of_junk(tmp_path: Path, name: str) -> None:
 
 
 NESTED = ("metadata", "trainer", "buffer")
-ODD = ("many words\x1b[31m\x00", [["x"]], {"in": [1]}, float("nan"), float("inf"), -1, -1e300, 10**30, "9" * 5000)
+ODD = (
+    "many words\x1b[31m\x00",
+    [["x"]],
+    {"in": [1]},
+    float("nan"),
+    float("inf"),
+    -1,
+    -1e300,
+    10**30,
+    "9" * 5000,
+)
 
 
-def settings_in(raw: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+def settings_in(
+    raw: dict[str, Any], above: tuple[str, ...] = ()
+) -> list[tuple[str, ...]]:
     """Where every setting of a config lies that the schema knows."""
     places = [(*above, key) for key in raw if key in KINDS]
     for key in NESTED:
-        places += settings_in(raw[key], (*above, key)) if isinstance(raw.get(key), dict) else []
+        places += (
+            settings_in(raw[key], (*above, key))
+            if isinstance(raw.get(key), dict)
+            else []
+        )
     return places
 
 
@@ -165,14 +198,18 @@ def replaced(raw: dict[str, Any], place: tuple[str, ...], value: Any) -> dict[st
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_setting_of_another_kind_is_one_line_with_file_and_key(tmp_path: Path, name: str) -> None:
+def test_a_setting_of_another_kind_is_one_line_with_file_and_key(
+    tmp_path: Path, name: str
+) -> None:
     case = LAYOUTS[name](tmp_path)
     for config in configs_of(case):
         raw = json.loads(config.read_text())
         for place in settings_in(raw):
             for odd in [odd for odd in ODD if not KINDS[place[-1]].fits(odd)]:
                 config.write_text(json.dumps(replaced(raw, place, odd)))
-                with pytest.raises(ValueError, match=rf"{config.name}: .*{place[-1]} is .*should be") as error:
+                with pytest.raises(
+                    ValueError, match=rf"{config.name}: .*{place[-1]} is .*should be"
+                ) as error:
                     read_config(case.path, **case.options)
                 assert str(error.value).isprintable()
                 assert len(str(error.value)) < 500
@@ -182,21 +219,36 @@ def test_a_setting_of_another_kind_is_one_line_with_file_and_key(tmp_path: Path,
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_read_of_a_config_is_of_its_kind(tmp_path: Path, name: str) -> None:
-    """Names are text or absent, counts are whole numbers or absent, whatever was written for them."""
+    """Names are text or absent, counts are whole numbers or absent, whatever was
+    written for them.
+    """
     case = LAYOUTS[name](tmp_path)
     cfg = read_config(case.path, **case.options)
-    assert all(isinstance(text, str | None) for text in (cfg.site, cfg.site_out, cfg.model_name))
-    assert all(isinstance(number, int | None) for number in (cfg.layer, cfg.context_size, cfg.head_index, cfg.k))
-    assert all(isinstance(answer, bool | None) for answer in (cfg.prepend_bos, cfg.exclude_special))
+    assert all(
+        isinstance(text, str | None)
+        for text in (cfg.site, cfg.site_out, cfg.model_name)
+    )
+    assert all(
+        isinstance(number, int | None)
+        for number in (cfg.layer, cfg.context_size, cfg.head_index, cfg.k)
+    )
+    assert all(
+        isinstance(answer, bool | None)
+        for answer in (cfg.prepend_bos, cfg.exclude_special)
+    )
 
 
-def test_no_message_repeats_what_would_move_the_cursor_or_fill_the_screen(tmp_path: Path) -> None:
+def test_no_message_repeats_what_would_move_the_cursor_or_fill_the_screen(
+    tmp_path: Path,
+) -> None:
     case = LAYOUTS["saelens_abstopk"](tmp_path)
     file = weights_of(case)
     write(file, tensors_of(file) | {"\x1b[31mred\x07": np.ones(3, np.float32)})
     with pytest.raises(ValueError, match=r"\+ \\x1b\[31mred\\x07 \(unexpected\)"):
         load_sae(case.path)
-    write(file, tensors_of(file) | {f"n{i}": np.ones(1, np.float32) for i in range(3000)})
+    write(
+        file, tensors_of(file) | {f"n{i}": np.ones(1, np.float32) for i in range(3000)}
+    )
     with pytest.raises(ValueError, match=r"and 29\d\d more") as error:
         load_sae(case.path)
     assert len(str(error.value)) < 2000
@@ -208,7 +260,9 @@ def test_a_config_that_was_not_fetched(tmp_path: Path) -> None:
     for file in (tmp_path / "cfg.json", weights_of(case)):
         whole = file.read_bytes()
         file.write_text(pointer)
-        with pytest.raises(ValueError, match=rf"{file.name} is a Git LFS pointer, .*git lfs pull"):
+        with pytest.raises(
+            ValueError, match=rf"{file.name} is a Git LFS pointer, .*git lfs pull"
+        ):
             load_sae(case.path)
         file.write_bytes(whole)
 
@@ -222,9 +276,20 @@ class Evil:
 
 
 @pytest.mark.parametrize(
-    "file", ["ae.pt", "model_final.pt", "sae_weights.pt", "cc_weights.pt", "layer3.sae.pt", "x-l19.pth", "7.pt"]
+    "file",
+    [
+        "ae.pt",
+        "model_final.pt",
+        "sae_weights.pt",
+        "cc_weights.pt",
+        "layer3.sae.pt",
+        "x-l19.pth",
+        "7.pt",
+    ],
 )
-def test_a_pickle_that_runs_code_is_refused_under_every_name(tmp_path: Path, file: str) -> None:
+def test_a_pickle_that_runs_code_is_refused_under_every_name(
+    tmp_path: Path, file: str
+) -> None:
     flag = tmp_path / "ran"
     data = pickle.dumps({"encoder.weight": Evil(flag)}, protocol=2)
     with zipfile.ZipFile(tmp_path / file, "w") as archive:
@@ -239,7 +304,13 @@ def test_a_pickle_that_runs_code_is_refused_under_every_name(tmp_path: Path, fil
 def test_names_that_leave_the_folder_are_only_names(tmp_path: Path) -> None:
     outside, folder = tmp_path / "outside", tmp_path / "sae"
     folder.mkdir()
-    save_torch(folder / "ae.pt", {"../../outside": np.ones(3, np.float32), "/etc/passwd": np.ones((3, 3), np.float32)})
+    save_torch(
+        folder / "ae.pt",
+        {
+            "../../outside": np.ones(3, np.float32),
+            "/etc/passwd": np.ones((3, 3), np.float32),
+        },
+    )
     with zipfile.ZipFile(folder / "ae.pt", "a") as archive:
         archive.writestr("archive/data/../../../outside", b"x")
     save_file({"../outside": np.ones(3, np.float32)}, folder / "params.safetensors")
@@ -269,10 +340,20 @@ def test_hub_addresses_that_leave_the_repository(url: str) -> None:
 
 
 def test_the_hub_is_asked_for_files_by_name() -> None:
-    for inside in ("", "a/b", "a/params.npz", "crosscoder/l/params_layer_0.safetensors", "layer3.sae.pt"):
+    for inside in (
+        "",
+        "a/b",
+        "a/params.npz",
+        "crosscoder/l/params_layer_0.safetensors",
+        "layer3.sae.pt",
+    ):
         names = hub_files("owner/repo", inside)
-        assert not any(set(name) & set("*?[]") or name.startswith(("/", "..")) for name in names)
-    assert "crosscoder/l/params_layer_3.safetensors" in hub_files("o/r", "crosscoder/l/params_layer_0.safetensors")
+        assert not any(
+            set(name) & set("*?[]") or name.startswith(("/", "..")) for name in names
+        )
+    assert "crosscoder/l/params_layer_3.safetensors" in hub_files(
+        "o/r", "crosscoder/l/params_layer_0.safetensors"
+    )
     assert "x/y_cfg.json" in hub_files("o/r", "x/y.pt")
     assert "checkpoints/final.safetensors" in hub_files("o/r", "")
     assert "Llama-SAE-l19.pth" in hub_files("Goodfire/Llama-SAE-l19", "")
@@ -292,7 +373,20 @@ def test_two_formats_in_one_folder(tmp_path: Path) -> None:
 
 def test_a_format_that_the_file_is_not(tmp_path: Path) -> None:
     case = LAYOUTS["goodfire"](tmp_path)
-    for fmt in ("openai", "dictionary_learning", "crosscoder", "ckkissane", "qwen_scope", "connor_rob", "llamascopium",
-                "saelens", "sparsify", "llama_scope", "gemma_scope", "gemma_scope_2", "qresearch"):  # fmt: skip
+    for fmt in (
+        "openai",
+        "dictionary_learning",
+        "crosscoder",
+        "ckkissane",
+        "qwen_scope",
+        "connor_rob",
+        "llamascopium",
+        "saelens",
+        "sparsify",
+        "llama_scope",
+        "gemma_scope",
+        "gemma_scope_2",
+        "qresearch",
+    ):
         with pytest.raises(ValueError, match="Llama-3"):
             load_sae(case.path, fmt=fmt)

@@ -1,4 +1,6 @@
-"""What is written for other tools: read back by our own loader, and by theirs where it is installed."""
+"""What is written for other tools: read back by our own loader, and by theirs where it
+is installed.
+"""
 
 import json
 import os
@@ -13,7 +15,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from sae_attr.files.hub import public_name
-from sae_attr.sae.export import save_dictionary_learning, save_repeng_gguf, save_saelens, save_vectors
+from sae_attr.sae.export import (
+    save_dictionary_learning,
+    save_repeng_gguf,
+    save_saelens,
+    save_vectors,
+)
 from sae_attr.sae.formats import load_sae
 from sae_attr.sae.model import SAE, encode, reconstruct
 from sae_attr.sae.run import train
@@ -35,7 +42,9 @@ MINIATURES = (
 
 
 @pytest.mark.parametrize("name", FIXTURES)
-def test_every_kind_of_fixture_comes_back_with_the_same_codes(shared: Path, tmp_path: Path, name: str) -> None:
+def test_every_kind_of_fixture_comes_back_with_the_same_codes(
+    shared: Path, tmp_path: Path, name: str
+) -> None:
     folder = shared / "fixtures/sae" / name
     with np.load(folder / "golden.npz") as file:
         x = file["x"]
@@ -44,12 +53,21 @@ def test_every_kind_of_fixture_comes_back_with_the_same_codes(shared: Path, tmp_
     back = load_sae(tmp_path / "sae")
     np.testing.assert_array_equal(encode(back, x), encode(sae, x))
     np.testing.assert_array_equal(reconstruct(back, x), reconstruct(sae, x))
-    assert (back.cfg.site, back.cfg.site_out, back.cfg.k) == (sae.cfg.site, sae.cfg.site_out, sae.cfg.k)
-    assert (back.cfg.model_name, back.cfg.exclude_special) == (sae.cfg.model_name, sae.cfg.exclude_special)
+    assert (back.cfg.site, back.cfg.site_out, back.cfg.k) == (
+        sae.cfg.site,
+        sae.cfg.site_out,
+        sae.cfg.k,
+    )
+    assert (back.cfg.model_name, back.cfg.exclude_special) == (
+        sae.cfg.model_name,
+        sae.cfg.exclude_special,
+    )
 
 
 @pytest.mark.parametrize("name", MINIATURES)
-def test_every_kind_of_miniature_comes_back_with_the_same_codes(tmp_path: Path, name: str) -> None:
+def test_every_kind_of_miniature_comes_back_with_the_same_codes(
+    tmp_path: Path, name: str
+) -> None:
     (tmp_path / "from").mkdir()
     case = LAYOUTS[name](tmp_path / "from")
     sae = load_sae(case.path, **case.options)
@@ -63,7 +81,10 @@ def test_weights_keep_their_dtype_and_nothing_is_overwritten(tmp_path: Path) -> 
     case = LAYOUTS["llama_scope"](tmp_path)
     sae = load_sae(case.path, dtype="bfloat16")
     save_saelens(tmp_path / "sae", sae)
-    assert load_file(tmp_path / "sae/sae_weights.safetensors")["W_dec"].dtype.name == "bfloat16"
+    assert (
+        load_file(tmp_path / "sae/sae_weights.safetensors")["W_dec"].dtype.name
+        == "bfloat16"
+    )
     assert json.loads((tmp_path / "sae/cfg.json").read_text())["dtype"] == "bfloat16"
     with pytest.raises(FileExistsError, match="holds an SAE already"):
         save_saelens(tmp_path / "sae", sae)
@@ -83,13 +104,22 @@ def test_what_the_layout_cannot_express_is_an_error(tmp_path: Path) -> None:
     refused("llamascopium_topk", "gate topk with selection by decoder norm")
     refused("sparsify_old_transcoder", "no transcoder with gate topk")
     refused("gemma_scope_2_transcoder", "neither take b_dec", subtract_b_dec=True)
-    refused("saelens_matching_pursuit", "only where it takes it from the input", subtract_b_dec=False)
+    refused(
+        "saelens_matching_pursuit",
+        "only where it takes it from the input",
+        subtract_b_dec=False,
+    )
     assert not (tmp_path / "out").exists()
 
 
 def test_saelens_reads_what_we_write(tmp_path: Path) -> None:
     sae_lens, torch = pytest.importorskip("sae_lens"), pytest.importorskip("torch")
-    names = ("saelens_abstopk", "saelens_matching_pursuit", "llama_scope", "saelens_skip_transcoder")
+    names = (
+        "saelens_abstopk",
+        "saelens_matching_pursuit",
+        "llama_scope",
+        "saelens_skip_transcoder",
+    )
     for name in (*names, "saelens_jumprelu_transcoder", "gemma_scope_2_transcoder"):
         (tmp_path / name).mkdir()
         case = LAYOUTS[name](tmp_path / name)
@@ -99,15 +129,25 @@ def test_saelens_reads_what_we_write(tmp_path: Path) -> None:
         codes = theirs.encode(torch.tensor(case.x)).detach().numpy()
         np.testing.assert_allclose(codes, encode(sae, case.x), rtol=1e-4, atol=1e-5)
         output = theirs(torch.tensor(case.x)).detach().numpy()
-        np.testing.assert_allclose(output, reconstruct(sae, case.x), rtol=1e-4, atol=1e-4)
-        if name.startswith("saelens"):  # and the miniature itself, which was not written by us
+        np.testing.assert_allclose(
+            output, reconstruct(sae, case.x), rtol=1e-4, atol=1e-4
+        )
+        if name.startswith(
+            "saelens"
+        ):  # and the miniature itself, which was not written by us
             again = sae_lens.SAE.load_from_disk(case.path)
-            np.testing.assert_allclose(again(torch.tensor(case.x)).detach(), case.recon, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(
+                again(torch.tensor(case.x)).detach(), case.recon, rtol=1e-4, atol=1e-4
+            )
 
 
 def test_vectors_come_back_with_their_metadata(tmp_path: Path) -> None:
     vectors = {"latent_3": jnp.arange(4.0), "mean": np.ones(4, np.float64)}
-    save_vectors(tmp_path / "v.safetensors", vectors, {"model": "tiny", "latents": [3], "scale": 0.5})
+    save_vectors(
+        tmp_path / "v.safetensors",
+        vectors,
+        {"model": "tiny", "latents": [3], "scale": 0.5},
+    )
     found = load_file(tmp_path / "v.safetensors")
     np.testing.assert_array_equal(found["latent_3"], np.arange(4.0))
     assert found["mean"].dtype == np.float64
@@ -120,7 +160,9 @@ def test_vectors_come_back_with_their_metadata(tmp_path: Path) -> None:
 
 
 def read_gguf(path: Path) -> tuple[dict[str, object], dict[str, np.ndarray]]:
-    """GGUF v3 from its specification: header, key-value pairs, tensor infos, padding, data."""
+    """GGUF v3 from its specification: header, key-value pairs, tensor infos, padding,
+    data.
+    """
     raw, at = path.read_bytes(), 24
 
     def number(kind: str) -> int:
@@ -141,7 +183,9 @@ def read_gguf(path: Path) -> tuple[dict[str, object], dict[str, np.ndarray]]:
     infos = []
     for _ in range(tensors):
         name, axes = text(), number("I")
-        infos.append((name, [number("Q") for _ in range(axes)], number("I"), number("Q")))
+        infos.append(
+            (name, [number("Q") for _ in range(axes)], number("I"), number("Q"))
+        )
     start = -(-at // 32) * 32
     found = {}
     for name, shape, kind, offset in infos:
@@ -162,8 +206,16 @@ def test_control_vectors_are_laid_out_as_repeng_has_them(tmp_path: Path) -> None
     }
     assert list(found) == ["direction.3", "direction.11"]
     for layer, vector in directions.items():
-        np.testing.assert_array_equal(found[f"direction.{layer}"], np.asarray(vector, np.float32))
-    for bad in ({}, {3: np.ones(7), 4: np.ones(6)}, {-1: np.ones(7)}, {1: np.ones((2, 7))}, {1: np.array([np.inf])}):
+        np.testing.assert_array_equal(
+            found[f"direction.{layer}"], np.asarray(vector, np.float32)
+        )
+    for bad in (
+        {},
+        {3: np.ones(7), 4: np.ones(6)},
+        {-1: np.ones(7)},
+        {1: np.ones((2, 7))},
+        {1: np.array([np.inf])},
+    ):
         with pytest.raises(ValueError, match=r"layer|at least one|infinity"):
             save_repeng_gguf(tmp_path / "x.gguf", bad, "llama")
 
@@ -172,8 +224,13 @@ def test_gguf_reads_our_control_vectors(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     save_repeng_gguf(tmp_path / "v.gguf", {5: np.arange(6.0)}, "qwen2")
     reader = gguf.GGUFReader(tmp_path / "v.gguf")
-    assert bytes(reader.get_field("controlvector.model_hint").parts[-1]).decode() == "qwen2"
-    assert [(t.name, t.data.tolist()) for t in reader.tensors] == [("direction.5", [0, 1, 2, 3, 4, 5])]
+    assert (
+        bytes(reader.get_field("controlvector.model_hint").parts[-1]).decode()
+        == "qwen2"
+    )
+    assert [(t.name, t.data.tolist()) for t in reader.tensors] == [
+        ("direction.5", [0, 1, 2, 3, 4, 5])
+    ]
 
 
 def _trained(objective: str) -> tuple[SAE, np.ndarray]:
@@ -181,9 +238,13 @@ def _trained(objective: str) -> tuple[SAE, np.ndarray]:
     rng = np.random.default_rng(0)
     x = (rng.standard_normal((64, 6)) * 2 + 3).astype(np.float32)
     groups = (4, 8) if objective == "matryoshka" else ()
-    cfg = TrainConfig(6, 12, 3, objective=objective, k=3, warmup=1, groups=groups, threshold_decay=0.5)
+    cfg = TrainConfig(
+        6, 12, 3, objective=objective, k=3, warmup=1, groups=groups, threshold_decay=0.5
+    )
     state = train(cfg, lambda step: x, progress=False, log_every=3, save_every=3).state
-    return finished(cfg, state, site="blocks.2.hook_resid_post", layer=2, model_name="toy"), x
+    return finished(
+        cfg, state, site="blocks.2.hook_resid_post", layer=2, model_name="toy"
+    ), x
 
 
 LEARNED = {
@@ -193,7 +254,9 @@ LEARNED = {
 
 
 @pytest.mark.parametrize("objective", LEARNED)
-def test_trained_saes_come_back_from_both_layouts(tmp_path: Path, objective: str) -> None:
+def test_trained_saes_come_back_from_both_layouts(
+    tmp_path: Path, objective: str
+) -> None:
     sae, x = _trained(objective)
     save_saelens(tmp_path / "lens", sae)
     save_dictionary_learning(tmp_path / "learning", sae)
@@ -201,39 +264,62 @@ def test_trained_saes_come_back_from_both_layouts(tmp_path: Path, objective: str
     assert learning.cfg.architecture == LEARNED[objective]
     assert lens.cfg.site == learning.cfg.site == "blocks.2.hook_resid_post"
     np.testing.assert_array_equal(encode(lens, x), encode(sae, x))
-    np.testing.assert_allclose(encode(learning, x), encode(sae, x), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(reconstruct(learning, x), reconstruct(sae, x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        encode(learning, x), encode(sae, x), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        reconstruct(learning, x), reconstruct(sae, x), rtol=1e-4, atol=1e-5
+    )
     with pytest.raises(FileExistsError):
         save_dictionary_learning(tmp_path / "learning", sae)
 
 
 @pytest.mark.parametrize("objective", LEARNED)
-def test_dictionary_learning_reads_what_is_written_for_it(tmp_path: Path, objective: str) -> None:
-    torch = pytest.importorskip("torch", reason="needs torch and dictionary-learning (extra `peers`)")
-    utils = pytest.importorskip("dictionary_learning.utils", reason="needs dictionary-learning (extra `peers`)")
+def test_dictionary_learning_reads_what_is_written_for_it(
+    tmp_path: Path, objective: str
+) -> None:
+    torch = pytest.importorskip(
+        "torch", reason="needs torch and dictionary-learning (extra `peers`)"
+    )
+    utils = pytest.importorskip(
+        "dictionary_learning.utils", reason="needs dictionary-learning (extra `peers`)"
+    )
     sae, x = _trained(objective)
     save_dictionary_learning(tmp_path / "learning", sae)
     theirs, _ = utils.load_dictionary(str(tmp_path / "learning"), "cpu")
     with torch.no_grad():
-        np.testing.assert_allclose(theirs.encode(torch.from_numpy(x)), encode(sae, x), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            theirs.encode(torch.from_numpy(x)), encode(sae, x), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("objective", LEARNED)
 def test_saelens_reads_trained_saes(tmp_path: Path, objective: str) -> None:
-    torch = pytest.importorskip("torch", reason="needs torch and sae-lens (extra `peers`)")
+    torch = pytest.importorskip(
+        "torch", reason="needs torch and sae-lens (extra `peers`)"
+    )
     lens = pytest.importorskip("sae_lens", reason="needs sae-lens (extra `peers`)")
     sae, x = _trained(objective)
     save_saelens(tmp_path / "lens", sae)
     theirs = lens.SAE.load_from_disk(tmp_path / "lens")
     with torch.no_grad():
-        np.testing.assert_allclose(theirs.encode(torch.from_numpy(x)), encode(sae, x), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            theirs.encode(torch.from_numpy(x)), encode(sae, x), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_dictionary_learning_cannot_say_everything(tmp_path: Path) -> None:
     sae, _ = _trained("topk")
-    for other in ({"norm": "layer_norm"}, {"skip": True}, {"subtract_b_dec": False}, {"gate": "groupmax"}):
+    for other in (
+        {"norm": "layer_norm"},
+        {"skip": True},
+        {"subtract_b_dec": False},
+        {"gate": "groupmax"},
+    ):
         with pytest.raises(ValueError, match="dictionary_learning has"):
-            save_dictionary_learning(tmp_path / "no", replace(sae, cfg=replace(sae.cfg, **other)))
+            save_dictionary_learning(
+                tmp_path / "no", replace(sae, cfg=replace(sae.cfg, **other))
+            )
 
 
 @pytest.mark.parametrize(
@@ -247,7 +333,9 @@ def test_dictionary_learning_cannot_say_everything(tmp_path: Path) -> None:
         ("/tmp/a\x1b[31mb", "a\\x1b[31mb"), (".", Path.cwd().name),
     ],
 )  # fmt: skip
-def test_a_model_is_named_without_where_it_lies(model: str | None, name: str | None) -> None:
+def test_a_model_is_named_without_where_it_lies(
+    model: str | None, name: str | None
+) -> None:
     assert public_name(model) == name
 
 
@@ -255,7 +343,9 @@ def test_what_is_written_names_no_place_of_this_machine(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     sae = load_sae(LAYOUTS["gemma_scope_2_transcoder"](tmp_path).path)
     cfg = replace(sae.cfg, site="layer1.resid_post", site_out=None, skip=False)
-    sae = replace(sae, skip_dm=None, cfg=replace(cfg, model_name=str(tmp_path / "mine")))
+    sae = replace(
+        sae, skip_dm=None, cfg=replace(cfg, model_name=str(tmp_path / "mine"))
+    )
     save_saelens(tmp_path / "a", sae)
     save_dictionary_learning(tmp_path / "b", sae)
     for folder in "ab":

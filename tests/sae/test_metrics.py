@@ -24,22 +24,34 @@ def sae() -> SAE:
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
     cfg = SAEConfig(d_in=6, d_out=6, n_latents=16)
-    return SAE(enc_dn=draw(6, 16), enc_bias_n=draw(16) - 5, dec_nm=draw(16, 6), dec_bias_m=draw(6), cfg=cfg)
+    return SAE(
+        enc_dn=draw(6, 16),
+        enc_bias_n=draw(16) - 5,
+        dec_nm=draw(16, 6),
+        dec_bias_m=draw(6),
+        cfg=cfg,
+    )
 
 
 ACTS = np.random.default_rng(1).standard_normal((3000, 6)).astype(np.float32) * 2 + 100
 
 
 def test_definitions(sae: SAE) -> None:
-    x, out, sums = ACTS.astype(np.float64), reconstruct_tokens(sae, ACTS), fit(sae, ACTS)
+    x = ACTS.astype(np.float64)
+    out = reconstruct_tokens(sae, ACTS)
+    sums = fit(sae, ACTS)
     y = out.recon_kd.astype(np.float64)
-    assert explained_variance(sums) == pytest.approx(1 - ((x - y) ** 2).sum() / ((x - x.mean(0)) ** 2).sum(), rel=1e-9)
+    assert explained_variance(sums) == pytest.approx(
+        1 - ((x - y) ** 2).sum() / ((x - x.mean(0)) ** 2).sum(), rel=1e-9
+    )
     assert mse(sums) == pytest.approx(((x - y) ** 2).mean(), rel=1e-9)
     codes = np.maximum(x @ np.asarray(sae.enc_dn) + np.asarray(sae.enc_bias_n), 0)
     assert l0(sums) == pytest.approx((codes > 0).sum(1).mean(), rel=1e-3)
     assert dead_share(sums) == pytest.approx((codes > 0).any(0).__invert__().mean())
     norms = np.linalg.norm(np.asarray(sae.dec_nm), axis=1)
-    assert decoder_norms(sae) == pytest.approx((norms.min(), np.median(norms), norms.max()))
+    assert decoder_norms(sae) == pytest.approx(
+        (norms.min(), np.median(norms), norms.max())
+    )
 
 
 @pytest.mark.parametrize("size", [1, 999, 3000])
@@ -51,24 +63,42 @@ def test_sums_add_up_over_batches(sae: SAE, size: int) -> None:
         total = total + part
     whole = fit(sae, acts)
     assert total.tokens == whole.tokens
-    assert explained_variance(total) == pytest.approx(explained_variance(whole), rel=1e-9)
+    assert explained_variance(total) == pytest.approx(
+        explained_variance(whole), rel=1e-9
+    )
     np.testing.assert_array_equal(total.fired_n, whole.fired_n)
 
 
 def test_a_transcoder_is_compared_with_what_it_writes(sae: SAE) -> None:
     cfg = SAEConfig(d_in=6, d_out=5, n_latents=16)
-    transcoder = SAE(sae.enc_dn, sae.enc_bias_n, sae.dec_nm[:, :5], sae.dec_bias_m[:5], cfg=cfg)
+    transcoder = SAE(
+        sae.enc_dn, sae.enc_bias_n, sae.dec_nm[:, :5], sae.dec_bias_m[:5], cfg=cfg
+    )
     with pytest.raises(ValueError, match="have width 6 but the SAE writes 5"):
         fit(transcoder, ACTS)
-    target_kd = np.maximum(ACTS @ sae.enc_dn + sae.enc_bias_n, 0) @ transcoder.dec_nm + transcoder.dec_bias_m
-    assert explained_variance(fit(transcoder, ACTS, target_kd)) == pytest.approx(1, abs=1e-6)
-    assert np.isnan(summary(transcoder, fit(transcoder, ACTS, target_kd))["encoder_decoder_cosine"])
+    target_kd = (
+        np.maximum(ACTS @ sae.enc_dn + sae.enc_bias_n, 0) @ transcoder.dec_nm
+        + transcoder.dec_bias_m
+    )
+    assert explained_variance(fit(transcoder, ACTS, target_kd)) == pytest.approx(
+        1, abs=1e-6
+    )
+    assert np.isnan(
+        summary(transcoder, fit(transcoder, ACTS, target_kd))["encoder_decoder_cosine"]
+    )
 
 
 def test_saes_that_differ_in_arithmetic_are_measured_apart(sae: SAE) -> None:
-    """Programs are shared between SAEs whose configs differ in what is only recorded, and between no others."""
+    """Programs are shared between SAEs whose configs differ in what is only recorded,
+    and between no others.
+    """
     kept = [
-        replace(sae, cfg=replace(sae.cfg, gate="topk", k=4, select_by_dec_norm=select, layer=select * 1))
+        replace(
+            sae,
+            cfg=replace(
+                sae.cfg, gate="topk", k=4, select_by_dec_norm=select, layer=select * 1
+            ),
+        )
         for select in (False, True)
     ]
     assert fit(kept[0], ACTS - 100).residual != fit(kept[1], ACTS - 100).residual

@@ -1,4 +1,6 @@
-"""SAE files of one's own: codes equal the formula whichever way they are stored, and what no file tells is asked for."""
+"""SAE files of one's own: codes equal the formula whichever way they are stored, and
+what no file tells is asked for.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,33 @@ from tests.sae._torchfiles import save_torch
 
 D, N, K = 6, 20, 4
 RNG = np.random.default_rng(0)
-W_ENC, W_DEC = RNG.normal(size=(D, N)).astype(np.float32), RNG.normal(size=(N, D)).astype(np.float32)
-B_ENC, B_DEC = RNG.normal(size=N).astype(np.float32) * 0.3, RNG.normal(size=D).astype(np.float32)
+W_ENC = RNG.normal(size=(D, N)).astype(np.float32)
+W_DEC = RNG.normal(size=(N, D)).astype(np.float32)
+B_ENC = RNG.normal(size=N).astype(np.float32) * 0.3
+B_DEC = RNG.normal(size=D).astype(np.float32)
 MEAN = RNG.normal(size=D).astype(np.float32) * 3
 X = RNG.normal(size=(7, D)).astype(np.float32) * 2
 ASIS = {"W_enc": W_ENC, "W_dec": W_DEC, "b_enc": B_ENC, "b_dec": B_DEC}
-LINEAR = {"encoder.weight": W_ENC.T, "encoder.bias": B_ENC, "decoder.weight": W_DEC.T, "decoder.bias": B_DEC}
+LINEAR = {
+    "encoder.weight": W_ENC.T,
+    "encoder.bias": B_ENC,
+    "decoder.weight": W_DEC.T,
+    "decoder.bias": B_DEC,
+}
 
 
 def formula(
-    gate: str, *, subtract: bool = False, mean: Any = 0.0, scale: float = 1.0, dec: Any = W_DEC, by: Any = 1.0
+    gate: str,
+    *,
+    subtract: bool = False,
+    mean: Any = 0.0,
+    scale: float = 1.0,
+    dec: Any = W_DEC,
+    by: Any = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and output in float64, as a script of one's own would say it; `by`: factors of the selection."""
+    """Codes and output in float64, as a script of one's own would say it; `by`: factors
+    of the selection.
+    """
     x = (X.astype(np.float64) - mean) * scale
     pre = (x - subtract * B_DEC) @ W_ENC.astype(np.float64) + B_ENC
     codes = np.maximum(pre, 0)
@@ -45,7 +62,9 @@ def formula(
 def write(path: Path, content: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
-        save_file({name: np.ascontiguousarray(value) for name, value in content.items()}, path)
+        save_file(
+            {name: np.ascontiguousarray(value) for name, value in content.items()}, path
+        )
     elif path.suffix == ".npz":
         arrays: dict[str, Any] = content
         np.savez(path, **arrays)
@@ -61,7 +80,9 @@ def agrees(path: Path, want: tuple[np.ndarray, np.ndarray], **options: Any) -> N
     np.testing.assert_allclose(reconstruct(sae, jnp.asarray(X)), want[1], atol=5e-5)
     assert sae.cfg.source == "plain"
     options = {name: value for name, value in options.items() if name != "dtype"}
-    np.testing.assert_allclose(open_decoder(path, **options).rows(0, N), sae.dec_nm, rtol=1e-6)
+    np.testing.assert_allclose(
+        open_decoder(path, **options).rows(0, N), sae.dec_nm, rtol=1e-6
+    )
 
 
 TURNED = {
@@ -80,11 +101,25 @@ SUFFIXES = (".pt", ".safetensors", ".npz")
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("kind", TURNED)
-def test_whichever_way_it_lies_in_whatever_container(tmp_path: Path, kind: str, suffix: str) -> None:
+def test_whichever_way_it_lies_in_whatever_container(
+    tmp_path: Path, kind: str, suffix: str
+) -> None:
     path = write(tmp_path / f"mine{suffix}", TURNED[kind])
     agrees(path, formula("topk"), gate="topk", k=K, subtract_b_dec=False)
-    agrees(path.parent, formula("topk", subtract=True), gate="topk", k=K, subtract_b_dec=True)
-    agrees(path, formula("relu", subtract=True), fmt="plain", gate="relu", subtract_b_dec=True)
+    agrees(
+        path.parent,
+        formula("topk", subtract=True),
+        gate="topk",
+        k=K,
+        subtract_b_dec=True,
+    )
+    agrees(
+        path,
+        formula("relu", subtract=True),
+        fmt="plain",
+        gate="relu",
+        subtract_b_dec=True,
+    )
 
 
 WRAPPED: dict[str, dict[str, Any]] = {
@@ -114,14 +149,18 @@ def asked(path: Path, **options: Any) -> str:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("kind", TURNED)
-def test_what_no_file_tells_is_asked_for_by_name_and_all_at_once(tmp_path: Path, kind: str, suffix: str) -> None:
+def test_what_no_file_tells_is_asked_for_by_name_and_all_at_once(
+    tmp_path: Path, kind: str, suffix: str
+) -> None:
     message = asked(write(tmp_path / f"layer_3-l19{suffix}", TURNED[kind]))
     assert "gate= relu, topk (with k=), jumprelu (with threshold=)" in message
     assert "subtract_b_dec= True where the encoder reads x - " in message
     assert "orientation=" not in message
     assert "fmt=plain" in message
     assert "k= how many" in asked(tmp_path, gate="topk", subtract_b_dec=True)
-    assert "threshold= the number" in asked(tmp_path, gate="jumprelu", subtract_b_dec=True)
+    assert "threshold= the number" in asked(
+        tmp_path, gate="jumprelu", subtract_b_dec=True
+    )
 
 
 def test_the_message_shows_what_its_own_config_says(tmp_path: Path) -> None:
@@ -130,8 +169,12 @@ def test_the_message_shows_what_its_own_config_says(tmp_path: Path) -> None:
     assert f"'k': {K}" in message
 
 
-def test_no_hint_and_no_answer_to_it_loads_a_hand_written_file_as_a_librarys(tmp_path: Path) -> None:
-    """Option by option that a message names, until it loads: the formula is never another one than was said."""
+def test_no_hint_and_no_answer_to_it_loads_a_hand_written_file_as_a_librarys(
+    tmp_path: Path,
+) -> None:
+    """Option by option that a message names, until it loads: the formula is never
+    another one than was said.
+    """
     for name, content in {
         "layer3.pt": ASIS,
         "sae.pt": TURNED["latents_first"],
@@ -139,11 +182,29 @@ def test_no_hint_and_no_answer_to_it_loads_a_hand_written_file_as_a_librarys(tmp
         "e.pth": TURNED["out_in"],
     }.items():
         path, options = write(tmp_path / name, content), {}
-        answers = {"gate": "topk", "k": K, "subtract_b_dec": True, "orientation": "in_out", "dict_class": None}
+        answers = {
+            "gate": "topk",
+            "k": K,
+            "subtract_b_dec": True,
+            "orientation": "in_out",
+            "dict_class": None,
+        }
         for _ in range(4):
-            message = asked(path, **options) if set(options) != {"gate", "k", "subtract_b_dec"} else ""
-            named = [option for option in answers if f"{option}= " in message and option not in options]
-            options |= {option: answers[option] for option in named if answers[option] is not None}
+            message = (
+                asked(path, **options)
+                if set(options) != {"gate", "k", "subtract_b_dec"}
+                else ""
+            )
+            named = [
+                option
+                for option in answers
+                if f"{option}= " in message and option not in options
+            ]
+            options |= {
+                option: answers[option]
+                for option in named
+                if answers[option] is not None
+            }
         agrees(path, formula("topk", subtract=True), **options)
 
 
@@ -164,7 +225,9 @@ COLLISIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", COLLISIONS)
-def test_names_that_libraries_use_too_load_nothing_by_themselves(tmp_path: Path, kind: str) -> None:
+def test_names_that_libraries_use_too_load_nothing_by_themselves(
+    tmp_path: Path, kind: str
+) -> None:
     name, content, configs = COLLISIONS[kind]
     path = write(tmp_path / name, content)
     for config, value in configs.items():
@@ -176,52 +239,93 @@ def test_names_that_libraries_use_too_load_nothing_by_themselves(tmp_path: Path,
 
 def test_a_config_without_a_gate_is_no_relu(tmp_path: Path) -> None:
     path = write(tmp_path / "sae_weights.safetensors", ASIS)
-    assert "no cfg.json beside it; a saelens SAE needs both (a file of your own: fmt=plain)" in asked(path)
+    assert (
+        "no cfg.json beside it; a saelens SAE needs both (a file of your own: "
+        "fmt=plain)" in asked(path)
+    )
     for config in ({"d_in": D, "d_sae": N}, {"d_in": D, "d_sae": N, "k": K}):
         (tmp_path / "cfg.json").write_text(json.dumps(config))
         assert "names no architecture, so the gate is not known" in asked(path)
     agrees(path, formula("topk"), fmt="plain", gate="topk", k=K, subtract_b_dec=False)
 
 
-def test_a_square_sae_of_ones_own_is_asked_which_way_it_lies_and_linear_layers_are_not(tmp_path: Path) -> None:
-    square = {"W_enc": W_ENC[:, :D], "W_dec": W_DEC[:D], "b_enc": B_ENC[:D], "b_dec": B_DEC}
+def test_a_square_sae_of_ones_own_is_asked_which_way_it_lies_and_linear_layers_are_not(
+    tmp_path: Path,
+) -> None:
+    square = {
+        "W_enc": W_ENC[:, :D],
+        "W_dec": W_DEC[:D],
+        "b_enc": B_ENC[:D],
+        "b_dec": B_DEC,
+    }
     path = write(tmp_path / "square.pt", square)
     said = {"gate": "relu", "subtract_b_dec": False}
     assert "orientation= in_out for x @ W_enc and codes @ W_dec" in asked(path, **said)
     for way, (enc, dec) in {
-        "in_out": (square["W_enc"], square["W_dec"]), "out_in": (square["W_enc"].T, square["W_dec"].T),
-        "latents_first": (square["W_enc"].T, square["W_dec"]), "latents_last": (square["W_enc"], square["W_dec"].T),
-    }.items():  # fmt: skip
+        "in_out": (square["W_enc"], square["W_dec"]),
+        "out_in": (square["W_enc"].T, square["W_dec"].T),
+        "latents_first": (square["W_enc"].T, square["W_dec"]),
+        "latents_last": (square["W_enc"], square["W_dec"].T),
+    }.items():
         sae = load_sae(path, orientation=way, **said)
         np.testing.assert_array_equal(sae.enc_dn, enc)
         np.testing.assert_array_equal(sae.dec_nm, dec)
-    linear = {"encoder.weight": square["W_enc"], "decoder.weight": square["W_dec"], "decoder.bias": B_DEC}
+    linear = {
+        "encoder.weight": square["W_enc"],
+        "decoder.weight": square["W_dec"],
+        "decoder.bias": B_DEC,
+    }
     sae = load_sae(write(tmp_path / "linear.pt", linear), **said)
     np.testing.assert_array_equal(sae.enc_dn, square["W_enc"].T)
-    no_bias = {"W_enc": W_ENC, "W_dec": W_DEC}  # of 6 numbers and 20 latents, or of 20 and 6 the other way round?
+    no_bias = {
+        "W_enc": W_ENC,
+        "W_dec": W_DEC,
+    }  # of 6 numbers and 20 latents, or of 20 and 6 the other way round?
     assert "orientation=" in asked(write(tmp_path / "bare.pt", no_bias), gate="relu")
-    assert load_sae(tmp_path / "bare.pt", gate="relu", orientation="in_out").cfg.d_in == D
-    assert load_sae(tmp_path / "bare.pt", gate="relu", orientation="out_in").cfg.d_in == N
+    assert (
+        load_sae(tmp_path / "bare.pt", gate="relu", orientation="in_out").cfg.d_in == D
+    )
+    assert (
+        load_sae(tmp_path / "bare.pt", gate="relu", orientation="out_in").cfg.d_in == N
+    )
     assert "orientation='latents_last' does not fit" in asked(
         tmp_path / "bare.pt", gate="relu", orientation="latents_last"
     )
 
 
 def test_thresholds_k_and_gates_that_lie_in_the_file(tmp_path: Path) -> None:
-    jump = write(tmp_path / "jump.pt", ASIS | {"threshold": np.full(N, 0.7, np.float32)})
+    jump = write(
+        tmp_path / "jump.pt", ASIS | {"threshold": np.full(N, 0.7, np.float32)}
+    )
     agrees(jump, formula("jumprelu"), subtract_b_dec=False)
-    log = write(tmp_path / "log.pt", ASIS | {"log_threshold": np.log(np.float32(0.7)).reshape(1)})
+    log = write(
+        tmp_path / "log.pt",
+        ASIS | {"log_threshold": np.log(np.float32(0.7)).reshape(1)},
+    )
     agrees(log, formula("jumprelu"), subtract_b_dec=False)
-    agrees(write(tmp_path / "a.pt", ASIS), formula("jumprelu"), gate="jumprelu", threshold=0.7, subtract_b_dec=False)
+    agrees(
+        write(tmp_path / "a.pt", ASIS),
+        formula("jumprelu"),
+        gate="jumprelu",
+        threshold=0.7,
+        subtract_b_dec=False,
+    )
     kept = write(tmp_path / "k.pt", ASIS | {"k": np.array(K)})
     agrees(kept, formula("topk"), gate="topk", subtract_b_dec=False)
     gates = {name: np.zeros(N, np.float32) for name in ("b_gate", "b_mag", "r_mag")}
-    assert load_sae(write(tmp_path / "gated.pt", ASIS | gates), subtract_b_dec=False).cfg.gate == "gated"
-    both = write(tmp_path / "both.pt", ASIS | {"k": np.array(K), "threshold": np.float32(0.7)})
+    assert (
+        load_sae(
+            write(tmp_path / "gated.pt", ASIS | gates), subtract_b_dec=False
+        ).cfg.gate
+        == "gated"
+    )
+    both = write(
+        tmp_path / "both.pt", ASIS | {"k": np.array(K), "threshold": np.float32(0.7)}
+    )
     assert "gate= " in asked(both, subtract_b_dec=True)
     assert (
-        "ignore= names, with commas between, of tensors that are no part of the SAE: there is 'threshold' []"
-        in asked(both, gate="topk", subtract_b_dec=True)
+        "ignore= names, with commas between, of tensors that are no part of the SAE: "
+        "there is 'threshold' []" in asked(both, gate="topk", subtract_b_dec=True)
     )
     agrees(both, formula("topk"), gate="topk", subtract_b_dec=False, ignore="threshold")
 
@@ -234,30 +338,51 @@ def test_a_mean_is_taken_from_the_input_and_added_to_the_output(tmp_path: Path) 
     for name in ("mean.npy", "mean.pt", "mean.safetensors"):
         for subtract in (False, True):
             agrees(
-                path, formula("topk", mean=MEAN, subtract=subtract), gate="topk", k=K, subtract_b_dec=subtract,
+                path,
+                formula("topk", mean=MEAN, subtract=subtract),
+                gate="topk",
+                k=K,
+                subtract_b_dec=subtract,
                 mean=str(tmp_path / name),
-            )  # fmt: skip
+            )
     agrees(
-        path, formula("relu", mean=MEAN, scale=0.4, subtract=True), gate="relu", subtract_b_dec=True, norm_scale=0.4,
+        path,
+        formula("relu", mean=MEAN, scale=0.4, subtract=True),
+        gate="relu",
+        subtract_b_dec=True,
+        norm_scale=0.4,
         mean=str(tmp_path / "mean.npy"),
-    )  # fmt: skip
-    inside = write(tmp_path / "inside.pt", {"model": ASIS, "mean": MEAN})
-    assert "or mean=mean where it is taken from the input and added to the output" in asked(
-        inside, gate="relu", subtract_b_dec=True
     )
-    agrees(inside, formula("relu", mean=MEAN), gate="relu", subtract_b_dec=False, mean="mean")
+    inside = write(tmp_path / "inside.pt", {"model": ASIS, "mean": MEAN})
+    assert (
+        "or mean=mean where it is taken from the input and added to the output"
+        in asked(inside, gate="relu", subtract_b_dec=True)
+    )
+    agrees(
+        inside,
+        formula("relu", mean=MEAN),
+        gate="relu",
+        subtract_b_dec=False,
+        mean="mean",
+    )
     agrees(inside, formula("relu"), gate="relu", subtract_b_dec=False, ignore="mean")
     np.save(tmp_path / "short.npy", MEAN[:3])
     said: dict[str, Any] = {"gate": "relu", "subtract_b_dec": True}
-    assert "has 3 numbers, but 6 are needed" in asked(path, mean=str(tmp_path / "short.npy"), **said)
-    assert "mean='nowhere' is neither a file nor a tensor" in asked(path, mean="nowhere", **said)
+    assert "has 3 numbers, but 6 are needed" in asked(
+        path, mean=str(tmp_path / "short.npy"), **said
+    )
+    assert "mean='nowhere' is neither a file nor a tensor" in asked(
+        path, mean="nowhere", **said
+    )
 
 
 def test_the_norms_of_the_decoder(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.pt", ASIS)
     rows_n = np.linalg.norm(W_DEC.astype(np.float64), axis=1)
     said: dict[str, Any] = {"gate": "topk", "k": K, "subtract_b_dec": False}
-    agrees(path, formula("topk", dec=W_DEC / rows_n[:, None]), decoder_norm="unit", **said)
+    agrees(
+        path, formula("topk", dec=W_DEC / rows_n[:, None]), decoder_norm="unit", **said
+    )
     agrees(path, formula("topk", by=rows_n), decoder_norm="select", **said)
     codes, out = formula("topk", by=rows_n)
     agrees(path, (codes * rows_n, out), decoder_norm="code", **said)
@@ -294,18 +419,30 @@ def test_what_does_not_fit_is_one_message(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_transcoder_of_ones_own(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.pt", {"W_enc": W_ENC, "b_enc": B_ENC, "W_dec": W_DEC[:, :4], "b_dec": B_DEC[:4]})
+    path = write(
+        tmp_path / "t.pt",
+        {"W_enc": W_ENC, "b_enc": B_ENC, "W_dec": W_DEC[:, :4], "b_dec": B_DEC[:4]},
+    )
     sae = load_sae(path, gate="relu", subtract_b_dec=False, site="layer2.mlp_in")
     assert (sae.cfg.d_in, sae.cfg.d_out, sae.cfg.site) == (D, 4, "layer2.mlp_in")
     assert "it has no subtract_b_dec=" in asked(path, gate="relu", subtract_b_dec=True)
 
 
 def test_two_of_them_in_one_file(tmp_path: Path) -> None:
-    path = write(tmp_path / "two.pt", {"ema": ASIS, "raw": {name: value * 2 for name, value in ASIS.items()}})
+    path = write(
+        tmp_path / "two.pt",
+        {"ema": ASIS, "raw": {name: value * 2 for name, value in ASIS.items()}},
+    )
     said: dict[str, Any] = {"gate": "relu", "subtract_b_dec": False}
     message = asked(path, inside="ema", **said)
     assert "ignore=" in message
-    agrees(path, formula("relu"), inside="ema", ignore=",".join(f"raw.{name}" for name in ASIS), **said)
+    agrees(
+        path,
+        formula("relu"),
+        inside="ema",
+        ignore=",".join(f"raw.{name}" for name in ASIS),
+        **said,
+    )
 
 
 def test_tensors_under_other_names_are_listed(tmp_path: Path) -> None:

@@ -1,11 +1,22 @@
-"""The sparse products against dense ones, and the selection against a sort, ties included."""
+"""The sparse products against dense ones, and the selection against a sort, ties
+included.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae_attr.sae.sparse import Slots, _at_least, batch_topk, decode_slots, encoded, fired, kth_largest, row_topk
+from sae_attr.sae.sparse import (
+    Slots,
+    _at_least,
+    batch_topk,
+    decode_slots,
+    encoded,
+    fired,
+    kth_largest,
+    row_topk,
+)
 
 B, D, N, K = 6, 5, 16, 3
 
@@ -44,7 +55,9 @@ def test_ranking_by_shards_changes_nothing(shards: int) -> None:
 
 
 def reference(pre: np.ndarray, k: int) -> np.ndarray:
-    """Codes of BatchTopK by a stable sort: larger first, of equal ones the earlier row, then the lower latent."""
+    """Codes of BatchTopK by a stable sort: larger first, of equal ones the earlier row,
+    then the lower latent.
+    """
     flat = np.maximum(pre, 0).ravel()
     order = np.argsort(-flat, kind="stable")[: k * len(pre)]
     codes = np.zeros_like(flat)
@@ -54,8 +67,16 @@ def reference(pre: np.ndarray, k: int) -> np.ndarray:
 
 def dense(slots: Slots, b: int, n: int) -> np.ndarray:
     codes = np.zeros((b, n), np.float32)
-    rows = np.broadcast_to(np.arange(b), slots.latents_sb.shape) if slots.rows_sb is None else slots.rows_sb
-    np.add.at(codes, (np.asarray(rows), np.asarray(slots.latents_sb)), np.asarray(slots.values_sb))
+    rows = (
+        np.broadcast_to(np.arange(b), slots.latents_sb.shape)
+        if slots.rows_sb is None
+        else slots.rows_sb
+    )
+    np.add.at(
+        codes,
+        (np.asarray(rows), np.asarray(slots.latents_sb)),
+        np.asarray(slots.values_sb),
+    )
     return codes
 
 
@@ -81,7 +102,9 @@ def test_batch_topk_is_that_of_a_sort(kind: str, candidates: int) -> None:
 
 @pytest.mark.parametrize("wide", [0, 1, 3, 4])
 def test_batch_topk_with_a_few_rows_of_many_latents(wide: int) -> None:
-    """Up to a sixteenth of the rows (3 of 40) are searched whole, beyond that the matrix; equal values on both sides."""
+    """Up to a sixteenth of the rows (3 of 40) are searched whole, beyond that the
+    matrix; equal values on both sides.
+    """
     pre = np.minimum(np.round(2 * draw(40, 64) + 1), 2)
     pre[:, 7:] = 0  # fewer than 8 positive in a plain row
     pre[[7, 0, 39, 20][:wide], :] = np.round(2 * draw(wide, 64, seed=1) + 1)
@@ -93,7 +116,11 @@ def test_batch_topk_with_a_few_rows_of_many_latents(wide: int) -> None:
 
 @pytest.mark.parametrize("with_rows", [False, True])
 def test_gradients_are_those_of_dense_products(with_rows: bool) -> None:
-    x, enc, bias, dec, target = draw(B, D), draw(D, N, seed=1), draw(N, seed=2), draw(N, D, seed=3), draw(B, D, seed=4)
+    x = draw(B, D)
+    enc = draw(D, N, seed=1)
+    bias = draw(N, seed=2)
+    dec = draw(N, D, seed=3)
+    target = draw(B, D, seed=4)
     pre = x @ enc + bias
     if with_rows:
         slots = batch_topk(jnp.asarray(pre), K, N).slots

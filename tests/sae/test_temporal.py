@@ -1,4 +1,6 @@
-"""Temporal SAEs: whole sequences against the formula token by token, and against SAELens."""
+"""Temporal SAEs: whole sequences against the formula token by token, and against
+SAELens.
+"""
 
 import json
 from collections.abc import Callable
@@ -29,7 +31,10 @@ LAYOUTS: dict[str, Callable[[Path], Case]] = {
 
 
 SLOW = [n for n in LAYOUTS if n not in ("released", "untied, no bias taken")]
-CASES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LAYOUTS]
+CASES = [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+    for name in LAYOUTS
+]
 
 
 @jax.jit
@@ -38,7 +43,9 @@ def run(sae: SAE, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def close(ours: Any, theirs: np.ndarray) -> None:
-    assert np.linalg.norm(np.asarray(ours, np.float64) - theirs) <= 1e-5 * np.linalg.norm(theirs)
+    assert np.linalg.norm(
+        np.asarray(ours, np.float64) - theirs
+    ) <= 1e-5 * np.linalg.norm(theirs)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -65,10 +72,18 @@ def test_what_comes_later_changes_nothing(tmp_path: Path) -> None:
 def test_single_tokens_and_decoding_alone_are_refused(tmp_path: Path) -> None:
     case = write_released(tmp_path)
     sae = load_sae(case.path)
-    assert (sae.cfg.site, sae.cfg.layer, sae.cfg.k, sae.cfg.source) == ("blocks.12.hook_resid_post", 12, K, "temporal")
+    assert (sae.cfg.site, sae.cfg.layer, sae.cfg.k, sae.cfg.source) == (
+        "blocks.12.hook_resid_post",
+        12,
+        K,
+        "temporal",
+    )
     assert sae.cfg.folded == (f"norm_scale={SCALE:g}",)
     for apply in (lambda: encode(sae, case.x[0]), lambda: fit(sae, case.x[0])):
-        with pytest.raises(ValueError, match=r"reads whole sequences \[b, t, d\]: its codes depend on earlier tokens"):
+        with pytest.raises(
+            ValueError,
+            match=r"reads whole sequences \[b, t, d\]: its codes depend on earlier tokens",
+        ):
             apply()
     with pytest.raises(ValueError, match="codes that the input predicts; give decode"):
         decode(sae, jnp.zeros((1, 2, N)))
@@ -90,7 +105,10 @@ def test_single_tokens_and_decoding_alone_are_refused(tmp_path: Path) -> None:
         ({"sae_diff_type": "tanh"}, "known: topk, relu"),
         ({"kval_topk": 33}, "k=33 and 32 latents"),
         ({"activation_normalization_factor": 0}, "not a positive number"),
-        ({"normalize_activations": "layer_norm"}, "known: none, constant_scalar_rescale"),
+        (
+            {"normalize_activations": "layer_norm"},
+            "known: none, constant_scalar_rescale",
+        ),
     ],
 )
 def test_contradictions(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -105,7 +123,8 @@ def test_numbers_that_are_none_and_configs_that_are_no_yaml(tmp_path: Path) -> N
     case = write_released(tmp_path)
     file, config = case.path / "latest_ckpt.safetensors", case.path / "conf.yaml"
     text = config.read_text()
-    evil, alias = "sae: !!python/object/apply:os.system ['touch ran']", "llm: {dimin: &a [x]}\nsae: {exp_factor: *a}"
+    evil = "sae: !!python/object/apply:os.system ['touch ran']"
+    alias = "llm: {dimin: &a [x]}\nsae: {exp_factor: *a}"
     for junk in ("", "[1", "- 1", evil, alias, "sae: 3", "\x00", "a: " * 9):
         config.write_text(junk)
         with pytest.raises(ValueError, match=r"conf\.yaml"):
@@ -123,7 +142,9 @@ def test_numbers_that_are_none_and_configs_that_are_no_yaml(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "released"])
 def test_saelens_computes_the_same(tmp_path: Path, name: str) -> None:
-    torch = pytest.importorskip("torch", reason="needs torch and sae-lens (extra `peers`)")
+    torch = pytest.importorskip(
+        "torch", reason="needs torch and sae-lens (extra `peers`)"
+    )
     lens = pytest.importorskip("sae_lens", reason="needs sae-lens (extra `peers`)")
     case = LAYOUTS[name](tmp_path)
     theirs, ours = lens.SAE.load_from_disk(str(case.path)), load_sae(case.path)

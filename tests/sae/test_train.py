@@ -1,4 +1,6 @@
-"""Training: what a step keeps track of, resumed and sharded runs, the controller, and what is refused."""
+"""Training: what a step keeps track of, resumed and sharded runs, the controller, and
+what is refused.
+"""
 
 import subprocess
 import sys
@@ -38,7 +40,12 @@ STEPS = 12
 
 
 def config(objective: str = "topk", **fields: Any) -> TrainConfig:
-    return TrainConfig(D, N, **{"steps": STEPS, "k": 3, "warmup": 2, "lr": 1e-2} | fields, objective=objective)
+    return TrainConfig(
+        D,
+        N,
+        **{"steps": STEPS, "k": 3, "warmup": 2, "lr": 1e-2} | fields,
+        objective=objective,
+    )
 
 
 def batch(step: int, b: int = 32, d: int = D) -> np.ndarray:
@@ -47,7 +54,9 @@ def batch(step: int, b: int = 32, d: int = D) -> np.ndarray:
 
 
 def quick(cfg: TrainConfig, source: Any = batch, **fields: Any) -> Any:
-    return train(cfg, source, **{"progress": False, "log_every": 4, "save_every": 4} | fields)
+    return train(
+        cfg, source, **{"progress": False, "log_every": 4, "save_every": 4} | fields
+    )
 
 
 def same(a: Any, b: Any) -> None:
@@ -62,12 +71,23 @@ def test_first_state() -> None:
     state = init_state(config(), batch)
     x = np.concatenate([batch(i) for i in range(4)])
     assert float(state.scale_in) == pytest.approx(np.mean(x**2) ** -0.5, rel=1e-5)
-    np.testing.assert_allclose(state.sae.dec_bias_m, x.mean(0) * float(state.scale_in), rtol=1e-5)
+    np.testing.assert_allclose(
+        state.sae.dec_bias_m, x.mean(0) * float(state.scale_in), rtol=1e-5
+    )
     factor = state.sae.enc_dn[0, 0] / state.sae.dec_nm[0, 0]
     np.testing.assert_allclose(state.sae.enc_dn, state.sae.dec_nm.T * factor, atol=1e-6)
     z = x * float(state.scale_in) - np.asarray(state.sae.dec_bias_m)
-    slope = lambda f: np.sum((_topk(z @ np.asarray(state.sae.dec_nm).T * f, 3) @ np.asarray(state.sae.dec_nm) - z) ** 2)
-    assert slope(factor) < min(slope(factor * 1.1), slope(factor * 0.9))  # the scale with the least error
+    slope = lambda f: np.sum(
+        (
+            _topk(z @ np.asarray(state.sae.dec_nm).T * f, 3)
+            @ np.asarray(state.sae.dec_nm)
+            - z
+        )
+        ** 2
+    )
+    assert slope(factor) < min(
+        slope(factor * 1.1), slope(factor * 0.9)
+    )  # the scale with the least error
     np.testing.assert_allclose(np.linalg.norm(state.sae.dec_nm, axis=1), 1, rtol=1e-5)
     assert not state.sae.enc_bias_n.any()
 
@@ -77,9 +97,15 @@ def test_first_gates_leave_twice_the_wanted_latents(objective: str) -> None:
     sae = init_state(cfg := config(objective, target_l0=2.0, scale="none"), batch).sae
     x = np.concatenate([batch(i) for i in range(4)])
     outcome = OBJECTIVES[objective].loss(
-        sae, jnp.asarray(x), jnp.asarray(x), cfg, Signals(jnp.zeros(N, bool), jnp.float32(0))
+        sae,
+        jnp.asarray(x),
+        jnp.asarray(x),
+        cfg,
+        Signals(jnp.zeros(N, bool), jnp.float32(0)),
     )
-    assert float(outcome.l0) == pytest.approx(4, abs=1 / len(x) + 1e-6)  # the threshold itself stays closed
+    assert float(outcome.l0) == pytest.approx(
+        4, abs=1 / len(x) + 1e-6
+    )  # the threshold itself stays closed
     given = init_state(replace(cfg, threshold_init=0.25), batch).sae
     factor = float(given.enc_dn[0, 0] / given.dec_nm[0, 0])
     assert factor < 0.9
@@ -98,14 +124,15 @@ def test_centres() -> None:
 
 def test_dead_latents_are_counted_in_tokens() -> None:
     cfg = config(dead_tokens=64, aux_k=2)
-    state, step = init_state(cfg, batch), compiled_step(cfg, None, init_state(cfg, batch))
+    state = init_state(cfg, batch)
+    step = compiled_step(cfg, None, init_state(cfg, batch))
     quiet = np.zeros(N, int)
     for i in range(6):
         x = batch(i)
         sae = state.sae
-        pre = (x * float(state.scale_in) - np.asarray(sae.dec_bias_m)) @ np.asarray(sae.enc_dn) + np.asarray(
-            sae.enc_bias_n
-        )
+        pre = (x * float(state.scale_in) - np.asarray(sae.dec_bias_m)) @ np.asarray(
+            sae.enc_dn
+        ) + np.asarray(sae.enc_bias_n)
         fired = ((pre >= np.sort(pre, axis=1)[:, -3:][:, :1]) & (pre > 0)).any(0)
         state, report = step(state, x, x)
         assert float(report.dead) == pytest.approx((quiet >= 64).mean())
@@ -116,13 +143,17 @@ def test_dead_latents_are_counted_in_tokens() -> None:
 
 @pytest.mark.slow
 def test_dead_latents_come_back() -> None:
-    """Half of the latents read so faintly that they are never among the k best: only AuxK can bring them back."""
+    """Half of the latents read so faintly that they are never among the k best: only
+    AuxK can bring them back.
+    """
     alive = {}
     for aux_k in (0, 4):
         cfg = config(steps=150, dead_tokens=100, aux_k=aux_k, lr=3e-2)
         state = init_state(cfg, batch)
         faint_n = jnp.where(jnp.arange(N) % 2 == 0, 0.02, 1.0)
-        state = replace(state, sae=replace(state.sae, enc_dn=state.sae.enc_dn * faint_n))
+        state = replace(
+            state, sae=replace(state.sae, enc_dn=state.sae.enc_dn * faint_n)
+        )
         step = compiled_step(cfg, None, state)
         for i in range(cfg.steps):
             state, _ = step(state, batch(i), batch(i))
@@ -133,7 +164,12 @@ def test_dead_latents_come_back() -> None:
 def test_decoder_rows_stay_at_norm_1_and_move_across_themselves() -> None:
     cfg = config()
     state = init_state(cfg, batch)
-    grads = replace(state.sae, dec_nm=jnp.asarray(np.random.default_rng(0).standard_normal((N, D)), jnp.float32))
+    grads = replace(
+        state.sae,
+        dec_nm=jnp.asarray(
+            np.random.default_rng(0).standard_normal((N, D)), jnp.float32
+        ),
+    )
     left = without_parallel(state.sae, grads).dec_nm
     np.testing.assert_allclose(jnp.sum(left * state.sae.dec_nm, axis=1), 0, atol=1e-6)
     state = quick(cfg).state
@@ -143,7 +179,10 @@ def test_decoder_rows_stay_at_norm_1_and_move_across_themselves() -> None:
 
 
 def test_schedule() -> None:
-    rates = [float(schedule(config(steps=100, warmup=10, decay=0.2, lr=1.0))(i)) for i in range(100)]
+    rates = [
+        float(schedule(config(steps=100, warmup=10, decay=0.2, lr=1.0))(i))
+        for i in range(100)
+    ]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[79] == 1.0
     assert rates[90] == pytest.approx(0.5)
@@ -156,8 +195,13 @@ def test_what_is_left_open_follows_the_number_of_steps() -> None:
     assert rate(50_000) == rate(20_000) == pytest.approx(paper)
     assert rate(1_250) == pytest.approx(4 * paper)
     assert rate(30) == pytest.approx(8 * paper)
-    assert [config(steps=s, warmup=None).warmup_steps for s in (5, 250, 100_000)] == [0, 25, 100]
-    short, long = config(steps=1_000, dead_tokens=None), config(steps=100_000, dead_tokens=None)
+    assert [config(steps=s, warmup=None).warmup_steps for s in (5, 250, 100_000)] == [
+        0,
+        25,
+        100,
+    ]
+    short = config(steps=1_000, dead_tokens=None)
+    long = config(steps=100_000, dead_tokens=None)
     assert (short.dead_after(512), long.dead_after(4096)) == (51_200, 10_000_000)
     assert config(dead_tokens=64).dead_after(512) == 64
 
@@ -165,7 +209,9 @@ def test_what_is_left_open_follows_the_number_of_steps() -> None:
 def test_silent_latents_are_told_in_runs_that_are_shorter_than_dead_tokens() -> None:
     cfg = config("relu", dead_tokens=10_000_000)
     state = init_state(cfg, batch)
-    never = replace(state, sae=replace(state.sae, enc_bias_n=state.sae.enc_bias_n.at[:3].set(-1e9)))
+    never = replace(
+        state, sae=replace(state.sae, enc_bias_n=state.sae.enc_bias_n.at[:3].set(-1e9))
+    )
     step = compiled_step(cfg, None, state)
     fired = np.zeros(N, bool)
     for i in range(3):
@@ -176,23 +222,44 @@ def test_silent_latents_are_told_in_runs_that_are_shorter_than_dead_tokens() -> 
     assert fired[3:].any()
 
 
-SLOW_SHARDED = [pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES if name != "jumprelu"]
+SLOW_SHARDED = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in OBJECTIVES
+    if name != "jumprelu"
+]
 
 
 @pytest.mark.parametrize("objective", ["jumprelu", *SLOW_SHARDED])
 def test_sharded_training_has_the_same_losses(objective: str) -> None:
     groups = (4, 4, 8) if objective == "matryoshka" else ()
-    cfg = config(objective, steps=20, groups=groups, aux_k=2, dead_tokens=96, candidates=2, lr=1e-3, warmup=1)
+    cfg = config(
+        objective,
+        steps=20,
+        groups=groups,
+        aux_k=2,
+        dead_tokens=96,
+        candidates=2,
+        lr=1e-3,
+        warmup=1,
+    )
     alone = quick(cfg, log_every=1, save_every=1)
     mesh = make_mesh("data=2,model=2")
     spread = quick(cfg, log_every=1, save_every=1, mesh=mesh)
-    assert spread.state.sae.enc_dn.sharding.spec == spread.state.opt[0].mu.enc_dn.sharding.spec == P(None, "model")
+    assert (
+        spread.state.sae.enc_dn.sharding.spec
+        == spread.state.opt[0].mu.enc_dn.sharding.spec
+        == P(None, "model")
+    )
     losses = [[row["loss"] for row in run.rows] for run in (alone, spread)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
-    np.testing.assert_allclose(alone.state.sae.dec_nm, spread.state.sae.dec_nm, atol=1e-4)
+    np.testing.assert_allclose(
+        alone.state.sae.dec_nm, spread.state.sae.dec_nm, atol=1e-4
+    )
 
 
-@pytest.mark.parametrize("objective", [pytest.param("batch_topk", marks=pytest.mark.slow), "jumprelu"])
+@pytest.mark.parametrize(
+    "objective", [pytest.param("batch_topk", marks=pytest.mark.slow), "jumprelu"]
+)
 def test_a_run_that_was_stopped_ends_the_same(objective: str, tmp_path: Path) -> None:
     cfg = config(objective)
     whole = quick(cfg)
@@ -224,13 +291,19 @@ def test_a_nan_stops_the_run_and_leaves_the_checkpoint(tmp_path: Path) -> None:
         x[3, 2] = np.nan if step == 9 else x[3, 2]
         return x
 
-    with pytest.raises(FloatingPointError, match=r"step 9 .* NaN or infinity.*checkpoint of step 8 is whole"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"step 9 .* NaN or infinity.*checkpoint of step 8 is whole",
+    ):
         quick(config(), broken, folder=tmp_path)
     state, _ = restore(tmp_path, init_state(config(), batch), config=asdict(config()))
     assert int(state.step) == 8
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     huge = lambda step: batch(step) * (np.float32(1e30) if step == 5 else 1)
-    with pytest.raises(FloatingPointError, match=r"step 5 .*numbers ran away.*no checkpoint was written"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"step 5 .*numbers ran away.*no checkpoint was written",
+    ):
         quick(config(), huge)
 
 
@@ -240,7 +313,9 @@ def test_the_controller_reaches_its_l0(objective: str) -> None:
     for target in (2.0, 5.0):
         cfg = config(objective, steps=800, target_l0=target, sparsity=1e-4)
         rows = quick(cfg, log_every=100, save_every=100).rows
-        assert rows[-1]["l0"] == pytest.approx(target, rel=0.07)  # a mean over steps, at L0 2 of 8 dimensions
+        assert rows[-1]["l0"] == pytest.approx(
+            target, rel=0.07
+        )  # a mean over steps, at L0 2 of 8 dimensions
 
 
 @pytest.mark.slow
@@ -253,7 +328,9 @@ def test_a_transcoder_reads_one_site_and_writes_another() -> None:
         sae = finished(cfg, trained.state)
         assert (sae.cfg.d_in, sae.cfg.d_out, sae.cfg.subtract_b_dec) == (D, 5, False)
         x, y = both(999)
-        left = 1 - np.sum((np.asarray(reconstruct(sae, x)) - y) ** 2) / np.sum((y - y.mean(0)) ** 2)
+        left = 1 - np.sum((np.asarray(reconstruct(sae, x)) - y) ** 2) / np.sum(
+            (y - y.mean(0)) ** 2
+        )
         assert left > 0.7
         assert trained.rows[-1]["explained_variance"] == pytest.approx(left, abs=0.1)
 
@@ -264,7 +341,9 @@ def test_batches_have_to_fit() -> None:
         as_pair((x, x), config())
     with pytest.raises(ValueError, match="batches are one array"):
         as_pair(x, config(transcoder=True))
-    with pytest.raises(ValueError, match=r"shapes \(32, 8\) and \(32, 8\).*\(32, 8\) and \(32, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"shapes \(32, 8\) and \(32, 8\).*\(32, 8\) and \(32, 5\)"
+    ):
         as_pair((x, x), config(transcoder=True, d_out=5))
     with pytest.raises(ValueError, match=r"mean square of the first 128 inputs is 0"):
         init_state(config(), lambda step: np.zeros((32, D), np.float32))
@@ -290,7 +369,13 @@ WRONG = {
 
 @pytest.mark.parametrize("message", WRONG)
 def test_settings_that_do_not_fit(message: str) -> None:
-    fields = {"objective": "topk", "steps": STEPS, "k": 3, "warmup": 2, **WRONG[message]}
+    fields = {
+        "objective": "topk",
+        "steps": STEPS,
+        "k": 3,
+        "warmup": 2,
+        **WRONG[message],
+    }
     with pytest.raises(ValueError, match=message):
         TrainConfig(D, N, **fields)
 
@@ -318,7 +403,12 @@ def test_a_killed_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     cfg, repo = config("jumprelu", steps=1500), Path(__file__).resolve().parents[2]
     seen = 0
     for wait in (0.1, 0.4):
-        with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=repo) as process, limited(process):
+        with (
+            subprocess.Popen(
+                [sys.executable, "-c", KILLED, str(tmp_path)], cwd=repo
+            ) as process,
+            limited(process),
+        ):
             while (latest(tmp_path) or 0) <= seen and process.poll() is None:
                 time.sleep(0.01)
             time.sleep(wait)

@@ -13,9 +13,24 @@ from sae_attr.steering.convergence import Study, convergence, overlap_chance
 NAN = float("nan")
 
 
-def make(title: str, ranked: list[int], selected: int, toward: dict[int, float], base: float = 0.1) -> Study:
+def make(
+    title: str,
+    ranked: list[int],
+    selected: int,
+    toward: dict[int, float],
+    base: float = 0.1,
+) -> Study:
     change = np.array(list(toward.values()))
-    return Study(title, np.array(ranked), selected, np.array(list(toward)), change, change - 0.1, change + 0.1, base)
+    return Study(
+        title,
+        np.array(ranked),
+        selected,
+        np.array(list(toward)),
+        change,
+        change - 0.1,
+        change + 0.1,
+        base,
+    )
 
 
 ONE = make("one", [3, 5, 1, 0, 2, 4, 6, 7], 3, {3: 0.2, 5: 0.5, 1: NAN, 6: 0.3})
@@ -26,8 +41,16 @@ def test_each_first_latent_is_looked_up_in_the_other() -> None:
     found = convergence(ONE, OTHER, population=8)
     a, b = found.firsts
     assert (a.study, a.latent, a.rank_in_other, a.rank_p) == ("one", 3, 2, 2 / 8)
-    assert (a.toward_rank, a.toward_of) == (3, 3)  # 5 and 6 did more; 1 was not measured
-    assert (a.change, a.base_rate, a.other_change, a.other_base_rate) == (0.2, 0.1, 0.1, 0.3)
+    assert (a.toward_rank, a.toward_of) == (
+        3,
+        3,
+    )  # 5 and 6 did more; 1 was not measured
+    assert (a.change, a.base_rate, a.other_change, a.other_base_rate) == (
+        0.2,
+        0.1,
+        0.1,
+        0.3,
+    )
     assert (b.latent, b.rank_in_other, b.toward_rank, b.toward_of) == (6, 7, 1, 2)
     assert b.other_change == 0.3
     assert (found.shared, found.selected, found.population) == ((3,), (3, 2), 8)
@@ -40,7 +63,12 @@ def test_first_by_toward_effect_and_a_latent_the_other_never_saw() -> None:
     assert np.isnan(found.firsts[0].other_change)
     lone = make("lone", [7, 3], 1, {})
     first = convergence(lone, OTHER, population=8, first_by="toward").firsts[0]
-    assert (first.latent, first.rank_in_other, first.toward_rank, first.toward_of) == (7, None, None, 0)
+    assert (first.latent, first.rank_in_other, first.toward_rank, first.toward_of) == (
+        7,
+        None,
+        None,
+        0,
+    )
     assert np.isnan([first.rank_p, first.change]).all()
 
 
@@ -48,18 +76,30 @@ def test_chance_of_the_overlap_against_enumeration_with_and_without_strata() -> 
     one, other = {0, 1, 4}, {1, 4, 5}
     plain = np.zeros(7, int)
     sizes = [len(one & set(c)) for c in combinations(range(7), 3)]
-    assert overlap_chance(one, other, plain) == pytest.approx((np.mean(sizes), np.mean(np.array(sizes) >= 2)))
-    assert overlap_chance(one, other, plain)[1] == pytest.approx(stats.hypergeom.sf(1, 7, 3, 3))
+    assert overlap_chance(one, other, plain) == pytest.approx(
+        (np.mean(sizes), np.mean(np.array(sizes) >= 2))
+    )
+    assert overlap_chance(one, other, plain)[1] == pytest.approx(
+        stats.hypergeom.sf(1, 7, 3, 3)
+    )
     strata = np.array([0, 0, 0, 0, 1, 1, 1])
-    sizes = [len(one & {*low, *high}) for low in combinations(range(4), 1) for high in combinations(range(4, 7), 2)]
-    assert overlap_chance(one, other, strata) == pytest.approx((np.mean(sizes), np.mean(np.array(sizes) >= 2)))
+    sizes = [
+        len(one & {*low, *high})
+        for low in combinations(range(4), 1)
+        for high in combinations(range(4, 7), 2)
+    ]
+    assert overlap_chance(one, other, strata) == pytest.approx(
+        (np.mean(sizes), np.mean(np.array(sizes) >= 2))
+    )
 
 
 def test_chance_at_its_ends() -> None:
     assert overlap_chance({0}, {1}, np.zeros(5, int))[1] == 1.0
     assert overlap_chance(set(), {1}, np.zeros(5, int)) == (0.0, 1.0)
     assert overlap_chance({0, 1}, {0, 1}, np.zeros(2, int)) == pytest.approx((2.0, 1.0))
-    assert overlap_chance({0}, {0}, np.array([0, -1, -1, 0])) == pytest.approx((0.5, 0.5))
+    assert overlap_chance({0}, {0}, np.array([0, -1, -1, 0])) == pytest.approx(
+        (0.5, 0.5)
+    )
 
 
 def test_bad_input_names_what_disagrees() -> None:

@@ -1,4 +1,6 @@
-"""Effects of steering: against brute force, under known distributions, and where nearly everything is missing."""
+"""Effects of steering: against brute force, under known distributions, and where nearly
+everything is missing.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +25,28 @@ NAN = float("nan")
 FEW = EffectSettings(resamples=400, flips=500, permutations=500)
 
 
-def ragged(seed: int = 0, k: int = 4, p: int = 7, s: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """Graded completions with holes; the last latent has none at all, prompt 0 of latent 0 has one."""
+def ragged(
+    seed: int = 0, k: int = 4, p: int = 7, s: int = 5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Graded completions with holes; the last latent has none at all, prompt 0 of
+    latent 0 has one.
+    """
     rng = np.random.default_rng(seed)
-    behaviour, base = (rng.integers(0, 2, shape).astype(float) for shape in ((k, p, s), (p, s)))
-    behaviour[rng.random(behaviour.shape) < 0.3], base[rng.random(base.shape) < 0.2] = NAN, NAN
+    behaviour, base = (
+        rng.integers(0, 2, shape).astype(float) for shape in ((k, p, s), (p, s))
+    )
+    behaviour[rng.random(behaviour.shape) < 0.3], base[rng.random(base.shape) < 0.2] = (
+        NAN,
+        NAN,
+    )
     behaviour[-1], behaviour[0, 0, 1:] = NAN, NAN
     behaviour[0, 0, 0], base[0, 0] = 1.0, 0.0
     return behaviour, base
 
 
-def by_hand(behaviour: np.ndarray, base: np.ndarray, weighing: str) -> tuple[float, int]:
+def by_hand(
+    behaviour: np.ndarray, base: np.ndarray, weighing: str
+) -> tuple[float, int]:
     """Change of one latent, loop by loop, and the number of its pairs."""
     means, everything = [], []
     for steered_s, base_s in zip(behaviour, base):
@@ -47,7 +60,11 @@ def by_hand(behaviour: np.ndarray, base: np.ndarray, weighing: str) -> tuple[flo
 @pytest.mark.parametrize("weighing", ["prompts", "pairs"])
 def test_changes_and_counts_against_loops(weighing) -> None:
     behaviour, base = ragged()
-    found = latent_effects(behaviour, base, settings=EffectSettings(weighing=weighing, resamples=50, flips=50))
+    found = latent_effects(
+        behaviour,
+        base,
+        settings=EffectSettings(weighing=weighing, resamples=50, flips=50),
+    )
     for k in range(4):
         change, n = by_hand(behaviour[k], base, weighing)
         np.testing.assert_allclose(found.change_k[k], change, rtol=1e-12)
@@ -56,18 +73,28 @@ def test_changes_and_counts_against_loops(weighing) -> None:
     np.testing.assert_allclose(found.steered_k - found.base_k, found.change_k)
 
 
-def test_the_two_ways_of_weighing_agree_where_nothing_is_missing_and_are_the_difference_of_rates() -> None:
+def test_the_two_ways_of_weighing_agree_where_nothing_is_missing_and_are_the_difference_of_rates() -> (
+    None
+):
     rng = np.random.default_rng(1)
     behaviour, base = rng.random((3, 6, 4)), rng.random((6, 4))
-    a, b = (latent_effects(behaviour, base, settings=EffectSettings(weighing=w)) for w in ("prompts", "pairs"))
-    np.testing.assert_allclose(a.change_k, behaviour.mean((1, 2)) - base.mean(), rtol=1e-12)
+    a, b = (
+        latent_effects(behaviour, base, settings=EffectSettings(weighing=w))
+        for w in ("prompts", "pairs")
+    )
+    np.testing.assert_allclose(
+        a.change_k, behaviour.mean((1, 2)) - base.mean(), rtol=1e-12
+    )
     np.testing.assert_allclose(a.change_k, b.change_k, rtol=1e-12)
-    np.testing.assert_allclose(a.se_k, (behaviour - base).mean(2).std(1, ddof=1) / np.sqrt(6), rtol=1e-12)
+    np.testing.assert_allclose(
+        a.se_k, (behaviour - base).mean(2).std(1, ddof=1) / np.sqrt(6), rtol=1e-12
+    )
 
 
 def test_a_latent_without_a_pair_is_unknown_everywhere_and_moves_no_other() -> None:
     behaviour, base = ragged()
-    found, without = latent_effects(behaviour, base, settings=FEW), latent_effects(behaviour[:3], base, settings=FEW)
+    found = latent_effects(behaviour, base, settings=FEW)
+    without = latent_effects(behaviour[:3], base, settings=FEW)
     for name, values in vars(found).items():
         if name == "pairs_k":
             assert values[3] == 0
@@ -118,26 +145,39 @@ def test_the_bootstrap_draws_prompts_and_reweighs_them() -> None:
     pairs, draws = paired(behaviour, base), prompt_draws(7, settings=FEW)
     assert (draws.sum(1) == 7).all()
     assert draws.mean(0) == pytest.approx(np.ones(7), abs=0.2)
-    means = [np.average(pairs.diff_kp[1], weights=pairs.weight_kp[1] * row) for row in draws]
+    means = [
+        np.average(pairs.diff_kp[1], weights=pairs.weight_kp[1] * row) for row in draws
+    ]
     found = latent_effects(behaviour, base, settings=FEW)
-    np.testing.assert_allclose([found.low_k[1], found.high_k[1]], np.quantile(means, [0.025, 0.975]), rtol=1e-12)
+    np.testing.assert_allclose(
+        [found.low_k[1], found.high_k[1]],
+        np.quantile(means, [0.025, 0.975]),
+        rtol=1e-12,
+    )
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     rng = np.random.default_rng(2)
     p_kp = np.clip(0.5 + 0.2 * rng.normal(size=(300, 40, 1)), 0, 1)
     behaviour = (rng.random((300, 40, 8)) < p_kp).astype(float)
-    found = latent_effects(behaviour, np.full((40, 8), 0.3), settings=EffectSettings(flips=10))
+    found = latent_effects(
+        behaviour, np.full((40, 8), 0.3), settings=EffectSettings(flips=10)
+    )
     covered = np.mean((found.low_k <= 0.2) & (found.high_k >= 0.2))
     assert 0.9 < covered < 0.98
 
 
 def test_sign_flips_against_enumeration_with_ties_and_zeros() -> None:
-    diff = np.array([[0.5, -0.5, 0.25, 0.25, 0.0], [0.1, 0.2, 0.3, 0.4, 0.5], [0.0] * 5])
+    diff = np.array(
+        [[0.5, -0.5, 0.25, 0.25, 0.0], [0.1, 0.2, 0.3, 0.4, 0.5], [0.0] * 5]
+    )
     pairs = Paired(diff, np.ones_like(diff), diff, np.ones(diff.shape, int), 1)
     want = []
     for row in diff:
-        sums = [abs(sum(s * x for s, x in zip(signs, row))) for signs in product((-1, 1), repeat=5)]
+        sums = [
+            abs(sum(s * x for s, x in zip(signs, row)))
+            for signs in product((-1, 1), repeat=5)
+        ]
         want.append(np.mean([v >= abs(sum(row)) - 1e-9 for v in sums]))
     np.testing.assert_allclose(sign_flip_p(pairs), want)
     assert want[1:] == [2 / 32, 1.0]
@@ -157,7 +197,9 @@ def test_sign_flip_p_is_uniform_under_the_null_and_small_for_a_planted_effect() 
 
 def test_false_discovery_by_its_definition_and_unknowns_are_no_tests() -> None:
     p = np.array([0.01, NAN, 0.04, 0.03, 0.5])
-    np.testing.assert_allclose(false_discovery(p), [0.04, NAN, 4 / 3 * 0.04, 4 / 3 * 0.04, 0.5])
+    np.testing.assert_allclose(
+        false_discovery(p), [0.04, NAN, 4 / 3 * 0.04, 4 / 3 * 0.04, 0.5]
+    )
     assert np.isnan(false_discovery(np.array([NAN, NAN]))).all()
 
 
@@ -177,5 +219,7 @@ def test_what_never_varied_says_nothing_about_what_could_be_found() -> None:
 def test_bad_input_names_what_disagrees() -> None:
     with pytest.raises(ValueError, match=r"shape \(2, 3, 4\) and base_ps \(3, 5\)"):
         paired(np.zeros((2, 3, 4)), np.zeros((3, 5)))
-    with pytest.raises(ValueError, match=r"behaviour_kps holds values from 0.0 to 87.0"):
+    with pytest.raises(
+        ValueError, match=r"behaviour_kps holds values from 0.0 to 87.0"
+    ):
         paired(np.full((1, 1, 2), [0.0, 87.0]), np.zeros((1, 2)))

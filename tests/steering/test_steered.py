@@ -1,4 +1,6 @@
-"""Steering: every intervention on every scope is the same with and without a cache, and acts once on each position."""
+"""Steering: every intervention on every scope is the same with and without a cache, and
+acts once on each position.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,11 @@ KEYS = jax.vmap(partial(jax.random.fold_in, jax.random.key(5)))(jnp.arange(4))
 
 
 def random_params(cfg: LMConfig) -> Params:
-    rng, shapes = np.random.default_rng(3), jax.eval_shape(partial(init_params, cfg), jax.random.key(0))
-    draw = lambda path, leaf: jnp.asarray(0.4 * rng.standard_normal(leaf.shape, np.float32) + ("norm" in str(path)))
+    rng = np.random.default_rng(3)
+    shapes = jax.eval_shape(partial(init_params, cfg), jax.random.key(0))
+    draw = lambda path, leaf: jnp.asarray(
+        0.4 * rng.standard_normal(leaf.shape, np.float32) + ("norm" in str(path))
+    )
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
@@ -57,31 +62,68 @@ def kind(name: str) -> dict[str, Any]:
     """Arguments of `steer` for one kind of intervention."""
     mode, _, gate = name.partition("-")
     if mode == "clamp":
-        return {"mode": mode, "directions": LATENTS, "sae": {"relu": RELU, "topk": TOPK}[gate]}
+        return {
+            "mode": mode,
+            "directions": LATENTS,
+            "sae": {"relu": RELU, "topk": TOPK}[gate],
+        }
     return {"mode": mode, "directions": DIRECTIONS}
 
 
 KINDS = ("add", "set", "project_out", "clamp-relu", "clamp-topk")
 
 
-def run(name: str, *, strengths: Any = STRENGTHS, tokens: str = "all", **more: Any) -> Any:
-    arguments = {"prompts": PROMPTS, "keys": KEYS, "sampling": SAMPLING, **kind(name), **more}
-    out = steer(PARAMS, strengths=strengths, tokens=tokens, cfg=CFG, site=SITE, **arguments)
+def run(
+    name: str, *, strengths: Any = STRENGTHS, tokens: str = "all", **more: Any
+) -> Any:
+    arguments = {
+        "prompts": PROMPTS,
+        "keys": KEYS,
+        "sampling": SAMPLING,
+        **kind(name),
+        **more,
+    }
+    out = steer(
+        PARAMS, strengths=strengths, tokens=tokens, cfg=CFG, site=SITE, **arguments
+    )
     return jax.tree.map(np.asarray, out)
 
 
 @partial(jax.jit, static_argnames="name")
-def whole(edit: Any, tokens_bt: jax.Array, pos_bt: jax.Array, valid_bt: jax.Array, *, name: str) -> tuple[Any, Any]:
-    """Log-probabilities of whole rows from one pass without a cache, and the site's activations."""
+def whole(
+    edit: Any,
+    tokens_bt: jax.Array,
+    pos_bt: jax.Array,
+    valid_bt: jax.Array,
+    *,
+    name: str,
+) -> tuple[Any, Any]:
+    """Log-probabilities of whole rows from one pass without a cache, and the site's
+    activations.
+    """
     edits = {SITE: edit} if name else None
-    out = forward(PARAMS, tokens_bt, cfg=CFG, pos_bt=pos_bt, valid_bt=valid_bt, edits=edits, keep=(SITE,))
+    out = forward(
+        PARAMS,
+        tokens_bt,
+        cfg=CFG,
+        pos_bt=pos_bt,
+        valid_bt=valid_bt,
+        edits=edits,
+        keep=(SITE,),
+    )
     return jax.nn.log_softmax(logits(PARAMS, out.hidden_btd, cfg=CFG)), out.acts[SITE]
 
 
 def edit_of(name: str, tokens: str) -> Any:
     given = kind(name)
-    latents = {"sae": given["sae"], "latents_bm": jnp.asarray(LATENTS)} if "sae" in given else {}
-    edit = intervention(jnp.asarray(DIRECTIONS), jnp.asarray(STRENGTHS), mode=given["mode"], **latents)
+    latents = (
+        {"sae": given["sae"], "latents_bm": jnp.asarray(LATENTS)}
+        if "sae" in given
+        else {}
+    )
+    edit = intervention(
+        jnp.asarray(DIRECTIONS), jnp.asarray(STRENGTHS), mode=given["mode"], **latents
+    )
     return scoped(edit, tokens, np.array([len(p) for p in PROMPTS]))
 
 
@@ -89,29 +131,48 @@ SLOW = ("set", "project_out", "clamp-topk")  # each kind is a program of its own
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize("name", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in KINDS])
-def test_cached_and_uncached_agree_and_each_position_is_changed_once(name: str, tokens: str) -> None:
-    """Generation with a cache has the log-probabilities of one pass over the finished rows, whose sites differ from an
-    unsteered pass by exactly one intervention at every position of the scope and by nothing anywhere else.
+@pytest.mark.parametrize(
+    "name", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in KINDS]
+)
+def test_cached_and_uncached_agree_and_each_position_is_changed_once(
+    name: str, tokens: str
+) -> None:
+    """Generation with a cache has the log-probabilities of one pass over the finished
+    rows, whose sites differ from an unsteered pass by exactly one intervention at every
+    position of the scope and by nothing anywhere else.
     """
     out = run(name, tokens=tokens)
-    rows = make_prompts([[*p, *new] for p, new in zip(PROMPTS, out.tokens_bn.tolist(), strict=True)])
+    rows = make_prompts(
+        [[*p, *new] for p, new in zip(PROMPTS, out.tokens_bn.tolist(), strict=True)]
+    )
     pos_bt = np.maximum(np.cumsum(rows.valid_bt, axis=1) - 1, 0)
-    logp_btv, acts_btd = whole(edit_of(name, tokens), rows.tokens_bt, pos_bt, rows.valid_bt, name=name)
-    want_bn = np.take_along_axis(np.asarray(logp_btv)[:, -10:-1], out.tokens_bn[..., None], 2)[..., 0]
+    logp_btv, acts_btd = whole(
+        edit_of(name, tokens), rows.tokens_bt, pos_bt, rows.valid_bt, name=name
+    )
+    want_bn = np.take_along_axis(
+        np.asarray(logp_btv)[:, -10:-1], out.tokens_bn[..., None], 2
+    )[..., 0]
     np.testing.assert_allclose(out.logp_bn, want_bn, atol=1e-4)
     _, plain_btd = whole(None, rows.tokens_bt, pos_bt, rows.valid_bt, name="")
     for b, prompt in enumerate(PROMPTS):
         at_t = pos_bt[b]
-        hit_t = {"all": at_t >= 0, "prompt": at_t < len(prompt), "generated": at_t >= len(prompt)}[tokens]
+        hit_t = {
+            "all": at_t >= 0,
+            "prompt": at_t < len(prompt),
+            "generated": at_t >= len(prompt),
+        }[tokens]
         once_td = restated(name, np.asarray(plain_btd)[b], b)
         want_td = np.where(hit_t[:, None], once_td, plain_btd[b])[rows.valid_bt[b]]
-        np.testing.assert_allclose(acts_btd[b][rows.valid_bt[b]], want_td, rtol=1e-4, atol=2e-4)
+        np.testing.assert_allclose(
+            acts_btd[b][rows.valid_bt[b]], want_td, rtol=1e-4, atol=2e-4
+        )
 
 
 def restated(name: str, x_td: np.ndarray, b: int) -> np.ndarray:
     """One intervention on the activations of row b, in numpy."""
-    d_md, c_m, x_td = DIRECTIONS[b].astype(np.float64), STRENGTHS[b], x_td.astype(np.float64)
+    d_md = DIRECTIONS[b].astype(np.float64)
+    c_m = STRENGTHS[b]
+    x_td = x_td.astype(np.float64)
     if name == "add":
         return x_td + c_m @ d_md
     if name in ("set", "project_out"):
@@ -127,8 +188,12 @@ def restated(name: str, x_td: np.ndarray, b: int) -> np.ndarray:
     return np.asarray(decode(sae, clamped, x32_td)) + error
 
 
-def test_the_edit_runs_once_for_every_position_of_a_generation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Positions that the edit is shown while tokens are drawn: those of the prompt, then each new token but the last."""
+def test_the_edit_runs_once_for_every_position_of_a_generation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Positions that the edit is shown while tokens are drawn: those of the prompt,
+    then each new token but the last.
+    """
     seen: list[np.ndarray] = []
 
     class Counting:
@@ -136,12 +201,23 @@ def test_the_edit_runs_once_for_every_position_of_a_generation(monkeypatch: pyte
             self.edit = edit
 
         def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
-            jax.debug.callback(lambda p: seen.append(np.asarray(p)), pos_bt, ordered=True)
+            jax.debug.callback(
+                lambda p: seen.append(np.asarray(p)), pos_bt, ordered=True
+            )
             return self.edit(x_btd, pos_bt)
 
-    monkeypatch.setattr(steer_module, "intervention", lambda *a, **k: Counting(intervention(*a, **k)))
-    only = {"prompts": PROMPTS[1:2], "directions": DIRECTIONS[:1], "strengths": STRENGTHS[:1], "keys": KEYS[:1]}
-    run("add", sampling=Sampling(max_new=4), **only)  # shapes of no other test, whose programs are kept
+    monkeypatch.setattr(
+        steer_module, "intervention", lambda *a, **k: Counting(intervention(*a, **k))
+    )
+    only = {
+        "prompts": PROMPTS[1:2],
+        "directions": DIRECTIONS[:1],
+        "strengths": STRENGTHS[:1],
+        "keys": KEYS[:1],
+    }
+    run(
+        "add", sampling=Sampling(max_new=4), **only
+    )  # shapes of no other test, whose programs are kept
     jax.effects_barrier()
     n = len(PROMPTS[1])
     shown = [*seen[0][0][-n:], *(int(p) for step in seen[1:] for p in step.ravel())]
@@ -166,31 +242,49 @@ def test_no_direction_and_no_share_change_nothing() -> None:
         given = {"directions": DIRECTIONS * 0 if name == "set" else np.full((4, 2), -1)}
         np.testing.assert_array_equal(run(name, **given).tokens_bn, plain.tokens_bn)
     for tokens in TOKENS:
-        np.testing.assert_array_equal(run("project_out", strengths=0.0, tokens=tokens).tokens_bn, plain.tokens_bn)
+        np.testing.assert_array_equal(
+            run("project_out", strengths=0.0, tokens=tokens).tokens_bn, plain.tokens_bn
+        )
 
 
-def test_new_latents_strengths_and_prompts_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_latents_strengths_and_prompts_compile_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     traces: list[int] = []
     counted = lambda *a, **k: traces.append(1) or generate(*a, **k)
     generate = steer_module.generate
     monkeypatch.setattr(steer_module, "generate", counted)
     fresh = {"sampling": Sampling(max_new=3)}  # a program of no other test
     for k in range(3):
-        run("add", directions=DIRECTIONS + k, strengths=k, prompts=[p[: k + 1] for p in PROMPTS], unit=1.0 + k, **fresh)
+        run(
+            "add",
+            directions=DIRECTIONS + k,
+            strengths=k,
+            prompts=[p[: k + 1] for p in PROMPTS],
+            unit=1.0 + k,
+            **fresh,
+        )
     assert len(traces) == 1
     run("add", tokens="prompt", skip=1, **fresh)
     assert len(traces) == 1
 
 
 def test_latents_of_an_sae_stand_for_their_unit_decoder_rows() -> None:
-    rows_nd = np.asarray(RELU.dec_nm) / np.linalg.norm(RELU.dec_nm, axis=1, keepdims=True)
+    rows_nd = np.asarray(RELU.dec_nm) / np.linalg.norm(
+        RELU.dec_nm, axis=1, keepdims=True
+    )
     by_latent = run("add", directions=LATENTS, strengths=2.0, sae=RELU)
     given = np.where(LATENTS[..., None] >= 0, rows_nd[LATENTS], 0)
-    np.testing.assert_array_equal(by_latent.tokens_bn, run("add", directions=given, strengths=2.0).tokens_bn)
+    np.testing.assert_array_equal(
+        by_latent.tokens_bn, run("add", directions=given, strengths=2.0).tokens_bn
+    )
 
 
 def test_the_first_positions_can_be_spared() -> None:
-    assert run("add", tokens="prompt", skip=7).tokens_bn.tolist() == run("add", strengths=0.0).tokens_bn.tolist()
+    assert (
+        run("add", tokens="prompt", skip=7).tokens_bn.tolist()
+        == run("add", strengths=0.0).tokens_bn.tolist()
+    )
 
 
 @pytest.mark.parametrize(

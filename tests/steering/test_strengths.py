@@ -13,7 +13,12 @@ GRID = np.array([0.5, 1.0, 2.0, 4.0])
 NAN = float("nan")
 RATES = np.array(
     [
-        [0.0, 0.1, 0.3, 0.9],  # passes up to 0.3 = 0.2 + 0.1, which no rounding may spoil
+        [
+            0.0,
+            0.1,
+            0.3,
+            0.9,
+        ],  # passes up to 0.3 = 0.2 + 0.1, which no rounding may spoil
         [0.4, 0.1, 0.2, 0.9],  # the smallest fails, larger ones pass
         [0.9, 0.9, 0.9, 0.9],
         [0.0, 0.0, 0.0, 0.0],
@@ -28,7 +33,10 @@ RATES = np.array(
         ({}, [2, 2, -1, 3, 2]),
         ({"pick": "before_failing"}, [2, -1, -1, 3, 0]),
         ({"rule": "absolute"}, [1, 1, -1, 3, 2]),
-        ({"rule": "absolute", "budget": 0.95, "pick": "before_failing"}, [3, 3, 3, 3, 0]),
+        (
+            {"rule": "absolute", "budget": 0.95, "pick": "before_failing"},
+            [3, 3, 3, 3, 0],
+        ),
         ({"budget": 0.0}, [1, 2, -1, 3, 2]),
     ],
 )
@@ -58,7 +66,10 @@ def test_the_grid_has_equal_ratios() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"strengths_c": GRID[:3]}, r"rates of shape \(5, 4\) do not fit \(3,\) strengths"),
+        (
+            {"strengths_c": GRID[:3]},
+            r"rates of shape \(5, 4\) do not fit \(3,\) strengths",
+        ),
         ({"strengths_c": GRID[::-1]}, "must be positive and ascend"),
         ({"strengths_c": -GRID[::-1]}, "must be positive and ascend"),
         ({"incoherent_kc": 100 * RATES}, r"must lie in 0..1"),
@@ -68,4 +79,6 @@ def test_the_grid_has_equal_ratios() -> None:
 )
 def test_what_does_not_fit(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        choose_strengths(**{"incoherent_kc": RATES, "strengths_c": GRID, "unsteered": 0.2, **change})
+        choose_strengths(
+            **{"incoherent_kc": RATES, "strengths_c": GRID, "unsteered": 0.2, **change}
+        )

@@ -1,4 +1,6 @@
-"""Whatever happens to a stored file, what it held is made again or was whole; nothing damaged is read as if it were not."""
+"""Whatever happens to a stored file, what it held is made again or was whole; nothing
+damaged is read as if it were not.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,23 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sae_attr.store import Damaged, Progress, Result, Stage, Store, listing, names, run_stage, run_stages
+from sae_attr.store import (
+    Damaged,
+    Progress,
+    Result,
+    Stage,
+    Store,
+    listing,
+    names,
+    run_stage,
+    run_stages,
+)
 from sae_attr.store import manifest as manifests
 
-VALUES = {"x": np.arange(40, dtype=np.float32), "b": np.arange(8).astype(ml_dtypes.bfloat16)}
+VALUES = {
+    "x": np.arange(40, dtype=np.float32),
+    "b": np.arange(8).astype(ml_dtypes.bfloat16),
+}
 META = {"text": "Δ", "n": 3}
 
 
@@ -33,7 +48,9 @@ def is_right(result: Result) -> bool:
     if result.meta != META or result.arrays.keys() != VALUES.keys():
         return False
     pairs = [(result.arrays[name], value) for name, value in VALUES.items()]
-    return all(got.dtype == value.dtype and np.array_equal(got, value) for got, value in pairs)
+    return all(
+        got.dtype == value.dtype and np.array_equal(got, value) for got, value in pairs
+    )
 
 
 def test_a_flipped_bit_anywhere_in_an_entry_is_no_matter(tmp_path: Path) -> None:
@@ -41,7 +58,9 @@ def test_a_flipped_bit_anywhere_in_an_entry_is_no_matter(tmp_path: Path) -> None
     folder, rng = Path(store.path(made(store).key)), np.random.default_rng(0)
     for file in sorted(folder.iterdir()):
         whole = file.read_bytes()
-        for at in sorted({*rng.integers(0, len(whole), 40).tolist(), 0, len(whole) - 1}):
+        for at in sorted(
+            {*rng.integers(0, len(whole), 40).tolist(), 0, len(whole) - 1}
+        ):
             damaged = bytearray(whole)
             damaged[at] ^= 1 << int(rng.integers(8))
             file.write_bytes(damaged)
@@ -51,7 +70,21 @@ def test_a_flipped_bit_anywhere_in_an_entry_is_no_matter(tmp_path: Path) -> None
             assert file.read_bytes() == whole
 
 
-JUNK = (None, [], {}, 3, "x", [1], {"a": 1}, True, -1, 1e308, "../../x", "/etc/passwd", "a\x00b")
+JUNK = (
+    None,
+    [],
+    {},
+    3,
+    "x",
+    [1],
+    {"a": 1},
+    True,
+    -1,
+    1e308,
+    "../../x",
+    "/etc/passwd",
+    "a\x00b",
+)
 
 
 def changed_anywhere(value: Any) -> list[Any]:
@@ -66,8 +99,12 @@ def changed_anywhere(value: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_a_manifest_of_another_shape_is_an_absent_entry(tmp_path: Path, old: bool) -> None:
-    """Without its checksum too, as older versions wrote it; then only what cannot be right is found."""
+def test_a_manifest_of_another_shape_is_an_absent_entry(
+    tmp_path: Path, old: bool
+) -> None:
+    """Without its checksum too, as older versions wrote it; then only what cannot be
+    right is found.
+    """
     store = Store(tmp_path)
     folder = Path(store.path(made(store).key))
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -84,9 +121,15 @@ def test_a_manifest_of_another_shape_is_an_absent_entry(tmp_path: Path, old: boo
 
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
-    "manifest is a folder": lambda f: (f / "manifest.json").unlink() or (f / "manifest.json").mkdir(),
-    "manifest nested without end": lambda f: (f / "manifest.json").write_text("[" * 100_000),
-    "manifest in another encoding": lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe{}"),
+    "manifest is a folder": lambda f: (
+        (f / "manifest.json").unlink() or (f / "manifest.json").mkdir()
+    ),
+    "manifest nested without end": lambda f: (f / "manifest.json").write_text(
+        "[" * 100_000
+    ),
+    "manifest in another encoding": lambda f: (f / "manifest.json").write_bytes(
+        b"\xff\xfe{}"
+    ),
     "meta is a list": lambda f: rewritten(f, "meta.json", b"[]"),
     "meta is no text": lambda f: rewritten(f, "meta.json", b"\xff"),
     "meta is gone": lambda f: (f / "meta.json").unlink(),
@@ -95,11 +138,19 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "array of objects": lambda f: rewritten(
         f, "x.npy", b"\x93NUMPY\x01\x00F\x00{'descr': '|O', 'fortran_order': False}\n"
     ),
-    "array of another type": lambda f: rewritten(f, "x.npy", saved(np.arange(40, dtype=np.int16))),
-    "array cut short, manifest agreeing": lambda f: rewritten(f, "x.npy", (f / "x.npy").read_bytes()[:-20]),
+    "array of another type": lambda f: rewritten(
+        f, "x.npy", saved(np.arange(40, dtype=np.int16))
+    ),
+    "array cut short, manifest agreeing": lambda f: rewritten(
+        f, "x.npy", (f / "x.npy").read_bytes()[:-20]
+    ),
     "entry is a file": lambda f: shutil.rmtree(f) or f.write_text("a file"),
-    "entry is a dangling link": lambda f: shutil.rmtree(f) or f.symlink_to(f.parent / "nowhere"),
-    "entry is a link to elsewhere": lambda f: shutil.move(f, f.parent / "moved") and f.symlink_to(f.parent / "nothing"),
+    "entry is a dangling link": lambda f: (
+        shutil.rmtree(f) or f.symlink_to(f.parent / "nowhere")
+    ),
+    "entry is a link to elsewhere": lambda f: (
+        shutil.move(f, f.parent / "moved") and f.symlink_to(f.parent / "nothing")
+    ),
     "entry is empty": lambda f: shutil.rmtree(f) or f.mkdir(),
 }
 
@@ -114,8 +165,13 @@ def rewritten(folder: Path, name: str, content: bytes) -> None:
     """A file of other contents, and a manifest that agrees with it."""
     (folder / name).write_bytes(content)
     raw = json.loads((folder / "manifest.json").read_text())
-    raw["files"][name] = {"bytes": len(content), "sha256": names.whole_hash(manifests.epath.Path(folder / name))}
-    (folder / "manifest.json").write_text(manifests.manifest_text(raw["arrays"], raw["files"]))
+    raw["files"][name] = {
+        "bytes": len(content),
+        "sha256": names.whole_hash(manifests.epath.Path(folder / name)),
+    }
+    (folder / "manifest.json").write_text(
+        manifests.manifest_text(raw["arrays"], raw["files"])
+    )
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -132,7 +188,9 @@ def test_damage_of_every_kind_is_made_again(tmp_path: Path, damage: str) -> None
     assert run_stages(store, [stage])["s"].cached
 
 
-def test_a_large_array_is_checked_byte_by_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_array_is_checked_byte_by_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(names, "_WHOLE", 100)
     monkeypatch.setattr(names, "_SAMPLE", 1)
     store = Store(tmp_path)
@@ -164,12 +222,18 @@ def test_what_cannot_be_read_for_want_of_permission_is_not_thrown_away(
 # ---- progress
 
 
-def test_a_flipped_bit_anywhere_in_a_shard_makes_it_unfinished_or_changes_nothing(tmp_path: Path) -> None:
+def test_a_flipped_bit_anywhere_in_a_shard_makes_it_unfinished_or_changes_nothing(
+    tmp_path: Path,
+) -> None:
     progress, rng = Store(tmp_path).progress("k"), np.random.default_rng(0)
     progress.add("0", VALUES, META)
     file = Path(progress.folder) / "0.npz"
     whole = file.read_bytes()
-    for at in [*rng.integers(0, len(whole), 300), *range(40), *range(len(whole) - 60, len(whole))]:
+    for at in [
+        *rng.integers(0, len(whole), 300),
+        *range(40),
+        *range(len(whole) - 60, len(whole)),
+    ]:
         damaged = bytearray(whole)
         damaged[at] ^= 1 << int(rng.integers(8))
         file.write_bytes(damaged)
@@ -177,7 +241,9 @@ def test_a_flipped_bit_anywhere_in_a_shard_makes_it_unfinished_or_changes_nothin
         if "0" in fresh.done():
             arrays, meta = fresh.get("0")
             assert meta == META
-            assert all(np.array_equal(arrays[name], value) for name, value in VALUES.items()), at
+            assert all(
+                np.array_equal(arrays[name], value) for name, value in VALUES.items()
+            ), at
         else:
             with pytest.raises(Damaged, match=r"0\.npz is not as it was written"):
                 fresh.get("0")
@@ -223,7 +289,10 @@ def test_broken_rows_count_as_not_written(tmp_path: Path) -> None:
     progress.append([{"id": i, "text": f"zwei\nΔ {i}", "crc": 1} for i in range(3)])
     progress.append([{}])
     rows = progress.rows()
-    assert rows == [*({"id": i, "text": f"zwei\nΔ {i}", "crc": 1} for i in range(3)), {}]
+    assert rows == [
+        *({"id": i, "text": f"zwei\nΔ {i}", "crc": 1} for i in range(3)),
+        {},
+    ]
     assert len(progress.rows(("id",))) == 3
     file = Path(progress.folder) / "rows.jsonl"
     whole = file.read_bytes()
@@ -258,7 +327,12 @@ def test_rows_of_an_older_version_are_read(tmp_path: Path) -> None:
 
 
 def test_what_is_left_of_unfinished_entries_goes_away(tmp_path: Path) -> None:
-    for name in (".tmp-gone~77@1-abcdef12", ".tmp-odd", ".tmp-a-b~x", ".tmp-new~1@1-abcdef12"):
+    for name in (
+        ".tmp-gone~77@1-abcdef12",
+        ".tmp-odd",
+        ".tmp-a-b~x",
+        ".tmp-new~1@1-abcdef12",
+    ):
         (tmp_path / name).mkdir()
         past = time.time() - (0 if "new" in name else 90_000)
         os.utime(tmp_path / name, (past, past))

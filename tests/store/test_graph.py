@@ -50,11 +50,18 @@ def test_all_run_once_and_then_load(tmp_path: Path) -> None:
     assert all(r.cached for r in again.values())
 
 
-def test_a_changed_field_makes_its_readers_stale_and_nothing_else(tmp_path: Path) -> None:
+def test_a_changed_field_makes_its_readers_stale_and_nothing_else(
+    tmp_path: Path,
+) -> None:
     log: list[str] = []
     store = Store(tmp_path)
     run_stages(store, chain(log))
-    assert states(store, chain(log, b=1)) == {"a": "done", "b.one": "stale", "b.two": "done", "c": "stale"}
+    assert states(store, chain(log, b=1)) == {
+        "a": "done",
+        "b.one": "stale",
+        "b.two": "done",
+        "c": "stale",
+    }
     log.clear()
     run_stages(store, chain(log, b=1))
     assert log == ["b.one", "c"]
@@ -75,12 +82,17 @@ def test_until_only_and_force(tmp_path: Path) -> None:
     assert log == ["b.one", "c"]
     log.clear()
     run_stages(store, chain(log), only=["b.two"], force=["a"])
-    assert log == ["b.two"]  # what is forced but not chosen is left alone, what reads it is not
+    assert log == [
+        "b.two"
+    ]  # what is forced but not chosen is left alone, what reads it is not
 
 
 def test_what_a_stage_calls_is_part_of_its_key_and_of_its_readers() -> None:
     stages = chain([])
-    calls = lambda version: [replace(s, calls={"other.mean": version}) if s.name == "b.one" else s for s in stages]
+    calls = lambda version: [
+        replace(s, calls={"other.mean": version}) if s.name == "b.one" else s
+        for s in stages
+    ]
     plain, one, two = stage_keys(stages), stage_keys(calls(1)), stage_keys(calls(2))
     assert {name for name in one if one[name] != two[name]} == {"b.one", "c"}
     assert {name for name in one if one[name] != plain[name]} == {"b.one", "c"}
@@ -101,7 +113,9 @@ def test_a_stopped_stage_is_in_part(tmp_path: Path) -> None:
     assert states(store, stages)["a"] == "part"
 
 
-def test_a_damaged_input_is_computed_again_even_where_only_its_reader_is_asked_for(tmp_path: Path) -> None:
+def test_a_damaged_input_is_computed_again_even_where_only_its_reader_is_asked_for(
+    tmp_path: Path,
+) -> None:
     log: list[str] = []
     store = Store(tmp_path)
     run_stages(store, chain(log))
@@ -122,7 +136,9 @@ def test_a_damaged_input_is_computed_again_even_where_only_its_reader_is_asked_f
         ({"only": ["a"], "until": "c"}, "both given"),
     ],
 )
-def test_words_that_name_nothing(tmp_path: Path, words: dict[str, Any], message: str) -> None:
+def test_words_that_name_nothing(
+    tmp_path: Path, words: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         run_stages(Store(tmp_path), chain([]), **words)
 
@@ -130,5 +146,7 @@ def test_words_that_name_nothing(tmp_path: Path, words: dict[str, Any], message:
 def test_chains_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="two stages are called 'a'"):
         stage_keys([*chain([]), Stage("a", lambda i, p: ({}, {}))])
-    with pytest.raises(ValueError, match="'z' needs 'y', which does not come before it"):
+    with pytest.raises(
+        ValueError, match="'z' needs 'y', which does not come before it"
+    ):
         stage_keys([Stage("z", lambda i, p: ({}, {}), needs=("y",))])

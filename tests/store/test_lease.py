@@ -1,4 +1,6 @@
-"""A workdir has one writer: dead holders are taken over, on other hosts after a silence, and one that was away stops."""
+"""A workdir has one writer: dead holders are taken over, on other hosts after a
+silence, and one that was away stops.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,16 @@ with lock_workdir(sys.argv[1], silence=float(sys.argv[3])):
 
 
 @contextmanager
-def holder(folder: Path, host: str, silence: float = SILENCE) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the folder and writes there twenty times a second, on a host of that name."""
+def holder(
+    folder: Path, host: str, silence: float = SILENCE
+) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the folder and writes there twenty times a second, on a host
+    of that name.
+    """
     command = [sys.executable, "-c", HOLD, str(folder), host, str(silence)]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         with limited(run):
             assert run.stdout is not None
@@ -52,7 +60,9 @@ def record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / ".lock").read_text())
 
 
-def test_a_run_of_a_dead_host_is_taken_over_after_its_silence_and_not_before(tmp_path: Path) -> None:
+def test_a_run_of_a_dead_host_is_taken_over_after_its_silence_and_not_before(
+    tmp_path: Path,
+) -> None:
     with holder(tmp_path, "pod-7") as run:
         run.kill()
         run.wait()
@@ -65,15 +75,22 @@ def test_a_run_of_a_dead_host_is_taken_over_after_its_silence_and_not_before(tmp
         assert 0.5 * SILENCE < time.monotonic() - began < 20 * SILENCE
 
 
-def test_a_live_run_of_another_host_is_not_taken_over_however_old_its_start(tmp_path: Path) -> None:
+def test_a_live_run_of_another_host_is_not_taken_over_however_old_its_start(
+    tmp_path: Path,
+) -> None:
     with holder(tmp_path, "pod-7", silence=1.6):
         time.sleep(2.4)
         for wait in (False, True):
-            with pytest.raises(RuntimeError, match=r"in use by process .* on pod-7"), lock_workdir(tmp_path, wait=wait):
+            with (
+                pytest.raises(RuntimeError, match=r"in use by process .* on pod-7"),
+                lock_workdir(tmp_path, wait=wait),
+            ):
                 pass
 
 
-def test_a_run_that_was_away_for_too_long_writes_nothing_when_it_comes_back(tmp_path: Path) -> None:
+def test_a_run_that_was_away_for_too_long_writes_nothing_when_it_comes_back(
+    tmp_path: Path,
+) -> None:
     with holder(tmp_path, "pod-7") as away:
         away.send_signal(signal.SIGSTOP)
         with lock_workdir(tmp_path, wait=True):
@@ -87,13 +104,17 @@ def test_a_run_that_was_away_for_too_long_writes_nothing_when_it_comes_back(tmp_
         assert f"was taken over by process {os.getpid()}" in errors
 
 
-def test_every_kind_of_write_asks_who_holds_the_workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kind_of_write_asks_who_holds_the_workdir(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(leases, "_RECENT", 0.0)
     store = Store(tmp_path / "w/store")
     progress = store.progress("k")
     with lock_workdir(tmp_path / "w"):
         progress.append([{"id": 1}])
-        (tmp_path / "w/.lock").unlink()  # by hand: nobody else came, so that it is written again
+        (
+            tmp_path / "w/.lock"
+        ).unlink()  # by hand: nobody else came, so that it is written again
         progress.append([{"id": 2}])
         other = record(tmp_path / "w") | {"host": "elsewhere", "token": "0"}
         (tmp_path / "w/.lock").write_text(json.dumps(other))
@@ -104,7 +125,9 @@ def test_every_kind_of_write_asks_who_holds_the_workdir(tmp_path: Path, monkeypa
             lambda: store.publish("k", {}),
             lambda: write_atomic(tmp_path / "w/result.json", "{}"),
         ):
-            with pytest.raises(LockLost, match=r"taken over by process .* on elsewhere"):
+            with pytest.raises(
+                LockLost, match=r"taken over by process .* on elsewhere"
+            ):
                 write()
         write_atomic(tmp_path / "beside.json", "{}")  # not of that workdir
     assert record(tmp_path / "w") == other  # the other's lock stays
@@ -114,12 +137,16 @@ def test_every_kind_of_write_asks_who_holds_the_workdir(tmp_path: Path, monkeypa
 OTHERS = {
     "nothing": "",
     "no number": json.dumps({"host": "elsewhere"}),
-    "a number that is text": json.dumps({"host": "elsewhere", "pid": "12", "born": "1", "silence": 60}),
+    "a number that is text": json.dumps(
+        {"host": "elsewhere", "pid": "12", "born": "1", "silence": 60}
+    ),
     "a list": "[1]",
     "cut short": '{"host": "elsewhere", "pi',
     "bytes": "\x00\xff",
     "deep": "[" * 100_000,
-    "a number beyond all": json.dumps({"host": socket.gethostname(), "pid": 10**30, "born": "1"}),
+    "a number beyond all": json.dumps(
+        {"host": socket.gethostname(), "pid": 10**30, "born": "1"}
+    ),
 }
 
 
@@ -137,26 +164,40 @@ def test_a_folder_in_the_place_of_the_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stated", [None, "x", -1, float("nan"), float("inf"), True])
-def test_a_lock_that_states_no_silence_holds_for_a_day(tmp_path: Path, stated: Any) -> None:
-    old = {"host": "elsewhere", "pid": 5, "born": "1"} | ({} if stated is None else {"silence": stated})
+def test_a_lock_that_states_no_silence_holds_for_a_day(
+    tmp_path: Path, stated: Any
+) -> None:
+    old = {"host": "elsewhere", "pid": 5, "born": "1"} | (
+        {} if stated is None else {"silence": stated}
+    )
     (tmp_path / ".lock").write_text(json.dumps(old))
     hour = time.time() - 3600
     os.utime(tmp_path / ".lock", (hour, hour))
-    with pytest.raises(RuntimeError, match="on elsewhere, heard 3600 s ago"), lock_workdir(tmp_path):
+    with (
+        pytest.raises(RuntimeError, match="on elsewhere, heard 3600 s ago"),
+        lock_workdir(tmp_path),
+    ):
         pass
     os.utime(tmp_path / ".lock", (hour - 86_400, hour - 86_400))
     with lock_workdir(tmp_path):
         pass
 
 
-def test_a_process_of_another_container_of_this_host_is_not_asked_by_number(tmp_path: Path) -> None:
+def test_a_process_of_another_container_of_this_host_is_not_asked_by_number(
+    tmp_path: Path,
+) -> None:
     with lock_workdir(tmp_path):
         mine = record(tmp_path)
     (tmp_path / ".lock").write_text(json.dumps(mine | {"pid": 2**22 - 1, "born": "1"}))
     with lock_workdir(tmp_path):
         pass  # a dead process of this one
-    (tmp_path / ".lock").write_text(json.dumps(mine | {"pid": 2**22 - 1, "born": "1", "machine": "another"}))
-    with pytest.raises(RuntimeError, match="it was silent for 120 s"), lock_workdir(tmp_path):
+    (tmp_path / ".lock").write_text(
+        json.dumps(mine | {"pid": 2**22 - 1, "born": "1", "machine": "another"})
+    )
+    with (
+        pytest.raises(RuntimeError, match="it was silent for 120 s"),
+        lock_workdir(tmp_path),
+    ):
         pass
 
 
@@ -174,10 +215,16 @@ except RuntimeError:
 
 def test_of_several_that_start_together_one_gets_it(tmp_path: Path) -> None:
     past = time.time() - 1000
-    (tmp_path / ".lock").write_text(json.dumps({"host": "gone", "pid": 5, "born": "1", "silence": 60}))
+    (tmp_path / ".lock").write_text(
+        json.dumps({"host": "gone", "pid": 5, "born": "1", "silence": 60})
+    )
     os.utime(tmp_path / ".lock", (past, past))
     command = [sys.executable, "-c", RACE, str(tmp_path)]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "text": True,
+    }
     runs = [subprocess.Popen(command, **pipes) for _ in range(4)]
     said = sorted(run.stdout.readline().strip() for run in runs if run.stdout)
     for run in runs:
@@ -188,6 +235,9 @@ def test_of_several_that_start_together_one_gets_it(tmp_path: Path) -> None:
 def test_a_damaged_config_of_a_workdir_is_written_again(tmp_path: Path) -> None:
     for damage in ('{"seed": ', "[]", "\x00"):
         (tmp_path / "config.json").write_text(damage)
-        with pytest.warns(RuntimeWarning, match="config.json is damaged"), own_workdir(tmp_path, {"seed": 1}):
+        with (
+            pytest.warns(RuntimeWarning, match="config.json is damaged"),
+            own_workdir(tmp_path, {"seed": 1}),
+        ):
             pass
         assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 1}

@@ -1,4 +1,6 @@
-"""The store: stable names, entries that are whole or absent, progress that survives a kill, one run at a time."""
+"""The store: stable names, entries that are whole or absent, progress that survives a
+kill, one run at a time.
+"""
 
 import dataclasses
 import json
@@ -44,12 +46,18 @@ class Point:
 
 def test_digest_is_the_same_in_every_version_and_process() -> None:
     """Recorded once: a change of this value makes every stored artefact unreachable."""
-    value = {"a": [1, 2.5, None, True, "Δ"], "b": np.arange(3, dtype=np.int32), "c": Point(1)}
+    value = {
+        "a": [1, 2.5, None, True, "Δ"],
+        "b": np.arange(3, dtype=np.int32),
+        "c": Point(1),
+    }
     assert digest(value) == "51e26ac4c3446187c3c9c1321be3ce24"
 
 
 def test_digest_ignores_order_and_container_kind() -> None:
-    assert digest({"a": 1, "b": {"c": 2, "d": 3}}) == digest({"b": {"d": 3, "c": 2}, "a": 1})
+    assert digest({"a": 1, "b": {"c": 2, "d": 3}}) == digest(
+        {"b": {"d": 3, "c": 2}, "a": 1}
+    )
     assert digest((1, 2)) == digest([1, 2])
     assert digest({1, 2, 3}) == digest({3, 2, 1})
     assert digest(np.float64(0.1)) == digest(0.1)
@@ -88,7 +96,9 @@ def test_fingerprint_of_files_and_folders(tmp_path: Path) -> None:
         fingerprint(tmp_path / "none")
 
 
-def test_fingerprint_samples_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprint_samples_large_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in {"_WHOLE": 100, "_SAMPLES": 4, "_SAMPLE": 10}.items():
         monkeypatch.setattr(f"sae_attr.store.names.{name}", value)
     data = bytearray(range(200))
@@ -130,11 +140,28 @@ def test_an_entry_comes_back_as_it_was(tmp_path: Path) -> None:
     assert not store.has("k")
     with pytest.raises(KeyError, match="no entry k"):
         store.load("k")
-    meta = {"n": np.int64(3), "list": np.arange(2), "path": tmp_path, "text": "Δ", "point": Point(1)}
-    store.publish("k", ARRAYS, meta, lambda folder: (folder / "more.txt").write_text("more") and None)
+    meta = {
+        "n": np.int64(3),
+        "list": np.arange(2),
+        "path": tmp_path,
+        "text": "Δ",
+        "point": Point(1),
+    }
+    store.publish(
+        "k",
+        ARRAYS,
+        meta,
+        lambda folder: (folder / "more.txt").write_text("more") and None,
+    )
     arrays, read = store.load("k")
     assert_same(arrays)
-    assert read == {"n": 3, "list": [0, 1], "path": str(tmp_path), "text": "Δ", "point": {"x": 1, "y": 0.5}}
+    assert read == {
+        "n": 3,
+        "list": [0, 1],
+        "path": str(tmp_path),
+        "text": "Δ",
+        "point": {"x": 1, "y": 0.5},
+    }
     assert (store.path("k") / "more.txt").read_text() == "more"
     assert isinstance(arrays["scores/pn"], np.memmap)
     assert not arrays["scores/pn"].flags.writeable
@@ -182,7 +209,9 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_entry_is_noticed_and_built_again(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_entry_is_noticed_and_built_again(
+    tmp_path: Path, damage: str
+) -> None:
     store, calls = Store(tmp_path), []
 
     def fn(progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -213,7 +242,9 @@ def test_publish_replaces_a_damaged_entry_and_keeps_a_good_one(tmp_path: Path) -
 
 def start(code: str, *args: Any) -> subprocess.Popen[str]:
     """A Python process of its own that has said "ready"."""
-    run = subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, text=True
+    )
     assert run.stdout is not None
     with limited(run):
         said = run.stdout.readline().strip()
@@ -244,7 +275,9 @@ def test_a_kill_while_publishing_leaves_no_entry(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert not store.has("k")
     store.publish("other", {"x": np.ones(1)})
-    assert len(list(tmp_path.glob(".tmp-*"))) == 1  # the other process is alive: its folder stays
+    assert (
+        len(list(tmp_path.glob(".tmp-*"))) == 1
+    )  # the other process is alive: its folder stays
     kill(run)
     assert not store.has("k")
     store.publish("k", {"x": np.ones(2)})
@@ -252,7 +285,9 @@ def test_a_kill_while_publishing_leaves_no_entry(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["k", "other"]
 
 
-def test_a_bucket_has_no_rename_but_the_manifest_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_has_no_rename_but_the_manifest_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store_files, "is_local", lambda path: False)
     store = Store(tmp_path)
 
@@ -280,14 +315,31 @@ def test_a_stage_runs_again_only_for_what_it_depends_on(tmp_path: Path) -> None:
     store = Store(tmp_path)
 
     def stage(version: int = 1, rubric: str = "a", **inputs: str) -> Result:
-        return run_stage(store, "grade", version, {"rubric": rubric}, inputs, lambda _: ({"x": np.ones(1)}, {}))
+        return run_stage(
+            store,
+            "grade",
+            version,
+            {"rubric": rubric},
+            inputs,
+            lambda _: ({"x": np.ones(1)}, {}),
+        )
 
     first = stage()
     assert not first.cached
     assert first.key.startswith("grade-")
     assert stage().cached
     assert stage().key == first.key
-    assert len({first.key, stage(version=2).key, stage(rubric="b").key, stage(sample="k").key}) == 4
+    assert (
+        len(
+            {
+                first.key,
+                stage(version=2).key,
+                stage(rubric="b").key,
+                stage(sample="k").key,
+            }
+        )
+        == 4
+    )
 
 
 def test_all_processes_follow_the_first(tmp_path: Path) -> None:
@@ -347,7 +399,9 @@ def test_rows_survive_a_line_cut_short(tmp_path: Path) -> None:
     progress.append([{"id": 0}, {"id": 1, "text": "zwei\nlines Δ"}])
     file = Path(progress.folder) / "rows.jsonl"
     with file.open("ab") as handle:
-        handle.write('{"id": 2, "text": "Δ'.encode()[:-1])  # in the middle of a character
+        handle.write(
+            '{"id": 2, "text": "Δ'.encode()[:-1]
+        )  # in the middle of a character
     assert [row["id"] for row in progress.rows()] == [0, 1]
     progress.append([{"id": 2}])
     assert [row["id"] for row in progress.rows()] == [0, 1, 2]
@@ -377,7 +431,9 @@ def test_progress_survives_kills(tmp_path: Path) -> None:
         assert len(ids) - 1 > reached
         reached = len(ids) - 1
         for shard in progress.done():
-            np.testing.assert_array_equal(progress.get(shard)[0]["x"], np.full(1000, int(shard)))
+            np.testing.assert_array_equal(
+                progress.get(shard)[0]["x"], np.full(1000, int(shard))
+            )
 
 
 # --- workdirs
@@ -390,7 +446,12 @@ def test_write_atomic_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["f"]
 
 
-CONFIG = {"lm": "stories", "site": {"layer": 2}, "tokens": (1, 2), "mesh": {"spec": "data=2"}}
+CONFIG = {
+    "lm": "stories",
+    "site": {"layer": 2},
+    "tokens": (1, 2),
+    "mesh": {"spec": "data=2"},
+}
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path: Path) -> None:
@@ -410,7 +471,9 @@ def test_a_workdir_belongs_to_one_config(tmp_path: Path) -> None:
     claim_workdir(tmp_path, other)
 
 
-def test_a_refused_input_leaves_the_config_of_a_workdir_as_it_was(tmp_path: Path) -> None:
+def test_a_refused_input_leaves_the_config_of_a_workdir_as_it_was(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "config.json"
     with pytest.raises(ValueError, match="bad input"), own_workdir(tmp_path, CONFIG):
         raise ValueError("bad input")
@@ -419,10 +482,16 @@ def test_a_refused_input_leaves_the_config_of_a_workdir_as_it_was(tmp_path: Path
         raise KeyboardInterrupt  # a run that was stopped goes on
     before = file.read_bytes()
     other = CONFIG | {"seed": 1}
-    with pytest.raises(ValueError, match="bad input of seed 1"), own_workdir(tmp_path, other, allow_change=True):
+    with (
+        pytest.raises(ValueError, match="bad input of seed 1"),
+        own_workdir(tmp_path, other, allow_change=True),
+    ):
         raise ValueError(f"bad input of seed {json.loads(file.read_bytes())['seed']}")
     assert file.read_bytes() == before
-    with pytest.raises(ValueError, match="another config"), own_workdir(tmp_path, other):
+    with (
+        pytest.raises(ValueError, match="another config"),
+        own_workdir(tmp_path, other),
+    ):
         pass
     with own_workdir(tmp_path, other, writer=False):
         assert file.read_bytes() == before
@@ -439,16 +508,25 @@ with lock_workdir(sys.argv[1]):
 
 def test_a_second_run_is_told_and_a_dead_one_is_taken_over(tmp_path: Path) -> None:
     run = start(HOLD, tmp_path)
-    with pytest.raises(RuntimeError, match=rf"in use by process {run.pid} on "), lock_workdir(tmp_path):
+    with (
+        pytest.raises(RuntimeError, match=rf"in use by process {run.pid} on "),
+        lock_workdir(tmp_path),
+    ):
         pass
     kill(run)
-    with lock_workdir(tmp_path), pytest.raises(RuntimeError, match=f"process {os.getpid()}"), lock_workdir(tmp_path):
+    with (
+        lock_workdir(tmp_path),
+        pytest.raises(RuntimeError, match=f"process {os.getpid()}"),
+        lock_workdir(tmp_path),
+    ):
         pass
     with lock_workdir(tmp_path):
         pass
 
 
-def test_a_lock_of_a_process_id_used_again_is_stale_and_of_another_host_is_not(tmp_path: Path) -> None:
+def test_a_lock_of_a_process_id_used_again_is_stale_and_of_another_host_is_not(
+    tmp_path: Path,
+) -> None:
     with lock_workdir(tmp_path):
         mine = json.loads((tmp_path / ".lock").read_text())
     (tmp_path / ".lock").write_text(json.dumps(mine | {"born": "1"}))

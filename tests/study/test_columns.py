@@ -24,14 +24,24 @@ def test_columns_stand_in_the_schemas_order_and_values_are_written_alike() -> No
         "latent": [7, 3],
     }
     made = written(given)
-    assert list(made) == ["latent", "methods", "delta", "rank_recommended", "rank_gradient", "away", "tokens"]
+    assert list(made) == [
+        "latent",
+        "methods",
+        "delta",
+        "rank_recommended",
+        "rank_gradient",
+        "away",
+        "tokens",
+    ]
     assert made["tokens"] == ["'a' ' b'", "'c'"]
     assert made["methods"] == ["random", "delta_attribution recommended"]
     assert math.isnan(made["away"][0])
 
 
 def test_a_column_of_another_schema_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no column 'push'; add it to attribution\.columns"):
+    with pytest.raises(
+        ValueError, match=r"no column 'push'; add it to attribution\.columns"
+    ):
         written({"latent": [1], "push": [0.5]})
 
 

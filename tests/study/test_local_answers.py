@@ -13,11 +13,24 @@ from tests.miniatures import CHATML, write_llama, write_tokenizer
 
 
 def test_an_answer_ends_with_any_token_that_ends_a_turn(tmp_path: Path) -> None:
-    write_tokenizer(write_llama(tmp_path, vocab=110), chat_template="{{ strftime_now('%Y') }}" + CHATML)
+    write_tokenizer(
+        write_llama(tmp_path, vocab=110),
+        chat_template="{{ strftime_now('%Y') }}" + CHATML,
+    )
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [50]}))
-    how = {"mesh": parallel.make_mesh("data=1"), "max_new": 3, "batch_size": 1, "dtype": "float32"}
-    answers = LocalAnswers(str(tmp_path), **how, template_options={"date": "2025-01-31"})
-    assert answers.reading == {"template_options": {"date": "2025-01-31"}, "stop_ids": [50, 2, 1, 3]}
+    how = {
+        "mesh": parallel.make_mesh("data=1"),
+        "max_new": 3,
+        "batch_size": 1,
+        "dtype": "float32",
+    }
+    answers = LocalAnswers(
+        str(tmp_path), **how, template_options={"date": "2025-01-31"}
+    )
+    assert answers.reading == {
+        "template_options": {"date": "2025-01-31"},
+        "stop_ids": [50, 2, 1, 3],
+    }
     assert LocalAnswers(str(tmp_path), **how, stop_ids=(7,)).stop_ids == (7,)
     with pytest.raises(ValueError, match=r"stop_ids has 110"):
         LocalAnswers(str(tmp_path), **how, stop_ids=(110,))

@@ -1,4 +1,6 @@
-"""Attention sinks count nowhere: not in ā, the unit of steering, firing rates, mean codes or δ."""
+"""Attention sinks count nowhere: not in ā, the unit of steering, firing rates, mean
+codes or δ.
+"""
 
 from __future__ import annotations
 
@@ -41,25 +43,43 @@ WHERE = {"cfg": CFG, "mesh": make_mesh("data=1")}
 
 
 def with_sink() -> Params:
-    """A model in which one token's activation is some hundred times as long as the others'."""
+    """A model in which one token's activation is some hundred times as long as the
+    others'.
+    """
     params = random_params(CFG)
     return {**params, "embed": {"table": params["embed"]["table"].at[SINK].mul(300)}}
 
 
 def some_sae() -> SAE:
-    enc, dec = (RNG.standard_normal(shape).astype(np.float32) for shape in ((16, 9), (9, 16)))
-    return SAE(jnp.asarray(enc), jnp.zeros(9), jnp.asarray(dec), jnp.zeros(16), cfg=SAEConfig(16, 16, 9))
+    enc, dec = (
+        RNG.standard_normal(shape).astype(np.float32) for shape in ((16, 9), (9, 16))
+    )
+    return SAE(
+        jnp.asarray(enc),
+        jnp.zeros(9),
+        jnp.asarray(dec),
+        jnp.zeros(16),
+        cfg=SAEConfig(16, 16, 9),
+    )
 
 
 def test_a_sink_counts_in_no_statistic_of_the_corpus() -> None:
     params, sae = with_sink(), some_sae()
     limits = norm_limits(params, WORK, 10.0, sites=(SITE,), **WHERE)
-    mean, want = (mean_activation(params, w, site=SITE, limits=limits, **WHERE) for w in (WORK, BARE))
+    mean, want = (
+        mean_activation(params, w, site=SITE, limits=limits, **WHERE)
+        for w in (WORK, BARE)
+    )
     assert (mean.outliers, mean.tokens) == (4, 44)
     assert off(mean.mean_d, want.mean_d) < 1e-6
     assert mean.norm == pytest.approx(want.norm)
-    assert mean_activation(params, WORK, site=SITE, **WHERE).norm > 5 * mean.norm  # what a sink does to the unit
-    codes, bare = (code_statistics(params, w, sae, site=SITE, limits=limits, **WHERE) for w in (WORK, BARE))
+    assert (
+        mean_activation(params, WORK, site=SITE, **WHERE).norm > 5 * mean.norm
+    )  # what a sink does to the unit
+    codes, bare = (
+        code_statistics(params, w, sae, site=SITE, limits=limits, **WHERE)
+        for w in (WORK, BARE)
+    )
     np.testing.assert_allclose(codes.rate_n, bare.rate_n)
     np.testing.assert_allclose(codes.mean_n, bare.mean_n, rtol=1e-5)
     rates, tokens = firing_rates(params, WORK, sae, site=SITE, limits=limits, **WHERE)
@@ -70,7 +90,12 @@ def test_a_sink_counts_in_no_statistic_of_the_corpus() -> None:
 def test_no_outliers_no_limits() -> None:
     assert norm_limits(with_sink(), WORK, None, sites=(SITE,), **WHERE) == {}
     limits = norm_limits(random_params(CFG), WORK, 10.0, sites=(SITE,), **WHERE)
-    assert mean_activation(random_params(CFG), WORK, site=SITE, limits=limits, **WHERE).outliers == 0
+    assert (
+        mean_activation(
+            random_params(CFG), WORK, site=SITE, limits=limits, **WHERE
+        ).outliers
+        == 0
+    )
 
 
 def test_passages_are_different_texts_and_no_sinks() -> None:
@@ -78,19 +103,35 @@ def test_passages_are_different_texts_and_no_sinks() -> None:
     limits = norm_limits(params, WORK, 10.0, sites=(SITE,), **WHERE)
     twice: list[CorpusBatch] = [*WORK, *WORK]
     latents = np.arange(9)
-    shown = top_passages(params, sae, twice, latents, site=SITE, limits=limits, window=3, count=4, **WHERE)
-    loose = top_passages(params, sae, twice, latents, site=SITE, window=3, count=4, **WHERE)
+    shown = top_passages(
+        params,
+        sae,
+        twice,
+        latents,
+        site=SITE,
+        limits=limits,
+        window=3,
+        count=4,
+        **WHERE,
+    )
+    loose = top_passages(
+        params, sae, twice, latents, site=SITE, window=3, count=4, **WHERE
+    )
     assert any(p.ids[p.at] == SINK for passages in loose for p in passages)
     assert sum(map(len, shown)) > 9
     for passages in (*shown, *loose):
         assert len({p.ids[: p.at + 1] for p in passages}) == len(passages)
-        assert [p.code for p in passages] == sorted((p.code for p in passages), reverse=True)
+        assert [p.code for p in passages] == sorted(
+            (p.code for p in passages), reverse=True
+        )
     assert not any(p.ids[p.at] == SINK for passages in shown for p in passages)
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    """Character model whose letter Z is a sink, two pairs and a text that begins with it."""
+    """Character model whose letter Z is a sink, two pairs and a text that begins with
+    it.
+    """
     write_tokenizer(tmp_path / "lm")
     vocab = json.loads((tmp_path / "lm/tokenizer.json").read_text())["model"]["vocab"]
     config = llama_config(vocab=len(vocab))
@@ -100,9 +141,17 @@ def study(tmp_path: Path) -> Study:
     save_file(tensors, tmp_path / "lm/model.safetensors")
     pair = {"prompt": "Zabc Z", "positive": "deZ", "negative": "f"}
     write_lines(tmp_path / "pairs.jsonl", pair, {**pair, "prompt": "ghi"})
-    (tmp_path / "corpus.json").write_text(json.dumps(["Zthe quick brown fox", "Zjumps over the lazy dog"]))
-    paths = [str(tmp_path / name) for name in ("lm", "sae", "pairs.jsonl", "corpus.json")]
-    made = Study(Settings(*paths, site="layer1.resid_post"), Store(epath.Path(tmp_path / "store")), make_mesh("data=1"))
+    (tmp_path / "corpus.json").write_text(
+        json.dumps(["Zthe quick brown fox", "Zjumps over the lazy dog"])
+    )
+    paths = [
+        str(tmp_path / name) for name in ("lm", "sae", "pairs.jsonl", "corpus.json")
+    ]
+    made = Study(
+        Settings(*paths, site="layer1.resid_post"),
+        Store(epath.Path(tmp_path / "store")),
+        make_mesh("data=1"),
+    )
     made.__dict__["sae_cfg"] = SAEConfig(16, 16, 9)
     return made
 
@@ -115,22 +164,40 @@ def test_a_study_masks_sinks_of_pairs_and_corpus_alike(study: Study) -> None:
         sinks = [letter == "Z" for letter in text]
         assert row.masked is not None
         assert row.masked[-len(sinks) :].tolist() == sinks
-        assert scope_mask(row, "all")[-len(sinks) :].tolist() == [not sink for sink in sinks]
+        assert scope_mask(row, "all")[-len(sinks) :].tolist() == [
+            not sink for sink in sinks
+        ]
     mean, _ = mean_stage(study)
     assert mean.outliers == 2
     assert 10 * mean.norm > study.limits[study.site] > 5 * mean.norm
     again = Study(study.settings, study.store, study.mesh)
-    again.__dict__.update(sae_cfg=study.sae_cfg, params=None)  # a second run loads, and computes nothing
-    assert [row.masked.tolist() for row in again.rows] == [row.masked.tolist() for row in study.rows]
+    again.__dict__.update(
+        sae_cfg=study.sae_cfg, params=None
+    )  # a second run loads, and computes nothing
+    assert [row.masked.tolist() for row in again.rows] == [
+        row.masked.tolist() for row in study.rows
+    ]
 
 
 def test_masks_of_a_study(study: Study) -> None:
     said = Masks(frozenset({"bos"}), first_k=2, outlier=None)
-    assert training_masks(SAEConfig(16, 16, 9, exclude_special=True)) == Masks(frozenset({"special"}))
-    assert training_masks(SAEConfig(16, 16, 9, exclude_special=True, masks=said)) == said
+    assert training_masks(SAEConfig(16, 16, 9, exclude_special=True)) == Masks(
+        frozenset({"special"})
+    )
+    assert (
+        training_masks(SAEConfig(16, 16, 9, exclude_special=True, masks=said)) == said
+    )
     assert masks_from(json.loads(json.dumps(said.to_dict()))) == said
-    with pytest.raises(ValueError, match=r"outlier is 0.5; give a multiple of the median norm above 1"):
+    with pytest.raises(
+        ValueError, match=r"outlier is 0.5; give a multiple of the median norm above 1"
+    ):
         Settings("lm", "sae", "pairs", "corpus", outlier=0.5)
-    for wrong in ("bos", {"exclude": "bos"}, {"exclude": ["eos"]}, {"first_k": True}, {"rule": 1}):
+    for wrong in (
+        "bos",
+        {"exclude": "bos"},
+        {"exclude": ["eos"]},
+        {"first_k": True},
+        {"rule": 1},
+    ):
         with pytest.raises(ValueError, match=r"masks are|exclude 'eos' is unknown"):
             masks_from(wrong)

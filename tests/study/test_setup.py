@@ -1,4 +1,6 @@
-"""A study of a model with an adapter: which weights it computes with, and under which name."""
+"""A study of a model with an adapter: which weights it computes with, and under which
+name.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,25 @@ MODEL = Path(__file__).parent.parent / "lm/goldens/llama_all"
 
 
 def study(tmp_path: Path, adapter: Path | None) -> Study:
-    settings = Settings(str(MODEL), "sae", "pairs", "corpus", adapter=adapter and str(adapter))
-    return Study(settings, Store(epath.Path(tmp_path / "store")), make_mesh("data=1"), progress=False)
+    settings = Settings(
+        str(MODEL), "sae", "pairs", "corpus", adapter=adapter and str(adapter)
+    )
+    return Study(
+        settings,
+        Store(epath.Path(tmp_path / "store")),
+        make_mesh("data=1"),
+        progress=False,
+    )
 
 
 def test_an_adapter_is_merged_and_named(tmp_path: Path) -> None:
     with_adapter, without = study(tmp_path, MODEL / "adapter"), study(tmp_path, None)
-    _, want = load_lm(str(MODEL), mesh=make_mesh("data=1"), adapter=str(MODEL / "adapter"), progress=False)
+    _, want = load_lm(
+        str(MODEL),
+        mesh=make_mesh("data=1"),
+        adapter=str(MODEL / "adapter"),
+        progress=False,
+    )
     jax.tree.map(np.testing.assert_array_equal, with_adapter.params, want)
     assert with_adapter.lm_key != without.lm_key
     other = shutil.copytree(MODEL / "adapter", tmp_path / "other")

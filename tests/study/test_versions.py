@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from sae_attr.attribution import versions
+from sae_attr.study import versions
 
 SOURCES = Path(versions.__file__).parent
 
 
 def test_a_stage_has_the_versions_of_all_that_it_runs() -> None:
-    assert versions.called_by("scores") == {name: versions.VERSIONS[name] for name in ("norm-limits", "outliers")}
+    assert versions.called_by("scores") == {
+        name: versions.VERSIONS[name] for name in ("norm-limits", "outliers")
+    }
     assert set(versions.versions_of(("mean",))) == {"mean", "norm-limits"}
     assert versions.called_by("norm-limits") == {}
     with pytest.raises(KeyError, match="means"):
@@ -22,5 +24,5 @@ def test_a_stage_has_the_versions_of_all_that_it_runs() -> None:
 
 def test_every_stage_that_the_attribution_stores_has_a_version() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in SOURCES.glob("*.py"))
-    named = set(re.findall(r"(?:study|self)\.stage\(\"([a-z-]+)\"", text))
+    named = set(re.findall(r"(?:study|self)\.stage\(\s*\"([a-z-]+)\"", text))
     assert named == set(versions.VERSIONS) - {"candidates"}

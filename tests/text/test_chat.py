@@ -1,4 +1,6 @@
-"""Chat templates: rendered in the sandbox as transformers does, and where the contents stand."""
+"""Chat templates: rendered in the sandbox as transformers does, and where the contents
+stand.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from sae_attr.text.chat import message_spans, options_read, prompt_text, render, with_options
+from sae_attr.text.chat import (
+    message_spans,
+    options_read,
+    prompt_text,
+    render,
+    with_options,
+)
 from sae_attr.text.tokenizer import Tokenizer, encode, load_tokenizer
 from tests.miniatures import CHATML, write_tokenizer
 
@@ -19,10 +27,15 @@ TURNS = [
 
 
 def test_chat_template_sources(tmp_path: Path) -> None:
-    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+    named = [
+        {"name": "tool_use", "template": "T"},
+        {"name": "default", "template": "D"},
+    ]
     folder = write_tokenizer(tmp_path, chat_template=named)
     assert render(load_tokenizer(folder), TURNS) == "D"
-    (folder / "chat_template.jinja").write_text("{%- generation %}J{% endgeneration -%}")
+    (folder / "chat_template.jinja").write_text(
+        "{%- generation %}J{% endgeneration -%}"
+    )
     assert render(load_tokenizer(folder), TURNS) == "J"
     rag = [{"name": "tool_use", "template": "T"}, {"name": "rag", "template": "R"}]
     with pytest.raises(ValueError, match=r"tool_use, rag and none called default"):
@@ -38,7 +51,9 @@ def test_render_behaves_as_transformers_does(tmp_path: Path) -> None:
         "{{ bos_token + eos_token + strftime_now('%%') }}{{ tools is none }}"
     )
     tok = load_tokenizer(write_tokenizer(tmp_path, chat_template=source))
-    text = render(tok, [{"role": "user", "content": "<é&'>"}, *TURNS], add_generation_prompt=False)
+    text = render(
+        tok, [{"role": "user", "content": "<é&'>"}, *TURNS], add_generation_prompt=False
+    )
     assert text == '{"role": "user", "content": "<é&\'>"}\n<s></s>%True'
 
 
@@ -55,7 +70,9 @@ def test_render_behaves_as_transformers_does(tmp_path: Path) -> None:
         ("{{ 'a' + 1 }}", "chat template refused"),
     ],
 )
-def test_hostile_and_refusing_templates(tmp_path: Path, source: str, message: str) -> None:
+def test_hostile_and_refusing_templates(
+    tmp_path: Path, source: str, message: str
+) -> None:
     tok = load_tokenizer(write_tokenizer(tmp_path, chat_template=source))
     with pytest.raises(ValueError, match=message):
         render(tok, TURNS)
@@ -82,7 +99,10 @@ def test_message_spans_of_a_template_that_rewrites_a_content(tmp_path: Path) -> 
         "{% if 'Hi' in m.content %}!{% endif %}{% endfor %}"
     )
     tok = load_tokenizer(write_tokenizer(tmp_path, chat_template=source))
-    messages = [{"role": "assistant", "content": "<think>x</think>yes"}, {"role": "user", "content": "Hi"}]
+    messages = [
+        {"role": "assistant", "content": "<think>x</think>yes"},
+        {"role": "user", "content": "Hi"},
+    ]
     text = render(tok, messages)
     assert text == "[assistant]yes[user]Hi!"
     assert [text[a:b] for a, b in message_spans(tok, messages, text)] == ["yes", "Hi"]
@@ -93,7 +113,11 @@ def test_every_public_chat_template(shared: Path, tmp_path: Path) -> None:
     assert len(files) == 18
     system = [{"role": "system", "content": "Be brief."}]
     for file in files:
-        tok = load_tokenizer(write_tokenizer(tmp_path / file.stem, post=True, chat_template=file.read_text()))
+        tok = load_tokenizer(
+            write_tokenizer(
+                tmp_path / file.stem, post=True, chat_template=file.read_text()
+            )
+        )
         for messages in (TURNS, system + TURNS):
             text = render(tok, messages)
             found = [text[a:b].strip() for a, b in message_spans(tok, messages, text)]
@@ -104,33 +128,52 @@ def test_every_public_chat_template(shared: Path, tmp_path: Path) -> None:
             assert offsets[-1][1] == len(text), file.stem
 
 
-def test_public_chat_templates_reject_roles_out_of_turn(shared: Path, tmp_path: Path) -> None:
+def test_public_chat_templates_reject_roles_out_of_turn(
+    shared: Path, tmp_path: Path
+) -> None:
     source = (shared / "tokenizers/chat_templates/gemma-it.jinja").read_text()
     tok = load_tokenizer(write_tokenizer(tmp_path, chat_template=source))
-    with pytest.raises(ValueError, match=r"roles user, user: Conversation roles must alternate"):
+    with pytest.raises(
+        ValueError, match=r"roles user, user: Conversation roles must alternate"
+    ):
         render(tok, [TURNS[0], TURNS[0]])
 
 
-# ---- options and the day -----------------------------------------------------------------------------------------
+# ---- options and the day -------------------------------------------------------------
 
 DATED = (
-    "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}Today is {{ date_string }}."
-    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') "
+    "%}{% endif %}Today is {{ date_string }}."
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages "
+    "%}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% if enable_thinking is defined and not enable_thinking "
+    "%}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 
 
 def dated(folder: Path, **options: Any) -> Tokenizer:
-    return with_options(load_tokenizer(write_tokenizer(folder, chat_template=DATED)), options)
+    return with_options(
+        load_tokenizer(write_tokenizer(folder, chat_template=DATED)), options
+    )
 
 
 def test_options_reach_the_template_and_are_recorded(tmp_path: Path) -> None:
-    tok = dated(tmp_path, date="2025-01-31", enable_thinking=False, tools='[{"name": "f"}]', thinking=None)
+    tok = dated(
+        tmp_path,
+        date="2025-01-31",
+        enable_thinking=False,
+        tools='[{"name": "f"}]',
+        thinking=None,
+    )
     text = render(tok, TURNS)
     assert text.startswith('Today is 31 Jan 2025.[{"name": "f"}]<|im_start|>user')
     assert text.endswith("assistant\n<think>\n\n</think>\n\n")
-    assert options_read(tok) == {"date": "2025-01-31", "enable_thinking": False, "tools": [{"name": "f"}]}
+    assert options_read(tok) == {
+        "date": "2025-01-31",
+        "enable_thinking": False,
+        "tools": [{"name": "f"}],
+    }
     given = dated(tmp_path, date="2025-01-31", more='{"date_string": "a day"}')
     assert render(given, TURNS).startswith("Today is a day.")
 
@@ -156,19 +199,26 @@ def test_a_template_without_a_date_does_not_depend_on_the_day(tmp_path: Path) ->
         ({"enable_thinking": True, "more": '{"enable_thinking": false}'}, "'enable_thinking' itself and in more"),
     ],
 )  # fmt: skip
-def test_options_that_cannot_be(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_options_that_cannot_be(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         dated(tmp_path, **options)
 
 
 def test_options_without_a_template_to_read_them(tmp_path: Path) -> None:
     tok = load_tokenizer(write_tokenizer(tmp_path))
-    assert with_options(tok, {"date": "2025-01-31", "tools": None}).chat_template is None
-    with pytest.raises(ValueError, match=r"'enable_thinking', but .* has no chat template that could read it"):
+    assert (
+        with_options(tok, {"date": "2025-01-31", "tools": None}).chat_template is None
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"'enable_thinking', but .* has no chat template that could read it",
+    ):
         with_options(tok, {"enable_thinking": False})
 
 
-# ---- a last assistant message ------------------------------------------------------------------------------------
+# ---- a last assistant message --------------------------------------------------------
 
 PREFILL = [TURNS[0], {"role": "assistant", "content": "Sure, I"}]
 
@@ -183,19 +233,35 @@ def test_a_last_assistant_message_is_continued(tmp_path: Path) -> None:
     assert empty == render(tok, TURNS[:1])
 
 
-def test_a_prefill_that_the_template_rewrites_is_refused_with_both(tmp_path: Path) -> None:
+def test_a_prefill_that_the_template_rewrites_is_refused_with_both(
+    tmp_path: Path,
+) -> None:
     source = "{% for m in messages %}[{{ m.role }}]{{ m.content.split('</think>')[-1] }}!{% endfor %}"
     tok = load_tokenizer(write_tokenizer(tmp_path, chat_template=source))
-    with pytest.raises(ValueError, match=r"writes the last assistant message '<think>x</think>yes' as 'yes'"):
-        prompt_text(tok, [TURNS[0], {"role": "assistant", "content": "<think>x</think>yes"}])
+    with pytest.raises(
+        ValueError,
+        match=r"writes the last assistant message '<think>x</think>yes' as 'yes'",
+    ):
+        prompt_text(
+            tok, [TURNS[0], {"role": "assistant", "content": "<think>x</think>yes"}]
+        )
 
 
-def test_every_public_template_continues_a_prefill(shared: Path, tmp_path: Path) -> None:
+def test_every_public_template_continues_a_prefill(
+    shared: Path, tmp_path: Path
+) -> None:
     for file in sorted((shared / "tokenizers/chat_templates").glob("*.jinja")):
-        tok = load_tokenizer(write_tokenizer(tmp_path / file.stem, chat_template=file.read_text()))
+        tok = load_tokenizer(
+            write_tokenizer(tmp_path / file.stem, chat_template=file.read_text())
+        )
         for content in ("Sure, I", "Sure,\nI think"):
-            text, _ = prompt_text(tok, [TURNS[0], {"role": "assistant", "content": content}])
+            text, _ = prompt_text(
+                tok, [TURNS[0], {"role": "assistant", "content": content}]
+            )
             assert text.endswith(content), file.stem
-            # As raw files some of these templates indent an answer otherwise than the prompt for one.
-            squeezed = ["".join(part.split()) for part in (text, render(tok, TURNS[:1]))]
+            # As raw files some of these templates indent an answer otherwise than the
+            # prompt for one.
+            squeezed = [
+                "".join(part.split()) for part in (text, render(tok, TURNS[:1]))
+            ]
             assert squeezed[0].startswith(squeezed[1]), file.stem

@@ -1,4 +1,6 @@
-"""Chat templates as programs from a file: what they may not do, and that each fault is one line."""
+"""Chat templates as programs from a file: what they may not do, and that each fault is
+one line.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def test_a_template_without_end_or_sense_is_one_line(
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 400
     assert time.monotonic() - begun < 20
-    assert rendered("{{ x }}", x="on") == "on"  # the next text is rendered as if nothing had been
+    assert (
+        rendered("{{ x }}", x="on") == "on"
+    )  # the next text is rendered as if nothing had been
 
 
 def test_the_day_is_the_one_that_is_given() -> None:
@@ -66,7 +70,9 @@ def test_names_that_a_template_reads() -> None:
     assert template_names(source) == {"x", "messages", "strftime_now"}
 
 
-@pytest.mark.parametrize("value", [{1, 2}, object(), float("nan")], ids=["set", "object", "nan"])
+@pytest.mark.parametrize(
+    "value", [{1, 2}, object(), float("nan")], ids=["set", "object", "nan"]
+)
 def test_values_that_are_no_json(value: object) -> None:
     if value != value:
         assert rendered("{{ x }}", x=value) == "nan"

@@ -1,4 +1,6 @@
-"""Token files: every token once, rows by number, documents kept apart, nothing half written."""
+"""Token files: every token once, rows by number, documents kept apart, nothing half
+written.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def tok(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def texts_of(file: TokenFile, tok: Tokenizer) -> list[str]:
     """The documents as text; characters are tokens."""
     parts = [file.ids_k[a:b] for a, b in zip(file.starts_s[:-1], file.starts_s[1:])]
-    return ["".join(str(tok.backend.id_to_token(int(i))) for i in part) for part in parts]
+    return [
+        "".join(str(tok.backend.id_to_token(int(i))) for i in part) for part in parts
+    ]
 
 
 def test_the_file_holds_the_documents(tmp_path: Path, tok: Tokenizer) -> None:
@@ -56,9 +60,15 @@ def test_rows_hold_every_token_once(
     rows = rows_at(file, range(row_count(file, packing)), packing)
     got = rows.tokens_bt[rows.valid_bt]
     assert got[got != BOS].tolist() == [i for i in file.ids_k.tolist() if i != BOS]
-    assert not ((rows.tokens_bt[:, 1:] == BOS) & (rows.tokens_bt[:, :-1] == BOS) & rows.valid_bt[:, 1:]).any()
+    assert not (
+        (rows.tokens_bt[:, 1:] == BOS)
+        & (rows.tokens_bt[:, :-1] == BOS)
+        & rows.valid_bt[:, 1:]
+    ).any()
     assert not row_bos or (rows.tokens_bt[:, 0] == BOS).all()
-    documents = np.stack([documents_at(file, i, packing) for i in range(len(rows.tokens_bt))])
+    documents = np.stack(
+        [documents_at(file, i, packing) for i in range(len(rows.tokens_bt))]
+    )
     assert (documents >= 0).tolist() == rows.valid_bt.tolist()
     for d, text in enumerate(TEXTS):
         ids = rows.tokens_bt[(documents == d) & (rows.tokens_bt != BOS)]
@@ -74,7 +84,11 @@ def test_rows_hold_every_token_once(
 def test_a_row_in_full(tmp_path: Path, tok: Tokenizer) -> None:
     file = write_tokens(["abc", "defghi"], tok, tmp_path / "t")
     a, rows = tok.backend.token_to_id("a"), rows_at(file, [1, -1, 0], Packing(6))
-    assert rows.tokens_bt.tolist() == [[0, a + 3, a + 4, a + 5, a + 6, a + 7], [0] * 6, [0, a, a + 1, a + 2, 0, 0]]
+    assert rows.tokens_bt.tolist() == [
+        [0, a + 3, a + 4, a + 5, a + 6, a + 7],
+        [0] * 6,
+        [0, a, a + 1, a + 2, 0, 0],
+    ]
     assert rows.valid_bt.tolist() == [[True] * 6, [False] * 6, [True] * 5 + [False]]
     assert rows.segment_bt[2].tolist() == [0, 0, 0, 0, 1, 1]
     assert rows.since_bt[2].tolist() == [0, 1, 2, 3, 0, 1]
@@ -82,7 +96,10 @@ def test_a_row_in_full(tmp_path: Path, tok: Tokenizer) -> None:
     assert together.segment_bt.tolist() == [[0] * 6]
     assert (together.pos_bt[0].tolist(), together.since_bt[0, 4]) == ([*range(6)], 0)
     cut = rows_at(file, [0, 1], Packing(5, documents="cut"))
-    assert cut.tokens_bt.tolist() == [[0, a, a + 1, a + 2, 0], [0, a + 3, a + 4, a + 5, a + 6]]
+    assert cut.tokens_bt.tolist() == [
+        [0, a, a + 1, a + 2, 0],
+        [0, a + 3, a + 4, a + 5, a + 6],
+    ]
     assert cut.valid_bt.sum() == 9
     with pytest.raises(IndexError, match="row 3 of a token file that has 3 rows"):
         rows_at(file, [3], Packing(6))
@@ -92,7 +109,9 @@ def test_the_cache_is_found_again(tmp_path: Path, tok: Tokenizer) -> None:
     corpus = write_lines(tmp_path / "c.jsonl", *[{"body": text} for text in TEXTS])
     first = cached_tokens(corpus, tok, tmp_path / "cache", column="body")
     assert first.meta["corpus_path"] == str(corpus)
-    again = cached_tokens(corpus, tok, tmp_path / "cache", column="body", prepend_bos=True)
+    again = cached_tokens(
+        corpus, tok, tmp_path / "cache", column="body", prepend_bos=True
+    )
     assert len(list((tmp_path / "cache").iterdir())) == 1
     assert again.ids_k.tolist() == first.ids_k.tolist()
     cached_tokens(corpus, tok, tmp_path / "cache", column="body", append_eos=True)
@@ -117,16 +136,22 @@ def test_a_reader_that_fails_leaves_nothing(tmp_path: Path, tok: Tokenizer) -> N
 def test_bad_input(tmp_path: Path, tok: Tokenizer) -> None:
     with pytest.raises(ValueError, match="the corpus gives no token"):
         write_tokens([], tok, tmp_path / "t")
-    with pytest.raises(ValueError, match="documents 'split' is unknown; choose one of continue, cut"):
+    with pytest.raises(
+        ValueError, match="documents 'split' is unknown; choose one of continue, cut"
+    ):
         Packing(8, documents="split")
     with pytest.raises(ValueError, match="a context of 1 leaves no room"):
         Packing(1)
-    plain = load_tokenizer(write_tokenizer(tmp_path / "plain", bos_token=None, eos_token=None))
+    plain = load_tokenizer(
+        write_tokenizer(tmp_path / "plain", bos_token=None, eos_token=None)
+    )
     with pytest.raises(ValueError, match="EOS is asked for"):
         write_tokens(TEXTS, plain, tmp_path / "t", append_eos=True)
     with pytest.raises(ValueError, match="BOS is asked for"):
         write_tokens(TEXTS, plain, tmp_path / "t", prepend_bos=True)
     with pytest.raises(ValueError, match="has no BOS; set row_bos=False"):
-        rows_at(write_tokens(TEXTS, plain, tmp_path / "t"), [0], Packing(8, row_bos=True))
+        rows_at(
+            write_tokens(TEXTS, plain, tmp_path / "t"), [0], Packing(8, row_bos=True)
+        )
     with pytest.raises(ValueError, match="put it on a local disk"):
         open_tokens("gs://bucket/tokens")

@@ -14,8 +14,12 @@ INK, BLUE, GREY = "#22303c", "#1f77b4", "#9aa5b1"
 
 
 def render(figure: Figure, numbers: Mapping[str, Any]) -> dict[str, bytes]:
-    """File suffix -> contents: svg, png and the numbers as json; the same bytes for the same numbers."""
-    finite = json.loads(json.dumps(numbers), parse_constant=lambda _: None)  # JSON knows no NaN
+    """File suffix -> contents: svg, png and the numbers as json; the same bytes for the
+    same numbers.
+    """
+    finite = json.loads(
+        json.dumps(numbers), parse_constant=lambda _: None
+    )  # JSON knows no NaN
     out = {"json": json.dumps(finite, indent=1).encode()}
     with matplotlib.rc_context({"svg.hashsalt": "sae_attr", "svg.fonttype": "none"}):
         for suffix in ("svg", "png"):

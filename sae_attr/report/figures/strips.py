@@ -14,8 +14,13 @@ NAMES = {
     "delta_code": "Δ-code",
     "delta_projection": "Δ-projection",
 }
-# Colours that are told apart by most people with a colour deficiency, on white and on black.
-COLORS = {"delta_attribution": "#2f7ebc", "delta_activation": "#e07b39", "random": "#8a95a1"}
+# Colours that are told apart by most people with a colour deficiency, on white and on
+# black.
+COLORS = {
+    "delta_attribution": "#2f7ebc",
+    "delta_activation": "#e07b39",
+    "random": "#8a95a1",
+}
 MORE = ("#3f9f6f", "#b25fa6", "#b59a2c", "#4fb3c4", "#c65b62", "#7a6cc9")
 
 
@@ -27,7 +32,10 @@ def method_name(method: str) -> str:
 def method_colors(methods: Sequence[str]) -> dict[str, str]:
     """A colour per method, the same for the same list of methods."""
     unnamed = [m for m in methods if m not in COLORS]
-    return {m: COLORS[m] if m in COLORS else MORE[unnamed.index(m) % len(MORE)] for m in methods}
+    return {
+        m: COLORS[m] if m in COLORS else MORE[unnamed.index(m) % len(MORE)]
+        for m in methods
+    }
 
 
 def points(value: float | None) -> float:
@@ -38,8 +46,9 @@ def points(value: float | None) -> float:
 def swarm(y: np.ndarray, *, half_width: float) -> np.ndarray:
     """Sideways offsets that keep points apart; no chance is involved.
 
-    Each point, from the lowest up, goes as near to the middle as it can without touching those before it. Where the strip is
-    full it goes where its nearest neighbour is farthest. NaN stays NaN.
+    Each point, from the lowest up, goes as near to the middle as it can without
+    touching those before it. Where the strip is full it goes where its nearest
+    neighbour is farthest. NaN stays NaN.
 
     Args:
       y: positions in units of a point's diameter.
@@ -64,7 +73,9 @@ def swarm(y: np.ndarray, *, half_width: float) -> np.ndarray:
 
 
 def limits(panel: Mapping[str, Any]) -> tuple[float, float]:
-    """Lowest and highest percentage point to show: all points, the band, and zero, with some room."""
+    """Lowest and highest percentage point to show: all points, the band, and zero, with
+    some room.
+    """
     values = [points(c) for strip in panel["strips"] for c in strip["change"]]
     values = [0.0, *values, *(points(edge) for edge in panel.get("band") or ())]
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
@@ -80,8 +91,14 @@ def ticks(low: float, high: float, *, count: int = 6) -> list[float]:
 
 def heading(numbers: Mapping[str, Any], panel: Mapping[str, Any]) -> tuple[str, ...]:
     """A panel's title lines: what was steered how, and the base rate."""
-    sign = ("each latent by the sign of its own gradient",) if numbers.get("signed") else ()
-    base = f"{numbers['behaviour']} without steering: {points(panel['base_rate']):.1f} %"
+    sign = (
+        ("each latent by the sign of its own gradient",)
+        if numbers.get("signed")
+        else ()
+    )
+    base = (
+        f"{numbers['behaviour']} without steering: {points(panel['base_rate']):.1f} %"
+    )
     return f"Steering {panel['direction']}: {panel['model']}", *sign, base
 
 

@@ -1,6 +1,8 @@
-"""SAE weights of other libraries as one pytree: `load_sae`, `open_decoder`, `read_config`.
+"""SAE weights of other libraries as one pytree: `load_sae`, `open_decoder`,
+`read_config`.
 
-A path is a folder, a weight file, or `hf://owner/repo/folder@revision`; names and tensors tell the format.
+A path is a folder, a weight file, or `hf://owner/repo/folder@revision`; names and
+tensors tell the format.
 """
 
 from __future__ import annotations
@@ -37,7 +39,16 @@ from sae_attr.sae.formats.parts import LoadOptions, Parts, materialise, subset
 from sae_attr.sae.model import SAE
 from sae_attr.store import fingerprint
 
-__all__ = ["FORMATS", "LoadOptions", "identity", "load_sae", "open_decoder", "parse_hub", "pinned", "read_config"]
+__all__ = [
+    "FORMATS",
+    "LoadOptions",
+    "identity",
+    "load_sae",
+    "open_decoder",
+    "parse_hub",
+    "pinned",
+    "read_config",
+]
 
 _READERS: dict[str, Callable[[Path, LoadOptions], Parts]] = {
     "saelens": saelens.read,
@@ -70,43 +81,59 @@ def load_sae(
     latents: Sequence[int] | np.ndarray | None = None,
     **options: Unpack[LoadOptions],
 ) -> SAE:
-    """An SAE, transcoder or crosscoder of any known format, whose codes are those of the library that wrote it.
+    """An SAE, transcoder or crosscoder of any known format, whose codes are those of
+    the library that wrote it.
 
-    Everything that folds exactly is folded in float32 before the cast (`SAEConfig.folded` says what).
+    Everything that folds exactly is folded in float32 before the cast
+    (`SAEConfig.folded` says what).
 
     Args:
       path: folder, weight file, or `hf://owner/repo/folder@revision`.
       fmt: one of `FORMATS`, or "auto".
-      dtype: of the weights in memory and so of the arithmetic; "bfloat16" does as SAELens does with a bfloat16 SAE.
-      latents: these alone, in this order, become an SAE of their own, and the rest of the file stays unread; for gates that
-        look at one latent at a time.
+      dtype: of the weights in memory and so of the arithmetic; "bfloat16" does as
+        SAELens does with a bfloat16 SAE.
+      latents: these alone, in this order, become an SAE of their own, and the rest of
+        the file stays unread; for gates that look at one latent at a time.
       **options: answers to what a file leaves open, see `LoadOptions`.
 
     Raises:
-      ValueError: no format or several; config and tensors that disagree; NaN or infinite weights; anything that the
-        file leaves open, with the option that settles it; `latents` of an SAE whose gate compares them.
+      ValueError: no format or several; config and tensors that disagree; NaN or
+        infinite weights; anything that the file leaves open, with the option that
+        settles it; `latents` of an SAE whose gate compares them.
       FileNotFoundError: nothing at the path.
     """
     parts = _parts(path, fmt, options)
-    return materialise(parts if latents is None else subset(parts, np.asarray(latents, np.int64)), dtype)
+    return materialise(
+        parts if latents is None else subset(parts, np.asarray(latents, np.int64)),
+        dtype,
+    )
 
 
-def open_decoder(path: str | os.PathLike[str], *, fmt: str = "auto", **options: Unpack[LoadOptions]) -> RowSource:
-    """Decoder rows `[n, m]` read from disk as they are asked for, equal to `stream_decoder(load_sae(path))`.
+def open_decoder(
+    path: str | os.PathLike[str], *, fmt: str = "auto", **options: Unpack[LoadOptions]
+) -> RowSource:
+    """Decoder rows `[n, m]` read from disk as they are asked for, equal to
+    `stream_decoder(load_sae(path))`.
 
-    Errors as for `load_sae`, and a ValueError for a crosscoder without `layer=` or `model=`. Weights are not scanned for
-    NaN here.
+    Errors as for `load_sae`, and a ValueError for a crosscoder without `layer=` or
+    `model=`. Weights are not scanned for NaN here.
     """
     return _parts(path, fmt, options).dec
 
 
-def read_config(path: str | os.PathLike[str], fmt: str = "auto", **options: Unpack[LoadOptions]) -> SAEConfig:
-    """The config alone; the weights are mapped to learn their shapes, and not read. Errors as for `load_sae`."""
+def read_config(
+    path: str | os.PathLike[str], fmt: str = "auto", **options: Unpack[LoadOptions]
+) -> SAEConfig:
+    """The config alone; the weights are mapped to learn their shapes, and not read.
+    Errors as for `load_sae`.
+    """
     return _parts(path, fmt, options).cfg
 
 
 def identity(options: LoadOptions) -> dict[str, Any]:
-    """The options as a name for what is loaded with them: a file that one of them names counts by its contents."""
+    """The options as a name for what is loaded with them: a file that one of them names
+    counts by its contents.
+    """
     named = dict(options)
     mean = options.get("mean")
     if mean is not None and Path(mean).is_file():
@@ -123,17 +150,20 @@ def _parts(path: str | os.PathLike[str], fmt: str, options: LoadOptions) -> Part
     if fmt == "plain" and "dict_class" in options:  # the answer names the library
         fmt = "dictionary_learning"
     try:
-        # Readers scale small vectors; NaN and infinity among them are found where the weights are read.
+        # Readers scale small vectors; NaN and infinity among them are found where the
+        # weights are read.
         with np.errstate(all="ignore"):
             return _READERS[fmt](weights, options)
     except ValueError as error:
         place = "" if os.fspath(weights.parent) in str(error) else f"{weights}: "
         raise ValueError(escaped(f"{place}{error}")) from error
     except (TypeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-        # A config or state dict may hold anything; the readers check what they expect, and this what they do not.
+        # A config or state dict may hold anything; the readers check what they expect,
+        # and this what they do not.
         raise ValueError(
             escaped(
-                f"{weights} or its config is not as a {fmt} SAE has it ({type(error).__name__}: {str(error)[:200]}); "
+                f"{weights} or its config is not as a {fmt} SAE has it "
+                f"({type(error).__name__}: {str(error)[:200]}); "
                 "fetch it again, or say fmt= (fmt=plain for a file of your own)"
             )
         ) from error

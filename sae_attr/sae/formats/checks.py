@@ -1,4 +1,6 @@
-"""Checks that every format reader makes, with messages that name the two things that disagree."""
+"""Checks that every format reader makes, with messages that name the two things that
+disagree.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +28,28 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of settings.
 
     Raises:
-      ValueError: the file is not valid JSON, or not an object; a setting of another kind (see `schema`).
+      ValueError: the file is not valid JSON, or not an object; a setting of another
+        kind (see `schema`).
     """
     check_pointer(path)
     try:
-        text = path.read_text(encoding="utf-8") if path.stat().st_size <= _LARGEST else "too long"
+        text = (
+            path.read_text(encoding="utf-8")
+            if path.stat().st_size <= _LARGEST
+            else "too long"
+        )
         value = json.loads(text)
-    except (ValueError, RecursionError) as error:  # what is no text, no JSON, or a number of too many digits
-        raise ValueError(f"{path} is not JSON ({str(error)[:200]}); fetch it again") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # what is no text, no JSON, or a number of too many digits
+        raise ValueError(
+            f"{path} is not JSON ({str(error)[:200]}); fetch it again"
+        ) from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, not an object of settings")
+        raise ValueError(
+            f"{path} holds a {type(value).__name__}, not an object of settings"
+        )
     check_kinds(path, value)
     return value
 
@@ -49,27 +63,42 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping of plain values; empty for an empty file.
 
     Raises:
-      ValueError: no YAML, a mapping of nothing, or tags that would make objects; a setting of another kind.
+      ValueError: no YAML, a mapping of nothing, or tags that would make objects; a
+        setting of another kind.
     """
     check_pointer(path)
     try:
-        text = path.read_text(encoding="utf-8") if path.stat().st_size <= _LARGEST else "too long"
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it has aliases, of which a few bytes make values without end")
+        text = (
+            path.read_text(encoding="utf-8")
+            if path.stat().st_size <= _LARGEST
+            else "too long"
+        )
+        if any(
+            isinstance(token, yaml.AliasToken)
+            for token in yaml.scan(text, Loader=yaml.SafeLoader)
+        ):
+            raise ValueError(
+                "it has aliases, of which a few bytes make values without end"
+            )
         value = yaml.safe_load(text) or {}
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise ValueError(
-            f"{path} is not YAML of plain values ({type(error).__name__}: {' '.join(str(error).split())[:200]}); fetch it again"
+            f"{path} is not YAML of plain values ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); fetch it again"
         ) from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, not an object of settings")
+        raise ValueError(
+            f"{path} holds a {type(value).__name__}, not an object of settings"
+        )
     named = {key: entry for key, entry in value.items() if isinstance(key, str)}
     check_kinds(path, named)
     return named
 
 
 def stated_masks(where: Path | str, raw: Mapping[str, Any]) -> Masks | None:
-    """The `masks` of an SAE's training, where its file says them; ValueError names the file if they are of another shape."""
+    """The `masks` of an SAE's training, where its file says them; ValueError names the
+    file if they are of another shape.
+    """
     if raw.get("masks") is None:
         return None
     try:
@@ -78,7 +107,9 @@ def stated_masks(where: Path | str, raw: Mapping[str, Any]) -> Masks | None:
         raise ValueError(f"{where}: {error}") from error
 
 
-def integer(path: Path, raw: Mapping[str, Any], key: str, default: int | None = None) -> int:
+def integer(
+    path: Path, raw: Mapping[str, Any], key: str, default: int | None = None
+) -> int:
     """A whole number of a config, at least 0.
 
     Raises:
@@ -87,7 +118,8 @@ def integer(path: Path, raw: Mapping[str, Any], key: str, default: int | None = 
     value = raw.get(key, default)
     if not WHOLE.fits(value):
         raise ValueError(
-            f"{path}: {key} is {brief(value)} in the config, which should be a whole number; is it of this SAE?"
+            f"{path}: {key} is {brief(value)} in the config, which should be a whole "
+            "number; is it of this SAE?"
         )
     return int(value)  # type: ignore[arg-type]
 
@@ -98,26 +130,47 @@ def positive(name: str, value: Any) -> float:
     Raises:
       ValueError: anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {brief(value)}, not a positive number; give the right one as norm_scale=")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not (math.isfinite(value) and value > 0)
+    ):
+        raise ValueError(
+            f"{name} is {brief(value)}, not a positive number; give the right one as "
+            "norm_scale="
+        )
     return float(value)
 
 
 def escaped(text: str) -> str:
-    """A message with the control characters that names in a file may hold shown as Python writes them, lines apart."""
+    """A message with the control characters that names in a file may hold shown as
+    Python writes them, lines apart.
+    """
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
-_WEIGHTS = ("threshold", "scaling_factor", "topk_threshold", "W_skip", "activation_function.threshold")  # optional ones
+_WEIGHTS = (
+    "threshold",
+    "scaling_factor",
+    "topk_threshold",
+    "W_skip",
+    "activation_function.threshold",
+)  # optional ones
 
 
 def check_names(
-    path: Path, kind: str, found: Mapping[str, np.ndarray], wanted: Iterable[str], optional: Iterable[str] = ()
+    path: Path,
+    kind: str,
+    found: Mapping[str, np.ndarray],
+    wanted: Iterable[str],
+    optional: Iterable[str] = (),
 ) -> None:
-    """Compares tensor names with those that a kind of SAE has, and looks that weights are floating-point numbers.
+    """Compares tensor names with those that a kind of SAE has, and looks that weights
+    are floating-point numbers.
 
     Raises:
-      ValueError: lists missing names with − and unexpected ones with +; or a tensor of whole numbers.
+      ValueError: lists missing names with − and unexpected ones with +; or a tensor of
+        whole numbers.
     """
     wanted = tuple(wanted)
     missing = sorted(set(wanted) - set(found))
@@ -128,16 +181,22 @@ def check_names(
         left_out = len(missing) + len(extra) - len(lines)
         listing = "\n".join([*lines, *[f"  and {left_out} more"] * (left_out > 0)])
         raise ValueError(
-            f"{path} does not hold the tensors of {kind}; is its config of another SAE? (a file of "
+            f"{path} does not hold the tensors of {kind}; is its config of another "
+            "SAE? (a file of "
             f"your own: fmt=plain)\n{listing}"
         )
     for name in (*wanted, *_WEIGHTS):
         if name in found and name != "group_sizes" and not is_float(found[name].dtype):
-            raise ValueError(f"{path}: {name} holds {found[name].dtype}, not floating-point weights")
+            raise ValueError(
+                f"{path}: {name} holds {found[name].dtype}, not floating-point weights"
+            )
 
 
 def check_shapes(
-    path: Path, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], said: str
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    said: str,
 ) -> None:
     """Compares tensor shapes with those that follow from the config.
 
@@ -145,7 +204,8 @@ def check_shapes(
       path: the weight file.
       tensors: by name.
       shapes: expected, for some of the names.
-      said: what the expectation comes from, for the message: "cfg.json says d_in=64, d_sae=512".
+      said: what the expectation comes from, for the message: "cfg.json says d_in=64,
+        d_sae=512".
 
     Raises:
       ValueError: the first tensor of another shape.
@@ -153,12 +213,15 @@ def check_shapes(
     for name, shape in shapes.items():
         if name in tensors and tensors[name].shape != shape:
             raise ValueError(
-                f"{path}: {name} has shape {list(tensors[name].shape)}, but {said}, which needs {list(shape)}; "
+                f"{path}: {name} has shape {list(tensors[name].shape)}, but {said}, "
+                f"which needs {list(shape)}; "
                 "config and weights are of different SAEs"
             )
 
 
-def matrix_shape(path: Path, tensors: Mapping[str, np.ndarray], name: str, ndim: int = 2) -> tuple[int, ...]:
+def matrix_shape(
+    path: Path, tensors: Mapping[str, np.ndarray], name: str, ndim: int = 2
+) -> tuple[int, ...]:
     """Shape of a tensor that must have `ndim` axes.
 
     Raises:
@@ -166,7 +229,9 @@ def matrix_shape(path: Path, tensors: Mapping[str, np.ndarray], name: str, ndim:
     """
     shape = tensors[name].shape
     if len(shape) != ndim:
-        raise ValueError(f"{path}: {name} has shape {list(shape)}, not {ndim} axes; is it an SAE?")
+        raise ValueError(
+            f"{path}: {name} has shape {list(shape)}, not {ndim} axes; is it an SAE?"
+        )
     return shape
 
 
@@ -190,10 +255,18 @@ def check_options(options: LoadOptions) -> None:
     """
     for name, value in options.items():
         if name not in LoadOptions.__annotations__:
-            raise TypeError(f"unknown option {name!r}; the options are {', '.join(LoadOptions.__annotations__)}")
+            raise TypeError(
+                f"unknown option {name!r}; the options are "
+                f"{', '.join(LoadOptions.__annotations__)}"
+            )
         kinds = _OPTION_KINDS[name]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise ValueError(f"option {name}={value!r} is to be {' or '.join(kind.__name__ for kind in kinds)}")
+        if not isinstance(value, kinds) or (
+            isinstance(value, bool) and bool not in kinds
+        ):
+            raise ValueError(
+                f"option {name}={value!r} is to be "
+                f"{' or '.join(kind.__name__ for kind in kinds)}"
+            )
     if options.get("k", 1) < 1:
         raise ValueError(f"option k={options.get('k')} keeps no latent; give 1 or more")
     if not math.isfinite(options.get("threshold", 0.0)):
@@ -209,7 +282,9 @@ def finite(path: Path, name: str, value: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         out = np.asarray(value, np.float32)
     if not np.isfinite(out).all():
-        raise ValueError(f"{path}: {name} holds NaN or infinity; fetch it again or use another SAE")
+        raise ValueError(
+            f"{path}: {name} holds NaN or infinity; fetch it again or use another SAE"
+        )
     return out
 
 
@@ -221,7 +296,10 @@ def reject_options(options: LoadOptions, fmt: str, known: tuple[str, ...]) -> No
     """
     for name in options:
         if name not in known:
-            raise ValueError(f"option {name}= means nothing for a {fmt} file; it takes {', '.join(known)}")
+            raise ValueError(
+                f"option {name}= means nothing for a {fmt} file; it takes "
+                f"{', '.join(known)}"
+            )
 
 
 def check_gate(gate: str) -> None:
@@ -234,15 +312,19 @@ def check_gate(gate: str) -> None:
         raise ValueError(f"gate={gate!r}; the option takes 'topk' or 'jumprelu'")
 
 
-def pick_stream(path: Path, names: tuple[str, ...], streams: int, options: LoadOptions) -> int | None:
-    """Position of the stream that `layer=` or `model=` names, None where neither is given.
+def pick_stream(
+    path: Path, names: tuple[str, ...], streams: int, options: LoadOptions
+) -> int | None:
+    """Position of the stream that `layer=` or `model=` names, None where neither is
+    given.
 
     Raises:
       ValueError: both are given, or no such stream.
     """
     if "layer" in options and "model" in options:
         raise ValueError(
-            f"{path}: layer={options['layer']} and model={options['model']}; a crosscoder takes one of them"
+            f"{path}: layer={options['layer']} and model={options['model']}; a "
+            "crosscoder takes one of them"
         )
     chosen = options.get("layer", options.get("model"))
     if chosen is None:
@@ -253,9 +335,16 @@ def pick_stream(path: Path, names: tuple[str, ...], streams: int, options: LoadO
         chosen = int(chosen)
     # A layer number that the file does not have must not be taken for a position.
     numbered = bool(names) and all(name.isdigit() for name in names)
-    if numbered or isinstance(chosen, bool) or not isinstance(chosen, int) or not 0 <= chosen < streams:
+    if (
+        numbered
+        or isinstance(chosen, bool)
+        or not isinstance(chosen, int)
+        or not 0 <= chosen < streams
+    ):
         known = ", ".join(names) or f"0..{streams - 1}"
-        raise ValueError(f"{path}: layer= or model= is {chosen!r}, but the crosscoder has {known}")
+        raise ValueError(
+            f"{path}: layer= or model= is {chosen!r}, but the crosscoder has {known}"
+        )
     return chosen
 
 
@@ -266,5 +355,7 @@ def one_layer(value: Any) -> int | None:
 
 def layer_of(name: str | None) -> int | None:
     """Block index in a hook's or module's name, None where there is none."""
-    found = re.search(r"(?:^|[._/])(?:blocks|layers?|h)[._]?(\d+)(?:[._/]|$)", name or "")
+    found = re.search(
+        r"(?:^|[._/])(?:blocks|layers?|h)[._]?(\d+)(?:[._/]|$)", name or ""
+    )
     return int(found[1]) if found else None

@@ -1,11 +1,13 @@
-"""Files of Connor Kissane and Robert Krzyzanowski: attention SAEs {name}.pt + {name}_cfg.json, and the crosscoder.
+"""Files of Connor Kissane and Robert Krzyzanowski: attention SAEs {name}.pt +
+{name}_cfg.json, and the crosscoder.
 
     SAE:        relu((x - b_dec) @ W_enc + b_enc) @ W_dec + b_dec, on concatenated heads (hook_z)
     crosscoder: relu(sum_s x_s s_s @ W_enc[s] + b_enc); y_s = (f @ W_dec[:, s] + b_dec[s]) / s_s;
                 W_enc [2, d, n], W_dec [n, 2, d]; base model first, then chat model; BOS left out of training
 
-The crosscoder reads activations of mean norm sqrt(d); the factors s_s are in no file. Source: SAELens'
-connor_rob_hook_z loader; ckkissane/crosscoder-model-diff-replication `crosscoder.py`.
+The crosscoder reads activations of mean norm sqrt(d); the factors s_s are in no file.
+Source: SAELens' connor_rob_hook_z loader; ckkissane/crosscoder-model-diff-replication
+`crosscoder.py`.
 """
 
 from __future__ import annotations
@@ -52,20 +54,35 @@ def read_hook_z(weights: Path, options: LoadOptions) -> Parts:
     reject_options(options, "connor_rob", ("site",))
     where = config_of(weights)
     if not where.is_file():
-        raise ValueError(f"{weights} has no {where.name} beside it; a connor_rob SAE needs both")
+        raise ValueError(
+            f"{weights} has no {where.name} beside it; a connor_rob SAE needs both"
+        )
     raw, tensors = read_json(where), read_tensors(weights)
     check_names(weights, "a connor_rob SAE", tensors, _NAMES)
     d, n = integer(where, raw, "act_size"), integer(where, raw, "dict_size")
     shapes = {"W_enc": (d, n), "W_dec": (n, d), "b_enc": (n,), "b_dec": (d,)}
-    check_shapes(weights, tensors, shapes, f"{where.name} says act_size={d}, dict_size={n}")
+    check_shapes(
+        weights, tensors, shapes, f"{where.name} says act_size={d}, dict_size={n}"
+    )
     site = raw.get("act_name")
     cfg = SAEConfig(
-        d_in=d, d_out=d, n_latents=n, subtract_b_dec=True, flatten_heads="hook_z" in str(site), source="connor_rob",
-        architecture="standard", dtype=tensors["W_dec"].dtype.name, site=options.get("site", site),
-        layer=one_layer(raw.get("layer", layer_of(site))), model_name=raw.get("model_name"), context_size=raw.get("seq_len"),
-    )  # fmt: skip
+        d_in=d,
+        d_out=d,
+        n_latents=n,
+        subtract_b_dec=True,
+        flatten_heads="hook_z" in str(site),
+        source="connor_rob",
+        architecture="standard",
+        dtype=tensors["W_dec"].dtype.name,
+        site=options.get("site", site),
+        layer=one_layer(raw.get("layer", layer_of(site))),
+        model_name=raw.get("model_name"),
+        context_size=raw.get("seq_len"),
+    )
     vectors = {"enc_bias_n": tensors["b_enc"], "dec_bias_m": tensors["b_dec"]}
-    return Parts(weights, cfg, (decoder_source(tensors["W_dec"]),), (tensors["W_enc"],), vectors)
+    return Parts(
+        weights, cfg, (decoder_source(tensors["W_dec"]),), (tensors["W_enc"],), vectors
+    )
 
 
 def read_crosscoder(weights: Path, options: LoadOptions) -> Parts:
@@ -75,25 +92,49 @@ def read_crosscoder(weights: Path, options: LoadOptions) -> Parts:
       ValueError: config and tensors that disagree; scales that are not known.
     """
     reject_options(options, "ckkissane", ("layer", "model", "norm_scale", "site"))
-    raw, tensors = read_json_if_there(weights.parent / CROSSCODER_CONFIG), read_tensors(weights)
+    raw = read_json_if_there(weights.parent / CROSSCODER_CONFIG)
+    tensors = read_tensors(weights)
     check_names(weights, "a ckkissane crosscoder", tensors, _NAMES)
     streams, d, n = matrix_shape(weights, tensors, "W_enc", 3)
     d_said = integer(weights, raw, "d_in", d)
     n_said = integer(weights, raw, "dict_size", n)
-    shapes = {"W_enc": (streams, d_said, n_said), "W_dec": (n, streams, d), "b_enc": (n,), "b_dec": (streams, d)}
-    check_shapes(weights, tensors, shapes, f"{CROSSCODER_CONFIG} and W_enc say d_in={d_said}, dict_size={n_said}")
+    shapes = {
+        "W_enc": (streams, d_said, n_said),
+        "W_dec": (n, streams, d),
+        "b_enc": (n,),
+        "b_dec": (streams, d),
+    }
+    check_shapes(
+        weights,
+        tensors,
+        shapes,
+        f"{CROSSCODER_CONFIG} and W_enc say d_in={d_said}, dict_size={n_said}",
+    )
     scales = _scales(weights, streams, options)
     names = _MODELS if streams == len(_MODELS) else ()
     site = raw.get("hook_point")
     cfg = SAEConfig(
-        d_in=d, d_out=d, n_latents=n, streams=streams, stream_names=names,
-        stream=pick_stream(weights, names, streams, options), source="ckkissane", architecture="crosscoder",
-        dtype=tensors["W_dec"].dtype.name, site=options.get("site", site), layer=layer_of(site),
-        model_name=raw.get("model_name"), context_size=raw.get("seq_len"), exclude_special=True,
+        d_in=d,
+        d_out=d,
+        n_latents=n,
+        streams=streams,
+        stream_names=names,
+        stream=pick_stream(weights, names, streams, options),
+        source="ckkissane",
+        architecture="crosscoder",
+        dtype=tensors["W_dec"].dtype.name,
+        site=options.get("site", site),
+        layer=layer_of(site),
+        model_name=raw.get("model_name"),
+        context_size=raw.get("seq_len"),
+        exclude_special=True,
         folded=tuple(f"norm_scale={s:g}" for s in scales if s != 1),
-    )  # fmt: skip
+    )
     bias = tensors["b_dec"].astype(np.float32) / np.asarray(scales, np.float32)[:, None]
-    decs = tuple(decoder_source(tensors["W_dec"][:, s], norm_scale=scale) for s, scale in enumerate(scales))
+    decs = tuple(
+        decoder_source(tensors["W_dec"][:, s], norm_scale=scale)
+        for s, scale in enumerate(scales)
+    )
     vectors = {"enc_bias_n": tensors["b_enc"], "dec_bias_m": bias.reshape(-1)}
     encs = tuple(tensors["W_enc"][s] for s in range(streams))
     return Parts(weights, cfg, decs, encs, vectors, scales=scales)
@@ -103,10 +144,14 @@ def _scales(path: Path, streams: int, options: LoadOptions) -> tuple[float, ...]
     given = options.get("norm_scale", releases.crosscoder_scales(path.parent))
     if given is None:
         raise ValueError(
-            f"{path}: the crosscoder reads activations scaled to mean norm sqrt(d_in), model by model, and the factors "
-            "are in no file; give norm_scale=(s_base, s_chat), or (1, 1) where the input is scaled already"
+            f"{path}: the crosscoder reads activations scaled to mean norm sqrt(d_in), "
+            "model by model, and the factors "
+            "are in no file; give norm_scale=(s_base, s_chat), or (1, 1) where the "
+            "input is scaled already"
         )
     values = tuple(given) if isinstance(given, tuple | list) else (given,) * streams
     if len(values) != streams:
-        raise ValueError(f"{path}: norm_scale= has {len(values)} numbers for {streams} models")
+        raise ValueError(
+            f"{path}: norm_scale= has {len(values)} numbers for {streams} models"
+        )
     return tuple(positive("norm_scale", value) for value in values)

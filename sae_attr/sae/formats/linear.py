@@ -1,10 +1,12 @@
-"""Releases that are one torch file of a linear encoder and decoder, with what else there is to know in its name.
+"""Releases that are one torch file of a linear encoder and decoder, with what else
+there is to know in its name.
 
     goodfire    Llama-3.1-8B-Instruct-SAE-l19.pth          encoder_linear.weight [n, d], decoder_linear.weight [d, n]; relu
     qresearch   DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt    encoder.weight [n, d], decoder.weight [d, n]; relu
     qwen_scope  SAE-Res-{model}-W64K-L0_50/layer3.sae.pt   W_enc [n, d], W_dec [d, n], against their names; top-k
 
-None takes the decoder's bias from its input. Source: SAELens loaders, the releases' own READMEs.
+None takes the decoder's bias from its input. Source: SAELens loaders, the releases' own
+READMEs.
 """
 
 from __future__ import annotations
@@ -16,44 +18,88 @@ import numpy as np
 
 from sae_attr.files.tensors import read_tensors
 from sae_attr.sae.config import SAEConfig
-from sae_attr.sae.formats.checks import check_names, check_shapes, matrix_shape, reject_options
+from sae_attr.sae.formats.checks import (
+    check_names,
+    check_shapes,
+    matrix_shape,
+    reject_options,
+)
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 
-_GOODFIRE = ("encoder_linear.weight", "encoder_linear.bias", "decoder_linear.weight", "decoder_linear.bias")
+_GOODFIRE = (
+    "encoder_linear.weight",
+    "encoder_linear.bias",
+    "decoder_linear.weight",
+    "decoder_linear.bias",
+)
 _QRESEARCH = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
 _QWEN = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 def read_goodfire(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of a Goodfire SAE: residual stream after the layer in its name. Errors as for `load_sae`."""
+    """Parts of a Goodfire SAE: residual stream after the layer in its name. Errors as
+    for `load_sae`.
+    """
     reject_options(options, "goodfire", ("site",))
     name = re.match(r"(Llama-[\w.-]+-Instruct)-SAE-l(\d+)$", weights.stem)
     model = f"meta-llama/{name[1]}" if name else None
-    return _linear(weights, "goodfire", _GOODFIRE, int(name[2]) if name else None, model, None, options)
+    return _linear(
+        weights,
+        "goodfire",
+        _GOODFIRE,
+        int(name[2]) if name else None,
+        model,
+        None,
+        options,
+    )
 
 
 def read_qresearch(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of qresearch's SAE of DeepSeek-R1-Distill-Llama-8B. Errors as for `load_sae`."""
+    """Parts of qresearch's SAE of DeepSeek-R1-Distill-Llama-8B. Errors as for
+    `load_sae`.
+    """
     reject_options(options, "qresearch", ("site",))
     name = re.search(r"(DeepSeek-R1-Distill-[\w.]+-\d+B)?.*?-l(\d+)$", weights.stem)
     model = f"deepseek-ai/{name[1]}" if name and name[1] else None
-    return _linear(weights, "qresearch", _QRESEARCH, int(name[2]) if name else None, model, None, options)
+    return _linear(
+        weights,
+        "qresearch",
+        _QRESEARCH,
+        int(name[2]) if name else None,
+        model,
+        None,
+        options,
+    )
 
 
 def read_qwen_scope(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of a Qwen-Scope SAE; k is in the name of its repository (L0_50), or the option. Errors as for `load_sae`.
+    """Parts of a Qwen-Scope SAE; k is in the name of its repository (L0_50), or the
+    option. Errors as for `load_sae`.
 
-    The README's code has no relu after the top-k, SAELens and we have; they differ only on a token with fewer than k
-    positive pre-activations.
+    The README's code has no relu after the top-k, SAELens and we have; they differ only
+    on a token with fewer than k positive pre-activations.
     """
     reject_options(options, "qwen_scope", ("site", "k"))
-    place = re.search(r"SAE-Res-([\w.-]+?)-W\w+-L0_(\d+)", weights.absolute().as_posix())
+    place = re.search(
+        r"SAE-Res-([\w.-]+?)-W\w+-L0_(\d+)", weights.absolute().as_posix()
+    )
     number = re.match(r"layer(\d+)\.sae$", weights.stem)
     k = options.get("k", int(place[2]) if place else None)
     if k is None:
-        raise ValueError(f"{weights}: k is in the name of the repository (SAE-Res-...-L0_50), not in the file; give k=")
+        raise ValueError(
+            f"{weights}: k is in the name of the repository (SAE-Res-...-L0_50), not "
+            "in the file; give k="
+        )
     model = f"Qwen/{place[1]}" if place else None
-    return _linear(weights, "qwen_scope", _QWEN, int(number[1]) if number else None, model, k, options)
+    return _linear(
+        weights,
+        "qwen_scope",
+        _QWEN,
+        int(number[1]) if number else None,
+        model,
+        k,
+        options,
+    )
 
 
 def _linear(
@@ -64,11 +110,29 @@ def _linear(
     enc, enc_bias, dec, dec_bias = names
     check_names(path, f"a {source} SAE", tensors, names)
     n, d = matrix_shape(path, tensors, enc)
-    check_shapes(path, tensors, {enc_bias: (n,), dec: (d, n), dec_bias: (d,)}, f"{enc} says d={d}, {n} latents")
+    check_shapes(
+        path,
+        tensors,
+        {enc_bias: (n,), dec: (d, n), dec_bias: (d,)},
+        f"{enc} says d={d}, {n} latents",
+    )
     cfg = SAEConfig(
-        d_in=d, d_out=d, n_latents=n, gate="relu" if k is None else "topk", k=k, source=source, architecture=source,
-        dtype=tensors[dec].dtype.name, layer=layer, model_name=model, expected_l0=k,
-        site=options.get("site", None if layer is None else f"blocks.{layer}.hook_resid_post"),
-    )  # fmt: skip
+        d_in=d,
+        d_out=d,
+        n_latents=n,
+        gate="relu" if k is None else "topk",
+        k=k,
+        source=source,
+        architecture=source,
+        dtype=tensors[dec].dtype.name,
+        layer=layer,
+        model_name=model,
+        expected_l0=k,
+        site=options.get(
+            "site", None if layer is None else f"blocks.{layer}.hook_resid_post"
+        ),
+    )
     vectors = {"enc_bias_n": tensors[enc_bias], "dec_bias_m": tensors[dec_bias]}
-    return Parts(path, cfg, (decoder_source(tensors[dec].T),), (tensors[enc].T,), vectors)
+    return Parts(
+        path, cfg, (decoder_source(tensors[dec].T),), (tensors[enc].T,), vectors
+    )

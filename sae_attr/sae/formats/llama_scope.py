@@ -1,13 +1,16 @@
-"""Llama Scope (OpenMOSS, fnlp/Llama3_1-8B-Base-LX{R|A|M|TC}-{8|32}x): hyperparams.json + checkpoints/final.safetensors.
+"""Llama Scope (OpenMOSS, fnlp/Llama3_1-8B-Base-LX{R|A|M|TC}-{8|32}x): hyperparams.json
++ checkpoints/final.safetensors.
 
-The official way, in this order: (1) dataset-wise norms leave bias and decoder, so that x is raw from here on;
-(2) the decoder's norms go into the encoder; (3) top-k with a threshold becomes JumpReLU with one threshold for all:
+The official way, in this order: (1) dataset-wise norms leave bias and decoder, so that
+x is raw from here on; (2) the decoder's norms go into the encoder; (3) top-k with a
+threshold becomes JumpReLU with one threshold for all:
 
     s = sqrt(d) / average norm;  encoder.bias /= s_in;  decoder.weight *= s_in / s_out;  decoder.bias /= s_out
     encoder.weight[i], encoder.bias[i] *= |d_i|;  d_i /= |d_i|;  codes = pre where pre > threshold
 
-The threshold was fitted on an SAE loaded this way. Leaving out (2), as SAELens does, gates on pre instead of pre |d_i|.
-Source: He et al. 2024 (arXiv:2410.20526), Language-Model-SAEs `sae.py` and `post_processing.py`.
+The threshold was fitted on an SAE loaded this way. Leaving out (2), as SAELens does,
+gates on pre instead of pre |d_i|. Source: He et al. 2024 (arXiv:2410.20526),
+Language-Model-SAEs `sae.py` and `post_processing.py`.
 """
 
 from __future__ import annotations
@@ -41,46 +44,88 @@ _NAMES = ("encoder.weight", "encoder.bias", "decoder.weight")
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of the SAE or transcoder whose checkpoint is given; hyperparams.json lies one folder up, or beside it.
+    """Parts of the SAE or transcoder whose checkpoint is given; hyperparams.json lies
+    one folder up, or beside it.
 
     Raises:
-      ValueError: config and tensors that disagree; norms that are missing; an activation that is not known.
+      ValueError: config and tensors that disagree; norms that are missing; an
+        activation that is not known.
     """
     known = ("norm_scale", "norm_scale_out", "gate", "k", "threshold", "site")
     reject_options(options, "llama_scope", known)
-    where = next((p / CONFIG for p in (weights.parent.parent, weights.parent) if (p / CONFIG).is_file()), None)
+    where = next(
+        (
+            p / CONFIG
+            for p in (weights.parent.parent, weights.parent)
+            if (p / CONFIG).is_file()
+        ),
+        None,
+    )
     if where is None:
-        raise ValueError(f"{weights} has no {CONFIG} one folder up or beside it; a llama_scope SAE needs both")
+        raise ValueError(
+            f"{weights} has no {CONFIG} one folder up or beside it; a llama_scope SAE "
+            "needs both"
+        )
     raw, tensors = read_json(where), read_tensors(weights)
     if raw.get("use_glu_encoder"):
-        raise ValueError(f"{where}: use_glu_encoder is not loaded; the release has no such SAE")
+        raise ValueError(
+            f"{where}: use_glu_encoder is not loaded; the release has no such SAE"
+        )
     names = (*_NAMES, *(["decoder.bias"] if raw.get("use_decoder_bias", True) else []))
     check_names(weights, "a Llama Scope SAE", tensors, names)
     d, n = integer(where, raw, "d_model"), integer(where, raw, "d_sae")
-    shapes = {"encoder.weight": (n, d), "encoder.bias": (n,), "decoder.weight": (d, n), "decoder.bias": (d,)}
+    shapes = {
+        "encoder.weight": (n, d),
+        "encoder.bias": (n,),
+        "decoder.weight": (d, n),
+        "decoder.bias": (d,),
+    }
     check_shapes(weights, tensors, shapes, f"{CONFIG} says d_model={d}, d_sae={n}")
     norm, scale_in, scale_out = norms(where, raw, d, options)
     gate, k, threshold = _gate(where, raw, options)
     fold = bool(raw.get("sparsity_include_decoder_norm", True))
-    names = [f"norm_scale={scale_in:g}"] * (scale_in != 1) + [f"norm_scale_out={scale_out:g}"] * (scale_out != scale_in)
+    names = [f"norm_scale={scale_in:g}"] * (scale_in != 1) + [
+        f"norm_scale_out={scale_out:g}"
+    ] * (scale_out != scale_in)
     cfg = SAEConfig(
-        d_in=d, d_out=d, n_latents=n, gate=gate, k=k, norm=norm,
-        subtract_b_dec=bool(raw.get("apply_decoder_bias_to_pre_encoder", False)), source="llama_scope",
-        architecture=str(raw.get("act_fn")), dtype=tensors["decoder.weight"].dtype.name, expected_l0=raw.get("top_k"),
-        folded=(*names, *["decoder norm"] * fold), **places(where, raw, options),
-    )  # fmt: skip
+        d_in=d,
+        d_out=d,
+        n_latents=n,
+        gate=gate,
+        k=k,
+        norm=norm,
+        subtract_b_dec=bool(raw.get("apply_decoder_bias_to_pre_encoder", False)),
+        source="llama_scope",
+        architecture=str(raw.get("act_fn")),
+        dtype=tensors["decoder.weight"].dtype.name,
+        expected_l0=raw.get("top_k"),
+        folded=(*names, *["decoder norm"] * fold),
+        **places(where, raw, options),
+    )
     zeros = np.zeros(d, np.float32)
     vectors = {
         "enc_bias_n": tensors["encoder.bias"].astype(np.float32) / np.float32(scale_in),
-        "dec_bias_m": tensors.get("decoder.bias", zeros).astype(np.float32) / np.float32(scale_out),
+        "dec_bias_m": tensors.get("decoder.bias", zeros).astype(np.float32)
+        / np.float32(scale_out),
     }
     if threshold is not None:
         vectors["threshold_n"] = np.full(n, threshold, np.float32)
-    dec = decoder_source(tensors["decoder.weight"].T, norm_scale=scale_out / scale_in, unit=fold)
-    return Parts(weights, cfg, (dec,), (tensors["encoder.weight"].T,), vectors, fold_dec_norm=fold)
+    dec = decoder_source(
+        tensors["decoder.weight"].T, norm_scale=scale_out / scale_in, unit=fold
+    )
+    return Parts(
+        weights,
+        cfg,
+        (dec,),
+        (tensors["encoder.weight"].T,),
+        vectors,
+        fold_dec_norm=fold,
+    )
 
 
-def norms(where: Path, raw: dict[str, Any], d: int, options: LoadOptions) -> tuple[str, float, float]:
+def norms(
+    where: Path, raw: dict[str, Any], d: int, options: LoadOptions
+) -> tuple[str, float, float]:
     """Per-token norm, and the scales of input and output that are to be folded.
 
     Raises:
@@ -90,50 +135,83 @@ def norms(where: Path, raw: dict[str, Any], d: int, options: LoadOptions) -> tup
     if kind in ("inference", "none", None) or kind == "token-wise":
         given = [name for name in ("norm_scale", "norm_scale_out") if name in options]
         if given:
-            raise ValueError(f"{given[0]}= is given but {where} says norm_activation={kind!r}; leave it out")
-        same = raw.get("hook_point_out", raw.get("hook_point_in")) == raw.get("hook_point_in")
+            raise ValueError(
+                f"{given[0]}= is given but {where} says norm_activation={kind!r}; "
+                "leave it out"
+            )
+        same = raw.get("hook_point_out", raw.get("hook_point_in")) == raw.get(
+            "hook_point_in"
+        )
         if kind == "token-wise" and not same:
-            raise ValueError(f"{where}: a transcoder with token-wise norm_activation is not loaded")
+            raise ValueError(
+                f"{where}: a transcoder with token-wise norm_activation is not loaded"
+            )
         return "constant_norm_rescale" if kind == "token-wise" else "none", 1.0, 1.0
     if kind != "dataset-wise":
-        raise ValueError(f"{where}: norm_activation {kind!r} depends on the batch and is not loaded")
+        raise ValueError(
+            f"{where}: norm_activation {kind!r} depends on the batch and is not loaded"
+        )
     scale_in, scale_out = (_scale(raw, side, d, options) for side in ("in", "out"))
     if scale_in is None:
         raise ValueError(
-            f"{where} says dataset-wise, but dataset_average_activation_norm is not there; give "
+            f"{where} says dataset-wise, but dataset_average_activation_norm is not "
+            "there; give "
             "norm_scale= sqrt(d_model) / E|x|, and norm_scale_out= for a transcoder"
         )
     if scale_out is None:
-        if raw.get("hook_point_out", raw.get("hook_point_in")) != raw.get("hook_point_in"):
-            raise ValueError(f"{where}: the average norm of the output is not there; give norm_scale_out=")
+        if raw.get("hook_point_out", raw.get("hook_point_in")) != raw.get(
+            "hook_point_in"
+        ):
+            raise ValueError(
+                f"{where}: the average norm of the output is not there; give "
+                "norm_scale_out="
+            )
         scale_out = scale_in
     return "none", scale_in, scale_out
 
 
-def _scale(raw: dict[str, Any], side: str, d: int, options: LoadOptions) -> float | None:
+def _scale(
+    raw: dict[str, Any], side: str, d: int, options: LoadOptions
+) -> float | None:
     option = options.get("norm_scale" if side == "in" else "norm_scale_out")
     if option is not None:
         return positive("norm_scale", option)
     averages = raw.get("dataset_average_activation_norm")
     average = averages.get(side) if isinstance(averages, dict) else None
-    return None if average is None else math.sqrt(d) / positive(f"dataset_average_activation_norm.{side}", average)
+    return (
+        None
+        if average is None
+        else math.sqrt(d) / positive(f"dataset_average_activation_norm.{side}", average)
+    )
 
 
-def _gate(where: Path, raw: dict[str, Any], options: LoadOptions) -> tuple[str, int | None, float | None]:
+def _gate(
+    where: Path, raw: dict[str, Any], options: LoadOptions
+) -> tuple[str, int | None, float | None]:
     name, stored = raw.get("act_fn"), raw.get("jump_relu_threshold") or 0.0
     threshold = float(options.get("threshold", stored))
     if name == "relu" and not {"gate", "k", "threshold"} & set(options):
         return "relu", None, None
     if name not in ("topk", "jumprelu"):
         raise ValueError(
-            f"{where}: act_fn {name!r} is unknown or takes no gate=, k=, threshold=; known: topk, jumprelu"
+            f"{where}: act_fn {name!r} is unknown or takes no gate=, k=, threshold=; "
+            "known: topk, jumprelu"
         )
-    gate = options.get("gate", "jumprelu" if name == "jumprelu" or threshold > 0 else "topk")
+    gate = options.get(
+        "gate", "jumprelu" if name == "jumprelu" or threshold > 0 else "topk"
+    )
     check_gate(gate)
     if gate == "topk":
-        return "topk", options["k"] if "k" in options else integer(where, raw, "top_k"), None
+        return (
+            "topk",
+            options["k"] if "k" in options else integer(where, raw, "top_k"),
+            None,
+        )
     if not threshold > 0:
-        raise ValueError(f"{where}: jump_relu_threshold is {stored!r}; give threshold=, or gate='topk' with k=")
+        raise ValueError(
+            f"{where}: jump_relu_threshold is {stored!r}; give threshold=, or "
+            "gate='topk' with k="
+        )
     return "jumprelu", None, threshold
 
 

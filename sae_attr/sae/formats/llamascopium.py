@@ -1,9 +1,12 @@
-"""Llamascopium (OpenMOSS, the successor of Llama Scope's code): config.json + sae_weights.safetensors or .pt.
+"""Llamascopium (OpenMOSS, the successor of Llama Scope's code): config.json +
+sae_weights.safetensors or .pt.
 
-W_E [d, n], b_E, W_D [n, d], b_D; the R1-distill release has encoder.weight [n, d] and decoder.weight [d, n] instead.
-With sparsity_include_decoder_norm the gate looks at pre |d_i|, and the code is pre: selection and scale are apart, unlike
-in Llama Scope. Codes are in the normalised units of training; input and output are in the site's.
-Source: llamascopium `models/sae.py`, `models/sparse_dictionary.py`, `activation_functions.py`.
+W_E [d, n], b_E, W_D [n, d], b_D; the R1-distill release has encoder.weight [n, d] and
+decoder.weight [d, n] instead. With sparsity_include_decoder_norm the gate looks at pre
+|d_i|, and the code is pre: selection and scale are apart, unlike in Llama Scope. Codes
+are in the normalised units of training; input and output are in the site's.
+Source: llamascopium `models/sae.py`, `models/sparse_dictionary.py`,
+  `activation_functions.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,14 @@ import numpy as np
 from sae_attr.files.tensors import read_tensors
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats import llama_scope, releases
-from sae_attr.sae.formats.checks import check_gate, check_names, check_shapes, integer, read_json, reject_options
+from sae_attr.sae.formats.checks import (
+    check_gate,
+    check_names,
+    check_shapes,
+    integer,
+    read_json,
+    reject_options,
+)
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 from sae_attr.sae.formats.schema import brief
 
@@ -27,67 +37,123 @@ CONFIG = "config.json"
 
 _AVERAGE = "dataset_average_activation_norm."
 _THRESHOLD = "log_jumprelu_threshold"
-_LINEAR = {"encoder.weight": "W_E", "encoder.bias": "b_E", "decoder.weight": "W_D", "decoder.bias": "b_D"}
+_LINEAR = {
+    "encoder.weight": "W_E",
+    "encoder.bias": "b_E",
+    "decoder.weight": "W_D",
+    "decoder.bias": "b_D",
+}
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of the SAE or transcoder whose weight file is given; config.json lies beside it.
+    """Parts of the SAE or transcoder whose weight file is given; config.json lies
+    beside it.
 
     Raises:
-      ValueError: another kind of dictionary, a GLU encoder; config and tensors that disagree; norms that are missing.
+      ValueError: another kind of dictionary, a GLU encoder; config and tensors that
+        disagree; norms that are missing.
     """
     known = ("norm_scale", "norm_scale_out", "gate", "threshold", "site")
     reject_options(options, "llamascopium", known)
     where = weights.parent / CONFIG
     if not where.is_file():
-        raise ValueError(f"{weights} has no {CONFIG} beside it; a llamascopium SAE needs both")
+        raise ValueError(
+            f"{weights} has no {CONFIG} beside it; a llamascopium SAE needs both"
+        )
     raw = read_json(where)
     if raw.get("sae_type", "sae") != "sae" or raw.get("use_glu_encoder"):
         kind = raw.get("sae_type", "sae")
-        raise ValueError(f"{where}: sae_type {kind!r} or use_glu_encoder is not loaded; only plain SAEs are")
+        raise ValueError(
+            f"{where}: sae_type {kind!r} or use_glu_encoder is not loaded; only plain "
+            "SAEs are"
+        )
     tensors, averages = _tensors(weights)
     raw |= {"dataset_average_activation_norm": _averages(raw, averages)}
     act = str(raw.get("act_fn", "jumprelu" if _THRESHOLD in tensors else "relu"))
     bias = bool(raw.get("use_decoder_bias", True))
-    names = ("W_E", "b_E", "W_D", *(["b_D"] if bias else []), *([_THRESHOLD] if act == "jumprelu" else []))
-    check_names(weights, f"a llamascopium SAE with act_fn {act}", tensors, names, (_THRESHOLD,))
+    names = (
+        "W_E",
+        "b_E",
+        "W_D",
+        *(["b_D"] if bias else []),
+        *([_THRESHOLD] if act == "jumprelu" else []),
+    )
+    check_names(
+        weights, f"a llamascopium SAE with act_fn {act}", tensors, names, (_THRESHOLD,)
+    )
     d = integer(where, raw, "d_model")
     n = _latents(where, raw, d)
     shapes = {"W_E": (d, n), "b_E": (n,), "W_D": (n, d), "b_D": (d,), _THRESHOLD: (n,)}
-    check_shapes(weights, tensors, shapes, f"{CONFIG} says d_model={d}, {n} latents (expansion_factor)")
+    check_shapes(
+        weights,
+        tensors,
+        shapes,
+        f"{CONFIG} says d_model={d}, {n} latents (expansion_factor)",
+    )
     known_scale = releases.r1_distill_scale(weights.parent)
-    if known_scale and "norm_scale" not in options and not raw["dataset_average_activation_norm"]:
+    if (
+        known_scale
+        and "norm_scale" not in options
+        and not raw["dataset_average_activation_norm"]
+    ):
         raw["dataset_average_activation_norm"] = {"in": math.sqrt(d) / known_scale}
     norm, scale_in, scale_out = llama_scope.norms(where, raw, d, options)
     gate, k = _gate(where, act, raw, options)
     by_norm = bool(raw.get("sparsity_include_decoder_norm", True))
-    folded = [f"norm_scale={scale_in:g}"] * (scale_in != 1) + [f"norm_scale_out={scale_out:g}"] * (
-        scale_out != scale_in
-    )
+    folded = [f"norm_scale={scale_in:g}"] * (scale_in != 1) + [
+        f"norm_scale_out={scale_out:g}"
+    ] * (scale_out != scale_in)
     cfg = SAEConfig(
-        d_in=d, d_out=d, n_latents=n, gate=gate, k=k, norm=norm, select_by_dec_norm=by_norm and gate == "topk",
-        source="llamascopium", architecture=str(act), dtype=tensors["W_D"].dtype.name,
-        expected_l0=k, folded=tuple(folded), **llama_scope.places(where, raw, options),
-    )  # fmt: skip
+        d_in=d,
+        d_out=d,
+        n_latents=n,
+        gate=gate,
+        k=k,
+        norm=norm,
+        select_by_dec_norm=by_norm and gate == "topk",
+        source="llamascopium",
+        architecture=str(act),
+        dtype=tensors["W_D"].dtype.name,
+        expected_l0=k,
+        folded=tuple(folded),
+        **llama_scope.places(where, raw, options),
+    )
     dec_bias_m = tensors["b_D"] if bias else np.zeros(d, np.float32)
-    vectors = {"enc_bias_n": tensors["b_E"], "dec_bias_m": dec_bias_m.astype(np.float32) / np.float32(scale_out)}
+    vectors = {
+        "enc_bias_n": tensors["b_E"],
+        "dec_bias_m": dec_bias_m.astype(np.float32) / np.float32(scale_out),
+    }
     code_norm = None
     if gate == "jumprelu":
         vectors["threshold_n"] = _threshold(tensors, n, options)
-        if by_norm:  # the rows here are divided by scale_out, those of training were not
+        if (
+            by_norm
+        ):  # the rows here are divided by scale_out, those of training were not
             code_norm = lambda norms_sn: norms_sn[0] * scale_out
     dec = decoder_source(tensors["W_D"], norm_scale=scale_out)
-    return Parts(weights, cfg, (dec,), (tensors["W_E"],), vectors, scales=(scale_in,), code_norm=code_norm)
+    return Parts(
+        weights,
+        cfg,
+        (dec,),
+        (tensors["W_E"],),
+        vectors,
+        scales=(scale_in,),
+        code_norm=code_norm,
+    )
 
 
 def _tensors(weights: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Tensors under the names of the current code, and the average norms that lie among them."""
+    """Tensors under the names of the current code, and the average norms that lie among
+    them.
+    """
     found: dict[str, np.ndarray] = {}
     averages: dict[str, float] = {}
     for full, value in read_tensors(weights).items():
         name = full.removeprefix("sae.").removeprefix("activation_function.")
         if name.startswith(_AVERAGE):
-            averages[name.removeprefix(_AVERAGE)] = float(value.reshape(-1)[0]) if value.size == 1 else math.nan
+            averages[name.removeprefix(_AVERAGE)] = (
+                float(value.reshape(-1)[0]) if value.size == 1 else math.nan
+            )
         elif name in _LINEAR:
             found[_LINEAR[name]] = value.T if value.ndim == 2 else value
         else:
@@ -96,7 +162,9 @@ def _tensors(weights: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
 
 
 def _averages(raw: dict[str, Any], stored: dict[str, float]) -> dict[str, float]:
-    """Average norms of input and output; buffers that training never set hold whatever lay in memory."""
+    """Average norms of input and output; buffers that training never set hold whatever
+    lay in memory.
+    """
     said = raw.get(_AVERAGE[:-1])
     by_side = dict(said) if isinstance(said, Mapping) else {}
     for side in ("in", "out"):
@@ -108,32 +176,56 @@ def _averages(raw: dict[str, Any], stored: dict[str, float]) -> dict[str, float]
 
 def _latents(where: Path, raw: dict[str, Any], d: int) -> int:
     factor = raw.get("expansion_factor")
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1e6:
-        raise ValueError(f"{where}: expansion_factor is {brief(factor)}, not a number above 0")
+    if (
+        isinstance(factor, bool)
+        or not isinstance(factor, int | float)
+        or not 0 < factor < 1e6
+    ):
+        raise ValueError(
+            f"{where}: expansion_factor is {brief(factor)}, not a number above 0"
+        )
     return int(d * factor)
 
 
-def _gate(where: Path, act: str, raw: dict[str, Any], options: LoadOptions) -> tuple[str, int | None]:
+def _gate(
+    where: Path, act: str, raw: dict[str, Any], options: LoadOptions
+) -> tuple[str, int | None]:
     if act in ("relu", "jumprelu"):
         if "gate" in options or (act == "relu" and "threshold" in options):
-            raise ValueError(f"gate= or threshold= means nothing for act_fn {act!r} of {where}; leave it out")
+            raise ValueError(
+                f"gate= or threshold= means nothing for act_fn {act!r} of {where}; "
+                "leave it out"
+            )
         return act, None
     if act not in ("topk", "batchtopk"):
-        raise ValueError(f"{where}: act_fn {act!r} is not loaded; known: relu, jumprelu, topk, batchtopk")
-    gate = options.get("gate", "jumprelu" if "threshold" in options else "topk" if act == "topk" else None)
+        raise ValueError(
+            f"{where}: act_fn {act!r} is not loaded; known: relu, jumprelu, topk, "
+            "batchtopk"
+        )
+    gate = options.get(
+        "gate",
+        "jumprelu" if "threshold" in options else "topk" if act == "topk" else None,
+    )
     if gate is None:
         raise ValueError(
-            f"{where}: batchtopk selects over a whole batch, which is not defined for single tokens; give threshold=, "
+            f"{where}: batchtopk selects over a whole batch, which is not defined for "
+            "single tokens; give threshold=, "
             "or gate='topk' to keep top_k latents per token"
         )
     check_gate(gate)
     if gate == "jumprelu" and "threshold" not in options:
-        raise ValueError(f"{where}: gate='jumprelu' for act_fn {act!r} needs threshold=")
+        raise ValueError(
+            f"{where}: gate='jumprelu' for act_fn {act!r} needs threshold="
+        )
     return gate, integer(where, raw, "top_k") if gate == "topk" else None
 
 
-def _threshold(tensors: dict[str, np.ndarray], n: int, options: LoadOptions) -> np.ndarray:
+def _threshold(
+    tensors: dict[str, np.ndarray], n: int, options: LoadOptions
+) -> np.ndarray:
     if "threshold" in options:
         return np.full(n, options["threshold"], np.float32)
-    with np.errstate(over="ignore"):  # an infinite threshold is found where the weights are read
+    with np.errstate(
+        over="ignore"
+    ):  # an infinite threshold is found where the weights are read
         return np.exp(tensors[_THRESHOLD].astype(np.float32))

@@ -1,9 +1,11 @@
-"""The input normaliser that science-of-finetuning's fork of dictionary_learning keeps in its state dicts.
+"""The input normaliser that science-of-finetuning's fork of dictionary_learning keeps
+in its state dicts.
 
     x' = (x - mean) * global_scale[stream];   y = y' / (global_scale + 1e-8) + mean;   NaN means: no normaliser
 
-One scale per stream and not the deviation of each dimension; both maps are affine, so they fold exactly.
-Source: `NormalizableMixin` of the fork, and the reference goldens of the tests.
+One scale per stream and not the deviation of each dimension; both maps are affine, so
+they fold exactly. Source: `NormalizableMixin` of the fork, and the reference goldens of
+the tests.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ def fold(parts: Parts, tensors: dict[str, np.ndarray], *, twice: bool = False) -
     """Parts that read and write the site's own units; unchanged without a normaliser.
 
     Args:
-      parts: as the state dict has it, nothing folded; `subtract_b_dec` becomes part of the encoder's bias.
+      parts: as the state dict has it, nothing folded; `subtract_b_dec` becomes part of
+        the encoder's bias.
       tensors: the state dict.
-      twice: the input is normalised two times over and the output once, as a decoupled crosscoder does.
+      twice: the input is normalised two times over and the output once, as a decoupled
+        crosscoder does.
 
     Raises:
       ValueError: some statistics are missing, NaN in part, or of another shape.
@@ -35,24 +39,49 @@ def fold(parts: Parts, tensors: dict[str, np.ndarray], *, twice: bool = False) -
     cfg, path = parts.cfg, parts.path
     missing = [key for key in KEYS[1:] if key not in tensors]
     if missing:
-        raise ValueError(f"{path}: the normaliser lacks {', '.join(missing)}; save the whole state dict")
-    mean_d, std_d, scale_s = (np.asarray(tensors[key], np.float64).reshape(-1) for key in KEYS[1:])
-    if mean_d.size != cfg.streams * cfg.d_in or std_d.size != mean_d.size or scale_s.size != cfg.streams:
-        raise ValueError(f"{path}: the normaliser has sizes {mean_d.size}, {std_d.size}, {scale_s.size}, not the SAE's")
+        raise ValueError(
+            f"{path}: the normaliser lacks {', '.join(missing)}; save the whole state "
+            "dict"
+        )
+    mean_d, std_d, scale_s = (
+        np.asarray(tensors[key], np.float64).reshape(-1) for key in KEYS[1:]
+    )
+    if (
+        mean_d.size != cfg.streams * cfg.d_in
+        or std_d.size != mean_d.size
+        or scale_s.size != cfg.streams
+    ):
+        raise ValueError(
+            f"{path}: the normaliser has sizes {mean_d.size}, {std_d.size}, "
+            f"{scale_s.size}, not the SAE's"
+        )
     if np.isnan(mean_d).any() or np.isnan(std_d).any():
         if not (np.isnan(mean_d).all() and np.isnan(std_d).all()):
-            raise ValueError(f"{path}: activation_mean or activation_std is NaN in part; fetch the file again")
+            raise ValueError(
+                f"{path}: activation_mean or activation_std is NaN in part; fetch the "
+                "file again"
+            )
         return parts
-    if not (np.isfinite(mean_d).all() and np.isfinite(scale_s).all() and (scale_s > 0).all()):
-        raise ValueError(f"{path}: the normaliser's mean or scale is not finite and positive; fetch the file again")
-    means, biases = mean_d.reshape(cfg.streams, -1), np.asarray(parts.vectors["dec_bias_m"]).reshape(cfg.streams, -1)
-    shifts = [mean * s * (1 + s * twice) for mean, s in zip(means, scale_s)]  # ((x - m) s - m) s = x s² - m s² - m s
+    if not (
+        np.isfinite(mean_d).all() and np.isfinite(scale_s).all() and (scale_s > 0).all()
+    ):
+        raise ValueError(
+            f"{path}: the normaliser's mean or scale is not finite and positive; fetch "
+            "the file again"
+        )
+    means = mean_d.reshape(cfg.streams, -1)
+    biases = np.asarray(parts.vectors["dec_bias_m"]).reshape(cfg.streams, -1)
+    shifts = [
+        mean * s * (1 + s * twice) for mean, s in zip(means, scale_s)
+    ]  # ((x - m) s - m) s = x s² - m s² - m s
     shifts = [shift + bias * cfg.subtract_b_dec for shift, bias in zip(shifts, biases)]
     out = [bias / (s + _EPS) + mean for mean, bias, s in zip(means, biases, scale_s)]
     decs = [_scaled(dec, float(1 / (s + _EPS))) for dec, s in zip(parts.decs, scale_s)]
     return replace(
         parts,
-        cfg=replace(cfg, subtract_b_dec=False, folded=(*cfg.folded, "input normaliser")),
+        cfg=replace(
+            cfg, subtract_b_dec=False, folded=(*cfg.folded, "input normaliser")
+        ),
         decs=tuple(decs),
         vectors=parts.vectors | {"dec_bias_m": np.concatenate(out).astype(np.float32)},
         scales=tuple(float(s ** (1 + twice)) for s in scale_s),
@@ -61,4 +90,6 @@ def fold(parts: Parts, tensors: dict[str, np.ndarray], *, twice: bool = False) -
 
 
 def _scaled(dec: RowSource, factor: float) -> RowSource:
-    return RowSource(dec.matrix, np.broadcast_to(np.float32(factor), (len(dec),)), dec.unit)
+    return RowSource(
+        dec.matrix, np.broadcast_to(np.float32(factor), (len(dec),)), dec.unit
+    )

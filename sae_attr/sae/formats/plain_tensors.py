@@ -1,6 +1,8 @@
-"""The tensors of a file that somebody wrote by hand: which is the encoder, which the decoder, and which way round they lie.
+"""The tensors of a file that somebody wrote by hand: which is the encoder, which the
+decoder, and which way round they lie.
 
-Names are those that people give, in any wrapper (`state_dict.`, `model.`, `module.`); shapes decide what they can.
+Names are those that people give, in any wrapper (`state_dict.`, `model.`, `module.`);
+shapes decide what they can.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ ORIENTATIONS = {
     "latents_first": (True, False),
     "latents_last": (False, True),
 }
-"""Option -> whether the encoder `[d, n]` and the decoder `[n, d]` are stored the other way round."""
+"""Option -> whether the encoder `[d, n]` and the decoder `[n, d]` are stored the other
+way round.
+"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,9 @@ class Named:
 
 
 def wrappers(tensors: Mapping[str, np.ndarray]) -> list[str]:
-    """What stands before the names of an encoder and a decoder: "" or "state_dict." and the like; one for each SAE."""
+    """What stands before the names of an encoder and a decoder: "" or "state_dict." and
+    the like; one for each SAE.
+    """
     by_kind = [_prefixes(tensors, NAMES[kind]) for kind in _MATRICES]
     return sorted(by_kind[0] & by_kind[1])
 
@@ -82,7 +88,8 @@ def named(path: Path, tensors: Mapping[str, np.ndarray], prefix: str) -> Named:
     """The tensors behind a prefix by what they are.
 
     Raises:
-      ValueError: two names for one thing, or weights that are no floating-point numbers.
+      ValueError: two names for one thing, or weights that are no floating-point
+        numbers.
     """
     names: dict[str, str] = {}
     for kind, spellings in NAMES.items():
@@ -91,19 +98,28 @@ def named(path: Path, tensors: Mapping[str, np.ndarray], prefix: str) -> Named:
             there = [name for name in there if tensors[name].ndim == 2]
         if len(there) > 1:
             raise ValueError(
-                f"{path} has {' and '.join(there)}, either of which may be its {kind}; remove or rename one"
+                f"{path} has {' and '.join(there)}, either of which may be its {kind}; "
+                "remove or rename one"
             )
         if there:
             names[kind] = there[0]
     for kind, name in names.items():
         if kind != "k" and not is_float(tensors[name].dtype):
-            raise ValueError(f"{path}: {name} holds {tensors[name].dtype}, not floating-point weights")
-    rest = {name: value for name, value in tensors.items() if name not in names.values()}
+            raise ValueError(
+                f"{path}: {name} holds {tensors[name].dtype}, not floating-point "
+                "weights"
+            )
+    rest = {
+        name: value for name, value in tensors.items() if name not in names.values()
+    }
     return Named({kind: tensors[name] for kind, name in names.items()}, names, rest)
 
 
-def turned(path: Path, own: Named, asked: str | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """The encoder `[d, n]` and the decoder `[n, m]`; None where shapes leave open which way round they lie.
+def turned(
+    path: Path, own: Named, asked: str | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The encoder `[d, n]` and the decoder `[n, m]`; None where shapes leave open which
+    way round they lie.
 
     Args:
       path: for messages.
@@ -113,20 +129,36 @@ def turned(path: Path, own: Named, asked: str | None) -> tuple[np.ndarray, np.nd
     Raises:
       ValueError: no way round fits the shapes, or not the one that is asked for.
     """
-    fitting = [name for name, (enc, dec) in ORIENTATIONS.items() if _fits(own, enc, dec, transcoder=False)]
-    if not fitting and "b_enc" in own.tensors:  # its size tells the latents, so that the other axis may be any width
-        fitting = [name for name, (enc, dec) in ORIENTATIONS.items() if _fits(own, enc, dec, transcoder=True)]
+    fitting = [
+        name
+        for name, (enc, dec) in ORIENTATIONS.items()
+        if _fits(own, enc, dec, transcoder=False)
+    ]
+    if (
+        not fitting and "b_enc" in own.tensors
+    ):  # its size tells the latents, so that the other axis may be any width
+        fitting = [
+            name
+            for name, (enc, dec) in ORIENTATIONS.items()
+            if _fits(own, enc, dec, transcoder=True)
+        ]
     if not fitting:
         raise ValueError(
-            f"{path}: {shapes_of(own)} fit each other no way round: an encoder is [d, n], a decoder [n, d], their biases "
+            f"{path}: {shapes_of(own)} fit each other no way round: an encoder is [d, "
+            "n], a decoder [n, d], their biases "
             "[n] and [d], each matrix either way"
         )
     if asked is not None and asked not in fitting:
         raise ValueError(
-            f"{path}: orientation={asked!r} does not fit {shapes_of(own)}; what fits: {', '.join(fitting)}"
+            f"{path}: orientation={asked!r} does not fit {shapes_of(own)}; what fits: "
+            f"{', '.join(fitting)}"
         )
     if asked is None:
-        fitting = [name for name in fitting if name == "out_in"] if _is_linear(own) else fitting
+        fitting = (
+            [name for name in fitting if name == "out_in"]
+            if _is_linear(own)
+            else fitting
+        )
     if asked is None and len(fitting) != 1:
         return None
     enc, dec = ORIENTATIONS[asked or fitting[0]]
@@ -143,10 +175,16 @@ def _fits(own: Named, turn_enc: bool, turn_dec: bool, *, transcoder: bool) -> bo
     d, n = own.tensors["enc"].shape[:: -1 if turn_enc else 1]
     n_dec, m = own.tensors["dec"].shape[:: -1 if turn_dec else 1]
     sizes = {"b_enc": n, "b_gate": n, "b_mag": n, "r_mag": n, "b_dec": m}
-    biases = [own.tensors[kind].shape == (size,) for kind, size in sizes.items() if kind in own.tensors]
+    biases = [
+        own.tensors[kind].shape == (size,)
+        for kind, size in sizes.items()
+        if kind in own.tensors
+    ]
     return n == n_dec and (transcoder or d == m) and all(biases)
 
 
 def shapes_of(own: Named) -> str:
     """Names and shapes, for messages."""
-    return ", ".join(f"{name} {list(own.tensors[kind].shape)}" for kind, name in own.names.items())
+    return ", ".join(
+        f"{name} {list(own.tensors[kind].shape)}" for kind, name in own.names.items()
+    )

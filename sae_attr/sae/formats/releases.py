@@ -1,8 +1,10 @@
-"""Published releases whose files leave something out: scale factors and traps, by the name of their folder.
+"""Published releases whose files leave something out: scale factors and traps, by the
+name of their folder.
 
-A folder keeps its name however it was reached (hub cache, clone, copy), so one table serves every way. A folder that
-was renamed is not recognised, and the loader asks.
-Source: SAELens 6.54 `pretrained_saes.yaml` (norm_scaling_factor, config_overrides); the demo of ckkissane's crosscoder.
+A folder keeps its name however it was reached (hub cache, clone, copy), so one table
+serves every way. A folder that was renamed is not recognised, and the loader asks.
+Source: SAELens 6.54 `pretrained_saes.yaml` (norm_scaling_factor, config_overrides); the
+  demo of ckkissane's crosscoder.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-# s = sqrt(d_in) / E|x| of SAEs whose cfg.json says expected_average_only_in and does not hold s.
+# s = sqrt(d_in) / E|x| of SAEs whose cfg.json says expected_average_only_in and does
+# not hold s.
 NORM_SCALES: dict[str, float] = {
     # jbloom/Gemma-2b-Residual-Stream-SAEs
     "gemma_2b_blocks.12.hook_resid_post_16384": 0.21381938399317255,
@@ -30,14 +33,19 @@ NORM_SCALES: dict[str, float] = {
     "sae_group_gpt2_blocks.11.hook_mlp_out_24576:v2": 0.2851548652550073,
 }
 _CENTRED = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
-# Config keys that a release gets wrong or leaves out, by what its path ends in or holds.
+# Config keys that a release gets wrong or leaves out, by what its path ends in or
+# holds.
 _OVERRIDES: tuple[tuple[str, dict[str, Any]], ...] = (
-    (r"/mistral_7b_layer_(8|16|24)$", {"normalize_activations": "constant_norm_rescale"}),  # JoshEngels
+    (
+        r"/mistral_7b_layer_(8|16|24)$",
+        {"normalize_activations": "constant_norm_rescale"},
+    ),  # JoshEngels
     (r"GPT2-Small-SAEs-Reformatted/", _CENTRED),  # jbloom, res-jb
     (r"GPT2-Small-Feature-Splitting-Experiment-Layer-8/", _CENTRED),  # jbloom
     (r"/sae_group_gpt2_blocks\.\d+\.hook_mlp_out_24576:v\d$", _CENTRED),  # tommmcgrath
 )
-# s of layers 0 to 31 of fnlp/Llama-Scope-R1-Distill, whose config.json says dataset-wise and no average norm.
+# s of layers 0 to 31 of fnlp/Llama-Scope-R1-Distill, whose config.json says
+# dataset-wise and no average norm.
 _R1_DISTILL: dict[str, tuple[float, ...]] = {
     "800M-Slimpajama-0-OpenR1-Math-220k": (
         53.52995402, 37.07457227, 26.80127195, 20.25878584, 16.35620324, 13.77273091, 11.80264262, 10.34562208,
@@ -60,7 +68,11 @@ _R1_DISTILL: dict[str, tuple[float, ...]] = {
 }  # fmt: skip
 # Scales of base and chat model: (part of the path, folder, scales).
 _CROSSCODERS = (
-    ("crosscoder-gemma-2-2b-model-diff", "blocks.14.hook_resid_pre", (0.2758961493232058, 0.24422852496546169)),
+    (
+        "crosscoder-gemma-2-2b-model-diff",
+        "blocks.14.hook_resid_pre",
+        (0.2758961493232058, 0.24422852496546169),
+    ),
 )
 
 
@@ -70,7 +82,9 @@ def norm_scale(folder: Path) -> float | None:
 
 
 def r1_distill_scale(folder: Path) -> float | None:
-    """s of an SAE of Llama-Scope-R1-Distill, by set and layer (`800M-Slimpajama-0-OpenR1-Math-220k/L5R`); else None."""
+    """s of an SAE of Llama-Scope-R1-Distill, by set and layer
+    (`800M-Slimpajama-0-OpenR1-Math-220k/L5R`); else None.
+    """
     layer = re.fullmatch(r"L(\d+)R", folder.absolute().name)
     scales = _R1_DISTILL.get(folder.absolute().parent.name, ())
     return scales[int(layer[1])] if layer and int(layer[1]) < len(scales) else None
@@ -79,10 +93,20 @@ def r1_distill_scale(folder: Path) -> float | None:
 def overrides(folder: Path) -> dict[str, Any]:
     """Config values that replace those of a published folder."""
     where = folder.absolute().as_posix()
-    return {key: value for pattern, said in _OVERRIDES if re.search(pattern, where) for key, value in said.items()}
+    return {
+        key: value
+        for pattern, said in _OVERRIDES
+        if re.search(pattern, where)
+        for key, value in said.items()
+    }
 
 
 def crosscoder_scales(folder: Path) -> tuple[float, ...] | None:
-    """Scales of the models of a published crosscoder, None where it is not one of the table."""
+    """Scales of the models of a published crosscoder, None where it is not one of the
+    table.
+    """
     where = folder.absolute().as_posix()
-    return next((s for repo, name, s in _CROSSCODERS if repo in where and where.endswith(name)), None)
+    return next(
+        (s for repo, name, s in _CROSSCODERS if repo in where and where.endswith(name)),
+        None,
+    )

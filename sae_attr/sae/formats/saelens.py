@@ -1,7 +1,9 @@
-"""SAELens folders: cfg.json + sae_weights.safetensors, before and after version 6, for inference or from training.
+"""SAELens folders: cfg.json + sae_weights.safetensors, before and after version 6, for
+inference or from training.
 
-Orientation is always W_enc [d_in, d_sae], W_dec [d_sae, d_out]. Source: SAELens 6.54 `SAE.load_from_disk`,
-`handle_pre_6_0_config`, `process_state_dict_for_saving_inference`, and the reference goldens of the tests.
+Orientation is always W_enc [d_in, d_sae], W_dec [d_sae, d_out]. Source: SAELens 6.54
+`SAE.load_from_disk`, `handle_pre_6_0_config`,
+`process_state_dict_for_saving_inference`, and the reference goldens of the tests.
 """
 
 from __future__ import annotations
@@ -56,7 +58,11 @@ _GATES = {
     "standard": "relu", "transcoder": "relu", "skip_transcoder": "relu", "gated": "gated", "topk": "topk",
     "abstopk": "abs_topk", "matching_pursuit": "matching_pursuit",
 }  # fmt: skip
-_STATED = ("architecture", "activation_fn", "activation_fn_str")  # without any of them a config states no gate
+_STATED = (
+    "architecture",
+    "activation_fn",
+    "activation_fn_str",
+)  # without any of them a config states no gate
 _ALIASES = {"abs_topk": "abstopk"}
 _REFUSED = {
     "phase_multiplexed": "its encoder is not documented well enough to be certain of the codes",
@@ -68,79 +74,130 @@ _FIELDS = {
 
 
 def recognised(weights: Path) -> bool:
-    """Whether the config beside a file is SAELens': it names an architecture, an activation, or where the SAE reads."""
+    """Whether the config beside a file is SAELens': it names an architecture, an
+    activation, or where the SAE reads.
+    """
     raw = read_json_if_there(weights.parent / CONFIG)
-    return bool({*_STATED, "metadata", "hook_name", "hook_point", "sae_lens_version"} & raw.keys())
+    return bool(
+        {*_STATED, "metadata", "hook_name", "hook_point", "sae_lens_version"}
+        & raw.keys()
+    )
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
     """Parts of the SAE whose weight file is given; cfg.json lies beside it.
 
     Raises:
-      ValueError: an unknown architecture, activation or normalisation; config and tensors that disagree; a scale or a
-        threshold that is not in the folder.
+      ValueError: an unknown architecture, activation or normalisation; config and
+        tensors that disagree; a scale or a threshold that is not in the folder.
     """
     reject_options(options, "saelens", ("norm_scale", "threshold", "site", "centre"))
     if not (weights.parent / CONFIG).is_file():
         raise ValueError(
-            f"{weights} has no {CONFIG} beside it; a saelens SAE needs both (a file of your own: fmt=plain)"
+            f"{weights} has no {CONFIG} beside it; a saelens SAE needs both (a file of "
+            "your own: fmt=plain)"
         )
     raw = read_json(weights.parent / CONFIG)
     metadata = raw.get("metadata") or {}
-    raw |= {key: value for key, value in metadata.items() if key not in raw} | releases.overrides(weights.parent)
+    raw |= {
+        key: value for key, value in metadata.items() if key not in raw
+    } | releases.overrides(weights.parent)
     tensors = read_tensors(weights)
     if raw.get("architecture") == "temporal":
         reject_options(options, "temporal saelens", ("site",))
-        return temporal.parts(weights, weights.parent / CONFIG, raw, tensors, options, source="saelens")
+        return temporal.parts(
+            weights, weights.parent / CONFIG, raw, tensors, options, source="saelens"
+        )
     cfg = _config(weights, raw, tensors, options)
     scale = _norm_scale(weights, raw, cfg, options)
     batch = "topk_threshold" in tensors
-    fold = cfg.rescale_by_dec_norm or (batch and bool(raw.get("rescale_acts_by_decoder_norm", False)))
-    vectors = {_FIELDS[name]: value for name, value in tensors.items() if name in _FIELDS}
+    fold = cfg.rescale_by_dec_norm or (
+        batch and bool(raw.get("rescale_acts_by_decoder_norm", False))
+    )
+    vectors = {
+        _FIELDS[name]: value for name, value in tensors.items() if name in _FIELDS
+    }
     vectors["dec_bias_m"] = _dec_bias(raw, cfg, tensors["b_dec"]) / np.float32(scale)
     names = [f"norm_scale={scale:g}"] * (scale != 1.0) + ["decoder norm"] * fold
-    if cfg.residual_threshold is not None:  # scaling input and output leaves tied weights as they are
-        cfg, scale = replace(cfg, residual_threshold=cfg.residual_threshold / scale), 1.0
+    if (
+        cfg.residual_threshold is not None
+    ):  # scaling input and output leaves tied weights as they are
+        cfg = replace(cfg, residual_threshold=cfg.residual_threshold / scale)
+        scale = 1.0
     if cfg.gate in ("gated", "matching_pursuit"):
         vectors["enc_bias_n"] = np.zeros(cfg.n_latents, np.float32)
     if batch:
-        vectors["threshold_n"] = _batch_threshold(weights, tensors, cfg, scale if fold else 1.0, options)
+        vectors["threshold_n"] = _batch_threshold(
+            weights, tensors, cfg, scale if fold else 1.0, options
+        )
     if cfg.skip:
-        vectors["skip_dm"] = tensors["W_skip"].T  # stored [d_out, d_in], used as x @ W_skip.T
+        vectors["skip_dm"] = tensors[
+            "W_skip"
+        ].T  # stored [d_out, d_in], used as x @ W_skip.T
     factor_n = _finetuning_factor(weights, raw, tensors)
-    dec = decoder_source(tensors["W_dec"], scale_n=factor_n, norm_scale=scale, unit=fold)
-    # Folding the norms is exact for topk too: selection and code use pre * |row|, and the decoder divides it out again.
+    dec = decoder_source(
+        tensors["W_dec"], scale_n=factor_n, norm_scale=scale, unit=fold
+    )
+    # Folding the norms is exact for topk too: selection and code use pre * |row|, and
+    #   the decoder divides it out again.
     cfg = replace(cfg, rescale_by_dec_norm=False, folded=tuple(names))
     enc_dn = tensors["W_dec"].T if cfg.gate == "matching_pursuit" else tensors["W_enc"]
-    parts = Parts(weights, cfg, (dec,), (enc_dn,), vectors, scales=(scale,), fold_dec_norm=fold)
+    parts = Parts(
+        weights, cfg, (dec,), (enc_dn,), vectors, scales=(scale,), fold_dec_norm=fold
+    )
     return _centred(parts, raw, tensors["b_dec"], options)
 
 
-def _centred(parts: Parts, raw: dict[str, Any], b_dec: np.ndarray, options: LoadOptions) -> Parts:
-    """The SAE for the site's own activation, where it was trained on one less its mean over the channels.
+def _centred(
+    parts: Parts, raw: dict[str, Any], b_dec: np.ndarray, options: LoadOptions
+) -> Parts:
+    """The SAE for the site's own activation, where it was trained on one less its mean
+    over the channels.
 
-    TransformerLens centres the writing weights of models with LayerNorm alone, and of the sites only what they write.
+    TransformerLens centres the writing weights of models with LayerNorm alone, and of
+    the sites only what they write.
     """
     cfg, kwargs = parts.cfg, raw.get("model_from_pretrained_kwargs")
-    written = re.search(r"hook_(resid_pre|resid_mid|resid_post|mlp_out|attn_out)$", cfg.site or "")
+    written = re.search(
+        r"hook_(resid_pre|resid_mid|resid_post|mlp_out|attn_out)$", cfg.site or ""
+    )
     with_layer_norm = re.search(r"gpt2|pythia|gpt-neo", str(raw.get("model_name")))
-    said = bool(isinstance(kwargs, dict) and kwargs.get("center_writing_weights") and written and with_layer_norm)
-    if not options.get("centre", said) or cfg.norm == "layer_norm":  # which centres by itself, and adds the mean again
+    said = bool(
+        isinstance(kwargs, dict)
+        and kwargs.get("center_writing_weights")
+        and written
+        and with_layer_norm
+    )
+    if (
+        not options.get("centre", said) or cfg.norm == "layer_norm"
+    ):  # which centres by itself, and adds the mean again
         return parts
-    if cfg.norm != "none" or cfg.d_in != cfg.d_out or cfg.site_out not in (None, cfg.site) or cfg.skip:
+    if (
+        cfg.norm != "none"
+        or cfg.d_in != cfg.d_out
+        or cfg.site_out not in (None, cfg.site)
+        or cfg.skip
+    ):
         raise ValueError(
-            f"{parts.path}: trained on centred activations (center_writing_weights), which does not fold into a transcoder "
+            f"{parts.path}: trained on centred activations (center_writing_weights), "
+            "which does not fold into a transcoder "
             f"or the norm {cfg.norm!r}; give centre=False to read the site as it is"
         )
     if cfg.gate == "matching_pursuit":
-        raise ValueError(f"{parts.path}: centre= does not fold into tied matching pursuit; give centre=False")
+        raise ValueError(
+            f"{parts.path}: centre= does not fold into tied matching pursuit; give "
+            "centre=False"
+        )
     d = cfg.d_in
     return replace(
         parts,
-        cfg=replace(cfg, subtract_b_dec=False, skip=True, folded=(*cfg.folded, "input centred")),
+        cfg=replace(
+            cfg, subtract_b_dec=False, skip=True, folded=(*cfg.folded, "input centred")
+        ),
         shifts=(b_dec,) if cfg.subtract_b_dec else (),
         centre=True,
-        vectors=parts.vectors | {"skip_dm": np.full((d, d), 1 / d, np.float32)},  # x @ skip is the mean of x
+        vectors=parts.vectors
+        | {"skip_dm": np.full((d, d), 1 / d, np.float32)},  # x @ skip is the mean of x
     )
 
 
@@ -150,27 +207,44 @@ def _dec_bias(raw: dict[str, Any], cfg: SAEConfig, b_dec: np.ndarray) -> np.ndar
     return b_dec if used else np.zeros_like(b_dec)
 
 
-def _finetuning_factor(path: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray]) -> np.ndarray | None:
-    """The legacy factor of every code before decoding; all ones were written for a time, and mean nothing."""
+def _finetuning_factor(
+    path: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray]
+) -> np.ndarray | None:
+    """The legacy factor of every code before decoding; all ones were written for a
+    time, and mean nothing.
+    """
     factor_n = tensors.get("scaling_factor")
     if factor_n is None or np.allclose(factor_n.astype(np.float32), 1.0):
         return None
     if not raw.get("finetuning_scaling_factor", True):
         raise ValueError(
-            f"{path} has a scaling_factor that is not all ones, but {CONFIG} says finetuning_scaling_factor=false; "
+            f"{path} has a scaling_factor that is not all ones, but {CONFIG} says "
+            "finetuning_scaling_factor=false; "
             "set it to true if the factors belong to the SAE, or remove the tensor"
         )
     return factor_n
 
 
-def _config(path: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray], options: LoadOptions) -> SAEConfig:
+def _config(
+    path: Path,
+    raw: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    options: LoadOptions,
+) -> SAEConfig:
     architecture, k = _architecture(path, raw)
     check_names(
-        path, f"saelens architecture {architecture!r}", tensors, _TENSORS[architecture], _optional(architecture)
+        path,
+        f"saelens architecture {architecture!r}",
+        tensors,
+        _TENSORS[architecture],
+        _optional(architecture),
     )
     missing = [key for key in ("d_in", "d_sae") if raw.get(key) is None]
     if missing:
-        raise ValueError(f"{path.parent / CONFIG} does not say {' and '.join(missing)}; is it a saelens config?")
+        raise ValueError(
+            f"{path.parent / CONFIG} does not say {' and '.join(missing)}; is it a "
+            "saelens config?"
+        )
     transcoder = "transcoder" in architecture
     where = path.parent / CONFIG
     d_in, n = integer(where, raw, "d_in"), integer(where, raw, "d_sae")
@@ -192,14 +266,19 @@ def _config(path: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray], opt
         rescale_by_dec_norm=architecture in ("topk", "abstopk")
         and bool(raw.get("rescale_acts_by_decoder_norm", False)),
         # Before version 6 the hook's name alone decided.
-        flatten_heads=raw.get("reshape_activations", "hook_z" if "hook_z" in (hook or "") else "none") == "hook_z",
+        flatten_heads=raw.get(
+            "reshape_activations", "hook_z" if "hook_z" in (hook or "") else "none"
+        )
+        == "hook_z",
         skip="W_skip" in tensors,
         source="saelens",
         architecture=architecture,
         dtype=tensors["W_dec"].dtype.name,
         site=options.get("site", hook),
         site_out=raw.get("hook_name_out"),
-        layer=one_layer(raw.get("hook_layer", raw.get("hook_point_layer", layer_of(hook)))),
+        layer=one_layer(
+            raw.get("hook_layer", raw.get("hook_point_layer", layer_of(hook)))
+        ),
         head_index=head,
         model_name=raw.get("model_name"),
         context_size=raw.get("context_size"),
@@ -211,41 +290,64 @@ def _config(path: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray], opt
 
 
 def _architecture(path: Path, raw: dict[str, Any]) -> tuple[str, int | None]:
-    """Architecture and k; before version 6 a top-k SAE was "standard" with a top-k activation."""
+    """Architecture and k; before version 6 a top-k SAE was "standard" with a top-k
+    activation.
+    """
     if not {*_STATED, "hook_point"} & raw.keys():
         raise ValueError(
-            f"{path.parent / CONFIG} names no architecture, so the gate is not known; add it (a file of your own: fmt=plain)"
+            f"{path.parent / CONFIG} names no architecture, so the gate is not known; "
+            "add it (a file of your own: fmt=plain)"
         )
     architecture = raw.get("architecture", "standard")
     architecture = _ALIASES.get(architecture, architecture)
     if architecture in _REFUSED:
         raise ValueError(
-            f"{path.parent / CONFIG}: architecture {architecture!r} is not loaded: {_REFUSED[architecture]}"
+            f"{path.parent / CONFIG}: architecture {architecture!r} is not loaded: "
+            f"{_REFUSED[architecture]}"
         )
     if architecture not in _TENSORS:
         known = ", ".join(_TENSORS)
-        raise ValueError(f"{path.parent / CONFIG}: architecture {architecture!r} is unknown; known: {known}")
+        raise ValueError(
+            f"{path.parent / CONFIG}: architecture {architecture!r} is unknown; known: "
+            f"{known}"
+        )
     activation = raw.get("activation_fn_str", raw.get("activation_fn", "relu"))
     if architecture == "standard" and activation == "topk":
         k = (raw.get("activation_fn_kwargs") or {}).get("k")
         if k is None:
-            raise ValueError(f"{path.parent / CONFIG}: activation topk without activation_fn_kwargs.k; add it")
-        return "topk", integer(path.parent / CONFIG, {"activation_fn_kwargs.k": k}, "activation_fn_kwargs.k")
+            raise ValueError(
+                f"{path.parent / CONFIG}: activation topk without "
+                "activation_fn_kwargs.k; add it"
+            )
+        return "topk", integer(
+            path.parent / CONFIG,
+            {"activation_fn_kwargs.k": k},
+            "activation_fn_kwargs.k",
+        )
     if activation not in ("relu", "topk"):
         raise ValueError(
-            f"{path.parent / CONFIG}: activation {activation!r} is unknown; known: relu, topk (activation_fn)"
+            f"{path.parent / CONFIG}: activation {activation!r} is unknown; known: "
+            "relu, topk (activation_fn)"
         )
     if architecture not in ("topk", "abstopk"):
         return architecture, None
     k = raw.get("k", (raw.get("activation_fn_kwargs") or {}).get("k"))
     if k is None:
-        raise ValueError(f"{path.parent / CONFIG}: architecture {architecture} without k; add it")
+        raise ValueError(
+            f"{path.parent / CONFIG}: architecture {architecture} without k; add it"
+        )
     return architecture, integer(path.parent / CONFIG, {"k": k}, "k")
 
 
 def _optional(architecture: str) -> tuple[str, ...]:
-    """Tensors that may be there: a tied SAE may store its encoder, and batch training its threshold beside a final one."""
-    return ("scaling_factor", "W_enc") if architecture == "matching_pursuit" else ("scaling_factor",)
+    """Tensors that may be there: a tied SAE may store its encoder, and batch training
+    its threshold beside a final one.
+    """
+    return (
+        ("scaling_factor", "W_enc")
+        if architecture == "matching_pursuit"
+        else ("scaling_factor",)
+    )
 
 
 def _pursuit(path: Path, raw: dict[str, Any], architecture: str) -> dict[str, Any]:
@@ -258,17 +360,28 @@ def _pursuit(path: Path, raw: dict[str, Any], architecture: str) -> dict[str, An
     rounds = raw.get("max_iterations")
     return {
         "residual_threshold": float(limit),
-        "max_iterations": integer(where, raw, "d_in" if rounds is None else "max_iterations"),
+        "max_iterations": integer(
+            where, raw, "d_in" if rounds is None else "max_iterations"
+        ),
         "stop_on_duplicate_support": bool(raw.get("stop_on_duplicate_support", True)),
     }
 
 
-def _check_shapes(path: Path, tensors: dict[str, np.ndarray], d_in: int, d_out: int, n: int) -> None:
+def _check_shapes(
+    path: Path, tensors: dict[str, np.ndarray], d_in: int, d_out: int, n: int
+) -> None:
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
         ("b_enc", "threshold", "b_gate", "b_mag", "r_mag", "scaling_factor"), (n,)
     )
-    shapes |= {"W_enc": (d_in, n), "W_dec": (n, d_out), "b_dec": (d_out,), "W_skip": (d_out, d_in)}
-    check_shapes(path, tensors, shapes, f"{CONFIG} says d_in={d_in}, d_out={d_out}, d_sae={n}")
+    shapes |= {
+        "W_enc": (d_in, n),
+        "W_dec": (n, d_out),
+        "b_dec": (d_out,),
+        "W_skip": (d_out, d_in),
+    }
+    check_shapes(
+        path, tensors, shapes, f"{CONFIG} says d_in={d_in}, d_out={d_out}, d_sae={n}"
+    )
 
 
 def _norm(path: Path, raw: dict[str, Any], transcoder: bool) -> str:
@@ -278,55 +391,85 @@ def _norm(path: Path, raw: dict[str, Any], transcoder: bool) -> str:
         norm = "expected_average_only_in" if norm else "none"
     known = ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale")
     if norm not in known:
-        hint = "; it is folded when training ends: save the inference model" if norm == "covariance_whitening" else ""
+        hint = (
+            "; it is folded when training ends: save the inference model"
+            if norm == "covariance_whitening"
+            else ""
+        )
         raise ValueError(
-            f"{path.parent / CONFIG}: normalize_activations {brief(norm)} is unknown; known: {known}{hint}"
+            f"{path.parent / CONFIG}: normalize_activations {brief(norm)} is unknown; "
+            f"known: {known}{hint}"
         )
     if transcoder and norm != "none":
         raise ValueError(
-            f"{path.parent / CONFIG}: a transcoder with normalize_activations {norm!r}, which SAELens defines for the "
+            f"{path.parent / CONFIG}: a transcoder with normalize_activations "
+            f"{norm!r}, which SAELens defines for the "
             "input alone; only 'none' is supported"
         )
     return "none" if norm == "expected_average_only_in" else norm
 
 
-def _norm_scale(path: Path, raw: dict[str, Any], cfg: SAEConfig, options: LoadOptions) -> float:
-    """The factor s of expected_average_only_in: option, activation_scaler.json, or table; 1 where none is folded."""
+def _norm_scale(
+    path: Path, raw: dict[str, Any], cfg: SAEConfig, options: LoadOptions
+) -> float:
+    """The factor s of expected_average_only_in: option, activation_scaler.json, or
+    table; 1 where none is folded.
+    """
     pending = raw.get("normalize_activations") in ("expected_average_only_in", True)
     scaler = path.parent / SCALER
     saved = read_json_if_there(scaler)
     if saved.get("has_whitening"):
-        raise ValueError(f"{scaler} whitens the activations and {path.name} does not; save the inference model")
+        raise ValueError(
+            f"{scaler} whitens the activations and {path.name} does not; save the "
+            "inference model"
+        )
     scale = options.get("norm_scale", saved.get("scaling_factor"))
     if not pending:
         if scale is not None:
             raise ValueError(
-                f"a scale of {scale} is given (norm_scale= or {SCALER}) but {CONFIG} says normalize_activations="
-                f"{raw.get('normalize_activations')!r}; folding it twice would be wrong, remove one of them"
+                f"a scale of {scale} is given (norm_scale= or {SCALER}) but {CONFIG} "
+                "says normalize_activations="
+                f"{raw.get('normalize_activations')!r}; folding it twice would be "
+                "wrong, remove one of them"
             )
         return 1.0
     scale = releases.norm_scale(path.parent) if scale is None else scale
     if scale is None:
         raise ValueError(
-            f"{path.parent / CONFIG} says expected_average_only_in, but the factor s = sqrt(d_in) / E|x| is in no "
+            f"{path.parent / CONFIG} says expected_average_only_in, but the factor s = "
+            "sqrt(d_in) / E|x| is in no "
             f"file of the folder ({SCALER} would hold it); give it as norm_scale="
         )
-    source = "" if "norm_scale" in options or "scaling_factor" not in saved else f" (scaling_factor of {SCALER})"
+    source = (
+        ""
+        if "norm_scale" in options or "scaling_factor" not in saved
+        else f" (scaling_factor of {SCALER})"
+    )
     return positive(f"the scale of {path}{source}", scale)
 
 
 def _batch_threshold(
-    path: Path, tensors: dict[str, np.ndarray], cfg: SAEConfig, scale: float, options: LoadOptions
+    path: Path,
+    tensors: dict[str, np.ndarray],
+    cfg: SAEConfig,
+    scale: float,
+    options: LoadOptions,
 ) -> np.ndarray:
-    """BatchTopK's running threshold for every latent, in the units of the codes that the folded SAE gives."""
+    """BatchTopK's running threshold for every latent, in the units of the codes that
+    the folded SAE gives.
+    """
     stored = tensors["topk_threshold"]
     if stored.size != 1:
-        raise ValueError(f"{path}: topk_threshold has shape {list(stored.shape)}, not one number")
+        raise ValueError(
+            f"{path}: topk_threshold has shape {list(stored.shape)}, not one number"
+        )
     threshold = float(options.get("threshold", stored.reshape(-1)[0]))
     if not threshold > 0 and "threshold" not in options:
         raise ValueError(
-            f"{path}: topk_threshold is {threshold}, so training never set it; give one as threshold= "
+            f"{path}: topk_threshold is {threshold}, so training never set it; give "
+            "one as threshold= "
             "(the mean over batches of the smallest code kept)"
         )
-    # It was learnt on pre * |row|. Folding s divides every row, and with it the codes, by s.
+    # It was learnt on pre * |row|. Folding s divides every row, and with it the codes,
+    # by s.
     return np.full(cfg.n_latents, threshold / scale, np.float32)

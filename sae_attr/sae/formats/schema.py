@@ -1,7 +1,9 @@
-"""What the settings of an SAE's config may be, by their names: one table, since libraries mean the same by the same name.
+"""What the settings of an SAE's config may be, by their names: one table, since
+libraries mean the same by the same name.
 
-A config is a file from elsewhere. Text where a number belongs, NaN, a nested value, a yes that is a word: each would be taken
-for something, or end deep in the arithmetic. Here it ends with the file, the key and what the key is to be.
+A config is a file from elsewhere. Text where a number belongs, NaN, a nested value, a
+yes that is a word: each would be taken for something, or end deep in the arithmetic.
+Here it ends with the file, the key and what the key is to be.
 """
 
 from __future__ import annotations
@@ -57,12 +59,19 @@ def _is_ids(value: Any) -> bool:
 TEXT = Kind("text of one line", _is_text)
 KIND = Kind("the name of a kind", _is_text, optional=False)
 WHOLE = Kind("a whole number of at least 0", _is_whole)
-NUMBER = Kind("a finite number of at least 0", lambda value: _is_number(value) and value >= 0)
+NUMBER = Kind(
+    "a finite number of at least 0", lambda value: _is_number(value) and value >= 0
+)
 FINITE = Kind("a finite number", _is_number)
 YES_OR_NO = Kind("true or false", _is_yes_or_no)
 SETTING = Kind("true or false", _is_yes_or_no, optional=False)
-IDS = Kind("true, false or a list of token ids", lambda value: _is_yes_or_no(value) or _is_ids(value))
-LAYERS = Kind("a layer, or a list of layers", lambda value: _is_whole(value) or _is_ids(value))
+IDS = Kind(
+    "true, false or a list of token ids",
+    lambda value: _is_yes_or_no(value) or _is_ids(value),
+)
+LAYERS = Kind(
+    "a layer, or a list of layers", lambda value: _is_whole(value) or _is_ids(value)
+)
 SETTINGS = Kind("an object of settings", lambda value: isinstance(value, Mapping))
 
 KINDS: dict[str, Kind] = {
@@ -94,7 +103,15 @@ KINDS: dict[str, Kind] = {
         "metadata", "activation_fn_kwargs", "dataset_average_activation_norm", "model_from_pretrained_kwargs",
     ), SETTINGS),
 }  # fmt: skip
-_INSIDE = ("metadata", "trainer", "buffer", "activation_fn_kwargs", "model_from_pretrained_kwargs", "sae", "llm")
+_INSIDE = (
+    "metadata",
+    "trainer",
+    "buffer",
+    "activation_fn_kwargs",
+    "model_from_pretrained_kwargs",
+    "sae",
+    "llm",
+)
 
 
 def check_kinds(path: Path, config: Mapping[str, Any], above: str = "") -> None:
@@ -108,7 +125,8 @@ def check_kinds(path: Path, config: Mapping[str, Any], above: str = "") -> None:
         absent = value is None and (kind is None or kind.optional)
         if kind is not None and not absent and not kind.fits(value):
             raise ValueError(
-                f"{path}: {above}{key} is {brief(value)} in the config, which should be {kind.what}; is it of this SAE?"
+                f"{path}: {above}{key} is {brief(value)} in the config, which should "
+                f"be {kind.what}; is it of this SAE?"
             )
         if key in _INSIDE and isinstance(value, Mapping):
             check_kinds(path, value, f"{above}{key}.")
@@ -116,5 +134,9 @@ def check_kinds(path: Path, config: Mapping[str, Any], above: str = "") -> None:
 
 def brief(value: Any) -> str:
     """A value for a message, on one line and not longer than that."""
-    text = ascii(value) if not isinstance(value, str) or not value.isprintable() else repr(value)
+    text = (
+        ascii(value)
+        if not isinstance(value, str) or not value.isprintable()
+        else repr(value)
+    )
     return text if len(text) <= _BRIEF else f"{text[:_BRIEF]}…"

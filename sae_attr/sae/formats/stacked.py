@@ -8,7 +8,8 @@ import numpy as np
 
 
 class StackedRows:
-    """Rows of several `[n_i, m]` arrays one after another; sliced like an array, and only what is asked for is read.
+    """Rows of several `[n_i, m]` arrays one after another; sliced like an array, and
+    only what is asked for is read.
 
     Raises:
       ValueError: no pieces, or pieces of different width or type.
@@ -17,8 +18,13 @@ class StackedRows:
     ndim = 2
 
     def __init__(self, pieces: list[np.ndarray]) -> None:
-        if not pieces or any(p.ndim != 2 or p.shape[1] != pieces[0].shape[1] for p in pieces):
-            raise ValueError(f"pieces of shapes {[p.shape for p in pieces]} make no matrix; they need one width")
+        if not pieces or any(
+            p.ndim != 2 or p.shape[1] != pieces[0].shape[1] for p in pieces
+        ):
+            raise ValueError(
+                f"pieces of shapes {[p.shape for p in pieces]} make no matrix; they "
+                "need one width"
+            )
         self._pieces = pieces
         self._starts = np.cumsum([0, *(len(p) for p in pieces)])
         self.shape = (int(self._starts[-1]), pieces[0].shape[1])

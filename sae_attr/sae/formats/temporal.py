@@ -1,7 +1,9 @@
-"""Temporal SAEs as SAELens saves them, and as canrager/temporalSAEs has them: conf.yaml + latest_ckpt.safetensors (D, E, b).
+"""Temporal SAEs as SAELens saves them, and as canrager/temporalSAEs has them: conf.yaml
++ latest_ckpt.safetensors (D, E, b).
 
-lambda = 1 / (4 d_in) and the scale of the input fold into encoder, decoder and biases; attention reads codes, whose units stay.
-Source: SAELens 6.54 `temporal_sae.py`, `temporal_sae_huggingface_loader`.
+lambda = 1 / (4 d_in) and the scale of the input fold into encoder, decoder and biases;
+attention reads codes, whose units stay. Source: SAELens 6.54 `temporal_sae.py`,
+`temporal_sae_huggingface_loader`.
 """
 
 from __future__ import annotations
@@ -40,15 +42,32 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     reject_options(options, "temporal", ("site",))
     where = weights.parent / CONFIG
     if not where.is_file():
-        raise ValueError(f"{weights} has no {CONFIG} beside it; a temporal SAE needs both")
+        raise ValueError(
+            f"{weights} has no {CONFIG} beside it; a temporal SAE needs both"
+        )
     said = read_yaml(where)
-    sae, llm = ({**part} if isinstance(part, dict) else {} for part in (said.get("sae"), said.get("llm")))
-    d, factor = integer(where, llm, "dimin"), positive(f"{where}: exp_factor", sae.get("exp_factor"))
+    sae, llm = (
+        {**part} if isinstance(part, dict) else {}
+        for part in (said.get("sae"), said.get("llm"))
+    )
+    d = integer(where, llm, "dimin")
+    factor = positive(f"{where}: exp_factor", sae.get("exp_factor"))
     layer = layer_of(f"{weights.absolute().parent.parent.name}/")
-    raw = {**sae, "d_in": d, "d_sae": int(d * factor), "normalize_activations": "constant_scalar_rescale"}
-    raw |= {"activation_normalization_factor": sae.get("scaling_factor"), "apply_b_dec_to_input": True}
+    raw = {
+        **sae,
+        "d_in": d,
+        "d_sae": int(d * factor),
+        "normalize_activations": "constant_scalar_rescale",
+    }
+    raw |= {
+        "activation_normalization_factor": sae.get("scaling_factor"),
+        "apply_b_dec_to_input": True,
+    }
     raw |= {"hook_name": None if layer is None else f"blocks.{layer}.hook_resid_post"}
-    tensors = {_RELEASED.get(name, name): value for name, value in read_tensors(weights).items()}
+    tensors = {
+        _RELEASED.get(name, name): value
+        for name, value in read_tensors(weights).items()
+    }
     return parts(weights, where, raw, tensors, options, source="temporal")
 
 
@@ -64,16 +83,20 @@ def parts(
     """Parts from SAELens' config and names.
 
     Raises:
-      ValueError: config and tensors that disagree, or a normalisation that does not fold.
+      ValueError: config and tensors that disagree, or a normalisation that does not
+        fold.
     """
     d, n = integer(where, raw, "d_in"), integer(where, raw, "d_sae")
-    layers, heads = integer(where, raw, "n_attn_layers", 1), integer(where, raw, "n_heads", 8)
+    layers = integer(where, raw, "n_attn_layers", 1)
+    heads = integer(where, raw, "n_heads", 8)
     bottleneck = integer(where, raw, "bottleneck_factor", 64)
     if not (1 <= layers <= 64 and heads and bottleneck) or n % (bottleneck * heads):
         raise ValueError(
-            f"{where}: {layers} layers of {heads} heads, bottleneck_factor {bottleneck}, do not divide {n} latents"
+            f"{where}: {layers} layers of {heads} heads, bottleneck_factor "
+            f"{bottleneck}, do not divide {n} latents"
         )
-    tied, bias = bool(raw.get("tied_weights", True)), bool(raw.get("apply_b_dec_to_input", True))
+    tied = bool(raw.get("tied_weights", True))
+    bias = bool(raw.get("apply_b_dec_to_input", True))
     maps = [f"attn_layers.{i}.{name}" for i in range(layers) for name in _MAPS]
     names = (
         "W_dec",
@@ -82,27 +105,56 @@ def parts(
         *(f"{m}.{half}" for m in maps for half in ("weight", "bias")),
     )
     check_names(weights, "a temporal SAE", tensors, names, ("W_enc",))
-    narrow = {name: n // bottleneck if name in ("q_target", "k_ctx") else n for name in _MAPS}
-    shapes: dict[str, tuple[int, ...]] = {"W_dec": (n, d), "W_enc": (d, n), "b_dec": (d,)}
+    narrow = {
+        name: n // bottleneck if name in ("q_target", "k_ctx") else n for name in _MAPS
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_dec": (n, d),
+        "W_enc": (d, n),
+        "b_dec": (d,),
+    }
     for name in maps:
         out = narrow[name.rsplit(".", 1)[1]]
         shapes |= {f"{name}.weight": (out, n), f"{name}.bias": (out,)}
-    check_shapes(weights, tensors, shapes, f"{where.name} says d_in={d}, {n} latents, {heads} heads over {bottleneck}")
+    check_shapes(
+        weights,
+        tensors,
+        shapes,
+        f"{where.name} says d_in={d}, {n} latents, {heads} heads over {bottleneck}",
+    )
     scale = _scale(where, raw)
     kind, k = raw.get("sae_diff_type", "topk"), raw.get("kval_topk")
     if kind not in ("topk", "relu"):
-        raise ValueError(f"{where}: sae_diff_type {kind!r} is unknown; known: topk, relu")
+        raise ValueError(
+            f"{where}: sae_diff_type {kind!r} is unknown; known: topk, relu"
+        )
     site = raw.get("hook_name")
     cfg = SAEConfig(
-        d_in=d, d_out=d, n_latents=n, gate="temporal", k=integer(where, raw, "kval_topk") if kind == "topk" and k else None,
-        heads=heads, projection_eps=_EPS / scale, subtract_b_dec=bias, source=source, architecture="temporal",
-        dtype=tensors["W_dec"].dtype.name, site=options.get("site", site), layer=layer_of(site),
-        model_name=raw.get("model_name"), context_size=raw.get("context_size"), prepend_bos=raw.get("prepend_bos"),
-        expected_l0=k if kind == "topk" else None, folded=(f"norm_scale={scale:g}",) if scale != 1 else (),
-    )  # fmt: skip
+        d_in=d,
+        d_out=d,
+        n_latents=n,
+        gate="temporal",
+        k=integer(where, raw, "kval_topk") if kind == "topk" and k else None,
+        heads=heads,
+        projection_eps=_EPS / scale,
+        subtract_b_dec=bias,
+        source=source,
+        architecture="temporal",
+        dtype=tensors["W_dec"].dtype.name,
+        site=options.get("site", site),
+        layer=layer_of(site),
+        model_name=raw.get("model_name"),
+        context_size=raw.get("context_size"),
+        prepend_bos=raw.get("prepend_bos"),
+        expected_l0=k if kind == "topk" else None,
+        folded=(f"norm_scale={scale:g}",) if scale != 1 else (),
+    )
     # A tied SAE adds its bias only where it took it from the input.
     used = np.float32((bias or not tied) / scale)
-    vectors = {"enc_bias_n": np.zeros(n, np.float32), "dec_bias_m": tensors["b_dec"].astype(np.float32) * used}
+    vectors = {
+        "enc_bias_n": np.zeros(n, np.float32),
+        "dec_bias_m": tensors["b_dec"].astype(np.float32) * used,
+    }
     enc_dn = tensors["W_dec"].T if tied else tensors["W_enc"]
     attention = tuple(
         {
@@ -113,15 +165,27 @@ def parts(
         for i in range(layers)
     )
     dec = decoder_source(tensors["W_dec"], norm_scale=scale)
-    return Parts(weights, cfg, (dec,), (enc_dn,), vectors, scales=(scale / (4 * d),), attention=attention)
+    return Parts(
+        weights,
+        cfg,
+        (dec,),
+        (enc_dn,),
+        vectors,
+        scales=(scale / (4 * d),),
+        attention=attention,
+    )
 
 
 def _scale(where: Path, raw: dict[str, Any]) -> float:
     norm = raw.get("normalize_activations", "none")
     if norm == "constant_scalar_rescale":
-        return positive(f"{where}: activation_normalization_factor", raw.get("activation_normalization_factor", 1.0))
+        return positive(
+            f"{where}: activation_normalization_factor",
+            raw.get("activation_normalization_factor", 1.0),
+        )
     if norm not in ("none", None):
         raise ValueError(
-            f"{where}: a temporal SAE with normalize_activations {norm!r}; known: none, constant_scalar_rescale"
+            f"{where}: a temporal SAE with normalize_activations {norm!r}; known: "
+            "none, constant_scalar_rescale"
         )
     return 1.0

@@ -1,4 +1,6 @@
-"""What an objective is: pure functions on one `SAE` pytree; and what all of them start from."""
+"""What an objective is: pure functions on one `SAE` pytree; and what all of them start
+from.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +33,13 @@ class Outcome(NamedTuple):
     """A loss and what came with it.
 
     Args:
-      terms: name -> scalar; their sum is the loss. "error" is the mean squared error of a coordinate.
+      terms: name -> scalar; their sum is the loss. "error" is the mean squared error of
+        a coordinate.
       y_bm: the reconstruction, in the units of the target.
       fired_n: bool, latents with a code above 0 on some token of the batch.
       l0: mean number of codes above 0.
-      threshold: smallest value that the batch's selection kept (batch_topk, matryoshka); else 0.
+      threshold: smallest value that the batch's selection kept (batch_topk,
+        matryoshka); else 0.
       spilled: whether that selection had to look beyond the candidates of some token.
     """
 
@@ -51,11 +55,14 @@ class Objective(NamedTuple):
     """One way to train an SAE.
 
     Args:
-      gate: of `SAEConfig` while training, and of the result unless `finish` says otherwise.
-      start: `(sae, x_bd, cfg) -> sae`, the fields that this gate adds, from normalised inputs.
+      gate: of `SAEConfig` while training, and of the result unless `finish` says
+        otherwise.
+      start: `(sae, x_bd, cfg) -> sae`, the fields that this gate adds, from normalised
+        inputs.
       loss: `(sae, x_bd, y_bm, cfg, signals) -> Outcome`, differentiable in `sae`.
       post_step: `sae -> sae`, what must hold after every step.
-      unit: the decoder has rows of norm 1: the part of its gradient along them is taken out before Adam.
+      unit: the decoder has rows of norm 1: the part of its gradient along them is taken
+        out before Adam.
       finish: `(sae, cfg, threshold) -> sae` as it is saved and used, the gate included.
       penalised: there is a penalty, whose coefficient a controller may move.
     """
@@ -86,12 +93,26 @@ def sae_config(cfg: TrainConfig, gate: str) -> SAEConfig:
     return SAEConfig(*widths, gate=gate, k=k, subtract_b_dec=own, source="sae_attr")
 
 
-def first_weights(cfg: TrainConfig, gate: str, b_dec_m: jax.Array, key: jax.Array) -> SAE:
-    """Random unit decoder rows; the encoder is their transpose, or random of the same size where sites differ."""
+def first_weights(
+    cfg: TrainConfig, gate: str, b_dec_m: jax.Array, key: jax.Array
+) -> SAE:
+    """Random unit decoder rows; the encoder is their transpose, or random of the same
+    size where sites differ.
+    """
     n, d, m = cfg.n_latents, cfg.d_in, cfg.width_out
     dec_nm = unit_decoder(jax.random.normal(key, (n, m)))
-    enc_nd = unit_decoder(jax.random.normal(jax.random.fold_in(key, 1), (n, d))) if cfg.transcoder else dec_nm
-    return SAE(enc_nd.T, jnp.zeros(n), dec_nm, jnp.asarray(b_dec_m, jnp.float32), cfg=sae_config(cfg, gate))
+    enc_nd = (
+        unit_decoder(jax.random.normal(jax.random.fold_in(key, 1), (n, d)))
+        if cfg.transcoder
+        else dec_nm
+    )
+    return SAE(
+        enc_nd.T,
+        jnp.zeros(n),
+        dec_nm,
+        jnp.asarray(b_dec_m, jnp.float32),
+        cfg=sae_config(cfg, gate),
+    )
 
 
 def squared_error(y_bm: jax.Array, target_bm: jax.Array) -> jax.Array:
@@ -100,13 +121,19 @@ def squared_error(y_bm: jax.Array, target_bm: jax.Array) -> jax.Array:
 
 
 def dense_codes(sae: SAE, x_bd: jax.Array) -> jax.Array:
-    """Pre-activations `[b, n]` as the model defines them, at the default precision of products."""
+    """Pre-activations `[b, n]` as the model defines them, at the default precision of
+    products.
+    """
     z_bd = x_bd - sae.dec_bias_m if sae.cfg.subtract_b_dec else x_bd
     return z_bd @ sae.enc_dn + sae.enc_bias_n
 
 
-def dense_outcome(terms: dict[str, jax.Array], y_bm: jax.Array, codes_bn: jax.Array) -> Outcome:
+def dense_outcome(
+    terms: dict[str, jax.Array], y_bm: jax.Array, codes_bn: jax.Array
+) -> Outcome:
     """The outcome of an objective without a batch threshold."""
     active_bn = codes_bn > 0
     l0 = jnp.mean(jnp.sum(active_bn, axis=1, dtype=jnp.float32))
-    return Outcome(terms, y_bm, jnp.any(active_bn, axis=0), l0, jnp.float32(0), jnp.bool_(False))
+    return Outcome(
+        terms, y_bm, jnp.any(active_bn, axis=0), l0, jnp.float32(0), jnp.bool_(False)
+    )

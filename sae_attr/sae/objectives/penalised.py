@@ -1,7 +1,8 @@
 """Objectives that pay for active latents: ReLU + L1, Gated, JumpReLU.
 
-ReLU with the decoder norm in the penalty: Anthropic, "Circuits updates, April 2024". Gated: Rajamanoharan et al. 2024,
-arXiv:2404.16014. JumpReLU: Rajamanoharan et al. 2024, arXiv:2407.14435; the tanh penalty and the loss on pre-activations
+ReLU with the decoder norm in the penalty: Anthropic, "Circuits updates, April 2024".
+Gated: Rajamanoharan et al. 2024, arXiv:2404.16014. JumpReLU: Rajamanoharan et al. 2024,
+arXiv:2407.14435; the tanh penalty and the loss on pre-activations
 of latents that do not fire: Anthropic, "Circuits updates, January 2025".
 """
 
@@ -28,18 +29,30 @@ from sae_attr.sae.sparse import kth_largest
 from sae_attr.sae.train_config import TrainConfig
 
 
-def relu_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals) -> Outcome:
-    """error + λ · mean over tokens of Σ code · |dec row|: with the norm in it, shrinking codes gains nothing."""
+def relu_loss(
+    sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals
+) -> Outcome:
+    """error + λ · mean over tokens of Σ code · |dec row|: with the norm in it,
+    shrinking codes gains nothing.
+    """
     codes_bn = jax.nn.relu(dense_codes(sae, x_bd))
     out_bm = codes_bn @ sae.dec_nm + sae.dec_bias_m
     l1 = jnp.mean(codes_bn @ safe_norm(sae.dec_nm)[:, 0])
-    return dense_outcome({"error": squared_error(out_bm, y_bm), "l1": signals.sparsity * l1}, out_bm, codes_bn)
+    return dense_outcome(
+        {"error": squared_error(out_bm, y_bm), "l1": signals.sparsity * l1},
+        out_bm,
+        codes_bn,
+    )
 
 
-def gated_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals) -> Outcome:
-    """error + gate_coef · (λ Σ relu(gate) + the error of decoding relu(gate) with a frozen decoder); equation 8, with 1.
+def gated_loss(
+    sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals
+) -> Outcome:
+    """error + gate_coef · (λ Σ relu(gate) + the error of decoding relu(gate) with a
+    frozen decoder); equation 8, with 1.
 
-    The gate's step has no gradient: gates learn from the last two terms, magnitudes from the first.
+    The gate's step has no gradient: gates learn from the last two terms, magnitudes
+    from the first.
     """
     assert sae.gate_bias_n is not None
     assert sae.mag_bias_n is not None
@@ -50,7 +63,9 @@ def gated_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, sig
     codes_bn = jnp.where(gate_bn > 0, size_bn, 0)
     out_bm = codes_bn @ sae.dec_nm + sae.dec_bias_m
     open_bn = jax.nn.relu(gate_bn)
-    frozen_bm = open_bn @ jax.lax.stop_gradient(sae.dec_nm) + jax.lax.stop_gradient(sae.dec_bias_m)
+    frozen_bm = open_bn @ jax.lax.stop_gradient(sae.dec_nm) + jax.lax.stop_gradient(
+        sae.dec_bias_m
+    )
     l1 = jnp.mean(jnp.sum(open_bn, axis=1))
     terms = {
         "error": squared_error(out_bm, y_bm),
@@ -60,10 +75,14 @@ def gated_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, sig
     return dense_outcome(terms, out_bm, codes_bn)
 
 
-def jumprelu_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals) -> Outcome:
-    """error + λ · penalty, both through straight-through estimators, + a pull on the latents that are dead.
+def jumprelu_loss(
+    sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals
+) -> Outcome:
+    """error + λ · penalty, both through straight-through estimators, + a pull on the
+    latents that are dead.
 
-    penalty "step": the number of active latents (arXiv:2407.14435, equations 9 to 12). "tanh": Σ tanh(c · code · |row|).
+    penalty "step": the number of active latents (arXiv:2407.14435, equations 9 to 12).
+    "tanh": Σ tanh(c · code · |row|).
     """
     assert sae.threshold_n is not None
     pre_bn = dense_codes(sae, x_bd)
@@ -84,13 +103,17 @@ def jumprelu_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, 
 
 @jax.custom_vjp
 def step(pre: jax.Array, threshold_n: jax.Array, bandwidth: float) -> jax.Array:
-    """1 where pre > threshold. No gradient for pre; for the threshold -K((pre - θ) / ε) / ε, K = 1 on [-½, ½]."""
+    """1 where pre > threshold. No gradient for pre; for the threshold -K((pre - θ) / ε)
+    / ε, K = 1 on [-½, ½].
+    """
     return (pre > threshold_n).astype(pre.dtype)
 
 
 @jax.custom_vjp
 def jump(pre: jax.Array, threshold_n: jax.Array, bandwidth: float) -> jax.Array:
-    """relu(pre) where pre > threshold. Gradient 1 there for pre; for the threshold -θ K((pre - θ) / ε) / ε."""
+    """relu(pre) where pre > threshold. Gradient 1 there for pre; for the threshold -θ
+    K((pre - θ) / ε) / ε.
+    """
     return jnp.where(pre > threshold_n, jax.nn.relu(pre), 0)
 
 
@@ -120,10 +143,16 @@ jump.defvjp(lambda *args: _save(*args, run=jump), _jump_backward)
 
 
 def _gated_start(sae: SAE, x_bd: jax.Array, cfg: TrainConfig) -> SAE:
-    """Gates that open where the pre-activation is above one threshold; magnitudes are the pre-activations."""
+    """Gates that open where the pre-activation is above one threshold; magnitudes are
+    the pre-activations.
+    """
     zeros_n = jnp.zeros(cfg.n_latents)
-    gate_bias_n = jnp.full(cfg.n_latents, -_first_threshold(sae, x_bd, cfg), jnp.float32)
-    return replace(sae, gate_bias_n=gate_bias_n, mag_bias_n=zeros_n, mag_scale_n=jnp.copy(zeros_n))
+    gate_bias_n = jnp.full(
+        cfg.n_latents, -_first_threshold(sae, x_bd, cfg), jnp.float32
+    )
+    return replace(
+        sae, gate_bias_n=gate_bias_n, mag_bias_n=zeros_n, mag_scale_n=jnp.copy(zeros_n)
+    )
 
 
 def _gated_post(sae: SAE) -> SAE:
@@ -132,11 +161,18 @@ def _gated_post(sae: SAE) -> SAE:
 
 
 def _jump_start(sae: SAE, x_bd: jax.Array, cfg: TrainConfig) -> SAE:
-    return replace(sae, threshold_n=jnp.full(cfg.n_latents, _first_threshold(sae, x_bd, cfg), jnp.float32))
+    return replace(
+        sae,
+        threshold_n=jnp.full(
+            cfg.n_latents, _first_threshold(sae, x_bd, cfg), jnp.float32
+        ),
+    )
 
 
 def _first_threshold(sae: SAE, x_bd: jax.Array, cfg: TrainConfig) -> jax.Array:
-    """One for all latents: the given one, or that which leaves twice the wanted number of latents on the data."""
+    """One for all latents: the given one, or that which leaves twice the wanted number
+    of latents on the data.
+    """
     if cfg.threshold_init is not None:
         return jnp.float32(cfg.threshold_init)
     wanted = min(2 * (cfg.target_l0 or cfg.k), cfg.n_latents)
@@ -151,4 +187,6 @@ def _jump_post(sae: SAE) -> SAE:
 
 RELU = Objective("relu", keep, relu_loss, keep, False, keep, True)
 GATED = Objective("gated", _gated_start, gated_loss, _gated_post, True, keep, True)
-JUMPRELU = Objective("jumprelu", _jump_start, jumprelu_loss, _jump_post, True, keep, True)
+JUMPRELU = Objective(
+    "jumprelu", _jump_start, jumprelu_loss, _jump_post, True, keep, True
+)

@@ -1,7 +1,8 @@
-"""Objectives that keep a fixed number of latents: TopK, multi-TopK, BatchTopK and Matryoshka, all with AuxK.
+"""Objectives that keep a fixed number of latents: TopK, multi-TopK, BatchTopK and
+Matryoshka, all with AuxK.
 
-TopK, AuxK and multi-TopK: Gao et al. 2024, arXiv:2406.04093. BatchTopK: Bussmann et al. 2024, arXiv:2412.06410.
-Matryoshka: Bussmann et al. 2025, arXiv:2503.17547.
+TopK, AuxK and multi-TopK: Gao et al. 2024, arXiv:2406.04093. BatchTopK: Bussmann et al.
+2024, arXiv:2412.06410. Matryoshka: Bussmann et al. 2025, arXiv:2503.17547.
 """
 
 from __future__ import annotations
@@ -13,14 +14,30 @@ import jax
 import jax.numpy as jnp
 
 from sae_attr.sae.model import SAE
-from sae_attr.sae.objectives.contract import Objective, Outcome, Signals, keep, squared_error, unit_rows
-from sae_attr.sae.sparse import Slots, batch_topk, decode_slots, encoded, fired, row_topk
+from sae_attr.sae.objectives.contract import (
+    Objective,
+    Outcome,
+    Signals,
+    keep,
+    squared_error,
+    unit_rows,
+)
+from sae_attr.sae.sparse import (
+    Slots,
+    batch_topk,
+    decode_slots,
+    encoded,
+    fired,
+    row_topk,
+)
 from sae_attr.sae.train_config import TrainConfig
 
 _MULTI_WEIGHT = 1 / 8
 
 
-def topk_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals) -> Outcome:
+def topk_loss(
+    sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals
+) -> Outcome:
     """Error of the k largest latents of every token, and AuxK."""
     pre_bn, bias_n = _project(sae, x_bd)
     slots = encoded(_rows(pre_bn, cfg.k, signals.shards), x_bd, sae.enc_dn, bias_n)
@@ -30,19 +47,33 @@ def topk_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, sign
     return _outcome(terms, out_bm, slots, cfg)
 
 
-def multi_topk_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals) -> Outcome:
-    """`topk_loss` plus 1/8 of the error of the `multi · k` largest, which keeps the order beyond k meaningful."""
+def multi_topk_loss(
+    sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals
+) -> Outcome:
+    """`topk_loss` plus 1/8 of the error of the `multi · k` largest, which keeps the
+    order beyond k meaningful.
+    """
     pre_bn, bias_n = _project(sae, x_bd)
-    slots = encoded(_rows(pre_bn, cfg.k * cfg.multi, signals.shards), x_bd, sae.enc_dn, bias_n)
-    first, rest = (Slots(slots.values_sb[at], slots.latents_sb[at]) for at in (_until(cfg.k), _from(cfg.k)))
+    slots = encoded(
+        _rows(pre_bn, cfg.k * cfg.multi, signals.shards), x_bd, sae.enc_dn, bias_n
+    )
+    first, rest = (
+        Slots(slots.values_sb[at], slots.latents_sb[at])
+        for at in (_until(cfg.k), _from(cfg.k))
+    )
     out_bm = decode_slots(first, sae.dec_nm, len(x_bd)) + sae.dec_bias_m
     more_bm = out_bm + decode_slots(rest, sae.dec_nm, len(x_bd))
-    terms = {"error": squared_error(out_bm, y_bm), "multi": _MULTI_WEIGHT * squared_error(more_bm, y_bm)}
+    terms = {
+        "error": squared_error(out_bm, y_bm),
+        "multi": _MULTI_WEIGHT * squared_error(more_bm, y_bm),
+    }
     terms |= _aux(sae, x_bd, y_bm - out_bm, pre_bn, bias_n, cfg, signals)
     return _outcome(terms, out_bm, first, cfg)
 
 
-def batch_topk_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals) -> Outcome:
+def batch_topk_loss(
+    sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals
+) -> Outcome:
     """Error of the b·k largest latents of the batch, and AuxK."""
     pre_bn, bias_n = _project(sae, x_bd)
     choice = batch_topk(pre_bn, cfg.k, cfg.candidates * cfg.k, signals.shards)
@@ -50,13 +81,19 @@ def batch_topk_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig
     out_bm = decode_slots(slots, sae.dec_nm, len(x_bd)) + sae.dec_bias_m
     terms = {"error": squared_error(out_bm, y_bm)}
     terms |= _aux(sae, x_bd, y_bm - out_bm, pre_bn, bias_n, cfg, signals)
-    return _outcome(terms, out_bm, slots, cfg)._replace(threshold=choice.threshold, spilled=choice.spilled)
+    return _outcome(terms, out_bm, slots, cfg)._replace(
+        threshold=choice.threshold, spilled=choice.spilled
+    )
 
 
-def matryoshka_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals) -> Outcome:
-    """Mean over nested groups of the error that the latents up to the group's end leave; selection as for BatchTopK.
+def matryoshka_loss(
+    sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals
+) -> Outcome:
+    """Mean over nested groups of the error that the latents up to the group's end
+    leave; selection as for BatchTopK.
 
-    "error" is the whole dictionary's; "nested" is what has to be added to give the mean over the groups.
+    "error" is the whole dictionary's; "nested" is what has to be added to give the mean
+    over the groups.
     """
     pre_bn, bias_n = _project(sae, x_bd)
     choice = batch_topk(pre_bn, cfg.k, cfg.candidates * cfg.k, signals.shards)
@@ -65,22 +102,32 @@ def matryoshka_loss(sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig
     group_sb = jnp.searchsorted(ends, slots.latents_sb, side="right").astype(jnp.int32)
     b, groups = len(x_bd), len(cfg.group_sizes)
     assert slots.rows_sb is not None
-    apart = slots._replace(rows_sb=slots.rows_sb + b * group_sb)  # one pass decodes every group into rows of its own
+    apart = slots._replace(
+        rows_sb=slots.rows_sb + b * group_sb
+    )  # one pass decodes every group into rows of its own
     parts_gbm = decode_slots(apart, sae.dec_nm, groups * b).reshape(groups, b, -1)
     nested_gbm = jnp.cumsum(parts_gbm, axis=0) + sae.dec_bias_m
     out_bm = nested_gbm[-1]
     error = squared_error(out_bm, y_bm)
     terms = {"error": error, "nested": jnp.mean(jnp.square(nested_gbm - y_bm)) - error}
     terms |= _aux(sae, x_bd, y_bm - out_bm, pre_bn, bias_n, cfg, signals)
-    return _outcome(terms, out_bm, slots, cfg)._replace(threshold=choice.threshold, spilled=choice.spilled)
+    return _outcome(terms, out_bm, slots, cfg)._replace(
+        threshold=choice.threshold, spilled=choice.spilled
+    )
 
 
 def as_jumprelu(sae: SAE, cfg: TrainConfig, threshold: jax.Array) -> SAE:
-    """BatchTopK at inference: a token is encoded by itself, with the running threshold in the place of the batch's."""
+    """BatchTopK at inference: a token is encoded by itself, with the running threshold
+    in the place of the batch's.
+    """
     # The batch keeps entries at its threshold, jumprelu those strictly above.
     below = jnp.nextafter(jnp.asarray(threshold, jnp.float32), jnp.float32(-1))
     threshold_n = jnp.full(cfg.n_latents, jnp.maximum(below, 0), jnp.float32)
-    return replace(sae, threshold_n=threshold_n, cfg=replace(sae.cfg, gate="jumprelu", expected_l0=float(cfg.k)))
+    return replace(
+        sae,
+        threshold_n=threshold_n,
+        cfg=replace(sae.cfg, gate="jumprelu", expected_l0=float(cfg.k)),
+    )
 
 
 def _until(k: int) -> slice:
@@ -92,9 +139,11 @@ def _from(k: int) -> slice:
 
 
 def _project(sae: SAE, x_bd: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Pre-activations outside the gradient, and the bias `[n]` that makes them `x @ enc_dn + bias`.
+    """Pre-activations outside the gradient, and the bias `[n]` that makes them `x @
+    enc_dn + bias`.
 
-    With b_dec in the bias its gradient is one product with a vector, and not one with a matrix of batch × latents.
+    With b_dec in the bias its gradient is one product with a vector, and not one with a
+    matrix of batch × latents.
     """
     bias_n = sae.enc_bias_n
     if sae.cfg.subtract_b_dec:
@@ -116,9 +165,11 @@ def _aux(
     cfg: TrainConfig,
     signals: Signals,
 ) -> dict[str, jax.Array]:
-    """AuxK: the dead latents with the largest pre-activations explain what is left, which itself gets no gradient.
+    """AuxK: the dead latents with the largest pre-activations explain what is left,
+    which itself gets no gradient.
 
-    As in the paper they go through the relu: a latent that is negative on every token of a batch learns nothing from it.
+    As in the paper they go through the relu: a latent that is negative on every token
+      of a batch learns nothing from it.
     """
     if cfg.dead_k == 0:
         return {}
@@ -126,18 +177,31 @@ def _aux(
 
     def explain() -> jax.Array:
         masked_bn = jnp.where(signals.dead_n, pre_bn, -jnp.inf)
-        slots = encoded(_rows(masked_bn, cfg.dead_k, signals.shards), x_bd, sae.enc_dn, bias_n)
+        slots = encoded(
+            _rows(masked_bn, cfg.dead_k, signals.shards), x_bd, sae.enc_dn, bias_n
+        )
         return squared_error(decode_slots(slots, sae.dec_nm, len(x_bd)), rest_bm)
 
-    return {"aux": cfg.aux_coef * jax.lax.cond(jnp.any(signals.dead_n), explain, lambda: jnp.float32(0))}
+    return {
+        "aux": cfg.aux_coef
+        * jax.lax.cond(jnp.any(signals.dead_n), explain, lambda: jnp.float32(0))
+    }
 
 
-def _outcome(terms: dict[str, jax.Array], y_bm: jax.Array, slots: Slots, cfg: TrainConfig) -> Outcome:
+def _outcome(
+    terms: dict[str, jax.Array], y_bm: jax.Array, slots: Slots, cfg: TrainConfig
+) -> Outcome:
     l0 = jnp.sum(slots.values_sb > 0, dtype=jnp.float32) / len(y_bm)
-    return Outcome(terms, y_bm, fired(slots, cfg.n_latents), l0, jnp.float32(0), jnp.bool_(False))
+    return Outcome(
+        terms, y_bm, fired(slots, cfg.n_latents), l0, jnp.float32(0), jnp.bool_(False)
+    )
 
 
 TOPK = Objective("topk", keep, topk_loss, unit_rows, True, keep, False)
 MULTI_TOPK = Objective("topk", keep, multi_topk_loss, unit_rows, True, keep, False)
-BATCH_TOPK = Objective("relu", keep, batch_topk_loss, unit_rows, True, as_jumprelu, False)
-MATRYOSHKA = Objective("relu", keep, matryoshka_loss, unit_rows, True, as_jumprelu, False)
+BATCH_TOPK = Objective(
+    "relu", keep, batch_topk_loss, unit_rows, True, as_jumprelu, False
+)
+MATRYOSHKA = Objective(
+    "relu", keep, matryoshka_loss, unit_rows, True, as_jumprelu, False
+)
