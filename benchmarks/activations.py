@@ -50,7 +50,8 @@ from sae_attr.activations import (
     write_cache,
 )
 from sae_attr.hooks import Site
-from sae_attr.lm.hf_config import LMConfig, config_from_hf
+from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params, init_params
 from sae_attr.parallel import make_mesh
 from sae_attr.text.token_file import Packing, TokenFile, documents_at

@@ -37,7 +37,8 @@ import numpy as np
 from benchmarks.operations import GPT2, least_operations
 from sae_attr.attribution.gradients import act_and_grad
 from sae_attr.hooks import Site
-from sae_attr.lm.hf_config import LMConfig, config_from_hf
+from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params, init_params
 from sae_attr.text.rows import Batch
 

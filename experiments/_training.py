@@ -18,8 +18,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.fit import Fitted, Loop, fit
-from sae_attr.lm.hf_config import LMConfig
 from sae_attr.lm.model import Params
 from sae_attr.lm.train import Assemble, Compute, Optimizer, join, learning_rate
 from sae_attr.lm.train_data import Feed, all_batches, step_batch

@@ -17,6 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.finetune_sizes import (
     batch_for,
     epochs_for,
@@ -24,7 +25,6 @@ from sae_attr.lm.finetune_sizes import (
     rank_for,
     warmup_for,
 )
-from sae_attr.lm.hf_config import LMConfig
 from sae_attr.lm.hf_folder import read_object
 from sae_attr.lm.lora import (
     Lora,

@@ -15,8 +15,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.finetune_sizes import evaluate_every
-from sae_attr.lm.hf_config import LMConfig, config_from_hf
+from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.hf_folder import read_object
 from sae_attr.lm.model import Params, init_params
 from sae_attr.lm.train_data import Feed, token_feed

@@ -33,7 +33,7 @@ from sae_attr.activations import (
 )
 from sae_attr.files.hub import public_name
 from sae_attr.hooks import Site, lens_name
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, site_named
 from sae_attr.lm.weights import load_config, load_lm, resolve_model
 from sae_attr.report.figures import render, sae_training_figure

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sae_attr.hooks import Site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.text.masks import beyond_limits, norm_limit

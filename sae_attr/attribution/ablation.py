@@ -12,7 +12,7 @@ import numpy as np
 from flax import struct
 
 from sae_attr.hooks import Add, Chain, Edit, SetProjection, Site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.loss import completion_loss, target_nll
 from sae_attr.lm.model import Params, forward
 from sae_attr.text.rows import Batch

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from sae_attr.activations import CorpusBatch
 from sae_attr.activations.statistics import NO_LIMITS
 from sae_attr.hooks import Site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.sae.model import SAE, code_scale, decode, encode

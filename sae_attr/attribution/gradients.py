@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sae_attr.hooks import Add, Edit, Site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.loss import check_loss, completion_loss, target_nll
 from sae_attr.lm.lrp import PLAIN, Rules
 from sae_attr.lm.model import Params, forward

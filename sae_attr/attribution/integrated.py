@@ -25,7 +25,7 @@ from flax import struct
 from sae_attr.attribution.ablation import run_prefix, suffix_nll, suffix_start
 from sae_attr.attribution.gradients import SiteGradients
 from sae_attr.hooks import Add, Chain, Edit, Lerp, SetProjection, Site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.loss import completion_loss
 from sae_attr.lm.model import Params, forward
 from sae_attr.text.rows import Batch

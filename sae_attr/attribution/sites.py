@@ -27,7 +27,7 @@ from sae_attr.attribution.table import (
 )
 from sae_attr.files.tensors import RowSource
 from sae_attr.hooks import Site, parse_site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.lrp import PLAIN, Rules
 from sae_attr.lm.model import Params, norm_gain
 from sae_attr.parallel import shard_batch, to_host

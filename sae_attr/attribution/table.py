@@ -16,7 +16,7 @@ from sae_attr.attribution.gradients import act_and_grad
 from sae_attr.attribution.integrated import Path, integrated_gradients
 from sae_attr.attribution.scores import Moment, moment
 from sae_attr.hooks import Site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.lrp import PLAIN, Rules
 from sae_attr.lm.model import Params
 from sae_attr.parallel import shard_batch, to_host

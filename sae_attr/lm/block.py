@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import struct
 
 from sae_attr.lm.cache import KV, extend
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.lrp import PLAIN, Rules, hold
 from sae_attr.lm.mlp import Experts, activation, wide
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 
 
 @struct.dataclass

@@ -9,9 +9,6 @@ from sae_attr.lm.config import NO_WINDOW, LMConfig
 from sae_attr.lm.hf_families import ACTS, FAMILIES, stated_types
 from sae_attr.lm.hf_keys import DEFAULTS, GPT2_NAMES, READ, SYNONYMS
 from sae_attr.lm.hf_schema import misfits, shown, unread_lines
-from sae_attr.lm.rope import Rope
-
-__all__ = ["NO_WINDOW", "LMConfig", "Rope", "config_from_hf"]
 
 
 def _implied(cfg: LMConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 
 Read = Callable[[np.ndarray, LMConfig], np.ndarray]
 

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from sae_attr.hooks import Site
 from sae_attr.lm.block import Norm
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_layouts import source_of
 from sae_attr.lm.model import Params, forward
 from sae_attr.lm.peft_load import adaptable

@@ -7,7 +7,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.lrp import PLAIN, Rules
 from sae_attr.lm.model import Params, logits
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.lrp import PLAIN, Rules, half_gradient, hold, ratio_activation
 
 _ACT: dict[str, Callable[[jax.Array], jax.Array]] = {

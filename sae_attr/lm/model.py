@@ -17,7 +17,7 @@ from flax import struct
 from sae_attr.hooks import Edit, Site, parse_site
 from sae_attr.lm.block import Block, Context, LayerFacts, Norm, Tap, no_tap
 from sae_attr.lm.cache import KV, Cache, enter
-from sae_attr.lm.hf_config import NO_WINDOW, LMConfig
+from sae_attr.lm.config import NO_WINDOW, LMConfig
 from sae_attr.lm.lrp import PLAIN, Rules, check_rules
 from sae_attr.lm.mlp import wide
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sae_attr.files.tensors import read_tensors
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_folder import ADAPTER, read_object
 from sae_attr.lm.hf_layouts import source_of, without_prefix
 from sae_attr.lm.hf_schema import FLAG, OBJECT, misfits, number, shown, whole

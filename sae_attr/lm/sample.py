@@ -23,7 +23,7 @@ from jax.core import Tracer
 
 from sae_attr.hooks import Edit, Site
 from sae_attr.lm.cache import Cache, init_cache, outgrown
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.mlp import wide
 from sae_attr.lm.model import Params, forward, logits
 

@@ -20,7 +20,8 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from sae_attr.lm.hf_config import LMConfig, config_from_hf
+from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.hf_folder import ADAPTER, CONFIG, read_object, resolve_model
 from sae_attr.lm.hf_layouts import as_is, source_of, transposed
 from sae_attr.lm.model import Params, init_params

@@ -28,8 +28,9 @@ from sae_attr.activations import (
     open_source,
 )
 from sae_attr.hooks import lens_name
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.fit import Fitted, Loop, fit
-from sae_attr.lm.hf_config import LMConfig, config_from_hf
+from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params, init_params
 from sae_attr.lm.train import Optimizer
 from sae_attr.lm.train_data import Feed, example_feed, step_batch

@@ -27,7 +27,7 @@ import numpy as np
 from flax import struct
 
 from sae_attr.hooks import Edit, Site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.organism.grader import BEHAVIOURS, continuations
 from sae_attr.organism.prompts import Prompt

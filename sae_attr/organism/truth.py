@@ -17,7 +17,7 @@ from scipy import stats
 
 from sae_attr.hooks import Add, SetProjection, Site
 from sae_attr.judge import Item
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
 from sae_attr.lm.sample import Sampling, check_finite, generate, make_prompts
 from sae_attr.organism.exact import Scored, exact_rates

@@ -14,7 +14,7 @@ import numpy as np
 from sae_attr.activations import Source, collector, open_source
 from sae_attr.activations.blocks import count_tokens
 from sae_attr.hooks import Site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
 from sae_attr.sae.metrics import FitSums, fit, reconstruct_tokens
 from sae_attr.sae.model import SAE

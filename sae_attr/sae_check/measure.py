@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from sae_attr.hooks import Site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, norm_gain
 from sae_attr.sae.metrics import (
     explained_variance,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.hooks import Edit, Replace, Site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.loss import target_nll
 from sae_attr.lm.model import Params, forward
 from sae_attr.parallel import shard_batch, to_host

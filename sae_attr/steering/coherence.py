@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.loss import target_nll
 from sae_attr.lm.model import Params, forward
 from sae_attr.text.rows import Batch

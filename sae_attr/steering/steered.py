@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.hooks import Site, Within
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, check_site
 from sae_attr.lm.sample import (
     Completions,

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from sae_attr.hooks import Site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
 from sae_attr.lm.sample import Sampling, check_prompts, make_prompts, prompt_width
 from sae_attr.parallel import shard_batch

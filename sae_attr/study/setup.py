@@ -17,8 +17,8 @@ from sae_attr.attribution.scores import check_width
 from sae_attr.attribution.sites import after_gain, read_site
 from sae_attr.files.tensors import RowSource
 from sae_attr.hooks import Site
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.ends import Ends, turn_ends
-from sae_attr.lm.hf_config import LMConfig
 from sae_attr.lm.model import Params, check_site, site_named
 from sae_attr.lm.weights import load_config, load_lm, resolve_model
 from sae_attr.parallel import from_main

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.hooks import Edit, Site
-from sae_attr.lm.hf_config import LMConfig, config_from_hf
+from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params, forward, init_params, logits
 from sae_attr.text.rows import BOS, COMPLETION, LAST, TEMPLATE, USER, Batch, Row
 from tests.miniatures import llama_config

@@ -20,7 +20,7 @@ from sae_attr.attribution import (
 )
 from sae_attr.attribution.ablation import Ablation, taylor_fails
 from sae_attr.hooks import Add, Chain, SetProjection, Site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
 from sae_attr.parallel import LM_RULES, make_mesh, shard_batch, shard_tree
 from tests.attribution._tiny import (

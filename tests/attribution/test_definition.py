@@ -21,7 +21,7 @@ from sae_attr.attribution import (
 )
 from sae_attr.attribution.merged import merge
 from sae_attr.hooks import Replace, Site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import forward
 from sae_attr.parallel import LM_RULES, make_mesh, shard_tree
 from sae_attr.text.rows import SCOPES, Row

@@ -27,7 +27,7 @@ from sae_attr.attribution import (
 from sae_attr.attribution.merged import merge
 from sae_attr.files.tensors import RowSource
 from sae_attr.hooks import Site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh

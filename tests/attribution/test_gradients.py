@@ -14,7 +14,7 @@ import pytest
 
 from sae_attr.attribution import SiteGradients, act_and_grad, collect
 from sae_attr.hooks import POINTS, Add, Replace, Site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
 from sae_attr.parallel import LM_RULES, make_mesh, shard_batch, shard_tree
 from sae_attr.text.rows import Batch

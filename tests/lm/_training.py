@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.lm.hf_config import LMConfig, config_from_hf
+from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params, init_params
 from sae_attr.lm.train import Batch
 from sae_attr.text.examples import Example, packed_arrays

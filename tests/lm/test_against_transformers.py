@@ -18,8 +18,9 @@ from safetensors.numpy import load_file, save_file
 
 from sae_attr.hooks import Replace, Site
 from sae_attr.lm.cache import init_cache
-from sae_attr.lm.hf_config import NO_WINDOW, LMConfig, Rope
+from sae_attr.lm.config import NO_WINDOW, LMConfig
 from sae_attr.lm.model import forward, logits
+from sae_attr.lm.rope import Rope
 from sae_attr.lm.weights import load_config, load_lm, save_lm
 from sae_attr.parallel import make_mesh
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from sae_attr.hooks import Site
-from sae_attr.lm.hf_config import LMConfig, config_from_hf
+from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.lora import (
     Lora,
     adapter_states,

@@ -13,7 +13,7 @@ import pytest
 
 from sae_attr.attribution import act_and_grad
 from sae_attr.hooks import Add, Site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.lrp import LRP, PLAIN, RULES, parse_rules, ratio_activation
 from sae_attr.lm.model import Params, forward, logits
 from tests.attribution._tiny import (

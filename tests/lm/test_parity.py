@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sae_attr.hooks import Site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.loss import target_nll
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.weights import load_config, load_lm

@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.peft_load import load_adapter
 from sae_attr.lm.weights import load_lm, save_lm

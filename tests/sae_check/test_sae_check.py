@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from sae_attr.attribution.sites import after_gain
 from sae_attr.hooks import Site, parse_site
-from sae_attr.lm.hf_config import LMConfig
+from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, init_params
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
