@@ -37,7 +37,7 @@ from sae_attr.attribution.table import side_weights
 from sae_attr.hooks import Add, Edit, SetProjection
 from sae_attr.lm.lrp import LRP, PLAIN, RULES, Rules
 from sae_attr.lm.model import Params, forward
-from sae_attr.report.tables import json_text
+from sae_attr.report.tables import json_text, text_table
 from sae_attr.sae.model import code_rows
 from sae_attr.store import Store, write_atomic
 from sae_attr.study.attribution_stages import firing_stage, gradient_stage, mean_stage
@@ -328,15 +328,19 @@ def dtypes(study: Study, top: int = 100) -> dict[str, Any]:
 
 
 def table_text(results: Mapping[str, Mapping[str, float]], top: int) -> str:
-    """The comparison as people read it."""
-    width = max(map(len, results))
-    columns = ("Pearson", "Spearman", f"top {top}", "slope", "rows", "seconds")
-    keys = ("pearson", "spearman", "top_overlap", "slope", "pearson_rows", "seconds")
-    lines = [f"{'':<{width}} " + " ".join(f"{name:>9}" for name in columns)]
-    for name, found in results.items():
-        cells = [f"{found[key]:9.3f}" if key in found else f"{'':>9}" for key in keys]
-        lines.append(f"{name:<{width}} " + " ".join(cells))
-    return "\n".join(lines)
+    """Returns the comparison as a table, a line per method."""
+    titles = {
+        "pearson": "Pearson",
+        "spearman": "Spearman",
+        "top_overlap": f"top {top}",
+        "slope": "slope",
+        "pearson_rows": "rows",
+        "seconds": "seconds",
+    }
+    columns: dict[str, Any] = {"method": list(results)}
+    for key, title in titles.items():
+        columns[title] = [numbers.get(key) for numbers in results.values()]
+    return text_table(columns, dict.fromkeys(titles.values(), ".3f"))
 
 
 def run(study: Study, compare: Compare) -> dict[str, Any]:

@@ -10,15 +10,14 @@ from ml_collections import ConfigDict
 
 from sae_attr import parallel
 from sae_attr.report.figures import ablation_figure, render
-from sae_attr.report.tables import (
-    csv_text,
-    json_text,
+from sae_attr.report.ranking_text import (
     latent_table,
     legend,
     origin_table,
     ranked_text,
     summary_text,
 )
+from sae_attr.report.tables import csv_text, json_text
 from sae_attr.store import Store, own_workdir, write_atomic
 from sae_attr.study.columns import written
 from sae_attr.study.outcome import Outcome, compute

@@ -34,7 +34,12 @@ from sae_attr.judge import (
     weighted_score,
 )
 from sae_attr.judge.agreement import Estimate, all_pairs, krippendorff_alpha, rate
-from sae_attr.report.tables import csv_text, json_text
+from sae_attr.report.tables import (
+    columns_from_rows,
+    csv_text,
+    json_text,
+    text_table,
+)
 from sae_attr.store import digest, own_workdir, write_atomic
 from sae_attr.study.judges import KEYS, open_judge
 
@@ -397,40 +402,38 @@ def rate_rows(answers: Answers) -> list[dict[str, Any]]:
     return rows
 
 
-def columns_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Rows as columns for CSV; NaN where a row lacks a number."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return {name: [row.get(name, math.nan) for row in rows] for name in names}
-
-
 def table_text(rows: list[dict[str, Any]], rates: list[dict[str, Any]]) -> str:
-    """Agreement of all pairs and rates over all models, as people read them."""
-    interval = lambda row, name: (
-        f"{row[name]:>6.2f} [{row[f'{name}_low']:5.2f}, {row[f'{name}_high']:5.2f}]"
-    )
-    lines = [
-        f"{'answers':<20} {'judges':<58} {'n':>5} {'Spearman':>22} "
-        f"{'weighted kappa':>22} {'kappa of verdicts':>22}"
-    ]
-    for row in rows:
-        last = interval(row, "verdict_kappa") if "verdict_kappa" in row else ""
-        cells = f"{interval(row, 'spearman'):>22} {interval(row, 'weighted_kappa'):>22} {last:>22}"
-        lines.append(
-            f"{row['answers']:<20} {row['first'] + ' · ' + row['second']:<58} "
-            f"{row['n']:>5} {cells}"
-        )
-    lines += [
-        "",
-        f"{'answers':<20} {'judge':<42} {'n':>5} {'missing':>8} "
-        f"{'share with the behaviour':>26}",
-    ]
-    for row in (row for row in rates if row["model"] == "all"):
-        share = f"{100 * row['rate']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-        lines.append(
-            f"{row['answers']:<20} {row['judge']:<42} {row['n']:>5} "
-            f"{100 * row['missing']:>7.1f}% {share:>26}"
-        )
-    return "\n".join(lines)
+    """Returns the agreement of all pairs of judges, and their rates over all models."""
+    agreement = {
+        "answers": [row["answers"] for row in rows],
+        "judges": [f"{row['first']} · {row['second']}" for row in rows],
+        "n": [row["n"] for row in rows],
+        "Spearman": [_interval(row, "spearman") for row in rows],
+        "weighted kappa": [_interval(row, "weighted_kappa") for row in rows],
+        "kappa of verdicts": [_interval(row, "verdict_kappa") for row in rows],
+    }
+    intervals = ("Spearman", "weighted kappa", "kappa of verdicts")
+    over_models = [row for row in rates if row["model"] == "all"]
+    shares = {
+        "answers": [row["answers"] for row in over_models],
+        "judge": [row["judge"] for row in over_models],
+        "n": [row["n"] for row in over_models],
+        "missing": [row["missing"] for row in over_models],
+        "with the behaviour": [row["rate"] for row in over_models],
+        "from": [row["low"] for row in over_models],
+        "to": [row["high"] for row in over_models],
+    }
+    percents = ("missing", "with the behaviour", "from", "to")
+    first = text_table(agreement, right=intervals)
+    second = text_table(shares, dict.fromkeys(percents, ".1%"))
+    return f"{first}\n\n{second}"
+
+
+def _interval(row: Mapping[str, Any], name: str) -> str | None:
+    """Returns an estimate with its interval; None where it was not computed."""
+    if name not in row:
+        return None
+    return f"{row[name]:.2f} [{row[f'{name}_low']:5.2f}, {row[f'{name}_high']:5.2f}]"
 
 
 # ---- the run
@@ -493,8 +496,8 @@ def start(
             "versions": _common.versions(),
         }
         files = {
-            "agreement.csv": csv_text(columns_of(rows)),
-            "rates.csv": csv_text(columns_of(rates)),
+            "agreement.csv": csv_text(columns_from_rows(rows)),
+            "rates.csv": csv_text(columns_from_rows(rates)),
         }
         for name, text in {**files, "result.json": json_text(result)}.items():
             write_atomic(workdir / name, text)

@@ -31,7 +31,7 @@ from sae_attr.attribution.sites import ERROR, SiteRanking
 from sae_attr.hooks import Site
 from sae_attr.interpret import nearest_tokens
 from sae_attr.lm.model import unembedding
-from sae_attr.report.tables import csv_text, json_text
+from sae_attr.report.tables import csv_text, json_text, text_table
 from sae_attr.store import Store, own_workdir, write_atomic
 from sae_attr.study.attribution_stages import firing_stage, mean_stage, self_test
 from sae_attr.study.candidates import decoder_rows
@@ -173,19 +173,19 @@ def columns_of(
 
 
 def table_text(columns: Mapping[str, np.ndarray], count: int = 20) -> str:
-    """The first places as people read them."""
-    lines = [
-        f"{'rank':>4} {'site':<18} {'latent':>8} {'Δ':>10} {'± se':>9} {'signs':>6}  "
-        "nearest tokens"
-    ]
-    for i in range(min(count, len(columns["rank"]))):
-        c = {name: values[i] for name, values in columns.items()}
-        lines.append(
-            f"{c['rank']:>4} {c['site']:<18} {c['latent']:>8} {c['delta']:>10.3g} "
-            f"{c['se']:>9.2g} "
-            f"{100 * c['consistency']:>5.0f}%  {c['tokens']}"
-        )
-    return "\n".join(lines)
+    """Returns the first places as a table."""
+    titles = {
+        "rank": "rank",
+        "site": "site",
+        "latent": "latent",
+        "delta": "Δ",
+        "se": "± se",
+        "consistency": "signs",
+        "tokens": "nearest tokens",
+    }
+    shown = {title: columns[name][:count] for name, title in titles.items()}
+    formats = {"Δ": ".3g", "± se": ".2g", "signs": ".0%"}
+    return text_table(shown, formats, right=("latent",))
 
 
 def shared_rows(studies: Mapping[Site, Study]) -> list[Row]:

@@ -28,7 +28,12 @@ from sae_attr.organism.truth import (
     sampled_pairs,
     steering_truth,
 )
-from sae_attr.report.tables import csv_text, json_text
+from sae_attr.report.tables import (
+    columns_from_rows,
+    csv_text,
+    json_text,
+    text_table,
+)
 from sae_attr.store import (
     Result,
     Store,
@@ -320,58 +325,43 @@ def summary_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def table_text(summary: Sequence[Row], facts: Sequence[Row]) -> str:
-    """Per behaviour and kind a table: a line per score and scope, and per truth
-    Spearman, recall, mean effect.
+    """Returns a table per behaviour and kind, a line per score and scope, and then what
+    every run measured.
     """
-    lines = []
-    for behaviour, kind in dict.fromkeys(
-        (row["behaviour"], row["kind"]) for row in summary
-    ):
-        mine = [
-            row
-            for row in summary
-            if (row["behaviour"], row["kind"]) == (behaviour, kind)
-        ]
-        lines += [
-            "",
-            f"{behaviour}, {kind}, {mine[0]['seeds']} seeds: Spearman ± sd | recall | "
-            "mean effect of the top",
-        ]
-        lines += ["".join([f"{'score':<28}", *(f"{truth:>32}" for truth in TRUTHS)])]
-        for score, scope in dict.fromkeys((row["score"], row["scope"]) for row in mine):
-            cells = [
-                next(
-                    r
-                    for r in mine
-                    if (r["score"], r["scope"], r["truth"]) == (score, scope, t)
-                )
-                for t in TRUTHS
-            ]
-            shown = [
-                f"{r['spearman']:+.2f} ± {r['spearman_sd']:.2f} | {r['recall']:.2f} | "
-                f"{r['effect']:+.3f}"
-                for r in cells
-            ]
-            lines.append(
-                f"{score} {scope}".ljust(28) + "".join(text.rjust(32) for text in shown)
-            )
-        best = [
-            next(row for row in mine if row["truth"] == truth)["best_effect"]
-            for truth in TRUTHS
-        ]
-        lines.append(
-            "best possible".ljust(28)
-            + "".join(f"{'':>13}| 1.00 | {value:+.3f}".rjust(32) for value in best)
-        )
-    lines += ["", "runs"]
-    lines += [
-        " ".join(
-            f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}"
-            for k, v in fact.items()
-        )
-        for fact in facts
+    groups: dict[tuple[Any, Any], list[Row]] = {}
+    for row in summary:
+        groups.setdefault((row["behaviour"], row["kind"]), []).append(row)
+    parts = [
+        f"{behaviour}, {kind}, {rows[0]['seeds']} seeds: Spearman ± sd | recall | "
+        f"mean effect of the top\n{_group_table(rows)}\n"
+        for (behaviour, kind), rows in groups.items()
     ]
-    return "\n".join(lines).lstrip("\n") + "\n"
+    return "\n".join([*parts, "runs", *map(_fact_line, facts)]) + "\n"
+
+
+def _group_table(rows: Sequence[Row]) -> str:
+    """Returns one behaviour's and kind's table: Spearman, recall and mean effect per
+    truth.
+    """
+    names = dict.fromkeys(f"{row['score']} {row['scope']}" for row in rows)
+    columns: dict[str, list[Any]] = {"score": [*names, "best possible"]}
+    for truth in TRUTHS:
+        mine = [row for row in rows if row["truth"] == truth]
+        cells = [
+            f"{row['spearman']:+.2f} ± {row['spearman_sd']:.2f} | {row['recall']:.2f} | "
+            f"{row['effect']:+.3f}"
+            for row in mine
+        ]
+        columns[truth] = [*cells, f"| 1.00 | {mine[0]['best_effect']:+.3f}"]
+    return text_table(columns, right=TRUTHS)
+
+
+def _fact_line(fact: Row) -> str:
+    numbers = (
+        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in fact.items()
+    )
+    return " ".join(numbers)
 
 
 def write(
@@ -380,14 +370,13 @@ def write(
     """truth.csv, truth.json and truth.txt; returns the table."""
     summary = summary_rows(rows)
     text = table_text(summary, facts)
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
     content = {
         "rows": summary,
         "runs": list(facts),
         "config": config.to_dict(),
         "versions": _common.versions(),
     }
-    write_atomic(workdir / "truth.csv", csv_text(columns))
+    write_atomic(workdir / "truth.csv", csv_text(columns_from_rows(rows)))
     write_atomic(workdir / "truth.json", json_text(content))
     write_atomic(workdir / "truth.txt", text)
     return text

@@ -16,7 +16,7 @@ MAY_IMPORT = (
     | {"lm": BASE, "sae": BASE, "judge": BASE}
     | {"activations": BASE | {"lm"}}
     | {"interpret": CORE, "steering": CORE}
-    | {"sae_check": CORE | {"activations"}}
+    | {"sae_check": CORE | {"activations", "report"}}
     | {"attribution": (CORE - {"settings", "store"}) | {"activations", "interpret"}}
     | {"organism": CORE | {"activations", "judge"}}
     | {"report": {"store"}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sae_attr.report.tables import text_table
 from sae_attr.sae_check.measure import Measured
 from sae_attr.sae_check.verdict import Promise, Verdict
 from sae_attr.text.masks import count_text
@@ -24,12 +25,6 @@ def table(measured: Measured, promise: Promise, verdict: Verdict) -> str:
     text.
     """
     m, norms = measured.metrics, measured.metrics["decoder_norms"]
-    sites = [
-        f"{s.site:<20} {s.explained_variance:>8.3f} {s.l0:>8.1f} {s.mse:>10.4g} "
-        f"{s.explained_variance_with_special:>10.3f} "
-        f"{s.l0_with_special:>8.1f}"
-        for s in measured.sites
-    ]
     said = "nothing" if promise.l0 is None else f"L0 {promise.l0:.4g}"
     said += (
         ""
@@ -37,9 +32,7 @@ def table(measured: Measured, promise: Promise, verdict: Verdict) -> str:
         else f", explained variance {promise.explained_variance:.3f}"
     )
     lines = [
-        f"{'site':<20} {'expl.var':>8} {'L0':>8} {'mse':>10} {'ev w. BOS':>10} "
-        f"{'L0 w.BOS':>8}",
-        *sites,
+        _site_table(measured),
         "",
         f"{measured.site}: {count_text(measured.masked)}",
         f"on the other {m['tokens']:,} tokens: explained variance "
@@ -61,3 +54,25 @@ def table(measured: Measured, promise: Promise, verdict: Verdict) -> str:
         verdict.sentence,
     ]
     return "\n".join(lines)
+
+
+def _site_table(measured: Measured) -> str:
+    """Returns how the SAE does at every site, on the tokens that count and on all."""
+    sites = measured.sites
+    with_bos = [site.explained_variance_with_special for site in sites]
+    columns = {
+        "site": [site.site for site in sites],
+        "expl.var": [site.explained_variance for site in sites],
+        "L0": [site.l0 for site in sites],
+        "mse": [site.mse for site in sites],
+        "ev w. BOS": with_bos,
+        "L0 w. BOS": [site.l0_with_special for site in sites],
+    }
+    formats = {
+        "expl.var": ".3f",
+        "L0": ".1f",
+        "mse": ".4g",
+        "ev w. BOS": ".3f",
+        "L0 w. BOS": ".1f",
+    }
+    return text_table(columns, formats)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sae_attr.report.tables import text_table
 from sae_attr.study.case import Case
 from sae_attr.study.settings import DIRECTIONS
 
@@ -71,30 +72,30 @@ def case_costs(case: Case) -> list[Cost]:
 
 
 def cost_table(costs: Sequence[Cost], states: Mapping[str, str]) -> str:
-    """The costs as a table, with what is left to do and the sum of it."""
-    head = (
-        f"{'stage':<34} {'samples':>10} {'judge calls':>12} {'new tokens':>12}  state"
-    )
-    lines = [
-        "at most, before answers that are set aside and sampled again:",
-        head,
-        "-" * len(head),
-    ]
+    """Returns the costs as a table, with the sum of what is left to do."""
     left = [cost for cost in costs if states.get(cost.stage) != "done"]
-    for cost in costs:
-        state = states.get(cost.stage, "missing")
+    total = Cost(
+        "to do",
+        sum(cost.samples for cost in left),
+        sum(cost.judged for cost in left),
+        sum(cost.tokens for cost in left),
+        sum(cost.resampled for cost in left),
+    )
+    rows = [*costs, total]
+    table = text_table(
+        {
+            "stage": [row.stage for row in rows],
+            "samples": [row.samples for row in rows],
+            "judge calls": [row.judged for row in rows],
+            "new tokens": [row.tokens for row in rows],
+            "state": [states.get(cost.stage, "missing") for cost in costs] + [""],
+        },
+        {"samples": ",", "judge calls": ",", "new tokens": ","},
+    )
+    lines = ["at most, before answers that are excluded and sampled again:", table]
+    if total.resampled:
         lines.append(
-            f"{cost.stage:<34} {cost.samples:>10,} {cost.judged:>12,} "
-            f"{cost.tokens:>12,}  {state}"
-        )
-    total = [
-        sum(getattr(cost, k) for cost in left)
-        for k in ("samples", "judged", "tokens", "resampled")
-    ]
-    lines.append(f"{'to do':<34} {total[0]:>10,} {total[1]:>12,} {total[2]:>12,}")
-    if total[3]:
-        lines.append(
-            f"set-aside answers may add up to {total[3]:,} samples and judge calls; "
+            f"excluded answers may add up to {total.resampled:,} samples and judge calls; "
             "usually a few per cent of that"
         )
     return "\n".join(lines)

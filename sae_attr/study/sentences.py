@@ -13,7 +13,7 @@ from sae_attr.judge import judge_name, warnings_of
 from sae_attr.report.figures.strips import method_name
 from sae_attr.report.numbers import signed, span
 from sae_attr.report.page import Choice
-from sae_attr.report.tables import ranked_text, silent_text
+from sae_attr.report.ranking_text import ranked_text, silent_text
 from sae_attr.store import Result
 from sae_attr.study.case import Case
 from sae_attr.study.results import CaseResults

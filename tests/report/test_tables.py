@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sae_attr.report.tables import csv_text, latent_table, legend, origin_table
+from sae_attr.report.ranking_text import latent_table, legend, origin_table
+from sae_attr.report.tables import csv_text, text_table
 
 
 def read(text: str) -> list[list[str]]:
@@ -98,12 +99,34 @@ def columns(**changes: Any) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in (made | changes).items()}
 
 
+def test_a_table_sets_numbers_right_and_text_left_under_one_rule() -> None:
+    columns = {
+        "method": ["gradient", "LRP"],
+        "n": [1_000, None],
+        "r": np.array([0.5, np.nan], np.float32),
+        "interval": ["0.1 [0.0, 0.2]", None],
+    }
+    text = text_table(columns, {"n": ",", "r": ".2f"}, right=("interval",))
+    assert text.splitlines() == [
+        "method        n     r        interval",
+        "-------------------------------------",
+        "gradient  1,000  0.50  0.1 [0.0, 0.2]",
+        "LRP                 –",
+    ]
+
+
+def test_a_table_refuses_columns_of_different_length() -> None:
+    with pytest.raises(ValueError, match=r"different lengths: \{'a': 1, 'b': 2\}"):
+        text_table({"a": [1], "b": [1, 2]})
+
+
 def test_the_table_shows_unknown_rates_duplicates_and_no_ablation() -> None:
-    first, second = latent_table(columns()).splitlines()[2:]
+    head, _, first, second = latent_table(columns()).splitlines()
+    assert head.split()[-2:] == ["copy", "of"]
     assert "50.00%" in first
     assert first.endswith("'a' 'b'")
-    assert "?" in second
-    assert second.endswith("'c'  = 7")
+    assert " – " in second
+    assert second.split()[-2:] == ["'c'", "7"]
     assert "!" not in first + second
 
 
@@ -111,8 +134,7 @@ def test_the_table_marks_where_first_order_fails() -> None:
     lines = latent_table(
         columns(exact=[0.4, np.nan], taylor_fails=[True, False])
     ).splitlines()[2:]
-    assert "0.4000!" in lines[0]
-    assert "nan!" not in lines[1]
+    assert "0.4000  !" in lines[0]
     assert "!" not in lines[1]
 
 
@@ -120,7 +142,7 @@ def test_the_table_is_cut_at_count_and_may_be_empty() -> None:
     assert len(latent_table(columns(), count=1).splitlines()) == 3
     empty = {name: values[:0] for name, values in columns().items()}
     assert len(latent_table(empty).splitlines()) == 2
-    assert len(origin_table(empty).splitlines()) == 1
+    assert len(origin_table(empty).splitlines()) == 2
 
 
 def test_columns_of_the_table_line_up() -> None:
@@ -132,10 +154,10 @@ def test_columns_of_the_table_line_up() -> None:
 
 
 def test_shares_are_percent_of_the_sum_and_a_sum_of_zero_is_no_share() -> None:
-    head, first, second = origin_table(columns()).splitlines()
+    head, _, first, second = origin_table(columns()).splitlines()
     assert head.split() == ["latent", "user", "completion"]
     assert first.split() == ["7", "75%", "25%"]
-    assert second.split() == ["123456", "nan%", "nan%"]
+    assert second.split() == ["123456", "–", "–"]
 
 
 def test_the_legend_names_the_scope_of_the_ablation_only_where_there_was_one() -> None:
