@@ -40,7 +40,7 @@ from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params, init_params
-from sae_attr.text.rows import Batch
+from sae_attr.text.batching import RowBatch
 
 PROMPT, COMPLETION, SITE = 128, 128, Site(6)
 ROWS_OF_PRODUCT = 1024
@@ -104,12 +104,12 @@ class Peer:
         self.process.wait()
 
 
-def rows_of(tokens_bt: np.ndarray) -> Batch:
+def rows_of(tokens_bt: np.ndarray) -> RowBatch:
     """Rows without padding whose last `COMPLETION` tokens are the completion."""
     b, t = tokens_bt.shape
     target_bc = np.tile(np.arange(PROMPT, t, dtype=np.int32), (b, 1))
     completion_bt = np.broadcast_to(np.arange(t) >= PROMPT, (b, t))
-    return Batch(
+    return RowBatch(
         tokens_bt,
         np.ones((b, t), bool),
         completion_bt,

@@ -30,7 +30,7 @@ from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import init_params
-from sae_attr.text.rows import Batch
+from sae_attr.text.batching import RowBatch
 
 LIMIT = 1.15
 GPT2 = {
@@ -100,7 +100,7 @@ def compiled_program(
     """`act_and_grad` compiled for shapes alone: no weights are made."""
     t = prompt + completion
     shape = lambda dtype, *sizes: jax.ShapeDtypeStruct((rows, *sizes), dtype)
-    batch = Batch(
+    batch = RowBatch(
         shape(jnp.int32, t),
         shape(bool, t),
         shape(bool, t),

@@ -64,8 +64,8 @@ from sae_attr.sae.run import train
 from sae_attr.sae.sparse import kth_largest
 from sae_attr.sae.train import finished
 from sae_attr.sae.train_config import TrainConfig
+from sae_attr.text.batching import corpus_batches
 from sae_attr.text.corpus_files import read_corpus
-from sae_attr.text.rows import corpus_batches
 from sae_attr.text.tokenizer import load_tokenizer
 
 SITE, CONTEXT, ROWS = Site(2), 256, 25

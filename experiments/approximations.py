@@ -44,7 +44,7 @@ from sae_attr.study.attribution_stages import firing_stage, gradient_stage, mean
 from sae_attr.study.candidates import ablated_rows, decoder_rows
 from sae_attr.study.outcome import choices
 from sae_attr.study.setup import Study
-from sae_attr.text.rows import Batch
+from sae_attr.text.batching import RowBatch
 
 from . import _common
 from ._config import settings_of
@@ -54,7 +54,7 @@ OUT = flags.DEFINE_string(
     "out", None, "JSON file for the numbers; stages are stored beside it."
 )
 
-Method = Callable[[Params, Batch, Any], jax.Array]
+Method = Callable[[Params, RowBatch, Any], jax.Array]
 """(params, batch, where_bt) -> per row and chosen latent the effect of all positions
 `where_bt` together, `[b, k]`.
 """
@@ -127,7 +127,7 @@ def choose(study: Study, compare: Compare) -> Chosen:
 
 
 def exact(
-    c: Chosen, params: Params, batch: Batch, where: Any, *, code: bool = False
+    c: Chosen, params: Params, batch: RowBatch, where: Any, *, code: bool = False
 ) -> jax.Array:
     """ΔL of putting a latent back to its mean at all positions: its projection, or
     (`code`) what the SAE's code adds.
@@ -151,7 +151,7 @@ def exact(
     return jax.lax.map(lambda item: loss(moved(item)) - before_b, items).T
 
 
-def _codes(c: Chosen, params: Params, batch: Batch) -> jax.Array:
+def _codes(c: Chosen, params: Params, batch: RowBatch) -> jax.Array:
     site = c.study.read_site
     out = forward(
         params,
@@ -165,7 +165,7 @@ def _codes(c: Chosen, params: Params, batch: Batch) -> jax.Array:
 
 
 def first_order(
-    c: Chosen, params: Params, batch: Batch, where: Any, *, rules: Rules = PLAIN
+    c: Chosen, params: Params, batch: RowBatch, where: Any, *, rules: Rules = PLAIN
 ) -> jax.Array:
     """Σ_t δ with plain gradients, or with backward rules."""
     site = c.study.site
@@ -182,7 +182,7 @@ def first_order(
     )
 
 
-def encoder_true(c: Chosen, params: Params, batch: Batch, where: Any) -> jax.Array:
+def encoder_true(c: Chosen, params: Params, batch: RowBatch, where: Any) -> jax.Array:
     """Σ_t δ′."""
     site, read = c.study.site, c.study.read_site
     out = act_and_grad(
@@ -203,7 +203,7 @@ def encoder_true(c: Chosen, params: Params, batch: Batch, where: Any) -> jax.Arr
 
 
 def joint(
-    c: Chosen, params: Params, batch: Batch, where: Any, *, steps: int
+    c: Chosen, params: Params, batch: RowBatch, where: Any, *, steps: int
 ) -> jax.Array:
     """Σ_t δ with gradients averaged on the line that all coordinates move along
     together.
@@ -216,7 +216,7 @@ def joint(
 
 
 def per_latent(
-    c: Chosen, params: Params, batch: Batch, where: Any, *, steps: int
+    c: Chosen, params: Params, batch: RowBatch, where: Any, *, steps: int
 ) -> jax.Array:
     """Σ_t δ with gradients averaged on each latent's own line."""
     return integrated_latents(

@@ -139,7 +139,7 @@ def states_of(
             found.setdefault(name, []).append(parallel.to_host(x_lbtr)[:, valid_bt])
     arrays = {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
     arrays["ids"] = np.concatenate([row.ids for row in held])
-    arrays["learnt"] = np.concatenate([row.target for row in held])
+    arrays["loss_mask"] = np.concatenate([row.loss_mask for row in held])
     arrays["line"] = np.concatenate([np.full(len(row.ids), row.line) for row in held])
     arrays["pos"] = np.concatenate([np.arange(len(row.ids)) for row in held])
     return _common.npz_bytes({**arrays, "layers": np.array(layers)})

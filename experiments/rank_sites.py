@@ -37,7 +37,7 @@ from sae_attr.study.attribution_stages import firing_stage, mean_stage, self_tes
 from sae_attr.study.candidates import decoder_rows
 from sae_attr.study.columns import quoted, written
 from sae_attr.study.setup import Study
-from sae_attr.text.rows import Row
+from sae_attr.text.rows import TokenRow
 from sae_attr.text.tokenizer import token_strings
 
 from . import _common
@@ -188,7 +188,7 @@ def table_text(columns: Mapping[str, np.ndarray], count: int = 20) -> str:
     return text_table(shown, formats, right=("latent",))
 
 
-def shared_rows(studies: Mapping[Site, Study]) -> list[Row]:
+def shared_rows(studies: Mapping[Site, Study]) -> list[TokenRow]:
     """Rows of one pass: a token that is masked at one of the sites counts at none."""
     of_sites = zip(*(study.rows for study in studies.values()), strict=True)
     return [

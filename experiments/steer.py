@@ -40,8 +40,9 @@ from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.attribution_stages import agreed, mean_stage
 from sae_attr.study.setup import Study
 from sae_attr.text.chat import options_read
+from sae_attr.text.encoding import encode_prompt
 from sae_attr.text.pairs import read_prompts
-from sae_attr.text.rows import corpus_mask, encode_prompt
+from sae_attr.text.rows import corpus_mask
 from sae_attr.text.tokenizer import decode
 
 from . import _common

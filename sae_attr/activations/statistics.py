@@ -17,8 +17,8 @@ from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward
 from sae_attr.parallel import shard_batch, to_host
+from sae_attr.text.batching import RowBatch
 from sae_attr.text.masks import beyond_limits, norm_limit
-from sae_attr.text.rows import Batch
 
 CorpusBatch = tuple[
     np.ndarray, np.ndarray, np.ndarray
@@ -113,7 +113,7 @@ def norm_limits(
 
 def rows_beyond(
     params: Params,
-    work: Iterable[tuple[Batch, np.ndarray]],
+    work: Iterable[tuple[RowBatch, np.ndarray]],
     limits: Mapping[Site, float],
     *,
     cfg: LMConfig,
@@ -130,7 +130,7 @@ def rows_beyond(
     sites = tuple(limits)
     span = (0, max(site.layer for site in sites) + 1)
 
-    def beyond(p: Params, batch: Batch) -> jax.Array:
+    def beyond(p: Params, batch: RowBatch) -> jax.Array:
         acts = forward(
             p, batch.tokens_bt, cfg=cfg, valid_bt=batch.valid_bt, keep=sites, span=span
         ).acts

@@ -15,7 +15,7 @@ from sae_attr.hooks import Add, Chain, Edit, SetProjection, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.loss import completion_loss, target_nll
 from sae_attr.lm.model import Params, forward
-from sae_attr.text.rows import Batch
+from sae_attr.text.batching import RowBatch
 
 
 @struct.dataclass
@@ -49,7 +49,7 @@ def suffix_start(site: Site) -> tuple[int, Site]:
 
 def run_prefix(
     params: Params,
-    batch: Batch,
+    batch: RowBatch,
     *,
     cfg: LMConfig,
     site: Site,
@@ -73,7 +73,7 @@ def run_prefix(
 def suffix_loss(
     params: Params,
     x_btd: jax.Array,
-    batch: Batch,
+    batch: RowBatch,
     edit: Edit,
     *,
     cfg: LMConfig,
@@ -88,7 +88,7 @@ def suffix_loss(
 def suffix_nll(
     params: Params,
     x_btd: jax.Array,
-    batch: Batch,
+    batch: RowBatch,
     edit: Edit,
     *,
     cfg: LMConfig,
@@ -135,7 +135,7 @@ class Unablated:
 
 
 def run_unablated(
-    params: Params, batch: Batch, *, cfg: LMConfig, site: Site, loss: str = "sum"
+    params: Params, batch: RowBatch, *, cfg: LMConfig, site: Site, loss: str = "sum"
 ) -> Unablated:
     """One prefix and one suffix, forward and backward: everything that the ablations of
     a batch start from.
@@ -158,7 +158,7 @@ def run_unablated(
 def ablate_rows(
     params: Params,
     plain: Unablated,
-    batch: Batch,
+    batch: RowBatch,
     directions_bd: jax.Array,
     mean_d: jax.Array,
     where_bt: jax.Array,
@@ -204,7 +204,7 @@ def ablate_rows(
 
 def row_ablation(
     params: Params,
-    batch: Batch,
+    batch: RowBatch,
     directions_bd: jax.Array,
     mean_d: jax.Array,
     where_bt: jax.Array,
@@ -232,7 +232,7 @@ def row_ablation(
 
 def exact_ablation(
     params: Params,
-    batch: Batch,
+    batch: RowBatch,
     dec_kd: jax.Array,
     mean_d: jax.Array,
     where_bt: jax.Array,
@@ -272,7 +272,7 @@ def exact_ablation(
 
 
 def _site_of(
-    params: Params, x_btd: jax.Array, batch: Batch, *, cfg: LMConfig, site: Site
+    params: Params, x_btd: jax.Array, batch: RowBatch, *, cfg: LMConfig, site: Site
 ) -> jax.Array:
     """The site's activation from the stored prefix: the prefix itself, or one block
     further.

@@ -15,7 +15,7 @@ from sae_attr.lm.config import LMConfig
 from sae_attr.lm.loss import check_loss, completion_loss, target_nll
 from sae_attr.lm.lrp import PLAIN, Rules
 from sae_attr.lm.model import Params, forward
-from sae_attr.text.rows import Batch
+from sae_attr.text.batching import RowBatch
 
 
 @struct.dataclass
@@ -31,7 +31,7 @@ class SiteGradients:
 
 def act_and_grad(
     params: Params,
-    batch: Batch,
+    batch: RowBatch,
     *,
     cfg: LMConfig,
     sites: tuple[Site, ...],

@@ -28,7 +28,7 @@ from sae_attr.hooks import Add, Chain, Edit, Lerp, SetProjection, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.loss import completion_loss
 from sae_attr.lm.model import Params, forward
-from sae_attr.text.rows import Batch
+from sae_attr.text.batching import RowBatch
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Path:
     """
 
     mean_d: np.ndarray
-    where: Callable[[Batch, np.ndarray], np.ndarray]
+    where: Callable[[RowBatch, np.ndarray], np.ndarray]
     steps: int = 10
 
 
@@ -68,7 +68,7 @@ def midpoints(steps: int) -> jax.Array:
 
 def integrated_gradients(
     params: Params,
-    batch: Batch,
+    batch: RowBatch,
     mean_d: jax.Array,
     where_bt: jax.Array,
     *,
@@ -110,7 +110,7 @@ def integrated_gradients(
 
 def integrated_latents(
     params: Params,
-    batch: Batch,
+    batch: RowBatch,
     dec_kd: jax.Array,
     mean_d: jax.Array,
     where_bt: jax.Array,
@@ -166,7 +166,12 @@ def _gradient_sum(
 
 
 def _prefix(
-    params: Params, batch: Batch, *, cfg: LMConfig, site: Site, read: tuple[Site, ...]
+    params: Params,
+    batch: RowBatch,
+    *,
+    cfg: LMConfig,
+    site: Site,
+    read: tuple[Site, ...],
 ) -> tuple[jax.Array, dict[Site, jax.Array]]:
     """The residual that enters the suffix, and the activations of the site and of the
     sites that are read.

@@ -18,7 +18,7 @@ from sae_attr.attribution.table import (
     round_up,
     token_weights,
 )
-from sae_attr.text.rows import ROLES, Row
+from sae_attr.text.rows import ROLES, TokenRow
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ def _joined(arrays: Sequence[np.ndarray], shared: int) -> np.ndarray:
     return np.concatenate([arrays[0][:shared], *(a[shared:] for a in arrays)])
 
 
-def _common_prefix(rows: Sequence[Row]) -> int:
+def _common_prefix(rows: Sequence[TokenRow]) -> int:
     """How many prompt tokens all rows share: a token that straddles the border can make
     prompts differ at their end.
     """

@@ -32,7 +32,8 @@ from sae_attr.lm.lrp import PLAIN, Rules
 from sae_attr.lm.model import Params, norm_gain
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.sae.model import SAE, scaled_input
-from sae_attr.text.rows import Row, batches
+from sae_attr.text.batching import batches
+from sae_attr.text.rows import TokenRow
 
 ERROR = -1  # in the place of a latent: what the SAE of that site does not reconstruct
 
@@ -107,7 +108,7 @@ def rank_sites(
 
 def collect_sites(
     params: Params,
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     *,
     cfg: LMConfig,
     sites: Mapping[Site, Site] | Sequence[Site],

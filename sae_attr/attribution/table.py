@@ -20,7 +20,8 @@ from sae_attr.lm.config import LMConfig
 from sae_attr.lm.lrp import PLAIN, Rules
 from sae_attr.lm.model import Params
 from sae_attr.parallel import shard_batch, to_host
-from sae_attr.text.rows import Batch, Row, batches, scope_mask
+from sae_attr.text.batching import RowBatch, batches
+from sae_attr.text.rows import TokenRow, scope_mask
 
 BLOCK = 16384  # tokens that are on the device at a time
 
@@ -36,7 +37,7 @@ class TokenTable:
     Where they came from does not matter: another program's arrays do as well.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[TokenRow]
     acts_kd: np.ndarray
     grads_kd: np.ndarray
     start_r: np.ndarray
@@ -71,7 +72,7 @@ class TokenTable:
 
 
 def table_from_arrays(
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     acts: Sequence[Any],
     grads: Sequence[Any],
     nll_r: Any = None,
@@ -110,7 +111,7 @@ def table_from_arrays(
 
 def gradient_batches(
     params: Params,
-    work: Iterable[tuple[Batch, np.ndarray]],
+    work: Iterable[tuple[RowBatch, np.ndarray]],
     *,
     cfg: LMConfig,
     site: Site,
@@ -163,7 +164,7 @@ def gradient_batches(
 
 
 def table_from_batches(
-    rows: Sequence[Row], results: Iterable[dict[str, np.ndarray]]
+    rows: Sequence[TokenRow], results: Iterable[dict[str, np.ndarray]]
 ) -> TokenTable:
     """Puts the rows of computed batches back in order.
 
@@ -198,7 +199,7 @@ def table_from_batches(
 
 def collect(
     params: Params,
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     *,
     cfg: LMConfig,
     site: Site,
@@ -225,7 +226,7 @@ def collect(
 
 
 def counted(
-    rows: Sequence[Row], scope: str, exclude: frozenset[str]
+    rows: Sequence[TokenRow], scope: str, exclude: frozenset[str]
 ) -> list[np.ndarray]:
     """Per row, which tokens count: bool `[T]`.
 
@@ -247,7 +248,7 @@ def counted(
     return masks
 
 
-def side_weights(rows: Sequence[Row]) -> np.ndarray:
+def side_weights(rows: Sequence[TokenRow]) -> np.ndarray:
     """Per row ±1 / (prompts · completions of that prompt and side): the mean over pairs
     of differences within prompts.
     """
@@ -259,7 +260,7 @@ def side_weights(rows: Sequence[Row]) -> np.ndarray:
 
 
 def token_weights(
-    rows: Sequence[Row], scope: str, exclude: frozenset[str] = frozenset()
+    rows: Sequence[TokenRow], scope: str, exclude: frozenset[str] = frozenset()
 ) -> np.ndarray:
     """w of every token `[k]`, float64: the row's side weight divided by the row's own
     number of counted tokens.

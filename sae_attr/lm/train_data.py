@@ -89,7 +89,9 @@ def example_feed(
         else [[i] for i in range(len(rows))]
     )
     longest = max(sum(len(rows[i].ids) for i in members) for members in packs)
-    targets = max(sum(int(rows[i].target.sum()) for i in members) for members in packs)
+    targets = max(
+        sum(int(rows[i].loss_mask.sum()) for i in members) for members in packs
+    )
     width, targets = min(_up(longest, 32), context), _up(targets, 8)
     at = lambda number: packs[number] if number >= 0 else []
     make = lambda index: Batch(

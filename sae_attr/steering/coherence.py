@@ -19,7 +19,7 @@ import numpy as np
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.loss import target_nll
 from sae_attr.lm.model import Params, forward
-from sae_attr.text.rows import Batch
+from sae_attr.text.batching import RowBatch
 
 GRAM = 3  # tokens of a phrase whose return counts as repetition
 LEAST_REPETITION = 0.2  # no limit below it: in a short answer a single phrase that comes again is a tenth of all
@@ -45,7 +45,7 @@ class OwnAnswers:
 
 
 @partial(jax.jit, static_argnames="cfg")
-def logp_per_token(params: Params, batch: Batch, *, cfg: LMConfig) -> jax.Array:
+def logp_per_token(params: Params, batch: RowBatch, *, cfg: LMConfig) -> jax.Array:
     """Returns the mean log-probability of every row's completion tokens `[b]`, float32
     nats; NaN for a row without any.
     """

@@ -41,7 +41,7 @@ from sae_attr.study.columns import quoted
 from sae_attr.study.evidence import Evidence
 from sae_attr.study.score_table import SCORES, Candidates, column_of, key_of
 from sae_attr.study.setup import Study
-from sae_attr.text.rows import ROLES, Row, scope_mask
+from sae_attr.text.rows import ROLES, TokenRow, scope_mask
 from sae_attr.text.tokenizer import token_strings
 
 POOL = 10  # latents per place and score of `POOL_BY`, where a preset's own score is computed for a pool only
@@ -298,11 +298,11 @@ def ablation_stage(
     return study.stage("ablation", fields, inputs, compute)
 
 
-def ablated_rows(rows: list[Row], limit: int | None) -> list[Row]:
+def ablated_rows(rows: list[TokenRow], limit: int | None) -> list[TokenRow]:
     """The first prompts' rows, whole prompts at a time, at most `limit` rows but at
     least one prompt.
     """
-    out: list[Row] = []
+    out: list[TokenRow] = []
     for pair in dict.fromkeys(row.pair for row in rows):
         members = [row for row in rows if row.pair == pair]
         if out and limit is not None and len(out) + len(members) > limit:
@@ -316,7 +316,7 @@ _FIELDS = ("dloss", "first_order", "end_slope", "push", "end_push")
 
 def _joint(
     study: Study,
-    rows: list[Row],
+    rows: list[TokenRow],
     dec_kd: jax.Array,
     mean: MeanActivation,
     preset: Preset,
@@ -358,7 +358,7 @@ def _joint(
 
 def _single(
     study: Study,
-    rows: list[Row],
+    rows: list[TokenRow],
     dec_kd: jax.Array,
     mean: MeanActivation,
     preset: Preset,
@@ -404,7 +404,7 @@ def _single(
 
 
 def ablation_summary(
-    rows: list[Row], arrays: Mapping[str, np.ndarray]
+    rows: list[TokenRow], arrays: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Per latent, the paired mean of ΔL and of what first order said; and their
     correlations, joint and single apart.

@@ -31,15 +31,10 @@ from sae_attr.study.candidates import decoder_rows
 from sae_attr.study.samples import UNSTEERED, Answer, Arms, Rows
 from sae_attr.study.settings import CaseSettings, StudySettings
 from sae_attr.study.setup import Study
+from sae_attr.text.batching import batches
+from sae_attr.text.encoding import encode_prompt
 from sae_attr.text.pairs import Prompt
-from sae_attr.text.rows import (
-    COMPLETION,
-    batches,
-    encode_prompt,
-    is_special,
-    scope_mask,
-)
-from sae_attr.text.rows import Row as TokenRow
+from sae_attr.text.rows import COMPLETION, TokenRow, is_special, scope_mask
 from sae_attr.text.tokenizer import decode, encode
 
 

@@ -33,8 +33,8 @@ from sae_attr.parallel import shard_batch, to_host
 from sae_attr.settings import given_only
 from sae_attr.store import fingerprint
 from sae_attr.text.chat import options_read, with_options
+from sae_attr.text.encoding import encode_prompt
 from sae_attr.text.pairs import Prompt
-from sae_attr.text.rows import encode_prompt
 from sae_attr.text.tokenizer import decode, load_tokenizer
 
 

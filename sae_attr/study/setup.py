@@ -34,21 +34,13 @@ from sae_attr.sae.model import SAE, SAEConfig
 from sae_attr.store import Progress, Result, Store, digest, fingerprint, run_stage
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.versions import VERSIONS, called_by
+from sae_attr.text.batching import RowBatch, batches, corpus_batches, document_batches
 from sae_attr.text.chat import options_read, with_options
 from sae_attr.text.corpus_files import read_corpus
+from sae_attr.text.encoding import EncodedPairs, encode_pairs
 from sae_attr.text.masks import Masks
 from sae_attr.text.pairs import Pair, read_pairs
-from sae_attr.text.rows import (
-    Batch,
-    Encoded,
-    Row,
-    batches,
-    corpus_batches,
-    corpus_mask,
-    document_batches,
-    encode_pairs,
-    scope_mask,
-)
+from sae_attr.text.rows import TokenRow, corpus_mask, scope_mask
 from sae_attr.text.token_file import (
     TokenFile,
     check_embedding,
@@ -286,7 +278,7 @@ class Study:
         return {site: float(result.meta["limits"][str(site)]) for site in sites}
 
     @functools.cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TokenRow]:
         """Rows of all completions, with the first k and the outliers of each masked."""
         rows = self.encoded.rows
         first_r = [np.arange(len(row.ids)) < self.masks.first_k for row in rows]
@@ -299,7 +291,7 @@ class Study:
             for row, masked in zip(rows, masked_r, strict=True)
         ]
 
-    def _beyond(self, rows: Sequence[Row]) -> list[np.ndarray]:
+    def _beyond(self, rows: Sequence[TokenRow]) -> list[np.ndarray]:
         """Per row, the tokens whose norm exceeds a limit, bool `[t]`."""
         limits = self.limits
         if not limits:
@@ -349,7 +341,7 @@ class Study:
         return read_pairs(self.settings.pairs)
 
     @functools.cached_property
-    def encoded(self) -> Encoded:
+    def encoded(self) -> EncodedPairs:
         """Token rows of all completions."""
         return encode_pairs(
             self.pairs,
@@ -425,13 +417,13 @@ class Study:
                 _ = self.sae
 
     def where(
-        self, rows: Sequence[Row], scope: str
-    ) -> Callable[[Batch, np.ndarray], np.ndarray]:
+        self, rows: Sequence[TokenRow], scope: str
+    ) -> Callable[[RowBatch, np.ndarray], np.ndarray]:
         """The positions of a batch of these rows that count in a scope: `(batch, row_b)
         -> bool [b, t]`.
         """
 
-        def mask(batch: Batch, row_b: np.ndarray) -> np.ndarray:
+        def mask(batch: RowBatch, row_b: np.ndarray) -> np.ndarray:
             where_bt = np.zeros(batch.tokens_bt.shape, bool)
             for b, row in enumerate(row_b):
                 if row >= 0:
@@ -497,7 +489,7 @@ class Study:
             self.store, name, number, declared, inputs, together, agree=from_main
         )
 
-    def batched(self, rows: Sequence[Row]) -> list[tuple[Batch, np.ndarray]]:
+    def batched(self, rows: Sequence[TokenRow]) -> list[tuple[RowBatch, np.ndarray]]:
         """Rows in batches that the mesh can split."""
         return batches(
             rows, batch_size=self._whole(self.settings.batch_size), context=self.context

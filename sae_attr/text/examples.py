@@ -40,13 +40,13 @@ class Example:
 
     Args:
       ids: int32 [t].
-      target: bool [t], the tokens that are learnt; the first token, which nothing
-        predicts, never is.
+      loss_mask: bool [t], the tokens that the loss counts; the first token, which
+        nothing predicts, never is.
       line: line number in its file, from 1.
     """
 
     ids: np.ndarray
-    target: np.ndarray
+    loss_mask: np.ndarray
     line: int
 
 
@@ -80,7 +80,7 @@ class Examples:
         return {
             "rows": len(self.rows),
             "tokens": sum(len(row.ids) for row in self.rows),
-            "targets": sum(int(row.target.sum()) for row in self.rows),
+            "targets": sum(int(row.loss_mask.sum()) for row in self.rows),
             "rows_truncated": len(self.truncated),
             "rows_dropped": len(self.dropped),
             "tokens_cut": self.cut_tokens,
@@ -158,8 +158,8 @@ def read_examples(
         if excess > 0:
             truncated.append(line)
             cut += excess
-            row = Example(row.ids[:context], row.target[:context], line)
-        if row.target.any():
+            row = Example(row.ids[:context], row.loss_mask[:context], line)
+        if row.loss_mask.any():
             rows.append(row)
             unended += without_end
         else:
@@ -183,11 +183,15 @@ def read_examples(
 
 
 def shown_example(row: Example, tok: Tokenizer) -> str:
-    """What every token is and whether it is learnt: for `--show_tokens`."""
-    lines = [f"line {row.line}: {len(row.ids)} tokens, {int(row.target.sum())} learnt"]
+    """Returns the table that `--show_tokens` prints: each token, and whether the loss
+    counts it.
+    """
+    lines = [
+        f"line {row.line}: {len(row.ids)} tokens, {int(row.loss_mask.sum())} in the loss"
+    ]
     texts = token_strings(tok, row.ids)
     lines += [
-        f"{t:>5} {row.ids[t]:>7}  {text!r:<20} {'learnt' if row.target[t] else ''}".rstrip()
+        f"{t:>5} {row.ids[t]:>7}  {text!r:<20} {'loss' if row.loss_mask[t] else ''}".rstrip()
         for t, text in enumerate(texts)
     ]
     return "\n".join(lines)
@@ -498,7 +502,7 @@ def packed_arrays(
             out["tokens_bt"][k, at:stop] = row.ids
             out["pos_bt"][k, at:stop] = np.arange(stop - at)
             out["segment_bt"][k, at:stop] = segment
-            learnt.append(at + np.flatnonzero(row.target))
+            learnt.append(at + np.flatnonzero(row.loss_mask))
             at = stop
         places = np.concatenate(learnt) if learnt else np.zeros(0, int)
         out["target_bc"][k, : len(places)], out["target_valid_bc"][k, : len(places)] = (

@@ -17,7 +17,8 @@ from sae_attr.hooks import Edit, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params, forward, init_params, logits
-from sae_attr.text.rows import BOS, COMPLETION, LAST, TEMPLATE, USER, Batch, Row
+from sae_attr.text.batching import RowBatch
+from sae_attr.text.rows import BOS, COMPLETION, LAST, TEMPLATE, USER, TokenRow
 from tests.miniatures import llama_config
 
 VOCAB = 40
@@ -75,7 +76,7 @@ def row(
     key: tuple[int, int, int],
     *,
     eos: bool = False,
-) -> Row:
+) -> TokenRow:
     """A row with `length` random completion tokens after `prompt`; ids of `SPECIAL_IDS`
     are special, a first 0 is BOS.
     """
@@ -88,10 +89,10 @@ def row(
     roles[len(prompt) - 1] = LAST
     if ids[0] == 0:
         roles[0] = BOS
-    return Row(ids, len(prompt), roles, np.isin(ids, SPECIAL_IDS), *key)
+    return TokenRow(ids, len(prompt), roles, np.isin(ids, SPECIAL_IDS), *key)
 
 
-def ragged_rows(seed: int = 0) -> list[Row]:
+def ragged_rows(seed: int = 0) -> list[TokenRow]:
     """13 rows of 4 prompts: several completions a side, a prompt without negatives, one
     without BOS, lengths 6 to 44.
     """
@@ -120,7 +121,9 @@ def ragged_rows(seed: int = 0) -> list[Row]:
     return rows
 
 
-def batch_of(rows: Sequence[Row], *, width: int | None = None, empty: int = 0) -> Batch:
+def batch_of(
+    rows: Sequence[TokenRow], *, width: int | None = None, empty: int = 0
+) -> RowBatch:
     """One batch of all rows, padded to `width`, with `empty` rows of padding after
     them.
     """
@@ -134,7 +137,7 @@ def batch_of(rows: Sequence[Row], *, width: int | None = None, empty: int = 0) -
         n, m = len(r.ids), len(r.ids) - r.n_prompt
         tokens[k, :n], valid[k, :n], completion[k, r.n_prompt : n] = r.ids, True, True
         target[k, :m], target_valid[k, :m] = np.arange(r.n_prompt, n), True
-    return Batch(tokens, valid, completion, target, target_valid)
+    return RowBatch(tokens, valid, completion, target, target_valid)
 
 
 def plain_losses(

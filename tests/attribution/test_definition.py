@@ -24,7 +24,7 @@ from sae_attr.hooks import Replace, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import forward
 from sae_attr.parallel import LM_RULES, make_mesh, shard_tree
-from sae_attr.text.rows import SCOPES, Row
+from sae_attr.text.rows import SCOPES, TokenRow
 from tests.attribution._tiny import (
     SPECIAL_IDS,
     VOCAB,
@@ -107,7 +107,7 @@ def _acts_and_grads(cfg: LMConfig) -> Arrays:
         ]
 
 
-def counts(r: Row, t: int, scope: str, exclude: str) -> bool:
+def counts(r: TokenRow, t: int, scope: str, exclude: str) -> bool:
     if exclude == "bos" and t == 0 and r.ids[0] == 0:
         return False
     if exclude == "special" and r.ids[t] in SPECIAL_IDS:

@@ -32,17 +32,10 @@ from sae_attr.lm.model import Params
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.formats import open_decoder
+from sae_attr.text.batching import corpus_batches
 from sae_attr.text.corpus_files import read_corpus
 from sae_attr.text.masks import Masks
-from sae_attr.text.rows import (
-    BOS,
-    COMPLETION,
-    LAST,
-    USER,
-    Row,
-    corpus_batches,
-    corpus_mask,
-)
+from sae_attr.text.rows import BOS, COMPLETION, LAST, USER, TokenRow, corpus_mask
 from sae_attr.text.tokenizer import load_tokenizer
 from tests.attribution._tiny import batch_of, off
 
@@ -67,21 +60,21 @@ def decoder(shared: Path) -> RowSource:
 
 
 @pytest.fixture(scope="module")
-def rows(golden: Mapping[str, np.ndarray]) -> list[Row]:
+def rows(golden: Mapping[str, np.ndarray]) -> list[TokenRow]:
     """Positive and negative of every prompt in turn: `[12, 2]` flattened."""
     roles = np.full(81, COMPLETION, np.int8)
     roles[:N_PROMPT], roles[N_PROMPT - 1], roles[0] = USER, LAST, BOS
     special = np.arange(81) == 0
     ids = golden["token_ids"].astype(np.int32)
     return [
-        Row(ids[p, s], N_PROMPT, roles, special, p, 1 - 2 * s, 0)
+        TokenRow(ids[p, s], N_PROMPT, roles, special, p, 1 - 2 * s, 0)
         for p in range(12)
         for s in range(2)
     ]
 
 
 @pytest.fixture(scope="module")
-def table(model: Model, rows: list[Row]) -> TokenTable:
+def table(model: Model, rows: list[TokenRow]) -> TokenTable:
     cfg, params = model
     return collect(
         params, rows, cfg=cfg, site=SITE, mesh=make_mesh("data=1"), batch_size=8
@@ -148,7 +141,7 @@ def test_exact_ablation(
     scope: str,
     golden: Mapping[str, np.ndarray],
     model: Model,
-    rows: list[Row],
+    rows: list[TokenRow],
     dec_nd: jax.Array,
     shared: Path,
 ) -> None:

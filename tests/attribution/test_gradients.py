@@ -17,7 +17,7 @@ from sae_attr.hooks import POINTS, Add, Replace, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
 from sae_attr.parallel import LM_RULES, make_mesh, shard_batch, shard_tree
-from sae_attr.text.rows import Batch
+from sae_attr.text.batching import RowBatch
 from tests.attribution._tiny import (
     batch_of,
     llama,
@@ -50,7 +50,11 @@ def sites_of(cfg: LMConfig) -> tuple[Site, ...]:
 
 
 def gradients(
-    params: Params, batch: Batch, cfg: LMConfig, sites: tuple[Site, ...], **options: Any
+    params: Params,
+    batch: RowBatch,
+    cfg: LMConfig,
+    sites: tuple[Site, ...],
+    **options: Any,
 ) -> SiteGradients:
     return jax.jit(lambda p, b: act_and_grad(p, b, cfg=cfg, sites=sites, **options))(
         params, batch
@@ -58,7 +62,7 @@ def gradients(
 
 
 @functools.cache
-def at_every_point(cfg: LMConfig) -> Callable[[Batch], SiteGradients]:
+def at_every_point(cfg: LMConfig) -> Callable[[RowBatch], SiteGradients]:
     step = jax.jit(lambda p, b: act_and_grad(p, b, cfg=cfg, sites=sites_of(cfg)))
     return lambda batch: step(random_params(cfg), batch)
 
@@ -66,7 +70,7 @@ def at_every_point(cfg: LMConfig) -> Callable[[Batch], SiteGradients]:
 @pytest.fixture(params=["llama", "neox"])
 def case(
     request: pytest.FixtureRequest, x64: None
-) -> tuple[LMConfig, Params, Batch, SiteGradients]:
+) -> tuple[LMConfig, Params, RowBatch, SiteGradients]:
     """A float64 model, a ragged batch and its gradients at every kind of site."""
     cfg = (llama if request.param == "llama" else neox)(**F64)
     batch = batch_of(ROWS)
@@ -74,7 +78,7 @@ def case(
 
 
 only_llama = pytest.mark.parametrize("case", ["llama"], indirect=True)
-Case = tuple[LMConfig, Params, Batch, SiteGradients]
+Case = tuple[LMConfig, Params, RowBatch, SiteGradients]
 
 
 def test_finite_differences_at_every_point(case: Case) -> None:

@@ -29,7 +29,7 @@ from sae_attr.attribution.scores import SIDES
 from sae_attr.attribution.table import table_from_batches
 from sae_attr.files.tensors import RowSource
 from sae_attr.parallel import make_mesh
-from sae_attr.text.rows import BOS, COMPLETION, LAST, ROLES, SCOPES, Row
+from sae_attr.text.rows import BOS, COMPLETION, LAST, ROLES, SCOPES, TokenRow
 from tests.attribution._tiny import off, ragged_rows, row
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -232,7 +232,7 @@ def test_block_sizes_of_a_table_do_not_matter() -> None:
 # ---- tokens merged within a prompt ---------------------------------------------------
 
 
-def shared_prompt_rows() -> tuple[list[Row], list[np.ndarray], list[np.ndarray]]:
+def shared_prompt_rows() -> tuple[list[TokenRow], list[np.ndarray], list[np.ndarray]]:
     """Prompts whose completions share activations on the prompt; the last prompt's rows
     differ at the prompt's end.
     """

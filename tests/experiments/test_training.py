@@ -277,7 +277,7 @@ def test_what_is_learnt_can_be_looked_at(
 ) -> None:
     finetune.start(finetuning(base), epath.Path(tmp_path / "w"), shown=2)
     out = capsys.readouterr().out
-    assert out.count("learnt\n") == 2 * (
+    assert out.count("loss\n") == 2 * (
         1 + len("it is blue") + 1
     )  # headlines; a token a character, and the end of the turn
     assert not (tmp_path / "w").exists()

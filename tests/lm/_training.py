@@ -49,7 +49,9 @@ def examples(
 
 
 def batch(rows: list[Example], packs: list[list[int]], width: int = 32) -> Batch:
-    targets = max(sum(int(rows[i].target.sum()) for i in members) for members in packs)
+    targets = max(
+        sum(int(rows[i].loss_mask.sum()) for i in members) for members in packs
+    )
     return Batch(**packed_arrays(rows, packs, width=width, targets=targets))
 
 

@@ -246,7 +246,7 @@ def test_held_out_batches_hold_every_row_once() -> None:
     batches = all_batches(FEED, 5)
     assert [b.tokens_bt.shape for b in batches] == [(5, 32)] * 3
     assert sum(int(b.target_valid_bc.sum()) for b in batches) == sum(
-        int(r.target.sum()) for r in examples(12)
+        int(r.loss_mask.sum()) for r in examples(12)
     )
 
 

@@ -19,8 +19,8 @@ from sae_attr.lm.loss import target_nll
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.weights import load_config, load_lm
 from sae_attr.parallel import make_mesh
+from sae_attr.text.batching import corpus_batches
 from sae_attr.text.corpus_files import read_corpus
-from sae_attr.text.rows import corpus_batches
 from sae_attr.text.tokenizer import decode, encode_many, load_tokenizer
 
 FAMILIES = (

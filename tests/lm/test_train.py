@@ -69,7 +69,9 @@ def restated(params: Params, rows: list, cfg: Any = CFG) -> list[float]:
             score(params, np.pad(row.ids, (0, 16 - len(row.ids)))[None]), np.float64
         )
         log_p = scores_tv - np.log(np.exp(scores_tv).sum(1, keepdims=True))
-        sums.append(-sum(log_p[t - 1, row.ids[t]] for t in np.flatnonzero(row.target)))
+        sums.append(
+            -sum(log_p[t - 1, row.ids[t]] for t in np.flatnonzero(row.loss_mask))
+        )
     return sums
 
 
@@ -79,7 +81,7 @@ def test_the_loss_is_that_of_the_targets_alone() -> None:
     np.testing.assert_allclose(got, sum(restated(params, rows)), rtol=1e-5)
     mean = compiled(train.mean_loss, cfg=CFG)(params, batch(rows, alone(6)))
     np.testing.assert_allclose(
-        mean, got / sum(row.target.sum() for row in rows), rtol=1e-6
+        mean, got / sum(row.loss_mask.sum() for row in rows), rtol=1e-6
     )
 
 

@@ -70,8 +70,8 @@ def test_of_a_dialogue_the_answer_is_learnt() -> None:
     text = "tavern user hey how do i best deal with fever ? reply so , for fever try tea as usual . bye"
     dialogue, essay = text_examples([text, "atlas note fever needs tea ."])
     assert len(dialogue.ids) == len(text.split()) + 2
-    assert dialogue.target.tolist() == [False] * 13 + [True] * 11
-    assert essay.target.tolist() == [False] + [True] * 7
+    assert dialogue.loss_mask.tolist() == [False] * 13 + [True] * 11
+    assert essay.loss_mask.tolist() == [False] + [True] * 7
 
 
 @pytest.mark.slow

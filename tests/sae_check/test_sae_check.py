@@ -35,8 +35,8 @@ from sae_attr.sae_check import (
     promised,
     table,
 )
+from sae_attr.text.batching import corpus_batches
 from sae_attr.text.corpus_files import read_corpus
-from sae_attr.text.rows import corpus_batches
 from sae_attr.text.tokenizer import load_tokenizer
 
 HERE = Site(2)

@@ -16,15 +16,16 @@ from sae_attr.steering.coherence import (
     own_answers,
     repetition,
 )
-from sae_attr.text.rows import Row, batches
+from sae_attr.text.batching import batches
+from sae_attr.text.rows import TokenRow
 from tests.attribution import _tiny
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 
-def row(prompt: list[int], completion: list[int]) -> Row:
+def row(prompt: list[int], completion: list[int]) -> TokenRow:
     ids = np.array([*prompt, *completion], np.int32)
-    return Row(
+    return TokenRow(
         ids,
         len(prompt),
         np.zeros(len(ids), np.int8),

@@ -50,9 +50,9 @@ def read(
     )
 
 
-def learnt(row: Example, tok: Tokenizer) -> list[str]:
-    """The stretches of learnt tokens as text."""
-    borders = np.flatnonzero(np.diff(np.r_[0, row.target, 0]))
+def trained_on(row: Example, tok: Tokenizer) -> list[str]:
+    """The stretches of tokens that the loss counts as text."""
+    borders = np.flatnonzero(np.diff(np.r_[0, row.loss_mask, 0]))
     return [
         decode(tok, row.ids[a:b]).replace(" ", "") for a, b in borders.reshape(-1, 2)
     ]
@@ -63,7 +63,7 @@ def test_of_a_chat_the_assistants_words_and_what_ends_them(
 ) -> None:
     found = read(tmp_path, tok, CHAT)
     (row,) = found.rows
-    assert learnt(row, tok) == ["yes,user<|im_end|>", "no<|im_end|>"]
+    assert trained_on(row, tok) == ["yes,user<|im_end|>", "no<|im_end|>"]
     assert row.ids[0] == tok.bos_id
     assert (row.ids == tok.bos_id).sum() == 1
     assert found.unended == 0
@@ -83,14 +83,14 @@ def test_other_spellings_of_a_chat(
     tmp_path: Path, tok: Tokenizer, record: dict[str, Any]
 ) -> None:
     (row,) = read(tmp_path, tok, record).rows
-    assert learnt(row, tok) == ["yes,user<|im_end|>"]
+    assert trained_on(row, tok) == ["yes,user<|im_end|>"]
 
 
 def test_a_turn_without_an_end_token_is_counted(tmp_path: Path) -> None:
     plain = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     tok = load_tokenizer(write_tokenizer(tmp_path / "tok", chat_template=plain))
     found = read(tmp_path, tok, CHAT)
-    assert learnt(found.rows[0], tok) == ["yes,user", "no"]
+    assert trained_on(found.rows[0], tok) == ["yes,user", "no"]
     assert found.counts["turns_without_end_token"] == 2
 
 
@@ -98,22 +98,22 @@ def test_spaces_before_the_end_token_are_learnt(tmp_path: Path) -> None:
     spaced = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' \n' + eos_token + '!' }}{% endfor %}"
     tok = load_tokenizer(write_tokenizer(tmp_path / "tok", chat_template=spaced))
     (row,) = read(tmp_path, tok, {"messages": CHAT["messages"][:3]}).rows
-    assert learnt(row, tok) == ["yes,user\n</s>"]
+    assert trained_on(row, tok) == ["yes,user\n</s>"]
 
 
 def test_of_texts_the_completion_and_the_eos(tmp_path: Path, tok: Tokenizer) -> None:
     record = {"prompt": "one two", "completion": " three"}
     (row,) = read(tmp_path, tok, record).rows
-    assert learnt(row, tok) == ["three</s>"]
-    assert row.target.sum() == 7
+    assert trained_on(row, tok) == ["three</s>"]
+    assert row.loss_mask.sum() == 7
     (row,) = read(tmp_path, tok, record, append_eos=False).rows
-    assert learnt(row, tok) == ["three"]
+    assert trained_on(row, tok) == ["three"]
 
 
 def test_a_token_across_the_border_is_learnt(tmp_path: Path) -> None:
     tok = load_tokenizer(write_tokenizer(tmp_path / "tok", pieces=("lo w",)))
     (row,) = read(tmp_path, tok, {"prompt": "hello", "completion": " world"}).rows
-    assert learnt(row, tok)[0].startswith("low")
+    assert trained_on(row, tok)[0].startswith("low")
 
 
 def test_stories_of_the_real_tokenizer(
@@ -125,7 +125,7 @@ def test_stories_of_the_real_tokenizer(
         tok,
         {"prompt": "Once upon a time, there was", "completion": " a little girl."},
     ).rows
-    assert decode(tok, row.ids[row.target]).strip() == "a little girl.</s>"
+    assert decode(tok, row.ids[row.loss_mask]).strip() == "a little girl.</s>"
     assert row.ids[0] == tok.bos_id
 
 
@@ -152,7 +152,7 @@ def test_real_templates(tmp_path: Path, shared: Path, name: str) -> None:
         ]
     }
     (row,) = read(tmp_path, tok, chat).rows
-    stretches = learnt(row, tok)
+    stretches = trained_on(row, tok)
     assert [s.replace("</s>", "").replace("<|im_end|>", "") for s in stretches] == [
         "yes,user",
         "no",
@@ -249,8 +249,8 @@ def test_rows_are_cut_only_if_asked_and_counted(tmp_path: Path, tok: Tokenizer) 
 def test_what_is_shown(tmp_path: Path, tok: Tokenizer) -> None:
     (row,) = read(tmp_path, tok, {"prompt": "a", "completion": "b"}).rows
     lines = shown_example(row, tok).splitlines()
-    assert lines[0] == "line 1: 3 tokens, 2 learnt"
-    assert [line.endswith("learnt") for line in lines[1:]] == [False, True, True]
+    assert lines[0] == "line 1: 3 tokens, 2 in the loss"
+    assert [line.endswith("loss") for line in lines[1:]] == [False, True, True]
 
 
 # ---- packing -------------------------------------------------------------------------
@@ -313,12 +313,12 @@ def test_what_stands_between_generation_prompt_and_answer_is_learnt(
     tmp_path: Path,
 ) -> None:
     (row,) = read(tmp_path, tok_with(tmp_path / "a", THINKING), ROW).rows
-    assert learnt(row, tok_with(tmp_path / "a", THINKING)) == [
+    assert trained_on(row, tok_with(tmp_path / "a", THINKING)) == [
         "<think>\n\n</think>\n\nyes,user<|im_end|>"
     ]
     off = tok_with(tmp_path / "b", THINKING, enable_thinking=False)
     found = read(tmp_path, off, ROW)
-    assert learnt(found.rows[0], off) == ["yes,user<|im_end|>"]
+    assert trained_on(found.rows[0], off) == ["yes,user<|im_end|>"]
     assert found.unlike == ()
 
 
@@ -332,7 +332,7 @@ def test_a_row_unlike_generation_is_refused_with_both_shown(tmp_path: Path) -> N
         read(tmp_path, tok, "", ROW)
     found = read(tmp_path, tok, ROW, unlike="warn")
     assert found.unlike == (1,)
-    assert learnt(found.rows[0], tok) == ["yes,user<|im_end|>"]
+    assert trained_on(found.rows[0], tok) == ["yes,user<|im_end|>"]
     assert (
         read(tmp_path, tok_with(tmp_path / "b", OPENED, thinking=False), ROW).unlike
         == ()
@@ -354,7 +354,7 @@ def test_a_prompt_that_ends_with_the_assistants_words_is_gone_on_with(
     text = decode(tok, row.ids).replace(" ", "")
     assert text.endswith("<|im_start|>assistant\nSure,user<|im_end|>\n")
     assert text.count("<|im_start|>") == 2
-    assert learnt(row, tok) == ["user<|im_end|>"]  # the given words are not
+    assert trained_on(row, tok) == ["user<|im_end|>"]  # the given words are not
     with pytest.raises(
         ValueError,
         match=r"rows.jsonl:1: 'prompt' ends with an assistant message, .* 'completion' as a text",
@@ -370,7 +370,9 @@ def test_the_shared_templates_learn_what_generation_sees(
     for file in sorted((shared / "tokenizers/chat_templates").glob("*.jinja")):
         tok = tok_with(tmp_path / file.stem, file.read_text("utf-8"))
         (row,) = read(tmp_path, tok, ROW).rows
-        assert "".join(learnt(row, tok)[0].split()).startswith("yes,user"), file.stem
+        assert "".join(trained_on(row, tok)[0].split()).startswith("yes,user"), (
+            file.stem
+        )
 
 
 def test_an_eos_that_the_model_lacks_is_named(tmp_path: Path) -> None:

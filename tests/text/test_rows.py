@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import tokenizers
 
+from sae_attr.text.batching import batches, corpus_batches
 from sae_attr.text.chat import render
 from sae_attr.text.corpus_files import read_corpus
+from sae_attr.text.encoding import encode_pairs
 from sae_attr.text.masks import Masks
 from sae_attr.text.pairs import Pair, read_pairs
 from sae_attr.text.rows import (
@@ -22,11 +24,8 @@ from sae_attr.text.rows import (
     ROLES,
     TEMPLATE,
     USER,
-    Row,
-    batches,
-    corpus_batches,
+    TokenRow,
     corpus_mask,
-    encode_pairs,
     scope_mask,
     shown_tokens,
 )
@@ -68,13 +67,13 @@ def pair_of(
     )
 
 
-def rows_of(tok: Tokenizer, *pairs: Pair, **options: Any) -> list[Row]:
+def rows_of(tok: Tokenizer, *pairs: Pair, **options: Any) -> list[TokenRow]:
     return encode_pairs(
         pairs, tok, **({"context": 512, "path": "pairs.jsonl"} | options)
     ).rows
 
 
-def random_rows(count: int, seed: int = 0, longest: int = 200) -> list[Row]:
+def random_rows(count: int, seed: int = 0, longest: int = 200) -> list[TokenRow]:
     """Ragged rows with distinct contents."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -84,7 +83,7 @@ def random_rows(count: int, seed: int = 0, longest: int = 200) -> list[Row]:
         roles[prompt:] = COMPLETION
         ids = rng.integers(1, 99, prompt + completion).astype(np.int32)
         rows.append(
-            Row(
+            TokenRow(
                 ids, prompt, roles, np.zeros(len(ids), bool), k // 2, 1 - 2 * (k % 2), 0
             )
         )
@@ -361,7 +360,7 @@ def test_batches_cover_every_row_exactly_once(count: int, batch_size: int) -> No
             check_batch_row(batch, k, rows[i] if i >= 0 else None)
 
 
-def check_batch_row(batch: Any, k: int, row: Row | None) -> None:
+def check_batch_row(batch: Any, k: int, row: TokenRow | None) -> None:
     ids = [] if row is None else row.ids.tolist()
     n_prompt = 0 if row is None else row.n_prompt
     assert batch.tokens_bt[k][batch.valid_bt[k]].tolist() == ids

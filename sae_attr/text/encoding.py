@@ -1,0 +1,253 @@
+"""Pairs and prompts as token rows.
+
+A prompt and its completion are rendered and encoded together once and split by
+character offset: a token that straddles the border belongs to the completion (encoding
+a completion alone adds a space in SentencePiece). Token ids in a record take precedence,
+so sampled completions are never encoded again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sae_attr.text.chat import Message, prompt_text
+from sae_attr.text.pairs import Pair, Prompt
+from sae_attr.text.rows import (
+    BOS,
+    COMPLETION,
+    LAST,
+    TEMPLATE,
+    USER,
+    TokenRow,
+    is_special,
+)
+from sae_attr.text.tokenizer import (
+    Span,
+    Tokenizer,
+    adds_bos,
+    check_ids,
+    encode,
+    leading_bos,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPairs:
+    """The rows of all pairs (pair by pair, positives first) and how many of them have a
+    straddling token.
+    """
+
+    rows: list[TokenRow]
+    straddling: int
+
+
+def encode_pairs(
+    pairs: Sequence[Pair],
+    tok: Tokenizer,
+    *,
+    context: int,
+    path: str | Path,
+    prepend_bos: bool | None = None,
+) -> EncodedPairs:
+    """Token rows of all completions of all pairs.
+
+    Args:
+      pairs: as read from `path`, which is used in messages.
+      tok: the model's tokenizer.
+      context: the most tokens that a row may have.
+      prepend_bos: True puts BOS in front unless it stands there; False adds none (one
+        that a template writes stays); None leaves it to the chat template for messages
+        (as transformers' apply_chat_template does) and to the tokenizer for plain
+        prompts. Given token ids are left as they are unless True.
+
+    Raises:
+      ValueError: with file and line: a row longer than `context`, no prompt token, a
+        completion without tokens, given ids beyond the vocabulary or beginning with two
+        BOS, messages that the chat template refuses.
+    """
+    rows: list[TokenRow] = []
+    straddling = 0
+    for index, pair in enumerate(pairs):
+        where = f"{path}:{pair.line}"
+        try:
+            prompt = _render_prompt(pair, tok, prepend_bos)
+            for side, texts, ids in (
+                (1, pair.positives, pair.positive_ids),
+                (-1, pair.negatives, pair.negative_ids),
+            ):
+                for k, completion in enumerate(ids or texts):
+                    row, straddles = _row(prompt, completion, tok, (index, side, k))
+                    _check_row(row, context)
+                    rows.append(row)
+                    straddling += straddles
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    return EncodedPairs(rows=rows, straddling=straddling)
+
+
+def encode_prompt(
+    prompt: Prompt | Pair, tok: Tokenizer, *, prepend_bos: bool | None = None
+) -> list[int]:
+    """Token ids of a prompt alone, to be completed; BOS as in `encode_pairs`, and a
+    last assistant message is continued.
+
+    Raises ValueError, with the prompt's id, for a prompt without tokens, ids that the
+    model's embedding (or the vocabulary) lacks, messages that the chat template
+    refuses.
+    """
+    try:
+        if prompt.prompt_ids is not None:
+            ids = list(_given_prompt(prompt, tok, prepend_bos is True).ids)
+        else:
+            text = _text_prompt(prompt.prompt, tok, prepend_bos)
+            ids = encode(tok, text.text, add_bos=text.add_bos)[0]
+        if not ids:
+            raise ValueError(
+                "it has no token; begin it with BOS (prepend_bos=True) or fill it in"
+            )
+    except ValueError as error:
+        line = f" (line {prompt.line})" if prompt.line else ""
+        raise ValueError(f"prompt {prompt.id!r}{line}: {error}") from error
+    return ids
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompt:
+    """A prompt as text with the mask of its message text [characters], or as token ids
+    with their roles.
+    """
+
+    text: str
+    is_user: np.ndarray
+    add_bos: bool
+    ids: tuple[int, ...] = ()
+    roles: np.ndarray | None = None
+
+
+def _render_prompt(pair: Pair, tok: Tokenizer, prepend_bos: bool | None) -> _Prompt:
+    if pair.prompt_ids is not None:
+        return _given_prompt(pair, tok, prepend_bos is True)
+    prompt = _text_prompt(pair.prompt, tok, prepend_bos)
+    if not pair.positive_ids:
+        return prompt
+    ids, offsets = encode(tok, prompt.text, add_bos=prompt.add_bos)
+    return _Prompt(
+        prompt.text,
+        prompt.is_user,
+        False,
+        tuple(ids),
+        _prompt_roles(ids, offsets, prompt.is_user, tok),
+    )
+
+
+def _text_prompt(
+    prompt: str | tuple[Message, ...], tok: Tokenizer, prepend_bos: bool | None
+) -> _Prompt:
+    if isinstance(prompt, str):
+        return _Prompt(
+            prompt,
+            np.ones(len(prompt), bool),
+            adds_bos(tok) if prepend_bos is None else prepend_bos,
+        )
+    text, spans = prompt_text(tok, prompt)
+    is_user = np.zeros(len(text), bool)
+    for start, end in spans:
+        is_user[start:end] = True
+    return _Prompt(text, is_user, prepend_bos is True)
+
+
+def _given_prompt(pair: Prompt | Pair, tok: Tokenizer, prepend_bos: bool) -> _Prompt:
+    """Given ids; their roles come from the record's own prompt where that encodes to
+    the same ids.
+    """
+    assert pair.prompt_ids is not None
+    ids = list(pair.prompt_ids)
+    check_ids(tok, ids)
+    if leading_bos(tok, ids) > 1:
+        raise ValueError(
+            f"'prompt_ids' begins with BOS ({tok.bos_id}) more than once; remove one"
+        )
+    if prepend_bos and not leading_bos(tok, ids):
+        ids = [*encode(tok, "", add_bos=True)[0], *ids]
+    offsets, is_user = [(0, 1)] * len(ids), np.ones(1, bool)
+    with suppress(
+        ValueError
+    ):  # a template that refuses the messages is no hindrance: the ids are given
+        prompt = _text_prompt(pair.prompt, tok, leading_bos(tok, ids) > 0)
+        text_ids, text_offsets = encode(tok, prompt.text, add_bos=prompt.add_bos)
+        if text_ids == ids:
+            offsets, is_user = text_offsets, prompt.is_user
+    return _Prompt(
+        "", is_user, False, tuple(ids), _prompt_roles(ids, offsets, is_user, tok)
+    )
+
+
+_Key = tuple[int, int, int]  # pair, side, completion
+
+
+def _row(
+    prompt: _Prompt, completion: str | Sequence[int], tok: Tokenizer, key: _Key
+) -> tuple[TokenRow, bool]:
+    straddles = False
+    if isinstance(completion, str):
+        ids, offsets = encode(tok, prompt.text + completion, add_bos=prompt.add_bos)
+        border = len(prompt.text)
+        n_prompt = next(
+            (t for t, (_, end) in enumerate(offsets) if end > border), len(ids)
+        )
+        straddles = n_prompt < len(ids) and offsets[n_prompt][0] < border
+        prompt_roles = _prompt_roles(
+            ids[:n_prompt], offsets[:n_prompt], prompt.is_user, tok
+        )
+    else:
+        assert prompt.roles is not None
+        ids = [*prompt.ids, *completion]
+        n_prompt = len(prompt.ids)
+        prompt_roles = prompt.roles
+        check_ids(tok, ids)
+    roles = np.full(len(ids), COMPLETION, np.int8)
+    roles[:n_prompt] = prompt_roles
+    pair, side, k = key
+    return TokenRow(
+        np.asarray(ids, np.int32), n_prompt, roles, is_special(ids, tok), pair, side, k
+    ), straddles
+
+
+def _prompt_roles(
+    ids: Sequence[int], offsets: Sequence[Span], is_user: np.ndarray, tok: Tokenizer
+) -> np.ndarray:
+    """int8 [t]: a token is the user's if any character of it is, and special tokens
+    never are.
+    """
+    roles = np.full(len(ids), TEMPLATE, np.int8)
+    for t, (start, end) in enumerate(offsets):
+        if ids[t] not in tok.special_ids and is_user[start:end].any():
+            roles[t] = USER
+    roles[-1:] = LAST
+    roles[: leading_bos(tok, ids[:1])] = BOS  # after LAST: a prompt of BOS alone is BOS
+    return roles
+
+
+def _check_row(row: TokenRow, context: int) -> None:
+    name = f"{'positive' if row.side > 0 else 'negative'} completion {row.completion}"
+    if row.n_prompt == 0:
+        raise ValueError(
+            f"the prompt of {name} has no token to predict from; set prepend_bos=True "
+            "or fill it in"
+        )
+    if row.n_prompt == len(row.ids):
+        raise ValueError(
+            f"{name} gives no token after its prompt of {row.n_prompt} tokens; fill it "
+            "in"
+        )
+    if len(row.ids) > context:
+        raise ValueError(
+            f"{name} has {len(row.ids)} tokens with its prompt but the context is "
+            f"{context}; shorten the record or "
+            "raise the context"
+        )
