@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sae_attr.files.tensors import read_torch
-from sae_attr.sae.formats import load_sae, parse_hub, read_config
+from sae_attr.sae.formats import FORMATS, load_sae, parse_hub, read_config
 from sae_attr.sae.formats.locate import hub_files
 from sae_attr.sae.formats.schema import KINDS
 from tests.sae._formulas import Case
@@ -347,16 +347,16 @@ def test_the_hub_is_asked_for_files_by_name() -> None:
         "crosscoder/l/params_layer_0.safetensors",
         "layer3.sae.pt",
     ):
-        names = hub_files("owner/repo", inside)
+        names = hub_files("owner/repo", inside, FORMATS)
         assert not any(
             set(name) & set("*?[]") or name.startswith(("/", "..")) for name in names
         )
     assert "crosscoder/l/params_layer_3.safetensors" in hub_files(
-        "o/r", "crosscoder/l/params_layer_0.safetensors"
+        "o/r", "crosscoder/l/params_layer_0.safetensors", FORMATS
     )
-    assert "x/y_cfg.json" in hub_files("o/r", "x/y.pt")
-    assert "checkpoints/final.safetensors" in hub_files("o/r", "")
-    assert "Llama-SAE-l19.pth" in hub_files("Goodfire/Llama-SAE-l19", "")
+    assert "x/y_cfg.json" in hub_files("o/r", "x/y.pt", FORMATS)
+    assert "checkpoints/final.safetensors" in hub_files("o/r", "", FORMATS)
+    assert "Llama-SAE-l19.pth" in hub_files("Goodfire/Llama-SAE-l19", "", FORMATS)
 
 
 def test_two_formats_in_one_folder(tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_two_formats_in_one_folder(tmp_path: Path) -> None:
     other.mkdir()
     LAYOUTS["gemma_scope_2_transcoder"](other)
     shutil.copyfile(other / "params.safetensors", tmp_path / "params.safetensors")
-    with pytest.raises(ValueError, match=r"several formats \(saelens, gemma_scope_2"):
+    with pytest.raises(ValueError, match=r"several formats \(gemma_scope_2, saelens"):
         load_sae(tmp_path)
     assert load_sae(tmp_path, fmt="saelens").cfg.gate == "abs_topk"
     assert load_sae(tmp_path / "params.safetensors").cfg.source == "gemma_scope_2"

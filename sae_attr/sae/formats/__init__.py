@@ -8,7 +8,7 @@ tensors tell the format.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -34,7 +34,8 @@ from sae_attr.sae.formats import (
     temporal,
 )
 from sae_attr.sae.formats.checks import check_options, escaped
-from sae_attr.sae.formats.locate import parse_hub, pinned
+from sae_attr.sae.formats.format import Format
+from sae_attr.sae.formats.locate import parse_hub
 from sae_attr.sae.formats.parts import LoadOptions, Parts, materialise, subset
 from sae_attr.sae.model import SAE
 from sae_attr.store import fingerprint
@@ -50,27 +51,30 @@ __all__ = [
     "read_config",
 ]
 
-_READERS: dict[str, Callable[[Path, LoadOptions], Parts]] = {
-    "saelens": saelens.read,
-    "dictionary_learning": dictionary_learning.read,
-    "gemma_scope": gemma_scope.read,
-    "gemma_scope_2": gemma_scope_2.read,
-    "openai": openai.read,
-    "sparsify": sparsify.read,
-    "llama_scope": llama_scope.read,
-    "llamascopium": llamascopium.read,
-    "goodfire": linear.read_goodfire,
-    "qresearch": linear.read_qresearch,
-    "qwen_scope": linear.read_qwen_scope,
-    "connor_rob": kissane.read_hook_z,
-    "crosscoder": crosscoder.read,
-    "temporal": temporal.read,
-    "circuit_tracer": circuit_tracer.read,
-    "ckkissane": kissane.read_crosscoder,
-    "gemma_scope_2_crosscoder": gemma_scope_2.read_crosscoder,
-    "plain": plain.read,
-}
-FORMATS = tuple(_READERS)
+_ALL = (
+    gemma_scope.FORMAT,
+    openai.FORMAT,
+    linear.GOODFIRE,
+    gemma_scope_2.FORMAT,
+    gemma_scope_2.CROSSCODER,
+    llamascopium.FORMAT,
+    crosscoder.FORMAT,
+    kissane.CROSSCODER,
+    sparsify.FORMAT,
+    llama_scope.FORMAT,
+    linear.QRESEARCH,
+    circuit_tracer.FORMAT,
+    saelens.FORMAT,
+    temporal.FORMAT,
+    kissane.HOOK_Z,
+    linear.QWEN_SCOPE,
+    dictionary_learning.FORMAT,
+    plain.FORMAT,
+)
+# Name -> format, in the order of detection: from releases with marks of their own to
+# libraries whose files look alike, and to files of no library. A new format is a module
+# with its record, and one line here.
+FORMATS: dict[str, Format] = {known.name: known for known in _ALL}
 
 
 def load_sae(
@@ -81,8 +85,8 @@ def load_sae(
     latents: Sequence[int] | np.ndarray | None = None,
     **options: Unpack[LoadOptions],
 ) -> SAE:
-    """An SAE, transcoder or crosscoder of any known format, whose codes are those of
-    the library that wrote it.
+    """Loads an SAE, transcoder or crosscoder of any known format, with the codes of the
+    library that wrote it.
 
     Everything that folds exactly is folded in float32 before the cast
     (`SAEConfig.folded` says what).
@@ -112,8 +116,8 @@ def load_sae(
 def open_decoder(
     path: str | os.PathLike[str], *, fmt: str = "auto", **options: Unpack[LoadOptions]
 ) -> RowSource:
-    """Decoder rows `[n, m]` read from disk as they are asked for, equal to
-    `stream_decoder(load_sae(path))`.
+    """Opens the decoder: rows `[n, m]` that are read from disk as they are asked for,
+    equal to those of `load_sae(path)`.
 
     Errors as for `load_sae`, and a ValueError for a crosscoder without `layer=` or
     `model=`. Weights are not scanned for NaN here.
@@ -124,15 +128,16 @@ def open_decoder(
 def read_config(
     path: str | os.PathLike[str], fmt: str = "auto", **options: Unpack[LoadOptions]
 ) -> SAEConfig:
-    """The config alone; the weights are mapped to learn their shapes, and not read.
+    """Reads the config alone; the weights are mapped to learn their shapes.
+
     Errors as for `load_sae`.
     """
     return _parts(path, fmt, options).cfg
 
 
 def identity(options: LoadOptions) -> dict[str, Any]:
-    """The options as a name for what is loaded with them: a file that one of them names
-    counts by its contents.
+    """Returns the options as a name for what is loaded with them: a file that one of
+    them names counts by its contents.
     """
     named = dict(options)
     mean = options.get("mean")
@@ -141,11 +146,21 @@ def identity(options: LoadOptions) -> dict[str, Any]:
     return named
 
 
+def pinned(url: str) -> str:
+    """Returns a hub address with the commit that its branch or tag stands for now, so
+    that everything later reads that commit.
+
+    Errors as for `load_sae`.
+    """
+    return locate.pinned(url, FORMATS)
+
+
 def _parts(path: str | os.PathLike[str], fmt: str, options: LoadOptions) -> Parts:
-    if fmt != "auto" and fmt not in _READERS:
+    if fmt != "auto" and fmt not in FORMATS:
         raise ValueError(f"fmt={fmt!r} is unknown; known: auto, {', '.join(FORMATS)}")
     check_options(options)
-    local = locate.fetch(str(path)) if str(path).startswith("hf://") else Path(path)
+    on_hub = str(path).startswith("hf://")
+    local = locate.fetch(str(path), FORMATS) if on_hub else Path(path)
     fmt, weights = locate.detect(local, fmt, FORMATS)
     if fmt == "plain" and "dict_class" in options:  # the answer names the library
         fmt = "dictionary_learning"
@@ -153,7 +168,7 @@ def _parts(path: str | os.PathLike[str], fmt: str, options: LoadOptions) -> Part
         # Readers scale small vectors; NaN and infinity among them are found where the
         # weights are read.
         with np.errstate(all="ignore"):
-            return _READERS[fmt](weights, options)
+            return FORMATS[fmt].read(weights, options)
     except ValueError as error:
         place = "" if os.fspath(weights.parent) in str(error) else f"{weights}: "
         raise ValueError(escaped(f"{place}{error}")) from error

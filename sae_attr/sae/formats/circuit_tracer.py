@@ -19,6 +19,7 @@ import numpy as np
 
 from sae_attr.files.tensors import read_tensors
 from sae_attr.sae.config import SAEConfig
+from sae_attr.sae.formats import saelens
 from sae_attr.sae.formats.checks import (
     check_gate,
     check_names,
@@ -28,26 +29,12 @@ from sae_attr.sae.formats.checks import (
     read_yaml,
     reject_options,
 )
+from sae_attr.sae.formats.format import Format, WeightFile
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 
 CONFIG = "config.yaml"
 _NAMES = ("W_enc", "W_dec", "b_enc", "b_dec")
 _THRESHOLD = "activation_function.threshold"
-
-
-def recognised(path: Path, tensors: Mapping[str, np.ndarray]) -> bool:
-    """Whether the tensors have these names, both matrices are `[n, d]`, and a config,
-    threshold or path names the kind.
-    """
-    if not {*_NAMES} <= {*tensors} <= {*_NAMES, _THRESHOLD, "W_skip"}:
-        return False
-    shape = (tensors["b_enc"].size, tensors["b_dec"].size)
-    fits = all(tensors[name].shape == shape for name in ("W_enc", "W_dec"))
-    layer = re.fullmatch(r"layer_\d+", path.stem) is not None
-    return fits and (
-        _THRESHOLD in tensors
-        or (layer and ((path.parent / CONFIG).is_file() or _is_qwen(path)))
-    )
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
@@ -183,3 +170,19 @@ def _is_qwen(path: Path) -> bool:
         re.search(r"qwen3-[\w.]+-transcoders", path.absolute().as_posix().lower())
         is not None
     )
+
+
+def _detect(file: WeightFile) -> bool:
+    names, tensors = file.names, file.tensors
+    if not {*_NAMES} <= names <= {*_NAMES, _THRESHOLD, "W_skip"}:
+        return False
+    if file.path.suffix != ".safetensors" or file.beside(saelens.CONFIG):
+        return False
+    shape = (tensors["b_enc"].size, tensors["b_dec"].size)
+    latents_first = all(tensors[name].shape == shape for name in ("W_enc", "W_dec"))
+    of_a_layer = re.fullmatch(r"layer_\d+", file.path.stem) is not None
+    released = of_a_layer and (file.beside(CONFIG) or _is_qwen(file.path))
+    return latents_first and (_THRESHOLD in names or released)
+
+
+FORMAT = Format("circuit_tracer", read, _detect, configs=(CONFIG,))

@@ -30,10 +30,9 @@ from sae_attr.sae.formats.checks import (
     pick_stream,
 )
 from sae_attr.sae.formats.checks import reject_options as _reject_options
-from sae_attr.sae.formats.dictionary_learning import CONFIG, read_config
+from sae_attr.sae.formats.dictionary_learning import CONFIG, WEIGHTS, read_config
+from sae_attr.sae.formats.format import Format, WeightFile
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
-
-WEIGHTS = ("model_final.pt", "model.safetensors")
 
 NORMALIZATIONS = (
     "CROSSCODER",
@@ -282,3 +281,17 @@ def _code_norm(
         }[kind]
 
     return norm
+
+
+def _detect(file: WeightFile) -> bool:
+    return file.axes("encoder.weight") == 3
+
+
+FORMAT = Format(
+    "crosscoder",
+    read,
+    _detect,
+    weights=WEIGHTS,
+    configs=(CONFIG,),
+    configs_above=(CONFIG,),
+)

@@ -11,7 +11,6 @@ Source: dictionary_learning 0.1.0 `dictionary.py`, `trainers/*`, and the referen
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from sae_attr.sae.formats.checks import (
     reject_options,
     stated_masks,
 )
+from sae_attr.sae.formats.format import Format, WeightFile
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 from sae_attr.sae.formats.schema import check_kinds
 
@@ -74,27 +74,6 @@ _GATES = {
     "AutoEncoderTopK": "topk", "BatchTopKSAE": "jumprelu", "MatryoshkaBatchTopKSAE": "jumprelu",
 }  # fmt: skip
 _NO_PRE_BIAS = ("AutoEncoderNew", "JumpReluAutoEncoder")
-
-
-def recognised(weights: Path, names: Iterable[str]) -> bool:
-    """Whether a file is the library's by more than the tensors that any autoencoder of
-    Linear layers has.
-
-    That is a config that names the class or its widths, a training backup, or tensors
-    that no one else calls so.
-    """
-    there = set(names)
-    trainer = read_config(weights).get("trainer", {})
-    if {"dict_class", "activation_dim"} & trainer.keys() or any(
-        name.startswith("ae.") for name in there
-    ):
-        return True
-    named = (
-        weights.name in WEIGHTS[:2]
-        or re.fullmatch(r"ae_\d+\.pt", weights.name) is not None
-    )
-    peculiar = {"bias", "decoder_bias", "group_sizes", "threshold"} & there
-    return named and bool(peculiar)
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
@@ -356,3 +335,45 @@ def _check(
         shapes,
         f"{CONFIG} and encoder say activation_dim={d}, dict_size={n}",
     )
+
+
+_ENCODERS = {"encoder.weight", "W_dec", "ae.encoder.weight", "ae.W_dec"}
+
+
+def _detect(file: WeightFile) -> bool:
+    """Finds more than the tensors that any autoencoder of Linear layers has.
+
+    That is a config that names the class or its widths, a training backup, or tensors
+    that no one else calls so.
+    """
+    names = file.names
+    if not names & _ENCODERS or _is_of_others(file):
+        return False
+    trainer = read_config(file.path).get("trainer", {})
+    if {"dict_class", "activation_dim"} & trainer.keys():
+        return True
+    if any(name.startswith("ae.") for name in names):
+        return True
+    checkpoint = re.fullmatch(r"ae_\d+\.pt", file.path.name) is not None
+    named = checkpoint or file.path.name in WEIGHTS[:2]
+    return named and bool({"bias", "decoder_bias", "group_sizes", "threshold"} & names)
+
+
+def _is_of_others(file: WeightFile) -> bool:
+    """Returns whether a file has the tensors of SAELens', sparsify's or hand-written
+    SAEs, beside which a config.json may lie that is no mark of this library.
+    """
+    names = file.names
+    if "W_dec" in names and file.path.suffix == ".safetensors":
+        return True
+    return {"encoder.weight", "W_dec"} <= names or names == set(_MATRICES)
+
+
+FORMAT = Format(
+    "dictionary_learning",
+    read,
+    _detect,
+    weights=WEIGHTS,
+    configs=(CONFIG,),
+    configs_above=(CONFIG,),
+)

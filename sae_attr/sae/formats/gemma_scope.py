@@ -27,6 +27,7 @@ from sae_attr.sae.formats.checks import (
     positive,
     reject_options,
 )
+from sae_attr.sae.formats.format import Format, WeightFile
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 
 WEIGHTS = "params.npz"
@@ -144,3 +145,12 @@ def _config(
         exclude_special=True,
         expected_l0=float(place[3]) if place else None,
     )
+
+
+def _detect(file: WeightFile) -> bool:
+    # An archive of numpy of any name, where its path is the release's.
+    path = r"gemma-scope|/width_\w+/average_l0_"
+    return file.path.suffix == ".npz" and re.search(path, file.place) is not None
+
+
+FORMAT = Format("gemma_scope", read, _detect, weights=(WEIGHTS,))

@@ -31,6 +31,7 @@ from sae_attr.sae.formats.checks import (
     read_json_if_there,
     reject_options,
 )
+from sae_attr.sae.formats.format import Format, WeightFile
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 from sae_attr.sae.formats.stacked import StackedRows
 
@@ -216,14 +217,6 @@ def _crosscoder_config(
     )
 
 
-def recognised(weights: Path) -> bool:
-    """Whether a file is of the release by its name, or by the config beside it."""
-    raw = read_json_if_there(weights.parent / CONFIG)
-    return weights.stem.startswith("params") or bool(
-        {"hf_hook_point_in", "affine_connection"} & raw.keys()
-    )
-
-
 def _config(weights: Path) -> dict[str, Any]:
     raw = read_json_if_there(weights.parent / CONFIG)
     if raw.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
@@ -272,3 +265,21 @@ def _skip(
 def _layer_numbers(path: Path) -> tuple[str, ...]:
     place = re.match(r"layer_(\d+(?:_\d+)*)_width", path.absolute().parent.name)
     return tuple(place[1].split("_")) if place else ()
+
+
+def _detect(file: WeightFile) -> bool:
+    if "w_enc" not in file.names:
+        return False
+    raw = read_json_if_there(file.path.parent / CONFIG)
+    keys_of_release = {"hf_hook_point_in", "affine_connection"} & raw.keys()
+    return file.path.stem.startswith("params") or bool(keys_of_release)
+
+
+FORMAT = Format("gemma_scope_2", read, _detect, weights=(WEIGHTS,), configs=(CONFIG,))
+CROSSCODER = Format(
+    "gemma_scope_2_crosscoder",
+    read_crosscoder,
+    weights=(CROSSCODER_WEIGHTS,),
+    shards=tuple(f"params_layer_{i}.safetensors" for i in range(MAX_LAYERS)),
+    configs=(CONFIG,),
+)

@@ -32,6 +32,7 @@ from sae_attr.sae.formats.checks import (
     read_json_if_there,
     reject_options,
 )
+from sae_attr.sae.formats.format import Format, WeightFile
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 
 CROSSCODER_WEIGHTS = "cc_weights.pt"
@@ -155,3 +156,22 @@ def _scales(path: Path, streams: int, options: LoadOptions) -> tuple[float, ...]
             f"{path}: norm_scale= has {len(values)} numbers for {streams} models"
         )
     return tuple(positive("norm_scale", value) for value in values)
+
+
+def _is_hook_z(file: WeightFile) -> bool:
+    is_torch = file.path.suffix != ".safetensors"
+    return is_torch and file.names == {*_NAMES} and config_of(file.path).is_file()
+
+
+def _is_crosscoder(file: WeightFile) -> bool:
+    return file.axes("W_enc") == 3
+
+
+HOOK_Z = Format("connor_rob", read_hook_z, _is_hook_z, configs=("{stem}_cfg.json",))
+CROSSCODER = Format(
+    "ckkissane",
+    read_crosscoder,
+    _is_crosscoder,
+    weights=(CROSSCODER_WEIGHTS,),
+    configs=(CROSSCODER_CONFIG,),
+)

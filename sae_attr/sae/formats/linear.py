@@ -24,6 +24,7 @@ from sae_attr.sae.formats.checks import (
     matrix_shape,
     reject_options,
 )
+from sae_attr.sae.formats.format import Format, WeightFile
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 
 _GOODFIRE = (
@@ -136,3 +137,25 @@ def _linear(
     return Parts(
         path, cfg, (decoder_source(tensors[dec].T),), (tensors[enc].T,), vectors
     )
+
+
+def _is_goodfire(file: WeightFile) -> bool:
+    named = re.search(r"SAE-l\d+$", file.path.stem) is not None
+    return named and "encoder_linear.weight" in file.names
+
+
+def _is_qresearch(file: WeightFile) -> bool:
+    named = re.search(r"DeepSeek-R1-Distill.*-l\d+$", file.path.stem) is not None
+    return named and file.names == {*_QRESEARCH}
+
+
+def _is_qwen_scope(file: WeightFile) -> bool:
+    named = re.fullmatch(r"layer\d+\.sae", file.path.stem) is not None
+    released = named or "SAE-Res-" in file.place
+    is_torch = file.path.suffix != ".safetensors"
+    return released and is_torch and file.names == {*_QWEN}
+
+
+GOODFIRE = Format("goodfire", read_goodfire, _is_goodfire)
+QRESEARCH = Format("qresearch", read_qresearch, _is_qresearch)
+QWEN_SCOPE = Format("qwen_scope", read_qwen_scope, _is_qwen_scope)

@@ -34,6 +34,7 @@ from sae_attr.sae.formats.checks import (
     read_json,
     reject_options,
 )
+from sae_attr.sae.formats.format import Format, WeightFile
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 
 WEIGHTS = "checkpoints/final.safetensors"
@@ -227,3 +228,20 @@ def places(where: Path, raw: dict[str, Any], options: LoadOptions) -> dict[str, 
         "layer": layer_of(site),
         "model_name": model,
     }
+
+
+def _detect(file: WeightFile) -> bool:
+    if file.names != {*_NAMES, "decoder.bias"}:
+        return False
+    folders = (file.path.parent, file.path.parent.parent)
+    return any((folder / CONFIG).is_file() for folder in folders)
+
+
+FORMAT = Format(
+    "llama_scope",
+    read,
+    _detect,
+    weights=(WEIGHTS,),
+    configs=(CONFIG, LM_CONFIG),
+    configs_above=(CONFIG,),
+)

@@ -29,6 +29,7 @@ from sae_attr.sae.formats.checks import (
     read_json,
     reject_options,
 )
+from sae_attr.sae.formats.format import Format, WeightFile
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 from sae_attr.sae.formats.schema import brief
 
@@ -229,3 +230,20 @@ def _threshold(
         over="ignore"
     ):  # an infinite threshold is found where the weights are read
         return np.exp(tensors[_THRESHOLD].astype(np.float32))
+
+
+def _detect(file: WeightFile) -> bool:
+    if not file.beside(CONFIG):
+        return False
+    thresholds = {_THRESHOLD, f"activation_function.{_THRESHOLD}"} & file.names
+    distilled = "encoder.weight" in file.names and bool(thresholds)
+    return distilled or "W_E" in file.names
+
+
+FORMAT = Format(
+    "llamascopium",
+    read,
+    _detect,
+    weights=WEIGHTS,
+    configs=(CONFIG, llama_scope.LM_CONFIG),
+)

@@ -27,6 +27,7 @@ from sae_attr.sae.formats.checks import (
     matrix_shape,
     reject_options,
 )
+from sae_attr.sae.formats.format import Format, WeightFile
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 
 _NAMES = ("pre_bias", "latent_bias", "encoder.weight")
@@ -145,3 +146,10 @@ def _place(path: Path) -> tuple[str | None, int | None]:
         path.absolute().as_posix(),
     )
     return (_SITES[place[1]].format(place[2]), int(place[2])) if place else (None, None)
+
+
+def _detect(file: WeightFile) -> bool:
+    return {"pre_bias", "latent_bias"} <= file.names
+
+
+FORMAT = Format("openai", read, _detect)

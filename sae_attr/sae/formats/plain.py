@@ -21,6 +21,7 @@ from sae_attr.files.vectors import read_vector
 from sae_attr.sae.config import NORMS, SAEConfig
 from sae_attr.sae.formats import dictionary_learning
 from sae_attr.sae.formats.checks import finite, positive, reject_options
+from sae_attr.sae.formats.format import Format, WeightFile
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 from sae_attr.sae.formats.plain_tensors import (
     ORIENTATIONS,
@@ -57,11 +58,6 @@ class _Source(NamedTuple):
     path: Path
     own: Named
     options: LoadOptions
-
-
-def recognised(tensors: Mapping[str, np.ndarray]) -> bool:
-    """Whether there is an encoder and a decoder under usual names."""
-    return bool(wrappers(tensors))
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
@@ -446,3 +442,10 @@ def _folded(scale: float, mean_d: np.ndarray | None, rows: str) -> tuple[str, ..
         "decoder norm": rows in ("unit", "code"),
     }
     return tuple(name for name, there in parts.items() if there)
+
+
+def _detect(file: WeightFile) -> bool:
+    return bool(wrappers(file.stored))
+
+
+FORMAT = Format("plain", read, _detect)

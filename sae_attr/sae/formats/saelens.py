@@ -30,6 +30,7 @@ from sae_attr.sae.formats.checks import (
     reject_options,
     stated_masks,
 )
+from sae_attr.sae.formats.format import Format, WeightFile
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 from sae_attr.sae.formats.schema import brief
 
@@ -71,17 +72,6 @@ _FIELDS = {
     "b_enc": "enc_bias_n", "b_dec": "dec_bias_m", "threshold": "threshold_n",
     "b_gate": "gate_bias_n", "b_mag": "mag_bias_n", "r_mag": "mag_scale_n",
 }  # fmt: skip
-
-
-def recognised(weights: Path) -> bool:
-    """Whether the config beside a file is SAELens': it names an architecture, an
-    activation, or where the SAE reads.
-    """
-    raw = read_json_if_there(weights.parent / CONFIG)
-    return bool(
-        {*_STATED, "metadata", "hook_name", "hook_point", "sae_lens_version"}
-        & raw.keys()
-    )
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
@@ -473,3 +463,18 @@ def _batch_threshold(
     # It was learnt on pre * |row|. Folding s divides every row, and with it the codes,
     # by s.
     return np.full(cfg.n_latents, threshold / scale, np.float32)
+
+
+_MARKS = {*_STATED, "metadata", "hook_name", "hook_point", "sae_lens_version"}
+
+
+def _detect(file: WeightFile) -> bool:
+    if file.path.suffix != ".safetensors" or "W_dec" not in file.names:
+        return False
+    if "encoder.weight" in file.names:  # sparsify's names; its config is cfg.json too
+        return False
+    raw = read_json_if_there(file.path.parent / CONFIG)
+    return file.path.name == WEIGHTS or bool(_MARKS & raw.keys())
+
+
+FORMAT = Format("saelens", read, _detect, weights=(WEIGHTS,), configs=(CONFIG, SCALER))

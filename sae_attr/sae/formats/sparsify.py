@@ -27,6 +27,7 @@ from sae_attr.sae.formats.checks import (
     read_json_if_there,
     reject_options,
 )
+from sae_attr.sae.formats.format import Format, WeightFile
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 
 WEIGHTS = "sae.safetensors"
@@ -155,3 +156,17 @@ def _config(
         exclude_special=None if excluded is None else bool(excluded),
         expected_l0=raw["k"],
     )
+
+
+def _detect(file: WeightFile) -> bool:
+    return {"encoder.weight", "W_dec"} <= file.names and file.beside(CONFIG)
+
+
+FORMAT = Format(
+    "sparsify",
+    read,
+    _detect,
+    weights=(WEIGHTS,),
+    configs=(CONFIG,),
+    configs_above=(RUN_CONFIG,),
+)

@@ -24,6 +24,7 @@ from sae_attr.sae.formats.checks import (
     read_yaml,
     reject_options,
 )
+from sae_attr.sae.formats.format import Format
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
 
 WEIGHTS = "latest_ckpt.safetensors"
@@ -189,3 +190,6 @@ def _scale(where: Path, raw: dict[str, Any]) -> float:
             "none, constant_scalar_rescale"
         )
     return 1.0
+
+
+FORMAT = Format("temporal", read, weights=(WEIGHTS,), configs=(CONFIG,))
