@@ -23,6 +23,7 @@ from ml_collections.config_dict import placeholder
 
 from sae_attr.lm.sample import Sampling
 from sae_attr.sae.formats.parts import LoadOptions
+from sae_attr.steering import INTERVENTIONS
 from sae_attr.study.attribution_settings import Settings
 
 from . import attribute, config_of
@@ -62,9 +63,7 @@ class Steer:
       latents: of the SAE, or numbers of the file's vectors; None: all vectors of the
         file.
       prompts: JSONL with prompt (a string or messages) and optionally id.
-      mode: add | set | project_out | clamp.
       strengths: in units; every latent gets each.
-      unit: None: the mean length at the site (add, set), 1 (project_out, clamp).
       tokens: which are steered: of all, prompt, generated.
       skip: first positions of a row that are never changed; 1 spares BOS.
       samples: completions per prompt, latent and strength.
@@ -86,10 +85,17 @@ class Steer:
 SAMPLING = {
     "stop_ids": "a row ends with the first of these that it draws; None: what the model's files say ends a turn."
 }
+MODES = "; ".join(f"{mode} {way.meaning}" for mode, way in INTERVENTIONS.items())
+IN_NORMS = ", ".join(mode for mode, way in INTERVENTIONS.items() if way.in_norms)
+TEXTS = {
+    "corpus": "ordinary text for the unit of strength; None: the prompts.",
+    "mode": f"{MODES}.",
+    "unit": f"None: the mean length at the site ({IN_NORMS}), 1 (other modes).",
+}
 SETTINGS = {
     "": (
         Steer,
-        {"corpus": "ordinary text for the unit of strength; None: the prompts."},
+        TEXTS,
         Settings,
         MESH,
     ),

@@ -26,7 +26,15 @@ from sae_attr.report.tables import json_text
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.model import SAE, unit_decoder
 from sae_attr.settings import check_numbers
-from sae_attr.steering import MODES, NONE, TOKENS, Done, Plan, make_plan, sweep
+from sae_attr.steering import (
+    INTERVENTIONS,
+    NONE,
+    TOKENS,
+    Done,
+    Plan,
+    make_plan,
+    sweep,
+)
 from sae_attr.store import (
     Progress,
     Result,
@@ -170,7 +178,7 @@ def vectors_of(config: ConfigDict, study: Study) -> dict[int, np.ndarray]:
 def job_of(config: ConfigDict, store: Store) -> Job:
     """Looks at every input; weights are loaded only when something has to be computed."""
     for what, values, known in (
-        ("mode", [config.mode], MODES),
+        ("mode", [config.mode], INTERVENTIONS),
         ("tokens", list(config.tokens), TOKENS),
     ):
         if unknown := [value for value in values if value not in known]:
@@ -180,9 +188,10 @@ def job_of(config: ConfigDict, store: Store) -> Job:
     for name, least in (("batch_size", 1), ("skip", 0)):
         if config[name] < least:
             raise ValueError(f"{name} is {config[name]}; it must be at least {least}")
-    if config.mode == "clamp" and not config.sae:
+    if INTERVENTIONS[config.mode].of_latents and not config.sae:
         raise ValueError(
-            "mode clamp needs an SAE, whose codes it sets; give sae instead of vectors"
+            f"mode {config.mode} needs an SAE, whose latent activations it changes; give "
+            "sae instead of vectors"
         )
     study = study_of(config, store)
     if config.unit is not None and not np.isfinite(config.unit):
@@ -221,11 +230,10 @@ def job_of(config: ConfigDict, store: Store) -> Job:
 def unit_of(job: Job) -> dict[str, Any]:
     """What one unit of strength is, and where it comes from."""
     study, config = job.study, job.config
-    if config["unit"] is not None or config["mode"] not in ("add", "set"):
-        return {
-            "value": 1.0 if config["unit"] is None else config["unit"],
-            "over": "given",
-        }
+    if config["unit"] is not None:
+        return {"value": config["unit"], "over": "given"}
+    if not INTERVENTIONS[config["mode"]].in_norms:
+        return {"value": 1.0, "over": "given"}
     if config["corpus"]:  # the study's corpus, read as every command reads one
         mean, _ = mean_stage(study)
         return {"value": mean.norm, "over": "corpus", "tokens": mean.tokens}
@@ -296,7 +304,7 @@ def completions(job: Job, unit: float) -> Result:
             * study.mesh.shape["data"]
         )
         vectors: SAE | dict[int, np.ndarray] = (
-            study.sae if config["mode"] == "clamp" else job.vectors
+            study.sae if INTERVENTIONS[config["mode"]].of_latents else job.vectors
         )
         with tqdm(
             total=len(job.plan.rows),

@@ -2,7 +2,13 @@
 sweep over latents and strengths.
 """
 
-from sae_attr.steering.interventions import MODES, TOKENS, intervention, scope, scoped
+from sae_attr.steering.interventions import (
+    INTERVENTIONS,
+    TOKENS,
+    Intervention,
+    intervention,
+    scope,
+)
 from sae_attr.steering.plan import (
     AWAY,
     NONE,
@@ -17,11 +23,11 @@ from sae_attr.steering.plan import (
     stable_hash,
 )
 from sae_attr.steering.steered import steer
-from sae_attr.steering.strengths import Chosen, choose_strengths, strength_grid
+from sae_attr.steering.strengths import StrengthChoice, choose_strengths
 from sae_attr.steering.sweep import Done, sweep
 
 __all__ = [
-    "AWAY", "MODES", "NONE", "TOKENS", "TOWARD", "Chosen", "Cost", "Done", "Plan", "Row", "again", "batches",
-    "choose_strengths", "intervention", "make_plan", "row_keys", "scope", "scoped", "stable_hash", "steer",
-    "strength_grid", "sweep",
+    "AWAY", "INTERVENTIONS", "NONE", "TOKENS", "TOWARD", "Cost", "Done", "Intervention", "Plan", "Row",
+    "StrengthChoice", "again", "batches", "choose_strengths", "intervention", "make_plan", "row_keys", "scope",
+    "stable_hash", "steer", "sweep",
 ]  # fmt: skip

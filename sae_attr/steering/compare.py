@@ -99,7 +99,7 @@ class MethodDifference:
 
 
 @dataclass(frozen=True, eq=False)
-class Direct:
+class SteeredDirection:
     """One direction of one study: which latents were steered, what changed, and who
     chose them.
 
@@ -155,7 +155,7 @@ def _edges(random_r: np.ndarray, settings: EffectSettings) -> np.ndarray:
     return quantile(random_r, settings.band, axis=-1)
 
 
-def random_band(study: Direct, *, settings: EffectSettings = DEFAULT) -> Band:
+def random_band(study: SteeredDirection, *, settings: EffectSettings = DEFAULT) -> Band:
     """The percentiles `settings.band` of random latents' changes (method, section 6);
     NaN where none was measured.
     """
@@ -176,7 +176,7 @@ def outside(
     return change_k < low if direction == "away" else change_k > high
 
 
-def beyond_random_p(study: Direct) -> np.ndarray:
+def beyond_random_p(study: SteeredDirection) -> np.ndarray:
     """Per latent, one-sided: (1 + random latents that changed as much on the side that
     matters) / (1 + random latents).
 
@@ -235,7 +235,7 @@ def _again(
     return rows_m[rng.integers(0, len(rows_m), (resamples, len(rows_m)))]
 
 
-def _draws(study: Direct, settings: EffectSettings) -> _Draws:
+def _draws(study: SteeredDirection, settings: EffectSettings) -> _Draws:
     if unknown := set(settings.resampled) - {"prompts", "latents"}:
         raise ValueError(
             f"resampled names {sorted(unknown)}; it may hold 'prompts' and 'latents'"
@@ -265,7 +265,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def method_counts(
-    study: Direct, *, settings: EffectSettings = DEFAULT
+    study: SteeredDirection, *, settings: EffectSettings = DEFAULT
 ) -> tuple[MethodCount, ...]:
     """The headline: latents outside the random band and the mean effect, for every
     method and for the random latents.
@@ -348,7 +348,12 @@ def _with(values: np.ndarray, both: np.ndarray) -> np.ndarray:
 
 
 def difference(
-    study: Direct, first: str, second: str, *, settings: EffectSettings = DEFAULT
+    study: SteeredDirection,
+    first: str,
+    second: str,
+    *,
+    settings: EffectSettings = DEFAULT,
+    draws: _Draws | None = None,
 ) -> MethodDifference:
     """Compares two methods: numbers outside the band and mean changes, first − second.
 
@@ -357,13 +362,11 @@ def difference(
     exchanges the labels of latents that one method alone chose; its statistic for the
     counts is the difference of shares, which is that of counts where both chose as
     many. Random latents make the band, so they cannot be one of the two.
+
+    Args:
+      draws: shared between comparisons of one direction; None draws them.
     """
-    return _difference(study, first, second, _draws(study, settings), settings)
-
-
-def _difference(
-    study: Direct, first: str, second: str, draws: _Draws, settings: EffectSettings
-) -> MethodDifference:
+    draws = _draws(study, settings) if draws is None else draws
     if RANDOM in (first, second):
         raise ValueError(
             "random latents make the band; `method_counts` states what to expect of "
@@ -430,7 +433,7 @@ def _difference_intervals(
 
 
 def differences(
-    study: Direct, *, settings: EffectSettings = DEFAULT
+    study: SteeredDirection, *, settings: EffectSettings = DEFAULT
 ) -> tuple[MethodDifference, ...]:
     """Every two methods compared, the earlier one first; q-values are for `adjusted`,
     over all directions and studies.
@@ -438,7 +441,8 @@ def differences(
     names = [name for name in study.methods if name != RANDOM]
     draws = _draws(study, settings)
     return tuple(
-        _difference(study, a, b, draws, settings) for a, b in combinations(names, 2)
+        difference(study, a, b, settings=settings, draws=draws)
+        for a, b in combinations(names, 2)
     )
 
 
@@ -456,7 +460,7 @@ def adjusted(found: Sequence[MethodDifference]) -> tuple[MethodDifference, ...]:
 
 
 def panel_numbers(
-    study: Direct,
+    study: SteeredDirection,
     effects: LatentEffects,
     *,
     model: str,

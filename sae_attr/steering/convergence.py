@@ -13,7 +13,7 @@ from scipy import stats
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class RankedStudy:
     """What convergence needs of a study.
 
     ranked_n: every latent that was scored, best first. selected: how many of them, from
@@ -129,7 +129,7 @@ def overlap_chance(
     )
 
 
-def _first(study: Study, first_by: Literal["score", "toward"]) -> int:
+def _first(study: RankedStudy, first_by: Literal["score", "toward"]) -> int:
     """The study's first latent: of its ranking, or by toward-effect among its own
     selection.
     """
@@ -140,7 +140,9 @@ def _first(study: Study, first_by: Literal["score", "toward"]) -> int:
     return max(measured, key=lambda i: toward[i][0]) if measured else chosen[0]
 
 
-def _look_up(latent: int, own: Study, other: Study, population: int) -> FirstLatent:
+def _look_up(
+    latent: int, own: RankedStudy, other: RankedStudy, population: int
+) -> FirstLatent:
     union = {*own.chosen(), *other.chosen(), latent}
     toward, there = own.toward(), other.toward()
     measured = [toward[i][0] for i in union if i in toward]
@@ -170,8 +172,8 @@ def _look_up(latent: int, own: Study, other: Study, population: int) -> FirstLat
 
 
 def convergence(
-    one: Study,
-    other: Study,
+    one: RankedStudy,
+    other: RankedStudy,
     *,
     population: int,
     strata_n: np.ndarray | None = None,

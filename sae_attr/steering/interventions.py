@@ -1,20 +1,119 @@
-"""Interventions on the rows of a batch, each with its own latents and strengths, as
-edits that work with a cache.
+"""Interventions on the rows of a batch, each row with latents and strengths of its own,
+as edits that work with a cache of keys and values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sae_attr.hooks import NO_END, Add, Edit, Pull, Within
+from sae_attr.hooks import NO_END, Add, Edit, Pull
 from sae_attr.sae.config import LOCAL_GATES
 from sae_attr.sae.model import SAE, code_rows, code_scale, encode, encode_latents
 
-MODES = ("add", "set", "project_out", "clamp")
 TOKENS = ("all", "prompt", "generated")
+
+
+@dataclass(frozen=True, eq=False)
+class SteeredCoordinates:
+    """The m coordinates that are moved in every row of a batch, and by how much.
+
+    Args:
+      directions_bmd: D, one direction a coordinate; need not have unit length. A
+        direction of zeros changes nothing.
+      strengths_bm: c, which an intervention reads in its own way.
+      sae, latents_bm: for interventions on latent activations, instead of directions;
+        latent -1 changes nothing.
+    """
+
+    directions_bmd: jax.Array
+    strengths_bm: jax.Array
+    sae: SAE | None = None
+    latents_bm: jax.Array | None = None
+
+
+def add(rows: SteeredCoordinates) -> Edit:
+    """Returns x + sum_m c_m d_m (docs/method.md, Steering)."""
+    shift_bd = jnp.einsum(
+        "bm,bmd->bd", rows.strengths_bm, rows.directions_bmd, precision="highest"
+    )
+    return Add(shift_bd)
+
+
+def set_projections(rows: SteeredCoordinates) -> Edit:
+    """Returns x + D⁺ (c - D x), so that D x = c: the smallest change that moves every
+    x . d_m to c_m.
+    """
+    whole_bm = jnp.ones_like(rows.strengths_bm)
+    return _pulled(rows.directions_bmd, rows.strengths_bm, whole_bm)
+
+
+def project_out(rows: SteeredCoordinates) -> Edit:
+    """Returns x - D⁺ (c * D x): c = 1 removes the part of x in the span of D, 0 leaves
+    it (the same c for all m).
+    """
+    nought_bm = jnp.zeros_like(rows.strengths_bm)
+    return _pulled(rows.directions_bmd, nought_bm, rows.strengths_bm)
+
+
+def clamp(rows: SteeredCoordinates) -> Edit:
+    """Returns x + sum_m (c_m - z_m(x)) dec_m: latent activations are set to c, and what
+    the SAE does not explain stays.
+
+    Raises:
+      ValueError: no SAE, or a transcoder or crosscoder, whose latent activations are no
+        functions of this site alone.
+    """
+    if rows.sae is None or rows.latents_bm is None:
+        raise ValueError(
+            "mode clamp needs the SAE and, instead of directions, its latents; pass "
+            "sae= and integers"
+        )
+    _check_clamp(rows.sae)
+    present_bm = rows.latents_bm >= 0
+    latents_bm = jnp.maximum(rows.latents_bm, 0)
+    dec_bmd = jnp.where(present_bm[..., None], code_rows(rows.sae)[latents_bm], 0)
+    return Pull(dec_bmd, (rows.sae, latents_bm, rows.strengths_bm), _code_gap)
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """One way to steer: a line of `INTERVENTIONS`.
+
+    Args:
+      edit: the function, `SteeredCoordinates -> Edit`.
+      meaning: for readers.
+      in_norms: strengths are multiples of the site's mean norm; else plain numbers.
+      of_latents: it reads latents of an SAE instead of directions.
+    """
+
+    edit: Callable[[SteeredCoordinates], Edit]
+    meaning: str
+    in_norms: bool = False
+    of_latents: bool = False
+
+
+# Every mode of `steer` and of experiments.steer: a new one is a function and a line.
+INTERVENTIONS: dict[str, Intervention] = {
+    "add": Intervention(add, "adds c·d", in_norms=True),
+    "set": Intervention(set_projections, "sets the projection on d to c", in_norms=True),
+    "project_out": Intervention(project_out, "removes a share c of the projection on d"),
+    "clamp": Intervention(clamp, "sets the latent activation to c", of_latents=True),
+}  # fmt: skip
+
+
+def intervention_named(mode: str) -> Intervention:
+    """Returns the intervention of a mode; raises ValueError for a mode that does not
+    exist.
+    """
+    if mode not in INTERVENTIONS:
+        names = ", ".join(INTERVENTIONS)
+        raise ValueError(f"mode {mode!r} is unknown; choose one of {names}")
+    return INTERVENTIONS[mode]
 
 
 def intervention(
@@ -25,61 +124,24 @@ def intervention(
     sae: SAE | None = None,
     latents_bm: jax.Array | None = None,
 ) -> Edit:
-    """The edit that moves m coordinates of every row at once; a direction of zeros, or
-    latent -1, changes nothing.
-
-    With D the directions of a row and c its strengths, modes are
-
-        add          x + sum_m c_m d_m                   (method, section 4)
-        set          x + D⁺ (c - D x), so that D x = c: the smallest change that puts every x . d_m to c_m
-        project_out  x - D⁺ (c * D x): c = 1 takes the part of x in the span of D out, 0 leaves it (the same c for all m)
-        clamp        x + sum_m (c_m - z_m(x)) dec_m: codes are put to c and what the SAE does not explain stays
+    """Returns the edit that moves m coordinates of every row at once.
 
     Args:
-      directions_bmd: need not have unit length; not read by clamp.
-      strengths_bm: in the units of the direction (add, set), a share (project_out) or
-        codes (clamp).
-      sae, latents_bm: of clamp.
+      directions_bmd, strengths_bm, sae, latents_bm: see `SteeredCoordinates`.
+      mode: of `INTERVENTIONS`.
 
     Raises:
-      ValueError: an unknown mode, clamp without an SAE, or with a transcoder or
-        crosscoder, whose codes are not functions of this site alone.
+      ValueError: an unknown mode, or what the intervention refuses.
     """
-    if mode == "add":
-        return Add(
-            jnp.einsum("bm,bmd->bd", strengths_bm, directions_bmd, precision="highest")
-        )
-    if mode in ("set", "project_out"):
-        value, share = (
-            (strengths_bm, 1.0)
-            if mode == "set"
-            else (jnp.zeros_like(strengths_bm), strengths_bm)
-        )
-        share_bm = jnp.broadcast_to(
-            jnp.asarray(share, strengths_bm.dtype), strengths_bm.shape
-        )
-        return Pull(
-            _inverse(directions_bmd), (directions_bmd, value, share_bm), _projection_gap
-        )
-    if mode != "clamp":
-        raise ValueError(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
-    if sae is None or latents_bm is None:
-        raise ValueError(
-            "mode clamp needs the SAE and, instead of directions, its latents; pass "
-            "sae= and integers"
-        )
-    _check_clamp(sae)
-    rows_bmd = jnp.where(
-        latents_bm[..., None] >= 0, code_rows(sae)[jnp.maximum(latents_bm, 0)], 0
-    )
-    return Pull(rows_bmd, (sae, jnp.maximum(latents_bm, 0), strengths_bm), _code_gap)
+    rows = SteeredCoordinates(directions_bmd, strengths_bm, sae, latents_bm)
+    return intervention_named(mode).edit(rows)
 
 
 def scope(
     tokens: str, prompt_lengths_b: Any, *, skip: int = 0
 ) -> tuple[jax.Array, jax.Array]:
-    """Half-open range of positions `[b]`, `[b]` on which rows that begin with a prompt
-    are steered.
+    """Returns the half-open range of positions `[b]`, `[b]` on which rows that begin
+    with a prompt are steered.
 
     A token's position is its own, not that of the token it predicts. `prompt` are the
     positions 0 to P - 1 of a prompt of P tokens, its last one, from which the first new
@@ -104,11 +166,12 @@ def scope(
     return jnp.broadcast_to(start_b, length_b.shape), stop_b
 
 
-def scoped(edit: Edit, tokens: str, prompt_lengths_b: Any, *, skip: int = 0) -> Edit:
-    """The edit on the tokens of a `scope` only; each position is changed once, when it
-    is read.
-    """
-    return Within(edit, *scope(tokens, prompt_lengths_b, skip=skip))
+def _pulled(
+    directions_bmd: jax.Array, value_bm: jax.Array, share_bm: jax.Array
+) -> Edit:
+    """The edit that moves every projection by a share of its distance to a value."""
+    state = (directions_bmd, value_bm, share_bm)
+    return Pull(_inverse(directions_bmd), state, _projection_gap)
 
 
 def _inverse(directions_bmd: jax.Array) -> jax.Array:
@@ -140,8 +203,8 @@ def _code_gap(state: tuple[SAE, jax.Array, jax.Array], x_btd: jax.Array) -> jax.
 
 
 def row_codes(sae: SAE, x_btd: jax.Array, latents_bm: jax.Array) -> jax.Array:
-    """Codes `[b, t, m]` of each row's own latents; a gate that compares latents has to
-    compute them all.
+    """Returns the latent activations `[b, t, m]` of each row's own latents; a gate that
+    compares latents has to compute them all.
     """
     if sae.cfg.gate in LOCAL_GATES:
         return jax.vmap(lambda x_td, latents_m: encode_latents(sae, x_td, latents_m))(

@@ -28,7 +28,7 @@ from sae_attr.lm.sample import (
 )
 from sae_attr.parallel import to_host
 from sae_attr.sae.model import SAE, code_rows, unit_decoder
-from sae_attr.steering.interventions import MODES, intervention, scope
+from sae_attr.steering.interventions import intervention, intervention_named, scope
 
 
 def steer(
@@ -48,24 +48,24 @@ def steer(
     sae: SAE | None = None,
     names: Sequence[str | None] | None = None,
 ) -> Completions:
-    """One steered completion of every prompt; new prompts, latents, strengths and
-    scopes compile nothing.
+    """Samples one steered completion of every prompt; new prompts, latents, strengths
+    and scopes compile nothing.
 
     Args:
       prompts: `Prompts`, or token lists.
       directions: `[d]`, `[b, d]` or, m at once in every row, `[b, m, d]`. With `sae`
         also latents, integers `[]`, `[b]` or `[b, m]`, which stand for their decoder
         rows at unit length (at their own in mode clamp); -1 leaves the row alone.
-      strengths: `[]`, `[b]` or `[b, m]`, in multiples of `unit`; what they mean says
-        `intervention`. With mode add 0 is the model as it is, to the bit; with set and
-        clamp a direction of zeros or latent -1 is.
+      strengths: `[]`, `[b]` or `[b, m]`, in multiples of `unit`; see `interventions`
+        for what they mean. With mode add, 0 is the unsteered model to the bit; with set
+        and clamp, a direction of zeros or latent -1 is.
       keys: typed random keys `[b]`, or one, of which row i takes `fold_in(key, i)`.
-      mode: add | set | project_out | clamp.
-      tokens: all | prompt | generated; which positions those are says `scoped`.
+      mode: of `interventions.INTERVENTIONS`.
+      tokens: all | prompt | generated; see `scope` for the positions.
       unit: what one unit of strength is, for instance `MeanActivation.norm`.
       skip: positions at the start of every row that are never changed.
       sae: whose latents they are.
-      names: of the rows, for messages; None for a row that nobody asked for.
+      names: of the rows, for messages; None for a row that only fills the batch.
 
     Returns:
       arrays on the host.
@@ -80,24 +80,24 @@ def steer(
         prompts if isinstance(prompts, Prompts) else _padded(prompts, cfg, sampling)
     )
     rows = len(prompts.tokens_bt)
-    if mode not in MODES:
-        raise ValueError(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
-    directions_bmd, latents_bm = _directions(
-        directions, rows, cfg.width(site.point), sae, mode
-    )
+    of_latents = intervention_named(mode).of_latents
+    width = cfg.width(site.point)
+    directions_bmd, latents_bm = _directions(directions, rows, width, sae)
+    if of_latents and latents_bm is None:
+        raise ValueError(
+            f"mode {mode} takes latents, not directions; pass integers and sae="
+        )
     strengths_bm = _strengths(strengths, rows, directions_bmd.shape[1]) * unit
-    keys_b = (
-        jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(rows))
-        if jnp.ndim(keys) == 0
-        else keys
-    )
-    clamped = (sae, latents_bm) if mode == "clamp" else (None, None)
+    if jnp.ndim(keys) == 0:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(rows))
+    # The SAE is passed on only where it is read: it may be large.
+    clamped = (sae, latents_bm) if of_latents else (None, None)
     done = _steered(
         params,
         prompts,
         directions_bmd,
         strengths_bm,
-        keys_b,
+        keys,
         scope(tokens, prompt_lengths(prompts), skip=skip),
         *clamped,
         cfg=cfg,
@@ -150,52 +150,43 @@ def _padded(
 
 
 def _directions(
-    given: Any, rows: int, width: int, sae: SAE | None, mode: str
+    directions: Any, rows: int, width: int, sae: SAE | None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Directions `[b, m, d]`, and latents `[b, m]` where those were given."""
-    given, latents_bm = jnp.asarray(given), None
-    if jnp.issubdtype(given.dtype, jnp.integer):
-        latents_bm = _latents(given, rows, sae)
+    """Directions `[b, m, d]`, and latents `[b, m]` where those stand for directions."""
+    directions, latents_bm = jnp.asarray(directions), None
+    if jnp.issubdtype(directions.dtype, jnp.integer):
+        latents_bm = _latents(directions, rows, sae)
         assert sae is not None  # _latents
-        given = unit_decoder(code_rows(sae)[jnp.maximum(latents_bm, 0)])
-        given = jnp.where(latents_bm[..., None] >= 0, given, 0)
-    elif mode == "clamp":
-        raise ValueError(
-            "mode clamp takes latents, not directions; pass integers and sae="
-        )
-    full = (
-        given[None, None]
-        if given.ndim == 1
-        else given[:, None]
-        if given.ndim == 2
-        else given
-    )
+        unit_bmd = unit_decoder(code_rows(sae)[jnp.maximum(latents_bm, 0)])
+        directions = jnp.where(latents_bm[..., None] >= 0, unit_bmd, 0)
+    full = directions
+    if directions.ndim == 1:
+        full = directions[None, None]
+    elif directions.ndim == 2:
+        full = directions[:, None]
     if full.ndim != 3 or full.shape[0] not in (1, rows) or full.shape[2] != width:
         raise ValueError(
-            f"directions of shape {given.shape} do not fit {rows} prompts at a site of "
-            f"width {width}; give [d], [b, d] or "
-            "[b, m, d]"
+            f"directions of shape {directions.shape} do not fit {rows} prompts at a "
+            f"site of width {width}; give [d], [b, d] or [b, m, d]"
         )
     return jnp.broadcast_to(full, (rows, *full.shape[1:])), latents_bm
 
 
-def _latents(given: jax.Array, rows: int, sae: SAE | None) -> jax.Array:
+def _latents(latents: jax.Array, rows: int, sae: SAE | None) -> jax.Array:
     """Latents `[b, m]`, -1 for none."""
     if sae is None:
         raise ValueError(
             "directions are integers, which mean latents of an SAE; pass sae=, or "
             "vectors of floats"
         )
-    full = (
-        given[None, None]
-        if given.ndim == 0
-        else given[:, None]
-        if given.ndim == 1
-        else given
-    )
+    full = latents
+    if latents.ndim == 0:
+        full = latents[None, None]
+    elif latents.ndim == 1:
+        full = latents[:, None]
     if full.ndim != 2 or full.shape[0] not in (1, rows):
         raise ValueError(
-            f"latents of shape {given.shape} do not fit {rows} prompts; give [], [b] "
+            f"latents of shape {latents.shape} do not fit {rows} prompts; give [], [b] "
             "or [b, m]"
         )
     low, high = int(np.min(full)), int(np.max(full))
@@ -207,16 +198,15 @@ def _latents(given: jax.Array, rows: int, sae: SAE | None) -> jax.Array:
     return jnp.broadcast_to(full, (rows, full.shape[1]))
 
 
-def _strengths(given: Any, rows: int, m: int) -> jax.Array:
-    given = jnp.asarray(given, jnp.float32)
-    full = (
-        given.reshape(*given.shape, *(1,) * (2 - given.ndim))
-        if given.ndim <= 2
-        else given
-    )
+def _strengths(strengths: Any, rows: int, m: int) -> jax.Array:
+    """Strengths `[b, m]`."""
+    strengths = jnp.asarray(strengths, jnp.float32)
+    full = strengths
+    if strengths.ndim < 2:
+        full = strengths.reshape(*strengths.shape, *(1,) * (2 - strengths.ndim))
     if full.ndim != 2 or full.shape[0] not in (1, rows) or full.shape[1] not in (1, m):
         raise ValueError(
-            f"strengths of shape {given.shape} do not fit {rows} rows of {m} latents; "
-            "give [], [b] or [b, m]"
+            f"strengths of shape {strengths.shape} do not fit {rows} rows of {m} "
+            "latents; give [], [b] or [b, m]"
         )
     return jnp.broadcast_to(full, (rows, m))

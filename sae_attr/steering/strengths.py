@@ -14,8 +14,8 @@ _ROUNDING = 1e-9  # 0.2 + 0.1 must not fail at 0.3
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
-    """The outcome of a search, with what it was decided by.
+class StrengthChoice:
+    """The strengths that a search chose, with what it was decided by.
 
     Args:
       index_k: place in the grid of every latent's strength, -1 where none passes.
@@ -24,7 +24,7 @@ class Chosen:
         how many there are.
       passes_kc: which strengths are within the budget.
       limit_k: the largest incoherent rate that passes.
-      rule, pick, budget: as given.
+      rule, pick, budget: of the search.
     """
 
     index_k: np.ndarray
@@ -36,27 +36,6 @@ class Chosen:
     budget: float
 
 
-def strength_grid(
-    smallest: float = 0.125, largest: float = 4.0, count: int = 6
-) -> np.ndarray:
-    """Strengths `[c]` in equal ratios, ascending, in units of the site's mean
-    activation norm; by default 1/8, 1/4 ... 4.
-
-    Raises:
-      ValueError: ends out of order, or a count that does not fit them.
-    """
-    if (
-        not 0 < smallest <= largest
-        or count < 1
-        or (count == 1) != (smallest == largest)
-    ):
-        raise ValueError(
-            f"a grid from {smallest} to {largest} cannot have {count} strengths; give "
-            "0 < smallest < largest"
-        )
-    return np.geomspace(smallest, largest, count)
-
-
 def choose_strengths(
     incoherent_kc: np.ndarray,
     strengths_c: np.ndarray,
@@ -65,9 +44,9 @@ def choose_strengths(
     rule: str = "relative",
     budget: float = 0.10,
     pick: str = "largest",
-) -> Chosen:
-    """Per latent the largest strength whose incoherent rate is within the budget
-    (method, section 4).
+) -> StrengthChoice:
+    """Returns per latent the largest strength whose incoherent rate is within the
+    budget (docs/method.md, Strengths and coherence).
 
     Args:
       incoherent_kc: share of incoherent completions of latent k at strength c, of those
@@ -92,13 +71,15 @@ def choose_strengths(
     base = np.asarray(unsteered if rule == "relative" else 0.0, np.float64)
     limit_k = np.broadcast_to(base + budget, rates.shape[:1])
     passes_kc = rates <= limit_k[:, None] + _ROUNDING  # False for NaN
-    counted_kc = (
-        passes_kc if pick == "largest" else np.logical_and.accumulate(passes_kc, axis=1)
-    )
+    counted_kc = passes_kc
+    if pick == "before_failing":
+        counted_kc = np.logical_and.accumulate(passes_kc, axis=1)
     places = np.arange(len(strengths_c))
     index_k = np.max(np.where(counted_kc, places, -1), axis=1, initial=-1)
     strength_k = np.where(index_k >= 0, strengths_c[index_k], 0.0)
-    return Chosen(index_k, strength_k, passes_kc, np.array(limit_k), rule, pick, budget)
+    return StrengthChoice(
+        index_k, strength_k, passes_kc, np.array(limit_k), rule, pick, budget
+    )
 
 
 def _check(rates: np.ndarray, strengths_c: np.ndarray, rule: str, pick: str) -> None:
@@ -116,8 +97,8 @@ def _check(rates: np.ndarray, strengths_c: np.ndarray, rule: str, pick: str) -> 
         raise ValueError(
             "incoherent rates must lie in 0..1 (NaN where nothing was judged)"
         )
-    for what, value, known in (("rule", rule, RULES), ("pick", pick, PICKS)):
-        if value not in known:
+    for what, value, allowed in (("rule", rule, RULES), ("pick", pick, PICKS)):
+        if value not in allowed:
             raise ValueError(
-                f"{what} {value!r} is unknown; choose one of {', '.join(known)}"
+                f"{what} {value!r} is unknown; choose one of {', '.join(allowed)}"
             )

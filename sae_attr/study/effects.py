@@ -14,15 +14,15 @@ from sae_attr.attribution.ranking import rank
 from sae_attr.interpret import nearest_tokens, top_passages
 from sae_attr.lm.model import unembedding
 from sae_attr.steering.compare import (
-    Direct,
     MethodDifference,
+    SteeredDirection,
     adjusted,
     beyond_random_p,
     differences,
     method_counts,
     panel_numbers,
 )
-from sae_attr.steering.convergence import Study, convergence
+from sae_attr.steering.convergence import RankedStudy, convergence
 from sae_attr.steering.effects import (
     EffectSettings,
     LatentEffects,
@@ -118,7 +118,7 @@ def _one(
     settings: EffectSettings,
     *,
     signed: bool,
-) -> tuple[Direct, LatentEffects, float]:
+) -> tuple[SteeredDirection, LatentEffects, float]:
     """A direction's comparison, effects and base rate, with the fixed signs or with
     those of the gradients.
     """
@@ -135,7 +135,7 @@ def _one(
     )
     methods = {name: latents.tolist() for name, latents in chosen.compared().items()}
     return (
-        Direct(direction, chosen.latents_u, pairs, methods),
+        SteeredDirection(direction, chosen.latents_u, pairs, methods),
         change,
         known_mean(behaviour_kps[0]),
     )
@@ -201,12 +201,12 @@ def converge(cases: Sequence[Case], *read: Result) -> Made:
 
 def _study(
     case: Case, attribution: Result, selection: Result, effects: Result
-) -> Study:
+) -> RankedStudy:
     chosen, summary = Selection.load(selection.arrays), attribution.meta["summary"]
     preset = summary["presets"][summary["primary"]]
     scores_n = attribution.arrays[f"{preset['sides']}_{preset['tokens']}"]
     part = lambda name: np.asarray(effects.arrays[f"toward.{name}_u"])
-    return Study(
+    return RankedStudy(
         title=case.settings.title,
         ranked_n=rank("primary", scores_n, len(scores_n)).latents_k,
         selected=len(chosen.methods[case.study.methods[0]]),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from ml_collections import ConfigDict
 
 from configs import steer as configs_steer
 from experiments import _common, steer
-from sae_attr.steering import sweep
+from sae_attr.hooks import Edit
+from sae_attr.steering import INTERVENTIONS, Intervention, sweep
+from sae_attr.steering.interventions import SteeredCoordinates, project_out
 from sae_attr.store import Store
 from sae_attr.text.tokenizer import decode, load_tokenizer
 from tests.miniatures import write_lines, write_llama, write_tokenizer
@@ -288,3 +291,42 @@ def test_numbers_that_are_not_finite_stop_the_run(folder: Path, tmp_path: Path) 
         match=r"sampling .*/a/0/0: the logits of step 0 \(from 0\) are not finite",
     ):
         run(config(folder, unit=3e38, strengths=(2.0,)), tmp_path / "large")
+
+
+def test_a_new_intervention_is_a_function_and_a_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reached by its name from the command line's config, and in the help."""
+
+    def mirror(rows: SteeredCoordinates) -> Edit:
+        """x - 2 c (x . d) d, of one direction."""
+        return project_out(replace(rows, strengths_bm=2 * rows.strengths_bm))
+
+    entry = Intervention(mirror, "mirrors x at the plane across d")
+    monkeypatch.setitem(INTERVENTIONS, "mirror", entry)
+    result, rows = run(
+        config(folder, mode="mirror", strengths=(0.0, 1.0)), tmp_path / "mirror"
+    )
+    assert result["unit"]["value"] == 1.0
+    by_strength = {c: [r["ids"] for r in rows if r["strength"] == c] for c in (0, 1)}
+    assert by_strength[1][:6] != by_strength[0][:6]
+    _, same = run(
+        config(folder, mode="project_out", strengths=(2.0,)), tmp_path / "twice"
+    )
+    assert [r["ids"] for r in same if r["latent"] == 7] == by_strength[1][:6]
+    with pytest.raises(ValueError, match=r"choose of .*clamp, mirror"):
+        steer.job_of(config(folder, mode="push"), Store(tmp_path / "store"))
+
+
+def test_every_intervention_is_in_the_help_of_its_config_and_reachable(
+    folder: Path, tmp_path: Path
+) -> None:
+    texts = configs_steer.SETTINGS[""][1]
+    assert isinstance(texts, dict)
+    assert all(
+        f"{mode} {way.meaning}" in texts["mode"] for mode, way in INTERVENTIONS.items()
+    )
+    for mode, way in INTERVENTIONS.items():
+        if not way.of_latents:
+            job = steer.job_of(config(folder, mode=mode), Store(tmp_path / "store"))
+            assert job.config["mode"] == mode

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from sae_attr.steering.compare import (
-    Direct,
+    SteeredDirection,
     adjusted,
     beyond_random_p,
     difference,
@@ -33,7 +33,7 @@ def study(
     *,
     direction="toward",
     prompts: int = 6,
-) -> Direct:
+) -> SteeredDirection:
     """Latents 100, 101, … whose changes are exactly these; NaN is a latent without a
     pair.
     """
@@ -43,7 +43,7 @@ def study(
         np.nan_to_num(diff), weight, np.zeros_like(diff), weight.astype(int), 1
     )
     ids = 100 + np.arange(len(diff))
-    return Direct(
+    return SteeredDirection(
         direction, ids, pairs, {k: [100 + i for i in v] for k, v in methods.items()}
     )
 
@@ -185,7 +185,7 @@ def test_p_values_are_uniform_when_labels_mean_nothing_and_small_when_they_do() 
     assert difference(study(planted, names), "a", "b", settings=few).mean_p < 0.01
 
 
-def noisy(seed: int = 0) -> Direct:
+def noisy(seed: int = 0) -> SteeredDirection:
     """40 latents over 20 prompts, some pairs missing; `a` does more than `b`."""
     rng = np.random.default_rng(seed)
     rate = np.r_[np.full(10, 0.5), np.full(10, 0.2), np.full(20, 0.2)][:, None, None]
@@ -197,7 +197,7 @@ def noisy(seed: int = 0) -> Direct:
         "b": list(range(10, 20)),
         "random": list(range(20, 40)),
     }
-    return Direct("toward", np.arange(40), paired(behaviour, base), names)
+    return SteeredDirection("toward", np.arange(40), paired(behaviour, base), names)
 
 
 def test_the_intervals_say_what_was_drawn_again() -> None:
@@ -278,7 +278,7 @@ def test_bad_input_names_what_disagrees() -> None:
     ):
         study(np.zeros(3), {"a": [9], "random": [1]})
     with pytest.raises(ValueError, match="names a latent twice"):
-        Direct(
+        SteeredDirection(
             "away",
             np.array([1, 1]),
             paired(np.zeros((2, 1, 1)), np.zeros((1, 1))),

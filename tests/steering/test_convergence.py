@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sae_attr.steering.convergence import Study, convergence, overlap_chance
+from sae_attr.steering.convergence import RankedStudy, convergence, overlap_chance
 
 NAN = float("nan")
 
@@ -19,9 +19,9 @@ def make(
     selected: int,
     toward: dict[int, float],
     base: float = 0.1,
-) -> Study:
+) -> RankedStudy:
     change = np.array(list(toward.values()))
-    return Study(
+    return RankedStudy(
         title,
         np.array(ranked),
         selected,

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 import sae_attr.steering.steered as steer_module
-from sae_attr.hooks import Site
+from sae_attr.hooks import Site, Within
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params, forward, init_params, logits
 from sae_attr.lm.sample import Sampling, make_prompts
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.model import SAE, decode, encode
-from sae_attr.steering import MODES, TOKENS, intervention, scoped, steer
+from sae_attr.steering import INTERVENTIONS, TOKENS, intervention, scope, steer
 from tests.miniatures import llama_config
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -125,7 +125,7 @@ def edit_of(name: str, tokens: str) -> Any:
     edit = intervention(
         jnp.asarray(DIRECTIONS), jnp.asarray(STRENGTHS), mode=given["mode"], **latents
     )
-    return scoped(edit, tokens, np.array([len(p) for p in PROMPTS]))
+    return Within(edit, *scope(tokens, np.array([len(p) for p in PROMPTS])))
 
 
 SLOW = ("set", "project_out", "clamp-topk")  # each kind is a program of its own
@@ -307,4 +307,4 @@ def test_the_first_positions_can_be_spared() -> None:
 def test_what_does_not_fit(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run("add", **change)
-    assert set(MODES) == {name.partition("-")[0] for name in KINDS}
+    assert set(INTERVENTIONS) == {name.partition("-")[0] for name in KINDS}

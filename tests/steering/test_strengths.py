@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sae_attr.steering import choose_strengths, strength_grid
+from sae_attr.steering import choose_strengths
 
 GRID = np.array([0.5, 1.0, 2.0, 4.0])
 NAN = float("nan")
@@ -53,14 +53,6 @@ def test_unsteered_rates_per_latent() -> None:
     assert chosen.index_k.tolist() == [1, 3]
     np.testing.assert_allclose(chosen.limit_k, [0.1, 0.9])
     assert choose_strengths(RATES[:0], GRID, 0.0).strength_k.shape == (0,)
-
-
-def test_the_grid_has_equal_ratios() -> None:
-    np.testing.assert_allclose(strength_grid(), [0.125, 0.25, 0.5, 1, 2, 4])
-    assert strength_grid(2.0, 2.0, 1).tolist() == [2.0]
-    for wrong in ((0.0, 1.0, 3), (2.0, 1.0, 3), (1.0, 2.0, 1), (1.0, 1.0, 2)):
-        with pytest.raises(ValueError, match="a grid from"):
-            strength_grid(*wrong)
 
 
 @pytest.mark.parametrize(
