@@ -43,7 +43,7 @@ from sae_attr.store import Store, write_atomic
 from sae_attr.study.attribution_stages import firing_stage, gradient_stage, mean_stage
 from sae_attr.study.candidates import ablated_rows, decoder_rows
 from sae_attr.study.outcome import choices
-from sae_attr.study.setup import Study
+from sae_attr.study.setup import Setup
 from sae_attr.text.batching import RowBatch
 
 from . import _common
@@ -79,7 +79,7 @@ class Chosen:
     they are compared on.
     """
 
-    study: Study
+    setup: Setup
     codes: CodeStatistics
     latents: np.ndarray
     dec_kd: jax.Array
@@ -90,36 +90,36 @@ class Chosen:
     def place(self) -> dict[str, Any]:
         """Where the model is read, and which loss it has: keywords of every method."""
         return {
-            "cfg": self.study.cfg,
-            "site": self.study.site,
-            "loss": self.study.settings.loss,
+            "cfg": self.setup.cfg,
+            "site": self.setup.site,
+            "loss": self.setup.settings.loss,
         }
 
 
-def choose(study: Study, compare: Compare) -> Chosen:
+def choose(setup: Setup, compare: Compare) -> Chosen:
     """The best latents by plain Δ over the primary scope, and random ones of like
     firing rate.
     """
-    mean, mean_result = mean_stage(study)
-    table, _ = gradient_stage(study, mean, mean_result.key)
-    codes, _ = firing_stage(study)
+    mean, mean_result = mean_stage(setup)
+    table, _ = gradient_stage(setup, mean, mean_result.key)
+    codes, _ = firing_stage(setup)
     weights_k = token_weights(
-        table.rows, study.settings.presets()[0].tokens, study.exclude
+        table.rows, setup.settings.presets()[0].tokens, setup.exclude
     )
     scores_n = score_moment(
         table_moment(table, weights_k),
         jnp.asarray(mean.mean_d, jnp.float32),
-        study.decoder,
+        setup.decoder,
     )
     best = rank("plain", scores_n, compare.latents).latents_k
     others = random_matched(
-        "random", codes.rate_n, best, compare.random, study.key(6)
+        "random", codes.rate_n, best, compare.random, setup.key(6)
     ).latents_k
     latents = np.concatenate([best, others])
-    rows = ablated_rows(study.rows, compare.rows)
-    mean_d = jnp.asarray(mean.mean_d, study.cfg.resid_dtype)
+    rows = ablated_rows(setup.rows, compare.rows)
+    mean_d = jnp.asarray(mean.mean_d, setup.cfg.resid_dtype)
     return Chosen(
-        study, codes, latents, decoder_rows(study.decoder, latents), mean_d, rows
+        setup, codes, latents, decoder_rows(setup.decoder, latents), mean_d, rows
     )
 
 
@@ -132,7 +132,7 @@ def exact(
     """ΔL of putting a latent back to its mean at all positions: its projection, or
     (`code`) what the SAE's code adds.
     """
-    site, cfg = c.study.site, c.study.cfg
+    site, cfg = c.setup.site, c.setup.cfg
     x_btd, _ = run_prefix(params, batch, cfg=cfg, site=site)
     loss = lambda edit: suffix_loss(params, x_btd, batch, edit, **c.place)
     before_b = loss(Add(jnp.zeros(cfg.width(site.point))))
@@ -147,34 +147,34 @@ def exact(
     if not code:
         return jax.lax.map(lambda d: loss(projection(d)) - before_b, c.dec_kd).T
     gap_btk = c.codes.mean_n[c.latents] - _codes(c, params, batch)
-    items = (jnp.moveaxis(gap_btk, -1, 0), code_rows(c.study.sae)[c.latents])
+    items = (jnp.moveaxis(gap_btk, -1, 0), code_rows(c.setup.sae)[c.latents])
     return jax.lax.map(lambda item: loss(moved(item)) - before_b, items).T
 
 
 def _codes(c: Chosen, params: Params, batch: RowBatch) -> jax.Array:
-    site = c.study.read_site
+    site = c.setup.read_site
     out = forward(
         params,
         batch.tokens_bt,
-        cfg=c.study.cfg,
+        cfg=c.setup.cfg,
         valid_bt=batch.valid_bt,
         keep=(site,),
         span=(0, site.layer + 1),
     )
-    return contributions(c.study.sae, out.acts[site], jnp.asarray(c.latents))
+    return contributions(c.setup.sae, out.acts[site], jnp.asarray(c.latents))
 
 
 def first_order(
     c: Chosen, params: Params, batch: RowBatch, where: Any, *, rules: Rules = PLAIN
 ) -> jax.Array:
     """Σ_t δ with plain gradients, or with backward rules."""
-    site = c.study.site
+    site = c.setup.site
     out = act_and_grad(
         params,
         batch,
-        cfg=c.study.cfg,
+        cfg=c.setup.cfg,
         sites=(site,),
-        loss=c.study.settings.loss,
+        loss=c.setup.settings.loss,
         rules=rules,
     )
     return attribute(
@@ -184,17 +184,17 @@ def first_order(
 
 def encoder_true(c: Chosen, params: Params, batch: RowBatch, where: Any) -> jax.Array:
     """Σ_t δ′."""
-    site, read = c.study.site, c.study.read_site
+    site, read = c.setup.site, c.setup.read_site
     out = act_and_grad(
         params,
         batch,
-        cfg=c.study.cfg,
+        cfg=c.setup.cfg,
         sites=(site,),
-        loss=c.study.settings.loss,
+        loss=c.setup.settings.loss,
         read=(read,),
     )
-    codes_btk = contributions(c.study.sae, out.acts[read], jnp.asarray(c.latents))
-    rows_kd = code_rows(c.study.sae)[c.latents]
+    codes_btk = contributions(c.setup.sae, out.acts[read], jnp.asarray(c.latents))
+    rows_kd = code_rows(c.setup.sae)[c.latents]
     mean_k = jnp.asarray(c.codes.mean_n[c.latents])
     return jnp.sum(
         code_scores(codes_btk, out.grads[site], rows_kd, mean_k) * where[..., None],
@@ -209,7 +209,7 @@ def joint(
     together.
     """
     out = integrated_gradients(params, batch, c.mean_d, where, steps=steps, **c.place)
-    site = c.study.site
+    site = c.setup.site
     return attribute(
         out.acts[site], out.grads[site], where.astype(jnp.float32), c.dec_kd, c.mean_d
     )
@@ -229,7 +229,7 @@ def methods(c: Chosen, compare: Compare) -> dict[str, Method]:
     rules = {
         f"lrp: {name}": frozenset({name})
         for name in RULES
-        if name != "centre" or c.study.cfg.norm == "layer"
+        if name != "centre" or c.setup.cfg.norm == "layer"
     }
     return {
         "exact": partial(exact, c),
@@ -252,20 +252,20 @@ def methods(c: Chosen, compare: Compare) -> dict[str, Method]:
 
 def timed(method: Method, c: Chosen) -> tuple[np.ndarray, float]:
     """A method on all rows, `[rows, k]`, and its seconds without compilation."""
-    study, programs = c.study, {}
-    where = study.where(c.rows, study.settings.presets()[0].tokens)
+    setup, programs = c.setup, {}
+    where = setup.where(c.rows, setup.settings.presets()[0].tokens)
     work = [
-        (batch, row_b, where(batch, row_b)) for batch, row_b in study.batched(c.rows)
+        (batch, row_b, where(batch, row_b)) for batch, row_b in setup.batched(c.rows)
     ]
     for batch, _, where_bt in work:
         if where_bt.shape not in programs:
             programs[where_bt.shape] = (
-                jax.jit(method).lower(study.params, batch, where_bt).compile()
+                jax.jit(method).lower(setup.params, batch, where_bt).compile()
             )
     out, seconds = np.zeros((len(c.rows), len(c.latents))), 0.0
     for batch, row_b, where_bt in work:
         began = time.perf_counter()
-        result = np.asarray(programs[where_bt.shape](study.params, batch, where_bt))
+        result = np.asarray(programs[where_bt.shape](setup.params, batch, where_bt))
         seconds += time.perf_counter() - began
         out[row_b[row_b >= 0]] = result[row_b >= 0]
     return out, seconds
@@ -291,7 +291,7 @@ def compared(
     }
 
 
-def dtypes(study: Study, top: int = 100) -> dict[str, Any]:
+def dtypes(setup: Setup, top: int = 100) -> dict[str, Any]:
     """Δ of the whole dictionary with bfloat16 weights (and residual stream) beside
     float32: Spearman and top overlap.
     """
@@ -302,12 +302,12 @@ def dtypes(study: Study, top: int = 100) -> dict[str, Any]:
         ("bfloat16, residual too", "bfloat16"),
     ):
         settings = dataclasses.replace(
-            study.settings,
+            setup.settings,
             dtype=name.split(",")[0],
             resid_dtype=resid,
             gradient="plain",
         )
-        other = dataclasses.replace(study, settings=settings)
+        other = dataclasses.replace(setup, settings=settings)
         mean, mean_result = mean_stage(other)
         table, _ = gradient_stage(other, mean, mean_result.key)
         weights_k = token_weights(
@@ -343,10 +343,10 @@ def table_text(results: Mapping[str, Mapping[str, float]], top: int) -> str:
     return text_table(columns, dict.fromkeys(titles.values(), ".3f"))
 
 
-def run(study: Study, compare: Compare) -> dict[str, Any]:
+def run(setup: Setup, compare: Compare) -> dict[str, Any]:
     """Every method against exact joint mean ablation; returns what the JSON holds."""
-    c = choose(study, compare)
-    _ = study.sae, study.params
+    c = choose(setup, compare)
+    _ = setup.sae, setup.params
     weights_r = side_weights(c.rows)
     values, results = {}, {}
     for name, method in methods(c, compare).items():
@@ -363,11 +363,11 @@ def run(study: Study, compare: Compare) -> dict[str, Any]:
     return {
         "against_exact": results,
         "encoder_true_against_exact_code": by_code,
-        "dtypes": dtypes(study) if compare.bfloat16 else {},
+        "dtypes": dtypes(setup) if compare.bfloat16 else {},
         "latents": c.latents,
         "per_latent": {name: weights_r @ v for name, v in values.items()},
         "rows": len(c.rows),
-        "choices": {**choices(study), "compare": dataclasses.asdict(compare)},
+        "choices": {**choices(setup), "compare": dataclasses.asdict(compare)},
         "versions": _common.versions(),
     }
 
@@ -378,10 +378,10 @@ def main(argv: Sequence[str]) -> None:
     config, out = CONFIG.value, epath.Path(str(OUT.value))
     mesh, began = parallel.make_mesh(str(config.mesh)), time.perf_counter()
     store = Store(out.parent / f"{out.stem}_store", writer=True)
-    study = Study(_common.settings_of(config), store, mesh, progress=False)
-    study.check(weights=True)
+    setup = Setup(_common.settings_of(config), store, mesh, progress=False)
+    setup.check(weights=True)
     compare = settings_of(Compare, config.compare, where="config.compare")
-    result = run(study, compare)
+    result = run(setup, compare)
     result["wall_seconds"] = time.perf_counter() - began
     write_atomic(out, json_text(result))
     print(

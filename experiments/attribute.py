@@ -21,7 +21,7 @@ from sae_attr.report.tables import csv_text, json_text
 from sae_attr.store import Store, own_workdir, write_atomic
 from sae_attr.study.columns import written
 from sae_attr.study.outcome import Outcome, compute
-from sae_attr.study.setup import Study
+from sae_attr.study.setup import Setup
 from sae_attr.text.rows import shown_tokens
 
 from . import _common
@@ -93,7 +93,7 @@ def start(
     """
     _common.fix_day(config, workdir)
     settings, mesh = _common.settings_of(config), parallel.make_mesh(str(config.mesh))
-    study = Study(
+    setup = Setup(
         settings,
         Store(workdir / "store", writer=parallel.is_main()),
         mesh,
@@ -102,19 +102,19 @@ def start(
     first = parallel.from_main(
         not (workdir / "config.json").exists()
     )  # a later run may need no weights at all
-    study.check(weights=first and not shown)
-    rows = study.encoded.rows
+    setup.check(weights=first and not shown)
+    rows = setup.encoded.rows
     logging.info(
         "%d prompts, %d completions, %d latents at %s",
-        len(study.pairs),
+        len(setup.pairs),
         len(rows),
-        len(study.decoder),
-        study.site,
+        len(setup.decoder),
+        setup.site,
     )
     if shown:
         print(
             "\n\n".join(
-                shown_tokens(row, study.tokenizer, exclude=study.exclude)
+                shown_tokens(row, setup.tokenizer, exclude=setup.exclude)
                 for row in rows[:shown]
             )
         )
@@ -126,7 +126,7 @@ def start(
         allow_change=allow_change,
         writer=parallel.is_main(),
     ):
-        outcome = compute(study)
+        outcome = compute(setup)
         if parallel.is_main():
             names = write(outcome, workdir)  # before a word is printed, which may fail
             show(outcome)

@@ -17,7 +17,7 @@ from sae_attr.report.tables import json_text
 from sae_attr.sae_check import Bands, judge, record, table
 from sae_attr.store import Store, write_atomic
 from sae_attr.study.attribution_stages import fitness_stage
-from sae_attr.study.setup import Study
+from sae_attr.study.setup import Setup
 
 from . import _common
 from ._config import settings_of
@@ -38,7 +38,7 @@ def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, A
             "fitness_tokens is 0, so there is nothing to test on; take a few thousand"
         )
     store = Store(workdir / "store", writer=parallel.is_main())
-    study = Study(
+    study = Setup(
         settings, store, parallel.make_mesh(str(config.mesh)), parallel.is_main()
     )
     measured, promise, _, result = fitness_stage(study)
@@ -50,7 +50,7 @@ def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, A
         "inputs": {
             "lm": study.lm_key,
             "sae": study.sae_key,
-            "sae_source": study.sae_source,
+            "sae_source": study.sae_files.source,
             "stage": result.key,
         },
         "settings": vars(settings),

@@ -36,7 +36,7 @@ from sae_attr.store import Store, own_workdir, write_atomic
 from sae_attr.study.attribution_stages import firing_stage, mean_stage, self_test
 from sae_attr.study.candidates import decoder_rows
 from sae_attr.study.columns import quoted, written
-from sae_attr.study.setup import Study
+from sae_attr.study.setup import Setup
 from sae_attr.text.rows import TokenRow
 from sae_attr.text.tokenizer import token_strings
 
@@ -66,8 +66,8 @@ def parse_entry(text: str) -> tuple[str, dict[str, str]]:
     return path, sites
 
 
-def studies_of(config: ConfigDict, store: Store, mesh: Any) -> dict[Site, Study]:
-    """One study per SAE, in the order given, sharing the model and the rows.
+def setups_of(config: ConfigDict, store: Store, mesh: Any) -> dict[Site, Setup]:
+    """One setup per SAE, in the order given, sharing the model and the rows.
 
     Raises:
       ValueError: no SAE, two of one site, or SAEs that were trained on different tokens
@@ -84,19 +84,19 @@ def studies_of(config: ConfigDict, store: Store, mesh: Any) -> dict[Site, Study]
     values = {**config.to_dict(), "sae": paths[0]}
     del values["saes"]
     settings = _common.settings_of(ConfigDict(values))
-    first = Study(settings, store, mesh, parallel.is_main())
-    studies: dict[Site, Study] = {}
+    first = Setup(settings, store, mesh, parallel.is_main())
+    setups: dict[Site, Setup] = {}
     for path, sites in named:
-        study = first.beside(path, **sites)
-        if study.site in studies:
+        setup = first.beside(path, **sites)
+        if setup.site in setups:
             raise ValueError(
-                f"{path} and {studies[study.site].settings.sae} are both of "
-                f"{study.site}; give one a site"
+                f"{path} and {setups[setup.site].settings.sae} are both of "
+                f"{setup.site}; give one a site"
             )
         for name, example in (("exclude", "\"('special',)\""), ("prepend_bos", "True")):
             theirs, ours = (
                 str(getattr(x, name) or "nothing").removeprefix("frozenset")
-                for x in (study, first)
+                for x in (setup, first)
             )
             if ours != theirs:
                 raise ValueError(
@@ -104,13 +104,13 @@ def studies_of(config: ConfigDict, store: Store, mesh: Any) -> dict[Site, Study]
                     "but one pass has one set of rows; "
                     f"say which, for instance --config.{name}={example}"
                 )
-        studies[study.site] = study
-    return studies
+        setups[setup.site] = setup
+    return setups
 
 
 def columns_of(
     ranking: SiteRanking,
-    studies: Mapping[Site, Study],
+    setups: Mapping[Site, Setup],
     tables: Mapping[Site, TokenTable],
     means: Mapping[Site, np.ndarray],
     errors_p: Mapping[Site, np.ndarray],
@@ -124,25 +124,25 @@ def columns_of(
         for name in ("delta", "se", "low", "high", "consistency")
     }
     tokens = np.full(count, "", object)
-    for site, study in studies.items():
+    for site, setup in setups.items():
         at = np.array([i for i, e in enumerate(ranking.entries) if e.site == site], int)
         latents = ranking.latents(site)
         own = np.array([i for i in at if ranking.entries[i].latent != ERROR], int)
-        scores_pk = np.zeros((len(study.pairs), 0))
+        scores_pk = np.zeros((len(setup.pairs), 0))
         if len(latents):
-            dec_kd = decoder_rows(study.decoder, latents)
+            dec_kd = decoder_rows(setup.decoder, latents)
             merged = merge(
-                tables[site], study.settings.presets()[0].tokens, study.exclude
+                tables[site], setup.settings.presets()[0].tokens, setup.exclude
             )
             scores_pk = prompt_scores(
                 merged, dec_kd, jnp.asarray(means[site], jnp.float32)
             )
-            if study.cfg.width(site.point) == study.cfg.d_model:
+            if setup.cfg.width(site.point) == setup.cfg.d_model:
                 ids, _ = nearest_tokens(
-                    dec_kd, unembedding(study.params, cfg=study.cfg)
+                    dec_kd, unembedding(setup.params, cfg=setup.cfg)
                 )
                 tokens[own] = [
-                    quoted(token_strings(study.tokenizer, row))
+                    quoted(token_strings(setup.tokenizer, row))
                     for row in np.asarray(ids)
                 ]
         if len(at) > len(own):  # the reconstruction error, which is one entry
@@ -150,7 +150,7 @@ def columns_of(
             own = np.concatenate([own, np.setdiff1d(at, own)])
         if len(own):
             found = cluster_statistics(
-                scores_pk, study.key(3), resamples=study.settings.bootstrap
+                scores_pk, setup.key(3), resamples=setup.settings.bootstrap
             )
             names = {
                 "delta": "mean_k",
@@ -188,9 +188,9 @@ def table_text(columns: Mapping[str, np.ndarray], count: int = 20) -> str:
     return text_table(shown, formats, right=("latent",))
 
 
-def shared_rows(studies: Mapping[Site, Study]) -> list[TokenRow]:
+def shared_rows(setups: Mapping[Site, Setup]) -> list[TokenRow]:
     """Rows of one pass: a token that is masked at one of the sites counts at none."""
-    of_sites = zip(*(study.rows for study in studies.values()), strict=True)
+    of_sites = zip(*(setup.rows for setup in setups.values()), strict=True)
     return [
         replace(rows[0], masked=np.any([row.masked for row in rows], axis=0))
         for rows in of_sites
@@ -198,32 +198,32 @@ def shared_rows(studies: Mapping[Site, Study]) -> list[TokenRow]:
 
 
 def errors_of(
-    study: Study, table: TokenTable, codes: CodeStatistics, mean_d: np.ndarray
+    setup: Setup, table: TokenTable, codes: CodeStatistics, mean_d: np.ndarray
 ) -> np.ndarray | None:
     """Δ_err within each prompt, or None where its mean is unknown or there are too many
     codes.
     """
-    merged = merge(table, study.settings.presets()[0].tokens, study.exclude)
-    cost = study.sae_cfg.n_latents * len(merged.acts_jd)
-    if not codes.tokens or cost > study.settings.dense_limit:
+    merged = merge(table, setup.settings.presets()[0].tokens, setup.exclude)
+    cost = setup.sae_cfg.n_latents * len(merged.acts_jd)
+    if not codes.tokens or cost > setup.settings.dense_limit:
         return None
-    return error_prompt_scores(merged, study.sae, codes.error_m, mean_d)[:, 0]
+    return error_prompt_scores(merged, setup.sae, codes.error_m, mean_d)[:, 0]
 
 
-def run(studies: Mapping[Site, Study]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def run(setups: Mapping[Site, Setup]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Everything from the self-tests to the table; the columns, and what result.json
     holds beside them.
     """
-    first = next(iter(studies.values()))
-    fitness = {str(site): self_test(study)[0] for site, study in studies.items()}
+    first = next(iter(setups.values()))
+    fitness = {str(site): self_test(setup)[0] for site, setup in setups.items()}
     means = {
-        site: np.asarray(mean_stage(study)[0].mean_d) for site, study in studies.items()
+        site: np.asarray(mean_stage(setup)[0].mean_d) for site, setup in setups.items()
     }
     s, scope = first.settings, first.settings.presets()[0].tokens
-    reads = {site: study.read_site for site, study in studies.items()}
+    reads = {site: setup.read_site for site, setup in setups.items()}
     tables = collect_sites(
         first.params,
-        shared_rows(studies),
+        shared_rows(setups),
         cfg=first.cfg,
         sites=reads,
         mesh=first.mesh,
@@ -232,23 +232,23 @@ def run(studies: Mapping[Site, Study]) -> tuple[dict[str, np.ndarray], dict[str,
         rules=s.rules,
         remat=s.remat,
     )
-    decoders = {site: study.decoder for site, study in studies.items()}
+    decoders = {site: setup.decoder for site, setup in setups.items()}
     scores = score_sites(tables, decoders, means, scope=scope, exclude=first.exclude)
     found = {
-        site: errors_of(study, tables[site], firing_stage(study)[0], means[site])
-        for site, study in studies.items()
+        site: errors_of(setup, tables[site], firing_stage(setup)[0], means[site])
+        for site, setup in setups.items()
     }
     errors_p = {site: values for site, values in found.items() if values is not None}
     errors = {site: float(values.mean()) for site, values in errors_p.items()}
     ranking = rank_sites(
         "delta_attribution", scores, s.top, errors=errors, tokens=scope
     )
-    columns = columns_of(ranking, studies, tables, means, errors_p)
-    places = {str(site): len(ranking.latents(site)) for site in studies}
+    columns = columns_of(ranking, setups, tables, means, errors_p)
+    places = {str(site): len(ranking.latents(site)) for site in setups}
     return columns, {
         "sites": {
-            str(site): {"sae": study.settings.sae, "reads": str(reads[site])}
-            for site, study in studies.items()
+            str(site): {"sae": setup.settings.sae, "reads": str(reads[site])}
+            for site, setup in setups.items()
         },
         "latents_in_top": places,
         "reconstruction_error": {str(site): value for site, value in errors.items()},
@@ -268,15 +268,15 @@ def start(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     """
     _common.fix_day(config, workdir)
     mesh = parallel.make_mesh(str(config.mesh))
-    studies = studies_of(
+    setups = setups_of(
         config, Store(workdir / "store", writer=parallel.is_main()), mesh
     )
-    for study in studies.values():
-        study.check(weights=False)
+    for setup in setups.values():
+        setup.check(weights=False)
     with own_workdir(
         workdir, config.to_dict(), ignore=PLAIN, writer=parallel.is_main()
     ):
-        columns, result = run(studies)
+        columns, result = run(setups)
         if parallel.is_main():
             write_atomic(workdir / "latents.csv", csv_text(written(columns)))
             write_atomic(workdir / "result.json", json_text(result))

@@ -53,7 +53,7 @@ from sae_attr.study.attribution_stages import (
 from sae_attr.study.candidates import decoder_rows
 from sae_attr.study.evidence import Evidence
 from sae_attr.study.score_table import labelled
-from sae_attr.study.setup import Study
+from sae_attr.study.setup import Setup
 from sae_attr.text.rows import SCOPES
 
 from . import _common
@@ -174,7 +174,7 @@ def _studied_key(run: Run) -> str:
 
 def scores_of(
     run: Run, pairs: str
-) -> tuple[Study, dict[tuple[str, str], np.ndarray], Any, str]:
+) -> tuple[Setup, dict[tuple[str, str], np.ndarray], Any, str]:
     """Score and scope -> every latent's score, by the attribution's own stages; the
     study, the mean activation and its key.
     """
@@ -193,7 +193,7 @@ def scores_of(
         seed=run.recipe.seed,
         trust_sae=True,
     )
-    study = Study(base, run.store, run.mesh, progress=False)
+    study = Setup(base, run.store, run.mesh, progress=False)
     self_test(study)
     mean, mean_result = mean_stage(study)
     table, gradients = gradient_stage(study, mean, mean_result.key)
@@ -210,7 +210,7 @@ def scores_of(
     return study, scores, mean, mean_result.key
 
 
-def truth_stage(run: Run, study: Study, mean: Any, mean_key: str) -> dict[str, Truth]:
+def truth_stage(run: Run, study: Setup, mean: Any, mean_key: str) -> dict[str, Truth]:
     """What steering with every latent away and toward, and ablating it, really does."""
     c, site = run.config, study.site
 
@@ -258,7 +258,7 @@ def truth_stage(run: Run, study: Study, mean: Any, mean_key: str) -> dict[str, T
 
 
 def _truths(
-    run: Run, study: Study, mean: Any, dec_nd: np.ndarray, choose: Scored, score: Scored
+    run: Run, study: Setup, mean: Any, dec_nd: np.ndarray, choose: Scored, score: Scored
 ) -> Mapping[str, Truth]:
     """Away and ablation on the studied model, toward on the chat model."""
     c, cfg, site = run.config, study.cfg, study.site

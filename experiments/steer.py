@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ from sae_attr.store import (
 )
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.attribution_stages import agreed, mean_stage
-from sae_attr.study.setup import Study
+from sae_attr.study.setup import Setup
 from sae_attr.text.chat import options_read
 from sae_attr.text.encoding import encode_prompt
 from sae_attr.text.pairs import read_prompts
@@ -76,7 +76,7 @@ class Job:
       prompts: token ids by id.
     """
 
-    study: Study
+    study: Setup
     config: Mapping[str, Any]
     vectors: dict[int, np.ndarray]
     origin: str
@@ -85,7 +85,7 @@ class Job:
     sampling: Sampling
 
 
-def study_of(config: ConfigDict, store: Store) -> Study:
+def study_of(config: ConfigDict, store: Store) -> Setup:
     """The model and, where one is given, its SAE; a file of vectors stands in the place
     of an SAE that says nothing.
     """
@@ -107,23 +107,21 @@ def study_of(config: ConfigDict, store: Store) -> Study:
         corpus=config.corpus or "",
         **UNSTUDIED,
     )
-    study = Study(
+    study = Setup(
         settings, store, parallel.make_mesh(str(config.mesh)), parallel.is_main()
     )
-    if config.vectors:
-        if not config.site:
-            raise ValueError(
-                "a file of vectors does not say where they belong; add "
-                "--config.site=layer2.resid_post"
-            )
-        width = study.cfg.width(parse_site(config.site).point)
-        study.__dict__["sae_cfg"] = SAEConfig(
-            width, width, 1
-        )  # where cached_property keeps its value
-    return study
+    if not config.vectors:
+        return study
+    if not config.site:
+        raise ValueError(
+            "a file of vectors does not say where they belong; add "
+            "--config.site=layer2.resid_post"
+        )
+    width = study.cfg.width(parse_site(config.site).point)
+    return replace(study, stated_sae=SAEConfig(width, width, 1))
 
 
-def vectors_of(config: ConfigDict, study: Study) -> dict[int, np.ndarray]:
+def vectors_of(config: ConfigDict, study: Setup) -> dict[int, np.ndarray]:
     """Unit directions by latent: decoder rows of the SAE, read without the rest of it,
     or vectors of the file.
     """

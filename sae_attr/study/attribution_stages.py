@@ -49,85 +49,85 @@ from sae_attr.study.score_table import (
     key_of,
     score_versions,
 )
-from sae_attr.study.setup import Study
+from sae_attr.study.setup import Setup
 from sae_attr.study.skipped import Skipped
 
 
-def fitness_stage(study: Study) -> tuple[Measured, Promise, Verdict, Result]:
+def fitness_stage(setup: Setup) -> tuple[Measured, Promise, Verdict, Result]:
     """The self-test of the SAE at the site: what was measured is stored, the verdict on
     it is made anew.
     """
-    promise = promised(study.settings.sae, study.sae_cfg)
+    promise = promised(setup.settings.sae, setup.sae_cfg)
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         measured = measure(
-            study.params,
-            study.sae,
-            study.text_work(study.settings.fitness_tokens),
-            cfg=study.cfg,
-            site=study.site,
-            read=study.read_site,
-            mesh=study.mesh,
+            setup.params,
+            setup.sae,
+            setup.corpus.unmasked(setup.settings.fitness_tokens),
+            cfg=setup.cfg,
+            site=setup.site,
+            read=setup.read_site,
+            mesh=setup.mesh,
             expected_l0=promise.l0,
-            masks=study.tested_masks,
+            masks=setup.tested_masks,
         )
         return {}, {"measured": measured.to_dict()}
 
     fields = {
-        **study.model_fields(),
-        "prepend_bos": study.prepend_bos,
-        "context": study.corpus_context,
+        **setup.model_fields(),
+        "prepend_bos": setup.prepend_bos,
+        "context": setup.corpus_context,
     }
     fields |= {
-        "tokens": study.settings.fitness_tokens,
+        "tokens": setup.settings.fitness_tokens,
         "expected_l0": promise.l0,
-        "read": str(study.read_site),
+        "read": str(setup.read_site),
     }
-    fields["masks"] = study.tested_masks.to_dict()
-    inputs = {"lm": study.lm_key, "corpus": study.corpus_key, "sae": study.sae_key}
-    result = study.stage("fitness", fields, inputs, compute)
+    fields["masks"] = setup.tested_masks.to_dict()
+    inputs = {"lm": setup.lm_key, "corpus": setup.corpus_key, "sae": setup.sae_key}
+    result = setup.stage("fitness", fields, inputs, compute)
     measured = Measured.from_dict(result.meta["measured"])
-    verdict = judge(measured, promise, counts_special=not study.exclude)
+    verdict = judge(measured, promise, counts_special=not setup.exclude)
     return measured, promise, verdict, result
 
 
-def self_test(study: Study) -> tuple[dict[str, Any], list[Result]]:
+def self_test(setup: Setup) -> tuple[dict[str, Any], list[Result]]:
     """The SAE's self-test as `fitness.record` has it, and its stage; only a reason
     where it is left out.
 
     Raises:
       ValueError: the SAE fails it, and `trust_sae` is not set.
     """
-    if not study.settings.fitness_tokens:
+    if not setup.settings.fitness_tokens:
         return {"skipped": "fitness_tokens=0"}, []
-    if study.sae_cfg.no_token_codes:
-        return {"skipped": study.sae_cfg.no_token_codes}, []
-    measured, promise, verdict, result = fitness_stage(study)
-    if not verdict.passes and not study.settings.trust_sae:
+    if setup.sae_cfg.no_token_codes:
+        return {"skipped": setup.sae_cfg.no_token_codes}, []
+    measured, promise, verdict, result = fitness_stage(setup)
+    if not verdict.passes and not setup.settings.trust_sae:
         raise ValueError(
-            f"the SAE {study.settings.sae} "
+            f"the SAE {setup.settings.sae} "
             f"{verdict.sentence}\n{table(measured, promise, verdict)}\n"
             "load it rightly (site, sae_options, exclude), or go on all the same with "
-            f"{study.flag('trust_sae')}=True"
+            f"{setup.flag('trust_sae')}=True"
         )
     return {
-        "trusted": study.settings.trust_sae,
+        "trusted": setup.settings.trust_sae,
         **record(measured, promise, verdict),
     }, [result]
 
 
-def mean_stage(study: Study) -> tuple[MeanActivation, Result]:
+def mean_stage(setup: Setup) -> tuple[MeanActivation, Result]:
     """ā over the corpus."""
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         mean = mean_activation(
-            study.params,
-            study.corpus_work(),
-            cfg=study.cfg,
-            site=study.site,
-            mesh=study.mesh,
-            limits=study.limits,
-            progress=study.progress,
+            setup.params,
+            setup.corpus.batches(),
+            cfg=setup.cfg,
+            site=setup.site,
+            mesh=setup.mesh,
+            limits=setup.limits,
+            progress=setup.progress,
         )
         return {"mean_d": mean.mean_d}, {
             "norm": mean.norm,
@@ -135,28 +135,28 @@ def mean_stage(study: Study) -> tuple[MeanActivation, Result]:
             "outliers": mean.outliers,
         }
 
-    inputs = {"lm": study.lm_key, "corpus": study.corpus_key}
-    result = study.stage("mean", study.corpus_fields(), inputs, compute)
+    inputs = {"lm": setup.lm_key, "corpus": setup.corpus_key}
+    result = setup.stage("mean", setup.corpus_fields(), inputs, compute)
     numbers = {name: result.meta[name] for name in ("norm", "tokens", "outliers")}
     return MeanActivation(np.asarray(result.arrays["mean_d"]), **numbers), result
 
 
 def gradient_stage(
-    study: Study, mean: MeanActivation, mean_key: str
+    setup: Setup, mean: MeanActivation, mean_key: str
 ) -> tuple[TokenTable, Result]:
     """Activations and gradients of every token of every completion; continues at the
     next batch after a kill.
     """
-    rows = study.rows
-    s, integrated = study.settings, study.settings.gradient == "integrated"
+    rows = setup.rows
+    s, integrated = setup.settings, setup.settings.gradient == "integrated"
     path = (
-        Path(mean.mean_d, study.where(rows, s.presets()[0].tokens), s.gradient_steps)
+        Path(mean.mean_d, setup.where(rows, s.presets()[0].tokens), s.gradient_steps)
         if integrated
         else None
     )
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        work = study.batched(rows)
+        work = setup.batched(rows)
         names = [
             shard_name(batch.tokens_bt.shape, i) for i, (batch, _) in enumerate(work)
         ]
@@ -168,16 +168,16 @@ def gradient_stage(
         ]
         results = (
             gradient_batches(
-                study.params,
+                setup.params,
                 [item for _, item in todo],
-                cfg=study.cfg,
-                site=study.site,
-                mesh=study.mesh,
+                cfg=setup.cfg,
+                site=setup.site,
+                mesh=setup.mesh,
                 loss=s.loss,
                 remat=s.remat,
                 rules=s.rules,
                 path=path,
-                read=study.read_site,
+                read=setup.read_site,
             )
             if todo
             else iter(())
@@ -187,12 +187,12 @@ def gradient_stage(
             initial=len(done),
             desc="gradients",
             unit="batch",
-            disable=not study.progress,
+            disable=not setup.progress,
         )
         fresh: dict[str, Any] = {}
         for (name, _), arrays in zip(todo, results, strict=True):
             progress.add(name, arrays)
-            if not study.store.writer:
+            if not setup.store.writer:
                 fresh[name] = arrays  # only the writer has files to read back
             bar.update()
         bar.close()
@@ -209,22 +209,22 @@ def gradient_stage(
         ), {"batches": len(work)}
 
     fields = {
-        **study.model_fields(),
+        **setup.model_fields(),
         "loss": s.loss,
-        "rows": _rows_key(study),
+        "rows": _rows_key(setup),
         "gradient": sorted(s.rules),
     }
-    inputs = {"lm": study.lm_key}
-    if study.read_site != study.site:
-        fields["read"] = str(study.read_site)
+    inputs = {"lm": setup.lm_key}
+    if setup.read_site != setup.site:
+        fields["read"] = str(setup.read_site)
     if integrated:
         line = {
             "steps": s.gradient_steps,
             "scope": s.presets()[0].tokens,
-            "masks": study.masks.to_dict(),
+            "masks": setup.masks.to_dict(),
         }
         fields, inputs = {**fields, "gradient": line}, {**inputs, "mean": mean_key}
-    result = study.stage("gradients", fields, inputs, compute)
+    result = setup.stage("gradients", fields, inputs, compute)
     start_r = np.cumsum([0, *(len(row.ids) for row in rows)])
     a = result.arrays
     nll_r = np.asarray(a["nll_r"])
@@ -247,42 +247,42 @@ def agreed(done: set[str], names: Sequence[str]) -> set[str]:
     return {name for name in names if from_main(name in done)}
 
 
-def _rows_key(study: Study) -> str:
+def _rows_key(setup: Setup) -> str:
     return digest(
-        [[row.ids, row.n_prompt, row.pair, row.side] for row in study.encoded.rows]
+        [[row.ids, row.n_prompt, row.pair, row.side] for row in setup.encoded.rows]
     )
 
 
-def firing_stage(study: Study) -> tuple[CodeStatistics, Result]:
+def firing_stage(setup: Setup) -> tuple[CodeStatistics, Result]:
     """The SAE over `firing_tokens` corpus positions, fewer where the dense limit asks;
     NaN below 1,000.
     """
-    n, positions = study.sae_cfg.n_latents, study.firing_positions
+    n, positions = setup.sae_cfg.n_latents, setup.firing_positions
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if positions < 1000:
-            sizes = {"rate_n": n, "mean_n": n, "error_m": study.sae_cfg.d_out}
+            sizes = {"rate_n": n, "mean_n": n, "error_m": setup.sae_cfg.d_out}
             return {
                 name: np.full(size, np.nan, np.float32) for name, size in sizes.items()
             }, {"tokens": 0}
         found = code_statistics(
-            study.params,
-            study.corpus_work(positions),
-            study.sae,
-            cfg=study.cfg,
-            site=study.site,
-            read=study.read_site,
-            mesh=study.mesh,
-            limits=study.limits,
-            progress=study.progress,
+            setup.params,
+            setup.corpus.batches(positions),
+            setup.sae,
+            cfg=setup.cfg,
+            site=setup.site,
+            read=setup.read_site,
+            mesh=setup.mesh,
+            limits=setup.limits,
+            progress=setup.progress,
         )
         return {k: getattr(found, k) for k in ("rate_n", "mean_n", "error_m")}, {
             "tokens": found.tokens
         }
 
-    inputs = {"lm": study.lm_key, "corpus": study.corpus_key, "sae": study.sae_key}
-    result = study.stage(
-        "firing", {**study.corpus_fields(), "positions": positions}, inputs, compute
+    inputs = {"lm": setup.lm_key, "corpus": setup.corpus_key, "sae": setup.sae_key}
+    result = setup.stage(
+        "firing", {**setup.corpus_fields(), "positions": positions}, inputs, compute
     )
     arrays = {k: np.asarray(v) for k, v in result.arrays.items()}
     return CodeStatistics(**arrays, tokens=result.meta["tokens"]), result
@@ -299,12 +299,12 @@ def score_stage(evidence: Evidence, inputs: Mapping[str, str]) -> Result:
     the others, and `meta["by_limit"]` those of them that candidates can have. Beside
     them `both_prompt_mean`, `both_half0` and `both_half1` of the primary scope.
     """
-    study = evidence.study
+    setup = evidence.setup
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         made = {
             key_of(name, scope): SCORES[name].make(evidence, scope)
-            for name, scope in _scored(study)
+            for name, scope in _scored(setup)
         }
         skipped = {
             key: value for key, value in made.items() if isinstance(value, Skipped)
@@ -317,31 +317,31 @@ def score_stage(evidence: Evidence, inputs: Mapping[str, str]) -> Result:
             "by_limit": [key for key, value in skipped.items() if value.by_limit],
         }
 
-    s = study.settings
+    s = setup.settings
     fields = {
-        "masks": study.masks.to_dict(),
+        "masks": setup.masks.to_dict(),
         "dense_limit": s.dense_limit,
         "seed": s.seed,
-        "scopes": _scopes(study),
-        "rows": _rows_key(study),
+        "scopes": _scopes(setup),
+        "rows": _rows_key(setup),
         "scores": score_versions(),
     }
-    aligned = {"lm_aligned": study.aligned_key} if s.lm_aligned else {}
-    return study.stage(
-        "scores", fields, {**inputs, "sae": study.sae_key, **aligned}, compute
+    aligned = {"lm_aligned": setup.aligned_key} if s.lm_aligned else {}
+    return setup.stage(
+        "scores", fields, {**inputs, "sae": setup.sae_key, **aligned}, compute
     )
 
 
-def _scopes(study: Study) -> list[str]:
+def _scopes(setup: Setup) -> list[str]:
     """Token scopes that a preset uses, the primary one first."""
-    return list(dict.fromkeys(preset.tokens for preset in study.settings.presets()))
+    return list(dict.fromkeys(preset.tokens for preset in setup.settings.presets()))
 
 
-def _scored(study: Study) -> list[tuple[str, str]]:
+def _scored(setup: Setup) -> list[tuple[str, str]]:
     """Every score with each scope that it has: scope by scope, so that a scope's tokens
     are merged once.
     """
-    scopes = _scopes(study)
+    scopes = _scopes(setup)
     each = [name for name, score in SCORES.items() if score.scope == "each"]
     others = [name for name, score in SCORES.items() if score.scope != "each"]
     return [
@@ -356,7 +356,7 @@ def _dictionary_pass(
     """Scores forms and vectors in one pass over the decoder's rows, then adds what is
     derived of them.
     """
-    study, mean_d, primary = evidence.study, evidence.mean_d, _scopes(evidence.study)[0]
+    setup, mean_d, primary = evidence.setup, evidence.mean_d, _scopes(evidence.setup)[0]
     forms = {
         key: value.matrix_dd for key, value in made.items() if isinstance(value, Form)
     }
@@ -366,10 +366,10 @@ def _dictionary_pass(
     whole, prompt_k = evidence.moment(primary), evidence.weights("prompt")
     prompt_mean_d = evidence.mean_acts(np.abs(prompt_k) / np.abs(prompt_k).sum())
     forms["both_prompt_mean"] = quadratic_form(whole, prompt_mean_d)
-    for name, moment in _half_moments(study, evidence.table, evidence.weights(primary)):
+    for name, moment in _half_moments(setup, evidence.table, evidence.weights(primary)):
         forms[name] = quadratic_form(moment, mean_d)
     arrays = score_dictionary(
-        study.decoder, forms, vectors, mesh=study.mesh, progress=study.progress
+        setup.decoder, forms, vectors, mesh=setup.mesh, progress=setup.progress
     )
     arrays |= {
         key: value for key, value in made.items() if isinstance(value, np.ndarray)
@@ -384,7 +384,7 @@ def _dictionary_pass(
 
 
 def _half_moments(
-    study: Study, table: TokenTable, w_k: np.ndarray
+    setup: Setup, table: TokenTable, w_k: np.ndarray
 ) -> Iterator[tuple[str, Moment]]:
     """Moments of two random halves of the prompts, each a mean over its own prompts;
     none with fewer than two.
@@ -392,7 +392,7 @@ def _half_moments(
     prompts = sorted({row.pair for row in table.rows})
     if len(prompts) < 2:
         return
-    first = halves(len(prompts), study.key(1))
+    first = halves(len(prompts), setup.key(1))
     in_first = dict(zip(prompts, first, strict=True))
     half_k = np.repeat(
         [in_first[row.pair] for row in table.rows], np.diff(table.start_r)

@@ -40,7 +40,7 @@ from sae_attr.study.attribution_stages import agreed, preset_scores, shard_name
 from sae_attr.study.columns import quoted
 from sae_attr.study.evidence import Evidence
 from sae_attr.study.score_table import SCORES, Candidates, column_of, key_of
-from sae_attr.study.setup import Study
+from sae_attr.study.setup import Setup
 from sae_attr.text.rows import ROLES, TokenRow, scope_mask
 from sae_attr.text.tokenizer import token_strings
 
@@ -67,18 +67,18 @@ def preset_ranking(
     The pool is the best by each score of `POOL_BY`; `options["ranked"]` says how many
     latents of how many were looked at.
     """
-    study, n = evidence.study, len(evidence.study.decoder)
+    setup, n = evidence.setup, len(evidence.setup.decoder)
     values = preset_scores(preset, scores)
     ranked: dict[str, Any] = {"latents": n, "of": n, "by": "the whole dictionary"}
     if values is None:
-        count = POOL * study.settings.top
+        count = POOL * setup.settings.top
         best = {
             name: rank(name, scores[key_of(name, preset.tokens)], count).latents_k
             for name in POOL_BY
         }
         pool = np.unique(np.concatenate(list(best.values())))
         values = np.full(n, np.nan, np.float32)
-        few = Candidates(pool, decoder_rows(study.decoder, pool), scores)
+        few = Candidates(pool, decoder_rows(setup.decoder, pool), scores)
         values[pool] = column_of(preset.sides, preset.tokens, evidence, few)
         by = " and ".join(
             f"the best {len(latents)} by {name}" for name, latents in best.items()
@@ -87,7 +87,7 @@ def preset_ranking(
     return rank(
         preset.name,
         values,
-        study.settings.top,
+        setup.settings.top,
         tokens=preset.tokens,
         sides=preset.sides,
         ranked=ranked,
@@ -99,7 +99,7 @@ def _f32(mean: MeanActivation) -> jax.Array:
 
 
 def rivals(
-    study: Study,
+    setup: Setup,
     scores: Mapping[str, np.ndarray],
     rates_n: np.ndarray,
     primary: Ranking,
@@ -107,7 +107,7 @@ def rivals(
     """The rivals' rankings, in the same type; those that could not be computed are
     absent (see `skipped`).
     """
-    scope, top = study.settings.presets()[0].tokens, study.settings.top
+    scope, top = setup.settings.presets()[0].tokens, setup.settings.top
     keys = {name: key_of(name, scope) for name, score in SCORES.items() if score.ranked}
     out = {
         name: rank(name, scores[key], top)
@@ -115,7 +115,7 @@ def rivals(
         if _whole(scores.get(key))
     }
     out["random"] = random_matched(
-        "random", rates_n, primary.latents_k, top, study.key(2)
+        "random", rates_n, primary.latents_k, top, setup.key(2)
     )
     return out
 
@@ -138,8 +138,8 @@ def candidate_columns(
     """Returns one column per statistic, one entry per candidate, best first; and
     numbers about the ranking as a whole.
     """
-    study, scope, latents = evidence.study, preset.tokens, ranking.latents_k
-    dec_kd = decoder_rows(study.decoder, latents)
+    setup, scope, latents = evidence.setup, preset.tokens, ranking.latents_k
+    dec_kd = decoder_rows(setup.decoder, latents)
     few = Candidates(latents, dec_kd, scores)
     own = SCORES[preset.sides].per_prompt
     if own is None:
@@ -148,7 +148,7 @@ def candidate_columns(
             "rank by it"
         )
     own_pk = own(evidence, scope, few)
-    stats = cluster_statistics(own_pk, study.key(3), resamples=study.settings.bootstrap)
+    stats = cluster_statistics(own_pk, setup.key(3), resamples=setup.settings.bootstrap)
     role_k = prompt_scores(
         evidence.merged(scope),
         dec_kd,
@@ -178,7 +178,7 @@ def candidate_columns(
         **(
             {
                 "fires_on_pairs": fires_on_pairs(
-                    evidence.merged(scope), study.sae, latents
+                    evidence.merged(scope), setup.sae, latents
                 )
             }
             if has_codes
@@ -192,12 +192,12 @@ def candidate_columns(
         },
         "duplicate_of": np.where(copies >= 0, latents[copies], -1),
     }
-    ids, cosines = nearest_tokens(dec_kd, unembedding(study.params, cfg=study.cfg))
+    ids, cosines = nearest_tokens(dec_kd, unembedding(setup.params, cfg=setup.cfg))
     columns["tokens"] = np.array(
-        [quoted(token_strings(study.tokenizer, row)) for row in np.asarray(ids)]
+        [quoted(token_strings(setup.tokenizer, row)) for row in np.asarray(ids)]
     )
     columns["token_cosine"] = np.asarray(cosines)[:, 0]
-    rho, spread = split_half_spearman(own_pk, study.key(4))
+    rho, spread = split_half_spearman(own_pk, setup.key(4))
     about: dict[str, Any] = {
         "candidate_split_half_spearman": rho,
         "candidate_split_half_sd": spread,
@@ -221,13 +221,13 @@ def reconstruction_error(
     SAE(a_t), with its statistics; `whole`: the same of a_t − ā, which Σ_i Δ′_i
     (`latents`) and Δ_err share out; `rank`: its place among the latents by Δ′.
     """
-    study, codes, mean = evidence.study, evidence.codes, evidence.mean
+    setup, codes, mean = evidence.setup, evidence.codes, evidence.mean
     if not codes.tokens:
         return {"skipped": "the error's mean is unknown: too few firing_tokens"}
     merged = evidence.merged(preset.tokens)
-    parts_p2 = error_prompt_scores(merged, study.sae, codes.error_m, mean.mean_d)
+    parts_p2 = error_prompt_scores(merged, setup.sae, codes.error_m, mean.mean_d)
     stats = cluster_statistics(
-        parts_p2, study.key(7), resamples=study.settings.bootstrap
+        parts_p2, setup.key(7), resamples=setup.settings.bootstrap
     )
     names = {
         "delta": "mean_k",
@@ -266,7 +266,7 @@ def stability(scores: Mapping[str, np.ndarray], top: int) -> dict[str, float]:
 
 
 def ablation_stage(
-    study: Study,
+    setup: Setup,
     latents: np.ndarray,
     mean: MeanActivation,
     preset: Preset,
@@ -275,27 +275,27 @@ def ablation_stage(
     """Exact mean ablation of latents, jointly over the scope `[rows, latents]` and at
     sampled single positions `[s]`.
     """
-    rows = ablated_rows(study.rows, study.settings.ablate_rows)
-    dec_kd = decoder_rows(study.decoder, latents)
+    rows = ablated_rows(setup.rows, setup.settings.ablate_rows)
+    dec_kd = decoder_rows(setup.decoder, latents)
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        joint = _joint(study, rows, dec_kd, mean, preset, progress)
-        return {**joint, **_single(study, rows, dec_kd, mean, preset)}, {
+        joint = _joint(setup, rows, dec_kd, mean, preset, progress)
+        return {**joint, **_single(setup, rows, dec_kd, mean, preset)}, {
             "rows": len(rows)
         }
 
-    s = study.settings
+    s = setup.settings
     fields = {
-        **study.model_fields(),
+        **setup.model_fields(),
         "loss": s.loss,
         "latents": latents,
         "scope": preset.tokens,
-        "masks": study.masks.to_dict(),
+        "masks": setup.masks.to_dict(),
         "rows": [[row.ids, row.n_prompt, row.side] for row in rows],
         "positions": s.ablate_positions,
         "seed": s.seed,
     }
-    return study.stage("ablation", fields, inputs, compute)
+    return setup.stage("ablation", fields, inputs, compute)
 
 
 def ablated_rows(rows: list[TokenRow], limit: int | None) -> list[TokenRow]:
@@ -315,36 +315,36 @@ _FIELDS = ("dloss", "first_order", "end_slope", "push", "end_push")
 
 
 def _joint(
-    study: Study,
+    setup: Setup,
     rows: list[TokenRow],
     dec_kd: jax.Array,
     mean: MeanActivation,
     preset: Preset,
     progress: Any,
 ) -> dict[str, np.ndarray]:
-    cfg, site, loss = study.cfg, study.site, study.settings.loss
+    cfg, site, loss = setup.cfg, setup.site, setup.settings.loss
     step = jax.jit(
         lambda p, b, d, m, w: exact_ablation(
             p, b, d, m, w, cfg=cfg, site=site, loss=loss
         )
     )
-    where = study.where(rows, preset.tokens)
+    where = setup.where(rows, preset.tokens)
     out = {
         f"joint_{name}": np.zeros((len(rows), len(dec_kd)), np.float32)
         for name in _FIELDS
     }
-    work = study.batched(rows)
+    work = setup.batched(rows)
     names = [shard_name(batch.tokens_bt.shape, i) for i, (batch, _) in enumerate(work)]
     done = agreed(progress.done(), names)
-    bar = tqdm(work, desc="exact ablation", unit="batch", disable=not study.progress)
+    bar = tqdm(work, desc="exact ablation", unit="batch", disable=not setup.progress)
     for name, (batch, row_b) in zip(names, bar, strict=True):
         if name in done:
             arrays, _ = progress.get(name)
         else:
             where_bt = where(batch, row_b)
             result = step(
-                study.params,
-                *shard_batch((batch,), study.mesh),
+                setup.params,
+                *shard_batch((batch,), setup.mesh),
                 dec_kd,
                 _f32(mean),
                 where_bt,
@@ -357,7 +357,7 @@ def _joint(
 
 
 def _single(
-    study: Study,
+    setup: Setup,
     rows: list[TokenRow],
     dec_kd: jax.Array,
     mean: MeanActivation,
@@ -366,29 +366,29 @@ def _single(
     """ΔL_{i,t} of sampled (row, position, latent): each triple is a row of its own in
     the batch.
     """
-    count = study.settings.ablate_positions
+    count = setup.settings.ablate_positions
     generator = np.random.default_rng(
-        np.asarray(jax.random.key_data(study.key(5))).ravel()
+        np.asarray(jax.random.key_data(setup.key(5))).ravel()
     )
     row_s = generator.integers(len(rows), size=count)
     latent_s = generator.integers(len(dec_kd), size=count)
-    masks = [scope_mask(row, preset.tokens, exclude=study.exclude) for row in rows]
+    masks = [scope_mask(row, preset.tokens, exclude=setup.exclude) for row in rows]
     pos_s = np.array([generator.choice(np.flatnonzero(masks[r])) for r in row_s], int)
-    cfg, site, loss = study.cfg, study.site, study.settings.loss
+    cfg, site, loss = setup.cfg, setup.site, setup.settings.loss
     step = jax.jit(
         lambda p, b, d, m, w: row_ablation(p, b, d, m, w, cfg=cfg, site=site, loss=loss)
     )
     out = {f"single_{name}": np.zeros(count, np.float32) for name in _FIELDS}
-    work = study.batched([rows[r] for r in row_s])
+    work = setup.batched([rows[r] for r in row_s])
     for batch, index_b in tqdm(
-        work, desc="single positions", unit="batch", disable=not study.progress
+        work, desc="single positions", unit="batch", disable=not setup.progress
     ):
         used, where_bt = index_b >= 0, np.zeros(batch.tokens_bt.shape, bool)
         where_bt[used, pos_s[index_b[used]]] = True
         directions_bd = dec_kd[latent_s[index_b]]
         result = step(
-            study.params,
-            *shard_batch((batch,), study.mesh),
+            setup.params,
+            *shard_batch((batch,), setup.mesh),
             directions_bd,
             _f32(mean),
             where_bt,

@@ -30,7 +30,7 @@ from sae_attr.study.attribution_stages import self_test
 from sae_attr.study.candidates import decoder_rows
 from sae_attr.study.samples import UNSTEERED, Answer, Arms, Rows
 from sae_attr.study.settings import CaseSettings, StudySettings
-from sae_attr.study.setup import Study
+from sae_attr.study.setup import Setup
 from sae_attr.text.batching import batches
 from sae_attr.text.encoding import encode_prompt
 from sae_attr.text.pairs import Prompt
@@ -128,7 +128,7 @@ class Case:
         return self.runtime.workdir / "pairs" / f"{self.settings.name}.jsonl"
 
     @functools.cached_property
-    def attribution(self) -> Study:
+    def attribution(self) -> Setup:
         """The attribution run of this case on its own pairs."""
         files = {k: getattr(self.source, k) for k in _FILES}
         fields = {
@@ -145,7 +145,7 @@ class Case:
             **self.settings.attribution,
         }
         keys_at = f"cases.{self.settings.name}.attribution."
-        return Study(
+        return Setup(
             Settings(**fields),
             self.runtime.store,
             self.runtime.mesh,
@@ -160,7 +160,7 @@ class Case:
         """
         if not self.source.lm_aligned:
             return self.attribution.params
-        return self.attribution.load(self.source.lm_aligned)
+        return self.attribution.model_files.load(self.source.lm_aligned)
 
     def params(self, direction: str) -> Params:
         """Steering away is done to the model with the behaviour, steering toward to the
@@ -386,11 +386,11 @@ class Case:
         study = self.attribution
         _ = study.site, study.decoder, self.stop_ids
         if self.source.lm_aligned:
-            study.same_architecture(
+            study.model_files.same_architecture(
                 self.source.lm_aligned,
                 load_config(self.source.lm_aligned, mesh=self.runtime.mesh),
             )
-        next(iter(study.texts()))
+        next(iter(study.corpus.texts()))
         by_judge = self.study.strengths_by == "samples" and not self.measures_coherence
         if by_judge and not tells_coherence(self.judge):
             raise ValueError(no_coherence(self))

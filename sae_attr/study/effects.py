@@ -165,7 +165,7 @@ def interpret(case: Case, selection: Result) -> Made:
     found = top_passages(
         study.params,
         study.sae,
-        study.corpus_work(settings.passage_tokens),
+        study.corpus.batches(settings.passage_tokens),
         latents,
         cfg=study.cfg,
         site=study.read_site,

@@ -13,16 +13,16 @@ from sae_attr.attribution.corpus import CodeStatistics
 from sae_attr.attribution.merged import MergedTokens, merge
 from sae_attr.attribution.scores import Moment
 from sae_attr.attribution.table import TokenTable, table_moment, token_weights
-from sae_attr.study.setup import Study
+from sae_attr.study.setup import Setup
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """A study with its tokens' activations and gradients, and with what ordinary text
+    """A setup with its tokens' activations and gradients, and with what ordinary text
     says of the site and the SAE.
     """
 
-    study: Study
+    setup: Setup
     table: TokenTable
     mean: MeanActivation
     codes: CodeStatistics
@@ -36,7 +36,7 @@ class Evidence:
 
     def weights(self, scope: str) -> np.ndarray:
         """Returns the signed weight of every token in a scope, `[k]`."""
-        return token_weights(self.table.rows, scope, self.study.exclude)
+        return token_weights(self.table.rows, scope, self.setup.exclude)
 
     def moment(self, scope: str) -> Moment:
         """Returns the moment of a scope; computed once."""
@@ -50,7 +50,7 @@ class Evidence:
         """
         if scope not in self._merged:
             self._merged.clear()  # a copy of every counted token
-            self._merged[scope] = merge(self.table, scope, self.study.exclude)
+            self._merged[scope] = merge(self.table, scope, self.setup.exclude)
         return self._merged[scope]
 
     def mean_acts(self, weights_k: np.ndarray) -> jax.Array:
@@ -67,7 +67,7 @@ class Evidence:
         """Returns why a score that looks at every latent and so many tokens is left
         out; "" where it is not.
         """
-        cost, limit = len(self.study.decoder) * tokens, self.study.settings.dense_limit
+        cost, limit = len(self.setup.decoder) * tokens, self.setup.settings.dense_limit
         return (
             f"{cost:.3g} latents x tokens exceed dense_limit {limit:.3g}"
             if cost > limit

@@ -36,7 +36,7 @@ from sae_attr.study.candidates import (
 from sae_attr.study.codes import RIVALS, code_stage
 from sae_attr.study.evidence import Evidence
 from sae_attr.study.score_table import SCORES, key_of
-from sae_attr.study.setup import Study
+from sae_attr.study.setup import Setup
 from sae_attr.text.rows import scope_mask
 
 Columns = dict[str, np.ndarray]
@@ -60,19 +60,19 @@ class Outcome:
     summary: dict[str, Any]
 
 
-def compute(study: Study) -> Outcome:
+def compute(setup: Setup) -> Outcome:
     """Runs every stage that is not stored yet, and puts the results together.
 
     Raises:
       ValueError: the SAE fails its self-test, and the settings do not trust it.
     """
-    fitness, fitness_results = self_test(study)
-    mean, mean_result = mean_stage(study)
-    table, gradient_result = gradient_stage(study, mean, mean_result.key)
-    codes, firing_result = firing_stage(study)
+    fitness, fitness_results = self_test(setup)
+    mean, mean_result = mean_stage(setup)
+    table, gradient_result = gradient_stage(setup, mean, mean_result.key)
+    codes, firing_result = firing_stage(setup)
     rates_n = codes.rate_n
     keys = {"mean": mean_result.key, "gradients": gradient_result.key}
-    evidence = Evidence(study, table, mean, codes)
+    evidence = Evidence(setup, table, mean, codes)
     score_result = score_stage(evidence, {**keys, "firing": firing_result.key})
     results = [
         *fitness_results,
@@ -81,7 +81,7 @@ def compute(study: Study) -> Outcome:
         firing_result,
         score_result,
     ]
-    scores, presets = dict(score_result.arrays), study.settings.presets()
+    scores, presets = dict(score_result.arrays), setup.settings.presets()
     rankings = {
         preset.name: preset_ranking(evidence, preset, scores) for preset in presets
     }
@@ -92,11 +92,11 @@ def compute(study: Study) -> Outcome:
     by_limit = score_result.meta["by_limit"]
     whole_rates_n = rates_n  # rates of candidates alone would draw "random" latents among the candidates
     rates_n, code_results = _fill_codes(
-        study, table, chosen, scores, rates_n, skipped, by_limit, keys
+        setup, table, chosen, scores, rates_n, skipped, by_limit, keys
     )
-    others = rivals(study, scores, whole_rates_n, rankings[presets[0].name])
+    others = rivals(setup, scores, whole_rates_n, rankings[presets[0].name])
     ablated, exact, figure, ablation_results = _ablate(
-        study, rankings[presets[0].name], whole_rates_n, mean, keys
+        setup, rankings[presets[0].name], whole_rates_n, mean, keys
     )
     columns: dict[str, Columns] = {}
     about: dict[str, Any] = {}
@@ -112,13 +112,13 @@ def compute(study: Study) -> Outcome:
     results += [*code_results, *ablation_results]
     scores.pop("best_direction_d")
     scores["firing_rate"] = rates_n
-    facts = _pair_facts(study, table)
+    facts = _pair_facts(setup, table)
     summary = {
         "primary": presets[0].name,
         "presets": about,
-        "stability": stability(scores, study.settings.top),
+        "stability": stability(scores, setup.settings.top),
         "prompt_mean_overlap": _prompt_mean_overlap(
-            scores, presets[0], study.settings.top
+            scores, presets[0], setup.settings.top
         ),
         "sae_fitness": fitness,
         "bound": {k: score_result.meta[k] for k in ("bound", "best_over_bound")},
@@ -130,14 +130,14 @@ def compute(study: Study) -> Outcome:
             "norm": mean.norm,
             "firing_tokens": firing_result.meta["tokens"],
         },
-        "masked": _masked(study, table, mean),
+        "masked": _masked(setup, table, mean),
         "skipped": skipped,
-        "choices": choices(study),
+        "choices": choices(setup),
         "inputs": {
-            **_inputs(study),
+            **_inputs(setup),
             "stages": {r.key.split("-")[0]: r.key for r in results},
         },
-        "warnings": [*_warnings(study, facts, fitness), *_pool_warnings(about)],
+        "warnings": [*_warnings(setup, facts, fitness), *_pool_warnings(about)],
         "timings": {
             r.key.split("-")[0]: {"seconds": round(r.seconds, 3), "loaded": r.cached}
             for r in results
@@ -146,12 +146,12 @@ def compute(study: Study) -> Outcome:
     return Outcome(rankings, columns, scores, figure, summary)
 
 
-def _masked(study: Study, table: TokenTable, mean: MeanActivation) -> dict[str, int]:
+def _masked(setup: Setup, table: TokenTable, mean: MeanActivation) -> dict[str, int]:
     """How many tokens the masks left out: of the corpus for their norm, of prompts and
     completions for any reason.
     """
     kept = sum(
-        int(scope_mask(row, "all", exclude=study.exclude).sum()) for row in table.rows
+        int(scope_mask(row, "all", exclude=setup.exclude).sum()) for row in table.rows
     )
     sinks = sum(int(row.masked.sum()) for row in table.rows if row.masked is not None)
     tokens = len(table.acts_kd)
@@ -174,7 +174,7 @@ def _prompt_mean_overlap(
 
 
 def _fill_codes(
-    study: Study,
+    setup: Setup,
     table: TokenTable,
     chosen: np.ndarray,
     scores: dict[str, np.ndarray],
@@ -187,33 +187,33 @@ def _fill_codes(
     allows it, NaN elsewhere.
     """
     wanted = [name for name in RIVALS if name in by_limit]
-    if study.sae_cfg.no_token_codes:
-        skipped["firing_rate"] = study.sae_cfg.no_token_codes
-    elif not np.isfinite(rates_n).any() and study.settings.firing_tokens:
+    if setup.sae_cfg.no_token_codes:
+        skipped["firing_rate"] = setup.sae_cfg.no_token_codes
+    elif not np.isfinite(rates_n).any() and setup.settings.firing_tokens:
         wanted.append("firing_rate")
         skipped["firing_rate"] = (
             "fewer than 1,000 positions within dense_limit "
-            f"{study.settings.dense_limit:.3g}"
+            f"{setup.settings.dense_limit:.3g}"
         )
     results: list[Result] = []
-    if wanted and study.sae_cfg.gate in LOCAL_GATES:
-        results.append(code_stage(study, table, chosen, wanted, keys))
-    for name in [n for n in ("delta_code",) if study.sae_cfg.no_token_codes]:
-        scores[name] = np.full(study.sae_cfg.n_latents, np.nan, np.float32)
+    if wanted and setup.sae_cfg.gate in LOCAL_GATES:
+        results.append(code_stage(setup, table, chosen, wanted, keys))
+    for name in [n for n in ("delta_code",) if setup.sae_cfg.no_token_codes]:
+        scores[name] = np.full(setup.sae_cfg.n_latents, np.nan, np.float32)
     for name in wanted:
-        values_n = np.full(study.sae_cfg.n_latents, np.nan, np.float32)
+        values_n = np.full(setup.sae_cfg.n_latents, np.nan, np.float32)
         if results:
             values_n[chosen] = results[0].arrays[name]
             skipped[name] += "; computed for the candidates"
         else:
-            skipped[name] += f"; a {study.sae_cfg.gate} code needs all latents"
+            skipped[name] += f"; a {setup.sae_cfg.gate} code needs all latents"
         rates_n = values_n if name == "firing_rate" else rates_n
         scores[name] = values_n
     return rates_n, results
 
 
 def _ablate(
-    study: Study,
+    setup: Setup,
     primary: Ranking,
     rates_n: np.ndarray,
     mean: Any,
@@ -226,18 +226,18 @@ def _ablate(
 
     Returns per latent its columns, the summary, the figure's numbers and the stage.
     """
-    preset, count = study.settings.presets()[0], study.settings.ablate
+    preset, count = setup.settings.presets()[0], setup.settings.ablate
     if not count:
         return {}, {"skipped": "ablate=0"}, None, []
     best = primary.latents_k[:count]
     control = random_matched(
-        "control", rates_n, best, count, study.key(6), avoid=primary.latents_k
+        "control", rates_n, best, count, setup.key(6), avoid=primary.latents_k
     )
     chosen = np.concatenate([best, control.latents_k])
     result = ablation_stage(
-        study, chosen, mean, preset, {**keys, "sae": study.sae_key, "lm": study.lm_key}
+        setup, chosen, mean, preset, {**keys, "sae": setup.sae_key, "lm": setup.lm_key}
     )
-    rows = ablated_rows(study.rows, study.settings.ablate_rows)
+    rows = ablated_rows(setup.rows, setup.settings.ablate_rows)
     columns, about = ablation_summary(rows, result.arrays)
     ablated = {
         int(i): {k: v[j] for k, v in columns.items()} for j, i in enumerate(chosen)
@@ -322,13 +322,13 @@ def _fill_candidates(
             scores[key] = array
 
 
-def _pair_facts(study: Study, table: TokenTable) -> dict[str, Any]:
+def _pair_facts(setup: Setup, table: TokenTable) -> dict[str, Any]:
     """Counts, lengths and nats per token of both sides, and where the completions came
     from.
     """
     facts: dict[str, Any] = {
-        "prompts": len(study.pairs),
-        "straddling_tokens": study.encoded.straddling,
+        "prompts": len(setup.pairs),
+        "straddling_tokens": setup.encoded.straddling,
     }
     for side, name in ((1, "positive"), (-1, "negative")):
         chosen = [r for r, row in enumerate(table.rows) if row.side == side]
@@ -341,30 +341,30 @@ def _pair_facts(study: Study, table: TokenTable) -> dict[str, Any]:
                 "mean_tokens": float(lengths.mean()),
                 "nats_per_token": float(table.nll_r[chosen].sum() / lengths.sum()),
             }
-    samplers = sorted({pair.sampler or "unknown" for pair in study.pairs})
+    samplers = sorted({pair.sampler or "unknown" for pair in setup.pairs})
     facts["samplers"] = samplers
-    facts["on_policy"] = samplers == [study.lm_key]
+    facts["on_policy"] = samplers == [setup.lm_key]
     return facts
 
 
 def _warnings(
-    study: Study, facts: Mapping[str, Any], fitness: Mapping[str, Any]
+    setup: Setup, facts: Mapping[str, Any], fitness: Mapping[str, Any]
 ) -> list[str]:
     """What a reader of the ranking must know about SAE and pairs."""
     out = [f"SAE, {f['code']}: {f['text']}" for f in fitness.get("findings", ())]
     if "skipped" in fitness:
         out.append(f"SAE, not tested: {fitness['skipped']}")
-    scopes = {preset.tokens for preset in study.settings.presets()}
+    scopes = {preset.tokens for preset in setup.settings.presets()}
     if not facts["on_policy"]:
         out.append(
             "pairs are not known to be on-policy: sampler "
-            f"{', '.join(facts['samplers'])}, model {study.lm_key}; the method "
+            f"{', '.join(facts['samplers'])}, model {setup.lm_key}; the method "
             "expects completions that the studied model itself sampled"
         )
     sides = [facts[s]["mean_tokens"] for s in ("positive", "negative") if s in facts]
     if (
         len(sides) == 2
-        and study.settings.loss == "sum"
+        and setup.settings.loss == "sum"
         and scopes - {"prompt"}
         and abs(sides[0] / sides[1] - 1) > 0.1
     ):
@@ -373,8 +373,8 @@ def _warnings(
             "a summed loss and completion tokens in "
             "the scope this difference leaks into Δ; compare with loss=mean"
         )
-    if study.settings.gradient == "integrated" and len(scopes) > 1:
-        scope = study.settings.presets()[0].tokens
+    if setup.settings.gradient == "integrated" and len(scopes) > 1:
+        scope = setup.settings.presets()[0].tokens
         out.append(
             "integrated gradients move the positions of the primary preset's scope "
             f"{scope!r}; presets of other scopes use "
@@ -402,32 +402,32 @@ def _pool_warnings(presets: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return out
 
 
-def choices(study: Study) -> dict[str, Any]:
+def choices(setup: Setup) -> dict[str, Any]:
     """Everything that the method leaves open, as it was chosen here."""
     return {
-        "site": str(study.site),
-        "encoded_site": str(study.read_site),
-        "gradient": _gradient(study),
+        "site": str(setup.site),
+        "encoded_site": str(setup.read_site),
+        "gradient": _gradient(setup),
         "masks": {
-            **study.masks.to_dict(),
-            "norm_limits": {str(site): limit for site, limit in study.limits.items()},
+            **setup.masks.to_dict(),
+            "norm_limits": {str(site): limit for site, limit in setup.limits.items()},
         },
         "prepend_bos": "as the tokenizer does"
-        if study.prepend_bos is None
-        else study.prepend_bos,
+        if setup.prepend_bos is None
+        else setup.prepend_bos,
         "decoder_rows": "scaled to unit norm",
         "mean": "mean activation of the studied model over the corpus, same mask as δ",
         "order": "mean over a completion's tokens, difference within the prompt, mean over prompts; signed, descending",
-        "context": study.context,
-        "corpus_context": study.corpus_context,
-        "sae": vars(study.sae_cfg),
-        "settings": vars(study.settings),
+        "context": setup.context,
+        "corpus_context": setup.corpus_context,
+        "sae": vars(setup.sae_cfg),
+        "settings": vars(setup.settings),
     }
 
 
-def _gradient(study: Study) -> dict[str, Any]:
+def _gradient(setup: Setup) -> dict[str, Any]:
     """What stood for g_t in δ."""
-    s = study.settings
+    s = setup.settings
     if s.gradient == "integrated":
         scope = s.presets()[0].tokens
         return {
@@ -440,16 +440,18 @@ def _gradient(study: Study) -> dict[str, Any]:
     return {"name": s.gradient, "backward_rules": sorted(s.rules)}
 
 
-def _inputs(study: Study) -> dict[str, str]:
+def _inputs(setup: Setup) -> dict[str, str]:
     """Hashes of everything that was read."""
-    s = study.settings
+    s = setup.settings
     found = {
-        "lm": study.lm_key,
-        "sae": study.sae_key,
+        "lm": setup.lm_key,
+        "sae": setup.sae_key,
         "pairs": fingerprint(s.pairs),
         "corpus": fingerprint(s.corpus),
     }
     found |= (
-        {"sae_source": study.sae_source} if study.sae_source != s.sae else {}
+        {"sae_source": setup.sae_files.source}
+        if setup.sae_files.source != s.sae
+        else {}
     )  # the commit that was read
-    return found | ({"lm_aligned": study.aligned_key} if s.lm_aligned else {})
+    return found | ({"lm_aligned": setup.aligned_key} if s.lm_aligned else {})

@@ -73,7 +73,7 @@ class Score:
         prompts is the score. With it a preset can rank by it beyond the dense limit,
         and candidates have it there.
       ranked: ranks beside Δ (`rank_NAME`, overlaps), and may be a method of a case
-        study.
+        setup.
       title: the header of its column on the page; None: its name.
       on_page: whether the page's table has it.
       version: raised when `make` gives other numbers than before.
@@ -159,18 +159,18 @@ def _delta_projection(evidence: Evidence, scope: str) -> Vector:
 
 def _token_by_token(sides: str, evidence: Evidence, scope: str) -> np.ndarray | Skipped:
     """`active` or `quadrant`, which are no quadratic forms: in chunks of latents."""
-    study, merged = evidence.study, evidence.merged(scope)
+    setup, merged = evidence.setup, evidence.merged(scope)
     if why := evidence.over_limit(len(merged.acts_jd)):
         return Skipped(why, by_limit=True)
-    n = len(study.decoder)
+    n = len(setup.decoder)
     out_n, chunk = np.empty(n, np.float32), min(n, 1024)
     for start in tqdm(
         range(0, n, chunk),
         desc=f"{sides}, {scope}",
         unit="chunk",
-        disable=not study.progress,
+        disable=not setup.progress,
     ):
-        rows_cd = study.decoder.rows(start, min(start + chunk, n))
+        rows_cd = setup.decoder.rows(start, min(start + chunk, n))
         dec_cd = unit_decoder(
             jnp.pad(jnp.asarray(rows_cd), ((0, chunk - len(rows_cd)), (0, 0)))
         )  # one compiled shape
@@ -180,23 +180,23 @@ def _token_by_token(sides: str, evidence: Evidence, scope: str) -> np.ndarray | 
 
 
 def _encoder(evidence: Evidence, scope: str) -> np.ndarray | Skipped:
-    study, merged = evidence.study, evidence.merged(scope)
+    setup, merged = evidence.setup, evidence.merged(scope)
     if not evidence.codes.tokens:
         return Skipped(
-            study.sae_cfg.no_token_codes
+            setup.sae_cfg.no_token_codes
             or "the codes' means are unknown: too few firing_tokens"
         )
     if why := evidence.over_limit(len(merged.acts_jd)):
         return Skipped(why, by_limit=True)
     return (
-        encoder_prompt_scores(merged, study.sae, evidence.codes.mean_n)
+        encoder_prompt_scores(merged, setup.sae, evidence.codes.mean_n)
         .mean(0)
         .astype(np.float32)
     )
 
 
 def _code_rival(name: str, evidence: Evidence, scope: str) -> np.ndarray | Skipped:
-    return code_rival(evidence.study, evidence.table, name)
+    return code_rival(evidence.setup, evidence.table, name)
 
 
 def _sides_per_prompt(
@@ -218,7 +218,7 @@ def _encoder_per_prompt(evidence: Evidence, scope: str, few: Candidates) -> np.n
     if not evidence.codes.tokens:
         return np.full((merged.prompts, len(few.latents)), np.nan)
     return encoder_prompt_scores(
-        merged, evidence.study.sae, evidence.codes.mean_n, few.latents
+        merged, evidence.setup.sae, evidence.codes.mean_n, few.latents
     )
 
 

@@ -17,7 +17,7 @@ import pytest
 from sae_attr.organism.truth import Truth, agreement_rows
 from sae_attr.store import fingerprint
 from sae_attr.study.score_table import SCORES, Score, Vector, labelled
-from sae_attr.study.setup import Study
+from sae_attr.study.setup import Setup
 from sae_attr.text.rows import ROLES
 from tests.experiments._demo import (
     FIGURES,
@@ -420,7 +420,7 @@ def test_a_dictionary_larger_than_memory_is_never_whole_in_it(
     done: Path, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        Study, "sae", property(lambda self: pytest.fail("the whole SAE was loaded"))
+        Setup, "sae", property(lambda self: pytest.fail("the whole SAE was loaded"))
     )
     changes = {
         "dense_limit": 0,

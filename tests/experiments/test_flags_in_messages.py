@@ -47,7 +47,7 @@ def test_flags_that_an_experiment_names_are_keys_of_its_config(name: str) -> Non
 
 
 def test_the_library_names_flags_of_case_studies_alone() -> None:
-    """Elsewhere it does not know which experiment runs: `Study.flag` is told."""
+    """Elsewhere it does not know which experiment runs: `Setup.flag` is told."""
     config = importlib.import_module("configs.case_study").get_config()
     for path in sorted((REPO / "sae_attr").rglob("*.py")):
         flags = flags_in(path)

@@ -5,6 +5,7 @@ codes or δ.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from sae_attr.sae.model import SAE, SAEConfig
 from sae_attr.store import Store
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.attribution_stages import mean_stage
-from sae_attr.study.setup import Study, training_masks
+from sae_attr.study.setup import Setup, training_masks
 from sae_attr.text.masks import masks_from
 from sae_attr.text.rows import scope_mask
 from tests.attribution._tiny import VOCAB, llama, off, random_params
@@ -128,7 +129,7 @@ def test_passages_are_different_texts_and_no_sinks() -> None:
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Study:
+def study(tmp_path: Path) -> Setup:
     """Character model whose letter Z is a sink, two pairs and a text that begins with
     it.
     """
@@ -147,16 +148,17 @@ def study(tmp_path: Path) -> Study:
     paths = [
         str(tmp_path / name) for name in ("lm", "sae", "pairs.jsonl", "corpus.json")
     ]
-    made = Study(
+    return Setup(
         Settings(*paths, site="layer1.resid_post"),
         Store(epath.Path(tmp_path / "store")),
         make_mesh("data=1"),
+        stated_sae=SAEConfig(16, 16, 9),
     )
-    made.__dict__["sae_cfg"] = SAEConfig(16, 16, 9)
-    return made
 
 
-def test_a_study_masks_sinks_of_pairs_and_corpus_alike(study: Study) -> None:
+def test_a_study_masks_sinks_of_pairs_and_corpus_alike(
+    study: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert study.masks == Masks(frozenset())
     texts = {row.pair: "Zabc Z" if row.pair == 0 else "ghi" for row in study.rows}
     for row in study.rows:
@@ -170,16 +172,17 @@ def test_a_study_masks_sinks_of_pairs_and_corpus_alike(study: Study) -> None:
     mean, _ = mean_stage(study)
     assert mean.outliers == 2
     assert 10 * mean.norm > study.limits[study.site] > 5 * mean.norm
-    again = Study(study.settings, study.store, study.mesh)
-    again.__dict__.update(
-        sae_cfg=study.sae_cfg, params=None
-    )  # a second run loads, and computes nothing
+    again = replace(study)
+    nothing = property(
+        lambda self: pytest.fail("a second run loads; it computes nothing")
+    )
+    monkeypatch.setattr(Setup, "params", nothing)
     assert [row.masked.tolist() for row in again.rows] == [
         row.masked.tolist() for row in study.rows
     ]
 
 
-def test_masks_of_a_study(study: Study) -> None:
+def test_masks_of_a_study(study: Setup) -> None:
     said = Masks(frozenset({"bos"}), first_k=2, outlier=None)
     assert training_masks(SAEConfig(16, 16, 9, exclude_special=True)) == Masks(
         frozenset({"special"})

@@ -15,16 +15,16 @@ from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.store import Store
 from sae_attr.study.attribution_settings import Settings
-from sae_attr.study.setup import Study
+from sae_attr.study.setup import Setup
 
 MODEL = Path(__file__).parent.parent / "lm/goldens/llama_all"
 
 
-def study(tmp_path: Path, adapter: Path | None) -> Study:
+def study(tmp_path: Path, adapter: Path | None) -> Setup:
     settings = Settings(
         str(MODEL), "sae", "pairs", "corpus", adapter=adapter and str(adapter)
     )
-    return Study(
+    return Setup(
         settings,
         Store(epath.Path(tmp_path / "store")),
         make_mesh("data=1"),

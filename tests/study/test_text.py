@@ -15,7 +15,7 @@ from sae_attr import parallel
 from sae_attr.sae.config import SAEConfig
 from sae_attr.store import Store
 from sae_attr.study.attribution_settings import Settings
-from sae_attr.study.setup import Study
+from sae_attr.study.setup import Setup
 from sae_attr.text.token_file import write_tokens
 from sae_attr.text.tokenizer import load_tokenizer
 from tests.miniatures import CHATML, write_lines, write_llama, write_tokenizer
@@ -30,8 +30,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def study_of(model: Path, store: Path, corpus: Path, **settings: Any) -> Study:
-    made = Study(
+def study_of(model: Path, store: Path, corpus: Path, **settings: Any) -> Setup:
+    return Setup(
         Settings(
             lm=str(model),
             sae="",
@@ -43,11 +43,8 @@ def study_of(model: Path, store: Path, corpus: Path, **settings: Any) -> Study:
         Store(store),
         parallel.make_mesh("data=1"),
         progress=False,
+        stated_sae=SAEConfig(16, 16, 1),
     )
-    made.__dict__["sae_cfg"] = SAEConfig(
-        16, 16, 1
-    )  # where cached_property keeps its value
-    return made
 
 
 def test_a_corpus_in_every_form_gives_the_same_batches(
@@ -72,8 +69,8 @@ def test_a_corpus_in_every_form_gives_the_same_batches(
         study = study_of(
             model, tmp_path / "store", corpus, prepend_bos=True, **settings
         )
-        study.check_corpus()
-        batches.append(list(study.text_work(30)))
+        study.corpus.check()
+        batches.append(list(study.corpus.unmasked(30)))
     for other in batches[1:]:
         for mine, theirs in zip(batches[0], other, strict=True):
             for a, b in zip(mine, theirs, strict=True):
@@ -83,7 +80,7 @@ def test_a_corpus_in_every_form_gives_the_same_batches(
     ):
         study_of(
             model, tmp_path / "store", tmp_path / "tokens", prepend_bos=False
-        ).check_corpus()
+        ).corpus.check()
 
 
 def test_a_token_file_of_another_tokenizer_is_refused(
@@ -95,7 +92,7 @@ def test_a_token_file_of_another_tokenizer_is_refused(
         ValueError,
         match=r"made by a tokenizer whose vocab_size is 106, that of .* is 105",
     ):
-        study_of(model, tmp_path / "store", tmp_path / "tokens").check_corpus()
+        study_of(model, tmp_path / "store", tmp_path / "tokens").corpus.check()
 
 
 def test_tokens_beyond_the_embedding_are_named_where_they_occur(
@@ -111,12 +108,12 @@ def test_tokens_beyond_the_embedding_are_named_where_they_occur(
         ValueError,
         match=rf"text 1 \('b{beyond}'\): token id 104 .* beyond the model's embedding of 100",
     ):
-        list(study.text_work(30))
+        list(study.corpus.unmasked(30))
     write_tokens(["a", f"b{beyond}"], load_tokenizer(model), tmp_path / "tokens")
     with pytest.raises(
         ValueError, match=r"document 1 of the token file .* has the token id 104"
     ):
-        study_of(model, tmp_path / "store", tmp_path / "tokens").check_corpus()
+        study_of(model, tmp_path / "store", tmp_path / "tokens").corpus.check()
     pairs = write_lines(
         tmp_path / "p.jsonl",
         {"prompt": "a", "positive": "b"},

@@ -24,5 +24,5 @@ def test_a_stage_has_the_versions_of_all_that_it_runs() -> None:
 
 def test_every_stage_that_the_attribution_stores_has_a_version() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in SOURCES.glob("*.py"))
-    named = set(re.findall(r"(?:study|self)\.stage\(\s*\"([a-z-]+)\"", text))
+    named = set(re.findall(r"(?:setup|self)\.stage\(\s*\"([a-z-]+)\"", text))
     assert named == set(versions.VERSIONS) - {"candidates"}
