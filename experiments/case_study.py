@@ -17,13 +17,13 @@ from ml_collections import ConfigDict
 from sae_attr import parallel
 from sae_attr.store import (
     Store,
-    listing,
     own_workdir,
     run_stages,
+    select_stages,
+    stage_statuses,
     stored_results,
     write_atomic,
 )
-from sae_attr.store.graph import chosen_stages
 from sae_attr.study.case import Runtime
 from sae_attr.study.cost import case_costs, cost_table
 from sae_attr.study.opened import CaseStudy, open_study
@@ -77,7 +77,7 @@ def ignored(config: ConfigDict) -> tuple[str, ...]:
 
 def show_states(study: CaseStudy) -> None:
     """Prints every stage's state, and what the rest would cost."""
-    states = listing(study.runtime.store, study.stages)
+    states = stage_statuses(study.runtime.store, study.stages)
     for status in states:
         print(f"{status.state:<8} {status.name}")
     costs = [cost for case in study.cases for cost in case_costs(case)]
@@ -155,10 +155,14 @@ def start(
         which: dict[str, Any] = {"only": only, "until": until, "force": force}
         study.try_out(**which)
         stages = {
-            stage.name for stage in chosen_stages(study.stages, only=only, until=until)
+            stage.name for stage in select_stages(study.stages, only=only, until=until)
         }
         course = Course(
-            [status for status in listing(store, study.stages) if status.name in stages]
+            [
+                status
+                for status in stage_statuses(store, study.stages)
+                if status.name in stages
+            ]
         )
         told: dict[str, Any] = (
             {"on_start": course.start, "on_end": course.end}
@@ -182,7 +186,7 @@ def start(
             print(
                 "\n"
                 + ending(
-                    listing(store, study.stages),
+                    stage_statuses(store, study.stages),
                     results,
                     summed_up(names),
                     os.fspath(workdir),
@@ -195,7 +199,7 @@ def show_cost(study: CaseStudy) -> None:
     """Prints what is left to do, if anything is."""
     states = {
         status.name: status.state
-        for status in listing(study.runtime.store, study.stages)
+        for status in stage_statuses(study.runtime.store, study.stages)
     }
     costs = [cost for case in study.cases for cost in case_costs(case)]
     if any(states[cost.stage] != "done" for cost in costs):

@@ -45,8 +45,7 @@ from sae_attr.sae.export import save_saelens
 from sae_attr.sae.run import train
 from sae_attr.sae.train import finished
 from sae_attr.sae.train_config import TrainConfig
-from sae_attr.store import Progress, Store
-from sae_attr.store.stages import stage_key
+from sae_attr.store import Progress, Store, stage_key
 from sae_attr.text.examples import Example
 from sae_attr.text.token_file import Packing, row_count, write_tokens
 from sae_attr.text.tokenizer import load_tokenizer

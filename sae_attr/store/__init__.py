@@ -7,43 +7,55 @@ Paths go through etils.epath, so that a store or a workdir may lie in a bucket.
 from sae_attr.store.entries import Store
 from sae_attr.store.files import Arrays, Meta, PathLike, write_atomic
 from sae_attr.store.graph import (
-    Made,
+    Computed,
+    Result,
     Stage,
+    StageOutput,
+    StageRun,
     Status,
-    listing,
+    matching_names,
+    run_stage,
     run_stages,
+    select_stages,
+    stage_key,
     stage_keys,
+    stage_statuses,
     stored_results,
+    with_readers,
 )
 from sae_attr.store.lease import LockLost
 from sae_attr.store.manifest import Damaged
 from sae_attr.store.names import digest, fingerprint
 from sae_attr.store.progress import Progress
-from sae_attr.store.stages import Result, run_stage, stage_key
 from sae_attr.store.workdir import claim_workdir, lock_workdir, own_workdir
 
 __all__ = [
     "Arrays",
+    "Computed",
     "Damaged",
     "LockLost",
-    "Made",
     "Meta",
     "PathLike",
     "Progress",
     "Result",
     "Stage",
+    "StageOutput",
+    "StageRun",
     "Status",
     "Store",
     "claim_workdir",
     "digest",
     "fingerprint",
-    "listing",
     "lock_workdir",
+    "matching_names",
     "own_workdir",
     "run_stage",
     "run_stages",
+    "select_stages",
     "stage_key",
     "stage_keys",
+    "stage_statuses",
     "stored_results",
+    "with_readers",
     "write_atomic",
 ]

@@ -1,39 +1,81 @@
-"""Stages that read each other: what is done, stale or missing, and running what is not
-done, in order.
+"""The one graph of stages: keys, states, selection by name, and running what is not
+done.
 
 A stage's key is made of names and config fields alone (its own and those of what it
-reads), never of contents, so the state of a whole chain is known before anything is
+reads), never of contents, so the state of a whole graph is known before anything is
 computed or loaded.
 """
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 from etils import epath
 
 from sae_attr.store.entries import Store
+from sae_attr.store.files import Arrays, Meta
 from sae_attr.store.manifest import Damaged
+from sae_attr.store.names import digest
 from sae_attr.store.progress import Progress
-from sae_attr.store.stages import Result, run_stage, stage_key
 
-Made = tuple[Mapping[str, Any], Mapping[str, Any]]
-"""What a stage gives: arrays, meta."""
+Computed: TypeAlias = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""Arrays by name, and meta: plain values that become JSON."""
 
-Compute = Callable[[Mapping[str, Result], Progress], Made]
+
+class StageOutput(NamedTuple):
+    """What a stage returns that also leaves files, which others read by their path.
+
+    Args:
+      arrays, meta: as of any stage.
+      write: fills the folder of the stage's entry; the files are published with it,
+        whole or not at all, and found under `Result.folder`.
+    """
+
+    arrays: Mapping[str, Any]
+    meta: Mapping[str, Any]
+    write: Callable[[epath.Path], None] | None = None
+
+
+class Result(NamedTuple):
+    """A stage's result, computed or loaded.
+
+    Args:
+      arrays: by name; memory-mapped where they were loaded from a local disk.
+      meta: plain values; `seconds` is what computing took (of a continued stage, since
+        it was continued).
+      key: names its entry in the store.
+      seconds: what this run spent on computing or loading it.
+      cached: it only had to be loaded.
+      folder: of its entry, where its files lie.
+    """
+
+    arrays: Arrays
+    meta: Meta
+    key: str
+    seconds: float
+    cached: bool
+    folder: epath.Path
+
+
+StageRun: TypeAlias = Callable[
+    [Mapping[str, Result], Progress], "Computed | StageOutput"
+]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a chain.
+    """One step of a graph.
 
     Args:
       name: unique; parts are joined with dots, as in `misalignment.steer.away`.
-      run: `(results of what it needs, progress) -> (arrays, meta)`.
-      fields: the config fields that the result depends on, beside those of what it
-        needs.
+      run: `(results of its needs in their order, progress) -> (arrays, meta)`, or a
+        `StageOutput`. A long one asks `progress` what was finished before a kill.
+      fields: the config fields that the result depends on, beside those of its needs.
       needs: names of the stages that it reads, which come before it.
       version: raised when the stage's code gives other numbers than before.
       calls: versions, by name, of other packages' stages that `run` calls; part of the
@@ -41,7 +83,7 @@ class Stage:
     """
 
     name: str
-    run: Compute
+    run: StageRun
     fields: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     version: int = 1
@@ -50,11 +92,9 @@ class Stage:
     @property
     def declared(self) -> dict[str, Any]:
         """What the key holds beside name, version and inputs."""
-        return (
-            {**self.fields, "calls": dict(self.calls)}
-            if self.calls
-            else dict(self.fields)
-        )
+        if not self.calls:
+            return dict(self.fields)
+        return {**self.fields, "calls": dict(self.calls)}
 
 
 @dataclass(frozen=True)
@@ -68,96 +108,116 @@ class Status:
     key: str
 
 
+# ---- keys and states -----------------------------------------------------------------
+
+
+def stage_key(
+    name: str, version: int, fields: Mapping[str, Any], inputs: Mapping[str, str]
+) -> str:
+    """Returns the key of a stage's entry, which starts with the stage's name."""
+    return f"{name}-{digest([name, version, dict(fields), dict(inputs)])}"
+
+
 def stage_keys(stages: Sequence[Stage]) -> dict[str, str]:
-    """Name -> key under which each stage's artefact lies.
+    """Returns name -> key of every stage's entry.
 
     Raises:
-      ValueError: a name that stands twice, or a stage that needs one that does not come
+      ValueError: two stages of one name, or a stage that needs one that does not come
         before it.
     """
     keys: dict[str, str] = {}
     for stage in stages:
         if stage.name in keys:
             raise ValueError(f"two stages are called {stage.name!r}; rename one")
-        if absent := [name for name in stage.needs if name not in keys]:
-            raise ValueError(
-                f"stage {stage.name!r} needs {absent[0]!r}, which does not come before "
-                "it"
-            )
-        keys[stage.name] = stage_key(
-            stage.name, stage.version, stage.declared, {n: keys[n] for n in stage.needs}
-        )
+        for need in stage.needs:
+            if need not in keys:
+                raise ValueError(
+                    f"stage {stage.name!r} needs {need!r}, which does not come before "
+                    "it"
+                )
+        inputs = {need: keys[need] for need in stage.needs}
+        keys[stage.name] = stage_key(stage.name, stage.version, stage.declared, inputs)
     return keys
 
 
-def listing(store: Store, stages: Sequence[Stage]) -> list[Status]:
-    """The state of every stage; nothing is computed or loaded."""
+def stage_statuses(store: Store, stages: Sequence[Stage]) -> list[Status]:
+    """Returns the state of every stage; nothing is computed or loaded."""
     root = epath.Path(store.root)
-    found = (
-        {p.name.rpartition("-")[0] for p in root.iterdir()} if root.exists() else set()
-    )
-    out = []
+    entries = root.iterdir() if root.exists() else ()
+    stored_names = {entry.name.rpartition("-")[0] for entry in entries}
+    statuses = []
     for name, key in stage_keys(stages).items():
         if store.has(key):
             state = "done"
         elif store.progress(key).folder.exists():
             state = "part"
         else:
-            state = "stale" if name in found else "missing"
-        out.append(Status(name, state, key))
-    return out
+            state = "stale" if name in stored_names else "missing"
+        statuses.append(Status(name, state, key))
+    return statuses
 
 
-def named(stages: Sequence[Stage], words: Iterable[str]) -> set[str]:
-    """The stages that words name: a whole name, or one or more of its dotted parts
-    (`steer`, `steer.away`).
+# ---- selection -----------------------------------------------------------------------
+
+
+def matching_names(stages: Sequence[Stage], words: Iterable[str]) -> set[str]:
+    """Returns the names of the stages that words stand for.
+
+    A word is a whole name, the beginning of some (`misalignment`, `misalignment.steer`)
+    or, where no name begins with it, one or more dotted parts inside (`steer`,
+    `steer.away`).
 
     Raises:
-      ValueError: a word that names none.
+      ValueError: a word that stands for no stage.
     """
-    chosen: set[str] = set()
+    names = [stage.name for stage in stages]
+    matches: set[str] = set()
     for word in words:
-        hits = {s.name for s in stages if f".{word}." in f".{s.name}."}
+        # Beginnings come first: a case may have the name of a part of other stages, and
+        # its name alone must not force those.
+        hits = {name for name in names if f"{name}.".startswith(f"{word}.")}
+        hits = hits or {name for name in names if f".{word}." in f".{name}."}
         if not hits:
             raise ValueError(
-                f"no stage is called {word!r}; the stages are "
-                f"{', '.join(s.name for s in stages)}"
+                f"no stage is called {word!r}; the stages are {', '.join(names)}"
             )
-        chosen |= hits
-    return chosen
+        matches |= hits
+    return matches
 
 
-def chosen_stages(
+def select_stages(
     stages: Sequence[Stage], *, only: Sequence[str] = (), until: str | None = None
 ) -> list[Stage]:
-    """The stages that `only` names, or all up to the last that `until` names; all of
-    them without either.
+    """Returns the stages that `only` names, or all up to the last that `until` names;
+    all of them without either.
 
     Raises:
-      ValueError: both are given, or a word names no stage.
+      ValueError: both are set, or a word stands for no stage.
     """
     if only and until:
         raise ValueError(
             f"only={','.join(only)} and until={until} are both given; choose one"
         )
     if only:
-        names = named(stages, only)
+        names = matching_names(stages, only)
         return [stage for stage in stages if stage.name in names]
-    last = (
-        max(i for i, s in enumerate(stages) if s.name in named(stages, [until]))
-        if until
-        else len(stages)
-    )
+    if not until:
+        return list(stages)
+    names = matching_names(stages, [until])
+    last = max(i for i, stage in enumerate(stages) if stage.name in names)
     return list(stages[: last + 1])
 
 
 def with_readers(stages: Sequence[Stage], names: set[str]) -> set[str]:
-    """These stages and all that read them, directly or not."""
-    out = set(names)
+    """Returns these stages and all that read them, directly or not."""
+    readers = set(names)
     for stage in stages:  # in order, so one pass is enough
-        if out & set(stage.needs):
-            out.add(stage.name)
-    return out
+        if readers & set(stage.needs):
+            readers.add(stage.name)
+    return readers
+
+
+# ---- running -------------------------------------------------------------------------
 
 
 def run_stages(
@@ -174,47 +234,73 @@ def run_stages(
     """Loads every stage that is done and computes the others, in order.
 
     Args:
-      only: run just the stages that these words name; what they need must be done.
-      until: stop after the stage (the last one) that this word names.
+      only: run just the stages that these words name; their needs must be done.
+      until: stop after the last stage that this word names.
       force: compute these again, and what reads them.
       agree: with several processes, process 0's answer for all (`parallel.from_main`).
-      on_start, on_end: are told of every stage.
+      on_start, on_end: called around every stage.
 
     Returns:
       name -> result of every stage that ran, or was read by one.
 
     Raises:
-      ValueError: a word that names no stage; `only` a stage whose inputs are not done.
+      ValueError: a word that stands for no stage; `only` a stage whose needs are not
+        done.
     """
-    chosen = chosen_stages(stages, only=only, until=until)
-    states = {status.name: status for status in listing(store, stages)}
-    _check_inputs(chosen, states)
-    for name in with_readers(stages, named(stages, force)) & {
-        stage.name for stage in chosen
-    }:
-        if store.writer:
-            store.discard(states[name].key)
-            store.progress(states[name].key).clear()
+    selected = select_stages(stages, only=only, until=until)
+    statuses = {status.name: status for status in stage_statuses(store, stages)}
+    _check_needs(selected, statuses)
+    forced = with_readers(stages, matching_names(stages, force))
+    if store.writer:
+        for name in forced & {stage.name for stage in selected}:
+            store.discard(statuses[name].key)
+            store.progress(statuses[name].key).clear()
     results: dict[str, Result] = {}
     by_name = {stage.name: stage for stage in stages}
 
-    def result(name: str) -> Result:
-        """Loaded or computed; what it reads is looked at only if it must be computed."""
-        if name not in results:
-            stage = by_name[name]
-            inputs = {need: states[need].key for need in stage.needs}
-            compute = lambda progress: stage.run(
-                {need: result(need) for need in stage.needs}, progress
-            )
-            results[name] = run_stage(
-                store, name, stage.version, stage.declared, inputs, compute, agree=agree
-            )
+    def result_of(name: str) -> Result:
+        """Loads or computes; needs are looked at only where it must be computed, so
+        that a finished graph loads no more than was selected.
+        """
+        if name in results:
+            return results[name]
+        stage = by_name[name]
+
+        def compute(progress: Progress) -> StageOutput:
+            inputs = {need: result_of(need) for need in stage.needs}
+            start = time.perf_counter()
+            output = _as_output(stage.run(inputs, progress))
+            seconds = round(time.perf_counter() - start, 3)
+            return output._replace(meta={**output.meta, "seconds": seconds})
+
+        results[name] = _load_or_compute(store, statuses[name].key, compute, agree)
         return results[name]
 
-    for stage in chosen:
-        on_start(states[stage.name])
-        on_end(states[stage.name], result(stage.name))
+    for stage in selected:
+        on_start(statuses[stage.name])
+        on_end(statuses[stage.name], result_of(stage.name))
     return results
+
+
+def run_stage(
+    store: Store,
+    name: str,
+    version: int,
+    fields: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    fn: Callable[[Progress], Computed | StageOutput],
+    agree: Callable[[bool], bool] = bool,
+) -> Result:
+    """Loads or computes one stage whose inputs are known by their keys alone.
+
+    Args:
+      store: where entries lie.
+      name, version, fields: as of a `Stage`.
+      inputs: name -> key (or fingerprint) of what the stage reads.
+      fn: `progress -> (arrays, meta)`.
+      agree: as for `run_stages`.
+    """
+    return _load_or_compute(store, stage_key(name, version, fields, inputs), fn, agree)
 
 
 def stored_results(
@@ -225,23 +311,77 @@ def stored_results(
     """Returns name -> result of every wanted stage that is done; none is computed, and
     damaged ones are passed over.
     """
-    out: dict[str, Result] = {}
+    results: dict[str, Result] = {}
     for name, key in stage_keys(stages).items():
         if wanted(name) and store.has(key):
             try:
                 arrays, meta = store.load(key)
             except (KeyError, Damaged):
                 continue
-            out[name] = Result(arrays, meta, key, 0.0, True)
-    return out
+            results[name] = Result(arrays, meta, key, 0.0, True, store.path(key))
+    return results
 
 
-def _check_inputs(chosen: Sequence[Stage], states: Mapping[str, Status]) -> None:
-    names = {stage.name for stage in chosen}
-    for stage in chosen:
-        for name in stage.needs:
-            if name not in names and states[name].state != "done":
+def _check_needs(selected: Sequence[Stage], statuses: Mapping[str, Status]) -> None:
+    """Raises ValueError for a stage that reads one which is neither selected nor done."""
+    names = {stage.name for stage in selected}
+    for stage in selected:
+        for need in stage.needs:
+            if need not in names and statuses[need].state != "done":
                 raise ValueError(
-                    f"stage {stage.name!r} reads {name!r}, which is "
-                    f"{states[name].state}; run that too, or do not say only"
+                    f"stage {stage.name!r} reads {need!r}, which is "
+                    f"{statuses[need].state}; run that too, or leave out --only"
                 )
+
+
+def _as_output(computed: Computed | StageOutput) -> StageOutput:
+    """Returns what a stage computed, with or without files, in one form."""
+    if isinstance(computed, StageOutput):
+        return computed
+    arrays, meta = computed
+    return StageOutput(arrays, meta)
+
+
+def _load_or_compute(
+    store: Store,
+    key: str,
+    compute: Callable[[Progress], Computed | StageOutput],
+    agree: Callable[[bool], bool],
+) -> Result:
+    """Loads the entry of a key, or computes and publishes it.
+
+    All processes must compute, or none: a stage may be a collective program.
+    """
+    start = time.perf_counter()
+    entry = _load_or_warn(store, key)
+    if agree(entry is not None):
+        arrays, meta = entry or store.load(key)
+        seconds = time.perf_counter() - start
+        return Result(arrays, meta, key, seconds, True, store.path(key))
+    progress = store.progress(key)
+    output = _as_output(compute(progress))
+    store.publish(key, output.arrays, output.meta, output.write)
+    if store.writer:
+        # What was written is read back, so that a first run goes on with exactly what a
+        # second one would see.
+        arrays, meta = store.load(key)
+    else:
+        arrays = {name: np.asarray(array) for name, array in output.arrays.items()}
+        meta = dict(output.meta)
+    progress.clear()
+    seconds = time.perf_counter() - start
+    return Result(arrays, meta, key, seconds, False, store.path(key))
+
+
+def _load_or_warn(store: Store, key: str) -> tuple[Arrays, Meta] | None:
+    """Loads an entry; None where it is absent, or damaged, which is warned of and its
+    remains removed.
+    """
+    try:
+        return store.load(key)
+    except KeyError:
+        return None
+    except Damaged as error:
+        warnings.warn(f"{error}; it is computed again", RuntimeWarning, stacklevel=4)
+        store.discard(key)
+        return None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sae_attr.store import Made, Progress, Result, Stage
-from sae_attr.store.graph import Compute
+from sae_attr.store import Computed, Progress, Result, Stage, StageRun
 from sae_attr.study import checking, effects, finding, versions
 from sae_attr.study.case import Case
 from sae_attr.study.score_table import score_versions
@@ -39,19 +37,6 @@ CALLS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def timed(make: Compute) -> Compute:
-    """A stage that also keeps its own seconds, in `meta["seconds"]`; of a continued
-    one, those since it was continued.
-    """
-
-    def run(inputs: Mapping[str, Result], progress: Progress) -> Made:
-        began = time.perf_counter()
-        arrays, meta = make(inputs, progress)
-        return arrays, {**meta, "seconds": round(time.perf_counter() - began, 3)}
-
-    return run
-
-
 @dataclass
 class _Chain:
     """Stages of one case, as they are added."""
@@ -71,7 +56,7 @@ class _Chain:
     def add(
         self,
         stage: str,
-        make: Callable[..., Made],
+        make: Callable[..., Computed],
         *needs: str,
         progress: bool = False,
         **extra: Any,
@@ -83,15 +68,13 @@ class _Chain:
         """
         reads = tuple(name.removeprefix("/") for name in self.full(needs))
 
-        def run(results: Mapping[str, Result], done: Progress) -> Made:
+        def run(results: Mapping[str, Result], done: Progress) -> Computed:
             given = [results[name] for name in reads if name not in FILES]
             return make(*given, *([done] if progress else []))
 
         kind = stage.split(".")[0]
         fields = {**self.declared[kind], **extra}
-        self.stages.append(
-            stage_of(f"{self.name}.{stage}", kind, timed(run), fields, reads)
-        )
+        self.stages.append(stage_of(f"{self.name}.{stage}", kind, run, fields, reads))
 
 
 FILES = ("organism",)  # stages that make files which others read by path
@@ -100,7 +83,7 @@ FILES = ("organism",)  # stages that make files which others read by path
 def stage_of(
     name: str,
     kind: str,
-    run: Compute,
+    run: StageRun,
     fields: Mapping[str, Any],
     needs: tuple[str, ...],
 ) -> Stage:
@@ -205,9 +188,10 @@ def shared_stages(cases: Sequence[Case]) -> list[Stage]:
         for case in cases
         for stage in ("attribute", "select", "effects")
     )
-    run = timed(
-        lambda results, _: effects.converge(cases, *(results[name] for name in read))
-    )
+
+    def run(results: Mapping[str, Result], progress: Progress) -> Computed:
+        return effects.converge(cases, *(results[name] for name in read))
+
     return [stage_of("convergence", "convergence", run, {}, read)]
 
 

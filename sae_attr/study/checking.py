@@ -11,7 +11,7 @@ import numpy as np
 
 from sae_attr.steering import choose_strengths
 from sae_attr.steering.coherence import OwnAnswers
-from sae_attr.store import Made, Progress, Result
+from sae_attr.store import Computed, Progress, Result
 from sae_attr.study.case import Case, no_coherence, plain
 from sae_attr.study.grading import known_mean
 from sae_attr.study.samples import UNSTEERED, Arms
@@ -40,7 +40,7 @@ def strengths(
     selection: Result,
     attribution: Result,
     progress: Progress,
-) -> Made:
+) -> Computed:
     """Per arm the largest strength of the grid that the budget of incoherence allows,
     on prompts that nothing else uses.
 
@@ -155,7 +155,7 @@ def steer(
     chosen: Result,
     attribution: Result,
     progress: Progress,
-) -> Made:
+) -> Computed:
     """Completions of every arm on the effects' prompts, `effect_samples` each; arm 0 is
     the model as it is.
     """
@@ -172,7 +172,7 @@ def judge(
     attribution: Result,
     steered: Result,
     progress: Progress,
-) -> Made:
+) -> Computed:
     """What the judge says of steered and unsteered completions; excluded ones are
     sampled again under the same arm.
     """

@@ -31,7 +31,7 @@ from sae_attr.steering.effects import (
     latent_effects,
     paired,
 )
-from sae_attr.store import Made, Result
+from sae_attr.store import Computed, Result
 from sae_attr.study.candidates import decoder_rows
 from sae_attr.study.case import Case
 from sae_attr.study.checking import steered_arms
@@ -47,7 +47,7 @@ def effect_settings(study: StudySettings) -> EffectSettings:
     return EffectSettings(resamples=study.resamples, seed=study.seed)
 
 
-def effects(case: Case, selection: Result, *read: Result) -> Made:
+def effects(case: Case, selection: Result, *read: Result) -> Computed:
     """Changes of the behaviour's rate per latent in both directions, with counts and
     differences of methods.
 
@@ -141,7 +141,7 @@ def _one(
     )
 
 
-def interpret(case: Case, selection: Result) -> Made:
+def interpret(case: Case, selection: Result) -> Computed:
     """Nearest tokens of every steered latent, and top passages in the corpus of the
     best ones of every method.
     """
@@ -185,7 +185,7 @@ def interpret(case: Case, selection: Result) -> Made:
     return {}, {"nearest": tokens, "passages": passages}
 
 
-def converge(cases: Sequence[Case], *read: Result) -> Made:
+def converge(cases: Sequence[Case], *read: Result) -> Computed:
     """What two cases of one dictionary share; `read`: attribution, selection, effects
     of one after the other.
     """

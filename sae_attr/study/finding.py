@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sae_attr.store import Made, Progress, Result, write_atomic
+from sae_attr.store import Computed, Progress, Result, write_atomic
 from sae_attr.study.case import Case, plain
 from sae_attr.study.grading import Graded, known_mean
 from sae_attr.study.outcome import Outcome, compute
@@ -25,7 +25,7 @@ def _trial(case: Case) -> Trial:
     return Trial(case, "away", "pairs", PLAIN_MODEL, 0.0, case.settings.pair_samples)
 
 
-def sample(case: Case, progress: Progress) -> Made:
+def sample(case: Case, progress: Progress) -> Computed:
     """Completions of the model with the behaviour, `pair_samples` per prompt: arrays
     `tokens_rn`.
     """
@@ -33,7 +33,7 @@ def sample(case: Case, progress: Progress) -> Made:
     return {"tokens_rn": tokens_rn}, counts
 
 
-def grade(case: Case, samples: Result, progress: Progress) -> Made:
+def grade(case: Case, samples: Result, progress: Progress) -> Computed:
     """What the judge says of them; excluded ones are sampled again."""
     found, counts = _trial(case).grade(samples.arrays["tokens_rn"], progress)
     facts = {
@@ -48,7 +48,7 @@ def grade(case: Case, samples: Result, progress: Progress) -> Made:
     }
 
 
-def pair(case: Case, grades: Result) -> Made:
+def pair(case: Case, grades: Result) -> Computed:
     """Prompts that gave both, as records of a pairs file in `meta["records"]`."""
     found, prompts = Graded.load(grades.arrays, grades.meta), case.prompts("pairs")
     records, counts = make_pairs(
@@ -65,7 +65,7 @@ def pair(case: Case, grades: Result) -> Made:
     return {}, {"records": records, "counts": counts}
 
 
-def attribute(case: Case, pairs: Result) -> Made:
+def attribute(case: Case, pairs: Result) -> Computed:
     """Δ-attribution with all rivals and exact ablation; arrays are the scores of every
     latent.
     """
@@ -113,7 +113,7 @@ def best_latents(case: Case, attribution: Result, method: str) -> list[int] | No
     return None if columns is None else columns["latent"][: case.study.top]
 
 
-def choose(case: Case, attribution: Result, *others: Result) -> Made:
+def choose(case: Case, attribution: Result, *others: Result) -> Computed:
     """The latents that are steered; `others`: attributions of other cases with the same
     dictionary.
     """

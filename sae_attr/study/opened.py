@@ -13,10 +13,18 @@ from sae_attr.organism.prompts import prompts
 from sae_attr.organism.recipe import Recipe, recipe_of
 from sae_attr.organism.world import make_world
 from sae_attr.settings import given_only, settings_from
-from sae_attr.store import Progress, Result, Stage, listing, stored_results
-from sae_attr.store.graph import chosen_stages, named, with_readers
+from sae_attr.store import (
+    Progress,
+    Result,
+    Stage,
+    matching_names,
+    select_stages,
+    stage_statuses,
+    stored_results,
+    with_readers,
+)
 from sae_attr.study.case import Case, Runtime, Source
-from sae_attr.study.chain import STAGES, shared_stages, stage_of, study_stages, timed
+from sae_attr.study.chain import STAGES, shared_stages, stage_of, study_stages
 from sae_attr.study.judges import open_judge
 from sae_attr.study.prompts import SPLITS, split_prompts
 from sae_attr.study.settings import CaseSettings, StudySettings
@@ -98,7 +106,7 @@ class CaseStudy:
         made again; see `unread.read_again`.
         """
         names = {
-            stage.name for stage in chosen_stages(self.stages, only=only, until=until)
+            stage.name for stage in select_stages(self.stages, only=only, until=until)
         }
         mended = []
         for case in self.cases:
@@ -119,13 +127,13 @@ class CaseStudy:
         sample, grade, steer, ...
         """
         names = {
-            stage.name for stage in chosen_stages(self.stages, only=only, until=until)
+            stage.name for stage in select_stages(self.stages, only=only, until=until)
         }
         states = {
             status.name: status.state
-            for status in listing(self.runtime.store, self.stages)
+            for status in stage_statuses(self.runtime.store, self.stages)
         }
-        again = with_readers(self.stages, named(self.stages, force))
+        again = with_readers(self.stages, matching_names(self.stages, force))
         missing = {name for name in names if states[name] != "done" or name in again}
         for case in self.cases:
             if case.settings.organism is None:
@@ -191,9 +199,7 @@ def organism_stage(recipe: Recipe, runtime: Runtime) -> Stage:
         )
         return {}, {"parts": dict(built.keys)}
 
-    return stage_of(
-        "organism", "organism", timed(run), {"parts": part_keys(recipe)}, ()
-    )
+    return stage_of("organism", "organism", run, {"parts": part_keys(recipe)}, ())
 
 
 def _open_case(

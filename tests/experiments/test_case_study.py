@@ -30,9 +30,15 @@ from configs import miniature as configs
 from experiments import case_study
 from sae_attr.judge import BudgetExhausted, Grade, cached
 from sae_attr.report.figures import strips
-from sae_attr.store import Progress, Store, lock_workdir, stage_keys, stored_results
+from sae_attr.store import (
+    Progress,
+    Store,
+    lock_workdir,
+    stage_keys,
+    stored_results,
+    with_readers,
+)
 from sae_attr.store import entries as store_entries
-from sae_attr.store.graph import with_readers
 from sae_attr.study import case as cases
 from sae_attr.study import chain, showing, versions
 from sae_attr.study import opened as opening

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from etils import epath
 
 from experiments import _progress
 from sae_attr.store import Result, Status
 
 
 def result(**meta: Any) -> Result:
-    return Result({}, meta, "key", 0.0, False)
+    return Result({}, meta, "key", 0.0, False, epath.Path("key"))
 
 
 def test_a_line_names_the_place_the_time_and_what_is_left(

@@ -9,8 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from etils import epath
 
-from sae_attr.store import Stage, Store, listing, run_stages, stage_keys, stored_results
+from sae_attr.store import (
+    Stage,
+    StageOutput,
+    Store,
+    matching_names,
+    run_stages,
+    stage_keys,
+    stage_statuses,
+    stored_results,
+)
 
 
 def chain(log: list[str], **fields: Any) -> list[Stage]:
@@ -34,7 +44,7 @@ def chain(log: list[str], **fields: Any) -> list[Stage]:
 
 
 def states(store: Store, stages: list[Stage]) -> dict[str, str]:
-    return {s.name: s.state for s in listing(store, stages)}
+    return {s.name: s.state for s in stage_statuses(store, stages)}
 
 
 def test_all_run_once_and_then_load(tmp_path: Path) -> None:
@@ -85,6 +95,54 @@ def test_until_only_and_force(tmp_path: Path) -> None:
     assert log == [
         "b.two"
     ]  # what is forced but not chosen is left alone, what reads it is not
+
+
+def test_a_stage_leaves_files_that_its_readers_find_by_path(tmp_path: Path) -> None:
+    log: list[str] = []
+
+    def writes(inputs: Any, progress: Any) -> StageOutput:
+        log.append("model")
+
+        def write(folder: epath.Path) -> None:
+            (folder / "model").mkdir()
+            (folder / "model" / "config.json").write_text("{}")
+
+        return StageOutput({}, {"loss": 0.5}, write)
+
+    def reads(inputs: Any, progress: Any) -> Any:
+        text = (inputs["model"].folder / "model" / "config.json").read_text()
+        return {}, {"text": text}
+
+    store = Store(tmp_path)
+    stages = [Stage("model", writes), Stage("reader", reads, needs=("model",))]
+    results = run_stages(store, stages)
+    assert results["reader"].meta["text"] == "{}"
+    assert results["model"].meta["loss"] == 0.5
+    file = results["model"].folder / "model" / "config.json"
+    assert run_stages(store, stages)["model"].folder == results["model"].folder
+    file.write_text("[]")
+    with pytest.warns(RuntimeWarning, match="config.json has other contents"):
+        run_stages(store, stages)
+    assert log == ["model", "model"]
+    assert file.read_text() == "{}"
+
+
+def test_the_seconds_of_computing_stay_with_a_result(tmp_path: Path) -> None:
+    first = run_stages(Store(tmp_path), chain([]))
+    again = run_stages(Store(tmp_path), chain([]))
+    assert all(result.meta["seconds"] >= 0 for result in first.values())
+    assert all(again[name].meta == first[name].meta for name in first)
+
+
+def test_a_word_is_a_name_its_beginning_or_else_a_part_inside() -> None:
+    names = ("organism.base", "organism.validation", "validation.steer.away", "other.steer.toward")  # fmt: skip
+    stages = [Stage(name, lambda inputs, progress: ({}, {})) for name in names]
+    match = lambda *words: sorted(matching_names(stages, words))
+    assert match("validation") == ["validation.steer.away"]
+    assert match("organism.validation") == ["organism.validation"]
+    assert match("organism") == ["organism.base", "organism.validation"]
+    assert match("steer") == ["other.steer.toward", "validation.steer.away"]
+    assert match("steer.away", "base") == ["organism.base", "validation.steer.away"]
 
 
 def test_what_a_stage_calls_is_part_of_its_key_and_of_its_readers() -> None:
