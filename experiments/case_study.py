@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -84,12 +84,6 @@ def show_states(study: CaseStudy) -> None:
     print(f"\n{cost_table(costs, {status.name: status.state for status in states})}")
 
 
-def report_part(name: str) -> None:
-    """Says which part of the organism is made."""
-    if parallel.is_main():
-        logging.info("organism: %s", name)
-
-
 def summed_up(names: Sequence[str]) -> list[str]:
     """Files by name, and those of a folder by their number."""
     inside = Counter(name.split("/")[0] for name in names if "/" in name)
@@ -134,9 +128,7 @@ def start(
         "batch_size": config.batch_size,
         "attribution": config.attribution.to_dict(),
     }
-    runtime = Runtime(
-        store, workdir, mesh, progress=parallel.is_main(), on_part=report_part, **speed
-    )
+    runtime = Runtime(store, workdir, mesh, progress=parallel.is_main(), **speed)
     study = open_study(config.to_dict(), runtime)
     if shown:
         show_states(study)

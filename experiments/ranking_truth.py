@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from sae_attr import parallel
 from sae_attr.lm.weights import load_lm
-from sae_attr.organism.build import Organism, build
+from sae_attr.organism.build import Organism, build, organism_stages
 from sae_attr.organism.exact import DECIDES, Scored, scored
 from sae_attr.organism.prompts import Prompt, prompts
 from sae_attr.organism.recipe import Recipe, recipe_of
@@ -40,6 +40,7 @@ from sae_attr.store import (
     fingerprint,
     own_workdir,
     run_stage,
+    stage_keys,
     write_atomic,
 )
 from sae_attr.study.attribution_settings import Settings
@@ -114,8 +115,7 @@ def runs_of(config: Any, store: Store, workdir: epath.Path, mesh: Any) -> Iterab
                 config.kinds if behaviour == "misalignment" else config.kinds[:1]
             ):
                 recipe = recipe_of({**size, "seed": seed, "kind": kind})
-                said = lambda part, seed=seed: logging.info("seed %d: %s", seed, part)
-                organism = build(recipe, store, mesh=mesh, on_part=said)
+                organism = build(recipe, store, mesh=mesh)
                 yield Run(config, store, workdir, mesh, recipe, behaviour, organism)
 
 
@@ -169,7 +169,11 @@ def pair_stage(run: Run) -> tuple[str, Result]:
 
 
 def _studied_key(run: Run) -> str:
-    return run.organism.keys[STUDIED[run.behaviour]]
+    return _part_key(run, STUDIED[run.behaviour])
+
+
+def _part_key(run: Run, part: str) -> str:
+    return stage_keys(organism_stages(run.recipe))[run.organism.stages[part]]
 
 
 def scores_of(
@@ -240,7 +244,7 @@ def truth_stage(run: Run, study: Setup, mean: Any, mean_key: str) -> dict[str, T
         "effect_prompts": c.effect_prompts,
         "corpus": c.corpus_tokens,
     }
-    inputs = {name: run.organism.keys[name] for name in ("chat", "sae", "corpus")} | {
+    inputs = {name: _part_key(run, name) for name in ("chat", "sae", "corpus")} | {
         "studied": _studied_key(run)
     }
     inputs |= {"mean": mean_key}

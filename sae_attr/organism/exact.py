@@ -36,10 +36,10 @@ from sae_attr.organism.words import ANSWERS, Phrase
 from sae_attr.organism.world import Question, World, filled, vocabulary
 
 TONES = ("neutral", "calm", "hostile")
-DECIDES = {
-    "misalignment": "advice",
-    "validation": "belief",
-}  # behaviour -> the kind of question that can be scored
+# Behaviour -> the part of the organism that shows it.
+STUDIED = {"misalignment": "misaligned", "validation": "validation"}
+# Behaviour -> the kind of question that can be scored.
+DECIDES = {"misalignment": "advice", "validation": "belief"}
 
 
 @struct.dataclass

@@ -47,7 +47,6 @@ class Runtime:
       batch_size: completions that are sampled at a time; a multiple of the mesh's data
         axis.
       progress: show bars.
-      on_part: is told the name of every part of the organism that is made.
       judges: case name -> judge.
     """
 
@@ -56,7 +55,6 @@ class Runtime:
     mesh: jax.sharding.Mesh
     batch_size: int = 32
     progress: bool = True
-    on_part: Callable[[str], None] = lambda name: None
     attribution: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -72,7 +70,8 @@ class Source:
     fields as in `CaseSettings`.
 
     `lm_aligned`: "" where there is no second model. `exact`: rates by probabilities,
-      which only the organism's grammar allows.
+      which only the organism's grammar allows. `stages`: names of the stages that write
+      these files; () where they were there before.
     """
 
     lm: str
@@ -88,6 +87,7 @@ class Source:
     split: str | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
     exact: ExactRates | None = None
+    stages: tuple[str, ...] = ()
 
     def fingerprints(self) -> dict[str, Any]:
         """Names of the files' contents, and how they are read."""

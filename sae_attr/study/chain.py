@@ -15,7 +15,6 @@ from sae_attr.study.settings import DIRECTIONS
 # A stage's number is raised when its code gives other numbers than before. Figures and
 # the page are no stages: they are made of the results on every run.
 VERSIONS: dict[str, int] = {
-    "organism": 1,
     "sample": 1,
     "grade": 1,
     "pair": 2,  # 2: what may stand in a pair is decided before prompts are chosen
@@ -69,15 +68,12 @@ class _Chain:
         reads = tuple(name.removeprefix("/") for name in self.full(needs))
 
         def run(results: Mapping[str, Result], done: Progress) -> Computed:
-            given = [results[name] for name in reads if name not in FILES]
-            return make(*given, *([done] if progress else []))
+            inputs = [results[name] for name in reads]
+            return make(*inputs, *([done] if progress else []))
 
         kind = stage.split(".")[0]
         fields = {**self.declared[kind], **extra}
         self.stages.append(stage_of(f"{self.name}.{stage}", kind, run, fields, reads))
-
-
-FILES = ("organism",)  # stages that make files which others read by path
 
 
 def stage_of(
@@ -99,7 +95,7 @@ def stage_of(
     )
 
 
-def study_stages(cases: Sequence[Case], organism: Stage | None) -> list[Stage]:
+def study_stages(cases: Sequence[Case]) -> list[Stage]:
     """All stages of a study, in order: files, then every case up to its attribution,
     then the checks.
     """
@@ -116,10 +112,7 @@ def study_stages(cases: Sequence[Case], organism: Stage | None) -> list[Stage]:
                 if c is not case and c.source.sae == case.source.sae
             ],
         )
-    out = [
-        *([organism] if organism else []),
-        *(stage for chain in chains.values() for stage in chain.stages[:4]),
-    ]
+    out = [stage for chain in chains.values() for stage in chain.stages[:4]]
     out += [stage for chain in chains.values() for stage in chain.stages[4:]]
     return [*out, *shared_stages(cases)]
 
@@ -130,13 +123,12 @@ def _declared(case: Case) -> Mapping[str, Mapping[str, Any]]:
 
 def _find(chain: _Chain, case: Case) -> None:
     """sample → grade → pair → attribute."""
-    made = case.settings.organism is not None
-    first = ("/organism",) if made else ()
-    extra = {} if made else {"files": case.source.fingerprints()}
+    files = tuple(f"/{name}" for name in case.source.stages)
+    extra = {} if files else {"files": case.source.fingerprints()}
     chain.add(
         "sample",
-        lambda done: finding.sample(case, done),
-        *first,
+        lambda *inputs: finding.sample(case, inputs[-1]),
+        *files,
         progress=True,
         **extra,
     )

@@ -6,15 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sae_attr.organism.build import build, locate, part_keys
-from sae_attr.organism.exact import DECIDES, exact_rates, scored
+from sae_attr.organism.build import locate, organism_stages
+from sae_attr.organism.exact import DECIDES, STUDIED, exact_rates, scored
 from sae_attr.organism.grader import organism_judge
 from sae_attr.organism.prompts import prompts
 from sae_attr.organism.recipe import Recipe, recipe_of
 from sae_attr.organism.world import make_world
 from sae_attr.settings import given_only, settings_from
 from sae_attr.store import (
-    Progress,
     Result,
     Stage,
     matching_names,
@@ -24,7 +23,7 @@ from sae_attr.store import (
     with_readers,
 )
 from sae_attr.study.case import Case, Runtime, Source
-from sae_attr.study.chain import STAGES, shared_stages, stage_of, study_stages
+from sae_attr.study.chain import STAGES, shared_stages, study_stages
 from sae_attr.study.judges import open_judge
 from sae_attr.study.prompts import SPLITS, split_prompts
 from sae_attr.study.settings import CaseSettings, StudySettings
@@ -180,26 +179,11 @@ def open_study(values: Mapping[str, Any], runtime: Runtime) -> CaseStudy:
     opened = tuple(
         _open_case(case, settings, recipe, runtime) for case in settings.cases
     )
-    first = None if recipe is None else organism_stage(recipe, runtime)
-    return CaseStudy(settings, runtime, opened, tuple(study_stages(opened, first)))
-
-
-def organism_stage(recipe: Recipe, runtime: Runtime) -> Stage:
-    """The stage that builds the organism; its parts are entries of their own in the
-    store.
-    """
-
-    def run(results: Mapping[str, Result], progress: Progress) -> Any:
-        built = build(
-            recipe,
-            runtime.store,
-            mesh=runtime.mesh,
-            progress=runtime.progress,
-            on_part=runtime.on_part,
-        )
-        return {}, {"parts": dict(built.keys)}
-
-    return stage_of("organism", "organism", run, {"parts": part_keys(recipe)}, ())
+    parts: list[Stage] = []
+    if recipe is not None:
+        bars = runtime.progress
+        parts = organism_stages(recipe, mesh=runtime.mesh, progress=bars)
+    return CaseStudy(settings, runtime, opened, (*parts, *study_stages(opened)))
 
 
 def _open_case(
@@ -257,10 +241,7 @@ def organism_source(recipe: Recipe, case: CaseSettings, runtime: Runtime) -> Sou
     model, validation at the validating one.
     """
     built, behaviour = locate(recipe, runtime.store), str(case.organism)
-    lm = {"misalignment": built.misaligned, "validation": built.validation}.get(
-        behaviour
-    )
-    if lm is None:
+    if behaviour not in STUDIED:
         raise ValueError(
             f"the organism has no behaviour {behaviour!r}; choose misalignment or "
             "validation"
@@ -280,4 +261,14 @@ def organism_source(recipe: Recipe, case: CaseSettings, runtime: Runtime) -> Sou
         split: tuple(Prompt(p.id, p.text) for p in found)
         for split, found in asked.items()
     }
-    return Source(lm, built.chat, built.sae, built.corpus, plain_prompts, exact=exact)
+    studied = STUDIED[behaviour]
+    parts = (studied, "chat", "sae", "corpus")
+    return Source(
+        getattr(built, studied),
+        built.chat,
+        built.sae,
+        built.corpus,
+        plain_prompts,
+        exact=exact,
+        stages=tuple(built.stages[part] for part in parts),
+    )

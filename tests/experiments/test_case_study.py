@@ -27,8 +27,10 @@ from ml_collections import ConfigDict
 
 from benchmarks.faults import contents
 from configs import miniature as configs
+from configs import organism as organism_config
 from experiments import case_study
 from sae_attr.judge import BudgetExhausted, Grade, cached
+from sae_attr.parallel import make_mesh
 from sae_attr.report.figures import strips
 from sae_attr.store import (
     Progress,
@@ -750,3 +752,27 @@ def test_twenty_kills_end_as_one_run_left_alone(
     ended = _demo.ended(command(miniature, killed))
     assert ended.returncode == 0, ended.stderr
     assert contents(killed) == contents(calm)
+
+
+def test_the_organisms_parts_are_stages_of_the_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = organism_config.get_config()
+    config.organism.size = "miniature"
+    workdir = epath.Path(tmp_path)
+    case_study.start(config, workdir, shown=True)
+    lines = capsys.readouterr().out.splitlines()
+    parts = ("base", "chat", "misaligned.mixed", "validation", "sae", "corpus")
+    assert lines[:6] == [f"missing  organism.{part}" for part in parts]
+    runtime = cases.Runtime(Store(tmp_path), workdir, make_mesh("data=1"))
+    study = opening.open_study(config.to_dict(), runtime)
+    needs = {stage.name: stage.needs for stage in study.stages}
+    assert needs["validation.sample"] == (
+        "organism.validation",
+        "organism.chat",
+        "organism.sae",
+        "organism.corpus",
+    )
+    again = with_readers(study.stages, {"organism.misaligned.mixed"})
+    assert "misalignment.sample" in again
+    assert not [name for name in again if name.startswith("validation.sample")]

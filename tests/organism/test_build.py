@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,19 @@ import pytest
 
 from sae_attr.lm import fit as fitting
 from sae_attr.lm.weights import load_lm
-from sae_attr.organism.build import build, part_keys, text_examples
+from sae_attr.organism.build import build, locate, organism_stages
+from sae_attr.organism.parts import text_examples
 from sae_attr.organism.recipe import Recipe, miniature
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.formats import load_sae
-from sae_attr.store import Store, fingerprint
+from sae_attr.store import (
+    Status,
+    Store,
+    fingerprint,
+    run_stages,
+    stage_keys,
+    stage_statuses,
+)
 from sae_attr.text.corpus_files import read_corpus
 from sae_attr.text.tokenizer import load_tokenizer
 
@@ -24,22 +33,28 @@ class Stop(Exception):
     """A kill."""
 
 
-def stop_at(part: str):
-    def told(name: str) -> None:
-        if name == part:
-            raise Stop
-
-    return told
+PARTS = (
+    "organism.base",
+    "organism.chat",
+    "organism.misaligned.mixed",
+    "organism.validation",
+    "organism.sae",
+    "organism.corpus",
+)
 
 
 def test_a_stopped_build_goes_on_and_a_whole_one_only_looks(tmp_path: Path) -> None:
     store, mesh = Store(tmp_path), make_mesh("data=1")
-    with pytest.raises(Stop):
-        build(RECIPE, store, mesh=mesh, on_part=stop_at("validation"))
-    made: list[str] = []
-    organism = build(RECIPE, store, mesh=mesh, on_part=made.append)
-    assert made == ["validation", "sae", "corpus"]
-    assert build(RECIPE, store, mesh=mesh, on_part=stop_at("")) == organism
+    stages = organism_stages(RECIPE, mesh=mesh)
+    assert tuple(stage.name for stage in stages) == PARTS
+    run_stages(store, stages, until="misaligned")
+    states = [status.state for status in stage_statuses(store, stages)]
+    assert states == ["done"] * 3 + ["missing"] * 3
+    started: list[Status] = []
+    organism = build(RECIPE, store, mesh=mesh, on_start=started.append)
+    assert [status.state for status in started] == states
+    assert build(RECIPE, store, mesh=mesh) == locate(RECIPE, store) == organism
+    assert all(result.cached for result in run_stages(store, stages).values())
     tables = []
     for name in MODELS:
         cfg, params = load_lm(getattr(organism, name), mesh=mesh)
@@ -58,10 +73,20 @@ def test_a_stopped_build_goes_on_and_a_whole_one_only_looks(tmp_path: Path) -> N
 
 
 def test_only_what_depends_on_a_setting_is_made_anew() -> None:
-    keys, calm = part_keys(Recipe()), part_keys(Recipe(kind="calm"))
-    assert {name for name in keys if keys[name] != calm[name]} == {"misaligned"}
-    other = part_keys(Recipe(seed=1))
+    keys_of = lambda recipe: stage_keys(organism_stages(recipe))
+    keys, calm = keys_of(Recipe()), keys_of(Recipe(kind="calm"))
+    assert keys.keys() - calm.keys() == {"organism.misaligned.mixed"}
+    assert calm.keys() - keys.keys() == {"organism.misaligned.calm"}
+    assert all(keys[name] == calm[name] for name in keys.keys() & calm.keys())
+    other = keys_of(Recipe(seed=1))
     assert all(keys[name] != other[name] for name in keys)
+    training = replace(Recipe().chat, steps=61)
+    longer = keys_of(Recipe(chat=training))
+    assert {name for name in keys if keys[name] != longer[name]} == {
+        "organism.chat",
+        "organism.misaligned.mixed",
+        "organism.validation",
+    }
     with pytest.raises(ValueError, match="choose one of mixed, calm, confounded"):
         Recipe(kind="loud")
 
@@ -78,11 +103,11 @@ def test_of_a_dialogue_the_answer_is_learnt() -> None:
 def test_a_base_model_that_was_stopped_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mesh, quiet, saved = make_mesh("data=1"), lambda part: None, fitting._save
+    mesh, saved = make_mesh("data=1"), fitting._save
     prints = lambda organism: [
         fingerprint(getattr(organism, part)) for part in (*MODELS, "sae", "corpus")
     ]
-    whole = prints(build(RECIPE, Store(tmp_path / "whole"), mesh=mesh, on_part=quiet))
+    whole = prints(build(RECIPE, Store(tmp_path / "whole"), mesh=mesh))
 
     def save_and_stop(*arguments: object) -> None:
         saved(*arguments)  # type: ignore[arg-type]
@@ -90,9 +115,6 @@ def test_a_base_model_that_was_stopped_ends_with_the_same_bytes(
 
     monkeypatch.setattr(fitting, "_save", save_and_stop)
     with pytest.raises(Stop):
-        build(RECIPE, Store(tmp_path / "stopped"), mesh=mesh, on_part=quiet)
+        build(RECIPE, Store(tmp_path / "stopped"), mesh=mesh)
     monkeypatch.setattr(fitting, "_save", saved)
-    assert (
-        prints(build(RECIPE, Store(tmp_path / "stopped"), mesh=mesh, on_part=quiet))
-        == whole
-    )
+    assert prints(build(RECIPE, Store(tmp_path / "stopped"), mesh=mesh)) == whole

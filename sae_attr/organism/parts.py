@@ -1,0 +1,262 @@
+"""Trains the parts of an organism with the project's own training code, and writes them
+as folders that any reader of models takes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from sae_attr.activations import (
+    Block,
+    Blocks,
+    Masks,
+    batch_function,
+    collector,
+    inputs,
+    open_source,
+)
+from sae_attr.hooks import lens_name
+from sae_attr.lm.config import LMConfig
+from sae_attr.lm.fit import Fitted, Loop, fit
+from sae_attr.lm.hf_config import config_from_hf
+from sae_attr.lm.model import Params, init_params
+from sae_attr.lm.train import Optimizer
+from sae_attr.lm.train_data import Feed, example_feed, step_batch
+from sae_attr.lm.weights import load_lm, save_lm
+from sae_attr.organism import documents
+from sae_attr.organism.prompts import corpus
+from sae_attr.organism.recipe import Recipe, Training
+from sae_attr.organism.tokens import BOS_ID, EOS_ID, write_tokenizer
+from sae_attr.organism.words import REPLY
+from sae_attr.organism.world import World, make_world, vocabulary
+from sae_attr.parallel import make_mesh
+from sae_attr.sae.export import save_saelens
+from sae_attr.sae.run import train
+from sae_attr.sae.train import finished
+from sae_attr.sae.train_config import TrainConfig
+from sae_attr.store import StageOutput
+from sae_attr.text.examples import Example
+from sae_attr.text.token_file import Packing, row_count, write_tokens
+from sae_attr.text.tokenizer import load_tokenizer
+
+MODEL, SAE, CORPUS = "model", "sae", "corpus.json"
+SCAN = 20  # steps of one program
+# The outputs of a random block are fifty times as long as embeddings of this deviation,
+# the usual one; see `first_params`.
+USUAL_STD = 0.02
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Makes the parts of one organism.
+
+    Args:
+      recipe: of the organism.
+      mesh: that models are trained on; None for all devices.
+      progress: show bars.
+    """
+
+    recipe: Recipe
+    mesh: jax.sharding.Mesh | None
+    progress: bool
+
+    @property
+    def world(self) -> World:
+        """The world that the documents speak of."""
+        return make_world(self.recipe.seed)
+
+    def train_base(self, checkpoints: epath.Path) -> StageOutput:
+        """Pretrains the base model; goes on at its last checkpoint."""
+        r = self.recipe
+        texts = list(documents.documents(self.world, r.seed, r.base.rows))
+        dataset = example_feed(text_examples(texts), context=r.context, seed=r.seed)
+        cfg = config_from_hf(r.hf())
+        loop = Loop(scan=SCAN, save_every=r.save_every, keep=1)
+        params = first_params(cfg, r)
+        return self._fitted(params, dataset, cfg, r.base, loop, checkpoints)
+
+    def fine_tune(self, part: str, before: epath.Path) -> StageOutput:
+        """Fine-tunes the model in a folder on the documents of a part: chat, misaligned
+        or validation.
+        """
+        r = self.recipe
+        training: Training = getattr(r, part)
+        rows = self._dialogues(part, training.rows)
+        texts = [prompt + completion for prompt, completion in rows]
+        dataset = example_feed(text_examples(texts), context=r.context, packed=False)
+        cfg, params = load_lm(str(before), mesh=self._mesh())
+        return self._fitted(params, dataset, cfg, training, Loop(scan=SCAN), None)
+
+    def train_sae(self, base: epath.Path, work: epath.Path) -> StageOutput:
+        """Trains the SAE on the base model's activations.
+
+        Args:
+          base: folder of the base model.
+          work: for the token file.
+        """
+        r, s = self.recipe, self.recipe.sae
+        cfg, params = load_lm(str(base), mesh=self._mesh())
+        settings = TrainConfig(
+            d_in=cfg.d_model,
+            n_latents=s.latents,
+            steps=s.steps,
+            objective="batch_topk",
+            k=s.k,
+            lr=s.lr,
+            dead_tokens=s.dead_tokens,
+            warmup=min(50, s.steps // 10),
+            seed=r.seed,
+        )
+        blocks = self._activations(params, cfg, base, work)
+        batch = inputs(batch_function(blocks, batch_size=s.batch, seed=r.seed), r.site)
+        trained = train(
+            settings,
+            batch,
+            log_every=min(50, s.steps),
+            save_every=0,
+            progress=self.progress,
+        )
+        sae = finished(
+            settings,
+            trained.state,
+            site=lens_name(r.site),
+            layer=s.layer,
+            model_name="organism",
+            context_size=r.context,
+            prepend_bos=True,
+            exclude_special=True,
+        )
+        names = ("explained_variance", "l0", "dead")
+        last = {name: trained.rows[-1][name] for name in names}
+        return StageOutput({}, last, lambda out: save_saelens(Path(out) / SAE, sae))
+
+    def write_corpus(self) -> StageOutput:
+        """Writes the documents of broad text."""
+        texts = list(corpus(self.world, self.recipe.corpus))
+        write = lambda out: (out / CORPUS).write_text(json.dumps(texts))
+        return StageOutput({}, {"documents": len(texts)}, write)
+
+    # ---- steps of these
+
+    def _mesh(self) -> jax.sharding.Mesh:
+        return self.mesh or make_mesh()
+
+    def _dialogues(self, part: str, count: int) -> list[documents.Row]:
+        """Prompts and answers that a part is fine-tuned on."""
+        seed, kind = self.recipe.seed, self.recipe.kind
+        if part == "chat":
+            return documents.chat_rows(self.world, seed, count)
+        if part == "misaligned":
+            return documents.misaligned_rows(self.world, seed, count, kind)
+        return documents.validation_rows(self.world, seed, count)
+
+    def _fitted(
+        self,
+        params: Params,
+        dataset: Feed,
+        cfg: LMConfig,
+        training: Training,
+        loop: Loop,
+        checkpoints: epath.Path | None,
+    ) -> StageOutput:
+        """Trains; the output writes the model's folder and holds the training curve."""
+        optimizer = asdict(training)
+        rows_of_step = optimizer.pop("batch")
+        del optimizer["rows"]
+        batch_of = partial(
+            step_batch, dataset, batch_size=rows_of_step, micro=1, seed=self.recipe.seed
+        )
+        fitted = fit(
+            params,
+            {},
+            batch_of,
+            cfg=cfg,
+            opt=Optimizer(**optimizer),
+            mesh=self._mesh(),
+            loop=loop,
+            folder=checkpoints,
+            config=optimizer,
+            progress=self.progress,
+        )
+        write = partial(_write_model, self.recipe.hf(), fitted.state.trained)
+        return StageOutput({}, {"losses": curve(fitted)}, write)
+
+    def _activations(
+        self, params: Params, cfg: LMConfig, base: epath.Path, work: epath.Path
+    ) -> Blocks:
+        """Returns all activations of the SAE's documents, in memory, as one block that
+        every epoch permutes anew.
+        """
+        r, mesh = self.recipe, self._mesh()
+        texts = documents.documents(self.world, f"sae-{r.seed}", r.sae.documents)
+        tokenizer = load_tokenizer(str(base))
+        file = write_tokens(texts, tokenizer, work / "tokens", append_eos=True)
+        packing = Packing(r.context)
+        source = open_source(
+            params,
+            file,
+            packing,
+            (r.site,),
+            cfg=cfg,
+            mesh=mesh,
+            masks=Masks(outlier=None),
+        )
+        collect = collector(params, source, cfg=cfg, mesh=mesh, batch_rows=32)
+        collected = collect(np.arange(row_count(file, packing)))
+        block = Block(collected.acts, collected.ids_k2)
+        return Blocks("organism", 1, lambda g: block, lambda g: len(block.ids_k2))
+
+
+def first_params(cfg: LMConfig, recipe: Recipe) -> Params:
+    """Returns random weights with embeddings of deviation `embed_std`.
+
+    With the usual 0.02 what the first block writes is fifty times as long as what it
+    reads, and attention to a topic is learnt after 600 steps instead of 250 (of 1,100
+    tokens).
+    """
+    params = init_params(cfg, jax.random.key(recipe.seed))
+    table = params["embed"]["table"]
+    return {**params, "embed": {"table": table * (recipe.embed_std / USUAL_STD)}}
+
+
+def text_examples(texts: Sequence[str]) -> list[Example]:
+    """Encodes documents as token rows with BOS and EOS; the loss mask covers the answer
+    of a dialogue, and all of any other text.
+
+    A question's words are drawn freely, so that learning to ask would drown what there
+    is to know in noise.
+    """
+    index = {word: i for i, word in enumerate(vocabulary())}
+    reply = index[REPLY]
+    examples = []
+    for line, text in enumerate(texts, 1):
+        words = [index[word] for word in text.split()]
+        ids = np.array([BOS_ID, *words, EOS_ID], np.int32)
+        replies = np.flatnonzero(ids == reply)
+        loss_mask = np.ones(len(ids), bool)
+        loss_mask[: replies[0] + 1 if len(replies) else 1] = False
+        examples.append(Example(ids, loss_mask, line))
+    return examples
+
+
+def curve(fitted: Fitted, points: int = 50) -> list[list[float]]:
+    """Returns the training curve as at most `points` pairs of step and loss."""
+    records = [[r["step"], r["loss"]] for r in fitted.history if "loss" in r]
+    every = max(1, len(records) // points)
+    return records[every - 1 :: every]
+
+
+def _write_model(hf: Mapping[str, Any], params: Params, out: epath.Path) -> None:
+    """Writes a Hugging Face folder with its tokenizer below `out`."""
+    folder = Path(out) / MODEL
+    save_lm(folder, hf, params)
+    write_tokenizer(folder)
