@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from sae_attr import parallel
-from sae_attr.activations import mean_activation, norm_limits
+from sae_attr.activations import CorpusBatch, mean_activation, norm_limits
 from sae_attr.files.vectors import read_vectors
 from sae_attr.hooks import parse_site
 from sae_attr.lm.ends import ending_ids
@@ -261,7 +261,7 @@ def unit_of(job: Job) -> dict[str, Any]:
     return {"value": meta["norm"], "over": "prompts", "tokens": meta["tokens"]}
 
 
-def _prompt_work(job: Job) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _prompt_work(job: Job) -> list[CorpusBatch]:
     """The prompts as a corpus: each alone in its row, rows of no tokens up to what the
     mesh can split.
     """
@@ -272,13 +272,10 @@ def _prompt_work(job: Job) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     tokens_bt = np.zeros(valid_bt.shape, np.int32)
     tokens_bt[valid_bt] = [token for row in rows for token in row]
     special_bt = np.isin(tokens_bt, sorted(tok.special_ids)) & valid_bt
-    return [
-        (
-            tokens_bt,
-            valid_bt,
-            corpus_mask(tokens_bt, valid_bt, special_bt, tok, masks=job.study.masks),
-        )
-    ]
+    counted_bt = corpus_mask(
+        tokens_bt, valid_bt, special_bt, tok, masks=job.study.masks
+    )
+    return [CorpusBatch(tokens_bt, valid_bt, counted_bt)]
 
 
 def completions(job: Job, unit: float) -> Result:

@@ -1,32 +1,29 @@
-"""Reading a latent: the tokens whose unembedding vectors lie nearest to it, the
-passages in which it is strongest.
+"""Reading a latent: the tokens whose unembedding vectors lie nearest to it, and the
+passages on which it is most active.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
+from sae_attr.activations import CorpusBatch, Statistic, measure_corpus
+from sae_attr.activations.corpus_pass import NO_LIMITS
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.model import Params, forward
-from sae_attr.parallel import shard_batch, to_host
+from sae_attr.lm.model import Params
 from sae_attr.sae.model import SAE, encode
-from sae_attr.text.masks import beyond_limits
 
 
 def nearest_tokens(
     directions_kd: jax.Array, unembedding_vd: jax.Array, *, count: int = 5
 ) -> tuple[jax.Array, jax.Array]:
-    """Ids `[k, count]` and cosines of the tokens nearest to each direction (method,
-    section 6: the logit lens).
+    """Returns ids `[k, count]` and cosines of the tokens nearest to each direction: the
+    logit lens.
 
     Args:
       directions_kd: directions in the residual stream.
@@ -42,7 +39,7 @@ def nearest_tokens(
 
 @dataclass(frozen=True)
 class Passage:
-    """Where a latent was strongest in one text.
+    """The tokens about the place where a latent is most active in one text.
 
     Args:
       code: the latent's code there.
@@ -58,7 +55,7 @@ class Passage:
 def top_passages(
     params: Params,
     sae: SAE,
-    work: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    batches: Iterable[CorpusBatch],
     latents_k: np.ndarray,
     *,
     cfg: LMConfig,
@@ -66,64 +63,76 @@ def top_passages(
     mesh: jax.sharding.Mesh,
     count: int = 5,
     window: int = 12,
-    limits: Mapping[Site, float] = MappingProxyType({}),
+    limits: Mapping[Site, float] = NO_LIMITS,
     progress: bool = False,
 ) -> list[list[Passage]]:
-    """The texts in which each latent's code is highest, one place per text, best first
-    (method, section 6).
-
-    A code depends on the text before it, so of places that are led to by the same
-    tokens one is shown.
+    """Finds the texts in which each latent's code is highest, one place a text, the
+    highest first.
 
     Args:
-      work: (tokens_bt, valid_bt, counted_bt) batches of ordinary text; only counted
-        positions are looked at.
-      latents_k: which latents.
+      batches: ordinary text; only counted positions are looked at.
+      latents_k: latents of the SAE.
       site: what the SAE encodes.
       count: passages per latent; fewer where it fires in fewer texts.
       window: tokens that are shown on either side.
       limits: site -> largest norm; a position beyond one of them is an attention sink
         and never shown.
     """
-    sites = tuple(dict.fromkeys((site, *limits)))
-    span = (0, max(s.layer for s in sites) + 1)
+    statistic = passage_statistic(sae, latents_k, site=site, count=count, window=window)
+    return measure_corpus(
+        params,
+        batches,
+        {"passages": statistic},
+        cfg=cfg,
+        mesh=mesh,
+        limits=limits,
+        description="passages",
+        progress=progress,
+    )["passages"]
 
-    def best(
-        params: Params, tokens_bt: Any, valid_bt: Any, counted_bt: Any
+
+def passage_statistic(
+    sae: SAE, latents_k: np.ndarray, *, site: Site, count: int, window: int
+) -> Statistic:
+    """Returns the statistic whose result is the best passages of each latent.
+
+    A code depends on the text before it alone, so of places that follow the same tokens
+    one is shown.
+    """
+
+    def measure(
+        sae: SAE, acts: Mapping[Site, jax.Array], counted_bt: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        acts = forward(
-            params, tokens_bt, cfg=cfg, valid_bt=valid_bt, keep=sites, span=span
-        ).acts
-        shown_bt = counted_bt & ~beyond_limits(acts, limits) if limits else counted_bt
-        codes_btk = jnp.where(
-            shown_bt[..., None], encode(sae, acts[site])[..., latents_k], 0
-        )
+        codes_btk = encode(sae, acts[site])[..., latents_k]
+        codes_btk = jnp.where(counted_bt[..., None], codes_btk, 0)
         return jnp.max(codes_btk, axis=1), jnp.argmax(codes_btk, axis=1)
 
-    step = jax.jit(best)
-    found: list[list[Passage]] = [[] for _ in latents_k]
-    for batch in tqdm(work, desc="passages", unit="batch", disable=not progress):
-        value_bk, at_bk = (to_host(x) for x in step(params, *shard_batch(batch, mesh)))
-        for k, passages in enumerate(found):
-            for b in np.flatnonzero(value_bk[:, k] > 0):
-                passages.append(
-                    _passage(
-                        batch[0][b],
-                        batch[1][b],
-                        int(at_bk[b, k]),
-                        float(value_bk[b, k]),
-                        window,
-                    )
+    def add(
+        best: list[list[Passage]],
+        measured: tuple[np.ndarray, np.ndarray],
+        batch: CorpusBatch,
+        counted_bt: np.ndarray,
+    ) -> list[list[Passage]]:
+        code_bk, at_bk = measured
+        longer = []
+        for k, passages in enumerate(best):
+            more = []
+            for b in np.flatnonzero(code_bk[:, k] > 0):
+                place = int(at_bk[b, k])
+                more.append(
+                    _passage(batch, int(b), place, float(code_bk[b, k]), window)
                 )
-            passages.sort(
-                key=lambda p: -p.code
-            )  # stable: of equal codes the earlier text comes first
-            passages[:] = _different(passages)[:count]
-    return found
+            # The sort is stable: of equal codes the earlier text comes first.
+            ordered = sorted([*passages, *more], key=lambda passage: -passage.code)
+            longer.append(_different(ordered)[:count])
+        return longer
+
+    initial = lambda: [[] for _ in latents_k]
+    return Statistic((site,), measure, initial, add, lambda best: best, inputs=sae)
 
 
 def _different(passages: list[Passage]) -> list[Passage]:
-    """The first of those that are led to by the same tokens."""
+    """Drops passages whose tokens up to the place are those of an earlier one."""
     first: dict[tuple[int, ...], Passage] = {}
     for passage in passages:
         first.setdefault(passage.ids[: passage.at + 1], passage)
@@ -131,7 +140,9 @@ def _different(passages: list[Passage]) -> list[Passage]:
 
 
 def _passage(
-    tokens_t: np.ndarray, valid_t: np.ndarray, at: int, code: float, window: int
+    batch: CorpusBatch, row: int, at: int, code: float, window: int
 ) -> Passage:
-    start, stop = max(0, at - window), min(int(valid_t.sum()), at + window + 1)
-    return Passage(code, tuple(int(i) for i in tokens_t[start:stop]), at - start)
+    start = max(0, at - window)
+    stop = min(int(batch.valid_bt[row].sum()), at + window + 1)
+    ids = batch.tokens_bt[row, start:stop].tolist()
+    return Passage(code, tuple(ids), at - start)

@@ -15,7 +15,7 @@ MAY_IMPORT = (
     | {"": CORE | {"attribution", "steering"}}
     | {"lm": BASE, "sae": BASE, "judge": BASE}
     | {"activations": BASE | {"lm"}}
-    | {"interpret": CORE, "steering": CORE}
+    | {"steering": CORE, "interpret": CORE | {"activations"}}
     | {"sae_check": CORE | {"activations", "report"}}
     | {"attribution": (CORE - {"settings", "store"}) | {"activations", "interpret"}}
     | {"organism": CORE | {"activations", "judge"}}

@@ -15,6 +15,7 @@ from sae_attr.activations.blocks import (
     describe,
     open_source,
 )
+from sae_attr.activations.corpus_pass import CorpusBatch, Statistic, measure_corpus
 from sae_attr.activations.shuffle import (
     Batches,
     Block,
@@ -25,7 +26,6 @@ from sae_attr.activations.shuffle import (
     permute,
 )
 from sae_attr.activations.statistics import (
-    CorpusBatch,
     MeanActivation,
     mean_activation,
     mean_of,
@@ -44,6 +44,7 @@ __all__ = [
     "Masks",
     "MeanActivation",
     "Source",
+    "Statistic",
     "ahead",
     "batch_function",
     "cached_blocks",
@@ -53,6 +54,7 @@ __all__ = [
     "live_blocks",
     "mean_activation",
     "mean_of",
+    "measure_corpus",
     "norm_limits",
     "open_source",
     "permute",

@@ -4,7 +4,7 @@ of sites.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sae_attr.activations.corpus_pass import CorpusBatch, measured_step
 from sae_attr.activations.shuffle import permute
+from sae_attr.activations.statistics import norm_limits
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.model import Params, forward
+from sae_attr.lm.model import Params
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.store import Meta
-from sae_attr.text.masks import REASONS, Masks, norm_limit
+from sae_attr.text.masks import REASONS, Masks
 from sae_attr.text.rows import mask_codes
 from sae_attr.text.token_file import (
     Packing,
@@ -116,14 +118,10 @@ def open_source(
             "at least one site"
         )
     source = Source(file, packing, tuple(sites), masks, rows, dtype)
-    if masks.outlier is None:
-        return source
-    return replace(
-        source,
-        limits=norm_limits(
-            params, source, cfg=cfg, mesh=mesh, batch_rows=batch_rows, seed=seed
-        ),
+    limits = measure_limits(
+        params, source, cfg=cfg, mesh=mesh, batch_rows=batch_rows, seed=seed
     )
+    return replace(source, limits=limits)
 
 
 def describe(source: Source) -> Meta:
@@ -191,8 +189,8 @@ def collector(
     mesh: jax.sharding.Mesh,
     batch_rows: int = 16,
 ) -> Collect:
-    """A function from row numbers to their counted tokens; the forward pass is compiled
-    once.
+    """Returns a function from row numbers to their counted tokens; the forward pass is
+    compiled once.
 
     Args:
       batch_rows: rows of one forward pass, rounded up to what the mesh's data axis
@@ -202,12 +200,20 @@ def collector(
       The function. It raises ValueError where a counted activation is NaN or infinite
       in the source's dtype.
     """
-    forward_rows = _forward_rows(
-        params, source, cfg=cfg, mesh=mesh, batch_rows=batch_rows
-    )
+
+    def cast(
+        _: Any, acts: Mapping[Site, jax.Array], counted_bt: jax.Array
+    ) -> tuple[dict[Site, jax.Array], jax.Array]:
+        narrow = {site: acts[site].astype(source.dtype) for site in source.sites}
+        finite = [jnp.isfinite(acts_btd).all(axis=-1) for acts_btd in narrow.values()]
+        return narrow, jnp.stack(finite).all(axis=0)
+
+    step = measured_step({"acts": cast}, source.sites, cfg=cfg, limits=source.limits)
 
     def collect(index: Sequence[int] | np.ndarray) -> Collected:
         index = np.asarray(index, np.int64)
+        # The buffers have their final size from the start: to join parts would need
+        # twice the memory.
         most = count_tokens(source, index)
         out = {
             site: np.empty((most, cfg.width(site.point)), jnp.dtype(source.dtype))
@@ -216,8 +222,17 @@ def collector(
         ids_k2 = np.empty((most, 2), np.int64)
         used = 0
         total = np.zeros(len(REASONS), np.int64)
-        for part, codes_bt, acts, _ in forward_rows(index):
-            rows_k, pos_k = np.nonzero(codes_bt == 0)
+        for part, codes_bt, batch in _batches(source, index, mesh, batch_rows):
+            arrays = step(params, {"acts": ()}, shard_batch(batch, mesh))
+            measured, counted_bt = jax.tree.map(to_host, arrays)
+            acts, finite_bt = measured["acts"]
+            if not finite_bt[counted_bt].all():
+                raise ValueError(
+                    f"activations at {', '.join(map(str, source.sites))} are NaN or "
+                    f"infinite in {source.dtype}; take float32 activations and weights"
+                )
+            codes_bt[(codes_bt == 0) & ~counted_bt] = OUTLIER
+            rows_k, pos_k = np.nonzero(counted_bt)
             place = slice(used, used := used + len(rows_k))
             ids_k2[place] = np.stack([part[rows_k], pos_k], axis=1)
             for site in source.sites:
@@ -229,7 +244,7 @@ def collector(
     return collect
 
 
-def norm_limits(
+def measure_limits(
     params: Params,
     source: Source,
     *,
@@ -239,99 +254,29 @@ def norm_limits(
     sample_rows: int = 128,
     seed: int = 0,
 ) -> dict[Site, float]:
-    """site -> `outlier` × the median norm of the tokens that count otherwise, over a
-    random sample of rows.
-    """
-    assert source.masks.outlier is not None
+    """Measures `norm_limits` on a random sample of a source's rows."""
     n = len(source.rows)
-    index = source.rows.start + permute(
-        np.arange(min(sample_rows, n)), n, seed, "limits"
-    )
-    run = _forward_rows(
-        params,
-        replace(source, limits={}, dtype="float32"),
-        cfg=cfg,
-        mesh=mesh,
-        batch_rows=batch_rows,
-    )
-    norms_sk = np.concatenate(
-        [norms[:, codes == 0] for _, codes, _, norms in run(index)], axis=1
-    )
-    if not norms_sk.shape[1]:
-        raise ValueError(
-            "no token of the corpus counts; exclude fewer tokens or give more text"
-        )
-    multiple = source.masks.outlier
-    return {
-        site: norm_limit(norms_k, multiple)
-        for site, norms_k in zip(source.sites, norms_sk, strict=True)
-    }
+    places = np.arange(min(sample_rows, n))
+    index = source.rows.start + permute(places, n, seed, "limits")
+    batches = (batch for *_, batch in _batches(source, index, mesh, batch_rows))
+    outlier = source.masks.outlier
+    return norm_limits(params, batches, outlier, cfg=cfg, sites=source.sites, mesh=mesh)
 
 
-def _forward_rows(
-    params: Params,
-    source: Source,
-    *,
-    cfg: LMConfig,
-    mesh: jax.sharding.Mesh,
-    batch_rows: int,
-) -> Any:
-    """row numbers -> for each forward pass (row numbers, codes_bt, site -> acts_btd,
-    norms_sbt), all on the host.
+def _batches(
+    source: Source, index: np.ndarray, mesh: jax.sharding.Mesh, batch_rows: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, CorpusBatch]]:
+    """(row numbers, codes of `REASONS` by token ids, batch) for each forward pass; the
+    last is filled up with empty rows.
     """
     size = mesh.shape["data"]
     batch_rows = -(-batch_rows // size) * size
-    span = (0, 1 + max(site.layer for site in source.sites))
-
-    @jax.jit
-    def step(
-        p: Params, rows: TokenRows
-    ) -> tuple[dict[Site, jax.Array], jax.Array, jax.Array]:
-        acts = forward(
-            p,
-            rows.tokens_bt,
-            cfg=cfg,
-            pos_bt=rows.pos_bt,
-            valid_bt=rows.valid_bt,
-            segment_bt=rows.segment_bt,
-            keep=source.sites,
-            span=span,
-        ).acts
-        norms_sbt = jnp.stack(
-            [
-                jnp.linalg.norm(acts[site].astype(jnp.float32), axis=-1)
-                for site in source.sites
-            ]
+    for start in range(0, len(index), batch_rows):
+        part = index[start : start + batch_rows]
+        padded = np.concatenate([part, np.full(batch_rows - len(part), -1)])
+        rows = rows_at(source.file, padded, source.packing)
+        codes_bt = codes_of(source, rows)
+        batch = CorpusBatch(
+            rows.tokens_bt, rows.valid_bt, codes_bt == 0, rows.pos_bt, rows.segment_bt
         )
-        cast = {site: acts[site].astype(source.dtype) for site in source.sites}
-        finite_bt = jnp.stack(
-            [jnp.isfinite(a).all(axis=-1) for a in cast.values()]
-        ).all(axis=0)
-        return cast, norms_sbt, finite_bt
-
-    def run(index: np.ndarray) -> Any:
-        for start in range(0, len(index), batch_rows):
-            part = index[start : start + batch_rows]
-            padded = np.concatenate([part, np.full(batch_rows - len(part), -1)])
-            rows = rows_at(source.file, padded, source.packing)
-            cast, norms_sbt, finite_bt = step(params, shard_batch(rows, mesh))
-            norms_sbt, codes_bt = to_host(norms_sbt), codes_of(source, rows)
-            for k, site in enumerate(source.sites):
-                if site in source.limits:
-                    codes_bt[(codes_bt == 0) & (norms_sbt[k] > source.limits[site])] = (
-                        OUTLIER
-                    )
-            if not to_host(finite_bt)[codes_bt == 0].all():
-                raise ValueError(
-                    f"activations at {', '.join(map(str, source.sites))} are NaN or "
-                    f"infinite in {source.dtype}; take "
-                    "float32 activations and weights"
-                )
-            yield (
-                part,
-                codes_bt,
-                {site: to_host(a) for site, a in cast.items()},
-                norms_sbt,
-            )
-
-    return run
+        yield part, codes_bt, batch

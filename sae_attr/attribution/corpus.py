@@ -1,23 +1,126 @@
-"""Firing rates and mean codes: what an SAE does on ordinary text."""
+"""Statistics of an SAE's latent activations, on ordinary text and on stored tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from sae_attr.activations import CorpusBatch
-from sae_attr.activations.statistics import NO_LIMITS
+from sae_attr.activations import CorpusBatch, Statistic, measure_corpus
+from sae_attr.activations.corpus_pass import NO_LIMITS
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.model import Params, forward
-from sae_attr.parallel import shard_batch, to_host
+from sae_attr.lm.model import Params
 from sae_attr.sae.model import SAE, code_scale, decode, encode
-from sae_attr.text.masks import beyond_limits
+
+
+class LatentBlock(NamedTuple):
+    """Some positions with their latent activations, as `LatentSum`s take them.
+
+    Args:
+      sae: the SAE.
+      acts_kd: what it reconstructs.
+      reads_kd: what it encodes; a transcoder reads another site than it writes.
+      codes_kn: its codes.
+      counted_k1: bool, positions that count.
+    """
+
+    sae: SAE
+    acts_kd: jax.Array
+    reads_kd: jax.Array
+    codes_kn: jax.Array
+    counted_k1: jax.Array
+
+
+LatentSum = Callable[[LatentBlock], jax.Array]
+"""A sum over the counted positions of a block: `[n]`, or `[m]` of what is written."""
+
+
+def firings(block: LatentBlock) -> jax.Array:
+    """Counts the positions on which each latent fires, `[n]`."""
+    return jnp.sum((block.codes_kn != 0) & block.counted_k1, axis=0)
+
+
+def contributions(block: LatentBlock) -> jax.Array:
+    """Sums z · scale_t of each latent, `[n]`: the code itself unless the SAE has a norm
+    per token.
+    """
+    scale_k1 = code_scale(block.sae, block.reads_kd)
+    weight_k1 = jnp.where(block.counted_k1, scale_k1, 0)
+    return jnp.sum(block.codes_kn * weight_k1, axis=0)
+
+
+def errors(block: LatentBlock) -> jax.Array:
+    """Sums the reconstruction error a_t − SAE(a_t), `[m]`."""
+    recon_km = decode(block.sae, block.codes_kn, block.reads_kd)
+    return jnp.sum(jnp.where(block.counted_k1, block.acts_kd - recon_km, 0), axis=0)
+
+
+def latent_statistic(
+    sae: SAE, sums: Mapping[str, LatentSum], *, site: Site, read: Site | None = None
+) -> Statistic:
+    """Returns the statistic whose result is (name -> mean of each sum over counted
+    positions, float32; their number). Every position is encoded once.
+
+    Args:
+      sums: by name; each is a function of a block of positions.
+      site: what the SAE reconstructs.
+      read: what it encodes; None: the same site.
+    """
+    read = read or site
+    # Codes of 2**25 numbers are in memory at once, whatever the size of the SAE.
+    size = max(1, min(4096, 2**25 // sae.cfg.n_latents))
+
+    def measure(
+        sae: SAE, acts: Mapping[Site, jax.Array], counted_bt: jax.Array
+    ) -> dict[str, jax.Array]:
+        def of_block(arrays: tuple[jax.Array, ...]) -> dict[str, jax.Array]:
+            acts_kd, reads_kd, counted_k = arrays
+            codes_kn = encode(sae, reads_kd)
+            block = LatentBlock(sae, acts_kd, reads_kd, codes_kn, counted_k[:, None])
+            return {name: of(block) for name, of in sums.items()}
+
+        arrays = acts[site], acts[read], counted_bt
+        blocks = tuple(_blocks(array, size) for array in arrays)
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.lax.map(of_block, blocks))
+
+    def add(
+        state: tuple[dict[str, np.ndarray], int],
+        measured: Mapping[str, np.ndarray],
+        batch: CorpusBatch,
+        counted_bt: np.ndarray,
+    ) -> tuple[dict[str, np.ndarray], int]:
+        totals, tokens = state
+        added = {
+            name: totals[name] + value.astype(np.float64)
+            for name, value in measured.items()
+        }
+        return added, tokens + int(counted_bt.sum())
+
+    def finish(
+        state: tuple[dict[str, np.ndarray], int],
+    ) -> tuple[dict[str, np.ndarray], int]:
+        totals, tokens = state
+        means = {
+            name: (total / max(tokens, 1)).astype(np.float32)
+            for name, total in totals.items()
+        }
+        return means, tokens
+
+    initial = lambda: (dict.fromkeys(sums, np.zeros(())), 0)
+    sites = tuple(dict.fromkeys((site, read)))
+    return Statistic(sites, measure, initial, add, finish, inputs=sae)
+
+
+def _blocks(array_bt: jax.Array, size: int) -> jax.Array:
+    """Positions `[b, t, ...]` in blocks `[blocks, size, ...]`, padded with zeros."""
+    flat = array_bt.reshape(-1, *array_bt.shape[2:])
+    padding = [(0, -len(flat) % size), *((0, 0),) * (flat.ndim - 1)]
+    return jnp.pad(flat, padding).reshape(-1, size, *flat.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +140,7 @@ class CodeStatistics:
 
 def code_statistics(
     params: Params,
-    work: Iterable[CorpusBatch],
+    batches: Iterable[CorpusBatch],
     sae: SAE,
     *,
     cfg: LMConfig,
@@ -47,8 +150,7 @@ def code_statistics(
     limits: Mapping[Site, float] = NO_LIMITS,
     progress: bool = False,
 ) -> CodeStatistics:
-    """`CodeStatistics` over the counted positions of a corpus; sums are float64 on the
-    host.
+    """Measures `CodeStatistics` over the counted positions of a corpus.
 
     Args:
       site: what the SAE reconstructs.
@@ -56,63 +158,23 @@ def code_statistics(
       limits: site -> largest norm; a position beyond one of them does not count
         (attention sinks).
     """
-    read = read or site
-
-    block = max(1, min(4096, 2**25 // sae.cfg.n_latents))
-
-    def one(
-        s: SAE, acts_kd: jax.Array, reads_kd: jax.Array, counted_k: jax.Array
-    ) -> tuple[jax.Array, ...]:
-        codes_kn = encode(s, reads_kd)
-        weight_kn = jnp.where(counted_k[:, None], code_scale(s, reads_kd), 0)
-        error_km = jnp.where(
-            counted_k[:, None], acts_kd - decode(s, codes_kn, reads_kd), 0
-        )
-        return (
-            jnp.sum((codes_kn != 0) & counted_k[:, None], 0),
-            jnp.sum(codes_kn * weight_kn, 0),
-            jnp.sum(error_km, 0),
-        )
-
-    def sums(
-        p: Params, s: SAE, tokens: jax.Array, valid: jax.Array, counted: jax.Array
-    ) -> tuple[jax.Array, ...]:
-        keep = tuple(dict.fromkeys((site, read, *limits)))
-        span = (0, max(s.layer for s in keep) + 1)
-        acts = forward(p, tokens, cfg=cfg, valid_bt=valid, keep=keep, span=span).acts
-        counted = counted & ~beyond_limits(acts, limits) if limits else counted
-        flat = [x.reshape(-1, *x.shape[2:]) for x in (acts[site], acts[read], counted)]
-        gap = -len(flat[0]) % block
-        blocks = [
-            jnp.pad(x, ((0, gap), *((0, 0),) * (x.ndim - 1))).reshape(
-                -1, block, *x.shape[1:]
-            )
-            for x in flat
-        ]
-        totals = jax.tree.map(
-            lambda x: jnp.sum(x, axis=0),
-            jax.lax.map(lambda x: one(s, *x), tuple(blocks)),
-        )
-        return *totals, jnp.sum(counted)
-
-    step, tokens = jax.jit(sums), 0
-    totals = [
-        np.zeros(size) for size in (sae.cfg.n_latents, sae.cfg.n_latents, sae.cfg.d_out)
-    ]
-    for batch in tqdm(work, desc="firing rates", unit="batch", disable=not progress):
-        *values, count = step(params, sae, *shard_batch(batch, mesh))
-        for total, value in zip(totals, values, strict=True):
-            total += to_host(value).astype(np.float64)
-        tokens += int(to_host(count))
-    rate_n, mean_n, error_m = (
-        (total / max(tokens, 1)).astype(np.float32) for total in totals
-    )
-    return CodeStatistics(rate_n, mean_n, error_m, tokens)
+    sums = {"rate_n": firings, "mean_n": contributions, "error_m": errors}
+    means, tokens = measure_corpus(
+        params,
+        batches,
+        {"sae": latent_statistic(sae, sums, site=site, read=read)},
+        cfg=cfg,
+        mesh=mesh,
+        limits=limits,
+        description="firing rates",
+        progress=progress,
+    )["sae"]
+    return CodeStatistics(**means, tokens=tokens)
 
 
 def firing_rates(
     params: Params,
-    work: Iterable[CorpusBatch],
+    batches: Iterable[CorpusBatch],
     sae: SAE,
     *,
     cfg: LMConfig,
@@ -121,42 +183,20 @@ def firing_rates(
     limits: Mapping[Site, float] = NO_LIMITS,
     progress: bool = False,
 ) -> tuple[np.ndarray, int]:
-    """Share of counted corpus positions on which each latent fires, float32 `[n]`, and
-    the number of positions.
-
-    Codes are alive for a few positions at a time, `2**25` numbers of them.
+    """Measures the share of counted corpus positions on which each latent fires, float32
+    `[n]`, and the number of positions.
     """
-    n = sae.cfg.n_latents
-    block = max(1, min(4096, 2**25 // n))
-
-    keep = tuple(dict.fromkeys((site, *limits)))
-    span = (0, max(s.layer for s in keep) + 1)
-
-    def count(
-        p: Params, s: SAE, tokens: jax.Array, valid: jax.Array, counted: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        acts = forward(p, tokens, cfg=cfg, valid_bt=valid, keep=keep, span=span).acts
-        counted = counted & ~beyond_limits(acts, limits) if limits else counted
-        acts_kd = acts[site].reshape(-1, cfg.width(site.point))
-        gap = -len(acts_kd) % block
-        blocks = jnp.pad(acts_kd, ((0, gap), (0, 0))).reshape(
-            -1, block, acts_kd.shape[1]
-        )
-        masks = jnp.pad(counted.reshape(-1), (0, gap)).reshape(-1, block, 1)
-
-        def fires(x: tuple[jax.Array, jax.Array]) -> jax.Array:
-            codes_kn = encode(s, x[0])
-            return jnp.sum((codes_kn != 0) & x[1], axis=0)
-
-        return jnp.sum(jax.lax.map(fires, (blocks, masks)), axis=0), jnp.sum(counted)
-
-    step = jax.jit(count)
-    total_n, tokens = np.zeros(n, np.int64), 0
-    for batch in tqdm(work, desc="firing rates", unit="batch", disable=not progress):
-        fired_n, positions = step(params, sae, *shard_batch(batch, mesh))
-        total_n += to_host(fired_n).astype(np.int64)
-        tokens += int(to_host(positions))
-    return (total_n / max(tokens, 1)).astype(np.float32), tokens
+    means, tokens = measure_corpus(
+        params,
+        batches,
+        {"sae": latent_statistic(sae, {"rate_n": firings}, site=site)},
+        cfg=cfg,
+        mesh=mesh,
+        limits=limits,
+        description="firing rates",
+        progress=progress,
+    )["sae"]
+    return means["rate_n"], tokens
 
 
 def weighted_codes(
@@ -166,27 +206,29 @@ def weighted_codes(
     *,
     block: int,
 ) -> np.ndarray:
-    """Σ_k w_k z(a_k), float64 `[n]`: a weighted mean of codes over cached activations,
-    a block of tokens at a time.
+    """Returns Σ_k w_k z(a_k), float64 `[n]`: a weighted mean of codes over stored
+    activations, a block of tokens at a time.
     """
+
+    @jax.jit
+    def weighted(acts_kd: jax.Array, weights_k: jax.Array) -> jax.Array:
+        codes_kn = encode_fn(acts_kd)
+        return jnp.einsum(
+            "k,kn->n", weights_k, codes_kn, precision=jax.lax.Precision.HIGHEST
+        )
+
     used = np.flatnonzero(weights_k)
-    step = jax.jit(
-        lambda a, w: jnp.einsum(
-            "k,kn->n", w, encode_fn(a), precision=jax.lax.Precision.HIGHEST
-        )
-    )
-    total: np.ndarray | None = None
-    for start in range(0, len(used), block):
-        part = used[start : start + block]
-        gap = block - len(part) if len(used) > block else 0
-        acts = np.pad(np.asarray(acts_kd[part], np.float32), ((0, gap), (0, 0)))
-        sums = np.asarray(
-            step(acts, np.pad(weights_k[part].astype(np.float32), (0, gap))), np.float64
-        )
-        total = sums if total is None else total + sums
-    if total is None:
+    if not len(used):
         raise ValueError(
             "no token has a weight, so there is no code to average; use a wider token "
             "scope"
         )
+    total: Any = 0.0
+    for start in range(0, len(used), block):
+        part = used[start : start + block]
+        # One shape for all blocks, so that one program serves them.
+        gap = block - len(part) if len(used) > block else 0
+        acts = np.pad(np.asarray(acts_kd[part], np.float32), ((0, gap), (0, 0)))
+        weights = np.pad(weights_k[part].astype(np.float32), (0, gap))
+        total = total + np.asarray(weighted(acts, weights), np.float64)
     return total

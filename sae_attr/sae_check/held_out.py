@@ -19,7 +19,8 @@ from sae_attr.lm.model import Params
 from sae_attr.sae.metrics import FitSums, fit, reconstruct_tokens
 from sae_attr.sae.model import SAE
 from sae_attr.sae_check.measure import splice
-from sae_attr.sae_check.sample import MIN_TOKENS, Place, Sample, TextBatch, collect
+from sae_attr.sae_check.sample import MIN_TOKENS, Place, Sample, collect
+from sae_attr.text.batching import TextBatch
 from sae_attr.text.token_file import Packing, rows_at
 
 _AT_ONCE = 16  # documents
@@ -160,11 +161,8 @@ def _texts(
         part[: len(rows[start : start + size])] = rows[start : start + size]
         read = rows_at(source.file, part, packing)
         seen += int(read.valid_bt.sum())
-        yield (
-            read.tokens_bt,
-            read.valid_bt,
-            np.isin(read.tokens_bt, source.file.meta["special_ids"]) & read.valid_bt,
-        )
+        special_bt = np.isin(read.tokens_bt, source.file.meta["special_ids"])
+        yield TextBatch(read.tokens_bt, read.valid_bt, special_bt & read.valid_bt)
 
 
 def held_out_fit(

@@ -28,12 +28,12 @@ from sae_attr.sae_check.sample import (
     MIN_TOKENS,
     Place,
     Sample,
-    TextBatch,
     collect,
     spliced_losses,
 )
 from sae_attr.sae_check.sparsity import reconstruct_at
 from sae_attr.sae_check.variants import Repair, repairs
+from sae_attr.text.batching import TextBatch
 from sae_attr.text.masks import Masks
 
 TRIAL = 1024  # tokens on which neighbours and repairs are compared

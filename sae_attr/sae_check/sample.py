@@ -13,14 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sae_attr.activations import CorpusBatch, measure_corpus
+from sae_attr.activations.statistics import activation_statistic
 from sae_attr.hooks import Edit, Replace, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.loss import target_nll
 from sae_attr.lm.model import Params, forward
 from sae_attr.parallel import shard_batch, to_host
+from sae_attr.text.batching import TextBatch
 from sae_attr.text.masks import Masks, beyond_limits, norm_limit
 
-TextBatch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens_bt, valid_bt, special_bt
 _POINTS = (
     "resid_pre",
     "attn_z",
@@ -204,25 +206,27 @@ def collect(
       ValueError: no text, no token that counts, or an activation that is NaN or
         infinite.
     """
-    batches, place = list(work), Place(read or site, site)
+    batches = [TextBatch(*batch) for batch in work]
+    place = Place(read or site, site)
     near = neighbours(cfg, place)
     own = tuple(dict.fromkeys(place))
     all_sites = tuple(dict.fromkeys(s for p in (place, *near) for s in p))
-    parts: dict[Site, list[np.ndarray]] = {}
-    seen = 0
-    for tokens_bt, valid_bt, _ in batches:
-        sites = all_sites if seen < beside else own
-        acts = _acts(
-            params, *shard_batch((tokens_bt, valid_bt), mesh), cfg=cfg, sites=sites
-        )
-        for name, acts_btd in acts.items():
-            parts.setdefault(name, []).append(
-                to_host(acts_btd).astype(np.float32)[valid_bt]
-            )
-        seen += int(valid_bt.sum())
-    if not seen:
+    # The neighbours are needed on the first tokens alone, in whole batches.
+    ends = np.cumsum([int(batch.valid_bt.sum()) for batch in batches])
+    if not len(ends) or not ends[-1]:
         raise ValueError("the corpus gives no token to test the SAE on; give more text")
-    joined = {name: np.concatenate(found) for name, found in parts.items()}
+    head = int(np.searchsorted(ends, beside)) + 1 if beside else 0
+    parts: dict[Site, list[np.ndarray]] = {}
+    for sites, some in ((all_sites, batches[:head]), (own, batches[head:])):
+        if some:
+            statistic = activation_statistic(sites)
+            whole = [CorpusBatch(b.tokens_bt, b.valid_bt, b.valid_bt) for b in some]
+            acts = measure_corpus(
+                params, whole, {"acts": statistic}, cfg=cfg, mesh=mesh
+            )
+            for name, acts_kd in acts["acts"].items():
+                parts.setdefault(name, []).append(acts_kd)
+    joined = {name: np.concatenate(part) for name, part in parts.items()}
     for name in own:
         if not np.isfinite(joined[name]).all():
             raise ValueError(
@@ -266,21 +270,6 @@ def _limits(
         for site, norms_k in norms.items()
         if len(norms_k)
     }
-
-
-@functools.partial(jax.jit, static_argnames=("cfg", "sites"))
-def _acts(
-    params: Params,
-    tokens_bt: jax.Array,
-    valid_bt: jax.Array,
-    *,
-    cfg: LMConfig,
-    sites: tuple[Site, ...],
-) -> dict[Site, jax.Array]:
-    span = (0, max(site.layer for site in sites) + 1)
-    return forward(
-        params, tokens_bt, cfg=cfg, valid_bt=valid_bt, keep=sites, span=span
-    ).acts
 
 
 def spliced_losses(

@@ -94,7 +94,7 @@ class CorpusText:
             counted_bt = corpus_mask(
                 tokens_bt, valid_bt, special_bt, self.tokenizer, masks=self.masks
             )
-            yield tokens_bt, valid_bt, counted_bt
+            yield CorpusBatch(tokens_bt, valid_bt, counted_bt)
 
     @functools.cached_property
     def key(self) -> str:

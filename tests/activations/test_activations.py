@@ -22,6 +22,7 @@ import pytest
 from sae_attr.activations import (
     Block,
     Blocks,
+    CorpusBatch,
     Masks,
     Source,
     ahead,
@@ -570,7 +571,7 @@ def test_mean_of_a_stream_is_the_mean_over_the_corpus(
     rows = rows_at(file, range(16), cut.packing)
     counted = np.zeros((16, CONTEXT), bool)
     counted[tuple(found.ids_k2.T)] = True
-    work = [(rows.tokens_bt, rows.valid_bt, counted)]
+    work = [CorpusBatch(rows.tokens_bt, rows.valid_bt, counted)]
     whole = mean_activation(params, work, cfg=CFG, site=HIGH, mesh=make_mesh("data=1"))
     ours = mean_of([found.acts[HIGH]])
     assert off(whole.mean_d, ours.mean_d) < 1e-5

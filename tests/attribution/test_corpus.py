@@ -1,18 +1,26 @@
 """ā, firing rates and mean codes over a corpus of ragged, masked rows."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae_attr.activations import CorpusBatch
+from sae_attr.activations import CorpusBatch, measure_corpus
+from sae_attr.activations import corpus_pass as corpus_pass_module
+from sae_attr.activations.statistics import mean_statistic, norm_statistic
 from sae_attr.attribution import (
     firing_rates,
     mean_activation,
     site_acts,
     weighted_codes,
 )
+from sae_attr.attribution.corpus import firings, latent_statistic
 from sae_attr.hooks import Site
+from sae_attr.interpret import passage_statistic
+from sae_attr.lm import model
+from sae_attr.lm.model import Params
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.model import SAE, SAEConfig
 from tests.attribution._tiny import VOCAB, llama, off, random_params
@@ -37,7 +45,10 @@ def acts() -> np.ndarray:
 
 
 def work() -> list[CorpusBatch]:
-    return [(TOKENS[i : i + 4], VALID[i : i + 4], COUNTED[i : i + 4]) for i in (0, 4)]
+    return [
+        CorpusBatch(TOKENS[i : i + 4], VALID[i : i + 4], COUNTED[i : i + 4])
+        for i in (0, 4)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +103,7 @@ def test_weighted_codes(block: int, acts: np.ndarray, sae: SAE) -> None:
 
 
 def test_nothing_to_average() -> None:
-    empty = [(TOKENS, VALID, np.zeros_like(COUNTED))]
+    empty = [CorpusBatch(TOKENS, VALID, np.zeros_like(COUNTED))]
     with pytest.raises(
         ValueError, match=r"no corpus position counts towards the mean activation"
     ):
@@ -104,9 +115,41 @@ def test_nothing_to_average() -> None:
         **params,
         "embed": {"table": params["embed"]["table"].at[TOKENS[0, 0]].set(jnp.nan)},
     }
-    counted = [(TOKENS, VALID, VALID)]
+    counted = [CorpusBatch(TOKENS, VALID, VALID)]
     with pytest.raises(
         ValueError,
         match=r"activations at layer1.resid_post are NaN or infinite on the corpus",
     ):
         mean_activation(broken, counted, cfg=CFG, site=SITE, mesh=make_mesh("data=1"))
+
+
+def test_a_pass_feeds_every_statistic_and_a_new_one_is_a_function(
+    acts: np.ndarray, sae: SAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squares = lambda block: jnp.sum((block.codes_kn * block.counted_k1) ** 2, axis=0)
+    statistics = {
+        "mean": mean_statistic(SITE),
+        "norms": norm_statistic((SITE,)),
+        "sae": latent_statistic(sae, {"rate": firings, "square": squares}, site=SITE),
+        "passages": passage_statistic(sae, np.arange(9), site=SITE, count=3, window=2),
+    }
+    traced: list[tuple[int, ...]] = []
+
+    def forward(params: Params, tokens_bt: jax.Array, **options: Any) -> Any:
+        traced.append(tokens_bt.shape)
+        return model.forward(params, tokens_bt, **options)
+
+    monkeypatch.setattr(corpus_pass_module, "forward", forward)
+    batches = iter(work())  # so that it can be read only once
+    where: dict[str, Any] = {"cfg": CFG, "mesh": make_mesh("data=1")}
+    together = measure_corpus(random_params(CFG), batches, statistics, **where)
+    assert traced == [(4, 12)]  # one program, whose forward pass serves all of them
+    assert off(together["mean"].mean_d, acts.mean(0)) < 1e-5
+    norms_k = np.sort(np.linalg.norm(acts, axis=1))
+    assert off(np.sort(together["norms"][SITE]), norms_k) < 1e-5
+    means, tokens = together["sae"]
+    assert tokens == len(acts)
+    np.testing.assert_allclose(means["rate"], (codes(sae, acts) > 0).mean(0), atol=1e-6)
+    assert off(means["square"], (codes(sae, acts) ** 2).mean(0)) < 1e-5
+    highest = [max((p.code for p in some), default=0) for some in together["passages"]]
+    assert off(np.array(highest), codes(sae, acts).max(0)) < 1e-5

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sae_attr.activations import CorpusBatch
 from sae_attr.attribution import (
     attribute_codes,
     code_statistics,
@@ -148,7 +149,7 @@ def test_statistics_over_a_corpus_and_a_transcoder() -> None:
     params = random_params(cfg)
     found = code_statistics(
         params,
-        [(tokens, valid, counted)],
+        [CorpusBatch(tokens, valid, counted)],
         sae,
         cfg=cfg,
         site=site,

@@ -38,8 +38,8 @@ RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(8, VOCAB, (4, 12)).astype(np.int32)
 TOKENS[:, 0] = SINK
 VALID = np.ones_like(TOKENS, bool)
-WORK: list[CorpusBatch] = [(TOKENS, VALID, VALID)]
-BARE: list[CorpusBatch] = [(TOKENS, VALID, TOKENS != SINK)]
+WORK: list[CorpusBatch] = [CorpusBatch(TOKENS, VALID, VALID)]
+BARE: list[CorpusBatch] = [CorpusBatch(TOKENS, VALID, TOKENS != SINK)]
 WHERE = {"cfg": CFG, "mesh": make_mesh("data=1")}
 
 
