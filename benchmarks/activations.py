@@ -52,7 +52,8 @@ from sae_attr.activations import (
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
-from sae_attr.lm.model import Params, init_params
+from sae_attr.lm.model import Params
+from sae_attr.lm.params import init_params
 from sae_attr.parallel import make_mesh
 from sae_attr.text.token_file import Packing, TokenFile, documents_at
 

@@ -39,7 +39,8 @@ from sae_attr.attribution.gradients import act_and_grad
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
-from sae_attr.lm.model import Params, init_params
+from sae_attr.lm.model import Params
+from sae_attr.lm.params import init_params
 from sae_attr.text.batching import RowBatch
 
 PROMPT, COMPLETION, SITE = 128, 128, Site(6)

@@ -29,7 +29,7 @@ from sae_attr.attribution.gradients import act_and_grad
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
-from sae_attr.lm.model import init_params
+from sae_attr.lm.params import init_params
 from sae_attr.text.batching import RowBatch
 
 LIMIT = 1.15

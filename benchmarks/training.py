@@ -23,7 +23,7 @@ import numpy as np
 
 from sae_attr.lm.fit import compiled_steps, place_state, place_steps
 from sae_attr.lm.hf_config import config_from_hf
-from sae_attr.lm.model import init_params
+from sae_attr.lm.params import init_params
 from sae_attr.lm.train import Batch, Optimizer, init_state
 from sae_attr.parallel import make_mesh
 

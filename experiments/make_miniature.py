@@ -28,7 +28,8 @@ from safetensors.numpy import save_file
 
 from sae_attr.hooks import Site
 from sae_attr.lm.hf_config import config_from_hf
-from sae_attr.lm.model import Params, forward, init_params, logits
+from sae_attr.lm.model import Params, forward, logits
+from sae_attr.lm.params import init_params
 from sae_attr.lm.weights import save_lm
 from sae_attr.store import fingerprint
 

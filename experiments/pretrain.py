@@ -19,7 +19,8 @@ from sae_attr.lm.config import LMConfig
 from sae_attr.lm.finetune_sizes import evaluate_every
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.hf_folder import read_object
-from sae_attr.lm.model import Params, init_params
+from sae_attr.lm.model import Params
+from sae_attr.lm.params import init_params
 from sae_attr.lm.train_data import Feed, token_feed
 from sae_attr.lm.weights import load_lm, resolve_model, save_lm
 from sae_attr.parallel import LM_RULES, shardings

@@ -19,13 +19,13 @@ from tqdm import tqdm
 from sae_attr import parallel
 from sae_attr.activations import CorpusBatch, mean_activation, norm_limits
 from sae_attr.files.vectors import read_vectors
-from sae_attr.hooks import parse_site
 from sae_attr.lm.ends import ending_ids
 from sae_attr.lm.sample import Sampling
 from sae_attr.report.tables import json_text
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.model import SAE, unit_decoder
 from sae_attr.settings import check_numbers
+from sae_attr.site_names import parse_site
 from sae_attr.steering import (
     INTERVENTIONS,
     NONE,

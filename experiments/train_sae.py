@@ -32,9 +32,10 @@ from sae_attr.activations import (
     write_cache,
 )
 from sae_attr.files.hub import public_name
-from sae_attr.hooks import Site, lens_name
+from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.model import Params, site_named
+from sae_attr.lm.model import Params
+from sae_attr.lm.sites import site_named
 from sae_attr.lm.weights import load_config, load_lm, resolve_model
 from sae_attr.report.figures import render, sae_training_figure
 from sae_attr.report.tables import csv_text, json_text
@@ -63,6 +64,7 @@ from sae_attr.sae_check import (
 )
 from sae_attr.sae_check.measure import TRIAL
 from sae_attr.settings import settings_from
+from sae_attr.site_names import lens_name
 from sae_attr.store import Store, fingerprint, own_workdir, write_atomic
 from sae_attr.text.chat import with_options
 from sae_attr.text.masks import count_text

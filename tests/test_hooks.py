@@ -21,8 +21,8 @@ from sae_attr.hooks import (
     SetProjection,
     Site,
     Within,
-    parse_site,
 )
+from sae_attr.site_names import parse_site
 
 B, T, D = 3, 4, 5
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-BASE = {"hooks", "parallel", "settings", "store", "files", "text"}
+BASE = {"hooks", "parallel", "site_names", "settings", "store", "files", "text"}
 CORE = BASE | {"lm", "sae"}
 MAY_IMPORT = (
     dict.fromkeys(BASE, BASE)

@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from sae_attr.activations.blocks import Source, collector, count_tokens, describe
 from sae_attr.activations.shuffle import Block, Blocks, permute
-from sae_attr.hooks import Site, parse_site
+from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
 from sae_attr.parallel import from_main, is_main
+from sae_attr.site_names import parse_site
 from sae_attr.store import (
     Meta,
     PathLike,

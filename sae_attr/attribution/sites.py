@@ -26,12 +26,14 @@ from sae_attr.attribution.table import (
     token_weights,
 )
 from sae_attr.files.tensors import RowSource
-from sae_attr.hooks import Site, parse_site
+from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.lrp import PLAIN, Rules
-from sae_attr.lm.model import Params, norm_gain
+from sae_attr.lm.model import Params
+from sae_attr.lm.sites import norm_gain
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.sae.model import SAE, scaled_input
+from sae_attr.site_names import parse_site
 from sae_attr.text.batching import batches
 from sae_attr.text.rows import TokenRow
 

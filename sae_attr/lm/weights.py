@@ -24,7 +24,8 @@ from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.hf_folder import ADAPTER, CONFIG, read_object, resolve_model
 from sae_attr.lm.hf_layouts import as_is, source_of, transposed
-from sae_attr.lm.model import Params, init_params
+from sae_attr.lm.model import Params
+from sae_attr.lm.params import init_params
 from sae_attr.lm.peft_load import Adapter, Factors, load_adapter
 from sae_attr.lm.weight_files import (
     Weights,

@@ -24,11 +24,11 @@ from sae_attr.activations import (
     inputs,
     open_source,
 )
-from sae_attr.hooks import lens_name
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.fit import Fitted, Loop, fit
 from sae_attr.lm.hf_config import config_from_hf
-from sae_attr.lm.model import Params, init_params
+from sae_attr.lm.model import Params
+from sae_attr.lm.params import init_params
 from sae_attr.lm.train import Optimizer
 from sae_attr.lm.train_data import Feed, example_feed, step_batch
 from sae_attr.lm.weights import load_lm, save_lm
@@ -43,6 +43,7 @@ from sae_attr.sae.export import save_saelens
 from sae_attr.sae.run import train
 from sae_attr.sae.train import finished
 from sae_attr.sae.train_config import TrainConfig
+from sae_attr.site_names import lens_name
 from sae_attr.store import StageOutput
 from sae_attr.text.examples import Example
 from sae_attr.text.token_file import Packing, row_count, write_tokens

@@ -13,7 +13,8 @@ import numpy as np
 
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.model import Params, norm_gain
+from sae_attr.lm.model import Params
+from sae_attr.lm.sites import norm_gain
 from sae_attr.sae.metrics import (
     explained_variance,
     fit,

@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from sae_attr.hooks import parse_site
 from sae_attr.sae_check.measure import Measured, SiteFit
 from sae_attr.sae_check.variants import Repair
+from sae_attr.site_names import parse_site
 
 GAINS = {
     "scale_off": 0.05, "scales_apart": 0.05, "wrong_site": 0.03, "decoder_norms": 0.03, "norm_missing": 0.025,

@@ -14,7 +14,7 @@ import numpy as np
 
 from sae_attr.hooks import Site, Within
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.model import Params, check_site
+from sae_attr.lm.model import Params
 from sae_attr.lm.sample import (
     Completions,
     Prompts,
@@ -26,6 +26,7 @@ from sae_attr.lm.sample import (
     prompt_lengths,
     prompt_width,
 )
+from sae_attr.lm.sites import check_site
 from sae_attr.parallel import to_host
 from sae_attr.sae.model import SAE, code_rows, unit_decoder
 from sae_attr.steering.interventions import intervention, intervention_named, scope

@@ -12,7 +12,7 @@ from sae_attr.attribution.scores import check_width
 from sae_attr.attribution.sites import after_gain, read_site
 from sae_attr.files.tensors import RowSource
 from sae_attr.hooks import Site
-from sae_attr.lm.model import check_site, site_named
+from sae_attr.lm.sites import check_site, site_named
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats import (
     LoadOptions,

@@ -16,7 +16,8 @@ import numpy as np
 from sae_attr.hooks import Edit, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
-from sae_attr.lm.model import Params, forward, init_params, logits
+from sae_attr.lm.model import Params, forward, logits
+from sae_attr.lm.params import init_params
 from sae_attr.text.batching import RowBatch
 from sae_attr.text.rows import BOS, COMPLETION, LAST, TEMPLATE, USER, TokenRow
 from tests.miniatures import llama_config

@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 from configs import check_sae as configs_check_sae
 from experiments import check_sae
 from sae_attr.files.tensors import write_torch
-from sae_attr.hooks import parse_site
 from sae_attr.sae.formats import load_sae
 from sae_attr.sae.model import SAE
+from sae_attr.site_names import parse_site
 from tests.experiments import _demo
 
 

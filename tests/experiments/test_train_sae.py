@@ -23,9 +23,10 @@ from ml_collections import ConfigDict
 from configs import train_sae as train_sae_config
 from experiments import train_sae
 from sae_attr.activations import Masks
-from sae_attr.hooks import Site, parse_site
+from sae_attr.hooks import Site
 from sae_attr.sae.formats import load_sae
 from sae_attr.sae.metrics import explained_variance, fit
+from sae_attr.site_names import parse_site
 from tests._compile import quick_compile
 from tests.experiments import _demo
 from tests.experiments.test_training import write_base

@@ -10,7 +10,8 @@ import numpy as np
 
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
-from sae_attr.lm.model import Params, init_params
+from sae_attr.lm.model import Params
+from sae_attr.lm.params import init_params
 from sae_attr.lm.train import Batch
 from sae_attr.text.examples import Example, packed_arrays
 from tests.miniatures import llama_config

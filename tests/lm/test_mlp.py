@@ -21,7 +21,8 @@ from sae_attr.hooks import Add, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.mlp import Experts, activation, block_size, dispatch, route
-from sae_attr.lm.model import Params, check_site, forward, logits
+from sae_attr.lm.model import Params, forward, logits
+from sae_attr.lm.sites import check_site
 from sae_attr.lm.weights import load_config, load_lm
 from sae_attr.parallel import make_mesh
 from tests.miniatures import llama_config

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sae_attr.hooks import Replace, Site, lens_name, parse_site
-from sae_attr.lm.model import forward, site_named
+from sae_attr.hooks import Replace, Site
+from sae_attr.lm.model import forward
+from sae_attr.lm.sites import site_named
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
+from sae_attr.site_names import lens_name, parse_site
 from tests.lm.make_module_goldens import (
     FAMILIES,
     GOLDENS,

@@ -18,7 +18,8 @@ from scipy import stats
 from sae_attr.lm import cache as caches
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
-from sae_attr.lm.model import Params, forward, init_params, logits
+from sae_attr.lm.model import Params, forward, logits
+from sae_attr.lm.params import init_params
 from sae_attr.lm.rope import Rope
 from sae_attr.lm.sample import (
     Completions,

@@ -9,7 +9,8 @@ import pytest
 
 from sae_attr.hooks import Add, SetProjection, Site
 from sae_attr.lm.hf_config import config_from_hf
-from sae_attr.lm.model import forward, init_params, logits
+from sae_attr.lm.model import forward, logits
+from sae_attr.lm.params import init_params
 from sae_attr.organism.exact import exact_rates, scored
 from sae_attr.organism.grader import continuations
 from sae_attr.organism.prompts import Prompt, prompts

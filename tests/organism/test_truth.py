@@ -6,7 +6,7 @@ import pytest
 
 from sae_attr.hooks import Add, SetProjection, Site
 from sae_attr.lm.hf_config import config_from_hf
-from sae_attr.lm.model import init_params
+from sae_attr.lm.params import init_params
 from sae_attr.organism import truth
 from sae_attr.organism.exact import exact_rates, scored
 from sae_attr.organism.prompts import prompts

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sae_attr.hooks import parse_site
 from sae_attr.sae.formats import load_sae, open_decoder, parse_hub, read_config
 from sae_attr.sae.model import (
     decode,
@@ -23,6 +22,7 @@ from sae_attr.sae.model import (
     reconstruct,
     stream_decoder,
 )
+from sae_attr.site_names import parse_site
 
 SAELENS = (
     "batchtopk", "gated", "gated_covariance_whitening", "jumprelu_skip_transcoder", "jumprelu_step",

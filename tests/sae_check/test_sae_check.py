@@ -17,9 +17,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sae_attr.attribution.sites import after_gain
-from sae_attr.hooks import Site, parse_site
+from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.model import Params, init_params
+from sae_attr.lm.model import Params
+from sae_attr.lm.params import init_params
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.formats import load_sae
@@ -35,6 +36,7 @@ from sae_attr.sae_check import (
     promised,
     table,
 )
+from sae_attr.site_names import parse_site
 from sae_attr.text.batching import corpus_batches
 from sae_attr.text.corpus_files import read_corpus
 from sae_attr.text.tokenizer import load_tokenizer
