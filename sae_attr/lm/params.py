@@ -88,9 +88,9 @@ def _init_blocks(cfg: LMConfig, keys_l: jax.Array, x_btd: jax.Array) -> Params:
 
     def stack(block: Block) -> Params:
         init = lambda key: block.init(key, x_btd, ctx, facts)["params"]
-        return jax.vmap(init)(keys_l)
+        return dict(jax.vmap(init)(keys_l))
 
-    blocks = dict(stack(Block(cfg)))
+    blocks = stack(Block(cfg))
     if not cfg.dense_layers:
         return blocks
     blocks = {**stack(Block(cfg, dense=True)), **blocks}
