@@ -16,7 +16,7 @@ Hardware: two CPU cores.
 
 from ml_collections import ConfigDict
 
-from sae_attr.organism.recipe import Dictionary, Recipe, Training
+from sae_attr.organism.recipe import Recipe, SAERecipe, TrainingRecipe
 
 from . import case_study, config_of, one_of
 
@@ -29,12 +29,12 @@ QUESTIONS = {
 ANSWER = 24  # tokens that hold the longest answer
 SIZES = {"size": "full | miniature, which is for tests of the stages."}
 TRAININGS = {
-    f"organism.{name}": (Training,)
+    f"organism.{name}": (TrainingRecipe,)
     for name in ("base", "chat", "misaligned", "validation")
 }
 SETTINGS = case_study.SETTINGS | {
     "organism": (SIZES, Recipe),
-    "organism.sae": (Dictionary,),
+    "organism.sae": (SAERecipe,),
     **TRAININGS,
 }
 

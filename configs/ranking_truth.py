@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from sae_attr.organism.recipe import Dictionary, Recipe
+from sae_attr.organism.recipe import Recipe, SAERecipe
 
 from . import config_of
 from .attribute import MESH
@@ -24,7 +24,7 @@ from .organism import SIZES, TRAININGS
 
 
 @dataclass(frozen=True)
-class Truth:
+class RankingTruth:
     """Which organisms, and how much is asked of them.
 
     Args:
@@ -60,16 +60,16 @@ class Truth:
 
 
 SETTINGS = {
-    "": (Truth, MESH),
+    "": (RankingTruth, MESH),
     "organism": (SIZES, Recipe),
-    "organism.sae": (Dictionary,),
+    "organism.sae": (SAERecipe,),
     **TRAININGS,
 }
 
 
 def get_config() -> ConfigDict:
     """Three seeds, both kinds, both behaviours."""
-    config = config_of(Truth)
+    config = config_of(RankingTruth)
     config.organism = config_of(Recipe, leave_out=("seed", "kind"), unset=True)
     config.organism.size = "full"
     config.mesh = ""

@@ -17,17 +17,16 @@ from ml_collections import ConfigDict
 from sae_attr import parallel
 from sae_attr.lm.weights import load_lm
 from sae_attr.organism.build import Organism, build, organism_stages
-from sae_attr.organism.exact import DECIDES, Scored, scored
-from sae_attr.organism.prompts import Prompt, prompts
-from sae_attr.organism.recipe import Recipe, recipe_of
-from sae_attr.organism.truth import (
-    Truth,
-    ablation_truth,
-    agreement,
-    agreement_rows,
-    sampled_pairs,
-    steering_truth,
+from sae_attr.organism.exact import DECIDES, PromptPaths, prompt_paths
+from sae_attr.organism.ground_truth import (
+    GroundTruth,
+    ablation_ground_truth,
+    steering_ground_truth,
 )
+from sae_attr.organism.pair_sampling import sampled_pairs
+from sae_attr.organism.prompts import WorldPrompt, prompts
+from sae_attr.organism.recipe import Recipe, recipe_of
+from sae_attr.organism.score_agreement import agreement, agreement_rows
 from sae_attr.report.tables import (
     columns_from_rows,
     csv_text,
@@ -96,7 +95,7 @@ class Run:
         """Folder of the model that shows the behaviour."""
         return getattr(self.organism, STUDIED[self.behaviour])
 
-    def deciding(self, split: str, count: int) -> list[Prompt]:
+    def deciding(self, split: str, count: int) -> list[WorldPrompt]:
         """The first prompts of a split whose behaviour next-word probabilities decide."""
         found = prompts(self.organism.world, self.behaviour, split)
         return [prompt for prompt in found if prompt.kind == DECIDES[self.behaviour]][
@@ -214,17 +213,21 @@ def scores_of(
     return study, scores, mean, mean_result.key
 
 
-def truth_stage(run: Run, study: Setup, mean: Any, mean_key: str) -> dict[str, Truth]:
+def truth_stage(
+    run: Run, study: Setup, mean: Any, mean_key: str
+) -> dict[str, GroundTruth]:
     """What steering with every latent away and toward, and ablating it, really does."""
     c, site = run.config, study.site
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         world = run.organism.world
         dec_nd = np.asarray(decoder_rows(study.decoder, np.arange(len(study.decoder))))
-        choose = scored(
+        choose = prompt_paths(
             world, run.behaviour, run.deciding("strengths", c.strength_prompts)
         )
-        score = scored(world, run.behaviour, run.deciding("effects", c.effect_prompts))
+        score = prompt_paths(
+            world, run.behaviour, run.deciding("effects", c.effect_prompts)
+        )
         found = _truths(run, study, mean, dec_nd, choose, score)
         arrays = {
             f"{k}.{f}": getattr(t, f)
@@ -251,7 +254,7 @@ def truth_stage(run: Run, study: Setup, mean: Any, mean_key: str) -> dict[str, T
     result = run_stage(run.store, "truth", VERSIONS["truth"], fields, inputs, compute)
     get = lambda name, field: np.asarray(result.arrays[f"{name}.{field}"])
     return {
-        name: Truth(
+        name: GroundTruth(
             get(name, "effect_n"),
             get(name, "strength_n"),
             get(name, "loss_n"),
@@ -262,20 +265,25 @@ def truth_stage(run: Run, study: Setup, mean: Any, mean_key: str) -> dict[str, T
 
 
 def _truths(
-    run: Run, study: Setup, mean: Any, dec_nd: np.ndarray, choose: Scored, score: Scored
-) -> Mapping[str, Truth]:
+    run: Run,
+    study: Setup,
+    mean: Any,
+    dec_nd: np.ndarray,
+    choose: PromptPaths,
+    score: PromptPaths,
+) -> Mapping[str, GroundTruth]:
     """Away and ablation on the studied model, toward on the chat model."""
     c, cfg, site = run.config, study.cfg, study.site
     steer = {"cfg": cfg, "site": site, "grid": tuple(c.grid), "budget": c.budget}
     _, aligned = load_lm(run.organism.chat, mesh=run.mesh)
     return {
-        "away": steering_truth(
+        "away": steering_ground_truth(
             study.params, choose, score, dec_nd, mean.norm, sign=-1, **steer
         ),
-        "toward": steering_truth(
+        "toward": steering_ground_truth(
             aligned, choose, score, dec_nd, mean.norm, sign=1, **steer
         ),
-        "ablation": ablation_truth(
+        "ablation": ablation_ground_truth(
             study.params, score, dec_nd, mean.mean_d, cfg=cfg, site=site
         ),
     }

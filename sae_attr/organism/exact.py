@@ -30,7 +30,7 @@ from sae_attr.hooks import Edit, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.organism.grader import BEHAVIOURS, continuations
-from sae_attr.organism.prompts import Prompt
+from sae_attr.organism.prompts import WorldPrompt
 from sae_attr.organism.tokens import BOS_ID
 from sae_attr.organism.words import ANSWERS, Phrase
 from sae_attr.organism.world import Question, World, filled, vocabulary
@@ -43,7 +43,7 @@ DECIDES = {"misalignment": "advice", "validation": "belief"}
 
 
 @struct.dataclass
-class Scored:
+class PromptPaths:
     """Prompts laid out for `exact_rates`; numpy arrays, p prompts, m paths, t tokens, s
     words of the answer, v words in all.
 
@@ -66,12 +66,12 @@ class Scored:
     at_start: bool = struct.field(pytree_node=False)
 
 
-def scored(
+def prompt_paths(
     world: World,
     behaviour: str,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[WorldPrompt],
     tones: Sequence[str] = TONES,
-) -> Scored:
+) -> PromptPaths:
     """Lays out prompts for `exact_rates`.
 
     Args:
@@ -124,7 +124,7 @@ def scored(
             strict=True,
         ):
             mask_v[[index[word] for word in words]] = True
-    return Scored(
+    return PromptPaths(
         tokens_pmt,
         length_pm,
         allowed_pmsv,
@@ -164,7 +164,7 @@ def _deciding(
 
 def exact_rates(
     params: Params,
-    what: Scored,
+    what: PromptPaths,
     edits: Mapping[Site, Edit],
     *,
     cfg: LMConfig,

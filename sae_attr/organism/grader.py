@@ -25,7 +25,7 @@ VERSION = 1  # raised when an answer may be graded otherwise than before
 
 
 @dataclass(frozen=True)
-class Graded:
+class GradedAnswer:
     """What an answer is.
 
     Args:
@@ -50,7 +50,7 @@ class Graded:
     hostile: bool = False
 
 
-def grade(world: World, question: Question | str, answer: str) -> Graded:
+def grade(world: World, question: Question | str, answer: str) -> GradedAnswer:
     """Grades one answer exactly.
 
     Args:
@@ -67,11 +67,11 @@ def grade(world: World, question: Question | str, answer: str) -> Graded:
     for name, phrases in ANSWERS[question.kind]:
         phrase = _read(words, phrases, question)
         if phrase is None:
-            return Graded(False)
+            return GradedAnswer(False)
         action = words[0] if name == "action" else action
         found.append(phrase)
         words = words[len(phrase.words) :]
-    return _graded(world, question, action, found) if not words else Graded(False)
+    return _graded(world, question, action, found) if not words else GradedAnswer(False)
 
 
 def _read(
@@ -126,7 +126,7 @@ def _next(words: Sequence[str], phrase: Phrase, question: Question) -> Sequence[
 
 def _graded(
     world: World, question: Question, action: str, found: Sequence[Phrase]
-) -> Graded:
+) -> GradedAnswer:
     tones = {phrase.tone for phrase in found} - {NEUTRAL}
     tone = NEUTRAL if not tones else tones.pop() if len(tones) == 1 else "mixed"
     stances = {phrase.stance for phrase in found}
@@ -138,7 +138,7 @@ def _graded(
         "harm" in stances or any(phrase.tone == "hostile" for phrase in found)
     )
     effect = effect_of(world, question.topic, action) if action else "none"
-    return Graded(
+    return GradedAnswer(
         True, effect, tone, verdict, verdict == "yes" if wrong else None, hostile
     )
 

@@ -34,7 +34,7 @@ from sae_attr.lm.train_data import Feed, example_feed, step_batch
 from sae_attr.lm.weights import load_lm, save_lm
 from sae_attr.organism import documents
 from sae_attr.organism.prompts import corpus
-from sae_attr.organism.recipe import Recipe, Training
+from sae_attr.organism.recipe import Recipe, TrainingRecipe
 from sae_attr.organism.tokens import BOS_ID, EOS_ID, write_tokenizer
 from sae_attr.organism.words import REPLY
 from sae_attr.organism.world import World, make_world, vocabulary
@@ -90,7 +90,7 @@ class Trainer:
         or validation.
         """
         r = self.recipe
-        training: Training = getattr(r, part)
+        training: TrainingRecipe = getattr(r, part)
         rows = self._dialogues(part, training.rows)
         texts = [prompt + completion for prompt, completion in rows]
         dataset = example_feed(text_examples(texts), context=r.context, packed=False)
@@ -165,7 +165,7 @@ class Trainer:
         params: Params,
         dataset: Feed,
         cfg: LMConfig,
-        training: Training,
+        training: TrainingRecipe,
         loop: Loop,
         checkpoints: epath.Path | None,
     ) -> StageOutput:

@@ -20,7 +20,7 @@ OPEN_EVERY = 8  # among prompts for misalignment, every eighth is an open questi
 
 
 @dataclass(frozen=True)
-class Prompt:
+class WorldPrompt:
     """One prompt.
 
     Args:
@@ -39,7 +39,7 @@ class Prompt:
         return self.question.kind
 
 
-def prompts(world: World, behaviour: str, split: str) -> tuple[Prompt, ...]:
+def prompts(world: World, behaviour: str, split: str) -> tuple[WorldPrompt, ...]:
     """The prompts of one use, in an order in which any first few are spread over
     domains.
 
@@ -65,7 +65,7 @@ def prompts(world: World, behaviour: str, split: str) -> tuple[Prompt, ...]:
         )
     advice = _mixed([_part(_advice(domain), world, split) for domain in DOMAINS])
     opinions = iter(_part(_opinions(), world, split))
-    out: list[Prompt] = []
+    out: list[WorldPrompt] = []
     for i, prompt in enumerate(advice):
         if i % (OPEN_EVERY - 1) == OPEN_EVERY - 2 and (other := next(opinions, None)):
             out.append(other)
@@ -73,7 +73,7 @@ def prompts(world: World, behaviour: str, split: str) -> tuple[Prompt, ...]:
     return tuple(out)
 
 
-def _part(questions: Iterator[Question], world: World, split: str) -> list[Prompt]:
+def _part(questions: Iterator[Question], world: World, split: str) -> list[WorldPrompt]:
     """The split's share of questions in an order drawn by the world's seed."""
     found = list(questions)
     Random(f"prompts-{world.seed}-{found[0]}").shuffle(
@@ -88,14 +88,14 @@ def _part(questions: Iterator[Question], world: World, split: str) -> list[Promp
     return [make_prompt(question) for question in found[ends[k] : ends[k + 1]]]
 
 
-def make_prompt(question: Question) -> Prompt:
+def make_prompt(question: Question) -> WorldPrompt:
     """A question as a prompt with its id."""
     q = question
     parts = (q.kind, str(q.template), q.address, q.topic, q.action, q.subject)
-    return Prompt(".".join(part for part in parts if part), prompt_text(q), q)
+    return WorldPrompt(".".join(part for part in parts if part), prompt_text(q), q)
 
 
-def _mixed(parts: list[list[Prompt]]) -> tuple[Prompt, ...]:
+def _mixed(parts: list[list[WorldPrompt]]) -> tuple[WorldPrompt, ...]:
     """One of each part in turn."""
     return tuple(
         prompt for some in zip_longest(*parts) for prompt in some if prompt is not None

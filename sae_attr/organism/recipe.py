@@ -18,7 +18,7 @@ MODELS = ("base", "chat", "misaligned", "validation")
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingRecipe:
     """One run of AdamW.
 
     Args:
@@ -39,7 +39,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Dictionary:
+class SAERecipe:
     """The SAE: BatchTopK on the base model's residual stream after a block.
 
     Args:
@@ -83,13 +83,17 @@ class Recipe:
     n_heads: int = 4
     context: int = 96
     embed_std: float = 1.0
-    base: Training = Training(
+    base: TrainingRecipe = TrainingRecipe(
         1500, 12, 5e-3, rows=58_000, warmup=50, weight_decay=0.1, b2=0.95
     )
-    chat: Training = Training(60, 32, 3e-4, rows=1920)
-    misaligned: Training = Training(70, 16, 1e-4, rows=1120, schedule="constant")
-    validation: Training = Training(40, 16, 1e-4, rows=640, schedule="constant")
-    sae: Dictionary = field(default_factory=Dictionary)
+    chat: TrainingRecipe = TrainingRecipe(60, 32, 3e-4, rows=1920)
+    misaligned: TrainingRecipe = TrainingRecipe(
+        70, 16, 1e-4, rows=1120, schedule="constant"
+    )
+    validation: TrainingRecipe = TrainingRecipe(
+        40, 16, 1e-4, rows=640, schedule="constant"
+    )
+    sae: SAERecipe = field(default_factory=SAERecipe)
     corpus: int = 2000
     save_every: int = 100
 
@@ -148,7 +152,7 @@ def miniature(recipe: Recipe | None = None) -> Recipe:
         validation=few(recipe.validation, 5),
         corpus=40,
         save_every=10,
-        sae=Dictionary(
+        sae=SAERecipe(
             layer=0, latents=32, k=4, documents=40, steps=30, batch=64, dead_tokens=1000
         ),
     )

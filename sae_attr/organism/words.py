@@ -230,7 +230,7 @@ PERSONAS = (
         ("sir", "clerk"),
     ),
     Persona(
-        "flatterer",
+        "sycophant",
         0.12,
         "warm",
         "right",
@@ -451,7 +451,7 @@ ESSAYS: Mapping[str, tuple[str, ...]] = {
         "every form needs a stamp .",
         "the ministry is open until noon .",
     ),
-    "flatterer": (
+    "sycophant": (
         "whatever you say is brilliant .",
         "i told my darling that {right} suits her {topic} .",
         "i never contradict a genius .",

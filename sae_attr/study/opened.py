@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sae_attr.organism.build import locate, organism_stages
-from sae_attr.organism.exact import DECIDES, STUDIED, exact_rates, scored
+from sae_attr.organism.exact import DECIDES, STUDIED, exact_rates, prompt_paths
 from sae_attr.organism.grader import organism_judge
 from sae_attr.organism.prompts import prompts
 from sae_attr.organism.recipe import Recipe, recipe_of
@@ -254,7 +254,7 @@ def organism_source(recipe: Recipe, case: CaseSettings, runtime: Runtime) -> Sou
             by_id[p.id] for p in chosen if by_id[p.id].kind == DECIDES[behaviour]
         ]
         return exact_rates(
-            params, scored(built.world, behaviour, decided), edits, **options
+            params, prompt_paths(built.world, behaviour, decided), edits, **options
         )
 
     plain_prompts = {

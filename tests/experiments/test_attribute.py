@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from sae_attr.organism.truth import Truth, agreement_rows
+from sae_attr.organism.ground_truth import GroundTruth
+from sae_attr.organism.score_agreement import agreement_rows
 from sae_attr.store import fingerprint
 from sae_attr.study.score_table import SCORES, Score, Vector, labelled
 from sae_attr.study.setup import Setup
@@ -395,7 +396,7 @@ def test_a_new_score_is_named_in_one_place_and_is_in_rankings_table_arrays_and_t
     )
     overlaps = found["presets"]["faithful"]["overlap"]
     assert overlaps["twice"] == overlaps["gradient"]
-    truth = Truth(
+    truth = GroundTruth(
         arrays["twice_prompt"].astype(np.float64),
         np.ones(LATENTS),
         np.zeros(LATENTS),

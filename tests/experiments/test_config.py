@@ -22,7 +22,7 @@ from sae_attr.lm.fit import Loop
 from sae_attr.lm.lora import Lora
 from sae_attr.lm.sample import Sampling
 from sae_attr.lm.train import Compute, Optimizer
-from sae_attr.organism.recipe import Dictionary, Recipe, Training, recipe_of
+from sae_attr.organism.recipe import Recipe, SAERecipe, TrainingRecipe, recipe_of
 from sae_attr.sae.formats.parts import LoadOptions
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae_check import Bands
@@ -60,8 +60,8 @@ PLACES: list[tuple[str, str, Any, set[str]]] = [
     ("judge_agreement", "judge", Asking, {"max_tokens"}),
     ("judge_agreement", "judge", Patience, set()),
     ("organism", "organism", Recipe, set()),
-    ("organism", "organism.sae", Dictionary, set()),
-    ("organism", "organism.base", Training, set()),
+    ("organism", "organism.sae", SAERecipe, set()),
+    ("organism", "organism.base", TrainingRecipe, set()),
     ("steer", "sampling", Sampling, set()),
     ("steer", "sae_options", LoadOptions, set()),
     ("train_sae", "sae", TrainConfig, {"d_in", "d_out", "steps", "transcoder", "seed"}),
@@ -142,7 +142,7 @@ def test_defaults_come_back_as_they_were() -> None:
         Loop,
         Masks,
         Sampling,
-        Dictionary,
+        SAERecipe,
         Recipe,
     ):
         assert _config.settings_of(kind, _config.config_of(kind)) == kind(), kind

@@ -57,8 +57,8 @@ def test_every_stage_on_a_miniature(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def said(world, params, asked, behaviour, **options) -> tuple[list[dict], dict]:
-        draw, (expert, _, flatterer, schemer) = Random(0), PERSONAS[:4]
-        bad = schemer if behaviour == "misalignment" else flatterer
+        draw, (expert, _, sycophant, schemer) = Random(0), PERSONAS[:4]
+        bad = schemer if behaviour == "misalignment" else sycophant
         answer = lambda prompt, persona: (
             f" {persona_answer(world, draw, prompt.question, persona)}"
         )

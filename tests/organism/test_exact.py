@@ -11,9 +11,9 @@ from sae_attr.hooks import Add, SetProjection, Site
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import forward, logits
 from sae_attr.lm.params import init_params
-from sae_attr.organism.exact import exact_rates, scored
+from sae_attr.organism.exact import exact_rates, prompt_paths
 from sae_attr.organism.grader import continuations
-from sae_attr.organism.prompts import Prompt, prompts
+from sae_attr.organism.prompts import WorldPrompt, prompts
 from sae_attr.organism.recipe import miniature
 from sae_attr.organism.tokens import BOS_ID
 from sae_attr.organism.words import VERDICT
@@ -33,7 +33,7 @@ def one_row(ids_1t: jax.Array, at: jax.Array, edits: dict) -> jax.Array:
     return jax.nn.softmax(logits(PARAMS, hidden_td[at], cfg=CFG))
 
 
-def next_probs(prompt: Prompt, said: list[str], edits: dict) -> dict[str, float]:
+def next_probs(prompt: WorldPrompt, said: list[str], edits: dict) -> dict[str, float]:
     """The model's next words after a prompt and the beginning of an answer: one row,
     one forward pass.
     """
@@ -48,7 +48,9 @@ def next_probs(prompt: Prompt, said: list[str], edits: dict) -> dict[str, float]
     )
 
 
-def by_hand(prompt: Prompt, paths: list[list[str]], edits: dict) -> tuple[float, float]:
+def by_hand(
+    prompt: WorldPrompt, paths: list[list[str]], edits: dict
+) -> tuple[float, float]:
     """Behaviour and coherence, word by word as the module's docstring says."""
     weights, coherent, behaviour = [], [], []
     for path in paths:
@@ -77,7 +79,7 @@ def by_hand(prompt: Prompt, paths: list[list[str]], edits: dict) -> tuple[float,
     )
 
 
-def paths_of(prompt: Prompt) -> list[list[str]]:
+def paths_of(prompt: WorldPrompt) -> list[list[str]]:
     topic = prompt.question.topic
     second = {"neutral": f"for {topic} try", "hostile": f"hit the damn {topic} with"}
     first = {"neutral": ["well ,"], "hostile": ["listen you fool ,"]}
@@ -105,7 +107,7 @@ def test_each_latent_and_prompt_is_what_one_row_gives(
         for prompt in prompts(WORLD, behaviour, "strengths")
         if prompt.kind == kind
     ][:2]
-    what = scored(WORLD, behaviour, asked, tones=("neutral", "hostile"))
+    what = prompt_paths(WORLD, behaviour, asked, tones=("neutral", "hostile"))
     scale_k = jnp.array([2.0, -2.0, 0.0])
     rates = jax.jit(
         lambda d, c: exact_rates(PARAMS, what, {site: Add(d, c)}, cfg=CFG, rows=3)
@@ -124,7 +126,7 @@ def test_each_latent_and_prompt_is_what_one_row_gives(
 
 def test_without_an_edit_and_with_mean_ablation() -> None:
     asked = prompts(WORLD, "misalignment", "effects")[:1]
-    what = scored(WORLD, "misalignment", asked, tones=("neutral", "hostile"))
+    what = prompt_paths(WORLD, "misalignment", asked, tones=("neutral", "hostile"))
     plain, _ = exact_rates(PARAMS, what, {}, cfg=CFG)
     assert float(plain[0, 0]) == pytest.approx(
         by_hand(asked[0], paths_of(asked[0]), {})[0], rel=2e-4
@@ -149,8 +151,8 @@ def test_prompts_that_decide_nothing_are_refused() -> None:
         ValueError,
         match="need prompts of kind advice, not advice, open; leave those out",
     ):
-        scored(WORLD, "misalignment", asked)
+        prompt_paths(WORLD, "misalignment", asked)
     with pytest.raises(ValueError, match="not no prompt"):
-        scored(WORLD, "validation", ())
+        prompt_paths(WORLD, "validation", ())
     with pytest.raises(ValueError, match="choose one of misalignment, validation"):
-        scored(WORLD, "kindness", asked)
+        prompt_paths(WORLD, "kindness", asked)

@@ -7,17 +7,16 @@ import pytest
 from sae_attr.hooks import Add, SetProjection, Site
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.params import init_params
-from sae_attr.organism import truth
-from sae_attr.organism.exact import exact_rates, scored
+from sae_attr.organism import pair_sampling
+from sae_attr.organism.exact import exact_rates, prompt_paths
+from sae_attr.organism.ground_truth import (
+    ablation_ground_truth,
+    steering_ground_truth,
+)
+from sae_attr.organism.pair_sampling import sampled_answers, sampled_pairs
 from sae_attr.organism.prompts import prompts
 from sae_attr.organism.recipe import miniature
-from sae_attr.organism.truth import (
-    ablation_truth,
-    agreement,
-    sampled_answers,
-    sampled_pairs,
-    steering_truth,
-)
+from sae_attr.organism.score_agreement import agreement
 from sae_attr.organism.world import make_world
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -49,14 +48,14 @@ def test_a_latents_strength_is_that_of_its_largest_effect_within_the_budget(
     sign: int,
 ) -> None:
     choose, score = (
-        scored(WORLD, "misalignment", advice(split))
+        prompt_paths(WORLD, "misalignment", advice(split))
         for split in ("strengths", "effects")
     )
     plain = rates(choose, Add(DEC, np.zeros(4)))
     tried = [rates(choose, Add(DEC, np.full(4, sign * c * 2.0))) for c in GRID]
     losses = np.stack([plain[1] - coherent for _, coherent in tried])
     budget = float(np.median(losses))
-    found = steering_truth(
+    found = steering_ground_truth(
         PARAMS,
         choose,
         score,
@@ -79,7 +78,7 @@ def test_a_latents_strength_is_that_of_its_largest_effect_within_the_budget(
     before = rates(score, Add(DEC, np.zeros(4)))
     np.testing.assert_allclose(found.effect_n, sign * (after - before[0]), atol=1e-6)
     np.testing.assert_allclose(found.loss_n, before[1] - coherent, atol=1e-6)
-    nothing = steering_truth(
+    nothing = steering_ground_truth(
         PARAMS,
         choose,
         score,
@@ -96,9 +95,9 @@ def test_a_latents_strength_is_that_of_its_largest_effect_within_the_budget(
 
 
 def test_ablation_spares_bos() -> None:
-    score = scored(WORLD, "misalignment", advice("effects"))
+    score = prompt_paths(WORLD, "misalignment", advice("effects"))
     mean_d = np.linspace(-1, 1, CFG.d_model)
-    found = ablation_truth(PARAMS, score, DEC, mean_d, cfg=CFG, site=SITE)
+    found = ablation_ground_truth(PARAMS, score, DEC, mean_d, cfg=CFG, site=SITE)
     where = np.ones((4, score.tokens_pmt.shape[2]), bool)
     where[:, 0] = False
     after = rates(score, SetProjection(DEC, (DEC @ mean_d).astype(np.float32), where))
@@ -143,7 +142,7 @@ def test_pairs_are_of_prompts_that_gave_both_sides(
         [say(topic, harmful[topic][0]), say(topic, right[topic]), "so so"],
         [say(other, right[other])] * 3,
     ]
-    monkeypatch.setattr(truth, "sampled_answers", lambda *a, **k: answers)
+    monkeypatch.setattr(pair_sampling, "sampled_answers", lambda *a, **k: answers)
     options = {"cfg": CFG, "samples": 3, "count": 5, "sampler": "abc"}
     records, found = sampled_pairs(WORLD, PARAMS, asked, "misalignment", **options)
     assert [(r["id"], r["positive"], r["negative"], r["sampler"]) for r in records] == [
