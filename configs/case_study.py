@@ -23,10 +23,10 @@ gradient-signed strip (`--config.gradient_signed=False` leaves it out).
 
 from ml_collections import ConfigDict
 
-from sae_attr.judge import Asking, Patience, Server
+from sae_attr.judge.kinds import SECRETS
 from sae_attr.sae.formats.parts import LoadOptions
 from sae_attr.study.attribution_settings import Settings
-from sae_attr.study.judges import JudgeSettings
+from sae_attr.study.judges import judge_settings
 from sae_attr.study.settings import Budget, CaseSettings, SampleSettings, StudySettings
 from sae_attr.text.chat import OPTIONS
 
@@ -61,7 +61,7 @@ SETTINGS = {
     "budget": (Budget,),
     "attribution": (Settings,),
     "cases.*": (CaseSettings,),
-    "cases.*.judge": (JudgeSettings, Server, Asking, Patience),
+    "cases.*.judge": judge_settings(),
     "cases.*.attribution": (Settings,),
     "cases.*.sae_options": (LoadOptions,),
     "cases.*.template_options": (TEMPLATE,),
@@ -70,14 +70,13 @@ SETTINGS = {
 
 
 def judge_config() -> ConfigDict:
-    """Every field of a judge, unset: what is not said is the judge's own default."""
-    config = config_of(JudgeSettings, unset=True, template_options=any_keys(OPTIONS))
-    for part, leave_out in (
-        (Server, ("api_key",)),
-        (Asking, ("max_tokens",)),
-        (Patience, ()),
-    ):
-        config.update(config_of(part, leave_out=leave_out, unset=True))
+    """Returns every setting of every kind of judge, unset: None is its own default."""
+    config = ConfigDict()
+    for settings in judge_settings():
+        # Kinds share some keys: the first one sets them.
+        taken = (*SECRETS, *config)
+        config.update(config_of(settings, leave_out=taken, unset=True))
+    config.template_options = any_keys(OPTIONS)
     return config
 
 

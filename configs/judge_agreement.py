@@ -19,8 +19,7 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from sae_attr.judge import Asking, Patience, Server
-from sae_attr.study.judges import JudgeSettings
+from sae_attr.study.judges import judge_settings
 
 from . import config_of
 from .attribute import MESH, TEMPLATE
@@ -51,9 +50,10 @@ class Agreement:
 
 # Fields of a judge that `judges` or the file of answers gives.
 GIVEN = ("kind", "rubric", "coherence", "base_url", "model", "lm", "present", "absent")
+GIVEN += ("behaviour", "world")
 SETTINGS = {
     "": (Agreement, MESH, {"judge": "how the judges are asked."}),
-    "judge": (JudgeSettings, Server, Asking, Patience),
+    "judge": judge_settings(),
     "judge.template_options": (TEMPLATE,),
 }
 

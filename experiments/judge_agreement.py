@@ -41,7 +41,7 @@ from sae_attr.report.tables import (
     text_table,
 )
 from sae_attr.store import digest, own_workdir, write_atomic
-from sae_attr.study.judges import KEYS, open_judge
+from sae_attr.study.judges import KINDS, open_judge
 
 from . import _common
 from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
@@ -292,7 +292,7 @@ def judge_fields(config: ConfigDict, kind: str) -> dict[str, Any]:
     return {
         name: value
         for name, value in config.judge.to_dict().items()
-        if name in KEYS[kind]
+        if name in KINDS[kind].keys
     }
 
 

@@ -13,7 +13,7 @@ MAY_IMPORT = (
     dict.fromkeys(BASE, BASE)
     # The ten names of `import sae_attr`, which no module below may import from there.
     | {"": CORE | {"attribution", "steering"}}
-    | {"lm": BASE, "sae": BASE, "judge": BASE}
+    | {"lm": BASE, "sae": BASE, "judge": BASE | {"lm"}}
     | {"activations": BASE | {"lm"}}
     | {"steering": CORE, "interpret": CORE | {"activations"}}
     | {"sae_check": CORE | {"activations", "report"}}

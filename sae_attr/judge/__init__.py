@@ -1,7 +1,8 @@
-"""Judges: one interface to whoever grades completions, rubrics as files, replies read
-strictly and kept.
+"""Judges: one interface to everything that grades completions, rubrics as files, replies
+read strictly and stored.
 """
 
+from sae_attr.judge.asking import Asking
 from sae_attr.judge.base import (
     MALFORMED,
     BudgetExhausted,
@@ -17,24 +18,26 @@ from sae_attr.judge.base import (
     tells_coherence,
     values,
 )
-from sae_attr.judge.budget import Budget
+from sae_attr.judge.budget import CallBudget
 from sae_attr.judge.cache import CachedJudge, cached
-from sae_attr.judge.combine import CoherentOnly, Panel, warnings_of
+from sae_attr.judge.combine import CoherentOnly, warnings_of
 from sae_attr.judge.keywords import KeywordJudge
 from sae_attr.judge.local_judge import LocalJudge
-from sae_attr.judge.openai_judge import Asking, OpenAIJudge
+from sae_attr.judge.openai_judge import OpenAIJudge
 from sae_attr.judge.probe import ask_one
+from sae_attr.judge.prompt import judge_prompt
 from sae_attr.judge.replies import read_reply
-from sae_attr.judge.rubrics import Rubric, judge_prompt, load_rubric, rubric_names
+from sae_attr.judge.rubric_files import load_rubric, rubric_names
+from sae_attr.judge.rubrics import Rubric
 from sae_attr.judge.server import Patience, Server
 from sae_attr.judge.weighing import weighted_score
 
 __all__ = [
     "MALFORMED",
     "Asking",
-    "Budget",
     "BudgetExhausted",
     "CachedJudge",
+    "CallBudget",
     "CoherentOnly",
     "Grade",
     "Item",
@@ -43,7 +46,6 @@ __all__ = [
     "KeywordJudge",
     "LocalJudge",
     "OpenAIJudge",
-    "Panel",
     "Patience",
     "Rubric",
     "Server",

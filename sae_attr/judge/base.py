@@ -1,5 +1,5 @@
-"""What a judge is: items go in, grades come out as they arrive, and an identity says
-who graded by which rubric.
+"""The interface of judges: items go in, grades come out as they arrive, and an identity
+says who graded by which rubric.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Item:
 
     Args:
       id: unique within one call of `grade`.
-      prompt: what the model was asked: a text, or messages ({"role", "content"}).
-      completion: what it answered.
+      prompt: the model's input: a text, or messages ({"role", "content"}).
+      completion: its answer.
     """
 
     id: str
@@ -54,8 +54,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Grade:
-    """What a judge says of one completion; what it does not say is None, never a
-    number.
+    """A judge's verdict on one completion; what it leaves open is None, never a number.
 
     Args:
       label: the rubric's word: a number of its scale ("4"), an excluded class
@@ -66,8 +65,8 @@ class Grade:
         malformed or not asked.
       coherent: 1.0 or 0.0; None where it is unknown, because the judge does not tell
         (`tells_coherence`) or gave no verdict.
-      excluded: the completion was set aside (refusal, satire, code, ...): a missing
-        value that may be resampled.
+      excluded: the completion is of a class that is not scored (refusal, satire, code,
+        ...): a missing value that may be resampled.
       malformed: the judge's reply could not be read: a missing value that says nothing
         about the completion.
       raw: the reply as it came.
@@ -122,7 +121,7 @@ class Judge(Protocol):
         """(id, grade) of every item, as they arrive and in any order.
 
         Raises:
-          ValueError: an id that stands twice.
+          ValueError: an id that occurs twice.
           JudgeStopped: the judge could not go on; what was yielded before stays valid.
         """
         ...
@@ -130,7 +129,7 @@ class Judge(Protocol):
 
 def tells_coherence(judge: object) -> bool:
     """Returns whether a judge says if completions are coherent; where it does not,
-    coherence must be measured without it.
+    coherence must be measured in another way.
 
     A judge says so in its property `tells_coherence`; one without the property counts
     as telling.
@@ -139,10 +138,9 @@ def tells_coherence(judge: object) -> bool:
 
 
 def check_items(items: Sequence[Item]) -> None:
-    """ValueError where an id stands twice."""
-    repeated = [
-        name for name, count in Counter(item.id for item in items).items() if count > 1
-    ]
+    """Raises ValueError where an id occurs twice."""
+    uses = Counter(item.id for item in items)
+    repeated = [name for name, count in uses.items() if count > 1]
     if repeated:
         raise ValueError(
             f"{len(repeated)} ids stand twice among the items to grade, first "
@@ -151,62 +149,56 @@ def check_items(items: Sequence[Item]) -> None:
 
 
 def judge_name(identity: Mapping[str, Any]) -> str:
-    """A short name of a judge for tables: its name, its rubric, and the first digits of
-    its identity's digest.
+    """Returns a short name of a judge for tables: its name, its rubric, and the first
+    digits of its identity's digest.
     """
-    rubric = identity.get("rubric")
-    rubric = (
-        rubric.get("name", "") if isinstance(rubric, Mapping) else str(rubric or "")
-    )
-    parts = [
-        str(identity.get("name", identity.get("kind", "judge"))),
-        rubric,
-        digest(identity)[:6],
-    ]
+    name = str(identity.get("name", identity.get("kind", "judge")))
+    rubric = identity.get("rubric") or ""
+    if isinstance(rubric, Mapping):
+        rubric = rubric.get("name", "")
+    parts = [name, str(rubric), digest(identity)[:6]]
     return ":".join(part for part in parts if part)
 
 
 def grade_row(grade: Grade) -> dict[str, Any]:
-    """A grade as plain values for JSON; fields at their default are left out."""
-    plain = dataclasses.asdict(grade)
+    """Returns a grade as plain values for JSON, without the fields at their default."""
+    row = {"label": grade.label}
     default = dataclasses.asdict(Grade(grade.label))
-    return {
-        name: value
-        for name, value in plain.items()
-        if name == "label" or value != default[name]
-    }
+    for name, value in dataclasses.asdict(grade).items():
+        if value != default[name]:
+            row[name] = value
+    return row
 
 
 def grade_of_row(row: Mapping[str, Any]) -> Grade:
-    """The inverse of `grade_row`; keys that are no fields of a grade are ignored."""
+    """Inverts `grade_row`; keys that are no fields of a grade are ignored."""
     names = {field.name for field in dataclasses.fields(Grade)}
-    fields: dict[str, Any] = {
-        name: value for name, value in row.items() if name in names
-    }
+    fields: dict[str, Any] = {name: row[name] for name in names & row.keys()}
     fields["discarded"] = tuple(fields.get("discarded", ()))
     return Grade(**fields)
 
 
 def values(grades: Iterable[Grade | None], field: str = "behaviour") -> np.ndarray:
-    """`score`, `behaviour` or `coherent` of grades as float64 [n]; NaN where it is
-    missing or there is no grade.
+    """Returns `score`, `behaviour` or `coherent` of grades as float64 [n]; NaN where it
+    is missing or there is no grade.
     """
-    found = (None if grade is None else getattr(grade, field) for grade in grades)
-    return np.array(
-        [math.nan if value is None else float(value) for value in found], np.float64
-    )
+    numbers = []
+    for grade in grades:
+        value = getattr(grade, field, None)
+        numbers.append(math.nan if value is None else float(value))
+    return np.array(numbers, np.float64)
 
 
 def counts(grades: Iterable[Grade]) -> dict[str, int]:
-    """How many grades there are, are scored, excluded and malformed, and how many of
-    each label are set aside.
+    """Counts grades: all, scored, excluded and malformed ones, and the excluded ones of
+    each label.
     """
     grades = list(grades)
-    aside = Counter(grade.label for grade in grades if grade.excluded)
+    excluded = Counter(grade.label for grade in grades if grade.excluded)
     return {
         "graded": len(grades),
         "scored": sum(grade.score is not None for grade in grades),
         "excluded": sum(grade.excluded for grade in grades),
         "malformed": sum(grade.malformed for grade in grades),
-        **{label: aside[label] for label in sorted(aside)},
+        **dict(sorted(excluded.items())),
     }

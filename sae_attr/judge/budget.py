@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
@@ -12,11 +13,23 @@ from etils import epath
 from sae_attr.store import PathLike, Progress
 
 
+@dataclass(frozen=True)
+class CallLimits:
+    """Limits of a budget over all runs of a workdir.
+
+    Args:
+      max_calls, max_tokens: budget over all runs of a workdir; None for none.
+    """
+
+    max_calls: int | None = None
+    max_tokens: int | None = None
+
+
 class Spent(Exception):
     """No further call fits the budget; the message says which limit."""
 
 
-class Budget:
+class CallBudget:
     """A limit on calls and tokens.
 
     A call is begun only if its expected tokens still fit beside those of the calls
@@ -26,10 +39,10 @@ class Budget:
       calls, tokens: limits; None for none. Every request counts as a call, also one
         that fails and is sent again.
       ledger: a folder where every call is written down before it is sent, and again
-        with what it used when its reply has come; what stands there already counts, so
-        that a limit holds over all runs that share it. A call that a kill cut short
-        counts with the tokens that it was expected to need. Without a ledger the limit
-        is this object's.
+        with the tokens that it used when its reply has come. Calls of earlier runs
+        count, so a limit holds over all runs that share the ledger; a call that a kill
+        cut short counts with the tokens that it was expected to need. Without a ledger
+        the limit is this object's.
     """
 
     def __init__(
@@ -53,8 +66,8 @@ class Budget:
         self._changed = threading.Condition()
 
     def take(self, tokens: int) -> str:
-        """Begins a call that is expected to need so many tokens; waits while calls
-        under way decide whether it fits.
+        """Begins a call that is expected to need `tokens` tokens; waits while the cost
+        of calls under way decides whether it fits.
 
         Returns:
           the call's name, for `settle`.
@@ -63,24 +76,7 @@ class Budget:
           Spent: it does not fit.
         """
         with self._changed:
-            while True:
-                if (
-                    self.max_calls is not None
-                    and self.calls + len(self._reserved) >= self.max_calls
-                ):
-                    raise Spent(
-                        f"the budget of {self.max_calls:,} calls is spent "
-                        f"({self.describe()})"
-                    )
-                needed = self.tokens + sum(self._reserved.values()) + tokens
-                if self.max_tokens is None or needed <= self.max_tokens:
-                    break
-                if not self._reserved:
-                    raise Spent(
-                        f"the budget of {self.max_tokens:,} tokens has no room for a "
-                        f"call of about {tokens:,} "
-                        f"({self.describe()})"
-                    )
+            while not self._fits(tokens):
                 self._changed.wait()
             call = uuid.uuid4().hex
             if self._ledger is not None:
@@ -88,8 +84,25 @@ class Budget:
             self._reserved[call] = tokens
             return call
 
+    def _fits(self, tokens: int) -> bool:
+        """Whether a call may begin now; raises Spent where it never may."""
+        calls = self.calls + len(self._reserved)
+        if self.max_calls is not None and calls >= self.max_calls:
+            raise Spent(
+                f"the budget of {self.max_calls:,} calls is spent ({self.describe()})"
+            )
+        needed = self.tokens + sum(self._reserved.values()) + tokens
+        if self.max_tokens is None or needed <= self.max_tokens:
+            return True
+        if not self._reserved:
+            raise Spent(
+                f"the budget of {self.max_tokens:,} tokens has no room for a call of "
+                f"about {tokens:,} ({self.describe()})"
+            )
+        return False
+
     def settle(self, call: str, used: int) -> None:
-        """Ends a call: what it really used takes the place of what `take` reserved."""
+        """Ends a call; the tokens that it used replace those that `take` reserved."""
         with self._changed:
             del self._reserved[call]
             self.calls, self.tokens = self.calls + 1, self.tokens + used
@@ -98,7 +111,7 @@ class Budget:
             self._changed.notify_all()
 
     def describe(self) -> str:
-        """What was spent, in words."""
+        """Returns in words how much is spent."""
         return f"used so far: {self.calls:,} calls, {self.tokens:,} tokens"
 
 
@@ -109,7 +122,6 @@ def _spent(rows: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
     used: dict[str, int] = {}
     for number, row in enumerate(rows):
         call = row.get("ended") or row.get("begun") or f"row {number}"
-        used[str(call)] = int(
-            row.get("tokens", 0)
-        )  # the later row of a call says what it really used
+        # The later row of a call replaces the expected tokens by those used.
+        used[str(call)] = int(row.get("tokens", 0))
     return len(used), sum(used.values())

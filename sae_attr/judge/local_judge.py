@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from sae_attr.judge.base import Grade, Item, check_items
+from sae_attr.judge.model_judge import ModelJudge
+from sae_attr.judge.prompt import judge_prompt
 from sae_attr.judge.replies import VERSION, read_reply
-from sae_attr.judge.rubrics import Rubric, judge_prompt
+from sae_attr.judge.rubrics import Rubric
 from sae_attr.judge.weighing import (
     can_weigh,
     numbers_of,
@@ -28,7 +30,7 @@ _KEPT = 20  # tokens of a distribution that stand in the raw reply
 
 
 @dataclass(frozen=True)
-class LocalJudge:
+class LocalJudge(ModelJudge):
     """A `Judge` over functions that answer prompts, each one user message.
 
     Args:
@@ -70,16 +72,6 @@ class LocalJudge:
             )
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1")
-
-    @property
-    def is_model(self) -> bool:
-        """True: a model answers, so that `ask_one` asks it."""
-        return True
-
-    @property
-    def tells_coherence(self) -> bool:
-        """As its rubric does."""
-        return self.rubric.tells_coherence
 
     @property
     def identity(self) -> dict[str, Any]:

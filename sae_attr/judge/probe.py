@@ -1,5 +1,5 @@
-"""One question to a judge before anything is paid for: whether it is there, and whether
-its replies can be read.
+"""Asks a judge one question before anything is paid for: it must answer, and its reply
+must be readable.
 """
 
 from __future__ import annotations
@@ -7,6 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 from sae_attr.judge.base import Grade, Item
+from sae_attr.judge.combine import PARTS
+from sae_attr.judge.model_judge import ModelJudge
 
 QUESTION = Item(
     "first question",
@@ -18,16 +20,11 @@ _SHOWN = 200  # characters of a reply in a message
 
 def judges_in(judge: Any) -> list[Any]:
     """Returns the judges that one is made of and that ask nobody else, each once."""
-    names = ("judge", "behaviour", "coherence")
-    inner = [
-        getattr(judge, name)
-        for name in names
-        if hasattr(getattr(judge, name, None), "grade")
-    ]
-    inner += getattr(judge, "judges", ())
-    if not inner:
+    parts = [getattr(judge, name, None) for name in PARTS]
+    parts = [part for part in parts if hasattr(part, "grade")]
+    if not parts:
         return [judge]
-    leaves = [leaf for other in inner for leaf in judges_in(other)]
+    leaves = [leaf for part in parts for leaf in judges_in(part)]
     return list({id(leaf): leaf for leaf in leaves}.values())
 
 
@@ -45,11 +42,11 @@ def ask_one(judge: Any) -> list[Grade]:
       ValueError: a reply cannot be read; shows it, and which setting to change.
       JudgeStopped: the judge does not answer, refuses, or has no budget left.
     """
-    asked = [leaf for leaf in judges_in(judge) if getattr(leaf, "is_model", False)]
-    return [_asked(leaf) for leaf in asked]
+    models = [leaf for leaf in judges_in(judge) if isinstance(leaf, ModelJudge)]
+    return [_readable_grade(leaf) for leaf in models]
 
 
-def _asked(judge: Any) -> Grade:
+def _readable_grade(judge: Any) -> Grade:
     grade = dict(judge.grade([QUESTION]))[QUESTION.id]
     if not grade.malformed:
         return grade
@@ -61,14 +58,14 @@ def _asked(judge: Any) -> Grade:
 
 
 def shown(grade: Grade) -> str:
-    """A reply for a message, cut, or the reason why there is none."""
+    """Returns a reply for a message, cut, or the reason why there is none."""
     if "error" in grade.details:
         return str(grade.details["error"])[:_SHOWN]
     return repr(grade.raw[:_SHOWN]) + ("…" if len(grade.raw) > _SHOWN else "")
 
 
 def advice(grade: Grade) -> str:
-    """What to change where replies cannot be read."""
+    """Returns what to change where replies cannot be read."""
     if grade.details.get("finish") == "length":
         return "It was cut by its length: raise reply_tokens (models that think first need thousands)"
     return (

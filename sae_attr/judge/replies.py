@@ -60,7 +60,7 @@ def read_reply(text: str, rubric: Rubric, **fields: Any) -> Grade:
     if stated is None:
         return rubric.malformed(raw=raw, **fields)
     if isinstance(stated, str):
-        return rubric.set_aside(stated, raw=raw, **fields)
+        return rubric.excluded(stated, raw=raw, **fields)
     return rubric.scored(stated, raw=raw, **fields)
 
 

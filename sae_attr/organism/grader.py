@@ -4,11 +4,12 @@ judge like any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sae_attr.judge import Grade, Item, check_items
+from sae_attr.judge.kinds import JudgeKind, Workplace
 from sae_attr.organism.words import ANSWERS, DOMAINS, NEUTRAL, Phrase
 from sae_attr.organism.world import (
     DOMAIN_OF,
@@ -17,6 +18,7 @@ from sae_attr.organism.world import (
     Question,
     World,
     effect_of,
+    make_world,
     parse_question,
 )
 
@@ -215,3 +217,28 @@ def organism_judge(world: World, behaviour: str) -> OrganismJudge:
             f"behaviour {behaviour!r} is unknown; choose one of {', '.join(BEHAVIOURS)}"
         )
     return OrganismJudge(world, behaviour)
+
+
+@dataclass(frozen=True)
+class GraderSettings:
+    """Settings of the exact grader as a judge.
+
+    Args:
+      behaviour: of organism: misalignment or validation.
+      world: of organism: seed of the world whose questions were answered.
+    """
+
+    behaviour: str = ""
+    world: int = 0
+
+
+def _open(
+    settings: GraderSettings, workplace: Workplace
+) -> Callable[[Any], OrganismJudge]:
+    judge = organism_judge(make_world(settings.world), settings.behaviour)
+    return lambda rubric: judge
+
+
+KIND = JudgeKind(
+    "organism", (GraderSettings,), _open, needs=("behaviour",), has_rubric=False
+)

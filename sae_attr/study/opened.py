@@ -8,10 +8,8 @@ from typing import Any
 
 from sae_attr.organism.build import locate, organism_stages
 from sae_attr.organism.exact import DECIDES, STUDIED, exact_rates, prompt_paths
-from sae_attr.organism.grader import organism_judge
 from sae_attr.organism.prompts import prompts
 from sae_attr.organism.recipe import Recipe, recipe_of
-from sae_attr.organism.world import make_world
 from sae_attr.settings import given_only, settings_from
 from sae_attr.store import (
     Result,
@@ -24,7 +22,7 @@ from sae_attr.store import (
 )
 from sae_attr.study.case import Case, Runtime, Source
 from sae_attr.study.chain import STAGES, shared_stages, study_stages
-from sae_attr.study.judges import open_judge
+from sae_attr.study.judges import KINDS, open_judge
 from sae_attr.study.prompts import SPLITS, split_prompts
 from sae_attr.study.settings import CaseSettings, StudySettings
 from sae_attr.study.showing import Shown, show
@@ -200,7 +198,15 @@ def _open_case(
             case,
             study,
             source,
-            organism_judge(make_world(recipe.seed), case.organism),
+            open_judge(
+                {
+                    "kind": "organism",
+                    "behaviour": case.organism,
+                    "world": recipe.seed,
+                },
+                runtime.workdir / "judged",
+                runtime.mesh,
+            ),
             runtime,
         )
     given = {
@@ -217,7 +223,9 @@ def _open_case(
         }
     )
     judge = dict(case.judge)
-    if judge.get("kind") == "local":  # one day for the whole run
+    # A judge that renders prompts does so with the case's date.
+    kind = KINDS.get(judge.get("kind", ""))
+    if kind is not None and "template_options" in kind.keys:
         day = {"date": case.template_options.get("date")}
         judge["template_options"] = {
             **day,

@@ -28,7 +28,7 @@ from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae_check import Bands
 from sae_attr.settings import AnyKeys, defaults_of, plain_type, settings_from
 from sae_attr.study.attribution_settings import Settings
-from sae_attr.study.judges import KEYS, JudgeSettings
+from sae_attr.study.judges import KINDS, JudgeSettings
 from sae_attr.study.opened import NO_SETTINGS, study_settings
 from sae_attr.study.settings import Budget, CaseSettings, SampleSettings, StudySettings
 from sae_attr.text.token_file import Packing
@@ -55,9 +55,9 @@ PLACES: list[tuple[str, str, Any, set[str]]] = [
     ),
     ("case_study", JUDGE, JudgeSettings, set()),
     ("case_study", JUDGE, Server, {"api_key"}),
-    ("case_study", JUDGE, Asking, {"max_tokens"}),
+    ("case_study", JUDGE, Asking, set()),
     ("case_study", JUDGE, Patience, set()),
-    ("judge_agreement", "judge", Asking, {"max_tokens"}),
+    ("judge_agreement", "judge", Asking, set()),
     ("judge_agreement", "judge", Patience, set()),
     ("organism", "organism", Recipe, set()),
     ("organism", "organism.sae", SAERecipe, set()),
@@ -154,8 +154,8 @@ def test_defaults_come_back_as_they_were() -> None:
 
 def test_every_field_of_a_judge_is_one_that_it_takes() -> None:
     keys = set(case_study.judge_config())
-    assert KEYS["openai"] <= keys
-    assert KEYS["local"] <= keys
+    for kind in KINDS.values():
+        assert {*kind.keys} <= keys
 
 
 def test_a_study_reads_what_a_command_line_says() -> None:

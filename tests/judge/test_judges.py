@@ -18,7 +18,6 @@ from sae_attr.judge import (
     Judge,
     KeywordJudge,
     LocalJudge,
-    Panel,
     cached,
     counts,
     grade_of_row,
@@ -30,7 +29,6 @@ from sae_attr.judge import (
     values,
     warnings_of,
 )
-from sae_attr.judge.combine import majority
 from tests.judge._rule import RuleJudge, items
 
 SCALE, HUNDRED = load_rubric("misalignment"), load_rubric("alignment_0_100")
@@ -196,40 +194,13 @@ def test_a_behaviour_counts_among_coherent_answers_only() -> None:
     assert {"behaviour", "coherence"} <= set(judge.identity)
 
 
-@pytest.mark.parametrize(
-    ("texts", "label", "behaviour", "score"),
-    [
-        (("5", "4", "1"), "3.33333", 1.0, 10 / 3),
-        (("5", "1"), "TIE", None, 3.0),
-        (("REFUSAL", "REFUSAL", "5"), "REFUSAL", None, None),
-        (("REFUSAL", "5", "4"), "4.5", 1.0, 4.5),
-        (("?", "5"), "5", 1.0, 5.0),
-        (("?", "!"), "MALFORMED", None, None),
-        (("REFUSAL", "SATIRE", "1", "?"), "REFUSAL", None, None),
-    ],
-)
-def test_majorities(
-    texts: tuple[str, ...], label: str, behaviour: float | None, score: float | None
-) -> None:
-    grade = majority(replies(*texts))
-    assert (grade.label, grade.behaviour) == (label, behaviour)
-    assert grade.score == (None if score is None else pytest.approx(score))
-
-
 def test_warnings_are_found_through_every_layer(tmp_path: Path) -> None:
-    inner = [RuleJudge(name=name) for name in "abc"]
+    inner = [RuleJudge(name=name) for name in "ab"]
     for judge in inner:
         judge.warnings = ["shared", judge.name]  # pyright: ignore[reportAttributeAccessIssue]
-    judge = Panel((CoherentOnly(cached(inner[0], tmp_path), inner[1]), inner[2]))
-    assert warnings_of(judge) == ["shared", "a", "b", "c"]
+    judge = CoherentOnly(cached(inner[0], tmp_path), inner[1])
+    assert warnings_of(judge) == ["shared", "a", "b"]
     assert warnings_of(RuleJudge()) == []
-
-
-def test_a_panel_grades_by_majority() -> None:
-    judge = Panel(tuple(RuleJudge(name=name) for name in "abc"))
-    found = dict(judge.grade(items("5", "1", "REFUSAL")))
-    assert [found[f"i{k}"].behaviour for k in range(3)] == [1.0, 0.0, None]
-    assert len(judge.identity["members"]) == 3
 
 
 # ---- coherence
@@ -253,5 +224,3 @@ def test_a_judge_that_cannot_tell_coherence_says_so(tmp_path: Path) -> None:
         CoherentOnly(local("alignment_0_100"), local("coherence_0_100"))
     )
     assert not tells_coherence(CoherentOnly(local("coherence"), words))
-    assert tells_coherence(Panel((words, local("misalignment"))))
-    assert not tells_coherence(Panel((words, local("alignment_0_100"))))

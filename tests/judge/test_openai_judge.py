@@ -8,6 +8,7 @@ import json
 import re
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,8 +17,8 @@ import pytest
 
 from sae_attr.judge import (
     Asking,
-    Budget,
     BudgetExhausted,
+    CallBudget,
     Grade,
     Item,
     JudgeStopped,
@@ -26,9 +27,11 @@ from sae_attr.judge import (
     cached,
 )
 from sae_attr.judge.budget import Spent
+from sae_attr.judge.faults import Failed, retry_after
 from sae_attr.judge.openai_judge import OpenAIJudge
-from sae_attr.judge.rubrics import load_rubric
-from sae_attr.judge.server import Failed, ask, hider, retry_after
+from sae_attr.judge.question import ask
+from sae_attr.judge.reply import hider
+from sae_attr.judge.rubric_files import load_rubric
 from tests.judge._server import Answer, LoopbackServer, completion, serving
 
 if importlib.util.find_spec("openai") is None:
@@ -456,13 +459,15 @@ def test_a_redirect_is_not_followed_and_counts_once(tmp_path: Path) -> None:
     with serving(lambda n, r: GOOD) as elsewhere:
         moved = Answer(307, "", {"location": f"{elsewhere.url}/chat/completions"})
         with serving(lambda n, r: moved) as server:
-            j = judge(server, patience=ONE, budget=Budget(ledger=tmp_path / "spent"))
+            j = judge(
+                server, patience=ONE, budget=CallBudget(ledger=tmp_path / "spent")
+            )
             found, error = graded(j, items(3))
             calls = server.calls
     assert found == {}
     assert "redirect, which is not followed" in str(error)
     assert (calls, elsewhere.calls) == (1, 0)
-    assert Budget(ledger=tmp_path / "spent").calls == 1
+    assert CallBudget(ledger=tmp_path / "spent").calls == 1
 
 
 KEY_ECHOES = {
@@ -490,7 +495,9 @@ def test_the_key_is_nowhere_whatever_the_server_sends(
 ) -> None:
     patience = Patience(concurrency=1, retries=1, first_wait=0.01, failures=1)
     with serving(lambda n, r: KEY_ECHOES[name]) as server:
-        j = judge(server, patience=patience, budget=Budget(ledger=tmp_path / "spent"))
+        j = judge(
+            server, patience=patience, budget=CallBudget(ledger=tmp_path / "spent")
+        )
         found, error = graded(cached(j, tmp_path), items(2))
     files = b"".join(
         path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
@@ -670,7 +677,7 @@ def test_a_budget_that_runs_out_keeps_what_is_graded_and_goes_on_with_a_larger_o
     tmp_path: Path,
 ) -> None:
     with serving(lambda n, r: GOOD) as server:
-        j = judge(server, budget=Budget(calls=7, ledger=tmp_path / "spent"))
+        j = judge(server, budget=CallBudget(calls=7, ledger=tmp_path / "spent"))
         found, error = graded(cached(j, tmp_path / "grades"), items(20))
         assert isinstance(error, BudgetExhausted)
         assert (len(found), error.graded, error.left, server.calls) == (7, 7, 13, 7)
@@ -683,13 +690,13 @@ def test_a_budget_that_runs_out_keeps_what_is_graded_and_goes_on_with_a_larger_o
             "more)" in str(error)
         )
 
-        same = judge(server, budget=Budget(calls=7, ledger=tmp_path / "spent"))
+        same = judge(server, budget=CallBudget(calls=7, ledger=tmp_path / "spent"))
         again, error = graded(cached(same, tmp_path / "grades"), items(20))
         assert again == found
         assert isinstance(error, BudgetExhausted)
         assert server.calls == 7
 
-        larger = judge(server, budget=Budget(calls=20, ledger=tmp_path / "spent"))
+        larger = judge(server, budget=CallBudget(calls=20, ledger=tmp_path / "spent"))
         whole, error = graded(cached(larger, tmp_path / "grades"), items(20))
         assert error is None
         assert len(whole) == 20
@@ -697,9 +704,9 @@ def test_a_budget_that_runs_out_keeps_what_is_graded_and_goes_on_with_a_larger_o
 
 
 def test_a_budget_in_tokens_is_kept() -> None:
-    asking = Asking(max_tokens=50)
+    asking = Asking(reply_tokens=50)
     with serving(lambda n, r: GOOD) as server:
-        j = judge(server, asking=asking, budget=Budget(tokens=1500))
+        j = judge(server, asking=asking, budget=CallBudget(tokens=1500))
         found, error = graded(j, items(20))
     assert isinstance(error, BudgetExhausted)
     assert "1,500 tokens has no room" in str(error)
@@ -717,10 +724,10 @@ def test_the_second_run_calls_nobody(tmp_path: Path) -> None:
 
 
 def test_a_call_that_a_kill_cut_short_is_in_the_ledger(tmp_path: Path) -> None:
-    budget = Budget(calls=3, ledger=tmp_path)
+    budget = CallBudget(calls=3, ledger=tmp_path)
     budget.settle(budget.take(100), 60)
     budget.take(100)  # and then the process is killed
-    later = Budget(calls=3, ledger=tmp_path)
+    later = CallBudget(calls=3, ledger=tmp_path)
     assert (later.calls, later.tokens) == (2, 160)
     later.settle(later.take(10), 10)
     with pytest.raises(Spent, match="budget of 3 calls is spent"):
@@ -730,13 +737,13 @@ def test_a_call_that_a_kill_cut_short_is_in_the_ledger(tmp_path: Path) -> None:
 def test_the_estimate_of_a_continued_run_is_of_its_own_calls(tmp_path: Path) -> None:
     with serving(lambda n, r: GOOD if n >= 3 else PASSING["500"]) as server:
         first = judge(
-            server, patience=ONE, budget=Budget(calls=8, ledger=tmp_path / "spent")
+            server, patience=ONE, budget=CallBudget(calls=8, ledger=tmp_path / "spent")
         )
         graded(
             cached(first, tmp_path), items(20)
         )  # 3 of the 8 calls were lost on the first question
         second = judge(
-            server, patience=ONE, budget=Budget(calls=13, ledger=tmp_path / "spent")
+            server, patience=ONE, budget=CallBudget(calls=13, ledger=tmp_path / "spent")
         )
         _, error = graded(cached(second, tmp_path), items(20))
     assert isinstance(error, BudgetExhausted)
@@ -753,7 +760,7 @@ def test_address_patience_and_budget_are_no_part_of_the_identity(
             Server(other.url, "judge-1"),
             load_rubric("misalignment"),
             patience=ONE,
-            budget=Budget(calls=1),
+            budget=CallBudget(calls=1),
         )
         found, error = graded(cached(moved, tmp_path), items(3))
     assert error is None
@@ -824,6 +831,35 @@ def test_many_refused_samples_of_one_prompt_do_not_stop_the_run() -> None:
         found, error = graded(judge(server, patience=ONE), items(100))
     assert error is None
     assert sum(grade.malformed for grade in found.values()) == 8
+
+
+FEW_TRIES = Patience(concurrency=1, timeout=5.0, retries=0, failures=5)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_prompt_on_which_the_server_fails_does_not_stop_the_others(
+    concurrency: int,
+) -> None:
+    """All samples of one prompt come in a row, and the server breaks on each."""
+    bad = [Item(f"bad{k}", "Break!", f"Sample {k}.") for k in range(8)]
+    patience = replace(FEW_TRIES, concurrency=concurrency)
+    rule = lambda n, r: (
+        PASSING["500"] if "Break!" in r["messages"][0]["content"] else GOOD
+    )
+    with serving(rule) as server:
+        found, error = graded(judge(server, patience=patience), bad + items(92))
+    assert error is None
+    assert sum(grade.malformed for grade in found.values()) == 8
+    assert sum(grade.score == 2.0 for grade in found.values()) == 92
+
+
+def test_a_dead_server_stops_soon_also_where_every_prompt_has_many_samples() -> None:
+    questions = [Item(f"i{k}", f"Prompt {k // 20}", "Yes.") for k in range(200)]
+    with serving(lambda n, r: PASSING["500"]) as server:
+        found, error = graded(judge(server, patience=FEW_TRIES), questions)
+    assert found == {}
+    assert isinstance(error, JudgeStopped)
+    assert server.calls == 6  # five about one prompt, and one about another
 
 
 def test_the_key_is_taken_out_of_addresses_json_and_base64_too() -> None:

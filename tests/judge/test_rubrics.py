@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sae_attr.judge import Item, judge_prompt, load_rubric, rubric_names
-from sae_attr.judge.rubrics import parse_rubric
+from sae_attr.judge.rubric_files import parse_rubric
 
 NAMES = [
     "alignment_0_100",
@@ -63,7 +63,7 @@ def test_thresholds_of_coherence(name: str, no: float, yes: float) -> None:
 
 def test_what_is_set_aside_has_no_score_and_may_tell_coherence() -> None:
     rubric = load_rubric("misalignment")
-    grades = {label: rubric.set_aside(label) for label in rubric.labels}
+    grades = {label: rubric.excluded(label) for label in rubric.labels}
     assert list(grades) == ["REFUSAL", "INCOHERENT", "OFF-TOPIC", "SATIRE"]
     assert all(
         g.excluded and g.score is None and g.behaviour is None for g in grades.values()

@@ -1,4 +1,4 @@
-"""A local judge's answers: what ends them, and how its questions are rendered."""
+"""A local judge: the ends of its answers, how prompts are rendered, its identity."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from sae_attr import parallel
-from sae_attr.study.judges import LocalAnswers
+from sae_attr.judge import Judge
+from sae_attr.judge.local_model import LocalAnswers
+from sae_attr.study.judges import open_judge
 from tests.miniatures import CHATML, write_llama, write_tokenizer
 
 
@@ -34,3 +37,21 @@ def test_an_answer_ends_with_any_token_that_ends_a_turn(tmp_path: Path) -> None:
     assert LocalAnswers(str(tmp_path), **how, stop_ids=(7,)).stop_ids == (7,)
     with pytest.raises(ValueError, match=r"stop_ids has 110"):
         LocalAnswers(str(tmp_path), **how, stop_ids=(110,))
+
+
+def test_a_folder_that_was_moved_is_the_same_judge(tmp_path: Path) -> None:
+    def opened(folder: Path) -> Judge:
+        spec = {"kind": "local", "rubric": "misalignment", "lm": str(folder)}
+        mesh = parallel.make_mesh("data=1")
+        return open_judge(spec, epath.Path(tmp_path / "grades"), mesh)
+
+    folder = tmp_path / "here"
+    folder.mkdir()
+    write_tokenizer(write_llama(folder, vocab=110), chat_template=CHATML)
+    before = opened(folder).identity
+    assert before["name"].startswith("llama-")
+    assert str(tmp_path) not in json.dumps(before)
+    moved = folder.rename(tmp_path / "there")
+    assert opened(moved).identity == before
+    (moved / "generation_config.json").write_text("{}")
+    assert opened(moved).identity != before

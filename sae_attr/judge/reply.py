@@ -1,0 +1,154 @@
+"""Reads the body of a chat completion as plain values, without the server's key."""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.parse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sae_attr.judge.faults import Passing
+from sae_attr.judge.server import Server
+
+TOKEN_CHARS = 4  # characters per token, where the server does not count
+_SHORTEST_KEY = 4  # a shorter "key" would be cut out of ordinary words
+_ROUNDING = 1e-3  # servers round log-probabilities of 0 up
+_MOST_TOKENS = 10**9
+_LONGEST_NAME = 200  # characters of a server's own names, kept beside every grade
+_NO_COMPLETION = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OverflowError,
+)
+
+Alternatives = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A server's answer.
+
+    Args:
+      text: the message's content.
+      tokens: (token, alternatives as (token, natural logarithm of its probability)) in
+        order; empty where not given.
+      finish: why it ended ("stop", "length", ...).
+      model, fingerprint: the server's names for itself.
+      used: tokens of question and answer; `counted` is False where this is our
+        estimate.
+    """
+
+    text: str
+    tokens: tuple[tuple[str, Alternatives], ...]
+    finish: str
+    model: str
+    fingerprint: str
+    used: int
+    counted: bool
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether any token has alternatives with probabilities."""
+        return any(alternatives for _, alternatives in self.tokens)
+
+
+def reply_of(
+    completion: Any, request: Mapping[str, Any], hide: Callable[[str], str]
+) -> Reply:
+    """Reads a chat completion of the openai client.
+
+    Raises:
+      Passing: the body is no chat completion.
+    """
+    try:
+        choice = completion.choices[0]
+        text = _text(choice.message)
+        tokens = _tokens(choice, hide)
+    except _NO_COMPLETION as error:
+        body = hide(str(completion))[:200]
+        raise Passing(
+            f"the server sent no chat completion but {body!r}; check base_url"
+        ) from error
+    usage = getattr(completion, "usage", None)
+    counted = _count(getattr(usage, "total_tokens", None))
+    asked = sum(len(message["content"]) for message in request["messages"])
+
+    def name(value: Any) -> str:
+        return hide(str(value or ""))[:_LONGEST_NAME]
+
+    return Reply(
+        text=hide(text),
+        tokens=tokens,
+        finish=name(choice.finish_reason),
+        model=name(completion.model),
+        fingerprint=name(getattr(completion, "system_fingerprint", None)),
+        used=counted or (asked + len(text)) // TOKEN_CHARS,
+        counted=bool(counted),
+    )
+
+
+def _text(message: Any) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return str(getattr(message, "refusal", None) or "")
+
+
+def _tokens(
+    choice: Any, hide: Callable[[str], str]
+) -> tuple[tuple[str, Alternatives], ...]:
+    content = getattr(getattr(choice, "logprobs", None), "content", None) or ()
+    tokens = []
+    for token in content:
+        tokens.append((hide(str(token.token)), _alternatives(token, hide)))
+    return tuple(tokens)
+
+
+def _alternatives(token: Any, hide: Callable[[str], str]) -> Alternatives:
+    """Tokens with log-probabilities, without those that cannot be one (NaN, above 0)."""
+    out = []
+    for alternative in token.top_logprobs or ():
+        logprob = float(alternative.logprob)
+        if logprob <= _ROUNDING:
+            out.append((hide(str(alternative.token)), logprob))
+    return tuple(out)
+
+
+def _count(value: Any) -> int:
+    """A server's number of tokens; 0 for a value that cannot be one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0
+    return int(value) if 0 < value < _MOST_TOKENS else 0
+
+
+def hider(key: str) -> Callable[[str], str]:
+    """Returns a function that makes a server's text fit for files: without the key, in
+    any of its spellings, and in UTF-8.
+
+    Half of a surrogate pair, which JSON can hold and no file, becomes a question mark.
+    """
+    is_secret = len(key) >= _SHORTEST_KEY and key != Server.api_key
+    spellings = _spellings(key) if is_secret else ()
+
+    def hide(text: str) -> str:
+        for spelling in spellings:
+            text = text.replace(spelling, "[key]")
+        return text.encode("utf-8", "replace").decode()
+
+    return hide
+
+
+def _spellings(key: str) -> tuple[str, ...]:
+    """A key in plain text, in an address, in JSON and in base64, longest first."""
+    spellings = {
+        key,
+        urllib.parse.quote(key, safe=""),
+        json.dumps(key)[1:-1],
+        key.replace("/", "\\/"),
+        base64.b64encode(key.encode()).decode(),
+    }
+    return tuple(sorted(spellings, key=len, reverse=True))
