@@ -60,13 +60,14 @@ from sae_attr.parallel import make_mesh
 from sae_attr.sae.formats import load_sae
 from sae_attr.sae.metrics import dead_share, explained_variance, fit, l0
 from sae_attr.sae.model import SAE, encode, reconstruct
-from sae_attr.sae.run import train
 from sae_attr.sae.sparse import kth_largest
-from sae_attr.sae.train import finished
 from sae_attr.sae.train_config import TrainConfig
+from sae_attr.sae.train_sae import train_sae
+from sae_attr.sae.train_state import finished
 from sae_attr.text.batching import corpus_batches
 from sae_attr.text.corpus_files import read_corpus
 from sae_attr.text.tokenizer import load_tokenizer
+from sae_attr.training import LoopOptions
 
 SITE, CONTEXT, ROWS = Site(2), 256, 25
 VALID_ROWS, TEST_ROWS = 125, 150
@@ -224,9 +225,9 @@ def ours(
     )
     count = len(bench.train_kd) // args.batch
     batch = lambda step: bench.train_kd[step % count * args.batch :][: args.batch]
-    return finished(
-        cfg, train(cfg, batch, progress=False, log_every=100, save_every=100).state
-    )
+    options = LoopOptions(log_every=100)
+    result = train_sae(cfg, batch, progress=False, options=options)
+    return finished(cfg, result.state)
 
 
 def theirs(

@@ -33,8 +33,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.sae.train import compiled_step, first_state
 from sae_attr.sae.train_config import TrainConfig
+from sae_attr.sae.train_state import first_state
+from sae_attr.sae.update import compiled_step
 
 GOAL = 2.0
 LR = 1e-4

@@ -21,10 +21,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from sae_attr.lm.fit import compiled_steps, place_state, place_steps
 from sae_attr.lm.hf_config import config_from_hf
+from sae_attr.lm.next_token import TokenBatch, init_state
+from sae_attr.lm.optimizer import Optimizer
 from sae_attr.lm.params import init_params
-from sae_attr.lm.train import Batch, Optimizer, init_state
+from sae_attr.lm.train_lm import compiled_steps, place_state, place_steps
 from sae_attr.parallel import make_mesh
 
 HF: dict[str, Any] = {
@@ -44,7 +45,7 @@ ROWS, WIDTH, STEPS, ROUNDS = 16, 32, 20, 3
 OPT = Optimizer(lr=1e-3, steps=1000, warmup=10, weight_decay=0.1)
 
 
-def batch(step: int) -> Batch:
+def batch(step: int) -> TokenBatch:
     """Random rows `[1, b, t]` of which every token but the first is learnt."""
     tokens_bt = (
         np.random.default_rng(step)
@@ -52,10 +53,10 @@ def batch(step: int) -> Batch:
         .astype(np.int32)
     )
     pos_bt = np.broadcast_to(np.arange(WIDTH, dtype=np.int32), tokens_bt.shape)
-    made = Batch(
+    rows = TokenBatch(
         tokens_bt, pos_bt, np.zeros_like(tokens_bt), pos_bt[:, 1:], pos_bt[:, 1:] > 0
     )
-    return jax.tree.map(lambda x: x[None], made)
+    return jax.tree.map(lambda x: x[None], rows)
 
 
 def ours(scan: int) -> Callable[[], None]:

@@ -27,10 +27,11 @@ from dataclasses import dataclass
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from sae_attr.lm.fit import Loop
 from sae_attr.lm.lora import Lora
-from sae_attr.lm.train import Compute, Optimizer
+from sae_attr.lm.next_token import ComputeOptions
+from sae_attr.lm.optimizer import Optimizer
 from sae_attr.text.chat import OPTIONS
+from sae_attr.training import LoopOptions
 
 from . import any_keys, config_of
 from .attribute import MESH, TEMPLATE
@@ -95,7 +96,7 @@ class Finetune:
 
 
 SETTINGS = {
-    "": (Finetune, Training, Loop, Compute, MESH),
+    "": (Finetune, Training, LoopOptions, ComputeOptions, MESH),
     "opt": (Optimizer,),
     "lora": (Lora,),
     "template_options": (TEMPLATE,),
@@ -105,8 +106,8 @@ SETTINGS = {
 def shared() -> ConfigDict:
     """What fine-tuning and pretraining have in common."""
     config = config_of(Training)
-    config.update(config_of(Loop))
-    config.update(config_of(Compute, leave_out=("dtype",)))
+    config.update(config_of(LoopOptions, leave_out=("log_every",)))
+    config.update(config_of(ComputeOptions, leave_out=("dtype",)))
     config.save_every = 50
     _left_open(config, "eval_every", int)  # eight times a run, at least every 50 steps
     config.opt = config_of(Optimizer, leave_out=("steps",))

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from sae_attr.lm.fit import Loop
-from sae_attr.lm.train import Compute, Optimizer
+from sae_attr.lm.next_token import ComputeOptions
+from sae_attr.lm.optimizer import Optimizer
 from sae_attr.text.chat import OPTIONS
 from sae_attr.text.token_file import Packing
+from sae_attr.training import LoopOptions
 
 from . import any_keys, config_of, finetune
 from .attribute import MESH, TEMPLATE
@@ -61,8 +62,8 @@ SETTINGS = {
         Pretrain,
         finetune.Training,
         Packing,
-        Loop,
-        Compute,
+        LoopOptions,
+        ComputeOptions,
         MESH,
         {"model": "fields of a Hugging Face config.json."},
     ),

@@ -31,6 +31,7 @@ from sae_attr.activations import Masks
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.text.chat import OPTIONS
 from sae_attr.text.token_file import Packing
+from sae_attr.training import LoopOptions
 
 from . import any_keys, config_of
 from .attribute import MESH, TEMPLATE
@@ -46,7 +47,7 @@ DERIVED = (
 
 @dataclass(frozen=True)
 class TrainSAE:
-    """What is trained on, and when things happen.
+    """What is trained on.
 
     Args:
       lm: a Hugging Face folder or hub id.
@@ -69,8 +70,6 @@ class TrainSAE:
       shard_tokens: of a file of the cache.
       batch_rows: rows of a forward pass.
       act_dtype: of cached activations: float32 | bfloat16 | float16.
-      log_every, eval_every, save_every: in steps.
-      keep: checkpoints that are kept.
       dtype: of the language model.
       seed: of weights and order.
     """
@@ -93,16 +92,12 @@ class TrainSAE:
     shard_tokens: int = 1 << 16
     batch_rows: int = 16
     act_dtype: str = "float32"
-    log_every: int = 50
-    eval_every: int = 500
-    save_every: int = 500
-    keep: int = 2
     dtype: str = "float32"
     seed: int = 0
 
 
 SETTINGS = {
-    "": (TrainSAE, Masks, Packing, MESH),
+    "": (TrainSAE, LoopOptions, Masks, Packing, MESH),
     "template_options": (TEMPLATE,),
     "sae": (TrainConfig,),
 }
@@ -111,6 +106,8 @@ SETTINGS = {
 def get_config() -> ConfigDict:
     """BatchTopK on a cache of activations; the inputs are left to the command line."""
     config = config_of(TrainSAE)
+    config.update(config_of(LoopOptions, leave_out=("scan",)))
+    config.log_every, config.eval_every, config.save_every = 50, 500, 500
     config.update(config_of(Masks))
     config.update(config_of(Packing, leave_out=("row_bos",)))
     config.context = 128

@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 
 from sae_attr import parallel
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.fit import Fitted, Loop, fit
 from sae_attr.lm.model import Params
-from sae_attr.lm.train import Assemble, Compute, Optimizer, join, learning_rate
-from sae_attr.lm.train_data import Feed, all_batches, step_batch
+from sae_attr.lm.next_token import Assemble, ComputeOptions, LMState, join
+from sae_attr.lm.optimizer import Optimizer, learning_rate
+from sae_attr.lm.train_data import RowDataset, all_batches, step_batch
+from sae_attr.lm.train_lm import best_step, best_trained, train_lm
 from sae_attr.lm.weights import resolve_model
 from sae_attr.report.figures import loss_figure, render
 from sae_attr.report.tables import csv_text, json_text
@@ -36,6 +37,7 @@ from sae_attr.text.token_file import (
     open_tokens,
 )
 from sae_attr.text.tokenizer import Tokenizer
+from sae_attr.training import LoopOptions, Record, TrainResult
 
 from . import _common
 from ._config import part_of
@@ -54,6 +56,7 @@ PLAIN = (
 )
 # Where the inputs lie; what they hold is compared, by `hashes`.
 PATHS = ("lm", "data", "corpus", "held_out", "tokenizer", "chat_template", "model_json")
+CURVES = ("step", "loss", "targets", "grad_norm", "lr")
 FEW_STEPS = 300
 TOKENIZER_FILES = (
     *(
@@ -111,12 +114,13 @@ def token_file(
 
 
 def settings(config: ConfigDict, steps: int) -> dict[str, Any]:
-    """`opt`, `loop` and `compute` of `fit`."""
+    """`opt`, `options` and `compute` of `train_lm`."""
     opt = settings_from(
         Optimizer, {"steps": steps, **config.opt.to_dict()}, where="config.opt"
     )
-    compute = part_of(Compute, config, dtype=config.compute_dtype)
-    return {"opt": opt, "loop": part_of(Loop, config), "compute": compute}
+    compute = part_of(ComputeOptions, config, dtype=config.compute_dtype)
+    options = part_of(LoopOptions, config, log_every=0)
+    return {"opt": opt, "options": options, "compute": compute}
 
 
 def check(config: ConfigDict, steps: int) -> None:
@@ -167,7 +171,7 @@ def warn_of_few_steps(steps: int, cure: str) -> None:
 def train(
     trained: Params,
     frozen: Params,
-    feeds: tuple[Feed, Feed | None],
+    datasets: tuple[RowDataset, RowDataset | None],
     *,
     cfg: LMConfig,
     config: ConfigDict,
@@ -176,16 +180,16 @@ def train(
     workdir: epath.Path,
     inputs: Mapping[str, Any],
     assemble: Assemble = join,
-) -> Fitted:
-    """`fit` on a training and a held-out feed, with checkpoints in the workdir.
+) -> TrainResult[LMState]:
+    """`train_lm` on a training and a held-out dataset, with checkpoints in the workdir.
 
     Args:
       inputs: hashes of what is read; a continued run must find the same.
     """
-    feed, held_out = feeds
+    dataset, held_out = datasets
     batch_of = partial(
         step_batch,
-        feed,
+        dataset,
         batch_size=config.batch_size,
         micro=config.micro,
         seed=config.seed,
@@ -196,7 +200,7 @@ def train(
         if name not in PLAIN + PATHS
     }
     rows = config.batch_size // config.micro
-    return fit(
+    return train_lm(
         trained,
         frozen,
         batch_of,
@@ -211,22 +215,24 @@ def train(
     )
 
 
-def kept_best(fitted: Fitted, workdir: epath.Path) -> tuple[Params | None, str]:
+def kept_best(
+    fitted: TrainResult[LMState], workdir: epath.Path
+) -> tuple[Params | None, str]:
     """The trained leaves of the best held-out step where that is not the last, and
     where they are said to lie.
     """
-    best = fitted.best_trained(workdir / "checkpoints")
+    best = best_trained(fitted, workdir / "checkpoints")
     return (
         best,
         "the untrained model"
-        if fitted.best_step == 0
+        if best_step(fitted.history) == 0
         else "the last step"
         if best is None
         else "kept beside the last",
     )
 
 
-def curves(history: list[dict[str, float]]) -> dict[str, bytes | str]:
+def curves(history: list[Record]) -> dict[str, bytes | str]:
     """curves.csv, held_out.csv and the figure, by file name."""
     steps = [record for record in history if "loss" in record]
     held = [record for record in history if "eval_loss" in record]
@@ -241,9 +247,7 @@ def curves(history: list[dict[str, float]]) -> dict[str, bytes | str]:
         f"figures/loss.{suffix}": data
         for suffix, data in render(loss_figure(numbers), numbers).items()
     }
-    files["curves.csv"] = csv_text(
-        {name: [r[name] for r in steps] for name in steps[0]}
-    )
+    files["curves.csv"] = csv_text({name: [r[name] for r in steps] for name in CURVES})
     if held:
         files["held_out.csv"] = csv_text(numbers["held_out"])
     return files
@@ -251,7 +255,7 @@ def curves(history: list[dict[str, float]]) -> dict[str, bytes | str]:
 
 def report(
     workdir: epath.Path,
-    fitted: Fitted,
+    fitted: TrainResult[LMState],
     config: ConfigDict,
     summary: Mapping[str, Any],
     files: Mapping[str, bytes | str] = MappingProxyType({}),
@@ -268,8 +272,8 @@ def report(
         "held_out_first": held[0] if held else None,
         "held_out_last": held[-1] if held else None,
         "held_out_best": min(held) if held else None,
-        "best_step": fitted.best_step,
-        "tokens_per_second": fitted.tokens / fitted.seconds if fitted.seconds else None,
+        "best_step": best_step(fitted.history),
+        "tokens_per_second": fitted.tokens_per_second,
         "config": config.to_dict(),
         "versions": _common.versions(),
     }

@@ -36,8 +36,8 @@ from sae_attr.lm.lora import (
     save_adapter,
 )
 from sae_attr.lm.model import Params
-from sae_attr.lm.train import join
-from sae_attr.lm.train_data import Feed, all_batches, example_feed
+from sae_attr.lm.next_token import join
+from sae_attr.lm.train_data import RowDataset, all_batches, example_dataset
 from sae_attr.lm.weights import load_config, load_lm, resolve_model, save_lm
 from sae_attr.store import own_workdir
 from sae_attr.text.chat import with_options
@@ -131,9 +131,9 @@ def states_of(
     """
     layers = check_lora(cfg, lora)
     states = jax.jit(partial(adapter_states, cfg=cfg, layers=layers))
-    feed = example_feed(held, context=context, packed=False)
+    dataset = example_dataset(held, context=context, packed=False)
     found: dict[str, list[np.ndarray]] = {}
-    for batch in all_batches(feed, rows):
+    for batch in all_batches(dataset, rows):
         valid_bt = batch.segment_bt >= 0
         for name, x_lbtr in states(params, batch.tokens_bt).items():
             found.setdefault(name, []).append(parallel.to_host(x_lbtr)[:, valid_bt])
@@ -186,7 +186,7 @@ class Work:
     lora: Lora | None
     found: Examples
     held: list[Example]
-    feeds: tuple[Feed, Feed | None]
+    datasets: tuple[RowDataset, RowDataset | None]
     steps: int
 
 
@@ -227,16 +227,16 @@ def prepare(config: ConfigDict) -> Work:
     found, rows, held = read_rows(config, tokenizer_of(config, source, cfg.vocab))
     suit_rank(config, len(rows))
     lora = check(config, cfg)
-    feed_of = lambda rows: example_feed(
+    dataset_of = lambda rows: example_dataset(
         rows, context=config.context, packed=config.packed, seed=config.seed
     )
-    feed = feed_of(rows)
-    steps = suit_steps(config, feed.count)
+    dataset = dataset_of(rows)
+    steps = suit_steps(config, dataset.count)
     logging.info(
         "%d rows in %d packs of %d tokens, %d steps",
         len(rows),
-        feed.count,
-        feed.width,
+        dataset.count,
+        dataset.width,
         steps,
     )
     _training.check(config, steps)
@@ -244,7 +244,7 @@ def prepare(config: ConfigDict) -> Work:
         steps, "give more rows, raise epochs or lower batch_size"
     )
     return Work(
-        source, lora, found, held, (feed, feed_of(held) if held else None), steps
+        source, lora, found, held, (dataset, dataset_of(held) if held else None), steps
     )
 
 
@@ -262,7 +262,7 @@ def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
     fitted = _training.train(
         trained,
         frozen,
-        work.feeds,
+        work.datasets,
         cfg=cfg,
         config=config,
         steps=work.steps,
@@ -287,8 +287,8 @@ def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
     summary = {"data": work.found.counts, "rows_held_out": len(work.held), **inputs}
     summary |= {
         "best": said,
-        "packs": work.feeds[0].count,
-        "pack_tokens": work.feeds[0].width,
+        "packs": work.datasets[0].count,
+        "pack_tokens": work.datasets[0].width,
     }
     share = (
         len(check_lora(cfg, lora)) / cfg.n_layers if lora else 1

@@ -21,7 +21,7 @@ from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.hf_folder import read_object
 from sae_attr.lm.model import Params
 from sae_attr.lm.params import init_params
-from sae_attr.lm.train_data import Feed, token_feed
+from sae_attr.lm.train_data import RowDataset, token_dataset
 from sae_attr.lm.weights import load_lm, resolve_model, save_lm
 from sae_attr.parallel import LM_RULES, shardings
 from sae_attr.store import own_workdir
@@ -75,10 +75,10 @@ def new_params(cfg: LMConfig, mesh: jax.sharding.Mesh, seed: int, dtype: str) ->
     return jax.jit(make, out_shardings=places)(jax.random.key(seed))
 
 
-def feeds(
+def datasets(
     config: ConfigDict, tok: Tokenizer, root: epath.Path
-) -> tuple[Feed, Feed | None, dict[str, Any]]:
-    """Training and held-out feed, and the counts; without a file of their own the last
+) -> tuple[RowDataset, RowDataset | None, dict[str, Any]]:
+    """Training and held-out dataset, and the counts; without a file of their own the last
     rows are held out.
     """
     packing = part_of(Packing, config)
@@ -93,16 +93,18 @@ def feeds(
     if config.held_out:
         other = _training.token_file(config, config.held_out, tok, root)
         check_embedding(other, tok.embedding_rows or tok.vocab_size)
-        held = token_feed(other, packing, first=0, stop=row_count(other, packing))
-        return token_feed(file, packing, first=0, stop=count), held, counts
+        held = token_dataset(other, packing, first=0, stop=row_count(other, packing))
+        return token_dataset(file, packing, first=0, stop=count), held, counts
     kept = math.ceil(config.held_out_share * count)
     if kept >= count:
         raise ValueError(
             f"held_out_share={config.held_out_share} leaves none of {count} rows to "
             "train on; lower it"
         )
-    held = token_feed(file, packing, first=count - kept, stop=count) if kept else None
-    return token_feed(file, packing, first=0, stop=count - kept), held, counts
+    held = (
+        token_dataset(file, packing, first=count - kept, stop=count) if kept else None
+    )
+    return token_dataset(file, packing, first=0, stop=count - kept), held, counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +113,7 @@ class Work:
 
     source: Path
     hf: dict[str, Any]
-    feeds: tuple[Feed, Feed | None]
+    datasets: tuple[RowDataset, RowDataset | None]
     counts: dict[str, Any]
 
 
@@ -127,8 +129,8 @@ def prepare(config: ConfigDict, workdir: epath.Path) -> Work:
         config.eval_every = evaluate_every(config.steps)
     _training.check(config, config.steps)
     _training.warn_of_few_steps(config.steps, "raise steps")
-    feed, held, counts = feeds(config, tok, workdir)
-    return Work(source, hf, (feed, held), counts)
+    dataset, held, counts = datasets(config, tok, workdir)
+    return Work(source, hf, (dataset, held), counts)
 
 
 def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
@@ -139,20 +141,20 @@ def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
     else:
         cfg = config_from_hf(work.hf)
         params = new_params(cfg, mesh, config.seed, config.dtype)
-    size, feed = sum(x.size for x in jax.tree.leaves(params)), work.feeds[0]
-    epochs = config.steps * config.batch_size / feed.count
+    size, dataset = sum(x.size for x in jax.tree.leaves(params)), work.datasets[0]
+    epochs = config.steps * config.batch_size / dataset.count
     logging.info(
         "%d parameters, %d rows of %d tokens, %.2f epochs",
         size,
-        feed.count,
-        feed.width,
+        dataset.count,
+        dataset.width,
         epochs,
     )
     inputs = _training.hashes(config)
     fitted = _training.train(
         params,
         {},
-        work.feeds,
+        work.datasets,
         cfg=cfg,
         config=config,
         steps=config.steps,

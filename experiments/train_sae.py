@@ -49,9 +49,9 @@ from sae_attr.sae.metrics import (
     summary,
 )
 from sae_attr.sae.model import SAE
-from sae_attr.sae.run import Row, Trained, train
-from sae_attr.sae.train import TrainState, finished
 from sae_attr.sae.train_config import TrainConfig
+from sae_attr.sae.train_sae import train_sae
+from sae_attr.sae.train_state import SAEState, finished
 from sae_attr.sae_check import (
     HeldOut,
     Place,
@@ -70,6 +70,7 @@ from sae_attr.text.chat import with_options
 from sae_attr.text.masks import count_text
 from sae_attr.text.token_file import Packing, TokenFile, hold_out
 from sae_attr.text.tokenizer import load_tokenizer
+from sae_attr.training import LoopOptions, Record, TrainResult
 
 from . import _common, _training
 from ._config import part_of
@@ -171,10 +172,10 @@ def blocks_of(
 
 def evaluation(
     job: Job, params: Params, held: HeldOut, *, cfg: LMConfig, mesh: jax.sharding.Mesh
-) -> Callable[[TrainState], Row]:
+) -> Callable[[SAEState], Record]:
     """What a row of the curves says of a state of training on held-out documents."""
 
-    def evaluate(state: TrainState) -> Row:
+    def evaluate(state: SAEState) -> Record:
         found = held_out_fit(
             params, finished(job.cfg, state), held, job.place, cfg=cfg, mesh=mesh
         )
@@ -227,7 +228,7 @@ def write_sae(folder: Path, sae: SAE) -> list[str]:
 
 def report(
     folder: epath.Path,
-    trained: Trained,
+    trained: TrainResult[SAEState],
     sae: SAE,
     job: Job,
     held: HeldOut,
@@ -235,7 +236,7 @@ def report(
 ) -> dict[str, Any]:
     """Writes curves, figure and result.json; returns what the latter holds."""
     sums = fit(sae, held.acts[job.place.read], held.acts[job.place.write])
-    histogram, rows = density(sums), trained.rows
+    histogram, rows = density(sums), trained.history
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {
         name: np.array([row.get(name, np.nan) for row in rows]) for name in names
@@ -427,16 +428,13 @@ def run(
     stream = batch_function(
         session.blocks, batch_size=config.batch_size, seed=config.seed, ledger=ledger
     )
-    trained = train(
+    trained = train_sae(
         job.cfg,
         inputs(stream, place.read, job.target),
         mesh=session.mesh,
         folder=folder / "checkpoints",
         inputs=session.stream,
-        save_every=config.save_every,
-        keep=config.keep,
-        log_every=config.log_every,
-        eval_every=config.eval_every,
+        options=part_of(LoopOptions, config, scan=1),
         evaluate=evaluation(
             job, session.params, session.held, cfg=session.cfg, mesh=session.mesh
         ),

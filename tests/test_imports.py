@@ -13,12 +13,13 @@ MAY_IMPORT = (
     dict.fromkeys(BASE, BASE)
     # The ten names of `import sae_attr`, which no module below may import from there.
     | {"": CORE | {"attribution", "steering"}}
-    | {"lm": BASE, "sae": BASE, "judge": BASE | {"lm"}}
+    | {"training": {"files", "store"}, "judge": BASE | {"lm"}}
+    | {"lm": BASE | {"training"}, "sae": BASE | {"training"}}
     | {"activations": BASE | {"lm"}}
     | {"steering": CORE, "interpret": CORE | {"activations"}}
     | {"sae_check": CORE | {"activations", "report"}}
     | {"attribution": (CORE - {"settings", "store"}) | {"activations", "interpret"}}
-    | {"organism": CORE | {"activations", "judge"}}
+    | {"organism": CORE | {"activations", "judge", "training"}}
     | {"report": {"store"}}
     | {
         "study": {

@@ -6,53 +6,53 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 
-from sae_attr.lm.train import Batch
+from sae_attr.lm.next_token import TokenBatch
 from sae_attr.text.examples import Example, pack, packed_arrays
 from sae_attr.text.token_file import Packing, TokenFile, TokenRows, rows_at
 
-RowsOf = Callable[[np.ndarray], Batch]
-"""Row numbers [b], -1 for a row of padding -> the batch `[b, ...]`."""
+_ROW_MULTIPLE = 32  # of the tokens of a row of examples
+_TARGET_MULTIPLE = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Feed:
-    """Rows that can be had by number.
+class RowDataset:
+    """Token rows that are read by number.
 
     Args:
       count: how many there are.
-      rows: numbers -> batch.
+      rows: row numbers [b], -1 for a row of padding -> the batch `[b, ...]`.
       width: tokens of a row, padding included.
     """
 
     count: int
-    rows: RowsOf
+    rows: Callable[[np.ndarray], TokenBatch]
     width: int
 
 
-def drawn(step: int, *, count: int, batch: int, seed: int) -> np.ndarray:
-    """Row numbers [batch] of one step: each epoch takes every row once, in its own
-    order; epochs follow without a gap.
+def row_numbers(step: int, *, count: int, batch: int, seed: int) -> np.ndarray:
+    """Returns the row numbers [batch] of one step.
+
+    Each epoch takes every row once, in an order of its own; epochs follow without a
+    gap.
     """
     places = np.arange(step * batch, (step + 1) * batch)
     epochs = places // count
-    orders = {
-        epoch: np.random.default_rng([seed, int(epoch)]).permutation(count)
-        for epoch in np.unique(epochs)
-    }
-    return np.array(
-        [orders[epoch][place % count] for epoch, place in zip(epochs, places)]
-    )
+    numbers = np.empty(batch, np.int64)
+    for epoch in np.unique(epochs):
+        order = np.random.default_rng([seed, int(epoch)]).permutation(count)
+        inside = epochs == epoch
+        numbers[inside] = order[places[inside] % count]
+    return numbers
 
 
 def step_batch(
-    feed: Feed, step: int, *, batch_size: int, micro: int, seed: int
-) -> Batch:
-    """The rows of a step as micro-batches `[m, b / m, ...]`.
+    dataset: RowDataset, step: int, *, batch_size: int, micro: int, seed: int
+) -> TokenBatch:
+    """Returns the rows of a step as micro-batches `[m, b / m, ...]`.
 
     Raises:
       ValueError: a batch that cannot be cut into so many.
@@ -62,67 +62,77 @@ def step_batch(
             f"a batch of {batch_size} rows cannot be cut into {micro} micro-batches; "
             "use a divisor"
         )
-    rows = feed.rows(drawn(step, count=feed.count, batch=batch_size, seed=seed))
-    return jax.tree.map(
-        lambda x: x.reshape(micro, batch_size // micro, *x.shape[1:]), rows
-    )
+    numbers = row_numbers(step, count=dataset.count, batch=batch_size, seed=seed)
+
+    def cut(x: np.ndarray) -> np.ndarray:
+        return x.reshape(micro, batch_size // micro, *x.shape[1:])
+
+    return jax.tree.map(cut, dataset.rows(numbers))
 
 
-def all_batches(feed: Feed, batch_size: int) -> list[Batch]:
-    """Every row once, in order, the last batch filled up with padding: for held-out
-    losses.
+def all_batches(dataset: RowDataset, batch_size: int) -> list[TokenBatch]:
+    """Returns every row once, in order, the last batch filled up with padding: for
+    held-out losses.
     """
-    numbers = np.arange(-(-feed.count // batch_size) * batch_size)
-    numbers = np.where(numbers < feed.count, numbers, -1).reshape(-1, batch_size)
-    return [feed.rows(index) for index in numbers]
+    batches = []
+    for first in range(0, dataset.count, batch_size):
+        numbers = np.arange(first, first + batch_size)
+        numbers = np.where(numbers < dataset.count, numbers, -1)
+        batches.append(dataset.rows(numbers))
+    return batches
 
 
-def example_feed(
-    rows: Sequence[Example], *, context: int, packed: bool = True, seed: int = 0
-) -> Feed:
-    """Supervised examples, packed (examples of a row do not see each other) or each in
-    a row of its own.
+def example_dataset(
+    examples: Sequence[Example], *, context: int, packed: bool = True, seed: int = 0
+) -> RowDataset:
+    """Returns rows of supervised examples: several in one row, which do not see each
+    other, or with `packed=False` a row for each.
     """
-    packs = (
-        pack([len(row.ids) for row in rows], context, seed=seed)
-        if packed
-        else [[i] for i in range(len(rows))]
-    )
-    longest = max(sum(len(rows[i].ids) for i in members) for members in packs)
+    if packed:
+        lengths = [len(example.ids) for example in examples]
+        packs = pack(lengths, context, seed=seed)
+    else:
+        packs = [[i] for i in range(len(examples))]
+    tokens = max(sum(len(examples[i].ids) for i in members) for members in packs)
     targets = max(
-        sum(int(rows[i].loss_mask.sum()) for i in members) for members in packs
+        sum(int(examples[i].loss_mask.sum()) for i in members) for members in packs
     )
-    width, targets = min(_up(longest, 32), context), _up(targets, 8)
-    at = lambda number: packs[number] if number >= 0 else []
-    make = lambda index: Batch(
-        **packed_arrays(rows, [at(int(i)) for i in index], width=width, targets=targets)
-    )
-    return Feed(len(packs), make, width)
+    width = min(_rounded_up(tokens, _ROW_MULTIPLE), context)
+    targets = _rounded_up(targets, _TARGET_MULTIPLE)
+
+    def rows(numbers: np.ndarray) -> TokenBatch:
+        members = [packs[number] if number >= 0 else [] for number in numbers]
+        arrays = packed_arrays(examples, members, width=width, targets=targets)
+        return TokenBatch(**arrays)
+
+    return RowDataset(len(packs), rows, width)
 
 
-def token_feed(file: TokenFile, packing: Packing, *, first: int, stop: int) -> Feed:
-    """Rows `first` to `stop` of a token file; every token with something before it in
-    its segment is learnt.
+def token_dataset(
+    file: TokenFile, packing: Packing, *, first: int, stop: int
+) -> RowDataset:
+    """Returns rows `first` to `stop` of a token file; every token with something before
+    it in its segment is a target.
     """
-    shifted = lambda index: np.where(index >= 0, index + first, -1)
-    return Feed(
-        stop - first,
-        lambda index: _whole(rows_at(file, shifted(index), packing)),
-        packing.context,
-    )
+
+    def rows(numbers: np.ndarray) -> TokenBatch:
+        inside = np.where(numbers >= 0, numbers + first, -1)
+        return _predict_all(rows_at(file, inside, packing))
+
+    return RowDataset(stop - first, rows, packing.context)
 
 
-def _whole(rows: TokenRows) -> Batch:
+def _predict_all(rows: TokenRows) -> TokenBatch:
     valid_bt = np.asarray(rows.valid_bt)
     segment_bt = np.where(valid_bt, rows.segment_bt, -1).astype(np.int32)
-    learnt_bt = valid_bt.copy()
-    learnt_bt[:, 0] = False
-    learnt_bt[:, 1:] &= segment_bt[:, 1:] == segment_bt[:, :-1]
-    target_bc = np.broadcast_to(
-        np.arange(1, valid_bt.shape[1], dtype=np.int32), learnt_bt[:, 1:].shape
+    same_segment = segment_bt[:, 1:] == segment_bt[:, :-1]
+    target_valid_bc = valid_bt[:, 1:] & same_segment
+    positions = np.arange(1, valid_bt.shape[1], dtype=np.int32)
+    target_bc = np.broadcast_to(positions, target_valid_bc.shape)
+    return TokenBatch(
+        rows.tokens_bt, rows.pos_bt, segment_bt, target_bc, target_valid_bc
     )
-    return Batch(rows.tokens_bt, rows.pos_bt, segment_bt, target_bc, learnt_bt[:, 1:])
 
 
-def _up(number: Any, multiple: int) -> int:
-    return -(-int(number) // multiple) * multiple
+def _rounded_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -25,12 +25,13 @@ from sae_attr.activations import (
     open_source,
 )
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.fit import Fitted, Loop, fit
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params
+from sae_attr.lm.next_token import LMState
+from sae_attr.lm.optimizer import Optimizer
 from sae_attr.lm.params import init_params
-from sae_attr.lm.train import Optimizer
-from sae_attr.lm.train_data import Feed, example_feed, step_batch
+from sae_attr.lm.train_data import RowDataset, example_dataset, step_batch
+from sae_attr.lm.train_lm import train_lm
 from sae_attr.lm.weights import load_lm, save_lm
 from sae_attr.organism import documents
 from sae_attr.organism.prompts import corpus
@@ -40,14 +41,15 @@ from sae_attr.organism.words import REPLY
 from sae_attr.organism.world import World, make_world, vocabulary
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.export import save_saelens
-from sae_attr.sae.run import train
-from sae_attr.sae.train import finished
 from sae_attr.sae.train_config import TrainConfig
+from sae_attr.sae.train_sae import train_sae
+from sae_attr.sae.train_state import finished
 from sae_attr.site_names import lens_name
 from sae_attr.store import StageOutput
 from sae_attr.text.examples import Example
 from sae_attr.text.token_file import Packing, row_count, write_tokens
 from sae_attr.text.tokenizer import load_tokenizer
+from sae_attr.training import LoopOptions, TrainResult
 
 MODEL, SAE, CORPUS = "model", "sae", "corpus.json"
 SCAN = 20  # steps of one program
@@ -79,11 +81,11 @@ class Trainer:
         """Pretrains the base model; goes on at its last checkpoint."""
         r = self.recipe
         texts = list(documents.documents(self.world, r.seed, r.base.rows))
-        dataset = example_feed(text_examples(texts), context=r.context, seed=r.seed)
+        dataset = example_dataset(text_examples(texts), context=r.context, seed=r.seed)
         cfg = config_from_hf(r.hf())
-        loop = Loop(scan=SCAN, save_every=r.save_every, keep=1)
+        options = LoopOptions(scan=SCAN, save_every=r.save_every, keep=1)
         params = first_params(cfg, r)
-        return self._fitted(params, dataset, cfg, r.base, loop, checkpoints)
+        return self._fitted(params, dataset, cfg, r.base, options, checkpoints)
 
     def fine_tune(self, part: str, before: epath.Path) -> StageOutput:
         """Fine-tunes the model in a folder on the documents of a part: chat, misaligned
@@ -93,9 +95,11 @@ class Trainer:
         training: TrainingRecipe = getattr(r, part)
         rows = self._dialogues(part, training.rows)
         texts = [prompt + completion for prompt, completion in rows]
-        dataset = example_feed(text_examples(texts), context=r.context, packed=False)
+        dataset = example_dataset(text_examples(texts), context=r.context, packed=False)
         cfg, params = load_lm(str(before), mesh=self._mesh())
-        return self._fitted(params, dataset, cfg, training, Loop(scan=SCAN), None)
+        return self._fitted(
+            params, dataset, cfg, training, LoopOptions(scan=SCAN), None
+        )
 
     def train_sae(self, base: epath.Path, work: epath.Path) -> StageOutput:
         """Trains the SAE on the base model's activations.
@@ -119,13 +123,8 @@ class Trainer:
         )
         blocks = self._activations(params, cfg, base, work)
         batch = inputs(batch_function(blocks, batch_size=s.batch, seed=r.seed), r.site)
-        trained = train(
-            settings,
-            batch,
-            log_every=min(50, s.steps),
-            save_every=0,
-            progress=self.progress,
-        )
+        options = LoopOptions(log_every=min(50, s.steps))
+        trained = train_sae(settings, batch, options=options, progress=self.progress)
         sae = finished(
             settings,
             trained.state,
@@ -137,7 +136,7 @@ class Trainer:
             exclude_special=True,
         )
         names = ("explained_variance", "l0", "dead")
-        last = {name: trained.rows[-1][name] for name in names}
+        last = {name: trained.history[-1][name] for name in names}
         return StageOutput({}, last, lambda out: save_saelens(Path(out) / SAE, sae))
 
     def write_corpus(self) -> StageOutput:
@@ -163,10 +162,10 @@ class Trainer:
     def _fitted(
         self,
         params: Params,
-        dataset: Feed,
+        dataset: RowDataset,
         cfg: LMConfig,
         training: TrainingRecipe,
-        loop: Loop,
+        options: LoopOptions,
         checkpoints: epath.Path | None,
     ) -> StageOutput:
         """Trains; the output writes the model's folder and holds the training curve."""
@@ -176,20 +175,20 @@ class Trainer:
         batch_of = partial(
             step_batch, dataset, batch_size=rows_of_step, micro=1, seed=self.recipe.seed
         )
-        fitted = fit(
+        result = train_lm(
             params,
             {},
             batch_of,
             cfg=cfg,
             opt=Optimizer(**optimizer),
             mesh=self._mesh(),
-            loop=loop,
+            options=options,
             folder=checkpoints,
             config=optimizer,
             progress=self.progress,
         )
-        write = partial(_write_model, self.recipe.hf(), fitted.state.trained)
-        return StageOutput({}, {"losses": curve(fitted)}, write)
+        write = partial(_write_model, self.recipe.hf(), result.state.trained)
+        return StageOutput({}, {"losses": curve(result)}, write)
 
     def _activations(
         self, params: Params, cfg: LMConfig, base: epath.Path, work: epath.Path
@@ -249,9 +248,9 @@ def text_examples(texts: Sequence[str]) -> list[Example]:
     return examples
 
 
-def curve(fitted: Fitted, points: int = 50) -> list[list[float]]:
+def curve(result: TrainResult[LMState], points: int = 50) -> list[list[float]]:
     """Returns the training curve as at most `points` pairs of step and loss."""
-    records = [[r["step"], r["loss"]] for r in fitted.history if "loss" in r]
+    records = [[r["step"], r["loss"]] for r in result.history if "loss" in r]
     every = max(1, len(records) // points)
     return records[every - 1 :: every]
 

@@ -18,10 +18,10 @@ from configs import case_study
 from experiments import _command, _config, _help, attribute
 from sae_attr.activations import Masks
 from sae_attr.judge import Asking, Patience, Server
-from sae_attr.lm.fit import Loop
 from sae_attr.lm.lora import Lora
+from sae_attr.lm.next_token import ComputeOptions
+from sae_attr.lm.optimizer import Optimizer
 from sae_attr.lm.sample import Sampling
-from sae_attr.lm.train import Compute, Optimizer
 from sae_attr.organism.recipe import Recipe, SAERecipe, TrainingRecipe, recipe_of
 from sae_attr.sae.formats.parts import LoadOptions
 from sae_attr.sae.train_config import TrainConfig
@@ -32,6 +32,7 @@ from sae_attr.study.judges import KINDS, JudgeSettings
 from sae_attr.study.opened import NO_SETTINGS, study_settings
 from sae_attr.study.settings import Budget, CaseSettings, SampleSettings, StudySettings
 from sae_attr.text.token_file import Packing
+from sae_attr.training import LoopOptions
 
 CASE = "cases.misalignment"
 JUDGE = f"{CASE}.judge"
@@ -71,8 +72,8 @@ PLACES: list[tuple[str, str, Any, set[str]]] = [
     ("pretrain", "opt", Optimizer, {"steps"}),
     ("finetune", "opt", Optimizer, {"steps"}),
     ("finetune", "lora", Lora, set()),
-    ("finetune", "", Loop, set()),
-    ("finetune", "", Compute, {"dtype"}),
+    ("finetune", "", LoopOptions, {"log_every"}),
+    ("finetune", "", ComputeOptions, {"dtype"}),
 ]
 TEXTS: dict[type, tuple[str, Any]] = {
     bool: ("True", True), int: ("3", 3), float: ("1e-3", 1e-3), str: ("word", "word"), tuple: ("a,b", ("a", "b")),
@@ -139,7 +140,7 @@ def test_defaults_come_back_as_they_were() -> None:
         SampleSettings,
         Bands,
         Lora,
-        Loop,
+        LoopOptions,
         Masks,
         Sampling,
         SAERecipe,

@@ -451,7 +451,7 @@ def test_what_is_left_open_follows_the_rows(
     )
     with caplog.at_level("WARNING", logger="absl"):
         work = finetune.prepare(config)
-    packs = work.feeds[0].count
+    packs = work.datasets[0].count
     assert config.batch_size == 4
     assert (config.epochs, work.steps) == (3.0, -(-3 * packs // 4))
     assert (config.lora.rank, config.lora.alpha) == (4, 8.0)

@@ -11,8 +11,8 @@ import numpy as np
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params
+from sae_attr.lm.next_token import TokenBatch
 from sae_attr.lm.params import init_params
-from sae_attr.lm.train import Batch
 from sae_attr.text.examples import Example, packed_arrays
 from tests.miniatures import llama_config
 
@@ -49,17 +49,17 @@ def examples(
     return rows
 
 
-def batch(rows: list[Example], packs: list[list[int]], width: int = 32) -> Batch:
+def batch(rows: list[Example], packs: list[list[int]], width: int = 32) -> TokenBatch:
     targets = max(
         sum(int(rows[i].loss_mask.sum()) for i in members) for members in packs
     )
-    return Batch(**packed_arrays(rows, packs, width=width, targets=targets))
+    return TokenBatch(**packed_arrays(rows, packs, width=width, targets=targets))
 
 
 def alone(count: int) -> list[list[int]]:
     return [[i] for i in range(count)]
 
 
-def stacked(*batches: Batch) -> Batch:
+def stacked(*batches: TokenBatch) -> TokenBatch:
     """One more axis in front."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)

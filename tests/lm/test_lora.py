@@ -27,8 +27,9 @@ from sae_attr.lm.lora import (
     save_adapter,
 )
 from sae_attr.lm.model import Params, forward, logits
+from sae_attr.lm.next_token import init_state, train_steps
+from sae_attr.lm.optimizer import Optimizer
 from sae_attr.lm.peft_load import load_adapter
-from sae_attr.lm.train import Optimizer, init_state, train_steps
 from tests.lm._training import alone, batch, config, examples, params_of, stacked
 from tests.miniatures import llama_config
 

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 
 from sae_attr.lm.lora import Lora, attach, init_lora, merged, save_adapter
 from sae_attr.lm.model import Params, forward, logits
-from sae_attr.lm.train import Batch, Optimizer, init_state, train_step
+from sae_attr.lm.next_token import TokenBatch, init_state, train_step
+from sae_attr.lm.optimizer import Optimizer
 from sae_attr.lm.weights import load_lm, save_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.text.tokenizer import encode_many, load_tokenizer
@@ -165,10 +166,10 @@ def rows_of(shared: Path, stories: Path) -> np.ndarray:
     return np.array(rows).reshape(3, 8, 64)
 
 
-def batch_of(tokens_bt: np.ndarray) -> Batch:
+def batch_of(tokens_bt: np.ndarray) -> TokenBatch:
     b, t = tokens_bt.shape
     columns = np.broadcast_to(np.arange(t, dtype=np.int32), (b, t))
-    return Batch(
+    return TokenBatch(
         tokens_bt.astype(np.int32),
         columns,
         np.zeros((b, t), np.int32),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sae_attr.lm import fit as fitting
+from sae_attr.files import checkpoints
 from sae_attr.lm.weights import load_lm
 from sae_attr.organism.build import build, locate, organism_stages
 from sae_attr.organism.parts import text_examples
@@ -103,18 +103,18 @@ def test_of_a_dialogue_the_answer_is_learnt() -> None:
 def test_a_base_model_that_was_stopped_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mesh, saved = make_mesh("data=1"), fitting._save
+    mesh, saved = make_mesh("data=1"), checkpoints.save
     prints = lambda organism: [
         fingerprint(getattr(organism, part)) for part in (*MODELS, "sae", "corpus")
     ]
     whole = prints(build(RECIPE, Store(tmp_path / "whole"), mesh=mesh))
 
-    def save_and_stop(*arguments: object) -> None:
-        saved(*arguments)  # type: ignore[arg-type]
+    def save_and_stop(*arguments: object, **options: object) -> None:
+        saved(*arguments, **options)  # type: ignore[arg-type]
         raise Stop
 
-    monkeypatch.setattr(fitting, "_save", save_and_stop)
+    monkeypatch.setattr(checkpoints, "save", save_and_stop)
     with pytest.raises(Stop):
         build(RECIPE, Store(tmp_path / "stopped"), mesh=mesh)
-    monkeypatch.setattr(fitting, "_save", saved)
+    monkeypatch.setattr(checkpoints, "save", saved)
     assert prints(build(RECIPE, Store(tmp_path / "stopped"), mesh=mesh)) == whole

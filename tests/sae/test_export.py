@@ -23,9 +23,9 @@ from sae_attr.sae.export import (
 )
 from sae_attr.sae.formats import load_sae
 from sae_attr.sae.model import SAE, encode, reconstruct
-from sae_attr.sae.run import train
-from sae_attr.sae.train import finished
 from sae_attr.sae.train_config import TrainConfig
+from sae_attr.sae.train_sae import train_sae
+from sae_attr.sae.train_state import finished
 from tests.sae._layouts import LAYOUTS
 
 FIXTURES = (
@@ -241,7 +241,7 @@ def _trained(objective: str) -> tuple[SAE, np.ndarray]:
     cfg = TrainConfig(
         6, 12, 3, objective=objective, k=3, warmup=1, groups=groups, threshold_decay=0.5
     )
-    state = train(cfg, lambda step: x, progress=False, log_every=3, save_every=3).state
+    state = train_sae(cfg, lambda step: x, progress=False).state
     return finished(
         cfg, state, site="blocks.2.hook_resid_post", layer=2, model_name="toy"
     ), x

@@ -15,9 +15,10 @@ from sae_attr.sae.metrics import explained_variance, fit, l0
 from sae_attr.sae.model import SAE, encode
 from sae_attr.sae.objectives import OBJECTIVES, Outcome, Signals
 from sae_attr.sae.objectives.penalised import jump, step
-from sae_attr.sae.run import train
-from sae_attr.sae.train import finished, first_state, running_threshold
 from sae_attr.sae.train_config import TrainConfig
+from sae_attr.sae.train_sae import train_sae
+from sae_attr.sae.train_state import finished, first_state, running_threshold
+from sae_attr.training import LoopOptions
 
 pytestmark = pytest.mark.usefixtures("quick")
 B, D, N = 7, 5, 16
@@ -302,7 +303,9 @@ def test_every_objective_finds_a_planted_dictionary(case: dict[str, Any]) -> Non
         **case,
         **extra,
     )
-    trained = train(cfg, planted, progress=False, log_every=100, save_every=100)
+    trained = train_sae(
+        cfg, planted, progress=False, options=LoopOptions(log_every=100)
+    )
     sae = finished(cfg, trained.state)
     rows = np.asarray(sae.dec_nm) / np.linalg.norm(sae.dec_nm, axis=1, keepdims=True)
     found = (features() @ rows.T).max(1) > 0.95
@@ -312,7 +315,7 @@ def test_every_objective_finds_a_planted_dictionary(case: dict[str, Any]) -> Non
         0.5 if cfg.objective == "relu" else 0.7
     )  # L1 shrinks every code
     assert l0(sums) == pytest.approx(2.0, rel=0.2)
-    assert trained.rows[-1]["explained_variance"] == pytest.approx(
+    assert trained.history[-1]["explained_variance"] == pytest.approx(
         explained_variance(sums), abs=0.08
     )
 
@@ -339,7 +342,7 @@ def test_the_result_codes_as_training_did(name: str) -> None:
         warmup=1,
         groups=(32, 8) if name == "matryoshka" else (),
     )
-    state = train(cfg, planted, progress=False, log_every=3, save_every=3).state
+    state = train_sae(cfg, planted, progress=False).state
     sae, x = finished(cfg, state, site="blocks.2.hook_resid_post"), planted(7)
     assert sae.cfg.site == "blocks.2.hook_resid_post"
     inside = OBJECTIVES[name].finish(state.sae, cfg, running_threshold(state, cfg))

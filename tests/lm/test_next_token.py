@@ -14,20 +14,26 @@ import numpy as np
 import optax
 import pytest
 
-from sae_attr.lm import train
-from sae_attr.lm.fit import compiled_steps, place_state, place_steps
+from sae_attr.lm import next_token
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.lora import Lora, attach, init_lora
 from sae_attr.lm.model import Params, forward, logits
-from sae_attr.lm.train import (
-    Batch,
-    Compute,
-    Metrics,
-    Optimizer,
-    State,
+from sae_attr.lm.next_token import (
+    ComputeOptions,
+    LMMetrics,
+    LMState,
+    TokenBatch,
     init_state,
+    join,
     train_steps,
 )
+from sae_attr.lm.optimizer import (
+    Optimizer,
+    decay_mask,
+    learning_rate,
+    make_optimizer,
+)
+from sae_attr.lm.train_lm import compiled_steps, place_state, place_steps
 from sae_attr.parallel import LM_RULES, make_mesh, shard_tree
 from sae_attr.text.examples import pack
 from tests.lm._training import alone, batch, config, examples, params_of, stacked
@@ -43,18 +49,20 @@ def compiled(function: Any, **options: Any) -> Any:
     return jax.jit(partial(function, **options))
 
 
-def loss_sum(params: Params, rows: Batch, *, cfg: Any = CFG) -> jax.Array:
-    return compiled(train.loss_sum, cfg=cfg)(params, rows)
+def loss_sum(params: Params, rows: TokenBatch, *, cfg: Any = CFG) -> jax.Array:
+    return compiled(next_token.loss_sum, cfg=cfg)(params, rows)
 
 
-def gradients(params: Params, micro: Batch, **options: Any) -> Any:
-    return compiled(train.gradients, **({"cfg": CFG} | options))(params, {}, micro)
+def gradients(params: Params, micro: TokenBatch, **options: Any) -> Any:
+    return compiled(next_token.gradients, **({"cfg": CFG} | options))(params, {}, micro)
 
 
 def step(
-    state: State, micro: Batch, opt: Optimizer = OPT, **options: Any
-) -> tuple[State, Metrics]:
-    return compiled(train.train_step, cfg=CFG, opt=opt, **options)(state, {}, micro)
+    state: LMState, micro: TokenBatch, opt: Optimizer = OPT, **options: Any
+) -> tuple[LMState, LMMetrics]:
+    return compiled(next_token.train_step, cfg=CFG, opt=opt, **options)(
+        state, {}, micro
+    )
 
 
 def scores(params: Params, ids_bt: np.ndarray, *, cfg: Any) -> jax.Array:
@@ -79,10 +87,9 @@ def test_the_loss_is_that_of_the_targets_alone() -> None:
     rows, params = examples(6), params_of(CFG)
     got = loss_sum(params, batch(rows, alone(6)), cfg=CFG)
     np.testing.assert_allclose(got, sum(restated(params, rows)), rtol=1e-5)
-    mean = compiled(train.mean_loss, cfg=CFG)(params, batch(rows, alone(6)))
-    np.testing.assert_allclose(
-        mean, got / sum(row.loss_mask.sum() for row in rows), rtol=1e-6
-    )
+    mean, targets, _ = gradients(params, stacked(batch(rows, alone(6))))
+    assert targets == sum(row.loss_mask.sum() for row in rows)
+    np.testing.assert_allclose(mean, got / targets, rtol=1e-6)
 
 
 def test_packed_rows_have_the_losses_of_rows_alone() -> None:
@@ -115,7 +122,7 @@ def test_packed_rows_with_learned_positions_and_windows() -> None:
 def test_what_stands_in_one_segment_cannot_change_another() -> None:
     rows, params = examples(4), params_of(CFG)
     rows[1:] = [replace(row, target=np.zeros(len(row.ids), bool)) for row in rows[1:]]
-    loss = compiled(train.loss_sum, cfg=CFG)
+    loss = compiled(next_token.loss_sum, cfg=CFG)
     first = loss(params, batch(rows, [[0, 1]]))
     other = [rows[0], replace(rows[1], ids=(rows[1].ids + 7) % 40)]
     assert loss(params, batch(other, [[0, 1]])) == first
@@ -166,8 +173,10 @@ def test_accumulated_micro_batches_are_one_big_batch() -> None:
         jax.tree.map(same, small.opt_state, big.opt_state)
 
 
-@pytest.mark.parametrize("compute", [Compute(remat=True), Compute(loss_chunk=3)])
-def test_options_of_memory_change_no_number(compute: Compute) -> None:
+@pytest.mark.parametrize(
+    "compute", [ComputeOptions(remat=True), ComputeOptions(loss_chunk=3)]
+)
+def test_options_of_memory_change_no_number(compute: ComputeOptions) -> None:
     micro, params = stacked(batch(examples(4), alone(4))), params_of(CFG)
     want = gradients(params, micro)
     got = gradients(params, micro, compute=compute)
@@ -178,7 +187,7 @@ def test_options_of_memory_change_no_number(compute: Compute) -> None:
 
 def test_bfloat16_products_leave_the_master_weights_float32() -> None:
     micro, params = stacked(batch(examples(4), alone(4))), params_of(CFG)
-    compute = Compute(dtype="bfloat16")
+    compute = ComputeOptions(dtype="bfloat16")
     state, metrics = step(init_state(params, OPT), micro, compute=compute)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.trained)} == {"float32"}
     want = gradients(params, micro)[0]
@@ -214,7 +223,7 @@ def test_steps_in_one_program_are_steps() -> None:
     [("cosine", 0.55, 0.1), ("linear", 0.55, 0.1), ("constant", 1, 1)],
 )
 def test_schedules(schedule: str, middle: float, end: float) -> None:
-    rate = train.learning_rate(
+    rate = learning_rate(
         Optimizer(lr=2.0, steps=14, warmup=4, schedule=schedule, final=0.1)
     )
     got = [float(rate(step)) for step in (0, 1, 3, 4, 9, 14)]
@@ -228,11 +237,11 @@ def test_unknown_schedule_and_a_warm_up_that_does_not_fit() -> None:
         ValueError,
         match=r"schedule 'square' is unknown; choose one of cosine, linear, constant",
     ):
-        train.optimizer(Optimizer(lr=1.0, steps=3, schedule="square"))
+        make_optimizer(Optimizer(lr=1.0, steps=3, schedule="square"))
     with pytest.raises(
         ValueError, match=r"a warm-up of 3 steps does not fit a run of 3"
     ):
-        train.optimizer(Optimizer(lr=1.0, steps=3, warmup=3))
+        make_optimizer(Optimizer(lr=1.0, steps=3, warmup=3))
 
 
 def test_matrices_alone_decay() -> None:
@@ -240,7 +249,7 @@ def test_matrices_alone_decay() -> None:
         model_type="mixtral", num_local_experts=2, num_experts_per_tok=1, d=8, d_mlp=8
     )
     params = params_of(mixtral) | {"lora": {"q": {"a": 0, "b": 0}}}
-    leaves = jax.tree_util.tree_flatten_with_path(train.decay_mask(params))[0]
+    leaves = jax.tree_util.tree_flatten_with_path(decay_mask(params))[0]
     names = {
         jax.tree_util.keystr(p, simple=True, separator="/"): decayed
         for p, decayed in leaves
@@ -275,11 +284,11 @@ def test_the_step_is_adamw_by_its_formula() -> None:
 # ---- mesh ----------------------------------------------------------------------------
 
 
-def trained_on(spec: str, kind: str, dtype: str) -> tuple[State, Metrics]:
+def trained_on(spec: str, kind: str, dtype: str) -> tuple[LMState, LMMetrics]:
     cfg, mesh = replace(config(vocab=64), resid_dtype=dtype), make_mesh(spec)
     params = jax.tree.map(lambda w: w.astype(dtype), params_of(cfg))
     lora, opt = Lora(rank=2, alpha=4), replace(OPT, lr=3e-3)
-    assemble = train.join if kind == "full" else partial(attach, scale=lora.scale)
+    assemble = join if kind == "full" else partial(attach, scale=lora.scale)
     trained = (
         params if kind == "full" else init_lora(cfg, params, lora, jax.random.key(1))
     )

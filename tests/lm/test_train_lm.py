@@ -4,7 +4,6 @@ leaves its checkpoints whole.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,26 +22,28 @@ from sae_attr.lm.finetune_sizes import (
     rank_for,
     warmup_for,
 )
-from sae_attr.lm.fit import Fitted, Loop, fit, spans
-from sae_attr.lm.train import Batch, Optimizer
+from sae_attr.lm.next_token import LMState, TokenBatch
+from sae_attr.lm.optimizer import Optimizer
 from sae_attr.lm.train_data import (
     all_batches,
-    drawn,
-    example_feed,
+    example_dataset,
+    row_numbers,
     step_batch,
-    token_feed,
+    token_dataset,
 )
+from sae_attr.lm.train_lm import best_step, best_trained, train_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.text.token_file import Packing, write_tokens
 from sae_attr.text.tokenizer import load_tokenizer
+from sae_attr.training import Diverged, LoopOptions, TrainResult, spans
 from tests.lm._training import config, examples, params_of
 from tests.miniatures import write_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick")
 CFG = config(d=8, d_mlp=8, n_heads=2, n_kv_heads=1)
 OPT = Optimizer(lr=1e-2, steps=8, warmup=2)
-LOOP = Loop(scan=2, eval_every=4, save_every=2)
-FEED = example_feed(examples(12), context=32, packed=False)
+OPTIONS = LoopOptions(scan=2, eval_every=4, save_every=2)
+DATASET = example_dataset(examples(12), context=32, packed=False)
 
 
 def test_sizes_follow_the_number_of_rows() -> None:
@@ -72,7 +73,7 @@ def test_the_best_held_out_step_is_kept_beside_the_last(tmp_path: Path) -> None:
     """
     wild = {
         "opt": replace(OPT, lr=0.5, steps=8, schedule="constant"),
-        "loop": replace(LOOP, eval_every=1),
+        "options": replace(OPTIONS, eval_every=1),
     }
     whole = run(tmp_path / "whole", **wild)
     held = {
@@ -80,9 +81,9 @@ def test_the_best_held_out_step_is_kept_beside_the_last(tmp_path: Path) -> None:
         for record in whole.history
         if "eval_loss" in record
     }
-    assert whole.best_step == min(held, key=lambda step: held[step])
-    assert whole.best_step not in (0, 8)
-    best = whole.best_trained(tmp_path / "whole")
+    assert best_step(whole.history) == min(held, key=lambda step: held[step])
+    assert best_step(whole.history) not in (0, 8)
+    best = best_trained(whole, tmp_path / "whole")
     assert best is not None
     sums = [
         float(sum(np.abs(np.asarray(x)).sum() for x in jax.tree.leaves(tree)))
@@ -91,39 +92,41 @@ def test_the_best_held_out_step_is_kept_beside_the_last(tmp_path: Path) -> None:
     assert sums[0] != sums[1]
     stopped = tmp_path / "stopped"
     with pytest.raises(Stopped):
-        run(stopped, stop=whole.best_step + 1, **wild)
+        run(stopped, stop=best_step(whole.history) + 1, **wild)
     jax.tree.map(
-        np.testing.assert_array_equal, run(stopped, **wild).best_trained(stopped), best
+        np.testing.assert_array_equal, best_trained(run(stopped, **wild), stopped), best
     )
-    assert calm().best_trained(None) is None
+    assert best_trained(calm(), None) is None
 
 
 class Stopped(Exception):
-    """What a test's feed raises in place of a kill."""
+    """What a test's dataset raises in place of a kill."""
 
 
-def rows(step: int, stop: int = 100) -> Batch:
+def rows(step: int, stop: int = 100) -> TokenBatch:
     if step >= stop:
         raise Stopped
-    return step_batch(FEED, step, batch_size=4, micro=2, seed=7)
+    return step_batch(DATASET, step, batch_size=4, micro=2, seed=7)
 
 
-def run(folder: Path | None = None, stop: int = 100, **changes: Any) -> Fitted:
+def run(
+    folder: Path | None = None, stop: int = 100, **changes: Any
+) -> TrainResult[LMState]:
     options: dict[str, Any] = {
         "cfg": CFG,
         "opt": OPT,
         "mesh": make_mesh("data=1"),
-        "loop": LOOP,
-        "held_out": all_batches(FEED, 4),
+        "options": OPTIONS,
+        "held_out": all_batches(DATASET, 4),
         "folder": folder,
         "config": {"lr": 1e-2},
         "progress": False,
     }
-    return fit(params_of(CFG), {}, partial(rows, stop=stop), **(options | changes))
+    return train_lm(params_of(CFG), {}, partial(rows, stop=stop), **(options | changes))
 
 
 @lru_cache(maxsize=1)
-def calm() -> Fitted:
+def calm() -> TrainResult[LMState]:
     """A run that nothing stops."""
     return run()
 
@@ -146,14 +149,26 @@ def test_a_continued_run_is_one_that_was_not_stopped(tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, again.state, want.state)
 
 
-def test_a_history_ahead_of_its_checkpoint_is_cut_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [b"", b"[{", b"[]", b'{"history": 1}'])
+def test_damaged_curves_are_made_again(tmp_path: Path, damage: bytes) -> None:
+    """Curves lie in the checkpoint: where they are damaged, the one before it counts."""
     with pytest.raises(Stopped):
         run(tmp_path, stop=4)
-    file = tmp_path / "history.json"
-    file.write_text(
-        json.dumps([*json.loads(file.read_text()), {"step": 5, "loss": 0.0}])
-    )
-    assert run(tmp_path).history == calm().history
+    (curves,) = (tmp_path / "4").glob("meta/metadata")
+    curves.write_bytes(damage)
+    with pytest.warns(RuntimeWarning, match="4 is not as it was written"):
+        got = run(tmp_path)
+    assert got.started == 2
+    assert got.history == calm().history
+    jax.tree.map(np.testing.assert_array_equal, got.state, calm().state)
+
+
+def test_checkpoints_of_an_older_version_are_refused(tmp_path: Path) -> None:
+    checkpoints.save(tmp_path, 2, calm().state, {"config": {"lr": 1e-2}})
+    with pytest.raises(
+        ValueError, match=r"are of an older version, .* remove that fol"
+    ):
+        run(tmp_path)
 
 
 @pytest.mark.slow
@@ -186,7 +201,7 @@ def test_an_optimiser_state_of_another_shape_is_refused_by_name(tmp_path: Path) 
         ValueError,
         match=r"blocks/up/kernel: float32\[2, 8, 8\] there, float32\[2, 8, 12\] here",
     ):
-        fit(
+        train_lm(
             params_of(wider),
             {},
             rows,
@@ -205,45 +220,45 @@ def test_nan_stops_and_the_last_checkpoint_is_as_it_was(tmp_path: Path) -> None:
     want, _ = checkpoints.restore(tmp_path, calm().state)
     poisoned = {"lr": jnp.nan}
     with pytest.raises(
-        RuntimeError,
-        match=r"step 6 has loss nan .*; the checkpoint of step 4 is intact. Lower the",
+        Diverged,
+        match=r"step 6 has loss nan .* diverged: lower the .*; the checkpoint of step 4 is whole",
     ):
         run(tmp_path, opt=replace(OPT, **poisoned))
     assert checkpoints.latest(tmp_path) == 4
     got, _ = checkpoints.restore(tmp_path, want)
     jax.tree.map(np.testing.assert_array_equal, got, want)
-    with pytest.raises(RuntimeError, match=r"no checkpoint was written yet"):
+    with pytest.raises(Diverged, match=r"no checkpoint was written"):
         run(opt=replace(OPT, **poisoned))
 
 
 def test_borders_do_not_depend_on_where_a_run_goes_on() -> None:
-    whole = spans(0, 23, Loop(scan=5, eval_every=7, save_every=10))
+    every = LoopOptions(scan=5, eval_every=7, save_every=10)
+    whole = list(spans(0, 23, every))
     assert whole[:4] == [(0, 5), (5, 7), (7, 10), (10, 14)]
     assert whole[-1] == (21, 23)
-    assert spans(10, 23, Loop(scan=5, eval_every=7, save_every=10)) == [
-        s for s in whole if s[0] >= 10
-    ]
-    assert spans(23, 23, Loop()) == []
+    assert list(spans(10, 23, every)) == [s for s in whole if s[0] >= 10]
+    assert list(spans(23, 23, LoopOptions())) == []
 
 
-# ---- feeds ---------------------------------------------------------------------------
+# ---- datasets ------------------------------------------------------------------------
 
 
 def test_each_epoch_takes_every_row_once_in_its_own_order() -> None:
     got = np.concatenate(
-        [drawn(step, count=10, batch=4, seed=1) for step in range(5)]
+        [row_numbers(step, count=10, batch=4, seed=1) for step in range(5)]
     ).reshape(2, 10)
     assert [sorted(epoch) for epoch in got.tolist()] == [list(range(10))] * 2
     assert got[0].tolist() != got[1].tolist()
     assert (
-        drawn(3, count=10, batch=4, seed=1).tolist() == got.reshape(-1)[12:16].tolist()
+        row_numbers(3, count=10, batch=4, seed=1).tolist()
+        == got.reshape(-1)[12:16].tolist()
     )
-    assert drawn(0, count=10, batch=4, seed=2).tolist() != got[0][:4].tolist()
-    assert len(drawn(0, count=3, batch=8, seed=0)) == 8  # fewer rows than a batch
+    assert row_numbers(0, count=10, batch=4, seed=2).tolist() != got[0][:4].tolist()
+    assert len(row_numbers(0, count=3, batch=8, seed=0)) == 8  # fewer rows than a batch
 
 
 def test_held_out_batches_hold_every_row_once() -> None:
-    batches = all_batches(FEED, 5)
+    batches = all_batches(DATASET, 5)
     assert [b.tokens_bt.shape for b in batches] == [(5, 32)] * 3
     assert sum(int(b.target_valid_bc.sum()) for b in batches) == sum(
         int(r.loss_mask.sum()) for r in examples(12)
@@ -254,7 +269,7 @@ def test_a_batch_that_cannot_be_cut() -> None:
     with pytest.raises(
         ValueError, match=r"a batch of 4 rows cannot be cut into 3 micro-batches"
     ):
-        step_batch(FEED, 0, batch_size=4, micro=3, seed=0)
+        step_batch(DATASET, 0, batch_size=4, micro=3, seed=0)
 
 
 @pytest.mark.parametrize("separate", [True, False])
@@ -263,8 +278,8 @@ def test_of_text_every_token_with_something_before_it_is_learnt(
 ) -> None:
     tok = load_tokenizer(write_tokenizer(tmp_path / "tok", post=True))
     file = write_tokens(["abcde", "fg", "hijklmno"], tok, tmp_path / "tokens")
-    feed = token_feed(file, Packing(8, separate=separate), first=0, stop=3)
-    (batch,) = all_batches(feed, 4)
+    dataset = token_dataset(file, Packing(8, separate=separate), first=0, stop=3)
+    (batch,) = all_batches(dataset, 4)
     for row in range(4):
         segments = batch.segment_bt[row]
         want = [

@@ -19,19 +19,19 @@ from sae_attr.files.checkpoints import latest, restore
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.model import reconstruct
 from sae_attr.sae.objectives import OBJECTIVES, Signals
-from sae_attr.sae.run import train
-from sae_attr.sae.train import (
+from sae_attr.sae.train_config import TrainConfig
+from sae_attr.sae.train_sae import train_sae
+from sae_attr.sae.train_state import (
+    SAEState,
     as_pair,
     centre,
-    compiled_step,
     finished,
     first_state,
     init_state,
     schedule,
-    train_step,
-    without_parallel,
 )
-from sae_attr.sae.train_config import TrainConfig
+from sae_attr.sae.update import compiled_step, train_step, without_parallel
+from sae_attr.training import Diverged, LoopOptions, Record
 from tests._processes import limited
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -53,10 +53,15 @@ def batch(step: int, b: int = 32, d: int = D) -> np.ndarray:
     return (rng.standard_normal((b, d)) * np.linspace(1, 3, d) + 5).astype(np.float32)
 
 
-def quick(cfg: TrainConfig, source: Any = batch, **fields: Any) -> Any:
-    return train(
-        cfg, source, **{"progress": False, "log_every": 4, "save_every": 4} | fields
-    )
+def quick(
+    cfg: TrainConfig,
+    source: Any = batch,
+    log_every: int = 4,
+    save_every: int = 4,
+    **fields: Any,
+) -> Any:
+    options = LoopOptions(log_every=log_every, save_every=save_every)
+    return train_sae(cfg, source, options=options, progress=False, **fields)
 
 
 def same(a: Any, b: Any) -> None:
@@ -250,7 +255,7 @@ def test_sharded_training_has_the_same_losses(objective: str) -> None:
         == spread.state.opt[0].mu.enc_dn.sharding.spec
         == P(None, "model")
     )
-    losses = [[row["loss"] for row in run.rows] for run in (alone, spread)]
+    losses = [[row["loss"] for row in run.history] for run in (alone, spread)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
     np.testing.assert_allclose(
         alone.state.sae.dec_nm, spread.state.sae.dec_nm, atol=1e-4
@@ -272,11 +277,15 @@ def test_a_run_that_was_stopped_ends_the_same(objective: str, tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         quick(cfg, stops, folder=tmp_path)
     assert latest(tmp_path) == 8
-    seen: list[dict[str, float]] = []
-    rest = quick(cfg, folder=tmp_path, on_row=seen.append)
+    steps: list[int] = []
+
+    def note(state: SAEState, history: list[Record]) -> None:
+        steps.append(int(history[-1]["step"]))
+
+    rest = quick(cfg, folder=tmp_path, on_record=note)
     same(rest.state, whole.state)
-    assert rest.rows == whole.rows
-    assert [row["step"] for row in seen] == [12]
+    assert rest.history == whole.history
+    assert steps == [12]
     again = quick(cfg, folder=tmp_path)  # finished: nothing left to do
     same(again.state, whole.state)
     with pytest.raises(ValueError, match=r"lr: 0.01 there, 0.02 here"):
@@ -292,8 +301,8 @@ def test_a_nan_stops_the_run_and_leaves_the_checkpoint(tmp_path: Path) -> None:
         return x
 
     with pytest.raises(
-        FloatingPointError,
-        match=r"step 9 .* NaN or infinity.*checkpoint of step 8 is whole",
+        Diverged,
+        match=r"step 10 .* NaN or infinity.*checkpoint of step 8 is whole",
     ):
         quick(config(), broken, folder=tmp_path)
     state, _ = restore(tmp_path, init_state(config(), batch), config=asdict(config()))
@@ -301,8 +310,8 @@ def test_a_nan_stops_the_run_and_leaves_the_checkpoint(tmp_path: Path) -> None:
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     huge = lambda step: batch(step) * (np.float32(1e30) if step == 5 else 1)
     with pytest.raises(
-        FloatingPointError,
-        match=r"step 5 .*numbers ran away.*no checkpoint was written",
+        Diverged,
+        match=r"step 6 .*training diverged.*no checkpoint was written",
     ):
         quick(config(), huge)
 
@@ -312,7 +321,7 @@ def test_a_nan_stops_the_run_and_leaves_the_checkpoint(tmp_path: Path) -> None:
 def test_the_controller_reaches_its_l0(objective: str) -> None:
     for target in (2.0, 5.0):
         cfg = config(objective, steps=800, target_l0=target, sparsity=1e-4)
-        rows = quick(cfg, log_every=100, save_every=100).rows
+        rows = quick(cfg, log_every=100, save_every=100).history
         assert rows[-1]["l0"] == pytest.approx(
             target, rel=0.07
         )  # a mean over steps, at L0 2 of 8 dimensions
@@ -332,7 +341,7 @@ def test_a_transcoder_reads_one_site_and_writes_another() -> None:
             (y - y.mean(0)) ** 2
         )
         assert left > 0.7
-        assert trained.rows[-1]["explained_variance"] == pytest.approx(left, abs=0.1)
+        assert trained.history[-1]["explained_variance"] == pytest.approx(left, abs=0.1)
 
 
 def test_batches_have_to_fit() -> None:
@@ -392,7 +401,7 @@ def test_a_step_is_a_pure_function() -> None:
 KILLED = """
 import sys
 import jax
-from tests.sae.test_train import batch, config, quick
+from tests.sae.test_sae_training import batch, config, quick
 jax.config.update("jax_disable_most_optimizations", True)  # as here: another compilation has other last bits
 quick(config("jumprelu", steps=1500), folder=sys.argv[1], log_every=50, save_every=50)
 """
@@ -418,4 +427,4 @@ def test_a_killed_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"log_every": 50, "save_every": 50}
     rest, whole = quick(cfg, folder=tmp_path, **fields), quick(cfg, **fields)
     same(rest.state, whole.state)
-    assert rest.rows == whole.rows
+    assert rest.history == whole.history

@@ -1,0 +1,188 @@
+"""One step of an SAE's training: gradient, Adam, dead latents and the controller of L0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sae_attr.parallel import shardings
+from sae_attr.sae.model import SAE
+from sae_attr.sae.objectives import OBJECTIVES, Outcome, Signals
+from sae_attr.sae.train_config import TrainConfig
+from sae_attr.sae.train_state import (
+    SAE_RULES,
+    SAEState,
+    make_adam,
+    running_threshold,
+    schedule,
+)
+
+_QUIET_MAX = 2**30
+_CONTROLLER_MEMORY = 0.9
+
+
+@struct.dataclass
+class SAEMetrics:
+    """Numbers of one step; sums are over its tokens, in normalised units, float32.
+
+    Args:
+      loss: the sum of `terms`.
+      terms: the losses by name.
+      residual, squares, sum_m: Σ|y - ŷ|², Σ|y|², Σ y over the batch, for the explained
+        variance of many batches.
+      tokens: of the batch.
+      l0, dead, spilled, grad_norm, lr, sparsity, threshold: at this step; dead is the
+        share of latents that fired on none of the last `dead_tokens` tokens, or of all
+        so far.
+    """
+
+    loss: jax.Array
+    terms: dict[str, jax.Array]
+    residual: jax.Array
+    squares: jax.Array
+    sum_m: jax.Array
+    tokens: jax.Array
+    l0: jax.Array
+    dead: jax.Array
+    spilled: jax.Array
+    grad_norm: jax.Array
+    lr: jax.Array
+    sparsity: jax.Array
+    threshold: jax.Array
+
+
+def train_step(
+    state: SAEState,
+    x_bd: jax.Array,
+    y_bm: jax.Array,
+    *,
+    cfg: TrainConfig,
+    shards: int = 1,
+) -> tuple[SAEState, SAEMetrics]:
+    """Makes one optimiser step on raw activations; pure, to be jitted by the caller
+    with `cfg` and `shards` static.
+
+    Args:
+      state: before the step.
+      x_bd, y_bm: input and target, the same array for an autoencoder.
+      cfg: the run.
+      shards: size of the mesh's `model` axis.
+    """
+    objective = OBJECTIVES[cfg.objective]
+    x_bd = x_bd.astype(jnp.float32) * state.scale_in
+    y_bm = y_bm.astype(jnp.float32) * state.scale_out
+    dead_n = state.quiet_n >= cfg.dead_after(len(x_bd))
+    signals = Signals(dead_n, coefficient(state, cfg), shards)
+
+    def loss(sae: SAE) -> tuple[jax.Array, Outcome]:
+        outcome = objective.loss(sae, x_bd, y_bm, cfg, signals)
+        return sum(outcome.terms.values(), jnp.float32(0)), outcome
+
+    grads: Any
+    (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(state.sae)
+    if objective.unit:
+        grads = without_parallel(state.sae, grads)
+    params: Any = state.sae
+    updates, opt = make_adam(cfg).update(grads, state.opt, params)
+    moved: Any = optax.apply_updates(params, updates)
+    counted = _counted(state, outcome, len(x_bd), cfg)
+    after = replace(counted, sae=objective.post_step(moved), opt=opt)
+    metrics = SAEMetrics(
+        loss=total,
+        terms=outcome.terms,
+        residual=jnp.sum(jnp.square(y_bm - outcome.y_bm)),
+        squares=jnp.sum(jnp.square(y_bm)),
+        sum_m=jnp.sum(y_bm, axis=0),
+        tokens=jnp.int32(len(x_bd)),
+        l0=outcome.l0,
+        dead=silent_share(after, cfg, len(x_bd)),
+        spilled=outcome.spilled,
+        grad_norm=optax.tree.norm(grads),
+        lr=jnp.asarray(schedule(cfg)(state.step)),
+        sparsity=signals.sparsity,
+        threshold=running_threshold(after, cfg),
+    )
+    return after, metrics
+
+
+def _counted(
+    state: SAEState, outcome: Outcome, tokens: int, cfg: TrainConfig
+) -> SAEState:
+    """Returns the state with the counts and running means of one more step."""
+    l0 = _CONTROLLER_MEMORY * state.l0 + (1 - _CONTROLLER_MEMORY) * outcome.l0
+    quiet_n = jnp.minimum(state.quiet_n + tokens, _QUIET_MAX)
+    decay = cfg.threshold_decay
+    return replace(
+        state,
+        quiet_n=jnp.where(outcome.fired_n, 0, quiet_n),
+        threshold=decay * state.threshold + (1 - decay) * outcome.threshold,
+        log_sparsity=state.log_sparsity + cfg.controller_gain * _off_target(l0, cfg),
+        l0=l0,
+        step=state.step + 1,
+    )
+
+
+def silent_share(state: SAEState, cfg: TrainConfig, batch_size: int) -> jax.Array:
+    """Share of latents that fired on none of the last `dead_tokens` tokens, or of all
+    tokens where there were fewer.
+    """
+    seen = jnp.minimum(state.step, _QUIET_MAX // batch_size) * batch_size
+    silent_n = state.quiet_n >= jnp.minimum(
+        seen, min(cfg.dead_after(batch_size), _QUIET_MAX)
+    )
+    return jnp.mean(silent_n, dtype=jnp.float32)
+
+
+def without_parallel(sae: SAE, grads: SAE) -> SAE:
+    """Gradients without the part of each decoder row's that lies along the (unit) row.
+
+    Adam would turn it into length, which the norm then takes away again (Bricken et al.
+    2023, "Towards monosemanticity", appendix).
+    """
+    along_n1 = jnp.sum(grads.dec_nm * sae.dec_nm, axis=1, keepdims=True)
+    return replace(grads, dec_nm=grads.dec_nm - along_n1 * sae.dec_nm)
+
+
+def coefficient(state: SAEState, cfg: TrainConfig) -> jax.Array:
+    """The penalty's coefficient at this step: the controller's, risen over the first
+    `sparsity_warmup` of the steps.
+
+    The controller is a PI one on logarithms: an L0 twice the target multiplies the
+    coefficient by 2^damping at once, and raises it by the gain · log 2 a step. Without
+    the first part thresholds, which follow slowly, swing about the target.
+    """
+    rise = jnp.minimum(1.0, (state.step + 1) / max(cfg.sparsity_warmup * cfg.steps, 1))
+    return (
+        jnp.exp(
+            state.log_sparsity + cfg.controller_damping * _off_target(state.l0, cfg)
+        )
+        * rise
+    )
+
+
+def _off_target(l0: jax.Array, cfg: TrainConfig) -> jax.Array:
+    """log(L0 / target), within ±1; 0 without a target."""
+    if cfg.target_l0 is None:
+        return jnp.float32(0)
+    return jnp.clip(jnp.log(jnp.maximum(l0, 1e-3) / cfg.target_l0), -1, 1)
+
+
+def compiled_step(
+    cfg: TrainConfig, mesh: Mesh | None, state: SAEState
+) -> Callable[..., tuple[SAEState, SAEMetrics]]:
+    """`train_step` jitted for this run; the state that goes in is used up."""
+    shards = 1 if mesh is None else mesh.shape["model"]
+    step = partial(train_step, cfg=cfg, shards=shards)
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0)
+    out = shardings(state, SAE_RULES, mesh), NamedSharding(mesh, P())
+    return jax.jit(step, donate_argnums=0, out_shardings=out)
