@@ -18,7 +18,9 @@ from ml_collections import ConfigDict
 
 from configs import judge_agreement as configs_judge_agreement
 from experiments import judge_agreement
-from sae_attr.judge import weighted_score
+from sae_attr.judge import load_rubric, weighted_score
+from sae_attr.judge.published import syco_delusion
+from sae_attr.study.judge_agreement import sample_answers
 from tests.judge._server import Answer, completion, serving
 
 TOKENS = [
@@ -62,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
         "".join(json.dumps(row) + "\n" for row in em)
     )
     mean = lambda d, rubric: weighted_score(
-        [(t, math.log(p)) for t, p in d.items()], judge_agreement.load_rubric(rubric)
+        [(t, math.log(p)) for t, p in d.items()], load_rubric(rubric)
     )
     tokens = [
         {
@@ -226,9 +228,9 @@ def test_bad_input(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_sample_depends_on_texts_and_seed_alone(folder: Path) -> None:
-    answers = judge_agreement.syco_delusion(folder / "syco_delusion.csv", 3.0)
-    chosen = [item.id for item in judge_agreement.sampled(answers, 5, 0).items]
-    turned = judge_agreement.sampled(answers.part(np.arange(12)[::-1]), 5, 0)
+    answers = syco_delusion(folder / "syco_delusion.csv", 3.0)
+    chosen = [item.id for item in sample_answers(answers, 5, 0).items]
+    turned = sample_answers(answers.part(np.arange(12)[::-1]), 5, 0)
     assert chosen == [item.id for item in turned.items]
-    assert chosen != [item.id for item in judge_agreement.sampled(answers, 5, 1).items]
-    assert len(judge_agreement.sampled(answers, 0, 0).items) == 12
+    assert chosen != [item.id for item in sample_answers(answers, 5, 1).items]
+    assert len(sample_answers(answers, 0, 0).items) == 12

@@ -7,14 +7,12 @@ import pytest
 
 from sae_attr.judge.agreement import (
     all_pairs,
-    kappa,
-    krippendorff_alpha,
-    quadratic_kappa,
     rate,
     score_agreement,
     verdict_agreement,
     wilson,
 )
+from sae_attr.judge.coefficients import kappa, krippendorff_alpha, quadratic_kappa
 
 NAN = float("nan")
 
@@ -47,6 +45,17 @@ def test_kappas_against_their_definitions() -> None:
     assert quadratic_kappa(x, y) == pytest.approx(
         1 - (weights * table).sum() / (weights * expected).sum()
     )
+
+
+def test_kappas_are_those_of_scikit_learn_on_whole_scales() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(1, 6, 200), rng.integers(1, 6, 200)
+    a[:120] = b[:120]
+    x, y = a.astype(float), b.astype(float)
+    assert kappa(x, y) == pytest.approx(metrics.cohen_kappa_score(a, b))
+    expected = metrics.cohen_kappa_score(a, b, weights="quadratic")
+    assert quadratic_kappa(x, y) == pytest.approx(expected)
 
 
 def test_alpha_of_the_published_example() -> None:
@@ -130,9 +139,6 @@ def test_all_pairs() -> None:
     found = all_pairs(
         scores, {"a": np.array([1.0, 0, 1, 0, 1, 0]), "b": np.ones(6)}, resamples=10
     )
-    assert list(found) == [("a", "b"), ("a", "c"), ("b", "c")]
-    assert [verdicts is not None for _, verdicts in found.values()] == [
-        True,
-        False,
-        False,
-    ]
+    names = [(pair.first, pair.second) for pair in found]
+    assert names == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [pair.verdicts is not None for pair in found] == [True, False, False]
