@@ -10,7 +10,7 @@ from absl.testing import flagsaver
 from etils import epath
 
 from experiments import _command, _flags, attribute, make_miniature
-from experiments.make_miniature import make
+from sae_attr.organism.planted import make_planted
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -26,7 +26,7 @@ def test_snippets_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    make(Path("runs/miniature"))
+    make_planted(Path("runs/miniature"))
     blocks = snippets()
     assert len(blocks) == 4
     exec(compile("\n".join(blocks), "README.md", "exec"), {"__name__": "readme"})

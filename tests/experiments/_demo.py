@@ -23,10 +23,11 @@ from ml_collections import ConfigDict
 
 from configs import miniature
 from experiments import attribute, make_miniature
+from sae_attr.organism import planted
 from tests._processes import SECONDS
 
 REPO = Path(__file__).resolve().parent.parent.parent
-PLANTED = make_miniature.PLANTED
+PLANTED = planted.PLANTED
 FIGURES = tuple(
     f"figures/attribution_vs_ablation.{suffix}" for suffix in ("json", "svg", "png")
 )
