@@ -2,21 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sae_attr.report.figures.output import BLUE, GREY, INK
+from sae_attr.report.figures.output import BLUE, GREY, INK, Mark, open_axes, styled
+
+PANELS = ("joint", "single")
+_TITLES = {
+    "joint": "all positions of the scope together",
+    "single": "single positions",
+}
+_UP = {
+    "joint": "exact mean ablation: ΔL, positive − negative (nats)",
+    "single": "exact mean ablation: ΔL (nats)",
+}
+_COLORS = {"random": GREY, "candidate": BLUE}
 
 
-def _scatter(ax: Any, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
-    ax.scatter(x, y, s=style.pop("s", 26), linewidths=0, **style)
+@styled
+def ablation_figure(
+    numbers: Mapping[str, Any], panels: Sequence[str] = PANELS
+) -> Figure:
+    """Draws first-order attribution against exact mean ablation.
+
+    The points of latents have the ids that `ablation_marks` explains.
+
+    Args:
+      numbers: `latents`: list of {latent, group (candidate | random), first_order,
+        exact}, the paired means in nats; `single`: {first_order, exact} lists, one
+        entry per sampled position; `correlations`: the two panels' Pearson and
+        Spearman.
+      panels: "joint" (a point per latent), "single" (a point per position), or both.
+    """
+    size = (4.8 * len(panels), 4.6)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, name in zip(axes, panels, strict=True):
+        if name == "joint":
+            _draw_latents(ax, numbers["latents"])
+        else:
+            _draw_positions(ax, numbers["single"])
+        agreement = numbers["correlations"][name]
+        pearson, spearman = agreement["pearson"], agreement["spearman"]
+        lines = (
+            _TITLES[name],
+            f"Pearson {_unsigned(pearson)}, Spearman {_unsigned(spearman)}",
+        )
+        ax.set_title("\n".join(lines), fontsize=10, loc="left")
+        ax.set_xlabel("first order: Σ δ (nats)")
+        ax.set_ylabel(_UP[name], fontsize=9)
+        open_axes(ax)
+    return figure
 
 
-def _diagonal(ax: Any) -> None:
-    """Equal limits, the line of equality and the axes through zero."""
+def _unsigned(value: float | None) -> str:
+    return "–" if value is None or np.isnan(value) else f"{value:.2f}"
+
+
+def _draw_latents(ax: Axes, latents: Sequence[Mapping[str, Any]]) -> None:
+    for group, color in _COLORS.items():
+        # An artist a point, so that each has an id of its own; the legend needs one more.
+        style = {"marker": "o", "ms": 5.1, "mew": 0, "ls": "", "color": color}
+        ax.plot([], [], label=f"{group} latents", **style)
+        for point in _known(latents, group):
+            ax.plot(
+                [point["first_order"]],
+                [point["exact"]],
+                gid=_point_id(point),
+                zorder=2 + (group == "candidate"),
+                **style,
+            )
+    _draw_equality(ax)
+    _name_best(ax, list(_known(latents, "candidate")))
+    ax.legend(frameon=False, loc="upper left")
+
+
+def _draw_positions(ax: Axes, single: Mapping[str, Sequence[float]]) -> None:
+    x, y = np.array(single["first_order"]), np.array(single["exact"])
+    ax.scatter(x, y, s=14, color=BLUE, alpha=0.7, linewidths=0)
+    _draw_equality(ax)
+
+
+def _known(
+    latents: Sequence[Mapping[str, Any]], group: str
+) -> Iterator[Mapping[str, Any]]:
+    """Yields the latents of a group of which both numbers are known."""
+    for point in latents:
+        pair = (point["first_order"], point["exact"])
+        if point["group"] == group and None not in pair and np.isfinite(pair).all():
+            yield point
+
+
+def _point_id(point: Mapping[str, Any]) -> str:
+    return f"{point['group']}-{int(point['latent'])}"
+
+
+def ablation_marks(numbers: Mapping[str, Any]) -> dict[str, Mark]:
+    """Returns id -> meaning of the latents that `ablation_figure` draws."""
+    marks = {}
+    for group in _COLORS:
+        for point in _known(numbers["latents"], group):
+            latent = int(point["latent"])
+            label = (
+                f"latent {latent}, {group}: first order {point['first_order']:.3g}, "
+                f"exact {point['exact']:.3g}"
+            )
+            marks[_point_id(point)] = Mark(label, latent)
+    return marks
+
+
+def _draw_equality(ax: Axes) -> None:
+    """Gives both axes the same limits; draws the line of equality and the zeros."""
     low = min(ax.get_xlim()[0], ax.get_ylim()[0])
     high = max(ax.get_xlim()[1], ax.get_ylim()[1])
     ax.plot([low, high], [low, high], color=INK, lw=0.8, ls="--", zorder=0)
@@ -26,75 +126,25 @@ def _diagonal(ax: Any) -> None:
 
 
 def _name_best(
-    ax: Any, points: Sequence[Mapping[str, Any]], *, count: int = 5, gap: float = 0.06
+    ax: Axes, latents: Sequence[Mapping[str, Any]], *, count: int = 5, gap: float = 0.06
 ) -> None:
-    """Writes the latent beside the points of largest effect, leaving out those whose
-    names would lie on another's.
+    """Writes the latent's number beside the points of largest effect, except where it
+    would lie on another's.
     """
     named: list[np.ndarray] = []
     low, high = ax.get_xlim()
-    for p in sorted(points, key=lambda p: -abs(p["exact"])):
-        at = (np.array([p["first_order"], p["exact"]]) - low) / (high - low)
-        if len(named) < count and all(
-            abs(at[0] - x) > 2 * gap or abs(at[1] - y) > gap for x, y in named
-        ):
-            named.append(at)
+    for point in sorted(latents, key=lambda p: -abs(p["exact"])):
+        pair = (point["first_order"], point["exact"])
+        place = (np.array(pair) - low) / (high - low)
+        free = all(
+            abs(place[0] - x) > 2 * gap or abs(place[1] - y) > gap for x, y in named
+        )
+        if len(named) < count and free:
+            named.append(place)
             ax.annotate(
-                str(p["latent"]),
-                (p["first_order"], p["exact"]),
+                str(point["latent"]),
+                pair,
                 xytext=(4, 4),
                 textcoords="offset points",
                 fontsize=8,
             )
-
-
-def ablation_figure(numbers: Mapping[str, Any]) -> Figure:
-    """First-order attribution against exact mean ablation.
-
-    Args:
-      numbers: `latents`: list of {latent, group (candidate | random), first_order,
-        exact}, the paired means in nats; `single`: {first_order, exact} lists, one
-        entry per sampled position; `correlations`: the two panels' Pearson and
-        Spearman.
-    """
-    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for group, color in (("random", GREY), ("candidate", BLUE)):
-        points = [p for p in numbers["latents"] if p["group"] == group]
-        x, y = ([p[k] for p in points] for k in ("first_order", "exact"))
-        _scatter(
-            left,
-            np.array(x),
-            np.array(y),
-            color=color,
-            label=f"{group} latents",
-            zorder=2 + (group == "candidate"),
-        )
-    _diagonal(left)
-    _name_best(left, [p for p in numbers["latents"] if p["group"] == "candidate"])
-    left.legend(frameon=False, loc="upper left")
-    single = numbers["single"]
-    _scatter(
-        right,
-        np.array(single["first_order"]),
-        np.array(single["exact"]),
-        color=BLUE,
-        s=14,
-        alpha=0.7,
-    )
-    _diagonal(right)
-    titles = {
-        "joint": "all positions of the scope together",
-        "single": "single positions",
-    }
-    for ax, name in ((left, "joint"), (right, "single")):
-        c = numbers["correlations"][name]
-        ax.set_title(
-            f"{titles[name]}\nPearson {c['pearson']:.2f}, Spearman {c['spearman']:.2f}",
-            fontsize=10,
-        )
-        ax.set_xlabel("first order: Σ δ (nats)")
-        ax.spines[["top", "right"]].set_visible(False)
-    left.set_ylabel("exact mean ablation: ΔL, positive − negative (nats)", fontsize=9)
-    right.set_ylabel("exact mean ablation: ΔL (nats)", fontsize=9)
-    return figure

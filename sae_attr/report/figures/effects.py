@@ -1,92 +1,42 @@
-"""What steering did, latent by latent (Figures 1 and 2 of the method)."""
+"""Changes under steering, latent by latent (Figures 1 and 2 of the method)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from textwrap import wrap
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from sae_attr.report.figures.output import GREY, INK
+from sae_attr.report.figures.output import GREY, INK, Mark, open_axes, styled
 from sae_attr.report.figures.strips import (
+    Measured,
     heading,
     limits,
     measured,
-    method_colors,
-    method_name,
     swarm,
     ticks,
 )
+from sae_attr.report.methods import method_colors, method_name
+from sae_attr.report.numbers import signed, span
 
 _HEIGHT, _STRIP, _DIAMETER = 4.9, 1.15, 4.6  # inches, inches, points
 _PLOT = 0.72  # share of the height that the axes get
+_INCH = 72  # points
 
 
-def _strip(ax: Any, at: int, strip: Mapping[str, Any], color: str, span: float) -> None:
-    """The points of one method around x = at, and the × of their mean."""
-    values = np.array([change for _, change in measured(strip)])
-    if not len(values):
-        return
-    diameters = 72 * _HEIGHT * _PLOT / _DIAMETER
-    offsets = (
-        swarm(values / span * diameters, half_width=0.4 * 72 * _STRIP / _DIAMETER)
-        * _DIAMETER
-        / (72 * _STRIP)
-    )
-    ax.scatter(
-        at + offsets,
-        values,
-        s=(0.9 * _DIAMETER) ** 2,
-        color=color,
-        alpha=0.8,
-        linewidths=0,
-        zorder=2,
-    )
-    ax.scatter(
-        [at], [values.mean()], marker="x", s=70, color=INK, linewidths=2, zorder=3
-    )
-
-
-def _panel(
-    ax: Any, numbers: Mapping[str, Any], panel: Mapping[str, Any], width: float
-) -> None:
-    low, high = limits(panel)
-    if panel.get("band"):
-        ax.axhspan(
-            *(100 * edge for edge in panel["band"]),
-            color=GREY,
-            alpha=0.25,
-            lw=0,
-            zorder=0,
-        )
-    ax.axhline(0, color=INK, lw=0.7, zorder=1)
-    strips = panel["strips"]
-    colors = method_colors([s["method"] for s in strips])
-    for at, strip in enumerate(strips):
-        _strip(ax, at, strip, colors[strip["method"]], high - low)
-    labels = [
-        f"{method_name(s['method'])}\nn = {len(list(measured(s)))}" for s in strips
-    ]
-    ax.set(xlim=(-0.6, len(strips) - 0.4), ylim=(low, high), yticks=ticks(low, high))
-    ax.set_xticks(range(len(strips)), labels, fontsize=9)
-    ax.tick_params(axis="x", length=0)
-    lines = [
-        part for line in heading(numbers, panel) for part in wrap(line, int(13 * width))
-    ]
-    ax.set_title("\n".join(lines), fontsize=9.5, loc="left")
-    ax.spines[["top", "right", "bottom"]].set_visible(False)
-
-
+@styled
 def effects_figure(numbers: Mapping[str, Any]) -> Figure:
-    """One strip of points per method, a point a latent: change in the rate of the
-    behaviour under steering.
+    """Draws a strip of points per method, a point a latent: the change in the rate of
+    the behaviour under steering.
 
-    × is the mean, the grey band the typical range of random latents, n the latents with
-    at least one graded pair.
+    × is the mean, the grey band the typical range of random latents, n the number of
+    latents with at least one graded pair. Points and means have the ids that
+    `effect_marks` explains.
 
     Args:
       numbers: `behaviour`: what is counted, in words; `signed`: true where each latent
@@ -98,14 +48,82 @@ def effects_figure(numbers: Mapping[str, Any]) -> Figure:
         `steering.compare.panel_numbers` makes a panel.
     """
     panels = numbers["panels"]
-    widths = [max(4.2, 0.9 + _STRIP * len(p["strips"])) for p in panels]
+    widths = [max(4.2, 0.9 + _STRIP * len(panel["strips"])) for panel in panels]
     figure = Figure(figsize=(sum(widths), _HEIGHT), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
-    for ax, panel, width in zip(axes, panels, widths):
-        _panel(ax, numbers, panel, width)
-    axes[0].set_ylabel(
-        f"change in the rate of\n{numbers['behaviour']} (percentage points)", fontsize=9
-    )
+    for ax, panel, width in zip(axes, panels, widths, strict=True):
+        _draw_panel(ax, panel)
+        lines: list[str] = []
+        for line in heading(numbers, panel):
+            lines += wrap(line, int(13 * width))
+        ax.set_title("\n".join(lines), fontsize=9.5, loc="left")
+    axes[0].set_ylabel("change in rate (percentage points)", fontsize=9)
+    _explain(figure)
+    return figure
+
+
+def _draw_panel(ax: Axes, panel: Mapping[str, Any]) -> None:
+    low, high = limits(panel)
+    if panel.get("band"):
+        edges = [100 * edge for edge in panel["band"]]
+        ax.axhspan(*edges, color=GREY, alpha=0.25, lw=0, zorder=0)
+    ax.axhline(0, color=INK, lw=0.7, zorder=1)
+    strips = panel["strips"]
+    ax.set(xlim=(-0.6, len(strips) - 0.4), ylim=(low, high), yticks=ticks(low, high))
+    colors = method_colors([strip["method"] for strip in strips])
+    for at, strip in enumerate(strips):
+        rows = list(measured(strip))
+        if rows:
+            prefix = _strip_id(panel, at)
+            _draw_strip(ax, at, rows, colors[strip["method"]], high - low, prefix)
+        ax.annotate(
+            f"n = {len(rows)}",
+            (at, 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, -20),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=8.5,
+        )
+    names = [method_name(strip["method"]) for strip in strips]
+    ax.set_xticks(range(len(strips)), names, fontsize=9)
+    ax.tick_params(axis="x", length=0)
+    open_axes(ax)
+    ax.spines["bottom"].set_visible(False)
+
+
+def _draw_strip(
+    ax: Axes, at: int, rows: list[Measured], color: str, height: float, prefix: str
+) -> None:
+    """Draws the points of one method around x = `at`, and the × of their mean.
+
+    Args:
+      height: of the axes, in percentage points.
+      prefix: of the ids.
+    """
+    changes = np.array([row.change for row in rows])
+    diameters = _INCH * _HEIGHT * _PLOT / _DIAMETER
+    half_width = 0.4 * _INCH * _STRIP / _DIAMETER
+    offsets = swarm(changes / height * diameters, half_width=half_width)
+    x = at + offsets * _DIAMETER / (_INCH * _STRIP)
+    point = {
+        "marker": "o",
+        "ms": 0.9 * _DIAMETER,
+        "mew": 0,
+        "color": color,
+        "alpha": 0.8,
+        "zorder": 2,
+    }
+    # An artist a point, so that each has an id of its own.
+    for row, place in zip(rows, x, strict=True):
+        ax.plot([place], [row.change], gid=f"{prefix}-{row.latent}", **point)
+    mean = {"marker": "x", "ms": 8, "mew": 2, "color": INK, "zorder": 3}
+    ax.plot([at], [changes.mean()], gid=f"{prefix}-mean", **mean)
+
+
+def _explain(figure: Figure) -> None:
+    """Adds the legend of the cross and the band below the panels."""
     mean = Line2D([], [], color=INK, marker="x", ls="", mew=2, label="mean")
     band = Patch(
         color=GREY,
@@ -120,4 +138,34 @@ def effects_figure(numbers: Mapping[str, Any]) -> Figure:
         frameon=False,
         fontsize=8.5,
     )
-    return figure
+
+
+def effect_marks(numbers: Mapping[str, Any]) -> dict[str, Mark]:
+    """Returns id -> meaning of the points and means that `effects_figure` draws."""
+    marks: dict[str, Mark] = {}
+    for panel in numbers["panels"]:
+        for at, strip in enumerate(panel["strips"]):
+            marks |= _strip_marks(strip, _strip_id(panel, at))
+    return marks
+
+
+def _strip_id(panel: Mapping[str, Any], at: int) -> str:
+    """Returns the beginning of a strip's ids: a method's name may hold anything, so that
+    its number stands for it.
+    """
+    return f"{panel['direction']}-{at}"
+
+
+def _strip_marks(
+    strip: Mapping[str, Any], prefix: str
+) -> Iterator[tuple[str, Mark]]:
+    """Yields id and meaning of one strip's points and mean."""
+    name = method_name(strip["method"])
+    rows = list(measured(strip))
+    for row in rows:
+        change = f"{signed(row.change)} points {span(row.low, row.high, scale=1)}"
+        label = f"latent {row.latent}, {name}: {change.rstrip()}"
+        yield f"{prefix}-{row.latent}", Mark(label, row.latent)
+    if rows:
+        mean = np.mean([row.change for row in rows])
+        yield f"{prefix}-mean", Mark(f"mean of {name}: {signed(mean)} points")

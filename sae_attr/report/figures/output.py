@@ -1,30 +1,71 @@
-"""A figure as files, and the colours that all figures share."""
+"""A figure as files; the style and the colours that all figures share."""
 
 from __future__ import annotations
 
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-INK, BLUE, GREY = "#22303c", "#1f77b4", "#9aa5b1"
+INK, BLUE, GREY, PAPER = "#22303c", "#1f77b4", "#9aa5b1", "#ffffff"
+
+STYLE = {
+    "svg.hashsalt": "sae_attr",  # ids in the SVG are the same in every run
+    "svg.fonttype": "none",  # text stays text: small, searchable, in the reader's font
+    "text.parse_math": False,  # a dollar sign in a label is a dollar sign
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+}
+styled = matplotlib.rc_context(STYLE)
+"""Decorates a function that draws: what it makes has the style of all figures."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What an artist of a figure shows, by the id (`gid`) that it has in the SVG.
+
+    Args:
+      label: in words, for those who point at it and for screen readers.
+      latent: the latent that it stands for, if it stands for one.
+    """
+
+    label: str
+    latent: int | None = None
+
+
+def open_axes(axes: Axes) -> None:
+    """Takes away the frame's upper and right lines."""
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def render(figure: Figure, numbers: Mapping[str, Any]) -> dict[str, bytes]:
-    """File suffix -> contents: svg, png and the numbers as json; the same bytes for the
-    same numbers.
+    """Returns file suffix -> contents: svg, png, and the numbers as json.
+
+    The same numbers give the same bytes.
     """
-    finite = json.loads(
-        json.dumps(numbers), parse_constant=lambda _: None
-    )  # JSON knows no NaN
-    out = {"json": json.dumps(finite, indent=1).encode()}
-    with matplotlib.rc_context({"svg.hashsalt": "sae_attr", "svg.fonttype": "none"}):
-        for suffix in ("svg", "png"):
-            buffer = io.BytesIO()
-            metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-            figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
-            out[suffix] = buffer.getvalue()
-    return out
+    # JSON has no NaN: what is not known becomes null.
+    finite = json.loads(json.dumps(numbers), parse_constant=lambda _: None)
+    return {
+        "json": json.dumps(finite, indent=1).encode(),
+        "svg": save(figure, "svg"),
+        "png": save(figure, "png"),
+    }
+
+
+@styled
+def save(figure: Figure, suffix: str) -> bytes:
+    """Returns a figure as the contents of an SVG or PNG file, without date or version."""
+    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+    file = io.BytesIO()
+    figure.savefig(file, format=suffix, dpi=150, metadata=metadata)
+    return file.getvalue()

@@ -1,50 +1,51 @@
-"""Strips of points: what the drawn figures and the page's have in common."""
+"""Strips of points: their numbers, limits, ticks, and places beside each other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-NAMES = {
-    "delta_attribution": "Δ-attribution",
-    "delta_activation": "Δ-activation",
-    "delta_code": "Δ-code",
-    "delta_projection": "Δ-projection",
-}
-# Colours that are told apart by most people with a colour deficiency, on white and on
-# black.
-COLORS = {
-    "delta_attribution": "#2f7ebc",
-    "delta_activation": "#e07b39",
-    "random": "#8a95a1",
-}
-MORE = ("#3f9f6f", "#b25fa6", "#b59a2c", "#4fb3c4", "#c65b62", "#7a6cc9")
+from sae_attr.report.safe_text import one_line
+
+_LONGEST = 80  # characters of a name in a heading
 
 
-def method_name(method: str) -> str:
-    """A method's name as figures write it."""
-    return NAMES.get(method, method.replace("_", " "))
+@dataclass(frozen=True)
+class Measured:
+    """A latent's change in percentage points, with its interval; NaN where unknown."""
 
-
-def method_colors(methods: Sequence[str]) -> dict[str, str]:
-    """A colour per method, the same for the same list of methods."""
-    unnamed = [m for m in methods if m not in COLORS]
-    return {
-        m: COLORS[m] if m in COLORS else MORE[unnamed.index(m) % len(MORE)]
-        for m in methods
-    }
+    latent: int
+    change: float
+    low: float
+    high: float
 
 
 def points(value: float | None) -> float:
-    """A change as percentage points; NaN where it is not known."""
+    """Returns a change as percentage points; NaN where it is not known."""
     return float("nan") if value is None else 100.0 * float(value)
 
 
+def measured(strip: Mapping[str, Any]) -> Iterator[Measured]:
+    """Yields the latents of a strip whose change is known."""
+    unknown = [None] * len(strip["latents"])
+    rows = zip(
+        strip["latents"],
+        strip["change"],
+        strip.get("low") or unknown,
+        strip.get("high") or unknown,
+        strict=True,
+    )
+    for latent, change, low, high in rows:
+        if not np.isnan(points(change)):
+            yield Measured(int(latent), points(change), points(low), points(high))
+
+
 def swarm(y: np.ndarray, *, half_width: float) -> np.ndarray:
-    """Sideways offsets that keep points apart; no chance is involved.
+    """Returns sideways offsets that keep points apart; no chance is involved.
 
     Each point, from the lowest up, goes as near to the middle as it can without
     touching those before it. Where the strip is full it goes where its nearest
@@ -73,37 +74,32 @@ def swarm(y: np.ndarray, *, half_width: float) -> np.ndarray:
 
 
 def limits(panel: Mapping[str, Any]) -> tuple[float, float]:
-    """Lowest and highest percentage point to show: all points, the band, and zero, with
-    some room.
+    """Returns the lowest and highest percentage point to show: all points, the band and
+    zero, with some room.
     """
-    values = [points(c) for strip in panel["strips"] for c in strip["change"]]
-    values = [0.0, *values, *(points(edge) for edge in panel.get("band") or ())]
+    values = [0.0]
+    for strip in panel["strips"]:
+        values += map(points, strip["change"])
+    values += map(points, panel.get("band") or ())
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     room = max(0.07 * (high - low), 0.5)
     return low - room, high + room
 
 
 def ticks(low: float, high: float, *, count: int = 6) -> list[float]:
-    """Round numbers within the limits."""
-    found = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    return [float(t) + 0.0 for t in found if low <= t <= high]
+    """Returns round numbers within the limits."""
+    locator = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
+    values: Sequence[float] = locator.tick_values(low, high).tolist()
+    return [value + 0.0 for value in values if low <= value <= high]  # no −0
 
 
 def heading(numbers: Mapping[str, Any], panel: Mapping[str, Any]) -> tuple[str, ...]:
-    """A panel's title lines: what was steered how, and the base rate."""
-    sign = (
-        ("each latent by the sign of its own gradient",)
-        if numbers.get("signed")
-        else ()
-    )
-    base = (
-        f"{numbers['behaviour']} without steering: {points(panel['base_rate']):.1f} %"
-    )
-    return f"Steering {panel['direction']}: {panel['model']}", *sign, base
-
-
-def measured(strip: Mapping[str, Any]) -> Iterator[tuple[int, float]]:
-    """Latent and percentage points of the points that a strip shows."""
-    for latent, change in zip(strip["latents"], strip["change"], strict=True):
-        if not np.isnan(points(change)):
-            yield int(latent), points(change)
+    """Returns a panel's title lines: the model and direction, and the base rate."""
+    model = one_line(panel["model"], _LONGEST)
+    behaviour = one_line(numbers["behaviour"], _LONGEST)
+    lines = [f"Steering {panel['direction']}: {model}"]
+    if numbers.get("signed"):
+        lines.append("each latent by the sign of its own gradient")
+    rate = points(panel["base_rate"])
+    lines.append(f"{behaviour} without steering: {rate:.1f} %")
+    return tuple(lines)

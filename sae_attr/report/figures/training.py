@@ -1,4 +1,4 @@
-"""How training went."""
+"""Training curves."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sae_attr.report.figures.output import BLUE, GREY, INK
+from sae_attr.report.figures.output import BLUE, GREY, INK, open_axes, styled
+
+_BATCHES = {"color": GREY, "lw": 0.9}
+_HELD_OUT = {"color": BLUE, "lw": 1.4, "marker": "o", "ms": 3}
 
 
+@styled
 def sae_training_figure(numbers: Mapping[str, Any]) -> Figure:
-    """Explained variance, L0 and dead latents while an SAE was trained, and how often
-    its latents fire.
+    """Draws explained variance, L0 and dead latents over an SAE's training, and how
+    often its latents fire at the end.
 
     Args:
       numbers: `train`: {step, explained_variance, l0, dead} lists; `held_out`: {step,
@@ -21,28 +26,26 @@ def sae_training_figure(numbers: Mapping[str, Any]) -> Figure:
         counts, dead}, as `sae.metrics.density` gives them.
     """
     figure = Figure(figsize=(9.6, 6.4), layout="constrained")
-    (top, middle), (bottom, last) = figure.subplots(2, 2)
-    train, held, histogram = numbers["train"], numbers["held_out"], numbers["density"]
-    for ax, name, label in (
-        (top, "explained_variance", "explained variance"),
-        (middle, "l0", "L0"),
-    ):
-        ax.plot(
-            train["step"], train[name], color=GREY, lw=0.9, label="training batches"
-        )
-        ax.plot(
-            held["step"],
-            held[name],
-            color=BLUE,
-            lw=1.4,
-            marker="o",
-            ms=3,
-            label="held-out text",
-        )
-        ax.set(xlabel="step", ylabel=label)
-    top.plot(
-        held["step"],
-        held["ce_recovered"],
+    (upper_left, upper_right), (lower_left, lower_right) = figure.subplots(2, 2)
+    train, held_out = numbers["train"], numbers["held_out"]
+    _draw_quality(upper_left, train, held_out)
+    _draw_l0(upper_right, train, held_out)
+    _draw_dead(lower_left, train, held_out)
+    _draw_density(lower_right, numbers["density"])
+    for ax in figure.axes:
+        open_axes(ax)
+    return figure
+
+
+def _draw_quality(
+    ax: Axes, train: Mapping[str, Any], held_out: Mapping[str, Any]
+) -> None:
+    name = "explained_variance"
+    ax.plot(train["step"], train[name], label="training batches", **_BATCHES)
+    ax.plot(held_out["step"], held_out[name], label="held-out text", **_HELD_OUT)
+    ax.plot(
+        held_out["step"],
+        held_out["ce_recovered"],
         color=INK,
         lw=1.2,
         ls="--",
@@ -50,61 +53,61 @@ def sae_training_figure(numbers: Mapping[str, Any]) -> Figure:
         ms=3,
         label="CE recovered",
     )
-    low = min([0.5, *(v for v in held["explained_variance"] if v > 0)])
-    top.set(ylim=(low, 1.0))
-    top.legend(frameon=False, loc="lower right")
-    bottom.plot(
+    positive = [value for value in held_out[name] if value > 0]
+    ax.set(xlabel="step", ylabel="explained variance", ylim=(min([0.5, *positive]), 1))
+    ax.legend(frameon=False, loc="lower right")
+
+
+def _draw_l0(ax: Axes, train: Mapping[str, Any], held_out: Mapping[str, Any]) -> None:
+    ax.plot(train["step"], train["l0"], **_BATCHES)
+    ax.plot(held_out["step"], held_out["l0"], **_HELD_OUT)
+    highest = max([*train["l0"], *held_out["l0"]])
+    ax.set(xlabel="step", ylabel="L0", ylim=(0, 1.15 * highest))
+
+
+def _draw_dead(ax: Axes, train: Mapping[str, Any], held_out: Mapping[str, Any]) -> None:
+    ax.plot(
         train["step"],
         train["dead"],
         color=GREY,
         lw=1.2,
         label="dead, by the tokens since they fired",
     )
-    bottom.plot(
-        held["step"],
-        held["dead_share"],
-        color=BLUE,
-        lw=1.4,
-        marker="o",
-        ms=3,
+    ax.plot(
+        held_out["step"],
+        held_out["dead_share"],
         label="never fired on held-out text",
+        **_HELD_OUT,
     )
-    highest = max(0.02, *train["dead"], *held["dead_share"])
-    bottom.set(
-        xlabel="step", ylabel="share of latents", ylim=(-0.03 * highest, 1.1 * highest)
-    )
-    bottom.legend(frameon=False)
-    middle.set(ylim=(0, 1.15 * max([*train["l0"], *held["l0"]])))
-    edges, counts = np.asarray(histogram["edges"]), np.asarray(histogram["counts"])
-    last.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=BLUE)
-    last.set(xlabel="log10 of the firing rate", ylabel="latents")
-    last.set_title(f"{histogram['dead']} never fired on held-out text", fontsize=10)
-    for ax in (top, middle, bottom, last):
-        ax.spines[["top", "right"]].set_visible(False)
-    return figure
+    highest = max(0.02, *train["dead"], *held_out["dead_share"])
+    room = (-0.03 * highest, 1.1 * highest)
+    ax.set(xlabel="step", ylabel="share of latents", ylim=room)
+    ax.legend(frameon=False)
 
 
+def _draw_density(ax: Axes, density: Mapping[str, Any]) -> None:
+    edges, counts = np.asarray(density["edges"]), np.asarray(density["counts"])
+    ax.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=BLUE)
+    ax.set(xlabel="log10 of the firing rate", ylabel="latents")
+    ax.set_title(f"{density['dead']} never fired on held-out text", fontsize=10)
+
+
+@styled
 def loss_figure(numbers: Mapping[str, Any]) -> Figure:
-    """Training and held-out loss over steps.
+    """Draws training and held-out loss over steps.
 
     Args:
       numbers: `train` and `held_out`: each {step, loss} lists; the second may be empty.
     """
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     ax = figure.subplots()
-    train, held = numbers["train"], numbers["held_out"]
-    ax.plot(train["step"], train["loss"], color=GREY, lw=0.8, label="training batches")
-    if held["step"]:
+    train, held_out = numbers["train"], numbers["held_out"]
+    ax.plot(train["step"], train["loss"], label="training batches", **_BATCHES)
+    if held_out["step"]:
         ax.plot(
-            held["step"],
-            held["loss"],
-            color=BLUE,
-            lw=1.6,
-            marker="o",
-            ms=3,
-            label="held-out rows",
+            held_out["step"], held_out["loss"], label="held-out rows", **_HELD_OUT
         )
     ax.set(xlabel="step", ylabel="loss (nats per target)")
     ax.legend(frameon=False)
-    ax.spines[["top", "right"]].set_visible(False)
+    open_axes(ax)
     return figure

@@ -64,7 +64,7 @@
   const hide = () => {
     card.hidden = true;
     document.querySelectorAll(".same").forEach((e) => e.classList.remove("same"));
-    document.querySelectorAll("svg.asked").forEach((e) => e.classList.remove("asked"));
+    document.querySelectorAll("svg.dimmed").forEach((e) => e.classList.remove("dimmed"));
   };
   const show = (dot) => {
     hide();
@@ -83,7 +83,7 @@
     }
     same(dot).forEach((e) => {
       e.classList.add("same");
-      e.ownerSVGElement?.classList.add("asked");
+      e.ownerSVGElement?.classList.add("dimmed");
     });
     card.hidden = false;
     place(dot.getBoundingClientRect());
@@ -105,12 +105,15 @@
     const dots = [...svg.querySelectorAll(".dot[data-latent]")];
     if (!dots.length) continue;
     dots[0].tabIndex = 0;  // one stop for Tab, the arrows go from point to point
-    dots.forEach((dot) => dot.querySelector("title")?.remove());  // the card says it
-    svg.addEventListener("pointerover", (e) => { if (e.target.matches(".dot[data-latent]")) show(e.target); });
-    svg.addEventListener("pointerout", (e) => { if (e.target.matches(".dot")) hide(); });
-    svg.addEventListener("focusin", (e) => show(e.target));
+    const on = (kind, act) => svg.addEventListener(kind, (e) => {
+      const dot = e.target.closest(".dot[data-latent]");
+      if (dot) act(dot);
+    });
+    on("pointerover", show);
+    on("pointerout", hide);
+    on("focusin", show);
+    on("click", go);
     svg.addEventListener("focusout", hide);
-    svg.addEventListener("click", (e) => { if (e.target.matches(".dot[data-latent]")) go(e.target); });
     svg.addEventListener("keydown", (e) => {
       const at = dots.indexOf(e.target);
       if (at < 0) return;

@@ -1,0 +1,39 @@
+"""The methods that a study compares: their names for readers, and their colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sae_attr.report.safe_text import one_line
+
+RANDOM = "random"
+
+NAMES = {
+    "delta_attribution": "Δ-attribution",
+    "delta_activation": "Δ-activation",
+    "delta_code": "Δ-code",
+    "delta_projection": "Δ-projection",
+}
+# Most people with a colour deficiency can tell these apart, on white and on black.
+COLORS = {
+    "delta_attribution": "#2f7ebc",
+    "delta_activation": "#e07b39",
+    RANDOM: "#8a95a1",
+}
+MORE_COLORS = ("#3f9f6f", "#b25fa6", "#b59a2c", "#4fb3c4", "#c65b62", "#7a6cc9")
+
+_LONGEST = 40  # characters of a name in figures and sentences
+
+
+def method_name(method: str) -> str:
+    """Returns a method's name as figures and sentences write it."""
+    return NAMES.get(method) or one_line(method.replace("_", " "), _LONGEST)
+
+
+def method_colors(methods: Sequence[str]) -> dict[str, str]:
+    """Returns a colour per method, the same for the same list of methods."""
+    colors = {method: COLORS[method] for method in methods if method in COLORS}
+    others = [method for method in methods if method not in COLORS]
+    for number, method in enumerate(others):
+        colors[method] = MORE_COLORS[number % len(MORE_COLORS)]
+    return colors

@@ -1,0 +1,76 @@
+"""The figures of a case as the page shows them: one SVG per panel, so that a narrow
+screen has them below each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from sae_attr.report.figures.attribution import (
+    PANELS,
+    ablation_figure,
+    ablation_marks,
+)
+from sae_attr.report.figures.effects import effect_marks, effects_figure
+from sae_attr.report.page.svg import inline_svg
+
+_MANY = 5  # strips that need more room than a phone has
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A panel of a figure. shape: its class in the style sheet."""
+
+    svg: Markup
+    shape: str
+
+
+def effect_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
+    """Yields a panel per direction.
+
+    Args:
+      numbers: of `effects_figure`.
+      case: id of the case study.
+    """
+    name = "signed" if numbers.get("signed") else "effects"
+    for panel in numbers["panels"]:
+        direction = panel["direction"]
+        alone = {**numbers, "panels": [panel]}
+        svg = inline_svg(
+            effects_figure(alone),
+            effect_marks(alone),
+            case=case,
+            name=f"{case}-{name}-{direction}",
+            alt=(
+                "A point per latent and a strip per method: change in the rate of "
+                f"{numbers['behaviour']}, steering {direction}, in percentage points."
+            ),
+        )
+        many = len(panel["strips"]) >= _MANY
+        yield Panel(svg, "many strips" if many else "strips")
+
+
+def ablation_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
+    """Yields the panels of latents and of positions.
+
+    Args:
+      numbers: of `ablation_figure`.
+      case: id of the case study.
+    """
+    alts = {
+        "joint": "all positions of the scope together, a point per latent",
+        "single": "single positions, a point each",
+    }
+    for panel in PANELS:
+        svg = inline_svg(
+            ablation_figure(numbers, (panel,)),
+            ablation_marks(numbers),
+            case=case,
+            name=f"{case}-ablation-{panel}",
+            alt=f"First-order attribution against exact mean ablation: {alts[panel]}.",
+        )
+        yield Panel(svg, "square")
