@@ -16,11 +16,11 @@ MAY_IMPORT = (
     | {"training": {"files", "store"}, "judge": BASE | {"lm"}}
     | {"lm": BASE | {"training"}, "sae": BASE | {"training"}}
     | {"activations": BASE | {"lm"}}
-    | {"steering": CORE, "interpret": CORE | {"activations"}}
+    | {"records": set(), "report": {"records"}}
+    | {"steering": CORE | {"records"}, "interpret": CORE | {"activations"}}
     | {"sae_check": CORE | {"activations", "report"}}
     | {"attribution": (CORE - {"settings", "store"}) | {"activations", "interpret"}}
     | {"organism": CORE | {"activations", "judge", "training"}}
-    | {"report": {"store"}}
     | {
         "study": {
             *CORE,
@@ -29,6 +29,7 @@ MAY_IMPORT = (
             "interpret",
             "judge",
             "organism",
+            "records",
             "report",
             "sae_check",
             "steering",
@@ -43,7 +44,7 @@ ONLY_EXPERIMENTS = {
     "experiments",
     "configs",
 }
-NO_JAX = {"report", "store"}
+NO_JAX = {"records", "report", "store"}
 REPORT_USES = {
     "numpy",
     "matplotlib",

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.records import Direction, MethodCount, MethodDifference
 from sae_attr.steering.effects import (
     DEFAULT,
-    Direction,
     EffectSettings,
     LatentEffects,
     Paired,
@@ -38,64 +38,6 @@ class Band:
     low: float
     high: float
     latents: int
-
-
-@dataclass(frozen=True)
-class MethodCount:
-    """One method's latents in one direction.
-
-    chosen: its latents; measured: those with at least one pair. outside: those outside
-      the band on the side that matters;
-    other_side: on the other. expected: how many would be outside on the side that
-      matters if they were random latents.
-    mean: mean change of the measured; low, high: its bootstrap interval.
-    """
-
-    method: str
-    direction: Direction
-    chosen: int
-    measured: int
-    outside: int
-    other_side: int
-    expected: float
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class MethodDifference:
-    """Two methods in one direction, first − second.
-
-    count: difference of the numbers outside the band; mean: of the mean changes.
-    `_low`, `_high`: bootstrap interval; `_p`: two-sided permutation p-value; `_q`:
-    after Benjamini and Hochberg over all differences given to `adjusted`.
-    shared: latents that both chose, `shared_outside` of which are outside the band;
-    they are part of both counts and means, and no relabelling moves them.
-    only_first_outside, only_second_outside: latents outside that one alone chose, so
-    that shared_outside + only_first_outside + only_second_outside counts every latent
-    once.
-    resampled: what the bootstrap drew again.
-    """
-
-    direction: Direction
-    first: str
-    second: str
-    count: float
-    count_low: float
-    count_high: float
-    count_p: float
-    count_q: float
-    mean: float
-    mean_low: float
-    mean_high: float
-    mean_p: float
-    mean_q: float
-    shared: tuple[int, ...]
-    shared_outside: int
-    only_first_outside: int
-    only_second_outside: int
-    resampled: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)

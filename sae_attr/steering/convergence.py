@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
+from sae_attr.records import Convergence, FirstLatent
+
 
 @dataclass(frozen=True, eq=False)
 class RankedStudy:
@@ -44,54 +46,6 @@ class RankedStudy:
             for i, c, l, h in rows
             if not np.isnan(c)
         }
-
-
-@dataclass(frozen=True)
-class FirstLatent:
-    """The first latent of one study, looked up in the other.
-
-    rank_in_other: 1 is best; None where the other did not score it. rank_p: chance that
-      a latent drawn at random from the
-    `population` ranks as high. toward_rank: by toward-effect in its own study, among
-    the `toward_of` latents of the union of both selections that were measured there;
-    None where it was not. change, low, high, base_rate: of steering toward in its own
-    study; other_ the same in the other one, NaN where it was not steered there.
-    """
-
-    study: str
-    other: str
-    latent: int
-    rank_in_other: int | None
-    population: int
-    rank_p: float
-    toward_rank: int | None
-    toward_of: int
-    change: float
-    low: float
-    high: float
-    base_rate: float
-    other_change: float
-    other_low: float
-    other_high: float
-    other_base_rate: float
-
-
-@dataclass(frozen=True)
-class Convergence:
-    """Whether two studies point at the same latents.
-
-    shared: latents of both selections. selected: their sizes. expected: size of the
-      overlap by chance; overlap_p: chance of one
-    as large. null: under which draws, in words.
-    """
-
-    firsts: tuple[FirstLatent, ...]
-    shared: tuple[int, ...]
-    selected: tuple[int, int]
-    population: int
-    expected: float
-    overlap_p: float
-    null: str
 
 
 def overlap_chance(

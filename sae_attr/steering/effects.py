@@ -14,8 +14,6 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-Direction = Literal["away", "toward"]
-
 
 @dataclass(frozen=True)
 class EffectSettings:

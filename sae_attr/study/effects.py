@@ -13,8 +13,8 @@ import numpy as np
 from sae_attr.attribution.ranking import rank
 from sae_attr.interpret import nearest_tokens, top_passages
 from sae_attr.lm.model import unembedding
+from sae_attr.records import MethodDifference
 from sae_attr.steering.compare import (
-    MethodDifference,
     SteeredDirection,
     adjusted,
     beyond_random_p,

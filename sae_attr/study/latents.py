@@ -7,24 +7,27 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.report.methods import RANDOM
 from sae_attr.report.page import Column, Comparison, Completion, SteeredLatent, Table
+from sae_attr.store import Result
 from sae_attr.study.results import CaseResults
 from sae_attr.study.samples import unpadded
 from sae_attr.study.score_table import SCORES, key_of
 from sae_attr.study.selection import OTHERS, Selection
 from sae_attr.study.settings import DIRECTIONS
+from sae_attr.text.pairs import Prompt
 
-READ = 6  # latents per direction that are shown with completions
+SHOWN_LATENTS = 6  # per direction, with completions to read
 
 _BEFORE = (
     Column("latent", "latent", "integer", "number in the SAE"),
-    Column("methods", "chosen by", "methods", "methods among whose best it is"),
+    Column("methods", "selected by", "methods", "methods among whose best it is"),
     Column("delta", "Δ", "number", "attribution of the studied preset, nats per token, mean over prompts"),
     Column("se", "± se", "number", "standard error of Δ over prompts", 2),
 )  # fmt: skip
 _AFTER = (
-    Column("firing_rate", "fires", "percent", "share of corpus tokens on which the code is not zero", 2),
-    Column("fires_on_pairs", "fires on pairs", "percent", "share of the pairs' prompts in which it fires; of a few latents", 0),
+    Column("firing_rate", "fires", "percent", "share of corpus tokens on which it is active", 2),
+    Column("fires_on_pairs", "fires on pairs", "percent", "share of the pairs' prompts that activate it; of a few latents", 0),
     Column("away", "away", "points", "change of the behaviour's rate when steering against it"),
     Column("away_strength", "c away", "number", "strength in units of the mean norm; 0: none was coherent enough", 2),
     Column("away_q", "q away", "number", "FDR over the latents of no change at all (sign flips over prompts)", 2),
@@ -38,71 +41,75 @@ _AFTER = (
 
 
 def table_columns() -> tuple[Column, ...]:
-    """Returns the columns of the table: what Δ is, the scores that the page shows, and
-    what steering found.
+    """Returns the columns of the table: Δ, the scores that the page shows, and the
+    effects of steering.
     """
-    shown = {name: score for name, score in SCORES.items() if score.on_page}
     scores = tuple(
         Column(name, score.title or name, "number", score.meaning)
-        for name, score in shown.items()
+        for name, score in SCORES.items()
+        if score.on_page
     )
     return (*_BEFORE, *scores, *_AFTER)
 
 
-def latent_table(r: CaseResults) -> Table:
-    """Every latent that was steered, the studied method's best first."""
-    chosen = r.selection
-    order = {int(i): k for k, i in enumerate(next(iter(chosen.methods.values())))}
+def latent_table(results: CaseResults) -> Table:
+    """Returns every latent that was steered, the studied method's best first."""
+    best = next(iter(results.selection.methods.values()))
+    order = {int(latent): place for place, latent in enumerate(best)}
     rows = sorted(
-        _rows(r, chosen),
+        _rows(results),
         key=lambda row: (order.get(row["latent"], len(order)), row["latent"]),
     )
     return Table(table_columns(), tuple(rows))
 
 
-def methods_of(chosen: Selection, latent: int) -> list[str]:
-    """Who chose a latent."""
-    return [name for name, latents in chosen.methods.items() if latent in latents]
+def methods_of(selection: Selection, latent: int) -> list[str]:
+    """Returns the methods that selected a latent."""
+    return [name for name, latents in selection.methods.items() if latent in latents]
 
 
-def _rows(r: CaseResults, chosen: Selection) -> Iterator[dict[str, Any]]:
-    attribution, effects = r.of["attribute"], r.of["effects"]
-    known = _known(attribution.meta["columns"])
-    summary, scores = attribution.meta["summary"], attribution.arrays
+def _rows(results: CaseResults) -> Iterator[dict[str, Any]]:
+    """Yields a row per steered latent."""
+    attribution, selection = results.of["attribute"], results.selection
+    scores, summary = attribution.arrays, attribution.meta["summary"]
     preset = summary["presets"][summary["primary"]]
-    number = lambda value: (
-        None if value is None or not np.isfinite(value) else float(value)
-    )
-    for u, latent in enumerate(map(int, chosen.latents_u)):
-        columns = known.get(latent, {})
-        row: dict[str, Any] = {
+    delta_n = scores[f"{preset['sides']}_{preset['tokens']}"]
+    statistics = _statistics(attribution.meta["columns"])
+    for place, latent in enumerate(map(int, selection.latents_u)):
+        columns = statistics.get(latent, {})
+        yield {
             "latent": latent,
-            "methods": methods_of(chosen, latent),
-            "delta": number(scores[f"{preset['sides']}_{preset['tokens']}"][latent]),
-            "se": number(columns.get("se")),
-            **{
-                name: number(value)
-                for name, value in _scores_of(scores, preset["tokens"], latent).items()
-            },
-            "fires_on_pairs": number(columns.get("fires_on_pairs")),
-            "firing_rate": number(scores["firing_rate"][latent]),
-            "exact": number(columns.get("exact")),
-            "tokens": r.of["interpret"].meta["nearest"][str(latent)],
-            "outside": False,
+            "methods": methods_of(selection, latent),
+            "delta": _finite(delta_n[latent]),
+            "se": _finite(columns.get("se")),
+            **_scores_of(scores, preset["tokens"], latent),
+            "fires_on_pairs": _finite(columns.get("fires_on_pairs")),
+            "firing_rate": _finite(scores["firing_rate"][latent]),
+            "exact": _finite(columns.get("exact")),
+            "tokens": results.of["interpret"].meta["nearest"][str(latent)],
+            **_effects_of(results.of["effects"], place),
         }
-        for direction in DIRECTIONS:
-            for column, name in (
-                ("", "change"),
-                ("_strength", "strength"),
-                ("_q", "q_zero"),
-            ):
-                row[f"{direction}{column}"] = number(
-                    effects.arrays[f"{direction}.{name}_u"][u]
-                )
-            row["outside"] |= outside(
-                row[direction], effects.meta["panels"][direction]["band"], direction
-            )
-        yield row
+
+
+def _finite(value: Any) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(value)
+
+
+def _effects_of(effects: Result, place: int) -> dict[str, Any]:
+    """Returns what steering with a latent did in both directions.
+
+    Args:
+      place: of the latent among the selected ones, in whose order the effects are.
+    """
+    row: dict[str, Any] = {"outside": False}
+    columns = {"": "change", "_strength": "strength", "_q": "q_zero"}
+    for direction in DIRECTIONS:
+        for suffix, name in columns.items():
+            value = effects.arrays[f"{direction}.{name}_u"][place]
+            row[f"{direction}{suffix}"] = _finite(value)
+        band = effects.meta["panels"][direction]["band"]
+        row["outside"] |= outside(row[direction], band, direction)
+    return row
 
 
 def outside(change: float | None, band: Sequence[float] | None, direction: str) -> bool:
@@ -119,109 +126,117 @@ def outside(change: float | None, band: Sequence[float] | None, direction: str) 
 
 def _scores_of(
     scores: Mapping[str, np.ndarray], scope: str, latent: int
-) -> dict[str, Any]:
-    """The scores of a latent that the page shows; None where they were not computed."""
-    keys = {
-        name: key_of(name, scope) for name, score in SCORES.items() if score.on_page
-    }
-    return {
-        name: scores[key][latent] if key in scores else None
-        for name, key in keys.items()
-    }
+) -> dict[str, float | None]:
+    """Returns the scores of a latent that the page shows; None where not computed."""
+    row = {}
+    for name, score in SCORES.items():
+        key = key_of(name, scope)
+        if score.on_page:
+            row[name] = _finite(scores[key][latent]) if key in scores else None
+    return row
 
 
-def _known(columns: dict[str, dict[str, list[Any]]]) -> dict[int, dict[str, Any]]:
-    """Latent -> its statistics in the first preset that has it."""
-    out: dict[int, dict[str, Any]] = {}
-    for found in columns.values():
-        for i, latent in enumerate(found["latent"]):
-            out.setdefault(
-                int(latent), {name: values[i] for name, values in found.items()}
-            )
-    return out
+def _statistics(
+    presets: Mapping[str, Mapping[str, Sequence[Any]]],
+) -> dict[int, dict[str, Any]]:
+    """Returns latent -> its statistics in the first preset that has it.
 
-
-def steered_latents(r: CaseResults) -> Iterator[SteeredLatent]:
-    """The latents of largest effect on the side that matters, with steered completions
-    beside unsteered ones.
+    Args:
+      presets: name -> columns of its candidates.
     """
-    chosen, effects = r.selection, r.of["effects"]
-    candidates = np.isin(
-        chosen.latents_u,
-        np.concatenate(
-            [v for k, v in chosen.methods.items() if k not in ("random", OTHERS)]
-        ),
-    )
+    of_latents: dict[int, dict[str, Any]] = {}
+    for columns in presets.values():
+        for i, latent in enumerate(columns["latent"]):
+            row = {name: values[i] for name, values in columns.items()}
+            of_latents.setdefault(int(latent), row)
+    return of_latents
+
+
+# ---- completions to read -------------------------------------------------------------
+
+
+def steered_latents(results: CaseResults) -> Iterator[SteeredLatent]:
+    """Yields the latents of largest effect on the side that matters, with steered
+    completions beside unsteered ones.
+    """
+    selection, effects = results.selection, results.of["effects"]
+    of_methods = [
+        latents
+        for name, latents in selection.methods.items()
+        if name not in (RANDOM, OTHERS)
+    ]
+    candidates = np.isin(selection.latents_u, np.concatenate(of_methods))
     for direction in DIRECTIONS:
         change_u = np.asarray(effects.arrays[f"{direction}.change_u"])
-        wanted = np.where(
-            candidates, change_u if direction == "toward" else -change_u, -np.inf
-        )
-        best = np.argsort(-np.nan_to_num(wanted, nan=-np.inf), kind="stable")[:READ]
-        yield from (
-            _steered(r, chosen, direction, int(u))
-            for u in best
-            if np.isfinite(wanted[u])
-        )
+        gain_u = change_u if direction == "toward" else -change_u
+        gain_u = np.where(candidates & np.isfinite(change_u), gain_u, -np.inf)
+        for place in np.argsort(-gain_u, kind="stable")[:SHOWN_LATENTS]:
+            if np.isfinite(gain_u[place]):
+                yield _steered(results, direction, int(place))
 
 
-def _steered(
-    r: CaseResults, chosen: Selection, direction: str, u: int
-) -> SteeredLatent:
-    effects, latent = r.of["effects"].arrays, int(chosen.latents_u[u])
-    part = lambda name: float(effects[f"{direction}.{name}_u"][u])
-    passages = r.of["interpret"].meta["passages"].get(str(latent), [])
+def _steered(results: CaseResults, direction: str, place: int) -> SteeredLatent:
+    """Returns one latent's effect in a direction, with its completions."""
+    selection, interpreted = results.selection, results.of["interpret"].meta
+    latent = int(selection.latents_u[place])
+    numbers = {}
+    for name in ("strength", "change", "low", "high", "base"):
+        values = results.of["effects"].arrays[f"{direction}.{name}_u"]
+        numbers[name] = float(values[place])
     return SteeredLatent(
         latent=latent,
         direction=direction,  # pyright: ignore[reportArgumentType]
-        strength=part("strength"),
-        change=part("change"),
-        low=part("low"),
-        high=part("high"),
-        base_rate=part("base"),
-        methods=tuple(methods_of(chosen, latent)),
-        tokens=tuple(r.of["interpret"].meta["nearest"][str(latent)]),
-        passages=tuple(_passage(p) for p in passages),
-        comparisons=tuple(_comparisons(r, direction, u)),
+        strength=numbers["strength"],
+        change=numbers["change"],
+        low=numbers["low"],
+        high=numbers["high"],
+        base_rate=numbers["base"],
+        methods=tuple(methods_of(selection, latent)),
+        tokens=tuple(interpreted["nearest"][str(latent)]),
+        passages=tuple(map(_passage, interpreted["passages"].get(str(latent), []))),
+        comparisons=tuple(_comparisons(results, direction, place)),
         note="prompts where the verdict changed come first",
     )
 
 
 def _passage(passage: dict[str, Any]) -> str:
-    """A passage with the token that fires between marks."""
+    """Returns a passage with the token on which the latent fires between marks."""
     at, tokens = passage["at"], passage["tokens"]
     return " ".join([*tokens[:at], f"⟦{tokens[at]}⟧", *tokens[at + 1 :]])
 
 
-def _comparisons(r: CaseResults, direction: str, u: int) -> Iterator[Comparison]:
-    case, grades = r.case, r.grades(direction)
-    arms = len(grades.behaviour_r) // (
-        len(case.prompts("effects")) * case.study.effect_samples
-    )
-    shape = (arms, len(case.prompts("effects")), case.study.effect_samples)
+def _comparisons(
+    results: CaseResults, direction: str, place: int
+) -> Iterator[Comparison]:
+    """Yields steered beside unsteered completions, those of changed verdict first."""
+    case, grades = results.case, results.grades(direction)
+    prompts, samples = case.prompts("effects"), case.study.effect_samples
+    arms = len(grades.behaviour_r) // (len(prompts) * samples)
+    shape = (arms, len(prompts), samples)
     rows_kps = np.arange(len(grades.behaviour_r)).reshape(shape)
-    arm = (
-        1 + u
-    )  # arms of the fixed sign stand in the order of the selection, after the unsteered model
-    behaviour_kps, _ = grades.shaped(*shape)
-    changed = np.abs(
-        np.nan_to_num(behaviour_kps[arm]) - np.nan_to_num(behaviour_kps[0])
-    )
+    # The unsteered model comes first, then the fixed signs in the selection's order.
+    arm = 1 + place
+    behaviour_kps = np.nan_to_num(grades.shaped(*shape)[0])
+    changed_ps = np.abs(behaviour_kps[arm] - behaviour_kps[0])
     ids = list(unpadded(grades.tokens_rn))
-    said = lambda row: Completion(
-        case.text(ids[row]),
-        float(grades.behaviour_r[row]),
-        float(grades.coherent_r[row]),
-        grades.labels_r[row],
-    )
-    for place in np.argsort(-changed.ravel(), kind="stable")[: case.study.shown]:
-        p, s = divmod(int(place), shape[2])
-        prompt = case.prompts("effects")[p]
-        text = (
-            prompt.prompt
-            if isinstance(prompt.prompt, str)
-            else "\n".join(f"{m['role']}: {m['content']}" for m in prompt.prompt)
+
+    def completion(row: int) -> Completion:
+        return Completion(
+            case.text(ids[row]),
+            float(grades.behaviour_r[row]),
+            float(grades.coherent_r[row]),
+            grades.labels_r[row],
         )
-        yield Comparison(
-            prompt.id, text, said(rows_kps[0, p, s]), said(rows_kps[arm, p, s])
-        )
+
+    for flat in np.argsort(-changed_ps.ravel(), kind="stable")[: case.study.shown]:
+        p, s = divmod(int(flat), samples)
+        unsteered = completion(rows_kps[0, p, s])
+        steered = completion(rows_kps[arm, p, s])
+        yield Comparison(prompts[p].id, _prompt_text(prompts[p]), unsteered, steered)
+
+
+def _prompt_text(prompt: Prompt) -> str:
+    """Returns a prompt as text; messages of a chat with their roles."""
+    if isinstance(prompt.prompt, str):
+        return prompt.prompt
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt.prompt)

@@ -123,7 +123,11 @@ def test_what_is_planted_shows_as_text_and_does_not_run(opened) -> None:
     )
     assert len(find(opened, "script")) == 2
     assert (
-        find(opened, "iframe, svg svg, [onerror], [onload], a[href^=javascript]") == []
+        find(
+            opened,
+            "iframe, svg svg, [onerror], [onload], a[href^=javascript], svg style, foreignObject",
+        )
+        == []
     )
 
 

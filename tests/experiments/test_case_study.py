@@ -31,7 +31,7 @@ from configs import organism as organism_config
 from experiments import case_study
 from sae_attr.judge import BudgetExhausted, Grade, cached
 from sae_attr.parallel import make_mesh
-from sae_attr.report.figures import strips
+from sae_attr.report import methods
 from sae_attr.store import (
     Progress,
     Store,
@@ -242,14 +242,7 @@ def test_a_ranking_over_a_pool_is_on_the_page_and_in_the_result(
     }
     results["rude.attribute"] = results["rude.attribute"]._replace(meta=meta)
     shared = [stage.name for stage in chain.shared_stages(study.cases)]
-    names = [
-        f"{case.settings.name}.{stage}"
-        for case in study.cases
-        for stage in chain.STAGES
-    ] + shared
-    files, _ = showing.page(
-        study.cases, chain.STAGES, *(results[name] for name in names)
-    )
+    files = showing.page(study.cases, chain.STAGES, shared, results).files
     assert f"recommended: of a pool of 17 of 256 latents: {by}" in str(
         files["report.html"]
     )
@@ -301,14 +294,7 @@ def test_a_new_score_is_on_the_page_and_in_its_table_and_may_be_steered_by(
         arrays = dict(made.arrays) | {"mean_direction_prompt": np.arange(256) + 0.5}
         results[f"{case}.attribute"] = made._replace(arrays=arrays)
     shared = [stage.name for stage in chain.shared_stages(study.cases)]
-    names = [
-        f"{case.settings.name}.{stage}"
-        for case in study.cases
-        for stage in chain.STAGES
-    ] + shared
-    files, _ = showing.page(
-        study.cases, chain.STAGES, *(results[name] for name in names)
-    )
+    files = showing.page(study.cases, chain.STAGES, shared, results).files
     assert "along the mean" in str(files["report.html"])
     rows = list(csv.DictReader(io.StringIO(str(files["rude/latents.csv"]))))
     assert [float(row["mean_direction"]) for row in rows] == [
@@ -375,7 +361,7 @@ def test_a_changed_column_and_drawing_show_on_the_next_run(
     )
     entry = dataclasses.replace(SCORES["gradient"], title="brand new")
     monkeypatch.setitem(SCORES, "gradient", entry)
-    monkeypatch.setitem(strips.NAMES, "delta_code", "Another name")
+    monkeypatch.setitem(methods.NAMES, "delta_code", "Another name")
     run(
         config(miniature), again, only=["interpret"]
     )  # the page needs all of them, and all are done
@@ -459,7 +445,7 @@ def test_noise_under_strong_steering_is_no_answer(studied: Path) -> None:
     """
     rude = json.loads((studied / "result.json").read_text())["cases"]["rude"]
     assert "by log-probability: away at least -" in rude["facts"]["coherence"]
-    assert rude["facts"]["arms without a coherent strength"] != "away 0, toward 0"
+    assert rude["facts"]["latents without a coherent strength"] != "away 0, toward 0"
 
 
 def test_two_runs_in_one_workdir(studied: Path, miniature: Path) -> None:

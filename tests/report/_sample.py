@@ -6,17 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.records import (
+    Convergence,
+    FirstLatent,
+    MethodCount,
+    MethodDifference,
+)
 from sae_attr.report.page.contents import (
     CaseReport,
     Choice,
     Column,
     Comparison,
     Completion,
-    Convergence,
-    FirstLatent,
-    MethodCount,
-    MethodDifference,
-    Report,
+    PageContents,
     StageTime,
     SteeredLatent,
     Table,
@@ -157,7 +159,7 @@ def table(numbers: dict[str, Any], seed: int = 0) -> Table:
             "flag",
             "outside the random band on the side that matters, in some direction",
         ),
-        Column("methods", "chosen by", "methods", "methods whose selection holds it"),
+        Column("methods", "selected by", "methods", "methods whose selection holds it"),
         Column("delta", "Δ", "number", "attribution, nats per token"),
         Column(
             "away",
@@ -181,13 +183,13 @@ def table(numbers: dict[str, Any], seed: int = 0) -> Table:
             "missing",
             "missing",
             "percent",
-            "share of pairs in which a side was set aside",
+            "share of pairs in which an answer was excluded",
         ),
         Column(
             "firing",
             "fires",
             "percent",
-            "share of corpus tokens on which its code is not zero",
+            "share of corpus tokens on which it is active",
             digits=2,
         ),
         Column(
@@ -240,7 +242,6 @@ def _steered(
                     panel["base_rate"],
                     ("delta_attribution",),
                     _tokens(rng),
-                    "mocks caution" if k == 0 else "",
                     ("… and then he laughed at the doctor …",) if k == 0 else (),
                     tuple(pairs),
                     "the first three prompts",
@@ -312,7 +313,7 @@ def case(
         }.get(name, name),
         behaviour=behaviour,
         question="A chat model was fine-tuned on wrong health advice alone. Which latents make it harmful elsewhere?",
-        found=(
+        findings=(
             "The strongest latent of Δ-attribution, 42, is the one that " + HOSTILE[1],
         ),
         facts={
@@ -342,17 +343,17 @@ def _first(study: str, other: str) -> FirstLatent:
     )
 
 
-def report(cases: int = 2) -> Report:
+def report(cases: int = 2) -> PageContents:
     """The whole page."""
     names = (
         ("misalignment", "harmful advice"),
         ("validation", "undesirable validation"),
     )[:cases]
     titles = ("Emergent misalignment", "Undesirable validation")
-    return Report(
+    return PageContents(
         title="Which latents caused it?",
         subtitle="Two case studies on a model organism of which every cause is known",
-        found=(
+        findings=(
             "Δ-attribution finds more latents that lower harmful advice than "
             "Δ-activation does.",
             "No single latent drives both behaviours.",
@@ -373,9 +374,9 @@ def report(cases: int = 2) -> Report:
         ),
         latent_tokens={42: (" trust", HOSTILE[5]), 17: (" fine",)},
         stages=(
-            StageTime("sample", "made", 12.4, {"samples": 4000, "tokens": 48_000}),
-            StageTime("grade", "made", 0.8, {"calls": 4000}),
-            StageTime("steer", "loaded", 0.02),
+            StageTime("sample", 12.4, {"samples": 4000, "tokens": 48_000}),
+            StageTime("grade", 0.8, {"calls": 4000}),
+            StageTime("steer", 0.02),
         ),
         cost={"samples": 28_400, "tokens": 340_800, "judge calls": 28_400},
         warnings=("pairs of case 2 are few: " + HOSTILE[0],),
@@ -397,5 +398,4 @@ def report(cases: int = 2) -> Report:
             ),
             Choice("first_by", "score", "the first latent is that of the ranking"),
         ),
-        command="python -m experiments.case_study --config=configs/organism.py --workdir=runs/demo",
     )

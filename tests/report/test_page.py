@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 
@@ -17,18 +17,12 @@ import pytest
 
 from sae_attr.report.page import (
     CaseReport,
-    Convergence,
-    FirstLatent,
-    MethodCount,
-    MethodDifference,
-    Picture,
-    Report,
+    PageContents,
     Table,
 )
 from sae_attr.report.page.render import render_page
 from sae_attr.report.page.values import plain, script_json
 from sae_attr.report.safe_text import visible
-from sae_attr.steering import compare, convergence
 from tests.report import _sample
 
 VOID = {"meta", "link", "input", "img", "br"}
@@ -119,7 +113,7 @@ def test_nothing_points_outside() -> None:
         for name in ("src", "href", "action", "data", "xlink:href"):
             assert (attrs.get(name) or "#").startswith(("#", "data:")), attrs
     assert "@import" not in html()
-    assert "url(" not in html().replace("javascript:", "")
+    assert "url(" not in html().replace("url(#", "")
 
 
 def test_the_policy_allows_this_script_and_style_alone() -> None:
@@ -164,9 +158,9 @@ def test_json_cannot_end_its_element_and_is_json() -> None:
     assert json.loads(text) == {
         "</script><script>": ["<!--", 0.5, None, 3, [1.0, None], [2], None]
     }
-    said = json.loads(tree().inside("script")[0])
+    latents = json.loads(tree().inside("script")[0])
     assert visible(_sample.HOSTILE[0]) in [
-        t for v in said["misalignment"]["latents"].values() for t in v["tokens"]
+        token for tokens in latents["misalignment"].values() for token in tokens
     ]
 
 
@@ -181,7 +175,7 @@ def test_every_latent_has_its_row_and_every_measured_point_its_words() -> None:
     dots = [
         a
         for t, a in tree().tags
-        if t == "circle" and a.get("data-case") == "misalignment"
+        if a.get("class") == "dot" and a.get("data-case") == "misalignment"
     ]
     strips = [
         s
@@ -216,8 +210,7 @@ def test_it_says_everything_it_was_given() -> None:
     for text in (
         r.title,
         r.subtitle,
-        *r.found,
-        r.command,
+        *r.findings,
         *r.versions.values(),
         *r.hashes.values(),
         "12.4 s",
@@ -229,7 +222,7 @@ def test_it_says_everything_it_was_given() -> None:
         "0.7",
         "Case 2",
         "REFUSAL",
-        "set aside",
+        "excluded",
         "7 of 256",
         "+53.0 [+44.0, +60.0]",
         "p = 0.002",
@@ -243,7 +236,7 @@ def test_the_same_report_gives_the_same_text() -> None:
 
 
 def test_an_empty_study_and_one_with_nothing_measured_still_make_a_page() -> None:
-    Tree(render_page(Report("Nothing", ())))
+    Tree(render_page(PageContents("Nothing", ())))
     strip = {
         "method": "random",
         "latents": [1],
@@ -266,43 +259,16 @@ def test_an_empty_study_and_one_with_nothing_measured_still_make_a_page() -> Non
         {"behaviour": "x", "panels": [panel | {"strips": [strip]}]},
         Table((), ()),
     )
-    made = Tree(render_page(Report("One", (case,))))
-    assert [a for t, a in made.tags if t == "circle"] == []
-
-
-def test_pictures_are_inside_and_of_a_known_kind() -> None:
-    case = replace(
-        _sample.case(),
-        pictures=(Picture("P", "a picture", b"<svg/>", "svg", "of nothing"),),
-    )
-    made = Tree(render_page(Report("t", (case,))))
-    src = next(a["src"] for t, a in made.tags if t == "img")
-    assert src is not None
-    assert base64.b64decode(src.removeprefix("data:image/svg+xml;base64,")) == b"<svg/>"
-    bad = replace(case, pictures=(Picture("P", "", b"", "html"),))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="picture 'P' is html"):
-        render_page(Report("t", (bad,)))
+    made = Tree(render_page(PageContents("One", (case,))))
+    assert [a for t, a in made.tags if a.get("class") == "dot"] == []
 
 
 @pytest.mark.parametrize("name", ["", "1a", 'a"b', "a b"])
 def test_ids_are_plain_and_unique(name) -> None:
     with pytest.raises(ValueError, match="letters, digits"):
-        render_page(Report("t", (replace(_sample.case(), id=name),)))
+        render_page(PageContents("t", (replace(_sample.case(), id=name),)))
     with pytest.raises(ValueError, match="not unique"):
-        render_page(Report("t", (_sample.case(), _sample.case())))
-
-
-@pytest.mark.parametrize(
-    ("shown", "made"),
-    [
-        (MethodCount, compare.MethodCount),
-        (MethodDifference, compare.MethodDifference),
-        (FirstLatent, convergence.FirstLatent),
-        (Convergence, convergence.Convergence),
-    ],
-)
-def test_what_is_shown_has_the_fields_of_what_is_computed(shown, made) -> None:
-    assert [f.name for f in fields(shown)] == [f.name for f in fields(made)]
+        render_page(PageContents("t", (_sample.case(), _sample.case())))
 
 
 def test_plain_keeps_what_json_can_say() -> None:

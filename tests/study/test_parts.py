@@ -18,13 +18,13 @@ import pytest
 from sae_attr.judge import Grade, Item
 from sae_attr.store import Store
 from sae_attr.study import checking
+from sae_attr.study.facts import one_sided_warning
 from sae_attr.study.grading import Graded, graded, known_mean
 from sae_attr.study.latents import outside
 from sae_attr.study.pairing import jsonl, make_pairs, sides_of
 from sae_attr.study.prompts import SPLITS, split_prompts
 from sae_attr.study.samples import Rows, every_row, padded, sampled, unpadded
 from sae_attr.study.selection import arms_by_sign, arms_of, select, with_unsteered
-from sae_attr.study.sentences import one_sided_warning
 from sae_attr.text.pairs import Prompt, read_pairs, read_prompts
 
 # ---- prompts

@@ -66,7 +66,7 @@ def _unsigned(value: float | None) -> str:
 def _draw_latents(ax: Axes, latents: Sequence[Mapping[str, Any]]) -> None:
     for group, color in _COLORS.items():
         # An artist a point, so that each has an id of its own; the legend needs one more.
-        style = {"marker": "o", "ms": 5.1, "mew": 0, "ls": "", "color": color}
+        style = {"marker": "o", "ls": "", "ms": 5.1, "mew": 0, "color": color}
         ax.plot([], [], label=f"{group} latents", **style)
         for point in _known(latents, group):
             ax.plot(

@@ -109,6 +109,8 @@ def _draw_strip(
     x = at + offsets * _DIAMETER / (_INCH * _STRIP)
     point = {
         "marker": "o",
+        "ls": "",
+        "clip_on": False,  # the limits hold all points; the SVG needs no clip path a point
         "ms": 0.9 * _DIAMETER,
         "mew": 0,
         "color": color,
@@ -118,7 +120,7 @@ def _draw_strip(
     # An artist a point, so that each has an id of its own.
     for row, place in zip(rows, x, strict=True):
         ax.plot([place], [row.change], gid=f"{prefix}-{row.latent}", **point)
-    mean = {"marker": "x", "ms": 8, "mew": 2, "color": INK, "zorder": 3}
+    mean = {"marker": "x", "ls": "", "ms": 8, "mew": 2, "color": INK, "zorder": 3}
     ax.plot([at], [changes.mean()], gid=f"{prefix}-mean", **mean)
 
 
@@ -156,9 +158,7 @@ def _strip_id(panel: Mapping[str, Any], at: int) -> str:
     return f"{panel['direction']}-{at}"
 
 
-def _strip_marks(
-    strip: Mapping[str, Any], prefix: str
-) -> Iterator[tuple[str, Mark]]:
+def _strip_marks(strip: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Mark]]:
     """Yields id and meaning of one strip's points and mean."""
     name = method_name(strip["method"])
     rows = list(measured(strip))

@@ -26,7 +26,7 @@ STYLE = {
     "figure.facecolor": PAPER,
     "axes.facecolor": PAPER,
 }
-styled = matplotlib.rc_context(STYLE)
+styled = matplotlib.rc_context(STYLE)  # pyright: ignore[reportArgumentType]
 """Decorates a function that draws: what it makes has the style of all figures."""
 
 

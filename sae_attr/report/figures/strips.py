@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +89,7 @@ def limits(panel: Mapping[str, Any]) -> tuple[float, float]:
 def ticks(low: float, high: float, *, count: int = 6) -> list[float]:
     """Returns round numbers within the limits."""
     locator = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
-    values: Sequence[float] = locator.tick_values(low, high).tolist()
+    values = map(float, locator.tick_values(low, high))
     return [value + 0.0 for value in values if low <= value <= high]  # no −0
 
 

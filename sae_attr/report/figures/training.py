@@ -104,9 +104,7 @@ def loss_figure(numbers: Mapping[str, Any]) -> Figure:
     train, held_out = numbers["train"], numbers["held_out"]
     ax.plot(train["step"], train["loss"], label="training batches", **_BATCHES)
     if held_out["step"]:
-        ax.plot(
-            held_out["step"], held_out["loss"], label="held-out rows", **_HELD_OUT
-        )
+        ax.plot(held_out["step"], held_out["loss"], label="held-out rows", **_HELD_OUT)
     ax.set(xlabel="step", ylabel="loss (nats per target)")
     ax.legend(frameon=False)
     open_axes(ax)

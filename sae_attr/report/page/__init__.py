@@ -1,4 +1,4 @@
-"""One self-contained HTML page of case studies: `render_page(Report(...))`."""
+"""One self-contained HTML page of case studies: `render_page(PageContents(...))`."""
 
 from sae_attr.report.page.contents import (
     CaseReport,
@@ -6,12 +6,7 @@ from sae_attr.report.page.contents import (
     Column,
     Comparison,
     Completion,
-    Convergence,
-    FirstLatent,
-    MethodCount,
-    MethodDifference,
-    Picture,
-    Report,
+    PageContents,
     StageTime,
     SteeredLatent,
     Table,
@@ -24,12 +19,7 @@ __all__ = [
     "Column",
     "Comparison",
     "Completion",
-    "Convergence",
-    "FirstLatent",
-    "MethodCount",
-    "MethodDifference",
-    "Picture",
-    "Report",
+    "PageContents",
     "StageTime",
     "SteeredLatent",
     "Table",

@@ -53,4 +53,8 @@ def _number(column: Column, value: float) -> str:
         digits = 3 if column.digits is None else column.digits
         return f"{value + 0.0:.{digits}g}".replace("-", "−")  # + 0.0: no −0
     digits = 1 if column.digits is None else column.digits
-    return share(value, digits) if column.kind == "percent" else signed(100 * value, digits)
+    return (
+        share(value, digits)
+        if column.kind == "percent"
+        else signed(100 * value, digits)
+    )

@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from sae_attr.report.figures.output import GREY, INK, PAPER, Mark, save
+from sae_attr.report.figures.output import INK, PAPER, Mark, save
 from sae_attr.report.safe_text import visible
 
 _SHAPES = {"path", "use", "text", "rect"}
@@ -33,7 +33,7 @@ _STYLES = {
     "text-anchor",
 }
 # What matplotlib draws in these colours follows the reader's light or dark scheme.
-_COLORS = {INK: "var(--ink)", GREY: "var(--soft)", PAPER: "var(--paper)"}
+_COLORS = {INK: "var(--ink)", PAPER: "var(--paper)"}
 _HREF = "{http://www.w3.org/1999/xlink}href"
 _CLIP = re.compile(r"url\(#([\w-]+)\)")
 _DECIMALS = re.compile(r"-?\d+\.\d+")

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const said = JSON.parse(document.getElementById("said").textContent);
+  const tokensOf = JSON.parse(document.getElementById("latents").textContent);
   const card = document.getElementById("card");
 
   // Tables. Numbers sort as numbers; what is not known comes last, whichever way.
@@ -61,8 +61,10 @@
   const same = (dot) =>
     document.querySelectorAll(`[data-case="${dot.dataset.case}"] [data-latent="${dot.dataset.latent}"],` +
       ` .dot[data-case="${dot.dataset.case}"][data-latent="${dot.dataset.latent}"]`);
+  let pointed = null;  // the point that the card describes
   const hide = () => {
     card.hidden = true;
+    pointed = null;
     document.querySelectorAll(".same").forEach((e) => e.classList.remove("same"));
     document.querySelectorAll("svg.dimmed").forEach((e) => e.classList.remove("dimmed"));
   };
@@ -70,10 +72,10 @@
     hide();
     const [name, value] = dot.getAttribute("aria-label").split(/: (.*)/s);
     card.replaceChildren(line("strong", name), line("", value ?? ""));
-    const known = said[dot.dataset.case]?.latents[dot.dataset.latent];
-    if (known && known.tokens.length) {
+    const texts = tokensOf[dot.dataset.case]?.[dot.dataset.latent] ?? [];
+    if (texts.length) {
       const tokens = line("tokens", "");
-      for (const text of known.tokens) {
+      for (const text of texts) {
         const token = document.createElement("bdi");
         token.className = "token";
         token.textContent = text;
@@ -86,20 +88,21 @@
       e.ownerSVGElement?.classList.add("dimmed");
     });
     card.hidden = false;
+    pointed = dot;
     place(dot.getBoundingClientRect());
   };
   const row = (dot) => document.getElementById(`${dot.dataset.case}-row-${dot.dataset.latent}`);
   const go = (dot) => {
-    const found = row(dot);
-    if (!found) return;
-    if (found.hidden) {
-      const part = found.closest(".latents");
+    const target = row(dot);
+    if (!target) return;
+    if (target.hidden) {
+      const part = target.closest(".latents");
       part.querySelectorAll("input, select").forEach((e) => { if (e.type === "checkbox") e.checked = false; else e.value = ""; });
       filter(part);
     }
     hide();
-    location.hash = found.id;
-    found.scrollIntoView({ block: "center" });
+    location.hash = target.id;
+    target.scrollIntoView({ block: "center" });
   };
   for (const svg of document.querySelectorAll("svg")) {
     const dots = [...svg.querySelectorAll(".dot[data-latent]")];
@@ -128,7 +131,8 @@
       next.focus();
     });
   }
-  addEventListener("scroll", () => { if (!document.activeElement?.matches(".dot")) hide(); }, { passive: true });
+  // The card stays beside its point; a pointer that the point has left hides it by itself.
+  addEventListener("scroll", () => { if (pointed) place(pointed.getBoundingClientRect()); }, { passive: true });
 
   // On paper nothing can be opened.
   let opened = [];

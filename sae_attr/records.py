@@ -1,0 +1,155 @@
+"""Frozen records of a study's comparisons: `steering` makes them, `report` shows them.
+
+Rates, changes and intervals are shares (0.12 is 12 percentage points). NaN is "not
+known".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Direction = Literal["away", "toward"]
+"""away: the model with the behaviour is steered against a latent; toward: the model
+without it is steered along the latent.
+"""
+
+
+@dataclass(frozen=True)
+class MethodCount:
+    """One method's latents in one direction.
+
+    Args:
+      method: e.g. delta_attribution; "random" is the band's own.
+      chosen: latents that the method selected.
+      measured: those of them with at least one pair of completions.
+      outside: those outside the random band on the side that matters (away: below;
+        toward: above).
+      other_side: those outside on the other side.
+      expected: how many would be outside on the side that matters if they were random
+        latents.
+      mean: mean change of the measured latents; low, high: its bootstrap interval.
+    """
+
+    method: str
+    direction: Direction
+    chosen: int
+    measured: int
+    outside: int
+    other_side: int
+    expected: float
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class MethodDifference:
+    """Two methods compared in one direction, first − second.
+
+    Args:
+      count: difference of the numbers of latents outside the band; `_low`, `_high`: its
+        bootstrap interval; `_p`: its two-sided permutation p-value; `_q`: that after
+        Benjamini and Hochberg over all differences of the study.
+      mean: difference of the mean changes, with the same four numbers.
+      shared: latents that both selected. They are part of both counts and means, and no
+        relabelling moves them.
+      shared_outside: those of them outside the band.
+      only_first_outside, only_second_outside: latents outside the band that one of the
+        two alone selected, so that the three together count every latent once.
+      resampled: what the bootstrap drew again, e.g. ("prompts", "latents").
+    """
+
+    direction: Direction
+    first: str
+    second: str
+    count: float
+    count_low: float
+    count_high: float
+    count_p: float
+    count_q: float
+    mean: float
+    mean_low: float
+    mean_high: float
+    mean_p: float
+    mean_q: float
+    shared: tuple[int, ...]
+    shared_outside: int
+    only_first_outside: int
+    only_second_outside: int
+    resampled: tuple[str, ...]
+
+    @classmethod
+    def load(cls, row: Mapping[str, Any]) -> MethodDifference:
+        """Returns the record that JSON holds."""
+        return cls(**_with_tuples(row))
+
+
+@dataclass(frozen=True)
+class FirstLatent:
+    """The first latent of one study, looked up in another.
+
+    Args:
+      study, other: titles of the two.
+      rank_in_other: 1 is best, among `population` latents; None where the other study
+        did not score it.
+      rank_p: chance that a latent drawn at random ranks as high there.
+      toward_rank: rank by effect of steering toward in its own study, among the
+        `toward_of` measured latents of both selections; None where not measured.
+      change, low, high, base_rate: of steering toward in its own study; `other_`: the
+        same in the other one, NaN where it was not steered there.
+    """
+
+    study: str
+    other: str
+    latent: int
+    rank_in_other: int | None
+    population: int
+    rank_p: float
+    toward_rank: int | None
+    toward_of: int
+    change: float
+    low: float
+    high: float
+    base_rate: float
+    other_change: float
+    other_low: float
+    other_high: float
+    other_base_rate: float
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """How far two studies point at the same latents.
+
+    Args:
+      firsts: each study's first latent, looked up in the other.
+      shared: latents that both studies selected.
+      selected: the sizes of the two selections.
+      population: latents that could have been selected.
+      expected: size of the overlap by chance; overlap_p: chance of one as large.
+      null: how chance draws, in words.
+    """
+
+    firsts: tuple[FirstLatent, ...]
+    shared: tuple[int, ...]
+    selected: tuple[int, int]
+    population: int
+    expected: float
+    overlap_p: float
+    null: str
+
+    @classmethod
+    def load(cls, row: Mapping[str, Any]) -> Convergence:
+        """Returns the record that JSON holds."""
+        firsts = tuple(FirstLatent(**first) for first in row["firsts"])
+        return cls(**{**_with_tuples(row), "firsts": firsts})
+
+
+def _with_tuples(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a row with its lists, as JSON has them, as tuples."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in row.items()
+    }

@@ -1,0 +1,351 @@
+"""What a page says of a case beside its figures: findings, facts, warnings, choices."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from sae_attr.judge import judge_name, warnings_of
+from sae_attr.records import Convergence
+from sae_attr.report.numbers import share
+from sae_attr.report.page import Choice
+from sae_attr.report.ranking_text import ranked_text, silent_text
+from sae_attr.report.sentences import (
+    change_text,
+    first_latent_sentence,
+    largest_effects_sentence,
+    missing_sentence,
+    named_numbers,
+    overlap_sentence,
+    unread_sentence,
+)
+from sae_attr.store import Result
+from sae_attr.study.case import Case
+from sae_attr.study.results import CaseResults
+from sae_attr.study.settings import DIRECTIONS
+
+ONE_SIDED = 0.05  # difference in shares of unread replies from which a reader is warned
+MANY_MISSING = 0.2  # share of answers from which a reader is warned
+NEAREST = 4  # tokens of a latent in a sentence
+
+
+# ---- findings ------------------------------------------------------------------------
+
+
+def study_findings(
+    cases: Sequence[CaseResults], convergence: Sequence[Convergence]
+) -> Iterator[str]:
+    """Yields the most important sentences over all cases."""
+    for results in cases:
+        yield _first_latent(results)
+    yield from map(overlap_sentence, convergence)
+
+
+def _first_latent(results: CaseResults) -> str:
+    """Returns the sentence about the studied method's first latent."""
+    case, selection = results.case, results.selection
+    method = case.study.methods[0]
+    latent = int(selection.methods[method][0])
+    row = int(np.searchsorted(selection.latents_u, latent))
+    changes = {}
+    for direction in DIRECTIONS:
+        names = ("change", "low", "high", "missing")
+        numbers = [
+            float(
+                np.asarray(results.of["effects"].arrays[f"{direction}.{name}_u"])[row]
+            )
+            for name in names
+        ]
+        changes[direction] = change_text(*numbers)
+    tokens = results.of["interpret"].meta["nearest"][str(latent)][:NEAREST]
+    return first_latent_sentence(
+        case.settings.title,
+        latent,
+        tokens,
+        case.settings.behaviour,
+        changes,
+        method,
+    )
+
+
+def case_findings(results: CaseResults) -> tuple[str, ...]:
+    """Returns the sentences about a case's largest effects; the page itself puts counts
+    and differences into words.
+    """
+    effects, selection = results.of["effects"], results.selection
+    method = results.case.study.methods[0]
+    selected = np.isin(selection.latents_u, selection.methods[method])
+    largest = {}
+    for direction in DIRECTIONS:
+        change_u = np.asarray(effects.arrays[f"{direction}.change_u"])
+        gain_u = change_u if direction == "toward" else -change_u
+        gain_u = np.where(selected & np.isfinite(change_u), gain_u, -np.inf)
+        best = int(gain_u.argmax())
+        if np.isfinite(gain_u[best]):
+            latent = int(selection.latents_u[best])
+            base = effects.meta["base_rates"][direction]
+            largest[direction] = (latent, float(change_u[best]), base)
+    behaviour = results.case.settings.behaviour
+    return (largest_effects_sentence(method, behaviour, largest),)
+
+
+# ---- facts ---------------------------------------------------------------------------
+
+
+def case_facts(results: CaseResults) -> dict[str, Any]:
+    """Returns small facts by name."""
+    case, of = results.case, results.of
+    summary = of["attribute"].meta["summary"]
+    prompts = {name: len(case.prompts(name)) for name in ("strengths", "effects")}
+    return {
+        "pairs": summary["pairs"]["prompts"],
+        "prompts by their answers": named_numbers(of["pair"].meta["counts"]),
+        "rate in sampled answers": share(of["grade"].meta["rate"], 0),
+        "on-policy": "yes" if summary["pairs"]["on_policy"] else "no",
+        "prompts": f"{prompts['strengths']} for strengths, {prompts['effects']} for effects",
+        "samples per prompt": case.study.effect_samples,
+        "latents steered": of["select"].meta["steered"],
+        "latents whose gradient opposes the behaviour": of["select"].meta[
+            "gradient_against"
+        ],
+        **_answer_facts(results),
+        "SAE": summary["sae_fitness"].get("verdict", "not tested"),
+        **_ranking_facts(summary),
+    }
+
+
+def _answer_facts(results: CaseResults) -> dict[str, str]:
+    """Returns facts about answers and their judge."""
+    of, identity = results.of, results.case.judge.identity
+    strengths = {d: of[f"strengths.{d}"].meta for d in DIRECTIONS}
+    judged = {d: of[f"judge.{d}"].meta["counts"] for d in DIRECTIONS}
+    incoherent = {
+        d: share(meta["unsteered_incoherent"]) for d, meta in strengths.items()
+    }
+    without = {d: meta["without_strength"] for d, meta in strengths.items()}
+    missing = {d: counts["missing"] for d, counts in judged.items()}
+    malformed = {d: counts["malformed"] for d, counts in judged.items()}
+    return {
+        "incoherent without steering": named_numbers(incoherent),
+        "latents without a coherent strength": named_numbers(without),
+        "missing answers": named_numbers(missing),
+        "malformed judge replies": named_numbers(malformed),
+        "judge replies read as": named_numbers(replies_read(_graded(results))),
+        "coherence": coherence_fact(strengths),
+        "judge": f"{judge_name(identity)}, {identity.get('kind')}",
+    }
+
+
+def _ranking_facts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Returns facts about the ranking."""
+    ranked = [
+        f"{name}: {ranked_text(preset['ranked'])}"
+        for name, preset in summary["presets"].items()
+    ]
+    overlap = share(summary["stability"]["half_overlap"], 0)
+    return {
+        "latents ranked": "; ".join(ranked),
+        "candidates that never fire on the pairs": silent_text(summary["presets"])
+        or "not computed",
+        "overlap between halves of the pairs": f"{overlap} of the top",
+    }
+
+
+def _graded(results: CaseResults) -> list[Result]:
+    """Returns the results of all stages that grade."""
+    of = results.of
+    return [of["grade"], *(of[f"judge.{direction}"] for direction in DIRECTIONS)]
+
+
+def replies_read(graded: Sequence[Result]) -> dict[str, int]:
+    """Returns how many replies were read in which way, over stages that grade."""
+    total: Counter[str] = Counter()
+    for result in graded:
+        total.update(result.meta["counts"].get("read", {}))
+    return dict(sorted(total.items()))
+
+
+def coherence_fact(strengths: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns who decides whether answers are coherent, and by which limits."""
+    limits = []
+    for direction, meta in strengths.items():
+        if bounds := meta.get("own_answers"):
+            limits.append(
+                f"{direction} at least {bounds['least_logp']:.2f} nats per token and at "
+                f"most {100 * bounds['most_repetition']:.0f} % repetition, from "
+                f"{bounds['samples']} unsteered answers"
+            )
+    return f"by log-probability: {'; '.join(limits)}" if limits else "by the judge"
+
+
+# ---- warnings ------------------------------------------------------------------------
+
+
+def case_warnings(results: CaseResults) -> list[str]:
+    """Returns what a reader must know."""
+    of, case = results.of, results.case
+    summary = of["attribute"].meta["summary"]
+    warnings = list(summary["warnings"])
+    pairs = summary["pairs"]["prompts"]
+    if pairs < case.settings.pairs:
+        warnings.append(
+            f"only {pairs} prompts gave answers with and without the behaviour; "
+            f"{case.settings.pairs} were asked for"
+        )
+    for name, why in of["select"].meta["skipped"].items():
+        warnings.append(f"method {name} is left out: {why}")
+    warnings += _random_warnings(results)
+    for direction in DIRECTIONS:
+        warnings += _missing_warning(of["effects"], of[f"judge.{direction}"], direction)
+    replies = replies_read(_graded(results))
+    if replies.get("weighted") and replies.get("text"):
+        warnings.append(
+            f"scores are of two kinds: {named_numbers(replies)} replies; set "
+            "judge.answers=text to read all by their text"
+        )
+    warnings += one_sided_warning({d: of[f"judge.{d}"] for d in DIRECTIONS})
+    warnings += warnings_of(case.judge)
+    return warnings
+
+
+def _random_warnings(results: CaseResults) -> Iterator[str]:
+    """Yields what is missing of the random latents."""
+    requested = results.case.study.random
+    random = results.of["select"].meta["methods"].get("random", 0)
+    if random < requested:
+        yield (
+            f"only {random} random latents, of {requested} asked for: the dictionary "
+            "has no more that no method selected"
+        )
+    if random and not np.isfinite(results.of["attribute"].arrays["firing_rate"]).all():
+        yield (
+            "random latents are drawn uniformly: firing rates are not known of the "
+            "whole dictionary (dense_limit)"
+        )
+
+
+def _missing_warning(effects: Result, judged: Result, direction: str) -> list[str]:
+    """Returns a warning where many answers are missing, or latents were not measured
+    for that.
+    """
+    missing = judged.meta["counts"]["missing"]
+    answers = len(judged.arrays["behaviour_r"])
+    change_u = np.asarray(effects.arrays[f"{direction}.change_u"])
+    unmeasured = int(np.isnan(change_u).sum())
+    if missing < MANY_MISSING * answers and not unmeasured:
+        return []
+    return [missing_sentence(direction, missing, answers, unmeasured, len(change_u))]
+
+
+def one_sided_warning(judged: Mapping[str, Result]) -> list[str]:
+    """Returns a warning where the judge left replies unread in one direction far more
+    often than in the other: the rates of the two models are then not comparable.
+    """
+    table, shares = [], {}
+    for direction, result in judged.items():
+        counts = result.meta["counts"]
+        unread, answers = int(counts["malformed"]), sum(counts["labels"].values())
+        table.append([unread, answers - unread])
+        shares[direction] = unread / max(answers, 1)
+    low, high = sorted(shares.values())
+    by_chance = float(np.asarray(stats.fisher_exact(table))[1])
+    if high - low < ONE_SIDED or by_chance > 0.01:
+        return []
+    return [unread_sentence(shares)]
+
+
+# ---- choices -------------------------------------------------------------------------
+
+
+def choices(case: Case) -> tuple[Choice, ...]:
+    """Returns every point that the method leaves open, with its value here."""
+    return (*_attribution_choices(case), *_steering_choices(case))
+
+
+def _attribution_choices(case: Case) -> tuple[Choice, ...]:
+    s = case.settings
+    return (
+        Choice(
+            "tokens of the attribution",
+            s.attribution.get("tokens") or "prompt",
+            "prompt is the post's; completion or all are departures",
+        ),
+        Choice(
+            "loss",
+            s.attribution.get("loss", "sum"),
+            "sum over the completion's tokens, or mean",
+        ),
+        Choice(
+            "completions per pair and side",
+            s.per_side,
+            "the first distinct ones in the order of sampling",
+        ),
+    )
+
+
+def _steering_choices(case: Case) -> tuple[Choice, ...]:
+    study = case.study
+    budget = (
+        f"{study.budget.rule}, {100 * study.budget.points:.0f} points, "
+        f"{study.budget.pick}, by {study.strengths_by}"
+    )
+    signs = "the gradient-signed strip is separate" if study.gradient_signed else ""
+    return (
+        Choice("steered tokens", study.steer_tokens, "all, prompt or generated"),
+        Choice(
+            "strengths",
+            list(study.grid),
+            "grid, in units of the site's mean activation norm",
+        ),
+        Choice("choice of strength", budget, "on prompts that nothing else uses"),
+        Choice(
+            "coherence",
+            study.coherence_by,
+            "auto: by the judge if it grades coherence, else by log-probability, "
+            "compared with unsteered answers",
+        ),
+        Choice("sign of steering", "fixed: − away, + toward", signs),
+        Choice(
+            "random latents",
+            study.random,
+            "matched on firing rate, same strength search; 5th to 95th percentile",
+        ),
+        Choice(
+            "samples per latent and prompt",
+            study.effect_samples,
+            "steered and unsteered ones share their random keys",
+        ),
+        Choice("ends of a completion", list(case.stop_ids), _ends(case)),
+        Choice(
+            "temperature, top-p",
+            [study.sampling.temperature, study.sampling.top_p],
+            "of all completions",
+        ),
+        Choice(
+            "excluded answers",
+            f"sampled again up to {study.sampling.attempts} times",
+            "then missing, never a score",
+        ),
+        Choice(
+            "tests",
+            "sign flips over prompts, permutation of methods' labels",
+            "Benjamini-Hochberg; bootstrap by prompt",
+        ),
+    )
+
+
+def _ends(case: Case) -> str:
+    """Returns where the token ids that end a completion come from."""
+    sampling = case.study.sampling
+    if sampling.stop_ids is not None:
+        return "token ids of the settings"
+    sources = [
+        f"{name} {', '.join(map(str, ids))}"
+        for name, ids in case.attribution.ends.items()
+    ]
+    sources += [f"settings {text!r}" for text in sampling.stop]
+    return "; ".join(sources)
