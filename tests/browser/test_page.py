@@ -65,6 +65,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(driver: Any, page: Path) -> Any:
     for kind in ("browser", "performance"):
         driver.get_log(kind)
+    driver.get("about:blank")  # the same address again would scroll to where it was
     driver.get(page.as_uri())
     return driver
 
