@@ -15,7 +15,7 @@ an SAE at its own site: explained variance and L0 within about 0.01 and 3 % of w
 
 from ml_collections import ConfigDict
 
-from sae_attr.sae_check import Bands
+from sae_attr.sae_check import CheckBands
 
 from . import attribute, config_of
 
@@ -40,7 +40,7 @@ SHARED = (
 )
 SHARED += ("mesh", "dtype", "resid_dtype")
 
-SETTINGS = attribute.SETTINGS | {"bands": (Bands,)}
+SETTINGS = attribute.SETTINGS | {"bands": (CheckBands,)}
 
 
 def get_config() -> ConfigDict:
@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
     config = attribute.get_config()
     for name in set(config) - set(SHARED):
         del config[name]
-    config.fitness_tokens = 8192
+    config.sae_check_tokens = 8192
     config.corpus_batch = 8
-    config.bands = config_of(Bands, unset=True)
+    config.bands = config_of(CheckBands, unset=True)
     return config

@@ -74,7 +74,7 @@ def _case(
         {
             "corpus_tokens": 4000,
             "firing_tokens": 2000,
-            "fitness_tokens": 0,
+            "sae_check_tokens": 0,
             "ablate": 2,
             "ablate_positions": 4,
             "bootstrap": 100,

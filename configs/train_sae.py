@@ -13,7 +13,7 @@ was killed goes on at its last checkpoint with the same result.
 Written: `sae/` (SAELens' layout, read by `load_sae`, by SAELens and by
 experiments.attribute), `dictionary_learning/`, `mean.npz` (ā over the training text),
 `curves.csv`, `figures/`, `result.json` with explained variance, L0, CE recovered, dead
-share and firing rates on held-out documents and the verdict of the self-test.
+share and firing rates on held-out documents and the verdict of the SAE check.
 
 Hardware: 2 cores for models of a few million parameters; data × latents over a mesh for
   others.

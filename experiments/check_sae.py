@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from sae_attr import parallel
 from sae_attr.report.tables import json_text
-from sae_attr.sae_check import Bands, judge, record, table
+from sae_attr.sae_check import CheckBands, check_record, check_table, judge_sae
 from sae_attr.store import Store, write_atomic
-from sae_attr.study.attribution_stages import fitness_stage
+from sae_attr.study.attribution_stages import sae_check_stage
 from sae_attr.study.setup import Setup
 
 from . import _common
@@ -25,7 +25,7 @@ from ._flags import CONFIG, WORKDIR
 
 
 def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, Any]:
-    """Measures, judges and prints; what result.json holds.
+    """Measures, judges and prints; returns what result.json holds.
 
     Args:
       config: as configs/check_sae.py makes it.
@@ -33,45 +33,50 @@ def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, A
     """
     _common.fix_day(config, workdir)
     settings = _common.settings_of(config, needs=("lm", "sae", "corpus"))
-    if not settings.fitness_tokens:
+    if not settings.sae_check_tokens:
         raise ValueError(
-            "fitness_tokens is 0, so there is nothing to test on; take a few thousand"
+            "sae_check_tokens is 0, so there is nothing to check on; take a few "
+            "thousand"
         )
     store = Store(workdir / "store", writer=parallel.is_main())
-    study = Setup(
-        settings, store, parallel.make_mesh(str(config.mesh)), parallel.is_main()
+    mesh = parallel.make_mesh(str(config.mesh))
+    setup = Setup(settings, store, mesh, parallel.is_main())
+    stored, stage = sae_check_stage(setup)
+    bands = settings_of(CheckBands, config.bands, where="config.bands")
+    judged = judge_sae(
+        stored.measurement,
+        stored.stated_metrics,
+        counts_special=not setup.exclude,
+        bands=bands,
     )
-    measured, promise, _, result = fitness_stage(study)
-    bands = settings_of(Bands, config.bands, where="config.bands")
-    verdict = judge(measured, promise, counts_special=not study.exclude, bands=bands)
-    found = {
-        **record(measured, promise, verdict),
+    result = {
+        **check_record(judged),
         "bands": vars(bands),
         "inputs": {
-            "lm": study.lm_key,
-            "sae": study.sae_key,
-            "sae_source": study.sae_files.source,
-            "stage": result.key,
+            "lm": setup.lm_key,
+            "sae": setup.sae_key,
+            "sae_source": setup.sae_files.source,
+            "stage": stage.key,
         },
         "settings": vars(settings),
         "versions": _common.versions(),
     }
     if parallel.is_main():
         if keep:
-            write_atomic(workdir / "result.json", json_text(found))
-        print(table(measured, promise, verdict))
-    return found
+            write_atomic(workdir / "result.json", json_text(result))
+        print(check_table(judged))
+    return result
 
 
 def main(argv: list[str]) -> None:
-    """`check` with what the flags say; exit status 1 where the SAE is out of a band."""
+    """Runs `check` on the flags; exit status 1 where the SAE is out of a band."""
     _common.begin(argv)
     if WORKDIR.value:
-        found = check(CONFIG.value, epath.Path(WORKDIR.value), keep=True)
+        result = check(CONFIG.value, epath.Path(WORKDIR.value), keep=True)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            found = check(CONFIG.value, epath.Path(folder), keep=False)
-    sys.exit(0 if found["passes"] else 1)
+            result = check(CONFIG.value, epath.Path(folder), keep=False)
+    sys.exit(0 if result["passes"] else 1)
 
 
 if __name__ == "__main__":

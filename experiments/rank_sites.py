@@ -33,7 +33,7 @@ from sae_attr.interpret import nearest_tokens
 from sae_attr.lm.model import unembedding
 from sae_attr.report.tables import csv_text, json_text, text_table
 from sae_attr.store import Store, own_workdir, write_atomic
-from sae_attr.study.attribution_stages import firing_stage, mean_stage, self_test
+from sae_attr.study.attribution_stages import check_sae, firing_stage, mean_stage
 from sae_attr.study.candidates import decoder_rows
 from sae_attr.study.columns import quoted, written
 from sae_attr.study.setup import Setup
@@ -211,11 +211,11 @@ def errors_of(
 
 
 def run(setups: Mapping[Site, Setup]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Everything from the self-tests to the table; the columns, and what result.json
+    """Everything from the SAE checks to the table; the columns, and what result.json
     holds beside them.
     """
     first = next(iter(setups.values()))
-    fitness = {str(site): self_test(setup)[0] for site, setup in setups.items()}
+    checks = {str(site): check_sae(setup)[0] for site, setup in setups.items()}
     means = {
         site: np.asarray(mean_stage(setup)[0].mean_d) for site, setup in setups.items()
     }
@@ -252,7 +252,7 @@ def run(setups: Mapping[Site, Setup]) -> tuple[dict[str, np.ndarray], dict[str, 
         },
         "latents_in_top": places,
         "reconstruction_error": {str(site): value for site, value in errors.items()},
-        "sae_fitness": fitness,
+        "sae_check": checks,
         "choices": {
             "tokens": scope,
             "sides": "both",

@@ -44,11 +44,11 @@ from sae_attr.store import (
 )
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.attribution_stages import (
+    check_sae,
     firing_stage,
     gradient_stage,
     mean_stage,
     score_stage,
-    self_test,
 )
 from sae_attr.study.candidates import decoder_rows
 from sae_attr.study.evidence import Evidence
@@ -197,7 +197,7 @@ def scores_of(
         trust_sae=True,
     )
     study = Setup(base, run.store, run.mesh, progress=False)
-    self_test(study)
+    check_sae(study)
     mean, mean_result = mean_stage(study)
     table, gradients = gradient_stage(study, mean, mean_result.key)
     codes, firing = firing_stage(study)

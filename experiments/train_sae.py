@@ -54,13 +54,13 @@ from sae_attr.sae.train_sae import train_sae
 from sae_attr.sae.train_state import SAEState, finished
 from sae_attr.sae_check import (
     HeldOut,
-    Place,
-    Promise,
+    SitePair,
+    StatedMetrics,
+    check_record,
     collect_held_out,
     held_out_fit,
-    judge,
+    judge_sae,
     measure_sample,
-    record,
 )
 from sae_attr.sae_check.measure import TRIAL
 from sae_attr.settings import settings_from
@@ -84,7 +84,7 @@ PLAIN = ("mesh", "log_every", "eval_every", "save_every", "keep", "batch_rows")
 class Job:
     """One SAE to train: what it reads and stands for, and its hyper-parameters."""
 
-    place: Place
+    place: SitePair
     cfg: TrainConfig
 
     @property
@@ -119,7 +119,7 @@ def jobs_of(config: ConfigDict, cfg: LMConfig) -> list[Job]:
         values = {**fields, **widths, "steps": steps, "seed": config.seed}
         jobs.append(
             Job(
-                Place(read, write),
+                SitePair(read, write),
                 settings_from(TrainConfig, values, where="config.sae"),
             )
         )
@@ -402,20 +402,22 @@ def defaults(config: ConfigDict, cfg: TrainConfig) -> dict[str, Any]:
     }
 
 
-def self_test(session: Session, job: Job, sae: SAE) -> dict[str, Any]:
+def check_sae(session: Session, job: Job, sae: SAE) -> dict[str, Any]:
     """Measures the SAE on the held-out texts as every later run of it does, and judges
-    it; what is recorded.
+    it; returns what is recorded.
     """
-    promise = Promise(l0=sae.cfg.expected_l0, excludes_special=sae.cfg.exclude_special)
-    measured = measure_sample(
+    stated_metrics = StatedMetrics(
+        l0=sae.cfg.expected_l0, excludes_special=sae.cfg.exclude_special
+    )
+    measurement = measure_sample(
         session.params,
         sae,
         session.held.samples[job.place.write],
         cfg=session.cfg,
         mesh=session.mesh,
-        expected_l0=promise.l0,
+        stated_l0=stated_metrics.l0,
     )
-    return record(measured, promise, judge(measured, promise, counts_special=False))
+    return check_record(judge_sae(measurement, stated_metrics, counts_special=False))
 
 
 def run(
@@ -442,13 +444,13 @@ def run(
     )
     state = jax.tree.map(parallel.to_host, trained.state)
     sae = finished(job.cfg, state, **said(config, job, session.source.file))
-    tested = self_test(session, job, sae)
+    tested = check_sae(session, job, sae)
     if not parallel.is_main():
         return {}
     about = {
         **about,
         **defaults(config, job.cfg),
-        "self_test": tested,
+        "sae_check": tested,
         "written": write_sae(Path(folder), sae),
     }
     if (mean := mean_file(config, session.blocks, place.write)) is not None:
@@ -498,7 +500,7 @@ def start(
         )
         if result["masked"]:
             print(count_text(result["masked"]))
-        print(f"self-test: {result['self_test']['verdict']}")
+        print(f"SAE check: {result['sae_check']['verdict']}")
     if parallel.is_main():
         print(f"wrote to {workdir}")
     return found

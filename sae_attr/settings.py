@@ -224,6 +224,14 @@ def given_only(values: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+# Keys that had another name before, so that a command or config of then is told the new
+# one: the nearest spelling would be another key.
+RENAMED = {
+    "fitness_tokens": "sae_check_tokens",
+    "max_below_promise": "max_below_stated",
+}
+
+
 def unknown_key(path: str, known: Iterable[str]) -> str:
     """Returns the message about a key that does not exist: its whole path, and the
     nearest that exists.
@@ -232,6 +240,12 @@ def unknown_key(path: str, known: Iterable[str]) -> str:
       path: as the user wrote it, dotted.
       known: whole paths of the keys that exist.
     """
+    parent, dot, name = path.rpartition(".")
+    if name in RENAMED:
+        return (
+            f"the config has no key {path.removeprefix('config.')!r}: it is called "
+            f"--{parent}{dot}{RENAMED[name]} now"
+        )
     nearest = nearest_key(path, known)
     hint = f"; did you mean --{nearest}?" if nearest else "; --help lists the keys"
     return f"the config has no key {path.removeprefix('config.')!r}{hint}"

@@ -142,7 +142,7 @@ def summary_text(summary: Mapping[str, Any]) -> str:
 
 def _data_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     """Yields what the SAE check said, the pairs, and the mean activation."""
-    check = summary.get("sae_fitness", {})
+    check = summary.get("sae_check", {})
     if "verdict" in check:
         yield f"SAE: {check['verdict']}"
     pairs = summary["pairs"]

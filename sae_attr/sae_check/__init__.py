@@ -1,9 +1,11 @@
-"""The self-test of a loaded SAE: many load without an error and compute something else.
+"""The check of a loaded SAE: many load without an error and compute something else.
 
-measured = measure(params, sae, text, cfg=cfg, site=site, mesh=mesh)
-verdict = judge(measured, promised(path, sae.cfg), counts_special=False)
+measurement = measure_sae(params, sae, text, cfg=cfg, site=site, mesh=mesh)
+stated = read_stated_metrics(path, sae.cfg)
+check = judge_sae(measurement, stated, counts_special=False)
 """
 
+from sae_attr.sae_check.bands import CheckBands
 from sae_attr.sae_check.held_out import (
     HeldOut,
     HeldOutFit,
@@ -11,38 +13,38 @@ from sae_attr.sae_check.held_out import (
     held_out_fit,
 )
 from sae_attr.sae_check.measure import (
-    Measured,
+    SAEMeasurement,
     SiteFit,
-    measure,
+    measure_sae,
     measure_sample,
     splice,
 )
-from sae_attr.sae_check.sample import Place, Sample, collect
-from sae_attr.sae_check.stated import promised
-from sae_attr.sae_check.table import record, table
-from sae_attr.sae_check.variants import Repair
-from sae_attr.sae_check.verdict import Bands, Finding, Promise, Verdict, judge
+from sae_attr.sae_check.sample import SitePair, TextSample, collect_sample
+from sae_attr.sae_check.stated import StatedMetrics, read_stated_metrics
+from sae_attr.sae_check.table import check_record, check_table
+from sae_attr.sae_check.variants import Variant
+from sae_attr.sae_check.verdict import CheckFinding, SAECheck, judge_sae
 
 __all__ = [
-    "Bands",
-    "Finding",
+    "CheckBands",
+    "CheckFinding",
     "HeldOut",
     "HeldOutFit",
-    "Measured",
-    "Place",
-    "Promise",
-    "Repair",
-    "Sample",
+    "SAECheck",
+    "SAEMeasurement",
     "SiteFit",
-    "Verdict",
-    "collect",
+    "SitePair",
+    "StatedMetrics",
+    "TextSample",
+    "Variant",
+    "check_record",
+    "check_table",
     "collect_held_out",
+    "collect_sample",
     "held_out_fit",
-    "judge",
-    "measure",
+    "judge_sae",
+    "measure_sae",
     "measure_sample",
-    "promised",
-    "record",
+    "read_stated_metrics",
     "splice",
-    "table",
 ]

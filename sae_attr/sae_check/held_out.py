@@ -19,7 +19,7 @@ from sae_attr.lm.model import Params
 from sae_attr.sae.metrics import FitSums, fit, reconstruct_tokens
 from sae_attr.sae.model import SAE
 from sae_attr.sae_check.measure import splice
-from sae_attr.sae_check.sample import MIN_TOKENS, Place, Sample, collect
+from sae_attr.sae_check.sample import MIN_TOKENS, SitePair, TextSample, collect_sample
 from sae_attr.text.batching import TextBatch
 from sae_attr.text.token_file import Packing, rows_at
 
@@ -38,7 +38,7 @@ class HeldOut:
     """
 
     acts: dict[Site, np.ndarray]
-    samples: dict[Site, Sample]
+    samples: dict[Site, TextSample]
     tokens: int
 
 
@@ -55,7 +55,7 @@ def collect_held_out(
     params: Params,
     source: Source,
     documents: range,
-    places: Sequence[Place],
+    places: Sequence[SitePair],
     *,
     cfg: LMConfig,
     mesh: jax.sharding.Mesh,
@@ -71,7 +71,7 @@ def collect_held_out(
       places: what is read and written by the SAEs.
       tokens: that count, as far as the documents have so many.
       beside: tokens of the samples whose neighbouring sites are collected too, for the
-        self-test.
+        SAE check.
 
     Raises:
       ValueError: fewer than `MIN_TOKENS` tokens of the documents count.
@@ -102,7 +102,7 @@ def collect_held_out(
     acts = {site: x_kd[kept_k][:tokens] for site, x_kd in found.acts.items()}
     _check_enough(int(kept_k.sum()), len(documents))
     samples = {
-        place.write: collect(
+        place.write: collect_sample(
             params,
             _texts(source, packing, rows, mesh.shape["data"], batch_rows, tokens),
             cfg=cfg,
@@ -169,7 +169,7 @@ def held_out_fit(
     params: Params,
     sae: SAE,
     held: HeldOut,
-    place: Place,
+    place: SitePair,
     *,
     cfg: LMConfig,
     mesh: jax.sharding.Mesh,

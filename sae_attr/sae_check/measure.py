@@ -1,5 +1,5 @@
-"""Everything that the self-test measures, as plain numbers; `verdict` judges them, so
-bands can change without measuring.
+"""What the SAE check measures, as plain numbers; `verdict` judges them, so that bands
+can change without measuring again.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from sae_attr.sae.metrics import (
 from sae_attr.sae.model import SAE
 from sae_attr.sae_check.sample import (
     MIN_TOKENS,
-    Place,
-    Sample,
-    collect,
+    SitePair,
+    TextSample,
+    collect_sample,
     spliced_losses,
 )
 from sae_attr.sae_check.sparsity import reconstruct_at
-from sae_attr.sae_check.variants import Repair, repairs
+from sae_attr.sae_check.variants import Variant, fit_variants
 from sae_attr.text.batching import TextBatch
 from sae_attr.text.masks import Masks
 
-TRIAL = 1024  # tokens on which neighbours and repairs are compared
+TRIAL = 1024  # tokens on which neighbours and variants are compared
 LOSS_TOKENS = 2048
 
 
@@ -62,8 +62,8 @@ class SiteFit:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the self-test saw.
+class SAEMeasurement:
+    """The numbers that the SAE check is about.
 
     Args:
       site: the declared one.
@@ -73,7 +73,7 @@ class Measured:
       special: `tokens`, and `mse` of the reconstruction on them; None where the text
         has no special tokens.
       sites: the declared site first, then its neighbours, all on the same few tokens.
-      repairs: variants of the SAE on those tokens, the best first.
+      variants: variants of the SAE on those tokens, the best first.
       loss: mean nats per non-special token: `plain`, with the `sae`'s reconstruction,
         the `mean` activation or `zero` in the place of the site at positions that
         count.
@@ -87,27 +87,25 @@ class Measured:
     masked: dict[str, int]
     special: dict[str, Any] | None
     sites: tuple[SiteFit, ...]
-    repairs: tuple[Repair, ...]
+    variants: tuple[Variant, ...]
     loss: dict[str, float]
     recovered: dict[str, float]
     gate: str
     threshold_max: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         return asdict(self)
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> Measured:
-        """The inverse of `to_dict`."""
-        made: dict[str, Any] = {
-            "sites": tuple(SiteFit(**s) for s in values["sites"]),
-            "repairs": tuple(Repair(**r) for r in values["repairs"]),
-        }
-        return Measured(**{**values, **made})
+    def from_dict(values: dict[str, Any]) -> SAEMeasurement:
+        """Reads what `to_dict` returned."""
+        sites = tuple(SiteFit(**fields) for fields in values["sites"])
+        variants = tuple(Variant(**fields) for fields in values["variants"])
+        return SAEMeasurement(**{**values, "sites": sites, "variants": variants})
 
 
-def measure(
+def measure_sae(
     params: Params,
     sae: SAE,
     work: Iterable[TextBatch],
@@ -118,12 +116,12 @@ def measure(
     mesh: jax.sharding.Mesh,
     masks: Masks | None = None,
     **options: Any,
-) -> Measured:
-    """Runs the self-test of an SAE that is said to belong to `site`.
+) -> SAEMeasurement:
+    """Measures an SAE at the site that it declares.
 
     Args:
       work: text batches (tokens_bt, valid_bt, special_bt), for instance of
-        `data.corpus_batches`; a few thousand tokens.
+        `batching.corpus_batches`; a few thousand tokens.
       read: the site that a transcoder encodes; None for the site itself.
       masks: of the SAE's training (`collect`).
       **options: of `measure_sample`.
@@ -132,17 +130,17 @@ def measure(
       ValueError: fewer than `MIN_TOKENS` tokens that count; activations that are NaN; a
         site whose width is not the SAE's.
     """
-    for where, what, width in (
+    for at, verb, width in (
         (read or site, "reads", sae.cfg.d_in),
         (site, "writes", sae.cfg.d_out),
     ):
-        if cfg.width(where.point) != width:
+        if cfg.width(at.point) != width:
             raise ValueError(
-                f"{where} has width {cfg.width(where.point)} but the SAE {what} "
-                f"{width}; set site="
+                f"{at} has width {cfg.width(at.point)} but the SAE {verb} {width}; set "
+                "site="
             )
     beside = options.get("trial", TRIAL)
-    sample = collect(
+    sample = collect_sample(
         params,
         work,
         cfg=cfg,
@@ -156,8 +154,8 @@ def measure(
     if counted < MIN_TOKENS:
         raise ValueError(
             f"{counted} tokens of the corpus count, too few to test the SAE on (at "
-            f"least {MIN_TOKENS}); give more text, raise "
-            "fitness_tokens, or mask fewer tokens"
+            f"least {MIN_TOKENS}); give more text, raise sae_check_tokens, or mask "
+            "fewer tokens"
         )
     return measure_sample(params, sae, sample, cfg=cfg, mesh=mesh, **options)
 
@@ -165,19 +163,19 @@ def measure(
 def measure_sample(
     params: Params,
     sae: SAE,
-    sample: Sample,
+    sample: TextSample,
     *,
     cfg: LMConfig,
     mesh: jax.sharding.Mesh,
-    expected_l0: float | None = None,
+    stated_l0: float | None = None,
     trial: int = TRIAL,
     loss_tokens: int = LOSS_TOKENS,
-) -> Measured:
-    """`measure` on activations that were collected before.
+) -> SAEMeasurement:
+    """Does `measure_sae` on activations that were collected before.
 
     Args:
-      expected_l0: what file or path promise, to be tried as a top-k.
-      trial: tokens on which sites and repairs are compared.
+      stated_l0: what file or path states, to be tried as a top-k.
+      trial: tokens on which sites and variants are compared.
       loss_tokens: tokens for the losses, in whole batches; 0 skips them (NaN).
     """
     read, site = sample.place
@@ -187,44 +185,45 @@ def measure_sample(
     trial_kd, target_kd = sample.plain(read, trial), sample.plain(site, trial)
     gain_d = norm_gain(params, read, cfg=cfg) if read != site else None
     sites = site_fits(sae, sample, trial)
-    found = repairs(
+    variants = fit_variants(
         sae,
         trial_kd,
         target_kd,
         active=sites[0].l0,
-        expected=expected_l0,
+        stated_l0=stated_l0,
         gain_d=gain_d,
     )
+    threshold_max = None
+    if sae.threshold_n is not None:
+        threshold_max = float(np.max(np.asarray(sae.threshold_n, np.float32)))
     loss, recovered = splice(
         params, sample, recon.recon_kd, cfg=cfg, mesh=mesh, limit=loss_tokens
     )
-    return Measured(
+    return SAEMeasurement(
         site=str(sample.place),
         metrics=summary(sae, plain),
         masked=sample.counts,
         special=_special(sample, site, recon.recon_kd),
         sites=sites,
-        repairs=tuple(found),
+        variants=tuple(variants),
         loss=loss,
         recovered=recovered,
         gate=sae.cfg.gate,
-        threshold_max=None
-        if sae.threshold_n is None
-        else float(np.max(np.asarray(sae.threshold_n, np.float32))),
+        threshold_max=threshold_max,
     )
 
 
 def splice(
     params: Params,
-    sample: Sample,
+    sample: TextSample,
     recon_kd: np.ndarray,
     *,
     cfg: LMConfig,
     mesh: jax.sharding.Mesh,
     limit: int = LOSS_TOKENS,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """`loss` and `recovered` of `Measured`: what the model loses with a reconstruction
-    in the place of the site.
+    """Measures `loss` and `recovered` of `SAEMeasurement`: the model's loss with a
+    reconstruction in the place of the site.
 
     Args:
       recon_kd: one row for every token of the sample.
@@ -242,7 +241,9 @@ def splice(
     return loss, {k: _recovered(loss, k) for k in ("mean", "zero")}
 
 
-def _special(sample: Sample, site: Site, recon_kd: np.ndarray) -> dict[str, Any] | None:
+def _special(
+    sample: TextSample, site: Site, recon_kd: np.ndarray
+) -> dict[str, Any] | None:
     if not sample.special_k.any():
         return None
     gap_kd = (
@@ -252,8 +253,10 @@ def _special(sample: Sample, site: Site, recon_kd: np.ndarray) -> dict[str, Any]
     return {"tokens": len(gap_kd), "mse": float(np.mean(gap_kd**2))}
 
 
-def site_fits(sae: SAE, sample: Sample, limit: int) -> tuple[SiteFit, ...]:
-    """The SAE at its declared site and at those beside it, on the first `limit` tokens."""
+def site_fits(sae: SAE, sample: TextSample, limit: int) -> tuple[SiteFit, ...]:
+    """Fits the SAE at its declared site and at those beside it, on the first `limit`
+    tokens.
+    """
     here = _site_fit(sae, sample, sample.place, limit, most=float(sae.cfg.n_latents))
     return here, *(
         _site_fit(sae, sample, place, limit, most=here.l0) for place in sample.beside
@@ -261,7 +264,7 @@ def site_fits(sae: SAE, sample: Sample, limit: int) -> tuple[SiteFit, ...]:
 
 
 def _site_fit(
-    sae: SAE, sample: Sample, place: Place, limit: int, *, most: float
+    sae: SAE, sample: TextSample, place: SitePair, limit: int, *, most: float
 ) -> SiteFit:
     target_kd = sample.acts[place.write][:limit]
     read_kd = sample.acts[place.read][:limit]

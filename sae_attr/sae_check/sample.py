@@ -40,7 +40,7 @@ MIN_TOKENS = 100  # explained variance, L0 and dead share of fewer are noise
 _TARGETS = 64  # positions of every row whose logits are in memory at once
 
 
-class Place(NamedTuple):
+class SitePair(NamedTuple):
     """What an SAE reads, and what it stands for: the same site, or two of them for a
     transcoder.
     """
@@ -57,7 +57,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class TextSample:
     """Tokens with their activations.
 
     `place` is where the SAE is said to belong, `beside` the places near it.
@@ -74,15 +74,15 @@ class Sample:
       limits: site -> largest norm that counts; empty where outliers count.
     """
 
-    place: Place
-    beside: tuple[Place, ...]
+    place: SitePair
+    beside: tuple[SitePair, ...]
     batches: list[TextBatch]
     acts: dict[Site, np.ndarray]
     special_k: np.ndarray
     first_k: np.ndarray
     limits: Mapping[Site, float]
 
-    def beyond(self, place: Place) -> np.ndarray:
+    def beyond(self, place: SitePair) -> np.ndarray:
         """Tokens whose norm exceeds the limit at a site of the place, bool `[k]`, as
         many as there are activations.
         """
@@ -93,7 +93,7 @@ class Sample:
         limits = {site: self.limits[site] for site in acts if site in self.limits}
         return np.asarray(beyond_limits(acts, limits)) | np.zeros(tokens, bool)
 
-    def counted(self, place: Place) -> np.ndarray:
+    def counted(self, place: SitePair) -> np.ndarray:
         """Tokens that count at a place, bool `[k]`, as many as there are activations."""
         beyond_k = self.beyond(place)
         return ~(
@@ -121,7 +121,7 @@ class Sample:
         return {"kept": len(beyond_k) - sum(counts.values()), **counts}
 
 
-def neighbours(cfg: LMConfig, place: Place) -> tuple[Place, ...]:
+def neighbours(cfg: LMConfig, place: SitePair) -> tuple[SitePair, ...]:
     """Places near one: other sites of its width in its layer and the layers beside it;
     each activation once.
 
@@ -135,16 +135,16 @@ def neighbours(cfg: LMConfig, place: Place) -> tuple[Place, ...]:
         sites = [
             _named(site, read) for layer in layers for site in _sites(cfg, layer, read)
         ]
-        found = [Place(site, site) for site in sites]
+        found = [SitePair(site, site) for site in sites]
     else:
-        found = [Place(site, write) for site in _sites(cfg, read.layer, read)]
-        found += [Place(read, site) for site in _sites(cfg, write.layer, write)]
+        found = [SitePair(site, write) for site in _sites(cfg, read.layer, read)]
+        found += [SitePair(read, site) for site in _sites(cfg, write.layer, write)]
         moved = [
             (Site(read.layer + k, read.point), Site(write.layer + k, write.point))
             for k in (-1, 1)
         ]
         found += [
-            Place(r, w)
+            SitePair(r, w)
             for r, w in moved
             if min(r.layer, w.layer) >= 0 and max(r.layer, w.layer) < cfg.n_layers
         ]
@@ -180,7 +180,7 @@ def _named(other: Site, site: Site) -> Site:
     return site if same == twin else same
 
 
-def collect(
+def collect_sample(
     params: Params,
     work: Iterable[TextBatch],
     *,
@@ -191,7 +191,7 @@ def collect(
     beside: int,
     masks: Masks | None = None,
     limits: Mapping[Site, float] | None = None,
-) -> Sample:
+) -> TextSample:
     """Activations of all valid positions at `site`, and of the first `beside` (in whole
     batches) at its neighbours.
 
@@ -207,7 +207,7 @@ def collect(
         infinite.
     """
     batches = [TextBatch(*batch) for batch in work]
-    place = Place(read or site, site)
+    place = SitePair(read or site, site)
     near = neighbours(cfg, place)
     own = tuple(dict.fromkeys(place))
     all_sites = tuple(dict.fromkeys(s for p in (place, *near) for s in p))
@@ -253,7 +253,7 @@ def collect(
         )
     if limits is None:
         limits = _limits(joined, ~(special_k | first_k), masks.outlier)
-    return Sample(place, near, batches, joined, special_k, first_k, limits)
+    return TextSample(place, near, batches, joined, special_k, first_k, limits)
 
 
 def _limits(
@@ -274,7 +274,7 @@ def _limits(
 
 def spliced_losses(
     params: Params,
-    sample: Sample,
+    sample: TextSample,
     values: Sequence[np.ndarray],
     *,
     cfg: LMConfig,

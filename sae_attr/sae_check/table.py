@@ -1,64 +1,83 @@
-"""The self-test as a table for people."""
+"""The SAE check as a table, and as plain values."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from sae_attr.report.tables import text_table
-from sae_attr.sae_check.measure import Measured
-from sae_attr.sae_check.verdict import Promise, Verdict
+from sae_attr.sae_check.measure import SAEMeasurement
+from sae_attr.sae_check.stated import StatedMetrics
+from sae_attr.sae_check.verdict import SAECheck
 from sae_attr.text.masks import count_text
 
 
-def record(measured: Measured, promise: Promise, verdict: Verdict) -> dict[str, Any]:
-    """Everything about the self-test as plain values, for result.json."""
-    found = {
-        "verdict": verdict.sentence,
-        "passes": verdict.passes,
-        "findings": [vars(f) for f in verdict.findings],
+def check_record(check: SAECheck) -> dict[str, Any]:
+    """Returns the whole check as plain values, for result.json."""
+    return {
+        "verdict": check.verdict,
+        "passes": check.passes,
+        "findings": [vars(finding) for finding in check.findings],
+        "stated": vars(check.stated_metrics),
+        "measured": check.measurement.to_dict(),
     }
-    return {**found, "promised": vars(promise), "measured": measured.to_dict()}
 
 
-def table(measured: Measured, promise: Promise, verdict: Verdict) -> str:
-    """Metrics, sites, losses, the best repairs, findings and the verdict as lines of
-    text.
+def check_table(check: SAECheck) -> str:
+    """Returns metrics, sites, losses, the best variants, findings and the verdict as
+    lines of text.
     """
-    m, norms = measured.metrics, measured.metrics["decoder_norms"]
-    said = "nothing" if promise.l0 is None else f"L0 {promise.l0:.4g}"
-    said += (
-        ""
-        if promise.explained_variance is None
-        else f", explained variance {promise.explained_variance:.3f}"
-    )
-    lines = [
-        _site_table(measured),
-        "",
-        f"{measured.site}: {count_text(measured.masked)}",
-        f"on the other {m['tokens']:,} tokens: explained variance "
-        f"{m['explained_variance']:.4f}, L0 {m['l0']:.2f}, "
-        f"mse {m['mse']:.4g}, {m['dead_share']:.1%} of {m['latents']:,} latents never "
-        f"fired; promised: {said}",
-        f"decoder norms {norms['min']:.3g} to {norms['max']:.3g}, median "
-        f"{norms['median']:.3g}; median cosine of encoder and "
-        f"decoder {m['encoder_decoder_cosine']:.2f}",
-        "loss, nats per token: "
-        + ", ".join(f"{k} {v:.4f}" for k, v in measured.loss.items()),
-        "recovered, (L_ablated - L_sae) / (L_ablated - L_plain): "
-        + ", ".join(f"{k} ablation {v:.3f}" for k, v in measured.recovered.items()),
-        "variants: "
-        + "; ".join(
-            f"{r.what} {r.explained_variance:.3f}" for r in measured.repairs[:3]
-        ),
-        *(f"{'! ' if f.fails else '  '}{f.code}: {f.text}" for f in verdict.findings),
-        verdict.sentence,
+    measurement = check.measurement
+    variants = [
+        f"{variant.what} {variant.explained_variance:.3f}"
+        for variant in measurement.variants[:3]
     ]
-    return "\n".join(lines)
+    lines = [
+        _site_table(measurement),
+        "",
+        f"{measurement.site}: {count_text(measurement.masked)}",
+        *_metric_lines(measurement, check.stated_metrics),
+        *_loss_lines(measurement),
+        f"variants: {'; '.join(variants)}",
+    ]
+    for finding in check.findings:
+        mark = "!" if finding.fails else " "
+        lines.append(f"{mark} {finding.code}: {finding.text}")
+    return "\n".join([*lines, check.verdict])
 
 
-def _site_table(measured: Measured) -> str:
-    """Returns how the SAE does at every site, on the tokens that count and on all."""
-    sites = measured.sites
+def _metric_lines(
+    measurement: SAEMeasurement, stated_metrics: StatedMetrics
+) -> list[str]:
+    metrics, norms = measurement.metrics, measurement.metrics["decoder_norms"]
+    aims = "nothing" if stated_metrics.l0 is None else f"L0 {stated_metrics.l0:.4g}"
+    if stated_metrics.explained_variance is not None:
+        aims += f", explained variance {stated_metrics.explained_variance:.3f}"
+    return [
+        f"on the other {metrics['tokens']:,} tokens: explained variance "
+        f"{metrics['explained_variance']:.4f}, L0 {metrics['l0']:.2f}, mse "
+        f"{metrics['mse']:.4g}, {metrics['dead_share']:.1%} of "
+        f"{metrics['latents']:,} latents never fired; stated: {aims}",
+        f"decoder norms {norms['min']:.3g} to {norms['max']:.3g}, median "
+        f"{norms['median']:.3g}; median cosine of encoder and decoder "
+        f"{metrics['encoder_decoder_cosine']:.2f}",
+    ]
+
+
+def _loss_lines(measurement: SAEMeasurement) -> list[str]:
+    losses = [f"{name} {nats:.4f}" for name, nats in measurement.loss.items()]
+    recovered = [
+        f"{name} ablation {share:.3f}" for name, share in measurement.recovered.items()
+    ]
+    return [
+        f"loss, nats per token: {', '.join(losses)}",
+        "recovered, (L_ablated - L_sae) / (L_ablated - L_plain): "
+        + ", ".join(recovered),
+    ]
+
+
+def _site_table(measurement: SAEMeasurement) -> str:
+    """Metrics at every site, on the tokens that count and on all."""
+    sites = measurement.sites
     with_bos = [site.explained_variance_with_special for site in sites]
     columns = {
         "site": [site.site for site in sites],

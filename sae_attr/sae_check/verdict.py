@@ -1,80 +1,23 @@
-"""Bands, named findings and one sentence: does the SAE fit where it is said to fit, and
-if not, what was probably done?
+"""The verdict on an SAE: does it fit the site that it declares, and if not, which mistake
+of loading explains it?
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from sae_attr.sae_check.measure import Measured, SiteFit
-from sae_attr.sae_check.variants import Repair
+from sae_attr.sae_check.bands import CheckBands
+from sae_attr.sae_check.measure import SAEMeasurement, SiteFit
+from sae_attr.sae_check.stated import StatedMetrics
+from sae_attr.sae_check.variants import Variant
 from sae_attr.site_names import parse_site
 
-GAINS = {
-    "scale_off": 0.05, "scales_apart": 0.05, "wrong_site": 0.03, "decoder_norms": 0.03, "norm_missing": 0.025,
-    "encoder_mismatch": 0.02, "norm_gain": 0.02, "gate_lost": 0.01, "b_dec_input": 0.01,
-    "gate_norms": 0.01,
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
-class Bands:
-    """What an SAE must keep to; the defaults let every honestly loaded SAE of the
-    tests' fixtures pass.
-
-    Args:
-      min_explained_variance: at the declared site, non-special tokens.
-      gains: by code, how much more variance a neighbouring site or a repair must
-        explain to name a mistake. The wrong setting of b_dec never gains.
-      shrinkage: the gain for code scales_apart where the gate is a plain relu: an L1
-        penalty shrinks codes, so that scaling them honestly gains (0.055 for one of the
-        tests' fixtures).
-      min_scaled: what a change of scale must reach to be believed: some scale mends a
-        little of any wrong SAE.
-      tie: findings this close to the best one are all named.
-      l0_factor: L0 may be this many times the promised one, or that fraction of it.
-        Training aims (`target_l0`) are missed by factors of almost 2.
-      max_below_promise: how far explained variance may lie below a promised one.
-      min_ce_recovered: against mean ablation; not asked where ablation costs less than
-        `min_damage` nats.
-      min_cosine: median cosine of encoder and decoder of a latent.
-      max_dead: share of latents without a firing, asked only if tokens x L0 is
-        `dead_tokens` times the latents.
-      max_norm_ratio: largest decoder norm over the median one; only a warning.
-      max_special_ratio: squared error on special tokens over that on others, where the
-        run counts special tokens.
-    """
-
-    min_explained_variance: float = 0.5
-    gains: Mapping[str, float] = field(default_factory=lambda: dict(GAINS))
-    shrinkage: float = 0.12
-    min_scaled: float = 0.7
-    tie: float = 0.01
-    l0_factor: float = 2.5
-    max_below_promise: float = 0.05
-    min_ce_recovered: float = 0.5
-    min_damage: float = 0.05
-    min_cosine: float = 0.1
-    max_dead: float = 0.95
-    dead_tokens: float = 20.0
-    max_norm_ratio: float = 10.0
-    max_special_ratio: float = 3.0
-
-
-@dataclass(frozen=True)
-class Promise:
-    """What file, path or caller say about the SAE; None where they are silent."""
-
-    l0: float | None = None
-    explained_variance: float | None = None
-    excludes_special: bool | None = None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something outside a band: a code, a sentence, and whether the SAE fails by it or
-    the reader is only told.
+class CheckFinding:
+    """A number outside its band: a code, a sentence, and whether the SAE fails by it or
+    it is only a warning.
     """
 
     code: str
@@ -83,224 +26,266 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One sentence, the findings behind it, and whether all is well."""
+class SAECheck:
+    """The whole check of an SAE.
 
-    sentence: str
-    findings: tuple[Finding, ...]
+    Args:
+      measurement: what was measured.
+      stated_metrics: what its files state.
+      findings: what is outside its band, failures first.
+      verdict: one sentence.
+    """
+
+    measurement: SAEMeasurement
+    stated_metrics: StatedMetrics
+    findings: tuple[CheckFinding, ...]
+    verdict: str
 
     @property
     def passes(self) -> bool:
         """No finding fails."""
-        return not any(f.fails for f in self.findings)
+        return not any(finding.fails for finding in self.findings)
 
 
-def judge(
-    measured: Measured,
-    promise: Promise,
+def judge_sae(
+    measurement: SAEMeasurement,
+    stated_metrics: StatedMetrics,
     *,
     counts_special: bool,
-    bands: Bands | None = None,
-) -> Verdict:
-    """The verdict on a measurement.
+    bands: CheckBands | None = None,
+) -> SAECheck:
+    """Compares a measurement with bands and with what the SAE's files state.
 
     Args:
-      promise: what was said about the SAE.
       counts_special: the run that will use the SAE counts BOS and other special tokens.
       bands: limits; None: the defaults.
     """
-    bands = bands or Bands()
-    causes = _causes(measured, promise, bands)
-    rest = [
-        *_rest(measured, promise, bands, bool(causes)),
-        *_special(measured, promise, bands, counts_special),
-    ]
-    findings = tuple(sorted([*causes, *rest], key=lambda f: not f.fails))
-    m = measured.metrics
+    bands = bands or CheckBands()
+    causes = _causes(measurement, stated_metrics, bands)
+    symptoms = _symptoms(measurement, stated_metrics, bands, explained=bool(causes))
+    special = _special(measurement, stated_metrics, bands) if counts_special else ()
+    # The sort is stable: failures first, the best explanation first among them.
+    findings = sorted([*causes, *symptoms, *special], key=lambda f: not f.fails)
+    verdict = _sentence(measurement, stated_metrics, findings)
+    return SAECheck(measurement, stated_metrics, tuple(findings), verdict)
+
+
+def _sentence(
+    measurement: SAEMeasurement,
+    stated_metrics: StatedMetrics,
+    findings: Sequence[CheckFinding],
+) -> str:
     if findings and findings[0].fails:
-        return Verdict(f"does not fit {measured.site}: {findings[0].text}", findings)
-    promised = "" if promise.l0 is None else f" with {promise.l0:.4g} promised"
-    warned = f"; {len(findings)} warning{'s' * (len(findings) > 1)}" if findings else ""
-    explained = (
-        f"explained variance {m['explained_variance']:.2f}, L0 {m['l0']:.1f}{promised}"
-    )
-    return Verdict(
-        f"fits {measured.site} ({explained}, CE recovered "
-        f"{measured.recovered['mean']:.2f}{warned})",
-        findings,
-    )
+        return f"does not fit {measurement.site}: {findings[0].text}"
+    metrics = measurement.metrics
+    parts = [f"explained variance {metrics['explained_variance']:.2f}"]
+    l0 = f"L0 {metrics['l0']:.1f}"
+    if stated_metrics.l0 is not None:
+        l0 += f" with {stated_metrics.l0:.4g} stated"
+    parts += [l0, f"CE recovered {measurement.recovered['mean']:.2f}"]
+    warnings = ""
+    if findings:
+        warnings = f"; {len(findings)} warning{'s' * (len(findings) > 1)}"
+    return f"fits {measurement.site} ({', '.join(parts)}{warnings})"
 
 
-def _causes(measured: Measured, promise: Promise, bands: Bands) -> list[Finding]:
-    """Mistakes that can be named: what fits much better, a gate that lets all through,
-    matrices of different latents.
+# ---- mistakes that can be named ------------------------------------------------------
+
+
+def _causes(
+    measurement: SAEMeasurement, stated_metrics: StatedMetrics, bands: CheckBands
+) -> list[CheckFinding]:
+    """Mistakes that can be named: a variant or site that fits much better, a gate that
+    lets all through, matrices of different latents.
     """
-    here, m = measured.sites[0].explained_variance, measured.metrics
-    better = [
-        *measured.repairs,
-        *(_as_repair(measured.sites[0], s) for s in measured.sites[1:]),
+    here = measurement.sites[0]
+    variants = [*measurement.variants]
+    variants += [_moved(here, other) for other in measurement.sites[1:]]
+    named = [v for v in variants if _names_a_mistake(v, measurement, bands)]
+    best = max([v.explained_variance for v in named], default=here.explained_variance)
+    close = [v for v in named if v.explained_variance >= best - bands.tie]
+    close.sort(key=lambda v: -v.explained_variance)
+    findings = [
+        CheckFinding(v.code, _better(v, here.explained_variance)) for v in close
     ]
-    floor = {"scale_off": bands.min_scaled, "scales_apart": bands.min_scaled}
-    gains = {
-        **bands.gains,
-        **({"scales_apart": bands.shrinkage} if measured.gate == "relu" else {}),
-    }
-    named = [
-        r
-        for r in better
-        if r.explained_variance >= here + gains[r.code]
-        and r.explained_variance >= floor.get(r.code, bands.min_explained_variance)
-    ]
-    best = max([r.explained_variance for r in named], default=here)
-    close = sorted(
-        (r for r in named if r.explained_variance >= best - bands.tie),
-        key=lambda r: -r.explained_variance,
-    )
-    found = [Finding(r.code, _better(r, here)) for r in close]
-    if (gate := _gate(measured, promise, bands, best)) and all(
-        f.code != "gate_lost" for f in found
-    ):
-        found.append(gate)
-    if m["encoder_decoder_cosine"] < bands.min_cosine and all(
-        f.code != "encoder_mismatch" for f in found
-    ):
-        found.append(
-            Finding(
-                "encoder_mismatch",
-                "encoder columns and decoder rows have nothing to do with each other "
-                "(median cosine "
-                f"{m['encoder_decoder_cosine']:.2f}): are the latents permuted or a "
-                "matrix transposed?",
-            )
+    codes = {finding.code for finding in findings}
+    gate = _gate(measurement, stated_metrics, bands, best)
+    if gate and "gate_lost" not in codes:
+        findings.append(gate)
+    cosine = measurement.metrics["encoder_decoder_cosine"]
+    if cosine < bands.min_cosine and "encoder_mismatch" not in codes:
+        text = (
+            "encoder columns and decoder rows have nothing to do with each other "
+            f"(median cosine {cosine:.2f}): are the latents permuted or a matrix "
+            "transposed?"
         )
-    return list({f.code: f for f in reversed(found)}.values())[::-1]
+        findings.append(CheckFinding("encoder_mismatch", text))
+    return _one_a_code(findings)
 
 
-def _as_repair(here: SiteFit, other: SiteFit) -> Repair:
-    ours, theirs = (
-        [parse_site(name) for name in (fit.read, fit.write)] for fit in (here, other)
-    )
-    if [site.point for site in ours] != [site.point for site in theirs]:
-        words = f"{other.site} instead of {here.site}: is it the site that the SAE was trained on?"
+def _names_a_mistake(
+    variant: Variant, measurement: SAEMeasurement, bands: CheckBands
+) -> bool:
+    """True where the variant explains so much more that its mistake was made."""
+    gain, floor = bands.gains[variant.code], bands.min_explained_variance
+    if variant.code == "scales_apart" and measurement.gate == "relu":
+        gain = bands.shrinkage
+    if variant.code in ("scale_off", "scales_apart"):
+        floor = bands.min_scaled
+    here = measurement.sites[0].explained_variance
+    return variant.explained_variance >= max(here + gain, floor)
+
+
+def _one_a_code(findings: Sequence[CheckFinding]) -> list[CheckFinding]:
+    """The best finding of each code, at the place of the code's last one."""
+    by_code: dict[str, CheckFinding] = {}
+    for finding in reversed(findings):
+        by_code[finding.code] = finding
+    return list(reversed(by_code.values()))
+
+
+def _moved(here: SiteFit, other: SiteFit) -> Variant:
+    """Another site as a variant."""
+    read, write = parse_site(here.read), parse_site(here.write)
+    other_read, other_write = parse_site(other.read), parse_site(other.write)
+    if (read.point, write.point) != (other_read.point, other_write.point):
+        words = (
+            f"{other.site} instead of {here.site}: is it the site that the SAE was "
+            "trained on?"
+        )
     else:
-        words = f"layer {theirs[1].layer} instead of {ours[1].layer}: is the hook off by one?"
-    return Repair("wrong_site", words, other.explained_variance)
+        words = (
+            f"layer {other_write.layer} instead of {write.layer}: is the hook off by "
+            "one?"
+        )
+    return Variant("wrong_site", words, other.explained_variance)
 
 
-def _better(repair: Repair, here: float) -> str:
-    what, mark, question = repair.what.partition(":")
-    return f"it fits better with {what} ({repair.explained_variance:.2f} against {here:.2f}){mark}{question}"
+def _better(variant: Variant, here: float) -> str:
+    what, mark, question = variant.what.partition(":")
+    numbers = f"({variant.explained_variance:.2f} against {here:.2f})"
+    return f"it fits better with {what} {numbers}{mark}{question}"
 
 
 def _gate(
-    measured: Measured, promise: Promise, bands: Bands, best: float
-) -> Finding | None:
-    """L0 far above what was promised, or latents that only do harm: a top-k or a
-    threshold that is not applied.
+    measurement: SAEMeasurement,
+    stated_metrics: StatedMetrics,
+    bands: CheckBands,
+    best: float,
+) -> CheckFinding | None:
+    """L0 far above the stated one, or latents that only do harm: a top-k or a threshold
+    that is not applied.
     """
-    active, here = measured.metrics["l0"], measured.sites[0].explained_variance
-    if (
-        measured.gate == "jumprelu"
-        and measured.threshold_max is not None
-        and measured.threshold_max <= 0
-    ):
-        return Finding(
+    threshold = measurement.threshold_max
+    if measurement.gate == "jumprelu" and threshold is not None and threshold <= 0:
+        return CheckFinding(
             "gate_lost",
             "every threshold of its jumprelu gate is 0, which makes it a ReLU",
         )
-    kept = next((r for r in measured.repairs if r.code == "gate_lost"), None)
-    if kept is None or kept.explained_variance < bands.min_explained_variance:
-        return None  # fewer latents harm a wrong SAE less, which says nothing about its gate
-    far = promise.l0 is not None and active > bands.l0_factor * promise.l0
-    if kept.explained_variance >= max(
-        here + bands.gains["gate_lost"], best - 3 * bands.tie
-    ):
-        return Finding(
-            "gate_lost",
-            _better(kept, here)
-            + f", L0 is {active:.1f}: is a top-k or threshold read as a ReLU?",
+    fewer = next((v for v in measurement.variants if v.code == "gate_lost"), None)
+    # Fewer latents harm a wrong SAE less, which says nothing about its gate.
+    if fewer is None or fewer.explained_variance < bands.min_explained_variance:
+        return None
+    active, here = measurement.metrics["l0"], measurement.sites[0].explained_variance
+    near_best = best - 3 * bands.tie
+    if fewer.explained_variance >= max(here + bands.gains["gate_lost"], near_best):
+        question = f", L0 is {active:.1f}: is a top-k or threshold read as a ReLU?"
+        return CheckFinding("gate_lost", _better(fewer, here) + question)
+    if stated_metrics.l0 is None or active <= bands.l0_factor * stated_metrics.l0:
+        return None
+    if fewer.explained_variance >= max(here - 2 * bands.tie, near_best):
+        text = (
+            f"L0 is {active:.1f} and {stated_metrics.l0:.4g} was stated, while "
+            f"{fewer.what} explain as much ({fewer.explained_variance:.2f} against "
+            f"{here:.2f}): is a top-k or threshold read as a ReLU?"
         )
-    if far and kept.explained_variance >= max(
-        here - 2 * bands.tie, best - 3 * bands.tie
-    ):
-        return Finding(
-            "gate_lost",
-            f"L0 is {active:.1f} and {promise.l0:.4g} was promised, while {kept.what} "
-            "explain as much "
-            f"({kept.explained_variance:.2f} against {here:.2f}): is a top-k or "
-            "threshold read as a ReLU?",
-        )
+        return CheckFinding("gate_lost", text)
     return None
 
 
-def _rest(
-    measured: Measured, promise: Promise, bands: Bands, named: bool
-) -> Iterator[Finding]:
-    """What is out of its band without telling why."""
-    m, norms = measured.metrics, measured.metrics["decoder_norms"]
-    value = m["explained_variance"]
-    if not value >= bands.min_explained_variance and not named:
-        yield Finding(
+# ---- numbers that are off without a named cause --------------------------------------
+
+
+def _symptoms(
+    measurement: SAEMeasurement,
+    stated_metrics: StatedMetrics,
+    bands: CheckBands,
+    *,
+    explained: bool,
+) -> Iterator[CheckFinding]:
+    """Numbers outside their bands, which do not say why.
+
+    Args:
+      explained: a mistake was named already.
+    """
+    variance = measurement.metrics["explained_variance"]
+    if not variance >= bands.min_explained_variance and not explained:
+        yield CheckFinding(
             "wrong_model",
-            f"it explains {value:.2f} of the variance, no site nearby fits and nothing "
-            "that is usually loaded wrongly mends "
-            "it: is it an SAE of this very model?",
+            f"it explains {variance:.2f} of the variance, no site nearby fits and no "
+            "usual mistake of loading explains it: is it an SAE of this very model?",
         )
-    if (
-        promise.l0 is not None
-        and not promise.l0 / bands.l0_factor <= m["l0"] <= promise.l0 * bands.l0_factor
-    ):
-        yield Finding(
-            "l0_off", f"L0 is {m['l0']:.1f} and {promise.l0:.4g} was promised"
-        )
-    if (
-        promise.explained_variance is not None
-        and value < promise.explained_variance - bands.max_below_promise
-    ):
-        yield Finding(
-            "below_promise",
-            f"explained variance is {value:.2f} and {promise.explained_variance:.2f} "
-            "was promised",
-        )
-    damage = measured.loss["mean"] - measured.loss["plain"]
-    recovered = measured.recovered["mean"]
+    yield from _off_stated(measurement, stated_metrics, bands)
+    damage = measurement.loss["mean"] - measurement.loss["plain"]
+    recovered = measurement.recovered["mean"]
     if damage >= bands.min_damage and not recovered >= bands.min_ce_recovered:
-        yield Finding(
+        yield CheckFinding(
             "ce_low",
             f"with the reconstruction spliced in only {recovered:.2f} of the loss is "
             "recovered",
         )
-    if (
-        m["dead_share"] > bands.max_dead
-        and m["tokens"] * m["l0"] >= bands.dead_tokens * m["latents"]
-    ):
-        yield Finding(
+    yield from _latents_off(measurement, bands)
+
+
+def _off_stated(
+    measurement: SAEMeasurement, stated_metrics: StatedMetrics, bands: CheckBands
+) -> Iterator[CheckFinding]:
+    l0, stated_l0 = measurement.metrics["l0"], stated_metrics.l0
+    factor = bands.l0_factor
+    if stated_l0 is not None and not stated_l0 / factor <= l0 <= stated_l0 * factor:
+        text = f"L0 is {l0:.1f} and {stated_l0:.4g} was stated"
+        yield CheckFinding("l0_off", text)
+    variance = measurement.metrics["explained_variance"]
+    aim = stated_metrics.explained_variance
+    if aim is not None and variance < aim - bands.max_below_stated:
+        text = f"explained variance is {variance:.2f} and {aim:.2f} was stated"
+        yield CheckFinding("below_stated", text)
+
+
+def _latents_off(
+    measurement: SAEMeasurement, bands: CheckBands
+) -> Iterator[CheckFinding]:
+    metrics, norms = measurement.metrics, measurement.metrics["decoder_norms"]
+    tokens, latents = metrics["tokens"], metrics["latents"]
+    enough = tokens * metrics["l0"] >= bands.dead_tokens * latents
+    if metrics["dead_share"] > bands.max_dead and enough:
+        yield CheckFinding(
             "dead",
-            f"{m['dead_share']:.0%} of the latents never fire on {m['tokens']:,} "
-            "tokens",
+            f"{metrics['dead_share']:.0%} of the latents never fire on {tokens:,} tokens",
         )
     if norms["max"] > bands.max_norm_ratio * norms["median"] > 0:
-        text = f"decoder norms reach from {norms['min']:.3g} to {norms['max']:.3g}, the median being {norms['median']:.3g}"
-        yield Finding("norms_far", text, fails=False)
+        text = (
+            f"decoder norms reach from {norms['min']:.3g} to {norms['max']:.3g}, the "
+            f"median being {norms['median']:.3g}"
+        )
+        yield CheckFinding("norms_far", text, fails=False)
 
 
 def _special(
-    measured: Measured, promise: Promise, bands: Bands, counts_special: bool
-) -> Iterator[Finding]:
+    measurement: SAEMeasurement, stated_metrics: StatedMetrics, bands: CheckBands
+) -> Iterator[CheckFinding]:
     """BOS and other special tokens that the run counts and the SAE was not trained on."""
-    if not (counts_special and measured.special):
+    if not measurement.special:
         return
-    ratio = measured.special["mse"] / max(measured.metrics["mse"], 1e-30)
-    if promise.excludes_special or ratio > bands.max_special_ratio:
-        said = (
-            "its file says that it was trained without them"
-            if promise.excludes_special
-            else "its file is silent"
-        )
-        yield Finding(
-            "bos_polluted",
-            "special tokens (BOS) are counted, but the squared error on them is "
-            f"{ratio:.1f} times that on others and "
-            f"{said}: set exclude=special",
-            fails=bool(promise.excludes_special),
-        )
+    ratio = measurement.special["mse"] / max(measurement.metrics["mse"], 1e-30)
+    reason = "its file is silent"
+    if stated_metrics.excludes_special:
+        reason = "its file says that it was trained without them"
+    elif not ratio > bands.max_special_ratio:
+        return
+    yield CheckFinding(
+        "bos_polluted",
+        "special tokens (BOS) are counted, but the squared error on them is "
+        f"{ratio:.1f} times that on others and {reason}: set exclude=special",
+        fails=bool(stated_metrics.excludes_special),
+    )

@@ -92,13 +92,13 @@ class Settings:
       corpus_tokens, corpus_batch: how much ordinary text ā is averaged over, and texts
         per step.
       firing_tokens: how much of it firing rates are counted over; below 1,000 they are
-        left out. With 0 and fitness_tokens=0 the SAE is never in memory as a whole, so
+        left out. With 0 and sae_check_tokens=0 the SAE is never in memory as a whole, so
         it may be larger than memory (gates that look at one latent at a time).
       corpus_context: tokens per text; None: what the SAE was trained with, at most the
         model's context.
-      fitness_tokens: ordinary text that the SAE's self-test runs on before anything
-        else; 0 leaves the test out.
-      trust_sae: go on with an SAE that fails its self-test; the findings are recorded.
+      sae_check_tokens: ordinary text that the SAE check runs on before anything else;
+        0 leaves the check out.
+      trust_sae: go on with an SAE that fails its check; the findings are recorded.
       dense_limit: latents × tokens up to which `active`, `quadrant` and codes are
         computed for all latents.
       ablate: candidates whose exact ablation is run, and as many random latents beside
@@ -142,7 +142,7 @@ class Settings:
     corpus_batch: int = 16
     firing_tokens: int = 100_000
     corpus_context: int | None = None
-    fitness_tokens: int = 4096
+    sae_check_tokens: int = 4096
     trust_sae: bool = False
     dense_limit: int = 2**32
     ablate: int = 20
@@ -181,7 +181,7 @@ class Settings:
             "ablate",
             "ablate_positions",
             "dense_limit",
-            "fitness_tokens",
+            "sae_check_tokens",
             "firing_tokens",
         ):
             if getattr(self, name) < 0:

@@ -28,14 +28,13 @@ from sae_attr.attribution.table import (
 )
 from sae_attr.parallel import from_main
 from sae_attr.sae_check import (
-    Measured,
-    Promise,
-    Verdict,
-    judge,
-    measure,
-    promised,
-    record,
-    table,
+    SAECheck,
+    SAEMeasurement,
+    check_record,
+    check_table,
+    judge_sae,
+    measure_sae,
+    read_stated_metrics,
 )
 from sae_attr.store import Result, digest
 from sae_attr.study.attribution_settings import Preset
@@ -53,67 +52,59 @@ from sae_attr.study.setup import Setup
 from sae_attr.study.skipped import Skipped
 
 
-def fitness_stage(setup: Setup) -> tuple[Measured, Promise, Verdict, Result]:
-    """The self-test of the SAE at the site: what was measured is stored, the verdict on
-    it is made anew.
-    """
-    promise = promised(setup.settings.sae, setup.sae_cfg)
+def sae_check_stage(setup: Setup) -> tuple[SAECheck, Result]:
+    """Checks the SAE at its site: the measurement is stored, its verdict is not."""
+    stated_metrics = read_stated_metrics(setup.settings.sae, setup.sae_cfg)
 
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        measured = measure(
+        measurement = measure_sae(
             setup.params,
             setup.sae,
-            setup.corpus.unmasked(setup.settings.fitness_tokens),
+            setup.corpus.unmasked(setup.settings.sae_check_tokens),
             cfg=setup.cfg,
             site=setup.site,
             read=setup.read_site,
             mesh=setup.mesh,
-            expected_l0=promise.l0,
+            stated_l0=stated_metrics.l0,
             masks=setup.tested_masks,
         )
-        return {}, {"measured": measured.to_dict()}
+        return {}, {"measured": measurement.to_dict()}
 
     fields = {
         **setup.model_fields(),
         "prepend_bos": setup.prepend_bos,
         "context": setup.corpus_context,
-    }
-    fields |= {
-        "tokens": setup.settings.fitness_tokens,
-        "expected_l0": promise.l0,
+        "tokens": setup.settings.sae_check_tokens,
+        "stated_l0": stated_metrics.l0,
         "read": str(setup.read_site),
+        "masks": setup.tested_masks.to_dict(),
     }
-    fields["masks"] = setup.tested_masks.to_dict()
     inputs = {"lm": setup.lm_key, "corpus": setup.corpus_key, "sae": setup.sae_key}
-    result = setup.stage("fitness", fields, inputs, compute)
-    measured = Measured.from_dict(result.meta["measured"])
-    verdict = judge(measured, promise, counts_special=not setup.exclude)
-    return measured, promise, verdict, result
+    result = setup.stage("sae-check", fields, inputs, compute)
+    measurement = SAEMeasurement.from_dict(result.meta["measured"])
+    counts_special = not setup.exclude
+    return judge_sae(measurement, stated_metrics, counts_special=counts_special), result
 
 
-def self_test(setup: Setup) -> tuple[dict[str, Any], list[Result]]:
-    """The SAE's self-test as `fitness.record` has it, and its stage; only a reason
-    where it is left out.
+def check_sae(setup: Setup) -> tuple[dict[str, Any], list[Result]]:
+    """Returns the SAE check as `sae_check.check_record` has it, and its stage; only a
+    reason where it is left out.
 
     Raises:
       ValueError: the SAE fails it, and `trust_sae` is not set.
     """
-    if not setup.settings.fitness_tokens:
-        return {"skipped": "fitness_tokens=0"}, []
+    if not setup.settings.sae_check_tokens:
+        return {"skipped": "sae_check_tokens=0"}, []
     if setup.sae_cfg.no_token_codes:
         return {"skipped": setup.sae_cfg.no_token_codes}, []
-    measured, promise, verdict, result = fitness_stage(setup)
-    if not verdict.passes and not setup.settings.trust_sae:
+    check, result = sae_check_stage(setup)
+    if not check.passes and not setup.settings.trust_sae:
         raise ValueError(
-            f"the SAE {setup.settings.sae} "
-            f"{verdict.sentence}\n{table(measured, promise, verdict)}\n"
-            "load it rightly (site, sae_options, exclude), or go on all the same with "
-            f"{setup.flag('trust_sae')}=True"
+            f"the SAE {setup.settings.sae} {check.verdict}\n{check_table(check)}\n"
+            "correct how it is loaded (site, sae_options, exclude), or go on all the "
+            f"same with {setup.flag('trust_sae')}=True"
         )
-    return {
-        "trusted": setup.settings.trust_sae,
-        **record(measured, promise, verdict),
-    }, [result]
+    return {"trusted": setup.settings.trust_sae, **check_record(check)}, [result]
 
 
 def mean_stage(setup: Setup) -> tuple[MeanActivation, Result]:

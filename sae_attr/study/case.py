@@ -26,7 +26,7 @@ from sae_attr.steering import Row, sweep
 from sae_attr.steering.coherence import logp_per_token
 from sae_attr.store import Store, fingerprint
 from sae_attr.study.attribution_settings import Settings
-from sae_attr.study.attribution_stages import self_test
+from sae_attr.study.attribution_stages import check_sae
 from sae_attr.study.candidates import decoder_rows
 from sae_attr.study.samples import UNSTEERED, Answer, Arms, Rows
 from sae_attr.study.settings import CaseSettings, StudySettings
@@ -438,9 +438,9 @@ class Case:
 
     def try_out(self, *, judge: bool) -> None:
         """Runs what is cheap beside sampling and would end the study later: the SAE's
-        self-test, one question to the judge.
+        check, one question to the judge.
 
-        The self-test is stored, so that the attribution only loads it.
+        The check is stored, so that the attribution only loads it.
 
         Args:
           judge: whether answers are still to be graded.
@@ -449,7 +449,7 @@ class Case:
           ValueError: the SAE does not fit its site, or the judge's reply cannot be
             read.
         """
-        self_test(self.attribution)
+        check_sae(self.attribution)
         if judge:
             ask_one(self.judge)
 

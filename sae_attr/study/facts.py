@@ -113,7 +113,7 @@ def case_facts(results: CaseResults) -> dict[str, Any]:
             "gradient_against"
         ],
         **_answer_facts(results),
-        "SAE": summary["sae_fitness"].get("verdict", "not tested"),
+        "SAE": summary["sae_check"].get("verdict", "not tested"),
         **_ranking_facts(summary),
     }
 

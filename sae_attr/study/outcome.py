@@ -17,11 +17,11 @@ from sae_attr.sae.config import LOCAL_GATES
 from sae_attr.store import Result, fingerprint
 from sae_attr.study.attribution_settings import Preset
 from sae_attr.study.attribution_stages import (
+    check_sae,
     firing_stage,
     gradient_stage,
     mean_stage,
     score_stage,
-    self_test,
 )
 from sae_attr.study.candidates import (
     ablated_rows,
@@ -64,9 +64,9 @@ def compute(setup: Setup) -> Outcome:
     """Runs every stage that is not stored yet, and puts the results together.
 
     Raises:
-      ValueError: the SAE fails its self-test, and the settings do not trust it.
+      ValueError: the SAE fails its check, and the settings do not trust it.
     """
-    fitness, fitness_results = self_test(setup)
+    check, check_results = check_sae(setup)
     mean, mean_result = mean_stage(setup)
     table, gradient_result = gradient_stage(setup, mean, mean_result.key)
     codes, firing_result = firing_stage(setup)
@@ -75,7 +75,7 @@ def compute(setup: Setup) -> Outcome:
     evidence = Evidence(setup, table, mean, codes)
     score_result = score_stage(evidence, {**keys, "firing": firing_result.key})
     results = [
-        *fitness_results,
+        *check_results,
         mean_result,
         gradient_result,
         firing_result,
@@ -120,7 +120,7 @@ def compute(setup: Setup) -> Outcome:
         "prompt_mean_overlap": _prompt_mean_overlap(
             scores, presets[0], setup.settings.top
         ),
-        "sae_fitness": fitness,
+        "sae_check": check,
         "bound": {k: score_result.meta[k] for k in ("bound", "best_over_bound")},
         "exact_ablation": exact,
         "reconstruction_error": reconstruction_error(evidence, presets[0], scores),
@@ -137,7 +137,7 @@ def compute(setup: Setup) -> Outcome:
             **_inputs(setup),
             "stages": {r.key.split("-")[0]: r.key for r in results},
         },
-        "warnings": [*_warnings(setup, facts, fitness), *_pool_warnings(about)],
+        "warnings": [*_warnings(setup, facts, check), *_pool_warnings(about)],
         "timings": {
             r.key.split("-")[0]: {"seconds": round(r.seconds, 3), "loaded": r.cached}
             for r in results
@@ -348,12 +348,12 @@ def _pair_facts(setup: Setup, table: TokenTable) -> dict[str, Any]:
 
 
 def _warnings(
-    setup: Setup, facts: Mapping[str, Any], fitness: Mapping[str, Any]
+    setup: Setup, facts: Mapping[str, Any], check: Mapping[str, Any]
 ) -> list[str]:
     """What a reader of the ranking must know about SAE and pairs."""
-    out = [f"SAE, {f['code']}: {f['text']}" for f in fitness.get("findings", ())]
-    if "skipped" in fitness:
-        out.append(f"SAE, not tested: {fitness['skipped']}")
+    out = [f"SAE, {f['code']}: {f['text']}" for f in check.get("findings", ())]
+    if "skipped" in check:
+        out.append(f"SAE, not tested: {check['skipped']}")
     scopes = {preset.tokens for preset in setup.settings.presets()}
     if not facts["on_policy"]:
         out.append(

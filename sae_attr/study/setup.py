@@ -185,7 +185,7 @@ class Setup:
 
     @property
     def tested_masks(self) -> Masks:
-        """Masks of the SAE's self-test: those of its training where its file says them,
+        """Masks of the SAE check: those of its training where its file says them,
         else the run's.
         """
         return self.masks if self.sae_cfg.masks is None else self.sae_cfg.masks
@@ -372,7 +372,7 @@ class Setup:
         _ = self.encoded, self.decoder
         if weights:
             _ = self.params
-            if self.firing_positions >= 1000 or self.settings.fitness_tokens:
+            if self.firing_positions >= 1000 or self.settings.sae_check_tokens:
                 _ = self.sae
 
     # ---- stages ----------------------------------------------------------------------

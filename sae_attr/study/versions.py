@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 VERSIONS: dict[str, int] = {
     "norm-limits": 5,
     "outliers": 5,
-    "fitness": 6,
+    "sae-check": 7,
     "mean": 5,
     "gradients": 5,
     "firing": 5,

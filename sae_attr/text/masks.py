@@ -1,4 +1,4 @@
-"""Which tokens count: one rule for training, self-test, ā, δ, firing rates, passages
+"""Which tokens count: one rule for training, SAE check, ā, δ, firing rates, passages
 and the unit of steering.
 
 Language models park what attention does not need on a few tokens, often the first of a

@@ -41,8 +41,8 @@ SMALL = {
     "bootstrap": 100,
     "corpus_tokens": 4000,
     "firing_tokens": 2000,
-    "fitness_tokens": 600,
-    "trust_sae": True,  # random directions reconstruct nothing, and the self-test says so
+    "sae_check_tokens": 600,
+    "trust_sae": True,  # random directions reconstruct nothing, and the SAE check says so
 }
 
 

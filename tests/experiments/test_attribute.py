@@ -36,7 +36,7 @@ from tests.experiments._demo import (
 )
 
 LATENTS, TOP = 256, 30
-STAGES = {"fitness", "mean", "gradients", "firing", "scores", "ablation"}
+STAGES = {"sae-check", "mean", "gradients", "firing", "scores", "ablation"}
 FINITE = (
     *(
         "delta",
@@ -314,7 +314,7 @@ def test_another_seed_computes_only_what_is_drawn(
 ) -> None:
     again = copied(done, tmp_path / "again")
     found = run(config(miniature, seed=1), again, allow_change=True)
-    assert loaded(found) == {"fitness", "mean", "gradients", "firing"}
+    assert loaded(found) == {"sae-check", "mean", "gradients", "firing"}
     old, new = scores(done), scores(again)
     assert not np.array_equal(old["both_half0"], new["both_half0"])
     np.testing.assert_array_equal(old["both_prompt"], new["both_prompt"])
@@ -427,11 +427,11 @@ def test_a_dictionary_larger_than_memory_is_never_whole_in_it(
         "dense_limit": 0,
         "top": 5,
         "ablate": 3,
-        "fitness_tokens": 0,
+        "sae_check_tokens": 0,
         "firing_tokens": 0,
     }
     found = run(config(miniature, **changes), tmp_path / "w")
-    assert "SAE, not tested: fitness_tokens=0" in found["warnings"]
+    assert "SAE, not tested: sae_check_tokens=0" in found["warnings"]
     assert int(table(tmp_path / "w/latents.csv")[0]["latent"]) == PLANTED
     few, whole = scores(tmp_path / "w")["delta_code"], scores(done)["delta_code"]
     known = np.isfinite(few)
@@ -673,7 +673,7 @@ def test_another_gradient_is_recorded_and_shares_what_it_can(
         work,
         allow_change=True,
     )
-    assert loaded(found) == {"fitness", "mean", "firing"}
+    assert loaded(found) == {"sae-check", "mean", "firing"}
     assert (
         found["choices"]["gradient"]["name"]
         == found["choices"]["settings"]["gradient"]

@@ -399,7 +399,7 @@ def test_an_sae_that_does_not_fit_is_refused_before_a_sample(
 ) -> None:
     """The miniature's random directions reconstruct nothing; its config trusts them."""
     made = config(miniature, ("rude",))
-    made.cases.rude.attribution.update({"trust_sae": False, "fitness_tokens": 1000})
+    made.cases.rude.attribution.update({"trust_sae": False, "sae_check_tokens": 1000})
     with pytest.raises(
         ValueError,
         match=r"go on all the same with --config\.cases\.rude\.attribution\.trust_sae=True",

@@ -34,7 +34,7 @@ def settings(shared: Path, stories: Path) -> ConfigDict:
     config.update(
         {
             "corpus": str(shared / "corpora/tinystories_1000.json"),
-            "fitness_tokens": 1500,
+            "sae_check_tokens": 1500,
             "corpus_batch": 2,
         }
     )
@@ -55,7 +55,7 @@ def test_an_honest_sae_passes_and_the_stage_is_stored(
     again = check_sae.check(settings, epath.Path(tmp_path), keep=False)
     assert not again["passes"]
     assert again["inputs"]["stage"] == saved["inputs"]["stage"]
-    assert len(list((tmp_path / "store").glob("fitness-*"))) == 1
+    assert len(list((tmp_path / "store").glob("sae-check-*"))) == 1
 
 
 def test_exit_status_and_verdict_of_a_wrong_site(settings: ConfigDict) -> None:
@@ -90,9 +90,9 @@ def test_a_run_stops_at_an_sae_that_does_not_fit(
     found = _demo.run(
         _demo.config(miniature, trust_sae=True), tmp_path / "w"
     )  # the workdir is not refused
-    assert "fitness" in _demo.loaded(found)
-    assert not found["sae_fitness"]["passes"]
-    assert found["sae_fitness"]["trusted"]
+    assert "sae-check" in _demo.loaded(found)
+    assert not found["sae_check"]["passes"]
+    assert found["sae_check"]["trusted"]
     assert any(text.startswith("SAE, wrong_model") for text in found["warnings"])
 
 
@@ -145,18 +145,16 @@ def test_a_run_ranks_decoders_of_which_single_tokens_have_no_codes(
 ) -> None:
     changes = write(load_sae(miniature / "random_sae"), tmp_path)
     config = _demo.config(
-        miniature, sae=str(tmp_path), trust_sae=False, ablate=0, fitness_tokens=600
+        miniature, sae=str(tmp_path), trust_sae=False, ablate=0, sae_check_tokens=600
     )
     config.update_from_flattened_dict(changes)
     found = _demo.run(config, tmp_path / "w")
     assert int(_demo.table(tmp_path / "w/latents.csv")[0]["latent"]) == _demo.PLANTED
-    assert found["sae_fitness"] == {"skipped": found["skipped"]["delta_code"]}
+    assert found["sae_check"] == {"skipped": found["skipped"]["delta_code"]}
     assert not np.isfinite(_demo.scores(tmp_path / "w")["delta_code"]).any()
 
 
 def test_what_a_run_records(done: Path) -> None:
-    found: dict[str, Any] = json.loads((done / "result.json").read_text())[
-        "sae_fitness"
-    ]
+    found: dict[str, Any] = json.loads((done / "result.json").read_text())["sae_check"]
     assert {f["code"] for f in found["findings"]} >= {"wrong_model"}
     assert found["measured"]["metrics"]["latents"] == 256

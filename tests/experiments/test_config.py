@@ -25,7 +25,7 @@ from sae_attr.lm.sample import Sampling
 from sae_attr.organism.recipe import Recipe, SAERecipe, TrainingRecipe, recipe_of
 from sae_attr.sae.formats.parts import LoadOptions
 from sae_attr.sae.train_config import TrainConfig
-from sae_attr.sae_check import Bands
+from sae_attr.sae_check import CheckBands
 from sae_attr.settings import AnyKeys, defaults_of, plain_type, settings_from
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.judges import KINDS, JudgeSettings
@@ -42,7 +42,7 @@ PLACES: list[tuple[str, str, Any, set[str]]] = [
     ("attribute", "", Settings, set()),
     ("attribute", "sae_options", LoadOptions, set()),
     ("approximations", "", Settings, set()),
-    ("check_sae", "bands", Bands, set()),
+    ("check_sae", "bands", CheckBands, set()),
     ("case_study", "", StudySettings, {"cases"}),
     ("case_study", "sampling", SampleSettings, set()),
     ("case_study", "budget", Budget, set()),
@@ -138,7 +138,7 @@ def test_defaults_come_back_as_they_were() -> None:
     for kind in (
         Budget,
         SampleSettings,
-        Bands,
+        CheckBands,
         Lora,
         LoopOptions,
         Masks,
@@ -147,7 +147,7 @@ def test_defaults_come_back_as_they_were() -> None:
         Recipe,
     ):
         assert _config.settings_of(kind, _config.config_of(kind)) == kind(), kind
-    assert _config.settings_of(Bands, made("check_sae").bands) == Bands()
+    assert _config.settings_of(CheckBands, made("check_sae").bands) == CheckBands()
     assert recipe_of(made("organism").organism.to_dict()) == recipe_of(
         {"seed": 0, "kind": "mixed", "sae": {}}
     )
@@ -218,6 +218,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "a key": (["--config.tpo=3"], r"no key 'tpo'; did you mean --config\.top\?"),
     "a key far below": (["--config.sae_options.gaet=topk"], r"no key 'sae_options\.gaet'; .* --config\.sae_options\.gate\?"),
     "a key below what has none": (["--config.top.x=3"], r"no key 'top\.x'"),
+    "a key of before": (["--config.fitness_tokens=3"], r"no key 'fitness_tokens': it is called --config\.sae_check_tokens now"),
     "nothing like it": (["--config.qqqqq=3"], r"no key 'qqqqq'; --help lists the keys"),
     "a value": (["--config.top=many"], r"config\.top takes a whole number, not 'many'"),
     "a group": (["--config.sae_options=3"], r"config\.sae_options is a group of keys"),

@@ -131,8 +131,8 @@ def test_every_file_and_what_it_says(done: Path, base: Path) -> None:
         assert (
             sae.cfg.masks == other.cfg.masks == Masks()
         )  # what reads it leaves out the same tokens
-        assert result["self_test"]["measured"]["metrics"]["tokens"] >= 100
-        assert result["self_test"]["verdict"].startswith(("fits", "does not fit"))
+        assert result["sae_check"]["measured"]["metrics"]["tokens"] >= 100
+        assert result["sae_check"]["verdict"].startswith(("fits", "does not fit"))
         assert 0 <= result["silent_share"]["share"] <= 1
         assert (
             result["silent_share"]["tokens"] == result["train"]["dead_tokens"] == 32 * 6
@@ -165,13 +165,13 @@ def test_the_verdict_and_the_masks_are_printed(
 ) -> None:
     run(settings(base, site="layer0.resid_post,layer1.resid_post"), done)
     printed = capsys.readouterr().out
-    assert printed.count("self-test: ") == 2
+    assert printed.count("SAE check: ") == 2
     assert re.search(r"[\d.]+% of [\d,]+ tokens masked \(\d+ bos", printed)
     assert "of training" in printed
 
 
 @pytest.mark.slow
-def test_what_train_sae_writes_passes_its_own_self_test(
+def test_what_train_sae_writes_passes_the_check(
     shared: Path, stories: Path, tmp_path: Path
 ) -> None:
     config = train_sae_config.get_config()
@@ -187,7 +187,7 @@ def test_what_train_sae_writes_passes_its_own_self_test(
     config.update({"batch_size": 1024, "mesh": "data=1", "context": 256})
     config.sae.update({"n_latents": 768, "k": 16})
     result = run(config, tmp_path / "w")["layer2.resid_post"]
-    assert result["self_test"]["passes"], result["self_test"]["verdict"]
+    assert result["sae_check"]["passes"], result["sae_check"]["verdict"]
     assert result["held_out"]["explained_variance"] > 0.8
 
 

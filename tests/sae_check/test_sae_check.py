@@ -1,4 +1,4 @@
-"""The self-test passes every untouched SAE of the fixtures and names every mistake
+"""The SAE check passes every untouched SAE of the fixtures and names every mistake
 planted in a copy.
 """
 
@@ -25,16 +25,16 @@ from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.formats import load_sae
 from sae_attr.sae_check import (
-    Measured,
-    Promise,
-    Sample,
-    Verdict,
-    collect,
-    judge,
-    measure,
+    SAECheck,
+    SAEMeasurement,
+    StatedMetrics,
+    TextSample,
+    check_table,
+    collect_sample,
+    judge_sae,
+    measure_sae,
     measure_sample,
-    promised,
-    table,
+    read_stated_metrics,
 )
 from sae_attr.site_names import parse_site
 from sae_attr.text.batching import corpus_batches
@@ -74,7 +74,7 @@ class Bench(NamedTuple):
     params: Params
     mesh: jax.sharding.Mesh
     batches: list[Any]
-    sample: Callable[[Site, Site | None], Sample]
+    sample: Callable[[Site, Site | None], TextSample]
 
     def run(
         self,
@@ -84,20 +84,20 @@ class Bench(NamedTuple):
         *,
         loss: int = 0,
         bos: bool = False,
-    ) -> tuple[Measured, Verdict]:
-        """The self-test of the SAE in a folder."""
+    ) -> tuple[SAEMeasurement, SAECheck]:
+        """The check of the SAE in a folder."""
         sae = load_sae(folder)
-        promise = promised(folder, sae.cfg)
+        stated_metrics = read_stated_metrics(folder, sae.cfg)
         found = measure_sample(
             self.params,
             sae,
             self.sample(site, read),
             cfg=self.cfg,
             mesh=self.mesh,
-            expected_l0=promise.l0,
+            stated_l0=stated_metrics.l0,
             loss_tokens=loss,
         )
-        return found, judge(found, promise, counts_special=bos)
+        return found, judge_sae(found, stated_metrics, counts_special=bos)
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +118,9 @@ def bench(shared: Path, stories: Path) -> Bench:
     )
 
     @functools.cache
-    def sample(site: Site, read: Site | None = None) -> Sample:
+    def sample(site: Site, read: Site | None = None) -> TextSample:
         batches = work if (site, read) in ((HERE, None), (WRITE, READ)) else work[:3]
-        return collect(
+        return collect_sample(
             params, batches, cfg=cfg, site=site, read=read, mesh=mesh, beside=1024
         )
 
@@ -129,7 +129,7 @@ def bench(shared: Path, stories: Path) -> Bench:
 
 @pytest.fixture
 def copy(shared: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """A writable copy of an SAE that promises no more than its config does."""
+    """A writable copy of an SAE that states no more than its config does."""
 
     def make(name: str) -> Path:
         folder = tmp_path / name
@@ -167,7 +167,7 @@ def edit(
     return folder
 
 
-def codes(verdict: Verdict) -> set[str]:
+def codes(verdict: SAECheck) -> set[str]:
     return {f.code for f in verdict.findings if f.fails}
 
 
@@ -177,9 +177,9 @@ def test_an_sae_of_the_heads_outputs(bench: Bench, shared: Path) -> None:
     measured, verdict = bench.run(folder, Site(2, "attn_z"), loss=600)
     assert measured.metrics["explained_variance"] == pytest.approx(0.87, abs=0.01)
     assert (
-        0.88 < measured.repairs[0].explained_variance < 0.9
+        0.88 < measured.variants[0].explained_variance < 0.9
     )  # 0.93 where it may fire more latents
-    assert verdict.passes, table(measured, Promise(), verdict)
+    assert verdict.passes, check_table(verdict)
 
 
 @pytest.mark.parametrize("name", UNTOUCHED)
@@ -197,11 +197,11 @@ def test_untouched_saes_pass_with_their_makers_numbers(
     )
     assert measured.metrics["l0"] == pytest.approx(golden["L0"], rel=0.03)
     assert measured.metrics["mse"] == pytest.approx(golden["mse"], rel=0.05)
-    assert verdict.passes, table(measured, Promise(), verdict)
-    assert verdict.sentence.startswith("fits layer2.resid_post (explained variance 0.")
+    assert verdict.passes, check_table(verdict)
+    assert verdict.verdict.startswith("fits layer2.resid_post (explained variance 0.")
     assert 0.85 < measured.recovered["mean"] < measured.recovered["zero"] < 1
-    silent = judge(measured, Promise(), counts_special=False)
-    assert silent.passes, "an SAE whose files promise nothing fails"
+    silent = judge_sae(measured, StatedMetrics(), counts_special=False)
+    assert silent.passes, "an SAE whose files state nothing fails"
 
 
 READ, WRITE = Site(2, "mlp_in"), Site(2, "mlp_out")
@@ -218,11 +218,11 @@ def test_untouched_transcoders_pass(bench: Bench, shared: Path, name: str) -> No
         golden["explained_variance"], abs=0.03
     )
     assert measured.metrics["l0"] == pytest.approx(golden["L0"], rel=0.03)
-    assert verdict.passes, table(measured, Promise(), verdict)
-    assert verdict.sentence.startswith(
+    assert verdict.passes, check_table(verdict)
+    assert verdict.verdict.startswith(
         "fits layer2.mlp_in to layer2.mlp_out (explained variance 0."
     )
-    assert judge(measured, Promise(), counts_special=False).passes
+    assert judge_sae(measured, StatedMetrics(), counts_special=False).passes
 
 
 PLACES = (
@@ -253,10 +253,10 @@ def test_transcoders_at_the_wrong_place(
 ) -> None:
     folder = shared / "fixtures/sae" / name
     measured, _ = bench.run(folder, site, read)
-    verdict = judge(measured, Promise(), counts_special=False)
+    verdict = judge_sae(measured, StatedMetrics(), counts_special=False)
     assert not verdict.passes
-    assert verdict.findings[0].code == "wrong_site", table(measured, Promise(), verdict)
-    assert code in verdict.sentence
+    assert verdict.findings[0].code == "wrong_site", check_table(verdict)
+    assert code in verdict.verdict
 
 
 @pytest.mark.parametrize("name", TRANSCODERS)
@@ -274,10 +274,10 @@ def test_a_transcoder_on_the_other_side_of_the_gain(
         mesh=bench.mesh,
         loss_tokens=0,
     )
-    verdict = judge(found, Promise(), counts_special=False)
+    verdict = judge_sae(found, StatedMetrics(), counts_special=False)
     assert not verdict.passes
-    assert verdict.findings[0].code == "norm_gain", table(found, Promise(), verdict)
-    assert "after the norm's gain (site_in=)" in verdict.sentence
+    assert verdict.findings[0].code == "norm_gain", check_table(verdict)
+    assert "after the norm's gain (site_in=)" in verdict.verdict
 
 
 def drop_threshold(t: dict[str, np.ndarray]) -> None:
@@ -400,27 +400,27 @@ def test_planted_mistakes_are_named(
     name, tensors, changes, code = TRAPS[trap]
     folder = edit(copy(f"saelens/{name}"), tensors, **changes)
     measured, verdict = bench.run(folder, parse_site(str(load_sae(folder).cfg.site)))
-    silent = judge(
-        measured, Promise(), counts_special=False
-    )  # as if no file promised anything
+    silent = judge_sae(
+        measured, StatedMetrics(), counts_special=False
+    )  # as if no file stated anything
     for found in (verdict, silent):
         assert not found.passes
-        assert found.findings[0].code == code, table(measured, Promise(), found)
+        assert found.findings[0].code == code, check_table(found)
         assert codes(found) <= {
             code,
             "l0_off",
             "scale_off",
             "scales_apart",
             "gate_lost",
-        }, table(measured, Promise(), found)
+        }, check_table(found)
     if code == "wrong_site":
         assert (
-            "layer2.resid_post" in verdict.sentence
-            or "layer 2 instead" in verdict.sentence
+            "layer2.resid_post" in verdict.verdict
+            or "layer 2 instead" in verdict.verdict
         )
     if trap.startswith("scale left out"):
-        assert "input times" in verdict.sentence
-        factor = float(verdict.sentence.split("input times ")[1].split()[0])
+        assert "input times" in verdict.verdict
+        factor = float(verdict.verdict.split("input times ")[1].split()[0])
         assert factor == pytest.approx(4, rel=0.25)
 
 
@@ -490,12 +490,10 @@ def test_llama_scope_by_another_recipe(
     folder = write_llama_scope(
         shared / "fixtures/sae/saelens/batchtopk", tmp_path / "L2R", **changes
     )
-    measured, verdict = bench.run(folder)
-    assert verdict.passes == (named is None), table(
-        measured, promised(folder, load_sae(folder).cfg), verdict
-    )
+    _, verdict = bench.run(folder)
+    assert verdict.passes == (named is None), check_table(verdict)
     if named:
-        assert verdict.findings[0].code in named, verdict.sentence
+        assert verdict.findings[0].code in named, verdict.verdict
 
 
 def test_bos_that_the_sae_never_saw(bench: Bench, shared: Path) -> None:
@@ -510,7 +508,7 @@ def test_bos_that_the_sae_never_saw(bench: Bench, shared: Path) -> None:
     ]  # its file does not say that BOS was left out
 
 
-def test_an_l0_that_the_path_does_not_promise(
+def test_an_l0_that_the_path_does_not_state(
     bench: Bench, shared: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "layer_2/width_512/average_l0_80"
@@ -520,17 +518,17 @@ def test_an_l0_that_the_path_does_not_promise(
     (folder / "metrics.json").unlink()
     _, verdict = bench.run(folder)
     assert codes(verdict) == {"l0_off"}
-    assert "12.6 and 80 was promised" in verdict.sentence
+    assert "12.6 and 80 was stated" in verdict.verdict
 
 
 @pytest.fixture(scope="module")
-def another(bench: Bench) -> tuple[Params, Sample]:
+def another(bench: Bench) -> tuple[Params, TextSample]:
     """A model of the same shapes with random parameters, and its activations."""
     other = jax.jit(functools.partial(init_params, bench.cfg))(jax.random.key(0))
     other["embed"]["table"] = (
         other["embed"]["table"] * 40
     )  # activations of about the right size
-    sample = collect(
+    sample = collect_sample(
         other, bench.batches[:3], cfg=bench.cfg, site=HERE, mesh=bench.mesh, beside=1024
     )
     return other, sample
@@ -540,20 +538,22 @@ def another(bench: Bench) -> tuple[Params, Sample]:
     "name", ["topk_rescaled", "standard_apply_b_dec", "jumprelu_step"]
 )
 def test_an_sae_of_another_model(
-    bench: Bench, another: tuple[Params, Sample], shared: Path, name: str
+    bench: Bench, another: tuple[Params, TextSample], shared: Path, name: str
 ) -> None:
     sae, (other, sample) = load_sae(shared / "fixtures/sae/saelens" / name), another
     found = measure_sample(
         other, sae, sample, cfg=bench.cfg, mesh=bench.mesh, loss_tokens=0
     )
-    assert codes(judge(found, Promise(), counts_special=False)) == {"wrong_model"}
+    assert codes(judge_sae(found, StatedMetrics(), counts_special=False)) == {
+        "wrong_model"
+    }
 
 
 def test_measuring_is_collecting_and_measuring_the_sample(
     bench: Bench, shared: Path
 ) -> None:
     sae = load_sae(shared / "fixtures/sae/saelens/topk_rescaled")
-    whole = measure(
+    whole = measure_sae(
         bench.params,
         sae,
         bench.batches[:1],
@@ -562,7 +562,7 @@ def test_measuring_is_collecting_and_measuring_the_sample(
         mesh=bench.mesh,
         loss_tokens=0,
     )
-    sample = collect(
+    sample = collect_sample(
         bench.params,
         bench.batches[:1],
         cfg=bench.cfg,
@@ -578,9 +578,9 @@ def test_measuring_is_collecting_and_measuring_the_sample(
 
 def test_measured_survives_json(bench: Bench, shared: Path) -> None:
     measured, _ = bench.run(shared / "fixtures/sae/saelens/topk_rescaled")
-    again = Measured.from_dict(json.loads(json.dumps(measured.to_dict())))
+    again = SAEMeasurement.from_dict(json.loads(json.dumps(measured.to_dict())))
     assert again.sites == measured.sites
-    assert again.repairs == measured.repairs
+    assert again.variants == measured.variants
 
 
 def test_a_site_of_another_width(bench: Bench, shared: Path) -> None:
@@ -588,7 +588,7 @@ def test_a_site_of_another_width(bench: Bench, shared: Path) -> None:
     with pytest.raises(
         ValueError, match=r"layer2.mlp_hidden has width \d+ but the SAE reads 64"
     ):
-        measure(
+        measure_sae(
             bench.params,
             sae,
             bench.batches,

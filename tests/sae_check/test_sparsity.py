@@ -15,9 +15,15 @@ from sae_attr.hooks import Site
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.metrics import explained_variance, fit, l0
 from sae_attr.sae.model import SAE, SAEConfig
-from sae_attr.sae_check import Promise, collect, judge, measure, measure_sample
+from sae_attr.sae_check import (
+    StatedMetrics,
+    collect_sample,
+    judge_sae,
+    measure_sae,
+    measure_sample,
+)
 from sae_attr.sae_check.sparsity import reconstruct_at, variance_at
-from sae_attr.sae_check.variants import repairs
+from sae_attr.sae_check.variants import fit_variants
 from tests.attribution._tiny import VOCAB, llama, random_params
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -75,8 +81,8 @@ def test_an_open_gate_explains_more_and_repairs_nothing() -> None:
     assert variance_at(opened, ACTS, ACTS, l0(here)) == pytest.approx(
         explained_variance(here), abs=1e-3
     )
-    for repair in repairs(sae, ACTS, active=l0(here), expected=None):
-        assert repair.explained_variance < explained_variance(here) + 0.05, repair
+    for variant in fit_variants(sae, ACTS, active=l0(here), stated_l0=None):
+        assert variant.explained_variance < explained_variance(here) + 0.05, variant
 
 
 CFG, SITE, SINK = llama(), Site(1), 7
@@ -104,7 +110,9 @@ def test_sinks_are_masked_as_in_training() -> None:
     )
     work = [(TOKENS, VALID, np.zeros_like(VALID))]
     collected = [
-        collect(params, work, cfg=CFG, site=SITE, mesh=mesh, beside=64, masks=masks)
+        collect_sample(
+            params, work, cfg=CFG, site=SITE, mesh=mesh, beside=64, masks=masks
+        )
         for masks in (None, Masks(outlier=None), Masks(first_k=2, outlier=None))
     ]
     assert [sample.counts["norm_outlier"] for sample in collected] == [8, 0, 0]
@@ -115,7 +123,7 @@ def test_sinks_are_masked_as_in_training() -> None:
         ValueError,
         match=r"78 tokens of the corpus count, too few to test the SAE on \(at least 100\)",
     ):
-        measure(params, sae, few, cfg=CFG, site=SITE, mesh=mesh)
+        measure_sae(params, sae, few, cfg=CFG, site=SITE, mesh=mesh)
     measured = measure_sample(
         params, sae, collected[0], cfg=CFG, mesh=mesh, loss_tokens=320
     )
@@ -127,4 +135,4 @@ def test_sinks_are_masked_as_in_training() -> None:
     }
     assert measured.metrics["tokens"] == 312
     assert measured.recovered["mean"] == pytest.approx(1, abs=1e-3)
-    assert judge(measured, Promise(), counts_special=False).passes
+    assert judge_sae(measured, StatedMetrics(), counts_special=False).passes
