@@ -64,3 +64,26 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert file.exists(), f"{page.name} links to {target}, which is not there"
         if section:
             assert section in [anchor(title) for title in headings(file)], target
+
+
+def test_the_readme_is_short() -> None:
+    assert len((REPO / "README.md").read_text("utf-8").splitlines()) < 150
+
+
+SEVEN = (
+    "sae_attr/hooks.py",
+    "sae_attr/lm/block.py",
+    "sae_attr/lm/model.py",
+    "sae_attr/attribution/gradients.py",
+    "sae_attr/attribution/scores.py",
+    "sae_attr/steering/steered.py",
+    "experiments/attribute.py",
+)
+
+
+def test_the_seven_files_to_read_first_are_named_and_short() -> None:
+    section = (REPO / "README.md").read_text("utf-8").split("## Read these seven")[1]
+    named = re.findall(r"\]\(([^)]+\.py)\)", section.split("\n## ")[0])
+    assert tuple(named) == SEVEN
+    lines = [len((REPO / name).read_text("utf-8").splitlines()) for name in SEVEN]
+    assert sum(lines) <= 1500, dict(zip(SEVEN, lines, strict=True))

@@ -1,5 +1,7 @@
-"""The README's snippets run as they stand, in the order in which they stand."""
+"""The snippets of README and docs run, each page from its first to its last."""
 
+import ast
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -15,24 +17,40 @@ from sae_attr.organism.planted import make_planted
 REPO = Path(__file__).resolve().parent.parent
 
 
-def snippets() -> list[str]:
-    """The python blocks of the README."""
-    return re.findall(
-        r"```python\n(.*?)```", (REPO / "README.md").read_text("utf-8"), re.DOTALL
-    )
+def snippets(page: str) -> list[str]:
+    """The python blocks of a page."""
+    text = (REPO / page).read_text("utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
+@pytest.mark.parametrize(
+    ("page", "blocks"), [("README.md", 1), ("docs/notebook.md", 4)]
+)
 def test_snippets_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str,
+    blocks: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_planted(Path("runs/miniature"))
-    blocks = snippets()
-    assert len(blocks) == 4
-    exec(compile("\n".join(blocks), "README.md", "exec"), {"__name__": "readme"})
+    assert len(snippets(page)) == blocks
+    source = "\n".join(snippets(page))
+    exec(compile(source, page, "exec"), {"__name__": "snippets"})
     assert re.search(r"\[\s*77 ", capsys.readouterr().out), (
         "the planted latent is not the first of the printed ranking"
     )
+
+
+@pytest.mark.parametrize("page", sorted(REPO.glob("docs/*.md")), ids=lambda p: p.name)
+def test_other_snippets_import_what_is_there(page: Path) -> None:
+    for block in snippets(str(page.relative_to(REPO))):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("sae_"):
+                module = importlib.import_module(str(node.module))
+                for alias in node.names:
+                    assert hasattr(module, alias.name), alias.name
 
 
 def test_the_miniature_says_what_comes_next_and_its_sae_fits(

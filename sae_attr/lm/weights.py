@@ -35,7 +35,14 @@ from sae_attr.lm.weight_files import (
     same_numbers,
     weight_files,
 )
-from sae_attr.parallel import LM_RULES, is_main, shard_tree, spec_for, to_host
+from sae_attr.parallel import (
+    LM_RULES,
+    is_main,
+    make_mesh,
+    shard_tree,
+    spec_for,
+    to_host,
+)
 from sae_attr.store import write_atomic
 
 CHUNK_BYTES = (
@@ -347,7 +354,7 @@ def _stream(
 def load_lm(
     path: str,
     *,
-    mesh: jax.sharding.Mesh,
+    mesh: jax.sharding.Mesh | None = None,
     dtype: str = "float32",
     resid_dtype: str | None = None,
     adapter: str | None = None,
@@ -355,15 +362,15 @@ def load_lm(
     cfg: LMConfig | None = None,
     progress: bool = True,
 ) -> tuple[LMConfig, Params]:
-    """Config and parameters of a Hugging Face folder or hub id, each weight on the
-    devices that `LM_RULES` gives it.
+    """Loads config and parameters of a Hugging Face folder or hub id, each weight on
+    the devices that `LM_RULES` gives it.
 
     Files are memory-mapped; the host holds a piece of `CHUNK_BYTES` at a time
     (benchmarks/load_memory.py).
 
     Args:
       path: folder, or hub id `owner/name[@revision]`.
-      mesh: axes `data` and `model`.
+      mesh: axes `data` and `model`; None: every device on `data`.
       dtype: of the weights and of matrix products: float32, bfloat16 or float64 (under
         x64).
       resid_dtype: of the residual stream; default float32, float64 for float64 weights.
@@ -382,6 +389,7 @@ def load_lm(
         kind or another model.
     """
     folder = resolve_model(path)
+    mesh = make_mesh() if mesh is None else mesh
     resid_dtype = resid_dtype or ("float64" if dtype == "float64" else "float32")
     hf = _read_config(folder) if cfg is None else {}
     cfg = _for_mesh(cfg or config_from_hf(hf, str(folder / CONFIG)), resid_dtype, mesh)
