@@ -27,7 +27,12 @@ from sae_attr.judge.kinds import SECRETS
 from sae_attr.sae.formats.parts import LoadOptions
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.judges import judge_settings
-from sae_attr.study.settings import Budget, CaseSettings, SampleSettings, StudySettings
+from sae_attr.study.settings import (
+    CaseSettings,
+    IncoherenceBudget,
+    SampleSettings,
+    StudySettings,
+)
 from sae_attr.text.chat import OPTIONS
 
 from . import any_keys, config_of, one_of
@@ -58,7 +63,7 @@ GIVEN += ("column", "split", "template_options", "top", "dtype", "resid_dtype", 
 SETTINGS = {
     "": (StudySettings, MESH, {"batch_size": "completions sampled at a time."}),
     "sampling": (SampleSettings,),
-    "budget": (Budget,),
+    "budget": (IncoherenceBudget,),
     "attribution": (Settings,),
     "cases.*": (CaseSettings,),
     "cases.*.judge": judge_settings(),

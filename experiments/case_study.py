@@ -26,7 +26,7 @@ from sae_attr.store import (
 )
 from sae_attr.study.case import Runtime
 from sae_attr.study.cost import case_costs, cost_table
-from sae_attr.study.opened import CaseStudy, open_study
+from sae_attr.study.opened import CaseStudy, StageChoice, open_study
 from sae_attr.study.showing import Shown
 
 from . import _common
@@ -133,7 +133,7 @@ def start(
     if shown:
         show_states(study)
         return
-    study.check(only=only, until=until, force=force)
+    study.check(StageChoice(only, until, force))
     with own_workdir(
         workdir,
         config.to_dict(),
@@ -143,9 +143,9 @@ def start(
     ):
         if parallel.is_main():
             show_cost(study)
-        force = [*force, *study.unread(only=only, until=until)]
+        force = [*force, *study.unread(StageChoice(only, until))]
         which: dict[str, Any] = {"only": only, "until": until, "force": force}
-        study.try_out(**which)
+        study.try_out(StageChoice(only, until, force))
         stages = {
             stage.name for stage in select_stages(study.stages, only=only, until=until)
         }

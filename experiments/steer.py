@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +15,6 @@ import numpy as np
 from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from sae_attr import parallel
 from sae_attr.activations import CorpusBatch, mean_activation, norm_limits
@@ -28,12 +28,14 @@ from sae_attr.settings import check_numbers
 from sae_attr.site_names import parse_site
 from sae_attr.steering import (
     INTERVENTIONS,
-    NONE,
+    NO_LATENT,
     TOKENS,
-    Done,
     Plan,
-    make_plan,
-    sweep,
+    SampledRow,
+    Sampler,
+    every_condition,
+    sample_batches,
+    sample_rows,
 )
 from sae_attr.store import (
     Progress,
@@ -45,7 +47,7 @@ from sae_attr.store import (
     write_atomic,
 )
 from sae_attr.study.attribution_settings import Settings
-from sae_attr.study.attribution_stages import agreed, mean_stage
+from sae_attr.study.attribution_stages import mean_stage
 from sae_attr.study.setup import Setup
 from sae_attr.text.chat import options_read
 from sae_attr.text.encoding import encode_prompt
@@ -214,15 +216,12 @@ def job_of(config: ConfigDict, store: Store) -> Job:
             f"{study.context}; shorten the prompt, or lower it: "
             f"--config.sampling.max_new={max(1, study.context - len(prompts[longest]))}"
         )
-    rows = make_plan(
-        list(vectors),
-        [float(c) for c in config.strengths],
-        list(prompts),
-        config.samples,
-        tokens=config.tokens,
+    conditions = every_condition(
+        list(vectors), config.strengths, tokens=tuple(config.tokens)
     )
+    plan = Plan(conditions, tuple(prompts), config.samples)
     origin = study.sae_key if config.sae else fingerprint(config.vectors)
-    return Job(study, config.to_dict(), vectors, origin, prompts, rows, sampling)
+    return Job(study, config.to_dict(), vectors, origin, prompts, plan, sampling)
 
 
 def unit_of(job: Job) -> dict[str, Any]:
@@ -285,50 +284,14 @@ def completions(job: Job, unit: float) -> Result:
     study, config = job.study, job.config
 
     def compute(progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
-        records = {
-            record["id"]: record
-            for record in progress.rows(
-                ("id", "prompt", "text", "ids", "nats_per_token")
-            )
-        }
-        left = job.plan.unfinished(
-            agreed(set(records), [row.id for row in job.plan.rows])
+        sampler = sampler_of(job, unit)
+        rows = sample_rows(
+            job.plan.rows,
+            partial(sample_batches, sampler),
+            progress,
+            bar=study.progress,
         )
-        size = (
-            -(-config["batch_size"] // study.mesh.shape["data"])
-            * study.mesh.shape["data"]
-        )
-        vectors: SAE | dict[int, np.ndarray] = (
-            study.sae if INTERVENTIONS[config["mode"]].of_latents else job.vectors
-        )
-        with tqdm(
-            total=len(job.plan.rows),
-            initial=len(records),
-            unit="row",
-            disable=not study.progress,
-        ) as bar:
-            for batch in sweep(
-                study.params,
-                left,
-                job.prompts,
-                vectors,
-                study.key(0),
-                cfg=study.cfg,
-                site=study.site,
-                mesh=study.mesh,
-                batch_size=size,
-                mode=config["mode"],
-                sampling=job.sampling,
-                unit=unit,
-                skip=config["skip"],
-            ):
-                made = [record(done, job) for done in batch]
-                progress.append(made)
-                records |= {r["id"]: r for r in made}
-                bar.update(len(made))
-        return {}, {
-            "rows": [records[row.id] for row in job.plan.rows if row.id in records]
-        }
+        return {}, {"rows": [record(row, job) for row in rows]}
 
     fields = {
         **study.model_fields(),
@@ -343,14 +306,37 @@ def completions(job: Job, unit: float) -> Result:
     return study.stage("completions", fields, inputs, compute, version=VERSION)
 
 
-def record(done: Done, job: Job) -> dict[str, Any]:
+def sampler_of(job: Job, unit: float) -> Sampler:
+    """Returns what samples the plan's rows; loads the weights."""
+    study, config = job.study, job.config
+    across = study.mesh.shape["data"]
+    vectors: SAE | dict[int, np.ndarray] = job.vectors
+    if INTERVENTIONS[config["mode"]].of_latents:
+        vectors = study.sae
+    return Sampler(
+        params=study.params,
+        prompts=job.prompts,
+        vectors=vectors,
+        key=study.key(0),
+        cfg=study.cfg,
+        site=study.site,
+        mesh=study.mesh,
+        batch_size=-(-config["batch_size"] // across) * across,
+        mode=config["mode"],
+        sampling=job.sampling,
+        unit=unit,
+        skip=config["skip"],
+    )
+
+
+def record(done: SampledRow, job: Job) -> dict[str, Any]:
     """A completion as completions.jsonl has it; with prompt_ids, ids and sampler it can
     become one side of a pair.
     """
     count = len(done.ids) + done.stopped
     return {
         "id": done.row.id,
-        **done.row._asdict(),
+        **done.row.record(),
         "text": decode(job.study.tokenizer, done.ids),
         "ids": list(done.ids),
         "prompt_ids": job.prompts[done.row.prompt],
@@ -375,14 +361,16 @@ def show(job: Job, records: list[dict[str, Any]]) -> None:
         )
         for r in own:
             what = f"latent {r['latent']}, {r['strength']:+g}, {r['tokens']}"
-            print(f"  {'unsteered' if r['latent'] == NONE else what:<28} {r['text']!r}")
+            print(
+                f"  {'unsteered' if r['latent'] == NO_LATENT else what:<28} {r['text']!r}"
+            )
 
 
 def summary(job: Job, unit: dict[str, Any], result: Result) -> dict[str, Any]:
     """What result.json holds: every choice, the files' names by contents, counts and
     what it cost.
     """
-    rows, plain = result.meta["rows"], lambda r: r["latent"] == NONE
+    rows, plain = result.meta["rows"], lambda r: r["latent"] == NO_LATENT
     mean = lambda kept: (
         float(np.mean([r["nats_per_token"] for r in kept])) if kept else None
     )

@@ -284,13 +284,14 @@ _ENTRY = re.compile(r"^ {2}([A-Za-z_]\w*(?:, \w+)*): (.*)$")
 
 
 def meanings_of(kind: type) -> dict[str, str]:
-    """Returns field -> what the class's docstring says about it; a field that is not
-    described is absent.
+    """Returns field -> what the class's docstring says about it, or that of a settings
+    class which it extends; a field that is not described is absent.
     """
-    doc = typing.cast(str, kind.__doc__ or "")
     out: dict[str, str] = {}
-    for names, text in _entries(doc):
-        out |= dict.fromkeys(names, text)
+    for base in reversed(kind.__mro__):
+        if base is kind or dataclasses.is_dataclass(base):
+            for names, text in _entries(typing.cast(str, base.__doc__ or "")):
+                out |= dict.fromkeys(names, text)
     return out
 
 

@@ -11,23 +11,21 @@ from sae_attr.steering.interventions import (
 )
 from sae_attr.steering.plan import (
     AWAY,
-    NONE,
+    NO_LATENT,
     TOWARD,
-    Cost,
+    UNSTEERED,
+    Condition,
     Plan,
-    Row,
-    again,
-    batches,
-    make_plan,
+    SweepRow,
+    every_condition,
     row_keys,
-    stable_hash,
 )
 from sae_attr.steering.steered import steer
 from sae_attr.steering.strengths import StrengthChoice, choose_strengths
-from sae_attr.steering.sweep import Done, sweep
+from sae_attr.steering.sweep import SampledRow, Sampler, sample_batches, sample_rows
 
 __all__ = [
-    "AWAY", "INTERVENTIONS", "NONE", "TOKENS", "TOWARD", "Cost", "Done", "Intervention", "Plan", "Row",
-    "StrengthChoice", "again", "batches", "choose_strengths", "intervention", "make_plan", "row_keys", "scope",
-    "stable_hash", "steer", "sweep",
+    "AWAY", "INTERVENTIONS", "NO_LATENT", "TOKENS", "TOWARD", "UNSTEERED", "Condition", "Intervention", "Plan",
+    "SampledRow", "Sampler", "StrengthChoice", "SweepRow", "choose_strengths", "every_condition", "intervention",
+    "row_keys", "sample_batches", "sample_rows", "scope", "steer",
 ]  # fmt: skip

@@ -1,5 +1,5 @@
-"""What a sweep consists of: rows with names of their own, their random keys, and
-batches of one shape.
+"""A sweep's plan: conditions, prompts and samples, the rows that they make, their
+random keys, and batches of one shape.
 
 A row's key depends on prompt, sample and attempt alone: the same sample with and
 without steering, at every strength and of every latent, is drawn with the same random
@@ -8,9 +8,10 @@ numbers, so that their difference is the intervention's.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -18,54 +19,141 @@ from urllib.parse import quote
 import jax
 import numpy as np
 
-NONE = -1  # in the place of a latent: unsteered
+NO_LATENT = -1  # the latent of an unsteered row
 AWAY, TOWARD = "away", "toward"
 
 
-class Row(NamedTuple):
-    """One completion to make.
+class Condition(NamedTuple):
+    """One thing that is done to a model while it answers.
+
+    Args:
+      latent: `NO_LATENT` where nothing is steered.
+      sign: −1 or +1, the side to which it is steered; 0 where nothing is steered.
+      size: |c|; 0 leaves the model unsteered (no strength was coherent enough).
+      direction: what the steering is for, `away` from the behaviour or `toward` it.
+      tokens: the scope that is steered, of `interventions.TOKENS`.
+    """
+
+    latent: int = NO_LATENT
+    sign: int = 0
+    size: float = 0.0
+    direction: str = ""
+    tokens: str = ""
+
+    @property
+    def strength(self) -> float:
+        """The signed strength c."""
+        return self.sign * self.size
+
+    @classmethod
+    def steered(
+        cls,
+        latent: int,
+        strength: float,
+        *,
+        direction: str | None = None,
+        tokens: str = "all",
+    ) -> Condition:
+        """Returns the condition of one latent at a signed strength.
+
+        Args:
+          direction: None names it by the sign: negative is away, positive toward (the
+            method's fixed sign).
+        """
+        sign = -1 if strength < 0 else 1
+        if direction is None:
+            direction = AWAY if sign < 0 else TOWARD
+        return cls(int(latent), sign, abs(float(strength)), direction, tokens)
+
+
+UNSTEERED = Condition()
+
+
+def every_condition(
+    latents: Sequence[int],
+    strengths: Sequence[float],
+    *,
+    tokens: Sequence[str] = ("all",),
+    direction: str | None = None,
+) -> tuple[Condition, ...]:
+    """Returns the unsteered condition, then every latent at every strength on every
+    scope.
+
+    Args:
+      strengths: signed; 0 makes rows that are steered by nothing.
+      tokens: the scopes.
+      direction: as for `Condition.steered`.
+    """
+    conditions = [UNSTEERED]
+    for scope in tokens:
+        for latent in latents:
+            for strength in strengths:
+                conditions.append(
+                    Condition.steered(
+                        latent, strength, direction=direction, tokens=scope
+                    )
+                )
+    return tuple(conditions)
+
+
+class SweepRow(NamedTuple):
+    """One completion to sample.
 
     Args:
       prompt: id of the prompt.
       sample: number of the sample of that prompt, from 0.
-      latent: `NONE` for an unsteered one.
-      strength: c with its sign; 0 for an unsteered one.
-      direction: what the steering is for, `away` from the behaviour or `toward` it; ""
-        for an unsteered one.
-      tokens: which tokens are steered; "" for an unsteered one.
+      condition: what is done to the model.
+      attempt: 0, and one more each time that the answer was excluded.
       case, model: of which study and which model; any text.
-      attempt: 0, and one more each time that the answer was set aside.
     """
 
     prompt: str
     sample: int
-    latent: int = NONE
-    strength: float = 0.0
-    direction: str = ""
-    tokens: str = ""
+    condition: Condition = UNSTEERED
+    attempt: int = 0
     case: str = ""
     model: str = ""
-    attempt: int = 0
 
     @property
     def id(self) -> str:
         """A name made of the fields alone, whatever the order of a plan."""
+        steering = self.condition
         fields = (
             self.case,
             self.model,
-            self.latent,
-            self.direction,
-            self.tokens,
-            float(self.strength),
+            steering.latent,
+            steering.direction,
+            steering.tokens,
+            float(steering.strength),
+            self.prompt,
+            self.sample,
+            self.attempt,
         )
-        return "/".join(
-            quote(str(f), safe=" ")
-            for f in (*fields, self.prompt, self.sample, self.attempt)
-        )
+        return "/".join(quote(str(field), safe=" ") for field in fields)
+
+    def record(self) -> dict[str, Any]:
+        """Returns the fields by name, those of the condition among them."""
+        return {
+            "prompt": self.prompt,
+            "sample": self.sample,
+            "latent": self.condition.latent,
+            "strength": self.condition.strength,
+            "direction": self.condition.direction,
+            "tokens": self.condition.tokens,
+            "case": self.case,
+            "model": self.model,
+            "attempt": self.attempt,
+        }
+
+    def again(self) -> SweepRow:
+        """Returns the row's next attempt, with other random numbers: for an answer that
+        was excluded.
+        """
+        return self._replace(attempt=self.attempt + 1)
 
 
 @dataclass(frozen=True)
-class Cost:
+class PlanCost:
     """Rows, prompt tokens that are read, and new tokens at most."""
 
     rows: int
@@ -75,140 +163,112 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows in the order in which they run.
-
-    Raises:
-      ValueError: two rows are the same.
-    """
-
-    rows: tuple[Row, ...]
-
-    def __post_init__(self) -> None:
-        twice = [
-            name
-            for name, count in Counter(row.id for row in self.rows).items()
-            if count > 1
-        ]
-        if twice:
-            raise ValueError(
-                f"{len(twice)} rows stand twice in the plan, the first is "
-                f"{twice[0]!r}; leave one out"
-            )
-
-    def __add__(self, other: Plan) -> Plan:
-        return Plan((*self.rows, *other.rows))
-
-    def unfinished(self, done: Collection[str]) -> list[Row]:
-        """The rows whose ids are not among `done`, in order."""
-        done = set(done)
-        return [row for row in self.rows if row.id not in done]
-
-    def cost(self, lengths: Mapping[str, int], *, max_new: int) -> Cost:
-        """What it takes at most; `lengths` are tokens of the prompts by id."""
-        return Cost(
-            len(self.rows),
-            sum(lengths[row.prompt] for row in self.rows),
-            len(self.rows) * max_new,
-        )
-
-
-def make_plan(
-    latents: Sequence[int],
-    strengths: Sequence[float] | Mapping[int, Sequence[float]],
-    prompts: Sequence[str],
-    samples: int,
-    *,
-    tokens: Sequence[str] = ("all",),
-    unsteered: bool = True,
-    direction: str | None = None,
-    case: str = "",
-    model: str = "",
-) -> Plan:
-    """Every latent at every strength on every scope, and the unsteered rows before
-    them, for every sample of every prompt.
+    """Every condition on every prompt, some samples each.
 
     Args:
-      strengths: signed, for all latents, or for each its own; one of 0 makes rows that
-        are steered by nothing.
-      prompts: their ids.
-      direction: None names a row by its sign: negative is away, positive toward (the
-        fixed sign of the method).
+      conditions: each once.
+      prompts: ids, each once.
+      samples: completions of every condition and prompt.
+      case, model: of every row.
 
     Raises:
-      ValueError: a number of samples below 1, a latent without strengths, a row that
-        stands twice.
+      ValueError: a number of samples below 1, or rows that are in the plan twice.
     """
-    if samples < 1:
-        raise ValueError(f"samples is {samples}; it must be at least 1")
-    if isinstance(strengths, Mapping) and (
-        absent := [latent for latent in latents if latent not in strengths]
-    ):
-        raise ValueError(
-            f"latent {absent[0]} has no strength; give one, or leave it out of the "
-            "latents"
+
+    conditions: tuple[Condition, ...]
+    prompts: tuple[str, ...]
+    samples: int
+    case: str = ""
+    model: str = ""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}; it must be at least 1")
+        unique = len(set(self.conditions)) * len(set(self.prompts)) * self.samples
+        if unique < len(self.rows):
+            counts = Counter(row.id for row in self.rows)
+            twice = [name for name, count in counts.items() if count > 1]
+            raise ValueError(
+                f"{len(twice)} rows are in the plan twice, the first is {twice[0]!r}; "
+                "leave one out"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Conditions, prompts, samples: the order of `rows`."""
+        return len(self.conditions), len(self.prompts), self.samples
+
+    @functools.cached_property
+    def rows(self) -> tuple[SweepRow, ...]:
+        """The first attempts, condition by condition, in each prompt by prompt."""
+        rows = []
+        for condition in self.conditions:
+            for prompt in self.prompts:
+                for sample in range(self.samples):
+                    rows.append(
+                        SweepRow(
+                            prompt, sample, condition, case=self.case, model=self.model
+                        )
+                    )
+        return tuple(rows)
+
+    @functools.cached_property
+    def place(self) -> dict[Condition, int]:
+        """Condition -> its place on the first axis of an array of the plan's shape."""
+        return {condition: k for k, condition in enumerate(self.conditions)}
+
+    def by_condition(self, values_r: np.ndarray) -> dict[Condition, np.ndarray]:
+        """Returns condition -> its values `[prompts, samples]`, of values in the order
+        of `rows`.
+        """
+        values_kps = np.reshape(values_r, self.shape)
+        return dict(zip(self.conditions, values_kps, strict=True))
+
+    def cost(self, lengths: Mapping[str, int], *, max_new: int) -> PlanCost:
+        """Returns what the plan takes at most; `lengths` are tokens of the prompts by
+        id.
+        """
+        per_prompt = len(self.conditions) * self.samples
+        return PlanCost(
+            rows=len(self.rows),
+            prompt_tokens=per_prompt * sum(lengths[prompt] for prompt in self.prompts),
+            new_tokens=len(self.rows) * max_new,
         )
-    of = lambda latent: (
-        strengths[latent] if isinstance(strengths, Mapping) else strengths
-    )
-    kinds: list[dict[str, Any]] = [{}] if unsteered else []
-    kinds += [
-        {
-            "latent": int(k),
-            "strength": float(c),
-            "direction": direction or (AWAY if c < 0 else TOWARD),
-            "tokens": scope,
-        }
-        for scope in tokens
-        for k in latents
-        for c in of(k)
-    ]
-    shared: dict[str, Any] = {"case": case, "model": model}
-    return Plan(
-        tuple(
-            Row(p, s, **kind, **shared)
-            for kind in kinds
-            for p in prompts
-            for s in range(samples)
-        )
-    )
 
 
-def again(row: Row) -> Row:
-    """The row's next attempt, with other random numbers: for an answer that was set
-    aside.
+def batches(rows: Sequence[SweepRow], size: int) -> Iterator[list[SweepRow | None]]:
+    """Yields rows in order, `size` at a time and of one token scope; None fills up, so
+    that all batches have one shape.
     """
-    return row._replace(attempt=row.attempt + 1)
-
-
-def batches(rows: Sequence[Row], size: int) -> Iterator[list[Row | None]]:
-    """Rows in order, `size` at a time and of one token scope; None fills up, so that
-    all batches have one shape.
-    """
-    for scope in dict.fromkeys(row.tokens or "all" for row in rows):
-        own = [row for row in rows if (row.tokens or "all") == scope]
-        for start in range(0, len(own), size):
-            part = own[start : start + size]
+    scopes = list(dict.fromkeys(row.condition.tokens for row in rows))
+    # Rows that steer nothing fit any scope: they run with the first one.
+    first = next(filter(None, scopes), "")
+    for scope in dict.fromkeys(scope or first for scope in scopes):
+        members = [row for row in rows if (row.condition.tokens or first) == scope]
+        for start in range(0, len(members), size):
+            part = members[start : start + size]
             yield [*part, *[None] * (size - len(part))]
 
 
 def stable_hash(text: str) -> int:
-    """32 bits of a text, the same in every process and on every machine."""
+    """Returns 32 bits of a text, the same in every process and on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
-def row_keys(key: jax.Array, rows: Sequence[Row | None]) -> jax.Array:
-    """Keys `[b]`: key folded with the hash of the prompt's id, the sample and the
-    attempt, and with nothing else.
+def row_keys(key: jax.Array, rows: Sequence[SweepRow | None]) -> jax.Array:
+    """Returns keys `[b]`: key folded with the hash of the prompt's id, the sample and
+    the attempt, and with nothing else.
     """
-    numbers = [
-        (stable_hash(r.prompt), r.sample, r.attempt) if r else (0, 0, 0) for r in rows
-    ]
-    return _folded(key, np.asarray(numbers, np.uint32))
+    numbers_b3 = np.zeros((len(rows), 3), np.uint32)
+    for b, row in enumerate(rows):
+        if row is not None:
+            numbers_b3[b] = stable_hash(row.prompt), row.sample, row.attempt
+    return _folded(key, numbers_b3)
 
 
 @jax.jit
 def _folded(key: jax.Array, numbers_b3: jax.Array) -> jax.Array:
-    one = lambda numbers_3: jax.lax.fori_loop(
+    fold = lambda numbers_3: jax.lax.fori_loop(
         0, 3, lambda i, k: jax.random.fold_in(k, numbers_3[i]), key
     )
-    return jax.vmap(one)(numbers_b3)
+    return jax.vmap(fold)(numbers_b3)

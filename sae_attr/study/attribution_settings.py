@@ -5,12 +5,12 @@ result.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from sae_attr.attribution.scores import SIDES
 from sae_attr.lm.loss import check_loss
 from sae_attr.lm.lrp import PLAIN, RULES, Rules, parse_rules
+from sae_attr.study.input_files import InputFiles
 from sae_attr.text.masks import Masks, check_exclude
 from sae_attr.text.rows import SCOPES
 
@@ -51,21 +51,12 @@ PRESETS: Mapping[str, Preset] = {
 DTYPES = ("float32", "bfloat16", "float64")
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(InputFiles):
     """What to study and how.
 
     Args:
-      lm, sae, pairs, corpus: paths or hub ids; `lm_aligned` is the second model of
-        Δ-activation, None skips that rival.
-      adapter: folder or hub id of a PEFT LoRA adapter, which is merged into `lm` (not
-        into `lm_aligned`).
-      column, split: of the corpus, as for `read_corpus`.
-      template_options: what the chat template reads beside the messages, as for
-        `chat.with_options`; `date` stands for today.
-      sae_format, sae_options: as for `load_sae`.
-      site: where to read, for instance layer2.resid_post; None takes the site that the
-        SAE's file names.
+      pairs: JSONL of `pairs.read_pairs`.
       site_in: what a transcoder encodes, where its file is silent or names another
         (ln2.hook_normalized is mlp_in before the norm's gain; here mlp_in is after it).
       preset: the primary ranking; the other preset is computed beside it from the same
@@ -112,18 +103,7 @@ class Settings:
       seed: of bootstrap, splits and random latents.
     """
 
-    lm: str
-    sae: str
     pairs: str
-    corpus: str
-    adapter: str | None = None
-    lm_aligned: str | None = None
-    column: str = "text"
-    split: str | None = None
-    template_options: Mapping[str, Any] = field(default_factory=dict)
-    sae_format: str = "auto"
-    sae_options: Mapping[str, Any] = field(default_factory=dict)
-    site: str | None = None
     site_in: str | None = None
     preset: str = "faithful"
     tokens: str | None = None

@@ -1,24 +1,25 @@
-"""What a study costs before it is run: completions, judge calls and tokens, at most."""
+"""The cost of a study before it is run: completions, judge calls and tokens, at most."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sae_attr.report.tables import text_table
 from sae_attr.study.case import Case
+from sae_attr.study.coherence import measures_coherence
 from sae_attr.study.settings import DIRECTIONS
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Of one stage, at most.
+class StageCost:
+    """The cost of one stage, at most.
 
     Args:
+      stage: whole name.
       samples: completions.
       judged: answers that a judge grades.
       tokens: that are sampled.
-      resampled: further completions if every answer were set aside each time.
+      resampled: further completions if every answer were excluded each time.
     """
 
     stage: str
@@ -28,74 +29,82 @@ class Cost:
     resampled: int = 0
 
 
-def case_costs(case: Case) -> list[Cost]:
-    """The stages of a case that sample or grade; the numbers of latents are upper
-    bounds, as methods overlap.
+def case_costs(case: Case) -> list[StageCost]:
+    """Returns the costs of the stages that sample or grade; the numbers of latents are
+    upper bounds, as methods overlap.
     """
-    s, study, name = case.settings, case.study, case.settings.name
-    new, attempts = study.sampling.max_new, study.sampling.attempts
-    found = len(case.prompts("pairs")) * s.pair_samples
-    out = [
-        Cost(f"{name}.sample", samples=found, tokens=found * new),
-        Cost(f"{name}.grade", judged=found, resampled=found * attempts),
+    study, name = case.study, case.name
+    max_new, attempts = study.sampling.max_new, study.sampling.attempts
+    for_pairs = len(case.prompts("pairs")) * case.settings.pair_samples
+    costs = [
+        StageCost(f"{name}.sample", samples=for_pairs, tokens=for_pairs * max_new),
+        StageCost(f"{name}.grade", judged=for_pairs, resampled=for_pairs * attempts),
     ]
-    latents = study.top * len(study.methods) + study.random
-    arms = latents * (2 if study.gradient_signed else 1)
+    sides = study.top * len(study.methods) + study.random
+    if study.gradient_signed:
+        sides *= 2
+    for_strengths = len(case.prompts("strengths"))
+    tried = (1 + sides * len(study.grid)) * for_strengths * study.strength_samples
+    if study.strengths_by == "exact":
+        tried = 0
+    own = 0
+    if measures_coherence(case):
+        own = for_strengths * study.coherence_samples
+    steered = (1 + sides) * len(case.prompts("effects")) * study.effect_samples
     for direction in DIRECTIONS:
-        tried = (
-            (1 + arms * len(study.grid))
-            * len(case.prompts("strengths"))
-            * study.strength_samples
-        )
-        tried = 0 if study.strengths_by == "exact" else tried
-        unsteered = (
-            len(case.prompts("strengths")) * study.coherence_samples
-            if case.measures_coherence
-            else 0
-        )
-        steered = (1 + arms) * len(case.prompts("effects")) * study.effect_samples
-        out += [
-            Cost(
+        costs += [
+            StageCost(
                 f"{name}.strengths.{direction}",
-                samples=tried + unsteered,
+                samples=tried + own,
                 judged=tried,
-                tokens=(tried + unsteered) * new,
+                tokens=(tried + own) * max_new,
             ),
-            Cost(f"{name}.steer.{direction}", samples=steered, tokens=steered * new),
-            Cost(
+            StageCost(
+                f"{name}.steer.{direction}", samples=steered, tokens=steered * max_new
+            ),
+            StageCost(
                 f"{name}.judge.{direction}",
                 judged=steered,
                 resampled=steered * attempts,
             ),
         ]
-    return out
+    return costs
 
 
-def cost_table(costs: Sequence[Cost], states: Mapping[str, str]) -> str:
-    """Returns the costs as a table, with the sum of what is left to do."""
-    left = [cost for cost in costs if states.get(cost.stage) != "done"]
-    total = Cost(
-        "to do",
-        sum(cost.samples for cost in left),
-        sum(cost.judged for cost in left),
-        sum(cost.tokens for cost in left),
-        sum(cost.resampled for cost in left),
+def cost_table(costs: Sequence[StageCost], states: Mapping[str, str]) -> str:
+    """Returns the costs as a table, with what is left to do and its sum."""
+    head = (
+        f"{'stage':<34} {'samples':>10} {'judge calls':>12} {'new tokens':>12}  state"
     )
-    rows = [*costs, total]
-    table = text_table(
-        {
-            "stage": [row.stage for row in rows],
-            "samples": [row.samples for row in rows],
-            "judge calls": [row.judged for row in rows],
-            "new tokens": [row.tokens for row in rows],
-            "state": [states.get(cost.stage, "missing") for cost in costs] + [""],
-        },
-        {"samples": ",", "judge calls": ",", "new tokens": ","},
-    )
-    lines = ["at most, before answers that are excluded and sampled again:", table]
-    if total.resampled:
+    lines = [
+        "at most, before answers that are excluded and sampled again:",
+        head,
+        "-" * len(head),
+    ]
+    left = StageCost("to do")
+    for cost in costs:
+        state = states.get(cost.stage, "missing")
+        lines.append(f"{_cells(cost)}  {state}")
+        if state != "done":
+            left = _sum(left, cost)
+    lines.append(_cells(left))
+    if left.resampled:
         lines.append(
-            f"excluded answers may add up to {total.resampled:,} samples and judge calls; "
-            "usually a few per cent of that"
+            f"excluded answers may add up to {left.resampled:,} samples and judge "
+            "calls; usually a few per cent of that"
         )
     return "\n".join(lines)
+
+
+def _cells(cost: StageCost) -> str:
+    return f"{cost.stage:<34} {cost.samples:>10,} {cost.judged:>12,} {cost.tokens:>12,}"
+
+
+def _sum(total: StageCost, cost: StageCost) -> StageCost:
+    return StageCost(
+        total.stage,
+        total.samples + cost.samples,
+        total.judged + cost.judged,
+        total.tokens + cost.tokens,
+        total.resampled + cost.resampled,
+    )

@@ -344,8 +344,7 @@ def _ends(case: Case) -> str:
     if sampling.stop_ids is not None:
         return "token ids of the settings"
     sources = [
-        f"{name} {', '.join(map(str, ids))}"
-        for name, ids in case.attribution.ends.items()
+        f"{name} {', '.join(map(str, ids))}" for name, ids in case.setup.ends.items()
     ]
     sources += [f"settings {text!r}" for text in sampling.stop]
     return "; ".join(sources)

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.records import Direction
 from sae_attr.report.methods import RANDOM
 from sae_attr.report.page import Column, Comparison, Completion, SteeredLatent, Table
 from sae_attr.store import Result
 from sae_attr.study.results import CaseResults
-from sae_attr.study.samples import unpadded
 from sae_attr.study.score_table import SCORES, key_of
 from sae_attr.study.selection import OTHERS, Selection
 from sae_attr.study.settings import DIRECTIONS
+from sae_attr.text.pairing import Answer
 from sae_attr.text.pairs import Prompt
 
 SHOWN_LATENTS = 6  # per direction, with completions to read
@@ -175,7 +176,7 @@ def steered_latents(results: CaseResults) -> Iterator[SteeredLatent]:
                 yield _steered(results, direction, int(place))
 
 
-def _steered(results: CaseResults, direction: str, place: int) -> SteeredLatent:
+def _steered(results: CaseResults, direction: Direction, place: int) -> SteeredLatent:
     """Returns one latent's effect in a direction, with its completions."""
     selection, interpreted = results.selection, results.of["interpret"].meta
     latent = int(selection.latents_u[place])
@@ -185,7 +186,7 @@ def _steered(results: CaseResults, direction: str, place: int) -> SteeredLatent:
         numbers[name] = float(values[place])
     return SteeredLatent(
         latent=latent,
-        direction=direction,  # pyright: ignore[reportArgumentType]
+        direction=direction,
         strength=numbers["strength"],
         change=numbers["change"],
         low=numbers["low"],
@@ -194,7 +195,7 @@ def _steered(results: CaseResults, direction: str, place: int) -> SteeredLatent:
         methods=tuple(methods_of(selection, latent)),
         tokens=tuple(interpreted["nearest"][str(latent)]),
         passages=tuple(map(_passage, interpreted["passages"].get(str(latent), []))),
-        comparisons=tuple(_comparisons(results, direction, place)),
+        comparisons=tuple(_comparisons(results, direction, latent)),
         note="prompts where the verdict changed come first",
     )
 
@@ -206,33 +207,30 @@ def _passage(passage: dict[str, Any]) -> str:
 
 
 def _comparisons(
-    results: CaseResults, direction: str, place: int
+    results: CaseResults, direction: Direction, latent: int
 ) -> Iterator[Comparison]:
     """Yields steered beside unsteered completions, those of changed verdict first."""
-    case, grades = results.case, results.grades(direction)
-    prompts, samples = case.prompts("effects"), case.study.effect_samples
-    arms = len(grades.behaviour_r) // (len(prompts) * samples)
-    shape = (arms, len(prompts), samples)
-    rows_kps = np.arange(len(grades.behaviour_r)).reshape(shape)
-    # The unsteered model comes first, then the fixed signs in the selection's order.
-    arm = 1 + place
-    behaviour_kps = np.nan_to_num(grades.shaped(*shape)[0])
-    changed_ps = np.abs(behaviour_kps[arm] - behaviour_kps[0])
-    ids = list(unpadded(grades.tokens_rn))
+    prompts = results.case.prompts_by_id("effects")
+    unsteered = results.answers(direction)
+    steered = results.answers(direction, latent)
 
-    def completion(row: int) -> Completion:
-        return Completion(
-            case.text(ids[row]),
-            float(grades.behaviour_r[row]),
-            float(grades.coherent_r[row]),
-            grades.labels_r[row],
+    def change(sample: tuple[str, int]) -> float:
+        before, after = unsteered[sample].behaviour, steered[sample].behaviour
+        return abs(np.nan_to_num(after) - np.nan_to_num(before))
+
+    by_change = sorted(steered, key=change, reverse=True)
+    for sample in by_change[: results.case.study.shown]:
+        prompt = prompts[sample[0]]
+        yield Comparison(
+            prompt.id,
+            _prompt_text(prompt),
+            _completion(unsteered[sample]),
+            _completion(steered[sample]),
         )
 
-    for flat in np.argsort(-changed_ps.ravel(), kind="stable")[: case.study.shown]:
-        p, s = divmod(int(flat), samples)
-        unsteered = completion(rows_kps[0, p, s])
-        steered = completion(rows_kps[arm, p, s])
-        yield Comparison(prompts[p].id, _prompt_text(prompts[p]), unsteered, steered)
+
+def _completion(answer: Answer) -> Completion:
+    return Completion(answer.text, answer.behaviour, answer.coherent, answer.label)
 
 
 def _prompt_text(prompt: Prompt) -> str:

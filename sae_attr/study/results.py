@@ -1,14 +1,19 @@
-"""A case with what its stages found."""
+"""A case with the results of its stages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sae_attr.records import Direction
+from sae_attr.steering.plan import UNSTEERED, Condition
 from sae_attr.store import Result
 from sae_attr.study.case import Case
-from sae_attr.study.grading import Graded
+from sae_attr.study.grading import GradedAnswers
 from sae_attr.study.selection import Selection
+from sae_attr.study.stages.steer import effect_sweep, strengths_of
+from sae_attr.study.steered_sides import side_of
+from sae_attr.text.pairing import Answer
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +28,28 @@ class CaseResults:
         """Its latents."""
         return Selection.load(self.of["select"].arrays)
 
-    def grades(self, direction: str) -> Graded:
-        """Of steered and unsteered completions."""
-        result = self.of[f"judge.{direction}"]
-        return Graded.load(result.arrays, result.meta)
+    def graded(self, direction: Direction) -> GradedAnswers:
+        """Returns the graded answers of a direction."""
+        strengths = self.of[f"strengths.{direction}"]
+        sweep = effect_sweep(self.case, direction, strengths, self.of["attribute"])
+        grades = self.of[f"judge.{direction}"]
+        return GradedAnswers.load(sweep.plan, grades.arrays, grades.meta)
+
+    def condition(self, direction: Direction, latent: int) -> Condition:
+        """Returns the condition that steered a latent with the direction's fixed sign."""
+        stored = self.of[f"strengths.{direction}"]
+        strengths = strengths_of(self.case, direction, stored)
+        return strengths.condition(
+            side_of(self.selection, direction, signed=False)[latent]
+        )
+
+    def answers(
+        self, direction: Direction, latent: int | None = None
+    ) -> dict[tuple[str, int], Answer]:
+        """Returns (prompt's id, sample) -> answer under a latent's steering; None: of
+        the unsteered model.
+        """
+        condition = UNSTEERED
+        if latent is not None:
+            condition = self.condition(direction, latent)
+        return self.graded(direction).answers(condition, self.case.text)

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sae_attr.records import Direction
 from sae_attr.settings import check_numbers
 from sae_attr.steering import TOKENS
 from sae_attr.steering.strengths import PICKS, RULES
+from sae_attr.study.input_files import InputFiles
 from sae_attr.study.score_table import SCORES
 
-DIRECTIONS = ("away", "toward")
+DIRECTIONS: tuple[Direction, ...] = ("away", "toward")
 STRENGTHS_BY = ("samples", "exact")
 COHERENCE_BY = ("auto", "judge", "logp")
 
@@ -39,7 +41,7 @@ def at_least(settings: Any, least: int, *names: str) -> None:
 
 
 @dataclass(frozen=True)
-class Budget:
+class IncoherenceBudget:
     """How much incoherence a steering strength may cost.
 
     Args:
@@ -66,23 +68,22 @@ class Budget:
             )
 
 
-@dataclass(frozen=True)
-class CaseSettings:
+@dataclass(frozen=True, kw_only=True)
+class CaseSettings(InputFiles):
     """What one case study looks at.
 
     Args:
       name: of the case, in file and stage names.
       title: for readers.
       behaviour: what is counted, in words ("misaligned answers").
-      question: what is asked, in a sentence or two, for readers.
+      question: of the study, in a sentence or two, for readers.
       judge: who grades, and by what: {"kind": "organism" | "openai" | "local", ...}.
-      organism: a behaviour of the embedded organism, which then gives all of what
-      follows; None for a real model. lm, adapter, lm_aligned, sae, sae_format,
-      sae_options, site, corpus: as in `attribution.Settings`; `lm_aligned` is what is
-        steered toward the behaviour, and the second model of Δ-activation. Without it
-        `lm` is steered in both directions, and Δ-activation is left out, as it is where
-        both are the same model.
-      column, split, template_options: as in `attribution.Settings`.
+      organism: a behaviour of the embedded organism, which then gives all files and
+        prompts; None for a real model.
+      lm_aligned: a second model, without the behaviour: it is steered toward the
+        behaviour, and is the second model of Δ-activation. Without it `lm` is steered
+        in both directions, and Δ-activation is left out, as it is where both are the
+        same model.
       prompts: JSONL of `pairs.read_prompts`.
       shares: of prompts without a split.
       pairs: at most so many prompts with completions of both kinds.
@@ -101,16 +102,8 @@ class CaseSettings:
     question: str = ""
     organism: str | None = None
     lm: str = ""
-    adapter: str | None = None
-    lm_aligned: str = ""
     sae: str = ""
-    sae_format: str = "auto"
-    sae_options: Mapping[str, Any] = field(default_factory=dict)
-    site: str | None = None
     corpus: str = ""
-    column: str = "text"
-    split: str | None = None
-    template_options: Mapping[str, Any] = field(default_factory=dict)
     prompts: str = ""
     shares: tuple[float, ...] = (0.5, 0.2, 0.3)
     pairs: int = 35
@@ -128,12 +121,12 @@ class CaseSettings:
         at_least(self, 2, "pair_samples")
         if self.organism is None:
             needed = ("lm", "sae", "corpus", "prompts")
-            if absent := [name for name in needed if not getattr(self, name)]:
+            absent = [name for name in needed if not getattr(self, name)]
+            if absent:
+                at = f"--config.cases.{self.name}"
+                flags = " ".join(f"{at}.{name}=PATH" for name in absent)
                 raise ValueError(
-                    f"case {self.name} lacks {', '.join(absent)}; add "
-                    + " ".join(
-                        f"--config.cases.{self.name}.{name}=PATH" for name in absent
-                    )
+                    f"case {self.name} lacks {', '.join(absent)}; add {flags}"
                 )
 
 
@@ -146,7 +139,7 @@ class SampleSettings:
       max_new: tokens at most.
       stop: texts of further tokens that end a completion.
       stop_ids: ids that end a completion, in place of those that the model's files,
-        tokenizer and chat template say.
+        tokenizer and chat template name.
       attempts: how often an excluded answer is sampled again; then it counts as
         missing.
     """
@@ -180,9 +173,9 @@ class StudySettings:
       budget: how much incoherence a strength may cost.
       strengths_by: choose strengths by sampling and grading, or by exact next-word
         probabilities (organism only).
-      coherence_by: who tells whether an answer is coherent: the `judge`; `logp`, the
+      coherence_by: what decides whether an answer is coherent: the `judge`; `logp`, the
         unsteered model's log-probability per token and the answer's repetition, against
-        those of its own answers; `auto`: the judge if it can tell, else `logp`.
+        those of its own answers; `auto`: the judge if it can, else `logp`.
       coherence_tail: of `logp`: share of the unsteered model's own answers that lie
         beyond either limit.
       coherence_samples: of `logp`: its own answers per prompt for strengths that the
@@ -207,7 +200,7 @@ class StudySettings:
     sampling: SampleSettings = SampleSettings()
     steer_tokens: str = "all"
     grid: tuple[float, ...] = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)
-    budget: Budget = Budget()
+    budget: IncoherenceBudget = IncoherenceBudget()
     strengths_by: str = "samples"
     coherence_by: str = "auto"
     coherence_tail: float = 0.05

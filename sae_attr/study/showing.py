@@ -22,7 +22,8 @@ from sae_attr.report.page import (
 )
 from sae_attr.report.tables import csv_text, json_text, versions
 from sae_attr.store import Result
-from sae_attr.study.case import Case, plain
+from sae_attr.study.case import Case
+from sae_attr.study.case_stage import plain
 from sae_attr.study.columns import written
 from sae_attr.study.facts import (
     case_facts,

@@ -36,16 +36,19 @@ from sae_attr.store import (
     Progress,
     Store,
     lock_workdir,
+    run_stages,
     stage_keys,
     stored_results,
     with_readers,
 )
 from sae_attr.store import entries as store_entries
 from sae_attr.study import case as cases
-from sae_attr.study import chain, showing, versions
+from sae_attr.study import case_checks, graph, showing, versions
 from sae_attr.study import opened as opening
+from sae_attr.study.case_stage import CaseStage, StageInputs
 from sae_attr.study.columns import schema as latent_schema
 from sae_attr.study.score_table import SCORES, Score, Vector
+from sae_attr.study.stages import convergence
 from tests._compile import quick_compile
 from tests._processes import limited
 from tests.experiments import _demo
@@ -241,8 +244,8 @@ def test_a_ranking_over_a_pool_is_on_the_page_and_in_the_result(
         "by": by,
     }
     results["rude.attribute"] = results["rude.attribute"]._replace(meta=meta)
-    shared = [stage.name for stage in chain.shared_stages(study.cases)]
-    files = showing.page(study.cases, chain.STAGES, shared, results).files
+    shared = graph.shared_names(study.cases)
+    files = showing.page(study.cases, graph.stage_names(), shared, results).files
     assert f"recommended: of a pool of 17 of 256 latents: {by}" in str(
         files["report.html"]
     )
@@ -293,8 +296,8 @@ def test_a_new_score_is_on_the_page_and_in_its_table_and_may_be_steered_by(
         made = results[f"{case}.attribute"]
         arrays = dict(made.arrays) | {"mean_direction_prompt": np.arange(256) + 0.5}
         results[f"{case}.attribute"] = made._replace(arrays=arrays)
-    shared = [stage.name for stage in chain.shared_stages(study.cases)]
-    files = showing.page(study.cases, chain.STAGES, shared, results).files
+    shared = graph.shared_names(study.cases)
+    files = showing.page(study.cases, graph.stage_names(), shared, results).files
     assert "along the mean" in str(files["report.html"])
     rows = list(csv.DictReader(io.StringIO(str(files["rude/latents.csv"]))))
     assert [float(row["mean_direction"]) for row in rows] == [
@@ -334,12 +337,20 @@ def test_a_stage_of_the_attribution_that_changed_is_in_the_keys_of_what_runs_it(
     assert "rude.select" in expected
 
 
-@pytest.mark.parametrize("kind", sorted(chain.VERSIONS))
+KINDS = [kind.name for kind in (*graph.FINDING, *graph.STEERING)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_stage_of_a_study_has_a_version_of_its_own(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     before = stage_keys_of(miniature, tmp_path)
-    monkeypatch.setitem(chain.VERSIONS, kind, 99)
+    for name in ("FINDING", "STEERING"):
+        part = []
+        for stage in getattr(graph, name):
+            version = 99 if stage.name == kind else stage.version
+            part.append(dataclasses.replace(stage, version=version))
+        monkeypatch.setattr(graph, name, part)
     after = stage_keys_of(miniature, tmp_path)
     stages = opening.open_study(config(miniature).to_dict(), _runtime(tmp_path)).stages
     bumped = {
@@ -347,9 +358,47 @@ def test_every_stage_of_a_study_has_a_version_of_its_own(
         for name in before
         if name.removeprefix("rude.").removeprefix("kind.").split(".")[0] == kind
     }
+    assert bumped
     assert {name for name in before if before[name] != after[name]} == with_readers(
         stages, bumped
     )
+
+
+def test_the_stage_of_several_cases_has_a_version_of_its_own(
+    miniature: Path, tmp_path: Path
+) -> None:
+    study = opening.open_study(config(miniature).to_dict(), _runtime(tmp_path))
+    first, other = (
+        convergence.convergence_stages(study.cases, version)[0] for version in (1, 2)
+    )
+    assert first.needs == other.needs
+    assert first.version != other.version
+    assert study.stages[-1].version == convergence.VERSION
+
+
+def test_a_new_stage_is_a_file_and_its_name_in_the_order(
+    miniature: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is listed, runs, reads what it names, and is computed again with it."""
+
+    def count(inputs: StageInputs, progress: Progress) -> Any:
+        records = inputs["pair"].meta["records"]
+        return {"lengths_p": np.array([len(r["positive"]) for r in records])}, {}
+
+    stage = CaseStage("lengths", count, lambda case: {}, needs=("pair",))
+    monkeypatch.setattr(graph, "FINDING", [*graph.FINDING[:3], stage])
+    monkeypatch.setattr(graph, "STEERING", [])
+    made = config(miniature, ("rude",))
+    assert states(made, tmp_path, capsys)["rude.lengths"] == "missing"
+    runtime = _runtime(tmp_path)
+    study = opening.open_study(made.to_dict(), runtime)
+    results = run_stages(runtime.store, study.stages, until="lengths")
+    assert results["rude.lengths"].arrays["lengths_p"].min() >= 1
+    assert states(made, tmp_path, capsys)["rude.lengths"] == "done"
+    assert "rude.lengths" in with_readers(study.stages, {"rude.pair"})
 
 
 def test_a_changed_column_and_drawing_show_on_the_next_run(
@@ -421,7 +470,7 @@ def test_a_judge_is_asked_before_a_sample(
         asked.append(judge)
         raise ValueError("judge words was asked one question and does not answer")
 
-    monkeypatch.setattr(cases, "ask_one", refuse)
+    monkeypatch.setattr(case_checks, "ask_one", refuse)
     with pytest.raises(ValueError, match="does not answer"):
         run(config(miniature, ("rude",)), tmp_path)
     assert len(asked) == 1

@@ -30,7 +30,12 @@ from sae_attr.settings import AnyKeys, defaults_of, plain_type, settings_from
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.judges import KINDS, JudgeSettings
 from sae_attr.study.opened import NO_SETTINGS, study_settings
-from sae_attr.study.settings import Budget, CaseSettings, SampleSettings, StudySettings
+from sae_attr.study.settings import (
+    CaseSettings,
+    IncoherenceBudget,
+    SampleSettings,
+    StudySettings,
+)
 from sae_attr.text.token_file import Packing
 from sae_attr.training import LoopOptions
 
@@ -45,7 +50,7 @@ PLACES: list[tuple[str, str, Any, set[str]]] = [
     ("check_sae", "bands", CheckBands, set()),
     ("case_study", "", StudySettings, {"cases"}),
     ("case_study", "sampling", SampleSettings, set()),
-    ("case_study", "budget", Budget, set()),
+    ("case_study", "budget", IncoherenceBudget, set()),
     ("case_study", CASE, CaseSettings, {"name"}),
     ("case_study", f"{CASE}.sae_options", LoadOptions, set()),
     (
@@ -136,7 +141,7 @@ def test_defaults_come_back_as_they_were() -> None:
         **inputs
     )
     for kind in (
-        Budget,
+        IncoherenceBudget,
         SampleSettings,
         CheckBands,
         Lora,

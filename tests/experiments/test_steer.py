@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from configs import steer as configs_steer
 from experiments import _common, steer
 from sae_attr.hooks import Edit
-from sae_attr.steering import INTERVENTIONS, Intervention, sweep
+from sae_attr.steering import INTERVENTIONS, Intervention, sample_batches
 from sae_attr.steering.interventions import SteeredCoordinates, project_out
 from sae_attr.store import Store
 from sae_attr.text.tokenizer import decode, load_tokenizer
@@ -101,20 +101,18 @@ def test_completions_beside_unsteered_ones_and_a_run_that_was_stopped(
     assert shown.count("unsteered  ") == 6
     assert repr(rows[-1]["text"]) in shown
 
-    def stopped(*args: Any, **kwargs: Any) -> Any:
-        yield next(iter(sweep(*args, **kwargs)))
+    def stopped(sampler: Any, rows: Any) -> Any:
+        yield next(iter(sample_batches(sampler, rows)))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(steer, "sweep", stopped)
+    monkeypatch.setattr(steer, "sample_batches", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(config(folder), tmp_path / "part")
     asked: list[int] = []
     monkeypatch.setattr(
         steer,
-        "sweep",
-        lambda params, left, *a, **k: (
-            asked.append(len(left)) or sweep(params, left, *a, **k)
-        ),
+        "sample_batches",
+        lambda sampler, rows: asked.append(len(rows)) or sample_batches(sampler, rows),
     )
     run(config(folder), tmp_path / "part")
     assert asked == [30 - 8]
@@ -148,7 +146,7 @@ def test_completions_beside_unsteered_ones_and_a_run_that_was_stopped(
             r"prompt 'a' has .*max_new=60 are .* context of 64; .*--config\.sampling\.max_new=5\d",
         ),
         ({"sampling": {"top_p": 0.0}}, "sampling: top_p is 0.0"),
-        ({"strengths": (1.0, 1.0)}, "rows stand twice in the plan"),
+        ({"strengths": (1.0, 1.0)}, "rows are in the plan twice"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"skip": -1}, "skip is -1; it must be at least 0"),
         ({"vectors": "zeros"}, "vector 2 is all zeros and has no direction"),
@@ -242,7 +240,9 @@ def test_another_day_gives_the_same_ids_and_asks_for_nothing(
     assert first["template_options"] == {"date": "2025-01-31"}
     Day.now = "2026-11-28"
     monkeypatch.setattr(
-        steer, "sweep", lambda *a, **k: pytest.fail("something was sampled again")
+        steer,
+        "sample_batches",
+        lambda *a, **k: pytest.fail("something was sampled again"),
     )
     again, after = run(made(), tmp_path / "run")
     assert (again, after) == (first, rows)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,33 +15,34 @@ from sae_attr.hooks import Site
 from sae_attr.lm.sample import Sampling
 from sae_attr.parallel import make_mesh
 from sae_attr.steering import (
-    NONE,
-    Done,
+    NO_LATENT,
+    Condition,
     Plan,
-    Row,
-    again,
-    batches,
-    make_plan,
+    SampledRow,
+    Sampler,
+    SweepRow,
+    every_condition,
     row_keys,
-    stable_hash,
-    sweep,
+    sample_batches,
+    sample_rows,
 )
+from sae_attr.steering.plan import batches, stable_hash
+from sae_attr.store import Store
 from tests.steering.test_steered import CFG, PARAMS, RELU
 
 pytestmark = pytest.mark.usefixtures("quick")
 PROMPTS = {"a/b": [1, 7, 3], "c d": [1, 9, 30, 4, 4, 21, 8], "é": [5]}
 
 
-def planned(**fields: Any) -> Plan:
-    return make_plan(
-        **{
-            "latents": [3, 5],
-            "strengths": (-2, 2.0),
-            "prompts": list(PROMPTS),
-            "samples": 2,
-            **fields,
-        }
-    )
+def planned(
+    latents: Sequence[int] = (3, 5),
+    strengths: Sequence[float] = (-2, 2.0),
+    prompts: Sequence[str] = tuple(PROMPTS),
+    samples: int = 2,
+    **fields: Any,
+) -> Plan:
+    conditions = every_condition(latents, strengths, **fields)
+    return Plan(conditions, tuple(prompts), samples)
 
 
 def test_ids_are_unique_and_stable() -> None:
@@ -53,19 +56,18 @@ def test_ids_are_unique_and_stable() -> None:
         ).rows
     } == {r.id for r in one.rows}
     assert (
-        Row("a/b", 1, 3, -0.1, "away", "all", "x/y", "m").id
+        SweepRow("a/b", 1, Condition.steered(3, -0.1), case="x/y", model="m").id
         == "x%2Fy/m/3/away/all/-0.1/a%2Fb/1/0"
     )
-    assert Row("b", 1, case="a/").id != Row("b", 1, case="a", model="/").id
-    assert again(one.rows[0]).id == one.rows[0].id[:-1] + "1"
-    assert {(r.direction, np.sign(r.strength)) for r in one.rows} == {
+    assert SweepRow("b", 1, case="a/").id != SweepRow("b", 1, case="a", model="/").id
+    assert one.rows[0].again().id == one.rows[0].id[:-1] + "1"
+    assert {(c.direction, np.sign(c.strength)) for c in one.conditions} == {
         ("", 0),
         ("away", -1),
         ("toward", 1),
     }
-    assert all(
-        r.direction == "away" for r in planned(direction="away", unsteered=False).rows
-    )
+    away = every_condition([3], [1.0, -1.0], direction="away")
+    assert {c.direction for c in away if c.latent != NO_LATENT} == {"away"}
 
 
 def test_keys_know_prompt_sample_and_attempt_alone() -> None:
@@ -79,59 +81,71 @@ def test_keys_know_prompt_sample_and_attempt_alone() -> None:
             == words.tobytes()
         )
     assert len(set(named.values())) == 6
-    anew = np.asarray(jax.random.key_data(row_keys(key, [again(r) for r in rows])))
+    anew = np.asarray(jax.random.key_data(row_keys(key, [r.again() for r in rows])))
     assert not set(named.values()) & {words.tobytes() for words in anew}
     want = key
     for number in (stable_hash("c d"), 1, 2):
         want = jax.random.fold_in(want, number)
-    got = row_keys(key, [None, Row("c d", 1, 9, 3.0, attempt=2)])[1]
+    got = row_keys(
+        key, [None, SweepRow("c d", 1, Condition.steered(9, 3.0), attempt=2)]
+    )[1]
     assert (jax.random.key_data(got) == jax.random.key_data(want)).all()
 
 
 def test_batches_have_one_shape_and_take_what_is_left() -> None:
     one = planned(tokens=("all", "prompt"))
     done = {row.id for row in random.Random(0).sample(one.rows, 20)}
-    left = one.unfinished(done)
+    left = [row for row in one.rows if row.id not in done]
     found = list(batches(left, 7))
     assert {len(b) for b in found} == {7}
     assert sorted(r.id for b in found for r in b if r) == sorted(
         {r.id for r in one.rows} - done
     )
-    assert all(len({r.tokens or "all" for r in b if r}) == 1 for b in found)
+    scopes = [{r.condition.tokens or "all" for r in b if r} for b in found]
+    assert all(len(scope) == 1 for scope in scopes)
     assert list(batches([], 7)) == []
 
 
 def test_cost_and_what_cannot_be() -> None:
     cost = planned().cost({k: len(v) for k, v in PROMPTS.items()}, max_new=9)
     assert (cost.rows, cost.prompt_tokens, cost.new_tokens) == (30, 110, 270)
-    assert planned(strengths={3: [1.0], 5: []}).rows[-1].latent == 3
-    with pytest.raises(ValueError, match="latent 5 has no strength"):
-        planned(strengths={3: [1.0]})
     with pytest.raises(
-        ValueError, match="6 rows stand twice in the plan, the first is"
+        ValueError, match="6 rows are in the plan twice, the first is '//3/toward"
     ):
         planned(latents=[3], strengths=[1, 1.0])
     with pytest.raises(ValueError, match="samples is 0"):
         planned(samples=0)
-    with pytest.raises(ValueError, match="stand twice"):
-        planned() + planned()
 
 
-def swept(rows: list[Row], size: int = 8, **more: Any) -> dict[str, Done]:
-    mesh = make_mesh("data=2,model=2")
-    settings = {"sampling": Sampling(max_new=5, stop_ids=(4,)), "unit": 2.0, **more}
-    work = sweep(
-        PARAMS,
-        rows,
-        PROMPTS,
-        RELU,
-        jax.random.key(1),
-        cfg=CFG,
-        site=Site(1),
-        mesh=mesh,
-        batch_size=size,
-        **settings,
-    )
+def test_values_are_looked_up_by_condition() -> None:
+    one = planned()
+    values = one.by_condition(np.arange(len(one.rows)))
+    for condition in one.conditions:
+        numbers = [r for r, row in enumerate(one.rows) if row.condition == condition]
+        assert values[condition].shape == (3, 2)
+        assert values[condition].ravel().tolist() == numbers
+    # Both sides of a latent without a coherent strength stay two conditions.
+    assert Condition.steered(3, 0.0) != Condition(3, -1, 0.0, "toward", "all")
+
+
+def sampler(**fields: Any) -> Sampler:
+    settings: dict[str, Any] = {
+        "params": PARAMS,
+        "prompts": PROMPTS,
+        "vectors": RELU,
+        "key": jax.random.key(1),
+        "cfg": CFG,
+        "site": Site(1),
+        "mesh": make_mesh("data=2,model=2"),
+        "batch_size": 8,
+        "sampling": Sampling(max_new=5, stop_ids=(4,)),
+        "unit": 2.0,
+    }
+    return Sampler(**{**settings, **fields})
+
+
+def swept(rows: Sequence[SweepRow], **more: Any) -> dict[str, SampledRow]:
+    work = sample_batches(sampler(**more), rows)
     return {done.row.id: done for batch in work for done in batch}
 
 
@@ -144,11 +158,21 @@ def test_a_sweep_continues_and_shares_its_random_numbers() -> None:
     assert list(whole) == [row.id for row in rows]
     part = swept(rows[5:9] + rows[20:23])
     assert part == {name: whole[name] for name in part}
-    plain = {(r.prompt, r.sample): whole[r.id].ids for r in rows if r.latent == NONE}
+    plain = {
+        (r.prompt, r.sample): whole[r.id].ids
+        for r in rows
+        if r.condition.latent == NO_LATENT
+    }
     assert all(
-        whole[r.id].ids == plain[r.prompt, r.sample] for r in rows if r.strength == 0
+        whole[r.id].ids == plain[r.prompt, r.sample]
+        for r in rows
+        if not r.condition.strength
     )
-    assert any(whole[r.id].ids != plain[r.prompt, r.sample] for r in rows if r.strength)
+    assert any(
+        whole[r.id].ids != plain[r.prompt, r.sample]
+        for r in rows
+        if r.condition.strength
+    )
     assert len({plain[p, s] for p in PROMPTS for s in range(2)}) == 6
     assert all(
         4 not in d.ids and (d.stopped or len(d.ids) == 5) and d.logp < 0
@@ -156,17 +180,36 @@ def test_a_sweep_continues_and_shares_its_random_numbers() -> None:
     )
 
 
+def test_a_stopped_sweep_goes_on_with_the_rows_that_are_left(tmp_path: Path) -> None:
+    """Also in batches of another size: a row does not depend on its batch."""
+    rows = planned(strengths=(3.0,)).rows
+    whole = swept(rows)
+    progress = Store(tmp_path).progress("s")
+    asked: list[int] = []
+
+    def stopped(left: Sequence[SweepRow]) -> Iterator[list[SampledRow]]:
+        asked.append(len(left))
+        yield next(iter(sample_batches(sampler(), left)))
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        yield from sample_batches(sampler(batch_size=4), left[8:])
+
+    with pytest.raises(KeyboardInterrupt):
+        sample_rows(rows, stopped, progress, bar=False)
+    done = sample_rows(rows, stopped, progress, bar=False)
+    assert asked == [18, 10]
+    assert [one.row for one in done] == list(rows)
+    assert {one.row.id: one.ids for one in done} == {
+        name: one.ids for name, one in whole.items()
+    }
+    assert sample_rows(rows, stopped, progress, bar=False) == done
+    assert asked == [18, 10]
+
+
 def test_a_latent_without_a_vector() -> None:
-    work = sweep(
-        PARAMS,
-        [Row("é", 0, 9, 1.0)],
-        PROMPTS,
-        {3: np.zeros(16)},
-        jax.random.key(1),
-        cfg=CFG,
-        site=Site(1),
-        mesh=make_mesh("data=1"),
-        batch_size=1,
+    work = sample_batches(
+        sampler(vectors={3: np.zeros(16)}, mesh=make_mesh("data=1"), batch_size=1),
+        [SweepRow("é", 0, Condition.steered(9, 1.0))],
     )
     with pytest.raises(ValueError, match="latent 9 has no vector; there are 3"):
         next(work)

@@ -194,7 +194,7 @@ def test_masks_of_a_study(study: Setup) -> None:
     with pytest.raises(
         ValueError, match=r"outlier is 0.5; give a multiple of the median norm above 1"
     ):
-        Settings("lm", "sae", "pairs", "corpus", outlier=0.5)
+        Settings(lm="lm", sae="sae", pairs="pairs", corpus="corpus", outlier=0.5)
     for wrong in (
         "bos",
         {"exclude": "bos"},

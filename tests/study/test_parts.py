@@ -16,15 +16,33 @@ import numpy as np
 import pytest
 
 from sae_attr.judge import Grade, Item
+from sae_attr.steering.plan import UNSTEERED, Condition, Plan, SweepRow
+from sae_attr.steering.sweep import SampledRow
 from sae_attr.store import Store
-from sae_attr.study import checking
 from sae_attr.study.facts import one_sided_warning
-from sae_attr.study.grading import Graded, graded, known_mean
+from sae_attr.study.grading import (
+    GradedAnswers,
+    Grader,
+    grade_plan,
+    mean_of_known,
+    padded,
+    unpadded,
+)
 from sae_attr.study.latents import outside
-from sae_attr.study.pairing import jsonl, make_pairs, sides_of
 from sae_attr.study.prompts import SPLITS, split_prompts
-from sae_attr.study.samples import Rows, every_row, padded, sampled, unpadded
-from sae_attr.study.selection import arms_by_sign, arms_of, select, with_unsteered
+from sae_attr.study.selection import select
+from sae_attr.study.stages import strengths
+from sae_attr.study.steered_sides import SideStrengths, side_of, sides_of
+from sae_attr.text.pairing import (
+    Answer,
+    first_answers,
+    first_distinct,
+    jsonl,
+    pair_records,
+    pairing_counts,
+    prompt_sides,
+    sampled_pairs,
+)
 from sae_attr.text.pairs import Prompt, read_pairs, read_prompts
 
 # ---- prompts
@@ -91,30 +109,6 @@ def test_prompts_that_cannot_be_used(
         splits(write(tmp_path / "p.jsonl", records))
 
 
-# ---- sampling
-
-
-def test_a_stopped_list_of_rows_goes_on_with_the_same_batches(tmp_path: Path) -> None:
-    calls: list[list[int]] = []
-
-    def answer(rows: Rows) -> list[list[int]]:
-        calls.append(rows.prompt_r.tolist())
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return [[int(p), 7] for p in rows.prompt_r]
-
-    rows, progress = every_row(1, 10, 1), Store(tmp_path).progress("s")
-    options: dict[str, Any] = {"batch_size": 4, "name": "x", "bar": False}
-    with pytest.raises(KeyboardInterrupt):
-        sampled(answer, rows, progress, **options)
-    assert sampled(answer, rows, progress, **options) == [[p, 7] for p in range(10)]
-    assert calls == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9], [8, 9]]
-    assert (
-        len(sampled(answer, rows, progress, **{**options, "batch_size": 5})) == 10
-    )  # another size takes nothing over
-    assert len(calls) == 6
-
-
 def test_padding_is_undone() -> None:
     ids = [[1, 2, 3], [], [0]]
     assert list(unpadded(padded(ids, 4))) == ids
@@ -146,8 +140,8 @@ class Parity:
                 )
 
 
-def item(name: str, p: int, ids: list[int]) -> Item:
-    return Item(name, f"prompt {p}", str(ids[0]))
+def item(name: str, prompt: str, ids: list[int]) -> Item:
+    return Item(name, prompt, str(ids[0]))
 
 
 def test_excluded_answers_are_sampled_again_and_coherence_is_of_the_first_attempt(
@@ -155,43 +149,59 @@ def test_excluded_answers_are_sampled_again_and_coherence_is_of_the_first_attemp
 ) -> None:
     first = [2, 3, 9, 9, 5]
     second = {
-        2: [9, 4],
-        3: [9, 9, 9],
-    }  # row 2 becomes 4 at the second attempt, row 3 never
-    asked: list[tuple[int, int]] = []
+        "2": [9, 4],
+        "3": [9, 9, 9],
+    }  # prompt 2 becomes 4 at the second attempt, prompt 3 never
+    asked: list[tuple[str, int]] = []
 
-    def answer(rows: Rows) -> list[list[int]]:
-        asked.extend(zip(rows.prompt_r.tolist(), rows.attempt_r.tolist()))
-        return [
-            [second[int(p)][int(a) - 1]] for p, a in zip(rows.prompt_r, rows.attempt_r)
-        ]
+    def sample(rows: Sequence[SweepRow]) -> Iterator[list[SampledRow]]:
+        for row in rows:
+            asked.append((row.prompt, row.attempt))
+            yield [SampledRow(row, (second[row.prompt][row.attempt - 1],), True, -1.0)]
 
-    found, counts = graded(
-        every_row(1, 5, 1),
+    plan = Plan((UNSTEERED,), tuple("01234"), 1)
+    found, counts = grade_plan(
+        plan,
         padded([[n] for n in first], 3),
-        Parity(),
-        item,
-        answer,
+        Grader(Parity(), item, sample, attempts=3, bar=False),
         Store(tmp_path).progress("g"),
-        attempts=3,
-        batch_size=2,
-        bar=False,
     )
     np.testing.assert_array_equal(found.behaviour_r, [1, 0, 1, np.nan, np.nan])
     np.testing.assert_array_equal(found.coherent_r, [1, 1, 0, 0, np.nan])
     assert found.attempt_r.tolist() == [0, 0, 2, 3, 0]
     assert [ids[0] for ids in unpadded(found.tokens_rn)] == [2, 3, 4, 9, 5]
-    assert asked == [(2, 1), (3, 1), (2, 2), (3, 2), (3, 3)]
+    assert asked == [("2", 1), ("3", 1), ("2", 2), ("3", 2), ("3", 3)]
     assert counts["missing"] == 2
     assert counts["malformed"] == 1
     assert counts["resampled"] == 5
-    again = Graded.load(found.arrays(), {"labels": list(found.labels_r)})
+    assert found.unread() == [{"prompt": "4", "ids": [5]}]  # asked again next time
+    again = GradedAnswers.load(plan, found.arrays(), {"labels": list(found.labels_r)})
     np.testing.assert_array_equal(again.behaviour_r, found.behaviour_r)
 
 
+def test_answers_are_looked_up_by_condition_prompt_and_sample() -> None:
+    one, other = (Condition.steered(latent, -0.5) for latent in (3, 8))
+    plan = Plan((UNSTEERED, one, other), ("a", "b"), 2)
+    numbers = np.arange(12)
+    graded = GradedAnswers(
+        plan,
+        numbers[:, None].astype(np.int32),
+        numbers / 12,
+        np.ones(12),
+        np.zeros(12, int),
+        tuple(map(str, numbers)),
+    )
+    answers = graded.answers(other, str)
+    for row, number in zip(plan.rows, numbers, strict=True):
+        if row.condition == other:
+            answer = answers[row.prompt, row.sample]
+            assert (answer.ids, answer.label) == ((number,), str(number))
+            assert graded.behaviour()[other].ravel()[number - 8] == number / 12
+
+
 def test_a_mean_is_of_what_is_known() -> None:
-    assert known_mean(np.array([1.0, np.nan, 0.0])) == 0.5
-    assert np.isnan(known_mean(np.full((2, 3), np.nan)))
+    assert mean_of_known(np.array([1.0, np.nan, 0.0])) == 0.5
+    assert np.isnan(mean_of_known(np.full((2, 3), np.nan)))
 
 
 @pytest.mark.parametrize("unsteered", [np.nan, 1.0])
@@ -199,70 +209,73 @@ def test_strengths_by_samples_need_a_judge_that_tells_coherence(
     monkeypatch: pytest.MonkeyPatch, unsteered: float
 ) -> None:
     """Beside an unsteered model of unknown coherence every strength would pass."""
-    coherent = np.array([[[unsteered]], [[np.nan]]])
-    tokens_rn, nothing = np.array([[7], [8]]), np.zeros(2)
-    graded_as = lambda coherent: Graded(
-        tokens_rn, nothing, coherent.ravel(), nothing.astype(int), ("4", "MALFORMED")
+    steered = Condition.steered(3, -0.5, direction="away")
+    plan = Plan((UNSTEERED, steered), ("q",), 1)
+    graded = GradedAnswers(
+        plan,
+        np.array([[7], [8]]),
+        np.zeros(2),
+        np.array([unsteered, np.nan]),
+        np.zeros(2, int),
+        ("4", "MALFORMED"),
     )
-    trial = SimpleNamespace(
-        shape=(2, 1, 1),
-        rows=every_row(2, 1, 1),
-        sample=lambda progress, name: (np.zeros((2, 1), int), {"samples": 2}),
-        grade=lambda tokens, progress, attempts: (graded_as(coherent), {}),
+    sweep = SimpleNamespace(
+        sample=lambda progress, name: (graded.tokens_rn, {"samples": 2, "tokens": 2}),
+        grade=lambda tokens, progress, attempts: (graded, {}),
     )
-    monkeypatch.setattr(checking, "Trial", lambda *args: trial)
+    monkeypatch.setattr(strengths, "CaseSweep", lambda *args: sweep)
     case: Any = SimpleNamespace(
-        settings=SimpleNamespace(name="own"),
-        study=SimpleNamespace(strength_samples=1),
+        name="own",
+        study=SimpleNamespace(
+            strength_samples=1, coherence_by="judge", strengths_by="samples"
+        ),
         judge=SimpleNamespace(),
-        measures_coherence=False,
     )
-    run = lambda: checking._sampled_coherence(case, "away", None, 1.0, None)  # type: ignore[arg-type]
+    nothing: Any = None
+    run = lambda: strengths.sampled_coherence(
+        case, "away", plan.conditions, 1.0, nothing
+    )
     if np.isnan(unsteered):
         with pytest.raises(ValueError, match=r"cases\.own\.judge\.coherence=coherence"):
             run()
     else:
-        coherent_k, unread, _ = run()
-        np.testing.assert_array_equal(coherent_k, [1.0, 0.0])
-        assert unread["unread_tokens_rn"].tolist() == [
-            [8]
-        ]  # asked again in the next run
-        assert unread["unread_prompt_r"].tolist() == [0]
+        measured = run()
+        assert measured.share == {UNSTEERED: 1.0, steered: 0.0}
+        assert measured.facts["unread"] == [{"prompt": "q", "ids": [8]}]
 
 
 # ---- pairs
 
 
-def grades(numbers: Sequence[Sequence[int]]) -> Graded:
-    """Samples of prompts: even with, odd without, 9 set aside."""
-    flat = np.array(numbers).ravel()
-    behaviour = np.where(flat == 9, np.nan, (flat % 2 == 0).astype(float))
-    coherent = np.where(flat == 9, 0.0, 1.0)
-    zeros = np.zeros(len(flat), int)
-    return Graded(
-        flat[:, None].astype(np.int32),
-        behaviour,
-        coherent,
-        zeros,
-        tuple(map(str, flat)),
-    )
+def grades(numbers: Sequence[Sequence[int]]) -> list[list[Answer]]:
+    """Samples of prompts: even with, odd without, 9 excluded."""
+    graded = []
+    for row in numbers:
+        graded.append([graded_answer(Answer(str(n), (n,))) for n in row])
+    return graded
+
+
+def graded_answer(answer: Answer) -> Answer:
+    number = int(answer.text)
+    if number == 9:
+        return dataclasses.replace(answer, coherent=0.0)
+    behaviour = float(number % 2 == 0)
+    return dataclasses.replace(answer, behaviour=behaviour, coherent=1.0)
+
+
+def asked_prompts(count: int) -> list[Prompt]:
+    return [Prompt(f"q{i}", f"Question {i}", prompt_ids=(1, i)) for i in range(count)]
 
 
 def pairs_of(
-    numbers: Sequence[Sequence[int]], **options: Any
+    answers: Sequence[Sequence[Answer]], limit: int = 9, per_side: int = 2
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    found = grades(numbers)
-    prompts = [Prompt(f"q{i}", f"Question {i}") for i in range(len(numbers))]
-    texts = [str(int(row[0])) for row in found.tokens_rn]
-    settings: dict[str, Any] = {
-        "samples": len(numbers[0]),
-        "sampler": "hash",
-        "limit": 9,
-        "per_side": 2,
-        **options,
-    }
-    return make_pairs(
-        prompts, [[1, i] for i in range(len(numbers))], found, texts, **settings
+    return pair_records(
+        asked_prompts(len(answers)),
+        answers,
+        sampler="hash",
+        limit=limit,
+        pick=first_distinct(per_side),
     )
 
 
@@ -270,50 +283,38 @@ def test_pairs_are_prompts_with_both_kinds_distinct_and_read_back(
     tmp_path: Path,
 ) -> None:
     records, counts = pairs_of(
-        [[2, 2, 4, 3], [2, 4, 6, 8], [1, 3, 9, 5], [9, 9, 9, 9], [6, 9, 9, 1]]
+        grades([[2, 2, 4, 3], [2, 4, 6, 8], [1, 3, 9, 5], [9, 9, 9, 9], [6, 9, 9, 1]])
     )
     assert counts == {"both": 2, "only_with": 1, "only_without": 1, "neither": 1}
     assert [r["id"] for r in records] == ["q0", "q4"]
-    assert records[0]["positive_ids"] == [[2], [4]]  # 2 stands once
+    assert records[0]["positive_ids"] == [[2], [4]]  # 2 is there once
     (tmp_path / "pairs.jsonl").write_text(jsonl(records))
     back = read_pairs(tmp_path / "pairs.jsonl")
     assert back[0].sampler == "hash"
     assert back[1].negative_ids == ((1,),)
     assert back[1].prompt_ids == (1, 4)
-    assert len(pairs_of([[2, 1], [2, 1]], limit=1)[0]) == 1
-    assert pairs_of([[2, 4, 6, 1]], per_side=1)[0][0]["positive"] == ["2"]
+    assert len(pairs_of(grades([[2, 1], [2, 1]]), limit=1)[0]) == 1
+    assert pairs_of(grades([[2, 4, 6, 1]]), per_side=1)[0][0]["positive"] == ["2"]
 
 
 def with_empty(
     numbers: Sequence[Sequence[int]], empty: Sequence[tuple[int, int]]
-) -> Graded:
+) -> list[list[Answer]]:
     """Graded answers of which some (prompt, sample) have no token, though the judge
     graded them.
     """
-    found = grades(numbers)
-    tokens_rn = found.tokens_rn.copy()
+    answers = grades(numbers)
     for p, s in empty:
-        tokens_rn[p * len(numbers[0]) + s] = -1
-    return dataclasses.replace(found, tokens_rn=tokens_rn)
+        answers[p][s] = dataclasses.replace(answers[p][s], ids=(), text="")
+    return answers
 
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_an_answer_without_a_token_takes_its_prompt_out_before_prompts_are_chosen(
     side: int,
 ) -> None:
-    numbers = [[2, 1], [4, 3], [6, 1]]
-    found = with_empty(numbers, [(0, side)])
-    prompts = [Prompt(f"q{i}", f"Question {i}") for i in range(3)]
-    records, counts = make_pairs(
-        prompts,
-        [[1, i] for i in range(3)],
-        found,
-        [""] * 6,
-        samples=2,
-        sampler="hash",
-        limit=2,
-        per_side=1,
-    )
+    answers = with_empty([[2, 1], [4, 3], [6, 1]], [(0, side)])
+    records, counts = pairs_of(answers, limit=2, per_side=1)
     assert [r["id"] for r in records] == [
         "q1",
         "q2",
@@ -325,17 +326,7 @@ def test_an_answer_without_a_token_takes_its_prompt_out_before_prompts_are_chose
 
 
 def test_another_answer_stands_in_for_one_that_cannot_be_scored() -> None:
-    found, prompts = with_empty([[2, 4, 1]], [(0, 0)]), [Prompt("q0", "Question")]
-    records, counts = make_pairs(
-        prompts,
-        [[1]],
-        found,
-        ["", "4", "1"],
-        samples=3,
-        sampler="hash",
-        limit=9,
-        per_side=2,
-    )
+    records, counts = pairs_of(with_empty([[2, 4, 1]], [(0, 0)]))
     assert records[0]["positive_ids"] == [[4]]
     assert counts["left_out_empty"] == 1
     assert "lost_both" not in counts
@@ -344,16 +335,15 @@ def test_another_answer_stands_in_for_one_that_cannot_be_scored() -> None:
 def test_answers_that_the_scope_leaves_nothing_of_and_those_on_both_sides_are_left_out() -> (
     None
 ):
-    found = grades([[2, 4, 1], [6, 6, 3]])
-    behaviour_r = found.behaviour_r.copy()
-    behaviour_r[4] = 0.0  # the judge put 6 on both sides of the second prompt
-    found = dataclasses.replace(found, behaviour_r=behaviour_r)
-    sides = sides_of(found, 2, 3, lambda ids: ids != (4,))
-    assert sides.reason_ps.tolist() == [
-        ["", "not_scorable", ""],
-        ["on_both_sides", "on_both_sides", ""],
+    answers = grades([[2, 4, 1], [6, 6, 3]])
+    # The judge put 6 on both sides of the second prompt.
+    answers[1][1] = dataclasses.replace(answers[1][1], behaviour=0.0)
+    sides = [prompt_sides(of_prompt, lambda ids: ids != (4,)) for of_prompt in answers]
+    assert [side.reasons for side in sides] == [
+        ("not_scorable",),
+        ("on_both_sides", "on_both_sides"),
     ]
-    assert sides.counts() == {
+    assert pairing_counts(sides) == {
         "both": 1,
         "only_with": 0,
         "only_without": 1,
@@ -365,32 +355,50 @@ def test_answers_that_the_scope_leaves_nothing_of_and_those_on_both_sides_are_le
 
 
 def test_no_pairs_because_of_empty_answers_says_so() -> None:
-    found, prompts = with_empty([[2, 1]], [(0, 0)]), [Prompt("q0", "Question")]
     with pytest.raises(ValueError, match="Left out were graded completions: 1 empty"):
-        make_pairs(
-            prompts,
-            [[1]],
-            found,
-            ["", "1"],
-            samples=2,
-            sampler="hash",
-            limit=9,
-            per_side=2,
-        )
+        pairs_of(with_empty([[2, 1]], [(0, 0)]))
 
 
 def test_no_pairs_says_what_there_was() -> None:
     with pytest.raises(
         ValueError,
-        match="2 gave the behaviour alone, 1 its absence alone, 1 nothing that could be used",
+        match="of 4 prompts with 2 samples each, 2 gave the behaviour alone, 1 its "
+        "absence alone, 1 nothing that could be used",
     ):
-        pairs_of([[2, 4], [6, 6], [1, 1], [9, 9]])
+        pairs_of(grades([[2, 4], [6, 6], [1, 1], [9, 9]]))
+
+
+def test_pairs_are_sampled_graded_and_paired_in_one_call() -> None:
+    """Without token ids, with the caller's rule of which answers are written."""
+    texts = [["2", "2", "1"], ["9", "3", "5"], ["4", "1", "1"]]
+    pairs = sampled_pairs(
+        asked_prompts(3),
+        lambda prompts: [[Answer(text) for text in texts[i]] for i in range(3)],
+        lambda prompt, answers: [graded_answer(answer) for answer in answers],
+        sampler="hash",
+        limit=1,
+        pick=first_answers(2),
+    )
+    assert [record["positive"] for record in pairs.records] == [["2", "2"]]
+    assert "positive_ids" not in pairs.records[0]
+    assert pairs.counts["both"] == 2
+    assert [answer.coherent for answer in pairs.answers[1]] == [0.0, 1.0, 1.0]
+    nothing = sampled_pairs(
+        asked_prompts(1),
+        lambda prompts: [[Answer("1")]],
+        lambda prompt, answers: [graded_answer(answer) for answer in answers],
+        sampler="hash",
+        limit=1,
+        pick=first_answers(1),
+        required=False,
+    )
+    assert nothing.records == []
 
 
 # ---- selection
 
 
-def test_selection_matches_random_latents_and_arms_cover_every_strip() -> None:
+def test_selection_matches_random_latents_and_sides_cover_every_strip() -> None:
     n = 40
     rng = np.random.default_rng(0)
     scores = {
@@ -413,28 +421,26 @@ def test_selection_matches_random_latents_and_arms_cover_every_strip() -> None:
     assert set(skipped) == {"delta_code"}
     assert not set(found.methods["random"]) & {5, 3, 8, *best.tolist()}
     assert len(found.methods["random"]) == 6
+    latents = found.latents_u.tolist()
     for direction, sign in (("away", -1), ("toward", 1)):
-        arms = arms_of(found, direction, gradient_signed=True)
-        pairs = list(zip(arms.latents_k.tolist(), arms.strengths_k.tolist()))
-        assert len(set(pairs)) == len(pairs)
-        fixed, signed = (
-            arms_by_sign(found, arms, direction, signed=s) for s in (False, True)
-        )
-        assert (
-            arms.latents_k[fixed].tolist()
-            == arms.latents_k[signed].tolist()
-            == found.latents_u.tolist()
-        )
-        assert set(arms.strengths_k[fixed]) == {sign}
-        np.testing.assert_array_equal(
-            arms.strengths_k[signed], np.where(found.push_u < 0, -sign, sign)
-        )
-        only = arms_of(found, direction, gradient_signed=False)
-        assert arms_by_sign(found, only, direction, signed=False).tolist() == list(
-            range(len(only))
-        )
-        whole = with_unsteered(arms)
-        assert (whole.latents_k[0], whole.strengths_k[0]) == (-1, 0)
+        sides = sides_of(found, direction, gradient_signed=True)
+        assert len(set(sides)) == len(sides)
+        fixed = side_of(found, direction, signed=False)
+        signed = side_of(found, direction, signed=True)
+        assert list(fixed) == list(signed) == latents
+        assert set(sides) == {*fixed.values(), *signed.values()}
+        for latent, push in zip(latents, found.push_u, strict=True):
+            assert fixed[latent] == (latent, sign)
+            assert signed[latent] == (latent, -sign if push < 0 else sign)
+        only = sides_of(found, direction, gradient_signed=False)
+        assert only == tuple(fixed.values())
+        sizes = {side: 0.25 * k for k, side in enumerate(sides)}
+        strengths = SideStrengths(sizes, direction, "all")
+        assert strengths.conditions()[0] == UNSTEERED
+        back = SideStrengths.load(strengths.arrays(), direction, "all")
+        assert back.conditions() == strengths.conditions()
+        for side in sides:
+            assert back.condition(side).strength == side.sign * sizes[side]
 
 
 def test_scores_and_rates_of_candidates_alone_rank_and_match_nothing() -> None:

@@ -1,0 +1,112 @@
+"""Checks of a case before anything is computed: files that do not fit each other,
+prompts that are too long, a judge that cannot answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sae_attr.judge import ask_one, tells_coherence
+from sae_attr.lm.weights import load_config
+from sae_attr.study.attribution_stages import check_sae
+from sae_attr.study.case import Case
+from sae_attr.study.coherence import measures_coherence, no_coherence
+from sae_attr.text.rows import COMPLETION, is_special, scope_mask
+
+
+def check_case(case: Case) -> None:
+    """Looks at the files of a real model: configs, SAE, tokenizer, prompts, stop texts.
+
+    Raises:
+      ValueError: files that do not fit each other, a prompt that leaves no room for an
+        answer or of which no token counts in the attribution, a judge that does not
+        report coherence where it is to.
+    """
+    setup = case.setup
+    _ = setup.site, setup.decoder, case.stop_ids
+    if case.files.lm_aligned:
+        aligned = load_config(case.files.lm_aligned, mesh=case.runtime.mesh)
+        setup.model_files.same_architecture(case.files.lm_aligned, aligned)
+    next(iter(setup.corpus.texts()))
+    by_judge = case.study.strengths_by == "samples" and not measures_coherence(case)
+    if by_judge and not tells_coherence(case.judge):
+        raise ValueError(no_coherence(case))
+    for split in case.split_prompts:
+        _check_lengths(case, split)
+    _check_scopes(case)
+
+
+def try_case(case: Case, *, judge: bool) -> None:
+    """Runs what is cheap beside sampling and would end the study later: the SAE's
+    check, one question to the judge.
+
+    The check is stored, so that the attribution only loads it.
+
+    Args:
+      judge: answers are still to be graded.
+
+    Raises:
+      ValueError: the SAE does not fit its site, or the judge's reply cannot be read.
+    """
+    check_sae(case.setup)
+    if judge:
+        ask_one(case.judge)
+
+
+def can_score(case: Case, ids: Sequence[int]) -> bool:
+    """Returns True if the attribution can score a completion: it has a token, and one
+    that counts in every scope.
+
+    A completion's last token has no gradient, so where only the completion's own tokens
+    count it needs another one.
+    """
+    if not len(ids):
+        return False
+    setup = case.setup
+    presets = setup.settings.presets()
+    if all(preset.tokens != "completion" for preset in presets):
+        return True
+    roles = np.full(len(ids), COMPLETION)
+    special = is_special(ids, setup.tokenizer)
+    counted = scope_mask((roles, special), "completion", exclude=setup.exclude)
+    return bool(counted[:-1].any())
+
+
+def _check_lengths(case: Case, split: str) -> None:
+    """Raises ValueError for a prompt whose longest answer would not fit the model, or
+    the attribution's context.
+    """
+    lengths = {name: len(ids) for name, ids in case.prompt_ids(split).items()}
+    longest = max(lengths, key=lambda name: lengths[name])
+    max_new = case.study.sampling.max_new
+    limits = {"the model's": case.setup.cfg.max_len}
+    if split == "pairs":
+        limits["the attribution's context of"] = case.setup.context
+    for whose, limit in limits.items():
+        if lengths[longest] + max_new > limit:
+            raise ValueError(
+                f"prompt {longest!r} has {lengths[longest]} tokens, "
+                f"which with sampling.max_new={max_new} "
+                f"exceeds {whose} {limit}; shorten it, or lower "
+                "--config.sampling.max_new"
+            )
+
+
+def _check_scopes(case: Case) -> None:
+    """Raises ValueError for a prompt for pairs of which no token would count in a
+    preset's scope.
+    """
+    setup = case.setup
+    if all(preset.tokens != "prompt" for preset in setup.settings.presets()):
+        return
+    if "special" not in setup.exclude:
+        return
+    for name, ids in case.prompt_ids("pairs").items():
+        if is_special(ids, setup.tokenizer).all():
+            raise ValueError(
+                f"prompt {name!r} has special tokens alone, of which none counts in "
+                "the attribution; fill it in, or "
+                f"exclude less ({setup.flag('exclude')})"
+            )

@@ -1,0 +1,197 @@
+"""The stage that computes what steering changed: effects of every latent in both
+directions, counts and differences of methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from sae_attr.records import Direction, MethodDifference
+from sae_attr.steering.compare import (
+    SteeredDirection,
+    adjusted,
+    beyond_random_p,
+    differences,
+    method_counts,
+    panel_numbers,
+)
+from sae_attr.steering.effects import (
+    EffectSettings,
+    LatentEffects,
+    detectable_effect,
+    false_discovery,
+    latent_effects,
+    paired,
+)
+from sae_attr.steering.plan import UNSTEERED
+from sae_attr.store import Computed, Progress
+from sae_attr.study.case import Case
+from sae_attr.study.case_stage import CaseStage, StageInputs
+from sae_attr.study.grading import GradedAnswers, mean_of_known
+from sae_attr.study.selection import Selection
+from sae_attr.study.settings import DIRECTIONS, StudySettings
+from sae_attr.study.stages.steer import effect_sweep, strengths_of
+from sae_attr.study.steered_sides import side_of
+
+VERSION = 1
+STEERED_MODELS: Mapping[Direction, str] = {
+    "away": "the model with the behaviour",
+    "toward": "the model without it",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class DirectionEffects:
+    """What steering changed in one direction, with the fixed signs or with those of the
+    gradients.
+
+    Args:
+      study: which latents were steered, and who chose them.
+      effects: of the latents.
+      strength_u: signed strength of every latent.
+      base_rate: of the behaviour without steering.
+    """
+
+    study: SteeredDirection
+    effects: LatentEffects
+    strength_u: np.ndarray
+    base_rate: float
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns every statistic `[u]` over the selection's latents, by name."""
+        out = {}
+        for name, values in vars(self.effects).items():
+            out[f"{name.removesuffix('_k')}_u"] = values
+        p_u = beyond_random_p(self.study)
+        out["p_random_u"] = p_u
+        out["q_random_u"] = false_discovery(p_u)
+        out["strength_u"] = self.strength_u
+        return out
+
+    def panel(self, settings: EffectSettings) -> dict[str, Any]:
+        """Returns the numbers of the direction's panel in the effects figure."""
+        return panel_numbers(
+            self.study,
+            self.effects,
+            model=STEERED_MODELS[self.study.direction],
+            base_rate=self.base_rate,
+            settings=settings,
+        )
+
+
+def effect_settings(study: StudySettings) -> EffectSettings:
+    """Returns the settings of effects that a study's settings state."""
+    return EffectSettings(resamples=study.resamples, seed=study.seed)
+
+
+def effects(inputs: StageInputs, progress: Progress) -> Computed:
+    """Computes changes of the behaviour's rate per latent in both directions, with
+    counts and differences of methods.
+
+    Arrays `<direction>.<statistic>_u` over the selection's latents, with the fixed
+    sign, and `<direction>.signed.<statistic>_u` with that of the gradient; the rest is
+    in `meta`.
+    """
+    settings = effect_settings(inputs.case.study)
+    arrays: dict[str, Any] = {}
+    meta: dict[str, Any] = {
+        "settings": asdict(settings),
+        "panels": {},
+        "signed_panels": {},
+        "counts": [],
+        "signed_counts": [],
+        "detectable": {},
+        "base_rates": {},
+    }
+    compared: list[MethodDifference] = []
+    for direction in DIRECTIONS:
+        fixed = direction_effects(inputs, direction, settings, signed=False)
+        _add(arrays, direction, fixed)
+        meta["panels"][direction] = fixed.panel(settings)
+        meta["counts"] += _counts(fixed, settings)
+        meta["detectable"][direction] = detectable_effect(fixed.study.pairs)
+        meta["base_rates"][direction] = fixed.base_rate
+        compared += differences(fixed.study, settings=settings)
+        if inputs.case.study.gradient_signed:
+            signed = direction_effects(inputs, direction, settings, signed=True)
+            _add(arrays, f"{direction}.signed", signed)
+            meta["signed_panels"][direction] = signed.panel(settings)
+            meta["signed_counts"] += _counts(signed, settings)
+    if compared:
+        compared = list(adjusted(compared))
+    meta["differences"] = [asdict(difference) for difference in compared]
+    return arrays, meta
+
+
+def _add(arrays: dict[str, Any], name: str, change: DirectionEffects) -> None:
+    for statistic, values in change.arrays().items():
+        arrays[f"{name}.{statistic}"] = values
+
+
+def _counts(change: DirectionEffects, settings: EffectSettings) -> list[dict[str, Any]]:
+    return [asdict(count) for count in method_counts(change.study, settings=settings)]
+
+
+def direction_effects(
+    inputs: StageInputs,
+    direction: Direction,
+    settings: EffectSettings,
+    *,
+    signed: bool,
+) -> DirectionEffects:
+    """Returns the effects of one direction.
+
+    Args:
+      signed: with the signs of the latents' gradients, else with the fixed ones.
+    """
+    case = inputs.case
+    selection = Selection.load(inputs["select"].arrays)
+    strengths = strengths_of(case, direction, inputs[f"strengths.{direction}"])
+    graded = graded_effects(inputs, direction)
+    sides = side_of(selection, direction, signed=signed)
+    conditions = [strengths.condition(sides[i]) for i in selection.latents_u.tolist()]
+    behaviour, coherence = graded.behaviour(), graded.coherence()
+    behaviour_ups = np.stack([behaviour[condition] for condition in conditions])
+    coherent_ups = np.stack([coherence[condition] for condition in conditions])
+    methods = {}
+    for name, latents in selection.compared().items():
+        methods[name] = latents.tolist()
+    pairs = paired(behaviour_ups, behaviour[UNSTEERED], settings=settings)
+    return DirectionEffects(
+        SteeredDirection(direction, selection.latents_u, pairs, methods),
+        latent_effects(
+            behaviour_ups,
+            behaviour[UNSTEERED],
+            coherent_ups,
+            coherence[UNSTEERED],
+            settings=settings,
+        ),
+        np.array([condition.strength for condition in conditions]),
+        mean_of_known(behaviour[UNSTEERED]),
+    )
+
+
+def graded_effects(inputs: StageInputs, direction: Direction) -> GradedAnswers:
+    """Returns the graded answers of a direction."""
+    strengths = inputs[f"strengths.{direction}"]
+    sweep = effect_sweep(inputs.case, direction, strengths, inputs["attribute"])
+    grades = inputs[f"judge.{direction}"]
+    return GradedAnswers.load(sweep.plan, grades.arrays, grades.meta)
+
+
+def fields(case: Case) -> dict[str, Any]:
+    """Returns the config fields that the effects depend on."""
+    return {"settings": asdict(effect_settings(case.study))}
+
+
+STAGE = CaseStage(
+    "effects",
+    effects,
+    fields,
+    needs=("select", "attribute", "strengths", "judge"),
+    version=VERSION,
+)

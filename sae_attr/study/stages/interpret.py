@@ -1,0 +1,94 @@
+"""The stage that looks up what latents stand for: nearest tokens, and top passages of
+the corpus.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sae_attr.interpret import Passage, nearest_tokens, top_passages
+from sae_attr.lm.model import unembedding
+from sae_attr.store import Computed, Progress
+from sae_attr.study.candidates import decoder_rows
+from sae_attr.study.case import Case
+from sae_attr.study.case_stage import CaseStage, StageInputs
+from sae_attr.study.selection import Selection
+from sae_attr.study.setup import Setup
+from sae_attr.text.tokenizer import token_strings
+
+# 2: tokens that count nowhere begin no passage.
+VERSION = 2
+
+
+def interpret(inputs: StageInputs, progress: Progress) -> Computed:
+    """Looks up the nearest tokens of every steered latent, and the top passages of the
+    best ones of every method.
+    """
+    setup, study = inputs.case.setup, inputs.case.study
+    selection = Selection.load(inputs["select"].arrays)
+    nearest = nearest_of(setup, selection.latents_u)
+    best = best_of_methods(selection, study.interpreted)
+    if not (study.passages and study.passage_tokens and len(best)):
+        return {}, {"nearest": nearest, "passages": {}}
+    lists = top_passages(
+        setup.params,
+        setup.sae,
+        setup.corpus.batches(study.passage_tokens),
+        best,
+        cfg=setup.cfg,
+        site=setup.read_site,
+        mesh=setup.mesh,
+        count=study.passages,
+        limits=setup.limits,
+        progress=setup.progress,
+    )
+    passages = {}
+    for latent, found_here in zip(best.tolist(), lists, strict=True):
+        passages[str(latent)] = [_record(setup, passage) for passage in found_here]
+    return {}, {"nearest": nearest, "passages": passages}
+
+
+def nearest_of(setup: Setup, latents: np.ndarray) -> dict[str, list[str]]:
+    """Returns latent -> tokens whose unembedding vectors have the largest cosine."""
+    dec_kd = decoder_rows(setup.decoder, latents)
+    ids_kc, _ = nearest_tokens(dec_kd, unembedding(setup.params, cfg=setup.cfg))
+    nearest = {}
+    for latent, ids_c in zip(latents.tolist(), np.asarray(ids_kc), strict=True):
+        nearest[str(latent)] = token_strings(setup.tokenizer, ids_c)
+    return nearest
+
+
+def best_of_methods(selection: Selection, count: int) -> np.ndarray:
+    """Returns the best `count` latents of every method but the random one, each once."""
+    best = []
+    for name, latents in selection.compared().items():
+        if name != "random":
+            best.append(latents[:count])
+    return np.unique(np.concatenate(best))
+
+
+def _record(setup: Setup, passage: Passage) -> dict[str, Any]:
+    tokens = token_strings(setup.tokenizer, passage.ids)
+    return {"code": passage.code, "at": passage.at, "tokens": tokens}
+
+
+def fields(case: Case) -> dict[str, Any]:
+    """Returns the config fields that the passages depend on."""
+    study = case.study
+    return {
+        "passages": study.passages,
+        "tokens": study.passage_tokens,
+        "best": study.interpreted,
+    }
+
+
+STAGE = CaseStage(
+    "interpret",
+    interpret,
+    fields,
+    needs=("select",),
+    version=VERSION,
+    calls=("norm-limits",),
+)

@@ -1,0 +1,183 @@
+"""The stage that chooses how strongly each latent is steered, in one direction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sae_attr.steering import choose_strengths
+from sae_attr.steering.coherence import OwnAnswers
+from sae_attr.steering.plan import UNSTEERED, Condition
+from sae_attr.store import Computed, Progress, Result
+from sae_attr.study.case import Case
+from sae_attr.study.case_stage import (
+    CaseStage,
+    StageInputs,
+    declared_judge,
+    declared_prompts,
+    declared_sampling,
+    plain,
+)
+from sae_attr.study.case_sweep import CaseSweep
+from sae_attr.study.coherence import measures_coherence, no_coherence
+from sae_attr.study.grading import mean_of_known
+from sae_attr.study.selection import Selection
+from sae_attr.study.steered_sides import SideStrengths, side_condition, sides_of
+
+# 2: strengths are stored with the latent and sign that they belong to.
+VERSION = 2
+
+
+def norm_of(attribution: Result) -> float:
+    """Returns the unit of strengths: the site's mean norm over ordinary text."""
+    return float(attribution.meta["summary"]["mean"]["norm"])
+
+
+def choose(inputs: StageInputs, progress: Progress) -> Computed:
+    """Chooses for every side the largest strength of the grid that the budget of
+    incoherence allows, on prompts that nothing else uses.
+
+    Arrays: those of `SideStrengths` (strength 0 where none is allowed), and
+      `incoherent_kc` of every side and strength.
+    """
+    case, direction = inputs.case, inputs.direction
+    study = case.study
+    selection = Selection.load(inputs["select"].arrays)
+    sides = sides_of(selection, direction, gradient_signed=study.gradient_signed)
+    tried = {}
+    for side in sides:
+        tried[side] = [
+            side_condition(side, size, direction, study.steer_tokens)
+            for size in study.grid
+        ]
+    conditions = (UNSTEERED, *(c for grid in tried.values() for c in grid))
+    norm = norm_of(inputs["attribute"])
+    if study.strengths_by == "exact":
+        sweep = CaseSweep(case, direction, "strengths", conditions, norm, 1)
+        measured = MeasuredCoherence(sweep.exact_coherence())
+    else:
+        measured = sampled_coherence(case, direction, conditions, norm, progress)
+    shares = measured.share
+    incoherent_kc = 1 - np.array(
+        [[shares[c] for c in grid] for grid in tried.values()]
+    ).reshape(len(sides), len(study.grid))
+    unsteered = float(1 - shares[UNSTEERED])
+    choice = choose_strengths(
+        incoherent_kc,
+        np.array(study.grid),
+        unsteered,
+        rule=study.budget.rule,
+        budget=study.budget.points,
+        pick=study.budget.pick,
+    )
+    sizes = dict(zip(sides, choice.strength_k.tolist(), strict=True))
+    strengths = SideStrengths(sizes, direction, study.steer_tokens)
+    return {**strengths.arrays(), "incoherent_kc": incoherent_kc}, {
+        "by": study.strengths_by,
+        "unsteered_incoherent": unsteered,
+        "without_strength": int((choice.index_k < 0).sum()),
+        **measured.facts,
+    }
+
+
+@dataclass(frozen=True)
+class MeasuredCoherence:
+    """Coherence of conditions.
+
+    Args:
+      share: condition -> share of coherent answers.
+      facts: how it was measured, and what that cost.
+    """
+
+    share: Mapping[Condition, float]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def sampled_coherence(
+    case: Case,
+    direction: str,
+    conditions: tuple[Condition, ...],
+    norm: float,
+    progress: Progress,
+) -> MeasuredCoherence:
+    """Measures coherence on first answers of every condition; where none could be
+    graded a condition counts as incoherent.
+
+    Raises:
+      ValueError: nothing reports coherence of the unsteered model.
+    """
+    limits, own_cost = None, {"samples": 0, "tokens": 0}
+    if measures_coherence(case):
+        limits, own_cost = own_limits(case, direction, progress)
+    samples = case.study.strength_samples
+    sweep = CaseSweep(case, direction, "strengths", conditions, norm, samples, limits)
+    tokens_rn, cost = sweep.sample(progress, f"strengths, {direction}")
+    answers, counts = sweep.grade(tokens_rn, progress, attempts=0)
+    share = {}
+    for condition, coherent_ps in answers.coherence().items():
+        share[condition] = mean_of_known(coherent_ps)
+    # Else every strength would pass beside an unsteered model that counts as
+    # incoherent.
+    if np.isnan(share[UNSTEERED]):
+        raise ValueError(no_coherence(case))
+    facts: dict[str, Any] = {
+        "samples": own_cost["samples"] + cost["samples"],
+        "tokens": own_cost["tokens"] + cost["tokens"],
+        "counts": counts,
+        "unread": answers.unread(),
+        "coherence_by": "judge",
+    }
+    if limits is not None:
+        facts |= {"coherence_by": "logp", "own_answers": asdict(limits)}
+    known = {c: 0.0 if np.isnan(value) else value for c, value in share.items()}
+    return MeasuredCoherence(known, facts)
+
+
+def own_limits(
+    case: Case, direction: str, progress: Progress
+) -> tuple[OwnAnswers, dict[str, int]]:
+    """Returns the limits that the unsteered model's own answers to the strengths'
+    prompts set, and what they cost.
+    """
+    samples = case.study.coherence_samples
+    sweep = CaseSweep(case, direction, "strengths", (UNSTEERED,), 0.0, samples)
+    tokens_rn, cost = sweep.sample(progress, f"own answers, {direction}")
+    return sweep.own_answers(tokens_rn, tail=case.study.coherence_tail), cost
+
+
+def fields(case: Case) -> dict[str, Any]:
+    """Returns the config fields that the strengths depend on."""
+    study = case.study
+    declared = {
+        "grid": study.grid,
+        "by": study.strengths_by,
+        "budget": plain(study.budget),
+        "prompts": declared_prompts(case, "strengths"),
+        "limit": study.strength_prompts,
+        "gradient_signed": study.gradient_signed,
+        "tokens": study.steer_tokens,
+        "samples": study.strength_samples,
+        "sampling": declared_sampling(case),
+    }
+    if study.strengths_by == "samples":
+        declared["judge"] = declared_judge(case)
+    if measures_coherence(case):
+        declared["coherence"] = {
+            "by": "logp",
+            "tail": study.coherence_tail,
+            "samples": study.coherence_samples,
+        }
+    return declared
+
+
+STAGE = CaseStage(
+    "strengths",
+    choose,
+    fields,
+    needs=("select", "attribute"),
+    version=VERSION,
+    directed=True,
+)
