@@ -1,9 +1,8 @@
 """Kills a case study in stage after stage and compares what it ends with to a run that
 was left alone.
 
-Command: python -m benchmarks.faults --config=configs/organism.py --kills=20        #
-  or: make faults
-Prints every kill, and the files and stored entries that differ; a difference ends it
+Command: python -m benchmarks.faults --config=configs/organism.py --kills=20, or `make
+faults`. Prints every kill, and the files and stored entries that differ; a difference ends it
 with status 1 and leaves both folders. Compared are the data: every array, table and
 record, without the fields that hold times, and the page without its durations. Takes
 two runs of the config and what the kills cost. Further flags go to
@@ -23,99 +22,85 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TIMES = (
-    "seconds",
-    "wall_seconds",
-    "timings",
-    "tokens_per_second",
-)  # fields of records, at any depth
-_DURATION = re.compile(
-    rb"\b\d[\d.,]* (?:s|min|h)\b(?: \d+ (?:s|min)\b)?"
-)  # as the page writes them
-_LARGE = 1 << 16  # bytes from which a file stands as its checksum
+# Fields of records that hold times, at any depth.
+TIMES = ("seconds", "wall_seconds", "timings", "tokens_per_second")
+# Durations as the page writes them.
+_DURATION = re.compile(rb"\b\d[\d.,]* (?:s|min|h)\b(?: \d+ (?:s|min)\b)?")
+_LARGE = 1 << 16  # bytes from which a file counts as its checksum
 _POLL = 0.05  # seconds between two looks at what is stored
 
 
 def contents(workdir: Path) -> dict[str, bytes]:
-    """Every file of a run by name, those of the store's entries included, without what
-    tells times.
+    """Returns every file of a run by name, those of the store's entries included,
+    without times.
     """
-    out = {}
+    files = {}
     for path in sorted(workdir.rglob("*")):
         parts = path.relative_to(workdir).parts
         hidden = any(part.startswith(".") for part in parts)
-        # A manifest holds checksums of files with times in them; progress and judged
-        # are of a run under way.
-        if (
-            path.is_file()
-            and not hidden
-            and path.name != "manifest.json"
-            and parts[:2] != ("store", "progress")
-        ):
-            out["/".join(parts)] = _data(path)
-    return out
+        in_progress = parts[:2] == ("store", "progress")
+        # A manifest holds checksums of files with times in them.
+        manifest = path.name == "manifest.json"
+        if path.is_file() and not (hidden or in_progress or manifest):
+            files["/".join(parts)] = _data(path)
+    return files
 
 
 def _data(path: Path) -> bytes:
-    """Contents of a file without times; a large one as its checksum."""
-    name, data = urllib.parse.unquote(path.name), path.read_bytes()
-    if name.endswith(".json"):
+    """Returns the contents of a file without times; a large one as its checksum."""
+    data = path.read_bytes()
+    if path.suffix == ".json":
         data = json.dumps(_timeless(json.loads(data)), ensure_ascii=False).encode()
-    elif name.endswith(".jsonl"):
-        data = b"\n".join(
-            sorted(data.split(b"\n"))
-        )  # of answers that arrive side by side any may be first
-    elif name.endswith((".html", ".html.npy", ".json.npy")):
-        data = _untimed_text(data)
+    elif path.suffix == ".jsonl":
+        # Of answers that arrive side by side any may be first.
+        data = b"\n".join(sorted(data.split(b"\n")))
+    elif path.suffix == ".html":
+        data = _DURATION.sub(b"(time)", data)
     return data if len(data) < _LARGE else hashlib.sha256(data).digest()
 
 
-def _untimed_text(data: bytes) -> bytes:
-    """A page, or the array that holds one, whose header states its length."""
-    text = _DURATION.sub(b"(time)", data)
-    return re.sub(rb"^(\x93NUMPY.*?)\n", b"", text, flags=re.DOTALL)
-
-
 def _timeless(value: Any) -> Any:
+    """Returns plain values without the fields `TIMES`."""
     if isinstance(value, dict):
         return {key: _timeless(part) for key, part in value.items() if key not in TIMES}
-    return [_timeless(part) for part in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_timeless(part) for part in value]
+    return value
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredEntry:
     """A stored entry: its name, and the seconds that it took in the run left alone."""
 
     name: str
     seconds: float
 
 
-def stored(workdir: Path, began: float) -> list[Stored]:
-    """The entries of a run in the order in which they were made."""
-    manifests = [
-        (path.stat().st_mtime, path.parent.name)
-        for path in (workdir / "store").glob("*/manifest.json")
-    ]
-    out, before = [], began
-    for ended, key in sorted(manifests):
-        out.append(Stored(key.rpartition("-")[0], max(ended - before, 0.0)))
+def stored_entries(workdir: Path, began: float) -> list[StoredEntry]:
+    """Returns the entries of a run in the order in which they were published."""
+    published = []
+    for manifest in (workdir / "store").glob("*/manifest.json"):
+        published.append((manifest.stat().st_mtime, manifest.parent.name))
+    entries, before = [], began
+    for ended, key in sorted(published):
+        name = key.rpartition("-")[0]
+        entries.append(StoredEntry(name, max(ended - before, 0.0)))
         before = ended
-    return out
+    return entries
 
 
 def spread(count: int, kills: int) -> list[int]:
-    """Which entry is being made at each kill: all over `0..count - 1`, in order."""
+    """Returns which entry is being computed at each kill: spread over `0..count - 1`."""
     return [round(i * (count - 1) / max(kills - 1, 1)) for i in range(kills)]
 
 
-def count(workdir: Path) -> int:
-    """Entries that are stored."""
+def entry_count(workdir: Path) -> int:
+    """Counts the entries that are stored."""
     return len(list((workdir / "store").glob("*/manifest.json")))
 
 
@@ -126,8 +111,8 @@ def run(
     reach: int | None = None,
     then: float = 0.0,
 ) -> bool:
-    """Runs a command to its end, or kills it so many seconds after `reach` entries are
-    stored; whether it ended.
+    """Runs a command to its end, or kills it `then` seconds after `reach` entries are
+    stored; returns True if it ended.
 
     Raises:
       RuntimeError: it fails by itself.
@@ -135,7 +120,7 @@ def run(
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
         while reach is not None and process.poll() is None:
-            if count(workdir) >= reach:
+            if entry_count(workdir) >= reach:
                 time.sleep(then)
                 process.send_signal(signal.SIGKILL)
                 break
@@ -151,7 +136,7 @@ def run(
 
 
 def compared(calm: Path, killed: Path) -> list[str]:
-    """Names of what differs between two runs."""
+    """Returns the names of what differs between two runs."""
     left, right = contents(calm), contents(killed)
     return sorted(
         name for name in left.keys() | right.keys() if left.get(name) != right.get(name)
@@ -159,7 +144,7 @@ def compared(calm: Path, killed: Path) -> list[str]:
 
 
 def main() -> None:
-    """See the module."""
+    """Runs the config twice and compares; see the module."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -167,42 +152,58 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args, more = parser.parse_known_args()
-    root, draw = Path(tempfile.mkdtemp(prefix="faults_")), random.Random(args.seed)
-    calm, killed = root / "calm", root / "killed"
-    start = [
+    command = [
         sys.executable,
         "-m",
         "experiments.case_study",
         f"--config={args.config}",
         *more,
     ]
+    root = Path(tempfile.mkdtemp(prefix="faults_"))
+    calm, killed = root / "calm", root / "killed"
     began = time.time()
-    run([*start, f"--workdir={calm}"], calm)
-    stages = stored(calm, began)
-    print(f"left alone: {time.time() - began:.0f} s, {len(stages)} entries", flush=True)
-    kills = 0
-    for number in spread(
-        len(stages) - 1, args.kills
-    ):  # not in the last, which may be over before it can be killed
-        wait = draw.uniform(0.0, 0.9) * stages[number].seconds
-        if run([*start, f"--workdir={killed}"], killed, reach=number, then=wait):
-            break
-        kills += 1
-        done = count(killed)
-        print(
-            f"kill {kills} in {stages[min(done, len(stages) - 1)].name}: {done} "
-            "entries stored",
-            flush=True,
-        )
-    run([*start, f"--workdir={killed}"], killed)
-    differ = compared(calm, killed)
+    run([*command, f"--workdir={calm}"], calm)
+    entries = stored_entries(calm, began)
     print(
-        f"{kills} kills; {len(contents(calm))} files, {len(differ)} differ: "
-        f"{', '.join(differ) or 'none'}"
+        f"left alone: {time.time() - began:.0f} s, {len(entries)} entries", flush=True
     )
-    if differ:
+    kills = kill_often([*command, f"--workdir={killed}"], killed, entries, args)
+    run([*command, f"--workdir={killed}"], killed)
+    differing = compared(calm, killed)
+    print(
+        f"{kills} kills; {len(contents(calm))} files, {len(differing)} differ: "
+        f"{', '.join(differing) or 'none'}"
+    )
+    if differing:
         sys.exit(f"both runs are left in {root}")
     shutil.rmtree(root)
+
+
+def kill_often(
+    command: Sequence[str],
+    workdir: Path,
+    entries: Sequence[StoredEntry],
+    args: argparse.Namespace,
+) -> int:
+    """Kills a run in entry after entry, each time going on with what is stored; returns
+    how often.
+
+    Args:
+      entries: of a run that was left alone.
+      args: `kills` and `seed` of the command.
+    """
+    draw = random.Random(args.seed)
+    kills = 0
+    # Not in the last entry, which may be over before the run can be killed.
+    for number in spread(len(entries) - 1, args.kills):
+        wait = draw.uniform(0.0, 0.9) * entries[number].seconds
+        if run(command, workdir, reach=number, then=wait):
+            break
+        kills += 1
+        done = entry_count(workdir)
+        name = entries[min(done, len(entries) - 1)].name
+        print(f"kill {kills} in {name}: {done} entries stored", flush=True)
+    return kills
 
 
 if __name__ == "__main__":

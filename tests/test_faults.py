@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.faults import compared, contents, spread, stored
+from benchmarks.faults import compared, contents, spread, stored_entries
 from sae_attr.store import Store
 
 PAGE = "<h1>{title}</h1><details><summary>How long it took ({time})</summary></details><p>{value} points, 12 samples"
@@ -26,9 +26,9 @@ def made(
     page = PAGE.format(title=title, time=time, value=value).encode()
     store = Store(folder / "store")
     store.publish(
-        "case.page-1",
-        {"report.html": np.frombuffer(page, np.uint8)},
-        {"seconds": seconds, "found": [value]},
+        "case.sample-1",
+        {"tokens_rn": np.arange(3)},
+        {"seconds": seconds, "rates": [value]},
     )
     store.publish(
         "case.rank-2",
@@ -54,17 +54,14 @@ def test_times_do_not_count_whatever_stands_over_them(tmp_path: Path) -> None:
 
 def test_every_number_word_and_array_counts(tmp_path: Path) -> None:
     calm = made(tmp_path / "a", seconds=1.0, time="1.0 s")
-    everything = ["report.html", "store/case.page-1/report%2Ehtml.npy"]
-    assert (
-        compared(calm, made(tmp_path / "b", seconds=1.0, time="1.0 s", title="Steps"))
-        == everything
-    )
+    retitled = made(tmp_path / "b", seconds=1.0, time="1.0 s", title="Steps")
+    assert compared(calm, retitled) == ["report.html"]
     other = made(tmp_path / "c", seconds=1.0, time="1.0 s", value=3.6)
     assert compared(calm, other) == sorted(
         [
-            *everything,
+            "report.html",
             "result.json",
-            "store/case.page-1/meta.json",
+            "store/case.sample-1/meta.json",
             "store/case.rank-2/x.npy",
         ]
     )
@@ -78,7 +75,7 @@ def test_kills_fall_in_all_stages(tmp_path: Path) -> None:
     assert (spread(30, 20)[0], spread(30, 20)[-1]) == (0, 29)
     assert {*spread(4, 20)} == {0, 1, 2, 3}
     folder = made(tmp_path, seconds=1.0, time="1 s")
-    assert {entry.name for entry in stored(folder, began=0.0)} == {
-        "case.page",
+    assert {entry.name for entry in stored_entries(folder, began=0.0)} == {
+        "case.sample",
         "case.rank",
     }
