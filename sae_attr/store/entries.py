@@ -47,9 +47,8 @@ from sae_attr.store.process import alive, owner_tag
 from sae_attr.store.progress import Progress
 
 PROGRESS = "progress"
-_ABANDONED = (
-    24 * 3600.0
-)  # seconds after which an unfinished folder of another host is nobody's
+# Seconds after which an unfinished folder of another host is nobody's.
+_ABANDONED = 24 * 3600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +65,12 @@ class Store:
     writer: bool = True
 
     def path(self, key: str) -> epath.Path:
-        """The folder of an entry, whether or not it exists."""
+        """Returns the folder of an entry, whether or not it exists."""
         return epath.Path(self.root) / key
 
     def has(self, key: str) -> bool:
-        """Whether a complete entry lies there: a manifest, and every file of the size
-        that it states.
+        """Returns True if a complete entry lies there: a manifest, and every file of the
+        size that it states.
         """
         try:
             read_manifest(self.path(key), key)
@@ -80,7 +79,7 @@ class Store:
         return True
 
     def is_whole(self, key: str) -> bool:
-        """Whether a complete entry lies there with every byte; all of it is read."""
+        """Returns True if an entry is there with every byte; all of it is read."""
         try:
             read_manifest(self.path(key), key).check_contents(self.path(key))
         except (KeyError, Damaged):
@@ -111,12 +110,12 @@ class Store:
         check_held(self.root)
         root, final = epath.Path(self.root), self.path(key)
         self._sweep()
-        folder = (
-            root / f".tmp-{owner_tag()}-{uuid.uuid4().hex[:8]}"
-            if files.is_local(root)
-            else final
-        )
-        if not files.is_local(root):
+        if files.is_local(root):
+            folder = root / f".tmp-{owner_tag()}-{uuid.uuid4().hex[:8]}"
+        else:
+            # A bucket cannot rename a folder: files are written in place, and the entry
+            # counts from the moment that its manifest is there.
+            folder = final
             remove(final)
         folder.mkdir(parents=True)
         try:
@@ -129,8 +128,8 @@ class Store:
         return final
 
     def load(self, key: str) -> tuple[Arrays, Meta]:
-        """The arrays (memory-mapped, read-only, where the disk is local) and the meta
-        of an entry, after a checksum.
+        """Reads the arrays (memory-mapped, read-only, where the disk is local) and the
+        meta of an entry, after checking every byte.
 
         Raises:
           KeyError: no such entry.
@@ -143,7 +142,7 @@ class Store:
         return arrays, read_object(folder / META)
 
     def progress(self, key: str) -> Progress:
-        """What was finished so far of an entry that is being computed."""
+        """Returns what was finished so far of an entry that is being computed."""
         return Progress(epath.Path(self.root) / PROGRESS / key, writer=self.writer)
 
     def discard(self, key: str) -> None:
@@ -152,23 +151,23 @@ class Store:
             remove(self.path(key))
 
     def _array(self, folder: epath.Path, manifest: Manifest, name: str) -> Any:
-        """One array of an entry.
+        """Reads one array of an entry.
 
         Raises:
           Damaged: the file is not an array of the stated type.
         """
-        stated = manifest.arrays[name]
-        path = folder / stated.file
+        entry = manifest.arrays[name]
+        path = folder / entry.file
         try:
-            array = read_array(path, stated.dtype)
+            array = read_array(path, entry.dtype)
         except (ValueError, TypeError, EOFError, SyntaxError) as error:
             raise Damaged(
                 f"{os.fspath(path)} is not the array that its manifest states: {error}"
             ) from error
-        if array.dtype.name != stated.dtype:
+        if array.dtype.name != entry.dtype:
             raise Damaged(
                 f"{os.fspath(path)} holds {array.dtype.name}, its manifest states "
-                f"{stated.dtype}"
+                f"{entry.dtype}"
             )
         return array
 
@@ -179,22 +178,22 @@ class Store:
         meta: Mapping[str, Any],
         write: Any,
     ) -> None:
-        """Arrays, meta and further files, then the manifest of all of them."""
+        """Writes arrays, meta and further files, then the manifest of all of them."""
         index = write_arrays(folder, arrays)
         (folder / META).write_text(to_json(dict(meta)))
         if write is not None:
             write(folder)
-        stated = {}
+        contents = {}
         for file in list_files(folder):
             name = os.fspath(file.relative_to(folder))
-            stated[name] = {"bytes": file.stat().length, "sha256": whole_hash(file)}
+            contents[name] = {"bytes": file.stat().length, "sha256": whole_hash(file)}
             if files.is_local(file):
                 sync(file)
-        write_atomic(folder / MANIFEST, manifest_text(index, stated))
+        write_atomic(folder / MANIFEST, manifest_text(index, contents))
 
     def _sweep(self) -> None:
-        """Removes what publishing processes left when they were killed: at once on this
-        host, after a day on others.
+        """Removes what processes left that were killed while they published: those of
+        this host at once, those of others after a day.
         """
         root = epath.Path(self.root)
         if not files.is_local(root) or not root.exists():
@@ -205,7 +204,7 @@ class Store:
 
 
 def _abandoned(left: epath.Path) -> bool:
-    """Whether the process that made a temporary folder cannot finish it any more."""
+    """Returns True if the process that made a temporary folder cannot finish it."""
     owner = re.fullmatch(r"\.tmp-(.*)~(\d+)@(\d*)-\w+(-old)?", left.name)
     if owner is not None and owner[1] == socket.gethostname():
         return not alive(int(owner[2]), owner[3])

@@ -25,14 +25,14 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 
 def is_local(path: epath.Path) -> bool:
-    """Whether the path is no bucket's; an epath is never a `pathlib.Path`, so the type
-    does not tell.
+    """Returns True if the path is not a bucket's; an epath is never a `pathlib.Path`, so
+    that its type does not show it.
     """
     return "://" not in os.fspath(path)
 
 
 def sync(path: PathLike) -> None:
-    """Asks the disk to hold a file or a folder's list of names before we go on."""
+    """Waits until the disk holds a file, or a folder's list of names."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -51,7 +51,7 @@ def write_atomic(path: PathLike, content: str | bytes) -> None:
 
 
 def write_whole(path: PathLike, content: str | bytes) -> None:
-    """`write_atomic` without the question who holds the folder."""
+    """Writes like `write_atomic`, without checking who holds the folder."""
     path = epath.Path(path)
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,9 +69,7 @@ def write_whole(path: PathLike, content: str | bytes) -> None:
 
 
 def remove(path: PathLike) -> None:
-    """Removes a file, a link or a folder with all in it; nothing happens where nothing
-    lies.
-    """
+    """Removes a file, a link or a folder with all in it, where there is one."""
     path = epath.Path(path)
     if is_local(path) and (os.path.islink(path) or os.path.isfile(path)):
         os.unlink(path)
@@ -80,7 +78,9 @@ def remove(path: PathLike) -> None:
 
 
 def to_json(obj: Any) -> str:
-    """JSON with numpy numbers and arrays as numbers and lists, and paths as text."""
+    """Returns JSON in which numpy numbers and arrays are numbers and lists, and paths are
+    text.
+    """
 
     def plain(value: Any) -> Any:
         if hasattr(value, "tolist"):
@@ -98,18 +98,18 @@ def to_json(obj: Any) -> str:
 
 
 def quote(name: str) -> str:
-    """A file name for any text; never hidden, never a path."""
+    """Returns a file name for any text; never hidden, never a path."""
     return urllib.parse.quote(name, safe=" ,=+@").replace(".", "%2E")
 
 
 def array_file(name: str) -> str:
-    """The file of an array of an entry."""
+    """Returns the file name of an entry's array."""
     return f"{quote(name)}.npy"
 
 
 def plain_array(array: Any) -> np.ndarray:
-    """The array in a dtype that .npy knows: bfloat16 and its kin as unsigned integers
-    of the same width.
+    """Returns the array in a dtype that .npy knows: bfloat16 and its kin as unsigned
+    integers of the same width.
     """
     array = np.asarray(array)
     if array.dtype.hasobject:
@@ -117,22 +117,22 @@ def plain_array(array: Any) -> np.ndarray:
             "an array of Python objects cannot be stored; put its values in meta, or "
             "convert it to numbers"
         )
-    return (
-        array.view(f"u{array.dtype.itemsize}")
-        if hasattr(ml_dtypes, array.dtype.name)
-        else array
-    )
+    if hasattr(ml_dtypes, array.dtype.name):
+        return array.view(f"u{array.dtype.itemsize}")
+    return array
 
 
 def typed_array(array: np.ndarray, dtype: str) -> np.ndarray:
-    """The inverse of `plain_array`."""
-    return array.view(getattr(ml_dtypes, dtype)) if hasattr(ml_dtypes, dtype) else array
+    """Undoes `plain_array`."""
+    if hasattr(ml_dtypes, dtype):
+        return array.view(getattr(ml_dtypes, dtype))
+    return array
 
 
 def write_arrays(
     folder: epath.Path, arrays: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """One .npy per array; returns name -> file, dtype."""
+    """Writes one .npy per array; returns name -> file, dtype."""
     index = {}
     for name, array in arrays.items():
         file = array_file(name)
@@ -143,7 +143,7 @@ def write_arrays(
 
 
 def read_array(path: epath.Path, dtype: str) -> np.ndarray:
-    """Memory-mapped where the disk is local, read whole from a bucket."""
+    """Opens an array memory-mapped where the disk is local; reads it whole from a bucket."""
     if is_local(path):
         return typed_array(np.load(path, mmap_mode="r", allow_pickle=False), dtype)
     return typed_array(
@@ -152,7 +152,7 @@ def read_array(path: epath.Path, dtype: str) -> np.ndarray:
 
 
 def json_row(line: bytes) -> Meta | None:
-    """The JSON object of a line, or None where it is cut short or anything else."""
+    """Parses the JSON object of a line; None where it is cut short or anything else."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

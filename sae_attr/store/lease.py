@@ -1,11 +1,19 @@
 """Who may write below a folder: a lock file that its holder touches while it runs, and
 that a silent one loses.
 
-A process of this machine is asked directly whether it runs; one of another host counts
-as dead when its lock was not touched for the silence that the lock itself states. Times
-are those of the file system, so that clocks of hosts may differ. A holder that was
-itself silent (a stopped process, a machine put to sleep) looks at the lock again before
-it writes, and finds there that it was taken over: two runs never write at once.
+A process of this machine is looked up directly; one of another host counts as dead when
+its lock was not touched for the silence that the lock itself states. Times are those of
+the file system, so that clocks of hosts may differ. A holder that was itself silent (a
+stopped process, a machine put to sleep) reads the lock again before it writes, and
+finds there that it was taken over: two runs never write at once.
+
+The `filelock` library makes reading and writing the lock file one step: a lock of the
+kernel beside it, or a file of its own where the file system has none. It does not hold
+the folder itself, for three reasons: a kernel's lock on a network disk may be seen by
+its own host alone, and a bucket has none; it does not say who holds it, which a refused
+run must report; and one whose host is gone stays for good, while here a run on another
+host goes on after a stated silence. So the record, its touches and the check before
+every write are this module's.
 """
 
 from __future__ import annotations
@@ -32,9 +40,7 @@ from sae_attr.store.process import alive, born_at, machine
 
 LOCK = ".lock"
 SILENCE = 120.0  # seconds without a touch after which another host may go on
-_UNTOUCHED = (
-    24 * 3600.0
-)  # the same for a lock of an older version, which nobody touches
+_UNTOUCHED = 24 * 3600.0  # the same for a lock of an older version: nobody touches it
 _BEATS = 8  # touches within one silence
 _RECENT = 2.0  # seconds for which a holder trusts what it read in its lock
 _GUARD_SECONDS = 60.0  # nobody looks at a lock for longer
@@ -52,8 +58,7 @@ class InUse(RuntimeError):
 
 @dataclass(eq=False)
 class Lease:
-    """A folder that this process holds; touched by a thread of its own until it is
-    released.
+    """A folder that this process holds; a thread touches it until it is released.
 
     Args:
       path: of the lock file.
@@ -92,9 +97,8 @@ class Lease:
         it.
         """
         while not self.stopped.wait(self.record["silence"] / _BEATS):
-            with contextlib.suppress(
-                OSError, InUse
-            ):  # a file system that is away for a while is asked again
+            # A file system that is away for a while is tried again at the next beat.
+            with contextlib.suppress(OSError, InUse):
                 if _holder(self.path) not in (None, self.record):
                     return
                 if files.is_local(self.path):
@@ -153,7 +157,7 @@ def _own_record(silence: float) -> Meta:
 
 
 def _acquire(lease: Lease, *, wait: bool) -> None:
-    """Writes the lease's record as soon as nobody else holds the lock."""
+    """Writes the lease's record as soon as no other run holds the lock."""
     first = _try(lease)
     if first is None:
         return
@@ -184,8 +188,8 @@ def _try(lease: Lease) -> tuple[Meta, float] | None:
 
 
 def _is_gone(path: epath.Path, holder: Meta) -> bool:
-    """Whether the process that a lock names runs no more, as far as that can be told
-    from here.
+    """Returns True if the process that a lock names runs no more, as far as this host
+    can see.
     """
     if _is_here(holder):
         return not alive(holder["pid"], holder["born"])
@@ -193,7 +197,7 @@ def _is_gone(path: epath.Path, holder: Meta) -> bool:
 
 
 def _is_here(holder: Meta) -> bool:
-    """Whether the holder's process ids are those of this machine (and container)."""
+    """Returns True if the holder's process ids are those of this machine and container."""
     return (
         holder["host"] == socket.gethostname()
         and holder.get("machine", machine()) == machine()
@@ -205,16 +209,16 @@ def _can_fall_silent(holder: Meta) -> bool:
 
 
 def _silence(holder: Meta) -> float:
-    """Seconds that the lock states; a day where it states none, since nobody touches
-    it.
+    """Returns the silence that the lock states, in seconds; a day where it states none,
+    since nobody touches it.
     """
-    stated = holder.get("silence", _UNTOUCHED)
-    usable = type(stated) in (int, float) and math.isfinite(stated) and stated > 0
-    return float(stated) if usable else _UNTOUCHED
+    silence = holder.get("silence", _UNTOUCHED)
+    usable = type(silence) in (int, float) and math.isfinite(silence) and silence > 0
+    return float(silence) if usable else _UNTOUCHED
 
 
 def _holder(path: epath.Path) -> Meta | None:
-    """The record of a lock; None where it is absent, empty or names no process."""
+    """Reads the record of a lock; None where it is absent, empty or names no process."""
     try:
         record = json_row(path.read_bytes())
     except (FileNotFoundError, IsADirectoryError):
@@ -238,7 +242,7 @@ def _touched(path: epath.Path) -> float:
 
 
 def _age(path: epath.Path) -> float:
-    """Seconds since a lock was touched, both by the clock of the file system."""
+    """Measures the seconds since a lock was touched, by the file system's own clock."""
     probe = path.parent / f"{LOCK}-clock-{uuid.uuid4().hex[:8]}"
     try:
         probe.write_text("now")
@@ -268,8 +272,8 @@ def _named(holder: Meta) -> str:
 
 @contextlib.contextmanager
 def _alone(path: epath.Path) -> Iterator[None]:
-    """No other process looks at the lock meanwhile; nothing of the kind exists for a
-    bucket.
+    """Keeps other processes of this file system from reading or writing the lock; a
+    bucket has nothing of the kind.
     """
     if not files.is_local(path):
         yield
@@ -279,8 +283,8 @@ def _alone(path: epath.Path) -> Iterator[None]:
 
 
 def _guard(name: str) -> Any:
-    """An acquired lock of the kernel; where the file system has none, a file that is
-    made and removed.
+    """Acquires a lock of the kernel; where the file system has none, a file that is
+    created and removed.
     """
     try:
         try:

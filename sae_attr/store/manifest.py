@@ -1,5 +1,5 @@
-"""What an entry's manifest states, and whether its files are that; anything else is
-damage, which counts as absence.
+"""The manifest of an entry, and the check of its files against it; damage of any kind
+counts as absence.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from sae_attr.store.names import digest, file_hash, whole_hash
 
 MANIFEST, META = "manifest.json", "meta.json"
 _ARRAYS, _FILES, _CHECKSUM = "arrays", "files", "checksum"
-# What the file system says of names that are not there, of files in the place of
-# folders, and of unreadable blocks. Everything else (no permission, a network that is
-# down) is no damage: the entry may be whole.
+# Errors of names that are not there, of files in the place of folders, and of unreadable
+# blocks. Any other (no permission, a network that is down) is no damage: the entry may
+# be whole.
 _DAMAGE = (
     errno.ENOENT,
     errno.ENOTDIR,
@@ -94,20 +94,20 @@ class Manifest:
 
 
 def manifest_text(
-    arrays: Mapping[str, Mapping[str, Any]], stated: Mapping[str, Mapping[str, Any]]
+    arrays: Mapping[str, Mapping[str, Any]], contents: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """The manifest as it lies on disk.
+    """Formats the manifest of an entry.
 
     Args:
       arrays: name -> file, dtype.
-      stated: path -> bytes, sha256.
+      contents: path -> bytes, sha256.
     """
-    body = {_ARRAYS: dict(arrays), _FILES: dict(stated)}
+    body = {_ARRAYS: dict(arrays), _FILES: dict(contents)}
     return to_json({**body, _CHECKSUM: digest(body)})
 
 
 def read_manifest(folder: epath.Path, key: str) -> Manifest:
-    """The manifest of an entry whose files have the stated sizes.
+    """Reads the manifest of an entry and checks the sizes of its files.
 
     Raises:
       KeyError: no such entry.
@@ -123,7 +123,7 @@ def read_manifest(folder: epath.Path, key: str) -> Manifest:
 
 
 def read_object(path: epath.Path) -> Meta:
-    """A JSON object of an entry.
+    """Reads a JSON object of an entry.
 
     Raises:
       Damaged: the file is missing, or holds anything else.
@@ -140,7 +140,7 @@ def read_object(path: epath.Path) -> Meta:
 
 
 def _parsed(raw: Meta, where: str) -> Manifest:
-    """The manifest in a JSON object; Damaged where the object is anything else."""
+    """Parses a manifest; raises Damaged where the object is anything else."""
     body = {_ARRAYS: raw.get(_ARRAYS), _FILES: raw.get(_FILES)}
     checked = _CHECKSUM in raw
     if raw.keys() - {_CHECKSUM} != body.keys() or (
@@ -148,18 +148,18 @@ def _parsed(raw: Meta, where: str) -> Manifest:
     ):
         raise Damaged(f"{where} is not as it was written")
     arrays = _table(body[_ARRAYS], _array_of, where)
-    stated = _table(body[_FILES], _file_of, where)
+    contents = _table(body[_FILES], _file_of, where)
     misnamed = [
         name for name, array in arrays.items() if array.file != array_file(name)
     ]
-    unstated = {META, *(array.file for array in arrays.values())} - stated.keys()
-    outside = [name for name in stated if not _inside(name)]
+    unstated = {META, *(array.file for array in arrays.values())} - contents.keys()
+    outside = [name for name in contents if not _inside(name)]
     if unstated or outside or misnamed:
         raise Damaged(
             f"{where} does not state its own files: "
             f"{', '.join([*sorted(unstated), *outside, *misnamed])}"
         )
-    return Manifest(arrays, stated, checked)
+    return Manifest(arrays, contents, checked)
 
 
 def _table(raw: Any, entry_of: Callable[[Any], T | None], where: str) -> dict[str, T]:
@@ -179,26 +179,22 @@ def _array_of(raw: Any) -> StatedArray | None:
     if not isinstance(raw, dict):
         return None
     file, dtype = raw.get("file"), raw.get("dtype")
-    return (
-        StatedArray(file, dtype)
-        if isinstance(file, str) and isinstance(dtype, str)
-        else None
-    )
+    if isinstance(file, str) and isinstance(dtype, str):
+        return StatedArray(file, dtype)
+    return None
 
 
 def _file_of(raw: Any) -> StatedFile | None:
     if not isinstance(raw, dict):
         return None
     size, sha256 = raw.get("bytes"), raw.get("sha256")
-    return (
-        StatedFile(size, sha256)
-        if type(size) is int and isinstance(sha256, str)
-        else None
-    )
+    if type(size) is int and isinstance(sha256, str):
+        return StatedFile(size, sha256)
+    return None
 
 
 def _inside(name: str) -> bool:
-    """Whether a stated path leads to a file inside the entry."""
+    """Returns True if a path of the manifest leads to a file inside the entry."""
     parts = PurePosixPath(name).parts
     return (
         bool(parts)
@@ -209,7 +205,7 @@ def _inside(name: str) -> bool:
 
 
 def _readable(path: epath.Path, read: Callable[[epath.Path], T]) -> T:
-    """What `read` makes of a file; Damaged where the file is not there or its blocks
+    """Applies `read` to a file; raises Damaged where the file is not there or its blocks
     cannot be read.
     """
     try:

@@ -19,8 +19,8 @@ _SAMPLES, _SAMPLE = 64, 1 << 20  # larger ones by this many pieces of this size
 
 
 def digest(obj: Any) -> str:
-    """A name for a value that is the same in every process and on every machine: 32 hex
-    digits of a sha256.
+    """Names a value, alike in every process and on every machine: 32 hex digits of a
+    sha256.
 
     Dicts and sets do not depend on order, a list equals a tuple, floats count by
     `repr`, an array by dtype, shape and bytes, a dataclass by its class name and
@@ -34,8 +34,8 @@ def digest(obj: Any) -> str:
 
 
 def _canonical(obj: Any, where: str) -> bytes:
-    """Bytes that determine `obj`: a type tag and the hashes of the parts, so that no
-    two structures read alike.
+    """Returns bytes that determine `obj`: a type tag and the hashes of the parts, so that
+    no two structures have the same bytes.
     """
     if isinstance(obj, enum.Enum):
         return _canonical(obj.value, where)
@@ -65,7 +65,7 @@ def _canonical(obj: Any, where: str) -> bytes:
 
 
 def _canonical_array(obj: Any, where: str) -> bytes:
-    """The same for what numpy can read without guessing."""
+    """Returns the same for what numpy can read without guessing."""
     array = np.asarray(obj) if hasattr(obj, "__array__") else None
     if array is None or array.dtype.hasobject:
         raise TypeError(
@@ -88,7 +88,7 @@ def _joined(tag: str, parts: Sequence[bytes]) -> bytes:
 
 
 def fingerprint(path: PathLike) -> str:
-    """A name for the contents of a file or folder, wherever it lies: 32 hex digits.
+    """Names the contents of a file or folder, wherever it lies: 32 hex digits.
 
     A file up to 64 MB counts by its whole sha256; a larger one by its size and 64
     pieces of 1 MB, evenly spaced from its first byte to its last, so that a model of
@@ -113,8 +113,10 @@ def fingerprint(path: PathLike) -> str:
 
 
 def list_files(folder: epath.Path, *, hidden: bool = False) -> list[epath.Path]:
-    """The files below a folder in a fixed order, without hidden ones unless they are
-    asked for.
+    """Returns the files below a folder in a fixed order.
+
+    Args:
+      hidden: those whose names start with a dot too.
     """
     shown = (p for p in folder.iterdir() if hidden or not p.name.startswith("."))
     files: list[epath.Path] = []
@@ -124,7 +126,7 @@ def list_files(folder: epath.Path, *, hidden: bool = False) -> list[epath.Path]:
 
 
 def whole_hash(path: epath.Path) -> str:
-    """32 hex digits of every byte of a file."""
+    """Hashes every byte of a file: 32 hex digits."""
     state = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -133,7 +135,7 @@ def whole_hash(path: epath.Path) -> str:
 
 
 def file_hash(path: epath.Path) -> str:
-    """32 hex digits of one file, by samples if it is large."""
+    """Hashes one file, by samples if it is large: 32 hex digits."""
     if is_local(path) and not os.path.isfile(path):
         raise ValueError(
             f"{os.fspath(path)} is a device, pipe or socket where a regular file is "

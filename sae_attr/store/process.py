@@ -10,8 +10,8 @@ from pathlib import Path
 
 @functools.cache
 def machine() -> str:
-    """Names the running kernel and the space of its process ids, which a container has
-    for itself ("" if not told).
+    """Names the running kernel and its namespace of process ids, since a container has
+    its own; "" where the system does not show them.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -21,8 +21,8 @@ def machine() -> str:
 
 
 def born_at(pid: int) -> str:
-    """When a process started, in the kernel's ticks ("" where that is not told), since
-    process ids are used again.
+    """Returns when a process started, in the kernel's ticks; "" where the system does not
+    show it. Process ids are used again, start times are not.
     """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
@@ -31,7 +31,7 @@ def born_at(pid: int) -> str:
 
 
 def alive(pid: int, born: str) -> bool:
-    """Whether the process that noted `born` still runs on this host."""
+    """Returns True if the process that started at `born` still runs on this host."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -35,9 +35,8 @@ from sae_attr.store.manifest import Damaged
 _HEAD = "head"
 _SUM = "crc32"  # the last key of a row
 _SUMMED = re.compile(rb'^(\{.*?)(?:, )?"crc32": "([0-9a-f]{8})"\}$', re.DOTALL)
-_LIKE_SUMMED = re.compile(
-    rb'"[^"]{5}": "[0-9a-f]{8}"\}$'
-)  # the name of the checksum itself may be what is damaged
+# The name of the checksum itself may be what is damaged.
+_LIKE_SUMMED = re.compile(rb'"[^"]{5}": "[0-9a-f]{8}"\}$')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Progress:
     )
 
     def done(self) -> set[str]:
-        """The ids of the finished shards; one cut short or changed is not among them."""
+        """Returns the ids of the finished shards; one cut short or changed is not among them."""
         return {
             urllib.parse.unquote(p.name.removesuffix(".npz"))
             for p in self._names(".npz")
@@ -77,25 +76,29 @@ class Progress:
         """Stores one finished shard; writing it again replaces it."""
         if not self.writer:
             return
-        kept = {name: np.asarray(array) for name, array in arrays.items()}
-        stated = {
-            "dtypes": {name: array.dtype.name for name, array in kept.items()},
-            "shapes": {name: list(array.shape) for name, array in kept.items()},
+        dtypes: dict[str, str] = {}
+        shapes: dict[str, list[int]] = {}
+        parts: dict[str, Any] = {}
+        for name, value in arrays.items():
+            array = np.asarray(value)
+            dtypes[name] = array.dtype.name
+            shapes[name] = list(array.shape)
+            parts[f"a:{name}"] = plain_array(array)
+        head = {
+            "dtypes": dtypes,
+            "shapes": shapes,
             "meta": json.loads(to_json(dict(meta or {}))),
-        }
-        parts: dict[str, Any] = {
-            f"a:{name}": plain_array(array) for name, array in kept.items()
         }
         buffer = io.BytesIO()
         np.savez(
-            buffer, head=np.frombuffer(json.dumps(stated).encode(), np.uint8), **parts
+            buffer, head=np.frombuffer(json.dumps(head).encode(), np.uint8), **parts
         )
         path = self.folder / f"{quote(shard)}.npz"
         write_atomic(path, buffer.getvalue())
         self._note(path)
 
     def get(self, shard: str) -> tuple[Arrays, Meta]:
-        """The arrays and the meta of a finished shard.
+        """Reads the arrays and the meta of a finished shard.
 
         Raises:
           KeyError: the shard is not finished.
@@ -115,38 +118,34 @@ class Progress:
         check_held(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         text = "".join(_line(row) for row in rows)
-        if not files.is_local(
-            self.folder
-        ):  # objects in a bucket cannot grow: one for each call
-            write_atomic(
-                self.folder / f"rows-{len(self._names('.jsonl')):06d}.jsonl", text
-            )
+        if not files.is_local(self.folder):
+            # Objects in a bucket cannot grow: one for each call.
+            number = len(self._names(".jsonl"))
+            write_atomic(self.folder / f"rows-{number:06d}.jsonl", text)
             return
-        with open(
-            self.folder / "rows.jsonl", "a+b"
-        ) as file:  # epath itself opens for reading or appending, not both
+        # epath itself opens for reading or appending, not both.
+        with open(self.folder / "rows.jsonl", "a+b") as file:
             if file.tell() and not _ends_line(file):
-                text = (
-                    "\n" + text
-                )  # what a kill left of the last line stays alone on its own
+                # A kill cut the last line short; what is left of it gets a line of its
+                # own, which counts as damaged.
+                text = "\n" + text
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
 
     def rows(self, needs: Sequence[str] = ()) -> list[Meta]:
-        """All appended rows in order, without those that were cut short or changed.
+        """Returns all appended rows in order, without those that were cut short or changed.
 
         Args:
           needs: keys that a row must have; one without them counts as damaged.
         """
-        lines = [
-            line
-            for path in self._names(".jsonl")
-            for line in path.read_bytes().split(b"\n")
-            if line.strip()
-        ]
-        rows = [row for row in map(_row_of, lines) if row is not None]
-        return [row for row in rows if all(key in row for key in needs)]
+        rows = []
+        for path in self._names(".jsonl"):
+            for line in path.read_bytes().split(b"\n"):
+                row = _row_of(line) if line.strip() else None
+                if row is not None and row.keys() >= set(needs):
+                    rows.append(row)
+        return rows
 
     def clear(self) -> None:
         """Forgets everything, once the entry itself is published."""
@@ -155,7 +154,7 @@ class Progress:
             files.remove(self.folder)
 
     def _names(self, suffix: str) -> list[epath.Path]:
-        """Files of one kind in order; not the hidden ones, which are being written."""
+        """Returns the files of one kind in order; hidden ones are being written."""
         names = (
             sorted(self.folder.iterdir(), key=lambda p: p.name)
             if self.folder.is_dir()
@@ -168,8 +167,8 @@ class Progress:
         ]
 
     def _whole(self, path: epath.Path) -> bool:
-        """Whether a shard can be read; it is read once, and again only where its file
-        changes.
+        """Returns True if a shard can be read; it is read once, and again only where its
+        file changes.
         """
         if self.verified.get(path.name) == _version(path):
             return True
@@ -190,7 +189,7 @@ def _version(path: epath.Path) -> tuple[float, int]:
 
 
 def _read_shard(path: epath.Path) -> tuple[Arrays, Meta]:
-    """Arrays and meta of a shard; every byte is checked against the archive's own
+    """Reads arrays and meta of a shard; every byte is checked against the archive's own
     checksums before it is used.
 
     Raises:
@@ -203,31 +202,25 @@ def _read_shard(path: epath.Path) -> tuple[Arrays, Meta]:
                 name.removesuffix(".npy"): archive.read(name)
                 for name in archive.namelist()
             }
-        stated = json.loads(_array(parts.pop(_HEAD)).tobytes())
-        dtypes, shapes = (
-            stated["dtypes"],
-            stated.get("shapes"),
-        )  # older shards state no shapes
-        arrays = {
-            name: typed_array(_array(parts[f"a:{name}"]), dtype)
-            for name, dtype in dtypes.items()
-        }
-        meta = dict(stated["meta"])
-    except Exception as error:  # a damaged archive raises nearly anything: BadZipFile, zlib.error, KeyError, EOFError
+        head = json.loads(_array(parts.pop(_HEAD)).tobytes())
+        arrays = {}
+        for name, dtype in head["dtypes"].items():
+            arrays[name] = typed_array(_array(parts[f"a:{name}"]), dtype)
+        shapes = head.get("shapes")  # older shards have none
+        meta = dict(head["meta"])
+    # A damaged archive raises nearly anything: BadZipFile, zlib.error, KeyError,
+    # EOFError.
+    except Exception as error:
         raise Damaged(
             f"{os.fspath(path)} is not as it was written: {type(error).__name__}: "
             f"{error}"
         ) from error
-    differ = [
-        name
-        for name, array in arrays.items()
-        if shapes is not None and list(array.shape) != shapes.get(name)
-    ]
-    if differ:
-        raise Damaged(
-            f"{os.fspath(path)}: array {differ[0]!r} has another shape than is stated "
-            "beside it"
-        )
+    for name, array in arrays.items():
+        if shapes is not None and list(array.shape) != shapes.get(name):
+            raise Damaged(
+                f"{os.fspath(path)}: array {name!r} has another shape than is stated "
+                "beside it"
+            )
     return arrays, meta
 
 
@@ -236,14 +229,14 @@ def _array(data: bytes) -> np.ndarray:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    """A row as a line of JSON that ends with the checksum of what stands before it."""
+    """Formats a row as a line of JSON that ends with the checksum of what precedes it."""
     body = json.dumps(dict(row), ensure_ascii=False)[:-1]
     return f'{body}{", " * bool(row)}"{_SUM}": "{_crc(body.encode()):08x}"}}\n'
 
 
 def _row_of(line: bytes) -> Meta | None:
-    """The row of a line; None where it is damaged. A line without a checksum is of an
-    older version.
+    """Parses the row of a line; None where it is damaged. A line without a checksum is of
+    an older version.
     """
     row, line = json_row(line), line.strip()
     if row is None or not (_SUM in row or _LIKE_SUMMED.search(line)):

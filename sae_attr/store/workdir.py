@@ -21,15 +21,15 @@ def claim_workdir(
     ignore: Sequence[str] = (),
     allow_change: bool = False,
 ) -> None:
-    """Ties a workdir to one config: written to `config.json` at first use, compared
+    """Ties a workdir to one config: writes it to `config.json` at first use, and compares
     from then on.
 
     Args:
-      workdir: made if it is absent.
-      config: plain values, nested as you like.
+      workdir: created if it is absent.
+      config: plain values, nested to any depth.
       ignore: dotted names of fields that may differ, with all below them (where and how
         fast, not what).
-      allow_change: take the new config for the workdir's own instead of complaining.
+      allow_change: the new config replaces the old one instead of being refused.
 
     Raises:
       ValueError: fields differ; lists each as old → new.
@@ -39,20 +39,16 @@ def claim_workdir(
     old = _stored_config(path)
     if old is not None and not allow_change:
         old_flat, new_flat = _flat(old), _flat(new)
-        names = sorted(
-            n
-            for n in old_flat | new_flat
-            if not _below(n, ignore) and old_flat.get(n) != new_flat.get(n)
-        )
-        if names:
-            lines = "".join(
-                f"\n  {n}: {old_flat.get(n, '(absent)')} → "
-                f"{new_flat.get(n, '(absent)')}"
-                for n in names
-            )
+        changes = []
+        for name in sorted(old_flat | new_flat):
+            before = old_flat.get(name, "(absent)")
+            now = new_flat.get(name, "(absent)")
+            if before != now and not _below(name, ignore):
+                changes.append(f"\n  {name}: {before} → {now}")
+        if changes:
             raise ValueError(
                 f"{os.fspath(workdir)} was made with another config than this "
-                f"run's:{lines}\n"
+                f"run's:{''.join(changes)}\n"
                 "give another --workdir, or --allow_config_change to go on with the "
                 "new values"
             )
@@ -61,11 +57,11 @@ def claim_workdir(
 
 
 def _stored_config(path: epath.Path) -> Mapping[str, Any] | None:
-    """The config of a workdir; None where there is none, or a file that is not one,
-    which is said and replaced.
+    """Reads the config of a workdir; None where there is none, or a damaged one, which is
+    warned of and replaced.
 
-    Nothing is lost by that: the keys of stored stages are made of the config, so
-      another one's are not taken.
+    Nothing is lost by that: keys of stored stages are made of the config, so that
+    results of another config are never loaded.
     """
     if not path.exists():
         return None
@@ -81,16 +77,14 @@ def _stored_config(path: epath.Path) -> Mapping[str, Any] | None:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested dicts as dotted name -> JSON text."""
-    out: dict[str, str] = {}
+    """Flattens nested dicts to dotted name -> JSON text."""
+    flat: dict[str, str] = {}
     for key, value in tree.items():
-        nested = isinstance(value, Mapping) and value
-        out |= (
-            _flat(value, f"{prefix}{key}.")
-            if nested
-            else {f"{prefix}{key}": json.dumps(value, sort_keys=True)}
-        )
-    return out
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value, sort_keys=True)
+    return flat
 
 
 def _below(name: str, roots: Sequence[str]) -> bool:
@@ -106,8 +100,8 @@ def own_workdir(
     allow_change: bool = False,
     writer: bool = True,
 ) -> Iterator[None]:
-    """The workdir is this run's, by lock and by config, while the block lasts; the
-    config stays when it is over.
+    """Holds a workdir by lock and by config while the block lasts; the config stays
+    afterwards.
 
     Where the block refuses its input (ValueError), config.json is what it was before,
     so that the corrected command finds a free workdir, and a refused change of the
@@ -142,18 +136,17 @@ def own_workdir(
 def lock_workdir(
     workdir: PathLike, *, wait: bool = False, silence: float = SILENCE
 ) -> Iterator[None]:
-    """Holds a workdir for one run while the block lasts; what a dead process left is
-    taken over.
+    """Holds a workdir for one run while the block lasts; a dead run's is taken over.
 
     A process of this machine counts as dead when it does not run, one of another host
     when it has not touched its lock for `silence` seconds. The lock is a file that
     names host and process: advice to other runs, no protection against other programs.
 
     Args:
-      workdir: made if it is absent.
+      workdir: created if it is absent.
       wait: where another host's run holds it, wait until that is heard again (InUse) or
         was silent for long enough.
-      silence: stated in the lock, for others.
+      silence: seconds, stated in the lock for others.
 
     Raises:
       RuntimeError: another run holds it; says which. In the block, from what writes: it
