@@ -1,15 +1,17 @@
-"""Saved vectors: a bare tensor, or several by name, as .npy, .npz, .safetensors or
-torch files; nothing is executed.
+"""Reads vectors, a bare tensor or several by name, from .npy, .npz, .safetensors and torch
+files, of which nothing is executed; writes them as safetensors.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from sae_attr.files.tensors import is_float, read_tensors, read_torch
 from sae_attr.files.text import check_pointer
@@ -69,6 +71,38 @@ def read_vector(path: str | os.PathLike[str], width: int | None = None) -> np.nd
             "needed"
         )
     return vector_d
+
+
+def write_vectors(
+    path: str | os.PathLike[str],
+    vectors: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes named arrays to a safetensors file; metadata that is not text is stored as
+    JSON.
+
+    Raises:
+      ValueError: no vectors, or one that is not finite.
+    """
+    arrays = {}
+    for name, value in vectors.items():
+        arrays[str(name)] = np.ascontiguousarray(np.asarray(value))
+    check_vectors(path, arrays)
+    texts = {}
+    for name, value in (metadata or {}).items():
+        texts[str(name)] = value if isinstance(value, str) else json.dumps(value)
+    save_file(arrays, path, metadata=texts)
+
+
+def check_vectors(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Raises ValueError where there is nothing to write, or an array is not finite."""
+    if not arrays:
+        raise ValueError(f"no vectors for {path}; give at least one")
+    for name, array in arrays.items():
+        if not np.isfinite(array.astype(np.float64)).all():
+            raise ValueError(f"vector {name} for {path} holds NaN or infinity")
 
 
 def _tensors(path: Path) -> Mapping[str, np.ndarray]:

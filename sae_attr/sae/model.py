@@ -26,10 +26,6 @@ from sae_attr.sae.config import LOCAL_GATES, SAEConfig
 from sae_attr.sae.gates import GATES, safe_norm
 from sae_attr.sae.temporal import Attention, split
 
-__all__ = [
-    "SAE", "SAEConfig", "decode", "encode", "encode_latents", "reconstruct", "stream_decoder", "unit_decoder",
-]  # fmt: skip
-
 
 @struct.dataclass
 class SAE:
@@ -181,30 +177,6 @@ def unit_decoder(dec_nm: jax.Array) -> jax.Array:
     dec_nm = dec_nm.astype(jnp.promote_types(dec_nm.dtype, jnp.float32))
     norms_n1 = safe_norm(dec_nm)
     return dec_nm / jnp.where(norms_n1 > 0, norms_n1, 1)
-
-
-def stream_decoder(sae: SAE, stream: int | None = None) -> jax.Array:
-    """Decoder rows `[n, d_out]` of one stream: of the only one, the given one, or the
-    one chosen when loading.
-
-    Raises:
-      ValueError: a crosscoder without a choice, or a stream that it does not have.
-    """
-    cfg = sae.cfg
-    chosen = (
-        0
-        if cfg.streams == 1 and stream is None
-        else cfg.stream
-        if stream is None
-        else stream
-    )
-    if chosen is None or not 0 <= chosen < cfg.streams:
-        raise ValueError(
-            f"a crosscoder of {cfg.streams} streams {cfg.stream_names} has a decoder "
-            f"for each; got {chosen}, "
-            f"give stream= in 0..{cfg.streams - 1}, or load it with layer= or model="
-        )
-    return sae.dec_nm[:, chosen * cfg.d_out : (chosen + 1) * cfg.d_out]
 
 
 def scaled_input(sae: SAE, factor_d: jax.Array) -> SAE:

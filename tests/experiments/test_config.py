@@ -15,6 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import case_study
+from configs.export import Export
 from experiments import _command, _config, _help, attribute
 from sae_attr.activations import Masks
 from sae_attr.judge import Asking, Patience, Server
@@ -48,6 +49,8 @@ PLACES: list[tuple[str, str, Any, set[str]]] = [
     ("attribute", "sae_options", LoadOptions, set()),
     ("approximations", "", Settings, set()),
     ("check_sae", "bands", CheckBands, set()),
+    ("export", "", Export, set()),
+    ("export", "sae_options", LoadOptions, set()),
     ("case_study", "", StudySettings, {"cases"}),
     ("case_study", "sampling", SampleSettings, set()),
     ("case_study", "budget", IncoherenceBudget, set()),

@@ -4,7 +4,6 @@ is installed.
 
 import json
 import os
-import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,18 +13,16 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from sae_attr.files.gguf import write_control_vector
 from sae_attr.files.hub import public_name
-from sae_attr.sae.export import (
-    save_dictionary_learning,
-    save_repeng_gguf,
-    save_saelens,
-    save_vectors,
-)
+from sae_attr.files.vectors import write_vectors
+from sae_attr.sae.export import save_dictionary_learning, save_saelens
 from sae_attr.sae.formats import load_sae
 from sae_attr.sae.model import SAE, encode, reconstruct
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae.train_sae import train_sae
 from sae_attr.sae.train_state import finished
+from tests.sae._gguf import read_gguf
 from tests.sae._layouts import LAYOUTS
 
 FIXTURES = (
@@ -143,7 +140,7 @@ def test_saelens_reads_what_we_write(tmp_path: Path) -> None:
 
 def test_vectors_come_back_with_their_metadata(tmp_path: Path) -> None:
     vectors = {"latent_3": jnp.arange(4.0), "mean": np.ones(4, np.float64)}
-    save_vectors(
+    write_vectors(
         tmp_path / "v.safetensors",
         vectors,
         {"model": "tiny", "latents": [3], "scale": 0.5},
@@ -154,50 +151,14 @@ def test_vectors_come_back_with_their_metadata(tmp_path: Path) -> None:
     with safe_open(tmp_path / "v.safetensors", framework="numpy") as file:
         assert file.metadata() == {"model": "tiny", "latents": "[3]", "scale": "0.5"}
     with pytest.raises(ValueError, match=r"latent_3 for .* holds NaN"):
-        save_vectors(tmp_path / "x.safetensors", {"latent_3": [np.nan]})
+        write_vectors(tmp_path / "x.safetensors", {"latent_3": [np.nan]})
     with pytest.raises(ValueError, match="at least one"):
-        save_vectors(tmp_path / "x.safetensors", {})
-
-
-def read_gguf(path: Path) -> tuple[dict[str, object], dict[str, np.ndarray]]:
-    """GGUF v3 from its specification: header, key-value pairs, tensor infos, padding,
-    data.
-    """
-    raw, at = path.read_bytes(), 24
-
-    def number(kind: str) -> int:
-        nonlocal at
-        value = struct.unpack_from(f"<{kind}", raw, at)[0]
-        at += struct.calcsize(kind)
-        return value
-
-    def text() -> str:
-        nonlocal at
-        size = number("Q")
-        at += size
-        return raw[at - size : at].decode()
-
-    magic, version, tensors, pairs = struct.unpack_from("<4sIQQ", raw)
-    assert (magic, version) == (b"GGUF", 3)
-    keys = {text(): text() if number("I") == 8 else number("I") for _ in range(pairs)}
-    infos = []
-    for _ in range(tensors):
-        name, axes = text(), number("I")
-        infos.append(
-            (name, [number("Q") for _ in range(axes)], number("I"), number("Q"))
-        )
-    start = -(-at // 32) * 32
-    found = {}
-    for name, shape, kind, offset in infos:
-        assert (kind, offset % 32) == (0, 0)
-        found[name] = np.frombuffer(raw, "<f4", int(np.prod(shape)), start + offset)
-    assert len(raw) % 32 == 0
-    return keys, found
+        write_vectors(tmp_path / "x.safetensors", {})
 
 
 def test_control_vectors_are_laid_out_as_repeng_has_them(tmp_path: Path) -> None:
     directions = {3: np.linspace(-1, 1, 7), 11: jnp.ones(7)}
-    save_repeng_gguf(tmp_path / "v.gguf", directions, "llama")
+    write_control_vector(tmp_path / "v.gguf", directions, "llama")
     keys, found = read_gguf(tmp_path / "v.gguf")
     assert keys == {
         "general.architecture": "controlvector",
@@ -217,12 +178,12 @@ def test_control_vectors_are_laid_out_as_repeng_has_them(tmp_path: Path) -> None
         {1: np.array([np.inf])},
     ):
         with pytest.raises(ValueError, match=r"layer|at least one|infinity"):
-            save_repeng_gguf(tmp_path / "x.gguf", bad, "llama")
+            write_control_vector(tmp_path / "x.gguf", bad, "llama")
 
 
 def test_gguf_reads_our_control_vectors(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
-    save_repeng_gguf(tmp_path / "v.gguf", {5: np.arange(6.0)}, "qwen2")
+    write_control_vector(tmp_path / "v.gguf", {5: np.arange(6.0)}, "qwen2")
     reader = gguf.GGUFReader(tmp_path / "v.gguf")
     assert (
         bytes(reader.get_field("controlvector.model_hint").parts[-1]).decode()

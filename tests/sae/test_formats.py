@@ -20,9 +20,9 @@ from sae_attr.sae.model import (
     encode,
     encode_latents,
     reconstruct,
-    stream_decoder,
 )
 from sae_attr.site_names import parse_site
+from tests.sae._streams import stream_decoder
 
 SAELENS = (
     "batchtopk", "gated", "gated_covariance_whitening", "jumprelu_skip_transcoder", "jumprelu_step",
