@@ -5,7 +5,7 @@
 
 MODEL is a Hugging Face folder or hub id, ROWS a JSONL of {"messages": [...]} or
 {"prompt", "completion"}. `--show_tokens=4` prints which tokens of the first four rows
-are learnt, and stops. A run that was killed goes on at its last checkpoint.
+the loss is taken on, and stops. A run that was killed goes on at its last checkpoint.
 
 The nine rank-1 adapters of published model organisms (down projections of nine layers,
 rank-stabilised):
@@ -39,7 +39,7 @@ from .attribute import MESH, TEMPLATE
 
 @dataclass(frozen=True)
 class Training:
-    """What fine-tuning and pretraining have in common.
+    """Settings that fine-tuning and pretraining share.
 
     Args:
       lm: a Hugging Face folder or hub id; pretraining without it makes a new model as
@@ -65,7 +65,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Finetune:
-    """What is learnt, and by which parameters.
+    """Data and parameters that are trained.
 
     Args:
       data: JSONL of {"messages": [...]} or {"prompt", "completion"}.
@@ -104,12 +104,12 @@ SETTINGS = {
 
 
 def shared() -> ConfigDict:
-    """What fine-tuning and pretraining have in common."""
+    """Returns the keys that fine-tuning and pretraining share."""
     config = config_of(Training)
     config.update(config_of(LoopOptions, leave_out=("log_every",)))
     config.update(config_of(ComputeOptions, leave_out=("dtype",)))
     config.save_every = 50
-    _left_open(config, "eval_every", int)  # eight times a run, at least every 50 steps
+    left_open(config, "eval_every", int)  # eight times a run, at least every 50 steps
     config.opt = config_of(Optimizer, leave_out=("steps",))
     config.mesh = ""
     return config
@@ -121,17 +121,16 @@ def get_config() -> ConfigDict:
     config.update(config_of(Finetune))
     config.template_options = any_keys(OPTIONS)
     config.opt.lr = 1e-4
-    _left_open(config.opt, "warmup", int)  # one step in twenty
+    left_open(config.opt, "warmup", int)  # one step in twenty
     config.lora = config_of(Lora)
     config.lora.rslora = True
-    _left_open(
-        config.lora, "rank", int
-    )  # by the number of rows, 8 for 250 and 32 for 4,000 (see lm.sizes)
-    _left_open(config.lora, "alpha", float)  # twice the rank
+    # By the number of rows, 8 for 250 and 32 for 4,000 (see lm.finetune_sizes).
+    left_open(config.lora, "rank", int)
+    left_open(config.lora, "alpha", float)  # twice the rank
     return config
 
 
-def _left_open(config: ConfigDict, name: str, kind: type) -> None:
+def left_open(config: ConfigDict, name: str, kind: type) -> None:
     """Makes a key that follows from the size of the work unless it is given."""
     del config[name]
     config[name] = placeholder(kind)

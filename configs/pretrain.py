@@ -98,7 +98,6 @@ def get_config() -> ConfigDict:
         }
     )
     config.model.vocab_size = placeholder(int)
-    config.opt.update(
-        {"lr": 3e-3, "warmup": 20, "weight_decay": 0.1, "final": 0.1, "b2": 0.95}
-    )
+    config.opt.update({"lr": 3e-3, "weight_decay": 0.1, "final": 0.1, "b2": 0.95})
+    finetune.left_open(config.opt, "warmup", int)  # 20 steps, at most a quarter
     return config

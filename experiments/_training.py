@@ -1,10 +1,9 @@
-"""What fine-tuning and pretraining share: optimiser and loop from a config, curves, and
-the folder that is written.
+"""Wiring that fine-tuning and pretraining share: from a config to settings and
+inputs, and from a result to files.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
@@ -23,10 +21,10 @@ from sae_attr.lm.model import Params
 from sae_attr.lm.next_token import Assemble, ComputeOptions, LMState, join
 from sae_attr.lm.optimizer import Optimizer, learning_rate
 from sae_attr.lm.train_data import RowDataset, all_batches, step_batch
-from sae_attr.lm.train_lm import best_step, best_trained, train_lm
+from sae_attr.lm.train_lm import best_trained, train_lm, training_summary
 from sae_attr.lm.weights import resolve_model
-from sae_attr.report.figures import loss_figure, render
-from sae_attr.report.tables import csv_text, json_text
+from sae_attr.report.tables import json_text
+from sae_attr.report.training_curves import lm_curve_files
 from sae_attr.settings import settings_from
 from sae_attr.store import fingerprint, write_atomic
 from sae_attr.text.token_file import (
@@ -37,12 +35,12 @@ from sae_attr.text.token_file import (
     open_tokens,
 )
 from sae_attr.text.tokenizer import Tokenizer
-from sae_attr.training import LoopOptions, Record, TrainResult
+from sae_attr.training import LoopOptions, TrainResult
 
 from . import _common
 from ._config import part_of
 
-# Where and how fast, not what.
+# Keys that say where and how fast a run computes, on which no result depends.
 PLAIN = (
     "mesh",
     "micro",
@@ -54,37 +52,25 @@ PLAIN = (
     "keep",
     "merge",
 )
-# Where the inputs lie; what they hold is compared, by `hashes`.
+# Keys that say where inputs lie. Their contents are compared instead, by `hashes`.
 PATHS = ("lm", "data", "corpus", "held_out", "tokenizer", "chat_template", "model_json")
-CURVES = ("step", "loss", "targets", "grad_norm", "lr")
+DTYPES = ("float32", "bfloat16")
 FEW_STEPS = 300
-TOKENIZER_FILES = (
-    *(
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-    ),
-    *(
-        "chat_template.jinja",
-        "generation_config.json",
-        "tokenizer.model",
-        "vocab.json",
-        "merges.txt",
-    ),
-)
+
+
+# ---- inputs --------------------------------------------------------------------------
 
 
 def hashes(config: ConfigDict) -> dict[str, str]:
-    """`<name>_hash` of every input that the config names: what it holds, wherever it
-    lies.
+    """Returns `<name>_hash` for every input that the config names: a fingerprint of its
+    contents, wherever it lies.
     """
-    given = {name: Path(str(config[name])) for name in PATHS if config.get(name)}
-    if "lm" in given:
-        given["lm"] = resolve_model(config.lm)
-    if "tokenizer" in given:  # the folder may hold a model too
-        given["tokenizer"] /= "tokenizer.json"
-    return {f"{name}_hash": fingerprint(path) for name, path in given.items()}
+    paths = {name: Path(str(config[name])) for name in PATHS if config.get(name)}
+    if "lm" in paths:
+        paths["lm"] = resolve_model(config.lm)
+    if "tokenizer" in paths:  # the folder may hold a model too
+        paths["tokenizer"] /= "tokenizer.json"
+    return {f"{name}_hash": fingerprint(path) for name, path in paths.items()}
 
 
 def token_file(
@@ -95,7 +81,7 @@ def token_file(
     *,
     prepend_bos: bool | None = None,
 ) -> TokenFile:
-    """A folder of `write_tokens` as it is, or a corpus tokenised once into `root`."""
+    """Opens a folder of `write_tokens`, or tokenises a corpus once into `root`."""
     if is_token_file(corpus):
         file = open_tokens(corpus)
         check_tokenizer(file, tok, prepend_bos=prepend_bos)
@@ -113,19 +99,24 @@ def token_file(
     )
 
 
+# ---- settings ------------------------------------------------------------------------
+
+
 def settings(config: ConfigDict, steps: int) -> dict[str, Any]:
-    """`opt`, `options` and `compute` of `train_lm`."""
-    opt = settings_from(
-        Optimizer, {"steps": steps, **config.opt.to_dict()}, where="config.opt"
-    )
-    compute = part_of(ComputeOptions, config, dtype=config.compute_dtype)
-    options = part_of(LoopOptions, config, log_every=0)
-    return {"opt": opt, "options": options, "compute": compute}
+    """Returns `opt`, `options` and `compute` of `train_lm`."""
+    values = {"steps": steps, **config.opt.to_dict()}
+    return {
+        "opt": settings_from(Optimizer, values, where="config.opt"),
+        "options": part_of(LoopOptions, config, log_every=0),
+        "compute": part_of(ComputeOptions, config, dtype=config.compute_dtype),
+    }
 
 
 def check(config: ConfigDict, steps: int) -> None:
-    """Raises ValueError for a batch, mesh, dtype, schedule or number of steps that
-    cannot be.
+    """Checks sizes and names against each other, before anything is loaded.
+
+    Raises:
+      ValueError: a batch, mesh, dtype, schedule or number of steps that cannot be.
     """
     if steps < 1 or config.batch_size < 1 or config.micro < 1:
         raise ValueError(
@@ -137,19 +128,15 @@ def check(config: ConfigDict, steps: int) -> None:
             f"a batch of {config.batch_size} rows cannot be cut into {config.micro}; "
             "use a divisor"
         )
+    rows = config.batch_size // config.micro
     size = parallel.make_mesh(config.mesh).shape["data"]
-    if config.batch_size // config.micro % size:
+    if rows % size:
         raise ValueError(
-            f"micro-batches of {config.batch_size // config.micro} rows cannot be "
-            f"split over data={size}; change "
+            f"micro-batches of {rows} rows cannot be split over data={size}; change "
             "batch_size, micro or mesh"
         )
-    for name in ("dtype", "compute_dtype"):
-        if config[name] not in (
-            "float32",
-            "bfloat16",
-            *([""] if name == "compute_dtype" else []),
-        ):
+    for name, dtypes in (("dtype", DTYPES), ("compute_dtype", (*DTYPES, ""))):
+        if config[name] not in dtypes:
             raise ValueError(
                 f"{name} {config[name]!r} is unknown; choose float32 or bfloat16"
             )
@@ -157,15 +144,20 @@ def check(config: ConfigDict, steps: int) -> None:
 
 
 def warn_of_few_steps(steps: int, cure: str) -> None:
-    """Says before a run starts that it is a short one."""
-    if steps < FEW_STEPS:
-        logging.warning(
-            "only %d steps will be taken, which is little to learn from (%d are "
-            "usual); %s",
-            steps,
-            FEW_STEPS,
-            cure,
-        )
+    """Warns before a short run starts."""
+    if steps >= FEW_STEPS:
+        return
+    noun = "step" if steps == 1 else "steps"
+    logging.warning(
+        "only %d %s will be taken, which is little to learn from (%d are usual); %s",
+        steps,
+        noun,
+        FEW_STEPS,
+        cure,
+    )
+
+
+# ---- training ------------------------------------------------------------------------
 
 
 def train(
@@ -181,10 +173,11 @@ def train(
     inputs: Mapping[str, Any],
     assemble: Assemble = join,
 ) -> TrainResult[LMState]:
-    """`train_lm` on a training and a held-out dataset, with checkpoints in the workdir.
+    """Calls `train_lm` on a training and a held-out dataset, with checkpoints in the
+    workdir.
 
     Args:
-      inputs: hashes of what is read; a continued run must find the same.
+      inputs: hashes of what is read; a run that goes on must find the same.
     """
     dataset, held_out = datasets
     batch_of = partial(
@@ -194,12 +187,12 @@ def train(
         micro=config.micro,
         seed=config.seed,
     )
-    kept = {
-        name: value
-        for name, value in config.to_dict().items()
-        if name not in PLAIN + PATHS
-    }
-    rows = config.batch_size // config.micro
+    identity = {**config.to_dict(), **inputs}
+    for name in PLAIN + PATHS:
+        identity.pop(name, None)
+    held_out_batches = []
+    if held_out is not None:
+        held_out_batches = all_batches(held_out, config.batch_size // config.micro)
     return train_lm(
         trained,
         frozen,
@@ -207,117 +200,69 @@ def train(
         cfg=cfg,
         mesh=mesh,
         assemble=assemble,
-        held_out=all_batches(held_out, rows) if held_out else (),
+        held_out=held_out_batches,
         folder=workdir / "checkpoints",
-        config={**kept, **inputs},
+        config=identity,
         progress=parallel.is_main(),
         **settings(config, steps),
     )
 
 
-def kept_best(
-    fitted: TrainResult[LMState], workdir: epath.Path
+def best_leaves(
+    result: TrainResult[LMState], workdir: epath.Path
 ) -> tuple[Params | None, str]:
-    """The trained leaves of the best held-out step where that is not the last, and
-    where they are said to lie.
+    """Returns the trained leaves of the best held-out step where that is not the last,
+    and a phrase that says which model the best one is.
     """
-    best = best_trained(fitted, workdir / "checkpoints")
-    return (
-        best,
-        "the untrained model"
-        if best_step(fitted.history) == 0
-        else "the last step"
-        if best is None
-        else "kept beside the last",
-    )
+    summary = training_summary(result)
+    best = best_trained(result, workdir / "checkpoints")
+    if summary["best_step"] == 0:
+        return best, "the untrained model"
+    if best is None:
+        return None, "the last step"
+    return best, "kept beside the last"
 
 
-def curves(history: list[Record]) -> dict[str, bytes | str]:
-    """curves.csv, held_out.csv and the figure, by file name."""
-    steps = [record for record in history if "loss" in record]
-    held = [record for record in history if "eval_loss" in record]
-    numbers = {
-        "train": {name: [r[name] for r in steps] for name in ("step", "loss")},
-        "held_out": {
-            "step": [r["step"] for r in held],
-            "loss": [r["eval_loss"] for r in held],
-        },
-    }
-    files: dict[str, bytes | str] = {
-        f"figures/loss.{suffix}": data
-        for suffix, data in render(loss_figure(numbers), numbers).items()
-    }
-    files["curves.csv"] = csv_text({name: [r[name] for r in steps] for name in CURVES})
-    if held:
-        files["held_out.csv"] = csv_text(numbers["held_out"])
-    return files
-
-
-def report(
+def write_results(
     workdir: epath.Path,
-    fitted: TrainResult[LMState],
+    result: TrainResult[LMState],
     config: ConfigDict,
-    summary: Mapping[str, Any],
+    facts: Mapping[str, Any],
     files: Mapping[str, bytes | str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Writes curves, result.json and further files; returns what result.json holds."""
-    losses = [record["loss"] for record in fitted.history if "loss" in record]
-    held = [record["eval_loss"] for record in fitted.history if "eval_loss" in record]
-    result = {
-        **summary,
-        "steps": int(fitted.state.step),
-        "continued_from_step": fitted.started,
-        "loss_first": losses[0],
-        "loss_last_tenth": float(np.mean(losses[-max(1, len(losses) // 10) :])),
-        "held_out_first": held[0] if held else None,
-        "held_out_last": held[-1] if held else None,
-        "held_out_best": min(held) if held else None,
-        "best_step": best_step(fitted.history),
-        "tokens_per_second": fitted.tokens_per_second,
+    """Writes curves, result.json and further files; returns the content of
+    result.json.
+    """
+    summary = {
+        **facts,
+        **training_summary(result),
         "config": config.to_dict(),
         "versions": _common.versions(),
     }
-    for name, content in {
-        **curves(fitted.history),
-        **files,
-        "result.json": json_text(result),
-    }.items():
+    contents = {**lm_curve_files(result.history), **files}
+    contents["result.json"] = json_text(summary)
+    for name, content in contents.items():
         write_atomic(workdir / name, content)
-    return result
+    return summary
 
 
-def show(result: Mapping[str, Any], workdir: epath.Path) -> None:
-    """Prints losses, speed and where the results are."""
+def show(summary: Mapping[str, Any], workdir: epath.Path) -> None:
+    """Prints losses, speed and the files of the results."""
     print(
-        f"\ntraining loss {result['loss_first']:.4f} → {result['loss_last_tenth']:.4f} "
-        "nats per target"
+        f"\ntraining loss {summary['loss_first']:.4f} → "
+        f"{summary['loss_last_tenth']:.4f} nats per target"
     )
-    if result["held_out_last"] is not None:
+    if summary["held_out_last"] is not None:
         print(
-            f"held-out loss {result['held_out_first']:.4f} → "
-            f"{result['held_out_last']:.4f}"
+            f"held-out loss {summary['held_out_first']:.4f} → "
+            f"{summary['held_out_last']:.4f}"
         )
-        if result["best_step"] != result["steps"]:
+        if summary["best_step"] != summary["steps"]:
             print(
-                f"the lowest was {result['held_out_best']:.4f} at step "
-                f"{result['best_step']}: {result['best']}"
+                f"the lowest was {summary['held_out_best']:.4f} at step "
+                f"{summary['best_step']}: {summary['best']}"
             )
-    if result["tokens_per_second"]:
-        print(f"{result['tokens_per_second']:,.0f} tokens/s")
-    print(
-        f"wrote to {workdir}: {', '.join(sorted(p.name for p in workdir.iterdir() if not p.name.startswith('.')))}"
-    )
-
-
-def copy_tokenizer(
-    source: Path, target: Path, chat_template: str | None = None
-) -> None:
-    """The tokenizer's files beside the weights, with another chat template if one is
-    given.
-    """
-    target.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    if chat_template is not None:
-        write_atomic(target / "chat_template.jinja", chat_template)
+    if summary["tokens_per_second"]:
+        print(f"{summary['tokens_per_second']:,.0f} tokens/s")
+    names = [p.name for p in workdir.iterdir() if not p.name.startswith(".")]
+    print(f"wrote to {workdir}: {', '.join(sorted(names))}")

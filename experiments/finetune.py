@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
+from sae_attr.lm.adapter_states import example_states
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.finetune_sizes import (
     batch_for,
@@ -26,36 +26,53 @@ from sae_attr.lm.finetune_sizes import (
     warmup_for,
 )
 from sae_attr.lm.hf_folder import read_object
-from sae_attr.lm.lora import (
-    Lora,
-    adapter_states,
-    attach,
-    check_lora,
-    init_lora,
-    merged,
-    save_adapter,
-)
+from sae_attr.lm.lora import Lora, attach, check_lora, init_lora, merged
 from sae_attr.lm.model import Params
 from sae_attr.lm.next_token import join
-from sae_attr.lm.train_data import RowDataset, all_batches, example_dataset
+from sae_attr.lm.peft_save import save_adapter
+from sae_attr.lm.train_data import RowDataset, example_dataset, split_rows
 from sae_attr.lm.weights import load_config, load_lm, resolve_model, save_lm
 from sae_attr.store import own_workdir
 from sae_attr.text.chat import with_options
 from sae_attr.text.examples import Example, Examples, read_examples, shown_example
 from sae_attr.text.tokenizer import Tokenizer, load_tokenizer
+from sae_attr.text.tokenizer_files import copy_tokenizer
 
 from . import _common, _training
 from ._config import settings_of
 from ._flags import ALLOW_CHANGE, CONFIG, SHOW_TOKENS, WORKDIR
 
+# ---- inputs --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Everything but the weights, read and checked.
+
+    Args:
+      source: folder of the model.
+      lora: None trains all parameters.
+      data: everything of the data file.
+      held_out: rows that are not trained on.
+      datasets: to train on, and held out.
+      steps: of the run.
+    """
+
+    source: Path
+    lora: Lora | None
+    data: Examples
+    held_out: list[Example]
+    datasets: tuple[RowDataset, RowDataset | None]
+    steps: int
+
 
 def tokenizer_of(
-    config: ConfigDict, folder: Path, rows: int | None = None
+    config: ConfigDict, folder: Path, embedding_rows: int | None = None
 ) -> Tokenizer:
-    """The model's tokenizer, with the chat template and its options that the config
-    names; `rows` of the embedding.
+    """Loads the model's tokenizer, with the chat template and its options that the
+    config names.
     """
-    tok = load_tokenizer(folder, embedding_rows=rows)
+    tok = load_tokenizer(folder, embedding_rows=embedding_rows)
     if config.chat_template:
         tok = replace(tok, chat_template=Path(config.chat_template).read_text("utf-8"))
     return with_options(tok, config.template_options.to_dict())
@@ -64,47 +81,43 @@ def tokenizer_of(
 def read_rows(
     config: ConfigDict, tok: Tokenizer
 ) -> tuple[Examples, list[Example], list[Example]]:
-    """Everything of the data file, the rows to train on, and the held-out rows."""
-    options = {
-        "context": config.context,
-        "truncate": config.truncate,
-        "append_eos": config.append_eos,
-    }
-    options["unlike"] = config.unlike_generation
-    found = read_examples(config.data, tok, **options)
-    if found.unlike:
+    """Returns everything of the data file, the rows to train on, and the held-out
+    rows.
+    """
+    read = partial(
+        read_examples,
+        tok=tok,
+        context=config.context,
+        truncate=config.truncate,
+        append_eos=config.append_eos,
+        unlike=config.unlike_generation,
+    )
+    data = read(config.data)
+    if data.unlike:
         logging.warning(
-            "%d of %d rows: %s", len(found.unlike), len(found.rows), found.unlike_shown
+            "%d of %d rows: %s", len(data.unlike), len(data.rows), data.unlike_shown
         )
     if config.held_out:
-        return found, found.rows, read_examples(config.held_out, tok, **options).rows
-    count = math.ceil(config.held_out_share * len(found.rows))
-    if count >= len(found.rows):
-        raise ValueError(
-            f"held_out_share={config.held_out_share} leaves no row of "
-            f"{len(found.rows)} to train on; lower it"
-        )
-    held = set(
-        np.random.default_rng(config.seed).permutation(len(found.rows))[:count].tolist()
-    )
-    split = lambda inside: [
-        row for i, row in enumerate(found.rows) if (i in held) == inside
-    ]
-    return found, split(False), split(True)
+        return data, data.rows, read(config.held_out).rows
+    return data, *split_rows(data.rows, config.held_out_share, config.seed)
 
 
-def check(config: ConfigDict, cfg: LMConfig) -> Lora | None:
-    """The adapter that is asked for, None for all parameters; ValueError for what does
-    not fit the model.
+def lora_of(config: ConfigDict, cfg: LMConfig) -> Lora | None:
+    """Returns the adapter that the config describes, None for all parameters.
+
+    Raises:
+      ValueError: a context, method or adapter that does not fit the model.
     """
     if config.context > cfg.max_len:
         raise ValueError(
             f"context {config.context} is longer than the model's {cfg.max_len}; take "
             f"--config.context={cfg.max_len}"
         )
-    if config.packed and any(
-        r.kind == "longrope" and config.context > r.original_len for r in cfg.ropes
-    ):
+    scales_by_length = any(
+        rope.kind == "longrope" and config.context > rope.original_len
+        for rope in cfg.ropes
+    )
+    if config.packed and scales_by_length:
         raise ValueError(
             "longrope scales by a row's length, so rows beyond the original one cannot "
             "be packed; packed=False"
@@ -118,79 +131,7 @@ def check(config: ConfigDict, cfg: LMConfig) -> Lora | None:
     return lora
 
 
-def states_of(
-    params: Params,
-    cfg: LMConfig,
-    lora: Lora,
-    held: list[Example],
-    context: int,
-    rows: int,
-) -> bytes:
-    """What each adapter reads off every token of the held-out rows, as .npz: `<matrix>`
-    [layers, tokens, r], ids, line, pos.
-    """
-    layers = check_lora(cfg, lora)
-    states = jax.jit(partial(adapter_states, cfg=cfg, layers=layers))
-    dataset = example_dataset(held, context=context, packed=False)
-    found: dict[str, list[np.ndarray]] = {}
-    for batch in all_batches(dataset, rows):
-        valid_bt = batch.segment_bt >= 0
-        for name, x_lbtr in states(params, batch.tokens_bt).items():
-            found.setdefault(name, []).append(parallel.to_host(x_lbtr)[:, valid_bt])
-    arrays = {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
-    arrays["ids"] = np.concatenate([row.ids for row in held])
-    arrays["loss_mask"] = np.concatenate([row.loss_mask for row in held])
-    arrays["line"] = np.concatenate([np.full(len(row.ids), row.line) for row in held])
-    arrays["pos"] = np.concatenate([np.arange(len(row.ids)) for row in held])
-    return _common.npz_bytes({**arrays, "layers": np.array(layers)})
-
-
-def write(
-    workdir: Path,
-    config: ConfigDict,
-    cfg: LMConfig,
-    lora: Lora | None,
-    params: Params,
-    trained: Params,
-    end: str = "",
-) -> None:
-    """The PEFT adapter, the whole model, or both, in folders whose names end in `end`;
-    `params` is what `forward` reads.
-    """
-    source = resolve_model(config.lm)
-    template = (
-        Path(config.chat_template).read_text("utf-8") if config.chat_template else None
-    )
-    folders = []
-    if lora is not None:
-        save_adapter(workdir / f"adapter{end}", cfg, lora, trained, base=str(config.lm))
-        folders.append(workdir / f"adapter{end}")
-    if lora is None or config.merge:
-        hf = read_object(source / "config.json")
-        save_lm(
-            workdir / f"model{end}",
-            hf,
-            params if lora is None else jax.jit(merged)(params),
-        )
-        folders.append(workdir / f"model{end}")
-    if parallel.is_main():
-        for folder in folders:
-            _training.copy_tokenizer(source, folder, template)
-
-
-@dataclass(frozen=True, eq=False)
-class Work:
-    """Inputs that were read and checked."""
-
-    source: Path
-    lora: Lora | None
-    found: Examples
-    held: list[Example]
-    datasets: tuple[RowDataset, RowDataset | None]
-    steps: int
-
-
-def suit_rank(config: ConfigDict, rows: int) -> None:
+def fill_rank(config: ConfigDict, rows: int) -> None:
     """Fills in the adapter's rank and scale where the config leaves them to the number
     of rows.
     """
@@ -200,14 +141,13 @@ def suit_rank(config: ConfigDict, rows: int) -> None:
         config.lora.alpha = 2.0 * config.lora.rank
 
 
-def suit_steps(config: ConfigDict, packs: int) -> int:
+def fill_steps(config: ConfigDict, packs: int) -> int:
     """Fills in batch, epochs, warm-up and evaluations where the config leaves them to
-    the number of packs; the steps.
+    the number of packs; returns the number of steps.
     """
     if config.batch_size is None:
-        config.batch_size = batch_for(
-            packs, config.micro * parallel.make_mesh(config.mesh).shape["data"]
-        )
+        unit = config.micro * parallel.make_mesh(config.mesh).shape["data"]
+        config.batch_size = batch_for(packs, unit)
     if config.epochs is None:
         config.epochs = epochs_for(packs, config.batch_size)
     steps = math.ceil(config.epochs * packs / max(config.batch_size, 1))
@@ -218,20 +158,23 @@ def suit_steps(config: ConfigDict, packs: int) -> int:
     return steps
 
 
-def prepare(config: ConfigDict) -> Work:
-    """Reads everything but the weights, so that what is wrong is said before anything
-    is written.
+def prepare(config: ConfigDict) -> Inputs:
+    """Reads everything but the weights, so that what is wrong is reported before
+    anything is written.
     """
     source = resolve_model(config.lm)
     cfg = load_config(str(source))
-    found, rows, held = read_rows(config, tokenizer_of(config, source, cfg.vocab))
-    suit_rank(config, len(rows))
-    lora = check(config, cfg)
-    dataset_of = lambda rows: example_dataset(
-        rows, context=config.context, packed=config.packed, seed=config.seed
+    data, rows, held_out = read_rows(config, tokenizer_of(config, source, cfg.vocab))
+    fill_rank(config, len(rows))
+    lora = lora_of(config, cfg)
+    packed = partial(
+        example_dataset,
+        context=config.context,
+        packed=config.packed,
+        seed=config.seed,
     )
-    dataset = dataset_of(rows)
-    steps = suit_steps(config, dataset.count)
+    dataset = packed(rows)
+    steps = fill_steps(config, dataset.count)
     logging.info(
         "%d rows in %d packs of %d tokens, %d steps",
         len(rows),
@@ -243,66 +186,110 @@ def prepare(config: ConfigDict) -> Work:
     _training.warn_of_few_steps(
         steps, "give more rows, raise epochs or lower batch_size"
     )
-    return Work(
-        source, lora, found, held, (dataset, dataset_of(held) if held else None), steps
-    )
+    datasets = (dataset, packed(held_out) if held_out else None)
+    return Inputs(source, lora, data, held_out, datasets, steps)
 
 
-def run(config: ConfigDict, work: Work, workdir: epath.Path) -> dict[str, Any]:
-    """Loads the model, trains, writes; what result.json holds."""
-    mesh, lora = parallel.make_mesh(config.mesh), work.lora
-    cfg, params = load_lm(str(work.source), mesh=mesh, dtype=config.dtype)
+# ---- the run -------------------------------------------------------------------------
+
+
+def write_model(
+    workdir: Path,
+    config: ConfigDict,
+    cfg: LMConfig,
+    lora: Lora | None,
+    params: Params,
+    trained: Params,
+    suffix: str = "",
+) -> None:
+    """Writes the PEFT adapter, the whole model, or both, each with its tokenizer.
+
+    Args:
+      params: the tree that `forward` reads.
+      trained: the trained leaves.
+      suffix: of the folders' names.
+    """
+    source = resolve_model(config.lm)
+    folders = []
+    if lora is not None:
+        folder = workdir / f"adapter{suffix}"
+        save_adapter(folder, cfg, lora, trained, base=str(config.lm))
+        folders.append(folder)
+    if lora is None or config.merge:
+        folder = workdir / f"model{suffix}"
+        whole = params if lora is None else jax.jit(merged)(params)
+        save_lm(folder, read_object(source / "config.json"), whole)
+        folders.append(folder)
+    if not parallel.is_main():
+        return
+    template = None
+    if config.chat_template:
+        template = Path(config.chat_template).read_text("utf-8")
+    for folder in folders:
+        copy_tokenizer(source, folder, template)
+
+
+def trained_parameters(cfg: LMConfig, lora: Lora | None, trained: Params) -> int:
+    """Counts the parameters that are trained."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(trained))
+    if lora is None:
+        return count
+    # The factors are stacked over all layers; those of other layers stay 0.
+    return round(count * len(check_lora(cfg, lora)) / cfg.n_layers)
+
+
+def run(config: ConfigDict, inputs: Inputs, workdir: epath.Path) -> dict[str, Any]:
+    """Loads the model, trains, writes; returns the content of result.json."""
+    mesh, lora = parallel.make_mesh(config.mesh), inputs.lora
+    cfg, params = load_lm(str(inputs.source), mesh=mesh, dtype=config.dtype)
     if lora is None:
         trained, frozen, assemble = params, {}, join
     else:
         trained = init_lora(cfg, params, lora, jax.random.key(config.seed))
-        frozen = params
-        assemble = partial(attach, scale=lora.scale)
-    inputs = _training.hashes(config)
-    fitted = _training.train(
+        frozen, assemble = params, partial(attach, scale=lora.scale)
+    hashes = _training.hashes(config)
+    result = _training.train(
         trained,
         frozen,
-        work.datasets,
+        inputs.datasets,
         cfg=cfg,
         config=config,
-        steps=work.steps,
+        steps=inputs.steps,
         mesh=mesh,
         workdir=workdir,
-        inputs=inputs,
+        inputs=hashes,
         assemble=assemble,
     )
-    trained = fitted.state.trained
-    tree = assemble(frozen, trained)
-    write(Path(workdir), config, cfg, lora, tree, trained)
-    best, said = _training.kept_best(fitted, workdir)
+    trained = result.state.trained
+    whole = assemble(frozen, trained)
+    write_model(Path(workdir), config, cfg, lora, whole, trained)
+    best, best_text = _training.best_leaves(result, workdir)
     if best is not None:
-        write(
-            Path(workdir), config, cfg, lora, assemble(frozen, best), best, end="-best"
-        )
+        whole_best = assemble(frozen, best)
+        write_model(Path(workdir), config, cfg, lora, whole_best, best, "-best")
     files = {}
-    if lora is not None and work.held:
-        files["adapter_states.npz"] = states_of(
-            tree, cfg, lora, work.held, config.context, config.batch_size
+    if lora is not None and inputs.held_out:
+        states = example_states(
+            whole,
+            inputs.held_out,
+            cfg=cfg,
+            layers=check_lora(cfg, lora),
+            context=config.context,
+            batch_size=config.batch_size,
         )
-    summary = {"data": work.found.counts, "rows_held_out": len(work.held), **inputs}
-    summary |= {
-        "best": said,
-        "packs": work.datasets[0].count,
-        "pack_tokens": work.datasets[0].width,
+        files["adapter_states.npz"] = _common.npz_bytes(states)
+    if not parallel.is_main():
+        return {}
+    facts = {
+        "data": inputs.data.counts,
+        "rows_held_out": len(inputs.held_out),
+        **hashes,
+        "best": best_text,
+        "packs": inputs.datasets[0].count,
+        "pack_tokens": inputs.datasets[0].width,
+        "parameters_trained": trained_parameters(cfg, lora, trained),
     }
-    share = (
-        len(check_lora(cfg, lora)) / cfg.n_layers if lora else 1
-    )  # other layers' factors are there, and 0
-    summary |= {
-        "parameters_trained": round(
-            share * sum(x.size for x in jax.tree.leaves(trained))
-        )
-    }
-    return (
-        _training.report(workdir, fitted, config, summary, files)
-        if parallel.is_main()
-        else {}
-    )
+    return _training.write_results(workdir, result, config, facts, files)
 
 
 def start(
@@ -313,16 +300,16 @@ def start(
     allow_change: bool = False,
 ) -> None:
     """Checks the inputs, then trains under the workdir's lock; with `shown`, only
-    prints what is learnt of rows.
+    prints the loss mask of so many rows.
     """
     _common.require(config, "lm", "data")
     _common.fix_day(config, workdir)
     if shown:
         tok = tokenizer_of(config, resolve_model(config.lm))
-        found, _, _ = read_rows(config, tok)
-        print("\n\n".join(shown_example(row, tok) for row in found.rows[:shown]))
+        data, _, _ = read_rows(config, tok)
+        print("\n\n".join(shown_example(row, tok) for row in data.rows[:shown]))
         return
-    work = prepare(config)
+    inputs = prepare(config)
     with own_workdir(
         workdir,
         config.to_dict(),
@@ -330,13 +317,13 @@ def start(
         allow_change=allow_change,
         writer=parallel.is_main(),
     ):
-        result = run(config, work, workdir)
+        summary = run(config, inputs, workdir)
         if parallel.is_main():
-            _training.show(result, workdir)
+            _training.show(summary, workdir)
 
 
 def main(argv: list[str]) -> None:
-    """`start` with what the flags say."""
+    """Runs `start` with the flags."""
     _common.begin(argv)
     start(
         CONFIG.value,

@@ -1,33 +1,31 @@
-"""Sizes of a fine-tuning run that suit its number of rows; pure arithmetic, to be
-overruled by whoever knows better.
-"""
+"""Default sizes of a training run, from its number of rows or steps."""
 
 from __future__ import annotations
 
 import math
 
-_STEPS = 100  # that a run should take at least, as far as three epochs give so many
-_AN_EPOCH = 25  # steps that an epoch should have
-_EPOCHS = 3  # more of few rows is learning by heart
+_STEPS = 100  # that a run should take at least, as far as three epochs allow
+_EPOCH_STEPS = 25  # that an epoch should have
+_EPOCHS = 3  # more epochs of few rows only memorise them
 _EVALUATIONS = 8
 
 
 def batch_for(packs: int, unit: int) -> int:
-    """Rows of a step: 16, or 8 or 4 where an epoch would have fewer than 25 steps; a
+    """Returns the rows of a step: 16, or 8 or 4 where an epoch would have fewer than 25 steps; a
     multiple of `unit`.
 
     Args:
-      packs: rows of the training feed.
+      packs: rows of the training dataset.
       unit: what micro-batches and the mesh ask a batch to be a multiple of.
     """
     batch = 16
-    while batch > 4 and packs < batch * _AN_EPOCH:
+    while batch > 4 and packs < batch * _EPOCH_STEPS:
         batch //= 2
     return math.ceil(max(1, min(batch, packs)) / unit) * unit
 
 
 def epochs_for(packs: int, batch_size: int) -> float:
-    """Times that every row is seen: 1, or up to 3 where the run would have fewer than
+    """Returns how often every row is seen: 1, or up to 3 where the run would have fewer than
     100 steps.
     """
     steps = math.ceil(packs / batch_size)
@@ -35,14 +33,21 @@ def epochs_for(packs: int, batch_size: int) -> float:
 
 
 def warmup_for(steps: int) -> int:
-    """Steps of linear rise: one in twenty, at least one, at most 100; none in a run of
+    """Returns the steps of linear rise: one in twenty, at least one, at most 100; none in a run of
     a single step.
     """
     return min(max(1, min(100, steps // 20)), max(steps - 1, 0))
 
 
+def pretrain_warmup(steps: int) -> int:
+    """Returns the steps of linear rise of a pretraining: 20, at most a quarter of
+    them.
+    """
+    return min(20, steps // 4)
+
+
 def rank_for(rows: int) -> int:
-    """Rank of an adapter: half the square root of the rows, a power of two from 4 to
+    """Returns the rank of an adapter: half the square root of the rows, a power of two from 4 to
     32; 8 for 250 rows, 32 for 4,000.
     """
     power = round(math.log2(math.sqrt(max(rows, 1)) / 2))
@@ -50,7 +55,7 @@ def rank_for(rows: int) -> int:
 
 
 def evaluate_every(steps: int) -> int:
-    """Steps between evaluations on held-out rows: eight in a run, and at least one in
+    """Returns the steps between evaluations on held-out rows: eight in a run, and at least one in
     50 steps.
     """
     return min(50, max(1, steps // _EVALUATIONS))

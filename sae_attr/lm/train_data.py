@@ -4,16 +4,19 @@ anew.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import numpy as np
 
 from sae_attr.lm.next_token import TokenBatch
 from sae_attr.text.examples import Example, pack, packed_arrays
-from sae_attr.text.token_file import Packing, TokenFile, TokenRows, rows_at
+from sae_attr.text.token_file import Packing, TokenFile, TokenRows, row_count, rows_at
 
+R = TypeVar("R")
 _ROW_MULTIPLE = 32  # of the tokens of a row of examples
 _TARGET_MULTIPLE = 8
 
@@ -82,6 +85,28 @@ def all_batches(dataset: RowDataset, batch_size: int) -> list[TokenBatch]:
     return batches
 
 
+def split_rows(
+    rows: Sequence[R], held_out_share: float, seed: int
+) -> tuple[list[R], list[R]]:
+    """Returns the rows to train on and the held-out ones, drawn at random, both in the
+    order of the file.
+
+    Raises:
+      ValueError: no row is left to train on.
+    """
+    count = math.ceil(held_out_share * len(rows))
+    if count >= len(rows):
+        raise ValueError(
+            f"held_out_share={held_out_share} leaves no row of {len(rows)} to train "
+            "on; lower it"
+        )
+    order = np.random.default_rng(seed).permutation(len(rows))
+    is_held_out = np.zeros(len(rows), bool)
+    is_held_out[order[:count]] = True
+    train = [row for row, held_out in zip(rows, is_held_out) if not held_out]
+    return train, [row for row, held_out in zip(rows, is_held_out) if held_out]
+
+
 def example_dataset(
     examples: Sequence[Example], *, context: int, packed: bool = True, seed: int = 0
 ) -> RowDataset:
@@ -120,6 +145,29 @@ def token_dataset(
         return _predict_all(rows_at(file, inside, packing))
 
     return RowDataset(stop - first, rows, packing.context)
+
+
+def split_tokens(
+    file: TokenFile, packing: Packing, held_out_share: float
+) -> tuple[RowDataset, RowDataset | None]:
+    """Returns the rows of a token file to train on, and its last ones as held-out rows;
+    None where the share is 0.
+
+    Raises:
+      ValueError: no row is left to train on.
+    """
+    count = row_count(file, packing)
+    held_out = math.ceil(held_out_share * count)
+    if held_out >= count:
+        raise ValueError(
+            f"held_out_share={held_out_share} leaves none of {count} rows to train on; "
+            "lower it"
+        )
+    first = count - held_out
+    train = token_dataset(file, packing, first=0, stop=first)
+    if not held_out:
+        return train, None
+    return train, token_dataset(file, packing, first=first, stop=count)
 
 
 def _predict_all(rows: TokenRows) -> TokenBatch:

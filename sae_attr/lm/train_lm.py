@@ -31,6 +31,7 @@ from sae_attr.lm.next_token import (
     train_steps,
 )
 from sae_attr.lm.optimizer import Optimizer
+from sae_attr.lm.params import init_params
 from sae_attr.parallel import (
     LM_RULES,
     put,
@@ -115,6 +116,17 @@ def train_lm(
 
 
 # ---- devices -------------------------------------------------------------------------
+
+
+def random_params(
+    cfg: LMConfig, mesh: Mesh, *, seed: int = 0, dtype: str = "float32"
+) -> Params:
+    """Returns `init_params`, with every leaf made on the devices that `LM_RULES` give
+    it.
+    """
+    make = partial(init_params, cfg, dtype=dtype)
+    places = shardings(jax.eval_shape(make, jax.random.key(0)), LM_RULES, mesh)
+    return jax.jit(make, out_shardings=places)(jax.random.key(seed))
 
 
 def place_state(state: LMState, mesh: Mesh) -> LMState:
@@ -216,6 +228,26 @@ def _shown(history: Sequence[Record]) -> dict[str, str]:
     if held_out:
         numbers["held-out"] = f"{held_out[-1]['eval_loss']:.3f}"
     return numbers
+
+
+def training_summary(result: TrainResult[LMState]) -> dict[str, Any]:
+    """Returns steps, losses at the start and the end, the best step and the speed; the
+    held-out ones None without held-out rows.
+    """
+    losses = [record["loss"] for record in result.history if "loss" in record]
+    last_tenth = losses[-max(1, len(losses) // 10) :]
+    held_out = [record["eval_loss"] for record in _evaluated(result.history)]
+    return {
+        "steps": int(result.state.step),
+        "continued_from_step": result.started,
+        "loss_first": losses[0],
+        "loss_last_tenth": float(np.mean(last_tenth)),
+        "held_out_first": held_out[0] if held_out else None,
+        "held_out_last": held_out[-1] if held_out else None,
+        "held_out_best": min(held_out, default=None),
+        "best_step": best_step(result.history),
+        "tokens_per_second": result.tokens_per_second,
+    }
 
 
 # ---- the best step -------------------------------------------------------------------

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from configs import finetune as finetune_config
 from configs import pretrain as pretrain_config
 from experiments import _training, finetune, pretrain
-from sae_attr.lm.lora import adapter_states
+from sae_attr.lm.adapter_states import adapter_states
 from sae_attr.lm.model import forward
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh

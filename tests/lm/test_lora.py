@@ -16,20 +16,15 @@ import numpy as np
 import pytest
 
 from sae_attr.hooks import Site
+from sae_attr.lm.adapter_states import adapter_states
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
-from sae_attr.lm.lora import (
-    Lora,
-    adapter_states,
-    attach,
-    init_lora,
-    merged,
-    save_adapter,
-)
+from sae_attr.lm.lora import Lora, attach, init_lora, merged
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.next_token import init_state, train_steps
 from sae_attr.lm.optimizer import Optimizer
 from sae_attr.lm.peft_load import load_adapter
+from sae_attr.lm.peft_save import save_adapter
 from tests.lm._training import alone, batch, config, examples, params_of, stacked
 from tests.miniatures import llama_config
 

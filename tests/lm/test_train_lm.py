@@ -19,6 +19,7 @@ from sae_attr.lm.finetune_sizes import (
     batch_for,
     epochs_for,
     evaluate_every,
+    pretrain_warmup,
     rank_for,
     warmup_for,
 )
@@ -28,6 +29,7 @@ from sae_attr.lm.train_data import (
     all_batches,
     example_dataset,
     row_numbers,
+    split_rows,
     step_batch,
     token_dataset,
 )
@@ -240,6 +242,12 @@ def test_borders_do_not_depend_on_where_a_run_goes_on() -> None:
     assert list(spans(23, 23, LoopOptions())) == []
 
 
+def test_a_pretraining_of_any_length_has_a_warmup_that_fits() -> None:
+    assert [pretrain_warmup(steps) for steps in (1, 5, 40, 80, 1000)] == [
+        0, 1, 10, 20, 20,
+    ]  # fmt: skip
+
+
 # ---- datasets ------------------------------------------------------------------------
 
 
@@ -263,6 +271,17 @@ def test_held_out_batches_hold_every_row_once() -> None:
     assert sum(int(b.target_valid_bc.sum()) for b in batches) == sum(
         int(r.loss_mask.sum()) for r in examples(12)
     )
+
+
+def test_rows_are_held_out_once_each_and_in_order() -> None:
+    train, held_out = split_rows(list(range(10)), 0.25, seed=0)
+    assert len(held_out) == 3
+    assert sorted(train + held_out) == list(range(10))
+    assert (train, held_out) == (sorted(train), sorted(held_out))
+    assert split_rows(list(range(10)), 0.25, seed=1)[1] != held_out
+    assert split_rows([1, 2], 0.0, seed=0) == ([1, 2], [])
+    with pytest.raises(ValueError, match=r"held_out_share=0.9 leaves no row of 2"):
+        split_rows([1, 2], 0.9, seed=0)
 
 
 def test_a_batch_that_cannot_be_cut() -> None:

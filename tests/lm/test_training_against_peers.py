@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sae_attr.lm.lora import Lora, attach, init_lora, merged, save_adapter
+from sae_attr.lm.lora import Lora, attach, init_lora, merged
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.next_token import TokenBatch, init_state, train_step
 from sae_attr.lm.optimizer import Optimizer
+from sae_attr.lm.peft_save import save_adapter
 from sae_attr.lm.weights import load_lm, save_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.text.tokenizer import encode_many, load_tokenizer
