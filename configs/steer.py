@@ -16,8 +16,6 @@ cores); one accelerator holds models up to its memory; `mesh="data=2,model=4"` s
 larger one.
 """
 
-from dataclasses import dataclass
-
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -25,6 +23,7 @@ from sae_attr.lm.sample import Sampling
 from sae_attr.sae.formats.parts import LoadOptions
 from sae_attr.steering import INTERVENTIONS
 from sae_attr.study.attribution_settings import Settings
+from sae_attr.study.steering_settings import SteerSettings
 
 from . import attribute, config_of
 from .attribute import MESH, TEMPLATE
@@ -54,34 +53,6 @@ SHARED += (
 )
 
 
-@dataclass(frozen=True)
-class Steer:
-    """What is steered, and how strongly.
-
-    Args:
-      vectors: a file of directions instead of an SAE; scaled to unit length.
-      latents: of the SAE, or numbers of the file's vectors; None: all vectors of the
-        file.
-      prompts: JSONL with prompt (a string or messages) and optionally id.
-      strengths: in units; every latent gets each.
-      tokens: which are steered: of all, prompt, generated.
-      skip: first positions of a row that are never changed; 1 spares BOS.
-      samples: completions per prompt, latent and strength.
-      batch_size: completions at a time.
-    """
-
-    vectors: str | None = None
-    latents: tuple[int, ...] | None = None
-    prompts: str | None = None
-    mode: str = "add"
-    strengths: tuple[float, ...] = (-1.0, 1.0)
-    unit: float | None = None
-    tokens: tuple[str, ...] = ("all",)
-    skip: int = 0
-    samples: int = 1
-    batch_size: int = 16
-
-
 SAMPLING = {
     "stop_ids": "a row ends with the first of these that it draws; None: what the model's files say ends a turn."
 }
@@ -94,8 +65,8 @@ TEXTS = {
 }
 SETTINGS = {
     "": (
-        Steer,
         TEXTS,
+        SteerSettings,
         Settings,
         MESH,
     ),
@@ -107,7 +78,7 @@ SETTINGS = {
 
 def get_config() -> ConfigDict:
     """Defaults of a sweep, with the inputs left to the command line."""
-    config, shared = config_of(Steer), attribute.get_config()
+    config, shared = config_of(SteerSettings), attribute.get_config()
     for name in SHARED:
         if name in shared:
             config[name] = (

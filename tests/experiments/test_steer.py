@@ -21,6 +21,7 @@ from sae_attr.hooks import Edit
 from sae_attr.steering import INTERVENTIONS, Intervention, sample_batches
 from sae_attr.steering.interventions import SteeredCoordinates, project_out
 from sae_attr.store import Store
+from sae_attr.study import steering_job
 from sae_attr.text.tokenizer import decode, load_tokenizer
 from tests.miniatures import write_lines, write_llama, write_tokenizer
 
@@ -105,12 +106,12 @@ def test_completions_beside_unsteered_ones_and_a_run_that_was_stopped(
         yield next(iter(sample_batches(sampler, rows)))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(steer, "sample_batches", stopped)
+    monkeypatch.setattr(steering_job, "sample_batches", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(config(folder), tmp_path / "part")
     asked: list[int] = []
     monkeypatch.setattr(
-        steer,
+        steering_job,
         "sample_batches",
         lambda sampler, rows: asked.append(len(rows)) or sample_batches(sampler, rows),
     )
@@ -240,7 +241,7 @@ def test_another_day_gives_the_same_ids_and_asks_for_nothing(
     assert first["template_options"] == {"date": "2025-01-31"}
     Day.now = "2026-11-28"
     monkeypatch.setattr(
-        steer,
+        steering_job,
         "sample_batches",
         lambda *a, **k: pytest.fail("something was sampled again"),
     )
@@ -321,7 +322,7 @@ def test_a_new_intervention_is_a_function_and_a_line(
 def test_every_intervention_is_in_the_help_of_its_config_and_reachable(
     folder: Path, tmp_path: Path
 ) -> None:
-    texts = configs_steer.SETTINGS[""][1]
+    texts = configs_steer.SETTINGS[""][0]
     assert isinstance(texts, dict)
     assert all(
         f"{mode} {way.meaning}" in texts["mode"] for mode, way in INTERVENTIONS.items()
@@ -329,4 +330,4 @@ def test_every_intervention_is_in_the_help_of_its_config_and_reachable(
     for mode, way in INTERVENTIONS.items():
         if not way.of_latents:
             job = steer.job_of(config(folder, mode=mode), Store(tmp_path / "store"))
-            assert job.config["mode"] == mode
+            assert job.settings.mode == mode
