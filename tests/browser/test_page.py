@@ -197,7 +197,7 @@ def test_a_point_says_which_latent_it_is(opened) -> None:
         find(opened, f".dot[data-case=misalignment][data-latent='{latent}']")
     )
     assert find(opened, ".dot.same[data-case=validation]") == []
-    ActionChains(opened).move_by_offset(0, 300).perform()
+    ActionChains(opened).move_by_offset(0, -300).perform()
     opened.execute_script(
         "document.querySelector('svg').dispatchEvent(new Event('focusout'))"
     )
