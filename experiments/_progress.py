@@ -1,6 +1,4 @@
-"""How far a chain of stages is: a line a stage, with the time spent and what is
-probably left.
-"""
+"""Progress of a chain of stages: a line per stage with the time spent and left."""
 
 from __future__ import annotations
 
@@ -12,8 +10,8 @@ from absl import logging
 from sae_attr.store import Result, Status
 
 
-def duration(seconds: float) -> str:
-    """Returns a time as people say it: 40 s, 12 min, 3 h 20 min."""
+def rounded_time(seconds: float) -> str:
+    """Returns a time with few digits: 40 s, 12 min, 3 h 20 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -21,22 +19,22 @@ def duration(seconds: float) -> str:
 
 
 def kind_of(stage: str) -> str:
-    """Returns what stages of different cases and directions have in common: `steer` of
-    misalignment.steer.away.
+    """Returns the part of a name that stages of different cases and directions share:
+    `steer` of misalignment.steer.away.
     """
     parts = stage.split(".")
     return parts[1] if len(parts) > 1 else parts[0]
 
 
-class Course:
-    """Is told of every stage's start and end, and says where the whole is.
+class StageProgress:
+    """Logs the start of every stage, with the time spent and an estimate of the rest.
 
-    What is left is estimated from stages of the same kind, of this run or of those that
-    it goes on with.
+    The estimate takes the mean time of stages of the same kind, of this run or of the
+    one that it continues.
 
     Args:
       states: of the stages that are to run, in order.
-      clock: seconds.
+      clock: returns seconds.
     """
 
     def __init__(
@@ -45,40 +43,38 @@ class Course:
         self.states, self.clock = list(states), clock
         self.began = clock()
         self.seconds: dict[str, list[float]] = {}
-        self._at = {status.name: number for number, status in enumerate(self.states, 1)}
+        self._numbers = {status.name: i for i, status in enumerate(self.states, 1)}
 
     def start(self, status: Status) -> None:
-        """Logs that a stage begins; one that only loads is not worth a line."""
-        if status.state != "done" and status.name in self._at:
-            goes_on = " (goes on)" if status.state == "part" else ""
-            number = f"stage {self._at[status.name]} of {len(self.states)}"
-            logging.info(
-                "%s: %s%s; %s", number, status.name, goes_on, self.times(status)
-            )
+        """Logs that a stage begins; one that is only loaded gets no line."""
+        if status.state == "done" or status.name not in self._numbers:
+            return
+        continued = " (continued)" if status.state == "part" else ""
+        number = f"stage {self._numbers[status.name]} of {len(self.states)}"
+        logging.info("%s: %s%s; %s", number, status.name, continued, self.times(status))
 
     def end(self, status: Status, result: Result) -> None:
-        """Remembers how long a stage took, when it was computed."""
+        """Remembers how long a stage took when it was computed."""
         seconds = result.meta.get("seconds")
         if isinstance(seconds, int | float):
             self.seconds.setdefault(kind_of(status.name), []).append(float(seconds))
 
     def times(self, status: Status) -> str:
-        """Returns the time spent, and what is probably left from a stage on."""
-        spent = f"{duration(self.clock() - self.began)} spent"
-        to_do = [
-            other
-            for other in self.states[self._at[status.name] - 1 :]
-            if other.state != "done"
-        ]
-        known = [
-            self.seconds[kind_of(other.name)]
-            for other in to_do
-            if kind_of(other.name) in self.seconds
-        ]
-        if not known:
+        """Returns the time spent, and an estimate of what is left from a stage on."""
+        spent = f"{rounded_time(self.clock() - self.began)} spent"
+        left, unknown = 0.0, 0
+        following = self.states[self._numbers[status.name] - 1 :]
+        to_do = [other for other in following if other.state != "done"]
+        for other in to_do:
+            times = self.seconds.get(kind_of(other.name), [])
+            if times:
+                left += sum(times) / len(times)
+            else:
+                unknown += 1
+        if unknown == len(to_do):
             return spent
-        left = duration(sum(sum(times) / len(times) for times in known))
-        return f"{spent}, {'about' if len(known) == len(to_do) else 'more than'} {left} left"
+        relation = "more than" if unknown else "about"
+        return f"{spent}, {relation} {rounded_time(left)} left"
 
 
 def ending(
@@ -88,32 +84,28 @@ def ending(
     workdir: str,
     again: str,
 ) -> str:
-    """Returns what the end of a run says: how far it came, what came out on the way,
-    where it lies, how it goes on.
+    """Returns the last lines of a run: counts of its stages, the next stage if one is
+    left, and where the files are.
 
     Args:
       states: of all stages, after the run.
       results: of the stages that ran.
       files: that were written.
-      again: the command that goes on.
+      again: the command that continues the run.
     """
     lines = []
     for name, result in results.items():
         counts = result.meta.get("counts")
         if isinstance(counts, Mapping):
-            lines.append(
-                f"{name}: "
-                + ", ".join(f"{key} {value}" for key, value in counts.items())
-            )
-    done = sum(status.state == "done" for status in states)
-    if done < len(states):
-        missing = next(status.name for status in states if status.state != "done")
+            numbers = (f"{key} {value}" for key, value in counts.items())
+            lines.append(f"{name}: {', '.join(numbers)}")
+    missing = [status.name for status in states if status.state != "done"]
+    if missing:
+        done = len(states) - len(missing)
         lines.append(
-            f"{done} of {len(states)} stages are done; next is {missing}: {again}"
+            f"{done} of {len(states)} stages are done; next is {missing[0]}: {again}"
         )
-    lines.append(
-        f"wrote to {workdir}: {', '.join(files) if files else 'the stages, in store/'}"
-    )
+    lines.append(f"wrote to {workdir}: {', '.join(files) or 'the stages, in store/'}")
     if "report.html" in files:
         lines.append(f"open {workdir}/report.html in a browser")
     return "\n".join(lines)

@@ -1,5 +1,5 @@
-"""What a run prints: streams that cannot end it, log lines for people, and no moving
-bars where nobody watches.
+"""Output of a run: streams that cannot end it, readable log lines, and no moving bars
+where nobody watches.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from absl import logging as absl_logging
 
-UP = "\x1b[A"  # by which nested bars go back to their lines
+UP = "\x1b[A"  # by which nested bars return to their lines
 EVERY = 60.0  # seconds between two states of a bar in a log file
 CHATTY = (
     "jax",
@@ -31,20 +31,20 @@ CHATTY = (
 
 
 class Stream:
-    """A text stream that outlives its reader, and in which bars leave a line a minute
-    unless they are watched.
+    """A text stream that outlives its reader.
 
-    A closed pipe or a full disk ends what is printed and not the run; a character that
-    the terminal lacks is escaped.
+    A closed pipe or a full disk ends the output and not the run; a character that the
+    terminal lacks is escaped. Bars that nobody watches leave a line a minute.
 
     Args:
       stream: sys.stdout or sys.stderr.
-      bars: "move" as they do, "lines" for a line now and then, "none".
+      bars: "move" to let them move, "lines" for a line now and then, "none".
     """
 
     def __init__(self, stream: TextIO, bars: str = "move") -> None:
         self.stream, self.bars = stream, bars
-        self._shown, self._after_bar = time.monotonic(), False
+        self._last_state = time.monotonic()
+        self._after_bar = False
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -52,26 +52,29 @@ class Stream:
         """Writes a text, or what is shown of a bar."""
         if self.bars == "move":
             return self._write(text)
-        if text.startswith("\r") or (UP in text and not text.strip(f"\n{UP}")):
+        only_moves = UP in text and not text.strip(f"\n{UP}")
+        if text.startswith("\r") or only_moves:
             self._after_bar = True
-            state = text.replace(UP, "").strip()
-            if (
-                self.bars == "lines"
-                and state
-                and time.monotonic() - self._shown > EVERY
-            ):
-                self._shown = time.monotonic()
-                self._write(state + "\n")
-        elif not (self._after_bar and text == "\n"):  # the end of a bar's line
+            self._write_state(text.replace(UP, "").strip())
+            return len(text)
+        # A bar ends with a line break of its own.
+        if not (self._after_bar and text == "\n"):
             self._after_bar = False
             self._write(text)
         return len(text)
+
+    def _write_state(self, state: str) -> None:
+        """Writes a bar's state as a line, when the last one was long ago."""
+        due = time.monotonic() - self._last_state > EVERY
+        if self.bars == "lines" and state and due:
+            self._last_state = time.monotonic()
+            self._write(state + "\n")
 
     def _write(self, text: str) -> int:
         try:
             return self.stream.write(text)
         except OSError:
-            self._let_go()
+            self._detach()
         return len(text)
 
     def flush(self) -> None:
@@ -79,10 +82,10 @@ class Stream:
         try:
             self.stream.flush()
         except OSError:
-            self._let_go()
+            self._detach()
 
-    def _let_go(self) -> None:
-        """Nobody reads any more: what is still to come goes nowhere."""
+    def _detach(self) -> None:
+        """Sends all further output nowhere: nobody reads it any more."""
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.stream.fileno())
@@ -92,61 +95,59 @@ class Stream:
 
 
 def use_streams(*, quiet: bool = False) -> None:
-    """Puts `Stream` in the place of stdout and stderr."""
-    bars = "none" if quiet else "move" if sys.stderr.isatty() else "lines"
+    """Replaces stdout and stderr by a `Stream` each."""
+    watched = "move" if sys.stderr.isatty() else "lines"
+    bars = "none" if quiet else watched
     for name, kind in (("stdout", "move"), ("stderr", bars)):
         stream = getattr(sys, name)
-        setattr(
-            sys,
-            name,
-            Stream(stream.stream if isinstance(stream, Stream) else stream, kind),
-        )
+        inner = stream.stream if isinstance(stream, Stream) else stream
+        setattr(sys, name, Stream(inner, kind))
 
 
 class _Lines(logging.Formatter):
-    """Time and text; the level only where it is a warning or worse."""
+    """Formats a record as time and text; the level only from warnings on."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        level = (
-            "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        )
+        warns = record.levelno >= logging.WARNING
+        level = f"{record.levelname.lower()}: " if warns else ""
         text = f"{clock} {level}{record.getMessage()}"
-        return (
-            f"{text}\n{self.formatException(record.exc_info)}"
-            if record.exc_info
-            else text
-        )
+        if record.exc_info:
+            text += f"\n{self.formatException(record.exc_info)}"
+        return text
 
 
 def use_logs(*, quiet: bool = False) -> None:
-    """Makes log lines readable, and keeps libraries from writing of their own affairs."""
+    """Makes log lines readable, and silences libraries that log their own affairs."""
     handler = absl_logging.get_absl_handler()
     handler.setFormatter(_Lines())
     with contextlib.suppress(AttributeError):
         handler.python_handler.stream = sys.stderr
-    for other in [
-        h
-        for h in logging.root.handlers
-        if isinstance(h, logging.StreamHandler) and h is not handler
-    ]:
-        if other.stream in (
-            sys.__stderr__,
-            sys.__stdout__,
-        ):  # a library's, which would say every line again
-            logging.root.removeHandler(other)
-    # jax tells at INFO which accelerators it did not find; httpx tells every request.
+    _remove_console_handlers(handler)
+    # jax logs at INFO which accelerators it did not find; httpx logs every request.
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     # orbax writes twenty lines for a checkpoint, through absl's logger as we do.
     logging.getLogger("absl").addFilter(
-        lambda r: r.levelno >= logging.WARNING or "orbax" not in r.pathname
+        lambda record: (
+            record.levelno >= logging.WARNING or "orbax" not in record.pathname
+        )
     )
     absl_logging.set_verbosity(absl_logging.WARNING if quiet else absl_logging.INFO)
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _log_warning
 
 
-def _show_warning(
+def _remove_console_handlers(ours: logging.Handler) -> None:
+    """Removes handlers that a library has added: they would print every line again."""
+    for other in list(logging.root.handlers):
+        if other is ours or not isinstance(other, logging.StreamHandler):
+            continue
+        if other.stream in (sys.__stderr__, sys.__stdout__):
+            logging.root.removeHandler(other)
+
+
+def _log_warning(
     message: Warning | str, category: type[Warning], *place: Any, **options: Any
 ) -> None:
+    """Logs a warning as one line, in the place of `warnings.showwarning`."""
     absl_logging.warning("%s", message)

@@ -32,7 +32,7 @@ from sae_attr.study.showing import Shown
 from . import _common
 from ._command import command_line
 from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
-from ._progress import Course, ending
+from ._progress import StageProgress, ending
 
 ONLY = flags.DEFINE_list(
     "only",
@@ -149,7 +149,7 @@ def start(
         stages = {
             stage.name for stage in select_stages(study.stages, only=only, until=until)
         }
-        course = Course(
+        course = StageProgress(
             [
                 status
                 for status in stage_statuses(store, study.stages)

@@ -1,5 +1,5 @@
-"""Text of unknown origin made harmless for readers: what would act instead of being
-seen is named, what is endless is cut.
+"""Text of unknown origin made harmless for readers: characters that act are named, and
+long text is cut.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ _UNSEEN = re.compile(
 
 
 def visible(text: str) -> str:
-    """Text in which every character that would act instead of being seen is named:
-    U+202E becomes ⟨U+202E⟩.
+    """Returns text in which every character that would act instead of being seen is
+    named: U+202E becomes ⟨U+202E⟩.
     """
     return _UNSEEN.sub(_named, text)
 
 
-def _named(found: re.Match[str]) -> str:
-    return f"⟨U+{ord(found[0]):04X}⟩"
+def _named(match: re.Match[str]) -> str:
+    return f"⟨U+{ord(match[0]):04X}⟩"
 
 
 # What stays in a text of several lines, and breaks the line of a table.

@@ -28,7 +28,7 @@ def test_a_line_names_the_place_the_time_and_what_is_left(
         Status(name, "done" if name == "rude.sample" else "missing", "")
         for name in names
     ]
-    course = _progress.Course(states, clock=lambda: now[0])
+    course = _progress.StageProgress(states, clock=lambda: now[0])
     for status, seconds in zip(states, (30.0, 100.0, 40.0, 90.0), strict=True):
         course.start(status)
         now[0] += 0.0 if status.state == "done" else seconds
@@ -65,4 +65,4 @@ def test_the_end_says_what_was_found_where_it_lies_and_how_it_goes_on() -> None:
     [(4, "4 s"), (89, "89 s"), (600, "10 min"), (12_000, "3 h 20 min")],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert _progress.duration(seconds) == text
+    assert _progress.rounded_time(seconds) == text

@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sae_attr.report.figures import ablation_figure, effects_figure, render
+from sae_attr.report.figures import ablation_figure, effects_figure
 from sae_attr.report.figures.attribution import ablation_marks
 from sae_attr.report.figures.effects import effect_marks
+from sae_attr.report.figures.output import save
 from sae_attr.report.page.panels import ablation_panels, effect_panels
 from tests.report._sample import HOSTILE, ablation_numbers, effects_numbers
 
@@ -38,13 +39,13 @@ def dots(root: ElementTree.Element) -> list[ElementTree.Element]:
 
 
 def test_the_file_has_an_id_for_every_latent_and_mean(numbers: dict[str, Any]) -> None:
-    svg = render(effects_figure(numbers), numbers)["svg"]
+    svg = save(effects_figure(numbers), "svg")
     ids = {element.get("id") for element in ElementTree.fromstring(svg).iter()}
     marks = effect_marks(numbers)
     assert set(marks) <= ids
     assert {"away-0-mean", "toward-4-mean"} <= set(marks)
     ablation = ablation_numbers()
-    svg = render(ablation_figure(ablation), ablation)["svg"]
+    svg = save(ablation_figure(ablation), "svg")
     ids = {element.get("id") for element in ElementTree.fromstring(svg).iter()}
     assert set(ablation_marks(ablation)) <= ids
 
@@ -130,4 +131,4 @@ def test_hostile_names_are_text_in_figures() -> None:
         assert text in words
     assert "costs $5 and $x^$" in words
     assert "x" * 41 not in words
-    assert render(effects_figure(numbers), numbers)["png"].startswith(b"\x89PNG")
+    assert save(effects_figure(numbers), "png").startswith(b"\x89PNG")

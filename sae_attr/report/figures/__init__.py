@@ -1,4 +1,4 @@
-"""Figures from arrays; each is saved as SVG and PNG with its numbers beside it as JSON."""
+"""Figures of results: functions of their numbers, saved as SVG, PNG and JSON."""
 
 from sae_attr.report.figures.attribution import ablation_figure
 from sae_attr.report.figures.effects import effects_figure

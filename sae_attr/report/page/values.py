@@ -1,5 +1,5 @@
-"""Values of unknown origin as the page holds them: text is made visible, and JSON
-cannot end its element.
+"""Values of unknown origin as the page holds them: visible text, and JSON that cannot
+end its element.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sae_attr.report.safe_text import visible
 
 
 def plain(value: Any) -> Any:
-    """The same value of dicts, lists, text, numbers and None alone; NaN and infinities
+    """Returns a value as dicts, lists, text, numbers and None alone; NaN and infinities
     become None, text is made visible.
     """
     if isinstance(value, Mapping):
@@ -36,8 +36,8 @@ def plain(value: Any) -> Any:
 
 
 def script_json(value: Any) -> str:
-    """JSON for a script element of type application/json: it holds no <, > or &, so
-    nothing in it can end the element.
+    """Returns JSON for a script element of type application/json: it holds no <, > or &,
+    so that nothing in it can end the element.
     """
     text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
