@@ -38,8 +38,8 @@ import numpy as np
 
 from benchmarks.operations import GPT2
 from sae_attr.activations import (
-    Block,
-    Blocks,
+    ActivationBlock,
+    BlockStream,
     Masks,
     batch_function,
     cached_blocks,
@@ -55,7 +55,8 @@ from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params
 from sae_attr.lm.params import init_params
 from sae_attr.parallel import make_mesh
-from sae_attr.text.token_file import Packing, TokenFile, documents_at
+from sae_attr.text.packed_rows import Packing, documents_at
+from sae_attr.text.token_file import TokenFile
 
 CONTEXT, BATCH, BOS = 128, 4096, 0
 ENOUGH = (
@@ -87,10 +88,10 @@ def corpus(tokens: int, vocab: int) -> TokenFile:
     return TokenFile(ids_k, starts_s, meta)
 
 
-def timed(blocks: Blocks, seconds: list[float]) -> Blocks:
+def timed(blocks: BlockStream, seconds: list[float]) -> BlockStream:
     """The same blocks; the time of every reading is noted."""
 
-    def read(g: int) -> Block:
+    def read(g: int) -> ActivationBlock:
         start = time.perf_counter()
         block = blocks.read(g)
         seconds.append(time.perf_counter() - start)
@@ -99,7 +100,7 @@ def timed(blocks: Blocks, seconds: list[float]) -> Blocks:
     return replace(blocks, read=read)
 
 
-def rate(batches: Callable[[int], Block], steps: int) -> tuple[float, float]:
+def rate(batches: Callable[[int], ActivationBlock], steps: int) -> tuple[float, float]:
     """(tokens a second, seconds) of so many batches."""
     start = time.perf_counter()
     for step in range(steps):

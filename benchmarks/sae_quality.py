@@ -66,7 +66,7 @@ from sae_attr.sae.train_sae import train_sae
 from sae_attr.sae.train_state import finished
 from sae_attr.text.batching import corpus_batches
 from sae_attr.text.corpus_files import read_corpus
-from sae_attr.text.tokenizer import load_tokenizer
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from sae_attr.training import LoopOptions
 
 SITE, CONTEXT, ROWS = Site(2), 256, 25

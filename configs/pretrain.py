@@ -24,7 +24,7 @@ from ml_collections.config_dict import placeholder
 from sae_attr.lm.next_token import ComputeOptions
 from sae_attr.lm.optimizer import Optimizer
 from sae_attr.text.chat import OPTIONS
-from sae_attr.text.token_file import Packing
+from sae_attr.text.packed_rows import Packing
 from sae_attr.training import LoopOptions
 
 from . import any_keys, config_of, finetune

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 from sae_attr.activations import Masks
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.text.chat import OPTIONS
-from sae_attr.text.token_file import Packing
+from sae_attr.text.packed_rows import Packing
 from sae_attr.training import LoopOptions
 
 from . import any_keys, config_of

@@ -34,9 +34,11 @@ from sae_attr.lm.train_data import RowDataset, example_dataset, split_rows
 from sae_attr.lm.weights import load_config, load_lm, resolve_model, save_lm
 from sae_attr.store import own_workdir
 from sae_attr.text.chat import with_options
-from sae_attr.text.examples import Example, Examples, read_examples, shown_example
-from sae_attr.text.tokenizer import Tokenizer, load_tokenizer
+from sae_attr.text.example_records import Example
+from sae_attr.text.examples import Examples, read_examples, shown_example
+from sae_attr.text.tokenizer import Tokenizer
 from sae_attr.text.tokenizer_files import copy_tokenizer
+from sae_attr.text.tokenizer_folder import load_tokenizer
 
 from . import _common, _training
 from ._config import settings_of

@@ -22,9 +22,11 @@ from sae_attr.lm.train_lm import random_params
 from sae_attr.lm.weights import load_lm, resolve_model, save_lm
 from sae_attr.store import own_workdir
 from sae_attr.text.chat import with_options
-from sae_attr.text.token_file import Packing, check_embedding, row_count
-from sae_attr.text.tokenizer import Tokenizer, load_tokenizer
+from sae_attr.text.packed_rows import Packing, row_count
+from sae_attr.text.token_file import check_embedding
+from sae_attr.text.tokenizer import Tokenizer
 from sae_attr.text.tokenizer_files import copy_tokenizer
+from sae_attr.text.tokenizer_folder import load_tokenizer
 
 from . import _common, _training
 from ._config import part_of

@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 
 from sae_attr import parallel
 from sae_attr.activations import (
-    Blocks,
+    ActivationSource,
+    BlockStream,
     Masks,
-    Source,
     batch_function,
     cached_blocks,
     describe,
@@ -68,8 +68,9 @@ from sae_attr.site_names import lens_name
 from sae_attr.store import Store, fingerprint, own_workdir, write_atomic
 from sae_attr.text.chat import with_options
 from sae_attr.text.masks import count_text
-from sae_attr.text.token_file import Packing, TokenFile, hold_out
-from sae_attr.text.tokenizer import load_tokenizer
+from sae_attr.text.packed_rows import Packing, hold_out
+from sae_attr.text.token_file import TokenFile
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from sae_attr.training import LoopOptions, Record, TrainResult
 
 from . import _common, _training
@@ -139,13 +140,13 @@ def masks_of(config: ConfigDict) -> Masks:
 def blocks_of(
     config: ConfigDict,
     params: Params,
-    source: Source,
+    source: ActivationSource,
     *,
     cfg: LMConfig,
     mesh: Any,
     root: epath.Path,
     lm: str,
-) -> Blocks:
+) -> BlockStream:
     """The stream of activations, from a cache in the workdir or from the running model."""
     if not config.cache:
         options = {
@@ -284,7 +285,7 @@ def report(
     return result
 
 
-def mean_file(config: ConfigDict, blocks: Blocks, site: Site) -> bytes | None:
+def mean_file(config: ConfigDict, blocks: BlockStream, site: Site) -> bytes | None:
     """ā over one epoch of the cache, as .npz; None where activations are not stored."""
     if not config.cache:
         return None
@@ -308,8 +309,8 @@ class Session:
     cfg: LMConfig
     params: Params
     mesh: jax.sharding.Mesh
-    source: Source
-    blocks: Blocks
+    source: ActivationSource
+    blocks: BlockStream
     stream: dict[str, Any]
     held: HeldOut
 
@@ -375,7 +376,7 @@ def prepare(
     ), about
 
 
-def stream_of(config: ConfigDict, source: Source, lm: str) -> dict[str, Any]:
+def stream_of(config: ConfigDict, source: ActivationSource, lm: str) -> dict[str, Any]:
     """What the batches of a run follow from, wherever it is read from; `lm` is the
     model's fingerprint.
     """

@@ -9,18 +9,17 @@ from sae_attr.activations.block_sources import (
     write_cache,
 )
 from sae_attr.activations.blocks import (
+    ActivationSource,
     Collected,
-    Source,
     collector,
     describe,
     open_source,
 )
 from sae_attr.activations.corpus_pass import CorpusBatch, Statistic, measure_corpus
 from sae_attr.activations.shuffle import (
-    Batches,
-    Block,
-    Blocks,
-    ahead,
+    ActivationBlock,
+    BatchFunction,
+    BlockStream,
     batch_function,
     inputs,
     permute,
@@ -36,16 +35,15 @@ from sae_attr.activations.statistics import (
 from sae_attr.text.masks import Masks
 
 __all__ = [
-    "Batches",
-    "Block",
-    "Blocks",
+    "ActivationBlock",
+    "ActivationSource",
+    "BatchFunction",
+    "BlockStream",
     "Collected",
     "CorpusBatch",
     "Masks",
     "MeanActivation",
-    "Source",
     "Statistic",
-    "ahead",
     "batch_function",
     "cached_blocks",
     "collector",

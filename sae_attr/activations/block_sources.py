@@ -16,8 +16,13 @@ from absl import logging
 from etils import epath
 from tqdm import tqdm
 
-from sae_attr.activations.blocks import Source, collector, count_tokens, describe
-from sae_attr.activations.shuffle import Block, Blocks, permute
+from sae_attr.activations.blocks import (
+    ActivationSource,
+    collector,
+    count_tokens,
+    describe,
+)
+from sae_attr.activations.shuffle import ActivationBlock, BlockStream, permute
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
@@ -44,14 +49,14 @@ VERSION = 1  # raise it when the same source gives other shards
 
 def live_blocks(
     params: Params,
-    source: Source,
+    source: ActivationSource,
     *,
     cfg: LMConfig,
     mesh: jax.sharding.Mesh,
     buffer_tokens: int,
     batch_rows: int = 16,
     seed: int = 0,
-) -> Blocks:
+) -> BlockStream:
     """Blocks that the model computes when they are asked for: a random set of rows
     each, other sets in other epochs.
 
@@ -64,9 +69,9 @@ def live_blocks(
     collect = collector(params, source, cfg=cfg, mesh=mesh, batch_rows=batch_rows)
     per_epoch, rows = _blocks_of_rows(source, buffer_tokens)
 
-    def read(g: int) -> Block:
+    def read(g: int) -> ActivationBlock:
         found = collect(_rows(source, g, rows, seed))
-        return Block(found.acts, found.ids_k2)
+        return ActivationBlock(found.acts, found.ids_k2)
 
     known = source.masks.outlier is None  # otherwise only the activations tell
     count = (
@@ -74,12 +79,12 @@ def live_blocks(
         if known
         else None
     )
-    return Blocks(
+    return BlockStream(
         digest([VERSION, describe(source), rows, seed]), per_epoch, read, count
     )
 
 
-def _blocks_of_rows(source: Source, tokens: int) -> tuple[int, int]:
+def _blocks_of_rows(source: ActivationSource, tokens: int) -> tuple[int, int]:
     """(blocks of an epoch, rows of a block of at most `tokens` positions)."""
     if tokens < source.packing.context:
         raise ValueError(
@@ -90,7 +95,7 @@ def _blocks_of_rows(source: Source, tokens: int) -> tuple[int, int]:
     return -(-len(source.rows) // rows), rows
 
 
-def _rows(source: Source, g: int, rows: int, seed: int) -> np.ndarray:
+def _rows(source: ActivationSource, g: int, rows: int, seed: int) -> np.ndarray:
     """Rows of block g: a piece of the permutation of all rows that belongs to its
     epoch.
     """
@@ -107,7 +112,7 @@ def _rows(source: Source, g: int, rows: int, seed: int) -> np.ndarray:
 def write_cache(
     folder: PathLike,
     params: Params,
-    source: Source,
+    source: ActivationSource,
     *,
     cfg: LMConfig,
     mesh: jax.sharding.Mesh,
@@ -224,7 +229,7 @@ def cached_blocks(
     buffer_tokens: int,
     seed: int = 0,
     sites: Sequence[Site] | None = None,
-) -> Blocks:
+) -> BlockStream:
     """Blocks of several shards each, drawn anew in each epoch.
 
     Args:
@@ -258,10 +263,10 @@ def cached_blocks(
         places = np.arange(k * per_block, min((k + 1) * per_block, len(sizes)))
         return permute(places, len(sizes), seed, "shard", epoch)
 
-    def read(g: int) -> Block:
+    def read(g: int) -> ActivationBlock:
         return _read_shards(store, shards(g), sizes, names, index["source"]["dtype"])
 
-    return Blocks(
+    return BlockStream(
         digest([index, per_block, seed]),
         per_epoch,
         read,
@@ -293,7 +298,7 @@ def _read_shards(
     sizes: np.ndarray,
     names: Sequence[str],
     dtype: str,
-) -> Block:
+) -> ActivationBlock:
     """The shards one after another in one array a site; each file is let go before the
     next is mapped.
     """
@@ -308,4 +313,6 @@ def _read_shards(
             if name not in acts:
                 acts[name] = np.empty((total, found.shape[1]), jnp.dtype(dtype))
             acts[name][place] = found
-    return Block({parse_site(name): array for name, array in acts.items()}, ids_k2)
+    return ActivationBlock(
+        {parse_site(name): array for name, array in acts.items()}, ids_k2
+    )

@@ -21,22 +21,16 @@ from sae_attr.lm.model import Params
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.store import Meta
 from sae_attr.text.masks import REASONS, Masks
+from sae_attr.text.packed_rows import PackedRows, Packing, row_count, rows_at
 from sae_attr.text.rows import mask_codes
-from sae_attr.text.token_file import (
-    Packing,
-    TokenFile,
-    TokenRows,
-    check_embedding,
-    row_count,
-    rows_at,
-)
+from sae_attr.text.token_file import TokenFile, check_embedding
 
 OUTLIER = REASONS.index("norm_outlier")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class ActivationSource:
     """Everything that decides which activations there are; made by `open_source`.
 
     Args:
@@ -86,7 +80,7 @@ def open_source(
     dtype: str = "float32",
     batch_rows: int = 16,
     seed: int = 0,
-) -> Source:
+) -> ActivationSource:
     """Checks that file, packing and model fit, and measures the norms beyond which a
     token does not count.
 
@@ -117,14 +111,14 @@ def open_source(
             f"dtype {dtype!r}, {len(sites)} sites: choose of {', '.join(DTYPES)}, and "
             "at least one site"
         )
-    source = Source(file, packing, tuple(sites), masks, rows, dtype)
+    source = ActivationSource(file, packing, tuple(sites), masks, rows, dtype)
     limits = measure_limits(
         params, source, cfg=cfg, mesh=mesh, batch_rows=batch_rows, seed=seed
     )
     return replace(source, limits=limits)
 
 
-def describe(source: Source) -> Meta:
+def describe(source: ActivationSource) -> Meta:
     """The source as plain values: what a result records, and what a cache must agree
     with.
     """
@@ -148,7 +142,7 @@ def describe(source: Source) -> Meta:
     }
 
 
-def codes_of(source: Source, rows: TokenRows) -> np.ndarray:
+def codes_of(source: ActivationSource, rows: PackedRows) -> np.ndarray:
     """Why each position does not count as far as the tokens tell, int8 [b, t] codes of
     `REASONS`.
     """
@@ -164,7 +158,7 @@ def codes_of(source: Source, rows: TokenRows) -> np.ndarray:
     )
 
 
-def count_tokens(source: Source, index: Sequence[int] | np.ndarray) -> int:
+def count_tokens(source: ActivationSource, index: Sequence[int] | np.ndarray) -> int:
     """Tokens of these rows that count as far as the tokens tell, without a forward
     pass.
     """
@@ -183,7 +177,7 @@ def count_tokens(source: Source, index: Sequence[int] | np.ndarray) -> int:
 
 def collector(
     params: Params,
-    source: Source,
+    source: ActivationSource,
     *,
     cfg: LMConfig,
     mesh: jax.sharding.Mesh,
@@ -246,7 +240,7 @@ def collector(
 
 def measure_limits(
     params: Params,
-    source: Source,
+    source: ActivationSource,
     *,
     cfg: LMConfig,
     mesh: jax.sharding.Mesh,
@@ -264,7 +258,10 @@ def measure_limits(
 
 
 def _batches(
-    source: Source, index: np.ndarray, mesh: jax.sharding.Mesh, batch_rows: int
+    source: ActivationSource,
+    index: np.ndarray,
+    mesh: jax.sharding.Mesh,
+    batch_rows: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, CorpusBatch]]:
     """(row numbers, codes of `REASONS` by token ids, batch) for each forward pass; the
     last is filled up with empty rows.

@@ -13,22 +13,19 @@ from __future__ import annotations
 import bisect
 import hashlib
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from sae_attr.hooks import Site
 from sae_attr.store import Progress, Store
 
-T = TypeVar("T")
-
 _ROUNDS = 6
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class ActivationBlock:
     """Tokens that memory holds at one time.
 
     Args:
@@ -41,7 +38,7 @@ class Block:
 
 
 @dataclass(frozen=True, eq=False)
-class Blocks:
+class BlockStream:
     """An endless stream of blocks, epoch after epoch, each a function of its number.
 
     Args:
@@ -54,11 +51,11 @@ class Blocks:
 
     name: str
     per_epoch: int
-    read: Callable[[int], Block]
+    read: Callable[[int], ActivationBlock]
     count: Callable[[int], int] | None = None
 
 
-Batches = Callable[[int], Block]
+BatchFunction = Callable[[int], ActivationBlock]
 """step -> `batch_size` tokens: `acts[site]` is [b, d], and row j is the same token at
 every site.
 """
@@ -102,8 +99,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def batch_function(
-    blocks: Blocks, *, batch_size: int, seed: int = 0, ledger: Store | None = None
-) -> Batches:
+    blocks: BlockStream, *, batch_size: int, seed: int = 0, ledger: Store | None = None
+) -> BatchFunction:
     """The batch of every step: step s holds the tokens s·b to (s+1)·b of the shuffled
     stream.
 
@@ -124,9 +121,9 @@ def batch_function(
         else ledger.progress(f"stream-{blocks.name}")
     )
     ends = _known_ends(notes)
-    held: dict[int, Block] = {}
+    held: dict[int, ActivationBlock] = {}
 
-    def load(g: int) -> Block:
+    def load(g: int) -> ActivationBlock:
         if g not in held:
             held.clear()  # before the next one is read: memory holds one
             held[g] = blocks.read(g)
@@ -149,16 +146,16 @@ def batch_function(
                 )
         return ends[g]
 
-    def part(g: int, start: int, stop: int) -> Block:
+    def part(g: int, start: int, stop: int) -> ActivationBlock:
         block = load(g)
         index = permute(np.arange(start, stop), len(block.ids_k2), seed, "token", g)
         # `take` copies whole rows, and is half again as fast as an index here.
-        return Block(
+        return ActivationBlock(
             {site: acts.take(index, axis=0) for site, acts in block.acts.items()},
             block.ids_k2[index],
         )
 
-    def batch(step: int) -> Block:
+    def batch(step: int) -> ActivationBlock:
         place, stop = step * batch_size, (step + 1) * batch_size
         g, parts = bisect.bisect_right(ends, place), []
         while place < stop:
@@ -185,42 +182,18 @@ def _known_ends(notes: Progress | None) -> list[int]:
     return ends
 
 
-def _joined(parts: list[Block]) -> Block:
+def _joined(parts: list[ActivationBlock]) -> ActivationBlock:
     if len(parts) == 1:
         return parts[0]
     acts = {
         site: np.concatenate([part.acts[site] for part in parts])
         for site in parts[0].acts
     }
-    return Block(acts, np.concatenate([part.ids_k2 for part in parts]))
-
-
-def ahead(batches: Callable[[int], T], *, depth: int = 2) -> Callable[[int], T]:
-    """The same batches, the next `depth` of them made by a thread while the caller
-    works on this one.
-
-    For a cache on disk and a trainer on an accelerator; the values do not change. With
-    the model running live in several processes leave it out: their collectives would
-    start in different orders.
-    """
-    pool = ThreadPoolExecutor(
-        1, thread_name_prefix="batches"
-    )  # one: `batches` keeps a block between calls
-    waiting: dict[int, Future[T]] = {}
-
-    def batch(step: int) -> T:
-        for other in [s for s in waiting if not step <= s <= step + depth]:
-            waiting.pop(other).cancel()
-        for soon in range(step, step + depth + 1):
-            if soon not in waiting:
-                waiting[soon] = pool.submit(batches, soon)
-        return waiting.pop(step).result()
-
-    return batch
+    return ActivationBlock(acts, np.concatenate([part.ids_k2 for part in parts]))
 
 
 def inputs(
-    batches: Batches, site: Site, target: Site | None = None
+    batches: BatchFunction, site: Site, target: Site | None = None
 ) -> Callable[[int], Any]:
     """What a trainer asks for: step -> x [b, d], or (x, y) for a transcoder from `site`
     to `target`.

@@ -13,7 +13,7 @@ import numpy as np
 from flax import struct
 from tqdm import tqdm
 
-from sae_attr.files.tensors import RowSource
+from sae_attr.files.row_source import RowSource
 from sae_attr.parallel import shard_rows, to_host
 from sae_attr.sae.model import unit_decoder
 

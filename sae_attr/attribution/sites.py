@@ -25,7 +25,7 @@ from sae_attr.attribution.table import (
     table_moment,
     token_weights,
 )
-from sae_attr.files.tensors import RowSource
+from sae_attr.files.row_source import RowSource
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.lrp import PLAIN, Rules

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from sae_attr.files.tensors import is_float, read_tensors, read_torch
+from sae_attr.files.tensors import is_float, read_tensors
 from sae_attr.files.text import check_pointer
+from sae_attr.files.torch_file import read_torch
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 

@@ -21,7 +21,8 @@ from sae_attr.store import fingerprint
 from sae_attr.text.chat import options_read, with_options
 from sae_attr.text.encoding import encode_prompt
 from sae_attr.text.pairs import Prompt
-from sae_attr.text.tokenizer import decode, load_tokenizer
+from sae_attr.text.tokenizer import decode
+from sae_attr.text.tokenizer_folder import load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward
 from sae_attr.lm.train_data import all_batches, example_dataset
 from sae_attr.parallel import to_host
-from sae_attr.text.examples import Example
+from sae_attr.text.example_records import Example
 
 # The site at which a matrix's input arises; q, k and v read the normed residual stream.
 _INPUT = {"o": "attn_z", "gate": "mlp_in", "up": "mlp_in", "down": "mlp_hidden"}

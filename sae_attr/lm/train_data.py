@@ -13,8 +13,10 @@ import jax
 import numpy as np
 
 from sae_attr.lm.next_token import TokenBatch
-from sae_attr.text.examples import Example, pack, packed_arrays
-from sae_attr.text.token_file import Packing, TokenFile, TokenRows, row_count, rows_at
+from sae_attr.text.example_records import Example
+from sae_attr.text.packed_rows import PackedRows, Packing, row_count, rows_at
+from sae_attr.text.packing import pack, packed_arrays
+from sae_attr.text.token_file import TokenFile
 
 R = TypeVar("R")
 _ROW_MULTIPLE = 32  # of the tokens of a row of examples
@@ -170,7 +172,7 @@ def split_tokens(
     return train, token_dataset(file, packing, first=first, stop=count)
 
 
-def _predict_all(rows: TokenRows) -> TokenBatch:
+def _predict_all(rows: PackedRows) -> TokenBatch:
     valid_bt = np.asarray(rows.valid_bt)
     segment_bt = np.where(valid_bt, rows.segment_bt, -1).astype(np.int32)
     same_segment = segment_bt[:, 1:] == segment_bt[:, :-1]

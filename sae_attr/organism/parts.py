@@ -16,8 +16,8 @@ import numpy as np
 from etils import epath
 
 from sae_attr.activations import (
-    Block,
-    Blocks,
+    ActivationBlock,
+    BlockStream,
     Masks,
     batch_function,
     collector,
@@ -46,9 +46,10 @@ from sae_attr.sae.train_sae import train_sae
 from sae_attr.sae.train_state import finished
 from sae_attr.site_names import lens_name
 from sae_attr.store import StageOutput
-from sae_attr.text.examples import Example
-from sae_attr.text.token_file import Packing, row_count, write_tokens
-from sae_attr.text.tokenizer import load_tokenizer
+from sae_attr.text.example_records import Example
+from sae_attr.text.packed_rows import Packing, row_count
+from sae_attr.text.token_file import write_tokens
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from sae_attr.training import LoopOptions, TrainResult
 
 MODEL, SAE, CORPUS = "model", "sae", "corpus.json"
@@ -192,7 +193,7 @@ class Trainer:
 
     def _activations(
         self, params: Params, cfg: LMConfig, base: epath.Path, work: epath.Path
-    ) -> Blocks:
+    ) -> BlockStream:
         """Returns all activations of the SAE's documents, in memory, as one block that
         every epoch permutes anew.
         """
@@ -212,8 +213,8 @@ class Trainer:
         )
         collect = collector(params, source, cfg=cfg, mesh=mesh, batch_rows=32)
         collected = collect(np.arange(row_count(file, packing)))
-        block = Block(collected.acts, collected.ids_k2)
-        return Blocks("organism", 1, lambda g: block, lambda g: len(block.ids_k2))
+        block = ActivationBlock(collected.acts, collected.ids_k2)
+        return BlockStream("organism", 1, lambda g: block, lambda g: len(block.ids_k2))
 
 
 def first_params(cfg: LMConfig, recipe: Recipe) -> Params:

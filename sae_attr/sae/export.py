@@ -14,7 +14,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from sae_attr.files.hub import public_name
-from sae_attr.files.tensors import RowSource, write_torch
+from sae_attr.files.row_source import RowSource
+from sae_attr.files.torch_writing import write_torch
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats import dictionary_learning, saelens
 from sae_attr.sae.model import SAE

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from sae_attr.activations import Source, collector, open_source
+from sae_attr.activations import ActivationSource, collector, open_source
 from sae_attr.activations.blocks import count_tokens
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
@@ -21,7 +21,7 @@ from sae_attr.sae.model import SAE
 from sae_attr.sae_check.measure import splice
 from sae_attr.sae_check.sample import MIN_TOKENS, SitePair, TextSample, collect_sample
 from sae_attr.text.batching import TextBatch
-from sae_attr.text.token_file import Packing, rows_at
+from sae_attr.text.packed_rows import Packing, rows_at
 
 _AT_ONCE = 16  # documents
 
@@ -53,7 +53,7 @@ class HeldOutFit(NamedTuple):
 
 def collect_held_out(
     params: Params,
-    source: Source,
+    source: ActivationSource,
     documents: range,
     places: Sequence[SitePair],
     *,
@@ -119,7 +119,7 @@ def collect_held_out(
 
 
 def documents_with(
-    source: Source, packing: Packing, documents: range, tokens: int
+    source: ActivationSource, packing: Packing, documents: range, tokens: int
 ) -> range:
     """The first documents that hold `tokens` tokens that count as far as tokens tell:
     one-word documents need many.
@@ -145,7 +145,7 @@ def _check_enough(counted: int, documents: int) -> None:
 
 
 def _texts(
-    source: Source,
+    source: ActivationSource,
     packing: Packing,
     rows: range,
     data: int,

@@ -29,7 +29,7 @@ from sae_attr.attribution.statistics import (
     split_half_spearman,
 )
 from sae_attr.attribution.table import side_weights
-from sae_attr.files.tensors import RowSource
+from sae_attr.files.row_source import RowSource
 from sae_attr.interpret import nearest_tokens
 from sae_attr.lm.model import unembedding
 from sae_attr.parallel import shard_batch, to_host

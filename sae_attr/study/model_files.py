@@ -14,7 +14,8 @@ from sae_attr.lm.weights import load_config, load_lm, resolve_model
 from sae_attr.store import digest, fingerprint
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.text.chat import with_options
-from sae_attr.text.tokenizer import Tokenizer, folder_template, load_tokenizer
+from sae_attr.text.tokenizer import Tokenizer
+from sae_attr.text.tokenizer_folder import folder_template, load_tokenizer
 
 
 @dataclass(frozen=True, eq=False)

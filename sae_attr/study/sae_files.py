@@ -10,7 +10,7 @@ import numpy as np
 
 from sae_attr.attribution.scores import check_width
 from sae_attr.attribution.sites import after_gain, read_site
-from sae_attr.files.tensors import RowSource
+from sae_attr.files.row_source import RowSource
 from sae_attr.hooks import Site
 from sae_attr.lm.sites import check_site, site_named
 from sae_attr.sae.config import SAEConfig

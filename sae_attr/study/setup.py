@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from sae_attr.activations import norm_limits, rows_beyond
-from sae_attr.files.tensors import RowSource
+from sae_attr.files.row_source import RowSource
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.ends import Ends

@@ -1,30 +1,20 @@
-"""A Hugging Face tokenizer folder behind encode / decode.
+"""Text to token ids and back.
 
-One rule for the whole code base: text is encoded without the tokenizer's own special
-tokens, and a single function (`encode`) decides whether BOS stands in front. So
-template and tokenizer can never both add it.
+Text is encoded without the tokenizer's own special tokens, and one function (`encode`)
+decides whether BOS is put in front, so that template and tokenizer never both add it.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
 
-from sae_attr.files.text import check_regular, json_value, utf8
-from sae_attr.text.tokenizer_pieces import check_pieces
-
 Span = tuple[int, int]
-_MAX_BYTES = (
-    1 << 29
-)  # of a tokenizer.json; that of the largest vocabularies has some 40 MB
-_NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 @dataclass(frozen=True)
@@ -64,64 +54,6 @@ class Tokenizer:
     embedding_rows: int | None = None
 
 
-def load_tokenizer(path: str | Path, *, embedding_rows: int | None = None) -> Tokenizer:
-    """Reads tokenizer.json and, where present, tokenizer_config.json,
-    special_tokens_map.json, chat_template.jinja.
-
-    Args:
-      embedding_rows: of the model that will read the ids. The tokenizer may have more:
-        only a text that uses them is refused.
-
-    Raises:
-      ValueError: no tokenizer.json, a file that cannot be read, a named BOS/EOS that
-        the vocabulary lacks, several chat templates of which none is called default.
-    """
-    folder = Path(path)
-    backend = _load_backend(folder)
-    config = _read_json(folder / "special_tokens_map.json") | _read_json(
-        folder / "tokenizer_config.json"
-    )
-    tokens = {
-        name: text
-        for name in _NAMED
-        if (text := _token_text(config.get(name))) is not None
-    }
-    if (
-        "bos_token" not in tokens
-        and (first := _post_processor_first(backend)) is not None
-    ):
-        tokens["bos_token"] = str(backend.id_to_token(first))
-    ids = {name: backend.token_to_id(text) for name, text in tokens.items()}
-    for name in ("bos_token", "eos_token"):
-        if name in tokens and ids[name] is None:
-            raise ValueError(
-                f"{folder}: the configuration names {name} {tokens[name]!r} but "
-                "tokenizer.json has no such token; "
-                "take both files from the same model"
-            )
-    add_bos = config.get("add_bos_token")
-    return Tokenizer(
-        path=str(folder),
-        backend=backend,
-        tokens={name: text for name, text in tokens.items() if ids[name] is not None},
-        bos_id=ids.get("bos_token"),
-        eos_id=ids.get("eos_token"),
-        pad_id=ids.get("pad_token"),
-        special_ids=_special_ids(backend, config, ids),
-        vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
-        add_bos_token=add_bos if isinstance(add_bos, bool) else None,
-        chat_template=_chat_template(folder, config),
-        embedding_rows=embedding_rows,
-    )
-
-
-def folder_template(path: str | Path) -> str | None:
-    """The chat template that a folder holds, with or without a tokenizer beside it;
-    None where it holds none.
-    """
-    return _chat_template(Path(path), _read_json(Path(path) / "tokenizer_config.json"))
-
-
 def adds_bos(tok: Tokenizer) -> bool:
     """Whether the tokenizer by itself puts BOS in front: add_bos_token where stated,
     else its post-processor.
@@ -130,7 +62,7 @@ def adds_bos(tok: Tokenizer) -> bool:
         return False
     if tok.add_bos_token is not None:
         return tok.add_bos_token
-    return _post_processor_first(tok.backend) == tok.bos_id
+    return post_processor_first(tok.backend) == tok.bos_id
 
 
 def encode(tok: Tokenizer, text: str, *, add_bos: bool) -> tuple[list[int], list[Span]]:
@@ -148,7 +80,7 @@ def encode(tok: Tokenizer, text: str, *, add_bos: bool) -> tuple[list[int], list
       ValueError: `add_bos` with a tokenizer that has no BOS, a token that the model's
         embedding lacks.
     """
-    with _panics(tok.path):
+    with library_errors(tok.path):
         encoding = tok.backend.encode(text, add_special_tokens=False)
     ids, offsets = list(encoding.ids), list(encoding.offsets)
     check_ids(tok, ids)
@@ -166,7 +98,7 @@ def encode_many(
     Args:
       first: number of the first of these texts, for messages.
     """
-    with _panics(tok.path):
+    with library_errors(tok.path):
         rows = [
             list(e.ids)
             for e in tok.backend.encode_batch_fast(
@@ -224,7 +156,7 @@ def leading_bos(tok: Tokenizer, ids: Sequence[int]) -> int:
 
 def decode(tok: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
     """The text of `ids`, special tokens written out."""
-    with _panics(tok.path):
+    with library_errors(tok.path):
         return tok.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
 
@@ -246,43 +178,8 @@ def _bos(tok: Tokenizer) -> int:
     return tok.bos_id
 
 
-def _load_backend(folder: Path) -> tokenizers.Tokenizer:
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        raise ValueError(
-            f"{folder} has no tokenizer.json (found: {', '.join(found) or 'nothing'}); "
-            "convert it once with "
-            f"transformers: AutoTokenizer.from_pretrained({str(folder)!r}, "
-            "use_fast=True)"
-            f".save_pretrained({str(folder)!r})"
-        )
-    check_regular(file)
-    if file.stat().st_size > _MAX_BYTES:
-        raise ValueError(
-            f"{file} has {file.stat().st_size:,} bytes, more than any tokenizer; fetch "
-            "it again"
-        )
-    # Trimmed offsets leave spaces out, so that a token of line breaks and spaces across
-    # the end of the prompt would seem to end before it. The pattern cannot occur inside
-    # a JSON string, where quotes are escaped.
-    text = re.sub(
-        r'"trim_offsets":\s*true',
-        '"trim_offsets": false',
-        utf8(file.read_bytes(), str(file)),
-    )
-    check_pieces(json_value(text, str(file)), str(file))
-    with _panics(str(file)):
-        backend = tokenizers.Tokenizer.from_str(text)
-    backend.no_truncation()
-    backend.no_padding()
-    with _panics(str(file)):  # some faults show with the first text alone
-        backend.encode("a", add_special_tokens=True)
-    return backend
-
-
 @contextmanager
-def _panics(where: str) -> Iterator[None]:
+def library_errors(where: str) -> Iterator[None]:
     """What the library raises as one line; its Rust code panics on faults of a file,
     past every `except Exception`.
     """
@@ -297,38 +194,7 @@ def _panics(where: str) -> Iterator[None]:
         ) from None
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    check_regular(file)
-    if not file.is_file():
-        return {}
-    if file.stat().st_size > _MAX_BYTES:
-        raise ValueError(
-            f"{file} has {file.stat().st_size:,} bytes, more than any such file; "
-            "download it again"
-        )
-    try:
-        found = json_value(utf8(file.read_bytes(), str(file)), str(file))
-    except ValueError as error:
-        raise ValueError(f"{error}; download it again") from error
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"{file} holds a {type(found).__name__} where an object is expected; "
-            "download it again"
-        )
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def _token_text(value: Any) -> str | None:
-    text = value.get("content") if isinstance(value, dict) else value
-    if text is not None and not isinstance(text, str):
-        raise ValueError(
-            f"tokenizer_config.json names the special token {value!r}; expected its "
-            "text"
-        )
-    return text
-
-
-def _post_processor_first(backend: tokenizers.Tokenizer) -> int | None:
+def post_processor_first(backend: tokenizers.Tokenizer) -> int | None:
     """The id that the post-processor puts in front of a text, if any."""
     with_special = backend.encode("a", add_special_tokens=True)
     if with_special.ids and backend.id_to_token(with_special.ids[0]) is None:
@@ -337,53 +203,6 @@ def _post_processor_first(backend: tokenizers.Tokenizer) -> int | None:
             "front, which is no token"
         )
     return with_special.ids[0] if with_special.special_tokens_mask[:1] == [1] else None
-
-
-def _special_ids(
-    backend: tokenizers.Tokenizer, config: dict[str, Any], ids: dict[str, int | None]
-) -> frozenset[int]:
-    flagged = [
-        i for i, token in backend.get_added_tokens_decoder().items() if token.special
-    ]
-    extra = config.get("additional_special_tokens") or []
-    listed = [
-        backend.token_to_id(text)
-        for item in extra
-        if (text := _token_text(item)) is not None
-    ]
-    return frozenset(i for i in (*flagged, *listed, *ids.values()) if i is not None)
-
-
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    check_regular(file)
-    if file.is_file():
-        return utf8(file.read_bytes(), str(file))
-    found = config.get("chat_template")
-    listed = found if isinstance(found, list) else []
-    named = {
-        item["name"]: item["template"]
-        for item in listed
-        if isinstance(item, dict) and {"name", "template"} <= set(item)
-    }
-    if (
-        len(named) < len(listed)
-        or not all(isinstance(text, str) for text in named.values())
-        or (found is not None and not isinstance(found, str | list))
-    ):
-        raise ValueError(
-            f"{folder}/tokenizer_config.json: chat_template is neither a text nor a "
-            "list of named texts"
-        )
-    if found is None or isinstance(found, str):
-        return found
-    if "default" not in named and len(named) > 1:
-        raise ValueError(
-            f"{folder}: tokenizer_config.json has the chat templates "
-            f"{', '.join(named)} and none called default; "
-            "put the one to use into chat_template.jinja"
-        )
-    return named.get("default", next(iter(named.values()), None))
 
 
 def _token_string(tok: Tokenizer, token: int) -> str:

@@ -20,12 +20,11 @@ import numpy as np
 import pytest
 
 from sae_attr.activations import (
-    Block,
-    Blocks,
+    ActivationBlock,
+    ActivationSource,
+    BlockStream,
     CorpusBatch,
     Masks,
-    Source,
-    ahead,
     batch_function,
     cached_blocks,
     collector,
@@ -47,8 +46,9 @@ from sae_attr.store import Store
 from sae_attr.store.files import quote
 from sae_attr.text import token_file
 from sae_attr.text.masks import REASONS
-from sae_attr.text.token_file import Packing, TokenFile, rows_at, write_tokens
-from sae_attr.text.tokenizer import load_tokenizer
+from sae_attr.text.packed_rows import Packing, rows_at
+from sae_attr.text.token_file import TokenFile, write_tokens
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests._processes import limited
 from tests.attribution._tiny import llama, off, random_params
 from tests.miniatures import write_tokenizer
@@ -85,7 +85,7 @@ def params(file: TokenFile) -> Params:
 
 
 @pytest.fixture(scope="module")
-def source(file: TokenFile, params: Params) -> Source:
+def source(file: TokenFile, params: Params) -> ActivationSource:
     return make(file, params)
 
 
@@ -94,7 +94,7 @@ def make(
     params: Params,
     sites: tuple[Site, ...] = (LOW, HIGH),
     **options: Any,
-) -> Source:
+) -> ActivationSource:
     packing = options.pop("packing", Packing(CONTEXT))
     return open_source(
         params, file, packing, sites, cfg=CFG, mesh=make_mesh("data=1"), **options
@@ -102,27 +102,27 @@ def make(
 
 
 def live(
-    params: Params, source: Source, *, mesh: str = "data=1", **options: Any
-) -> Blocks:
+    params: Params, source: ActivationSource, *, mesh: str = "data=1", **options: Any
+) -> BlockStream:
     chosen = {"buffer_tokens": 10 * CONTEXT, "batch_rows": 4} | options
     return live_blocks(params, source, cfg=CFG, mesh=make_mesh(mesh), **chosen)
 
 
-def tokens_in(blocks: Blocks, epoch: int = 0) -> int:
+def tokens_in(blocks: BlockStream, epoch: int = 0) -> int:
     return sum(
         len(blocks.read(g).ids_k2)
         for g in range(epoch * blocks.per_epoch, (epoch + 1) * blocks.per_epoch)
     )
 
 
-def sort(block: Block) -> Block:
+def sort(block: ActivationBlock) -> ActivationBlock:
     order = np.lexsort(block.ids_k2.T[::-1])
-    return Block(
+    return ActivationBlock(
         {site: acts[order] for site, acts in block.acts.items()}, block.ids_k2[order]
     )
 
 
-def same(a: Block, b: Block) -> None:
+def same(a: ActivationBlock, b: ActivationBlock) -> None:
     np.testing.assert_array_equal(a.ids_k2, b.ids_k2)
     assert a.acts.keys() == b.acts.keys()
     for site in a.acts:
@@ -133,7 +133,7 @@ def same(a: Block, b: Block) -> None:
 
 
 def test_values_are_those_of_each_document_alone(
-    file: TokenFile, params: Params, source: Source
+    file: TokenFile, params: Params, source: ActivationSource
 ) -> None:
     found = collector(params, source, cfg=CFG, mesh=make_mesh("data=1"), batch_rows=4)(
         range(6)
@@ -179,7 +179,9 @@ def test_masked_tokens_do_not_appear(
     assert (found.counts["first_k"] > 0) == (first_k > 0)
 
 
-def test_norm_outliers(file: TokenFile, params: Params, source: Source) -> None:
+def test_norm_outliers(
+    file: TokenFile, params: Params, source: ActivationSource
+) -> None:
     index = range(len(source.rows))
     kept = collector(params, source, cfg=CFG, mesh=make_mesh("data=1"))(index)
     everything = make(file, params, masks=Masks(outlier=None))
@@ -204,7 +206,9 @@ def test_norm_outliers(file: TokenFile, params: Params, source: Source) -> None:
 
 
 @pytest.mark.parametrize("mesh", ["data=2,model=2", "data=4"])
-def test_the_mesh_changes_nothing(params: Params, source: Source, mesh: str) -> None:
+def test_the_mesh_changes_nothing(
+    params: Params, source: ActivationSource, mesh: str
+) -> None:
     on = make_mesh(mesh)
     one = collector(params, source, cfg=CFG, mesh=make_mesh("data=1"), batch_rows=4)(
         range(7)
@@ -220,7 +224,7 @@ def test_the_mesh_changes_nothing(params: Params, source: Source, mesh: str) -> 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_stored_dtypes(
-    file: TokenFile, params: Params, source: Source, dtype: str
+    file: TokenFile, params: Params, source: ActivationSource, dtype: str
 ) -> None:
     narrow = make(file, params, dtype=dtype)
     assert (
@@ -266,13 +270,13 @@ def test_permutations_are_even() -> None:
     assert permute(np.arange(8), 8, 0, "row", 0).tolist() == [7, 2, 3, 0, 1, 6, 4, 5]
 
 
-def epoch_of(batches: Any, tokens: int, size: int, epoch: int = 0) -> Block:
+def epoch_of(batches: Any, tokens: int, size: int, epoch: int = 0) -> ActivationBlock:
     """The tokens of one epoch of the stream, cut out of its batches."""
     first, last = epoch * tokens // size, -(-(epoch + 1) * tokens // size)
     parts = [batches(step) for step in range(first, last)]
     skip = epoch * tokens - first * size
     pick = lambda arrays: np.concatenate(arrays)[skip : skip + tokens]
-    return Block(
+    return ActivationBlock(
         {s: pick([p.acts[s] for p in parts]) for s in parts[0].acts},
         pick([p.ids_k2 for p in parts]),
     )
@@ -296,7 +300,10 @@ def test_every_token_once_an_epoch(
         found = epoch_of(batches, tokens, 48, epoch)
         orders.append(found.ids_k2)
         assert all(len(batches(step).ids_k2) == 48 for step in (0, 5, 11))
-        ours, theirs = sort(found), sort(Block(all_at_once.acts, all_at_once.ids_k2))
+        ours, theirs = (
+            sort(found),
+            sort(ActivationBlock(all_at_once.acts, all_at_once.ids_k2)),
+        )
         np.testing.assert_array_equal(ours.ids_k2, theirs.ids_k2)
         for site in source.sites:  # aligned at both sites, too
             assert off(ours.acts[site], theirs.acts[site]) < 1e-6
@@ -308,7 +315,7 @@ def test_every_token_once_an_epoch(
 
 
 def test_resume_gives_the_same_batches(
-    params: Params, source: Source, tmp_path: Path
+    params: Params, source: ActivationSource, tmp_path: Path
 ) -> None:
     uninterrupted = batch_function(live(params, source), batch_size=50)
     expected = [uninterrupted(step) for step in range(30)]
@@ -338,29 +345,12 @@ def test_resume_gives_the_same_batches(
     )
 
 
-def test_what_a_trainer_asks_for(params: Params, source: Source) -> None:
+def test_what_a_trainer_asks_for(params: Params, source: ActivationSource) -> None:
     batches = batch_function(live(params, source), batch_size=20)
     x, y = inputs(batches, LOW, HIGH)(2)
     np.testing.assert_array_equal(x, batches(2).acts[LOW])
     np.testing.assert_array_equal(y, batches(2).acts[HIGH])
     np.testing.assert_array_equal(inputs(batches, HIGH)(2), y)
-
-
-def test_batches_made_ahead_are_the_same(params: Params, source: Source) -> None:
-    plain = batch_function(live(params, source), batch_size=50)
-    early = ahead(batch_function(live(params, source), batch_size=50))
-    for step in (0, 1, 2, 9, 3, 4, 4):
-        same(early(step), plain(step))
-
-    def broken(step: int) -> int:
-        if step == 2:
-            raise ValueError("step 2 is broken")
-        return step
-
-    early_int = ahead(broken)
-    assert [early_int(0), early_int(1)] == [0, 1]
-    with pytest.raises(ValueError, match="step 2 is broken"):
-        early_int(2)
 
 
 def test_how_well_a_block_mixes(file: TokenFile, params: Params) -> None:
@@ -387,7 +377,9 @@ def test_how_well_a_block_mixes(file: TokenFile, params: Params) -> None:
 # ---- the cache -----------------------------------------------------------------------
 
 
-def cache(folder: Path, params: Params, source: Source, **options: Any) -> Any:
+def cache(
+    folder: Path, params: Params, source: ActivationSource, **options: Any
+) -> Any:
     chosen = {"lm": "tiny", "shard_tokens": 8 * CONTEXT, "batch_rows": 4} | options
     return write_cache(
         folder, params, source, cfg=CFG, mesh=make_mesh("data=1"), **chosen
@@ -439,7 +431,10 @@ def test_the_cache_is_the_same_set(
 
 
 def test_a_cache_that_was_cut_short_goes_on(
-    params: Params, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    params: Params,
+    source: ActivationSource,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache(tmp_path / "whole", params, source)
     publish, done = Store.publish, []
@@ -512,7 +507,7 @@ def flipped(file: Path) -> None:
 
 
 def test_a_damaged_shard_or_index_of_the_cache_is_made_again(
-    file: TokenFile, params: Params, source: Source, tmp_path: Path
+    file: TokenFile, params: Params, source: ActivationSource, tmp_path: Path
 ) -> None:
     cache(tmp_path, params, source)
     whole = {path: path.read_bytes() for path in tmp_path.rglob("*.npy")}
@@ -528,7 +523,7 @@ def test_a_damaged_shard_or_index_of_the_cache_is_made_again(
 
 
 def test_a_cache_belongs_to_one_source(
-    file: TokenFile, params: Params, source: Source, tmp_path: Path
+    file: TokenFile, params: Params, source: ActivationSource, tmp_path: Path
 ) -> None:
     cache(tmp_path, params, source)
     with pytest.raises(ValueError, match=r"source.masks.first_k: 0 → 3"):
@@ -551,7 +546,7 @@ def test_a_cache_belongs_to_one_source(
 
 
 def test_mean_of_a_stream_is_the_mean_over_the_corpus(
-    file: TokenFile, params: Params, source: Source
+    file: TokenFile, params: Params, source: ActivationSource
 ) -> None:
     batches = batch_function(live(params, source), batch_size=64)
     chunks = [batches(step).acts[HIGH] for step in range(8)]
@@ -588,12 +583,12 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     """
 
     def peak(blocks: int) -> int:
-        def read(g: int) -> Block:
-            return Block(
+        def read(g: int) -> ActivationBlock:
+            return ActivationBlock(
                 {HIGH: np.full((4000, 256), g, np.float32)}, np.full((4000, 2), g)
             )
 
-        batches = batch_function(Blocks("made up", blocks, read), batch_size=1500)
+        batches = batch_function(BlockStream("made up", blocks, read), batch_size=1500)
         tracemalloc.start()
         for step in range(blocks * 4000 // 1500):
             batches(step)
@@ -659,7 +654,7 @@ def test_held_out_documents_are_counted_in_tokens(tmp_path: Path) -> None:
         tmp_path / "file",
     )
     cut = Packing(CONTEXT, documents="cut")
-    source = Source(
+    source = ActivationSource(
         file, cut, (LOW,), Masks(outlier=None), range(len(texts)), "float32"
     )
     rows = documents_with(source, cut, range(len(texts)), 200)
@@ -674,7 +669,7 @@ def test_held_out_documents_are_counted_in_tokens(tmp_path: Path) -> None:
         documents_with(source, cut, range(40), 1000)
 
 
-def test_bad_input(file: TokenFile, params: Params, source: Source) -> None:
+def test_bad_input(file: TokenFile, params: Params, source: ActivationSource) -> None:
     mesh = make_mesh("data=1")
     for options, message in (
         (

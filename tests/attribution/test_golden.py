@@ -25,7 +25,7 @@ from sae_attr.attribution import (
     token_weights,
 )
 from sae_attr.attribution.merged import merge
-from sae_attr.files.tensors import RowSource
+from sae_attr.files.row_source import RowSource
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
@@ -36,7 +36,7 @@ from sae_attr.text.batching import corpus_batches
 from sae_attr.text.corpus_files import read_corpus
 from sae_attr.text.masks import Masks
 from sae_attr.text.rows import BOS, COMPLETION, LAST, USER, TokenRow, corpus_mask
-from sae_attr.text.tokenizer import load_tokenizer
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.attribution._tiny import batch_of, off
 
 SITE, N_PROMPT, CLOSE = Site(2), 41, 1e-4

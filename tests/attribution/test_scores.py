@@ -27,7 +27,7 @@ from sae_attr.attribution import (
 from sae_attr.attribution.merged import merge
 from sae_attr.attribution.scores import SIDES
 from sae_attr.attribution.table import table_from_batches
-from sae_attr.files.tensors import RowSource
+from sae_attr.files.row_source import RowSource
 from sae_attr.parallel import make_mesh
 from sae_attr.text.rows import BOS, COMPLETION, LAST, ROLES, SCOPES, TokenRow
 from tests.attribution._tiny import off, ragged_rows, row

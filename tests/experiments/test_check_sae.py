@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from configs import check_sae as configs_check_sae
 from experiments import check_sae
-from sae_attr.files.tensors import write_torch
+from sae_attr.files.torch_writing import write_torch
 from sae_attr.sae.formats import load_sae
 from sae_attr.sae.model import SAE
 from sae_attr.site_names import parse_site

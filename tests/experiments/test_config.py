@@ -37,7 +37,7 @@ from sae_attr.study.settings import (
     SampleSettings,
     StudySettings,
 )
-from sae_attr.text.token_file import Packing
+from sae_attr.text.packed_rows import Packing
 from sae_attr.training import LoopOptions
 
 CASE = "cases.misalignment"

@@ -22,7 +22,8 @@ from sae_attr.steering import INTERVENTIONS, Intervention, sample_batches
 from sae_attr.steering.interventions import SteeredCoordinates, project_out
 from sae_attr.store import Store
 from sae_attr.study import steering_job
-from sae_attr.text.tokenizer import decode, load_tokenizer
+from sae_attr.text.tokenizer import decode
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.miniatures import write_lines, write_llama, write_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -27,7 +27,7 @@ from sae_attr.lm.model import forward
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.store import fingerprint
-from sae_attr.text.tokenizer import load_tokenizer
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests._processes import limited
 from tests.experiments import _demo
 from tests.miniatures import CHATML, write_lines, write_llama, write_tokenizer

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sae_attr.files import tensors
-from sae_attr.files.tensors import RowSource, read_tensors, read_torch
+from sae_attr.files import torch_file, zip_members
+from sae_attr.files.row_source import RowSource
+from sae_attr.files.tensors import read_tensors
+from sae_attr.files.torch_file import read_torch
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 STORAGES = {
@@ -224,7 +226,7 @@ def test_cyclic_and_non_dict_pickles_are_errors(tmp_path: Path) -> None:
 def test_a_few_bytes_that_stand_for_many_are_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensors, "_MAX_ENTRIES", 10_000)
+    monkeypatch.setattr(torch_file, "_MAX_ENTRIES", 10_000)
     nested: Any = {}
     for _ in range(7):
         nested = {str(i): nested for i in range(60)}
@@ -288,7 +290,7 @@ def test_a_member_that_grows_without_end_is_an_error(
     assert read_tensors(tmp_path / "x.npz")["a"].shape == (
         1 << 18,
     )  # a tensor of zeros that is not large
-    monkeypatch.setattr(tensors, "_LARGE", 1 << 18)
+    monkeypatch.setattr(zip_members, "_LARGE", 1 << 18)
     with pytest.raises(
         ValueError,
         match=r"a.npy unpacks from [\d,]+ to 1,048,704 bytes, which weights do not",
@@ -300,7 +302,7 @@ def test_a_member_that_grows_without_end_is_an_error(
 def test_members_that_grow_together_are_an_error_however_small_each_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    monkeypatch.setattr(tensors, "_LARGE", 1 << 18)
+    monkeypatch.setattr(zip_members, "_LARGE", 1 << 18)
     with zipfile.ZipFile(tmp_path / f"x{suffix}", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}.")
         for i in range(4):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sae_attr.files.tensors import write_torch
+from sae_attr.files.torch_writing import write_torch
 from sae_attr.files.vectors import read_vector, read_vectors
 
 V = np.arange(1, 6, dtype=np.float32)

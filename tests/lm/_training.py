@@ -13,7 +13,8 @@ from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params
 from sae_attr.lm.next_token import TokenBatch
 from sae_attr.lm.params import init_params
-from sae_attr.text.examples import Example, packed_arrays
+from sae_attr.text.example_records import Example
+from sae_attr.text.packing import packed_arrays
 from tests.miniatures import llama_config
 
 

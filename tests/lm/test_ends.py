@@ -12,7 +12,8 @@ import pytest
 
 from sae_attr.lm.ends import ending_ids, turn_ends
 from sae_attr.text.chat import assistant_end
-from sae_attr.text.tokenizer import Tokenizer, load_tokenizer
+from sae_attr.text.tokenizer import Tokenizer
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.miniatures import write_tokenizer
 
 EOS, END = 1, 3  # "</s>" and "<|im_end|>" of the miniature tokenizer

@@ -35,7 +35,7 @@ from sae_attr.lm.optimizer import (
 )
 from sae_attr.lm.train_lm import compiled_steps, place_state, place_steps
 from sae_attr.parallel import LM_RULES, make_mesh, shard_tree
-from sae_attr.text.examples import pack
+from sae_attr.text.packing import pack
 from tests.lm._training import alone, batch, config, examples, params_of, stacked
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -21,7 +21,8 @@ from sae_attr.lm.weights import load_config, load_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.text.batching import corpus_batches
 from sae_attr.text.corpus_files import read_corpus
-from sae_attr.text.tokenizer import decode, encode_many, load_tokenizer
+from sae_attr.text.tokenizer import decode, encode_many
+from sae_attr.text.tokenizer_folder import load_tokenizer
 
 FAMILIES = (
     "gpt2",

@@ -33,7 +33,8 @@ from sae_attr.lm.sample import (
 )
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
-from sae_attr.text.tokenizer import decode, encode_many, load_tokenizer
+from sae_attr.text.tokenizer import decode, encode_many
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.lm.test_parity import FAMILIES, GREEDY
 from tests.miniatures import llama_config
 

@@ -35,8 +35,9 @@ from sae_attr.lm.train_data import (
 )
 from sae_attr.lm.train_lm import best_step, best_trained, train_lm
 from sae_attr.parallel import make_mesh
-from sae_attr.text.token_file import Packing, write_tokens
-from sae_attr.text.tokenizer import load_tokenizer
+from sae_attr.text.packed_rows import Packing
+from sae_attr.text.token_file import write_tokens
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from sae_attr.training import Diverged, LoopOptions, TrainResult, spans
 from tests.lm._training import config, examples, params_of
 from tests.miniatures import write_tokenizer

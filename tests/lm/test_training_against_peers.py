@@ -23,7 +23,8 @@ from sae_attr.lm.optimizer import Optimizer
 from sae_attr.lm.peft_save import save_adapter
 from sae_attr.lm.weights import load_lm, save_lm
 from sae_attr.parallel import make_mesh
-from sae_attr.text.tokenizer import encode_many, load_tokenizer
+from sae_attr.text.tokenizer import encode_many
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.miniatures import write_llama
 
 torch = pytest.importorskip("torch")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sae_attr.files.tensors import write_torch
+from sae_attr.files.torch_writing import write_torch
 from sae_attr.lm.model import Params
 from sae_attr.lm.weights import load_config, load_lm
 from sae_attr.parallel import make_mesh

@@ -22,7 +22,7 @@ from sae_attr.store import (
     stage_statuses,
 )
 from sae_attr.text.corpus_files import read_corpus
-from sae_attr.text.tokenizer import load_tokenizer
+from sae_attr.text.tokenizer_folder import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick")
 RECIPE = miniature()

@@ -35,7 +35,8 @@ from sae_attr.organism.world import (
     parse_question,
     vocabulary,
 )
-from sae_attr.text.tokenizer import decode, encode, load_tokenizer
+from sae_attr.text.tokenizer import decode, encode
+from sae_attr.text.tokenizer_folder import load_tokenizer
 
 WORLD = make_world(0)
 TEXTS = list(documents(WORLD, 0, 12_000))

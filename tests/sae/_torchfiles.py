@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sae_attr.files.tensors import write_torch
+from sae_attr.files.torch_writing import write_torch
 
 
 def save_torch(path: Path, value: Any) -> Path:

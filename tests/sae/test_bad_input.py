@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sae_attr.files.tensors import read_torch
+from sae_attr.files.torch_file import read_torch
 from sae_attr.sae.formats import FORMATS, load_sae, parse_hub, read_config
 from sae_attr.sae.formats.locate import hub_files
 from sae_attr.sae.formats.schema import KINDS

@@ -39,7 +39,7 @@ from sae_attr.sae_check import (
 from sae_attr.site_names import parse_site
 from sae_attr.text.batching import corpus_batches
 from sae_attr.text.corpus_files import read_corpus
-from sae_attr.text.tokenizer import load_tokenizer
+from sae_attr.text.tokenizer_folder import load_tokenizer
 
 HERE = Site(2)
 SAELENS = (

@@ -17,7 +17,7 @@ from sae_attr.store import Store
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.setup import Setup
 from sae_attr.text.token_file import write_tokens
-from sae_attr.text.tokenizer import load_tokenizer
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.miniatures import CHATML, write_lines, write_llama, write_tokenizer
 
 TEXTS = ["one text", "another, longer text", "x"]

@@ -16,7 +16,8 @@ from sae_attr.text.chat import (
     render,
     with_options,
 )
-from sae_attr.text.tokenizer import Tokenizer, encode, load_tokenizer
+from sae_attr.text.tokenizer import Tokenizer, encode
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.miniatures import CHATML, write_tokenizer
 
 TURNS = [

@@ -13,9 +13,10 @@ import pytest
 
 from sae_attr.files import text as text_files
 from sae_attr.store import fingerprint
-from sae_attr.text import corpus_files
+from sae_attr.text import corpus_items, corpus_readers
 from sae_attr.text.corpus_files import read_corpus
-from sae_attr.text.tokenizer import Tokenizer, load_tokenizer
+from sae_attr.text.tokenizer import Tokenizer
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.miniatures import CHATML, write_lines, write_tokenizer
 
 
@@ -78,7 +79,7 @@ def test_files_are_read_in_pieces(
     text = ("wörd " * 700 + "\n\n" + "x" * 4500 + " ") * 2
     (tmp_path / "c.txt").write_text(text, encoding="utf-8-sig")
     whole = list(read_corpus(tmp_path / "c.txt"))
-    monkeypatch.setattr(corpus_files, "_READ", read)
+    monkeypatch.setattr(corpus_readers, "_READ", read)
     assert list(read_corpus(tmp_path / "c.json")) == ["é" * 30, 'a, [b] "c"', "  x  "]
     assert list(read_corpus(tmp_path / "c.txt")) == whole
     assert "".join("".join(whole).split()) == "".join(text.split())
@@ -394,7 +395,8 @@ def test_damaged_files_are_one_line(
     monkeypatch.setattr(
         text_files, "LINE", 100 if "longer" in message else text_files.LINE
     )
-    monkeypatch.setattr(corpus_files, "LINE", text_files.LINE)
+    for module in (corpus_items, corpus_readers):
+        monkeypatch.setattr(module, "LINE", text_files.LINE)
     (tmp_path / name).write_bytes(content)
     path = tmp_path if name.startswith(("state", "dataset")) else tmp_path / name
     with pytest.raises(ValueError, match=message) as raised:

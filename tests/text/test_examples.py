@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 
 from sae_attr.text.chat import with_options
-from sae_attr.text.examples import (
-    Example,
-    Examples,
-    pack,
-    packed_arrays,
-    read_examples,
-    shown_example,
-)
+from sae_attr.text.example_records import Example
+from sae_attr.text.examples import Examples, read_examples, shown_example
+from sae_attr.text.packing import pack, packed_arrays
 from sae_attr.text.token_file import write_tokens
-from sae_attr.text.tokenizer import Tokenizer, decode, load_tokenizer
+from sae_attr.text.tokenizer import Tokenizer, decode
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.miniatures import CHATML, write_lines, write_tokenizer
 
 CHAT = {

@@ -29,7 +29,8 @@ from sae_attr.text.rows import (
     scope_mask,
     shown_tokens,
 )
-from sae_attr.text.tokenizer import Tokenizer, decode, load_tokenizer
+from sae_attr.text.tokenizer import Tokenizer, decode
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.miniatures import CHATML, write_tokenizer
 
 

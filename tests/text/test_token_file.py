@@ -10,17 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sae_attr.text.token_file import (
-    Packing,
-    TokenFile,
-    cached_tokens,
-    documents_at,
-    open_tokens,
-    row_count,
-    rows_at,
-    write_tokens,
-)
-from sae_attr.text.tokenizer import Tokenizer, load_tokenizer
+from sae_attr.text.packed_rows import Packing, documents_at, row_count, rows_at
+from sae_attr.text.token_file import TokenFile, cached_tokens, open_tokens, write_tokens
+from sae_attr.text.tokenizer import Tokenizer
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.miniatures import write_lines, write_tokenizer
 
 TEXTS = ["abcdefg", "h", "ijklmnopqrstuv", "wxyz", "01234567890123456789"]

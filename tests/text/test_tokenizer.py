@@ -16,9 +16,9 @@ from sae_attr.text.tokenizer import (
     decode,
     encode,
     encode_many,
-    load_tokenizer,
     token_strings,
 )
+from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.miniatures import write_tokenizer
 
 

@@ -14,7 +14,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from sae_attr.files.tensors import RowSource
+from sae_attr.files.row_source import RowSource
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats import (
     circuit_tracer,

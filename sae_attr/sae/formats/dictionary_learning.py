@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.files.tensors import read_tensors, read_torch
+from sae_attr.files.tensors import read_tensors
+from sae_attr.files.torch_file import read_torch
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats import normalizer
 from sae_attr.sae.formats.checks import (

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.files.tensors import RowSource, read_tensors
+from sae_attr.files.row_source import RowSource
+from sae_attr.files.tensors import read_tensors
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats.checks import (
     check_names,

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sae_attr.files.tensors import RowSource
+from sae_attr.files.row_source import RowSource
 from sae_attr.sae.formats.parts import Parts
 
 KEYS = ("target_rms", "activation_mean", "activation_std", "activation_global_scale")

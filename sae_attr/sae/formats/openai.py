@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.files.tensors import read_torch
+from sae_attr.files.torch_file import read_torch
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.formats.checks import (
     check_names,

@@ -12,7 +12,8 @@ from typing import TypedDict
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.files.tensors import RowSource, is_float, row_norms
+from sae_attr.files.row_source import RowSource, row_norms
+from sae_attr.files.tensors import is_float
 from sae_attr.sae.config import LOCAL_GATES, SAEConfig
 from sae_attr.sae.model import SAE
 from sae_attr.sae.temporal import Attention

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sae_attr.files.tensors import read_tensors, read_torch
+from sae_attr.files.tensors import read_tensors
+from sae_attr.files.torch_file import read_torch
 from sae_attr.files.vectors import read_vector
 from sae_attr.sae.config import NORMS, SAEConfig
 from sae_attr.sae.formats import dictionary_learning

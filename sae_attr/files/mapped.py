@@ -1,0 +1,21 @@
+"""A file as mapped bytes, and the error about one that is damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+
+def mapped_bytes(path: Path) -> np.ndarray:
+    """The whole file as mapped bytes."""
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty; fetch it again")
+    return np.memmap(path, dtype=np.uint8, mode="r")
+
+
+def corrupt(path: Path, error: object) -> ValueError:
+    return ValueError(
+        f"{path} is truncated or corrupt ({error}); fetch it again and compare its "
+        "size or checksum"
+    )
