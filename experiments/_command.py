@@ -20,6 +20,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
+from sae_attr.settings import RENAMED, unknown_key
+
 from . import _flags
 from ._config import override
 
@@ -131,6 +133,9 @@ def fitted(config: ConfigDict, argument: str, experiment: str) -> ConfigDict:
     own, _ = load_config(experiment)
     known = {*own, *MORE_KEYS.get(experiment, ())}
     strange = [name for name in config if name not in known]
+    for name in strange:
+        if name in RENAMED:
+            raise ValueError(f"{argument}: {unknown_key(f'config.{name}', known)}")
     if strange:
         other = _experiment_of(config, experiment)
         whose = f"it fits experiments.{other}. " if other else ""
@@ -162,46 +167,39 @@ def _experiment_of(config: ConfigDict, experiment: str) -> str:
 # ---- the command line ----------------------------------------------------------------
 
 
-def split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str]], list[str]]:
+def split(
+    argv: Sequence[str],
+) -> tuple[str | None, list[tuple[str, str | None]], list[str]]:
     """Returns what --config names, the overrides as (path, text), and all other
-    arguments.
-
-    Raises:
-      ValueError: a key without a value.
+    arguments; the text of a key without a value is None.
     """
     name, overrides, rest = None, [], []
     waiting = list(argv)
     while waiting:
         argument = waiting.pop(0)
-        flag = (
-            argument[2:]
-            if argument.startswith("--")
-            else argument[1:]
-            if argument.startswith("-")
-            else ""
-        )
-        flag, equals, value = flag.partition("=")
-        if flag == "--":
+        if argument == "--":  # absl: what follows are no flags
             return name, overrides, [*rest, argument, *waiting]
+        flag, equals, value = _flag_of(argument).partition("=")
         if flag.startswith("noconfig."):
             overrides.append((flag.removeprefix("noconfig."), "False"))
-        elif flag == "config" or flag.startswith("config."):
+        elif flag == "config":
+            name = value if equals else waiting.pop(0) if waiting else ""
+        elif flag.startswith("config."):
             if not equals:
                 bare = not waiting or waiting[0].startswith("--")
-                value = (
-                    "True"
-                    if bare and flag != "config"
-                    else waiting.pop(0)
-                    if waiting
-                    else ""
-                )
-            if flag == "config":
-                name = value
-            else:
-                overrides.append((flag.removeprefix("config."), value))
+                value = None if bare else waiting.pop(0)
+            overrides.append((flag.removeprefix("config."), value))
         else:
             rest.append(argument)
     return name, overrides, rest
+
+
+def _flag_of(argument: str) -> str:
+    """An argument without its one or two dashes; "" where it is no flag."""
+    for dashes in ("--", "-"):
+        if argument.startswith(dashes):
+            return argument.removeprefix(dashes)
+    return ""
 
 
 def read_command(

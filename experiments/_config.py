@@ -152,16 +152,17 @@ def _matches(pattern: str, place: str) -> bool:
 # ---- overrides -----------------------------------------------------------------------
 
 
-def override(config: ConfigDict, path: str, text: str) -> None:
+def override(config: ConfigDict, path: str, text: str | None) -> None:
     """Sets the key at a dotted path from the text of a command line.
 
     Args:
       path: below the config, for instance `sae.k`.
-      text: read as the key's type says; "None" empties a key that may be empty.
+      text: read as the key's type says; "None" empties a key that may be empty. None
+        stands for a bare `--config.KEY`, which switches on what is True or False.
 
     Raises:
       ValueError: no such key, with its whole path and the nearest that exists; a text
-        that its type cannot be.
+        that its type cannot be; a bare key that takes another value.
     """
     *parents, name = path.split(".")
     part: Any = config
@@ -169,11 +170,17 @@ def override(config: ConfigDict, path: str, text: str) -> None:
         part = part[parent] if isinstance(part, ConfigDict) and parent in part else None
     if isinstance(part, AnyKeysDict) and name not in part:
         with part.unlocked():
-            part[name] = literal(text)
+            part[name] = True if text is None else literal(text)
         return
     if not isinstance(part, ConfigDict) or name not in part:
         raise ValueError(unknown_key(f"config.{path}", paths_of(config)))
     inner = part.get(name)
+    if text is None:
+        if part.get_type(name) is not bool:
+            raise ValueError(
+                f"config.{path} is given without a value; write --config.{path}=VALUE"
+            )
+        text = "True"
     if isinstance(inner, ConfigDict):
         _override_part(inner, path, text)
         return

@@ -230,6 +230,8 @@ RENAMED = {
     "fitness_tokens": "sae_check_tokens",
     "max_below_promise": "max_below_stated",
 }
+_LEAST_LIKENESS = 0.6  # of two names, below which a hint would only mislead
+_SAME_GROUP = 0.15  # a key of the group that was named is likelier to be meant
 
 
 def unknown_key(path: str, known: Iterable[str]) -> str:
@@ -241,41 +243,43 @@ def unknown_key(path: str, known: Iterable[str]) -> str:
       known: whole paths of the keys that exist.
     """
     parent, dot, name = path.rpartition(".")
+    absent = f"the config has no key {path.removeprefix('config.')!r}"
     if name in RENAMED:
-        return (
-            f"the config has no key {path.removeprefix('config.')!r}: it is called "
-            f"--{parent}{dot}{RENAMED[name]} now"
-        )
+        return f"{absent}: it is called --{parent}{dot}{RENAMED[name]} now"
     nearest = nearest_key(path, known)
-    hint = f"; did you mean --{nearest}?" if nearest else "; --help lists the keys"
-    return f"the config has no key {path.removeprefix('config.')!r}{hint}"
+    if nearest is None:
+        return f"{absent}; --help lists the keys"
+    return f"{absent}; did you mean --{nearest}?"
 
 
 def nearest_key(path: str, known: Iterable[str]) -> str | None:
-    """Returns the existing path that is most like `path`: the same name at another
-    depth, else the nearest spelling.
+    """Returns the existing path whose last name is most like that of `path`, or one of
+    that name's words; None where nothing is like it.
+
+    Of equal names the one in the same group wins, then the one with the nearest path.
     """
-    names, last = list(known), path.rpartition(".")[2]
-    elsewhere = [name for name in names if name.rpartition(".")[2] == last]
-    if elsewhere:
-        return difflib.get_close_matches(path, elsewhere, n=1, cutoff=0.0)[0]
-    parent = path.rpartition(".")[0]
-    siblings = {
-        name.rpartition(".")[2]: name
-        for name in names
-        if name.rpartition(".")[0] == parent
-    }
-    for near in difflib.get_close_matches(last, siblings, n=1):
-        return siblings[near]
-    near = difflib.get_close_matches(
-        path, [name for name in names if name.count(".") == path.count(".") > 1], n=1
-    )
-    if near:
-        return near[0]
-    short = {name.rpartition(".")[2]: name for name in reversed(names)}
-    return next(
-        (short[name] for name in difflib.get_close_matches(last, short, n=1)), None
-    )
+    group, _, name = path.rpartition(".")
+    best, nearest = (_LEAST_LIKENESS, 0.0), None
+    for other in known:
+        other_group, _, other_name = other.rpartition(".")
+        alike = _likeness(name, other_name)
+        if alike < _LEAST_LIKENESS:
+            continue
+        bonus = _SAME_GROUP if group == other_group else 0.0
+        closeness = alike + bonus, _ratio(path, other)
+        if closeness > best:
+            best, nearest = closeness, other
+    return nearest
+
+
+def _likeness(name: str, other: str) -> float:
+    """How alike two names are, 0 to 1; `call` is like `max_calls`."""
+    words = [0.9 * _ratio(name, word) for word in other.split("_") if len(word) > 2]
+    return max(_ratio(name, other), *words, 0.0)
+
+
+def _ratio(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
 
 
 # ---- what docstrings say -------------------------------------------------------------

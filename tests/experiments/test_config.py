@@ -27,7 +27,14 @@ from sae_attr.organism.recipe import Recipe, SAERecipe, TrainingRecipe, recipe_o
 from sae_attr.sae.formats.parts import LoadOptions
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae_check import CheckBands
-from sae_attr.settings import AnyKeys, defaults_of, plain_type, settings_from
+from sae_attr.settings import (
+    RENAMED,
+    AnyKeys,
+    defaults_of,
+    nearest_key,
+    plain_type,
+    settings_from,
+)
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.judges import KINDS, JudgeSettings
 from sae_attr.study.opened import NO_SETTINGS, study_settings
@@ -227,6 +234,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "a key far below": (["--config.sae_options.gaet=topk"], r"no key 'sae_options\.gaet'; .* --config\.sae_options\.gate\?"),
     "a key below what has none": (["--config.top.x=3"], r"no key 'top\.x'"),
     "a key of before": (["--config.fitness_tokens=3"], r"no key 'fitness_tokens': it is called --config\.sae_check_tokens now"),
+    "a word of a key": (["--config.firing=3"], r"no key 'firing'; did you mean --config\.firing_tokens\?"),
+    "a key in the wrong group": (["--config.sae_options.top=3"], r"no key 'sae_options\.top'; did you mean --config\.top\?"),
+    "a key without a value": (["--config.lm"], r"config\.lm is given without a value; write --config\.lm=VALUE"),
+    "a key without a value before a flag": (["--config.top", "--quiet"], r"config\.top is given without a value"),
     "nothing like it": (["--config.qqqqq=3"], r"no key 'qqqqq'; --help lists the keys"),
     "a value": (["--config.top=many"], r"config\.top takes a whole number, not 'many'"),
     "a group": (["--config.sae_options=3"], r"config\.sae_options is a group of keys"),
@@ -248,6 +259,49 @@ def test_what_is_not_understood_is_named_with_the_nearest(name: str) -> None:
         _command.read_command(
             ["attribute", *argv], "attribute", _command.flags_of(attribute)
         )
+
+
+@pytest.mark.parametrize(
+    ("path", "nearest"),
+    [
+        ("config.budget.call", "config.judge.max_calls"),
+        ("config.budget.pionts", "config.budget.points"),
+        ("config.sampling.points", "config.budget.points"),
+        ("config.samplng.max_new", "config.sampling.max_new"),
+        ("config.max_tokens", "config.judge.max_tokens"),
+        ("config.weather", None),
+    ],
+)
+def test_the_nearest_key_is_like_the_last_name(path: str, nearest: str | None) -> None:
+    known = [
+        *("config.budget", "config.budget.points", "config.budget.rule"),
+        *("config.sampling", "config.sampling.max_new"),
+        *("config.judge.max_calls", "config.judge.max_tokens"),
+    ]
+    assert nearest_key(path, known) == nearest
+
+
+def test_every_new_name_of_a_renamed_key_is_one() -> None:
+    paths = {
+        path.rpartition(".")[2]
+        for name in _command.packaged()
+        for path in _config.paths_of(made(name))
+    }
+    assert set(RENAMED.values()) <= paths
+    assert not set(RENAMED) & paths
+
+
+def test_a_renamed_key_in_a_config_of_ones_own_is_named() -> None:
+    config = ConfigDict({"top": 7, "fitness_tokens": 0})
+    with pytest.raises(ValueError, match=r"it is called --config\.sae_check_tokens now"):
+        _command.fitted(config, "mine.py", "attribute")
+
+
+def test_a_bare_key_switches_on() -> None:
+    config = made("attribute")
+    config.lock()
+    _config.override(config, "trust_sae", None)
+    assert config.trust_sae is True
 
 
 def test_a_key_that_moved_is_found_where_it_is() -> None:
