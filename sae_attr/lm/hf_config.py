@@ -6,9 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from sae_attr.lm.config import NO_WINDOW, LMConfig
-from sae_attr.lm.hf_families import ACTS, FAMILIES, stated_types
-from sae_attr.lm.hf_keys import DEFAULTS, GPT2_NAMES, READ, SYNONYMS
+from sae_attr.lm.hf_families import FAMILIES, Family
 from sae_attr.lm.hf_schema import misfits, shown, unread_lines
+from sae_attr.lm.hf_shared import ACTS, stated_types
+
+SYNONYMS = (  # one key under two names, which may not disagree
+    ("num_experts", "num_local_experts"),
+    ("num_experts_per_tok", "experts_per_token"),
+    ("rope_theta", "rotary_emb_base"),
+    ("partial_rotary_factor", "rotary_pct"),
+    ("n_positions", "n_ctx"),
+)
 
 
 def _implied(cfg: LMConfig) -> dict[str, Any]:
@@ -72,72 +80,66 @@ def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> LMConfi
     _check_quantised(hf, where)
     if "text_config" in hf:
         hf = _text_part(hf, where)
-    family = hf.get("model_type", "")
-    if not isinstance(family, str) or family not in FAMILIES:
+    name = hf.get("model_type", "")
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(
-            f"{where}: model_type {shown(family)} is not implemented; known: "
+            f"{where}: model_type {shown(name)} is not implemented; known: "
             f"{', '.join(sorted(FAMILIES))}"
         )
-    stated = {
+    family = FAMILIES[name]
+    present = {
         key: value
         for key, value in hf.items()
-        if value is not None or key in READ[family]
+        if value is not None or key in family.keys
     }
-    if lines := misfits(stated):
+    if lines := misfits(present):
         raise ValueError(f"{where}: " + "\n".join(lines))
     try:
-        return _checked(family, hf, where)
+        return _checked(name, family, hf)
     except KeyError as error:
         raise ValueError(
-            f"{where} of a {family} model lacks {error.args[0]!r}; take it from the "
+            f"{where} of a {name} model lacks {error.args[0]!r}; take it from the "
             "original"
         ) from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _checked(family: str, hf: Mapping[str, Any], where: str) -> LMConfig:
-    for one, other in SYNONYMS:
-        if (
-            hf.get(one) is not None
-            and hf.get(other) is not None
-            and hf[one] != hf[other]
-        ):
-            raise ValueError(
-                f"{one} {hf[one]!r} and {other} {hf[other]!r} disagree; keep the one "
-                "that is right"
-            )
+def _checked(name: str, family: Family, hf: Mapping[str, Any]) -> LMConfig:
+    _check_synonyms(hf)
     _check_rope(hf)
     hf = dict(hf)
-    for name, short in GPT2_NAMES.items() if family == "gpt2" else ():
-        if name in hf and short not in hf:
-            hf[short] = hf[name]
+    for alias, key in family.aliases.items():
+        if alias in hf and key not in hf:
+            hf[key] = hf[alias]
     if hf.get("layer_types") and "num_hidden_layers" in hf:
         stated_types(tuple(hf["layer_types"]), hf["num_hidden_layers"])
-    if "hidden_activation" in READ[family] and hf.get("hidden_activation"):
+    if "hidden_activation" in family.keys and hf.get("hidden_activation"):
         hf.pop("hidden_act", None)  # of the two transformers looks at the other alone
-    read = {key: value for key, value in hf.items() if key in READ[family]}
-    cfg = FAMILIES[family]({**DEFAULTS.get(family, {}), **read})
-    implied = _implied(cfg)
-    if (
-        family == "gemma3_text"
-    ):  # a note of transformers, which it reads itself from the other two keys alone
-        implied["_sliding_window_pattern"] = (
-            hf.get("_sliding_window_pattern")
-            if hf.get("layer_types") or hf.get("sliding_window_pattern")
-            else 6
-        )
+    readable = {key: value for key, value in hf.items() if key in family.keys}
+    cfg = family.read({**family.defaults, **readable})
+    implied = {**_implied(cfg), **family.implied(hf)}
     if ACTS.get(str(hf.get("hidden_act"))) == cfg.act:
         implied["hidden_act"] = hf["hidden_act"]
-    lines = unread_lines(hf, READ[family], implied)
+    lines = unread_lines(hf, family.keys, implied)
     if lines:
         raise ValueError(
-            f"these keys are not read for a {family} model and may change what it "
+            f"these keys are not read for a {name} model and may change what it "
             "computes:\n"
             + "\n".join(lines[:20])
             + "\nRemove those that do nothing; a model that needs one of them is not implemented"
         )
     return cfg
+
+
+def _check_synonyms(hf: Mapping[str, Any]) -> None:
+    """Raises ValueError where a key and its other name disagree."""
+    for one, other in SYNONYMS:
+        a, b = hf.get(one), hf.get(other)
+        if a is not None and b is not None and a != b:
+            raise ValueError(
+                f"{one} {a!r} and {other} {b!r} disagree; keep the one that is right"
+            )
 
 
 def _check_rope(hf: Mapping[str, Any]) -> None:
@@ -179,7 +181,8 @@ def _check_quantised(hf: Mapping[str, Any], where: str) -> None:
         if not stated:
             continue
         method = stated.get("quant_method") if isinstance(stated, Mapping) else None
-        if method == "mxfp4" and hf.get("model_type") == "gpt_oss":
+        family = FAMILIES.get(str(hf.get("model_type")))
+        if family is not None and method in family.quantised:
             continue
         kind = f"quant_method {method!r}" if method else shown(stated)
         raise ValueError(

@@ -1,238 +1,127 @@
-"""Readers of a config.json, one for each decoder family."""
+"""Every decoder family: the keys of its config.json, their defaults, and how it becomes
+an `LMConfig`.
+
+A new family is one entry of `FAMILIES` here and, where its tensors have names of their
+own, one of `LAYOUTS` in hf_layouts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sae_attr.lm.config import NO_WINDOW, LMConfig
-from sae_attr.lm.hf_schema import rope_kind, rope_misfits, shown
-from sae_attr.lm.rope import Rope, rope_from_hf
-
-ACTS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "relu": "relu",
-}
+from sae_attr.lm.hf_schema import rope_kind
+from sae_attr.lm.hf_shared import Windows, act, divided, eos, every_layer, llama_like
 
 
-def _ropes(
-    hf: Mapping[str, Any], head_dim: int, types: tuple[str, ...]
-) -> dict[str, Any]:
-    """`ropes` and `rope_of_layer`, from the flat or the per-layer-type spelling, or
-    Gemma 3's older pair of keys.
+@dataclass(frozen=True)
+class Family:
+    """How the config.json of one `model_type` is read.
+
+    Args:
+      read: from its keys, with the defaults, to `LMConfig`.
+      keys: those that `read` looks at; any other that is set has to be without effect
+        (`hf_schema.unread_lines`).
+      defaults: of keys that a file may lack. Older transformers wrote only what
+        differed from the class's defaults, so these belong to the format.
+      aliases: further names of keys, which transformers takes too.
+      implied: keys that are not read -> the value that says what the model does anyway,
+        beside those that hold for every family.
+      quantised: methods of quantised weights that can be read.
     """
-    name, entry = _rope_entry(hf)
-    theta = hf.get("rope_theta", hf.get("rotary_emb_base", 10000.0))
-    if entry and all(isinstance(v, Mapping) or v is None for v in entry.values()):
-        absent = sorted(set(types) - set(entry))
-        if absent:
-            raise ValueError(
-                f"{name} lacks an entry for layers of the kind {absent[0]!r}; take it "
-                "from the original"
-            )
-        by_type = {
-            kind: _rope(hf, f"{name}.{kind}", entry[kind] or {}, head_dim, theta)
-            for kind in set(types)
-        }
-    else:
-        main = _rope(hf, name, entry, head_dim, theta)
-        by_type = {kind: main for kind in set(types)}
-        if "rope_local_base_freq" in hf and "sliding_attention" in by_type:
-            by_type["sliding_attention"] = rope_from_hf(
-                hf, {}, head_dim, hf["rope_local_base_freq"]
-            )
-    ropes = tuple(dict.fromkeys(by_type[kind] for kind in types))
-    return {
-        "ropes": ropes,
-        "rope_of_layer": tuple(ropes.index(by_type[kind]) for kind in types),
-    }
+
+    read: Callable[[Mapping[str, Any]], LMConfig]
+    keys: frozenset[str]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda hf: {}
+    quantised: tuple[str, ...] = ()
 
 
-def _rope_entry(hf: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """The entry that says how positions are rotated, under whichever of its two names;
-    they may not disagree.
-    """
-    new, old = hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}
-    if not new or not old:
-        return ("rope_parameters", new) if new else ("rope_scaling", old)
-    whole = {"rope_theta": hf.get("rope_theta"), **new}
-    differ = [
-        key
-        for key, value in old.items()
-        if key not in ("type", "rope_type") and whole.get(key) != value
-    ]
-    if rope_kind(new) != rope_kind(old) or differ:
-        raise ValueError(
-            f"rope_parameters ({shown(new)}) and rope_scaling ({shown(old)}) disagree; "
-            "keep the one that is right"
-        )
-    return "rope_parameters", new
+# ---- keys that several families read ---------------------------------------------------
 
 
-_PARTIAL = ("gpt_neox", "phi3")  # families that may rotate a part of every head
+def _keys(names: str) -> frozenset[str]:
+    return frozenset(names.split())
 
 
-def _rope(
-    hf: Mapping[str, Any],
-    name: str,
-    entry: Mapping[str, Any],
-    head_dim: int,
-    theta: float,
-) -> Rope:
-    lines = rope_misfits(name, entry)
-    if hf["model_type"] not in _PARTIAL and entry.get("partial_rotary_factor") not in (
-        None,
-        1,
-    ):
-        share = entry["partial_rotary_factor"]
-        lines.append(
-            f"{name}.partial_rotary_factor is {share!r}, but a {hf['model_type']} "
-            "model rotates whole heads"
-        )
-    if lines:
-        raise ValueError("; ".join(lines))
-    return rope_from_hf(hf, entry, head_dim, theta)
+_CORE = _keys("model_type vocab_size tie_word_embeddings bos_token_id eos_token_id")
+_GPT2 = _CORE | _keys(
+    "n_embd n_layer n_head n_inner n_positions activation_function layer_norm_epsilon "
+    "scale_attn_weights scale_attn_by_inverse_layer_idx reorder_and_upcast_attn"
+)
+_ROPE = _keys("rope_theta rope_scaling rope_parameters")
+_SHAPE = _keys(
+    "hidden_size num_hidden_layers num_attention_heads intermediate_size "
+    "max_position_embeddings"
+)
+_NEOX = (_CORE | _SHAPE | _ROPE) | _keys(
+    "hidden_act layer_norm_eps use_parallel_residual attention_bias rotary_pct "
+    "rotary_emb_base partial_rotary_factor"
+)
+_LLAMA = (_CORE | _SHAPE | _ROPE) | _keys(
+    "num_key_value_heads head_dim hidden_act rms_norm_eps"
+)
+_QWEN = _LLAMA | _keys("use_sliding_window sliding_window max_window_layers")
+_EXPERTS = _keys("num_local_experts num_experts_per_tok")
+_GEMMA = (_LLAMA - {"hidden_act"}) | _keys(
+    "hidden_activation sliding_window layer_types attention_bias "
+    "query_pre_attn_scalar final_logit_softcapping"
+)
 
 
-def _layer_types(hf: Mapping[str, Any], n_layers: int) -> tuple[str, ...]:
-    """`sliding_attention` or `full_attention` per layer, stated or by the family's
-    older rule.
-    """
-    family, window = hf["model_type"], hf.get("sliding_window")
-    if hf.get("layer_types"):
-        types = stated_types(tuple(hf["layer_types"]), n_layers)
-        if "sliding_attention" in types and not _has_window(hf):
-            raise ValueError(
-                "layer_types has layers of sliding_attention, but sliding_window is "
-                f"{window!r} and use_sliding_window "
-                f"{hf.get('use_sliding_window')!r}; take the original"
-            )
-        return types
-    if not _has_window(hf):
-        return ("full_attention",) * n_layers
-    if family == "gemma3_text":
-        period = hf.get("sliding_window_pattern") or 6
-        sliding = [(layer + 1) % period != 0 for layer in range(n_layers)]
-    elif family in ("gemma2", "gpt_oss"):
-        sliding = [layer % 2 == 0 for layer in range(n_layers)]
-    elif family in ("qwen2", "qwen3"):
-        first = (
-            n_layers if hf.get("max_window_layers") is None else hf["max_window_layers"]
-        )
-        sliding = [layer >= first for layer in range(n_layers)]
-    else:
-        sliding = [True] * n_layers
-    return tuple("sliding_attention" if s else "full_attention" for s in sliding)
+# ---- older rules of layers with a window -----------------------------------------------
 
 
-def _has_window(hf: Mapping[str, Any]) -> bool:
-    """Whether any layer may have a window: the Qwens have a switch beside its width."""
-    switch = (
-        bool(hf.get("use_sliding_window"))
-        if hf["model_type"].startswith("qwen")
-        else True
-    )
-    return switch and hf.get("sliding_window") is not None
+def _every_second_layer(hf: Mapping[str, Any], n_layers: int) -> list[bool]:
+    return [layer % 2 == 0 for layer in range(n_layers)]
 
 
-def stated_types(types: tuple[str, ...], n_layers: int) -> tuple[str, ...]:
-    """Returns the kinds of attention that config.json states, one a layer.
-
-    Raises ValueError for a kind that is not implemented, or another number of them than
-    there are layers.
-    """
-    unknown = set(types) - {"full_attention", "sliding_attention"}
-    if unknown:
-        kinds = ", ".join(map(repr, sorted(unknown)))
-        raise ValueError(
-            f"layer_types: {kinds} is not implemented; known: full_attention, "
-            "sliding_attention"
-        )
-    if len(types) != n_layers:
-        raise ValueError(
-            f"layer_types lists {len(types)} layers but num_hidden_layers is "
-            f"{n_layers}; take the original"
-        )
-    return types
+def _five_of_six_layers(hf: Mapping[str, Any], n_layers: int) -> list[bool]:
+    period = hf.get("sliding_window_pattern") or 6
+    return [(layer + 1) % period != 0 for layer in range(n_layers)]
 
 
-def _llama_like(hf: Mapping[str, Any], **fields: Any) -> LMConfig:
-    """Fields that every RMSNorm / rotary / gated-MLP family shares; `fields` override."""
-    n_layers = hf["num_hidden_layers"]
-    n_heads = hf["num_attention_heads"]
-    d_model = hf["hidden_size"]
-    n_kv_heads = hf.get("num_key_value_heads") or n_heads
-    head_dim = hf.get("head_dim") or _divided(
-        d_model, n_heads, "hidden_size", "num_attention_heads"
-    )
-    _divided(n_heads, n_kv_heads, "num_attention_heads", "num_key_value_heads")
-    types = _layer_types(hf, n_layers)
-    window = min(hf.get("sliding_window") or NO_WINDOW, NO_WINDOW)
-    shared: dict[str, Any] = {
-        "family": hf["model_type"],
-        "vocab": hf["vocab_size"],
-        "d_model": d_model,
-        "n_layers": n_layers,
-        "n_heads": n_heads,
-        "n_kv_heads": n_kv_heads,
-        "head_dim": head_dim,
-        "d_mlp": hf["intermediate_size"],
-        "max_len": hf["max_position_embeddings"],
-        "norm_eps": hf.get("rms_norm_eps", 1e-6),
-        "act": _act(hf.get("hidden_act", "silu")),
-        "window_of_layer": tuple(
-            window if kind == "sliding_attention" else NO_WINDOW for kind in types
-        ),
-        "query_scale": head_dim**-0.5,
-        "tied_head": bool(hf.get("tie_word_embeddings", False)),
-        "bos_id": hf.get("bos_token_id"),
-        "eos_id": _eos(hf.get("eos_token_id")),
-    }
-    return LMConfig(**{**shared, **_ropes(hf, head_dim, types), **fields})
+def _upper_layers(hf: Mapping[str, Any], n_layers: int) -> list[bool]:
+    first = hf.get("max_window_layers")
+    first = n_layers if first is None else first
+    return [layer >= first for layer in range(n_layers)]
 
 
-def _divided(whole: int, parts: int, of: str, by: str) -> int:
-    """How large each part is."""
-    if whole % parts:
-        raise ValueError(
-            f"{of} {whole} is not a multiple of {by} {parts}; take config.json from "
-            "the original"
-        )
-    return whole // parts
-
-
-def _eos(value: int | list[int] | None) -> int | tuple[int, ...] | None:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _act(name: str | None) -> str:
-    if name not in ACTS:
-        raise ValueError(
-            f"activation {name!r} is not implemented; known: {', '.join(ACTS)}"
-        )
-    return ACTS[name]
+# ---- readers ---------------------------------------------------------------------------
 
 
 def _llama(hf: Mapping[str, Any]) -> LMConfig:
     bias = bool(hf.get("attention_bias", False))
-    return _llama_like(
+    return llama_like(
         hf, qkv_bias=bias, out_bias=bias, mlp_bias=bool(hf.get("mlp_bias", False))
     )
 
 
-def _gemma(hf: Mapping[str, Any]) -> LMConfig:
-    return _llama_like(
+def _gemma2(hf: Mapping[str, Any]) -> LMConfig:
+    return _gemma(hf, windows=_every_second_layer)
+
+
+def _gemma3(hf: Mapping[str, Any]) -> LMConfig:
+    return _gemma(hf, windows=_five_of_six_layers, qk_norm="head")
+
+
+def _gemma3_notes(hf: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A note of transformers, which it reads itself from the other two keys alone."""
+    note = "_sliding_window_pattern"
+    stated = hf.get("layer_types") or hf.get("sliding_window_pattern")
+    return {note: hf.get(note) if stated else 6}
+
+
+def _gemma(hf: Mapping[str, Any], **fields: Any) -> LMConfig:
+    return llama_like(
         hf,
+        **fields,
         norm_plus_one=True,
         post_norm=True,
-        act=_act(hf["hidden_activation"] or "gelu_pytorch_tanh"),
-        qk_norm="head" if hf["model_type"].startswith("gemma3") else "",
+        act=act(hf["hidden_activation"] or "gelu_pytorch_tanh"),
         qkv_bias=bool(hf.get("attention_bias", False)),
         out_bias=bool(hf.get("attention_bias", False)),
         attn_softcap=hf.get("attn_logit_softcapping") or 0.0,
@@ -245,22 +134,23 @@ def _gemma(hf: Mapping[str, Any]) -> LMConfig:
 
 def _gpt_neox(hf: Mapping[str, Any]) -> LMConfig:
     bias = bool(hf.get("attention_bias", True))
-    return _llama_like(
+    return llama_like(
         hf,
+        partial_rotary=True,
         norm="layer",
         norm_eps=hf.get("layer_norm_eps", 1e-5),
         parallel_residual=bool(hf.get("use_parallel_residual", True)),
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=True,
-        act=_act(hf.get("hidden_act", "gelu")),
+        act=act(hf.get("hidden_act", "gelu")),
         gated_mlp=False,
     )
 
 
 def _gpt2(hf: Mapping[str, Any]) -> LMConfig:
     d_model, n_heads, n_layers = hf["n_embd"], hf["n_head"], hf["n_layer"]
-    head_dim = _divided(d_model, n_heads, "n_embd", "n_head")
+    head_dim = divided(d_model, n_heads, "n_embd", "n_head")
     return LMConfig(
         family="gpt2",
         vocab=hf["vocab_size"],
@@ -276,7 +166,7 @@ def _gpt2(hf: Mapping[str, Any]) -> LMConfig:
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,
-        act=_act(hf.get("activation_function", "gelu_new")),
+        act=act(hf.get("activation_function", "gelu_new")),
         gated_mlp=False,
         learned_pos=True,
         window_of_layer=(NO_WINDOW,) * n_layers,
@@ -284,19 +174,27 @@ def _gpt2(hf: Mapping[str, Any]) -> LMConfig:
         inverse_layer_scale=bool(hf.get("scale_attn_by_inverse_layer_idx", False)),
         tied_head=bool(hf.get("tie_word_embeddings", True)),
         bos_id=hf.get("bos_token_id"),
-        eos_id=_eos(hf.get("eos_token_id")),
+        eos_id=eos(hf.get("eos_token_id")),
     )
 
 
+def _qwen2(hf: Mapping[str, Any]) -> LMConfig:
+    return llama_like(hf, windows=_upper_layers, qkv_bias=True)
+
+
 def _mixtral(hf: Mapping[str, Any]) -> LMConfig:
-    return _llama_like(
+    return llama_like(
         hf, n_experts=hf["num_local_experts"] or 0, n_chosen=hf["num_experts_per_tok"]
     )
 
 
-def _qwen3(hf: Mapping[str, Any], **fields: Any) -> LMConfig:
+def _qwen3(
+    hf: Mapping[str, Any], *, windows: Windows = _upper_layers, **fields: Any
+) -> LMConfig:
     bias = bool(hf.get("attention_bias", False))
-    return _llama_like(hf, qk_norm="head", qkv_bias=bias, out_bias=bias, **fields)
+    return llama_like(
+        hf, windows=windows, qk_norm="head", qkv_bias=bias, out_bias=bias, **fields
+    )
 
 
 def _qwen3_moe(hf: Mapping[str, Any]) -> LMConfig:
@@ -312,9 +210,10 @@ def _qwen3_moe(hf: Mapping[str, Any]) -> LMConfig:
     if n_experts:
         dense |= {layer for layer in range(layers) if (layer + 1) % step != 0}
     if not n_experts or len(dense) == layers:
-        return _qwen3(hf)
+        return _qwen3(hf, windows=every_layer)
     return _qwen3(
         hf,
+        windows=every_layer,
         d_mlp=hf["moe_intermediate_size"],
         n_experts=n_experts,
         n_chosen=hf["num_experts_per_tok"],
@@ -326,7 +225,7 @@ def _qwen3_moe(hf: Mapping[str, Any]) -> LMConfig:
 
 def _olmo2(hf: Mapping[str, Any]) -> LMConfig:
     bias = bool(hf.get("attention_bias", False))
-    return _llama_like(
+    return llama_like(
         hf, pre_norm=False, post_norm=True, qk_norm="all", qkv_bias=bias, out_bias=bias
     )
 
@@ -336,7 +235,7 @@ def _phi3(hf: Mapping[str, Any]) -> LMConfig:
     entry = hf.get(name) or {}
     if rope_kind(entry) == "yarn":  # what early files call longrope
         hf = {**hf, name: {**entry, "rope_type": "longrope"}}
-    return _llama_like(hf)
+    return llama_like(hf, partial_rotary=True)
 
 
 def _gpt_oss(hf: Mapping[str, Any]) -> LMConfig:
@@ -351,16 +250,17 @@ def _gpt_oss(hf: Mapping[str, Any]) -> LMConfig:
             **hf,
             "rope_scaling": yarn,
         }  # what the architecture does where its config is silent
-    if hf["hidden_act"] and _act(hf["hidden_act"]) != "silu":
+    if hf["hidden_act"] and act(hf["hidden_act"]) != "silu":
         raise ValueError(
             f"gpt_oss with hidden_act {hf['hidden_act']!r} is not implemented; only "
             "silu is"
         )
     bias = bool(hf["attention_bias"])
-    return _llama_like(
+    return llama_like(
         hf,
         qkv_bias=bias,
         out_bias=bias,
+        windows=_every_second_layer,
         mlp_bias=True,
         act="clipped_glu",
         glu_limit=float(hf["swiglu_limit"]),
@@ -371,18 +271,130 @@ def _gpt_oss(hf: Mapping[str, Any]) -> LMConfig:
     )
 
 
-FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], LMConfig]] = {
-    "gpt2": _gpt2,
-    "gpt_neox": _gpt_neox,
-    "llama": _llama,
-    "mistral": _llama_like,
-    "qwen2": lambda hf: _llama_like(hf, qkv_bias=True),
-    "qwen3": _qwen3,
-    "qwen3_moe": _qwen3_moe,
-    "mixtral": _mixtral,
-    "gpt_oss": _gpt_oss,
-    "gemma2": _gemma,
-    "gemma3_text": _gemma,
-    "olmo2": _olmo2,
-    "phi3": _phi3,
+# ---- the table -------------------------------------------------------------------------
+
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family(
+        _gpt2,
+        _GPT2,
+        {"vocab_size": 50257},
+        aliases={
+            "hidden_size": "n_embd",
+            "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head",
+            "max_position_embeddings": "n_positions",
+        },
+    ),
+    "gpt_neox": Family(_gpt_neox, _NEOX, {"rotary_pct": 0.25}),
+    "llama": Family(_llama, _LLAMA | _keys("attention_bias mlp_bias")),
+    "mistral": Family(
+        llama_like,
+        _LLAMA | _keys("sliding_window"),
+        {"sliding_window": 4096, "num_key_value_heads": 8},
+    ),
+    "mixtral": Family(
+        _mixtral,
+        _LLAMA | _EXPERTS | _keys("sliding_window"),
+        {
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e6,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+        },
+    ),
+    "qwen2": Family(
+        _qwen2,
+        _QWEN | _keys("layer_types"),
+        {
+            "sliding_window": 4096,
+            "max_window_layers": 28,
+            "use_sliding_window": False,
+        },
+    ),
+    "qwen3": Family(
+        _qwen3,
+        _QWEN | _keys("layer_types attention_bias"),
+        {
+            "head_dim": 128,
+            "sliding_window": 4096,
+            "max_window_layers": 28,
+            "use_sliding_window": False,
+        },
+    ),
+    "qwen3_moe": Family(
+        _qwen3_moe,
+        (_QWEN | _EXPERTS)
+        | _keys(
+            "attention_bias decoder_sparse_step mlp_only_layers moe_intermediate_size "
+            "norm_topk_prob num_experts"
+        ),
+        {
+            "num_key_value_heads": 4,
+            "sliding_window": 4096,
+            "use_sliding_window": False,
+            "decoder_sparse_step": 1,
+            "moe_intermediate_size": 768,
+            "num_experts_per_tok": 8,
+            "norm_topk_prob": False,
+        },
+    ),
+    "gpt_oss": Family(
+        _gpt_oss,
+        (_LLAMA | _EXPERTS)
+        | _keys("sliding_window layer_types attention_bias swiglu_alpha swiglu_limit"),
+        {
+            "head_dim": 64,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 150000.0,
+            "sliding_window": 128,
+            "hidden_act": "silu",
+            "attention_bias": True,
+            "num_experts_per_tok": 4,
+            "swiglu_alpha": 1.702,
+            "swiglu_limit": 7.0,
+        },
+        quantised=("mxfp4",),
+    ),
+    "gemma2": Family(
+        _gemma2,
+        _GEMMA | _keys("attn_logit_softcapping"),
+        {
+            "head_dim": 256,
+            "sliding_window": 4096,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "hidden_activation": "gelu_pytorch_tanh",
+        },
+    ),
+    "gemma3_text": Family(
+        _gemma3,
+        _GEMMA | _keys("rope_local_base_freq sliding_window_pattern"),
+        {
+            "vocab_size": 262208,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "max_position_embeddings": 131072,
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 10000.0,
+            "sliding_window": 4096,
+            "hidden_activation": "gelu_pytorch_tanh",
+        },
+        implied=_gemma3_notes,
+    ),
+    "olmo2": Family(_olmo2, _LLAMA | _keys("attention_bias"), {"rms_norm_eps": 1e-5}),
+    "phi3": Family(
+        _phi3,
+        _LLAMA
+        | _keys(
+            "sliding_window partial_rotary_factor original_max_position_embeddings"
+        ),
+        {"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096},
+    ),
 }

@@ -4,9 +4,8 @@ tensor's name and a view of it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,19 +14,9 @@ from sae_attr.lm.config import LMConfig
 
 Read = Callable[[np.ndarray, LMConfig], np.ndarray]
 
-# Checkpoints differ in what stands before a tensor's name.
-_PREFIXES = re.compile(
-    r"^(model\.language_model\.|language_model\.model\.|language_model\.|model\.|transformer\.|gpt_neox\.)"
-)
-
-
-def without_prefix(name: str) -> str:
-    """A tensor's or module's name as the tables below have it."""
-    return _PREFIXES.sub("", name)
-
 
 @dataclass(frozen=True)
-class Source:
+class LeafSource:
     """Where one leaf of one layer comes from: a tensor's name without prefixes, and the
     view of it that we store.
 
@@ -108,24 +97,24 @@ def _fused_qkv(part: int) -> Read:
     return read
 
 
-def _linear(ours: str, theirs: str, read: Read = transposed) -> dict[str, Source]:
+def _linear(ours: str, theirs: str, read: Read = transposed) -> dict[str, LeafSource]:
     bias: Read = (lambda w, cfg: w) if read is transposed else read
     return {
-        f"{ours}/kernel": Source(f"{theirs}.weight", read),
-        f"{ours}/bias": Source(f"{theirs}.bias", bias),
+        f"{ours}/kernel": LeafSource(f"{theirs}.weight", read),
+        f"{ours}/bias": LeafSource(f"{theirs}.bias", bias),
     }
 
 
-def _norm(ours: str, theirs: str) -> dict[str, Source]:
+def _norm(ours: str, theirs: str) -> dict[str, LeafSource]:
     return {
-        f"{ours}/scale": Source(f"{theirs}.weight"),
-        f"{ours}/bias": Source(f"{theirs}.bias"),
+        f"{ours}/scale": LeafSource(f"{theirs}.weight"),
+        f"{ours}/bias": LeafSource(f"{theirs}.bias"),
     }
 
 
 _OUTER = {
-    "embed/table": Source("embed_tokens.weight"),
-    "head/table": Source("lm_head.weight"),
+    "embed/table": LeafSource("embed_tokens.weight"),
+    "head/table": LeafSource("lm_head.weight"),
     **_norm("final_norm", "norm"),
 }
 _LLAMA = {
@@ -150,20 +139,20 @@ _POST_NORMS = {
 _PHI3 = {
     **_LLAMA,
     **{
-        f"{n}/kernel": Source("layers.{}.self_attn.qkv_proj.weight", _fused_qkv(i))
+        f"{n}/kernel": LeafSource("layers.{}.self_attn.qkv_proj.weight", _fused_qkv(i))
         for i, n in enumerate("qkv")
     },
-    "gate/kernel": Source(
+    "gate/kernel": LeafSource(
         "layers.{}.mlp.gate_up_proj.weight", lambda w, cfg: w[: cfg.d_mlp].T
     ),
-    "up/kernel": Source(
+    "up/kernel": LeafSource(
         "layers.{}.mlp.gate_up_proj.weight", lambda w, cfg: w[cfg.d_mlp :].T
     ),
 }
 _GPT2 = {
-    "embed/table": Source("wte.weight"),
-    "pos/table": Source("wpe.weight"),
-    "head/table": Source("lm_head.weight"),
+    "embed/table": LeafSource("wte.weight"),
+    "pos/table": LeafSource("wpe.weight"),
+    "head/table": LeafSource("lm_head.weight"),
     **_norm("final_norm", "ln_f"),
     **_norm("attn_norm", "h.{}.ln_1"),
     **_norm("mlp_norm", "h.{}.ln_2"),
@@ -175,8 +164,8 @@ _GPT2 = {
     **_linear("down", "h.{}.mlp.c_proj", as_is),
 }
 _NEOX = {
-    "embed/table": Source("embed_in.weight"),
-    "head/table": Source("embed_out.weight"),
+    "embed/table": LeafSource("embed_in.weight"),
+    "head/table": LeafSource("embed_out.weight"),
     **_norm("final_norm", "final_layer_norm"),
     **_norm("attn_norm", "layers.{}.input_layernorm"),
     **_norm("mlp_norm", "layers.{}.post_attention_layernorm"),
@@ -191,7 +180,7 @@ _NEOX = {
 
 def _experts(
     theirs: str, router: str, gate: str, up: str, down: str
-) -> dict[str, Source]:
+) -> dict[str, LeafSource]:
     """A tensor for every expert's matrix."""
     names = {"gate": gate, "up": up, "down": down}
     return {
@@ -202,7 +191,9 @@ def _experts(
         },
         **_linear("moe/router", f"{theirs}.{router}"),
         **{
-            f"moe/{ours}": Source(f"{theirs}.experts.{{}}.{name}.weight", transposed)
+            f"moe/{ours}": LeafSource(
+                f"{theirs}.experts.{{}}.{name}.weight", transposed
+            )
             for ours, name in names.items()
         },
     }
@@ -214,44 +205,91 @@ _QWEN3_MOE = _experts(
 )
 _GPT_OSS = {
     **_LLAMA,
-    "sinks": Source("layers.{}.self_attn.sinks"),
+    "sinks": LeafSource("layers.{}.self_attn.sinks"),
     **_linear("moe/router", "layers.{}.mlp.router"),
-    "moe/gate": Source("layers.{}.mlp.experts.gate_up_proj", columns=slice(0, None, 2)),
-    "moe/up": Source("layers.{}.mlp.experts.gate_up_proj", columns=slice(1, None, 2)),
-    "moe/down": Source("layers.{}.mlp.experts.down_proj", columns=slice(0, None)),
-    "moe/gate_bias": Source(
+    "moe/gate": LeafSource(
+        "layers.{}.mlp.experts.gate_up_proj", columns=slice(0, None, 2)
+    ),
+    "moe/up": LeafSource(
+        "layers.{}.mlp.experts.gate_up_proj", columns=slice(1, None, 2)
+    ),
+    "moe/down": LeafSource("layers.{}.mlp.experts.down_proj", columns=slice(0, None)),
+    "moe/gate_bias": LeafSource(
         "layers.{}.mlp.experts.gate_up_proj_bias", lambda w, cfg: w[:, 0::2]
     ),
-    "moe/up_bias": Source(
+    "moe/up_bias": LeafSource(
         "layers.{}.mlp.experts.gate_up_proj_bias", lambda w, cfg: w[:, 1::2]
     ),
-    "moe/down_bias": Source("layers.{}.mlp.experts.down_proj_bias"),
-}
-_SOURCES: Mapping[str, Mapping[str, Source]] = {
-    "gpt2": _GPT2,
-    "gpt_neox": _NEOX,
-    "phi3": _PHI3,
-    "mixtral": _MIXTRAL,
-    "qwen3_moe": _QWEN3_MOE,
-    "gpt_oss": _GPT_OSS,
-    "gemma2": {**_LLAMA, **_POST_NORMS},
-    "gemma3_text": {**_LLAMA, **_POST_NORMS},
-    "olmo2": {**_LLAMA, **_POST_NORMS},
+    "moe/down_bias": LeafSource("layers.{}.mlp.experts.down_proj_bias"),
 }
 
 
-def source_of(cfg: LMConfig, leaf: str) -> Source:
-    """The source of a leaf, whose path may begin with blocks/."""
+@dataclass(frozen=True)
+class Layout:
+    """How the checkpoints of a family lie.
+
+    Args:
+      leaves: leaf -> its source, where it differs from Llama's.
+      prefix: what transformers writes before a tensor's name; the head has none.
+      in_out: linear weights are `[in, out]` in the files, as GPT-2's Conv1D has them,
+        and not `[out, in]`.
+    """
+
+    leaves: Mapping[str, LeafSource] = field(default_factory=dict)
+    prefix: str = "model."
+    in_out: bool = False
+
+
+LAYOUTS: dict[str, Layout] = {
+    "gpt2": Layout(_GPT2, "transformer.", in_out=True),
+    "gpt_neox": Layout(_NEOX, "gpt_neox."),
+    "phi3": Layout(_PHI3),
+    "mixtral": Layout(_MIXTRAL),
+    "qwen3_moe": Layout(_QWEN3_MOE),
+    "gpt_oss": Layout(_GPT_OSS),
+    "gemma2": Layout(_POST_NORMS),
+    "gemma3_text": Layout(_POST_NORMS),
+    "olmo2": Layout(_POST_NORMS),
+}
+"""Families that are not laid out as Llama is."""
+_NO_PREFIX = ("lm_head.", "embed_out.")
+# The language model in a multimodal checkpoint.
+_MULTIMODAL = ("model.language_model.", "language_model.model.", "language_model.")
+
+
+def without_prefix(name: str) -> str:
+    """Returns a tensor's or module's name as the tables above have it: checkpoints
+    differ in what stands before it.
+    """
+    of_families = {Layout().prefix, *(layout.prefix for layout in LAYOUTS.values())}
+    for prefix in (*_MULTIMODAL, *sorted(of_families)):
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name
+
+
+def layout_of(cfg: LMConfig) -> Layout:
+    """Returns how a model's family lies in its files."""
+    return LAYOUTS.get(cfg.family, Layout())
+
+
+def tensor_name(cfg: LMConfig, name: str) -> str:
+    """Returns a tensor's name in a checkpoint that transformers writes, from its name
+    without prefixes.
+    """
+    return name if name.startswith(_NO_PREFIX) else layout_of(cfg).prefix + name
+
+
+def source_of(cfg: LMConfig, leaf: str) -> LeafSource:
+    """Returns the source of a leaf, whose path may begin with blocks/."""
     leaf = leaf.removeprefix("blocks/")
-    table = {
-        **_LLAMA,
-        **_SOURCES.get(cfg.family, {}),
-    }  # a family with experts may have layers without
+    # A family with experts may have layers without.
+    table = {**_LLAMA, **layout_of(cfg).leaves}
     name = dict(cfg.names).get(leaf)
     if leaf not in table and name is None:
         raise ValueError(
             f"a {cfg.family} model has no tensor for {leaf}; say its name in "
             "LMConfig.names"
         )
-    source = table.get(leaf, Source(""))
+    source = table.get(leaf, LeafSource(""))
     return source if name is None else replace(source, name=without_prefix(name))

@@ -16,7 +16,7 @@ import numpy as np
 from sae_attr.files.tensors import read_tensors
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_folder import ADAPTER, read_object
-from sae_attr.lm.hf_layouts import source_of, without_prefix
+from sae_attr.lm.hf_layouts import layout_of, source_of, without_prefix
 from sae_attr.lm.hf_schema import FLAG, OBJECT, misfits, number, shown, whole
 
 # Keys of adapter_config.json that plain LoRA has, or that say nothing about the result;
@@ -125,11 +125,10 @@ class Adapter:
             pair = self.matrices.get(_module(source.name, layer))
             if pair is not None:
                 a_ri, b_or = pair
-                # B's rows are the outputs, as a weight's are; GPT-2 has them as
-                # columns.
-                found[layer] = Factors(
-                    a_ri.T, source.read(b_or.T if cfg.family == "gpt2" else b_or, cfg)
-                )
+                # B's rows are the outputs, as a weight's are, unless the family has
+                # them as columns.
+                b = b_or.T if layout_of(cfg).in_out else b_or
+                found[layer] = Factors(a_ri.T, source.read(b, cfg))
         return found
 
     def check(self, cfg: LMConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -12,11 +12,10 @@ import numpy as np
 from safetensors.numpy import save
 
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.hf_layouts import source_of
+from sae_attr.lm.hf_layouts import layout_of, source_of, tensor_name
 from sae_attr.lm.lora import Lora, check_lora
 from sae_attr.lm.model import Params
 from sae_attr.lm.peft_load import adaptable
-from sae_attr.lm.weights import tensor_name
 from sae_attr.parallel import is_main, to_host
 from sae_attr.store import write_atomic
 
@@ -95,7 +94,7 @@ def _joined_b(
     joined_or = np.zeros((sum(widths), sum(ranks)))
     # Row numbers, sent through the view that reads a part, say which rows are the part's.
     numbers_o = np.arange(sum(widths))
-    column_o = numbers_o[None] if cfg.family == "gpt2" else numbers_o[:, None]
+    column_o = numbers_o[None] if layout_of(cfg).in_out else numbers_o[:, None]
     start = 0
     for name, b_ro in parts.items():
         rows = source_of(cfg, f"blocks/{name}/kernel").read(column_o, cfg)[0]
@@ -132,7 +131,7 @@ def _peft_config(
         "alpha_pattern": alphas,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": cfg.family == "gpt2",
+        "fan_in_fan_out": layout_of(cfg).in_out,
         "target_modules": sorted(targets),
         "layers_to_transform": list(layers),
         "inference_mode": True,

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.hf_folder import ADAPTER, CONFIG, read_object, resolve_model
-from sae_attr.lm.hf_layouts import as_is, source_of, transposed
+from sae_attr.lm.hf_layouts import as_is, source_of, tensor_name, transposed
 from sae_attr.lm.model import Params
 from sae_attr.lm.params import init_params
 from sae_attr.lm.peft_load import Adapter, Factors, load_adapter
@@ -421,20 +421,6 @@ def load_lm(
 
 # ---- writing -------------------------------------------------------------------------
 
-_FILE_PREFIX = {"gpt2": "transformer.", "gpt_neox": "gpt_neox."}
-_NO_PREFIX = ("lm_head.", "embed_out.")
-
-
-def tensor_name(cfg: LMConfig, name: str) -> str:
-    """A tensor's name in a checkpoint that transformers writes, from its name without
-    prefixes.
-    """
-    return (
-        name
-        if name.startswith(_NO_PREFIX)
-        else _FILE_PREFIX.get(cfg.family, "model.") + name
-    )
-
 
 def save_lm(folder: Path, hf: Mapping[str, Any], params: Params) -> None:
     """Writes a Hugging Face folder: model.safetensors in the parameters' dtype, then
@@ -489,7 +475,7 @@ def save_lm(folder: Path, hf: Mapping[str, Any], params: Params) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """What a leaf has of a file's tensor; `expert` as `Source.view` takes it."""
+    """What a leaf has of a file's tensor; `expert` as `LeafSource.view` takes it."""
 
     leaf: str
     expert: int
@@ -497,7 +483,7 @@ class _Part:
 
 
 def _joined(cfg: LMConfig, name: str, parts: list[_Part]) -> np.ndarray:
-    """The file's tensor, of which every part is a view: the inverse of `Source.view`,
+    """The file's tensor, of which every part is a view: the inverse of `LeafSource.view`,
     whatever that does.
 
     A tensor of element numbers goes through the view; what comes out says where each

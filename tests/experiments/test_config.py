@@ -293,7 +293,9 @@ def test_every_new_name_of_a_renamed_key_is_one() -> None:
 
 def test_a_renamed_key_in_a_config_of_ones_own_is_named() -> None:
     config = ConfigDict({"top": 7, "fitness_tokens": 0})
-    with pytest.raises(ValueError, match=r"it is called --config\.sae_check_tokens now"):
+    with pytest.raises(
+        ValueError, match=r"it is called --config\.sae_check_tokens now"
+    ):
         _command.fitted(config, "mine.py", "attribute")
 
 
