@@ -4,6 +4,9 @@ for the command.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
@@ -18,59 +21,84 @@ from sae_attr.report.ranking_text import (
     summary_text,
 )
 from sae_attr.report.tables import csv_text, json_text
-from sae_attr.store import Store, own_workdir, write_atomic
+from sae_attr.store import (
+    Result,
+    Store,
+    own_workdir,
+    stage_statuses,
+    stored_results,
+    write_atomic,
+)
+from sae_attr.study.attribution_graph import attribution_stages
 from sae_attr.study.columns import written
-from sae_attr.study.outcome import Outcome, compute
+from sae_attr.study.ranking_report import RankingReport, report_of
 from sae_attr.study.setup import Setup
+from sae_attr.study.stages import attribute
 from sae_attr.text.rows import shown_tokens
 
 from . import _common
 from ._flags import ALLOW_CHANGE, CONFIG, SHOW_TOKENS, WORKDIR
+from ._stages import LIST, Selection, run_selected, selection_of_flags, states_text
 
-PLAIN = (
-    "mesh",
-    "batch_size",
-    "corpus_batch",
-    "remat",
-    "trust_sae",
-)  # where and how fast, not what
+# Where and how fast a run is, not what it computes.
+PLAIN = ("mesh", "batch_size", "corpus_batch", "remat", "trust_sae")
 
 
-def write(outcome: Outcome, workdir: epath.Path) -> list[str]:
-    """Writes every file of a run; returns their names."""
-    primary = outcome.summary["primary"]
-    files: dict[str, bytes | str] = {
-        "latents.csv" if name == primary else f"latents_{name}.csv": csv_text(
-            written(columns)
-        )
-        for name, columns in outcome.columns.items()
-    }
-    if outcome.ablation is not None:
-        rendered = render(ablation_figure(outcome.ablation), outcome.ablation)
-        files |= {
-            f"figures/attribution_vs_ablation.{suffix}": data
-            for suffix, data in rendered.items()
-        }
-    files["scores.npz"] = _common.npz_bytes(outcome.scores)
-    files["result.json"] = json_text(
-        {**outcome.summary, "versions": _common.versions()}
-    )
+def write(
+    report: RankingReport, workdir: epath.Path, run: Mapping[str, Any]
+) -> list[str]:
+    """Writes every file of a run; returns their names.
+
+    Args:
+      run: what result.json holds beside the report: keys, timings, versions.
+    """
+    primary = report.summary["primary"]
+    files: dict[str, bytes | str] = {}
+    for name, columns in report.columns.items():
+        file = "latents.csv" if name == primary else f"latents_{name}.csv"
+        files[file] = csv_text(written(columns))
+    if report.ablation is not None:
+        figure = render(ablation_figure(report.ablation), report.ablation)
+        for suffix, data in figure.items():
+            files[f"figures/attribution_vs_ablation.{suffix}"] = data
+    files["scores.npz"] = _common.npz_bytes(report.scores)
+    files["result.json"] = json_text({**report.summary, **run})
     for name, content in files.items():
         write_atomic(workdir / name, content)
     return sorted(files)
 
 
-def show(outcome: Outcome) -> None:
+def about_run(
+    setup: Setup, report: RankingReport, results: Mapping[str, Result]
+) -> dict[str, Any]:
+    """Returns what result.json says of this very run: settings as they were set, keys
+    and timings of the stages, versions.
+    """
+    keys = {name: result.key for name, result in results.items()}
+    timings = {
+        name: {"seconds": round(result.seconds, 3), "loaded": result.cached}
+        for name, result in results.items()
+    }
+    choices = {**report.summary["choices"], "settings": vars(setup.settings)}
+    return {
+        "choices": choices,
+        "inputs": {**report.summary["inputs"], "stages": keys},
+        "timings": timings,
+        "versions": _common.versions(),
+    }
+
+
+def show(report: RankingReport) -> None:
     """Prints the tables and what a reader must know about them."""
-    summary = outcome.summary
-    for name, columns in outcome.columns.items():
+    summary = report.summary
+    for name, columns in report.columns.items():
         preset = summary["presets"][name]
-        caption = f"{name}: tokens={preset['tokens']}, sides={preset['sides']}, {ranked_text(preset['ranked'])}"
-        print(f"\n{caption}\n{latent_table(columns)}")
+        which = f"tokens={preset['tokens']}, sides={preset['sides']}"
+        print(f"\n{name}: {which}, {ranked_text(preset['ranked'])}")
+        print(latent_table(columns))
         print(f"\nwhere Δ comes from\n{origin_table(columns)}")
-    print(
-        f"\n{legend(summary['exact_ablation'].get('scope'))}\n\n{summary_text(summary)}"
-    )
+    print(f"\n{legend(summary['exact_ablation'].get('scope'))}")
+    print(f"\n{summary_text(summary)}")
     for text in summary["warnings"]:
         print(f"warning: {text}")
 
@@ -79,6 +107,8 @@ def start(
     config: ConfigDict,
     workdir: epath.Path,
     *,
+    selection: Selection | None = None,
+    listed: bool = False,
     shown: int = 0,
     allow_change: bool = False,
 ) -> None:
@@ -88,21 +118,19 @@ def start(
     Args:
       config: as configs/attribute.py makes it.
       workdir: for results and for what a killed run continues from.
+      selection: of stages; None: all.
+      listed: print the state of every stage, and stop.
       shown: print what is scored of this many rows, and stop.
       allow_change: use a workdir that was made with another config.
     """
     _common.fix_day(config, workdir)
-    settings, mesh = _common.settings_of(config), parallel.make_mesh(str(config.mesh))
-    setup = Setup(
-        settings,
-        Store(workdir / "store", writer=parallel.is_main()),
-        mesh,
-        parallel.is_main(),
-    )
-    first = parallel.from_main(
-        not (workdir / "config.json").exists()
-    )  # a later run may need no weights at all
-    setup.check(weights=first and not shown)
+    main = parallel.is_main()
+    store = Store(workdir / "store", writer=main)
+    mesh = parallel.make_mesh(str(config.mesh))
+    setup = Setup(_common.settings_of(config), store, mesh, main)
+    # A later run may need no weights at all.
+    first = parallel.from_main(not (workdir / "config.json").exists())
+    setup.check(weights=first and not shown and not listed)
     rows = setup.encoded.rows
     logging.info(
         "%d prompts, %d completions, %d latents at %s",
@@ -112,37 +140,63 @@ def start(
         setup.site,
     )
     if shown:
-        print(
-            "\n\n".join(
-                shown_tokens(row, setup.tokenizer, exclude=setup.exclude)
-                for row in rows[:shown]
-            )
-        )
+        texts = [
+            shown_tokens(row, setup.tokenizer, exclude=setup.exclude)
+            for row in rows[:shown]
+        ]
+        print("\n\n".join(texts))
+        return
+    stages = attribution_stages(setup)
+    if listed:
+        print(states_text(store, stages))
         return
     with own_workdir(
         workdir,
         config.to_dict(),
         ignore=PLAIN,
         allow_change=allow_change,
-        writer=parallel.is_main(),
+        writer=main,
     ):
-        outcome = compute(setup)
-        if parallel.is_main():
-            names = write(outcome, workdir)  # before a word is printed, which may fail
-            show(outcome)
-            print(f"\nwrote to {workdir}: {', '.join(names)}")
-            print(
-                f"the best latents with every statistic: {workdir / 'latents.csv'}; "
-                f"every score: {workdir / 'scores.npz'}"
-            )
+        results = run_selected(store, stages, selection or Selection())
+        if main:
+            _finish(setup, workdir, results | _stored(store, stages, results))
+
+
+def _stored(store: Store, stages: Any, results: Mapping[str, Result]) -> Any:
+    """Returns the stages that are done, but were not selected."""
+    return stored_results(store, stages, lambda name: name not in results)
+
+
+def _finish(setup: Setup, workdir: epath.Path, results: Mapping[str, Result]) -> None:
+    """Writes and prints the report, or says which stage is still to be run."""
+    if attribute.NAME not in results:
+        stages = attribution_stages(setup)
+        left = [
+            s.name for s in stage_statuses(setup.store, stages) if s.state != "done"
+        ]
+        print(f"\nstill to be run: {', '.join(left)}")
+        return
+    report = report_of(results[attribute.NAME])
+    # Files come before a word is printed, which may fail.
+    names = write(report, workdir, about_run(setup, report, results))
+    show(report)
+    print(f"\nwrote to {workdir}: {', '.join(names)}")
+    print(
+        f"the best latents with every statistic: {workdir / 'latents.csv'}; "
+        f"every score: {workdir / 'scores.npz'}"
+    )
 
 
 def main(argv: list[str]) -> None:
-    """`start` with what the flags say."""
+    """Runs `start` with what the flags say."""
     _common.begin(argv)
-    workdir = epath.Path(str(WORKDIR.value))
     start(
-        CONFIG.value, workdir, shown=SHOW_TOKENS.value, allow_change=ALLOW_CHANGE.value
+        CONFIG.value,
+        epath.Path(str(WORKDIR.value)),
+        selection=selection_of_flags(),
+        listed=LIST.value,
+        shown=SHOW_TOKENS.value,
+        allow_change=ALLOW_CHANGE.value,
     )
 
 

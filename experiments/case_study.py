@@ -33,22 +33,7 @@ from . import _common
 from ._command import command_line
 from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 from ._progress import StageProgress, ending
-
-ONLY = flags.DEFINE_list(
-    "only",
-    [],
-    "Run just these stages; a word names a stage or a part of its name (steer, away).",
-)
-UNTIL = flags.DEFINE_string("until", None, "Stop after this stage.")
-FORCE = flags.DEFINE_list(
-    "force", [], "Compute these stages again, and what reads them."
-)
-LIST = flags.DEFINE_bool(
-    "list",
-    False,
-    "Say which stages are done, stale, in part or missing, and what is left; run "
-    "nothing.",
-)
+from ._stages import FORCE, LIST, ONLY, UNTIL
 
 PLAIN = ("mesh", "batch_size", "attribution")  # where and how fast, not what
 # Of a judge: where it is served, how it is waited for, and what it may cost. Its

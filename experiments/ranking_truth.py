@@ -15,6 +15,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
+from sae_attr.attribution.presets import decoder_rows
+from sae_attr.attribution.score_table import labelled
 from sae_attr.lm.weights import load_lm
 from sae_attr.organism.build import Organism, build, organism_stages
 from sae_attr.organism.exact import DECIDES, PromptPaths, prompt_paths
@@ -42,18 +44,10 @@ from sae_attr.store import (
     stage_keys,
     write_atomic,
 )
+from sae_attr.study.attribution_graph import attribution_stages, run_setup
 from sae_attr.study.attribution_settings import Settings
-from sae_attr.study.attribution_stages import (
-    check_sae,
-    firing_stage,
-    gradient_stage,
-    mean_stage,
-    score_stage,
-)
-from sae_attr.study.candidates import decoder_rows
-from sae_attr.study.evidence import Evidence
-from sae_attr.study.score_table import labelled
 from sae_attr.study.setup import Setup
+from sae_attr.study.stages.mean_activation import mean_of
 from sae_attr.text.rows import SCOPES
 
 from . import _common
@@ -197,16 +191,13 @@ def scores_of(
         trust_sae=True,
     )
     study = Setup(base, run.store, run.mesh, progress=False)
-    check_sae(study)
-    mean, mean_result = mean_stage(study)
-    table, gradients = gradient_stage(study, mean, mean_result.key)
-    codes, firing = firing_stage(study)
-    keys = {"mean": mean_result.key, "gradients": gradients.key, "firing": firing.key}
     for scope in SCOPES:
-        other = replace(study, settings=replace(base, tokens=scope))
-        scores |= labelled(
-            score_stage(Evidence(other, table, mean, codes), keys).arrays, scope
-        )
+        # The stages before the scores have no scope: they are computed once.
+        scoped = replace(study, settings=replace(base, tokens=scope))
+        results = run_setup(scoped, attribution_stages(scoped), until="scores")
+        scores |= labelled(results["scores"].arrays, scope)
+    mean_result = results["mean_activation"]
+    mean = mean_of(mean_result)
     scores["random", ""] = np.random.default_rng(run.recipe.seed).normal(
         size=len(study.decoder)
     )

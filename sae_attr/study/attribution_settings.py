@@ -4,49 +4,13 @@ result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sae_attr.attribution.scores import SIDES
+from sae_attr.attribution.presets import PRESETS, Preset
 from sae_attr.lm.loss import check_loss
 from sae_attr.lm.lrp import PLAIN, RULES, Rules, parse_rules
 from sae_attr.study.input_files import InputFiles
 from sae_attr.text.masks import Masks, check_exclude
-from sae_attr.text.rows import SCOPES
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A token scope and the sides that count: what turns the same gradients into one
-    ranking or another.
-    """
-
-    name: str
-    tokens: str
-    sides: str
-
-    def __post_init__(self) -> None:
-        for what, value, known in (
-            ("tokens", self.tokens, SCOPES),
-            ("sides", self.sides, SIDES),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"{what} {value!r} is unknown; choose one of {', '.join(known)}"
-                )
-
-
-# `faithful` is the post to the letter. `recommended` is what truth tables on a model
-# organism, where every cause is known, support for finding latents to steer with:
-# harmful words come late, and δ > 0 of a token whose projection is below its mean
-# points the wrong way. It goes by the projection, not by whether the latent fires:
-# scores through the encoder are worse at steering and at ablation, and need every
-# latent of the SAE.
-PRESETS: Mapping[str, Preset] = {
-    "faithful": Preset("faithful", "prompt", "both"),
-    "recommended": Preset("recommended", "all", "active"),
-}
-
 
 DTYPES = ("float32", "bfloat16", "float64")
 

@@ -10,9 +10,11 @@ import numpy as np
 
 from sae_attr.judge import ask_one, tells_coherence
 from sae_attr.lm.weights import load_config
-from sae_attr.study.attribution_stages import check_sae
+from sae_attr.parallel import from_main
+from sae_attr.store import Stage, run_stages
 from sae_attr.study.case import Case
 from sae_attr.study.coherence import measures_coherence, no_coherence
+from sae_attr.study.stages import sae_check
 from sae_attr.text.rows import COMPLETION, is_special, scope_mask
 
 
@@ -38,19 +40,21 @@ def check_case(case: Case) -> None:
     _check_scopes(case)
 
 
-def try_case(case: Case, *, judge: bool) -> None:
+def try_case(case: Case, stages: Sequence[Stage], *, judge: bool) -> None:
     """Runs what is cheap beside sampling and would end the study later: the SAE's
     check, one question to the judge.
 
-    The check is stored, so that the attribution only loads it.
-
     Args:
+      stages: of the study; the check is one of them.
       judge: answers are still to be graded.
 
     Raises:
       ValueError: the SAE does not fit its site, or the judge's reply cannot be read.
     """
-    check_sae(case.setup)
+    store = case.setup.store
+    name = f"{case.name}.{sae_check.NAME}"
+    result = run_stages(store, stages, only=[name], agree=from_main)[name]
+    sae_check.check_record(case.setup, result)
     if judge:
         ask_one(case.judge)
 

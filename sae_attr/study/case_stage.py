@@ -58,8 +58,6 @@ class CaseStage:
         the same direction, or in both by a stage that has none.
       also_needs: `(case, all cases) -> whole names` of further stages that it reads.
       version: raised when its code gives other numbers than before.
-      calls: the attribution's stages that it runs, whose versions are part of its key.
-        What is read from another stage's result is in that one's key already.
       directed: it runs for away and for toward.
     """
 
@@ -69,7 +67,6 @@ class CaseStage:
     needs: tuple[str, ...] = ()
     also_needs: Callable[[Case, Sequence[Case]], Sequence[str]] = lambda case, cases: ()
     version: int = 1
-    calls: tuple[str, ...] = ()
     directed: bool = False
 
 

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sae_attr.attribution.presets import decoder_rows
 from sae_attr.hooks import Add
 from sae_attr.parallel import to_host
 from sae_attr.steering.coherence import OwnAnswers, coherent, own_answers
 from sae_attr.steering.plan import NO_LATENT, Condition, Plan, SweepRow
 from sae_attr.steering.sweep import SampleBatches, Sampler, sample_batches, sample_rows
 from sae_attr.store import Progress
-from sae_attr.study.candidates import decoder_rows
 from sae_attr.study.case import Case
 from sae_attr.study.coherence import answer_measures
 from sae_attr.study.grading import (

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.study.score_table import SCORES
+from sae_attr.attribution.score_table import SCORES
 from sae_attr.text.rows import ROLES
 
 # Name -> meaning, in the order of the file; those of `SCORES` stand between the two. Δ

@@ -7,13 +7,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sae_attr.store import Computed, Progress, Result, Stage
-from sae_attr.study import versions
+from sae_attr.study.attribution_graph import attribution_names, attribution_stages
 from sae_attr.study.case import Case
 from sae_attr.study.case_stage import CaseStage, StageInputs
-from sae_attr.study.score_table import score_versions
 from sae_attr.study.settings import DIRECTIONS
 from sae_attr.study.stages import (
-    attribute,
     effects,
     grade,
     interpret,
@@ -26,10 +24,11 @@ from sae_attr.study.stages import (
 )
 from sae_attr.study.stages.convergence import convergence_stages
 
-# Stages of every case. Those that find latents run for all cases before any is steered,
-# since a selection may read other cases' attributions. Figures and the page are no
-# stages: they are made of the results on every run.
-FINDING = [sample.STAGE, grade.STAGE, pair.STAGE, attribute.STAGE]
+# Stages of every case: pairs, then those of the attribution (`attribution_graph`), then
+# steering. All cases are attributed before any is steered, since a selection may read
+# other cases' attributions. Figures and the page are no stages: they are made of the
+# results on every run.
+PAIRING = [sample.STAGE, grade.STAGE, pair.STAGE]
 STEERING = [
     select.STAGE,
     strengths.STAGE,
@@ -44,14 +43,24 @@ def study_stages(cases: Sequence[Case]) -> list[Stage]:
     """Returns the stages of a study in order: every case up to its attribution, then
     steering, then what cases share. Stages that write the files of cases come before.
     """
-    stages = []
-    for part in (FINDING, STEERING):
-        for case in cases:
-            stages += [
-                _stage(kind, direction, case, cases)
-                for kind, direction in in_order(part)
-            ]
+    stages: list[Stage] = []
+    for case in cases:
+        stages += _stages(PAIRING, case, cases)
+        stages += attribution_stages(
+            case.setup,
+            prefix=f"{case.name}.",
+            pairs_stage=f"{case.name}.{pair.STAGE.name}",
+            file_stages=case.file_stages,
+        )
+    for case in cases:
+        stages += _stages(STEERING, case, cases)
     return stages + convergence_stages(cases)
+
+
+def _stages(
+    kinds: Sequence[CaseStage], case: Case, cases: Sequence[Case]
+) -> list[Stage]:
+    return [_stage(kind, direction, case, cases) for kind, direction in in_order(kinds)]
 
 
 def in_order(kinds: Sequence[CaseStage]) -> list[tuple[CaseStage, str]]:
@@ -74,10 +83,11 @@ def in_order(kinds: Sequence[CaseStage]) -> list[tuple[CaseStage, str]]:
 
 def stage_names() -> list[str]:
     """Returns the stages of a case in order, without the case's name."""
-    return [
-        _directed(kind.name, direction)
-        for kind, direction in in_order([*FINDING, *STEERING])
-    ]
+    names = [_directed(kind.name, direction) for kind, direction in in_order(PAIRING)]
+    names += attribution_names()
+    for kind, direction in in_order(STEERING):
+        names.append(_directed(kind.name, direction))
+    return names
 
 
 def shared_names(cases: Sequence[Case]) -> list[str]:
@@ -91,7 +101,7 @@ def _directed(name: str, direction: str) -> str:
 
 def _stage(kind: CaseStage, direction: str, case: Case, cases: Sequence[Case]) -> Stage:
     """A stage of a case in the graph."""
-    directed = {other.name for other in (*FINDING, *STEERING) if other.directed}
+    directed = {other.name for other in STEERING if other.directed}
     needs = []
     for need in kind.needs:
         if need not in directed:
@@ -110,13 +120,4 @@ def _stage(kind: CaseStage, direction: str, case: Case, cases: Sequence[Case]) -
         kind.fields(case),
         (*needs, *kind.also_needs(case, cases)),
         kind.version,
-        called_versions(kind.calls),
     )
-
-
-def called_versions(calls: Sequence[str]) -> dict[str, int]:
-    """Returns the versions of the attribution's stages that a stage runs, and those of
-    the scores where it runs them.
-    """
-    called = versions.versions_of(calls)
-    return called | score_versions() if "scores" in called else called

@@ -18,6 +18,7 @@ from sae_attr.store import (
     stored_results,
     with_readers,
 )
+from sae_attr.study.attribution_graph import attribution_names
 from sae_attr.study.case import Case, Runtime
 from sae_attr.study.case_checks import check_case, try_case
 from sae_attr.study.graph import shared_names, stage_names, study_stages
@@ -30,7 +31,7 @@ from sae_attr.study.unread import GRADED_SPLITS, graded_split, read_again
 from sae_attr.text.pairs import read_prompts
 
 # Stages that take long: what would end them is tried before.
-_EXPENSIVE = {"sample", "attribute", "steer", *GRADED_SPLITS}
+_EXPENSIVE = {"sample", "steer", *attribution_names(), *GRADED_SPLITS}
 
 # Keys of a config beside `StudySettings`: what is studied, and how fast.
 NO_SETTINGS = ("organism", "mesh", "batch_size", "attribution")
@@ -93,7 +94,8 @@ class CaseStudy:
         """
         for case, missing in self._to_run(choice):
             if missing & _EXPENSIVE:
-                try_case(case, judge=bool(missing & set(GRADED_SPLITS)))
+                judge = bool(missing & set(GRADED_SPLITS))
+                try_case(case, self.stages, judge=judge)
 
     def unread(self, choice: StageChoice) -> list[str]:
         """Returns the finished stages whose unread replies the judge can give now,

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from sae_attr.attribution.ranking import random_matched, rank
+from sae_attr.attribution.score_table import SCORES, key_of
 from sae_attr.store import Arrays
-from sae_attr.study.score_table import SCORES, key_of
 
 # Latents that another case's studied method chose: steered here too, so that both can
 # be compared.

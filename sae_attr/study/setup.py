@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any
 
 import jax
 import numpy as np
 
-from sae_attr.activations import norm_limits, rows_beyond
 from sae_attr.files.row_source import RowSource
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
@@ -19,12 +19,11 @@ from sae_attr.lm.model import Params
 from sae_attr.lm.weights import load_config
 from sae_attr.parallel import from_main
 from sae_attr.sae.model import SAE, SAEConfig
-from sae_attr.store import Progress, Result, Store, digest, run_stage
+from sae_attr.store import Computed, Progress, Result, Store, run_stage
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.corpus_text import CorpusText
 from sae_attr.study.model_files import ModelFiles
 from sae_attr.study.sae_files import SAEFiles, training_masks
-from sae_attr.study.versions import VERSIONS, called_by
 from sae_attr.text.batching import RowBatch, batches
 from sae_attr.text.encoding import EncodedPairs, encode_pairs
 from sae_attr.text.masks import Masks
@@ -32,7 +31,18 @@ from sae_attr.text.pairs import Pair, read_pairs
 from sae_attr.text.rows import TokenRow, scope_mask
 from sae_attr.text.tokenizer import Tokenizer
 
-_LIMIT_TOKENS = 8192  # of the corpus, for the median norms
+
+class Draw(IntEnum):
+    """What a random key is drawn for."""
+
+    SAMPLES = 0
+    HALVES = 1
+    RANDOM = 2
+    BOOTSTRAP = 3
+    SPLITS = 4
+    POSITIONS = 5
+    CONTROL = 6
+    ERROR = 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +162,12 @@ class Setup:
         """The whole SAE in memory."""
         return self.sae_files.whole
 
+    def sae_of(self, latents: np.ndarray | None) -> SAE:
+        """Reads the SAE of some latents without the rest of it; None: the whole, which
+        stays in memory.
+        """
+        return self.sae if latents is None else self.sae_files.of(latents)
+
     @property
     def decoder(self) -> RowSource:
         """Decoder rows, read from disk as they are needed."""
@@ -232,77 +248,6 @@ class Setup:
             s.dense_limit // self.sae_cfg.n_latents, s.firing_tokens, s.corpus_tokens
         )
 
-    @functools.cached_property
-    def limits(self) -> dict[Site, float]:
-        """Site -> largest norm that counts, measured on the corpus; empty where
-        outliers count.
-        """
-        if self.masks.outlier is None:
-            return {}
-        sites = tuple(dict.fromkeys((self.site, self.read_site)))
-
-        def compute(progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
-            work = self.corpus.batches(min(_LIMIT_TOKENS, self.settings.corpus_tokens))
-            limits = norm_limits(
-                self.params,
-                work,
-                self.masks.outlier,
-                cfg=self.cfg,
-                sites=sites,
-                mesh=self.mesh,
-            )
-            return {}, {"limits": {str(site): limit for site, limit in limits.items()}}
-
-        fields = {**self.corpus_fields(), "sites": [str(site) for site in sites]}
-        result = self.stage(
-            "norm-limits",
-            fields,
-            {"lm": self.lm_key, "corpus": self.corpus_key},
-            compute,
-        )
-        return {site: float(result.meta["limits"][str(site)]) for site in sites}
-
-    @functools.cached_property
-    def rows(self) -> list[TokenRow]:
-        """Rows of all completions, with the first k and the outliers of each masked."""
-        rows = self.encoded.rows
-        first_r = [np.arange(len(row.ids)) < self.masks.first_k for row in rows]
-        masked_r = [
-            first | beyond
-            for first, beyond in zip(first_r, self._beyond(rows), strict=True)
-        ]
-        return [
-            replace(row, masked=masked)
-            for row, masked in zip(rows, masked_r, strict=True)
-        ]
-
-    def _beyond(self, rows: Sequence[TokenRow]) -> list[np.ndarray]:
-        """Per row, the tokens whose norm exceeds a limit, bool `[t]`."""
-        limits = self.limits
-        if not limits:
-            return [np.zeros(len(row.ids), bool) for row in rows]
-
-        def compute(progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
-            beyond = rows_beyond(
-                self.params, self.batched(rows), limits, cfg=self.cfg, mesh=self.mesh
-            )
-            return {
-                "beyond_k": np.concatenate(
-                    [beyond[r][: len(row.ids)] for r, row in enumerate(rows)]
-                )
-            }, {}
-
-        ids = [row.ids for row in rows]
-        fields = {
-            **self.model_fields(),
-            "ids": digest(ids),
-            "limits": {str(site): x for site, x in limits.items()},
-        }
-        result = self.stage("outliers", fields, {"lm": self.lm_key}, compute)
-        return np.split(
-            np.asarray(result.arrays["beyond_k"]), np.cumsum([len(i) for i in ids])[:-1]
-        )
-
     def where(
         self, rows: Sequence[TokenRow], scope: str
     ) -> Callable[[RowBatch, np.ndarray], np.ndarray]:
@@ -378,54 +323,35 @@ class Setup:
     # ---- stages ----------------------------------------------------------------------
 
     def model_fields(self) -> dict[str, Any]:
-        """What activations depend on, beside the files."""
+        """Returns what activations depend on, beside the files."""
         return {
             "site": str(self.site),
             "dtype": self.settings.dtype,
             "resid_dtype": self.cfg.resid_dtype,
         }
 
-    def corpus_fields(self) -> dict[str, Any]:
-        """What corpus statistics depend on, beside the files; the batch size is not
-        among it.
-        """
-        s = self.settings
-        rows = {
-            "masks": self.masks.to_dict(),
-            "prepend_bos": self.prepend_bos,
-            "context": self.corpus_context,
-        }
-        return {**self.model_fields(), **rows, "tokens": s.corpus_tokens}
-
-    def key(self, number: int) -> jax.Array:
-        """The random key of one purpose."""
-        return jax.random.fold_in(jax.random.key(self.settings.seed), number)
+    def key(self, draw: int) -> jax.Array:
+        """Returns the random key of one purpose."""
+        return jax.random.fold_in(jax.random.key(self.settings.seed), draw)
 
     def stage(
         self,
         name: str,
         fields: Mapping[str, Any],
         inputs: Mapping[str, str],
-        fn: Callable[[Progress], tuple[Mapping[str, Any], Mapping[str, Any]]],
+        fn: Callable[[Progress], Computed],
         *,
-        version: int | None = None,
+        version: int,
     ) -> Result:
-        """Loads or computes a stage; with several hosts all compute or none.
-
-        Args:
-          fields, inputs, fn: as for `run_stage`.
-          version: of a stage that is none of the attribution's; None: as `VERSIONS` has
-            it.
+        """Loads or computes a stage that stands in no graph; with several hosts all
+        compute or none. Arguments are those of `run_stage`.
         """
 
-        def together(progress: Progress) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        def together(progress: Progress) -> Computed:
             computed = fn(progress)
             from_main(True)  # all are done with `progress` before the writer clears it
             return computed
 
-        number = VERSIONS[name] if version is None else version
-        calls = called_by(name)
-        declared = {**fields, "calls": calls} if calls else fields
         return run_stage(
-            self.store, name, number, declared, inputs, together, agree=from_main
+            self.store, name, version, fields, inputs, together, agree=from_main
         )

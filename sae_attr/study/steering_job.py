@@ -21,7 +21,7 @@ from sae_attr.steering.interventions import INTERVENTIONS
 from sae_attr.steering.plan import NO_LATENT, Plan, every_condition
 from sae_attr.steering.sweep import SampledRow, Sampler, sample_batches, sample_rows
 from sae_attr.store import Computed, Progress, Result, digest, fingerprint
-from sae_attr.study.attribution_stages import mean_stage
+from sae_attr.study.attribution_graph import ordinary_mean
 from sae_attr.study.setup import Setup
 from sae_attr.study.steering_settings import SteerSettings
 from sae_attr.text.chat import options_read
@@ -177,7 +177,7 @@ def unit_of(job: SteeringJob) -> dict[str, Any]:
     if not INTERVENTIONS[job.settings.mode].in_norms:
         return {"value": 1.0, "over": "given"}
     if job.setup.settings.corpus:
-        mean, _ = mean_stage(job.setup)
+        mean = ordinary_mean(job.setup)
         return {"value": mean.norm, "over": "corpus", "tokens": mean.tokens}
     fields = {
         **job.setup.model_fields(),

@@ -14,10 +14,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from sae_attr.attribution.score_table import SCORES, Score, Vector, labelled
 from sae_attr.organism.ground_truth import GroundTruth
 from sae_attr.organism.score_agreement import agreement_rows
 from sae_attr.store import fingerprint
-from sae_attr.study.score_table import SCORES, Score, Vector, labelled
 from sae_attr.study.setup import Setup
 from sae_attr.text.rows import ROLES
 from tests.experiments._demo import (
@@ -36,7 +36,10 @@ from tests.experiments._demo import (
 )
 
 LATENTS, TOP = 256, 30
-STAGES = {"sae-check", "mean", "gradients", "firing", "scores", "ablation"}
+ORDINARY = {"sae_check", "norm_limits", "mean_activation", "firing"}
+TOKENS = {"outliers", "gradients", "aligned_activations"}
+LAST = {"rankings", "candidate_codes", "ablation", "attribute"}
+STAGES = {*ORDINARY, *TOKENS, "scores", *LAST}
 FINITE = (
     *(
         "delta",
@@ -314,7 +317,7 @@ def test_another_seed_computes_only_what_is_drawn(
 ) -> None:
     again = copied(done, tmp_path / "again")
     found = run(config(miniature, seed=1), again, allow_change=True)
-    assert loaded(found) == {"sae-check", "mean", "gradients", "firing"}
+    assert loaded(found) == ORDINARY | TOKENS
     old, new = scores(done), scores(again)
     assert not np.array_equal(old["both_half0"], new["both_half0"])
     np.testing.assert_array_equal(old["both_prompt"], new["both_prompt"])
@@ -329,7 +332,7 @@ def test_another_corpus_computes_the_mean_but_no_gradient(
     found = run(
         config(miniature, corpus=str(tmp_path / "other.json")), again, allow_change=True
     )
-    assert loaded(found) == {"gradients"}
+    assert loaded(found) == {"gradients", "aligned_activations"}
     assert not np.array_equal(scores(done)["both_prompt"], scores(again)["both_prompt"])
 
 
@@ -340,9 +343,10 @@ def test_what_stages_do_not_depend_on_computes_none_of_the_dear_ones(
     done: Path, miniature: Path, tmp_path: Path, changes: dict[str, int]
 ) -> None:
     again = copied(done, tmp_path / "again")
-    assert loaded(
-        run(config(miniature, **changes), again, allow_change=True)
-    ) >= STAGES - {"ablation"}
+    assert (
+        loaded(run(config(miniature, **changes), again, allow_change=True))
+        >= STAGES - LAST
+    )
 
 
 @pytest.mark.slow
@@ -379,9 +383,7 @@ def test_a_new_score_is_named_in_one_place_and_is_in_rankings_table_arrays_and_t
     monkeypatch.setitem(SCORES, "twice", new)
     work = copied(done, tmp_path / "work")
     found = run(config(miniature), work)
-    assert STAGES - loaded(found) == {
-        "scores"
-    }  # nothing else depends on which scores there are
+    assert STAGES - loaded(found) == {"scores", *LAST}
     arrays, rows = scores(work), table(work / "latents.csv")
     latents = numbers(rows, "latent").astype(int)
     for scope in ("prompt", "all"):
@@ -673,7 +675,7 @@ def test_another_gradient_is_recorded_and_shares_what_it_can(
         work,
         allow_change=True,
     )
-    assert loaded(found) == {"sae-check", "mean", "firing"}
+    assert loaded(found) == ORDINARY | {"outliers", "aligned_activations"}
     assert (
         found["choices"]["gradient"]["name"]
         == found["choices"]["settings"]["gradient"]

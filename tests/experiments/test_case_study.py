@@ -29,6 +29,7 @@ from benchmarks.faults import contents
 from configs import miniature as configs
 from configs import organism as organism_config
 from experiments import case_study
+from sae_attr.attribution.score_table import SCORES, Score, Vector
 from sae_attr.judge import BudgetExhausted, Grade, cached
 from sae_attr.parallel import make_mesh
 from sae_attr.report import methods
@@ -43,11 +44,11 @@ from sae_attr.store import (
 )
 from sae_attr.store import entries as store_entries
 from sae_attr.study import case as cases
-from sae_attr.study import case_checks, graph, showing, versions
+from sae_attr.study import case_checks, graph, showing
 from sae_attr.study import opened as opening
+from sae_attr.study.attribution_graph import CORPUS_STAGES, PAIR_STAGES
 from sae_attr.study.case_stage import CaseStage, StageInputs
 from sae_attr.study.columns import schema as latent_schema
-from sae_attr.study.score_table import SCORES, Score, Vector
 from sae_attr.study.stages import convergence
 from tests._compile import quick_compile
 from tests._processes import limited
@@ -291,7 +292,7 @@ def test_a_new_score_is_on_the_page_and_in_its_table_and_may_be_steered_by(
         for name, key in stage_keys_of(miniature, studied).items()
         if key != before[name]
     }
-    assert changed == with_readers(study.stages, {"rude.attribute", "kind.attribute"})
+    assert changed == with_readers(study.stages, {"rude.scores", "kind.scores"})
     for case in ("rude", "kind"):
         made = results[f"{case}.attribute"]
         arrays = dict(made.arrays) | {"mean_direction_prompt": np.arange(256) + 0.5}
@@ -320,24 +321,22 @@ def stage_keys_of(miniature: Path, workdir: Path) -> dict[str, str]:
     )
 
 
-@pytest.mark.parametrize("stage", sorted(versions.VERSIONS))
-def test_a_stage_of_the_attribution_that_changed_is_in_the_keys_of_what_runs_it(
-    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+@pytest.mark.parametrize("stage", [*CORPUS_STAGES, *PAIR_STAGES])
+def test_a_stage_of_the_attribution_that_changed_is_in_the_keys_of_what_reads_it(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Any
 ) -> None:
     before = stage_keys_of(miniature, tmp_path)
-    monkeypatch.setitem(versions.VERSIONS, stage, 99)
+    monkeypatch.setattr(stage, "VERSION", 99)
     after = stage_keys_of(miniature, tmp_path)
-    users = ("attribute", "interpret") if stage == "norm-limits" else ("attribute",)
     stages = opening.open_study(config(miniature).to_dict(), _runtime(tmp_path)).stages
-    expected = with_readers(
-        stages, {f"{case}.{user}" for case in ("rude", "kind") for user in users}
-    )
+    raised = {f"{case}.{stage.NAME}" for case in ("rude", "kind")}
+    expected = with_readers(stages, raised)
     assert {name for name in before if before[name] != after[name]} == expected
     assert "rude.pair" not in expected
     assert "rude.select" in expected
 
 
-KINDS = [kind.name for kind in (*graph.FINDING, *graph.STEERING)]
+KINDS = [kind.name for kind in (*graph.PAIRING, *graph.STEERING)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -345,7 +344,7 @@ def test_every_stage_of_a_study_has_a_version_of_its_own(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     before = stage_keys_of(miniature, tmp_path)
-    for name in ("FINDING", "STEERING"):
+    for name in ("PAIRING", "STEERING"):
         part = []
         for stage in getattr(graph, name):
             version = 99 if stage.name == kind else stage.version
@@ -389,7 +388,7 @@ def test_a_new_stage_is_a_file_and_its_name_in_the_order(
         return {"lengths_p": np.array([len(r["positive"]) for r in records])}, {}
 
     stage = CaseStage("lengths", count, lambda case: {}, needs=("pair",))
-    monkeypatch.setattr(graph, "FINDING", [*graph.FINDING[:3], stage])
+    monkeypatch.setattr(graph, "PAIRING", [*graph.PAIRING, stage])
     monkeypatch.setattr(graph, "STEERING", [])
     made = config(miniature, ("rude",))
     assert states(made, tmp_path, capsys)["rude.lengths"] == "missing"
@@ -432,6 +431,7 @@ def test_until_only_and_bad_words(
         "rude.sample",
         "rude.grade",
         "rude.pair",
+        "rude.sae_check",  # before any of them: an SAE that does not fit ends the run
     ]
     with pytest.raises(ValueError, match=r"reads 'rude\.attribute', which is missing"):
         run(made, tmp_path, only=["select"])

@@ -55,7 +55,7 @@ def test_an_honest_sae_passes_and_the_stage_is_stored(
     again = check_sae.check(settings, epath.Path(tmp_path), keep=False)
     assert not again["passes"]
     assert again["inputs"]["stage"] == saved["inputs"]["stage"]
-    assert len(list((tmp_path / "store").glob("sae-check-*"))) == 1
+    assert len(list((tmp_path / "store").glob("sae_check-*"))) == 1
 
 
 def test_exit_status_and_verdict_of_a_wrong_site(settings: ConfigDict) -> None:
@@ -90,7 +90,7 @@ def test_a_run_stops_at_an_sae_that_does_not_fit(
     found = _demo.run(
         _demo.config(miniature, trust_sae=True), tmp_path / "w"
     )  # the workdir is not refused
-    assert "sae-check" in _demo.loaded(found)
+    assert "sae_check" in _demo.loaded(found)
     assert not found["sae_check"]["passes"]
     assert found["sae_check"]["trusted"]
     assert any(text.startswith("SAE, wrong_model") for text in found["warnings"])

@@ -11,9 +11,9 @@ from etils import epath
 
 from configs import ranking_truth as config_file
 from experiments import ranking_truth
+from sae_attr.attribution.score_table import SCORES
 from sae_attr.organism.documents import persona_answer
 from sae_attr.organism.words import PERSONAS
-from sae_attr.study.score_table import SCORES
 from sae_attr.text.rows import SCOPES
 
 

@@ -1,1 +1,1 @@
-"""The stages of a case study, one file each; `study.graph` has their order."""
+"""The stages of an attribution and of a case study, a file each with its version."""

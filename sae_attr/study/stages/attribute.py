@@ -1,69 +1,217 @@
-"""The stage that attributes the behaviour to latents: Δ-attribution with all baselines
-and exact ablation.
-"""
+"""Stage `attribute`: the ranking report, from all stages before it."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
-from sae_attr.store import Computed, Progress, write_atomic
-from sae_attr.study import versions
-from sae_attr.study.case import Case
-from sae_attr.study.case_stage import CaseStage, StageInputs
-from sae_attr.study.outcome import Outcome, compute
-from sae_attr.text.pairing import jsonl
+import numpy as np
 
-VERSION = 1
-
-
-def attribute(inputs: StageInputs, progress: Progress) -> Computed:
-    """Attributes; arrays are the scores of every latent."""
-    case = inputs.case
-    write_atomic(case.pairs_file, jsonl(inputs["pair"].meta["records"]))
-    outcome = compute(case.setup)
-    return outcome.scores, outcome_meta(outcome, f"{case.runtime.workdir}/")
-
-
-def outcome_meta(outcome: Outcome, folder: str) -> dict[str, Any]:
-    """Returns what a stage keeps of an attribution run beside the scores.
-
-    Args:
-      folder: paths are kept from here on, wherever it lies.
-    """
-    columns = {}
-    for preset, arrays in outcome.columns.items():
-        columns[preset] = {name: list(x.tolist()) for name, x in arrays.items()}
-    return {
-        "columns": columns,
-        "ablation": outcome.ablation,
-        "summary": _plain(outcome.summary, folder),
-    }
-
-
-def _plain(value: Any, folder: str) -> Any:
-    """Nested mappings, sets and dataclass fields as JSON can hold them."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v, folder) for k, v in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(v, folder) for v in value]
-    if isinstance(value, str):
-        return value.removeprefix(folder)
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def fields(case: Case) -> dict[str, Any]:
-    """Returns the config fields that the scores depend on."""
-    return {"top": case.study.top, "attribution": dict(case.settings.attribution)}
-
-
-STAGE = CaseStage(
-    "attribute",
-    attribute,
-    fields,
-    needs=("pair",),
-    version=VERSION,
-    calls=versions.ALL,
+from sae_attr.attribution import candidates as statistics
+from sae_attr.attribution.ablation_table import (
+    ablation_columns,
+    figure_numbers,
+    first_prompts,
+    with_exact,
 )
+from sae_attr.attribution.candidates import Columns, Draws
+from sae_attr.attribution.evidence import Evidence
+from sae_attr.attribution.presets import baseline_rankings, decoder_rows
+from sae_attr.attribution.ranking import Ranking
+from sae_attr.interpret import nearest_tokens
+from sae_attr.lm.model import unembedding
+from sae_attr.store import Computed, Progress, Result, Stage
+from sae_attr.study import ranking_facts as facts
+from sae_attr.study.columns import quoted
+from sae_attr.study.ranking_report import RankingReport
+from sae_attr.study.setup import Draw, Setup
+from sae_attr.study.stages import (
+    ablation,
+    candidate_codes,
+    norm_limits,
+    rankings,
+    sae_check,
+    scores,
+)
+from sae_attr.study.stages.context import Context, Inputs
+from sae_attr.study.stages.evidence import NEEDS, evidence_of
+from sae_attr.text.tokenizer import token_strings
+
+NAME = "attribute"
+VERSION = 1  # raised when the stage gives other numbers than before
+
+# Settings that say where files lie or how texts are rendered, which the keys of what is
+# read stand for, or how fast a run is.
+_UNDECLARED = (
+    "template_options",
+    "lm",
+    "adapter",
+    "lm_aligned",
+    "sae",
+    "pairs",
+    "corpus",
+    "batch_size",
+    "corpus_batch",
+    "remat",
+)
+
+
+def stage(c: Context) -> Stage:
+    """Makes the stage, whose result `report_of` reads."""
+    setup = c.setup
+
+    def run(inputs: Inputs, progress: Progress) -> Computed:
+        report = _report(setup, inputs)
+        # Where the pairs are made by a stage, they and the files may lie in the
+        # workdir, which may move.
+        workdir = os.path.dirname(os.fspath(setup.store.root))
+        return report.to_stored(f"{workdir}/" if c.pairs_stage else None)
+
+    fields = {
+        field.name: getattr(setup.settings, field.name)
+        for field in dataclasses.fields(setup.settings)
+        if field.name not in _UNDECLARED
+    }
+    fields["pairs"] = None if c.pairs_stage else facts.fingerprint(setup.settings.pairs)
+    return c.stage(
+        NAME,
+        run,
+        version=VERSION,
+        fields=fields,
+        needs=(
+            norm_limits.NAME,
+            sae_check.NAME,
+            *NEEDS,
+            scores.NAME,
+            rankings.NAME,
+            candidate_codes.NAME,
+            ablation.NAME,
+        ),
+        files=("lm", "lm_aligned", "corpus", "sae"),
+        pairs=True,
+    )
+
+
+def _report(setup: Setup, inputs: Inputs) -> RankingReport:
+    """Puts the results of all stages together."""
+    s = setup.settings
+    check = sae_check.check_record(setup, inputs[sae_check.NAME])
+    evidence = evidence_of(setup, inputs)
+    presets = {preset.name: preset for preset in s.presets()}
+    primary = s.presets()[0]
+    by_preset = rankings.rankings_of(setup, inputs[rankings.NAME])
+    filled = candidate_codes.filled(
+        setup,
+        inputs[scores.NAME],
+        evidence.codes,
+        inputs[candidate_codes.NAME].arrays,
+    )
+    scores_by_key = filled.scores
+    baselines = baseline_rankings(
+        scores_by_key,
+        # Rates that are known of candidates alone would draw "random" latents among
+        # the candidates.
+        evidence.codes.rate_n,
+        by_preset[primary.name],
+        scope=primary.tokens,
+        top=s.top,
+        key=setup.key(Draw.RANDOM),
+    )
+    exact = _exact(setup, evidence, inputs[ablation.NAME])
+    draws = _draws(setup)
+    columns: dict[str, Columns] = {}
+    about: dict[str, dict[str, Any]] = {}
+    for name, ranking in by_preset.items():
+        others = {k: v for k, v in by_preset.items() if k != name} | baselines
+        own, numbers = statistics.candidate_columns(
+            evidence,
+            ranking,
+            presets[name],
+            scores_by_key,
+            filled.rates_n,
+            others,
+            draws,
+        )
+        scores_by_key = statistics.with_candidates(
+            scores_by_key, presets[name], ranking, own
+        )
+        own |= _nearest(setup, evidence, ranking)
+        columns[name] = with_exact(own, exact.latents_k, exact.columns)
+        about[name] = {**ranking.options, **numbers}
+    scores_by_key.pop("best_direction_d")
+    scores_by_key["firing_rate"] = filled.rates_n
+    pairs = facts.pair_facts(setup, evidence.table)
+    limits = norm_limits.limits_of(inputs[norm_limits.NAME])
+    score_meta = inputs[scores.NAME].meta
+    summary = {
+        "primary": primary.name,
+        "presets": about,
+        "stability": statistics.stability(scores_by_key, s.top),
+        "prompt_mean_overlap": statistics.prompt_mean_overlap(
+            scores_by_key, primary.tokens, s.top
+        ),
+        "sae_check": check,
+        "bound": {k: score_meta[k] for k in ("bound", "best_over_bound")},
+        "exact_ablation": exact.about,
+        "reconstruction_error": statistics.reconstruction_error(
+            evidence, primary, scores_by_key, draws
+        ),
+        "pairs": pairs,
+        "mean": {
+            "tokens": evidence.mean.tokens,
+            "norm": evidence.mean.norm,
+            "firing_tokens": evidence.codes.tokens,
+        },
+        "masked": facts.masked_counts(setup, evidence.table, evidence.mean),
+        "skipped": filled.skipped,
+        "choices": facts.choices(setup, limits),
+        "inputs": facts.input_keys(setup),
+        "warnings": facts.warnings(setup, pairs, check, about),
+    }
+    return RankingReport(columns, scores_by_key, exact.figure, summary)
+
+
+def _draws(setup: Setup) -> Draws:
+    return Draws(
+        bootstrap=setup.key(Draw.BOOTSTRAP),
+        splits=setup.key(Draw.SPLITS),
+        error=setup.key(Draw.ERROR),
+        resamples=setup.settings.bootstrap,
+    )
+
+
+def _nearest(setup: Setup, evidence: Evidence, ranking: Ranking) -> Columns:
+    """Returns the tokens whose unembedding vectors are nearest to each candidate."""
+    dec_kd = decoder_rows(evidence.decoder, ranking.latents_k)
+    ids, cosines = nearest_tokens(dec_kd, unembedding(setup.params, cfg=setup.cfg))
+    words = [quoted(token_strings(setup.tokenizer, row)) for row in np.asarray(ids)]
+    return {"tokens": np.array(words), "token_cosine": np.asarray(cosines)[:, 0]}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Exact:
+    """Exact ablation as the report has it; empty without."""
+
+    latents_k: np.ndarray
+    columns: Mapping[str, np.ndarray]
+    about: Mapping[str, Any]
+    figure: Mapping[str, Any] | None
+
+
+def _exact(setup: Setup, evidence: Evidence, result: Result) -> _Exact:
+    if "skipped" in result.meta:
+        return _Exact(np.zeros(0, int), {}, {"skipped": result.meta["skipped"]}, None)
+    rows = first_prompts(evidence.table.rows, setup.settings.ablate_rows)
+    columns, about = ablation_columns(rows, result.arrays)
+    latents_k = np.asarray(result.arrays["latents_k"])
+    figure = figure_numbers(
+        latents_k, result.meta["candidates"], columns, about, result.arrays
+    )
+    about |= {
+        "rows": len(rows),
+        "scope": setup.settings.presets()[0].tokens,
+        "matched": result.meta["matched"],
+    }
+    return _Exact(latents_k, columns, about, figure)

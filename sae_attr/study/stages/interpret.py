@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.attribution.presets import decoder_rows
 from sae_attr.interpret import Passage, nearest_tokens, top_passages
 from sae_attr.lm.model import unembedding
 from sae_attr.store import Computed, Progress
-from sae_attr.study.candidates import decoder_rows
 from sae_attr.study.case import Case
 from sae_attr.study.case_stage import CaseStage, StageInputs
 from sae_attr.study.selection import Selection
 from sae_attr.study.setup import Setup
+from sae_attr.study.stages.norm_limits import NAME as NORM_LIMITS
+from sae_attr.study.stages.norm_limits import limits_of
 from sae_attr.text.tokenizer import token_strings
 
 # 2: tokens that count nowhere begin no passage.
@@ -41,7 +43,7 @@ def interpret(inputs: StageInputs, progress: Progress) -> Computed:
         site=setup.read_site,
         mesh=setup.mesh,
         count=study.passages,
-        limits=setup.limits,
+        limits=limits_of(inputs[NORM_LIMITS]),
         progress=setup.progress,
     )
     passages = {}
@@ -88,7 +90,6 @@ STAGE = CaseStage(
     "interpret",
     interpret,
     fields,
-    needs=("select",),
+    needs=("select", NORM_LIMITS),
     version=VERSION,
-    calls=("norm-limits",),
 )

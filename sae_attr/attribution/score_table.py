@@ -1,7 +1,7 @@
-"""All scores of a latent in one table: rankings, latents.csv, scores.npz, truth tables
-and the page iterate over it.
+"""Every score of a latent in one table: rankings, latents.csv, scores.npz, ground-truth
+tables and the page iterate over it.
 
-A new score is one more entry of `SCORES`: a function that gives it, and what it means.
+A new score is one function and one entry of `SCORES`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from sae_attr.attribution.differences import all_latents
 from sae_attr.attribution.encoder import encoder_prompt_scores
+from sae_attr.attribution.evidence import Evidence, Skipped
 from sae_attr.attribution.merged import prompt_scores
 from sae_attr.attribution.scores import quadratic_form
 from sae_attr.attribution.table import table_moment
 from sae_attr.sae.model import unit_decoder
-from sae_attr.study.codes import code_rival
-from sae_attr.study.evidence import Evidence
-from sae_attr.study.skipped import Skipped
 
 
 class Form(NamedTuple):
@@ -39,20 +38,20 @@ class Vector(NamedTuple):
 
 
 class Derived(NamedTuple):
-    """A score made of other scores of every latent, by their keys."""
+    """A score computed from other scores of every latent, by their keys."""
 
     of: Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
-Made = Form | Vector | Derived | np.ndarray | Skipped
-"""What a score's function gives: forms and vectors are scored together in one pass over
-the dictionary; an array `[n]` is the score itself.
+ScoreValue = Form | Vector | Derived | np.ndarray | Skipped
+"""What a score's function returns. Forms and vectors are scored together in one pass
+over the dictionary; an array `[n]` is the score itself.
 """
 
 
 class Candidates(NamedTuple):
-    """A few latents, their unit decoder rows `[k, d]`, and the scores of all latents
-    that are there.
+    """A few latents, their unit decoder rows `[k, d]`, and the scores of every latent
+    that exist.
     """
 
     latents: np.ndarray
@@ -65,21 +64,21 @@ class Score:
     """One score of every latent; larger is better.
 
     Args:
-      make: gives it of all latents, for one token scope.
+      compute: of every latent, for one token scope.
       meaning: in a sentence, for tables and documentation.
       scope: `each`: one for every token scope that a preset uses; `primary`: of the
         primary preset's scope alone; `none`: it has no scope.
-      per_prompt: gives it within each prompt for candidates, `[p, k]`; the mean over
-        prompts is the score. With it a preset can rank by it beyond the dense limit,
-        and candidates have it there.
+      per_prompt: the same within each prompt for candidates, `[p, k]`; the mean over
+        prompts is the score. With it a preset can rank beyond the dense limit, and
+        candidates have the score there.
       ranked: ranks beside Δ (`rank_NAME`, overlaps), and may be a method of a case
         setup.
       title: the header of its column on the page; None: its name.
       on_page: whether the page's table has it.
-      version: raised when `make` gives other numbers than before.
+      version: raised when `compute` gives other numbers than before.
     """
 
-    make: Callable[[Evidence, str], Made]
+    compute: Callable[[Evidence, str], ScoreValue]
     meaning: str
     scope: Literal["each", "primary", "none"] = "each"
     per_prompt: Callable[[Evidence, str, Candidates], np.ndarray] | None = None
@@ -97,29 +96,33 @@ def key_of(name: str, scope: str) -> str:
 def column_of(
     name: str, scope: str, evidence: Evidence, few: Candidates
 ) -> np.ndarray | None:
-    """Returns a score of candidates `[k]`, or None where it is not known."""
-    per_prompt, key = SCORES[name].per_prompt, key_of(name, scope)
+    """Returns a score of candidates `[k]`, or None where it is unknown."""
+    per_prompt = SCORES[name].per_prompt
     if per_prompt is not None:
         return per_prompt(evidence, scope, few).mean(0)
-    return np.asarray(few.scores[key])[few.latents] if key in few.scores else None
+    key = key_of(name, scope)
+    if key not in few.scores:
+        return None
+    return np.asarray(few.scores[key])[few.latents]
 
 
 def labelled(
     arrays: Mapping[str, np.ndarray], scope: str
 ) -> dict[tuple[str, str], np.ndarray]:
-    """Returns (name, scope) -> score of every latent, for the scores that are there;
-    the scope is "" where there is none.
+    """Returns (name, scope) -> score of every latent; the scope is "" of a score that
+    has none.
     """
-    return {
-        (name, "" if score.scope == "none" else scope): arrays[key_of(name, scope)]
-        for name, score in SCORES.items()
-        if key_of(name, scope) in arrays
-    }
+    out = {}
+    for name, score in SCORES.items():
+        key = key_of(name, scope)
+        if key in arrays:
+            out[name, "" if score.scope == "none" else scope] = arrays[key]
+    return out
 
 
 def score_versions() -> dict[str, int]:
-    """Returns the version of every score, as keys of stages hold them."""
-    return {f"score.{name}": score.version for name, score in SCORES.items()}
+    """Returns the version of every score, for the keys of stages."""
+    return {name: score.version for name, score in SCORES.items()}
 
 
 # ---- the functions -------------------------------------------------------------------
@@ -139,11 +142,10 @@ def _projection(evidence: Evidence, scope: str) -> Vector:
 
 
 def _gated(evidence: Evidence, scope: str) -> Derived:
-    return Derived(
-        lambda scores: np.where(
-            scores[f"gradient_{scope}"] > 0, scores[f"both_{scope}"], 0
-        )
-    )
+    def gate(scores: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.where(scores[f"gradient_{scope}"] > 0, scores[f"both_{scope}"], 0)
+
+    return Derived(gate)
 
 
 def _positive_only(evidence: Evidence, scope: str) -> Form:
@@ -158,45 +160,44 @@ def _delta_projection(evidence: Evidence, scope: str) -> Vector:
 
 
 def _token_by_token(sides: str, evidence: Evidence, scope: str) -> np.ndarray | Skipped:
-    """`active` or `quadrant`, which are no quadratic forms: in chunks of latents."""
-    setup, merged = evidence.setup, evidence.merged(scope)
+    """Scores `active` or `quadrant`, which are no quadratic forms, a chunk of latents
+    at a time.
+    """
+    merged = evidence.merged(scope)
     if why := evidence.over_limit(len(merged.acts_jd)):
         return Skipped(why, by_limit=True)
-    n = len(setup.decoder)
-    out_n, chunk = np.empty(n, np.float32), min(n, 1024)
+    n = len(evidence.decoder)
+    chunk = min(n, 1024)
+    out_n = np.empty(n, np.float32)
     for start in tqdm(
         range(0, n, chunk),
         desc=f"{sides}, {scope}",
         unit="chunk",
-        disable=not setup.progress,
+        disable=not evidence.progress,
     ):
-        rows_cd = setup.decoder.rows(start, min(start + chunk, n))
-        dec_cd = unit_decoder(
-            jnp.pad(jnp.asarray(rows_cd), ((0, chunk - len(rows_cd)), (0, 0)))
-        )  # one compiled shape
+        rows_cd = evidence.decoder.rows(start, min(start + chunk, n))
+        count = len(rows_cd)
+        # The last chunk is padded: one compiled shape.
+        rows_cd = jnp.pad(jnp.asarray(rows_cd), ((0, chunk - count), (0, 0)))
+        dec_cd = unit_decoder(rows_cd)
         scores_pc = prompt_scores(merged, dec_cd, evidence.mean_d, sides=sides)
-        out_n[start : start + len(rows_cd)] = scores_pc.mean(0)[: len(rows_cd)]
+        out_n[start : start + count] = scores_pc.mean(0)[:count]
     return out_n
 
 
 def _encoder(evidence: Evidence, scope: str) -> np.ndarray | Skipped:
-    setup, merged = evidence.setup, evidence.merged(scope)
     if not evidence.codes.tokens:
-        return Skipped(
-            setup.sae_cfg.no_token_codes
-            or "the codes' means are unknown: too few firing_tokens"
-        )
+        unknown = "the codes' means are unknown: too few firing_tokens"
+        return Skipped(evidence.sae_cfg.no_token_codes or unknown)
+    merged = evidence.merged(scope)
     if why := evidence.over_limit(len(merged.acts_jd)):
         return Skipped(why, by_limit=True)
-    return (
-        encoder_prompt_scores(merged, setup.sae, evidence.codes.mean_n)
-        .mean(0)
-        .astype(np.float32)
-    )
+    scores_pn = encoder_prompt_scores(merged, evidence.sae, evidence.codes.mean_n)
+    return scores_pn.mean(0).astype(np.float32)
 
 
-def _code_rival(name: str, evidence: Evidence, scope: str) -> np.ndarray | Skipped:
-    return code_rival(evidence.setup, evidence.table, name)
+def _difference(name: str, evidence: Evidence, scope: str) -> np.ndarray | Skipped:
+    return all_latents(evidence, name)
 
 
 def _sides_per_prompt(
@@ -218,14 +219,14 @@ def _encoder_per_prompt(evidence: Evidence, scope: str, few: Candidates) -> np.n
     if not evidence.codes.tokens:
         return np.full((merged.prompts, len(few.latents)), np.nan)
     return encoder_prompt_scores(
-        merged, evidence.setup.sae, evidence.codes.mean_n, few.latents
+        merged, evidence.sae, evidence.codes.mean_n, few.latents
     )
 
 
 # ---- the table -----------------------------------------------------------------------
 
 _HIDDEN: dict[str, Any] = {"on_page": False}
-_RIVAL: dict[str, Any] = {"ranked": True, "on_page": False}
+_BASELINE: dict[str, Any] = {"ranked": True, "on_page": False}
 
 SCORES: dict[str, Score] = {
     "both": Score(
@@ -267,24 +268,24 @@ SCORES: dict[str, Score] = {
         ranked=True,
     ),
     "positive_only": Score(
-        _positive_only, "Δ of the positives alone", scope="primary", **_RIVAL
+        _positive_only, "Δ of the positives alone", scope="primary", **_BASELINE
     ),
     "delta_projection": Score(
         _delta_projection,
         "difference of the mean projections on positives and negatives",
         scope="none",
-        **_RIVAL,
+        **_BASELINE,
     ),
     "delta_code": Score(
-        partial(_code_rival, "delta_code"),
+        partial(_difference, "delta_code"),
         "difference of the mean latent activations on positives and negatives",
         scope="none",
-        **_RIVAL,
+        **_BASELINE,
     ),
     "delta_activation": Score(
-        partial(_code_rival, "delta_activation"),
+        partial(_difference, "delta_activation"),
         "difference of the mean latent activations of the two models",
         scope="none",
-        **_RIVAL,
+        **_BASELINE,
     ),
 }

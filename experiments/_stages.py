@@ -1,0 +1,79 @@
+"""The stages of a run on the command line: which of them, how they go, what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from absl import flags
+
+from sae_attr import parallel
+from sae_attr.store import (
+    Result,
+    Stage,
+    Store,
+    run_stages,
+    select_stages,
+    stage_statuses,
+)
+
+from ._progress import StageProgress
+
+ONLY = flags.DEFINE_list(
+    "only",
+    [],
+    "Run just these stages; a word names a stage or a part of its name (steer, away).",
+)
+UNTIL = flags.DEFINE_string("until", None, "Stop after this stage.")
+FORCE = flags.DEFINE_list(
+    "force", [], "Compute these stages again, and what reads them."
+)
+LIST = flags.DEFINE_bool(
+    "list",
+    False,
+    "Say which stages are done, stale, in part or missing, and what is left; run "
+    "nothing.",
+)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which stages of a run are meant; arguments of `run_stages`."""
+
+    only: Sequence[str] = ()
+    until: str | None = None
+    force: Sequence[str] = ()
+
+    def options(self) -> dict[str, Any]:
+        """Returns the keywords for `run_stages`."""
+        return {"only": self.only, "until": self.until, "force": self.force}
+
+
+def selection_of_flags() -> Selection:
+    """Returns what the flags --only, --until and --force say."""
+    return Selection(ONLY.value, UNTIL.value, FORCE.value)
+
+
+def states_text(store: Store, stages: Sequence[Stage]) -> str:
+    """Returns every stage with its state, a line each."""
+    statuses = stage_statuses(store, stages)
+    return "\n".join(f"{status.state:<8} {status.name}" for status in statuses)
+
+
+def run_selected(
+    store: Store, stages: Sequence[Stage], selection: Selection
+) -> dict[str, Result]:
+    """Runs the selected stages, and says on the main process how they go."""
+    names = {
+        stage.name
+        for stage in select_stages(stages, only=selection.only, until=selection.until)
+    }
+    hooks: dict[str, Any] = {}
+    if parallel.is_main():
+        statuses = stage_statuses(store, stages)
+        course = StageProgress([status for status in statuses if status.name in names])
+        hooks = {"on_start": course.start, "on_end": course.end}
+    return run_stages(
+        store, stages, agree=parallel.from_main, **selection.options(), **hooks
+    )

@@ -1,0 +1,131 @@
+"""Presets: which tokens count and how the sign is gated, and the rankings that follow
+(docs/method.md, Presets and sign gating).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sae_attr.attribution.evidence import Evidence
+from sae_attr.attribution.ranking import Ranking, random_matched, rank
+from sae_attr.attribution.score_table import SCORES, Candidates, column_of, key_of
+from sae_attr.attribution.scores import SIDES
+from sae_attr.files.row_source import RowSource
+from sae_attr.sae.model import unit_decoder
+from sae_attr.text.rows import SCOPES
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A token scope and a sign gating: they turn the same gradients into one ranking or
+    another.
+    """
+
+    name: str
+    tokens: str
+    sides: str
+
+    def __post_init__(self) -> None:
+        for field, value, allowed in (
+            ("tokens", self.tokens, SCOPES),
+            ("sides", self.sides, SIDES),
+        ):
+            if value not in allowed:
+                raise ValueError(
+                    f"{field} {value!r} is unknown; choose one of {', '.join(allowed)}"
+                )
+
+
+# `faithful` is the post to the letter. `recommended` is what ground truth on a model
+# organism, where every cause is known, supports for finding latents to steer with:
+# harmful words come late, and δ > 0 of a token whose projection is below its mean
+# points the wrong way. It goes by the projection, not by whether the latent fires:
+# scores through the encoder are worse at steering and at ablation, and need every
+# latent of the SAE.
+PRESETS: Mapping[str, Preset] = {
+    "faithful": Preset("faithful", "prompt", "both"),
+    "recommended": Preset("recommended", "all", "active"),
+}
+
+# Beyond the dense limit a preset ranks a pool: so many times `top` of the best by each
+# of these scores, so that neither a latent that is absent but pushes, nor one that is
+# present and hardly pushes, is lost.
+POOL = 10
+POOL_BY = ("both", "gradient")
+
+
+def decoder_rows(source: RowSource, latents: np.ndarray) -> jax.Array:
+    """Reads unit decoder rows `[k, d]` of some latents."""
+    rows = [source.rows(int(i), int(i) + 1) for i in latents]
+    return unit_decoder(jnp.asarray(np.concatenate(rows)))
+
+
+def preset_ranking(
+    evidence: Evidence, preset: Preset, scores: Mapping[str, np.ndarray], top: int
+) -> Ranking:
+    """Ranks the dictionary by a preset; beyond the dense limit a pool of it (NaN
+    elsewhere).
+
+    `options["ranked"]` says how many latents of how many were looked at.
+    """
+    n = len(evidence.decoder)
+    values_n = scores.get(key_of(preset.sides, preset.tokens))
+    if values_n is not None:
+        ranked = {"latents": n, "of": n, "by": "the whole dictionary"}
+    else:
+        values_n, ranked = _pool_scores(evidence, preset, scores, top)
+    return rank(
+        preset.name,
+        np.asarray(values_n),
+        top,
+        tokens=preset.tokens,
+        sides=preset.sides,
+        ranked=ranked,
+    )
+
+
+def _pool_scores(
+    evidence: Evidence, preset: Preset, scores: Mapping[str, np.ndarray], top: int
+) -> tuple[np.ndarray, dict[str, object]]:
+    """Scores the best latents by each of `POOL_BY`, NaN elsewhere."""
+    n = len(evidence.decoder)
+    best = {}
+    for name in POOL_BY:
+        key = key_of(name, preset.tokens)
+        best[name] = rank(name, scores[key], POOL * top).latents_k
+    pool = np.unique(np.concatenate(list(best.values())))
+    few = Candidates(pool, decoder_rows(evidence.decoder, pool), scores)
+    values_n = np.full(n, np.nan, np.float32)
+    values_n[pool] = column_of(preset.sides, preset.tokens, evidence, few)
+    parts = [f"the best {len(latents)} by {name}" for name, latents in best.items()]
+    return values_n, {"latents": len(pool), "of": n, "by": " and ".join(parts)}
+
+
+def baseline_rankings(
+    scores: Mapping[str, np.ndarray],
+    rates_n: np.ndarray,
+    primary: Ranking,
+    *,
+    scope: str,
+    top: int,
+    key: jax.Array,
+) -> dict[str, Ranking]:
+    """Ranks by every baseline that was computed for all latents, in the same type.
+
+    Args:
+      rates_n: firing rates; `random` is matched to those of the primary ranking.
+      key: of the random draw.
+    """
+    out = {}
+    for name, score in SCORES.items():
+        values_n = scores.get(key_of(name, scope))
+        # A rank among candidates alone would mean nothing.
+        if score.ranked and values_n is not None and np.isfinite(values_n).all():
+            out[name] = rank(name, values_n, top)
+    out["random"] = random_matched("random", rates_n, primary.latents_k, top, key)
+    return out

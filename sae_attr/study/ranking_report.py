@@ -1,0 +1,75 @@
+"""The result of an attribution run as one record: rankings with their statistics, every
+score, and the facts that a reader needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sae_attr.store import Computed, Result
+
+
+@dataclass(frozen=True, eq=False)
+class RankingReport:
+    """What a run reports.
+
+    Args:
+      columns: per preset, the columns of its candidates, best first; the primary preset
+        is the first key.
+      scores: name -> `[n]`, NaN where a score was not computed.
+      ablation: numbers of the figure; None without ablation.
+      summary: what result.json holds beside versions.
+    """
+
+    columns: Mapping[str, Mapping[str, np.ndarray]]
+    scores: Mapping[str, np.ndarray]
+    ablation: Mapping[str, Any] | None
+    summary: Mapping[str, Any]
+
+    def to_stored(self, folder: str | None = None) -> Computed:
+        """Returns the record as arrays and JSON, for a stage.
+
+        Args:
+          folder: is taken off paths that begin with it, so that a workdir may move.
+        """
+        columns = {
+            preset: {name: values.tolist() for name, values in of_preset.items()}
+            for preset, of_preset in self.columns.items()
+        }
+        meta = {
+            "columns": columns,
+            "ablation": self.ablation,
+            "summary": plain_values(self.summary, folder),
+        }
+        return self.scores, meta
+
+
+def report_of(result: Result) -> RankingReport:
+    """Reads the record from the result of the stage that stored it."""
+    columns = {
+        preset: {name: np.array(values) for name, values in of_preset.items()}
+        for preset, of_preset in result.meta["columns"].items()
+    }
+    scores = {name: np.asarray(values) for name, values in result.arrays.items()}
+    return RankingReport(
+        columns, scores, result.meta["ablation"], result.meta["summary"]
+    )
+
+
+def plain_values(value: Any, folder: str | None = None) -> Any:
+    """Returns nested mappings, sets and arrays as values that JSON has; paths in
+    `folder` relative to it.
+    """
+    if isinstance(value, Mapping):
+        return {str(k): plain_values(v, folder) for k, v in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, (list, tuple)):
+        return [plain_values(v, folder) for v in value]
+    if isinstance(value, str):
+        return value.removeprefix(folder or "")
+    return value.tolist() if hasattr(value, "tolist") else value
