@@ -152,11 +152,10 @@ def study(tmp_path: Path) -> Setup:
     (tmp_path / "corpus.json").write_text(
         json.dumps(["Zthe quick brown fox", "Zjumps over the lazy dog"])
     )
-    paths = [
-        str(tmp_path / name) for name in ("lm", "sae", "pairs.jsonl", "corpus.json")
-    ]
+    files = {"lm": "lm", "sae": "sae", "pairs": "pairs.jsonl", "corpus": "corpus.json"}
+    paths = {key: str(tmp_path / name) for key, name in files.items()}
     return Setup(
-        Settings(*paths, site="layer1.resid_post"),
+        Settings(**paths, site="layer1.resid_post"),
         Store(epath.Path(tmp_path / "store")),
         make_mesh("data=1"),
         stated_sae=SAEConfig(16, 16, 9),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from etils import epath
@@ -24,10 +25,10 @@ FILES = ("organism.model", "organism.sae")  # stages of others that make the inp
 STAGES = (*CORPUS_STAGES, *PAIR_STAGES)
 
 
-def keys(tmp_path: Path, **settings: object) -> dict[str, str]:
+def keys(tmp_path: Path, **settings: Any) -> dict[str, str]:
     """Keys of a graph whose files are still to be made: nothing is read for them."""
     setup = Setup(
-        Settings("lm", "sae", "pairs", "corpus", **settings),  # pyright: ignore[reportArgumentType]
+        Settings(lm="lm", sae="sae", pairs="pairs", corpus="corpus", **settings),
         Store(epath.Path(tmp_path / "store")),
         make_mesh("data=1"),
         stated_sae=SAEConfig(16, 16, 9),
