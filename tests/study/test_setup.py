@@ -22,7 +22,11 @@ MODEL = Path(__file__).parent.parent / "lm/goldens/llama_all"
 
 def study(tmp_path: Path, adapter: Path | None) -> Setup:
     settings = Settings(
-        str(MODEL), "sae", "pairs", "corpus", adapter=adapter and str(adapter)
+        lm=str(MODEL),
+        sae="sae",
+        pairs="pairs",
+        corpus="corpus",
+        adapter=adapter and str(adapter),
     )
     return Setup(
         settings,

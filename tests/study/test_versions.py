@@ -13,6 +13,7 @@ from sae_attr.attribution.score_table import SCORES
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.config import SAEConfig
 from sae_attr.store import Store, stage_keys
+from sae_attr.study import graph
 from sae_attr.study.attribution_graph import (
     CORPUS_STAGES,
     PAIR_STAGES,
@@ -75,7 +76,9 @@ def test_every_stage_file_has_a_name_a_version_and_a_place_in_the_graph() -> Non
     folder = Path(STAGES[0].__file__ or "").parent
     shared = {"__init__", "context", "evidence"}
     files = {path.stem for path in folder.glob("*.py")} - shared
-    assert files == {module.NAME for module in STAGES}
+    attribution = {module.NAME for module in STAGES}
+    case_study = {kind.name for kind in (*graph.PAIRING, *graph.STEERING)}
+    assert files == attribution | case_study | {"convergence"}
     assert all(module.VERSION >= 1 for module in STAGES)
 
 
