@@ -5,8 +5,9 @@ configs/train_sae.py for the command.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,11 @@ from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
 from sae_attr.lm.sites import site_named
 from sae_attr.lm.weights import load_config, load_lm, resolve_model
-from sae_attr.report.figures import render, sae_training_figure
-from sae_attr.report.tables import csv_text, json_text
+from sae_attr.report.tables import json_text
+from sae_attr.report.training_curves import sae_curve_files
 from sae_attr.sae.export import save_dictionary_learning, save_saelens
 from sae_attr.sae.metrics import (
+    FitSums,
     dead_share,
     density,
     explained_variance,
@@ -71,31 +73,38 @@ from sae_attr.text.masks import count_text
 from sae_attr.text.packed_rows import Packing, hold_out
 from sae_attr.text.token_file import TokenFile
 from sae_attr.text.tokenizer_folder import load_tokenizer
-from sae_attr.training import LoopOptions, Record, TrainResult
+from sae_attr.training import LoopOptions, Record
 
 from . import _common, _training
 from ._config import part_of
 from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 
-# Where and how fast, not what.
+# Keys that say where and how fast a run computes, on which no result depends.
 PLAIN = ("mesh", "log_every", "eval_every", "save_every", "keep", "batch_rows")
+
+
+# ---- from the config -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Job:
-    """One SAE to train: what it reads and stands for, and its hyper-parameters."""
+    """One SAE to train: the sites that it reads and stands for, and its settings."""
 
-    place: SitePair
+    sites: SitePair
     cfg: TrainConfig
 
     @property
     def target(self) -> Site | None:
-        """The other site of a transcoder."""
-        return self.place.write if self.cfg.transcoder else None
+        """Returns the other site of a transcoder."""
+        return self.sites.write if self.cfg.transcoder else None
 
 
 def jobs_of(config: ConfigDict, cfg: LMConfig) -> list[Job]:
-    """The SAEs that the config asks for; ValueError for sites or sizes that cannot be."""
+    """Returns the SAEs that the config describes.
+
+    Raises:
+      ValueError: sites or sizes that cannot be.
+    """
     sites = [site_named(cfg, name.strip()) for name in config.site.split(",")]
     if len(set(sites)) < len(sites) or (len(sites) > 1 and config.site_out):
         raise ValueError(
@@ -107,33 +116,131 @@ def jobs_of(config: ConfigDict, cfg: LMConfig) -> list[Job]:
             f"{config.tokens} tokens are no batch of {config.batch_size}; give more "
             "tokens"
         )
-    fields = config.sae.to_dict()
     jobs = []
     for read in sites:
         write = site_named(cfg, config.site_out) if config.site_out else read
-        widths: dict[str, Any] = {
+        fields = {
+            **config.sae.to_dict(),
             "d_in": cfg.width(read.point),
             "d_out": cfg.width(write.point),
             "transcoder": read != write,
+            "steps": config.tokens // config.batch_size,
+            "seed": config.seed,
         }
-        steps = config.tokens // config.batch_size
-        values = {**fields, **widths, "steps": steps, "seed": config.seed}
-        jobs.append(
-            Job(
-                SitePair(read, write),
-                settings_from(TrainConfig, values, where="config.sae"),
-            )
-        )
+        settings = settings_from(TrainConfig, fields, where="config.sae")
+        jobs.append(Job(SitePair(read, write), settings))
     return jobs
 
 
 def masks_of(config: ConfigDict) -> Masks:
-    """Which tokens are not trained on."""
+    """Returns the masks of tokens that are not trained on."""
     return part_of(
         Masks,
         config,
         exclude=frozenset(config.exclude or ()),
         outlier=config.outlier or None,
+    )
+
+
+def sae_fields(config: ConfigDict, job: Job, file: TokenFile) -> dict[str, Any]:
+    """Returns the fields of `SAEConfig` that record the training."""
+    return {
+        "site": lens_name(job.sites.read),
+        "site_out": lens_name(job.sites.write) if job.target else None,
+        "layer": job.sites.read.layer,
+        "model_name": public_name(str(config.lm)),
+        "context_size": config.context,
+        "prepend_bos": bool(file.meta["prepend_bos"]),
+        "exclude_special": bool({"bos", "special"} & set(config.exclude)),
+        "masks": masks_of(config),
+    }
+
+
+# ---- what all SAEs of a run share ----------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """The model, its activations, and the held-out text.
+
+    Args:
+      lm_hash: fingerprint of the model.
+      source: tokens, sites and masks of the activations.
+      blocks: the stream of activations.
+      masked: counts of tokens by mask; None where activations are not stored.
+      documents: of the corpus that are held out.
+    """
+
+    config: ConfigDict
+    cfg: LMConfig
+    params: Params
+    mesh: jax.sharding.Mesh
+    lm_hash: str
+    source: ActivationSource
+    blocks: BlockStream
+    masked: dict[str, int] | None
+    documents: range
+    held_out: HeldOut
+
+
+def prepare(config: ConfigDict, jobs: Sequence[Job], workdir: epath.Path) -> Session:
+    """Tokenises the corpus, loads the model and collects activations."""
+    mesh = parallel.make_mesh(config.mesh)
+    embedding_rows = load_config(config.lm).vocab
+    tok = with_options(
+        load_tokenizer(resolve_model(config.lm), embedding_rows=embedding_rows),
+        config.template_options.to_dict(),
+    )
+    file = _training.token_file(
+        config, config.corpus, tok, workdir, prepend_bos=config.prepend_bos
+    )
+    packing = part_of(Packing, config)
+    rows, documents = hold_out(file, packing, config.held_out_share)
+    cfg, params = load_lm(config.lm, mesh=mesh, dtype=config.dtype)
+    pairs = [job.sites for job in jobs]
+    sites = dict.fromkeys(site for pair in pairs for site in pair)
+    source = open_source(
+        params,
+        file,
+        packing,
+        tuple(sites),
+        cfg=cfg,
+        mesh=mesh,
+        masks=masks_of(config),
+        rows=rows,
+        dtype=config.act_dtype,
+        batch_rows=config.batch_rows,
+        seed=config.seed,
+    )
+    held_out = collect_held_out(
+        params,
+        source,
+        documents,
+        pairs,
+        cfg=cfg,
+        mesh=mesh,
+        tokens=config.eval_tokens,
+        batch_rows=config.batch_rows,
+        beside=TRIAL,
+    )
+    lm_hash = fingerprint(resolve_model(config.lm))
+    blocks = blocks_of(
+        config, params, source, cfg=cfg, mesh=mesh, root=workdir, lm=lm_hash
+    )
+    masked = None
+    if config.cache:
+        masked = read_index(workdir / "activations")["counts"]
+    return Session(
+        config=config,
+        cfg=cfg,
+        params=params,
+        mesh=mesh,
+        lm_hash=lm_hash,
+        source=source,
+        blocks=blocks,
+        masked=masked,
+        documents=documents,
+        held_out=held_out,
     )
 
 
@@ -143,18 +250,23 @@ def blocks_of(
     source: ActivationSource,
     *,
     cfg: LMConfig,
-    mesh: Any,
+    mesh: jax.sharding.Mesh,
     root: epath.Path,
     lm: str,
 ) -> BlockStream:
-    """The stream of activations, from a cache in the workdir or from the running model."""
+    """Returns the stream of activations, from a cache in the workdir or from the
+    running model.
+    """
     if not config.cache:
-        options = {
-            "buffer_tokens": config.buffer_tokens,
-            "batch_rows": config.batch_rows,
-            "seed": config.seed,
-        }
-        return live_blocks(params, source, cfg=cfg, mesh=mesh, **options)
+        return live_blocks(
+            params,
+            source,
+            cfg=cfg,
+            mesh=mesh,
+            buffer_tokens=config.buffer_tokens,
+            batch_rows=config.batch_rows,
+            seed=config.seed,
+        )
     folder = root / "activations"
     write_cache(
         folder,
@@ -171,235 +283,44 @@ def blocks_of(
     return cached_blocks(folder, buffer_tokens=config.buffer_tokens, seed=config.seed)
 
 
-def evaluation(
-    job: Job, params: Params, held: HeldOut, *, cfg: LMConfig, mesh: jax.sharding.Mesh
-) -> Callable[[SAEState], Record]:
-    """What a row of the curves says of a state of training on held-out documents."""
+def stream_identity(session: Session) -> dict[str, Any]:
+    """Returns everything that determines the batches; a run that goes on must have the
+    same.
+    """
+    facts = describe(session.source)
+    # Norm limits are measured, and their last bits follow the mesh; a run may go on on
+    # another mesh.
+    masks = dict(facts["masks"])
+    masks.pop("norm_limits", None)
+    identity = {
+        **facts,
+        "masks": masks,
+        "lm": session.lm_hash,
+        "lm_dtype": session.config.dtype,
+    }
+    for name in ("batch_size", "cache", "buffer_tokens", "shard_tokens"):
+        identity[name] = session.config[name]
+    return identity
 
-    def evaluate(state: SAEState) -> Record:
-        found = held_out_fit(
-            params, finished(job.cfg, state), held, job.place, cfg=cfg, mesh=mesh
-        )
-        numbers = {
-            f.__name__: f(found.sums) for f in (explained_variance, l0, dead_share)
-        }
-        return {
-            f"held_out_{k}": v
-            for k, v in (numbers | {"ce_recovered": found.ce_recovered}).items()
-        }
 
-    return evaluate
+# ---- one SAE -------------------------------------------------------------------------
 
 
-def said(config: ConfigDict, job: Job, file: TokenFile) -> dict[str, Any]:
-    """What the SAE's file says about its training."""
+def held_out_record(session: Session, job: Job, state: SAEState) -> Record:
+    """Measures a state of training on the held-out documents."""
+    fit = held_out_fit(
+        session.params,
+        finished(job.cfg, state),
+        session.held_out,
+        job.sites,
+        cfg=session.cfg,
+        mesh=session.mesh,
+    )
     return {
-        "site": lens_name(job.place.read),
-        "site_out": lens_name(job.place.write) if job.target else None,
-        "layer": job.place.read.layer,
-        "model_name": public_name(str(config.lm)),
-        "context_size": config.context,
-        "prepend_bos": bool(file.meta["prepend_bos"]),
-        "exclude_special": bool({"bos", "special"} & set(config.exclude)),
-        "masks": masks_of(config),
-    }
-
-
-def write_sae(folder: Path, sae: SAE) -> list[str]:
-    """Both layouts, each whole or not at all; one that is there is replaced. The names
-    of what was written.
-    """
-    written = []
-    for name, save in (
-        ("sae", save_saelens),
-        ("dictionary_learning", save_dictionary_learning),
-    ):
-        draft = folder / f".{name}.draft"
-        shutil.rmtree(draft, ignore_errors=True)
-        try:
-            save(draft, sae)
-        except ValueError as error:  # a layout that has no such SAE
-            logging.info("%s is left out: %s", name, error)
-            continue
-        shutil.rmtree(folder / name, ignore_errors=True)
-        draft.rename(folder / name)
-        written.append(name)
-    return written
-
-
-def report(
-    folder: epath.Path,
-    trained: TrainResult[SAEState],
-    sae: SAE,
-    job: Job,
-    held: HeldOut,
-    about: dict[str, Any],
-) -> dict[str, Any]:
-    """Writes curves, figure and result.json; returns what the latter holds."""
-    sums = fit(sae, held.acts[job.place.read], held.acts[job.place.write])
-    histogram, rows = density(sums), trained.history
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {
-        name: np.array([row.get(name, np.nan) for row in rows]) for name in names
-    }
-    tested = [row for row in rows if "held_out_l0" in row]
-    numbers = {
-        "train": {
-            name: columns[name].tolist()
-            for name in ("step", "explained_variance", "l0", "dead")
-        },
-        "held_out": {"step": [r["step"] for r in tested]}
-        | {
-            k: [r[f"held_out_{k}"] for r in tested]
-            for k in ("explained_variance", "l0", "dead_share", "ce_recovered")
-        },
-        "density": {
-            "edges": histogram.edges.tolist(),
-            "counts": histogram.counts.tolist(),
-            "dead": histogram.dead,
-        },
-    }
-    result = {
-        "site": str(job.place.read),
-        "site_out": str(job.place.write),
-        "held_out": {
-            **summary(sae, sums),
-            "ce_recovered": tested[-1]["held_out_ce_recovered"],
-        },
-        "train": asdict(job.cfg) | about.pop("defaults"),
-        "silent_share": {
-            "share": rows[-1]["dead"],
-            "tokens": about.pop("silent_tokens"),
-        },
-        **about,
-        "versions": _common.versions(),
-    }
-    files: dict[str, bytes | str] = {
-        "curves.csv": csv_text(columns),
-        "result.json": json_text(result),
-    }
-    drawn = render(sae_training_figure(numbers), numbers)
-    files |= {f"figures/training.{suffix}": data for suffix, data in drawn.items()}
-    for name, content in files.items():
-        write_atomic(folder / name, content)
-    return result
-
-
-def mean_file(config: ConfigDict, blocks: BlockStream, site: Site) -> bytes | None:
-    """ā over one epoch of the cache, as .npz; None where activations are not stored."""
-    if not config.cache:
-        return None
-    mean = mean_of(blocks.read(g).acts[site] for g in range(blocks.per_epoch))
-    facts = {"norm": mean.norm, "tokens": mean.tokens, "site": str(site)}
-    return _common.npz_bytes(
-        {
-            "mean_d": mean.mean_d,
-            **{name: np.array(value) for name, value in facts.items()},
-        }
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class Session:
-    """What all SAEs of a run share: the model, its activations and what they follow
-    from, the text that is measured on.
-    """
-
-    config: ConfigDict
-    cfg: LMConfig
-    params: Params
-    mesh: jax.sharding.Mesh
-    source: ActivationSource
-    blocks: BlockStream
-    stream: dict[str, Any]
-    held: HeldOut
-
-
-def prepare(
-    config: ConfigDict, jobs: Sequence[Job], workdir: epath.Path
-) -> tuple[Session, dict[str, Any]]:
-    """Tokenises, loads the model and collects activations; and what results say about
-    that.
-    """
-    mesh = parallel.make_mesh(config.mesh)
-    rows = load_config(config.lm).vocab
-    tok = with_options(
-        load_tokenizer(resolve_model(config.lm), embedding_rows=rows),
-        config.template_options.to_dict(),
-    )
-    file = _training.token_file(
-        config, config.corpus, tok, workdir, prepend_bos=config.prepend_bos
-    )
-    packing = part_of(Packing, config)
-    rows, documents = hold_out(file, packing, config.held_out_share)
-    (cfg, params), lm = (
-        load_lm(config.lm, mesh=mesh, dtype=config.dtype),
-        fingerprint(resolve_model(config.lm)),
-    )
-    places = [job.place for job in jobs]
-    source = open_source(
-        params,
-        file,
-        packing,
-        tuple(dict.fromkeys(site for place in places for site in place)),
-        cfg=cfg,
-        mesh=mesh,
-        masks=masks_of(config),
-        rows=rows,
-        dtype=config.act_dtype,
-        batch_rows=config.batch_rows,
-        seed=config.seed,
-    )
-    held = collect_held_out(
-        params,
-        source,
-        documents,
-        places,
-        cfg=cfg,
-        mesh=mesh,
-        tokens=config.eval_tokens,
-        batch_rows=config.batch_rows,
-        beside=TRIAL,
-    )
-    blocks = blocks_of(config, params, source, cfg=cfg, mesh=mesh, root=workdir, lm=lm)
-    about = {
-        "activations": describe(source),
-        "masked": read_index(workdir / "activations")["counts"]
-        if config.cache
-        else None,
-        "held_out_documents": [documents.start, documents.stop],
-        "inputs": {"lm": lm, "corpus": fingerprint(config.corpus)},
-        "config": config.to_dict(),
-    }
-    return Session(
-        config, cfg, params, mesh, source, blocks, stream_of(config, source, lm), held
-    ), about
-
-
-def stream_of(config: ConfigDict, source: ActivationSource, lm: str) -> dict[str, Any]:
-    """What the batches of a run follow from, wherever it is read from; `lm` is the
-    model's fingerprint.
-    """
-    about = describe(source)
-    # Norm limits are measured: their last bits follow the mesh, on which a run may go
-    #   on.
-    masks = {
-        name: value for name, value in about["masks"].items() if name != "norm_limits"
-    }
-    sizes = {
-        name: config[name]
-        for name in ("batch_size", "cache", "buffer_tokens", "shard_tokens")
-    }
-    return {**about, "masks": masks, "lm": lm, "lm_dtype": config.dtype, **sizes}
-
-
-def defaults(config: ConfigDict, cfg: TrainConfig) -> dict[str, Any]:
-    """What the run took where the config left a choice to the number of steps."""
-    dead = cfg.dead_after(config.batch_size)
-    chosen = {"lr": cfg.learning_rate, "warmup": cfg.warmup_steps, "dead_tokens": dead}
-    return {
-        "defaults": chosen,
-        "silent_tokens": min(dead, cfg.steps * config.batch_size),
+        "held_out_explained_variance": explained_variance(fit.sums),
+        "held_out_l0": l0(fit.sums),
+        "held_out_dead_share": dead_share(fit.sums),
+        "held_out_ce_recovered": fit.ce_recovered,
     }
 
 
@@ -413,7 +334,7 @@ def check_sae(session: Session, job: Job, sae: SAE) -> dict[str, Any]:
     measurement = measure_sample(
         session.params,
         sae,
-        session.held.samples[job.place.write],
+        session.held_out.samples[job.sites.write],
         cfg=session.cfg,
         mesh=session.mesh,
         stated_l0=stated_metrics.l0,
@@ -421,58 +342,154 @@ def check_sae(session: Session, job: Job, sae: SAE) -> dict[str, Any]:
     return check_record(judge_sae(measurement, stated_metrics, counts_special=False))
 
 
-def run(
-    session: Session, job: Job, about: dict[str, Any], ledger: Store, folder: epath.Path
-) -> dict[str, Any]:
-    """One SAE from its first step, or its last checkpoint, to its files; what
-    result.json holds.
+def write_sae(folder: Path, sae: SAE) -> list[str]:
+    """Writes both layouts, each whole or not at all, in place of what is there; returns
+    the names of those that were written.
     """
-    config, place = session.config, job.place
+    layouts = {"sae": save_saelens, "dictionary_learning": save_dictionary_learning}
+    written = []
+    for name, save in layouts.items():
+        draft = folder / f".{name}.draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            save(draft, sae)
+        except ValueError as error:  # a layout that has no such SAE
+            logging.info("%s is left out: %s", name, error)
+            continue
+        shutil.rmtree(folder / name, ignore_errors=True)
+        draft.rename(folder / name)
+        written.append(name)
+    return written
+
+
+def mean_file(blocks: BlockStream, site: Site) -> bytes:
+    """Returns ā over one epoch of the cache, as .npz."""
+    mean = mean_of(blocks.read(g).acts[site] for g in range(blocks.per_epoch))
+    return _common.npz_bytes(
+        {
+            "mean_d": mean.mean_d,
+            "norm": np.array(mean.norm),
+            "tokens": np.array(mean.tokens),
+            "site": np.array(str(site)),
+        }
+    )
+
+
+def summary_of(
+    session: Session, job: Job, history: Sequence[Record], sae: SAE, sums: FitSums
+) -> dict[str, Any]:
+    """Returns sites, measurements and settings of one SAE, as result.json holds them.
+
+    Args:
+      sums: of the SAE on the held-out tokens.
+    """
+    config, cfg = session.config, job.cfg
+    dead_tokens = cfg.dead_after(config.batch_size)
+    evaluated = [record for record in history if "held_out_l0" in record]
+    return {
+        "site": str(job.sites.read),
+        "site_out": str(job.sites.write),
+        "held_out": {
+            **summary(sae, sums),
+            "ce_recovered": evaluated[-1]["held_out_ce_recovered"],
+        },
+        "train": {
+            **asdict(cfg),
+            "lr": cfg.learning_rate,
+            "warmup": cfg.warmup_steps,
+            "dead_tokens": dead_tokens,
+        },
+        "silent_share": {
+            "share": history[-1]["dead"],
+            "tokens": min(dead_tokens, cfg.steps * config.batch_size),
+        },
+        "activations": describe(session.source),
+        "masked": session.masked,
+        "held_out_documents": [session.documents.start, session.documents.stop],
+        "inputs": {"lm": session.lm_hash, "corpus": fingerprint(config.corpus)},
+        "config": config.to_dict(),
+    }
+
+
+def run(
+    session: Session, job: Job, ledger: Store, folder: epath.Path
+) -> dict[str, Any]:
+    """Trains one SAE, from its last checkpoint if there is one, and writes its files;
+    returns the content of result.json.
+    """
+    config = session.config
     stream = batch_function(
         session.blocks, batch_size=config.batch_size, seed=config.seed, ledger=ledger
     )
-    trained = train_sae(
+    result = train_sae(
         job.cfg,
-        inputs(stream, place.read, job.target),
+        inputs(stream, job.sites.read, job.target),
         mesh=session.mesh,
         folder=folder / "checkpoints",
-        inputs=session.stream,
+        inputs=stream_identity(session),
         options=part_of(LoopOptions, config, scan=1),
-        evaluate=evaluation(
-            job, session.params, session.held, cfg=session.cfg, mesh=session.mesh
-        ),
+        evaluate=partial(held_out_record, session, job),
         progress=parallel.is_main(),
     )
-    state = jax.tree.map(parallel.to_host, trained.state)
-    sae = finished(job.cfg, state, **said(config, job, session.source.file))
-    tested = check_sae(session, job, sae)
+    state = jax.tree.map(parallel.to_host, result.state)
+    sae = finished(job.cfg, state, **sae_fields(config, job, session.source.file))
+    check = check_sae(session, job, sae)
     if not parallel.is_main():
         return {}
-    about = {
-        **about,
-        **defaults(config, job.cfg),
-        "sae_check": tested,
+    acts = session.held_out.acts
+    sums = fit(sae, acts[job.sites.read], acts[job.sites.write])
+    results = {
+        **summary_of(session, job, result.history, sae, sums),
+        "sae_check": check,
         "written": write_sae(Path(folder), sae),
+        "versions": _common.versions(),
     }
-    if (mean := mean_file(config, session.blocks, place.write)) is not None:
-        write_atomic(folder / "mean.npz", mean)
-    return report(folder, trained, sae, job, session.held, about)
+    rates = density(sums)
+    histogram = {
+        "edges": rates.edges.tolist(),
+        "counts": rates.counts.tolist(),
+        "dead": rates.dead,
+    }
+    files = sae_curve_files(result.history, histogram)
+    files["result.json"] = json_text(results)
+    if config.cache:
+        files["mean.npz"] = mean_file(session.blocks, job.sites.write)
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+    return results
+
+
+def show(site: str, results: Mapping[str, Any]) -> None:
+    """Prints the measurements of one SAE."""
+    held_out, silent = results["held_out"], results["silent_share"]
+    print(
+        f"\n{site}: explained variance {held_out['explained_variance']:.4f}, L0 "
+        f"{held_out['l0']:.2f}, CE recovered {held_out['ce_recovered']:.4f}; "
+        f"{held_out['dead_share']:.1%} of {held_out['latents']:,} latents never fired "
+        f"on {held_out['tokens']:,} tokens, {silent['share']:.1%} on the last "
+        f"{silent['tokens']:,} of training"
+    )
+    if results["masked"]:
+        print(count_text(results["masked"]))
+    print(f"SAE check: {results['sae_check']['verdict']}")
 
 
 def start(
     config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
 ) -> dict[str, Any]:
-    """Checks the inputs, then trains under the workdir's lock."""
+    """Checks the inputs, then trains under the workdir's lock; returns the results of
+    every site.
+    """
     _common.require(config, "lm", "corpus", "site")
     _common.fix_day(config, workdir)
-    cfg = load_config(config.lm)
-    jobs = jobs_of(config, cfg)
+    jobs = jobs_of(config, load_config(config.lm))
     if config.batch_size % parallel.make_mesh(config.mesh).shape["data"]:
         raise ValueError(
             f"batches of {config.batch_size} tokens cannot be split over "
             f"mesh={config.mesh!r}; change one"
         )
     _training.warn_of_few_steps(jobs[0].cfg.steps, "raise tokens or lower batch_size")
+    results = {}
     with own_workdir(
         workdir,
         config.to_dict(),
@@ -480,35 +497,21 @@ def start(
         allow_change=allow_change,
         writer=parallel.is_main(),
     ):
-        session, about = prepare(config, jobs, workdir)
+        session = prepare(config, jobs, workdir)
         ledger = Store(workdir / "store", writer=parallel.is_main())
-        folders = [
-            workdir if len(jobs) == 1 else workdir / str(job.place.read) for job in jobs
-        ]
-        found = {
-            str(job.place.read): run(session, job, about, ledger, folder)
-            for job, folder in zip(jobs, folders, strict=True)
-        }
-    for site, result in found.items() if parallel.is_main() else ():
-        m = result["held_out"]
-        print(
-            f"\n{site}: explained variance {m['explained_variance']:.4f}, L0 "
-            f"{m['l0']:.2f}, CE recovered "
-            f"{m['ce_recovered']:.4f}; {m['dead_share']:.1%} of {m['latents']:,} "
-            f"latents never fired on {m['tokens']:,} "
-            f"tokens, {result['silent_share']['share']:.1%} on the last "
-            f"{result['silent_share']['tokens']:,} of training"
-        )
-        if result["masked"]:
-            print(count_text(result["masked"]))
-        print(f"SAE check: {result['sae_check']['verdict']}")
+        for job in jobs:
+            site = str(job.sites.read)
+            folder = workdir if len(jobs) == 1 else workdir / site
+            results[site] = run(session, job, ledger, folder)
     if parallel.is_main():
+        for site, result in results.items():
+            show(site, result)
         print(f"wrote to {workdir}")
-    return found
+    return results
 
 
 def main(argv: list[str]) -> None:
-    """`start` with what the flags say."""
+    """Runs `start` with the flags."""
     _common.begin(argv)
     start(CONFIG.value, epath.Path(str(WORKDIR.value)), allow_change=ALLOW_CHANGE.value)
 
