@@ -1,4 +1,4 @@
-"""What an SAE is and where it came from: the static part of the pytree in `model.py`."""
+"""The config of an SAE, the static part of its pytree: widths, gate, norm, source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NORMS = ("none", "layer_norm", "constant_norm_rescale")
 
 @dataclass(frozen=True)
 class SAEConfig:
-    """What an SAE is and where it came from; static under jit.
+    """Widths, gate, norm and source of an SAE; static under jit.
 
     Args:
       d_in, d_out, n_latents: widths of input, output (of one stream each) and code.
@@ -27,8 +27,8 @@ class SAEConfig:
         after another. temporal reads whole sequences, see `temporal.py`.
       k: latents kept per token (topk, topk_raw, abs_topk, groupmax; temporal, where
         None keeps all).
-      heads, projection_eps: of a temporal SAE's attention and of its projection on what
-        was predicted.
+      heads, projection_eps: of a temporal SAE's attention, and of its projection on the
+        predicted part.
       residual_threshold: matching pursuit stops where the rest is shorter than this; 0
         for never.
       max_iterations: of matching pursuit.
@@ -54,16 +54,16 @@ class SAEConfig:
       source, architecture: format, and the name that the file gives its own kind.
       dtype: of the decoder on disk.
       site, site_out: where it reads and (transcoders) writes, as spelled in the file;
-        None where the file is silent.
+        None where the file does not say.
       layer: index of the block where the file or its path gives it.
       head_index: the one attention head that it was trained on, or None.
       model_name, context_size, prepend_bos: of the training text.
       exclude_special: True where BOS, EOS and padding were left out of training:
         reconstruction there means nothing.
-      masks: tokens that were left out of training, where the file says all of it;
+      masks: tokens that were left out of training, where the file states them;
         `exclude_special` is a part of that.
-      expected_l0: active latents per token that file or path promise.
-      folded: what the loader multiplied into the weights.
+      expected_l0: active latents per token that file or path state.
+      folded: scales and norms that the loader multiplied into the weights.
 
     Raises:
       ValueError: unknown gate or norm, a ranked gate without a k that fits, or sizes
@@ -110,12 +110,13 @@ class SAEConfig:
     def no_token_codes(self) -> str | None:
         """Why one token's activation at one site has no code, or None where it has one."""
         if self.streams > 1:
-            return "a crosscoder reads several layers or models at once, of which a run has one"
-        return (
-            "a temporal SAE's codes depend on earlier tokens"
-            if self.gate == "temporal"
-            else None
-        )
+            return (
+                "a crosscoder reads several layers or models at once, of which a run "
+                "has one"
+            )
+        if self.gate == "temporal":
+            return "a temporal SAE's codes depend on earlier tokens"
+        return None
 
     def __post_init__(self) -> None:
         if self.gate not in GATES or self.norm not in NORMS:
@@ -123,11 +124,21 @@ class SAEConfig:
                 f"gate {self.gate!r} or norm {self.norm!r} is unknown; gates: {GATES}, "
                 f"norms: {NORMS}"
             )
+        self._check_k()
+        if self.gate == "matching_pursuit":
+            self._check_pursuit()
+        if self.streams > 1 and self.norm != "none":
+            raise ValueError(
+                f"{self.streams} streams with the per-token norm {self.norm}; only "
+                "'none' is defined"
+            )
+
+    def _check_k(self) -> None:
         n = self.n_latents
-        ranked = self.gate in RANKED_GATES or (
-            self.gate == "temporal" and self.k is not None
-        )
-        if ranked and not (self.k and 1 <= self.k <= n):
+        is_ranked = self.gate in RANKED_GATES
+        if self.gate == "temporal":
+            is_ranked = self.k is not None
+        if is_ranked and not (self.k and 1 <= self.k <= n):
             raise ValueError(
                 f"gate {self.gate} with k={self.k} and {n} latents; give k in 1..{n}"
             )
@@ -136,17 +147,12 @@ class SAEConfig:
                 f"gate groupmax with k={self.k} groups does not divide {n} latents; "
                 "give another k"
             )
-        if self.gate == "matching_pursuit" and not (
-            (self.residual_threshold or 0) >= 0 and (self.max_iterations or 0) >= 1
-        ):
+
+    def _check_pursuit(self) -> None:
+        threshold, rounds = self.residual_threshold or 0, self.max_iterations or 0
+        if threshold < 0 or rounds < 1:
             raise ValueError(
                 f"matching_pursuit with residual_threshold={self.residual_threshold} "
-                "and max_iterations="
-                f"{self.max_iterations}; give a threshold of 0 or more and at least "
-                "one iteration"
-            )
-        if self.streams > 1 and self.norm != "none":
-            raise ValueError(
-                f"{self.streams} streams with the per-token norm {self.norm}; only "
-                "'none' is defined"
+                f"and max_iterations={self.max_iterations}; give a threshold of 0 or "
+                "more and at least one iteration"
             )

@@ -1,7 +1,7 @@
-"""From pre-activations to codes: one function per gate, all `(sae, pre, z) -> codes`.
+"""Gates, from pre-activations to codes: all `(sae, pre, z) -> codes`.
 
-`pre` are the pre-activations `[..., n]`, biases included, and `z` is what the encoder
-matrix multiplied `[..., d]`.
+`pre` are the pre-activations `[..., n]`, biases included; `z`, `[..., d]`, is the input
+that the encoder matrix multiplied.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def relu(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
-    """`max(pre, 0)`."""
+    """Computes `max(pre, 0)`."""
     return jax.nn.relu(pre)
 
 
 def identity(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
-    """The pre-activations themselves."""
+    """Returns the pre-activations themselves."""
     return pre
 
 
 def jumprelu(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
-    """`max(pre, 0)` where `pre` is strictly above its threshold; with thresholds
-    `[streams, n]` once per stream.
+    """Computes `max(pre, 0)` where `pre` is strictly above its threshold; with
+    thresholds `[streams, n]` once per stream.
     """
     threshold_n = _like(sae.threshold_n, pre)
     pre = pre[..., None, :] if threshold_n.ndim == 2 else pre
@@ -36,8 +36,8 @@ def jumprelu(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
 
 
 def gated(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
-    """Rajamanoharan et al. 2024 (arXiv:2404.16014): gate and magnitude share enc_dn up
-    to the factor exp(r_mag).
+    """Gates magnitudes, both from enc_dn up to the factor exp(r_mag) (Rajamanoharan et
+    al. 2024, arXiv:2404.16014).
     """
     bias_n, scale_n = _like(sae.mag_bias_n, pre), jnp.exp(_like(sae.mag_scale_n, pre))
     is_open = pre + _like(sae.gate_bias_n, pre) > 0
@@ -45,28 +45,30 @@ def gated(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
 
 
 def topk(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
-    """The k largest pre-activations, relu after the selection.
+    """Keeps the k largest pre-activations, relu after the selection.
 
     SAELens selects before the relu, sparsify after it: the codes are the same, since
-      only positive values survive.
+    only positive values survive.
     """
     return jax.nn.relu(topk_raw(sae, pre, z))
 
 
 def topk_raw(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
-    """The k largest pre-activations, of either sign."""
+    """Keeps the k largest pre-activations, of either sign."""
     rank, pre = _ranked(sae, pre)
     return _keep(rank, pre, sae.cfg.k or 0)
 
 
 def abs_topk(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
-    """The k pre-activations of largest absolute value, with their sign."""
+    """Keeps the k pre-activations of largest absolute value, with their sign."""
     rank, pre = _ranked(sae, pre)
     return _keep(jnp.abs(rank), pre, sae.cfg.k or 0)
 
 
 def groupmax(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
-    """The largest of each of k groups of neighbouring latents, relu first (sparsify)."""
+    """Keeps the largest of each of k groups of neighbouring latents, relu first
+    (sparsify).
+    """
     rank, pre = _ranked(sae, pre)
     groups = jax.nn.relu(rank).reshape(*rank.shape[:-1], sae.cfg.k or 1, -1)
     largest = jax.nn.one_hot(jnp.argmax(groups, axis=-1), groups.shape[-1], dtype=bool)
@@ -74,12 +76,12 @@ def groupmax(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
 
 
 def matching_pursuit(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
-    """Greedy pursuit with tied weights, as SAELens has it: the best latent takes its
-    projection from what is left.
+    """Codes greedily with tied weights, as SAELens does: in each round the best latent
+    takes its projection out of the rest of the input.
 
     A token is done when a round brings no new latent, or less than `residual_threshold`
-    is left, or after `max_iterations`. No reverse-mode gradient: the number of rounds
-    is open.
+    is left, or after `max_iterations`. It has no reverse-mode gradient: the number of
+    rounds is open.
     """
     dec_nm, cfg = sae.dec_nm.astype(z.dtype), sae.cfg
     n, limit = dec_nm.shape[0], cfg.residual_threshold or 0.0
@@ -88,9 +90,8 @@ def matching_pursuit(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
         rest, codes, done, rounds = state
         scores = jax.nn.relu(jnp.matmul(rest, dec_nm.T, precision="highest"))
         best = jnp.argmax(scores, axis=-1)
-        value = jnp.where(
-            done, 0, jnp.take_along_axis(scores, best[:, None], axis=-1)[:, 0]
-        )
+        score = jnp.take_along_axis(scores, best[:, None], axis=-1)[:, 0]
+        value = jnp.where(done, 0, score)
         rest = rest - value[:, None] * dec_nm[best]
         after = codes + value[:, None] * jax.nn.one_hot(best, n, dtype=codes.dtype)
         if cfg.stop_on_duplicate_support:
@@ -99,27 +100,25 @@ def matching_pursuit(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
             done = done | (jnp.linalg.norm(rest, axis=-1) < limit)
         return rest, after, done, rounds + 1
 
-    flat = z.reshape(-1, z.shape[-1])
-    start = (
-        flat,
-        jnp.zeros((flat.shape[0], n), z.dtype),
-        jnp.zeros(flat.shape[0], bool),
-        jnp.int32(0),
-    )
-    unfinished = lambda state: ~state[2].all() & (state[3] < (cfg.max_iterations or 1))
-    codes = jax.lax.while_loop(unfinished, step, start)[1]
+    def unfinished(state: tuple[jax.Array, ...]) -> jax.Array:
+        _, _, done, rounds = state
+        return ~done.all() & (rounds < (cfg.max_iterations or 1))
+
+    rest = z.reshape(-1, z.shape[-1])
+    tokens = rest.shape[0]
+    codes = jnp.zeros((tokens, n), z.dtype)
+    done = jnp.zeros(tokens, bool)
+    start = (rest, codes, done, jnp.int32(0))
+    _, codes, _, _ = jax.lax.while_loop(unfinished, step, start)
     return codes.reshape(pre.shape)
 
 
 def temporal(sae: SAE, pre: jax.Array, z: jax.Array) -> jax.Array:
-    """relu of the novel part's pre-activations, of which the k largest where k is
-    given.
+    """Computes relu of the novel part's pre-activations; of the k largest alone where k
+    is given.
     """
-    return (
-        jax.nn.relu(pre)
-        if sae.cfg.k is None
-        else _keep(pre, jax.nn.relu(pre), sae.cfg.k)
-    )
+    codes = jax.nn.relu(pre)
+    return codes if sae.cfg.k is None else _keep(pre, codes, sae.cfg.k)
 
 
 GATES: dict[str, Callable[[SAE, jax.Array, jax.Array], jax.Array]] = {
@@ -129,8 +128,8 @@ GATES: dict[str, Callable[[SAE, jax.Array, jax.Array], jax.Array]] = {
 
 
 def safe_norm(x: jax.Array) -> jax.Array:
-    """Norm over the last axis, kept as size 1, whose gradient at zero is zero and not
-    NaN.
+    """Computes the norm over the last axis, which keeps size 1; its gradient at zero is
+    zero and not NaN.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
@@ -138,7 +137,7 @@ def safe_norm(x: jax.Array) -> jax.Array:
 
 
 def _ranked(sae: SAE, pre: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What the selection compares, and what it keeps."""
+    """The values that the selection compares, and those that it keeps."""
     if not (sae.cfg.rescale_by_dec_norm or sae.cfg.select_by_dec_norm):
         return pre, pre
     rank = pre * safe_norm(sae.dec_nm)[..., 0].astype(pre.dtype)
@@ -148,9 +147,8 @@ def _ranked(sae: SAE, pre: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _keep(rank: jax.Array, values: jax.Array, k: int) -> jax.Array:
     _, latents = jax.lax.top_k(rank, k)
     kept = jnp.take_along_axis(values, latents, axis=-1)
-    return jnp.put_along_axis(
-        jnp.zeros_like(values), latents, kept, axis=-1, inplace=False
-    )
+    zeros = jnp.zeros_like(values)
+    return jnp.put_along_axis(zeros, latents, kept, axis=-1, inplace=False)
 
 
 def _like(value_n: Any, x: jax.Array) -> jax.Array:

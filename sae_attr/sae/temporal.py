@@ -39,8 +39,8 @@ class Attention:
 
 
 def split(sae: SAE, z_btd: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Pre-activations of the novel part `[b, t, n]` and the predicted codes `[b, t,
-    n]`.
+    """Computes the pre-activations of the novel part and the predicted codes, `[b, t,
+    n]` each.
 
     Args:
       sae: with `attention`; its encoder holds the library's factor 1 / (4 d).
@@ -54,13 +54,10 @@ def split(sae: SAE, z_btd: jax.Array) -> tuple[jax.Array, jax.Array]:
         codes_btn = jax.nn.relu(_dot(rest_btd, enc_dn))
         guess_btn = jax.nn.relu(_attend(layer, codes_btn, sae.cfg.heads))
         written_btd = _dot(guess_btn, dec_nd)
-        length_bt1 = (
-            jnp.linalg.norm(written_btd, axis=-1, keepdims=True)
-            + sae.cfg.projection_eps
-        )
-        share_bt1 = (
-            jnp.sum(written_btd * rest_btd, axis=-1, keepdims=True) / length_bt1**2
-        )
+        length_bt1 = jnp.linalg.norm(written_btd, axis=-1, keepdims=True)
+        length_bt1 = length_bt1 + sae.cfg.projection_eps
+        overlap_bt1 = jnp.sum(written_btd * rest_btd, axis=-1, keepdims=True)
+        share_bt1 = overlap_bt1 / length_bt1**2
         predicted_btn = predicted_btn + guess_btn * share_bt1
         rest_btd = rest_btd - share_bt1 * written_btd
     return _dot(rest_btd, enc_dn), predicted_btn
@@ -71,23 +68,26 @@ def _attend(layer: Attention, codes_btn: jax.Array, heads: int) -> jax.Array:
     value.
     """
     before_btn = jnp.pad(codes_btn[:, :-1], ((0, 0), (1, 0), (0, 0)))
-    linear = lambda x, kernel, bias: _dot(x, kernel) + bias.astype(x.dtype)
-    apart = lambda x: x.reshape(*x.shape[:2], heads, -1)
-    q_bthe = apart(linear(codes_btn, layer.q, layer.q_bias))
-    k_bthe = apart(linear(before_btn, layer.k, layer.k_bias))
-    v_bthe = apart(linear(before_btn, layer.v, layer.v_bias))
-    scores_bhts = jnp.einsum(
-        "bthe,bshe->bhts", q_bthe, k_bthe, precision="highest"
-    ) / jnp.sqrt(q_bthe.shape[-1])
+    q_bthe = _heads(_affine(codes_btn, layer.q, layer.q_bias), heads)
+    k_bthe = _heads(_affine(before_btn, layer.k, layer.k_bias), heads)
+    v_bthe = _heads(_affine(before_btn, layer.v, layer.v_bias), heads)
+    scores_bhts = jnp.einsum("bthe,bshe->bhts", q_bthe, k_bthe, precision="highest")
+    scores_bhts = scores_bhts / jnp.sqrt(q_bthe.shape[-1])
     causal_ts = jnp.tril(jnp.ones(scores_bhts.shape[-2:], bool))
     weights_bhts = jax.nn.softmax(jnp.where(causal_ts, scores_bhts, -jnp.inf), axis=-1)
+    weights_bhts = weights_bhts.astype(v_bthe.dtype)
     mixed_bthe = jnp.einsum(
-        "bhts,bshe->bthe",
-        weights_bhts.astype(v_bthe.dtype),
-        v_bthe,
-        precision="highest",
+        "bhts,bshe->bthe", weights_bhts, v_bthe, precision="highest"
     )
-    return linear(mixed_bthe.reshape(codes_btn.shape), layer.o, layer.o_bias)
+    return _affine(mixed_bthe.reshape(codes_btn.shape), layer.o, layer.o_bias)
+
+
+def _affine(x_btn: jax.Array, kernel_nm: jax.Array, bias_m: jax.Array) -> jax.Array:
+    return _dot(x_btn, kernel_nm) + bias_m.astype(x_btn.dtype)
+
+
+def _heads(x_btn: jax.Array, heads: int) -> jax.Array:
+    return x_btn.reshape(*x_btn.shape[:2], heads, -1)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
