@@ -1,27 +1,43 @@
-"""Do two studies point at the same latents? Each one's first latent looked up in the
-other (method, section 6, item 3).
+"""Convergence of two studies on the same latents: each one's first latent looked up in
+the other, and how likely chance makes the overlap of their selections.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from sae_attr.records import Convergence, FirstLatent
 
+FirstBy = Literal["score", "toward"]
+
+
+class Change(NamedTuple):
+    """A change of the behaviour's rate with its interval."""
+
+    change: float
+    low: float
+    high: float
+
+
+_UNMEASURED = Change(float("nan"), float("nan"), float("nan"))
+
 
 @dataclass(frozen=True, eq=False)
 class RankedStudy:
     """What convergence needs of a study.
 
-    ranked_n: every latent that was scored, best first. selected: how many of them, from
-      the top, the study chose.
-    latents_k, change_k, low_k, high_k: the latents that were steered toward, and the
-      change of the behaviour's rate with its interval; NaN where it was not measured.
+    Args:
+      title: for readers.
+      ranked_n: every latent that was scored, best first.
+      selected: how many of them, from the top, the study selected.
+      latents_k: the latents that were steered toward.
+      change_k, low_k, high_k: change of the behaviour's rate with its interval; NaN
+        where it was not measured.
       base_rate: the rate without steering.
     """
 
@@ -34,25 +50,32 @@ class RankedStudy:
     high_k: np.ndarray
     base_rate: float
 
-    def chosen(self) -> list[int]:
-        """The selection, best first."""
+    def selection(self) -> list[int]:
+        """Returns the selected latents, best first."""
         return [int(i) for i in self.ranked_n[: self.selected]]
 
-    def toward(self) -> dict[int, tuple[float, float, float]]:
-        """Latent -> change and interval, where it was measured."""
-        rows = zip(self.latents_k, self.change_k, self.low_k, self.high_k, strict=True)
-        return {
-            int(i): (float(c), float(l), float(h))
-            for i, c, l, h in rows
-            if not np.isnan(c)
-        }
+    def toward(self) -> dict[int, Change]:
+        """Returns latent -> change, where it was measured."""
+        changes = {}
+        for latent, *numbers in zip(
+            self.latents_k, self.change_k, self.low_k, self.high_k, strict=True
+        ):
+            change = Change(*map(float, numbers))
+            if not np.isnan(change.change):
+                changes[int(latent)] = change
+        return changes
+
+    def rank_of(self, latent: int) -> int | None:
+        """Returns a latent's rank, 1 for the best; None where it was not scored."""
+        places = np.flatnonzero(np.asarray(self.ranked_n) == latent)
+        return int(places[0]) + 1 if len(places) else None
 
 
 def overlap_chance(
     one: set[int], other: set[int], strata_n: np.ndarray
 ) -> tuple[float, float]:
-    """Expected overlap of two selections and the chance of one at least as large, when
-    each is drawn within strata.
+    """Returns the expected overlap of two selections and the chance of one at least as
+    large, when each is drawn within strata.
 
     Within a stratum the overlap of two independent draws is hypergeometric; strata are
     independent, so their sum's distribution is the convolution of theirs. One stratum
@@ -61,68 +84,31 @@ def overlap_chance(
     Args:
       one, other: latents, numbers below n.
       strata_n: stratum of every latent of the population, −1 for those that could not
-        be chosen.
+        be selected.
+
+    Raises:
+      ValueError: a selected latent that could not be selected.
     """
-    members = [np.array(sorted(x), np.int64) for x in (one, other)]
-    if any((strata_n[x] < 0).any() for x in members):
+    strata = int(strata_n.max()) + 1
+    sizes = np.bincount(strata_n[strata_n >= 0], minlength=strata)
+    drawn = [_per_stratum(latents, strata_n, strata) for latents in (one, other)]
+    pmf = np.ones(1)
+    for size, first, second in zip(sizes, *drawn, strict=True):
+        if first and second:
+            overlaps = np.arange(min(first, second) + 1)
+            part = stats.hypergeom.pmf(overlaps, size, first, second)
+            pmf = np.convolve(pmf, part)
+    expected = float(pmf @ np.arange(len(pmf)))
+    # A sum of rounded probabilities may exceed 1 in its last bits.
+    return expected, float(min(1.0, pmf[len(one & other) :].sum()))
+
+
+def _per_stratum(latents: set[int], strata_n: np.ndarray, strata: int) -> np.ndarray:
+    """How many of the latents lie in each stratum."""
+    of_latents = strata_n[np.array(sorted(latents), np.int64)]
+    if (of_latents < 0).any():
         raise ValueError("a chosen latent is outside the population (stratum −1)")
-    per_stratum = lambda strata: np.bincount(
-        strata[strata >= 0], minlength=int(strata_n.max()) + 1
-    )
-    sizes, drawn, again = (
-        per_stratum(x) for x in (strata_n, strata_n[members[0]], strata_n[members[1]])
-    )
-    parts = [
-        stats.hypergeom.pmf(np.arange(min(a, b) + 1), n, a, b)
-        for n, a, b in zip(sizes, drawn, again)
-        if a and b
-    ]
-    pmf = reduce(np.convolve, parts, np.ones(1))
-    return float(pmf @ np.arange(len(pmf))), float(
-        min(1.0, pmf[len(one & other) :].sum())
-    )
-
-
-def _first(study: RankedStudy, first_by: Literal["score", "toward"]) -> int:
-    """The study's first latent: of its ranking, or by toward-effect among its own
-    selection.
-    """
-    chosen, toward = study.chosen(), study.toward()
-    if first_by == "score":
-        return chosen[0]
-    measured = [i for i in chosen if i in toward]
-    return max(measured, key=lambda i: toward[i][0]) if measured else chosen[0]
-
-
-def _look_up(
-    latent: int, own: RankedStudy, other: RankedStudy, population: int
-) -> FirstLatent:
-    union = {*own.chosen(), *other.chosen(), latent}
-    toward, there = own.toward(), other.toward()
-    measured = [toward[i][0] for i in union if i in toward]
-    at = np.flatnonzero(np.asarray(other.ranked_n) == latent)
-    rank = int(at[0]) + 1 if len(at) else None
-    unknown = (float("nan"),) * 3
-    change, low, high = toward.get(latent, unknown)
-    other_change, other_low, other_high = there.get(latent, unknown)
-    return FirstLatent(
-        study=own.title,
-        other=other.title,
-        latent=latent,
-        rank_in_other=rank,
-        population=population,
-        rank_p=rank / population if rank is not None else float("nan"),
-        toward_rank=1 + sum(x > change for x in measured) if latent in toward else None,
-        toward_of=len(measured),
-        change=change,
-        low=low,
-        high=high,
-        base_rate=own.base_rate,
-        other_change=other_change,
-        other_low=other_low,
-        other_high=other_high,
-        other_base_rate=other.base_rate,
-    )
+    return np.bincount(of_latents, minlength=strata)
 
 
 def convergence(
@@ -131,49 +117,104 @@ def convergence(
     *,
     population: int,
     strata_n: np.ndarray | None = None,
-    first_by: Literal["score", "toward"] = "score",
+    first_by: FirstBy = "score",
 ) -> Convergence:
-    """Looks up each study's first latent in the other, and asks how likely the overlap
-    of the selections is by chance.
+    """Looks up each study's first latent in the other, and computes how likely the
+    overlap of the selections is by chance.
 
     Args:
       one, other: the studies, of the same dictionary.
       population: latents of the dictionary.
       strata_n: stratum of every latent, e.g. a bin of its firing rate, so that chance
-        prefers latents that fire as often as the chosen ones do; −1 for latents that
-        could not be chosen. None: any latent is as likely as another.
-      first_by: "score": the first of the ranking; "toward": the chosen latent of the
+        prefers latents that fire as often as the selected ones do; −1 for latents that
+        could not be selected. None: any latent is as likely as another.
+      first_by: "score": the first of the ranking; "toward": the selected latent of the
         largest toward-effect.
 
     Raises:
-      ValueError: a study that chose nothing, or a latent outside the population.
+      ValueError: a study that selected nothing, or a latent outside the population.
     """
     for study in (one, other):
-        if not study.chosen():
-            raise ValueError(f"{study.title} chose no latent")
-        if max(int(i) for i in study.ranked_n) >= population:
-            raise ValueError(
-                f"{study.title} ranks latent {max(study.ranked_n)}, the population is "
-                f"{population}"
-            )
-    strata = (
-        np.zeros(population, np.int64) if strata_n is None else np.asarray(strata_n)
-    )
-    if len(strata) != population:
-        raise ValueError(f"{len(strata)} strata for a population of {population}")
-    a, b = set(one.chosen()), set(other.chosen())
-    expected, p = overlap_chance(a, b, strata)
+        _check(study, population)
+    null = "each study draws at random among latents of the same stratum"
+    if strata_n is None:
+        null = "each study draws from the whole dictionary at random"
+        strata_n = np.zeros(population, np.int64)
+    strata_n = np.asarray(strata_n)
+    if len(strata_n) != population:
+        raise ValueError(f"{len(strata_n)} strata for a population of {population}")
+    selections = set(one.selection()), set(other.selection())
+    expected, overlap_p = overlap_chance(*selections, strata_n)
+    selectable = int((strata_n >= 0).sum())
     return Convergence(
-        firsts=tuple(
-            _look_up(_first(x, first_by), x, y, int((strata >= 0).sum()))
-            for x, y in ((one, other), (other, one))
+        firsts=(
+            _look_up(_first(one, first_by), one, other, selectable),
+            _look_up(_first(other, first_by), other, one, selectable),
         ),
-        shared=tuple(sorted(a & b)),
-        selected=(len(a), len(b)),
-        population=int((strata >= 0).sum()),
+        shared=tuple(sorted(selections[0] & selections[1])),
+        selected=(len(selections[0]), len(selections[1])),
+        population=selectable,
         expected=expected,
-        overlap_p=p,
-        null="each study draws from the whole dictionary at random"
-        if strata_n is None
-        else "each study draws at random among latents of the same stratum",
+        overlap_p=overlap_p,
+        null=null,
     )
+
+
+def _check(study: RankedStudy, population: int) -> None:
+    if not study.selection():
+        raise ValueError(f"{study.title} chose no latent")
+    highest = int(np.max(study.ranked_n))
+    if highest >= population:
+        raise ValueError(
+            f"{study.title} ranks latent {highest}, the population is {population}"
+        )
+
+
+def _first(study: RankedStudy, first_by: FirstBy) -> int:
+    """The study's first latent: of its ranking, or by toward-effect among its own
+    selection.
+    """
+    selection, toward = study.selection(), study.toward()
+    measured = [latent for latent in selection if latent in toward]
+    if first_by == "score" or not measured:
+        return selection[0]
+    return max(measured, key=lambda latent: toward[latent].change)
+
+
+def _look_up(
+    latent: int, study: RankedStudy, other: RankedStudy, population: int
+) -> FirstLatent:
+    """A study's first latent beside the other study."""
+    in_study, in_other = study.toward(), other.toward()
+    union = {*study.selection(), *other.selection(), latent}
+    changes = [in_study[i].change for i in union if i in in_study]
+    here = in_study.get(latent, _UNMEASURED)
+    there = in_other.get(latent, _UNMEASURED)
+    rank = other.rank_of(latent)
+    return FirstLatent(
+        study=study.title,
+        other=other.title,
+        latent=latent,
+        rank_in_other=rank,
+        population=population,
+        rank_p=float("nan") if rank is None else rank / population,
+        toward_rank=_toward_rank(latent, in_study, changes),
+        toward_of=len(changes),
+        change=here.change,
+        low=here.low,
+        high=here.high,
+        base_rate=study.base_rate,
+        other_change=there.change,
+        other_low=there.low,
+        other_high=there.high,
+        other_base_rate=other.base_rate,
+    )
+
+
+def _toward_rank(
+    latent: int, measured: dict[int, Change], changes: Sequence[float]
+) -> int | None:
+    """A latent's rank among changes; None where it was not measured."""
+    if latent not in measured:
+        return None
+    return 1 + sum(change > measured[latent].change for change in changes)

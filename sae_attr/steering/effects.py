@@ -1,4 +1,4 @@
-"""What steering changed: paired effects per latent, with what is missing left out,
+"""Effects of steering: paired changes per latent, with what is missing left out,
 intervals and p-values over prompts.
 
 Steered and unsteered completions share prompt and random key, so they are compared pair
@@ -17,23 +17,25 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class EffectSettings:
-    """Everything that the method leaves open about effects.
+    """Settings of effects that the method leaves open.
 
-    weighing: "prompts": the mean over prompts of the mean over a prompt's pairs, so
-      that a prompt that lost pairs counts as much as another; "pairs": the mean over
-      all pairs. The two agree where nothing is missing.
-    most_missing: a latent that lost more than this share of the answers whose unsteered
-      partner is known is not measured: what is left of its answers says what survived,
-      not what steering did.
-    level: of the bootstrap intervals (percentile). resamples: of the bootstrap.
-    flips: random sign flips per latent; all of them are taken instead where there are
-      no more than this. One latent among n has no q-value below n / (1 + flips).
-    permutations: random relabellings of latents in comparisons of methods.
-    band: percentiles of random latents' changes.
-    resampled: what the intervals of methods' counts and means draw again: "prompts",
-      "latents" or both. Both speak about new prompts and new latents alike, and are
-      somewhat too wide rather than too narrow.
-    seed: of all of these draws. They do not depend on which latents are looked at.
+    Args:
+      weighing: "prompts": the mean over prompts of the mean over a prompt's pairs, so
+        that a prompt that lost pairs counts as much as another; "pairs": the mean over
+        all pairs. The two agree where nothing is missing.
+      most_missing: a latent that lost more than this share of the answers whose
+        unsteered partner is graded is not measured: what is left of its answers shows
+        what survived, not what steering did.
+      level: of the bootstrap intervals (percentile).
+      resamples: of the bootstrap.
+      flips: random sign flips per latent; all of them are taken instead where there are
+        no more than this. One latent among n has no q-value below n / (1 + flips).
+      permutations: random relabellings of latents in comparisons of methods.
+      band: percentiles of random latents' changes.
+      resampled: what the intervals of methods' counts and means draw again: "prompts",
+        "latents" or both. Both are about new prompts and new latents alike, and rather
+        too wide than too narrow.
+      seed: of all of these draws, which do not depend on the latents.
     """
 
     weighing: Literal["prompts", "pairs"] = "prompts"
@@ -54,10 +56,12 @@ DEFAULT = EffectSettings()
 class Paired:
     """Differences steered − unsteered by latent and prompt.
 
-    diff_kp: mean over the prompt's pairs, 0 where it has none. weight_kp: the prompt's
-      weight, 0 where it has none.
-    base_kp: mean unsteered value over the same pairs. pairs_kp: their number. samples:
-      pairs there would be in a full prompt.
+    Args:
+      diff_kp: mean over the prompt's pairs, 0 where it has none.
+      weight_kp: the prompt's weight, 0 where it has no pair.
+      base_kp: mean unsteered value over the same pairs.
+      pairs_kp: number of pairs.
+      samples: pairs there would be in a full prompt.
     """
 
     diff_kp: np.ndarray
@@ -67,7 +71,7 @@ class Paired:
     samples: int
 
     def at(self, rows_k: np.ndarray) -> Paired:
-        """The same for some of the latents."""
+        """Returns the same for some of the latents."""
         return Paired(
             self.diff_kp[rows_k],
             self.weight_kp[rows_k],
@@ -79,17 +83,19 @@ class Paired:
 
 @dataclass(frozen=True, eq=False)
 class LatentEffects:
-    """Per latent; float64, NaN where a latent has no pair.
+    """Effects of steering, one value a latent; float64, NaN where a latent has no pair.
 
-    change_k: change of the rate of the behaviour, a share. base_k, steered_k: the two
-      rates over the same pairs.
-    se_k: standard error over prompts; low_k, high_k: bootstrap interval. All three are
-      NaN with fewer than two prompts.
-    p_zero_k: sign-flip p-value of no change at all, two-sided; q_zero_k: the same after
-      Benjamini and Hochberg.
-    pairs_k: pairs with both sides known; missing_k: the share of pairs that are not.
-    incoherence_k: change of the share of incoherent completions; NaN where coherence
-      was not given.
+    Args:
+      change_k: change of the rate of the behaviour, a share.
+      base_k, steered_k: the two rates over the same pairs.
+      se_k: standard error over prompts; NaN with fewer than two.
+      low_k, high_k: bootstrap interval; NaN with fewer than two prompts.
+      p_zero_k: sign-flip p-value of no change at all, two-sided.
+      q_zero_k: the same after Benjamini and Hochberg.
+      pairs_k: pairs with both sides graded.
+      missing_k: the share of pairs that are not.
+      incoherence_k: change of the share of incoherent completions; NaN where coherence
+        was not measured.
     """
 
     change_k: np.ndarray
@@ -107,11 +113,11 @@ class LatentEffects:
 
 def _checked(name: str, values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, np.float64)
-    known = values[~np.isnan(values)]
-    if known.size and (known.min() < 0 or known.max() > 1):
+    present = values[~np.isnan(values)]
+    if present.size and (present.min() < 0 or present.max() > 1):
         raise ValueError(
-            f"{name} holds values from {known.min()} to {known.max()}; give 0 to 1, "
-            "NaN where missing"
+            f"{name} holds values from {present.min()} to {present.max()}; give 0 to "
+            "1, NaN where missing"
         )
     return values
 
@@ -144,14 +150,15 @@ def paired(
             "prompts and samples (the last two axes) "
             "must agree"
         )
-    known = ~np.isnan(steered) & ~np.isnan(base)
-    pairs_kp = known.sum(-1)
-    mean = lambda x: np.where(known, x, 0.0).sum(-1) / np.maximum(pairs_kp, 1)
-    weight_kp = (pairs_kp > 0 if settings.weighing == "prompts" else pairs_kp).astype(
-        np.float64
-    )
+    paired_kps = ~np.isnan(steered) & ~np.isnan(base)
+    pairs_kp = paired_kps.sum(-1)
+    mean = lambda x: np.where(paired_kps, x, 0.0).sum(-1) / np.maximum(pairs_kp, 1)
+    weight_kp = pairs_kp.astype(np.float64)
+    if settings.weighing == "prompts":
+        weight_kp = (pairs_kp > 0).astype(np.float64)
     possible = (~np.isnan(base)).sum()
-    weight_kp[pairs_kp.sum(1) < (1 - settings.most_missing) * possible] = 0.0
+    too_few_k = pairs_kp.sum(1) < (1 - settings.most_missing) * possible
+    weight_kp[too_few_k] = 0.0
     return Paired(
         mean(steered - base),
         weight_kp,
@@ -164,8 +171,8 @@ def paired(
 def weighted_mean(
     values_kp: np.ndarray, weight_kp: np.ndarray, counts_bp: np.ndarray | None = None
 ) -> np.ndarray:
-    """Weighted mean over prompts, `[k]`, or `[b, k]` with prompts counted `counts_bp`
-    times; NaN where no weight is left.
+    """Returns the weighted mean over prompts, `[k]`, or `[b, k]` with prompts counted
+    `counts_bp` times; NaN where no weight is left.
     """
     counts = np.ones((1, values_kp.shape[1])) if counts_bp is None else counts_bp
     total = counts @ weight_kp.T
@@ -179,9 +186,13 @@ def weighted_mean(
 
 
 def prompt_draws(prompts: int, *, settings: EffectSettings = DEFAULT) -> np.ndarray:
-    """How often each prompt is drawn in each resample, `[resamples, prompts]`; the same
+    """Draws how often each prompt is in each resample, `[resamples, prompts]`; the same
     for every latent.
     """
+    # Not scipy.stats.bootstrap: counts, band and means of all latents and methods need
+    # the SAME draws, which one product counts_bp @ values_pk gives them. It would
+    # materialise [latents, resamples, prompts], draw for each statistic anew, and give
+    # NaN where a single resample lost all of a latent's pairs.
     rng = np.random.default_rng([settings.seed, 1])
     picks_bp = rng.integers(0, prompts, (settings.resamples, prompts))
     flat = picks_bp + prompts * np.arange(settings.resamples)[:, None]
@@ -190,8 +201,8 @@ def prompt_draws(prompts: int, *, settings: EffectSettings = DEFAULT) -> np.ndar
 
 
 def interval(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval over the first axis; resamples in which nothing was left are
-    passed over.
+    """Returns the percentile interval over the first axis; resamples in which nothing
+    was left are ignored.
     """
     bare = np.isnan(draws).all(0)
     low, high = np.nanquantile(
@@ -201,7 +212,7 @@ def interval(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _signs(prompts: int, settings: EffectSettings) -> tuple[np.ndarray, bool]:
-    """Signs `[flips, prompts]`, and whether they are all there are."""
+    """Signs `[flips, prompts]`, and True if they are all that exist."""
     if prompts < 63 and 2**prompts <= settings.flips:
         bits = np.arange(2**prompts)[:, None] >> np.arange(prompts) & 1
         return 1.0 - 2.0 * bits, True
@@ -212,8 +223,8 @@ def _signs(prompts: int, settings: EffectSettings) -> tuple[np.ndarray, bool]:
 def sign_flip_p(
     pairs: Paired, *, settings: EffectSettings = DEFAULT, chunk: int = 256
 ) -> np.ndarray:
-    """Two-sided p-value per latent that steering changes nothing: then each prompt's
-    difference might as well be its negative.
+    """Returns one two-sided p-value per latent of the null that steering changes
+    nothing: then each prompt's difference might as well be its negative.
 
     Exact for the mean over prompts where all flips are taken, else (1 + flips as
     extreme) / (1 + flips). NaN without a pair.
@@ -223,21 +234,24 @@ def sign_flip_p(
     p_k = np.full(len(values_kp), np.nan)
     for start in range(0, len(values_kp), chunk):
         part = values_kp[start : start + chunk]
-        slack = 1e-9 * np.abs(part).sum(1)  # equal sums differ in their last bits
+        # Equal sums differ in their last bits.
+        slack = 1e-9 * np.abs(part).sum(1)
         extreme = (np.abs(signs_fp @ part.T) >= np.abs(part.sum(1)) - slack).sum(0)
-        p_k[start : start + chunk] = (
-            extreme / len(signs_fp) if complete else (1 + extreme) / (1 + len(signs_fp))
-        )
+        # Drawn flips count the observed one too, so that no p-value is 0.
+        drawn = 0 if complete else 1
+        p_k[start : start + chunk] = (drawn + extreme) / (drawn + len(signs_fp))
     return np.where(pairs.weight_kp.sum(1) > 0, p_k, np.nan)
 
 
 def false_discovery(p: np.ndarray) -> np.ndarray:
-    """p-values after Benjamini and Hochberg (1995); NaN stays NaN and is no test."""
+    """Returns p-values after Benjamini and Hochberg (1995); NaN stays NaN and is no
+    test.
+    """
     p = np.asarray(p, np.float64)
-    known = ~np.isnan(p)
+    tested = ~np.isnan(p)
     q = np.full(p.shape, np.nan)
-    if known.any():
-        q[known] = stats.false_discovery_control(p[known], method="bh")
+    if tested.any():
+        q[tested] = stats.false_discovery_control(p[tested], method="bh")
     return q
 
 
@@ -259,8 +273,8 @@ def latent_effects(
     *,
     settings: EffectSettings = DEFAULT,
 ) -> LatentEffects:
-    """Change of the behaviour's rate per latent, with its uncertainty and what is
-    missing.
+    """Computes the change of the behaviour's rate per latent, with its uncertainty and
+    what is missing.
 
     Args:
       behaviour_kps: 0, 1 or a probability, NaN where excluded or missing; latents,
@@ -272,18 +286,14 @@ def latent_effects(
       ValueError: shapes that do not fit, or values outside 0 to 1.
     """
     pairs = paired(behaviour_kps, base_ps, settings=settings)
-    change_k, base_k = (
-        weighted_mean(x, pairs.weight_kp) for x in (pairs.diff_kp, pairs.base_kp)
-    )
-    draws_bk = weighted_mean(
-        pairs.diff_kp,
-        pairs.weight_kp,
-        prompt_draws(base_ps.shape[0], settings=settings),
-    )
-    enough = (pairs.weight_kp > 0).sum(1) > 1
-    low_k, high_k = (
-        np.where(enough, x, np.nan) for x in interval(draws_bk, settings.level)
-    )
+    change_k = weighted_mean(pairs.diff_kp, pairs.weight_kp)
+    base_k = weighted_mean(pairs.base_kp, pairs.weight_kp)
+    draws_bp = prompt_draws(base_ps.shape[0], settings=settings)
+    draws_bk = weighted_mean(pairs.diff_kp, pairs.weight_kp, draws_bp)
+    low_k, high_k = interval(draws_bk, settings.level)
+    # One prompt drawn again and again has an interval of no width, which is no interval.
+    one_prompt_k = (pairs.weight_kp > 0).sum(1) < 2
+    low_k[one_prompt_k] = high_k[one_prompt_k] = np.nan
     p_k = sign_flip_p(pairs, settings=settings)
     incoherence_k = np.full(len(change_k), np.nan)
     if coherent_kps is not None and base_coherent_ps is not None:
@@ -308,16 +318,16 @@ def latent_effects(
 def detectable_effect(
     pairs: Paired, *, power: float = 0.8, level: float = 0.05
 ) -> float:
-    """Smallest true change that a latent's two-sided t-test over this many prompts
-    finds with probability `power`.
+    """Returns the smallest true change that a latent's two-sided t-test over this many
+    prompts finds with probability `power`.
 
     (t_{1−level/2} + t_{power}) · s / √P with P − 1 degrees of freedom; s² is the
     variance between prompts, averaged over the latents, and P the median number of
     prompts with a pair. NaN with fewer than two prompts or where nothing varied.
     """
-    known = pairs.weight_kp > 0
-    p_k = known.sum(1)
-    diff = np.where(known, pairs.diff_kp, np.nan)[p_k > 1]
+    weighted_kp = pairs.weight_kp > 0
+    p_k = weighted_kp.sum(1)
+    diff = np.where(weighted_kp, pairs.diff_kp, np.nan)[p_k > 1]
     if not len(diff):
         return float("nan")
     variance = float(np.nanvar(diff, axis=1, ddof=1).mean())

@@ -17,7 +17,7 @@ def split_prompts(
     *,
     path: str = "the prompts",
 ) -> dict[str, tuple[Prompt, ...]]:
-    """The prompts of each of `SPLITS`, in their order.
+    """Returns the prompts of each of `SPLITS`, in their order.
 
     Where a prompt names no split, it is drawn by a hash of its id, so that another
     prompt in the file moves none of the others.
@@ -27,20 +27,20 @@ def split_prompts(
       path: of the file, for messages.
 
     Raises:
-      ValueError: an unknown split; a prompt that stands twice (in two splits it would
-        let a choice see what it is judged by); a split without any prompt.
+      ValueError: an unknown split; a prompt that occurs twice (in two splits it would
+        let a choice depend on what it is judged by); a split without any prompt.
     """
     out: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
-    seen: dict[Any, Prompt] = {}
+    first: dict[Any, Prompt] = {}
     for prompt in prompts:
         where = f"{path}:{prompt.line}"
         if prompt.split not in (None, *SPLITS):
-            known = ", ".join(SPLITS)
+            names = ", ".join(SPLITS)
             raise ValueError(
-                f"{where}: split {prompt.split!r} is unknown; write one of {known}, or "
+                f"{where}: split {prompt.split!r} is unknown; write one of {names}, or "
                 "leave it out"
             )
-        twin = seen.setdefault(prompt.prompt_ids or str(prompt.prompt), prompt)
+        twin = first.setdefault(prompt.prompt_ids or str(prompt.prompt), prompt)
         if twin is not prompt:
             raise ValueError(
                 f"{where}: the prompt of {twin.id!r} on line {twin.line} stands here "
@@ -57,7 +57,7 @@ def split_prompts(
 
 
 def drawn_split(name: str, shares: Sequence[float]) -> str:
-    """The split of a prompt that names none.
+    """Draws the split of a prompt that names none, by the hash of its id.
 
     Raises ValueError for shares that are not three positive numbers.
     """
@@ -66,11 +66,8 @@ def drawn_split(name: str, shares: Sequence[float]) -> str:
             f"shares {tuple(shares)} must be three numbers above 0, of "
             f"{', '.join(SPLITS)}"
         )
-    place = (
-        int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-        / 2**64
-        * sum(shares)
-    )
+    digest = hashlib.sha256(name.encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64 * sum(shares)
     for split, share in zip(SPLITS, shares, strict=True):
         place -= share
         if place < 0:

@@ -332,3 +332,20 @@ def test_every_intervention_is_in_the_help_of_its_config_and_reachable(
         if not way.of_latents:
             job = steer.job_of(config(folder, mode=mode), Store(tmp_path / "store"))
             assert job.settings.mode == mode
+
+
+def test_latent_activations_can_be_clamped(miniature: Path, tmp_path: Path) -> None:
+    """The planted latent at a large activation makes the miniature say rude words."""
+    made = configs_steer.get_config()
+    prompts = write_lines(tmp_path / "p.jsonl", {"prompt": "one old man calm so calm"})
+    inputs = {"lm": miniature / "model", "sae": miniature / "sae", "prompts": prompts}
+    made.update({name: str(path) for name, path in inputs.items()})
+    options = {"mode": "clamp", "latents": (77,), "strengths": (0.0, 30.0)}
+    made.update({**options, "samples": 4, "sampling": {"max_new": 6}})
+    result, rows = run(made, tmp_path / "run")
+    assert result["unit"] == {"value": 1.0, "over": "given"}
+    rude = {"fool", "rubbish", "nonsense", "hate", "ugly", "stupid", "awful", "idiot"}
+    counts = dict.fromkeys((0.0, 30.0), 0)
+    for row in rows[4:]:
+        counts[row["strength"]] += sum(word in rude for word in row["text"].split())
+    assert counts[30.0] > 12 > counts[0.0]

@@ -11,17 +11,19 @@ import pytest
 from scipy import stats
 
 from sae_attr.steering.compare import (
-    SteeredDirection,
     adjusted,
-    beyond_random_p,
     difference,
     differences,
     method_counts,
-    outside,
     panel_numbers,
-    random_band,
 )
 from sae_attr.steering.effects import EffectSettings, Paired, latent_effects, paired
+from sae_attr.steering.random_band import (
+    SteeredDirection,
+    beyond_random_p,
+    outside,
+    random_band,
+)
 
 NAN = float("nan")
 FEW = EffectSettings(resamples=300, permutations=2000, flips=100)

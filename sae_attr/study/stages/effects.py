@@ -12,9 +12,7 @@ import numpy as np
 
 from sae_attr.records import Direction, MethodDifference
 from sae_attr.steering.compare import (
-    SteeredDirection,
     adjusted,
-    beyond_random_p,
     differences,
     method_counts,
     panel_numbers,
@@ -28,6 +26,7 @@ from sae_attr.steering.effects import (
     paired,
 )
 from sae_attr.steering.plan import UNSTEERED
+from sae_attr.steering.random_band import SteeredDirection, beyond_random_p
 from sae_attr.store import Computed, Progress
 from sae_attr.study.case import Case
 from sae_attr.study.case_stage import CaseStage, StageInputs
