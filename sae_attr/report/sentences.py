@@ -137,9 +137,10 @@ def counts_sentence(case: CaseReport, direction: str) -> str:
         )
     verb = "lower" if direction == "away" else "raise"
     return (
-        f"Steering {direction}, {listed([_count_text(count) for count in counts])} "
-        f"{verb} the rate of {case.behaviour} beyond the range of random latents; "
-        f"{first.expected:.1f} of {first.measured} would by chance."
+        f"Latents that {verb} the rate of {case.behaviour} beyond the range of random "
+        f"latents when steered {direction}: "
+        f"{listed([_count_text(count) for count in counts])}. By chance "
+        f"{first.expected:.1f} of {first.measured} would."
     )
 
 
@@ -147,7 +148,7 @@ def _count_text(count: MethodCount) -> str:
     """Returns one method's count and mean."""
     mean = f"mean {signed(100 * count.mean)} points {span(count.low, count.high)}"
     return (
-        f"{count.outside} of {count.measured} latents of {method_name(count.method)} "
+        f"{method_name(count.method)} {count.outside} of {count.measured} "
         f"({mean.rstrip()})"
     )
 

@@ -59,7 +59,7 @@ def test_sentences_hold_the_counts() -> None:
         text = counts_sentence(case, direction)
         for count in case.counts:
             if count.direction == direction and count.method != "random":
-                assert f"{count.outside} of {count.measured} latents of" in text
+                assert f"{count.outside} of {count.measured} (mean " in text
         assert f"{verb} the rate of harmful advice" in text
     assert (
         "6.1 points steering away and 2.4 points steering toward"

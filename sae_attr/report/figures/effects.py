@@ -24,7 +24,7 @@ from sae_attr.report.figures.strips import (
 from sae_attr.report.methods import method_colors, method_name
 from sae_attr.report.numbers import signed, span
 
-_HEIGHT, _STRIP, _DIAMETER = 4.9, 1.15, 4.6  # inches, inches, points
+_HEIGHT, _STRIP, _DIAMETER = 4.9, 1.15, 5.6  # inches, inches, points
 _PLOT = 0.72  # share of the height that the axes get
 _INCH = 72  # points
 

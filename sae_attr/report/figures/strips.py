@@ -99,7 +99,7 @@ def heading(numbers: Mapping[str, Any], panel: Mapping[str, Any]) -> tuple[str, 
     behaviour = one_line(numbers["behaviour"], _LONGEST)
     lines = [f"Steering {panel['direction']}: {model}"]
     if numbers.get("signed"):
-        lines.append("each latent by the sign of its own gradient")
+        lines.append("each latent steered by the sign of its own gradient")
     rate = points(panel["base_rate"])
     lines.append(f"{behaviour} without steering: {rate:.1f} %")
     return tuple(lines)
