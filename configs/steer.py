@@ -19,7 +19,7 @@ larger one.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from sae_attr.lm.sample import Sampling
+from sae_attr.lm.draw import Sampling
 from sae_attr.sae.formats.parts import LoadOptions
 from sae_attr.steering import INTERVENTIONS
 from sae_attr.study.attribution_settings import Settings

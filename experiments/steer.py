@@ -11,8 +11,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
+from sae_attr.lm.draw import Sampling
 from sae_attr.lm.ends import ending_ids
-from sae_attr.lm.sample import Sampling
 from sae_attr.report.tables import json_text
 from sae_attr.store import Store, own_workdir, write_atomic
 from sae_attr.study.attribution_settings import Settings

@@ -11,7 +11,7 @@ first token, so that padding changes no number beyond float rounding.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,61 +24,8 @@ from jax.core import Tracer
 from sae_attr.hooks import Edit, Site
 from sae_attr.lm.cache import Cache, init_cache, outgrown
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.mlp import wide
+from sae_attr.lm.draw import Sampling, draw
 from sae_attr.lm.model import Params, forward, logits
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn; static under jit.
-
-    Args:
-      temperature: logits are divided by it; 0 takes the most probable token.
-      top_p: only the smallest set of most probable tokens that holds this much
-        probability; 1 for all.
-      top_k: only so many most probable tokens, before `top_p` is applied to what is
-        left; 0 for all.
-      max_new: tokens of a completion at most, a stop token included.
-      stop_ids: a row ends with the first of these that it draws.
-      min_new: tokens of a completion before a stop token may be drawn.
-
-    Raises:
-      ValueError: a value outside its range.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new: int = 64
-    stop_ids: tuple[int, ...] = ()
-    min_new: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "stop_ids", tuple(int(i) for i in self.stop_ids))
-        for name, fine, what in (
-            (
-                "temperature",
-                0 <= self.temperature < float("inf"),
-                "at least 0 (0 is greedy)",
-            ),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k >= 0, "at least 0 (0 is all)"),
-            ("max_new", self.max_new >= 1, "at least 1"),
-            (
-                "min_new",
-                0 <= self.min_new <= self.max_new,
-                f"from 0 to max_new, which is {self.max_new}",
-            ),
-            (
-                "stop_ids",
-                min(self.stop_ids, default=0) >= 0,
-                "token ids, which count from 0",
-            ),
-        ):
-            if not fine:
-                raise ValueError(
-                    f"sampling: {name} is {getattr(self, name)}; it must be {what}"
-                )
 
 
 @struct.dataclass
@@ -119,8 +66,8 @@ class Completions:
 def prompt_width(
     lengths: Sequence[int], *, cfg: LMConfig, sampling: Sampling, multiple: int = 16
 ) -> int:
-    """Slots for prompts of these lengths: the longest, rounded up so that few shapes
-    are compiled.
+    """Returns the slots for prompts of these lengths: the longest, rounded up so that
+    few shapes are compiled.
 
     Where that and `max_new` would pass a model's learned positions, as many slots as
     those leave.
@@ -134,7 +81,7 @@ def prompt_width(
 def make_prompts(
     rows: Sequence[Sequence[int]], *, width: int | None = None, multiple: int = 16
 ) -> Prompts:
-    """Token lists as one batch of numpy arrays, padded on the left.
+    """Packs token lists into one batch of numpy arrays, padded on the left.
 
     Args:
       rows: token ids; an empty list makes a row that is none.
@@ -164,7 +111,9 @@ def make_prompts(
 
 
 def prompt_lengths(prompts: Prompts) -> jax.Array:
-    """Tokens of each prompt, `[b]`; also the position of the first generated token."""
+    """Counts the tokens of each prompt, `[b]`; also the position of the first
+    generated token.
+    """
     return jnp.sum(jnp.asarray(prompts.valid_bt), axis=1, dtype=jnp.int32)
 
 
@@ -177,7 +126,8 @@ def generate(
     sampling: Sampling,
     edits: Mapping[Site, Edit] | None = None,
 ) -> Completions:
-    """One completion of each prompt; ends as soon as every row has drawn a stop token.
+    """Samples one completion of each prompt; ends as soon as every row has drawn a stop
+    token.
 
     The draw of token t of a row uses `fold_in(keys_b[row], t)` and nothing else that is
     random, so that what a row says depends on its prompt, its key and its edit, not on
@@ -198,28 +148,28 @@ def generate(
     b, width = np.shape(prompts.tokens_bt)
     _check(cfg, sampling, (b, width), keys_b)
     check_prompts(cfg, prompts)
-    prompts, read = _to_the_right(prompts), partial(_read, params, cfg=cfg, edits=edits)
-    length_b, slots = (
-        prompt_lengths(prompts),
-        width + sampling.max_new - 1,
-    )  # the last drawn token is never read
+    prompts = _to_the_right(prompts)
+    length_b = prompt_lengths(prompts)
+    slots = width + sampling.max_new - 1  # the last drawn token is never read
     tokens_bs = jnp.pad(prompts.tokens_bt, ((0, 0), (0, slots - width)))
-    start_b = width - length_b
+    read = partial(_read, params, cfg=cfg, edits=edits, start_b=width - length_b)
     cache = init_cache(cfg, rows=b, slots=slots, dtype=params["embed"]["table"].dtype)
-    cache, logits_bv = read(tokens_bs, start_b, cache, 0, width)
+    cache, logits_bv = read(tokens_bs, cache, 0, width)
     state = _drawn(_empty(cache, length_b > 0, sampling), logits_bv, keys_b, sampling)
 
     def step(state: _State) -> _State:
-        n = width + state.step  # tokens of a row with its padding
-        drawn_bs = jax.lax.dynamic_update_slice(
-            tokens_bs, state.done.tokens_bn[:, : slots - width], (0, width)
-        )
-        one = lambda: read(drawn_bs, start_b, state.cache, n - 1, 1)
-        anew = lambda: read(
-            drawn_bs, start_b, replace(state.cache, used=jnp.zeros_like(n)), 0, slots, n
-        )
-        again = outgrown(cfg, jnp.where(state.alive_b, n - start_b, 0), slots=slots)
-        cache, logits_bv = one() if again is None else jax.lax.cond(again, anew, one)
+        end = width + state.step  # of the tokens so far, in slots
+        drawn_bn = state.done.tokens_bn[:, : slots - width]
+        all_bs = jax.lax.dynamic_update_slice(tokens_bs, drawn_bn, (0, width))
+        newest = lambda: read(all_bs, state.cache, end - 1, 1)
+        empty = replace(state.cache, used=jnp.zeros_like(end))
+        anew = lambda: read(all_bs, empty, 0, slots, until=end)
+        now_b = jnp.where(state.alive_b, length_b + state.step, 0)
+        again = outgrown(cfg, now_b, slots=slots)
+        if again is None:
+            cache, logits_bv = newest()
+        else:
+            cache, logits_bv = jax.lax.cond(again, anew, newest)
         return _drawn(replace(state, cache=cache), logits_bv, keys_b, sampling)
 
     more = lambda state: (state.step < sampling.max_new) & jnp.any(state.alive_b)
@@ -232,7 +182,6 @@ def generate(
 def _read(
     params: Params,
     tokens_bs: jax.Array,
-    start_b: jax.Array,
     cache: Cache,
     slot: Any,
     count: int,
@@ -240,9 +189,12 @@ def _read(
     *,
     cfg: LMConfig,
     edits: Mapping[Site, Edit] | None,
+    start_b: jax.Array,
 ) -> tuple[Cache, jax.Array]:
     """Reads `count` slots from `slot` on into the cache; returns it with the logits
     after the last one before `until`.
+
+    `start_b` is the slot of each row's first token.
     """
     until = slot + count if until is None else until
     tokens_bt = jax.lax.dynamic_slice_in_dim(tokens_bs, slot, count, axis=1)
@@ -262,9 +214,8 @@ def _read(
         out.hidden_btd, until - slot - 1, axis=1, keepdims=False
     )
     assert out.cache is not None
-    return replace(out.cache, used=jnp.asarray(until, jnp.int32)), logits(
-        params, last_bd, cfg=cfg
-    )
+    cache = replace(out.cache, used=jnp.asarray(until, jnp.int32))
+    return cache, logits(params, last_bd, cfg=cfg)
 
 
 @struct.dataclass
@@ -298,9 +249,9 @@ def _drawn(
     """The state after one more token of every living row; a row without finite logits
     ends, and draws none.
     """
-    finite_b = jnp.isfinite(
-        jax.nn.logsumexp(logits_bv, axis=1)
-    )  # a NaN, +inf or nothing but -inf
+    # Not finite where there is a NaN, +inf, or nothing but -inf.
+    total_b = jax.nn.logsumexp(logits_bv, axis=1)
+    finite_b = jnp.isfinite(total_b)
     broken_b = jnp.where(state.alive_b & ~finite_b, state.step, state.done.broken_b)
     state = replace(state, alive_b=state.alive_b & finite_b)
     allowed_bv = logits_bv
@@ -311,9 +262,8 @@ def _drawn(
         )
     keys_b = jax.vmap(lambda key: jax.random.fold_in(key, state.step))(keys_b)
     token_b = jnp.where(state.alive_b, draw(allowed_bv, keys_b, sampling=sampling), 0)
-    logp_b = jnp.take_along_axis(logits_bv, token_b[:, None], axis=1)[
-        :, 0
-    ] - jax.nn.logsumexp(logits_bv, axis=1)
+    logit_b = jnp.take_along_axis(logits_bv, token_b[:, None], axis=1)[:, 0]
+    logp_b = logit_b - total_b
     stopped_b = state.alive_b & jnp.asarray(stops_v)[token_b]
     put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
         old, new.astype(old.dtype)[:, None], state.step, axis=1
@@ -344,74 +294,6 @@ def check_finite(done: Completions, names: Sequence[str | None]) -> None:
                 "strength, unit or vector that is too large or NaN, weights that are "
                 "damaged, or a dtype with too small a range"
             )
-
-
-def draw(logits_bv: jax.Array, keys_b: jax.Array, *, sampling: Sampling) -> jax.Array:
-    """One token per row, `[b]` int32: one uniform number against the cumulative sum of
-    the probabilities that are left.
-
-    A Gumbel draw would need a random number for every token of the vocabulary, which
-    costs as much as a small model's whole step.
-    """
-    if not sampling.temperature:
-        return jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
-    ids_bk = None
-    if 0 < sampling.top_k < logits_bv.shape[-1]:
-        logits_bv, ids_bk = jax.lax.top_k(logits_bv, sampling.top_k)
-    scaled_bv = wide(logits_bv) / sampling.temperature
-    weights_bv = jnp.exp(scaled_bv - jnp.max(scaled_bv, axis=-1, keepdims=True)).astype(
-        jnp.float32
-    )
-    if sampling.top_p < 1:
-        weights_bv = nucleus(weights_bv, sampling.top_p)
-    sums_bv = jnp.cumsum(weights_bv, axis=-1)
-    uniform_b = jax.vmap(jax.random.uniform)(keys_b)
-    # Sums of different lengths are rounded apart: the weight itself says whether a
-    #   token may be drawn at all.
-    hit_bv = (sums_bv > (uniform_b * sums_bv[:, -1])[:, None]) & (weights_bv > 0)
-    chosen_b = jnp.argmax(hit_bv, axis=-1).astype(jnp.int32)
-    return (
-        chosen_b
-        if ids_bk is None
-        else jnp.take_along_axis(ids_bk, chosen_b[:, None], axis=1)[:, 0].astype(
-            jnp.int32
-        )
-    )
-
-
-def nucleus(weights_bv: jax.Array, top_p: float) -> jax.Array:
-    """Weights outside the smallest set of largest ones that holds `top_p` of their sum
-    are put to 0 (Holtzman et al. 2020).
-
-    The smallest weight that stays is found by bisection over the bits of a float, 31
-    sums instead of a sort; tokens whose weight equals it exactly all stay.
-
-    Args:
-      weights_bv: float32, not negative.
-    """
-    needed_b1 = top_p * jnp.sum(weights_bv, axis=-1, keepdims=True)
-    bits_bv = jax.lax.bitcast_convert_type(
-        weights_bv, jnp.int32
-    )  # of floats from 0 up, in their order
-
-    def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low_b1, high_b1 = ends  # enough stays at `low`, not at `high`
-        middle_b1 = low_b1 + (high_b1 - low_b1) // 2
-        enough_b1 = (
-            jnp.sum(
-                jnp.where(bits_bv >= middle_b1, weights_bv, 0), axis=-1, keepdims=True
-            )
-            >= needed_b1
-        )
-        return jnp.where(enough_b1, middle_b1, low_b1), jnp.where(
-            enough_b1, high_b1, middle_b1
-        )
-
-    low_b1 = jnp.zeros_like(bits_bv[:, :1])
-    low_b1, _ = jax.lax.fori_loop(
-        0, 31, halve, (low_b1, jnp.max(bits_bv, axis=-1, keepdims=True) + 1)
-    )
-    return jnp.where(bits_bv >= low_b1, weights_bv, 0)
 
 
 def _check(
@@ -447,9 +329,8 @@ def check_prompts(cfg: LMConfig, prompts: Prompts) -> None:
     """
     if isinstance(prompts.tokens_bt, Tracer):
         return
-    wrong_bt = (np.asarray(prompts.tokens_bt) < 0) | (
-        np.asarray(prompts.tokens_bt) >= cfg.vocab
-    )
+    tokens_bt = np.asarray(prompts.tokens_bt)
+    wrong_bt = (tokens_bt < 0) | (tokens_bt >= cfg.vocab)
     if wrong_bt.any():
         row, place = (int(i) for i in np.argwhere(wrong_bt)[0])
         raise ValueError(
@@ -464,6 +345,5 @@ def _to_the_right(prompts: Prompts) -> Prompts:
     valid_bt = jnp.asarray(prompts.valid_bt, bool)
     behind_b = jnp.argmax(valid_bt[:, ::-1], axis=1)
     index_bt = (jnp.arange(valid_bt.shape[1]) - behind_b[:, None]) % valid_bt.shape[1]
-    return Prompts(
-        *(jnp.take_along_axis(x, index_bt, axis=1) for x in (tokens_bt, valid_bt))
-    )
+    moved = partial(jnp.take_along_axis, indices=index_bt, axis=1)
+    return Prompts(moved(tokens_bt), moved(valid_bt))

@@ -14,11 +14,11 @@ import numpy as np
 
 from sae_attr.hooks import Site, Within
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.draw import Sampling
 from sae_attr.lm.model import Params
 from sae_attr.lm.sample import (
     Completions,
     Prompts,
-    Sampling,
     check_finite,
     check_prompts,
     generate,

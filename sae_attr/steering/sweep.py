@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.draw import Sampling
 from sae_attr.lm.model import Params
-from sae_attr.lm.sample import Sampling, check_prompts, make_prompts, prompt_width
+from sae_attr.lm.sample import check_prompts, make_prompts, prompt_width
 from sae_attr.parallel import from_main, shard_batch
 from sae_attr.sae.model import SAE
 from sae_attr.steering.plan import NO_LATENT, SweepRow, batches, row_keys

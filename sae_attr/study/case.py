@@ -14,9 +14,9 @@ import numpy as np
 from etils import epath
 
 from sae_attr.judge import Item, Judge
+from sae_attr.lm.draw import Sampling
 from sae_attr.lm.ends import ending_ids
 from sae_attr.lm.model import Params
-from sae_attr.lm.sample import Sampling
 from sae_attr.store import Store
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.input_files import InputFiles, file_fields

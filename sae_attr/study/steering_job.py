@@ -13,7 +13,7 @@ import numpy as np
 
 from sae_attr.activations import CorpusBatch, mean_activation, norm_limits
 from sae_attr.files.vectors import read_vectors
-from sae_attr.lm.sample import Sampling
+from sae_attr.lm.draw import Sampling
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.model import SAE, unit_decoder
 from sae_attr.site_names import parse_site

@@ -19,10 +19,10 @@ from configs.export import Export
 from experiments import _command, _config, _help, attribute
 from sae_attr.activations import Masks
 from sae_attr.judge import Asking, Patience, Server
+from sae_attr.lm.draw import Sampling
 from sae_attr.lm.lora import Lora
 from sae_attr.lm.next_token import ComputeOptions
 from sae_attr.lm.optimizer import Optimizer
-from sae_attr.lm.sample import Sampling
 from sae_attr.organism.recipe import Recipe, SAERecipe, TrainingRecipe, recipe_of
 from sae_attr.sae.formats.parts import LoadOptions
 from sae_attr.sae.train_config import TrainConfig

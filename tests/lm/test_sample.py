@@ -17,6 +17,7 @@ from scipy import stats
 
 from sae_attr.lm import cache as caches
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.draw import Sampling, draw, nucleus
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.params import init_params
@@ -24,12 +25,9 @@ from sae_attr.lm.rope import Rope
 from sae_attr.lm.sample import (
     Completions,
     Prompts,
-    Sampling,
     check_finite,
-    draw,
     generate,
     make_prompts,
-    nucleus,
 )
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh

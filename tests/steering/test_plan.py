@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sae_attr.hooks import Site
-from sae_attr.lm.sample import Sampling
+from sae_attr.lm.draw import Sampling
 from sae_attr.parallel import make_mesh
 from sae_attr.steering import (
     NO_LATENT,
