@@ -10,7 +10,7 @@ from sae_attr.activations.block_sources import (
 )
 from sae_attr.activations.blocks import (
     ActivationSource,
-    Collected,
+    CountedTokens,
     collector,
     describe,
     open_source,
@@ -39,8 +39,8 @@ __all__ = [
     "ActivationSource",
     "BatchFunction",
     "BlockStream",
-    "Collected",
     "CorpusBatch",
+    "CountedTokens",
     "Masks",
     "MeanActivation",
     "Statistic",

@@ -1,6 +1,4 @@
-"""The two places where blocks of activations come from: the model as it runs, or a
-cache on disk.
-"""
+"""Blocks of activations from the running model, or from a cache on disk."""
 
 from __future__ import annotations
 
@@ -57,7 +55,7 @@ def live_blocks(
     batch_rows: int = 16,
     seed: int = 0,
 ) -> BlockStream:
-    """Blocks that the model computes when they are asked for: a random set of rows
+    """Returns blocks that the model computes when they are read: a random set of rows
     each, other sets in other epochs.
 
     Args:
@@ -70,18 +68,16 @@ def live_blocks(
     per_epoch, rows = _blocks_of_rows(source, buffer_tokens)
 
     def read(g: int) -> ActivationBlock:
-        found = collect(_rows(source, g, rows, seed))
-        return ActivationBlock(found.acts, found.ids_k2)
+        tokens = collect(_rows(source, g, rows, seed))
+        return ActivationBlock(tokens.acts, tokens.ids_k2)
 
-    known = source.masks.outlier is None  # otherwise only the activations tell
-    count = (
-        (lambda g: count_tokens(source, _rows(source, g, rows, seed)))
-        if known
-        else None
-    )
-    return BlockStream(
-        digest([VERSION, describe(source), rows, seed]), per_epoch, read, count
-    )
+    def count(g: int) -> int:
+        return count_tokens(source, _rows(source, g, rows, seed))
+
+    # Which tokens are outliers is known from activations alone.
+    counts = count if source.masks.outlier is None else None
+    name = digest([VERSION, describe(source), rows, seed])
+    return BlockStream(name, per_epoch, read, counts)
 
 
 def _blocks_of_rows(source: ActivationSource, tokens: int) -> tuple[int, int]:
@@ -122,8 +118,8 @@ def write_cache(
     seed: int = 0,
     progress: bool = False,
 ) -> Meta:
-    """Computes all activations of a source once into shards of random rows; what is
-    there already is kept.
+    """Computes all activations of a source once into shards of random rows; shards that
+    are there already stay.
 
     A shard is an entry of a `Store`, published whole: after a kill at any moment the
     next call goes on at the next shard, and the bytes are those of an uninterrupted run
@@ -167,15 +163,11 @@ def write_cache(
         ):
             if not whole[g]:
                 _discard(store, _shard(g))
-                found = collect(_rows(source, g, rows, seed))
-                arrays = {str(site): acts for site, acts in found.acts.items()} | {
-                    "ids": found.ids_k2
-                }
-                store.publish(
-                    _shard(g),
-                    arrays,
-                    {"tokens": len(found.ids_k2), "counts": found.counts},
-                )
+                tokens = collect(_rows(source, g, rows, seed))
+                arrays = {str(site): acts for site, acts in tokens.acts.items()}
+                arrays["ids"] = tokens.ids_k2
+                meta = {"tokens": len(tokens.ids_k2), "counts": tokens.counts}
+                store.publish(_shard(g), arrays, meta)
         if is_main():
             write_atomic(
                 folder / INDEX, json.dumps(_index(store, per_epoch) | config, indent=1)
@@ -185,7 +177,7 @@ def write_cache(
 
 
 def read_index(folder: PathLike) -> Meta:
-    """The index of a complete cache.
+    """Reads the index of a complete cache.
 
     Raises:
       ValueError: no complete cache lies there.
@@ -201,8 +193,8 @@ def read_index(folder: PathLike) -> Meta:
 
 
 def _has_index(folder: epath.Path, config: Meta) -> bool:
-    """Whether the index is that of this source; one that is damaged is written again,
-    which costs nothing.
+    """True where the index is that of this source. A damaged one counts as absent: to
+    write it again costs nothing.
     """
     try:
         index = read_index(folder)
@@ -215,7 +207,7 @@ def _has_index(folder: epath.Path, config: Meta) -> bool:
 
 
 def _discard(store: Store, key: str) -> None:
-    """Takes a damaged shard away, and says so; nothing happens where there is none."""
+    """Removes a damaged shard with a warning; does nothing where there is none."""
     if store.writer and store.path(key).exists():
         logging.warning(
             "%s is damaged; it is computed again", os.fspath(store.path(key))
@@ -230,7 +222,7 @@ def cached_blocks(
     seed: int = 0,
     sites: Sequence[Site] | None = None,
 ) -> BlockStream:
-    """Blocks of several shards each, drawn anew in each epoch.
+    """Returns blocks of several shards each, drawn anew in each epoch.
 
     Args:
       buffer_tokens: at most this many tokens are in memory (but at least one shard).
@@ -294,25 +286,25 @@ def _index(store: Store, shards: int) -> Meta:
 
 def _read_shards(
     store: Store,
-    chosen: np.ndarray,
+    shards: np.ndarray,
     sizes: np.ndarray,
     names: Sequence[str],
     dtype: str,
 ) -> ActivationBlock:
-    """The shards one after another in one array a site; each file is let go before the
-    next is mapped.
+    """Reads shards one after another into one array a site; each file is closed before
+    the next is mapped.
     """
-    total, used, acts = int(sizes[chosen].sum()), 0, {}
+    total, used, acts = int(sizes[shards].sum()), 0, {}
     ids_k2 = np.empty((total, 2), np.int64)
-    for i in chosen:
+    for i in shards:
         place = slice(used, used := used + int(sizes[i]))
         folder = store.path(_shard(int(i)))
         ids_k2[place] = read_array(folder / "ids.npy", "int64")
         for name in names:
-            found = read_array(folder / f"{quote(name)}.npy", dtype)
+            acts_kd = read_array(folder / f"{quote(name)}.npy", dtype)
             if name not in acts:
-                acts[name] = np.empty((total, found.shape[1]), jnp.dtype(dtype))
-            acts[name][place] = found
+                acts[name] = np.empty((total, acts_kd.shape[1]), jnp.dtype(dtype))
+            acts[name][place] = acts_kd
     return ActivationBlock(
         {parse_site(name): array for name, array in acts.items()}, ids_k2
     )

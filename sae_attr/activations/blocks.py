@@ -50,7 +50,7 @@ class ActivationSource:
 
 
 @dataclass(frozen=True, eq=False)
-class Collected:
+class CountedTokens:
     """Counted tokens in the order of their rows.
 
     Args:
@@ -64,7 +64,7 @@ class Collected:
     counts: dict[str, int]
 
 
-Collect = Callable[[Sequence[int] | np.ndarray], Collected]
+Collect = Callable[[Sequence[int] | np.ndarray], CountedTokens]
 
 
 def open_source(
@@ -119,9 +119,7 @@ def open_source(
 
 
 def describe(source: ActivationSource) -> Meta:
-    """The source as plain values: what a result records, and what a cache must agree
-    with.
-    """
+    """Returns the source as plain values, which results record and caches compare."""
     limits = {str(site): limit for site, limit in source.limits.items()}
     names = (
         "sha256",
@@ -143,7 +141,7 @@ def describe(source: ActivationSource) -> Meta:
 
 
 def codes_of(source: ActivationSource, rows: PackedRows) -> np.ndarray:
-    """Why each position does not count as far as the tokens tell, int8 [b, t] codes of
+    """Returns why positions do not count by their token ids, int8 [b, t] codes of
     `REASONS`.
     """
     meta = source.file.meta
@@ -159,20 +157,14 @@ def codes_of(source: ActivationSource, rows: PackedRows) -> np.ndarray:
 
 
 def count_tokens(source: ActivationSource, index: Sequence[int] | np.ndarray) -> int:
-    """Tokens of these rows that count as far as the tokens tell, without a forward
+    """Counts the tokens of these rows that count by their token ids, without a forward
     pass.
     """
-    return sum(
-        int(
-            (
-                codes_of(
-                    source, rows_at(source.file, index[i : i + 64], source.packing)
-                )
-                == 0
-            ).sum()
-        )
-        for i in range(0, len(index), 64)
-    )
+    total = 0
+    for start in range(0, len(index), 64):
+        rows = rows_at(source.file, index[start : start + 64], source.packing)
+        total += int((codes_of(source, rows) == 0).sum())
+    return total
 
 
 def collector(
@@ -204,18 +196,10 @@ def collector(
 
     step = measured_step({"acts": cast}, source.sites, cfg=cfg, limits=source.limits)
 
-    def collect(index: Sequence[int] | np.ndarray) -> Collected:
+    def collect(index: Sequence[int] | np.ndarray) -> CountedTokens:
         index = np.asarray(index, np.int64)
-        # The buffers have their final size from the start: to join parts would need
-        # twice the memory.
-        most = count_tokens(source, index)
-        out = {
-            site: np.empty((most, cfg.width(site.point)), jnp.dtype(source.dtype))
-            for site in source.sites
-        }
-        ids_k2 = np.empty((most, 2), np.int64)
-        used = 0
-        total = np.zeros(len(REASONS), np.int64)
+        buffers = _empty_tokens(source, cfg, count_tokens(source, index))
+        used, total = 0, np.zeros(len(REASONS), np.int64)
         for part, codes_bt, batch in _batches(source, index, mesh, batch_rows):
             arrays = step(params, {"acts": ()}, shard_batch(batch, mesh))
             measured, counted_bt = jax.tree.map(to_host, arrays)
@@ -228,14 +212,24 @@ def collector(
             codes_bt[(codes_bt == 0) & ~counted_bt] = OUTLIER
             rows_k, pos_k = np.nonzero(counted_bt)
             place = slice(used, used := used + len(rows_k))
-            ids_k2[place] = np.stack([part[rows_k], pos_k], axis=1)
+            buffers.ids_k2[place] = np.stack([part[rows_k], pos_k], axis=1)
             for site in source.sites:
-                out[site][place] = acts[site][rows_k, pos_k]
+                buffers.acts[site][place] = acts[site][rows_k, pos_k]
             total += np.bincount(codes_bt[: len(part)].ravel(), minlength=len(REASONS))
-        acts = {site: array[:used] for site, array in out.items()}
-        return Collected(acts, ids_k2[:used], dict(zip(REASONS, total.tolist())))
+        acts = {site: array[:used] for site, array in buffers.acts.items()}
+        counts: dict[str, int] = dict(zip(REASONS, total.tolist()))
+        return CountedTokens(acts, buffers.ids_k2[:used], counts)
 
     return collect
+
+
+def _empty_tokens(source: ActivationSource, cfg: LMConfig, most: int) -> CountedTokens:
+    """Buffers of their final size: to join parts would need twice the memory."""
+    acts = {
+        site: np.empty((most, cfg.width(site.point)), jnp.dtype(source.dtype))
+        for site in source.sites
+    }
+    return CountedTokens(acts, np.empty((most, 2), np.int64), {})
 
 
 def measure_limits(

@@ -62,7 +62,7 @@ every site.
 
 
 def permute(places: np.ndarray, n: int, *key: int | str) -> np.ndarray:
-    """Where the permutation of 0..n-1 that is named by `key` sends each place; int64,
+    """Returns where the permutation of 0..n-1 that `key` names sends each place, int64;
     no table of n numbers is made.
 
     A Feistel network of 6 rounds over the next power of four, walked until it falls
@@ -101,12 +101,12 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def batch_function(
     blocks: BlockStream, *, batch_size: int, seed: int = 0, ledger: Store | None = None
 ) -> BatchFunction:
-    """The batch of every step: step s holds the tokens s·b to (s+1)·b of the shuffled
-    stream.
+    """Returns the batch of every step: step s holds the tokens s·b to (s+1)·b of the
+    shuffled stream.
 
-    One block is kept in memory, so steps in their order read each block once; any other
-    order is right, too, but reads blocks again. A batch may lie across two blocks, and
-    across two epochs.
+    One block is in memory at a time, so steps in their order read each block once; any
+    other order is right, too, but reads blocks again. A batch may lie across two
+    blocks, and across two epochs.
 
     Args:
       blocks: `live_blocks` or `cached_blocks`.
@@ -115,70 +115,76 @@ def batch_function(
         `blocks.count` is None. It belongs to one model. Several processes need it on a
         disk that all of them see.
     """
-    notes = (
-        None
-        if blocks.count or ledger is None
-        else ledger.progress(f"stream-{blocks.name}")
-    )
-    ends = _known_ends(notes)
-    held: dict[int, ActivationBlock] = {}
+    notes = None
+    if blocks.count is None and ledger is not None:
+        notes = ledger.progress(f"stream-{blocks.name}")
+    stream = _Stream(blocks, seed, notes)
+    return lambda step: stream.tokens(step * batch_size, (step + 1) * batch_size)
 
-    def load(g: int) -> ActivationBlock:
-        if g not in held:
-            held.clear()  # before the next one is read: memory holds one
-            held[g] = blocks.read(g)
-        return held[g]
 
-    def end(g: int) -> int:
-        """Place in the stream where block g ends."""
-        while len(ends) <= g:
-            k = len(ends)
-            ends.append(
-                (ends[-1] if ends else 0)
-                + (blocks.count(k) if blocks.count else len(load(k).ids_k2))
-            )
-            if notes is not None:
-                notes.append([{"block": k, "end": ends[k]}])
-            if k + 1 == blocks.per_epoch and not ends[k]:
+class _Stream:
+    """Tokens of shuffled blocks by their place in the stream."""
+
+    def __init__(self, blocks: BlockStream, seed: int, notes: Progress | None) -> None:
+        self._blocks, self._seed, self._notes = blocks, seed, notes
+        self._ends = _noted_ends(notes)  # the place where each block ends
+        self._loaded: dict[int, ActivationBlock] = {}
+
+    def tokens(self, start: int, stop: int) -> ActivationBlock:
+        """The tokens at places start..stop."""
+        g, parts = bisect.bisect_right(self._ends, start), []
+        while start < stop:
+            begin = self._end(g - 1) if g else 0
+            last = min(stop, self._end(g))
+            if last > start:
+                parts.append(self._part(g, start - begin, last - begin))
+                start = last
+            g += 1
+        return _joined(parts)
+
+    def _load(self, g: int) -> ActivationBlock:
+        if g not in self._loaded:
+            self._loaded.clear()  # before the next one is read: memory holds one
+            self._loaded[g] = self._blocks.read(g)
+        return self._loaded[g]
+
+    def _end(self, g: int) -> int:
+        """The place where block g ends; blocks of unknown size are read to find it."""
+        while len(self._ends) <= g:
+            k = len(self._ends)
+            before = self._ends[-1] if k else 0
+            self._ends.append(before + self._size(k))
+            if self._notes is not None:
+                self._notes.append([{"block": k, "end": self._ends[k]}])
+            if k + 1 == self._blocks.per_epoch and not self._ends[k]:
                 raise ValueError(
                     "no token of the corpus counts; exclude fewer tokens or give more "
                     "text"
                 )
-        return ends[g]
+        return self._ends[g]
 
-    def part(g: int, start: int, stop: int) -> ActivationBlock:
-        block = load(g)
-        index = permute(np.arange(start, stop), len(block.ids_k2), seed, "token", g)
+    def _size(self, g: int) -> int:
+        if self._blocks.count is not None:
+            return self._blocks.count(g)
+        return len(self._load(g).ids_k2)
+
+    def _part(self, g: int, start: int, stop: int) -> ActivationBlock:
+        block = self._load(g)
+        places = np.arange(start, stop)
+        index = permute(places, len(block.ids_k2), self._seed, "token", g)
         # `take` copies whole rows, and is half again as fast as an index here.
-        return ActivationBlock(
-            {site: acts.take(index, axis=0) for site, acts in block.acts.items()},
-            block.ids_k2[index],
-        )
-
-    def batch(step: int) -> ActivationBlock:
-        place, stop = step * batch_size, (step + 1) * batch_size
-        g, parts = bisect.bisect_right(ends, place), []
-        while place < stop:
-            begin = end(g - 1) if g else 0
-            if (last := min(stop, end(g))) > place:
-                parts.append(part(g, place - begin, last - begin))
-                place = last
-            g += 1
-        return _joined(parts)
-
-    return batch
+        acts = {site: x_kd.take(index, axis=0) for site, x_kd in block.acts.items()}
+        return ActivationBlock(acts, block.ids_k2[index])
 
 
-def _known_ends(notes: Progress | None) -> list[int]:
+def _noted_ends(notes: Progress | None) -> list[int]:
     """Ends of the first blocks, as far as they were noted without a gap."""
-    noted = (
-        {}
-        if notes is None
-        else {row["block"]: row["end"] for row in notes.rows(("block", "end"))}
-    )
+    if notes is None:
+        return []
+    by_block = {row["block"]: row["end"] for row in notes.rows(("block", "end"))}
     ends: list[int] = []
-    while len(ends) in noted:
-        ends.append(noted[len(ends)])
+    while len(ends) in by_block:
+        ends.append(by_block[len(ends)])
     return ends
 
 
@@ -195,8 +201,8 @@ def _joined(parts: list[ActivationBlock]) -> ActivationBlock:
 def inputs(
     batches: BatchFunction, site: Site, target: Site | None = None
 ) -> Callable[[int], Any]:
-    """What a trainer asks for: step -> x [b, d], or (x, y) for a transcoder from `site`
-    to `target`.
+    """Returns a trainer's batches: step -> x [b, d], or (x, y) for a transcoder from
+    `site` to `target`.
     """
 
     def batch(step: int) -> Any:

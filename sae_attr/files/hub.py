@@ -27,7 +27,7 @@ def download(
     files: Sequence[str],
     ignore: Sequence[str] | None = None,
 ) -> Path:
-    """The local folder that holds `files` of a repository at a revision; nothing is
+    """Returns the local folder that holds `files` of a repository at a revision; nothing is
     fetched that is there already.
 
     Args:
@@ -80,8 +80,8 @@ def download(
 
 
 def public_name(model: str | None) -> str | None:
-    """A model's name for a file that leaves this machine: a hub id as it is, of a local
-    folder or bucket its own name.
+    """Returns a model's name for a file that leaves this machine: a hub id unchanged, of
+    a local folder or bucket the last part of its path.
 
     A folder whose name says nothing (`model`, `final`) is named after the one that it
     lies in. Control characters are shown as Python writes them. None stays None.

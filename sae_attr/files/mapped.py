@@ -8,7 +8,7 @@ import numpy as np
 
 
 def mapped_bytes(path: Path) -> np.ndarray:
-    """The whole file as mapped bytes."""
+    """Maps a whole file as bytes."""
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty; fetch it again")
     return np.memmap(path, dtype=np.uint8, mode="r")

@@ -62,9 +62,8 @@ class RowSource:
                 f"rows({i}, {j}) of a matrix with {len(self)} rows; give 0 <= i <= j "
                 f"<= {len(self)}"
             )
-        with np.errstate(
-            invalid="ignore", over="ignore"
-        ):  # NaN and infinity pass through; who needs none looks for them
+        # NaN and infinity pass through; callers that need none look for them.
+        with np.errstate(invalid="ignore", over="ignore"):
             rows = np.array(self.matrix[i:j], dtype=np.float32, order="C", subok=False)
             if self.scale_n is not None:
                 rows *= np.asarray(self.scale_n[i:j], np.float32)[:, None]
@@ -72,7 +71,7 @@ class RowSource:
 
 
 def row_norms(rows_nm: np.ndarray) -> np.ndarray:
-    """Euclidean norm of each row, `[n]` float32, summed in float64."""
+    """Returns the Euclidean norm of each row, `[n]` float32, summed in float64."""
     return np.sqrt(np.einsum("nm,nm->n", rows_nm, rows_nm, dtype=np.float64)).astype(
         np.float32
     )

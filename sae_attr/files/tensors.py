@@ -17,13 +17,11 @@ from sae_attr.files.text import check_pointer
 from sae_attr.files.torch_file import read_torch
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-
-
 _MAX_DEPTH = 8  # of nested dicts in a torch file
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Every tensor of a file by name, mapped and not read; the extension says how.
+    """Reads every tensor of a file by name, mapped; the extension is its format.
 
     `.safetensors`, `.npz` (members stored without compression are mapped, compressed
     ones loaded), `.pt`, `.pth`, `.bin` and `.ckpt` (nested dicts get dotted names;
@@ -44,14 +42,14 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return read_npz(path)
     if path.suffix in _TORCH_SUFFIXES:
         return _flatten(read_torch(path), path)
-    known = " ".join((".safetensors", ".npz", *_TORCH_SUFFIXES))
+    formats = " ".join((".safetensors", ".npz", *_TORCH_SUFFIXES))
     raise ValueError(
-        f"{path} ends in {path.suffix!r}, which is not a tensor file; known: {known}"
+        f"{path} ends in {path.suffix!r}, which is not a tensor file; known: {formats}"
     )
 
 
 def is_float(dtype: np.dtype) -> bool:
-    """True for floating-point types, those of ml_dtypes included."""
+    """Returns True for floating-point types, those of ml_dtypes included."""
     return np.issubdtype(dtype, np.floating) or dtype.name.startswith(
         ("bfloat16", "float8")
     )

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 _LFS_START = b"version https://git-lfs"
-LINE = (
-    1 << 26
-)  # bytes of one line, or of one item of a list: more is no text that a model reads
+# Bytes of one line, or of one item of a list: more is no text that a model reads.
+LINE = 1 << 26
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, value) of every line of a JSONL file that is not blank.
+    """Yields (line number from 1, value) of every line of a JSONL file that is not blank.
 
     Raises:
       ValueError: with file and line: not UTF-8, not JSON, nested too deeply, longer
@@ -25,9 +24,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         end).
     """
     check_regular(path)
-    with open(
-        path, "rb"
-    ) as file:  # bytes: only \n ends a line, and a bad byte is named with its line
+    # As bytes: only \n ends a line, and a bad byte is named with its line.
+    with open(path, "rb") as file:
         number = 0
         while raw := file.readline(LINE + 1):
             number += 1
@@ -77,8 +75,8 @@ def check_pointer(path: str | os.PathLike[str]) -> None:
 
 
 def utf8(raw: bytes, where: str) -> str:
-    """The text of UTF-8 bytes, without a byte order mark; ValueError names the first
-    bad byte.
+    """Decodes UTF-8 bytes, without a byte order mark; ValueError names the first bad
+    byte.
     """
     try:
         return raw.decode("utf-8-sig")
@@ -94,7 +92,7 @@ def utf8(raw: bytes, where: str) -> str:
 
 
 def json_value(text: str, where: str) -> Any:
-    """The value of a JSON text; ValueError names `where`."""
+    """Parses a JSON text; ValueError names `where`."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -106,8 +104,8 @@ def json_value(text: str, where: str) -> Any:
 
 
 def sound(text: str, where: str) -> str:
-    """`text`, unless it holds half of a surrogate pair, which JSON can write and no
-    tokenizer can read.
+    """Returns `text`; ValueError where it holds half of a surrogate pair, which JSON can
+    write and no tokenizer can read.
     """
     try:
         text.encode("utf-8")

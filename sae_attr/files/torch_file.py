@@ -51,19 +51,14 @@ TORCH_DTYPES = (
 )
 
 
-_MAX_ENTRIES = (
-    1_000_000  # in all containers of a torch file, counted as often as they are named
-)
-
-
-_MAX_TUPLE, _MAX_PICKLE = (
-    10_000,
-    1 << 24,
-)  # entries of a tuple and all within it; bytes of a pickle
+# Entries in all containers of a file, counted as often as they are named.
+_MAX_ENTRIES = 1_000_000
+_MAX_TUPLE = 10_000  # entries of a tuple and all within it
+_MAX_PICKLE = 1 << 24  # bytes
 
 
 def read_torch(path: str | os.PathLike[str]) -> Any:
-    """What `torch.save` wrote, with numpy arrays (mapped) for tensors; torch is not
+    """Reads a file of `torch.save`, with numpy arrays (mapped) for tensors; torch is not
     needed and nothing is executed.
 
     dtypes come back as strings such as "torch.float32", devices as their arguments,
@@ -88,28 +83,24 @@ def read_torch(path: str | os.PathLike[str]) -> Any:
             return _load_torch(path, archive, raw)
         except RefusedFile as error:
             raise ValueError(str(error)) from None
-        except Exception as error:  # a damaged pickle raises nearly anything: KeyError, IndexError, TypeError, ...
+        # A damaged pickle raises nearly anything: KeyError, IndexError, TypeError, ...
+        except Exception as error:
             raise corrupt(path, error) from error
 
 
 def _load_torch(path: Path, archive: zipfile.ZipFile, raw: np.ndarray) -> Any:
     infos = {info.filename: info for info in archive.infolist()}
     check_growth(path, list(infos.values()))
-    roots = [
-        name[: -len("data.pkl")]
-        for name in infos
-        if name == "data.pkl" or name.endswith("/data.pkl")
-    ]
+    pickles = [name for name in infos if f"/{name}".endswith("/data.pkl")]
+    roots = [name.removesuffix("data.pkl") for name in pickles]
     if len(roots) != 1 or f"{roots[0]}constants.pkl" in infos:
         raise RefusedFile(
             f"{path} is a zip file but no state_dict (it lacks a single data.pkl, or "
             "is TorchScript); save one"
         )
     root = roots[0]
-    if (
-        f"{root}byteorder" in infos
-        and unpacked(path, archive, infos[f"{root}byteorder"]) != b"little"
-    ):
+    order = infos.get(f"{root}byteorder")
+    if order is not None and unpacked(path, archive, order) != b"little":
         raise RefusedFile(
             f"{path} was saved on a big-endian machine; save it again on a "
             "little-endian one"
@@ -138,18 +129,18 @@ def _load_torch(path: Path, archive: zipfile.ZipFile, raw: np.ndarray) -> Any:
 
 
 def _check_entries(path: Path, content: Any) -> None:
-    """Containers within containers may be one object many times over, or themselves: a
-    few bytes that never end.
+    """Refuses containers that hold one object many times over, or themselves: a few
+    bytes that never end.
     """
-    left, seen = [content], 0
+    left, count = [content], 0
     while left:
         value = left.pop()
         if isinstance(value, Mapping):
             left += [*value.keys(), *value.values()]
         elif isinstance(value, list | tuple | set | frozenset):
             left += value
-        seen += 1
-        if seen + len(left) > _MAX_ENTRIES:
+        count += 1
+        if count + len(left) > _MAX_ENTRIES:
             raise RefusedFile(
                 f"{path} holds more than {_MAX_ENTRIES:,} entries in its containers; "
                 "save the state_dict alone"
@@ -186,19 +177,18 @@ class _TensorUnpickler(pickle._Unpickler):  # type: ignore[reportPrivateUsage]
     ) -> None:
         super().__init__(io.BytesIO(data))
         self._path, self._storage = path, storage
-        self._weights: dict[
-            int, tuple[tuple[Any, ...], int]
-        ] = {}  # id -> the tuple, kept alive, and what it holds
+        # By id, which is unique only while the tuple is alive: so it is held here.
+        self._weights: dict[int, tuple[tuple[Any, ...], int]] = {}
 
     def _weigh(self) -> None:
-        made = self.stack[-1]  # type: ignore[attr-defined]
-        weight = 1 + sum(self._weights.get(id(part), (part, 1))[1] for part in made)
+        whole = self.stack[-1]  # type: ignore[attr-defined]
+        weight = 1 + sum(self._weights.get(id(part), (part, 1))[1] for part in whole)
         if weight > _MAX_TUPLE:
             raise RefusedFile(
                 f"{self._path} has more than {_MAX_TUPLE:,} entries in a tuple; save "
                 "the state_dict alone"
             )
-        self._weights[id(made)] = (made, weight)
+        self._weights[id(whole)] = (whole, weight)
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("torch", "torch.storage") and name in TORCH_STORAGES:

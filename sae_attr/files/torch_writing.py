@@ -13,8 +13,8 @@ from sae_attr.files.torch_file import TORCH_DTYPES, TORCH_STORAGES
 
 
 def write_torch(path: str | os.PathLike[str], value: Any) -> None:
-    """What `torch.save(value, path)` writes, for dicts, lists, text, numbers, None and
-    arrays as tensors; without torch.
+    """Writes what `torch.save(value, path)` would, for dicts, lists, text, numbers, None
+    and arrays as tensors; without torch.
 
     Raises:
       TypeError: anything else, or an array of a dtype that has no torch storage here.
@@ -36,15 +36,10 @@ def _opcodes(value: Any, arrays: list[np.ndarray]) -> bytes:
     which grows.
     """
     if isinstance(value, dict):
-        return (
-            b"}("
-            + b"".join(
-                _opcodes(k, arrays) + _opcodes(v, arrays) for k, v in value.items()
-            )
-            + b"u"
-        )
+        items = [part for item in value.items() for part in item]
+        return b"}(" + b"".join(_opcodes(part, arrays) for part in items) + b"u"
     if isinstance(value, list):
-        return b"](" + b"".join(_opcodes(v, arrays) for v in value) + b"e"
+        return b"](" + b"".join(_opcodes(part, arrays) for part in value) + b"e"
     if isinstance(value, str):
         return _pickled_text(value)
     if value is None or isinstance(value, bool):
@@ -53,32 +48,35 @@ def _opcodes(value: Any, arrays: list[np.ndarray]) -> bytes:
         return _pickled_int(value)
     if isinstance(value, float):
         return b"G" + struct.pack(">d", value)
-    value = np.asarray(value)
-    found = [
-        name for name, dtype in TORCH_STORAGES.items() if np.dtype(dtype) == value.dtype
-    ]
-    if not found:
+    return _pickled_array(np.asarray(value), arrays)
+
+
+def _pickled_array(array: np.ndarray, arrays: list[np.ndarray]) -> bytes:
+    """A call of torch's `_rebuild_tensor_v2` on a storage beside the pickle."""
+    dtypes = {np.dtype(dtype): name for name, dtype in TORCH_STORAGES.items()}
+    if array.dtype not in dtypes:
         raise TypeError(
-            f"a {value.dtype.name} array has no torch storage; convert it to one of "
+            f"a {array.dtype.name} array has no torch storage; convert it to one of "
             f"{[*TORCH_DTYPES]}"
         )
-    arrays.append(value)
-    storage = _pickled_text("storage") + f"ctorch\n{found[0]}\n".encode()
-    storage = (
-        b"("
-        + storage
-        + _pickled_text(str(len(arrays) - 1))
-        + _pickled_text("cpu")
-        + _pickled_int(value.size)
-        + b"tQ"
-    )
-    strides = tuple(int(np.prod(value.shape[i + 1 :])) for i in range(value.ndim))
-    layout = _pickled_int(0) + _pickled_sizes(value.shape) + _pickled_sizes(strides)
-    return (
-        b"ctorch._utils\n_rebuild_tensor_v2\n("
-        + storage
-        + layout
-        + b"\x89ccollections\nOrderedDict\n)RtR"
+    arrays.append(array)
+    storage = [
+        _pickled_text("storage"),
+        f"ctorch\n{dtypes[array.dtype]}\n".encode(),
+        _pickled_text(str(len(arrays) - 1)),
+        _pickled_text("cpu"),
+        _pickled_int(array.size),
+    ]
+    strides = tuple(int(np.prod(array.shape[i + 1 :])) for i in range(array.ndim))
+    return b"".join(
+        [
+            b"ctorch._utils\n_rebuild_tensor_v2\n(",
+            b"(" + b"".join(storage) + b"tQ",
+            _pickled_int(0),
+            _pickled_sizes(array.shape),
+            _pickled_sizes(strides),
+            b"\x89ccollections\nOrderedDict\n)RtR",
+        ]
     )
 
 
@@ -93,6 +91,5 @@ def _pickled_sizes(values: tuple[int, ...]) -> bytes:
 def _pickled_int(value: int) -> bytes:
     if -(2**31) <= value < 2**31:
         return b"J" + struct.pack("<i", value)
-    return b"\x8a\x09" + value.to_bytes(
-        9, "little", signed=True
-    )  # torch's safe reader knows no textual integers
+    # torch's safe reader knows no textual integers.
+    return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)

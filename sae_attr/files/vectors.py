@@ -21,7 +21,7 @@ _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 
 
 def read_vectors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Vectors of a file by name, each `[d]` or (several of one name) `[n, d]`, float32.
+    """Reads the vectors of a file by name, each `[d]` or (several of one name) `[n, d]`, float32.
 
     A bare tensor has the name of its file, the tensors of a list their numbers. Single
     numbers beside them, such as a norm or a count of tokens, are left out.
@@ -45,7 +45,7 @@ def read_vectors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def read_vector(path: str | os.PathLike[str], width: int | None = None) -> np.ndarray:
-    """The only vector of a file, `[d]` float32.
+    """Reads the only vector of a file, `[d]` float32.
 
     Args:
       path: as for `read_vectors`.

@@ -1,4 +1,6 @@
-"""Members of zip files (npz, torch), within bounds: a small file may not unpack to any size."""
+"""Members of zip files (npz, torch), within bounds: a small file must not unpack to any
+size.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,13 @@ import numpy as np
 
 from sae_attr.files.mapped import corrupt
 
-_MAX_GROWTH, _LARGE = (
-    64,
-    1 << 28,
-)  # times that a zip member may grow when it is unpacked, if it exceeds so many bytes
+# A member above _LARGE bytes may grow this many times when it is unpacked.
+_MAX_GROWTH = 64
+_LARGE = 1 << 28
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
+    """Opens a zip file; ValueError where it is damaged."""
     try:
         return zipfile.ZipFile(path)
     except (
@@ -33,7 +35,9 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 def member_bytes(
     path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, raw: np.ndarray
 ) -> np.ndarray:
-    """Bytes of a zip member: mapped where stored as they are, loaded where compressed."""
+    """Returns the bytes of a zip member: mapped where stored plainly, loaded where
+    compressed.
+    """
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         return np.frombuffer(unpacked(path, archive, info), np.uint8)
     # The local header's extra field may differ from that of the directory at the end:
@@ -77,7 +81,7 @@ def _check_member(path: Path, info: zipfile.ZipInfo) -> None:
 
 
 def unpacked(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """A member as it was before it was compressed."""
+    """Decompresses a member, within bounds."""
     _check_member(path, info)
     return archive.read(info)
 

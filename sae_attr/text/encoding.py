@@ -54,21 +54,21 @@ def encode_pairs(
     path: str | Path,
     prepend_bos: bool | None = None,
 ) -> EncodedPairs:
-    """Token rows of all completions of all pairs.
+    """Encodes all completions of all pairs as token rows.
 
     Args:
       pairs: as read from `path`, which is used in messages.
       tok: the model's tokenizer.
       context: the most tokens that a row may have.
-      prepend_bos: True puts BOS in front unless it stands there; False adds none (one
-        that a template writes stays); None leaves it to the chat template for messages
-        (as transformers' apply_chat_template does) and to the tokenizer for plain
-        prompts. Given token ids are left as they are unless True.
+      prepend_bos: True puts BOS in front unless it is there; False adds none (one that
+        a template writes stays); None leaves it to the chat template for messages (as
+        transformers' apply_chat_template does) and to the tokenizer for plain prompts.
+        Token ids of a record are unchanged unless True.
 
     Raises:
       ValueError: with file and line: a row longer than `context`, no prompt token, a
-        completion without tokens, given ids beyond the vocabulary or beginning with two
-        BOS, messages that the chat template refuses.
+        completion without tokens, ids of a record beyond the vocabulary or with two BOS
+        in front, messages that the chat template refuses.
     """
     rows: list[TokenRow] = []
     straddling = 0
@@ -93,8 +93,8 @@ def encode_pairs(
 def encode_prompt(
     prompt: Prompt | Pair, tok: Tokenizer, *, prepend_bos: bool | None = None
 ) -> list[int]:
-    """Token ids of a prompt alone, to be completed; BOS as in `encode_pairs`, and a
-    last assistant message is continued.
+    """Encodes a prompt alone, to be completed; BOS as in `encode_pairs`, and a last
+    assistant message is continued.
 
     Raises ValueError, with the prompt's id, for a prompt without tokens, ids that the
     model's embedding (or the vocabulary) lacks, messages that the chat template
@@ -102,7 +102,7 @@ def encode_prompt(
     """
     try:
         if prompt.prompt_ids is not None:
-            ids = list(_given_prompt(prompt, tok, prepend_bos is True).ids)
+            ids = list(_prompt_of_ids(prompt, tok, prepend_bos is True).ids)
         else:
             text = _text_prompt(prompt.prompt, tok, prepend_bos)
             ids = encode(tok, text.text, add_bos=text.add_bos)[0]
@@ -117,7 +117,7 @@ def encode_prompt(
 
 
 @dataclass(frozen=True, eq=False)
-class _Prompt:
+class _RenderedPrompt:
     """A prompt as text with the mask of its message text [characters], or as token ids
     with their roles.
     """
@@ -129,14 +129,16 @@ class _Prompt:
     roles: np.ndarray | None = None
 
 
-def _render_prompt(pair: Pair, tok: Tokenizer, prepend_bos: bool | None) -> _Prompt:
+def _render_prompt(
+    pair: Pair, tok: Tokenizer, prepend_bos: bool | None
+) -> _RenderedPrompt:
     if pair.prompt_ids is not None:
-        return _given_prompt(pair, tok, prepend_bos is True)
+        return _prompt_of_ids(pair, tok, prepend_bos is True)
     prompt = _text_prompt(pair.prompt, tok, prepend_bos)
     if not pair.positive_ids:
         return prompt
     ids, offsets = encode(tok, prompt.text, add_bos=prompt.add_bos)
-    return _Prompt(
+    return _RenderedPrompt(
         prompt.text,
         prompt.is_user,
         False,
@@ -147,9 +149,9 @@ def _render_prompt(pair: Pair, tok: Tokenizer, prepend_bos: bool | None) -> _Pro
 
 def _text_prompt(
     prompt: str | tuple[Message, ...], tok: Tokenizer, prepend_bos: bool | None
-) -> _Prompt:
+) -> _RenderedPrompt:
     if isinstance(prompt, str):
-        return _Prompt(
+        return _RenderedPrompt(
             prompt,
             np.ones(len(prompt), bool),
             adds_bos(tok) if prepend_bos is None else prepend_bos,
@@ -158,12 +160,14 @@ def _text_prompt(
     is_user = np.zeros(len(text), bool)
     for start, end in spans:
         is_user[start:end] = True
-    return _Prompt(text, is_user, prepend_bos is True)
+    return _RenderedPrompt(text, is_user, prepend_bos is True)
 
 
-def _given_prompt(pair: Prompt | Pair, tok: Tokenizer, prepend_bos: bool) -> _Prompt:
-    """Given ids; their roles come from the record's own prompt where that encodes to
-    the same ids.
+def _prompt_of_ids(
+    pair: Prompt | Pair, tok: Tokenizer, prepend_bos: bool
+) -> _RenderedPrompt:
+    """A prompt whose record has token ids. Their roles come from the record's text where
+    that encodes to the same ids.
     """
     assert pair.prompt_ids is not None
     ids = list(pair.prompt_ids)
@@ -175,14 +179,13 @@ def _given_prompt(pair: Prompt | Pair, tok: Tokenizer, prepend_bos: bool) -> _Pr
     if prepend_bos and not leading_bos(tok, ids):
         ids = [*encode(tok, "", add_bos=True)[0], *ids]
     offsets, is_user = [(0, 1)] * len(ids), np.ones(1, bool)
-    with suppress(
-        ValueError
-    ):  # a template that refuses the messages is no hindrance: the ids are given
+    # A template that refuses the messages is no hindrance: the ids are known.
+    with suppress(ValueError):
         prompt = _text_prompt(pair.prompt, tok, leading_bos(tok, ids) > 0)
         text_ids, text_offsets = encode(tok, prompt.text, add_bos=prompt.add_bos)
         if text_ids == ids:
             offsets, is_user = text_offsets, prompt.is_user
-    return _Prompt(
+    return _RenderedPrompt(
         "", is_user, False, tuple(ids), _prompt_roles(ids, offsets, is_user, tok)
     )
 
@@ -191,7 +194,7 @@ _Key = tuple[int, int, int]  # pair, side, completion
 
 
 def _row(
-    prompt: _Prompt, completion: str | Sequence[int], tok: Tokenizer, key: _Key
+    prompt: _RenderedPrompt, completion: str | Sequence[int], tok: Tokenizer, key: _Key
 ) -> tuple[TokenRow, bool]:
     straddles = False
     if isinstance(completion, str):
@@ -221,8 +224,8 @@ def _row(
 def _prompt_roles(
     ids: Sequence[int], offsets: Sequence[Span], is_user: np.ndarray, tok: Tokenizer
 ) -> np.ndarray:
-    """int8 [t]: a token is the user's if any character of it is, and special tokens
-    never are.
+    """Roles of a prompt, int8 [t]: a token is the user's if any character of it is, and
+    special tokens never are.
     """
     roles = np.full(len(ids), TEMPLATE, np.int8)
     for t, (start, end) in enumerate(offsets):

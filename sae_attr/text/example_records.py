@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,66 +47,81 @@ class Example:
 
 @dataclass(frozen=True)
 class UnlikeGeneration:
-    """What generation begins an answer after, and what stands before it in a row;
-    nothing shown where they agree.
+    """How the text before an answer differs from the one that generation begins it
+    after: both texts, "" where they agree, and whether that is reason to refuse the row.
     """
 
     shown: str = ""
     refused: bool = False
 
 
-def record_example(
+class EncodedRecord(NamedTuple):
+    """A record as a row.
+
+    Args:
+      unended: assistant turns without a token that ends them.
+      difference: from what generation will see.
+    """
+
+    example: Example
+    unended: int = 0
+    difference: UnlikeGeneration = UnlikeGeneration()
+
+
+def encode_record(
     record: Any,
     line: int,
     tok: Tokenizer,
     ends: Set[int | None],
     append_eos: bool | None,
     where: str,
-) -> tuple[Example, int, UnlikeGeneration]:
-    """The row, how many assistant turns lack an end token, and how it differs from what
-    generation will see.
+) -> EncodedRecord:
+    """Encodes a record, a conversation or a prompt with its completion.
+
+    Args:
+      ends: tokens that end an assistant turn.
+      append_eos: an EOS after text completions; None: where the tokenizer has one.
+      where: file and line, for messages.
     """
     content = _content(record, where)
     if isinstance(content, list):
-        return _chat_example(content, line, tok, ends, _prefill(record))
+        return _chat_record(content, line, tok, ends, _prefill(record))
     prompt, completion = content
-    add_bos = adds_bos(tok)
-    ids, offsets = encode(tok, prompt + completion, add_bos=add_bos)
-    target = np.array([end > len(prompt) for _, end in offsets], bool)
+    ids, offsets = encode(tok, prompt + completion, add_bos=adds_bos(tok))
+    loss_mask = np.array([end > len(prompt) for _, end in offsets], bool)
     if tok.eos_id is not None and append_eos is not False:
-        ids, target = [*ids, tok.eos_id], np.append(target, True)
+        ids, loss_mask = [*ids, tok.eos_id], np.append(loss_mask, True)
         check_ids(tok, ids)
     elif append_eos:
         raise ValueError(
             f"{tok.path}: EOS is asked for but the tokenizer has none; set "
             "append_eos=False"
         )
-    if not target.any():
+    if not loss_mask.any():
         raise ValueError("the completion gives no token; fill it in")
-    if target[0]:
+    if loss_mask[0]:
         raise ValueError(
             "the completion's first token has nothing before it; give a prompt, or a "
             "tokenizer with BOS"
         )
-    return Example(np.asarray(ids, np.int32), target, line), 0, UnlikeGeneration()
+    return EncodedRecord(Example(np.asarray(ids, np.int32), loss_mask, line))
 
 
 def _content(record: Any, where: str) -> list[Message] | tuple[str, str]:
     """A conversation, or the texts of prompt and completion; ValueError for anything
     else.
     """
-    found = record if isinstance(record, dict) else {}
-    if "messages" in found:
-        return _messages(found["messages"], "messages", where)
-    if "prompt" not in found or "completion" not in found:
-        shown = (
-            f"the fields {', '.join(found)}" if found else f"a {type(record).__name__}"
-        )
+    fields = record if isinstance(record, dict) else {}
+    if "messages" in fields:
+        return _messages(fields["messages"], "messages", where)
+    if "prompt" not in fields or "completion" not in fields:
+        kind = f"a {type(record).__name__}"
+        if fields:
+            kind = f"the fields {', '.join(fields)}"
         raise ValueError(
-            "a record has 'messages', or 'prompt' and 'completion'; this one is "
-            f"{shown}"
+            f"a record has 'messages', or 'prompt' and 'completion'; this one is {kind}"
         )
-    prompt, completion = found["prompt"], found["completion"]
+    prompt, completion = fields["prompt"], fields["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
         return sound(prompt, where), sound(completion, where)
     if isinstance(prompt, str):
@@ -116,21 +131,23 @@ def _content(record: Any, where: str) -> list[Message] | tuple[str, str]:
         if not completion.strip():
             raise ValueError("the completion has no text; fill it in")
         return continued(before, sound(completion, where))
-    if _prefill(found):
+    if _prefill(fields):
         raise ValueError(
             "'prompt' ends with an assistant message, which the completion goes on "
-            "with; give 'completion' as a text, or the "
-            "whole conversation as 'messages'"
+            "with; give 'completion' as a text, or the whole conversation as "
+            "'messages'"
         )
     return [*before, *_messages(completion, "completion", where)]
 
 
 def _prefill(record: Any) -> Message | None:
-    """A prompt's last message where it is the assistant's: given, not learnt, and gone
-    on with.
+    """A prompt's last message where it is the assistant's: the completion continues it,
+    and the loss does not count it.
     """
-    prompt = None if "messages" in record else record.get("prompt")
-    last = prompt[-1] if isinstance(prompt, list) and prompt else {}
+    prompt = record.get("prompt")
+    if "messages" in record or not isinstance(prompt, list) or not prompt:
+        return None
+    last = prompt[-1]
     return last if last.get("role") == "assistant" else None
 
 
@@ -150,18 +167,21 @@ def _messages(value: Any, name: str, where: str) -> list[Message]:
     return value
 
 
-def _chat_example(
+def _chat_record(
     messages: list[Message],
     line: int,
     tok: Tokenizer,
     ends: Set[int | None],
     prefill: Message | None,
-) -> tuple[Example, int, UnlikeGeneration]:
-    """A rendered conversation; learnt are the assistant's contents with what ends them,
-    of the last what follows `prefill`.
+) -> EncodedRecord:
+    """A rendered conversation. The loss counts the assistant's contents with what ends
+    them; of the last one, what follows `prefill`.
     """
-    if not any(m["role"] == "assistant" for m in messages):
-        roles = ", ".join(m["role"] for m in messages) or "none"
+    answers = [
+        i for i, message in enumerate(messages) if message["role"] == "assistant"
+    ]
+    if not answers:
+        roles = ", ".join(message["role"] for message in messages) or "none"
         raise ValueError(
             f"no message is the assistant's (roles: {roles}), so there is nothing to "
             "learn; add one"
@@ -169,83 +189,75 @@ def _chat_example(
     text = render(tok, messages, add_generation_prompt=False)
     spans = message_spans(tok, messages, text, add_generation_prompt=False)
     ids, offsets = encode(tok, text, add_bos=False)
-    target, unended, difference = np.zeros(len(ids), bool), 0, UnlikeGeneration()
-    for number, (message, span) in enumerate(zip(messages, spans)):
-        if message["role"] == "assistant":
-            if prefill is not None and number == len(messages) - 1:
-                begin, found = _begin_behind(
-                    [*messages[:number], prefill], text, span[0], tok
-                )
-            else:
-                begin, found = _begin(messages[:number], text, span[0], tok)
-            learnt, ended = _turn(
-                text, span, begin, message["content"], ids, offsets, ends, tok
-            )
-            target[learnt] = True
-            unended += not ended
-            # An answer that is not the last may stand after another text: templates
-            #   leave old thoughts out.
-            last = number == max(
-                i for i, m in enumerate(messages) if m["role"] == "assistant"
-            )
-            if found.shown:
-                refused = found.refused and last
-                difference = UnlikeGeneration(
-                    found.shown if refused else difference.shown or found.shown, refused
-                )
-    if target[0]:
+    loss_mask, unended = np.zeros(len(ids), bool), 0
+    shown, refused = "", False
+    for i in answers:
+        span, before = spans[i], messages[:i]
+        if prefill is not None and i == len(messages) - 1:
+            begin, other = _begin_behind([*before, prefill], text, span[0], tok)
+        else:
+            begin, other = _begin(before, text, span[0], tok)
+        content = messages[i]["content"]
+        turn, ended = _turn(text, span, begin, content, ids, offsets, ends, tok)
+        loss_mask[turn] = True
+        unended += not ended
+        # An answer that is not the last may stand after another text: templates leave
+        # old thoughts out. So only the last is reason to refuse the row.
+        if other.refused and i == answers[-1]:
+            shown, refused = other.shown, True
+        shown = shown or other.shown
+    if loss_mask[0]:
         raise ValueError(
             "the chat template puts nothing before the assistant's first word; use "
             "another template"
         )
-    return Example(np.asarray(ids, np.int32), target, line), unended, difference
+    example = Example(np.asarray(ids, np.int32), loss_mask, line)
+    return EncodedRecord(example, unended, UnlikeGeneration(shown, refused))
 
 
 def _begin(
     before: Sequence[Message], text: str, start: int, tok: Tokenizer
 ) -> tuple[int, UnlikeGeneration]:
-    """Where in `text` generation begins an answer whose content is at `start`, and how
-    it differs from what it will see.
+    """The place in `text` where generation begins an answer whose content is at `start`,
+    and how the text before it differs from what generation will see.
     """
     try:
         prompt = render(tok, before)
         opened = prompt != render(tok, before, add_generation_prompt=False)
-    except (
-        ValueError
-    ):  # nothing before it, or nothing that the template asks for an answer to
+    except ValueError:
+        # Nothing is before it, or nothing that the template accepts as a prompt.
         return start, UnlikeGeneration()
-    if text[:start].startswith(prompt) and (
-        opened or not text[len(prompt) : start].strip()
-    ):
-        return len(prompt) if opened else start, UnlikeGeneration()
+    blank = not text[len(prompt) : start].strip()
+    if text[:start].startswith(prompt) and (opened or blank):
+        return (len(prompt) if opened else start), UnlikeGeneration()
     same_words = prompt.split() == text[:start].split()
-    return start, UnlikeGeneration(
-        _unlike(prompt, text[:start]), refused=opened and not same_words
-    )
+    shown = _both_texts(prompt, text[:start])
+    return start, UnlikeGeneration(shown, refused=opened and not same_words)
 
 
 def _begin_behind(
     prompt: Sequence[Message], text: str, start: int, tok: Tokenizer
 ) -> tuple[int, UnlikeGeneration]:
-    """`_begin` of an answer whose first words the prompt's last message gives."""
-    seen = prompt_text(tok, prompt)[0]
-    if text.startswith(seen):
-        return len(seen), UnlikeGeneration()
-    return start, UnlikeGeneration(
-        _unlike(seen, text[: max(start, len(seen))]), refused=True
-    )
+    """`_begin` of an answer whose first words are the prompt's last message."""
+    begun = prompt_text(tok, prompt)[0]
+    if text.startswith(begun):
+        return len(begun), UnlikeGeneration()
+    shown = _both_texts(begun, text[: max(start, len(begun))])
+    return start, UnlikeGeneration(shown, refused=True)
 
 
-def _unlike(prompt: str, before: str) -> str:
-    """Shows the text that generation begins an answer after beside that of a row, from
-    where they part.
+def _both_texts(prompt: str, before: str) -> str:
+    """The text that generation begins an answer after beside that of a row, from where
+    they differ.
     """
-    at = next(
-        (i for i, pair in enumerate(zip(prompt, before)) if pair[0] != pair[1]),
-        min(len(prompt), len(before)),
+    shorter = min(len(prompt), len(before))
+    at = next((i for i in range(shorter) if prompt[i] != before[i]), shorter)
+    start, dots = max(0, at - 20), "..." if at > 20 else ""
+    prompt, before = (f"{dots}{whole[start : at + 60]}" for whole in (prompt, before))
+    return (
+        f"generation begins an answer after {prompt!r}, but in the row it stands after "
+        f"{before!r}"
     )
-    show = lambda whole: f"{'...' if at > 20 else ''}{whole[max(0, at - 20) : at + 60]}"
-    return f"generation begins an answer after {show(prompt)!r}, but in the row it stands after {show(before)!r}"
 
 
 def _turn(
@@ -258,8 +270,8 @@ def _turn(
     ends: Set[int | None],
     tok: Tokenizer,
 ) -> tuple[slice, bool]:
-    """The tokens of one assistant turn, and whether a special token that ends it is
-    among them.
+    """The tokens of one assistant turn, and True where a token that ends it is among
+    them.
     """
     start, end = span
     if not content.strip():
@@ -268,19 +280,18 @@ def _turn(
         raise ValueError(
             f"the chat template of {tok.path} rewrites the assistant message "
             f"{content[:40]!r} to {text[start:end][:40]!r}, "
-            "so what is learnt cannot be told; write the message as the template does, "
-            "or use another template"
+            "so what the loss counts is unknown; write the message as the template "
+            "does, or use another template"
         )
     first = next(i for i, (_, stop) in enumerate(offsets) if stop > begin)
-    last = next(
-        (i for i, (at, _) in enumerate(offsets) if at >= end and i > first), len(ids)
-    )
+    last = first + 1
+    while last < len(ids) and offsets[last][0] < end:
+        last += 1
+    # White space may come between the content and the token that ends the turn.
     closing = last
-    while (
-        closing < len(ids)
-        and ids[closing] not in ends
-        and not text[slice(*offsets[closing])].strip()
-    ):
+    while closing < len(ids) and ids[closing] not in ends:
+        if text[slice(*offsets[closing])].strip():
+            break
         closing += 1
     ended = closing < len(ids) and ids[closing] in ends
     return slice(first, closing + 1 if ended else last), ended

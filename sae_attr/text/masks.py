@@ -57,7 +57,7 @@ class Masks:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         return {
             "exclude": sorted(self.exclude),
             "first_k": self.first_k,
@@ -66,7 +66,7 @@ class Masks:
 
 
 def masks_from(values: Any) -> Masks:
-    """Reads what `Masks.to_dict` gave, from JSON; an outlier of 0 keeps all tokens.
+    """Reads the values of `Masks.to_dict`, from JSON; an outlier of 0 keeps all tokens.
 
     Raises:
       ValueError: another shape, an unknown name, a value of another type.
@@ -110,17 +110,16 @@ def check_exclude(exclude: frozenset[str] | tuple[str, ...]) -> None:
 
 
 def norm_limit(norms_k: np.ndarray, outlier: float) -> float:
-    """Largest norm that counts: `outlier` times the median of the norms of ordinary
-    tokens `[k]`.
-
-    Three digits: the last bits depend on mesh and batch shape, and a run may go on with
-      another.
+    """Returns the largest norm that counts: `outlier` times the median of the norms of
+    ordinary tokens `[k]`.
     """
+    # Three digits: the last bits depend on mesh and batch shape, and a run that was
+    # stopped may go on with others.
     return float(f"{np.median(norms_k) * outlier:.3g}")
 
 
 def beyond_limits(acts: Mapping[Site, Any], limits: Mapping[Site, float]) -> Any:
-    """Whether a position's norm exceeds the limit at any of the limited sites, bool
+    """Returns which positions exceed the norm limit at any of the limited sites, bool
     `[...]`; False without limits.
 
     Args:
@@ -135,7 +134,7 @@ def beyond_limits(acts: Mapping[Site, Any], limits: Mapping[Site, float]) -> Any
 
 
 def count_text(counts: Mapping[str, int]) -> str:
-    """Says how many tokens a mask left out, by reason, for people; `counts` is by the
+    """Returns how many tokens a mask left out, by reason, as words; `counts` is by the
     names of `REASONS`.
     """
     tokens = sum(number for name, number in counts.items() if name != "padding")

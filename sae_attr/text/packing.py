@@ -11,10 +11,10 @@ from sae_attr.text.example_records import Example
 
 
 def pack(lengths: Sequence[int], context: int, *, seed: int = 0) -> list[list[int]]:
-    """Rows joined to packs of at most `context` tokens: best fit, in an order drawn by
+    """Joins rows to packs of at most `context` tokens: best fit, in an order drawn by
     `seed`.
 
-    Every row stands in exactly one pack, whole. A drawn order rather than the longest
+    Every row is in exactly one pack, whole. A drawn order rather than the longest
     first keeps packs of mixed kinds.
 
     Raises:
@@ -42,34 +42,34 @@ def pack(lengths: Sequence[int], context: int, *, seed: int = 0) -> list[list[in
 def packed_arrays(
     rows: Sequence[Example], packs: Sequence[Sequence[int]], *, width: int, targets: int
 ) -> dict[str, np.ndarray]:
-    """Token arrays of packs, one a row: tokens_bt, pos_bt, segment_bt (-1 on padding),
+    """Returns token arrays of packs, one a row: tokens_bt, pos_bt, segment_bt (-1 on padding),
     target_bc, target_valid_bc.
 
     Args:
       rows: all examples.
-      packs: which examples stand in each row; an empty pack is a row of padding.
+      packs: which examples are in each row; an empty pack is a row of padding.
       width: columns t.
       targets: columns c, at least the targets of any pack.
     """
     b = len(packs)
-    out = {name: np.zeros((b, width), np.int32) for name in ("tokens_bt", "pos_bt")}
-    out["segment_bt"] = np.full((b, width), -1, np.int32)
-    out["target_bc"], out["target_valid_bc"] = (
-        np.zeros((b, targets), np.int32),
-        np.zeros((b, targets), bool),
-    )
+    out = {
+        "tokens_bt": np.zeros((b, width), np.int32),
+        "pos_bt": np.zeros((b, width), np.int32),
+        "segment_bt": np.full((b, width), -1, np.int32),
+        "target_bc": np.zeros((b, targets), np.int32),
+        "target_valid_bc": np.zeros((b, targets), bool),
+    }
     for k, members in enumerate(packs):
-        at, learnt = 0, []
+        start, target_places = 0, [np.zeros(0, int)]
         for segment, index in enumerate(members):
-            row, stop = rows[index], at + len(rows[index].ids)
-            out["tokens_bt"][k, at:stop] = row.ids
-            out["pos_bt"][k, at:stop] = np.arange(stop - at)
-            out["segment_bt"][k, at:stop] = segment
-            learnt.append(at + np.flatnonzero(row.loss_mask))
-            at = stop
-        places = np.concatenate(learnt) if learnt else np.zeros(0, int)
-        out["target_bc"][k, : len(places)], out["target_valid_bc"][k, : len(places)] = (
-            places,
-            True,
-        )
+            row = rows[index]
+            stop = start + len(row.ids)
+            out["tokens_bt"][k, start:stop] = row.ids
+            out["pos_bt"][k, start:stop] = np.arange(stop - start)
+            out["segment_bt"][k, start:stop] = segment
+            target_places.append(start + np.flatnonzero(row.loss_mask))
+            start = stop
+        places = np.concatenate(target_places)
+        out["target_bc"][k, : len(places)] = places
+        out["target_valid_bc"][k, : len(places)] = True
     return out
