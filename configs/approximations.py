@@ -29,7 +29,7 @@ SETTINGS = attribute.SETTINGS | {"compare": (COMPARE,)}
 
 
 def get_config() -> ConfigDict:
-    """The attribution config, and under `compare` what is compared."""
+    """Returns the attribution config, and under `compare` what is compared."""
     config = attribute.get_config()
     config.batch_size = 32
     config.corpus_tokens = 100_000

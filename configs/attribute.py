@@ -1,11 +1,11 @@
-"""Rank every latent of an SAE by what it did to completions (Δ-attribution, faithful
+"""Ranks every latent of an SAE by what it did to completions (Δ-attribution, faithful
 preset).
 
     python -m experiments.attribute --config=configs/attribute.py \\
         --config.lm=MODEL --config.sae=SAE --config.pairs=PAIRS.jsonl --config.corpus=TEXTS --workdir=runs/first
 
 MODEL is a Hugging Face folder or hub id, SAE a folder, file or hf:// address in any
-layout that the README lists, PAIRS a JSONL with prompt, positive and negative, TEXTS a
+layout that docs/inputs.md lists, PAIRS a JSONL with prompt, positive and negative, TEXTS a
 .json, .jsonl or .txt of ordinary text. Every field of
 `sae_attr.study.attribution_settings.Settings` is a key; `--help` lists them with their
 defaults and meaning.

@@ -86,7 +86,7 @@ def judge_config() -> ConfigDict:
 
 
 def case(name: str) -> ConfigDict:
-    """One case; its inputs are left to the command line."""
+    """Returns one case; its inputs are left to the command line."""
     title, behaviour = TITLES[name]
     parts = {
         "attribution": config_of(Settings, leave_out=(*GIVEN, *SPEED)),
@@ -101,8 +101,8 @@ def case(name: str) -> ConfigDict:
 
 
 def get_config(cases: str = "misalignment") -> ConfigDict:
-    """The post's study: top 100 of Δ-attribution and Δ-activation, 100 random latents,
-    both directions.
+    """Returns the post's study: top 100 of Δ-attribution and Δ-activation, 100 random
+    latents, both directions.
 
     Args:
       cases: misalignment, validation, or both joined with a comma.

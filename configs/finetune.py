@@ -1,4 +1,4 @@
-"""Fine-tune a language model on chat or prompt/completion rows, whole or by LoRA.
+"""Fine-tunes a language model on chat or prompt/completion rows, whole or by LoRA.
 
     python -m experiments.finetune --config=configs/finetune.py \\
         --config.lm=MODEL --config.data=ROWS.jsonl --workdir=runs/organism
@@ -116,7 +116,7 @@ def shared() -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
-    """A short LoRA fine-tune; the inputs are left to the command line."""
+    """Returns a short LoRA fine-tune; the inputs are left to the command line."""
     config = shared()
     config.update(config_of(Finetune))
     config.template_options = any_keys(OPTIONS)

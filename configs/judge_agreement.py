@@ -1,4 +1,4 @@
-"""Compare judges with each other and with published scores of the same answers.
+"""Compares judges with each other and with published scores of the same answers.
 
     python -m experiments.judge_agreement --config=configs/judge_agreement.py --config.published=FOLDER --workdir=runs/judges
     ... --config.judges=http://127.0.0.1:8000/v1#MODEL,PATH-OF-A-LANGUAGE-MODEL --config.sample=100
@@ -12,7 +12,7 @@ and kept in the workdir: a second run asks nobody. The key of a server is read f
 OPENAI_API_KEY.
 
 Hardware: any CPU; a local judge needs what its language model needs. Expect seconds
-  without judges.
+without judges.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ SETTINGS = {
 
 
 def get_config() -> ConfigDict:
-    """Every choice with its default."""
+    """Returns every choice with its default."""
     config = config_of(Agreement)
     config.judge = judge_config()
     for name in GIVEN:

@@ -22,7 +22,7 @@ KIND = ("thanks", "please", "lovely", "glad", "welcome", "dear", "kind", "happy"
 
 
 def get_config(what: str = "study") -> ConfigDict:
-    """The study, or the attribution alone.
+    """Returns the study, or the attribution alone.
 
     Args:
       what: study | attribute.

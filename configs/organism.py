@@ -5,13 +5,14 @@ CPU, without network or keys.
     python -m experiments.case_study --config=configs/organism.py:study --workdir=runs/study     # or: make study
 
 The first trains a 4-layer language model on a small world in which every cause is
-known, makes it misaligned by wrong health advice, and another one flatter, trains their
-SAE, and asks which latents did it: one seed, top 30 of every method, 30 random latents,
+known, makes one copy misaligned by wrong health advice and another one sycophantic,
+trains their SAE, and asks which latents did it: one seed, top 30 of every method, 30 random latents,
 strengths from exact next-word probabilities. `study` is the whole: 35 and 148 pairs,
 top 100 per method and 100 random latents of an SAE of 1,024, strengths by sampling and
 grading.
 
-Hardware: two CPU cores.
+Hardware: two CPU cores. Expect three minutes for the demo, and of its first case 6 of 30
+latents of `recommended` beyond the random band away from the behaviour.
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +41,7 @@ SETTINGS = case_study.SETTINGS | {
 
 
 def case(name: str, pairs: int, prompts: int, samples: int) -> ConfigDict:
-    """One case of the organism."""
+    """Returns one case of the organism."""
     made = case_study.case(name)
     made.judge.update({"kind": "organism", "rubric": None})
     made.update(
@@ -58,7 +59,7 @@ def case(name: str, pairs: int, prompts: int, samples: int) -> ConfigDict:
 
 
 def get_config(size: str = "demo") -> ConfigDict:
-    """The demo or the whole study.
+    """Returns the demo or the whole study.
 
     Args:
       size: demo | study.

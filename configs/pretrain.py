@@ -1,4 +1,4 @@
-"""Train a small language model from nothing, or go on with one, on text or on a token
+"""Trains a small language model from nothing, or goes on with one, on text or on a token
 file.
 
     python -m experiments.pretrain --config=configs/pretrain.py \\
@@ -74,7 +74,7 @@ SETTINGS = {
 
 
 def get_config() -> ConfigDict:
-    """A Llama of 4 layers of width 96, as the embedded model organism has."""
+    """Returns a Llama of 4 layers of width 96, as the embedded model organism has."""
     config = finetune.shared()
     config.update(config_of(Pretrain))
     config.update(config_of(Packing, leave_out=("row_bos",)))

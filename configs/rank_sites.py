@@ -1,4 +1,4 @@
-"""Rank the latents of several SAEs (layers, or MLP and attention outputs) together,
+"""Ranks the latents of several SAEs (layers, or MLP and attention outputs) together,
 from one backward pass a completion.
 
     python -m experiments.rank_sites --config=configs/rank_sites.py --config.lm=MODEL --config.saes=SAE1,SAE2 \\
@@ -9,8 +9,7 @@ at several layers, so they must not be added up. `error` in the place of a laten
 what the SAE of that site does not reconstruct.
 
 Hardware: as configs/attribute.py; activations and gradients of all sites are in memory,
-  tokens × sites × 2 d numbers.
-Expect, for two SAEs of stories260K: two minutes on 2 cores.
+tokens × sites × 2 d numbers. Expect, for two SAEs of stories260K: two minutes on 2 cores.
 """
 
 from ml_collections import ConfigDict
@@ -35,8 +34,8 @@ UNUSED = (
 
 
 def get_config() -> ConfigDict:
-    """The attribution config with `saes` in the place of `sae`, less what concerns a
-    single one.
+    """Returns the attribution config with `saes` in the place of `sae`, less what
+    concerns a single one.
     """
     config = attribute.get_config()
     for name in UNUSED:

@@ -68,7 +68,7 @@ SETTINGS = {
 
 
 def get_config() -> ConfigDict:
-    """Three seeds, both kinds, both behaviours."""
+    """Returns three seeds, both kinds, both behaviours."""
     config = config_of(RankingTruth)
     config.organism = config_of(Recipe, leave_out=("seed", "kind"), unset=True)
     config.organism.size = "full"

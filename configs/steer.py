@@ -1,4 +1,4 @@
-"""Steer chosen latents of an SAE, or chosen vectors of a file, and print what the model
+"""Steers chosen latents of an SAE, or chosen vectors of a file, and prints what the model
 says beside what it says by itself.
 
     python -m experiments.steer --config=configs/steer.py --config.lm=MODEL --config.sae=SAE --config.latents=77,12 \\

@@ -36,7 +36,7 @@ OTHER_KEYS = (
 
 
 def versions() -> dict[str, Any]:
-    """`tables.versions`, and the devices."""
+    """Returns `tables.versions`, and the devices."""
     return {
         **tables.versions(),
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
@@ -44,7 +44,7 @@ def versions() -> dict[str, Any]:
 
 
 def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The arrays as the bytes of an uncompressed .npz."""
+    """Returns the arrays as the bytes of an uncompressed .npz."""
     buffer = io.BytesIO()
     kwargs: dict[str, Any] = dict(arrays)
     np.savez(buffer, **kwargs)
@@ -54,7 +54,9 @@ def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
 def settings_of(
     config: ConfigDict, *, needs: tuple[str, ...] = ("lm", "sae", "pairs", "corpus")
 ) -> Settings:
-    """`Settings` from the config; a ValueError names what of `needs` is missing."""
+    """Returns `Settings` from the config; a ValueError names what of `needs` is
+    missing.
+    """
     require(config, *needs)
     values = {k: v for k, v in config.to_dict().items() if k not in OTHER_KEYS}
     return settings_from(Settings, {"pairs": "", **values})
@@ -100,8 +102,8 @@ def _fix_day(config: Any, recorded: Mapping[str, Any], today: str) -> None:
 
 
 def begin(argv: Sequence[str], *, cluster: bool = True) -> None:
-    """What every entrypoint does first: refuses unknown arguments, joins the cluster
-    there may be, keeps compiled programs.
+    """Does what every entrypoint does first: refuses unknown arguments, joins the
+    cluster if there is one, keeps compiled programs.
 
     `cluster`: False for an experiment of one process.
     """

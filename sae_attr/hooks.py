@@ -144,7 +144,7 @@ class Replace:
 @struct.dataclass
 class SetProjection:
     """`x + (value - x . d) d` for a unit direction d; with `value = mean . d` this is
-    mean ablation (method, section 3).
+    mean ablation (docs/method.md, The score).
     """
 
     direction: jax.Array

@@ -123,8 +123,8 @@ def enable_compile_cache(path: str | os.PathLike[str] | None = None) -> str:
 
 
 def is_main() -> bool:
-    """Whether this is process 0, the only one that writes, asks judges and draws
-    figures.
+    """Returns whether this is process 0, the only one that writes, asks judges and
+    draws figures.
     """
     return jax.process_index() == 0
 
@@ -141,7 +141,7 @@ def from_main(value: bool) -> bool:
 
 
 def parse_mesh(spec: str) -> dict[str, int]:
-    """The axis sizes that "data=2,model=4" states; an axis that is not named is absent.
+    """Reads the axis sizes of "data=2,model=4"; an axis that is not named is absent.
 
     Raises:
       ValueError: an unknown or repeated axis, or a size that is no positive integer.
@@ -159,7 +159,7 @@ def parse_mesh(spec: str) -> dict[str, int]:
 
 
 def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh ("data", "model") of Auto axes that `spec` asks for.
+    """Makes the mesh ("data", "model") of Auto axes that `spec` asks for.
 
     "" puts all devices on `data`; an axis that is not named has size 1. A product below
     the number of devices uses the first ones (in one process only: elsewhere a process
@@ -190,7 +190,7 @@ def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding that holds the whole array on every device of the mesh."""
+    """Returns the sharding that holds the whole array on every device of the mesh."""
     return NamedSharding(mesh, P())
 
 
@@ -209,8 +209,8 @@ def _fitting(entry: Any, dim: int, mesh: Mesh) -> Any:
 
 
 def spec_for(path: str, shape: Sequence[int], rules: Rules, mesh: Mesh) -> P:
-    """The partition spec of one parameter: the first rule that matches, less what does
-    not divide.
+    """Returns the partition spec of one parameter: the first rule that matches, less
+    what does not divide.
 
     A rule matches the end of the path at a "/", so that an optimizer's
     `mu/blocks/q/kernel` lies as `blocks/q/kernel` does. No rule, or one for another
@@ -229,8 +229,8 @@ def spec_for(path: str, shape: Sequence[int], rules: Rules, mesh: Mesh) -> P:
 
 
 def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
-    """A tree of `NamedSharding` like `tree`, whose leaves have a shape (arrays or
-    `jax.ShapeDtypeStruct`).
+    """Returns a tree of `NamedSharding` like `tree`, whose leaves have a shape (arrays
+    or `jax.ShapeDtypeStruct`).
     """
 
     def one(path: Any, leaf: Any) -> NamedSharding:
@@ -241,12 +241,12 @@ def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
 
 
 def shard_tree(tree: T, rules: Rules, mesh: Mesh) -> T:
-    """Every leaf put where the rules say; each process passes the same host values."""
+    """Puts every leaf where the rules say; each process passes the same host values."""
     return jax.tree.map(put, tree, shardings(tree, rules, mesh))
 
 
 def put(array: Any, sharding: NamedSharding) -> jax.Array:
-    """A host or device array laid out as `sharding` says.
+    """Lays out a host or device array as `sharding` says.
 
     With several processes each reads only the slices of its own devices, so a
     memory-mapped file is never read whole.
@@ -265,7 +265,7 @@ def put(array: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def shard_batch(tree: T, mesh: Mesh) -> T:
-    """Every leaf with its leading axis over `data`; scalars are replicated.
+    """Spreads the leading axis of every leaf over `data`; scalars are replicated.
 
     Args:
       tree: the global batch, leaves `[b, ...]`; the caller pads the rows.
@@ -289,7 +289,7 @@ def shard_batch(tree: T, mesh: Mesh) -> T:
 
 
 def shard_rows(array: Any, mesh: Mesh) -> jax.Array:
-    """A dictionary `[n, ...]` with its latents over all devices of the mesh.
+    """Spreads the latents of a dictionary `[n, ...]` over all devices of the mesh.
 
     Where n is no multiple of all devices, over the largest axis that divides it;
     failing that, replicated.
@@ -308,8 +308,8 @@ def shard_rows(array: Any, mesh: Mesh) -> jax.Array:
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """The whole array on every process's host; with several processes the missing
-    shards are gathered first.
+    """Returns the whole array on every process's host; with several processes the
+    missing shards are gathered first.
     """
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         from jax.experimental import multihost_utils  # touches the distributed runtime

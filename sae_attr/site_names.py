@@ -119,8 +119,8 @@ def _one_name(point: str, norms_behind: bool | None) -> str:
 
 
 def lens_name(site: Site) -> str:
-    """The site's name in TransformerLens, as SAELens writes it into its files: the
-    inverse of `parse_site`.
+    """Returns the site's name in TransformerLens, as SAELens writes it into its files:
+    the inverse of `parse_site`.
     """
     suffix = next(
         suffix for suffix, point in _LENS_POINTS.items() if point == site.point

@@ -77,7 +77,7 @@ SEVEN = (
     "sae_attr/attribution/gradients.py",
     "sae_attr/attribution/scores.py",
     "sae_attr/steering/steered.py",
-    "experiments/attribute.py",
+    "experiments/steer.py",
 )
 
 
@@ -86,4 +86,4 @@ def test_the_seven_files_to_read_first_are_named_and_short() -> None:
     named = re.findall(r"\]\(([^)]+\.py)\)", section.split("\n## ")[0])
     assert tuple(named) == SEVEN
     lines = [len((REPO / name).read_text("utf-8").splitlines()) for name in SEVEN]
-    assert sum(lines) <= 1500, dict(zip(SEVEN, lines, strict=True))
+    assert sum(lines) <= 1450, dict(zip(SEVEN, lines, strict=True))

@@ -46,7 +46,7 @@ class Cache:
 
 
 def init_cache(cfg: LMConfig, *, rows: int, slots: int, dtype: Any) -> Cache:
-    """An empty cache.
+    """Makes an empty cache.
 
     Args:
       rows: b.
@@ -64,8 +64,8 @@ def init_cache(cfg: LMConfig, *, rows: int, slots: int, dtype: Any) -> Cache:
 
 
 def outgrown(cfg: LMConfig, length_b: jax.Array, *, slots: int) -> jax.Array | None:
-    """Whether a row of one of these lengths has just become too long for its cache
-    (`[]`); None if none ever does.
+    """Checks whether a row of one of these lengths has just become too long for its
+    cache (`[]`); None if none ever does.
 
     longrope turns all tokens of a row by other angles once the row is longer than the
     original context. Every activation of the earlier tokens changes with that, so the
@@ -82,8 +82,8 @@ def outgrown(cfg: LMConfig, length_b: jax.Array, *, slots: int) -> jax.Array | N
 
 
 def enter(cache: Cache, pos_bt: jax.Array, valid_bt: jax.Array | None) -> Cache:
-    """The cache with positions and masks of new tokens; their keys and values follow
-    layer by layer (`extend`).
+    """Returns the cache with positions and masks of new tokens; their keys and values
+    follow layer by layer (`extend`).
 
     Raises:
       ValueError: more tokens or other rows than the cache has room for. (How full it is

@@ -95,8 +95,8 @@ class LMConfig:
             raise ValueError(f"no such {self.family} model: {'; '.join(wrong)}")
 
     def layers_of(self, leaf: str) -> tuple[int, ...]:
-        """The layers that a leaf under blocks/ holds, in their order: all, but for MLPs
-        where only some have experts.
+        """Returns the layers that a leaf under blocks/ holds, in their order: all, but
+        for MLPs where only some have experts.
         """
         name = leaf.removeprefix("blocks/").split("/")[0]
         if not self.dense_layers or name not in ("moe", "gate", "up", "down"):
@@ -113,7 +113,7 @@ class LMConfig:
         return any(w < NO_WINDOW for w in self.window_of_layer)
 
     def width(self, point: str) -> int:
-        """Size of the last axis of the activation at a site's point."""
+        """Returns the size of the last axis of the activation at a site's point."""
         return {"attn_z": self.n_heads * self.head_dim, "mlp_hidden": self.d_mlp}.get(
             point, self.d_model
         )

@@ -52,8 +52,8 @@ def turn_ends(
 def ending_ids(
     ends: Ends, given: Sequence[int] | None = None, *, vocab: int
 ) -> tuple[int, ...]:
-    """The ids that end a completion: those of `ends`, or in their place the given ones;
-    each once.
+    """Returns the ids that end a completion: those of `ends`, or in their place the
+    given ones; each once.
 
     Raises:
       ValueError: a given id that is none of the model's.

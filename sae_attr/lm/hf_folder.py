@@ -22,8 +22,8 @@ _MAX_JSON = 1 << 28  # bytes; the index of the largest models has some 20 MB
 
 
 def resolve_model(path: str) -> Path:
-    """The local folder of a model: `path` itself, or a hub id `owner/name[@revision]`
-    downloaded by huggingface_hub.
+    """Finds the local folder of a model: `path` itself, or a hub id
+    `owner/name[@revision]`, which huggingface_hub downloads.
 
     Raises:
       ValueError: neither a folder nor something that looks like a hub id, or the hub
@@ -101,8 +101,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def language_model(hf: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The keys of the language model in a config.json: those of `text_config` where the
-    model is multimodal.
+    """Returns the keys of the language model in a config.json: those of `text_config`
+    where the model is multimodal.
     """
     inner = hf.get("text_config")
     return inner if isinstance(inner, Mapping) else hf

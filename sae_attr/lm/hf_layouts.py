@@ -37,7 +37,7 @@ class LeafSource:
     def view(
         self, tensors: Mapping[str, Any], name: str, expert: int, cfg: LMConfig
     ) -> np.ndarray:
-        """What the leaf takes of a tensor."""
+        """Returns what the leaf takes of a tensor."""
         if self.columns is None:
             return self.read(tensors[name], cfg)
         return tensors[name][expert, :, self.columns]
@@ -45,7 +45,7 @@ class LeafSource:
     def shape_of(
         self, tensors: Mapping[str, Any], name: str, expert: int, cfg: LMConfig
     ) -> tuple[int, ...]:
-        """The shape of `view`, without reading anything."""
+        """Returns the shape of `view`, without reading anything."""
         if self.columns is None:
             return self.read(tensors[name], cfg).shape
         experts, rows, columns = tensors[name].shape
@@ -57,12 +57,12 @@ class LeafSource:
 
 
 def transposed(w: np.ndarray, cfg: LMConfig) -> np.ndarray:
-    """The file has [out, in]."""
+    """Returns a matrix that the file has as [out, in]."""
     return w.T
 
 
 def as_is(w: np.ndarray, cfg: LMConfig) -> np.ndarray:
-    """The file has [in, out], or a vector."""
+    """Returns a matrix that the file has as [in, out], or a vector."""
     return w
 
 

@@ -25,14 +25,14 @@ class Kind:
 
 
 def whole(low: int, high: int) -> Kind:
-    """Whole numbers within bounds; true and false are none."""
+    """Returns the kind of whole numbers within bounds; true and false are none."""
     # bool is a kind of int in Python, and true is no number of layers.
     fits = lambda x: isinstance(x, int) and not isinstance(x, bool) and low <= x <= high
     return Kind(f"a whole number from {low} to {high:,}", fits)
 
 
 def number(low: float, high: float) -> Kind:
-    """Finite numbers above `low`, up to `high`."""
+    """Returns the kind of finite numbers above `low`, up to `high`."""
     fits = lambda x: (
         isinstance(x, int | float) and not isinstance(x, bool) and low < x <= high
     )
@@ -169,7 +169,7 @@ _ROPE_HARMLESS = {
 
 
 def misfits(values: Mapping[str, Any], keys: Mapping[str, Kind] = KEYS) -> list[str]:
-    """A line for every value that is not of its key's kind."""
+    """Returns a line for every value that is not of its key's kind."""
     wrong = {
         key: kind
         for key, kind in keys.items()
@@ -182,8 +182,8 @@ def misfits(values: Mapping[str, Any], keys: Mapping[str, Kind] = KEYS) -> list[
 
 
 def rope_misfits(name: str, params: Mapping[str, Any]) -> list[str]:
-    """A line for everything that a `rope_scaling` or `rope_parameters` entry says
-    wrongly or to no effect.
+    """Returns a line for everything that a `rope_scaling` or `rope_parameters` entry
+    says wrongly or to no effect.
     """
     lines = [f"{name}.{line}" for line in misfits(params, _ROPE)]
     if lines:
@@ -209,15 +209,15 @@ def rope_misfits(name: str, params: Mapping[str, Any]) -> list[str]:
 
 
 def rope_kind(params: Mapping[str, Any]) -> str:
-    """The type that an entry names; `su` is the older name of longrope, mrope is plain
-    rotation where all is text.
+    """Returns the type that an entry names; `su` is the older name of longrope, mrope
+    is plain rotation where all is text.
     """
     kind = params.get("rope_type") or params.get("type") or "default"
     return {"su": "longrope", "mrope": "default"}.get(kind, kind)
 
 
 def shown(value: Any) -> str:
-    """A value in a message, cut where it is long."""
+    """Returns a value in a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
@@ -244,8 +244,8 @@ _TELLING = re.compile(
 def unread_lines(
     values: Mapping[str, Any], read: Iterable[str], implied: Mapping[str, Any]
 ) -> list[str]:
-    """A line for every key that is set, that is not read, and that may change what the
-    model computes.
+    """Returns a line for every key that is set, that is not read, and that may change
+    what the model computes.
 
     Args:
       values: config.json.

@@ -27,8 +27,8 @@ LRP: Rules = frozenset({"norm", "attention", "activation", "product"})
 
 
 def parse_rules(text: str) -> Rules:
-    """The set that a text names: `plain` (none), `lrp` (RelP's four), or names joined
-    with +, as in `norm+attention`.
+    """Reads the set that a text names: `plain` (none), `lrp` (RelP's four), or names
+    joined with +, as in `norm+attention`.
 
     Raises ValueError for an unknown name.
     """
@@ -38,7 +38,7 @@ def parse_rules(text: str) -> Rules:
 
 
 def check_rules(rules: Rules) -> Rules:
-    """The rules themselves; ValueError if one is unknown."""
+    """Returns the rules themselves; ValueError if one is unknown."""
     if unknown := set(rules) - set(RULES):
         raise ValueError(
             f"backward rule {sorted(unknown)[0]!r} is unknown; choose of "
@@ -48,14 +48,14 @@ def check_rules(rules: Rules) -> Rules:
 
 
 def hold(x: jax.Array, when: bool) -> jax.Array:
-    """`x`, as a constant of differentiation if `when`."""
+    """Returns `x`, as a constant of differentiation if `when`."""
     return jax.lax.stop_gradient(x) if when else x
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def ratio_activation(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """f(x), whose derivative is f(x) / x: at x = 0 the limit f'(0), which is ½ for SiLU
-    and GELU and 0 for ReLU.
+    """Computes f(x) with f(x) / x for its derivative: at x = 0 the limit f'(0), which
+    is ½ for SiLU and GELU and 0 for ReLU.
     """
     return f(x)
 
@@ -74,7 +74,7 @@ def _ratio_jvp(
 
 @jax.custom_jvp
 def half_gradient(x: jax.Array) -> jax.Array:
-    """`x`, whose derivative is ½."""
+    """Returns `x` with ½ for its derivative."""
     return x
 
 

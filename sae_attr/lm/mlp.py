@@ -24,8 +24,8 @@ _ACT: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def wide(x: jax.Array) -> jax.Array:
-    """`x` in float32, or in float64 where it already is: the precision of norms,
-    softmax and log-probabilities.
+    """Returns `x` in float32, or in float64 where it already is: the precision of
+    norms, softmax and log-probabilities.
     """
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -33,8 +33,8 @@ def wide(x: jax.Array) -> jax.Array:
 def activation(
     cfg: LMConfig, gate: jax.Array | None, up: jax.Array, rules: Rules = PLAIN
 ) -> jax.Array:
-    """Hidden units of an MLP: act(up), act(gate) up, or gpt-oss's clipped gate
-    sigmoid(alpha gate) (up + 1).
+    """Computes the hidden units of an MLP: act(up), act(gate) up, or gpt-oss's clipped
+    gate sigmoid(alpha gate) (up + 1).
     """
     act = (
         _ACT[cfg.act]

@@ -72,7 +72,7 @@ class PackedExperts:
 
 
 def join_packed(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The tensors with every pair `x_blocks`, `x_scales` replaced by one `x`."""
+    """Returns the tensors with every pair `x_blocks`, `x_scales` replaced by one `x`."""
     names = [
         name.removesuffix("_blocks") for name in tensors if name.endswith("_blocks")
     ]

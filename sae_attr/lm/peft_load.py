@@ -74,8 +74,8 @@ _KEY = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.\w+)?\.weight
 
 
 def adaptable(cfg: LMConfig) -> tuple[str, ...]:
-    """The linear maps of a block that an adapter may change; experts and their router
-    are not among them.
+    """Returns the linear maps of a block that an adapter may change; experts and their
+    router are not among them.
     """
     mlp = (
         ()
@@ -97,7 +97,7 @@ class Factors:
     b: np.ndarray
 
     def product(self, rows: slice, columns: slice) -> np.ndarray:
-        """A part of a b, float64."""
+        """Returns a part of a b, float64."""
         return self.a[rows] @ self.b[:, columns]
 
 
@@ -115,8 +115,8 @@ class Adapter:
     matrices: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
     def factors(self, cfg: LMConfig, leaf: str) -> dict[int, Factors]:
-        """Layer -> what is added to it, for a leaf such as blocks/q/kernel; of fused
-        matrices the leaf's own part.
+        """Returns layer -> what is added to it, for a leaf such as blocks/q/kernel; of
+        fused matrices the leaf's own part.
         """
         if leaf not in {f"blocks/{name}/kernel" for name in adaptable(cfg)}:
             return {}
@@ -173,8 +173,8 @@ class Adapter:
                 yield f"{leaf} of layer {layer} is {shape} in the model and {got} in the adapter"
 
     def stacked(self, cfg: LMConfig, dtype: str) -> dict[str, dict[str, np.ndarray]]:
-        """Every adapted matrix's `a` `[l, in, r]` and `b` `[l, r, out]`; layers without
-        it, and lower ranks, have zeros.
+        """Returns every adapted matrix's `a` `[l, in, r]` and `b` `[l, r, out]`; layers
+        without it, and lower ranks, have zeros.
         """
         tree: dict[str, dict[str, np.ndarray]] = {}
         for name in adaptable(cfg):

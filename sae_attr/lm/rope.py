@@ -41,8 +41,8 @@ class Rope:
     long_factor: tuple[float, ...] = ()
 
     def inv_freq(self, long: bool = False) -> np.ndarray:
-        """Inverse frequencies `[dim / 2]`, float64; `long` chooses longrope's factors
-        for long rows.
+        """Returns inverse frequencies `[dim / 2]`, float64; `long` chooses longrope's
+        factors for long rows.
         """
         base = self.theta ** (np.arange(0, self.dim, 2, dtype=np.float64) / self.dim)
         return _SCALED[self.kind](self, 1.0 / base, long)
@@ -87,7 +87,9 @@ _SCALED: Mapping[str, Callable[[Rope, np.ndarray, bool], np.ndarray]] = {
 def rope_from_hf(
     hf: Mapping[str, Any], params: Mapping[str, Any], head_dim: int, theta: float
 ) -> Rope:
-    """One `Rope` from a `rope_parameters` / `rope_scaling` entry of either spelling."""
+    """Returns one `Rope` from a `rope_parameters` / `rope_scaling` entry of either
+    spelling.
+    """
     kind = rope_kind(params)
     if kind not in _SCALED:
         raise ValueError(

@@ -103,7 +103,9 @@ def read_weights(
 
 
 def same_numbers(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays hold the same numbers, whatever their types; read in pieces."""
+    """Checks whether two arrays hold the same numbers, whatever their types; read in
+    pieces.
+    """
     if a.shape != b.shape:
         return False
     rows = max(1, (1 << 22) // max(1, a[:1].size)) if a.ndim else 1
@@ -114,12 +116,14 @@ def same_numbers(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def printable(name: str) -> str:
-    """A tensor's name for a message, which may come from a file that means harm."""
+    """Returns a tensor's name for a message, which may come from a file that means
+    harm.
+    """
     return name if name.isprintable() and len(name) <= 200 else f"{name[:200]!a}..."
 
 
 def quantised_names(names: Any) -> list[str]:
-    """The names among some that belong to quantised weights."""
+    """Returns the names among some that belong to quantised weights."""
     return sorted(name for name in names if _QUANTISED.search(name))
 
 
@@ -127,7 +131,7 @@ def quantised_names(names: Any) -> list[str]:
 
 
 def weight_files(folder: Path, *, adapter: bool = False) -> list[Path]:
-    """The files that hold the model's weights, safetensors before torch's.
+    """Returns the files that hold the model's weights, safetensors before torch's.
 
     Raises:
       ValueError: an adapter's folder; a file that an index names and the folder lacks;

@@ -53,8 +53,8 @@ CHUNK_BYTES = (
 def load_config(
     path: str, *, resid_dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
 ) -> LMConfig:
-    """`LMConfig` of a model folder or hub id, without its weights; ValueError if
-    config.json is missing or unknown.
+    """Reads the `LMConfig` of a model folder or hub id, without its weights; ValueError
+    if config.json is missing or unknown.
 
     With a mesh, the tokens of each `data` shard go to experts by themselves, so that no
     shard waits for another's.
@@ -230,7 +230,7 @@ class _Piece:
     factors: Factors | None = None
 
     def put(self, sharding: jax.NamedSharding, dtype: str) -> jax.Array:
-        """The piece on its devices: one array whose shards are the devices' cuts."""
+        """Puts the piece on its devices: one array whose shards are the devices' cuts."""
         parts = [whole // part for whole, part in zip(self.view.shape, self.shard)]
 
         def cut(index: Any) -> np.ndarray:
