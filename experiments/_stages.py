@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from absl import flags
@@ -17,6 +16,7 @@ from sae_attr.store import (
     select_stages,
     stage_statuses,
 )
+from sae_attr.study.stage_choice import StageChoice
 
 from ._progress import StageProgress
 
@@ -37,22 +37,9 @@ LIST = flags.DEFINE_bool(
 )
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which stages of a run are meant; arguments of `run_stages`."""
-
-    only: Sequence[str] = ()
-    until: str | None = None
-    force: Sequence[str] = ()
-
-    def options(self) -> dict[str, Any]:
-        """Returns the keywords for `run_stages`."""
-        return {"only": self.only, "until": self.until, "force": self.force}
-
-
-def selection_of_flags() -> Selection:
-    """Returns what the flags --only, --until and --force say."""
-    return Selection(ONLY.value, UNTIL.value, FORCE.value)
+def choice_of_flags() -> StageChoice:
+    """Returns the choice that the flags --only, --until and --force state."""
+    return StageChoice(ONLY.value, UNTIL.value, FORCE.value)
 
 
 def states_text(store: Store, stages: Sequence[Stage]) -> str:
@@ -61,13 +48,13 @@ def states_text(store: Store, stages: Sequence[Stage]) -> str:
     return "\n".join(f"{status.state:<8} {status.name}" for status in statuses)
 
 
-def run_selected(
-    store: Store, stages: Sequence[Stage], selection: Selection
+def run_chosen(
+    store: Store, stages: Sequence[Stage], choice: StageChoice
 ) -> dict[str, Result]:
-    """Runs the selected stages, and says on the main process how they go."""
+    """Runs the chosen stages, and shows on the main process how they go."""
     names = {
         stage.name
-        for stage in select_stages(stages, only=selection.only, until=selection.until)
+        for stage in select_stages(stages, only=choice.only, until=choice.until)
     }
     hooks: dict[str, Any] = {}
     if parallel.is_main():
@@ -75,5 +62,5 @@ def run_selected(
         course = StageProgress([status for status in statuses if status.name in names])
         hooks = {"on_start": course.start, "on_end": course.end}
     return run_stages(
-        store, stages, agree=parallel.from_main, **selection.options(), **hooks
+        store, stages, agree=parallel.from_main, **choice.options(), **hooks
     )

@@ -38,7 +38,7 @@ from sae_attr.text.rows import shown_tokens
 
 from . import _common
 from ._flags import ALLOW_CHANGE, CONFIG, SHOW_TOKENS, WORKDIR
-from ._stages import LIST, Selection, run_selected, selection_of_flags, states_text
+from ._stages import LIST, StageChoice, choice_of_flags, run_chosen, states_text
 
 # Where and how fast a run is, not what it computes.
 PLAIN = ("mesh", "batch_size", "corpus_batch", "remat", "trust_sae")
@@ -107,7 +107,7 @@ def start(
     config: ConfigDict,
     workdir: epath.Path,
     *,
-    selection: Selection | None = None,
+    selection: StageChoice | None = None,
     listed: bool = False,
     shown: int = 0,
     allow_change: bool = False,
@@ -157,7 +157,7 @@ def start(
         allow_change=allow_change,
         writer=main,
     ):
-        results = run_selected(store, stages, selection or Selection())
+        results = run_chosen(store, stages, selection or StageChoice())
         if main:
             _finish(setup, workdir, results | _stored(store, stages, results))
 
@@ -193,7 +193,7 @@ def main(argv: list[str]) -> None:
     start(
         CONFIG.value,
         epath.Path(str(WORKDIR.value)),
-        selection=selection_of_flags(),
+        selection=choice_of_flags(),
         listed=LIST.value,
         shown=SHOW_TOKENS.value,
         allow_change=ALLOW_CHANGE.value,

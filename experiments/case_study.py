@@ -7,8 +7,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 from etils import epath
@@ -16,61 +15,64 @@ from ml_collections import ConfigDict
 
 from sae_attr import parallel
 from sae_attr.store import (
+    Result,
     Store,
     own_workdir,
-    run_stages,
-    select_stages,
     stage_statuses,
     stored_results,
     write_atomic,
 )
 from sae_attr.study.case import Runtime
 from sae_attr.study.cost import case_costs, cost_table
-from sae_attr.study.opened import CaseStudy, StageChoice, open_study
+from sae_attr.study.opened import CaseStudy, open_study
 from sae_attr.study.showing import Shown
+from sae_attr.study.stage_choice import StageChoice
 
 from . import _common
 from ._command import command_line
 from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
-from ._progress import StageProgress, ending
-from ._stages import FORCE, LIST, ONLY, UNTIL
+from ._progress import ending
+from ._stages import FORCE, LIST, ONLY, UNTIL, run_chosen, states_text
 
 PLAIN = ("mesh", "batch_size", "attribution")  # where and how fast, not what
 # Of a judge: where it is served, how it is waited for, and what it may cost. Its
-#   identity is its model and rubric.
+# identity is its model and rubric.
 PLAIN_OF_JUDGE = (
-    *(
-        "base_url",
-        "name",
-        "timeout",
-        "concurrency",
-        "retries",
-        "first_wait",
-        "longest_wait",
-        "failures",
-    ),
-    *("max_calls", "max_tokens", "batch_size"),
-)
+    "base_url", "name", "timeout", "concurrency", "retries", "first_wait", "longest_wait", "failures",
+    "max_calls", "max_tokens", "batch_size",
+)  # fmt: skip
 
 
 def ignored(config: ConfigDict) -> tuple[str, ...]:
-    """Keys that may differ between runs in one workdir."""
-    return *PLAIN, *(
-        f"cases.{case}.judge.{key}" for case in config.cases for key in PLAIN_OF_JUDGE
-    )
+    """Returns the keys that may differ between runs in one workdir."""
+    keys = list(PLAIN)
+    for case in config.cases:
+        keys += [f"cases.{case}.judge.{key}" for key in PLAIN_OF_JUDGE]
+    return tuple(keys)
+
+
+def costs_text(study: CaseStudy, *, always: bool = False) -> str:
+    """Returns what the stages that are left would cost; "" where none is left.
+
+    Args:
+      always: return the table also where none is left.
+    """
+    states = {}
+    for status in stage_statuses(study.runtime.store, study.stages):
+        states[status.name] = status.state
+    costs = [cost for case in study.cases for cost in case_costs(case)]
+    left = [cost for cost in costs if states.get(cost.stage) != "done"]
+    return cost_table(costs, states) if left or always else ""
 
 
 def show_states(study: CaseStudy) -> None:
     """Prints every stage's state, and what the rest would cost."""
-    states = stage_statuses(study.runtime.store, study.stages)
-    for status in states:
-        print(f"{status.state:<8} {status.name}")
-    costs = [cost for case in study.cases for cost in case_costs(case)]
-    print(f"\n{cost_table(costs, {status.name: status.state for status in states})}")
+    print(states_text(study.runtime.store, study.stages))
+    print(f"\n{costs_text(study, always=True)}")
 
 
 def summed_up(names: Sequence[str]) -> list[str]:
-    """Files by name, and those of a folder by their number."""
+    """Returns files by name, and those of a folder by their number."""
     inside = Counter(name.split("/")[0] for name in names if "/" in name)
     alone = [name for name in names if "/" not in name]
     return [*alone, *(f"{folder}/ ({count})" for folder, count in inside.items())]
@@ -88,6 +90,19 @@ def write(shown: Shown, workdir: epath.Path) -> list[str]:
     return sorted(shown.files)
 
 
+def opened(config: ConfigDict, workdir: epath.Path) -> CaseStudy:
+    """Opens the study that a config states."""
+    runtime = Runtime(
+        Store(workdir / "store", writer=parallel.is_main()),
+        workdir,
+        parallel.make_mesh(str(config.mesh)),
+        batch_size=config.batch_size,
+        progress=parallel.is_main(),
+        attribution=config.attribution.to_dict(),
+    )
+    return open_study(config.to_dict(), runtime)
+
+
 def start(
     config: ConfigDict,
     workdir: epath.Path,
@@ -98,27 +113,22 @@ def start(
     shown: bool = False,
     allow_change: bool = False,
 ) -> None:
-    """Checks every input, says what the run costs, then runs the stages under the
+    """Checks every input, prints what the run costs, then runs the stages under the
     workdir's lock and writes their files.
 
     Args:
       config: as configs/organism.py makes it.
       only, until, force: as for `run_stages`.
       shown: list the stages and stop.
+      allow_change: use a workdir that was made with another config.
     """
     _common.fix_day(config, workdir)
-    mesh = parallel.make_mesh(str(config.mesh))
-    store = Store(workdir / "store", writer=parallel.is_main())
-    speed: dict[str, Any] = {
-        "batch_size": config.batch_size,
-        "attribution": config.attribution.to_dict(),
-    }
-    runtime = Runtime(store, workdir, mesh, progress=parallel.is_main(), **speed)
-    study = open_study(config.to_dict(), runtime)
+    study = opened(config, workdir)
     if shown:
         show_states(study)
         return
-    study.check(StageChoice(only, until, force))
+    choice = StageChoice(only, until, force)
+    study.check(choice)
     with own_workdir(
         workdir,
         config.to_dict(),
@@ -126,65 +136,35 @@ def start(
         allow_change=allow_change,
         writer=parallel.is_main(),
     ):
+        costs = costs_text(study)
+        if parallel.is_main() and costs:
+            print(costs)
+        choice = StageChoice(only, until, [*force, *study.unread(choice)])
+        study.try_out(choice)
+        results = run_chosen(study.runtime.store, study.stages, choice)
         if parallel.is_main():
-            show_cost(study)
-        force = [*force, *study.unread(StageChoice(only, until))]
-        which: dict[str, Any] = {"only": only, "until": until, "force": force}
-        study.try_out(StageChoice(only, until, force))
-        stages = {
-            stage.name for stage in select_stages(study.stages, only=only, until=until)
-        }
-        course = StageProgress(
-            [
-                status
-                for status in stage_statuses(store, study.stages)
-                if status.name in stages
-            ]
-        )
-        told: dict[str, Any] = (
-            {"on_start": course.start, "on_end": course.end}
-            if parallel.is_main()
-            else {}
-        )
-        results = run_stages(
-            store, study.stages, agree=parallel.from_main, **which, **told
-        )
-        if parallel.is_main():
-            found = study.shown(stored_results(store, study.stages) | results)
-            names = write(found, workdir)
-            print("\n" + "\n\n".join(found.sentences))
-            again = command_line(
-                [
-                    arg
-                    for arg in sys.argv
-                    if not arg.startswith(("--until", "--only", "--force"))
-                ]
-            )
-            print(
-                "\n"
-                + ending(
-                    stage_statuses(store, study.stages),
-                    results,
-                    summed_up(names),
-                    os.fspath(workdir),
-                    again,
-                )
-            )
+            finish(study, results)
 
 
-def show_cost(study: CaseStudy) -> None:
-    """Prints what is left to do, if anything is."""
-    states = {
-        status.name: status.state
-        for status in stage_statuses(study.runtime.store, study.stages)
-    }
-    costs = [cost for case in study.cases for cost in case_costs(case)]
-    if any(states[cost.stage] != "done" for cost in costs):
-        print(cost_table(costs, states))
+def finish(study: CaseStudy, results: Mapping[str, Result]) -> None:
+    """Writes the files of a study, and prints its findings, what ran and what is left.
+
+    Args:
+      results: of the stages that ran now, or were read by one.
+    """
+    store, workdir = study.runtime.store, study.runtime.workdir
+    page = study.shown(stored_results(store, study.stages) | dict(results))
+    names = write(page, workdir)
+    print("\n" + "\n\n".join(page.sentences))
+    choosing = ("--until", "--only", "--force")
+    arguments = [arg for arg in sys.argv if not arg.startswith(choosing)]
+    statuses = stage_statuses(store, study.stages)
+    again, folder = command_line(arguments), os.fspath(workdir)
+    print("\n" + ending(statuses, results, summed_up(names), folder, again))
 
 
 def main(argv: list[str]) -> None:
-    """`start` with what the flags say."""
+    """Runs `start` with the command line's flags."""
     _common.begin(argv)
     start(
         CONFIG.value,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from sae_attr.study.organism_case import organism_case
 from sae_attr.study.prompts import split_prompts
 from sae_attr.study.settings import CaseSettings, StudySettings
 from sae_attr.study.showing import Shown, show
+from sae_attr.study.stage_choice import StageChoice
 from sae_attr.study.unread import GRADED_SPLITS, graded_split, read_again
 from sae_attr.text.pairs import read_prompts
 
@@ -35,19 +36,6 @@ _EXPENSIVE = {"sample", "steer", *attribution_names(), *GRADED_SPLITS}
 
 # Keys of a config beside `StudySettings`: what is studied, and how fast.
 NO_SETTINGS = ("organism", "mesh", "batch_size", "attribution")
-
-
-@dataclass(frozen=True)
-class StageChoice:
-    """Which stages of a study run.
-
-    Args:
-      only, until, force: as for `run_stages`.
-    """
-
-    only: Sequence[str] = ()
-    until: str | None = None
-    force: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
