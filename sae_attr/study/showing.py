@@ -24,12 +24,12 @@ from sae_attr.report.tables import csv_text, json_text, versions
 from sae_attr.store import Result
 from sae_attr.study.case import Case
 from sae_attr.study.case_stage import plain
+from sae_attr.study.choices import choices
 from sae_attr.study.columns import written
 from sae_attr.study.facts import (
     case_facts,
     case_findings,
     case_warnings,
-    choices,
     study_findings,
 )
 from sae_attr.study.latents import latent_table, steered_latents

@@ -41,7 +41,7 @@ def cell(column: Column, value: Any) -> Cell:
         order = "" if value is None else str(int(bool(value)))
         return Cell("●" if value else "", order)
     if not is_known(value):
-        return Cell(UNKNOWN, "")
+        return Cell(UNKNOWN, "")  # an empty order comes last, whichever way one sorts
     return Cell(_number(column, value), repr(float(value)))
 
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from sae_attr.report.figures.output import INK, PAPER, Mark, save
 from sae_attr.report.safe_text import visible
 
+# Everything else is left out: metadata, the style sheet, and whatever could act.
 _SHAPES = {"path", "use", "text", "rect"}
 _GROUPS = {"svg", "g", "defs", "clipPath"}
 _PLACES = {"d", "x", "y", "width", "height", "transform"}
@@ -37,6 +38,7 @@ _COLORS = {INK: "var(--ink)", PAPER: "var(--paper)"}
 _HREF = "{http://www.w3.org/1999/xlink}href"
 _CLIP = re.compile(r"url\(#([\w-]+)\)")
 _DECIMALS = re.compile(r"-?\d+\.\d+")
+# matplotlib writes level text as turned by −0 degrees.
 _NO_TURN = re.compile(r"rotate\(-?0 [^)]*\)")
 
 
@@ -92,6 +94,7 @@ class _Writer:
         if element.get("id") in self.marks:
             return self.marked(self.marks[element.attrib["id"]], children)
         attributes = dict(self.attributes(element))
+        # matplotlib groups every artist; without its id a group says nothing.
         if not children or (tag == "g" and not attributes):
             return children
         group = Element(tag, attributes)

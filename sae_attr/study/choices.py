@@ -1,0 +1,95 @@
+"""The points that the method leaves open, with a study's values."""
+
+from __future__ import annotations
+
+from sae_attr.report.page import Choice
+from sae_attr.study.case import Case
+
+
+def choices(case: Case) -> tuple[Choice, ...]:
+    """Returns every point that the method leaves open, with its value here."""
+    return (*_attribution_choices(case), *_steering_choices(case))
+
+
+def _attribution_choices(case: Case) -> tuple[Choice, ...]:
+    s = case.settings
+    return (
+        Choice(
+            "tokens of the attribution",
+            s.attribution.get("tokens") or "prompt",
+            "prompt is the post's; completion or all are departures",
+        ),
+        Choice(
+            "loss",
+            s.attribution.get("loss", "sum"),
+            "sum over the completion's tokens, or mean",
+        ),
+        Choice(
+            "completions per pair and side",
+            s.per_side,
+            "the first distinct ones in the order of sampling",
+        ),
+    )
+
+
+def _steering_choices(case: Case) -> tuple[Choice, ...]:
+    study = case.study
+    budget = (
+        f"{study.budget.rule}, {100 * study.budget.points:.0f} points, "
+        f"{study.budget.pick}, by {study.strengths_by}"
+    )
+    signs = "the gradient-signed strip is separate" if study.gradient_signed else ""
+    return (
+        Choice("steered tokens", study.steer_tokens, "all, prompt or generated"),
+        Choice(
+            "strengths",
+            list(study.grid),
+            "grid, in units of the site's mean activation norm",
+        ),
+        Choice("choice of strength", budget, "on prompts that nothing else uses"),
+        Choice(
+            "coherence",
+            study.coherence_by,
+            "auto: by the judge if it grades coherence, else by log-probability, "
+            "compared with unsteered answers",
+        ),
+        Choice("sign of steering", "fixed: − away, + toward", signs),
+        Choice(
+            "random latents",
+            study.random,
+            "matched on firing rate, same strength search; 5th to 95th percentile",
+        ),
+        Choice(
+            "samples per latent and prompt",
+            study.effect_samples,
+            "steered and unsteered ones share their random keys",
+        ),
+        Choice("ends of a completion", list(case.stop_ids), _ends(case)),
+        Choice(
+            "temperature, top-p",
+            [study.sampling.temperature, study.sampling.top_p],
+            "of all completions",
+        ),
+        Choice(
+            "excluded answers",
+            f"sampled again up to {study.sampling.attempts} times",
+            "then missing, never a score",
+        ),
+        Choice(
+            "tests",
+            "sign flips over prompts, permutation of methods' labels",
+            "Benjamini-Hochberg; bootstrap by prompt",
+        ),
+    )
+
+
+def _ends(case: Case) -> str:
+    """Returns where the token ids that end a completion come from."""
+    sampling = case.study.sampling
+    if sampling.stop_ids is not None:
+        return "token ids of the settings"
+    sources = [
+        f"{name} {', '.join(map(str, ids))}" for name, ids in case.setup.ends.items()
+    ]
+    sources += [f"settings {text!r}" for text in sampling.stop]
+    return "; ".join(sources)
