@@ -161,7 +161,7 @@ def _contents(
         for stage, result in results.of.items():
             name = f"{results.case.settings.name}.{stage}"
             seconds = float(result.meta.get("seconds", 0.0))
-            times.append(StageTime(name, seconds, _cost(result)))
+            times.append(StageTime(name, seconds, stage_cost(result)))
             hashes[name] = result.key.rpartition("-")[2]
     for case in cases:
         for row in case.latents.rows:
@@ -184,10 +184,15 @@ def _contents(
     )
 
 
-def _cost(result: Result) -> dict[str, int]:
-    """Returns how many answers a stage sampled and graded."""
-    cost = {k: result.meta[k] for k in ("samples", "tokens") if k in result.meta}
-    counts = result.meta.get("counts", {})
+def stage_cost(result: Result) -> dict[str, int]:
+    """Returns how many completions and tokens a stage sampled, and how many answers it
+    graded.
+    """
+    meta, cost = result.meta, {}
+    # A pass over a corpus has tokens too, but samples none.
+    if "samples" in meta:
+        cost = {name: meta[name] for name in ("samples", "tokens") if name in meta}
+    counts = meta.get("counts", {})
     if "labels" in counts:
         cost["graded"] = sum(counts["labels"].values())
         cost["resampled"] = counts["resampled"]
