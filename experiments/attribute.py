@@ -93,7 +93,7 @@ def show(report: RankingReport) -> None:
     summary = report.summary
     for name, columns in report.columns.items():
         preset = summary["presets"][name]
-        which = f"tokens={preset['tokens']}, sides={preset['sides']}"
+        which = f"tokens={preset['tokens']}, gating={preset['gating']}"
         print(f"\n{name}: {which}, {ranked_text(preset['ranked'])}")
         print(latent_table(columns))
         print(f"\nwhere Δ comes from\n{origin_table(columns)}")

@@ -228,6 +228,7 @@ def given_only(values: Mapping[str, Any]) -> dict[str, Any]:
 # one: the nearest spelling would be another key.
 RENAMED = {
     "fitness_tokens": "sae_check_tokens",
+    "sides": "gating",
     "max_below_promise": "max_below_stated",
 }
 _LEAST_LIKENESS = 0.6  # of two names, below which a hint would only mislead

@@ -1,8 +1,8 @@
 """Δ-attribution: gradients at a site, scores of every latent, rankings with their
-uncertainty, exact ablation.
+uncertainty, exact ablation. Pure method: no settings, no store, no files of a run.
 
-What a script needs is here; the stages of a whole run are in `stages`, and what is
-printed beside Δ in `candidates`.
+Read in this order: `gradients`, `scores`, `table` (tokens and their weights), `merged`
+(Δ within prompts), `evidence`, `score_table` (every score), `presets` (rankings).
 """
 
 from sae_attr.activations import MeanActivation, mean_activation, site_acts
@@ -13,12 +13,15 @@ from sae_attr.attribution.corpus import (
     firing_rates,
     weighted_codes,
 )
+from sae_attr.attribution.decoder_pass import score_dictionary
+from sae_attr.attribution.dictionary import DictionaryScores, score_everything
 from sae_attr.attribution.encoder import (
     attribute_codes,
     encoder_prompt_scores,
     error_prompt_scores,
     error_scores,
 )
+from sae_attr.attribution.evidence import Evidence, Skipped
 from sae_attr.attribution.gradients import SiteGradients, act_and_grad
 from sae_attr.attribution.integrated import (
     LatentPaths,
@@ -27,6 +30,13 @@ from sae_attr.attribution.integrated import (
     integrated_latents,
 )
 from sae_attr.attribution.merged import merge, prompt_scores
+from sae_attr.attribution.presets import (
+    PRESETS,
+    Preset,
+    baseline_rankings,
+    decoder_rows,
+    preset_ranking,
+)
 from sae_attr.attribution.ranking import (
     Ranking,
     agreement,
@@ -34,13 +44,13 @@ from sae_attr.attribution.ranking import (
     random_matched,
     rank,
 )
+from sae_attr.attribution.score_table import SCORES, Score
 from sae_attr.attribution.scores import (
     Moment,
     attribute,
     best_direction,
     moment,
     quadratic_form,
-    score_dictionary,
     score_moment,
     token_scores,
 )
@@ -65,27 +75,36 @@ from sae_attr.attribution.table import (
 )
 
 __all__ = [
+    "PRESETS",
+    "SCORES",
     "Ablation",
     "ClusterStatistics",
     "CodeStatistics",
+    "DictionaryScores",
+    "Evidence",
     "LatentPaths",
     "MeanActivation",
     "Moment",
     "Path",
+    "Preset",
     "Ranking",
+    "Score",
     "SiteGradients",
     "SiteLatent",
     "SiteRanking",
+    "Skipped",
     "TokenTable",
     "act_and_grad",
     "agreement",
     "attribute",
     "attribute_codes",
+    "baseline_rankings",
     "best_direction",
     "cluster_statistics",
     "code_statistics",
     "collect",
     "collect_sites",
+    "decoder_rows",
     "encoder_prompt_scores",
     "error_prompt_scores",
     "error_scores",
@@ -97,6 +116,7 @@ __all__ = [
     "merge",
     "moment",
     "overlap",
+    "preset_ranking",
     "prompt_scores",
     "quadratic_form",
     "random_matched",
@@ -104,6 +124,7 @@ __all__ = [
     "rank_sites",
     "row_ablation",
     "score_dictionary",
+    "score_everything",
     "score_moment",
     "score_sites",
     "site_acts",

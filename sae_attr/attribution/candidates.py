@@ -115,10 +115,10 @@ def statistics_columns(stats: ClusterStatistics) -> Columns:
 
 
 def _within_prompts(evidence: Evidence, preset: Preset, few: Candidates) -> np.ndarray:
-    per_prompt = SCORES[preset.sides].per_prompt
+    per_prompt = SCORES[preset.gating].per_prompt
     if per_prompt is None:
         raise ValueError(
-            f"score {preset.sides!r} is not known within prompts, so no preset can "
+            f"score {preset.gating!r} is not known within prompts, so no preset can "
             "rank by it"
         )
     return per_prompt(evidence, preset.tokens, few)
@@ -130,11 +130,11 @@ def _by_role(evidence: Evidence, preset: Preset, few: Candidates) -> Columns:
         evidence.merged(preset.tokens),
         few.dec_kd,
         evidence.mean_d,
-        sides=preset.sides,
+        gating=preset.gating,
         by_role=True,
     )
     role_rk = scores_prk.mean(0)
-    if preset.sides == "gated":
+    if preset.gating == "gated":
         push_n = np.asarray(few.scores[key_of("gradient", preset.tokens)])
         role_rk = role_rk * (push_n[few.latents] > 0)
     parts = zip(ROLES, role_rk, strict=True)
@@ -211,7 +211,7 @@ def with_candidates(
     for name, score in SCORES.items():
         if score.per_prompt is not None:
             known[name] = (ranking.latents_k, columns[name])
-    known[preset.sides] = (np.arange(n), ranking.scores_n)
+    known[preset.gating] = (np.arange(n), ranking.scores_n)
     out = dict(scores)
     for name, (latents, values) in known.items():
         key = key_of(name, preset.tokens)

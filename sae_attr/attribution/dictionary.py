@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from sae_attr.attribution.decoder_pass import score_dictionary
 from sae_attr.attribution.evidence import Evidence, Skipped
 from sae_attr.attribution.score_table import (
     SCORES,
@@ -17,11 +18,7 @@ from sae_attr.attribution.score_table import (
     Vector,
     key_of,
 )
-from sae_attr.attribution.scores import (
-    best_direction,
-    quadratic_form,
-    score_dictionary,
-)
+from sae_attr.attribution.scores import best_direction, quadratic_form
 from sae_attr.attribution.statistics import halves
 from sae_attr.attribution.table import table_moment
 

@@ -114,7 +114,7 @@ def prompt_scores(
     dec_nd: jax.Array,
     mean_d: jax.Array,
     *,
-    sides: str = "both",
+    gating: str = "both",
     by_role: bool = False,
 ) -> np.ndarray:
     """Δ within each prompt for some latents: `[p, n]`, or `[p, roles, n]` split by the
@@ -134,12 +134,12 @@ def prompt_scores(
             padded(x[part], block) for x in (merged.acts_jd, merged.grads_jd)
         )
         segments = np.pad(segment_j[part], (0, block - len(segment_j[part])))
-        total = _add_block(total, acts, grads, segments, dec_nd, mean_d, sides=sides)
+        total = _add_block(total, acts, grads, segments, dec_nd, mean_d, gating=gating)
     shape = (merged.prompts, groups, -1) if by_role else (merged.prompts, -1)
     return np.asarray(total).reshape(shape)
 
 
-@partial(jax.jit, static_argnames="sides")
+@partial(jax.jit, static_argnames="gating")
 def _add_block(
     total: jax.Array,
     acts: jax.Array,
@@ -148,10 +148,10 @@ def _add_block(
     dec_nd: jax.Array,
     mean_d: jax.Array,
     *,
-    sides: str,
+    gating: str,
 ) -> jax.Array:
     """Adds a block's scores to the sums of their segments `[segments, n]`."""
     scores = token_scores(
-        acts, grads, dec_nd, mean_d, sides
+        acts, grads, dec_nd, mean_d, gating
     )  # padding has zero gradients, so it adds zero
     return total + jax.ops.segment_sum(scores, segments, num_segments=total.shape[0])

@@ -14,7 +14,7 @@ import numpy as np
 from sae_attr.attribution.evidence import Evidence
 from sae_attr.attribution.ranking import Ranking, random_matched, rank
 from sae_attr.attribution.score_table import SCORES, Candidates, column_of, key_of
-from sae_attr.attribution.scores import SIDES
+from sae_attr.attribution.scores import GATINGS
 from sae_attr.files.row_source import RowSource
 from sae_attr.sae.model import unit_decoder
 from sae_attr.text.rows import SCOPES
@@ -28,12 +28,12 @@ class Preset:
 
     name: str
     tokens: str
-    sides: str
+    gating: str
 
     def __post_init__(self) -> None:
         for field, value, allowed in (
             ("tokens", self.tokens, SCOPES),
-            ("sides", self.sides, SIDES),
+            ("gating", self.gating, GATINGS),
         ):
             if value not in allowed:
                 raise ValueError(
@@ -74,7 +74,7 @@ def preset_ranking(
     `options["ranked"]` says how many latents of how many were looked at.
     """
     n = len(evidence.decoder)
-    values_n = scores.get(key_of(preset.sides, preset.tokens))
+    values_n = scores.get(key_of(preset.gating, preset.tokens))
     if values_n is not None:
         ranked = {"latents": n, "of": n, "by": "the whole dictionary"}
     else:
@@ -84,7 +84,7 @@ def preset_ranking(
         np.asarray(values_n),
         top,
         tokens=preset.tokens,
-        sides=preset.sides,
+        gating=preset.gating,
         ranked=ranked,
     )
 
@@ -101,7 +101,7 @@ def _pool_scores(
     pool = np.unique(np.concatenate(list(best.values())))
     few = Candidates(pool, decoder_rows(evidence.decoder, pool), scores)
     values_n = np.full(n, np.nan, np.float32)
-    values_n[pool] = column_of(preset.sides, preset.tokens, evidence, few)
+    values_n[pool] = column_of(preset.gating, preset.tokens, evidence, few)
     parts = [f"the best {len(latents)} by {name}" for name, latents in best.items()]
     return values_n, {"latents": len(pool), "of": n, "by": " and ".join(parts)}
 

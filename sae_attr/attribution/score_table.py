@@ -159,7 +159,9 @@ def _delta_projection(evidence: Evidence, scope: str) -> Vector:
     return Vector(evidence.mean_acts(evidence.weights("completion")))
 
 
-def _token_by_token(sides: str, evidence: Evidence, scope: str) -> np.ndarray | Skipped:
+def _token_by_token(
+    gating: str, evidence: Evidence, scope: str
+) -> np.ndarray | Skipped:
     """Scores `active` or `quadrant`, which are no quadratic forms, a chunk of latents
     at a time.
     """
@@ -171,7 +173,7 @@ def _token_by_token(sides: str, evidence: Evidence, scope: str) -> np.ndarray | 
     out_n = np.empty(n, np.float32)
     for start in tqdm(
         range(0, n, chunk),
-        desc=f"{sides}, {scope}",
+        desc=f"{gating}, {scope}",
         unit="chunk",
         disable=not evidence.progress,
     ):
@@ -180,7 +182,7 @@ def _token_by_token(sides: str, evidence: Evidence, scope: str) -> np.ndarray | 
         # The last chunk is padded: one compiled shape.
         rows_cd = jnp.pad(jnp.asarray(rows_cd), ((0, chunk - count), (0, 0)))
         dec_cd = unit_decoder(rows_cd)
-        scores_pc = prompt_scores(merged, dec_cd, evidence.mean_d, sides=sides)
+        scores_pc = prompt_scores(merged, dec_cd, evidence.mean_d, gating=gating)
         out_n[start : start + count] = scores_pc.mean(0)[:count]
     return out_n
 
@@ -200,17 +202,17 @@ def _difference(name: str, evidence: Evidence, scope: str) -> np.ndarray | Skipp
     return all_latents(evidence, name)
 
 
-def _sides_per_prompt(
-    sides: str, evidence: Evidence, scope: str, few: Candidates
+def _gating_per_prompt(
+    gating: str, evidence: Evidence, scope: str, few: Candidates
 ) -> np.ndarray:
     return prompt_scores(
-        evidence.merged(scope), few.dec_kd, evidence.mean_d, sides=sides
+        evidence.merged(scope), few.dec_kd, evidence.mean_d, gating=gating
     )
 
 
 def _gated_per_prompt(evidence: Evidence, scope: str, few: Candidates) -> np.ndarray:
     gate_k = np.asarray(few.scores[f"gradient_{scope}"])[few.latents] > 0
-    return _sides_per_prompt("both", evidence, scope, few) * gate_k
+    return _gating_per_prompt("both", evidence, scope, few) * gate_k
 
 
 def _encoder_per_prompt(evidence: Evidence, scope: str, few: Candidates) -> np.ndarray:
@@ -230,13 +232,16 @@ _BASELINE: dict[str, Any] = {"ranked": True, "on_page": False}
 
 SCORES: dict[str, Score] = {
     "both": Score(
-        _both, "Δ, all tokens", per_prompt=partial(_sides_per_prompt, "both"), **_HIDDEN
+        _both,
+        "Δ, all tokens",
+        per_prompt=partial(_gating_per_prompt, "both"),
+        **_HIDDEN,
     ),
     "active": Score(
         partial(_token_by_token, "active"),
         "Δ, tokens on which the latent's projection is above its mean over ordinary "
         "text",
-        per_prompt=partial(_sides_per_prompt, "active"),
+        per_prompt=partial(_gating_per_prompt, "active"),
         **_HIDDEN,
     ),
     "gated": Score(
@@ -249,7 +254,7 @@ SCORES: dict[str, Score] = {
         partial(_token_by_token, "quadrant"),
         "Δ, tokens on which its projection is above its mean and it pushes toward the "
         "behaviour",
-        per_prompt=partial(_sides_per_prompt, "quadrant"),
+        per_prompt=partial(_gating_per_prompt, "quadrant"),
         **_HIDDEN,
     ),
     "encoder": Score(

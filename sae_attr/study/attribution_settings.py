@@ -25,7 +25,7 @@ class Settings(InputFiles):
         (ln2.hook_normalized is mlp_in before the norm's gain; here mlp_in is after it).
       preset: the primary ranking; the other preset is computed beside it from the same
         gradients.
-      tokens, sides: override the primary preset's scope or sides, recorded as a
+      tokens, gating: override the primary preset's scope or sign gating, recorded as a
         departure.
       gradient: what stands for g_t: `plain`, `integrated` (joint form, along the
         primary preset's tokens), `lrp`, or single backward rules joined with +
@@ -71,7 +71,7 @@ class Settings(InputFiles):
     site_in: str | None = None
     preset: str = "faithful"
     tokens: str | None = None
-    sides: str | None = None
+    gating: str | None = None
     gradient: str = "plain"
     gradient_steps: int = 10
     loss: str = "sum"
@@ -166,12 +166,12 @@ class Settings(InputFiles):
     def presets(self) -> tuple[Preset, ...]:
         """The primary preset, with the overrides in it, then the others."""
         base = PRESETS[self.preset]
-        changed = self.tokens not in (None, base.tokens) or self.sides not in (
+        changed = self.tokens not in (None, base.tokens) or self.gating not in (
             None,
-            base.sides,
+            base.gating,
         )
         name = f"{base.name}, changed" if changed else base.name
-        primary = Preset(name, self.tokens or base.tokens, self.sides or base.sides)
+        primary = Preset(name, self.tokens or base.tokens, self.gating or base.gating)
         return primary, *(
             p
             for p in PRESETS.values()

@@ -74,7 +74,7 @@ def _rows(results: CaseResults) -> Iterator[dict[str, Any]]:
     attribution, selection = results.of["attribute"], results.selection
     scores, summary = attribution.arrays, attribution.meta["summary"]
     preset = summary["presets"][summary["primary"]]
-    delta_n = scores[f"{preset['sides']}_{preset['tokens']}"]
+    delta_n = scores[f"{preset['gating']}_{preset['tokens']}"]
     statistics = _statistics(attribution.meta["columns"])
     for place, latent in enumerate(map(int, selection.latents_u)):
         columns = statistics.get(latent, {})

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.attribution.scores import check_width
+from sae_attr.attribution.decoder_pass import check_width
 from sae_attr.attribution.sites import after_gain, read_site
 from sae_attr.files.row_source import RowSource
 from sae_attr.hooks import Site

@@ -91,7 +91,7 @@ class CaseSettings(InputFiles):
         all.
       pair_samples: completions sampled per prompt to find them.
       per_side: completions of either kind that a pair keeps, in the order of sampling.
-      attribution: further fields of `attribution.Settings` (tokens, sides, gradient,
+      attribution: further fields of `attribution.Settings` (tokens, gating, gradient,
         exclude, ...).
     """
 

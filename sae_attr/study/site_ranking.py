@@ -263,7 +263,7 @@ def ranking_summary(
         "sae_check": checks,
         "choices": {
             "tokens": first.scope,
-            "sides": "both",
+            "gating": "both",
             "settings": {**vars(first.setup.settings), "sae": None},
         },
     }

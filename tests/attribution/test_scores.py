@@ -25,7 +25,7 @@ from sae_attr.attribution import (
     token_weights,
 )
 from sae_attr.attribution.merged import merge
-from sae_attr.attribution.scores import SIDES
+from sae_attr.attribution.scores import GATINGS
 from sae_attr.attribution.table import table_from_batches
 from sae_attr.files.row_source import RowSource
 from sae_attr.parallel import make_mesh
@@ -53,20 +53,20 @@ def the_moment() -> Moment:
     return moment(jnp.asarray(ACTS), jnp.asarray(GRADS), jnp.asarray(WEIGHTS))
 
 
-def naive(sides: str) -> np.ndarray:
+def naive(gating: str) -> np.ndarray:
     """Σ_t w_t δ_{i,t} of every completion `[b, n]`, one product of two numbers at a
     time.
     """
     out = np.zeros((B, N))
     for i, d in enumerate(UNIT):
-        kept = sides != "gated" or -np.einsum("bt,btd,d", WEIGHTS, GRADS, d) > 0
+        kept = gating != "gated" or -np.einsum("bt,btd,d", WEIGHTS, GRADS, d) > 0
         for b in range(B):
             for t in range(T):
                 push, presence = -(GRADS[b, t] @ d), (ACTS[b, t] - MEAN) @ d
                 presence = (
-                    max(presence, 0) if sides in ("active", "quadrant") else presence
+                    max(presence, 0) if gating in ("active", "quadrant") else presence
                 )
-                push = max(push, 0) if sides == "quadrant" else push
+                push = max(push, 0) if gating == "quadrant" else push
                 out[b, i] += kept * WEIGHTS[b, t] * push * presence
     return out
 
@@ -76,23 +76,23 @@ def naive_vmap() -> jax.Array:
     return jnp.einsum("bt,nbt->bn", WEIGHTS, jax.vmap(delta)(jnp.asarray(UNIT)))
 
 
-def attributed(sides: str = "both", dec: Any = DEC, chunk: int = 1024) -> jax.Array:
+def attributed(gating: str = "both", dec: Any = DEC, chunk: int = 1024) -> jax.Array:
     arrays = map(jnp.asarray, (ACTS, GRADS, WEIGHTS, dec, MEAN))
-    return attribute(*arrays, sides=sides, chunk=chunk)
+    return attribute(*arrays, gating=gating, chunk=chunk)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, N, 1024])
-@pytest.mark.parametrize("sides", SIDES)
+@pytest.mark.parametrize("gating", GATINGS)
 def test_every_side_by_definition_in_chunks_that_do_not_divide(
-    sides: str, chunk: int
+    gating: str, chunk: int
 ) -> None:
-    want = naive(sides)
+    want = naive(gating)
     np.testing.assert_allclose(
-        attributed(sides, chunk=chunk), want, rtol=1e-10, atol=1e-12
+        attributed(gating, chunk=chunk), want, rtol=1e-10, atol=1e-12
     )
-    if sides == "gated":
+    if gating == "gated":
         assert 0 < (want == 0).all(0).sum() < N
-    elif sides != "both":
+    elif gating != "both":
         assert off(want, naive("both")) > 0.1
 
 
@@ -140,11 +140,11 @@ def test_rows_of_zeros_score_zero() -> None:
     dec = np.array(DEC)
     dec[[0, 9, N - 1]] = 0
     keep = dec.any(1)
-    for sides in SIDES:
-        got = np.asarray(attributed(sides, dec, chunk=4))
+    for gating in GATINGS:
+        got = np.asarray(attributed(gating, dec, chunk=4))
         assert not got[:, ~keep].any()
         np.testing.assert_allclose(
-            got[:, keep], naive(sides)[:, keep], rtol=1e-10, atol=1e-12
+            got[:, keep], naive(gating)[:, keep], rtol=1e-10, atol=1e-12
         )
     got = np.asarray(
         score_moment(the_moment(), jnp.asarray(MEAN), jnp.asarray(dec), chunk=4)
@@ -160,9 +160,9 @@ def test_the_norm_of_a_row_does_not_matter_nor_its_sign_for_both_and_gated_diffe
     None
 ):
     factor = np.exp(3 * np.random.default_rng(1).standard_normal((N, 1)))
-    for sides in SIDES:
+    for gating in GATINGS:
         np.testing.assert_allclose(
-            attributed(sides, DEC * factor), attributed(sides), rtol=1e-9, atol=1e-12
+            attributed(gating, DEC * factor), attributed(gating), rtol=1e-9, atol=1e-12
         )
     np.testing.assert_allclose(
         attributed("both", -DEC), attributed("both"), rtol=1e-9, atol=1e-12
@@ -261,7 +261,7 @@ def shared_prompt_rows() -> tuple[list[TokenRow], list[np.ndarray], list[np.ndar
 
 
 def within_prompts(
-    scope: str, exclude: str, sides: str
+    scope: str, exclude: str, gating: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Per prompt and latent, and per prompt, role and latent; a shared token's
     gradients are added up before the product.
@@ -291,24 +291,26 @@ def within_prompts(
         for a, g, role in merged.values():
             push, presence = -(UNIT @ g), UNIT @ (a - MEAN)
             presence = (
-                np.maximum(presence, 0) if sides in ("active", "quadrant") else presence
+                np.maximum(presence, 0)
+                if gating in ("active", "quadrant")
+                else presence
             )
             total[pair, role] += (
-                np.maximum(push, 0) if sides == "quadrant" else push
+                np.maximum(push, 0) if gating == "quadrant" else push
             ) * presence
     return total.sum(1), total
 
 
-@pytest.mark.parametrize("sides", ["both", "active", "quadrant"])
+@pytest.mark.parametrize("gating", ["both", "active", "quadrant"])
 @pytest.mark.parametrize("scope", SCOPES)
-def test_prompt_scores_by_definition(scope: str, sides: str) -> None:
+def test_prompt_scores_by_definition(scope: str, gating: str) -> None:
     rows, acts, grads = shared_prompt_rows()
     table = table_from_arrays(rows, acts, grads)
     for exclude in ("nothing", "special"):
         merged = merge(table, scope, frozenset({exclude} - {"nothing"}))
-        want, by_role = within_prompts(scope, exclude, sides)
+        want, by_role = within_prompts(scope, exclude, gating)
         score = lambda merged=merged, **more: prompt_scores(
-            merged, jnp.asarray(UNIT), jnp.asarray(MEAN), sides=sides, **more
+            merged, jnp.asarray(UNIT), jnp.asarray(MEAN), gating=gating, **more
         )
         np.testing.assert_allclose(score(), want, rtol=1e-9, atol=1e-11)
         split = score(by_role=True)
@@ -329,7 +331,7 @@ def test_quadrant_sees_the_difference_of_gradients_on_shared_tokens() -> None:
     acts = [np.concatenate([shared, rng.standard_normal((3, D))]) for _ in rows]
     table = table_from_arrays(rows, acts, [g, g])
     score = lambda dec: prompt_scores(
-        merge(table, "prompt"), jnp.asarray(dec), jnp.asarray(MEAN), sides="quadrant"
+        merge(table, "prompt"), jnp.asarray(dec), jnp.asarray(MEAN), gating="quadrant"
     )
     np.testing.assert_allclose(score(UNIT), 0, atol=1e-15)
     positive = token_scores(
@@ -375,7 +377,7 @@ def test_widths_that_differ() -> None:
 def test_unknown_sides_and_scope() -> None:
     with pytest.raises(
         ValueError,
-        match=r"sides 'left' is unknown; choose one of both, active, gated, quadrant",
+        match=r"gating 'left' is unknown; choose one of both, active, gated, quadrant",
     ):
         attributed("left")
     rows = ragged_rows()

@@ -64,7 +64,7 @@ FINITE = (
 )
 FILES = {"latents.csv": "prompt", "latents_recommended.csv": "all"}
 PRESET_OF = {"latents.csv": "faithful", "latents_recommended.csv": "recommended"}
-SIDES = {"latents.csv": "both", "latents_recommended.csv": "active"}
+GATING = {"latents.csv": "both", "latents_recommended.csv": "active"}
 
 
 def result(workdir: Path) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def test_the_tables_numbers_are_those_of_scores(done: Path, name: str) -> None:
         for side in ("both", "active", "quadrant", "gated", "encoder")
     }
     same |= {
-        "delta": f"{SIDES[name]}_{scope}",
+        "delta": f"{GATING[name]}_{scope}",
         "projection": f"projection_{scope}",
         "firing_rate": "firing_rate",
     }
@@ -154,7 +154,7 @@ def test_the_tables_numbers_are_those_of_scores(done: Path, name: str) -> None:
     np.testing.assert_allclose(
         numbers(rows, "gradient"), arrays[f"gradient_{scope}"][latents], rtol=1e-6
     )
-    ours = arrays[f"{SIDES[name]}_{scope}"]
+    ours = arrays[f"{GATING[name]}_{scope}"]
     assert set(latents) == set(np.argsort(-ours, kind="stable")[:TOP])
 
 
@@ -222,7 +222,7 @@ def test_result_tells_choices_versions_hashes_and_timings(
     found = result(done)
     assert found["primary"] == "faithful"
     assert {
-        name: (p["tokens"], p["sides"]) for name, p in found["presets"].items()
+        name: (p["tokens"], p["gating"]) for name, p in found["presets"].items()
     } == {
         "faithful": ("prompt", "both"),
         "recommended": ("all", "active"),
@@ -473,9 +473,9 @@ def test_beyond_the_dense_limit_candidates_are_known_and_the_rest_is_nan(
     assert [w for w in found["warnings"] if "'recommended' looked at" in w and by in w]
     assert not [w for w in found["warnings"] if "'faithful' looked at" in w]
     out = capsys.readouterr().out
-    caption = f"recommended: tokens=all, sides=active, of a pool of {known['active_all']} of {LATENTS} latents: {by}"
+    caption = f"recommended: tokens=all, gating=active, of a pool of {known['active_all']} of {LATENTS} latents: {by}"
     assert caption in out
-    assert f"faithful: tokens=prompt, sides=both, of all {LATENTS} latents" in out
+    assert f"faithful: tokens=prompt, gating=both, of all {LATENTS} latents" in out
     assert known["delta_code"] == known["firing_rate"]
     assert 5 <= known["firing_rate"] <= 10  # the candidates of both presets
     assert known["both_prompt"] == known["gated_all"] == LATENTS
@@ -631,7 +631,7 @@ def test_chat_messages_go_through_the_template(miniature: Path, tmp_path: Path) 
 def test_overrides_are_a_preset_of_their_own(miniature: Path, tmp_path: Path) -> None:
     few = subset(miniature, tmp_path / "few", lambda records: records[:8])
     found = run(
-        config(few, tokens="completion", sides="quadrant", ablate=0), tmp_path / "w"
+        config(few, tokens="completion", gating="quadrant", ablate=0), tmp_path / "w"
     )
     assert found["primary"] == "faithful, changed"
     assert set(found["presets"]) == {"faithful, changed", "faithful", "recommended"}

@@ -157,7 +157,7 @@ UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
         {"preset": "best"},
         r"preset 'best' is unknown; choose one of faithful, recommended",
     ),
-    "sides": ({"sides": "left"}, r"sides 'left' is unknown; choose one of both"),
+    "gating": ({"gating": "left"}, r"gating 'left' is unknown; choose one of both"),
     "tokens": ({"tokens": "some"}, r"tokens 'some' is unknown; choose one of prompt"),
     "loss": ({"loss": "hinge"}, r"loss 'hinge' is unknown"),
     "dtype": (

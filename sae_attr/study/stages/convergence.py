@@ -50,7 +50,7 @@ def ranked_study(case: Case, results: Mapping[str, Result]) -> RankedStudy:
     selection = Selection.load(selected.arrays)
     summary = attribution.meta["summary"]
     preset = summary["presets"][summary["primary"]]
-    scores_n = attribution.arrays[f"{preset['sides']}_{preset['tokens']}"]
+    scores_n = attribution.arrays[f"{preset['gating']}_{preset['tokens']}"]
     return RankedStudy(
         title=case.settings.title,
         ranked_n=rank("primary", scores_n, len(scores_n)).latents_k,
