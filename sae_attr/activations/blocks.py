@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.activations.corpus_pass import CorpusBatch, measured_step
+from sae_attr.activations.corpus_pass import CorpusBatch, Measure, measured_step
 from sae_attr.activations.shuffle import permute
 from sae_attr.activations.statistics import norm_limits
 from sae_attr.hooks import Site
@@ -187,14 +187,9 @@ def collector(
       in the source's dtype.
     """
 
-    def cast(
-        _: Any, acts: Mapping[Site, jax.Array], counted_bt: jax.Array
-    ) -> tuple[dict[Site, jax.Array], jax.Array]:
-        narrow = {site: acts[site].astype(source.dtype) for site in source.sites}
-        finite = [jnp.isfinite(acts_btd).all(axis=-1) for acts_btd in narrow.values()]
-        return narrow, jnp.stack(finite).all(axis=0)
-
-    step = measured_step({"acts": cast}, source.sites, cfg=cfg, limits=source.limits)
+    step = measured_step(
+        {"acts": _cast(source)}, source.sites, cfg=cfg, limits=source.limits
+    )
 
     def collect(index: Sequence[int] | np.ndarray) -> CountedTokens:
         index = np.asarray(index, np.int64)
@@ -221,6 +216,19 @@ def collector(
         return CountedTokens(acts, buffers.ids_k2[:used], counts)
 
     return collect
+
+
+def _cast(source: ActivationSource) -> Measure:
+    """Measures site -> activations in the source's dtype, and which are finite in it."""
+
+    def cast(
+        _: Any, acts: Mapping[Site, jax.Array], counted_bt: jax.Array
+    ) -> tuple[dict[Site, jax.Array], jax.Array]:
+        narrow = {site: acts[site].astype(source.dtype) for site in source.sites}
+        finite = [jnp.isfinite(acts_btd).all(axis=-1) for acts_btd in narrow.values()]
+        return narrow, jnp.stack(finite).all(axis=0)
+
+    return cast
 
 
 def _empty_tokens(source: ActivationSource, cfg: LMConfig, most: int) -> CountedTokens:

@@ -78,15 +78,10 @@ def latent_statistic(
     def measure(
         sae: SAE, acts: Mapping[Site, jax.Array], counted_bt: jax.Array
     ) -> dict[str, jax.Array]:
-        def of_block(arrays: tuple[jax.Array, ...]) -> dict[str, jax.Array]:
-            acts_kd, reads_kd, counted_k = arrays
-            codes_kn = encode(sae, reads_kd)
-            block = LatentBlock(sae, acts_kd, reads_kd, codes_kn, counted_k[:, None])
-            return {name: of(block) for name, of in sums.items()}
-
         arrays = acts[site], acts[read], counted_bt
         blocks = tuple(_blocks(array, size) for array in arrays)
-        return jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.lax.map(of_block, blocks))
+        by_block = jax.lax.map(lambda block: _block_sums(sae, sums, *block), blocks)
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), by_block)
 
     def add(
         state: tuple[dict[str, np.ndarray], int],
@@ -114,6 +109,18 @@ def latent_statistic(
     initial = lambda: (dict.fromkeys(sums, np.zeros(())), 0)
     sites = tuple(dict.fromkeys((site, read)))
     return Statistic(sites, measure, initial, add, finish, inputs=sae)
+
+
+def _block_sums(
+    sae: SAE,
+    sums: Mapping[str, LatentSum],
+    acts_kd: jax.Array,
+    reads_kd: jax.Array,
+    counted_k: jax.Array,
+) -> dict[str, jax.Array]:
+    codes_kn = encode(sae, reads_kd)
+    block = LatentBlock(sae, acts_kd, reads_kd, codes_kn, counted_k[:, None])
+    return {name: of(block) for name, of in sums.items()}
 
 
 def _blocks(array_bt: jax.Array, size: int) -> jax.Array:

@@ -16,6 +16,7 @@ _TEXT_KINDS = "US"  # of numpy: words beside the arrays, which are left out
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of an npz file by name; words beside them are left out."""
     with open_zip(path) as archive:
         raw = mapped_bytes(path)
         try:

@@ -21,6 +21,7 @@ _SAFETENSORS_DTYPES: dict[str, Any] = {
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Maps the tensors of a safetensors file by name."""
     # The library's own checks (sizes, overlaps, offsets against the file's length) come
     # first; the map can trust them.
     try:

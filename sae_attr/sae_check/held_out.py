@@ -28,7 +28,7 @@ _AT_ONCE = 16  # documents
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """What every measurement of one or more SAEs looks at.
+    """The tokens on which one or more SAEs are measured.
 
     Args:
       acts: site -> `[k, d]`, tokens that count as in training, row j the same token at
@@ -63,7 +63,7 @@ def collect_held_out(
     batch_rows: int = 16,
     beside: int = 0,
 ) -> HeldOut:
-    """Activations of about `tokens` positions of whole documents, one a row.
+    """Collects activations of about `tokens` positions of whole documents, one a row.
 
     Args:
       source: of the training; its masks and norm limits hold here too.
@@ -93,13 +93,13 @@ def collect_held_out(
         masks=masks,
         rows=rows,
     )
-    found = collector(params, measured, cfg=cfg, mesh=mesh, batch_rows=batch_rows)(
+    collected = collector(params, measured, cfg=cfg, mesh=mesh, batch_rows=batch_rows)(
         np.asarray(rows)
     )
-    kept_k = np.ones(len(found.ids_k2), bool)
+    kept_k = np.ones(len(collected.ids_k2), bool)
     for site, limit in source.limits.items():
-        kept_k &= np.linalg.norm(found.acts[site], axis=-1) <= limit
-    acts = {site: x_kd[kept_k][:tokens] for site, x_kd in found.acts.items()}
+        kept_k &= np.linalg.norm(collected.acts[site], axis=-1) <= limit
+    acts = {site: x_kd[kept_k][:tokens] for site, x_kd in collected.acts.items()}
     _check_enough(int(kept_k.sum()), len(documents))
     samples = {
         place.write: collect_sample(
@@ -121,7 +121,7 @@ def collect_held_out(
 def documents_with(
     source: ActivationSource, packing: Packing, documents: range, tokens: int
 ) -> range:
-    """The first documents that hold `tokens` tokens that count as far as tokens tell:
+    """Returns the first documents that hold `tokens` tokens that count as far as tokens tell:
     one-word documents need many.
 
     Raises:
@@ -174,7 +174,7 @@ def held_out_fit(
     cfg: LMConfig,
     mesh: jax.sharding.Mesh,
 ) -> HeldOutFit:
-    """How an SAE of `place` does on the held-out documents."""
+    """Measures an SAE of `place` on the held-out documents."""
     sums = fit(sae, held.acts[place.read], held.acts[place.write])
     sample = held.samples[place.write]
     recon_kd = reconstruct_tokens(sae, sample.acts[place.read]).recon_kd

@@ -122,12 +122,12 @@ class TextSample:
 
 
 def neighbours(cfg: LMConfig, place: SitePair) -> tuple[SitePair, ...]:
-    """Places near one: other sites of its width in its layer and the layers beside it;
-    each activation once.
+    """Returns the places near one: other sites of its width in its layer and the layers
+    beside it; each activation once.
 
     A transcoder keeps one of its two sites and changes the other within the layer, or
     moves both by one layer. `resid_pre` of a layer is `resid_post` of the one before,
-    and stands under that name unless it is the site itself.
+    and has that name unless it is the site itself.
     """
     read, write = place
     if read == write:
@@ -167,17 +167,15 @@ def _sites(cfg: LMConfig, layer: int, like: Site) -> list[Site]:
 
 
 def _named(other: Site, site: Site) -> Site:
-    same = (
-        Site(other.layer - 1, "resid_post")
-        if other.point == "resid_pre" and other.layer
-        else other
-    )
-    twin = (
-        Site(site.layer - 1, "resid_post")
-        if site.point == "resid_pre" and site.layer
-        else site
-    )
-    return site if same == twin else same
+    """Another site under its one name, or under that of `site` where it is the same."""
+    name = _as_resid_post(other)
+    return site if name == _as_resid_post(site) else name
+
+
+def _as_resid_post(site: Site) -> Site:
+    if site.point == "resid_pre" and site.layer:
+        return Site(site.layer - 1, "resid_post")
+    return site
 
 
 def collect_sample(
@@ -192,8 +190,8 @@ def collect_sample(
     masks: Masks | None = None,
     limits: Mapping[Site, float] | None = None,
 ) -> TextSample:
-    """Activations of all valid positions at `site`, and of the first `beside` (in whole
-    batches) at its neighbours.
+    """Collects activations of all valid positions at `site`, and of the first `beside`
+    (in whole batches) at its neighbours.
 
     Args:
       read: what the SAE encodes; None for the site itself.
@@ -207,53 +205,66 @@ def collect_sample(
         infinite.
     """
     batches = [TextBatch(*batch) for batch in work]
-    place = SitePair(read or site, site)
+    place, masks = SitePair(read or site, site), masks or Masks()
     near = neighbours(cfg, place)
-    own = tuple(dict.fromkeys(place))
-    all_sites = tuple(dict.fromkeys(s for p in (place, *near) for s in p))
-    # The neighbours are needed on the first tokens alone, in whole batches.
-    ends = np.cumsum([int(batch.valid_bt.sum()) for batch in batches])
-    if not len(ends) or not ends[-1]:
-        raise ValueError("the corpus gives no token to test the SAE on; give more text")
-    head = int(np.searchsorted(ends, beside)) + 1 if beside else 0
-    parts: dict[Site, list[np.ndarray]] = {}
-    for sites, some in ((all_sites, batches[:head]), (own, batches[head:])):
-        if some:
-            statistic = activation_statistic(sites)
-            whole = [CorpusBatch(b.tokens_bt, b.valid_bt, b.valid_bt) for b in some]
-            acts = measure_corpus(
-                params, whole, {"acts": statistic}, cfg=cfg, mesh=mesh
-            )
-            for name, acts_kd in acts["acts"].items():
-                parts.setdefault(name, []).append(acts_kd)
-    joined = {name: np.concatenate(part) for name, part in parts.items()}
-    for name in own:
-        if not np.isfinite(joined[name]).all():
-            raise ValueError(
-                f"activations at {name} are NaN or infinite on the corpus; try float32 "
-                "weights"
-            )
-    masks = Masks() if masks is None else masks
-    special_k = np.concatenate(
-        [special_bt[valid_bt] for _, valid_bt, special_bt in batches]
-    )
-    first_bt = [
-        np.arange(valid_bt.shape[1]) < masks.first_k for _, valid_bt, _ in batches
-    ]
-    first_k = np.concatenate(
-        [
-            (first & valid_bt)[valid_bt]
-            for first, (_, valid_bt, _) in zip(first_bt, batches, strict=True)
-        ]
-    )
-    if (special_k | first_k).all():
+    acts = _activations(params, batches, place, near, beside, cfg=cfg, mesh=mesh)
+    special_k = np.concatenate([batch.special_bt[batch.valid_bt] for batch in batches])
+    first_k = np.concatenate([_first(batch, masks.first_k) for batch in batches])
+    masked_k = special_k | first_k
+    if masked_k.all():
         raise ValueError(
             "no token of the corpus counts for the SAE's test; give more text, or "
             "exclude fewer tokens"
         )
     if limits is None:
-        limits = _limits(joined, ~(special_k | first_k), masks.outlier)
-    return TextSample(place, near, batches, joined, special_k, first_k, limits)
+        limits = _limits(acts, ~masked_k, masks.outlier)
+    return TextSample(place, near, batches, acts, special_k, first_k, limits)
+
+
+def _activations(
+    params: Params,
+    batches: Sequence[TextBatch],
+    place: SitePair,
+    near: Sequence[SitePair],
+    beside: int,
+    *,
+    cfg: LMConfig,
+    mesh: jax.sharding.Mesh,
+) -> dict[Site, np.ndarray]:
+    """Site -> activations of valid positions; of the neighbours, on the first `beside`
+    of them alone, in whole batches.
+    """
+    ends = np.cumsum([int(batch.valid_bt.sum()) for batch in batches])
+    if not len(ends) or not ends[-1]:
+        raise ValueError("the corpus gives no token to test the SAE on; give more text")
+    head = int(np.searchsorted(ends, beside)) + 1 if beside else 0
+    sites = tuple(dict.fromkeys(place))
+    all_sites = tuple(dict.fromkeys(site for pair in (place, *near) for site in pair))
+    parts: dict[Site, list[np.ndarray]] = {}
+    for measured, some in ((all_sites, batches[:head]), (sites, batches[head:])):
+        if not some:
+            continue
+        whole = [CorpusBatch(b.tokens_bt, b.valid_bt, b.valid_bt) for b in some]
+        statistics = {"acts": activation_statistic(measured)}
+        results = measure_corpus(params, whole, statistics, cfg=cfg, mesh=mesh)
+        for site, acts_kd in results["acts"].items():
+            parts.setdefault(site, []).append(acts_kd)
+    acts = {site: np.concatenate(part) for site, part in parts.items()}
+    for site in sites:
+        if not np.isfinite(acts[site]).all():
+            raise ValueError(
+                f"activations at {site} are NaN or infinite on the corpus; try float32 "
+                "weights"
+            )
+    return acts
+
+
+def _first(batch: TextBatch, first_k: int) -> np.ndarray:
+    """Which valid positions of a batch are the first of their texts, bool `[k]`."""
+    columns_bt = np.broadcast_to(
+        np.arange(batch.valid_bt.shape[1]), batch.valid_bt.shape
+    )
+    return columns_bt[batch.valid_bt] < first_k
 
 
 def _limits(
@@ -282,11 +293,11 @@ def spliced_losses(
     mesh: jax.sharding.Mesh,
     limit: int,
 ) -> list[float]:
-    """Mean nats per token with each of `values` in the place of the site's activation;
-    the first number is the plain model.
+    """Measures mean nats per token with each of `values` in the place of the site's
+    activation; the first number is the plain model's.
 
-    Only positions that count are replaced (an SAE that was not trained on BOS is not
-    asked about it), and only non-special tokens are predicted.
+    Only positions that count are replaced (an SAE that was not trained on BOS need not
+    reconstruct it), and only non-special tokens are predicted.
 
     Args:
       values: `[K, d]`, one row for every token of the sample, or `[d]`.

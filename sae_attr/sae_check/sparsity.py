@@ -1,5 +1,5 @@
 """Comparison at equal sparsity: more active latents explain more, whatever the SAE, and
-that is no repair.
+that mends nothing.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def reconstruct_at(sae: SAE, acts_kd: np.ndarray, most: float) -> Sparse:
 def variance_at(
     sae: SAE, acts_kd: np.ndarray, target_kd: np.ndarray, most: float
 ) -> float:
-    """Explained variance of `reconstruct_at`."""
+    """Returns the explained variance of `reconstruct_at`."""
     return explained_variance(
         fit_sums(target_kd, reconstruct_at(sae, acts_kd, most).recon)
     )

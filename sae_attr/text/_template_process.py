@@ -39,7 +39,7 @@ class _Generation(Extension):
 
 
 def environment() -> jinja2.Environment:
-    """The sandbox that transformers renders chat templates in, without what gives
+    """Returns the sandbox that transformers renders chat templates in, without what gives
     another text in every run.
     """
     env = ImmutableSandboxedEnvironment(

@@ -41,15 +41,15 @@ other.
 
 
 def with_options(tok: Tokenizer, options: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer with values that its chat template reads wherever messages are
-    rendered.
+    """Returns the tokenizer with values that its chat template reads wherever messages
+    are rendered.
 
     Args:
       options: by name; None stands for absent. `date` (YYYY-MM-DD) is what
-        `strftime_now` tells of, today if absent; `tools` and `documents` are lists, or
+        `strftime_now` returns, today if absent; `tools` and `documents` are lists, or
         JSON text of one, or the path of a .json file; `more` is JSON text of an object
         with further options; every other one (enable_thinking, reasoning_effort, ...)
-        is handed over as it is.
+        is passed on unchanged.
 
     Raises:
       ValueError: a date that is none, text that is not JSON, an option that the
@@ -114,7 +114,7 @@ def _check_date(value: Any) -> None:
 
 
 def options_read(tok: Tokenizer) -> dict[str, Any]:
-    """The options that decide a rendered text, for keys and results: the date only
+    """Returns the options that decide a rendered text, for keys and results: the date only
     where the template reads one.
     """
     if tok.chat_template is None:
@@ -176,7 +176,7 @@ def render(
 
 
 def prompt_text(tok: Tokenizer, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-    """The text that a model completes, and where the contents of the messages stand in
+    """Returns the text that a model completes, and where the contents of the messages are in
     it.
 
     Messages that end with the assistant's are continued: the text stops behind its
@@ -209,7 +209,7 @@ def prompt_text(tok: Tokenizer, messages: Sequence[Message]) -> tuple[str, list[
 
 
 def continued(messages: Sequence[Message], answer: str) -> list[Message]:
-    """The messages with an answer: a last assistant message goes on with it, else it is
+    """Returns messages with an answer: it continues a last assistant message, else it is
     a message of its own.
     """
     if messages and messages[-1].get("role") == "assistant":
@@ -224,7 +224,7 @@ def continued(messages: Sequence[Message], answer: str) -> list[Message]:
 
 
 def assistant_end(tok: Tokenizer) -> int | None:
-    """The added token that the template writes right after an assistant's turn; None
+    """Returns the added token that the template writes right after an assistant's turn; None
     where there is none.
     """
     if tok.chat_template is None:
@@ -268,7 +268,7 @@ def message_spans(
     text: str,
     add_generation_prompt: bool = True,
 ) -> list[Span]:
-    """Where the contents of the messages stand in `text` = render(tok, messages,
+    """Returns where the contents of the messages are in `text` = render(tok, messages,
     add_generation_prompt), in characters.
 
     The template is rendered a second time with a marker for every content. What stands

@@ -30,7 +30,7 @@ _ROLES = {
 
 
 def text_of(item: Any, column: str, where: str, tok: Tokenizer | None) -> str:
-    """The text of one item: itself, its column, or its conversation through the chat
+    """Returns the text of one item: itself, its column, or its conversation through the chat
     template.
     """
     value = _value_of(item, column, where)
@@ -83,7 +83,7 @@ def _value_of(item: Any, column: str, where: str) -> Any:
 
 
 def default_fields(names: Any) -> tuple[str, ...]:
-    """The fields that stand for `text` where there is none."""
+    """Returns the fields to read where there is no `text`."""
     if chat := next((name for name in _CHATS if name in names), None):
         return (chat,)
     return _PAIR if all(name in names for name in _PAIR) else ()

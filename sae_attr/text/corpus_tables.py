@@ -16,6 +16,7 @@ _TABLE_GROUP = 1 << 33  # bytes of a row group as it says itself, before compres
 
 
 def parquet_rows(path: Path, column: str) -> Iterator[Item]:
+    """Yields the rows of a .parquet file."""
     parquet = _pyarrow("pyarrow.parquet", path)
     with _opened(path, parquet.ParquetFile) as file:
         names = _table_columns(path, file.schema_arrow, column)
@@ -31,6 +32,7 @@ def parquet_rows(path: Path, column: str) -> Iterator[Item]:
 
 
 def arrow_rows(path: Path, column: str) -> Iterator[Item]:
+    """Yields the rows of an .arrow file, of either of its two formats."""
     ipc, arrow = _pyarrow("pyarrow.ipc", path), _pyarrow("pyarrow", path)
     with arrow.memory_map(str(path)) as source:
         is_file = source.read(6) == b"ARROW1"

@@ -65,7 +65,7 @@ class PackedRows:
       valid_bt: bool, False on padding.
       segment_bt: int32, number of the document within the row (0 everywhere if
         documents are not separated).
-      pos_bt: int32, the position that the model is told.
+      pos_bt: int32, the position that the model sees.
       since_bt: int32, tokens since the piece of the document began in this row: 0 is
         its first, BOS included.
     """
@@ -78,7 +78,7 @@ class PackedRows:
 
 
 def row_count(file: TokenFile, packing: Packing) -> int:
-    """Number of rows; the last one of "continue" may be padded."""
+    """Counts the rows; the last one of "continue" may be padded."""
     if packing.documents == "cut":
         return len(file.starts_s) - 1
     return -(-len(file.ids_k) // _window(file, packing))
@@ -87,7 +87,7 @@ def row_count(file: TokenFile, packing: Packing) -> int:
 def rows_at(
     file: TokenFile, index_b: Sequence[int] | np.ndarray, packing: Packing
 ) -> PackedRows:
-    """The rows of these numbers, as numpy arrays; a number of -1 gives a row of
+    """Reads the rows of these numbers, as numpy arrays; a number of -1 gives a row of
     padding.
 
     Raises:
@@ -119,7 +119,8 @@ def rows_at(
 
 
 def hold_out(file: TokenFile, packing: Packing, share: float) -> tuple[range, range]:
-    """Rows to train on, and the documents behind them that no such row touches.
+    """Splits a file into rows to train on and the documents behind them, which no such
+    row touches.
 
     Args:
       share: of the rows, at the end, that are left out of training.
@@ -145,7 +146,7 @@ def hold_out(file: TokenFile, packing: Packing, share: float) -> tuple[range, ra
 
 
 def documents_at(file: TokenFile, row: int, packing: Packing) -> np.ndarray:
-    """Number of the document that each position of a row belongs to, int64 [t], -1 on
+    """Returns the number of the document that each position of a row belongs to, int64 [t], -1 on
     padding.
     """
     ids, _ = _row(file, row, packing)
@@ -166,13 +167,13 @@ def _window(file: TokenFile, packing: Packing) -> int:
 
 
 def _row_bos(file: TokenFile, packing: Packing) -> bool:
-    wanted = file.meta["prepend_bos"] if packing.row_bos is None else packing.row_bos
-    if wanted and file.meta["bos_id"] is None:
+    bos = file.meta["prepend_bos"] if packing.row_bos is None else packing.row_bos
+    if bos and file.meta["bos_id"] is None:
         raise ValueError(
             "row_bos is asked for but the tokenizer of the token file has no BOS; set "
             "row_bos=False"
         )
-    return wanted
+    return bos
 
 
 def _row(file: TokenFile, row: int, packing: Packing) -> tuple[np.ndarray, np.ndarray]:

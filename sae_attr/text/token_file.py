@@ -22,9 +22,8 @@ from sae_attr.text.tokenizer import Tokenizer, adds_bos, check_ids, encode_many
 VERSION = 1  # part of every cache key: raise it when the same inputs give other bytes
 
 
-_TEXTS = (
-    256  # encoded at once: the library's threads need several, memory holds them all
-)
+# Texts encoded at once: the library's threads need several, memory holds them all.
+_TEXTS = 256
 
 
 _IDS, _STARTS = "ids.bin", "starts.bin"
@@ -109,7 +108,7 @@ def cached_tokens(
     max_tokens: int | None = None,
     progress: bool = False,
 ) -> TokenFile:
-    """`write_tokens` of `read_corpus(corpus, column, split)` into a folder of `root`
+    """Does `write_tokens` of `read_corpus(corpus, column, split)` into a folder of `root`
     named after all that decides it.
 
     Raises:
@@ -169,7 +168,7 @@ def open_tokens(path: PathLike) -> TokenFile:
 
 
 def is_token_file(path: PathLike) -> bool:
-    """Whether a folder is one of `write_tokens`, rather than one of texts."""
+    """Returns True for a folder of `write_tokens`, rather than one of texts."""
     return (epath.Path(path) / _IDS).exists()
 
 
@@ -199,7 +198,7 @@ def check_tokenizer(
 
 
 def documents_of(file: TokenFile) -> Iterator[np.ndarray]:
-    """The documents, one after another."""
+    """Yields the documents, one after another."""
     for low, high in pairwise(file.starts_s):
         yield file.ids_k[low:high]
 

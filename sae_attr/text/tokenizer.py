@@ -55,8 +55,8 @@ class Tokenizer:
 
 
 def adds_bos(tok: Tokenizer) -> bool:
-    """Whether the tokenizer by itself puts BOS in front: add_bos_token where stated,
-    else its post-processor.
+    """Returns True where the tokenizer by itself puts BOS in front: by add_bos_token,
+    else by its post-processor.
     """
     if tok.bos_id is None:
         return False
@@ -93,7 +93,7 @@ def encode(tok: Tokenizer, text: str, *, add_bos: bool) -> tuple[list[int], list
 def encode_many(
     tok: Tokenizer, texts: Sequence[str], *, add_bos: bool, first: int = 0
 ) -> list[list[int]]:
-    """`encode` for many texts at once, ids only; uses the library's threads.
+    """Encodes many texts at once, ids only; uses the library's threads.
 
     Args:
       first: number of the first of these texts, for messages.
@@ -148,20 +148,20 @@ def check_ids(tok: Tokenizer, ids: Sequence[int]) -> None:
 
 
 def leading_bos(tok: Tokenizer, ids: Sequence[int]) -> int:
-    """Number of BOS tokens that `ids` begins with; 0 for a tokenizer without BOS."""
+    """Counts the BOS tokens that `ids` begins with; 0 for a tokenizer without BOS."""
     if tok.bos_id is None:
         return 0
     return next((i for i, token in enumerate(ids) if token != tok.bos_id), len(ids))
 
 
 def decode(tok: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:
-    """The text of `ids`, special tokens written out."""
+    """Returns the text of `ids`, special tokens written out."""
     with library_errors(tok.path):
         return tok.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
 
 def token_strings(tok: Tokenizer, ids: Sequence[int] | np.ndarray) -> list[str]:
-    """Every token's own text, for showing: leading spaces kept, half characters in the
+    """Returns every token's own text, for showing: leading spaces kept, half characters in the
     vocabulary's spelling.
     """
     return [_token_string(tok, int(i)) for i in ids]
@@ -180,7 +180,7 @@ def _bos(tok: Tokenizer) -> int:
 
 @contextmanager
 def library_errors(where: str) -> Iterator[None]:
-    """What the library raises as one line; its Rust code panics on faults of a file,
+    """Raises what the library raises as a ValueError of one line; its Rust code panics on faults of a file,
     past every `except Exception`.
     """
     try:
@@ -188,14 +188,14 @@ def library_errors(where: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        told = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"{where}: the tokenizers library cannot read it, or a text with it: {told}"
+            f"{where}: the tokenizers library cannot read it, or a text with it: {reason}"
         ) from None
 
 
 def post_processor_first(backend: tokenizers.Tokenizer) -> int | None:
-    """The id that the post-processor puts in front of a text, if any."""
+    """Returns the id that the post-processor puts in front of a text, if any."""
     with_special = backend.encode("a", add_special_tokens=True)
     if with_special.ids and backend.id_to_token(with_special.ids[0]) is None:
         raise ValueError(

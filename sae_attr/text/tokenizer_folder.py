@@ -72,7 +72,7 @@ def load_tokenizer(path: str | Path, *, embedding_rows: int | None = None) -> To
 
 
 def folder_template(path: str | Path) -> str | None:
-    """The chat template that a folder holds, with or without a tokenizer beside it;
+    """Returns the chat template that a folder holds, with or without a tokenizer beside it;
     None where it holds none.
     """
     return _chat_template(Path(path), _read_json(Path(path) / "tokenizer_config.json"))
