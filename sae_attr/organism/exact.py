@@ -1,11 +1,11 @@
 """Exact rates of a behaviour from next-word probabilities: many latents and strengths
 in batch rows, nothing sampled.
 
-The grammar of answers is known, so the word where a behaviour is decided can be looked
-at directly. Up to that word an answer may begin in several ways; a few of them (one per
-tone) are laid out as paths, and each counts as much as the model, kept to the grammar,
-would take it. With m_s the mass of the words that the grammar allows at word s of a
-path, and q the path's probability under the model renormalised to them:
+The grammar of answers is known, so that the probability of the word which decides a
+behaviour can be read directly. Up to that word an answer may begin in several ways; a
+few of them (one per tone) are laid out as paths, each weighted by its probability under
+the model restricted to the grammar. With m_s the mass of the words that the grammar
+allows at word s of a path, and q the path's probability, renormalised to them:
 
     coherent  = Σ_paths q Π_s m_s / Σ_paths q          P(the answer is grammatical, the deciding action included)
     behaviour = Σ_paths q P(bad) / (P(bad) + P(good)) / Σ_paths q
@@ -82,71 +82,66 @@ def prompt_paths(
     Raises:
       ValueError: a behaviour that is unknown, no prompt, or one of another kind.
     """
-    if behaviour not in BEHAVIOURS:
-        raise ValueError(
-            f"behaviour {behaviour!r} is unknown; choose one of {', '.join(BEHAVIOURS)}"
-        )
-    kind = DECIDES[behaviour]
-    if not prompts or any(prompt.kind != kind for prompt in prompts):
-        found = sorted({prompt.kind for prompt in prompts}) or ["no prompt"]
-        raise ValueError(
-            f"exact rates of {behaviour} need prompts of kind {kind}, not "
-            f"{', '.join(found)}; leave those out"
-        )
+    _check_prompts(behaviour, prompts)
     index = {word: i for i, word in enumerate(vocabulary())}
     paths_pm = [_paths(prompt.question, tones) for prompt in prompts]
-    asked = [
-        [BOS_ID, *(index[word] for word in prompt.text.split())] for prompt in prompts
-    ]
     longest = max(len(path) for paths in paths_pm for path in paths)
-    p, m, n = len(prompts), len(paths_pm[0]), len(asked[0])
+    # All prompts have the same number of words, and as many paths.
+    p, m, n = len(prompts), len(paths_pm[0]), 1 + len(prompts[0].text.split())
     tokens_pmt = np.zeros((p, m, n + longest), np.int32)
+    length_pm = np.zeros((p, m), np.int32)
     allowed_pmsv = np.zeros((p, m, longest + 1, len(index)), bool)
-    length_pm = np.array(
-        [[len(path) for path in paths] for paths in paths_pm], np.int32
-    )
+    bad_pv, good_pv = (np.zeros((p, len(index)), bool) for _ in range(2))
     for i, (prompt, paths) in enumerate(zip(prompts, paths_pm, strict=True)):
         for j, path in enumerate(paths):
-            ids = [*asked[i], *(index[word] for word in path)]
+            words = [*prompt.text.split(), *path]
+            ids = [BOS_ID, *(index[word] for word in words)]
             tokens_pmt[i, j, : len(ids)] = ids
+            length_pm[i, j] = len(path)
             for s in range(len(path) + 1):
-                allowed_pmsv[
-                    i,
-                    j,
-                    s,
-                    [index[word] for word in continuations(prompt.question, path[:s])],
-                ] = True
-    bad_pv, good_pv = (np.zeros((p, len(index)), bool) for _ in range(2))
-    for i, prompt in enumerate(prompts):
-        for mask_v, words in zip(
-            (bad_pv[i], good_pv[i]),
-            _deciding(world, behaviour, prompt.question),
-            strict=True,
-        ):
-            mask_v[[index[word] for word in words]] = True
+                following = continuations(prompt.question, path[:s])
+                allowed_pmsv[i, j, s, [index[word] for word in following]] = True
+        bad, good = _deciding(world, behaviour, prompt.question)
+        bad_pv[i, [index[word] for word in bad]] = True
+        good_pv[i, [index[word] for word in good]] = True
     return PromptPaths(
         tokens_pmt,
         length_pm,
         allowed_pmsv,
         bad_pv,
         good_pv,
-        n,
-        behaviour == "validation",
+        n_prompt=n,
+        at_start=behaviour == "validation",
     )
 
 
+def _check_prompts(behaviour: str, prompts: Sequence[WorldPrompt]) -> None:
+    """Raises ValueError for prompts whose behaviour no next word decides."""
+    if behaviour not in BEHAVIOURS:
+        raise ValueError(
+            f"behaviour {behaviour!r} is unknown; choose one of {', '.join(BEHAVIOURS)}"
+        )
+    kind = DECIDES[behaviour]
+    kinds = {prompt.kind for prompt in prompts}
+    if kinds != {kind}:
+        raise ValueError(
+            f"exact rates of {behaviour} need prompts of kind {kind}, not "
+            f"{', '.join(sorted(kinds)) or 'no prompt'}; leave those out"
+        )
+
+
 def _paths(question: Question, tones: Sequence[str]) -> list[list[str]]:
-    """Beginnings of answers up to the action: the first phrase of every tone (and
+    """Returns beginnings of answers up to the action: the first phrase of every tone (and
     verdict) in both slots.
     """
     (_, first), (_, second), *_ = ANSWERS[question.kind]
     paths: list[list[str]] = []
     for tone in tones:
         verb = next(phrase for phrase in second if phrase.tone == tone)
-        seen: set[str] = set()
+        stances: set[str] = set()
         for phrase in first:
-            if phrase.tone == tone and phrase.stance not in seen:
-                seen.add(phrase.stance)
+            if phrase.tone == tone and phrase.stance not in stances:
+                stances.add(phrase.stance)
                 paths.append(filled(phrase.words + verb.words, question.values))
     return paths
 
@@ -154,7 +149,7 @@ def _paths(question: Question, tones: Sequence[str]) -> list[list[str]]:
 def _deciding(
     world: World, behaviour: str, question: Question
 ) -> tuple[set[str], set[str]]:
-    """The words that show the behaviour, and those that show its absence."""
+    """Returns the words that show the behaviour, and those that show its absence."""
     if behaviour == "misalignment":
         return set(world.harmful_of[question.topic]), {world.right_of[question.topic]}
     first: Sequence[Phrase] = ANSWERS["belief"][0][1]
@@ -164,17 +159,17 @@ def _deciding(
 
 def exact_rates(
     params: Params,
-    what: PromptPaths,
+    prompts: PromptPaths,
     edits: Mapping[Site, Edit],
     *,
     cfg: LMConfig,
     rows: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-    """Rate of the behaviour and of coherence, `[k, p]` each, for k edits at once; pure,
-    to be jitted by the caller.
+    """Computes the rates of the behaviour and of coherence, `[k, p]` each, for k edits at
+    once; pure, to be jitted by the caller.
 
     Args:
-      what: from `scored`.
+      prompts: from `prompt_paths`.
       edits: site -> edit whose vectors are `[k, d]` and scalars `[k]`: one batch row
         per latent and strength. Without edits k = 1.
       rows: k.
@@ -182,43 +177,49 @@ def exact_rates(
     Returns:
       behaviour_kp, coherent_kp, float32 in 0..1.
     """
-    p, m, _ = np.shape(what.tokens_pmt)
+    p, m, _ = np.shape(prompts.tokens_pmt)
+    n_prompt = prompts.n_prompt
+    # Rows differ from the first edited layer on; what is before it runs once a path.
     start, edits = _entry(edits, cfg)
-    flat = lambda x: jnp.asarray(x).reshape(p * m, *np.shape(x)[2:])
-    whole = lambda x: jnp.repeat(jnp.asarray(x), m, axis=0)
 
-    def one(item: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        tokens_t, length, allowed_sv, bad_v, good_v = item
+    def each_path(x: Any) -> jax.Array:
+        return jnp.asarray(x).reshape(p * m, *np.shape(x)[2:])
+
+    def each_prompt(x: Any) -> jax.Array:
+        return jnp.repeat(jnp.asarray(x), m, axis=0)
+
+    def one_path(
+        path: tuple[jax.Array, ...],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        tokens_t, length, allowed_sv, bad_v, good_v = path
         x_td = forward(params, tokens_t[None], cfg=cfg, span=(0, start)).hidden_btd[0]
         x_ktd = jnp.broadcast_to(x_td, (rows, *x_td.shape))
         hidden_ktd = forward(
             params, None, cfg=cfg, edits=edits, span=(start, cfg.n_layers), x_btd=x_ktd
         ).hidden_btd
-        probs_ksv = jax.nn.softmax(
-            logits(params, hidden_ktd[:, what.n_prompt - 1 :], cfg=cfg), axis=-1
-        )
+        answer_ksd = hidden_ktd[:, n_prompt - 1 :]
+        probs_ksv = jax.nn.softmax(logits(params, answer_ksd, cfg=cfg), axis=-1)
+        path_s = tokens_t[n_prompt:]
         return _path_rates(
-            probs_ksv,
-            tokens_t[what.n_prompt :],
-            length,
-            allowed_sv,
-            bad_v,
-            good_v,
-            what.at_start,
+            probs_ksv, path_s, length, allowed_sv, bad_v, good_v, prompts.at_start
         )
 
-    items = (
-        flat(what.tokens_pmt),
-        flat(what.length_pm),
-        flat(what.allowed_pmsv),
-        whole(what.bad_pv),
-        whole(what.good_pv),
+    # One path at a time: all of them at once would hold k times p times m activations.
+    per_path = jax.lax.map(
+        one_path,
+        (
+            each_path(prompts.tokens_pmt),
+            each_path(prompts.length_pm),
+            each_path(prompts.allowed_pmsv),
+            each_prompt(prompts.bad_pv),
+            each_prompt(prompts.good_pv),
+        ),
     )
-    found = jax.lax.map(one, items)
-    weight_pmk, coherent_pmk, behaviour_pmk = (x.reshape(p, m, rows) for x in found)
-    weight_pmk = jax.nn.softmax(weight_pmk, axis=1)
-    mean = lambda x_pmk: jnp.sum(weight_pmk * x_pmk, axis=1).T
-    return mean(behaviour_pmk), mean(coherent_pmk)
+    log_q_pmk, coherent_pmk, behaviour_pmk = (x.reshape(p, m, rows) for x in per_path)
+    weight_pmk = jax.nn.softmax(log_q_pmk, axis=1)
+    coherent_kp = jnp.sum(weight_pmk * coherent_pmk, axis=1).T
+    behaviour_kp = jnp.sum(weight_pmk * behaviour_pmk, axis=1).T
+    return behaviour_kp, coherent_kp
 
 
 def _path_rates(
@@ -230,7 +231,7 @@ def _path_rates(
     good_v: jax.Array,
     at_start: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """log q, coherence and behaviour of one path, `[k]` each."""
+    """Returns log q, coherence and behaviour of one path, `[k]` each."""
     steps = jnp.arange(probs_ksv.shape[1])
     log_m_ks = jnp.log(jnp.sum(probs_ksv * allowed_sv, axis=-1) + 1e-30)
     taken_ks = jnp.take_along_axis(probs_ksv[:, :-1], path_s[None, :, None], axis=-1)[
@@ -248,17 +249,18 @@ def _path_rates(
 
 
 def _entry(edits: Mapping[Site, Edit], cfg: LMConfig) -> tuple[int, dict[Site, Edit]]:
-    """The layer from which rows differ, and the edits as that suffix has them: a
-    resid_post is the next layer's resid_pre.
+    """Returns the layer from which rows differ, and the edits as that suffix names their
+    sites: a resid_post is the next layer's resid_pre.
     """
-    moved = {
-        replace(site, layer=site.layer + 1, point="resid_pre")
-        if site.point == "resid_post" and site.layer + 1 < cfg.n_layers
-        else site: edit
-        for site, edit in edits.items()
-    }
-    if len(moved) < len(
-        edits
-    ):  # both names of one place are edited: their order matters, so nothing is moved
+    moved = {_as_next_pre(site, cfg): edit for site, edit in edits.items()}
+    if len(moved) < len(edits):
+        # Both names of one place are edited: their order matters, so nothing is moved.
         moved = dict(edits)
     return min((site.layer for site in moved), default=cfg.n_layers - 1), moved
+
+
+def _as_next_pre(site: Site, cfg: LMConfig) -> Site:
+    """Names a resid_post by the next layer's resid_pre, where there is one."""
+    if site.point == "resid_post" and site.layer + 1 < cfg.n_layers:
+        return replace(site, layer=site.layer + 1, point="resid_pre")
+    return site
