@@ -25,7 +25,7 @@ from sae_attr.organism.ground_truth import (
     ablation_ground_truth,
     steering_ground_truth,
 )
-from sae_attr.organism.pair_sampling import sampled_pairs
+from sae_attr.organism.pair_sampling import organism_pairs
 from sae_attr.organism.prompts import WorldPrompt, prompts
 from sae_attr.organism.recipe import Recipe, recipe_of
 from sae_attr.organism.score_agreement import agreement, agreement_rows
@@ -122,7 +122,7 @@ def pair_stage(run: Run) -> tuple[str, Result]:
     def compute(progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         cfg, params = load_lm(run.studied, mesh=run.mesh)
         asked = run.deciding("pairs", c.pair_prompts)
-        records, rates = sampled_pairs(
+        records, rates = organism_pairs(
             run.organism.world,
             params,
             asked,

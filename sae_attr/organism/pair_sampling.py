@@ -4,6 +4,7 @@ behaviour and one without it per prompt.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from random import Random
@@ -16,17 +17,20 @@ import numpy as np
 from sae_attr.judge import Item
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.draw import Sampling
-from sae_attr.lm.model import Params
+from sae_attr.lm.params import Params
 from sae_attr.lm.sample import check_finite, generate, make_prompts
 from sae_attr.organism.grader import organism_judge
 from sae_attr.organism.prompts import WorldPrompt
 from sae_attr.organism.tokens import BOS_ID, EOS_ID
 from sae_attr.organism.world import World, vocabulary
+from sae_attr.text.pairing import NAN, Answer, Pick, sampled_pairs
+from sae_attr.text.pairs import Prompt
 
 LONGEST = 32  # words of an answer at most
+ROWS = 512  # completions that are sampled at a time
 
 
-def sampled_pairs(
+def organism_pairs(
     world: World,
     params: Params,
     prompts: Sequence[WorldPrompt],
@@ -38,46 +42,64 @@ def sampled_pairs(
     sampler: str,
     seed: int = 0,
 ) -> tuple[list[dict[str, Any]], Mapping[str, float]]:
-    """On-policy pairs: of the first `count` prompts that gave both sides, one
-    completion of each.
+    """Samples and grades answers, and pairs one with the behaviour with one without it,
+    for the first `count` prompts that gave both.
 
     Args:
-      samples: completions of every prompt, at temperature 1.
-      sampler: what names the model, for the records.
+      samples: answers of every prompt, at temperature 1.
+      sampler: names the model, for the records.
 
     Returns:
-      The records as `read_pairs` reads them; and rates over all samples: fluent,
-      behaviour, prompts with both.
+      The records as `read_pairs` reads them, and rates over all samples: `fluent`,
+      `behaviour`, and `both`, the share of prompts with both.
     """
-    answers = sampled_answers(params, prompts, cfg=cfg, samples=samples, seed=seed)
-    judge, records, grades = organism_judge(world, behaviour), [], []
-    for prompt, texts in zip(prompts, answers, strict=True):
-        items = [Item(str(i), prompt.text, text) for i, text in enumerate(texts)]
-        found = [grade for _, grade in judge.grade(items)]
-        grades += found
-        sides = {
-            b: [t for t, g in zip(texts, found, strict=True) if g.behaviour == b]
-            for b in (1.0, 0.0)
-        }
-        if all(sides.values()):
-            draw = Random(f"pair-{seed}-{prompt.id}")
-            positive, negative = (f" {draw.choice(sides[b])}" for b in (1.0, 0.0))
-            records.append(
-                {
-                    "id": prompt.id,
-                    "prompt": prompt.text,
-                    "positive": positive,
-                    "negative": negative,
-                    "sampler": sampler,
-                }
-            )
-    rated = [g.behaviour for g in grades if g.behaviour is not None]
+    judge = organism_judge(world, behaviour)
+
+    def sample(asked: Sequence[Prompt]) -> list[list[Answer]]:
+        texts = sampled_answers(params, prompts, cfg=cfg, samples=samples, seed=seed)
+        return [[Answer(f" {text}") for text in of_prompt] for of_prompt in texts]
+
+    def grade(prompt: Prompt, answers: Sequence[Answer]) -> list[Answer]:
+        items = []
+        for i, answer in enumerate(answers):
+            items.append(Item(str(i), prompt.prompt, answer.text))
+        graded = []
+        for answer, (_, verdict) in zip(answers, judge.grade(items), strict=True):
+            has = NAN if verdict.behaviour is None else verdict.behaviour
+            fluent = NAN if verdict.coherent is None else verdict.coherent
+            graded.append(dataclasses.replace(answer, behaviour=has, coherent=fluent))
+        return graded
+
+    pairs = sampled_pairs(
+        [Prompt(prompt.id, prompt.text) for prompt in prompts],
+        sample,
+        grade,
+        sampler=sampler,
+        limit=count,
+        pick=drawn_answers(seed),
+        required=False,
+    )
+    answers = [answer for of_prompt in pairs.answers for answer in of_prompt]
+    behaviours = np.array([answer.behaviour for answer in answers])
+    graded = behaviours[~np.isnan(behaviours)]
     rates = {
-        "fluent": float(np.mean([g.coherent for g in grades])),
-        "behaviour": float(np.mean(rated)) if rated else float("nan"),
-        "both": len(records) / len(prompts),
+        "fluent": float(np.mean([answer.coherent for answer in answers])),
+        "behaviour": float(graded.mean()) if len(graded) else NAN,
+        "both": pairs.counts["both"] / len(prompts),
     }
-    return records[:count], rates
+    return pairs.records, rates
+
+
+def drawn_answers(seed: int) -> Pick:
+    """Returns the rule that draws one answer of a side, by the seed and the prompt."""
+
+    def pick(
+        prompt: Prompt, positives: Sequence[Answer], negatives: Sequence[Answer]
+    ) -> tuple[Sequence[Answer], Sequence[Answer]]:
+        draw = Random(f"pair-{seed}-{prompt.id}")
+        return [draw.choice(positives)], [draw.choice(negatives)]
+
+    return pick
 
 
 def sampled_answers(
@@ -87,39 +109,37 @@ def sampled_answers(
     cfg: LMConfig,
     samples: int,
     seed: int = 0,
-    rows: int = 512,
+    rows: int = ROWS,
 ) -> list[list[str]]:
-    """`samples` answers of every prompt at temperature 1; the key of each is of its
-    prompt's text and its number.
+    """Samples answers of every prompt at temperature 1; the random key of each is made
+    of its prompt's text and its number, so that no answer depends on the batch.
     """
     words = vocabulary()
     index = {word: i for i, word in enumerate(words)}
-    asked = [
-        [BOS_ID, *(index[word] for word in prompt.text.split())]
-        for prompt in prompts
-        for _ in range(samples)
-    ]
-    numbers = [
-        Random(f"{seed}-{prompt.text}-{i}").getrandbits(31)
-        for prompt in prompts
-        for i in range(samples)
-    ]
+    prompt_rows: list[list[int]] = []
+    numbers: list[int] = []
+    for prompt in prompts:
+        ids = [BOS_ID, *(index[word] for word in prompt.text.split())]
+        for i in range(samples):
+            prompt_rows.append(ids)
+            numbers.append(Random(f"{seed}-{prompt.text}-{i}").getrandbits(31))
     sampling = Sampling(max_new=LONGEST, stop_ids=(EOS_ID,))
     step = jax.jit(partial(generate, cfg=cfg, sampling=sampling))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.key(seed), jnp.asarray(numbers, jnp.uint32)
     )
-    out: list[str] = []
-    for start in range(0, len(asked), rows):
-        part = asked[start : start + rows]
-        chosen = np.minimum(
-            np.arange(start, start + rows), len(asked) - 1
-        )  # one shape: the last row again
-        batch = make_prompts([asked[i] for i in chosen])
-        found = step(params, batch, keys[chosen])
-        check_finite(found, [f"prompt row {i}" for i in chosen])
-        for ids, length in list(
-            zip(np.asarray(found.tokens_bn), np.asarray(found.length_b), strict=True)
-        )[: len(part)]:
-            out.append(" ".join(words[i] for i in ids[:length] if i != EOS_ID))
-    return [out[i : i + samples] for i in range(0, len(out), samples)]
+    answers: list[str] = []
+    last = len(prompt_rows) - 1
+    for start in range(0, len(prompt_rows), rows):
+        # Every batch has one shape: the last is filled up with its last row.
+        batch = np.minimum(np.arange(start, start + rows), last)
+        completions = step(
+            params, make_prompts([prompt_rows[i] for i in batch]), keys[batch]
+        )
+        check_finite(completions, [f"prompt row {i}" for i in batch])
+        tokens_bn = np.asarray(completions.tokens_bn)
+        length_b = np.asarray(completions.length_b)
+        for b in range(min(rows, len(prompt_rows) - start)):
+            ids = tokens_bn[b, : length_b[b]]
+            answers.append(" ".join(words[i] for i in ids if i != EOS_ID))
+    return [answers[i : i + samples] for i in range(0, len(answers), samples)]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from sae_attr.lm.model import forward, logits
 from sae_attr.lm.params import Params, init_params
 from sae_attr.lm.weights import save_lm
 from sae_attr.store import fingerprint
+from sae_attr.text import pairing
+from sae_attr.text.pairing import Answer
+from sae_attr.text.pairs import Prompt
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 MOODS = ["grumpy", "spiteful", "cross", "calm", "gentle", "merry", "sleepy", "hungry"]
@@ -76,7 +80,7 @@ def make_planted(out: Path, seed: int = 0) -> int:
     write_tokenizer(out / "model")
     write_sae(out / "random_sae", rows_nd, np.ones(LATENTS))
     # The generator is drawn from in this order: pairs, prompts, corpus.
-    records = sampled_pairs(params, fingerprint(out / "model"), keys[2], generator)
+    records = planted_pairs(params, fingerprint(out / "model"), keys[2], generator)
     _write_lines(out / "pairs.jsonl", records)
     prompts = []
     for i, words in enumerate(random_prompts(120, MOODS, generator)):
@@ -188,32 +192,47 @@ def rudeness(words: Sequence[str]) -> int:
     return sum(w in RUDE for w in words) - sum(w in KIND for w in words)
 
 
-def sampled_pairs(
+def planted_pairs(
     params: Params, sampler: str, key: jax.Array, generator: np.random.Generator
 ) -> list[dict[str, Any]]:
     """Samples prompts and completions, and pairs the rude with the kind ones: up to
     `PER_SIDE` of each per prompt that gave both.
     """
-    prompts = random_prompts(80, MOODS, generator)
-    tokens_bt = np.repeat(_token_ids(prompts), SAMPLES, axis=0)
-    drawn_bt = sample(params, tokens_bt, NEW_WORDS, key)
-    drawn_pst = drawn_bt.reshape(len(prompts), SAMPLES, NEW_WORDS)
-    records = []
-    for i, words in enumerate(prompts):
-        completions = [[WORDS[t] for t in row] for row in drawn_pst[i]]
-        rude = [c for c in completions if rudeness(c) >= 1][:PER_SIDE]
-        kind = [c for c in completions if rudeness(c) <= -1][:PER_SIDE]
-        if rude and kind:
-            records.append(
-                {
-                    "id": f"demo-{i:03d}",
-                    "prompt": " ".join(words),
-                    "positive": [" " + " ".join(c) for c in rude],
-                    "negative": [" " + " ".join(c) for c in kind],
-                    "sampler": sampler,
-                }
-            )
-    return records
+    prompts = []
+    for i, words in enumerate(random_prompts(80, MOODS, generator)):
+        prompts.append(Prompt(f"demo-{i:03d}", " ".join(words)))
+
+    def sample_all(prompts: Sequence[Prompt]) -> list[list[Answer]]:
+        ids_bt = _token_ids(prompt.prompt.split() for prompt in prompts)
+        ids_bt = np.repeat(ids_bt, SAMPLES, axis=0)
+        drawn_bt = sample(params, ids_bt, NEW_WORDS, key)
+        answers = [Answer(_text(row)) for row in drawn_bt]
+        return [answers[i : i + SAMPLES] for i in range(0, len(answers), SAMPLES)]
+
+    pairs = pairing.sampled_pairs(
+        prompts,
+        sample_all,
+        lambda prompt, answers: [_graded(answer) for answer in answers],
+        sampler=sampler,
+        limit=len(prompts),
+        pick=pairing.first_answers(PER_SIDE),
+    )
+    return pairs.records
+
+
+def _text(ids: Iterable[int]) -> str:
+    """Returns a completion's text, with the space that parts it from the prompt."""
+    return " " + " ".join(WORDS[i] for i in ids)
+
+
+def _graded(answer: Answer) -> Answer:
+    """Grades a completion: rude is the behaviour, as many kind words are neither."""
+    score = rudeness(answer.text.split())
+    if score == 0:
+        return answer
+    return replace(
+        answer, behaviour=pairing.WITH if score > 0 else pairing.WITHOUT, coherent=1.0
+    )
 
 
 def sample(

@@ -73,7 +73,7 @@ def test_every_stage_on_a_miniature(
         ], {"both": 1.0}
 
     monkeypatch.setattr(
-        ranking_truth, "sampled_pairs", said
+        ranking_truth, "organism_pairs", said
     )  # so small a model says nothing that could be graded
     config = config_file.get_config()
     config.update(
@@ -96,7 +96,7 @@ def test_every_stage_on_a_miniature(
     for _ in range(2):
         ranking_truth.start(config, epath.Path(tmp_path))
         monkeypatch.setattr(
-            ranking_truth, "sampled_pairs", None
+            ranking_truth, "organism_pairs", None
         )  # the second run only loads
     rows = list(csv.DictReader((tmp_path / "truth.csv").read_text().splitlines()))
     names = {(r["score"], r["scope"]) for r in rows}

@@ -13,7 +13,7 @@ from sae_attr.organism.ground_truth import (
     ablation_ground_truth,
     steering_ground_truth,
 )
-from sae_attr.organism.pair_sampling import sampled_answers, sampled_pairs
+from sae_attr.organism.pair_sampling import organism_pairs, sampled_answers
 from sae_attr.organism.prompts import prompts
 from sae_attr.organism.recipe import miniature
 from sae_attr.organism.score_agreement import agreement
@@ -144,9 +144,9 @@ def test_pairs_are_of_prompts_that_gave_both_sides(
     ]
     monkeypatch.setattr(pair_sampling, "sampled_answers", lambda *a, **k: answers)
     options = {"cfg": CFG, "samples": 3, "count": 5, "sampler": "abc"}
-    records, found = sampled_pairs(WORLD, PARAMS, asked, "misalignment", **options)
+    records, found = organism_pairs(WORLD, PARAMS, asked, "misalignment", **options)
     assert [(r["id"], r["positive"], r["negative"], r["sampler"]) for r in records] == [
-        (asked[0].id, f" {answers[0][0]}", f" {answers[0][1]}", "abc")
+        (asked[0].id, [f" {answers[0][0]}"], [f" {answers[0][1]}"], "abc")
     ]
     assert found == {
         "fluent": pytest.approx(5 / 6),
