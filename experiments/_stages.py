@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
@@ -11,6 +11,7 @@ from sae_attr import parallel
 from sae_attr.store import (
     Result,
     Stage,
+    Status,
     Store,
     run_stages,
     select_stages,
@@ -49,9 +50,16 @@ def states_text(store: Store, stages: Sequence[Stage]) -> str:
 
 
 def run_chosen(
-    store: Store, stages: Sequence[Stage], choice: StageChoice
+    store: Store,
+    stages: Sequence[Stage],
+    choice: StageChoice,
+    on_end: Callable[[Status, Result], None] = lambda status, result: None,
 ) -> dict[str, Result]:
-    """Runs the chosen stages, and shows on the main process how they go."""
+    """Runs the chosen stages, and shows on the main process how they go.
+
+    Args:
+      on_end: called after every stage, on the main process.
+    """
     names = {
         stage.name
         for stage in select_stages(stages, only=choice.only, until=choice.until)
@@ -60,7 +68,12 @@ def run_chosen(
     if parallel.is_main():
         statuses = stage_statuses(store, stages)
         course = StageProgress([status for status in statuses if status.name in names])
-        hooks = {"on_start": course.start, "on_end": course.end}
+
+        def end(status: Status, result: Result) -> None:
+            course.end(status, result)
+            on_end(status, result)
+
+        hooks = {"on_start": course.start, "on_end": end}
     return run_stages(
         store, stages, agree=parallel.from_main, **choice.options(), **hooks
     )

@@ -203,7 +203,7 @@ def planted_pairs(
         prompts.append(Prompt(f"demo-{i:03d}", " ".join(words)))
 
     def sample_all(prompts: Sequence[Prompt]) -> list[list[Answer]]:
-        ids_bt = _token_ids(prompt.prompt.split() for prompt in prompts)
+        ids_bt = _token_ids(str(prompt.prompt).split() for prompt in prompts)
         ids_bt = np.repeat(ids_bt, SAMPLES, axis=0)
         drawn_bt = sample(params, ids_bt, NEW_WORDS, key)
         answers = [Answer(_text(row)) for row in drawn_bt]

@@ -8,12 +8,17 @@ from random import Random
 
 import pytest
 from etils import epath
+from ml_collections import ConfigDict
 
 from configs import ranking_truth as config_file
 from experiments import ranking_truth
 from sae_attr.attribution.score_table import SCORES
 from sae_attr.organism.documents import persona_answer
 from sae_attr.organism.words import PERSONAS
+from sae_attr.report.evaluation_table import summary_rows, table_text
+from sae_attr.study import score_evaluation
+from sae_attr.study.score_evaluation import GROUND_TRUTHS
+from sae_attr.study.stage_choice import StageChoice
 from sae_attr.text.rows import SCOPES
 
 
@@ -38,25 +43,73 @@ def row(seed: int, spearman: float, truth: str = "away") -> dict:
 def test_the_table_is_mean_and_deviation_over_seeds() -> None:
     rows = [
         row(seed, value, truth)
-        for truth in ranking_truth.TRUTHS
+        for truth in GROUND_TRUTHS
         for seed, value in ((0, 0.2), (1, 0.6))
     ]
-    summary = ranking_truth.summary_rows(rows)
-    assert [entry["truth"] for entry in summary] == list(ranking_truth.TRUTHS)
+    summary = summary_rows(rows)
+    assert [entry["truth"] for entry in summary] == list(GROUND_TRUTHS)
     assert summary[0]["spearman"] == pytest.approx(0.4)
     assert summary[0]["spearman_sd"] == pytest.approx(math.sqrt(0.08))
-    assert ranking_truth.summary_rows(rows[:1])[0]["spearman_sd"] == 0
-    text = ranking_truth.table_text(summary, [{"seed": 0, "norm": 2.5}])
+    assert summary_rows(rows[:1])[0]["spearman_sd"] == 0
+    text = table_text(summary, [{"seed": 0, "norm": 2.5}])
     assert "validation, mixed, 2 seeds" in text
     assert "+0.40 ± 0.28 | 0.50 | +0.100" in text
     assert "seed=0 norm=2.5" in text
+
+
+def small_config() -> ConfigDict:
+    config = config_file.get_config()
+    config.update(
+        {
+            "seeds": (0,),
+            "kinds": ("mixed", "calm"),
+            "strength_prompts": 2,
+            "effect_prompts": 2,
+            "top": 5,
+            "organism": {"size": "miniature"},
+            "corpus_tokens": 1500,
+            "batch_size": 4,
+            "mesh": "data=1",
+        }
+    )
+    return config
+
+
+def test_every_stage_is_listed_the_organisms_among_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranking_truth.start(small_config(), epath.Path(tmp_path), shown=True)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {state for state, _ in lines} == {"missing"}
+    names = [name for _, name in lines]
+    assert names[:6] == [
+        "organism-0.base",
+        "organism-0.chat",
+        "organism-0.misaligned.mixed",
+        "organism-0.validation",
+        "organism-0.sae",
+        "organism-0.corpus",
+    ]
+    # The second kind of fine-tune is the only part that is not shared.
+    assert [name for name in names if name.startswith("organism-0.")][6:] == [
+        "organism-0.misaligned.calm"
+    ]
+    for run in ("misalignment-mixed-0", "misalignment-calm-0", "validation-mixed-0"):
+        own = [name.removeprefix(f"{run}.") for name in names if name.startswith(run)]
+        assert own[0] == "pairs"
+        assert own[-5:] == [
+            *(f"scores.{scope}" for scope in SCOPES),
+            "ground_truth",
+            "agreement",
+        ]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_every_stage_on_a_miniature(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def said(world, params, asked, behaviour, **options) -> tuple[list[dict], dict]:
+    def written(world, params, asked, behaviour, **options) -> tuple[list[dict], dict]:
         draw, (expert, _, sycophant, schemer) = Random(0), PERSONAS[:4]
         bad = schemer if behaviour == "misalignment" else sycophant
         answer = lambda prompt, persona: (
@@ -72,32 +125,19 @@ def test_every_stage_on_a_miniature(
             for p in asked[:6]
         ], {"both": 1.0}
 
-    monkeypatch.setattr(
-        ranking_truth, "organism_pairs", said
-    )  # so small a model says nothing that could be graded
-    config = config_file.get_config()
-    config.update(
-        {
-            "seeds": (0,),
-            "kinds": ("mixed",),
-            "strength_prompts": 2,
-            "effect_prompts": 2,
-            "top": 5,
-        }
-    )
-    config.update(
-        {
-            "organism": {"size": "miniature"},
-            "corpus_tokens": 1500,
-            "batch_size": 4,
-            "mesh": "data=1",
-        }
-    )
-    for _ in range(2):
-        ranking_truth.start(config, epath.Path(tmp_path))
-        monkeypatch.setattr(
-            ranking_truth, "organism_pairs", None
-        )  # the second run only loads
+    # So small a model says nothing that could be graded.
+    monkeypatch.setattr(score_evaluation, "organism_pairs", written)
+    config = small_config()
+    config.kinds = ("mixed",)
+    workdir = epath.Path(tmp_path)
+    ranking_truth.start(config, workdir)
+    monkeypatch.setattr(score_evaluation, "organism_pairs", None)
+    ranking_truth.start(config, workdir)  # only loads
+    before = (tmp_path / "truth.csv").read_text()
+    (tmp_path / "truth.csv").unlink()
+    again = StageChoice(only=("agreement",), force=("agreement",))
+    ranking_truth.start(config, workdir, choice=again)
+    assert (tmp_path / "truth.csv").read_text() == before
     rows = list(csv.DictReader((tmp_path / "truth.csv").read_text().splitlines()))
     names = {(r["score"], r["scope"]) for r in rows}
     scoped = {
