@@ -106,10 +106,10 @@ def start(
         records = result.meta["rows"]
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
         write_atomic(workdir / "completions.jsonl", "".join(lines))
-        stated = config.sampling.stop_ids is not None
+        stops_given = config.sampling.stop_ids is not None
         facts = summary(job, unit, result) | {
             "config": config.to_dict(),
-            "ends": "given" if stated else job.setup.ends,
+            "ends": "given" if stops_given else job.setup.ends,
             "versions": _common.versions(),
         }
         write_atomic(workdir / "result.json", json_text(facts))

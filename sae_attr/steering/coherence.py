@@ -1,5 +1,5 @@
-"""Coherence without a judge: the unsteered model's view of an answer, beside its view
-of its own answers.
+"""Coherence without a judge: how likely and how repetitive the unsteered model finds an
+answer, beside its own answers.
 
 An answer is coherent if the unsteered model finds it hardly less likely, and hardly
 more repetitive, than what it writes itself. Two measures are needed: broken text is
@@ -22,19 +22,20 @@ from sae_attr.lm.model import Params, forward
 from sae_attr.text.batching import RowBatch
 
 GRAM = 3  # tokens of a phrase whose return counts as repetition
-LEAST_REPETITION = 0.2  # no limit below it: in a short answer a single phrase that comes again is a tenth of all
+# No limit is below it: in a short answer a single phrase that returns is a tenth of all.
+LEAST_REPETITION = 0.2
 LEAST_SAMPLES = 10  # below that a tail of a distribution means nothing
 
 
 @dataclass(frozen=True)
-class OwnAnswers:
-    """What the unsteered model's own answers are like, as the limits of what counts as
-    coherent.
+class CoherenceLimits:
+    """The limits within which an answer counts as coherent, set by the unsteered model's
+    own answers.
 
     Args:
       least_logp: nats per token; an answer below it is incoherent.
       most_repetition: share of repeated phrases; an answer above it is incoherent.
-      tail: share of its own answers beyond each limit, as it was asked for.
+      tail: share of its own answers that lie beyond each limit.
       samples: own answers that the limits come from.
     """
 
@@ -64,16 +65,16 @@ def logp_per_token(params: Params, batch: RowBatch, *, cfg: LMConfig) -> jax.Arr
 
 
 def repetition(ids: Sequence[int]) -> float:
-    """Returns the share of phrases of three tokens that stood before in the same
+    """Returns the share of phrases of three tokens that occur earlier in the same
     answer: 0 for none, near 1 for a loop.
     """
     grams = [tuple(ids[i : i + GRAM]) for i in range(len(ids) - GRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def own_answers(
+def coherence_limits(
     logp_r: np.ndarray, repetition_r: np.ndarray, *, tail: float
-) -> OwnAnswers:
+) -> CoherenceLimits:
     """Returns the limits beyond which a share `tail` of the unsteered model's own
     answers lie, on either measure.
 
@@ -81,7 +82,7 @@ def own_answers(
 
     Args:
       logp_r, repetition_r: of its own answers; NaN log-probabilities (answers without a
-        token) are passed over.
+        token) are ignored.
 
     Raises:
       ValueError: fewer than `LEAST_SAMPLES` answers with a token, or a tail outside 0
@@ -91,24 +92,24 @@ def own_answers(
         raise ValueError(
             f"the tail of own answers is {tail}; give a share from 0 to below 0.5"
         )
-    known_r = np.isfinite(logp_r)
-    if known_r.sum() < LEAST_SAMPLES:
+    finite_r = np.isfinite(logp_r)
+    if finite_r.sum() < LEAST_SAMPLES:
         raise ValueError(
             "coherence is measured against the model's own answers, of which only "
-            f"{int(known_r.sum())} have a token; at "
+            f"{int(finite_r.sum())} have a token; at "
             f"least {LEAST_SAMPLES} are needed: raise coherence_samples or "
             "strength_prompts, or give a judge that tells it"
         )
-    low = float(np.quantile(logp_r[known_r], tail))
-    high = float(np.quantile(repetition_r[known_r], 1 - tail))
-    return OwnAnswers(low, max(high, LEAST_REPETITION), tail, int(known_r.sum()))
+    low = float(np.quantile(logp_r[finite_r], tail))
+    high = float(np.quantile(repetition_r[finite_r], 1 - tail))
+    return CoherenceLimits(low, max(high, LEAST_REPETITION), tail, int(finite_r.sum()))
 
 
 def coherent(
-    logp_r: np.ndarray, repetition_r: np.ndarray, own: OwnAnswers
+    logp_r: np.ndarray, repetition_r: np.ndarray, limits: CoherenceLimits
 ) -> np.ndarray:
     """Returns 1.0 for answers within the limits, 0.0 for those beyond, NaN for those
     without a token; float64 `[r]`.
     """
-    within_r = (logp_r >= own.least_logp) & (repetition_r <= own.most_repetition)
+    within_r = (logp_r >= limits.least_logp) & (repetition_r <= limits.most_repetition)
     return np.where(np.isfinite(logp_r), within_r.astype(np.float64), np.nan)

@@ -99,11 +99,11 @@ class _Split:
     shared: np.ndarray
 
     def p(self, settings: EffectSettings) -> float:
-        """The permutation p-value of the difference of means."""
+        """Returns the permutation p-value of the difference of means."""
         return permutation_p(self.first, self.second, self.shared, settings)
 
     def difference(self) -> np.ndarray:
-        """Mean of the first method's latents − mean of the second's."""
+        """Returns the mean of the first method's latents − that of the second's."""
         first = mean_of_measured(joined(self.first, self.shared))
         return first - mean_of_measured(joined(self.second, self.shared))
 

@@ -37,10 +37,10 @@ class StageInputs:
 
     def others(self, stage: str) -> list[Result]:
         """Returns the results of a stage of other cases."""
-        own = f"{self.case.name}.{stage}"
+        of_this_case = f"{self.case.name}.{stage}"
         out = []
         for name, result in self.results.items():
-            if name != own and name.endswith(f".{stage}"):
+            if name != of_this_case and name.endswith(f".{stage}"):
                 out.append(result)
         return out
 

@@ -16,7 +16,7 @@ import numpy as np
 from sae_attr.attribution.presets import decoder_rows
 from sae_attr.hooks import Add
 from sae_attr.parallel import to_host
-from sae_attr.steering.coherence import OwnAnswers, coherent, own_answers
+from sae_attr.steering.coherence import CoherenceLimits, coherence_limits, coherent
 from sae_attr.steering.plan import NO_LATENT, Condition, Plan, SweepRow
 from sae_attr.steering.sweep import SampleBatches, Sampler, sample_batches, sample_rows
 from sae_attr.store import Progress
@@ -53,7 +53,7 @@ class CaseSweep:
     conditions: tuple[Condition, ...]
     norm: float
     samples: int
-    limits: OwnAnswers | None = None
+    limits: CoherenceLimits | None = None
 
     @cached_property
     def plan(self) -> Plan:
@@ -129,12 +129,12 @@ class CaseSweep:
         )
         return grade_plan(self.plan, np.asarray(tokens_rn), grader, progress)
 
-    def own_answers(self, tokens_rn: np.ndarray, *, tail: float) -> OwnAnswers:
-        """Returns the limits of coherence that completions of the unsteered model set;
-        see `steering.coherence`.
+    def limits_of_own(self, tokens_rn: np.ndarray, *, tail: float) -> CoherenceLimits:
+        """Returns the limits of coherence that completions of the unsteered model set
+        (docs/method.md, Strengths and coherence).
         """
         ids = list(unpadded(tokens_rn))
-        return own_answers(*self._measures(self.plan.rows, ids), tail=tail)
+        return coherence_limits(*self._measures(self.plan.rows, ids), tail=tail)
 
     def _coherence(
         self, rows: Sequence[SweepRow], ids: Sequence[Sequence[int]]

@@ -47,17 +47,17 @@ def case_costs(case: Case) -> list[StageCost]:
     tried = (1 + sides * len(study.grid)) * for_strengths * study.strength_samples
     if study.strengths_by == "exact":
         tried = 0
-    own = 0
+    unsteered = 0  # answers that coherence is measured against
     if measures_coherence(case):
-        own = for_strengths * study.coherence_samples
+        unsteered = for_strengths * study.coherence_samples
     steered = (1 + sides) * len(case.prompts("effects")) * study.effect_samples
     for direction in DIRECTIONS:
         costs += [
             StageCost(
                 f"{name}.strengths.{direction}",
-                samples=tried + own,
+                samples=tried + unsteered,
                 judged=tried,
-                tokens=(tried + own) * max_new,
+                tokens=(tried + unsteered) * max_new,
             ),
             StageCost(
                 f"{name}.steer.{direction}", samples=steered, tokens=steered * max_new

@@ -116,8 +116,8 @@ def unpadded(tokens_rn: np.ndarray) -> Iterator[list[int]]:
 
 def mean_of_known(values: np.ndarray) -> float:
     """Returns the mean over what is not NaN; NaN where everything is."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if present.size else float("nan")
 
 
 # ---- grades --------------------------------------------------------------------------
@@ -291,7 +291,7 @@ class _Tally:
         self.malformed += grade.malformed
 
     def counts(self, *, missing: int) -> dict[str, Any]:
-        """Plain values for a stage's meta."""
+        """Returns plain values for a stage's meta."""
         return {
             "labels": dict(sorted(self.labels.items())),
             "read": dict(sorted(self.readings.items())),

@@ -100,8 +100,8 @@ class CaseStudy:
         return mended
 
     def _chosen(self, choice: StageChoice) -> set[str]:
-        chosen = select_stages(self.stages, only=choice.only, until=choice.until)
-        return {stage.name for stage in chosen}
+        stages = select_stages(self.stages, only=choice.only, until=choice.until)
+        return {stage.name for stage in stages}
 
     def _to_run(self, choice: StageChoice) -> Iterator[tuple[Case, set[str]]]:
         """The cases of real models, each with the kinds of its stages that are to run:
@@ -151,8 +151,8 @@ def open_study(values: Mapping[str, Any], runtime: Runtime) -> CaseStudy:
       ValueError: settings that cannot be, prompts that cannot be read, a judge that
         cannot be opened.
     """
-    stated = {name: x for name, x in values.items() if name not in NO_SETTINGS}
-    settings = study_settings(stated)
+    fields = {name: x for name, x in values.items() if name not in NO_SETTINGS}
+    settings = study_settings(fields)
     recipe = None if values.get("organism") is None else recipe_of(values["organism"])
     cases = tuple(open_case(case, settings, recipe, runtime) for case in settings.cases)
     stages = []

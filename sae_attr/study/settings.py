@@ -56,11 +56,11 @@ class IncoherenceBudget:
     pick: str = "largest"
 
     def __post_init__(self) -> None:
-        for name, known in (("rule", RULES), ("pick", PICKS)):
-            if getattr(self, name) not in known:
+        for name, allowed in (("rule", RULES), ("pick", PICKS)):
+            if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"budget {name} {getattr(self, name)!r} is unknown; choose "
-                    f"{' or '.join(known)}"
+                    f"{' or '.join(allowed)}"
                 )
         if not 0 <= self.points <= 1:
             raise ValueError(

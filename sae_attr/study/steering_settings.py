@@ -39,14 +39,14 @@ class SteerSettings:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        for what, values, known in (
+        for what, values, allowed in (
             ("mode", [self.mode], INTERVENTIONS),
             ("tokens", self.tokens, TOKENS),
         ):
-            unknown = [value for value in values if value not in known]
+            unknown = [value for value in values if value not in allowed]
             if unknown:
                 raise ValueError(
-                    f"{what} {unknown[0]!r} is unknown; choose of {', '.join(known)}"
+                    f"{what} {unknown[0]!r} is unknown; choose of {', '.join(allowed)}"
                 )
         for name, least in (("batch_size", 1), ("skip", 0)):
             value = getattr(self, name)

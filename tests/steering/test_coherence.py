@@ -11,9 +11,9 @@ import pytest
 from sae_attr.lm.model import forward, logits
 from sae_attr.steering.coherence import (
     LEAST_SAMPLES,
+    coherence_limits,
     coherent,
     logp_per_token,
-    own_answers,
     repetition,
 )
 from sae_attr.text.batching import batches
@@ -66,7 +66,7 @@ def test_repetition_is_the_share_of_phrases_that_came_before() -> None:
 def test_answers_are_held_against_the_models_own() -> None:
     rng = np.random.default_rng(0)
     logp_r, repetition_r = rng.normal(-2, 0.3, 400), rng.uniform(0, 0.1, 400)
-    own = own_answers(logp_r, repetition_r, tail=0.05)
+    own = coherence_limits(logp_r, repetition_r, tail=0.05)
     assert own.samples == 400
     usual = coherent(logp_r, repetition_r, own)
     assert 0.88 < usual.mean() < 0.96  # at most both tails are lost
@@ -78,7 +78,7 @@ def test_answers_are_held_against_the_models_own() -> None:
 
 
 def test_one_phrase_that_comes_again_in_a_short_answer_is_no_loop() -> None:
-    own = own_answers(np.full(50, -2.0), np.zeros(50), tail=0.05)
+    own = coherence_limits(np.full(50, -2.0), np.zeros(50), tail=0.05)
     once = repetition([1, 2, 3, 4, 5, 6, 1, 2, 3, 7, 8, 9, 10, 11, 12, 13])
     assert 0 < once < own.most_repetition
     np.testing.assert_array_equal(
@@ -92,6 +92,6 @@ def test_too_few_answers_and_a_tail_that_cannot_be() -> None:
     with pytest.raises(
         ValueError, match=r"only 9 have a token.*raise coherence_samples"
     ):
-        own_answers(few, np.zeros(len(few)), tail=0.05)
+        coherence_limits(few, np.zeros(len(few)), tail=0.05)
     with pytest.raises(ValueError, match=r"tail of own answers is 0\.5"):
-        own_answers(np.full(20, -1.0), np.zeros(20), tail=0.5)
+        coherence_limits(np.full(20, -1.0), np.zeros(20), tail=0.5)

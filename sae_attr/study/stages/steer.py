@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sae_attr.steering.coherence import OwnAnswers
+from sae_attr.steering.coherence import CoherenceLimits
 from sae_attr.store import Computed, Progress, Result
 from sae_attr.study.case import Case
 from sae_attr.study.case_stage import (
@@ -36,7 +36,7 @@ def effect_sweep(
     """
     limits = None
     if measures_coherence(case):
-        limits = OwnAnswers(**strengths.meta["own_answers"])
+        limits = CoherenceLimits(**strengths.meta["own_answers"])
     return CaseSweep(
         case,
         direction,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sae_attr.steering import choose_strengths
-from sae_attr.steering.coherence import OwnAnswers
+from sae_attr.steering.coherence import CoherenceLimits
 from sae_attr.steering.plan import UNSTEERED, Condition
 from sae_attr.store import Computed, Progress, Result
 from sae_attr.study.case import Case
@@ -138,14 +138,14 @@ def sampled_coherence(
 
 def own_limits(
     case: Case, direction: str, progress: Progress
-) -> tuple[OwnAnswers, dict[str, int]]:
+) -> tuple[CoherenceLimits, dict[str, int]]:
     """Returns the limits that the unsteered model's own answers to the strengths'
     prompts set, and what they cost.
     """
     samples = case.study.coherence_samples
     sweep = CaseSweep(case, direction, "strengths", (UNSTEERED,), 0.0, samples)
     tokens_rn, cost = sweep.sample(progress, f"own answers, {direction}")
-    return sweep.own_answers(tokens_rn, tail=case.study.coherence_tail), cost
+    return sweep.limits_of_own(tokens_rn, tail=case.study.coherence_tail), cost
 
 
 def fields(case: Case) -> dict[str, Any]:
