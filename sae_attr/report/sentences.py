@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sae_attr.records import Convergence, MethodCount, MethodDifference
 from sae_attr.report.methods import RANDOM, method_name
 from sae_attr.report.numbers import is_known, p_value, signed, span
-from sae_attr.report.page.contents import CaseReport
+
+if TYPE_CHECKING:  # the page itself writes sentences
+    from sae_attr.report.page.contents import CaseReport
 
 _MOST_NAMED = 12  # latents that a sentence names
 
