@@ -86,6 +86,38 @@ class LoopOptions:
                 )
 
 
+def _no_action(state: Any, history: list[Record]) -> None:
+    pass
+
+
+def _no_numbers(state: Any) -> Record:
+    return {}
+
+
+def _nothing_shown(history: Sequence[Record]) -> Mapping[str, str]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Curves(Generic[S, M]):
+    """What is measured during training.
+
+    Args:
+      records_of: sums up metrics since the last record as new records. Its first
+        argument is that record, `{"step": 0}` before there is one.
+      evaluate: measures a state; its numbers are added to the record of that step.
+      evaluate_start: also measure the state before the first step.
+      on_record: called with the state and the whole curve after every new record.
+      shown: numbers for the progress bar.
+    """
+
+    records_of: Callable[[Record, list[M]], list[Record]]
+    evaluate: Callable[[S], Record] = _no_numbers
+    evaluate_start: bool = False
+    on_record: Callable[[S, list[Record]], None] = _no_action
+    shown: Callable[[Sequence[Record]], Mapping[str, str]] = _nothing_shown
+
+
 @dataclass
 class TrainResult(Generic[S]):
     """The end of a run.
@@ -116,11 +148,7 @@ def train(
     *,
     steps: int,
     options: LoopOptions,
-    records_of: Callable[[Record, list[M]], list[Record]],
-    evaluate: Callable[[S], Record] | None = None,
-    evaluate_start: bool = False,
-    on_record: Callable[[S, list[Record]], None] = lambda state, history: None,
-    shown: Callable[[Sequence[Record]], Mapping[str, str]] = lambda history: {},
+    curves: Curves[S, M],
     folder: PathLike | None = None,
     config: Mapping[str, Any] = MappingProxyType({}),
     progress: bool = True,
@@ -133,12 +161,6 @@ def train(
       batch_of: returns the batch of a step, counted from 0; the same on every call and
         in every process.
       steps: of the whole run.
-      records_of: sums up metrics since the last record as new records. Its first
-        argument is that record, `{"step": 0}` before there is one.
-      evaluate: measures a state; its numbers are added to the record of that step.
-      evaluate_start: also measure the state before the first step.
-      on_record: called with the state and the whole curve after every new record.
-      shown: numbers for the progress bar.
       folder: of checkpoints; None writes none.
       config: plain values that say what is trained on what; a run that goes on must
         have the same.
@@ -151,8 +173,8 @@ def train(
     """
     state, history = resume(folder, state, config)
     result = TrainResult(state, history, started=int(state.step))
-    if evaluate is not None and evaluate_start and not history:
-        history.append({"step": 0, **evaluate(state)})
+    if curves.evaluate_start and not history:
+        history.append({"step": 0, **curves.evaluate(state)})
     window: list[M] = []
     clock = time.perf_counter()
     with _progress_bar(result.started, steps, progress) as bar:
@@ -162,20 +184,20 @@ def train(
             window.append(metrics)
             if not _due(stop, steps, options.log_every or 1):
                 continue
-            window = jax.device_get(window)
+            # Only here does the host wait for the devices.
             last: Record = history[-1] if history else {"step": 0}
+            window = jax.device_get(window)
             _check_finite(int(last["step"]), window, batch_of, folder)
-            history += records_of(last, window)
             _add_speed(result, int(last["step"]), window, clock)
-            if evaluate is not None and _due(stop, steps, options.eval_every):
-                history[-1] |= evaluate(result.state)
-            on_record(result.state, history)
+            history += curves.records_of(last, window)
+            if _due(stop, steps, options.eval_every):
+                history[-1] |= curves.evaluate(result.state)
+            curves.on_record(result.state, history)
             if folder is not None and _due(stop, steps, options.save_every):
                 meta = {"config": dict(config), "history": history}
                 checkpoints.save(folder, stop, result.state, meta, keep=options.keep)
-            _advance(bar, stop, {**shown(history), **_shown_speed(result)})
-            window = []
-            clock = time.perf_counter()
+            _advance(bar, stop, curves.shown(history), result.tokens_per_second)
+            window, clock = [], time.perf_counter()
     return result
 
 
@@ -275,17 +297,16 @@ def _add_speed(
     result.tokens += sum(int(np.sum(metrics.tokens)) for metrics in window)
 
 
-def _shown_speed(result: TrainResult[Any]) -> dict[str, str]:
-    speed = result.tokens_per_second
-    return {} if speed is None else {"tokens/s": f"{speed:,.0f}"}
-
-
 def _progress_bar(started: int, steps: int, progress: bool) -> Any:
     return tqdm(
         total=steps, initial=started, desc="train", unit="step", disable=not progress
     )
 
 
-def _advance(bar: Any, step: int, numbers: Mapping[str, str]) -> None:
+def _advance(
+    bar: Any, step: int, numbers: Mapping[str, str], speed: float | None
+) -> None:
     bar.update(step - bar.n)
+    if speed is not None:
+        numbers = {**numbers, "tokens/s": f"{speed:,.0f}"}
     bar.set_postfix(numbers)

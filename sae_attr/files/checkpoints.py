@@ -29,9 +29,9 @@ from sae_attr.store.names import list_files, whole_hash
 T = TypeVar("T")
 
 _STATE, _META, _LIST = "state", "meta", "files.json"
-_VERIFIED: dict[
-    str, bool
-] = {}  # list of a step's files -> whether they were as it says; a step is read whole once
+# List of a step's files -> whether they agree with it, so that a step is read whole
+# only once.
+_VERIFIED: dict[str, bool] = {}
 
 
 def save(
@@ -85,8 +85,8 @@ def save(
 
 
 def latest(folder: PathLike) -> int | None:
-    """The highest step in the folder that is complete and undamaged, or None; a damaged
-    one is said.
+    """Returns the highest step in the folder that is complete and undamaged, or
+    None; warns of a damaged one.
     """
     for step in sorted(_steps(folder), reverse=True):
         if _is_whole(folder, step):
@@ -102,11 +102,9 @@ def latest(folder: PathLike) -> int | None:
 
 def _steps(folder: PathLike) -> list[int]:
     path = epath.Path(folder)
-    return (
-        [int(p.name) for p in path.iterdir() if p.name.isdecimal()]
-        if path.is_dir()
-        else []
-    )
+    if not path.is_dir():
+        return []
+    return [int(p.name) for p in path.iterdir() if p.name.isdecimal()]
 
 
 def _note_files(folder: PathLike, step: int) -> None:
@@ -123,7 +121,7 @@ def _files(folder: PathLike, step: int) -> dict[str, epath.Path]:
 
 
 def _is_whole(folder: PathLike, step: int) -> bool:
-    """Whether the files of a step are those that its list states; true without a list,
+    """Returns whether the files of a step are those that its list states; true without a list,
     as older versions left it.
     """
     path = epath.Path(folder) / str(step) / _LIST
@@ -143,7 +141,7 @@ def _is_whole(folder: PathLike, step: int) -> bool:
 
 
 def read_meta(folder: PathLike, step: int | None = None) -> Meta:
-    """The metadata of a step, the latest by default, without its arrays.
+    """Returns the metadata of a step, the latest by default, without its arrays.
 
     Raises:
       FileNotFoundError: no such step.
@@ -162,7 +160,7 @@ def restore(
     step: int | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> tuple[T, Meta]:
-    """State and metadata of a step, the latest by default.
+    """Returns state and metadata of a step, the latest by default.
 
     Args:
       folder: as for `save`.

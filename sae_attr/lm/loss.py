@@ -24,7 +24,7 @@ def target_nll(
     cfg: LMConfig,
     rules: Rules = PLAIN,
 ) -> jax.Array:
-    """-log p of chosen tokens given what precedes them, `[b, c]` in nats and float32; 0
+    """Returns -log p of target tokens given what precedes them, `[b, c]` in nats and float32; 0
     where `target_valid_bc` is False.
 
     Args:
@@ -38,27 +38,27 @@ def target_nll(
     hidden_bcd = jnp.take_along_axis(hidden_btd, before_bc[..., None], axis=1)
     logits_bcv = logits(params, hidden_bcd, cfg=cfg, rules=rules)
     ids_bc = jnp.take_along_axis(tokens_bt, target_bc, axis=1)
-    chosen_bc = jnp.take_along_axis(logits_bcv, ids_bc[..., None], axis=-1)[..., 0]
+    target_logit_bc = jnp.take_along_axis(logits_bcv, ids_bc[..., None], axis=-1)[
+        ..., 0
+    ]
     return jnp.where(
-        target_valid_bc, jax.nn.logsumexp(logits_bcv, axis=-1) - chosen_bc, 0.0
+        target_valid_bc, jax.nn.logsumexp(logits_bcv, axis=-1) - target_logit_bc, 0.0
     )
 
 
 def completion_loss(
     nll_bc: jax.Array, target_valid_bc: jax.Array, loss: str = "sum"
 ) -> jax.Array:
-    """L(C) per row `[b]` in nats: the sum over the completion's tokens (method, section
+    """Returns L(C) per row `[b]` in nats: the sum over the completion's tokens (method, section
     2), or their mean.
 
     Raises ValueError for another name than `sum` or `mean`.
     """
     check_loss(loss)
     total_b = jnp.sum(nll_bc, axis=1)
-    return (
-        total_b
-        if loss == "sum"
-        else total_b / jnp.maximum(jnp.sum(target_valid_bc, axis=1), 1)
-    )
+    if loss == "sum":
+        return total_b
+    return total_b / jnp.maximum(jnp.sum(target_valid_bc, axis=1), 1)
 
 
 def check_loss(loss: str) -> None:

@@ -4,7 +4,7 @@ held-out loss, and the best step kept beside the last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -41,7 +41,7 @@ from sae_attr.parallel import (
     shardings,
 )
 from sae_attr.store.files import PathLike
-from sae_attr.training import LoopOptions, Record, TrainResult, train
+from sae_attr.training import Curves, LoopOptions, Record, TrainResult, train
 
 
 def train_lm(
@@ -93,22 +93,22 @@ def train_lm(
     ) -> tuple[LMState, LMMetrics]:
         return run_compiled(state, frozen, place_steps(batches, mesh))
 
-    evaluate = None
-    if held_out:
-        nll_sums = partial(_nll_sums, cfg=cfg, compute=compute, assemble=assemble)
-        placed = [shard_batch(batch, mesh) for batch in held_out]
-        evaluate = partial(held_out_loss, jax.jit(nll_sums), frozen, placed)
+    nll_sums = partial(_nll_sums, cfg=cfg, compute=compute, assemble=assemble)
+    placed = [shard_batch(batch, mesh) for batch in held_out]
+    curves = Curves(
+        records_of=step_records,
+        evaluate=partial(held_out_loss, jax.jit(nll_sums), frozen, placed),
+        evaluate_start=bool(placed),
+        on_record=partial(_keep_best, folder),
+        shown=_shown,
+    )
     return train(
         state,
         run_steps,
         batch_of,
         steps=opt.steps,
         options=options,
-        records_of=step_records,
-        evaluate=evaluate,
-        evaluate_start=True,
-        on_record=partial(_keep_best, folder),
-        shown=_shown,
+        curves=curves,
         folder=folder,
         config=config,
         progress=progress,
@@ -208,12 +208,14 @@ def _nll_sums(
 def held_out_loss(
     nll_sums: Callable[..., Any],
     frozen: Params,
-    held_out: Iterable[TokenBatch],
+    held_out: Sequence[TokenBatch],
     state: LMState,
 ) -> Record:
     """Returns `eval_loss`: nats per target over all batches, summed in double
-    precision.
+    precision; nothing without batches.
     """
+    if not held_out:
+        return {}
     totals, targets = [], 0
     for batch in held_out:
         nll, count = jax.device_get(nll_sums(state.trained, frozen, batch))

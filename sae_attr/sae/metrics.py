@@ -70,7 +70,7 @@ class NormRange(NamedTuple):
 
 
 def reconstruct_tokens(sae: SAE, acts_kd: np.ndarray) -> Reconstruction:
-    """Reconstruction `[k, d_out]` of many tokens, in blocks: the codes `[k, n]` of a
+    """Returns the reconstruction `[k, d_out]` of many tokens, in blocks: the codes `[k, n]` of a
     large dictionary do not fit in memory.
 
     Args:
@@ -115,7 +115,7 @@ def _block(
 
 
 def bare(sae: SAE) -> SAE:
-    """The same arithmetic without what the config only records: SAEs that differ in
+    """Returns the same arithmetic without what the config only records: SAEs that differ in
     that alone share compiled programs.
     """
     return replace(
@@ -133,7 +133,7 @@ _RECORDED = (
 
 
 def fit_sums(acts_kd: np.ndarray, recon: Reconstruction) -> FitSums:
-    """The sums of one batch of tokens `[k, d]` and their reconstruction; ValueError
+    """Returns the sums of one batch of tokens `[k, d]` and their reconstruction; ValueError
     where the widths differ.
     """
     x_kd = np.asarray(acts_kd, np.float64)
@@ -155,7 +155,7 @@ def fit_sums(acts_kd: np.ndarray, recon: Reconstruction) -> FitSums:
 
 
 def fit(sae: SAE, acts_kd: np.ndarray, target_kd: np.ndarray | None = None) -> FitSums:
-    """`fit_sums` of an SAE on tokens `[k, d]`; a transcoder is compared with
+    """Returns `fit_sums` of an SAE on tokens `[k, d]`; a transcoder is compared with
     `target_kd`.
     """
     return fit_sums(
@@ -164,7 +164,7 @@ def fit(sae: SAE, acts_kd: np.ndarray, target_kd: np.ndarray | None = None) -> F
 
 
 def explained_variance(sums: FitSums) -> float:
-    """1 − SS_res / SS_tot about the per-dimension mean, pooled, raw units; NaN where
+    """Returns 1 − SS_res / SS_tot about the per-dimension mean, pooled, raw units; NaN where
     the set does not vary.
     """
     total = sums.squares - float(sums.sum_d @ sums.sum_d) / max(sums.tokens, 1)
@@ -172,19 +172,19 @@ def explained_variance(sums: FitSums) -> float:
 
 
 def mse(sums: FitSums) -> float:
-    """Σ |x − y|² / (tokens · d): the mean squared error of one coordinate."""
+    """Returns Σ |x − y|² / (tokens · d): the mean squared error of one coordinate."""
     return (
         sums.residual / (sums.tokens * len(sums.sum_d)) if sums.tokens else float("nan")
     )
 
 
 def l0(sums: FitSums) -> float:
-    """Mean number of active latents of a token."""
+    """Returns the mean number of active latents of a token."""
     return sums.active / sums.tokens if sums.tokens else float("nan")
 
 
 def dead_share(sums: FitSums) -> float:
-    """Share of latents that fired on none of the tokens: an upper bound of the share
+    """Returns the share of latents that fired on none of the tokens: an upper bound of the share
     that never fires.
     """
     return float(np.mean(sums.fired_n == 0))
@@ -201,7 +201,7 @@ class Density(NamedTuple):
 
 
 def density(sums: FitSums, *, bins_per_decade: int = 4) -> Density:
-    """The histogram of log10 firing rates, from the rarest that the set can tell (one
+    """Returns the histogram of log10 firing rates, from the rarest that the set can tell (one
     token) to 1.
 
     Raises ValueError for a set without a token.
@@ -216,7 +216,7 @@ def density(sums: FitSums, *, bins_per_decade: int = 4) -> Density:
 
 
 def decoder_norms(sae: SAE) -> NormRange:
-    """Smallest, middle and largest norm of the decoder's rows, as loaded."""
+    """Returns smallest, middle and largest norm of the decoder's rows, as loaded."""
     norms_n = np.linalg.norm(np.asarray(sae.dec_nm, np.float32), axis=1)
     return NormRange(
         float(norms_n.min()), float(np.median(norms_n)), float(norms_n.max())
@@ -224,7 +224,7 @@ def decoder_norms(sae: SAE) -> NormRange:
 
 
 def encoder_decoder_cosine(sae: SAE, fired_n: np.ndarray) -> float:
-    """Median cosine between a latent's encoder column and its own decoder row, over
+    """Returns the median cosine between a latent's encoder column and its own decoder row, over
     latents that fired.
 
     A trained SAE reads about the direction that it writes; near 0 the two matrices are
@@ -245,7 +245,7 @@ def encoder_decoder_cosine(sae: SAE, fired_n: np.ndarray) -> float:
 
 
 def summary(sae: SAE, sums: FitSums) -> dict[str, Any]:
-    """Every number of this page by name."""
+    """Returns every number of this module by name."""
     numbers = {f.__name__: f(sums) for f in (explained_variance, l0, mse, dead_share)}
     return {
         "tokens": sums.tokens,

@@ -56,7 +56,7 @@ def row_topk(pre_bn: jax.Array, k: int, shards: int = 1) -> tuple[jax.Array, jax
 
 
 def kth_largest(values: jax.Array, k: int) -> jax.Array:
-    """The k-th largest of values at or above 0, exactly and without sorting; 0 where
+    """Returns the k-th largest of values at or above 0, exactly and without sorting; 0 where
     fewer than k are positive.
 
     Non-negative floats are ordered as their bits read as integers are, so the answer is
@@ -68,9 +68,9 @@ def kth_largest(values: jax.Array, k: int) -> jax.Array:
     """
     bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
 
-    def step(i: jax.Array, found: jax.Array) -> jax.Array:
-        trial = found | (jnp.int32(1) << (30 - i))
-        return jnp.where(_at_least(bits >= trial, k), trial, found)
+    def step(i: jax.Array, bits_found: jax.Array) -> jax.Array:
+        trial = bits_found | (jnp.int32(1) << (30 - i))
+        return jnp.where(_at_least(bits >= trial, k), trial, bits_found)
 
     return jax.lax.bitcast_convert_type(
         jax.lax.fori_loop(0, 31, step, jnp.int32(0)), jnp.float32
@@ -78,7 +78,7 @@ def kth_largest(values: jax.Array, k: int) -> jax.Array:
 
 
 def _at_least(mask: jax.Array, k: int) -> jax.Array:
-    """Whether k entries are true; counted in halves of 16 bits, since 4096 × 2^20
+    """Returns whether k entries are true; counted in halves of 16 bits, since 4096 × 2^20
     entries overflow 32.
     """
     rows = jnp.sum(mask, axis=-1, dtype=jnp.int32)
@@ -110,11 +110,11 @@ class _Part(NamedTuple):
 def batch_topk(
     pre_bn: jax.Array, k: int, candidates: int, shards: int = 1
 ) -> BatchChoice:
-    """The `b * k` largest positive entries of a matrix, exactly, by a threshold and not
-    by a sort.
+    """Selects the `b * k` largest positive entries of a matrix, exactly, by a threshold
+    and not by a sort.
 
-    Entries above the threshold are kept, and of those equal to it the first ones in
-    order of rows (within a row, of latents), until `b * k` are kept. Fewer are kept
+    Entries above the threshold are selected, and of those equal to it the first ones in
+    order of rows (within a row, of latents), until there are `b * k`. There are fewer
     only where fewer are positive.
 
     Args:
@@ -129,84 +129,88 @@ def batch_topk(
     candidates, wide, every_b = min(candidates, n), -(-b // _WIDE_SHARE), jnp.arange(b)
     values_bc, latents_bc = row_topk(pre_bn, candidates, shards)
     values_bc = jax.nn.relu(values_bc)
-    low = kth_largest(
-        values_bc, b * k
-    )  # of some of the entries: the matrix's own is as large or larger
-    spilled_b = (
-        (values_bc[:, -1].astype(jnp.float32) >= low)
-        & (values_bc[:, -1] > 0)
-        & (candidates < n)
-    )
+    # Of some of the entries: the matrix's own threshold is as large or larger.
+    low = kth_largest(values_bc, b * k)
+    smallest_b = values_bc[:, -1]
+    may_have_more_b = (smallest_b.astype(jnp.float32) >= low) & (smallest_b > 0)
+    spilled_b = may_have_more_b & (candidates < n)
 
-    def few() -> tuple[Slots, jax.Array]:
+    def from_candidates() -> tuple[Slots, jax.Array]:
         return _entries([_Part(values_bc, every_b, latents_bc)], low, b, k), low
 
-    def wide_rows() -> tuple[Slots, jax.Array]:
-        (rows_w,) = jnp.nonzero(spilled_b, size=wide, fill_value=b)
-        values_wn = jnp.where(
-            rows_w[:, None] < b, jax.nn.relu(pre_bn[jnp.minimum(rows_w, b - 1)]), 0
-        )
+    def from_whole_rows() -> tuple[Slots, jax.Array]:
+        whole = _whole_rows(pre_bn, spilled_b, wide)
         rest_bc = jnp.where(spilled_b[:, None], 0, values_bc)
-        exact = kth_largest(
-            jnp.concatenate([rest_bc.reshape(-1), values_wn.reshape(-1)]), b * k
-        )
-        return _entries(
-            [_Part(rest_bc, every_b, latents_bc), _Part(values_wn, rows_w)], exact, b, k
-        ), exact
+        values = jnp.concatenate([rest_bc.reshape(-1), whole.values_rc.reshape(-1)])
+        threshold = kth_largest(values, b * k)
+        parts = [_Part(rest_bc, every_b, latents_bc), whole]
+        return _entries(parts, threshold, b, k), threshold
 
-    def all_of_them() -> tuple[Slots, jax.Array]:
+    def from_the_matrix() -> tuple[Slots, jax.Array]:
         values_bn = jax.nn.relu(pre_bn)
-        exact = kth_largest(values_bn, b * k)
-        return _entries([_Part(values_bn, every_b)], exact, b, k), exact
+        threshold = kth_largest(values_bn, b * k)
+        return _entries([_Part(values_bn, every_b)], threshold, b, k), threshold
 
     count = jnp.sum(spilled_b, dtype=jnp.int32)
     case = (count > 0).astype(jnp.int32) + (count > wide)
-    slots, threshold = jax.lax.switch(case, [few, wide_rows, all_of_them])
+    searches = [from_candidates, from_whole_rows, from_the_matrix]
+    slots, threshold = jax.lax.switch(case, searches)
     return BatchChoice(slots, threshold, count > 0)
 
 
+def _whole_rows(pre_bn: jax.Array, spilled_b: jax.Array, count: int) -> _Part:
+    """Returns all values of the spilled rows, at most `count` of them."""
+    b = len(pre_bn)
+    (rows_w,) = jnp.nonzero(spilled_b, size=count, fill_value=b)
+    values_wn = jax.nn.relu(pre_bn[jnp.minimum(rows_w, b - 1)])
+    return _Part(jnp.where(rows_w[:, None] < b, values_wn, 0), rows_w)
+
+
 def _entries(parts: list[_Part], threshold: jax.Array, b: int, k: int) -> Slots:
-    """The entries that the threshold keeps, as slots. A row that counts is in one part;
-    elsewhere its values are 0.
+    """Returns the entries that the threshold selects, as slots. A row that counts is in
+    one part; elsewhere its values are 0.
     """
-    ranked = [
-        part.values_rc.astype(jnp.float32) for part in parts
-    ]  # as the threshold was found
-    equal = [(values == threshold) & (threshold > 0) for values in ranked]
-    left = b * k - sum(
-        jnp.sum(values > threshold, dtype=jnp.int32) for values in ranked
-    )
-    equal_b = jnp.zeros(b, jnp.int32)
-    for part, same in zip(parts, equal, strict=True):
-        equal_b = equal_b.at[part.rows_r].add(
-            jnp.sum(same, axis=1, dtype=jnp.int32), mode="drop"
-        )
-    earlier_b = (
-        jnp.cumsum(equal_b, dtype=jnp.int32) - equal_b
-    )  # equal ones in the rows before
-    found, size = [jnp.int32(0)] * 3, jnp.int32(0)
-    for part, values, same in zip(parts, ranked, equal, strict=True):
-        before = earlier_b[part.rows_r][:, None] + jnp.cumsum(
-            same, axis=1, dtype=jnp.int32
-        )
-        kept = (values > threshold) | (same & (before <= left))
-        rows, columns = jnp.nonzero(kept, size=b * k, fill_value=0)
-        real = jnp.arange(b * k) < jnp.sum(kept, dtype=jnp.int32)
+    sums, size = [jnp.int32(0)] * 3, jnp.int32(0)
+    for part, selected_rc in zip(parts, _selected(parts, threshold, b, k), strict=True):
+        rows, columns = jnp.nonzero(selected_rc, size=b * k, fill_value=0)
+        count = jnp.sum(selected_rc, dtype=jnp.int32)
+        real = jnp.arange(b * k) < count
         latents = columns if part.latents_rc is None else part.latents_rc[rows, columns]
         entries = part.values_rc[rows, columns], latents, part.rows_r[rows]
-        # Beyond the kept ones all is 0, so that the parts can be laid one behind the
-        # other by adding.
-        found = [
-            sum_f + jnp.roll(jnp.where(real, e, 0), size)
-            for sum_f, e in zip(found, entries, strict=True)
-        ]
-        size += jnp.sum(kept, dtype=jnp.int32)
-    values, latents, rows = (part.reshape(k, b) for part in found)
+        # Beyond the selected ones all is 0, so that the parts can be laid one behind
+        # the other by adding.
+        for i, entry in enumerate(entries):
+            sums[i] = sums[i] + jnp.roll(jnp.where(real, entry, 0), size)
+        size += count
+    values, latents, rows = (x.reshape(k, b) for x in sums)
     return Slots(values, latents.astype(jnp.int32), rows.astype(jnp.int32))
 
 
+def _selected(
+    parts: list[_Part], threshold: jax.Array, b: int, k: int
+) -> list[jax.Array]:
+    """Returns for each part a mask of the entries that the threshold selects."""
+    # In float32, as the threshold is.
+    values = [part.values_rc.astype(jnp.float32) for part in parts]
+    above = [x > threshold for x in values]
+    equal = [(x == threshold) & (threshold > 0) for x in values]
+    left = b * k - sum(jnp.sum(mask, dtype=jnp.int32) for mask in above)
+    equal_b = jnp.zeros(b, jnp.int32)
+    for part, mask in zip(parts, equal, strict=True):
+        counts_r = jnp.sum(mask, axis=1, dtype=jnp.int32)
+        equal_b = equal_b.at[part.rows_r].add(counts_r, mode="drop")
+    # Equal ones in the rows before.
+    earlier_b = jnp.cumsum(equal_b, dtype=jnp.int32) - equal_b
+    selected = []
+    for part, larger, same in zip(parts, above, equal, strict=True):
+        inside = jnp.cumsum(same, axis=1, dtype=jnp.int32)
+        number = earlier_b[part.rows_r][:, None] + inside
+        selected.append(larger | (same & (number <= left)))
+    return selected
+
+
 def decode_slots(slots: Slots, dec_nm: jax.Array, rows: int) -> jax.Array:
-    """`codes @ dec_nm` `[rows, m]` for the codes that the slots stand for; gradients of
+    """Returns `codes @ dec_nm` `[rows, m]` for the codes that the slots stand for; gradients of
     values and decoder are sparse.
     """
     return _decode(
@@ -217,7 +221,7 @@ def decode_slots(slots: Slots, dec_nm: jax.Array, rows: int) -> jax.Array:
 def encoded(
     slots: Slots, x_bd: jax.Array, enc_dn: jax.Array, bias_n: jax.Array
 ) -> Slots:
-    """The same slots, whose values now have the gradients of `x @ enc_dn + bias_n` at
+    """Returns the same slots, whose values now have the gradients of `x @ enc_dn + bias_n` at
     their places.
 
     The caller has computed the product and chosen entries from it, outside the
@@ -237,13 +241,13 @@ def encoded(
 
 
 def fired(slots: Slots, n: int) -> jax.Array:
-    """Whether each latent has a code above 0 in any slot, `[n]`."""
+    """Returns whether each latent has a code above 0 in any slot, `[n]`."""
     hits = (slots.values_sb > 0).astype(jnp.int32).reshape(-1)
     return jnp.zeros(n, jnp.int32).at[slots.latents_sb.reshape(-1)].max(hits) > 0
 
 
 def _zero(x: Any) -> Any:
-    """The cotangent of an integer argument."""
+    """Returns the cotangent of an integer argument."""
     return None if x is None else np.zeros(x.shape, jax.dtypes.float0)
 
 

@@ -1,4 +1,4 @@
-"""What a training run of an SAE is told: one frozen dataclass, checked when it is made,
+"""Settings of an SAE's training: one frozen dataclass, checked when it is made and
 recorded with the result.
 """
 
@@ -134,11 +134,11 @@ class TrainConfig:
             "scale": SCALES,
             "centre": CENTRES,
         }
-        for name, known in names.items():
-            if getattr(self, name) not in known:
+        for name, choices in names.items():
+            if getattr(self, name) not in choices:
                 raise ValueError(
                     f"{name} {getattr(self, name)!r} is unknown; known: "
-                    f"{', '.join(known)}"
+                    f"{', '.join(choices)}"
                 )
         for name in (
             "d_in",
@@ -156,25 +156,25 @@ class TrainConfig:
 
     @property
     def width_out(self) -> int:
-        """Width of the target."""
+        """Returns the width of the target."""
         return self.d_in if self.d_out is None else self.d_out
 
     @property
     def group_sizes(self) -> tuple[int, ...]:
-        """Sizes of matryoshka's groups."""
+        """Returns the sizes of matryoshka's groups."""
         n = self.n_latents
         return self.groups or (n // 16, n // 8, n // 4, n - n // 16 - n // 8 - n // 4)
 
     @property
     def dead_k(self) -> int:
-        """Dead latents per token of the AuxK loss."""
+        """Returns the number of dead latents per token of the AuxK loss."""
         return min(
             self.width_out // 2 if self.aux_k is None else self.aux_k, self.n_latents
         )
 
     @property
     def learning_rate(self) -> float:
-        """The peak learning rate.
+        """Returns the peak learning rate.
 
         A short run has few steps to get anywhere. Rates that did well are 3.5 times the
         paper's at 1,270 steps (8,192 latents, width 576) and 5 to 10 times at 1,000
@@ -187,11 +187,11 @@ class TrainConfig:
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of linear rise."""
+        """Returns the steps of linear rise."""
         return min(100, self.steps // 10) if self.warmup is None else self.warmup
 
     def dead_after(self, batch_size: int) -> int:
-        """Tokens of silence after which a latent is dead, in a run whose steps have
+        """Returns the tokens of silence after which a latent is dead, in a run whose steps have
         `batch_size` tokens.
         """
         if self.dead_tokens is not None:

@@ -18,7 +18,7 @@ from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae.train_state import ActBatch, SAEState, as_pair, init_state
 from sae_attr.sae.update import SAEMetrics, compiled_step
 from sae_attr.store.files import PathLike
-from sae_attr.training import LoopOptions, Record, TrainResult, train
+from sae_attr.training import Curves, LoopOptions, Record, TrainResult, train
 
 OPTIONS = LoopOptions(log_every=50, save_every=1000)
 
@@ -32,7 +32,7 @@ def train_sae(
     inputs: Mapping[str, Any] = MappingProxyType({}),
     options: LoopOptions = OPTIONS,
     on_record: Callable[[SAEState, list[Record]], None] = lambda state, history: None,
-    evaluate: Callable[[SAEState], Record] | None = None,
+    evaluate: Callable[[SAEState], Record] = lambda state: {},
     progress: bool = True,
 ) -> TrainResult[SAEState]:
     """Trains, from the last checkpoint in `folder` if there is one; the result does not
@@ -71,16 +71,16 @@ def train_sae(
         (batch,) = batches
         return step(state, *_placed(batch, cfg, mesh))
 
+    curves = Curves(
+        records_of=window_record, evaluate=evaluate, on_record=on_record, shown=_shown
+    )
     return train(
         state,
         run_step,
         batch_of,
         steps=cfg.steps,
         options=replace(options, scan=1),
-        records_of=window_record,
-        evaluate=evaluate,
-        on_record=on_record,
-        shown=_shown,
+        curves=curves,
         folder=folder,
         config={**inputs, **asdict(cfg)},
         progress=progress and is_main(),

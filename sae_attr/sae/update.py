@@ -77,25 +77,17 @@ def train_step(
       cfg: the run.
       shards: size of the mesh's `model` axis.
     """
-    objective = OBJECTIVES[cfg.objective]
     x_bd = x_bd.astype(jnp.float32) * state.scale_in
     y_bm = y_bm.astype(jnp.float32) * state.scale_out
     dead_n = state.quiet_n >= cfg.dead_after(len(x_bd))
     signals = Signals(dead_n, coefficient(state, cfg), shards)
-
-    def loss(sae: SAE) -> tuple[jax.Array, Outcome]:
-        outcome = objective.loss(sae, x_bd, y_bm, cfg, signals)
-        return sum(outcome.terms.values(), jnp.float32(0)), outcome
-
-    grads: Any
-    (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(state.sae)
-    if objective.unit:
-        grads = without_parallel(state.sae, grads)
+    total, outcome, grads = _gradient(state.sae, x_bd, y_bm, cfg, signals)
     params: Any = state.sae
     updates, opt = make_adam(cfg).update(grads, state.opt, params)
     moved: Any = optax.apply_updates(params, updates)
+    sae = OBJECTIVES[cfg.objective].post_step(moved)
     counted = _counted(state, outcome, len(x_bd), cfg)
-    after = replace(counted, sae=objective.post_step(moved), opt=opt)
+    after = replace(counted, sae=sae, opt=opt)
     metrics = SAEMetrics(
         loss=total,
         terms=outcome.terms,
@@ -112,6 +104,22 @@ def train_step(
         threshold=running_threshold(after, cfg),
     )
     return after, metrics
+
+
+def _gradient(
+    sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals
+) -> tuple[jax.Array, Outcome, Any]:
+    """Returns the loss, what came with it, and its gradient for Adam."""
+    objective = OBJECTIVES[cfg.objective]
+
+    def loss(sae: SAE) -> tuple[jax.Array, Outcome]:
+        outcome = objective.loss(sae, x_bd, y_bm, cfg, signals)
+        return sum(outcome.terms.values(), jnp.float32(0)), outcome
+
+    (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(sae)
+    if objective.unit:
+        grads = without_parallel(sae, grads)
+    return total, outcome, grads
 
 
 def _counted(
@@ -132,7 +140,7 @@ def _counted(
 
 
 def silent_share(state: SAEState, cfg: TrainConfig, batch_size: int) -> jax.Array:
-    """Share of latents that fired on none of the last `dead_tokens` tokens, or of all
+    """Returns the share of latents that fired on none of the last `dead_tokens` tokens, or of all
     tokens where there were fewer.
     """
     seen = jnp.minimum(state.step, _QUIET_MAX // batch_size) * batch_size
@@ -143,7 +151,7 @@ def silent_share(state: SAEState, cfg: TrainConfig, batch_size: int) -> jax.Arra
 
 
 def without_parallel(sae: SAE, grads: SAE) -> SAE:
-    """Gradients without the part of each decoder row's that lies along the (unit) row.
+    """Returns gradients without the part of each decoder row's that lies along the (unit) row.
 
     Adam would turn it into length, which the norm then takes away again (Bricken et al.
     2023, "Towards monosemanticity", appendix).
@@ -153,7 +161,7 @@ def without_parallel(sae: SAE, grads: SAE) -> SAE:
 
 
 def coefficient(state: SAEState, cfg: TrainConfig) -> jax.Array:
-    """The penalty's coefficient at this step: the controller's, risen over the first
+    """Returns the penalty's coefficient at this step: the controller's, risen over the first
     `sparsity_warmup` of the steps.
 
     The controller is a PI one on logarithms: an L0 twice the target multiplies the
@@ -161,16 +169,12 @@ def coefficient(state: SAEState, cfg: TrainConfig) -> jax.Array:
     the first part thresholds, which follow slowly, swing about the target.
     """
     rise = jnp.minimum(1.0, (state.step + 1) / max(cfg.sparsity_warmup * cfg.steps, 1))
-    return (
-        jnp.exp(
-            state.log_sparsity + cfg.controller_damping * _off_target(state.l0, cfg)
-        )
-        * rise
-    )
+    damping = cfg.controller_damping * _off_target(state.l0, cfg)
+    return jnp.exp(state.log_sparsity + damping) * rise
 
 
 def _off_target(l0: jax.Array, cfg: TrainConfig) -> jax.Array:
-    """log(L0 / target), within ±1; 0 without a target."""
+    """Returns log(L0 / target), within ±1; 0 without a target."""
     if cfg.target_l0 is None:
         return jnp.float32(0)
     return jnp.clip(jnp.log(jnp.maximum(l0, 1e-3) / cfg.target_l0), -1, 1)
@@ -179,7 +183,7 @@ def _off_target(l0: jax.Array, cfg: TrainConfig) -> jax.Array:
 def compiled_step(
     cfg: TrainConfig, mesh: Mesh | None, state: SAEState
 ) -> Callable[..., tuple[SAEState, SAEMetrics]]:
-    """`train_step` jitted for this run; the state that goes in is used up."""
+    """Returns `train_step` jitted for this run; the state that goes in is donated."""
     shards = 1 if mesh is None else mesh.shape["model"]
     step = partial(train_step, cfg=cfg, shards=shards)
     if mesh is None:

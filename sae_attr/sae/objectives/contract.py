@@ -1,5 +1,5 @@
-"""What an objective is: pure functions on one `SAE` pytree; and what all of them start
-from.
+"""The contract of an objective, pure functions on one `SAE` pytree, and the first
+weights of all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sae_attr.sae.train_config import TrainConfig
 
 
 class Signals(NamedTuple):
-    """What a loss is told beside the batch.
+    """Inputs of a loss beside the batch.
 
     Args:
       dead_n: bool, latents that have not fired for `TrainConfig.dead_tokens` tokens.
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
       y_bm: the reconstruction, in the units of the target.
       fired_n: bool, latents with a code above 0 on some token of the batch.
       l0: mean number of codes above 0.
-      threshold: smallest value that the batch's selection kept (batch_topk,
+      threshold: smallest value that the batch's selection holds (batch_topk,
         matryoshka); else 0.
       spilled: whether that selection had to look beyond the candidates of some token.
     """
@@ -82,21 +82,26 @@ def keep(sae: SAE, *_: object) -> SAE:
 
 
 def unit_rows(sae: SAE) -> SAE:
-    """Decoder rows of norm 1."""
+    """Scales decoder rows to norm 1."""
     return replace(sae, dec_nm=unit_decoder(sae.dec_nm))
 
 
 def sae_config(cfg: TrainConfig, gate: str) -> SAEConfig:
-    """The static part of the SAE in training."""
+    """Returns the static part of the SAE in training."""
     k = cfg.k if gate == "topk" else None
-    own, widths = not cfg.transcoder, (cfg.d_in, cfg.width_out, cfg.n_latents)
-    return SAEConfig(*widths, gate=gate, k=k, subtract_b_dec=own, source="sae_attr")
+    subtract_b_dec, widths = (
+        not cfg.transcoder,
+        (cfg.d_in, cfg.width_out, cfg.n_latents),
+    )
+    return SAEConfig(
+        *widths, gate=gate, k=k, subtract_b_dec=subtract_b_dec, source="sae_attr"
+    )
 
 
 def first_weights(
     cfg: TrainConfig, gate: str, b_dec_m: jax.Array, key: jax.Array
 ) -> SAE:
-    """Random unit decoder rows; the encoder is their transpose, or random of the same
+    """Returns random unit decoder rows; the encoder is their transpose, or random of the same
     size where sites differ.
     """
     n, d, m = cfg.n_latents, cfg.d_in, cfg.width_out
@@ -116,12 +121,12 @@ def first_weights(
 
 
 def squared_error(y_bm: jax.Array, target_bm: jax.Array) -> jax.Array:
-    """Mean over tokens and coordinates."""
+    """Returns the squared error, averaged over tokens and coordinates."""
     return jnp.mean(jnp.square(y_bm - target_bm))
 
 
 def dense_codes(sae: SAE, x_bd: jax.Array) -> jax.Array:
-    """Pre-activations `[b, n]` as the model defines them, at the default precision of
+    """Returns pre-activations `[b, n]` as the model defines them, at the default precision of
     products.
     """
     z_bd = x_bd - sae.dec_bias_m if sae.cfg.subtract_b_dec else x_bd
@@ -131,7 +136,7 @@ def dense_codes(sae: SAE, x_bd: jax.Array) -> jax.Array:
 def dense_outcome(
     terms: dict[str, jax.Array], y_bm: jax.Array, codes_bn: jax.Array
 ) -> Outcome:
-    """The outcome of an objective without a batch threshold."""
+    """Returns the outcome of an objective without a batch threshold."""
     active_bn = codes_bn > 0
     l0 = jnp.mean(jnp.sum(active_bn, axis=1, dtype=jnp.float32))
     return Outcome(

@@ -32,7 +32,7 @@ from sae_attr.sae.train_config import TrainConfig
 def relu_loss(
     sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals
 ) -> Outcome:
-    """error + λ · mean over tokens of Σ code · |dec row|: with the norm in it,
+    """Returns error + λ · mean over tokens of Σ code · |dec row|: with the norm in it,
     shrinking codes gains nothing.
     """
     codes_bn = jax.nn.relu(dense_codes(sae, x_bd))
@@ -48,7 +48,7 @@ def relu_loss(
 def gated_loss(
     sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals
 ) -> Outcome:
-    """error + gate_coef · (λ Σ relu(gate) + the error of decoding relu(gate) with a
+    """Returns error + gate_coef · (λ Σ relu(gate) + the error of decoding relu(gate) with a
     frozen decoder); equation 8, with 1.
 
     The gate's step has no gradient: gates learn from the last two terms, magnitudes
@@ -78,7 +78,7 @@ def gated_loss(
 def jumprelu_loss(
     sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals
 ) -> Outcome:
-    """error + λ · penalty, both through straight-through estimators, + a pull on the
+    """Returns error + λ · penalty, both through straight-through estimators, + a pull on the
     latents that are dead.
 
     penalty "step": the number of active latents (arXiv:2407.14435, equations 9 to 12).
@@ -103,7 +103,7 @@ def jumprelu_loss(
 
 @jax.custom_vjp
 def step(pre: jax.Array, threshold_n: jax.Array, bandwidth: float) -> jax.Array:
-    """1 where pre > threshold. No gradient for pre; for the threshold -K((pre - θ) / ε)
+    """Returns 1 where pre > threshold. No gradient for pre; for the threshold -K((pre - θ) / ε)
     / ε, K = 1 on [-½, ½].
     """
     return (pre > threshold_n).astype(pre.dtype)
@@ -111,7 +111,7 @@ def step(pre: jax.Array, threshold_n: jax.Array, bandwidth: float) -> jax.Array:
 
 @jax.custom_vjp
 def jump(pre: jax.Array, threshold_n: jax.Array, bandwidth: float) -> jax.Array:
-    """relu(pre) where pre > threshold. Gradient 1 there for pre; for the threshold -θ
+    """Returns relu(pre) where pre > threshold. Gradient 1 there for pre; for the threshold -θ
     K((pre - θ) / ε) / ε.
     """
     return jnp.where(pre > threshold_n, jax.nn.relu(pre), 0)

@@ -38,7 +38,7 @@ _MULTI_WEIGHT = 1 / 8
 def topk_loss(
     sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals
 ) -> Outcome:
-    """Error of the k largest latents of every token, and AuxK."""
+    """Returns the error of the k largest latents of every token, and AuxK."""
     pre_bn, bias_n = _project(sae, x_bd)
     slots = encoded(_rows(pre_bn, cfg.k, signals.shards), x_bd, sae.enc_dn, bias_n)
     out_bm = decode_slots(slots, sae.dec_nm, len(x_bd)) + sae.dec_bias_m
@@ -50,7 +50,7 @@ def topk_loss(
 def multi_topk_loss(
     sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals
 ) -> Outcome:
-    """`topk_loss` plus 1/8 of the error of the `multi · k` largest, which keeps the
+    """Returns `topk_loss` plus 1/8 of the error of the `multi · k` largest, which keeps the
     order beyond k meaningful.
     """
     pre_bn, bias_n = _project(sae, x_bd)
@@ -74,7 +74,7 @@ def multi_topk_loss(
 def batch_topk_loss(
     sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals
 ) -> Outcome:
-    """Error of the b·k largest latents of the batch, and AuxK."""
+    """Returns the error of the b·k largest latents of the batch, and AuxK."""
     pre_bn, bias_n = _project(sae, x_bd)
     choice = batch_topk(pre_bn, cfg.k, cfg.candidates * cfg.k, signals.shards)
     slots = encoded(choice.slots, x_bd, sae.enc_dn, bias_n)
@@ -89,7 +89,7 @@ def batch_topk_loss(
 def matryoshka_loss(
     sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals
 ) -> Outcome:
-    """Mean over nested groups of the error that the latents up to the group's end
+    """Returns the mean over nested groups of the error that the latents up to the group's end
     leave; selection as for BatchTopK.
 
     "error" is the whole dictionary's; "nested" is what has to be added to give the mean
@@ -117,7 +117,7 @@ def matryoshka_loss(
 
 
 def as_jumprelu(sae: SAE, cfg: TrainConfig, threshold: jax.Array) -> SAE:
-    """BatchTopK at inference: a token is encoded by itself, with the running threshold
+    """Returns BatchTopK at inference: a token is encoded by itself, with the running threshold
     in the place of the batch's.
     """
     # The batch keeps entries at its threshold, jumprelu those strictly above.
