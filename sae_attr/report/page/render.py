@@ -89,10 +89,14 @@ def _seen(value: Any) -> Any:
 
 
 def _pretty(value: Any) -> str:
-    """Returns any value as text; nested ones as indented JSON."""
+    """Returns any value as text: numbers in a list on one line, nested ones as indented
+    JSON.
+    """
     value = plain(value)
     if isinstance(value, str):
         return value
+    if isinstance(value, list) and all(isinstance(v, (int, float)) for v in value):
+        return ", ".join(map(str, value))
     return json.dumps(value, indent=1, ensure_ascii=False)
 
 
