@@ -118,7 +118,7 @@ class Judge(Protocol):
         ...
 
     def grade(self, items: Sequence[Item]) -> Iterator[tuple[str, Grade]]:
-        """(id, grade) of every item, as they arrive and in any order.
+        """Yields (id, grade) of every item, as they arrive and in any order.
 
         Raises:
           ValueError: an id that occurs twice.
@@ -146,6 +146,11 @@ def check_items(items: Sequence[Item]) -> None:
             f"{len(repeated)} ids stand twice among the items to grade, first "
             f"{repeated[0]!r}; make ids unique"
         )
+
+
+def item_key(item: Item) -> str:
+    """Returns a name for the text that is graded, whatever the item's id."""
+    return digest({"prompt": item.prompt, "completion": item.completion})
 
 
 def judge_name(identity: Mapping[str, Any]) -> str:

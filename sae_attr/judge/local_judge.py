@@ -1,6 +1,4 @@
-"""A judge that is a language model at hand: it is given functions that answer, and
-loads nothing itself.
-"""
+"""A judge over functions that answer prompts, such as those of a language model here."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ Prompts: TypeAlias = Sequence[tuple[Message, ...]]
 Generate: TypeAlias = Callable[[Prompts], Sequence[str]]
 NextToken: TypeAlias = Callable[[Prompts], Sequence[Mapping[str, float]]]
 
-_KEPT = 20  # tokens of a distribution that stand in the raw reply
+_KEPT = 20  # tokens of a distribution in the raw reply
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,9 @@ class LocalJudge(ModelJudge):
         if self.generate is None and (
             self.next_token_logprobs is None or self.rubric.reasoned
         ):
-            needed = (
-                "generate"
-                if self.rubric.reasoned
-                else "generate or next_token_logprobs"
-            )
+            needed = "generate"
+            if not self.rubric.reasoned:
+                needed = "generate or next_token_logprobs"
             raise ValueError(
                 f"a local judge with rubric {self.rubric.name} needs {needed}; hand it "
                 "that function"
@@ -94,48 +90,47 @@ class LocalJudge(ModelJudge):
         return self.next_token_logprobs is not None and can_weigh(self.rubric)
 
     def grade(self, items: Sequence[Item]) -> Iterator[tuple[str, Grade]]:
-        """(id, grade) batch by batch; ValueError for an id that stands twice."""
+        """Yields (id, grade) batch by batch.
+
+        Raises:
+          ValueError: an id that occurs twice.
+        """
         check_items(items)
-        return (
-            pair
-            for start in range(0, len(items), self.batch_size)
-            for pair in self._batch(items[start:][: self.batch_size])
-        )
+        return self._grades(items)
+
+    def _grades(self, items: Sequence[Item]) -> Iterator[tuple[str, Grade]]:
+        for start in range(0, len(items), self.batch_size):
+            yield from self._batch(items[start : start + self.batch_size])
 
     def _batch(self, items: Sequence[Item]) -> Iterator[tuple[str, Grade]]:
-        prompts = [
-            ({"role": "user", "content": judge_prompt(self.rubric, item)},)
-            for item in items
-        ]
+        prompts: list[tuple[Message, ...]] = []
+        for item in items:
+            content = judge_prompt(self.rubric, item)
+            prompts.append(({"role": "user", "content": content},))
         grades: list[Grade | None] = [None] * len(items)
         if self._weighs and self.next_token_logprobs is not None:
-            grades = [
-                self._of_tokens(found)
-                for found in _answers(self.next_token_logprobs, prompts)
-            ]
+            distributions = _answers(self.next_token_logprobs, prompts)
+            grades = [self._of_tokens(logprobs) for logprobs in distributions]
         left = [i for i, grade in enumerate(grades) if grade is None]
         if left and self.generate is not None:
-            for i, text in zip(
-                left, _answers(self.generate, [prompts[i] for i in left])
-            ):
+            texts = _answers(self.generate, [prompts[i] for i in left])
+            for i, text in zip(left, texts):
                 grades[i] = read_reply(text, self.rubric)
-        yield from (
-            (item.id, grade) for item, grade in zip(items, grades) if grade is not None
-        )
+        for item, grade in zip(items, grades):
+            if grade is not None:
+                yield item.id, grade
 
     def _of_tokens(self, logprobs: Mapping[str, float]) -> Grade | None:
-        """The grade that a distribution gives; None where the text must decide."""
+        """The grade by a distribution; None where the text must decide."""
         top = sorted(logprobs.items(), key=lambda pair: -pair[1])[:_KEPT]
         score = weighted_score(logprobs.items(), self.rubric)
         if score is None:
-            return (
-                None
-                if self.generate
-                else read_reply(top[0][0] if top else "", self.rubric)
-            )
-        if not writes_whole_numbers(
-            numbers_of(logprobs.items(), self.rubric) or {}, self.rubric
-        ):
+            if self.generate is not None:
+                return None
+            likeliest = top[0][0] if top else ""
+            return read_reply(likeliest, self.rubric)
+        numbers = numbers_of(logprobs.items(), self.rubric) or {}
+        if not writes_whole_numbers(numbers, self.rubric):
             if self.generate is not None:
                 return None
             raise ValueError(
@@ -152,11 +147,11 @@ class LocalJudge(ModelJudge):
 def _answers(
     function: Callable[[Prompts], Sequence[Any]], prompts: Prompts
 ) -> Sequence[Any]:
-    """What a function answers; ValueError where it gives another number of answers."""
-    found = function(prompts)
-    if len(found) != len(prompts):
+    """A function's answers; ValueError where there is not one for each prompt."""
+    answers = function(prompts)
+    if len(answers) != len(prompts):
         raise ValueError(
-            f"the judge's function gave {len(found)} answers to {len(prompts)} "
+            f"the judge's function gave {len(answers)} answers to {len(prompts)} "
             "prompts; it must give one each"
         )
-    return found
+    return answers

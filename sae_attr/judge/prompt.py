@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from sae_attr.judge.base import Item
+from sae_attr.judge.base import Item, item_key
 from sae_attr.judge.rubrics import Rubric
-from sae_attr.store import digest
 
 
 def judge_prompt(rubric: Rubric, item: Item) -> str:
@@ -14,7 +13,7 @@ def judge_prompt(rubric: Rubric, item: Item) -> str:
     The marks carry a digest of the completion, so that no completion can hold them,
     close its own and go on as if it were the rubric.
     """
-    mark = digest({"prompt": item.prompt, "completion": item.completion})[:12]
+    mark = item_key(item)[:12]
     parts = [rubric.instructions]
     if rubric.points:
         points = [f"{point}: {meaning}" for point, meaning in rubric.points.items()]

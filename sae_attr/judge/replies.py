@@ -1,4 +1,4 @@
-"""Replies of judges read strictly: a reply says one thing in a known form, or it is
+"""Reads replies of judges strictly: a reply states one grade in a known form, or it is
 malformed; nothing is guessed.
 """
 
@@ -11,14 +11,15 @@ from typing import Any
 from sae_attr.judge.base import Grade
 from sae_attr.judge.rubrics import Rubric
 
-VERSION = 2  # raised when a reply is read otherwise than before; part of every judge's identity
+# Raised when a reply is read otherwise than before; part of every judge's identity.
+VERSION = 2
 LONGEST = 1_000_000  # characters; a longer reply is malformed
 
 _TAG = re.compile(r"<(/?)(think|thinking|reasoning|thought)>", re.IGNORECASE)
-# Every repeated part below is followed by what it cannot match itself: no reply takes
-#   more than linear time.
-# No quote or brace before the word: that would be a line of JSON, which may be cut
-#   short within the number.
+# Every repeated part below is followed by something that it cannot match itself: no
+# reply takes more than linear time.
+# No quote or brace before the word: that would be a line of JSON, which may be cut short
+# within the number.
 _ANSWER = re.compile(
     r"[^\w{\"]*(?:final\s+)?(?:answer|score|rating|grade)\b", re.IGNORECASE
 )
@@ -33,39 +34,41 @@ _NUMBER = re.compile(
 # No words behind a full stop: "1. First" begins a list.
 _REMARK = re.compile(r"\.?\s*(?:[-–—:;,(][^0-9]*)?", re.DOTALL)
 _KEPT = 100_000  # characters of a reply that are stored
-_DIGITS = 9  # a number of more digits stands on no scale
+_DIGITS = 9  # a number of more digits is on no scale
 _KEYS = ("answer", "score", "rating", "grade", "label", "flag")
 _ORNAMENT = " \t\r\n*_`'\"[]<>{}#"
 
 
 def read_reply(text: str, rubric: Rubric, **fields: Any) -> Grade:
-    """The grade that a reply states; malformed where it states none, or none that the
-    rubric knows.
+    """Reads the grade that a reply states; malformed where it states none, or none that
+    the rubric knows.
 
-    Read are, in this order and after what stands in thinking tags: JSON alone with one
-    of the keys answer, score, rating, grade, label, flag; the last line "ANSWER: x" (or
-    score, rating, grade); JSON in a fence; a first or last line that is a number or
-    class alone. A number may come as 80/100 or "4 out of 5" where that is the rubric's
-    scale; it is never rounded or clipped. One that looks like a share of 1 (0.85)
-    stands on no scale that goes to 10 or further. A remark may follow it if it holds no
-    other number or class.
+    Thinking tags and their contents are left out. Then the first of these counts: JSON
+    alone with one of the keys answer, score, rating, grade, label, flag; the last line
+    "ANSWER: x" (or score, rating, grade); JSON in a fence; a first or last line that is
+    a number or class alone. A number may come as 80/100 or "4 out of 5" where that is
+    the rubric's scale; it is never rounded or clipped. One that looks like a share of 1
+    (0.85) is on no scale that goes to 10 or further. A remark may follow it if it holds
+    no other number or class.
 
     Args:
-      text: the reply as it came; kept in `Grade.raw`.
+      text: the reply as it came; stored in `Grade.raw`.
       fields: further fields of the grade.
     """
+    raw = shortened(text)
     body = without_thoughts(text) if len(text) <= LONGEST else None
-    stated = None if body is None else _stated(body, rubric)
-    raw = kept(text)
-    if stated is None:
+    answer = None if body is None else _answer(body, rubric)
+    if answer is None:
         return rubric.malformed(raw=raw, **fields)
-    if isinstance(stated, str):
-        return rubric.excluded(stated, raw=raw, **fields)
-    return rubric.scored(stated, raw=raw, **fields)
+    if isinstance(answer, str):
+        return rubric.excluded(answer, raw=raw, **fields)
+    return rubric.scored(answer, raw=raw, **fields)
 
 
-def kept(text: str) -> str:
-    """A reply as it is stored: whole, or its beginning and end where it is very long."""
+def shortened(text: str) -> str:
+    """Returns a reply for storage: whole, or its beginning and end where it is very
+    long.
+    """
     if len(text) <= _KEPT:
         return text
     half = _KEPT // 2
@@ -73,8 +76,8 @@ def kept(text: str) -> str:
 
 
 def without_thoughts(text: str) -> str | None:
-    """The reply after its thinking blocks; None where thinking does not end (a reply
-    cut short).
+    """Returns the reply without its thinking blocks; None where thinking does not end
+    (a reply cut short).
     """
     parts, start, inside = [], 0, ""
     for tag in _TAG.finditer(text):
@@ -89,7 +92,7 @@ def without_thoughts(text: str) -> str | None:
     return None if inside else "".join([*parts, text[start:]])
 
 
-def _stated(body: str, rubric: Rubric) -> float | str | None:
+def _answer(body: str, rubric: Rubric) -> float | str | None:
     """The score or the class that a reply states in the first known form that it has."""
     outside, fenced = _fences(body)
     for part in (body.strip(), None, *fenced[-1:]):
@@ -100,19 +103,18 @@ def _stated(body: str, rubric: Rubric) -> float | str | None:
             return _of_json(tree, rubric)
     if answers := _answers(body):
         return _value(answers[-1], rubric)
-    lines = [
-        _PREFIX.sub("", line) for line in body.splitlines() if line.strip(_ORNAMENT)
-    ]
-    ends = {
-        _value(line, rubric, remark=len(lines) == 1)
-        for line in (lines[:1] + lines[-1:])
-    } - {None}
+    lines = [line for line in body.splitlines() if line.strip(_ORNAMENT)]
+    ends = set()
+    for line in (*lines[:1], *lines[-1:]):
+        line = _PREFIX.sub("", line)
+        ends.add(_value(line, rubric, remark=len(lines) == 1))
+    ends.discard(None)
     return ends.pop() if len(ends) == 1 else None
 
 
 def _fences(text: str) -> tuple[str, list[str]]:
-    """What stands outside of fences (```), and what stands in each; a fence that does
-    not end is no fence.
+    """The text outside of fences (```), and the text in each; a fence that does not
+    end is no fence.
     """
     outside: list[str] = []
     fenced: list[str] = []
@@ -133,25 +135,26 @@ def _fences(text: str) -> tuple[str, list[str]]:
 
 
 def _answers(text: str) -> list[str]:
-    """What stands behind "ANSWER:" in the lines that begin so."""
-    found = (_behind_colon(line) for line in text.splitlines())
-    return [answer for answer in found if answer is not None]
+    """The rest of each line that begins with "ANSWER:"."""
+    answers = map(_behind_colon, text.splitlines())
+    return [answer for answer in answers if answer is not None]
 
 
 def _behind_colon(line: str) -> str | None:
-    """What follows "answer:", "Final score is =" and the like; None for another line."""
+    """The rest of a line after "answer:", "Final score is =" and the like; None for
+    another line.
+    """
     word = _ANSWER.match(line)
     if word is None:
         return None
     rest = line[word.end() :]
-    colon = min(
-        (place for place in (rest.find(":"), rest.find("=")) if place >= 0), default=-1
-    )
-    if colon < 0:
+    colon = re.search("[:=]", rest)
+    if colon is None:
         return None
-    between = _without_is(rest[:colon])
-    plain = not any(c.isalnum() or c == "_" for c in between)
-    return rest[colon + 1 :] if plain else None
+    between = _without_is(rest[: colon.start()])
+    if any(c.isalnum() or c == "_" for c in between):
+        return None
+    return rest[colon.end() :]
 
 
 def _without_is(text: str) -> str:
@@ -175,50 +178,41 @@ def _value(text: str, rubric: Rubric, *, remark: bool = True) -> float | str | N
         rest = text[match.end() :].rstrip(".")
         fits = number is not None and _is_remark(rest, rubric) and (remark or not rest)
         return number if fits else None
-    words = sorted(
-        (w for n, label in rubric.labels.items() for w in (n, *label.also)),
-        key=len,
-        reverse=True,
-    )
-    for word in words:
-        if text[: len(word)].upper() == word.upper() and _is_remark(
-            text[len(word) :], rubric
-        ):
+    for word in sorted(rubric.spellings, key=len, reverse=True):
+        begins = text[: len(word)].upper() == word.upper()
+        if begins and _is_remark(text[len(word) :], rubric):
             return rubric.label_of(word)
     return None
 
 
 def _number(match: re.Match[str], rubric: Rubric) -> float | None:
-    """The number of a match of `_NUMBER`; None where it does not stand on the scale, or
-    is written as on another.
+    """The number of a match of `_NUMBER`; None where it is not on the scale, or is
+    written as on another.
     """
     sign, whole, fraction, scale, percent = match.groups()
-    if (
-        len(whole) > _DIGITS
-        or len(scale or "") > _DIGITS
-        or (len(whole) > 1 and whole[0] == "0")
-    ):
+    too_long = len(whole) > _DIGITS or len(scale or "") > _DIGITS
+    if too_long or (len(whole) > 1 and whole[0] == "0"):
         return None
     number = float(f"{sign}{whole}{fraction or ''}") + 0.0  # + 0.0: no negative zero
     if scale and float(scale) != rubric.high:
         return None
     if percent and rubric.high != 100:
         return None
-    share_of_one = (
-        bool(fraction) and 0 < number <= 1 and rubric.high >= 10 and not scale
-    )
-    return number if rubric.holds(number) and not share_of_one else None
+    like_a_share = bool(fraction) and not scale and 0 < number <= 1
+    if like_a_share and rubric.high >= 10:
+        return None
+    return number if rubric.holds(number) else None
 
 
 def _is_remark(text: str, rubric: Rubric) -> bool:
-    """Whether what follows a value is nothing, or set off by a sign and free of numbers
+    """Whether the text after a value is empty, or set off by a sign and free of numbers
     and of classes.
     """
     text = text.strip(_ORNAMENT)
-    spellings = (w for n, label in rubric.labels.items() for w in (n, *label.also))
-    return bool(_REMARK.fullmatch(text)) and not any(
-        re.search(rf"\b{re.escape(w)}\b", text) for w in spellings
-    )
+    if not _REMARK.fullmatch(text):
+        return False
+    words = [rf"\b{re.escape(word)}\b" for word in rubric.spellings]
+    return not any(re.search(word, text) for word in words)
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
@@ -231,16 +225,15 @@ def _json_object(text: str) -> dict[str, Any] | None:
 
 def _of_json(tree: dict[str, Any], rubric: Rubric) -> float | str | None:
     """The value that all known keys agree on; null and "NONE" say nothing."""
-    values = [
-        value
-        for key, value in tree.items()
-        if key.lower() in _KEYS and not _says_nothing(value)
-    ]
-    read = {
-        None if isinstance(value, bool | dict | list) else _value(str(value), rubric)
-        for value in values
-    }
-    return read.pop() if len(read) == 1 else None
+    answers = set()
+    for key, value in tree.items():
+        if key.lower() not in _KEYS or _says_nothing(value):
+            continue
+        if isinstance(value, bool | dict | list):
+            answers.add(None)
+        else:
+            answers.add(_value(str(value), rubric))
+    return answers.pop() if len(answers) == 1 else None
 
 
 def _says_nothing(value: Any) -> bool:

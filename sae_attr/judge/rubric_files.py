@@ -132,9 +132,7 @@ def _problems(rubric: Rubric) -> Iterator[str]:
     verdicts = {rubric.coherent, *(label.coherent for label in rubric.labels.values())}
     if not verdicts <= {None, 0.0, 1.0}:
         yield "coherent must be 0 or 1"
-    spellings: list[str] = []
-    for name, label in rubric.labels.items():
-        spellings += [name.upper(), *map(str.upper, label.also)]
+    spellings = [word.upper() for word in rubric.spellings]
     if len(set(spellings)) < len(spellings):
         yield "a spelling of a label stands twice"
     for point in rubric.points:

@@ -83,6 +83,14 @@ class Rubric:
         """
         return self.measures == "coherence" or self.coherent is not None
 
+    @property
+    def spellings(self) -> list[str]:
+        """Names of all classes, and their other spellings."""
+        words: list[str] = []
+        for name, label in self.labels.items():
+            words += [name, *label.also]
+        return words
+
     def label_of(self, text: str) -> str | None:
         """Returns the class that a text names, in any case and in any of its spellings;
         None for none.

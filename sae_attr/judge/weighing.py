@@ -1,8 +1,8 @@
 """Scores as means over the numbers that a judge might have written, weighted by their
 probabilities.
 
-Each reply decides for itself whether it can be read so; what other replies look like
-plays no part.
+Each reply decides for itself whether it can be read in this way; other replies play no
+part.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sae_attr.judge.rubrics import Rubric
 
-Alternatives = Sequence[
-    tuple[str, float]
-]  # (token, natural logarithm of its probability)
+# (token, natural logarithm of its probability)
+Alternatives = Sequence[tuple[str, float]]
 
-MIN_MASS = 0.25  # probability on numbers below which a weighted score says nothing (Betley et al. 2025)
-MAX_BEGINNINGS = 0.01  # probability, of that on numbers, on tokens that may be the first digits of a longer number
+# Probability on numbers below which a weighted score says nothing (Betley et al. 2025).
+MIN_MASS = 0.25
+# Share of that on numbers that tokens may have that begin a longer number.
+MAX_BEGINNINGS = 0.01
 _MAX_TOTAL = 1.01  # probabilities that sum to more are none
 _SPAN = 10  # a scale with fractions that is narrower is written with fractions: 0.85
 
@@ -52,24 +53,22 @@ def weighted_score(
     if not numbers or mass < min_mass or not mass:
         return None
     mean = math.fsum(int(word) * p for word, p in numbers.items()) / mass
-    return min(
-        max(mean, rubric.low), rubric.high
-    )  # rounding may leave the scale by a last digit
+    # Rounding may leave the scale by a last digit.
+    return min(max(mean, rubric.low), rubric.high)
 
 
 def numbers_of(
     token_logprobs: Iterable[tuple[str, float]], rubric: Rubric
 ) -> dict[str, float] | None:
-    """Probability of every number of the scale that a token writes; None where the
-    values are no probabilities.
+    """Sums the probability of every number of the scale that a token writes; None where
+    the values are no probabilities.
     """
     tokens: dict[str, float] = {}
     for token, logprob in token_logprobs:
         if math.isnan(logprob) or logprob > math.log(_MAX_TOTAL):
             return None
-        tokens[token] = max(
-            math.exp(logprob), tokens.get(token, 0.0)
-        )  # some servers list the sampled token twice
+        # Some servers list the sampled token twice.
+        tokens[token] = max(math.exp(logprob), tokens.get(token, 0.0))
     if math.fsum(tokens.values()) > _MAX_TOTAL:
         return None
     numbers: dict[str, float] = {}
@@ -81,8 +80,8 @@ def numbers_of(
 
 
 def can_weigh(rubric: Rubric) -> bool:
-    """Whether the numbers of a rubric's scale are written by digits alone: a bare
-    answer, no sign, no small fractions.
+    """Returns whether the numbers of a rubric's scale are written by digits alone: a
+    bare answer, no sign, no small fractions.
     """
     wide = rubric.whole or rubric.high - rubric.low >= _SPAN
     return not rubric.reasoned and rubric.low >= 0 and wide
@@ -109,24 +108,28 @@ def weighted_reply(
     number: float | None,
     rubric: Rubric,
 ) -> float | None:
-    """The weighted score of one reply, or None where its text must be read instead.
+    """Computes the weighted score of one reply; None where its text must be read
+    instead.
 
     Args:
       tokens: of the reply in order, each with its alternatives.
       text: the reply.
-      number: what its text states; None for a class, or for nothing that can be read.
+      number: the number that its text states; None for a class, or for nothing that
+        can be read.
     """
-    first = next(((token, others) for token, others in tokens if token.strip()), None)
-    if first is None or not can_weigh(rubric):
+    words = [pair for pair in tokens if pair[0].strip()]
+    if not words or not can_weigh(rubric):
         return None
-    token, others = first
+    token, others = words[0]
     written = re.match(r"\s*([0-9]+)", text)
-    if written is not None and (
-        number is None or written[1] != token.strip() or float(written[1]) != number
-    ):
-        return None  # several tokens write the number, or it is no number of the scale
     if written is None and number is not None:
-        return None  # words stand before the number
+        return None  # words before the number
+    if written is not None:
+        digits = written[1]
+        if number is None or float(digits) != number:
+            return None  # it is no number of the scale
+        if digits != token.strip():
+            return None  # several tokens write the number
     numbers = numbers_of(others, rubric)
     if numbers is None or not writes_whole_numbers(numbers, rubric):
         return None
@@ -134,7 +137,7 @@ def weighted_reply(
 
 
 def _begins_longer(digit: str, rubric: Rubric) -> bool:
-    """Whether a number of two digits that stands on the scale begins with this digit."""
+    """Whether a number of two digits of the scale begins with this digit."""
     return digit != "0" and int(digit) * 10 <= rubric.high
 
 

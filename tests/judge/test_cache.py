@@ -205,7 +205,7 @@ def test_a_disk_that_is_full_ends_the_run_and_loses_nothing(
 
 def test_known_grades_can_be_asked_for_alone(tmp_path: Path) -> None:
     dict(cached(RuleJudge(), tmp_path).grade(items("1", "2")))
-    assert sorted(cached(RuleJudge(), tmp_path).known(items("2", "3", "1"))) == [
+    assert sorted(cached(RuleJudge(), tmp_path).stored(items("2", "3", "1"))) == [
         "i0",
         "i2",
     ]

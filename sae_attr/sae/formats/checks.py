@@ -25,7 +25,7 @@ _LISTED = 12  # names in a message
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of settings.
+    """Reads a JSON object of settings.
 
     Raises:
       ValueError: the file is not valid JSON, or not an object; a setting of another
@@ -55,12 +55,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_if_there(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no file."""
+    """Reads a JSON object; empty where there is no file."""
     return read_json(path) if path.is_file() else {}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping of plain values; empty for an empty file.
+    """Reads a YAML mapping of plain values; empty for an empty file.
 
     Raises:
       ValueError: no YAML, a mapping of nothing, or tags that would make objects; a
@@ -96,8 +96,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def stated_masks(where: Path | str, raw: Mapping[str, Any]) -> Masks | None:
-    """The `masks` of an SAE's training, where its file says them; ValueError names the
-    file if they are of another shape.
+    """Returns the `masks` of an SAE's training, None where its file does not say.
+
+    Raises:
+      ValueError: they are of another shape; names the file.
     """
     if raw.get("masks") is None:
         return None
@@ -110,7 +112,7 @@ def stated_masks(where: Path | str, raw: Mapping[str, Any]) -> Masks | None:
 def integer(
     path: Path, raw: Mapping[str, Any], key: str, default: int | None = None
 ) -> int:
-    """A whole number of a config, at least 0.
+    """Returns a whole number of a config, at least 0.
 
     Raises:
       ValueError: missing without a default, or anything else.
@@ -125,7 +127,7 @@ def integer(
 
 
 def positive(name: str, value: Any) -> float:
-    """A scale or factor: a finite number above 0.
+    """Returns a scale or factor: a finite number above 0.
 
     Raises:
       ValueError: anything else.
@@ -143,8 +145,8 @@ def positive(name: str, value: Any) -> float:
 
 
 def escaped(text: str) -> str:
-    """A message with the control characters that names in a file may hold shown as
-    Python writes them, lines apart.
+    """Returns a message in which the control characters that names in a file may hold
+    are shown as Python writes them; line ends stay.
     """
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
@@ -161,20 +163,20 @@ _WEIGHTS = (
 def check_names(
     path: Path,
     kind: str,
-    found: Mapping[str, np.ndarray],
-    wanted: Iterable[str],
+    tensors: Mapping[str, np.ndarray],
+    required: Iterable[str],
     optional: Iterable[str] = (),
 ) -> None:
-    """Compares tensor names with those that a kind of SAE has, and looks that weights
+    """Compares tensor names with those that a kind of SAE has, and checks that weights
     are floating-point numbers.
 
     Raises:
       ValueError: lists missing names with − and unexpected ones with +; or a tensor of
         whole numbers.
     """
-    wanted = tuple(wanted)
-    missing = sorted(set(wanted) - set(found))
-    extra = sorted(set(found) - set(wanted) - set(optional))
+    required = tuple(required)
+    missing = sorted(set(required) - set(tensors))
+    extra = sorted(set(tensors) - set(required) - set(optional))
     if missing or extra:
         lines = [f"  − {name} (missing)" for name in missing[:_LISTED]]
         lines += [f"  + {name} (unexpected)" for name in extra[:_LISTED]]
@@ -185,10 +187,13 @@ def check_names(
             "SAE? (a file of "
             f"your own: fmt=plain)\n{listing}"
         )
-    for name in (*wanted, *_WEIGHTS):
-        if name in found and name != "group_sizes" and not is_float(found[name].dtype):
+    for name in (*required, *_WEIGHTS):
+        if name not in tensors or name == "group_sizes":
+            continue
+        dtype = tensors[name].dtype
+        if not is_float(dtype):
             raise ValueError(
-                f"{path}: {name} holds {found[name].dtype}, not floating-point weights"
+                f"{path}: {name} holds {dtype}, not floating-point weights"
             )
 
 
@@ -196,7 +201,7 @@ def check_shapes(
     path: Path,
     tensors: Mapping[str, np.ndarray],
     shapes: Mapping[str, tuple[int, ...]],
-    said: str,
+    source: str,
 ) -> None:
     """Compares tensor shapes with those that follow from the config.
 
@@ -204,7 +209,7 @@ def check_shapes(
       path: the weight file.
       tensors: by name.
       shapes: expected, for some of the names.
-      said: what the expectation comes from, for the message: "cfg.json says d_in=64,
+      source: of the expectation, for the message: "cfg.json says d_in=64,
         d_sae=512".
 
     Raises:
@@ -213,7 +218,7 @@ def check_shapes(
     for name, shape in shapes.items():
         if name in tensors and tensors[name].shape != shape:
             raise ValueError(
-                f"{path}: {name} has shape {list(tensors[name].shape)}, but {said}, "
+                f"{path}: {name} has shape {list(tensors[name].shape)}, but {source}, "
                 f"which needs {list(shape)}; "
                 "config and weights are of different SAEs"
             )
@@ -222,7 +227,7 @@ def check_shapes(
 def matrix_shape(
     path: Path, tensors: Mapping[str, np.ndarray], name: str, ndim: int = 2
 ) -> tuple[int, ...]:
-    """Shape of a tensor that must have `ndim` axes.
+    """Returns the shape of a tensor that must have `ndim` axes.
 
     Raises:
       ValueError: it has not.
@@ -247,7 +252,7 @@ _OPTION_KINDS: dict[str, tuple[type, ...]] = {
 
 
 def check_options(options: LoadOptions) -> None:
-    """Every option must be one of `LoadOptions`, with a value of its kind.
+    """Checks that every option is one of `LoadOptions`, with a value of its kind.
 
     Raises:
       TypeError: no such option at all.
@@ -274,7 +279,7 @@ def check_options(options: LoadOptions) -> None:
 
 
 def finite(path: Path, name: str, value: np.ndarray) -> np.ndarray:
-    """A small tensor as float32.
+    """Returns a small tensor as float32.
 
     Raises:
       ValueError: NaN, infinity, or a number beyond float32.
@@ -289,7 +294,7 @@ def finite(path: Path, name: str, value: np.ndarray) -> np.ndarray:
 
 
 def reject_options(options: LoadOptions, fmt: str, known: tuple[str, ...]) -> None:
-    """Options that a format has no use for are an error and not ignored.
+    """Checks that a format has a use for every option: none is ignored.
 
     Raises:
       ValueError: an option of other formats.
@@ -303,7 +308,7 @@ def reject_options(options: LoadOptions, fmt: str, known: tuple[str, ...]) -> No
 
 
 def check_gate(gate: str) -> None:
-    """The option `gate=` must be topk or jumprelu.
+    """Checks that the option `gate=` is topk or jumprelu.
 
     Raises:
       ValueError: anything else.
@@ -315,8 +320,8 @@ def check_gate(gate: str) -> None:
 def pick_stream(
     path: Path, names: tuple[str, ...], streams: int, options: LoadOptions
 ) -> int | None:
-    """Position of the stream that `layer=` or `model=` names, None where neither is
-    given.
+    """Returns the position of the stream that `layer=` or `model=` names, None where
+    neither is given.
 
     Raises:
       ValueError: both are given, or no such stream.
@@ -326,36 +331,31 @@ def pick_stream(
             f"{path}: layer={options['layer']} and model={options['model']}; a "
             "crosscoder takes one of them"
         )
-    chosen = options.get("layer", options.get("model"))
-    if chosen is None:
+    stream = options.get("layer", options.get("model"))
+    if stream is None:
         return None
-    if str(chosen) in names:
-        return names.index(str(chosen))
-    if isinstance(chosen, str) and chosen.isdigit():  # a position from a command line
-        chosen = int(chosen)
+    if str(stream) in names:
+        return names.index(str(stream))
+    if isinstance(stream, str) and stream.isdigit():  # a position from a command line
+        stream = int(stream)
     # A layer number that the file does not have must not be taken for a position.
     numbered = bool(names) and all(name.isdigit() for name in names)
-    if (
-        numbered
-        or isinstance(chosen, bool)
-        or not isinstance(chosen, int)
-        or not 0 <= chosen < streams
-    ):
-        known = ", ".join(names) or f"0..{streams - 1}"
+    is_position = isinstance(stream, int) and not isinstance(stream, bool)
+    if numbered or not is_position or not 0 <= int(stream) < streams:
+        choices = ", ".join(names) or f"0..{streams - 1}"
         raise ValueError(
-            f"{path}: layer= or model= is {chosen!r}, but the crosscoder has {known}"
+            f"{path}: layer= or model= is {stream!r}, but the crosscoder has {choices}"
         )
-    return chosen
+    return int(stream)
 
 
 def one_layer(value: Any) -> int | None:
-    """The layer that a config states; None where it states none, or several."""
+    """Returns the layer that a config states; None where it states none, or several."""
     return None if value is None or isinstance(value, list) else int(value)
 
 
 def layer_of(name: str | None) -> int | None:
-    """Block index in a hook's or module's name, None where there is none."""
-    found = re.search(
-        r"(?:^|[._/])(?:blocks|layers?|h)[._]?(\d+)(?:[._/]|$)", name or ""
-    )
-    return int(found[1]) if found else None
+    """Returns the block index in a hook's or module's name, None where there is none."""
+    pattern = r"(?:^|[._/])(?:blocks|layers?|h)[._]?(\d+)(?:[._/]|$)"
+    match = re.search(pattern, name or "")
+    return int(match[1]) if match else None

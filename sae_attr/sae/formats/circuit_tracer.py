@@ -38,7 +38,7 @@ _THRESHOLD = "activation_function.threshold"
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of the transcoder in a file; config.yaml lies beside it, or is missing.
+    """Reads the transcoder in a file; config.yaml lies beside it, or is missing.
 
     Raises:
       ValueError: tensors that disagree, an unknown activation, or a config that is no

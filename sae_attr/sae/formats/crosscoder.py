@@ -46,7 +46,7 @@ _CLASSES = ("CrossCoder", "BatchTopKCrossCoder")
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of the crosscoder whose state dict is given; config.json lies beside it or
+    """Reads the crosscoder whose state dict is given; config.json lies beside it or
     one folder up.
 
     Raises:

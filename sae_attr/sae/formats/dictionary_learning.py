@@ -78,7 +78,7 @@ _NO_PRE_BIAS = ("AutoEncoderNew", "JumpReluAutoEncoder")
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of the SAE whose state dict is given; config.json lies beside it, or one
+    """Reads the SAE whose state dict is given; config.json lies beside it, or one
     folder up for a checkpoint.
 
     Raises:
@@ -140,8 +140,8 @@ def read(weights: Path, options: LoadOptions) -> Parts:
 
 
 def read_config(weights: Path) -> dict[str, Any]:
-    """config.json beside the weights, or one folder up for a checkpoint; empty where
-    there is none.
+    """Reads config.json beside the weights, or one folder up for a checkpoint; empty
+    where there is none.
 
     The hub's form has no "trainer" level; it is given one.
     """

@@ -42,7 +42,7 @@ _WIDTHS = {f"{2**p // 1000}k": 2**p for p in range(12, 20)} | {"1m": 2**20}
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of the SAE in a params.npz.
+    """Reads the SAE in a params.npz.
 
     Raises:
       ValueError: missing or unexpected tensors, or a width in the path that is not the

@@ -55,7 +55,7 @@ _SITES = {  # folder -> where it reads, where it writes, as config.json has it
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of the SAE or transcoder in a params.safetensors.
+    """Reads the SAE or transcoder in a params.safetensors.
 
     Raises:
       ValueError: another architecture; config and tensors that disagree; an unknown
@@ -122,7 +122,7 @@ def read(weights: Path, options: LoadOptions) -> Parts:
 
 
 def read_crosscoder(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of the crosscoder whose params_layer_0.safetensors is given; the other
+    """Reads the crosscoder whose params_layer_0.safetensors is given; the other
     layers' files lie beside it.
 
     Raises:

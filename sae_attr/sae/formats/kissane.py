@@ -42,12 +42,12 @@ _MODELS = ("base", "chat")
 
 
 def config_of(weights: Path) -> Path:
-    """Where the config of an attention SAE lies."""
+    """Returns the path of the config of an attention SAE."""
     return weights.with_name(f"{weights.stem}_cfg.json")
 
 
 def read_hook_z(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of an attention SAE.
+    """Reads an attention SAE.
 
     Raises:
       ValueError: no config, or config and tensors that disagree.
@@ -87,7 +87,7 @@ def read_hook_z(weights: Path, options: LoadOptions) -> Parts:
 
 
 def read_crosscoder(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of a model-diff crosscoder; cfg.json lies beside it.
+    """Reads a model-diff crosscoder; cfg.json lies beside it.
 
     Raises:
       ValueError: config and tensors that disagree; scales that are not known.

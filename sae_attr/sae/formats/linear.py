@@ -38,7 +38,7 @@ _QWEN = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 def read_goodfire(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of a Goodfire SAE: residual stream after the layer in its name. Errors as
+    """Reads a Goodfire SAE: residual stream after the layer in its name. Errors as
     for `load_sae`.
     """
     reject_options(options, "goodfire", ("site",))
@@ -56,7 +56,7 @@ def read_goodfire(weights: Path, options: LoadOptions) -> Parts:
 
 
 def read_qresearch(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of qresearch's SAE of DeepSeek-R1-Distill-Llama-8B. Errors as for
+    """Reads qresearch's SAE of DeepSeek-R1-Distill-Llama-8B. Errors as for
     `load_sae`.
     """
     reject_options(options, "qresearch", ("site",))
@@ -74,7 +74,7 @@ def read_qresearch(weights: Path, options: LoadOptions) -> Parts:
 
 
 def read_qwen_scope(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of a Qwen-Scope SAE; k is in the name of its repository (L0_50), or the
+    """Reads a Qwen-Scope SAE; k is in the name of its repository (L0_50), or the
     option. Errors as for `load_sae`.
 
     The README's code has no relu after the top-k, SAELens and we have; they differ only

@@ -45,7 +45,7 @@ _NAMES = ("encoder.weight", "encoder.bias", "decoder.weight")
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of the SAE or transcoder whose checkpoint is given; hyperparams.json lies
+    """Reads the SAE or transcoder whose checkpoint is given; hyperparams.json lies
     one folder up, or beside it.
 
     Raises:
@@ -54,19 +54,7 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     """
     known = ("norm_scale", "norm_scale_out", "gate", "k", "threshold", "site")
     reject_options(options, "llama_scope", known)
-    where = next(
-        (
-            p / CONFIG
-            for p in (weights.parent.parent, weights.parent)
-            if (p / CONFIG).is_file()
-        ),
-        None,
-    )
-    if where is None:
-        raise ValueError(
-            f"{weights} has no {CONFIG} one folder up or beside it; a llama_scope SAE "
-            "needs both"
-        )
+    where = _config_of(weights)
     raw, tensors = read_json(where), read_tensors(weights)
     if raw.get("use_glu_encoder"):
         raise ValueError(
@@ -85,9 +73,9 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     norm, scale_in, scale_out = norms(where, raw, d, options)
     gate, k, threshold = _gate(where, raw, options)
     fold = bool(raw.get("sparsity_include_decoder_norm", True))
-    names = [f"norm_scale={scale_in:g}"] * (scale_in != 1) + [
-        f"norm_scale_out={scale_out:g}"
-    ] * (scale_out != scale_in)
+    folded = folded_scales(scale_in, scale_out)
+    if fold:
+        folded = (*folded, "decoder norm")
     cfg = SAEConfig(
         d_in=d,
         d_out=d,
@@ -100,14 +88,16 @@ def read(weights: Path, options: LoadOptions) -> Parts:
         architecture=str(raw.get("act_fn")),
         dtype=tensors["decoder.weight"].dtype.name,
         expected_l0=raw.get("top_k"),
-        folded=(*names, *["decoder norm"] * fold),
+        folded=folded,
         **places(where, raw, options),
     )
-    zeros = np.zeros(d, np.float32)
+    enc_bias_n = tensors["encoder.bias"].astype(np.float32)
+    dec_bias_m = np.zeros(d, np.float32)
+    if "decoder.bias" in tensors:
+        dec_bias_m = tensors["decoder.bias"].astype(np.float32)
     vectors = {
-        "enc_bias_n": tensors["encoder.bias"].astype(np.float32) / np.float32(scale_in),
-        "dec_bias_m": tensors.get("decoder.bias", zeros).astype(np.float32)
-        / np.float32(scale_out),
+        "enc_bias_n": enc_bias_n / np.float32(scale_in),
+        "dec_bias_m": dec_bias_m / np.float32(scale_out),
     }
     if threshold is not None:
         vectors["threshold_n"] = np.full(n, threshold, np.float32)
@@ -124,26 +114,43 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     )
 
 
+def _config_of(weights: Path) -> Path:
+    for folder in (weights.parent.parent, weights.parent):
+        if (folder / CONFIG).is_file():
+            return folder / CONFIG
+    raise ValueError(
+        f"{weights} has no {CONFIG} one folder up or beside it; a llama_scope SAE "
+        "needs both"
+    )
+
+
+def folded_scales(scale_in: float, scale_out: float) -> tuple[str, ...]:
+    """Returns what `SAEConfig.folded` says of the scales of input and output."""
+    folded = ()
+    if scale_in != 1:
+        folded = (f"norm_scale={scale_in:g}",)
+    if scale_out != scale_in:
+        folded = (*folded, f"norm_scale_out={scale_out:g}")
+    return folded
+
+
 def norms(
     where: Path, raw: dict[str, Any], d: int, options: LoadOptions
 ) -> tuple[str, float, float]:
-    """Per-token norm, and the scales of input and output that are to be folded.
+    """Returns the norm per token, and the scales of input and output to be folded.
 
     Raises:
       ValueError: dataset-wise without average norms; a norm that depends on the batch.
     """
     kind = raw.get("norm_activation", "dataset-wise")
     if kind in ("inference", "none", None) or kind == "token-wise":
-        given = [name for name in ("norm_scale", "norm_scale_out") if name in options]
-        if given:
+        scales = [name for name in ("norm_scale", "norm_scale_out") if name in options]
+        if scales:
             raise ValueError(
-                f"{given[0]}= is given but {where} says norm_activation={kind!r}; "
+                f"{scales[0]}= is given but {where} says norm_activation={kind!r}; "
                 "leave it out"
             )
-        same = raw.get("hook_point_out", raw.get("hook_point_in")) == raw.get(
-            "hook_point_in"
-        )
-        if kind == "token-wise" and not same:
+        if kind == "token-wise" and _writes_elsewhere(raw):
             raise ValueError(
                 f"{where}: a transcoder with token-wise norm_activation is not loaded"
             )
@@ -160,15 +167,18 @@ def norms(
             "norm_scale= sqrt(d_model) / E|x|, and norm_scale_out= for a transcoder"
         )
     if scale_out is None:
-        if raw.get("hook_point_out", raw.get("hook_point_in")) != raw.get(
-            "hook_point_in"
-        ):
+        if _writes_elsewhere(raw):
             raise ValueError(
                 f"{where}: the average norm of the output is not there; give "
                 "norm_scale_out="
             )
         scale_out = scale_in
     return "none", scale_in, scale_out
+
+
+def _writes_elsewhere(raw: dict[str, Any]) -> bool:
+    site = raw.get("hook_point_in")
+    return raw.get("hook_point_out", site) != site
 
 
 def _scale(
@@ -179,11 +189,9 @@ def _scale(
         return positive("norm_scale", option)
     averages = raw.get("dataset_average_activation_norm")
     average = averages.get(side) if isinstance(averages, dict) else None
-    return (
-        None
-        if average is None
-        else math.sqrt(d) / positive(f"dataset_average_activation_norm.{side}", average)
-    )
+    if average is None:
+        return None
+    return math.sqrt(d) / positive(f"dataset_average_activation_norm.{side}", average)
 
 
 def _gate(
@@ -198,16 +206,12 @@ def _gate(
             f"{where}: act_fn {name!r} is unknown or takes no gate=, k=, threshold=; "
             "known: topk, jumprelu"
         )
-    gate = options.get(
-        "gate", "jumprelu" if name == "jumprelu" or threshold > 0 else "topk"
-    )
+    default = "jumprelu" if name == "jumprelu" or threshold > 0 else "topk"
+    gate = options.get("gate", default)
     check_gate(gate)
     if gate == "topk":
-        return (
-            "topk",
-            options["k"] if "k" in options else integer(where, raw, "top_k"),
-            None,
-        )
+        k = options["k"] if "k" in options else integer(where, raw, "top_k")
+        return "topk", k, None
     if not threshold > 0:
         raise ValueError(
             f"{where}: jump_relu_threshold is {stored!r}; give threshold=, or "
@@ -217,7 +221,7 @@ def _gate(
 
 
 def places(where: Path, raw: dict[str, Any], options: LoadOptions) -> dict[str, Any]:
-    """Site, output site, layer and model, as `SAEConfig` names them."""
+    """Returns site, output site, layer and model, as `SAEConfig` names them."""
     site, site_out = raw.get("hook_point_in"), raw.get("hook_point_out")
     model = raw.get("model_name")
     if model is None and re.search(r"Llama3_1-8B-Base", where.absolute().as_posix()):

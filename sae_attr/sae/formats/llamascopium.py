@@ -47,7 +47,7 @@ _LINEAR = {
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of the SAE or transcoder whose weight file is given; config.json lies
+    """Reads the SAE or transcoder whose weight file is given; config.json lies
     beside it.
 
     Raises:
@@ -62,8 +62,8 @@ def read(weights: Path, options: LoadOptions) -> Parts:
             f"{weights} has no {CONFIG} beside it; a llamascopium SAE needs both"
         )
     raw = read_json(where)
-    if raw.get("sae_type", "sae") != "sae" or raw.get("use_glu_encoder"):
-        kind = raw.get("sae_type", "sae")
+    kind = raw.get("sae_type", "sae")
+    if kind != "sae" or raw.get("use_glu_encoder"):
         raise ValueError(
             f"{where}: sae_type {kind!r} or use_glu_encoder is not loaded; only plain "
             "SAEs are"
@@ -72,38 +72,15 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     raw |= {"dataset_average_activation_norm": _averages(raw, averages)}
     act = str(raw.get("act_fn", "jumprelu" if _THRESHOLD in tensors else "relu"))
     bias = bool(raw.get("use_decoder_bias", True))
-    names = (
-        "W_E",
-        "b_E",
-        "W_D",
-        *(["b_D"] if bias else []),
-        *([_THRESHOLD] if act == "jumprelu" else []),
-    )
-    check_names(
-        weights, f"a llamascopium SAE with act_fn {act}", tensors, names, (_THRESHOLD,)
-    )
     d = integer(where, raw, "d_model")
     n = _latents(where, raw, d)
-    shapes = {"W_E": (d, n), "b_E": (n,), "W_D": (n, d), "b_D": (d,), _THRESHOLD: (n,)}
-    check_shapes(
-        weights,
-        tensors,
-        shapes,
-        f"{CONFIG} says d_model={d}, {n} latents (expansion_factor)",
-    )
-    known_scale = releases.r1_distill_scale(weights.parent)
-    if (
-        known_scale
-        and "norm_scale" not in options
-        and not raw["dataset_average_activation_norm"]
-    ):
-        raw["dataset_average_activation_norm"] = {"in": math.sqrt(d) / known_scale}
+    _check(weights, tensors, act, bias, (d, n))
+    scale = releases.r1_distill_scale(weights.parent)
+    if scale and not raw[_AVERAGE[:-1]] and "norm_scale" not in options:
+        raw[_AVERAGE[:-1]] = {"in": math.sqrt(d) / scale}
     norm, scale_in, scale_out = llama_scope.norms(where, raw, d, options)
     gate, k = _gate(where, act, raw, options)
     by_norm = bool(raw.get("sparsity_include_decoder_norm", True))
-    folded = [f"norm_scale={scale_in:g}"] * (scale_in != 1) + [
-        f"norm_scale_out={scale_out:g}"
-    ] * (scale_out != scale_in)
     cfg = SAEConfig(
         d_in=d,
         d_out=d,
@@ -116,7 +93,7 @@ def read(weights: Path, options: LoadOptions) -> Parts:
         architecture=str(act),
         dtype=tensors["W_D"].dtype.name,
         expected_l0=k,
-        folded=tuple(folded),
+        folded=llama_scope.folded_scales(scale_in, scale_out),
         **llama_scope.places(where, raw, options),
     )
     dec_bias_m = tensors["b_D"] if bias else np.zeros(d, np.float32)
@@ -127,9 +104,8 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     code_norm = None
     if gate == "jumprelu":
         vectors["threshold_n"] = _threshold(tensors, n, options)
-        if (
-            by_norm
-        ):  # the rows here are divided by scale_out, those of training were not
+        if by_norm:
+            # The rows here are divided by scale_out, those of training were not.
             code_norm = lambda norms_sn: norms_sn[0] * scale_out
     dec = decoder_source(tensors["W_D"], norm_scale=scale_out)
     return Parts(
@@ -143,31 +119,57 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     )
 
 
+def _check(
+    weights: Path,
+    tensors: dict[str, np.ndarray],
+    act: str,
+    bias: bool,
+    widths: tuple[int, int],
+) -> None:
+    """Compares names and shapes with the config.
+
+    Args:
+      act: the activation.
+      bias: whether the decoder has a bias.
+      widths: d and n.
+    """
+    names = ["W_E", "b_E", "W_D"]
+    if bias:
+        names.append("b_D")
+    if act == "jumprelu":
+        names.append(_THRESHOLD)
+    kind = f"a llamascopium SAE with act_fn {act}"
+    check_names(weights, kind, tensors, names, (_THRESHOLD,))
+    d, n = widths
+    shapes = {"W_E": (d, n), "b_E": (n,), "W_D": (n, d), "b_D": (d,), _THRESHOLD: (n,)}
+    source = f"{CONFIG} says d_model={d}, {n} latents (expansion_factor)"
+    check_shapes(weights, tensors, shapes, source)
+
+
 def _tensors(weights: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Tensors under the names of the current code, and the average norms that lie among
     them.
     """
-    found: dict[str, np.ndarray] = {}
+    renamed: dict[str, np.ndarray] = {}
     averages: dict[str, float] = {}
     for full, value in read_tensors(weights).items():
         name = full.removeprefix("sae.").removeprefix("activation_function.")
         if name.startswith(_AVERAGE):
-            averages[name.removeprefix(_AVERAGE)] = (
-                float(value.reshape(-1)[0]) if value.size == 1 else math.nan
-            )
+            number = float(value.reshape(-1)[0]) if value.size == 1 else math.nan
+            averages[name.removeprefix(_AVERAGE)] = number
         elif name in _LINEAR:
-            found[_LINEAR[name]] = value.T if value.ndim == 2 else value
+            renamed[_LINEAR[name]] = value.T if value.ndim == 2 else value
         else:
-            found[name] = value
-    return found, averages
+            renamed[name] = value
+    return renamed, averages
 
 
 def _averages(raw: dict[str, Any], stored: dict[str, float]) -> dict[str, float]:
     """Average norms of input and output; buffers that training never set hold whatever
     lay in memory.
     """
-    said = raw.get(_AVERAGE[:-1])
-    by_side = dict(said) if isinstance(said, Mapping) else {}
+    averages = raw.get(_AVERAGE[:-1])
+    by_side = dict(averages) if isinstance(averages, Mapping) else {}
     for side in ("in", "out"):
         value = stored.get(str(raw.get(f"hook_point_{side}")), math.nan)
         if 1e-3 < value < 1e6:
@@ -177,11 +179,8 @@ def _averages(raw: dict[str, Any], stored: dict[str, float]) -> dict[str, float]
 
 def _latents(where: Path, raw: dict[str, Any], d: int) -> int:
     factor = raw.get("expansion_factor")
-    if (
-        isinstance(factor, bool)
-        or not isinstance(factor, int | float)
-        or not 0 < factor < 1e6
-    ):
+    is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
+    if not is_number or not 0 < factor < 1e6:
         raise ValueError(
             f"{where}: expansion_factor is {brief(factor)}, not a number above 0"
         )
@@ -203,10 +202,10 @@ def _gate(
             f"{where}: act_fn {act!r} is not loaded; known: relu, jumprelu, topk, "
             "batchtopk"
         )
-    gate = options.get(
-        "gate",
-        "jumprelu" if "threshold" in options else "topk" if act == "topk" else None,
-    )
+    default = "topk" if act == "topk" else None
+    if "threshold" in options:
+        default = "jumprelu"
+    gate = options.get("gate", default)
     if gate is None:
         raise ValueError(
             f"{where}: batchtopk selects over a whole batch, which is not defined for "
@@ -226,9 +225,8 @@ def _threshold(
 ) -> np.ndarray:
     if "threshold" in options:
         return np.full(n, options["threshold"], np.float32)
-    with np.errstate(
-        over="ignore"
-    ):  # an infinite threshold is found where the weights are read
+    # An infinite threshold is found where the weights are read.
+    with np.errstate(over="ignore"):
         return np.exp(tensors[_THRESHOLD].astype(np.float32))
 
 

@@ -36,39 +36,11 @@ def fold(parts: Parts, tensors: dict[str, np.ndarray], *, twice: bool = False) -
     """
     if not set(KEYS[1:]) & set(tensors):
         return parts
-    cfg, path = parts.cfg, parts.path
-    missing = [key for key in KEYS[1:] if key not in tensors]
-    if missing:
-        raise ValueError(
-            f"{path}: the normaliser lacks {', '.join(missing)}; save the whole state "
-            "dict"
-        )
-    mean_d, std_d, scale_s = (
-        np.asarray(tensors[key], np.float64).reshape(-1) for key in KEYS[1:]
-    )
-    if (
-        mean_d.size != cfg.streams * cfg.d_in
-        or std_d.size != mean_d.size
-        or scale_s.size != cfg.streams
-    ):
-        raise ValueError(
-            f"{path}: the normaliser has sizes {mean_d.size}, {std_d.size}, "
-            f"{scale_s.size}, not the SAE's"
-        )
-    if np.isnan(mean_d).any() or np.isnan(std_d).any():
-        if not (np.isnan(mean_d).all() and np.isnan(std_d).all()):
-            raise ValueError(
-                f"{path}: activation_mean or activation_std is NaN in part; fetch the "
-                "file again"
-            )
+    cfg = parts.cfg
+    statistics = _statistics(parts, tensors)
+    if statistics is None:
         return parts
-    if not (
-        np.isfinite(mean_d).all() and np.isfinite(scale_s).all() and (scale_s > 0).all()
-    ):
-        raise ValueError(
-            f"{path}: the normaliser's mean or scale is not finite and positive; fetch "
-            "the file again"
-        )
+    mean_d, scale_s = statistics
     means = mean_d.reshape(cfg.streams, -1)
     biases = np.asarray(parts.vectors["dec_bias_m"]).reshape(cfg.streams, -1)
     shifts = [
@@ -93,3 +65,41 @@ def _scaled(dec: RowSource, factor: float) -> RowSource:
     return RowSource(
         dec.matrix, np.broadcast_to(np.float32(factor), (len(dec),)), dec.unit
     )
+
+
+def _statistics(
+    parts: Parts, tensors: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean `[streams * d]` and scale `[streams]` of the input; None where training
+    never set them.
+    """
+    path, streams = parts.path, parts.cfg.streams
+    missing = [key for key in KEYS[1:] if key not in tensors]
+    if missing:
+        raise ValueError(
+            f"{path}: the normaliser lacks {', '.join(missing)}; save the whole state "
+            "dict"
+        )
+    flat = [np.asarray(tensors[key], np.float64).reshape(-1) for key in KEYS[1:]]
+    mean_d, std_d, scale_s = flat
+    width = streams * parts.cfg.d_in
+    if (mean_d.size, std_d.size, scale_s.size) != (width, width, streams):
+        raise ValueError(
+            f"{path}: the normaliser has sizes {mean_d.size}, {std_d.size}, "
+            f"{scale_s.size}, not the SAE's"
+        )
+    is_nan = np.isnan(np.concatenate([mean_d, std_d]))
+    if is_nan.all():
+        return None
+    if is_nan.any():
+        raise ValueError(
+            f"{path}: activation_mean or activation_std is NaN in part; fetch the file "
+            "again"
+        )
+    is_finite = np.isfinite(mean_d).all() and np.isfinite(scale_s).all()
+    if not is_finite or not (scale_s > 0).all():
+        raise ValueError(
+            f"{path}: the normaliser's mean or scale is not finite and positive; fetch "
+            "the file again"
+        )
+    return mean_d, scale_s

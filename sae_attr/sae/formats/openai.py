@@ -44,7 +44,7 @@ _SITES = {
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of the autoencoder in a torch file.
+    """Reads the autoencoder in a torch file.
 
     Raises:
       ValueError: an unknown activation; entries that disagree.

@@ -1,5 +1,5 @@
-"""What every format reader produces: a config, mapped tensors in one orientation, and
-the folds still to be made.
+"""The parts of an SAE that every format reader returns: a config, mapped tensors in one
+orientation, and the folds still to be made.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CHUNK = 8192  # rows per read where a whole dictionary is passed over
 
 
 class LoadOptions(TypedDict, total=False):
-    """Answers to what a file leaves open; every loader takes them as keywords.
+    """Settings that a file leaves open; every loader takes them as keywords.
 
     Keys:
       norm_scale: s = sqrt(d_in) / E|x| of an SAE trained on scaled input whose file
@@ -166,19 +166,19 @@ class Parts:
         Raises:
           ValueError: a crosscoder, and no stream is chosen.
         """
-        chosen = 0 if self.cfg.streams == 1 else self.cfg.stream
-        if chosen is None:
+        stream = 0 if self.cfg.streams == 1 else self.cfg.stream
+        if stream is None:
             names = ", ".join(self.cfg.stream_names) or f"0..{self.cfg.streams - 1}"
             raise ValueError(
                 f"{self.path} is a crosscoder of {self.cfg.streams} streams ({names}), "
                 "each with a decoder of its own; "
                 "say whose rows stand for the latents with layer= or model="
             )
-        return self.decs[chosen]
+        return self.decs[stream]
 
 
 def subset(parts: Parts, latents_k: np.ndarray) -> Parts:
-    """The SAE of a few latents, of which alone anything is read.
+    """Returns the parts of a few latents, of which alone anything is read.
 
     Raises:
       ValueError: a gate that compares latents, a crosscoder, or a latent outside
@@ -186,11 +186,9 @@ def subset(parts: Parts, latents_k: np.ndarray) -> Parts:
     """
     cfg = parts.cfg
     if cfg.gate not in LOCAL_GATES or cfg.streams > 1:
-        what = (
-            f"a gate ({cfg.gate}) that compares latents"
-            if cfg.streams == 1
-            else f"{cfg.streams} streams"
-        )
+        what = f"{cfg.streams} streams"
+        if cfg.streams == 1:
+            what = f"a gate ({cfg.gate}) that compares latents"
         raise ValueError(
             f"{parts.path} has {what}, so a few of its latents are no SAE; load the "
             "whole"
@@ -222,9 +220,8 @@ def materialise(parts: Parts, dtype: str) -> SAE:
     Raises:
       ValueError: NaN or infinity in a tensor.
     """
-    with np.errstate(
-        invalid="ignore", over="ignore", divide="ignore"
-    ):  # what comes of it is found at the end
+    # NaN and infinity, of the file or of a fold, are found at the end.
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         tensors = _folded(parts)
         _check_finite(parts.path, tensors)
     cast = lambda arrays: {
@@ -284,7 +281,7 @@ def decoder_source(
     norm_scale: float = 1.0,
     unit: bool = False,
 ) -> RowSource:
-    """Decoder rows with a per-row factor, the dataset-wise scale and unit norm, all
+    """Makes decoder rows with a per-row factor, the dataset-wise scale and unit norm, all
     applied as the rows are read.
     """
     if norm_scale != 1.0:

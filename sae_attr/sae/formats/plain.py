@@ -62,7 +62,7 @@ class _Source(NamedTuple):
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of the SAE in a file of one's own.
+    """Reads the SAE in a file of one's own.
 
     Raises:
       ValueError: no encoder and decoder, or several; shapes that do not fit; a tensor

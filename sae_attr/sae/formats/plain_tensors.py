@@ -68,8 +68,8 @@ class Named:
 
 
 def wrappers(tensors: Mapping[str, np.ndarray]) -> list[str]:
-    """What stands before the names of an encoder and a decoder: "" or "state_dict." and
-    the like; one for each SAE.
+    """Returns the prefixes of the names of an encoder and a decoder: "" or "state_dict."
+    and the like; one for each SAE.
     """
     by_kind = [_prefixes(tensors, NAMES[kind]) for kind in _MATRICES]
     return sorted(by_kind[0] & by_kind[1])
@@ -85,7 +85,7 @@ def _prefixes(tensors: Mapping[str, np.ndarray], names: tuple[str, ...]) -> set[
 
 
 def named(path: Path, tensors: Mapping[str, np.ndarray], prefix: str) -> Named:
-    """The tensors behind a prefix by what they are.
+    """Sorts the tensors behind a prefix by their roles.
 
     Raises:
       ValueError: two names for one thing, or weights that are no floating-point

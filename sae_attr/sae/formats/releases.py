@@ -77,12 +77,12 @@ _CROSSCODERS = (
 
 
 def norm_scale(folder: Path) -> float | None:
-    """The scale of a published SAE, None where the folder is not one of the table."""
+    """Returns the scale of a published SAE, None where the folder is not one of the table."""
     return NORM_SCALES.get(folder.absolute().name)
 
 
 def r1_distill_scale(folder: Path) -> float | None:
-    """s of an SAE of Llama-Scope-R1-Distill, by set and layer
+    """Returns s of an SAE of Llama-Scope-R1-Distill, by set and layer
     (`800M-Slimpajama-0-OpenR1-Math-220k/L5R`); else None.
     """
     layer = re.fullmatch(r"L(\d+)R", folder.absolute().name)
@@ -91,7 +91,7 @@ def r1_distill_scale(folder: Path) -> float | None:
 
 
 def overrides(folder: Path) -> dict[str, Any]:
-    """Config values that replace those of a published folder."""
+    """Returns the config values that replace those of a published folder."""
     where = folder.absolute().as_posix()
     return {
         key: value

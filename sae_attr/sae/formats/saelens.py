@@ -75,7 +75,7 @@ _FIELDS = {
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of the SAE whose weight file is given; cfg.json lies beside it.
+    """Reads the SAE whose weight file is given; cfg.json lies beside it.
 
     Raises:
       ValueError: an unknown architecture, activation or normalisation; config and

@@ -1,9 +1,9 @@
-"""What the settings of an SAE's config may be, by their names: one table, since
-libraries mean the same by the same name.
+"""The kinds of the settings in SAE configs, by name: one table, since libraries mean the
+same by the same name.
 
 A config is a file from elsewhere. Text where a number belongs, NaN, a nested value, a
-yes that is a word: each would be taken for something, or end deep in the arithmetic.
-Here it ends with the file, the key and what the key is to be.
+yes that is a word: each would be misread, or fail deep in the arithmetic. Here it fails
+with the file, the key and the kind of value that the key takes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BRIEF = 60  # characters of a value, in a message
 
 @dataclass(frozen=True)
 class Kind:
-    """What a value is to be.
+    """A kind of value.
 
     Args:
       what: in words.
@@ -133,7 +133,7 @@ def check_kinds(path: Path, config: Mapping[str, Any], above: str = "") -> None:
 
 
 def brief(value: Any) -> str:
-    """A value for a message, on one line and not longer than that."""
+    """Returns a value for a message, on one line and cut where it is long."""
     text = (
         ascii(value)
         if not isinstance(value, str) or not value.isprintable()

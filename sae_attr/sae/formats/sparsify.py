@@ -38,7 +38,7 @@ _NAMES = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of the SAE or transcoder whose weight file is given; cfg.json lies beside
+    """Reads the SAE or transcoder whose weight file is given; cfg.json lies beside
     it.
 
     Raises:

@@ -35,7 +35,7 @@ _RELEASED = {"D": "W_dec", "E": "W_enc", "b": "b_dec"}
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
-    """Parts of a released temporal SAE; conf.yaml lies beside it.
+    """Reads a released temporal SAE; conf.yaml lies beside it.
 
     Raises:
       ValueError: no config, or config and tensors that disagree.
@@ -81,7 +81,7 @@ def parts(
     *,
     source: str,
 ) -> Parts:
-    """Parts from SAELens' config and names.
+    """Reads parts from SAELens' config and names.
 
     Raises:
       ValueError: config and tensors that disagree, or a normalisation that does not
