@@ -28,8 +28,8 @@ from sae_attr.sae.formats.checks import (
     matrix_shape,
     one_layer,
     pick_stream,
+    reject_options,
 )
-from sae_attr.sae.formats.checks import reject_options as _reject_options
 from sae_attr.sae.formats.dictionary_learning import CONFIG, WEIGHTS, read_config
 from sae_attr.sae.formats.format import Format, WeightFile
 from sae_attr.sae.formats.parts import LoadOptions, Parts, decoder_source
@@ -41,6 +41,9 @@ NORMALIZATIONS = (
     "NONE",
     "DECOUPLED",
 )  # code_normalization_id 1..5
+_OPTIONS = (
+    "layer", "model", "threshold", "gate", "k", "code_normalization", "site", "dict_class",
+)  # fmt: skip
 _NAMES = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
 _CLASSES = ("CrossCoder", "BatchTopKCrossCoder")
 
@@ -53,38 +56,24 @@ def read(weights: Path, options: LoadOptions) -> Parts:
       ValueError: another class; config and tensors that disagree; a threshold that was
         never set; an unknown code normalisation.
     """
-    known = (
-        "layer",
-        "model",
-        "threshold",
-        "gate",
-        "k",
-        "code_normalization",
-        "site",
-        "dict_class",
-    )
-    _reject_options(options, "crosscoder", known)
+    reject_options(options, "crosscoder", _OPTIONS)
     trainer = read_config(weights).get("trainer", {})
     tensors = {
         name.removeprefix("_orig_mod."): value
         for name, value in read_tensors(weights).items()
     }
     batch = _is_batch(weights, trainer, tensors, options)
-    optional = (
-        *normalizer.KEYS,
-        "code_normalization_id",
-        *(("k", "threshold") if batch else ()),
-    )
+    optional = (*normalizer.KEYS, "code_normalization_id")
+    if batch:
+        optional = (*optional, "k", "threshold")
     check_names(weights, "a crosscoder", tensors, _NAMES, optional)
     streams, d, n = matrix_shape(weights, tensors, "encoder.weight", 3)
     _check(weights, trainer, tensors, streams, d, n)
     gate, k = _gate(weights, trainer, tensors, batch, options)
-    kind = (
-        _normalization(weights, trainer, tensors, options)
-        if gate == "jumprelu"
-        else "NONE"
-    )
-    decoupled = gate == "jumprelu" and kind == "DECOUPLED"
+    kind = "NONE"
+    if gate == "jumprelu":
+        kind = _normalization(weights, trainer, tensors, options)
+    decoupled = kind == "DECOUPLED"
     cfg = SAEConfig(
         d_in=d,
         d_out=d,
@@ -110,15 +99,12 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     if gate == "jumprelu":
         vectors["threshold_n"] = _threshold(weights, tensors, cfg, options)
         code_norm = _code_norm(kind, trainer, _code_scale(tensors, streams))
-    decs = tuple(decoder_source(tensors["decoder.weight"][s]) for s in range(streams))
-    encs = tuple(tensors["encoder.weight"][s] for s in range(streams))
+    decs = tuple(map(decoder_source, tensors["decoder.weight"]))
+    encs = tuple(tensors["encoder.weight"])
+    parts = Parts(weights, cfg, decs, encs, vectors, code_norm=code_norm)
     # With a normaliser, a decoupled crosscoder normalises in encode and once more in
     # the encode that it inherits.
-    return normalizer.fold(
-        Parts(weights, cfg, decs, encs, vectors, code_norm=code_norm),
-        tensors,
-        twice=decoupled,
-    )
+    return normalizer.fold(parts, tensors, twice=decoupled)
 
 
 def _is_batch(

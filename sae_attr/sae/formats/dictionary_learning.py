@@ -74,6 +74,8 @@ _GATES = {
     "AutoEncoder": "relu", "AutoEncoderNew": "relu", "GatedAutoEncoder": "gated", "JumpReluAutoEncoder": "jumprelu",
     "AutoEncoderTopK": "topk", "BatchTopKSAE": "jumprelu", "MatryoshkaBatchTopKSAE": "jumprelu",
 }  # fmt: skip
+# Fields in the units of the input, unlike the matrices.
+_IN_UNITS = {"enc_bias_n", "dec_bias_m", "gate_bias_n", "mag_bias_n", "threshold_n"}
 _NO_PRE_BIAS = ("AutoEncoderNew", "JumpReluAutoEncoder")
 
 
@@ -106,9 +108,9 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     for key, field in keys.items():
         if field in ("enc", "dec"):
             matrix_shape(weights, tensors, key)
-    enc_dn, dec_nm = (
-        fields.pop(which).T if linear else fields.pop(which) for which in ("enc", "dec")
-    )
+    enc_dn, dec_nm = fields.pop("enc"), fields.pop("dec")
+    if linear:
+        enc_dn, dec_nm = enc_dn.T, dec_nm.T
     gate, k, threshold = _gate(weights, name, raw.get("trainer", {}), tensors, options)
     cfg = _config(name, raw, enc_dn, dec_nm, gate, k, options)
     _check(
@@ -122,18 +124,8 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     if name == "GatedAutoEncoder":
         fields["enc_bias_n"] = np.zeros(cfg.n_latents, np.float32)
     if bias_scale != 1.0:
-        scaled = (
-            "enc_bias_n",
-            "dec_bias_m",
-            "gate_bias_n",
-            "mag_bias_n",
-            "threshold_n",
-        )
-        fields |= {
-            field: fields[field] * np.float32(bias_scale)
-            for field in scaled
-            if field in fields
-        }
+        for field in _IN_UNITS & fields.keys():
+            fields[field] = fields[field] * np.float32(bias_scale)
         cfg = replace(cfg, folded=(f"norm_factor={bias_scale:g}",))
     plain = Parts(weights, cfg, (decoder_source(dec_nm),), (enc_dn,), fields)
     return normalizer.fold(plain, tensors)
@@ -145,18 +137,13 @@ def read_config(weights: Path) -> dict[str, Any]:
 
     The hub's form has no "trainer" level; it is given one.
     """
-    for folder in (
-        weights.parent,
-        weights.parent.parent,
-    ):  # checkpoints/ae_1000.pt has its config one folder up
+    # checkpoints/ae_1000.pt has its config one folder up.
+    for folder in (weights.parent, weights.parent.parent):
         if (folder / CONFIG).is_file():
             raw = read_json(folder / CONFIG)
             if isinstance(raw.get("trainer"), dict):
-                return raw | {
-                    "buffer": raw["buffer"]
-                    if isinstance(raw.get("buffer"), dict)
-                    else {}
-                }
+                buffer = raw.get("buffer")
+                return raw | {"buffer": buffer if isinstance(buffer, dict) else {}}
             return {"trainer": raw} if "dict_class" in raw else {}
     return {}
 

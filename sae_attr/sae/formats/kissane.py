@@ -97,20 +97,16 @@ def read_crosscoder(weights: Path, options: LoadOptions) -> Parts:
     tensors = read_tensors(weights)
     check_names(weights, "a ckkissane crosscoder", tensors, _NAMES)
     streams, d, n = matrix_shape(weights, tensors, "W_enc", 3)
-    d_said = integer(weights, raw, "d_in", d)
-    n_said = integer(weights, raw, "dict_size", n)
+    d_config = integer(weights, raw, "d_in", d)
+    n_config = integer(weights, raw, "dict_size", n)
     shapes = {
-        "W_enc": (streams, d_said, n_said),
+        "W_enc": (streams, d_config, n_config),
         "W_dec": (n, streams, d),
         "b_enc": (n,),
         "b_dec": (streams, d),
     }
-    check_shapes(
-        weights,
-        tensors,
-        shapes,
-        f"{CROSSCODER_CONFIG} and W_enc say d_in={d_said}, dict_size={n_said}",
-    )
+    source = f"{CROSSCODER_CONFIG} and W_enc say d_in={d_config}, dict_size={n_config}"
+    check_shapes(weights, tensors, shapes, source)
     scales = _scales(weights, streams, options)
     names = _MODELS if streams == len(_MODELS) else ()
     site = raw.get("hook_point")
@@ -132,25 +128,25 @@ def read_crosscoder(weights: Path, options: LoadOptions) -> Parts:
         folded=tuple(f"norm_scale={s:g}" for s in scales if s != 1),
     )
     bias = tensors["b_dec"].astype(np.float32) / np.asarray(scales, np.float32)[:, None]
-    decs = tuple(
-        decoder_source(tensors["W_dec"][:, s], norm_scale=scale)
-        for s, scale in enumerate(scales)
-    )
+    decs = []
+    for s, scale in enumerate(scales):
+        decs.append(decoder_source(tensors["W_dec"][:, s], norm_scale=scale))
     vectors = {"enc_bias_n": tensors["b_enc"], "dec_bias_m": bias.reshape(-1)}
-    encs = tuple(tensors["W_enc"][s] for s in range(streams))
-    return Parts(weights, cfg, decs, encs, vectors, scales=scales)
+    encs = tuple(tensors["W_enc"])
+    return Parts(weights, cfg, tuple(decs), encs, vectors, scales=scales)
 
 
 def _scales(path: Path, streams: int, options: LoadOptions) -> tuple[float, ...]:
-    given = options.get("norm_scale", releases.crosscoder_scales(path.parent))
-    if given is None:
+    scales = options.get("norm_scale", releases.crosscoder_scales(path.parent))
+    if scales is None:
         raise ValueError(
             f"{path}: the crosscoder reads activations scaled to mean norm sqrt(d_in), "
             "model by model, and the factors "
             "are in no file; give norm_scale=(s_base, s_chat), or (1, 1) where the "
             "input is scaled already"
         )
-    values = tuple(given) if isinstance(given, tuple | list) else (given,) * streams
+    is_one = not isinstance(scales, tuple | list)
+    values = (scales,) * streams if is_one else tuple(scales)
     if len(values) != streams:
         raise ValueError(
             f"{path}: norm_scale= has {len(values)} numbers for {streams} models"

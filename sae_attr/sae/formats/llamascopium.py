@@ -178,11 +178,12 @@ def _averages(raw: dict[str, Any], stored: dict[str, float]) -> dict[str, float]
 
 
 def _latents(where: Path, raw: dict[str, Any], d: int) -> int:
-    factor = raw.get("expansion_factor")
-    is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
-    if not is_number or not 0 < factor < 1e6:
+    value = raw.get("expansion_factor")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    factor = float(value) if is_number else 0.0  # pyright: ignore[reportArgumentType]
+    if not 0 < factor < 1e6:
         raise ValueError(
-            f"{where}: expansion_factor is {brief(factor)}, not a number above 0"
+            f"{where}: expansion_factor is {brief(value)}, not a number above 0"
         )
     return int(d * factor)
 

@@ -22,7 +22,8 @@ _EPS = 1e-8
 
 
 def fold(parts: Parts, tensors: dict[str, np.ndarray], *, twice: bool = False) -> Parts:
-    """Parts that read and write the site's own units; unchanged without a normaliser.
+    """Returns parts that read and write the site's own units; the same ones without a
+    normaliser.
 
     Args:
       parts: as the state dict has it, nothing folded; `subtract_b_dec` becomes part of
@@ -41,22 +42,24 @@ def fold(parts: Parts, tensors: dict[str, np.ndarray], *, twice: bool = False) -
     if statistics is None:
         return parts
     mean_d, scale_s = statistics
-    means = mean_d.reshape(cfg.streams, -1)
-    biases = np.asarray(parts.vectors["dec_bias_m"]).reshape(cfg.streams, -1)
-    shifts = [
-        mean * s * (1 + s * twice) for mean, s in zip(means, scale_s)
-    ]  # ((x - m) s - m) s = x s² - m s² - m s
-    shifts = [shift + bias * cfg.subtract_b_dec for shift, bias in zip(shifts, biases)]
-    out = [bias / (s + _EPS) + mean for mean, bias, s in zip(means, biases, scale_s)]
-    decs = [_scaled(dec, float(1 / (s + _EPS))) for dec, s in zip(parts.decs, scale_s)]
+    means_sd = mean_d.reshape(cfg.streams, -1)
+    biases_sm = np.asarray(parts.vectors["dec_bias_m"]).reshape(cfg.streams, -1)
+    decs, scales, shifts, out = [], [], [], []
+    for dec, mean_d, bias_m, s in zip(parts.decs, means_sd, biases_sm, scale_s):
+        # ((x - m) s - m) s = x s² - m s² - m s
+        shift_d = mean_d * s * (1 + s * twice)
+        shifts.append(shift_d + bias_m * cfg.subtract_b_dec)
+        scales.append(float(s ** (1 + twice)))
+        out.append(bias_m / (s + _EPS) + mean_d)
+        decs.append(_scaled(dec, float(1 / (s + _EPS))))
+    dec_bias_m = np.concatenate(out).astype(np.float32)
+    folded = (*cfg.folded, "input normaliser")
     return replace(
         parts,
-        cfg=replace(
-            cfg, subtract_b_dec=False, folded=(*cfg.folded, "input normaliser")
-        ),
+        cfg=replace(cfg, subtract_b_dec=False, folded=folded),
         decs=tuple(decs),
-        vectors=parts.vectors | {"dec_bias_m": np.concatenate(out).astype(np.float32)},
-        scales=tuple(float(s ** (1 + twice)) for s in scale_s),
+        vectors=parts.vectors | {"dec_bias_m": dec_bias_m},
+        scales=tuple(scales),
         shifts=tuple(shifts),
     )
 

@@ -59,11 +59,8 @@ _GATES = {
     "standard": "relu", "transcoder": "relu", "skip_transcoder": "relu", "gated": "gated", "topk": "topk",
     "abstopk": "abs_topk", "matching_pursuit": "matching_pursuit",
 }  # fmt: skip
-_STATED = (
-    "architecture",
-    "activation_fn",
-    "activation_fn_str",
-)  # without any of them a config states no gate
+# Without any of these a config states no gate.
+_STATED = ("architecture", "activation_fn", "activation_fn_str")
 _ALIASES = {"abs_topk": "abstopk"}
 _REFUSED = {
     "phase_multiplexed": "its encoder is not documented well enough to be certain of the codes",
@@ -109,9 +106,8 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     }
     vectors["dec_bias_m"] = _dec_bias(raw, cfg, tensors["b_dec"]) / np.float32(scale)
     names = [f"norm_scale={scale:g}"] * (scale != 1.0) + ["decoder norm"] * fold
-    if (
-        cfg.residual_threshold is not None
-    ):  # scaling input and output leaves tied weights as they are
+    if cfg.residual_threshold is not None:
+        # Scaling input and output leaves tied weights unchanged.
         cfg = replace(cfg, residual_threshold=cfg.residual_threshold / scale)
         scale = 1.0
     if cfg.gate in ("gated", "matching_pursuit"):
@@ -121,15 +117,14 @@ def read(weights: Path, options: LoadOptions) -> Parts:
             weights, tensors, cfg, scale if fold else 1.0, options
         )
     if cfg.skip:
-        vectors["skip_dm"] = tensors[
-            "W_skip"
-        ].T  # stored [d_out, d_in], used as x @ W_skip.T
+        # Stored [d_out, d_in], used as x @ W_skip.T.
+        vectors["skip_dm"] = tensors["W_skip"].T
     factor_n = _finetuning_factor(weights, raw, tensors)
     dec = decoder_source(
         tensors["W_dec"], scale_n=factor_n, norm_scale=scale, unit=fold
     )
     # Folding the norms is exact for topk too: selection and code use pre * |row|, and
-    #   the decoder divides it out again.
+    # the decoder divides it out again.
     cfg = replace(cfg, rescale_by_dec_norm=False, folded=tuple(names))
     enc_dn = tensors["W_dec"].T if cfg.gate == "matching_pursuit" else tensors["W_enc"]
     parts = Parts(
@@ -152,22 +147,13 @@ def _centred(
         r"hook_(resid_pre|resid_mid|resid_post|mlp_out|attn_out)$", cfg.site or ""
     )
     with_layer_norm = re.search(r"gpt2|pythia|gpt-neo", str(raw.get("model_name")))
-    said = bool(
-        isinstance(kwargs, dict)
-        and kwargs.get("center_writing_weights")
-        and written
-        and with_layer_norm
-    )
-    if (
-        not options.get("centre", said) or cfg.norm == "layer_norm"
-    ):  # which centres by itself, and adds the mean again
+    centres = isinstance(kwargs, dict) and kwargs.get("center_writing_weights")
+    default = bool(centres and written and with_layer_norm)
+    # layer_norm centres by itself, and adds the mean again.
+    if not options.get("centre", default) or cfg.norm == "layer_norm":
         return parts
-    if (
-        cfg.norm != "none"
-        or cfg.d_in != cfg.d_out
-        or cfg.site_out not in (None, cfg.site)
-        or cfg.skip
-    ):
+    elsewhere = cfg.d_in != cfg.d_out or cfg.site_out not in (None, cfg.site)
+    if elsewhere or cfg.norm != "none" or cfg.skip:
         raise ValueError(
             f"{parts.path}: trained on centred activations (center_writing_weights), "
             "which does not fold into a transcoder "
@@ -179,15 +165,14 @@ def _centred(
             "centre=False"
         )
     d = cfg.d_in
+    skip_dm = np.full((d, d), 1 / d, np.float32)  # x @ skip is the mean of x
+    folded = (*cfg.folded, "input centred")
     return replace(
         parts,
-        cfg=replace(
-            cfg, subtract_b_dec=False, skip=True, folded=(*cfg.folded, "input centred")
-        ),
+        cfg=replace(cfg, subtract_b_dec=False, skip=True, folded=folded),
         shifts=(b_dec,) if cfg.subtract_b_dec else (),
         centre=True,
-        vectors=parts.vectors
-        | {"skip_dm": np.full((d, d), 1 / d, np.float32)},  # x @ skip is the mean of x
+        vectors=parts.vectors | {"skip_dm": skip_dm},
     )
 
 
@@ -243,6 +228,11 @@ def _config(
     hook = raw.get("hook_name", raw.get("hook_point"))
     head = raw.get("hook_head_index", raw.get("hook_point_head_index"))
     excluded = raw.get("exclude_special_tokens")  # a bool, or a list of token ids
+    # Before version 6 the hook's name alone decided.
+    reshape = "hook_z" if "hook_z" in (hook or "") else "none"
+    reshape = raw.get("reshape_activations", reshape)
+    rescales = bool(raw.get("rescale_acts_by_decoder_norm", False))
+    layer = raw.get("hook_layer", raw.get("hook_point_layer", layer_of(hook)))
     return SAEConfig(
         d_in=d_in,
         d_out=d_out,
@@ -253,22 +243,15 @@ def _config(
         subtract_b_dec=bool(raw.get("apply_b_dec_to_input", True)) and not transcoder,
         norm=_norm(path, raw, transcoder),
         **_pursuit(path, raw, architecture),
-        rescale_by_dec_norm=architecture in ("topk", "abstopk")
-        and bool(raw.get("rescale_acts_by_decoder_norm", False)),
-        # Before version 6 the hook's name alone decided.
-        flatten_heads=raw.get(
-            "reshape_activations", "hook_z" if "hook_z" in (hook or "") else "none"
-        )
-        == "hook_z",
+        rescale_by_dec_norm=architecture in ("topk", "abstopk") and rescales,
+        flatten_heads=reshape == "hook_z",
         skip="W_skip" in tensors,
         source="saelens",
         architecture=architecture,
         dtype=tensors["W_dec"].dtype.name,
         site=options.get("site", hook),
         site_out=raw.get("hook_name_out"),
-        layer=one_layer(
-            raw.get("hook_layer", raw.get("hook_point_layer", layer_of(hook)))
-        ),
+        layer=one_layer(layer),
         head_index=head,
         model_name=raw.get("model_name"),
         context_size=raw.get("context_size"),
@@ -333,11 +316,8 @@ def _optional(architecture: str) -> tuple[str, ...]:
     """Tensors that may be there: a tied SAE may store its encoder, and batch training
     its threshold beside a final one.
     """
-    return (
-        ("scaling_factor", "W_enc")
-        if architecture == "matching_pursuit"
-        else ("scaling_factor",)
-    )
+    tied = architecture == "matching_pursuit"
+    return ("scaling_factor", "W_enc") if tied else ("scaling_factor",)
 
 
 def _pursuit(path: Path, raw: dict[str, Any], architecture: str) -> dict[str, Any]:

@@ -46,11 +46,8 @@ def read(weights: Path, options: LoadOptions) -> Parts:
         raise ValueError(
             f"{weights} has no {CONFIG} beside it; a temporal SAE needs both"
         )
-    said = read_yaml(where)
-    sae, llm = (
-        {**part} if isinstance(part, dict) else {}
-        for part in (said.get("sae"), said.get("llm"))
-    )
+    content = read_yaml(where)
+    sae, llm = _section(content, "sae"), _section(content, "llm")
     d = integer(where, llm, "dimin")
     factor = positive(f"{where}: exp_factor", sae.get("exp_factor"))
     layer = layer_of(f"{weights.absolute().parent.parent.name}/")
@@ -59,12 +56,10 @@ def read(weights: Path, options: LoadOptions) -> Parts:
         "d_in": d,
         "d_sae": int(d * factor),
         "normalize_activations": "constant_scalar_rescale",
-    }
-    raw |= {
         "activation_normalization_factor": sae.get("scaling_factor"),
         "apply_b_dec_to_input": True,
+        "hook_name": None if layer is None else f"blocks.{layer}.hook_resid_post",
     }
-    raw |= {"hook_name": None if layer is None else f"blocks.{layer}.hook_resid_post"}
     tensors = {
         _RELEASED.get(name, name): value
         for name, value in read_tensors(weights).items()
@@ -98,44 +93,22 @@ def parts(
         )
     tied = bool(raw.get("tied_weights", True))
     bias = bool(raw.get("apply_b_dec_to_input", True))
-    maps = [f"attn_layers.{i}.{name}" for i in range(layers) for name in _MAPS]
-    names = (
-        "W_dec",
-        "b_dec",
-        *(() if tied else ("W_enc",)),
-        *(f"{m}.{half}" for m in maps for half in ("weight", "bias")),
-    )
+    shapes = _shapes((d, n), layers, n // bottleneck)
+    names = [name for name in shapes if not tied or name != "W_enc"]
     check_names(weights, "a temporal SAE", tensors, names, ("W_enc",))
-    narrow = {
-        name: n // bottleneck if name in ("q_target", "k_ctx") else n for name in _MAPS
-    }
-    shapes: dict[str, tuple[int, ...]] = {
-        "W_dec": (n, d),
-        "W_enc": (d, n),
-        "b_dec": (d,),
-    }
-    for name in maps:
-        out = narrow[name.rsplit(".", 1)[1]]
-        shapes |= {f"{name}.weight": (out, n), f"{name}.bias": (out,)}
-    check_shapes(
-        weights,
-        tensors,
-        shapes,
-        f"{where.name} says d_in={d}, {n} latents, {heads} heads over {bottleneck}",
+    source_of_shapes = (
+        f"{where.name} says d_in={d}, {n} latents, {heads} heads over {bottleneck}"
     )
+    check_shapes(weights, tensors, shapes, source_of_shapes)
     scale = _scale(where, raw)
-    kind, k = raw.get("sae_diff_type", "topk"), raw.get("kval_topk")
-    if kind not in ("topk", "relu"):
-        raise ValueError(
-            f"{where}: sae_diff_type {kind!r} is unknown; known: topk, relu"
-        )
+    k = _k(where, raw)
     site = raw.get("hook_name")
     cfg = SAEConfig(
         d_in=d,
         d_out=d,
         n_latents=n,
         gate="temporal",
-        k=integer(where, raw, "kval_topk") if kind == "topk" and k else None,
+        k=k,
         heads=heads,
         projection_eps=_EPS / scale,
         subtract_b_dec=bias,
@@ -147,7 +120,7 @@ def parts(
         model_name=raw.get("model_name"),
         context_size=raw.get("context_size"),
         prepend_bos=raw.get("prepend_bos"),
-        expected_l0=k if kind == "topk" else None,
+        expected_l0=k,
         folded=(f"norm_scale={scale:g}",) if scale != 1 else (),
     )
     # A tied SAE adds its bias only where it took it from the input.
@@ -157,14 +130,7 @@ def parts(
         "dec_bias_m": tensors["b_dec"].astype(np.float32) * used,
     }
     enc_dn = tensors["W_dec"].T if tied else tensors["W_enc"]
-    attention = tuple(
-        {
-            f"{ours}{suffix}": tensors[f"attn_layers.{i}.{theirs}.{half}"].T
-            for theirs, ours in _MAPS.items()
-            for half, suffix in (("weight", ""), ("bias", "_bias"))
-        }
-        for i in range(layers)
-    )
+    attention = tuple(_attention(tensors, i) for i in range(layers))
     dec = decoder_source(tensors["W_dec"], norm_scale=scale)
     return Parts(
         weights,
@@ -175,6 +141,57 @@ def parts(
         scales=(scale / (4 * d),),
         attention=attention,
     )
+
+
+def _section(content: dict[str, Any], name: str) -> dict[str, Any]:
+    section = content.get(name)
+    return {**section} if isinstance(section, dict) else {}
+
+
+def _shapes(
+    widths: tuple[int, int], layers: int, narrow: int
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors.
+
+    Args:
+      widths: d and n.
+      layers: of attention.
+      narrow: width of queries and keys.
+    """
+    d, n = widths
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_dec": (n, d),
+        "W_enc": (d, n),
+        "b_dec": (d,),
+    }
+    for i in range(layers):
+        for name in _MAPS:
+            out = narrow if name in ("q_target", "k_ctx") else n
+            shapes[f"attn_layers.{i}.{name}.weight"] = (out, n)
+            shapes[f"attn_layers.{i}.{name}.bias"] = (out,)
+    return shapes
+
+
+def _attention(tensors: dict[str, np.ndarray], layer: int) -> dict[str, np.ndarray]:
+    """Maps of one layer under the names of `temporal.Attention`."""
+    maps = {}
+    for stored, name in _MAPS.items():
+        place = f"attn_layers.{layer}.{stored}"
+        maps[name] = tensors[f"{place}.weight"].T
+        maps[f"{name}_bias"] = tensors[f"{place}.bias"]
+    return maps
+
+
+def _k(where: Path, raw: dict[str, Any]) -> int | None:
+    """Latents per token of the novel part; None for all."""
+    kind = raw.get("sae_diff_type", "topk")
+    if kind not in ("topk", "relu"):
+        raise ValueError(
+            f"{where}: sae_diff_type {kind!r} is unknown; known: topk, relu"
+        )
+    if kind == "relu" or not raw.get("kval_topk"):
+        return None
+    return integer(where, raw, "kval_topk")
 
 
 def _scale(where: Path, raw: dict[str, Any]) -> float:
