@@ -1,4 +1,4 @@
-"""Exact mean ablation of chosen latents from a prefix that ran once: the truth that
+"""Exact mean ablation of some latents from a prefix that ran once: the reference that
 approximations are judged by.
 """
 
@@ -36,7 +36,7 @@ class Ablation:
 
 
 def suffix_start(site: Site) -> tuple[int, Site]:
-    """The layer whose input is stored for a site, and where that suffix is edited.
+    """Returns the layer whose input is stored for a site, and where that suffix is edited.
 
     A resid_post is the next layer's resid_pre, so its own block need not run again.
     """
@@ -55,8 +55,8 @@ def run_prefix(
     site: Site,
     keep: tuple[Site, ...] = (),
 ) -> tuple[jax.Array, dict[Site, jax.Array]]:
-    """The residual that enters the suffix of a site, `[b, t, d]`, run once and reused
-    for every latent; and kept sites.
+    """Runs the layers below a site once: the residual `[b, t, d]` that enters its suffix,
+    reused for every latent, and kept sites.
     """
     start, _ = suffix_start(site)
     out = forward(
@@ -80,7 +80,7 @@ def suffix_loss(
     site: Site,
     loss: str = "sum",
 ) -> jax.Array:
-    """L(C) per row `[b]` from a stored prefix, with an edit at the site."""
+    """Returns L(C) per row `[b]` from a stored prefix, with an edit at the site."""
     nll_bc = suffix_nll(params, x_btd, batch, edit, cfg=cfg, site=site)
     return completion_loss(nll_bc, batch.target_valid_bc, loss)
 
@@ -94,8 +94,8 @@ def suffix_nll(
     cfg: LMConfig,
     site: Site,
 ) -> jax.Array:
-    """Nats of the completion's tokens `[b, c]` from a stored prefix, with an edit at
-    the site.
+    """Returns nats of the completion's tokens `[b, c]` from a stored prefix, with an edit
+    at the site.
     """
     start, at = suffix_start(site)
     if start == cfg.n_layers:
@@ -137,8 +137,8 @@ class Unablated:
 def run_unablated(
     params: Params, batch: RowBatch, *, cfg: LMConfig, site: Site, loss: str = "sum"
 ) -> Unablated:
-    """One prefix and one suffix, forward and backward: everything that the ablations of
-    a batch start from.
+    """Runs one prefix and one suffix, forward and backward: all that the ablations of a
+    batch start from.
     """
     x_btd, _ = run_prefix(params, batch, cfg=cfg, site=site)
 
@@ -167,7 +167,7 @@ def ablate_rows(
     site: Site,
     loss: str = "sum",
 ) -> Ablation:
-    """Mean ablation of one direction per row at the positions `where_bt`: `[b]` fields.
+    """Ablates one direction per row to the mean at the positions `where_bt`: `[b]` fields.
 
     Args:
       directions_bd: unit direction of every row.
@@ -213,7 +213,7 @@ def row_ablation(
     site: Site,
     loss: str = "sum",
 ) -> Ablation:
-    """Mean ablation of one direction per row, fields `[b]`; with one True per row this
+    """Ablates one direction per row to the mean, fields `[b]`; with one True per row this
     is ΔL_{i,t} of single positions.
     """
     plain = run_unablated(params, batch, cfg=cfg, site=site, loss=loss)
@@ -241,14 +241,14 @@ def exact_ablation(
     site: Site,
     loss: str = "sum",
 ) -> Ablation:
-    """Joint mean ablation of each of k latents at all positions `where_bt`: fields `[b,
-    k]`.
+    """Ablates each of k latents to the mean, jointly at all positions `where_bt`: fields
+    `[b, k]`.
 
     The prefix runs once, the suffix once per latent; one compiled program serves any
     latents.
 
     Args:
-      dec_kd: unit decoder rows of the chosen latents.
+      dec_kd: unit decoder rows of the latents.
     """
     plain = run_unablated(params, batch, cfg=cfg, site=site, loss=loss)
 
@@ -295,8 +295,8 @@ def _site_of(
 def taylor_fails(
     dloss: np.ndarray, first_order: np.ndarray, *, tolerance: float = 0.5
 ) -> np.ndarray:
-    """Where the first-order step is off by more than `tolerance` of the larger of the
-    two numbers, or has another sign.
+    """Finds where the first-order step is off by more than `tolerance` of the larger of
+    the two numbers, or has another sign.
     """
     scale = np.maximum(np.abs(dloss), np.abs(first_order))
     return np.abs(dloss - first_order) > tolerance * np.where(scale > 0, scale, np.inf)

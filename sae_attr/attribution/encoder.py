@@ -1,6 +1,7 @@
-"""The encoder's own view of a latent, and what the SAE does not explain.
+"""The encoder's own view of a latent, and what the SAE does not explain
+(docs/method.md, The score).
 
-    δ′_{i,t}  = −(g_t · r_i) (c_{i,t} − mean c_i)          r_i the decoder row as it is used: d_i ‖dec_i‖ (method, section 3)
+    δ′_{i,t}  = −(g_t · r_i) (c_{i,t} − mean c_i)          r_i = d_i ‖dec_i‖, the decoder row
     δ_err,t   = −g_t · (e_t − mean e),                     e_t = a_t − SAE(a_t)
 
 c = z · scale_t is the code z, times the factor by which the decoder scales that token
@@ -39,8 +40,8 @@ NUMBERS = 2**25  # codes that are alive at a time
 def contributions(
     sae: SAE, x: jax.Array, latents: jax.Array | None = None
 ) -> jax.Array:
-    """c = z · scale_t of all or of chosen latents, `[..., n]` or `[..., k]`, at least
-    float32.
+    """Computes c = z · scale_t of all or of some latents, `[..., n]` or `[..., k]`, at
+    least float32.
 
     Raises ValueError for a crosscoder, whose code belongs to several sites at once.
     """
@@ -64,7 +65,7 @@ def contributions(
 def code_scores(
     codes: jax.Array, grads: jax.Array, rows_kd: jax.Array, mean_k: jax.Array
 ) -> jax.Array:
-    """δ′ of every token and latent, `[..., k]`.
+    """Computes δ′ of every token and latent, `[..., k]`.
 
     Args:
       codes: c, `[..., k]`.
@@ -85,8 +86,8 @@ def attribute_codes(
     weights_bt: jax.Array,
     mean_n: jax.Array,
 ) -> jax.Array:
-    """Σ_t w_t δ′_{i,t} per completion and latent, `[b, n]`: `attribute` with the SAE's
-    codes for the projections.
+    """Computes Σ_t w_t δ′_{i,t} per completion and latent, `[b, n]`: `attribute` with the
+    SAE's codes for the projections.
 
     Args:
       acts_btd: at the site that the SAE reads.
@@ -110,7 +111,7 @@ def attribute_codes(
 def error_scores(
     sae: SAE, acts: jax.Array, reads: jax.Array, grads: jax.Array, mean_m: jax.Array
 ) -> jax.Array:
-    """δ_err of every token, `[...]`.
+    """Computes δ_err of every token, `[...]`.
 
     Args:
       acts: a_t, what the SAE reconstructs.
@@ -128,19 +129,19 @@ def encoder_prompt_scores(
     mean_n: np.ndarray,
     latents: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Δ′ within each prompt, `[p, k]`: the mean over prompts is Δ′; of chosen latents,
-    or of all.
+    """Computes Δ′ within each prompt, `[p, k]`, of some latents or of all; the mean over
+    prompts is Δ′.
     """
     rows_kd = (
         code_rows(sae) if latents is None else code_rows(sae)[jnp.asarray(latents)]
     )
     mean_k = jnp.asarray(mean_n if latents is None else mean_n[latents])
-    chosen = None if latents is None else jnp.asarray(latents)
+    index = None if latents is None else jnp.asarray(latents)
 
     def score(
         sae: SAE, reads: jax.Array, acts: jax.Array, grads: jax.Array
     ) -> jax.Array:
-        return code_scores(contributions(sae, reads, chosen), grads, rows_kd, mean_k)
+        return code_scores(contributions(sae, reads, index), grads, rows_kd, mean_k)
 
     return _by_prompt(merged, sae, score, len(mean_k))
 
@@ -166,8 +167,8 @@ def fires_on_pairs(merged: MergedTokens, sae: SAE, latents: np.ndarray) -> np.nd
 def error_prompt_scores(
     merged: MergedTokens, sae: SAE, mean_m: np.ndarray, mean_d: np.ndarray
 ) -> np.ndarray:
-    """Within each prompt Δ_err and the whole −g·(a − ā), `[p, 2]`: how much of the
-    first order lies outside the SAE.
+    """Computes Δ_err and the whole −g·(a − ā) within each prompt, `[p, 2]`: how much of
+    the first order lies outside the SAE.
     """
 
     def score(

@@ -42,8 +42,7 @@ def act_and_grad(
     rules: Rules = PLAIN,
     read: tuple[Site, ...] = (),
 ) -> SiteGradients:
-    """a_t and g_t = dL(C)/da_t at the sites, for every row by itself (method, section
-    2).
+    """Computes a_t and g_t = dL(C)/da_t at the sites, for every row by itself.
 
     The gradient is taken with respect to a zero that is added at each site, so nothing
     below the lowest site is differentiated and no parameter gradient exists.

@@ -60,7 +60,7 @@ class LatentPaths:
 
 
 def midpoints(steps: int) -> jax.Array:
-    """(k + ½) / steps; ValueError for fewer than one step."""
+    """Returns (k + ½) / steps; raises ValueError for fewer than one step."""
     if steps < 1:
         raise ValueError(f"integrated gradients with {steps} steps; take at least 1")
     return (jnp.arange(steps) + 0.5) / steps

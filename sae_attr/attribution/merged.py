@@ -1,4 +1,4 @@
-"""Counted tokens merged within each prompt, and Δ per prompt for chosen latents."""
+"""Counted tokens merged within each prompt, and Δ per prompt for some latents."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ def prompt_scores(
     gating: str = "both",
     by_role: bool = False,
 ) -> np.ndarray:
-    """Δ within each prompt for some latents: `[p, n]`, or `[p, roles, n]` split by the
-    role of the tokens.
+    """Computes Δ within each prompt for some latents: `[p, n]`, or `[p, roles, n]` split
+    by the role of the tokens.
 
     The mean over prompts is the ranking's Δ. `gated` equals `both` here; the gate is
     one decision per latent. Memory is `BLOCK * n` numbers: meant for candidates, or for

@@ -1,4 +1,4 @@
-"""Rankings: the method's and its rivals', in one type, so that everything downstream
+"""Rankings: the method's and its baselines', in one type, so that everything downstream
 treats them alike.
 """
 
@@ -28,18 +28,18 @@ class Ranking:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def rank_of(self, latents: np.ndarray) -> np.ndarray:
-        """1-based ranks of some latents among all with a score; equal scores share the
+        """Returns 1-based ranks of some latents among all with a score; equal scores share the
         better rank, NaN gives 0.
         """
         finite = np.sort(self.scores_n[np.isfinite(self.scores_n)])
-        chosen = self.scores_n[latents]
-        above = len(finite) - np.searchsorted(finite, chosen, side="right")
-        return np.where(np.isfinite(chosen), above + 1, 0)
+        scores_k = self.scores_n[latents]
+        above = len(finite) - np.searchsorted(finite, scores_k, side="right")
+        return np.where(np.isfinite(scores_k), above + 1, 0)
 
 
 def rank(name: str, scores_n: Any, top: int, **options: Any) -> Ranking:
-    """The best `top` latents by SIGNED score, descending; equal scores in order of
-    index, NaN never chosen.
+    """Ranks the best `top` latents by SIGNED score, descending; equal scores in order of
+    index, NaN never among them.
 
     Raises ValueError if no latent has a score.
     """
@@ -61,7 +61,7 @@ def random_matched(
     key: jax.Array,
     avoid: np.ndarray | None = None,
 ) -> Ranking:
-    """Latents drawn at random whose firing rates are those of `like`: the grey zone of
+    """Draws latents at random whose firing rates are those of `like`: the grey zone of
     the method's figure.
 
     For each draw a member of `like` is taken in turn and one of the 20 unused latents
@@ -80,7 +80,7 @@ def random_matched(
     )
     free = free if matched else np.ones(len(rates_n), bool)
     free[np.asarray(like if avoid is None else avoid, int)] = False
-    chosen: list[int] = []
+    drawn: list[int] = []
     for i in range(min(count, int(free.sum()))):
         pool = np.flatnonzero(free)
         if matched:
@@ -88,30 +88,28 @@ def random_matched(
             gap = np.abs(log_n[pool] - log_n[like[i % len(like)]])
             pool = pool[np.argsort(gap, kind="stable")[:20]]
         if len(pool):
-            chosen.append(int(generator.choice(pool)))
-            free[chosen[-1]] = False
+            drawn.append(int(generator.choice(pool)))
+            free[drawn[-1]] = False
     scores_n = np.full(len(rates_n), np.nan)
-    scores_n[chosen] = -np.arange(
-        len(chosen)
-    )  # the order of drawing; there is no score
+    scores_n[drawn] = -np.arange(len(drawn))  # the order of drawing is the score
     return Ranking(
         name,
         scores_n,
-        np.array(chosen, int),
+        np.array(drawn, int),
         {"matched": "firing rate" if matched else "nothing"},
     )
 
 
 def overlap(a: Ranking, b: Ranking) -> float:
-    """Share of the shorter top list that is also in the other."""
+    """Returns the share of the shorter top list that is also in the other."""
     return len(np.intersect1d(a.latents_k, b.latents_k)) / max(
         1, min(len(a.latents_k), len(b.latents_k))
     )
 
 
 def agreement(a_n: np.ndarray, b_n: np.ndarray) -> dict[str, float]:
-    """Pearson and Spearman correlation of two score arrays over the entries that both
-    have; NaN where undefined.
+    """Returns Pearson and Spearman correlation of two score arrays over the entries that
+    both have; NaN where undefined.
     """
     both = np.isfinite(a_n) & np.isfinite(b_n)
     x, y = np.asarray(a_n)[both].ravel(), np.asarray(b_n)[both].ravel()

@@ -61,7 +61,7 @@ class SiteRanking:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def latents(self, site: Site) -> np.ndarray:
-        """The latents of one site in their order, errors left out."""
+        """Returns the latents of one site in their order, errors left out."""
         return np.array(
             [e.latent for e in self.entries if e.site == site and e.latent != ERROR],
             int,
@@ -76,8 +76,8 @@ def rank_sites(
     errors: Mapping[Site, float] | None = None,
     **options: Any,
 ) -> SiteRanking:
-    """One ranking of the latents of several sites by SIGNED score, descending; NaN
-    never chosen.
+    """Ranks the latents of several sites together by SIGNED score, descending; NaN never
+    among the best.
 
     Args:
       scores: per site one number per latent `[n]`; dictionaries may differ in size.
@@ -120,7 +120,7 @@ def collect_sites(
     rules: Rules = PLAIN,
     remat: bool = False,
 ) -> dict[Site, TokenTable]:
-    """Tables of several sites from ONE forward and one backward pass a row.
+    """Computes tables of several sites from ONE forward and one backward pass a row.
 
     Args:
       sites: sites that are scored; as a mapping, each with the site that its SAE
@@ -161,7 +161,7 @@ def score_sites(
     scope: str = "prompt",
     exclude: frozenset[str] = frozenset(),
 ) -> dict[Site, np.ndarray]:
-    """Δ of every latent of every site, through each site's own moment.
+    """Computes Δ of every latent of every site, through each site's own moment.
 
     Raises ValueError naming a site that lacks a decoder or a mean.
     """
@@ -190,7 +190,7 @@ _BEFORE_GAIN = re.compile(r"blocks\.(\d+)\.ln2\.hook_normalized")
 
 
 def read_site(name: str, *, norms_behind: bool | None = None) -> tuple[Site, bool]:
-    """The site that an SAE's file says it encodes, and whether it does so before the
+    """Reads the site that an SAE's file says it encodes, and whether that is before the
     norm's gain.
 
     TransformerLens calls the MLP's input `ln2.hook_normalized`, which for an RMSNorm is
@@ -205,8 +205,8 @@ def read_site(name: str, *, norms_behind: bool | None = None) -> tuple[Site, boo
 
 
 def after_gain(sae: SAE, params: Params, layer: int, *, cfg: LMConfig) -> SAE:
-    """The same SAE for an input that carries the gain of the MLP's norm: x W = (x ·
-    gain)(W / gain).
+    """Returns the same SAE for an input that carries the gain of the MLP's norm: x W =
+    (x · gain)(W / gain).
 
     Raises ValueError for a LayerNorm, where it depends on how the model was processed
     for training.

@@ -30,8 +30,8 @@ class ClusterStatistics:
 def cluster_statistics(
     scores_pk: np.ndarray, key: jax.Array, *, resamples: int = 1000, level: float = 0.95
 ) -> ClusterStatistics:
-    """Statistics of per-prompt scores `[prompts, latents]`; the bootstrap resamples
-    whole prompts (percentile interval).
+    """Computes statistics of per-prompt scores `[prompts, latents]`; the bootstrap
+    resamples whole prompts (percentile interval).
     """
     p = len(scores_pk)
     mean_k = scores_pk.mean(0)
@@ -50,8 +50,8 @@ def cluster_statistics(
 
 
 def halves(prompts: int, key: jax.Array) -> np.ndarray:
-    """A random half of the prompts as a bool mask `[p]`; the draw does not depend on
-    anything but the key.
+    """Draws a random half of the prompts as a bool mask `[p]`; the draw depends on the key
+    alone.
     """
     order = np.asarray(jax.random.permutation(key, prompts))
     return np.isin(np.arange(prompts), order[: prompts // 2])
@@ -60,8 +60,8 @@ def halves(prompts: int, key: jax.Array) -> np.ndarray:
 def split_half_spearman(
     scores_pk: np.ndarray, key: jax.Array, *, splits: int = 100
 ) -> tuple[float, float]:
-    """Mean and standard deviation, over random halvings of the prompts, of Spearman's
-    rho between the halves' means.
+    """Returns mean and standard deviation, over random halvings of the prompts, of
+    Spearman's rho between the halves' means.
 
     Over the candidates only. They were selected with all prompts, so that a half that
     is high leaves the other low: the number is biased downwards and may be negative
@@ -79,7 +79,7 @@ def split_half_spearman(
 
 
 def duplicates(dec_kd: np.ndarray, *, cosine: float = 0.95) -> np.ndarray:
-    """Per candidate (best first), the position of the best-ranked earlier one with
+    """Returns per candidate (best first) the position of the best-ranked earlier one with
     |cos| above `cosine`, else -1.
     """
     unit = dec_kd / np.maximum(np.linalg.norm(dec_kd, axis=1, keepdims=True), 1e-30)

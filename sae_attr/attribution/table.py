@@ -67,7 +67,7 @@ class TokenTable:
         return self.acts_kd if self.inputs_kd is None else self.inputs_kd
 
     def tokens_of(self, row: int) -> slice:
-        """Where a row's tokens lie."""
+        """Returns where a row's tokens lie."""
         return slice(int(self.start_r[row]), int(self.start_r[row + 1]))
 
 
@@ -122,8 +122,8 @@ def gradient_batches(
     path: Path | None = None,
     read: Site | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Gradients batch after batch: `row_b`, `acts_btd`, `grads_btd`, `nll_b` on the
-    host for each.
+    """Computes gradients batch after batch: `row_b`, `acts_btd`, `grads_btd`, `nll_b` on
+    the host for each.
 
     Args:
       rules: backward rules of `act_and_grad`.
@@ -208,8 +208,8 @@ def collect(
     batch_size: int = 8,
     **options: Any,
 ) -> TokenTable:
-    """Activations and gradients of all rows at one site: one forward and one backward
-    pass for each.
+    """Computes activations and gradients of all rows at one site: one forward and one
+    backward pass for each.
 
     `options` go to `gradient_batches`: rules, path, read, remat.
     """
@@ -228,7 +228,7 @@ def collect(
 def counted(
     rows: Sequence[TokenRow], scope: str, exclude: frozenset[str]
 ) -> list[np.ndarray]:
-    """Per row, which tokens count: bool `[T]`.
+    """Returns per row which tokens count: bool `[T]`.
 
     Raises ValueError for an unknown scope or a row of which no token counts.
     """
@@ -249,8 +249,8 @@ def counted(
 
 
 def side_weights(rows: Sequence[TokenRow]) -> np.ndarray:
-    """Per row ±1 / (prompts · completions of that prompt and side): the mean over pairs
-    of differences within prompts.
+    """Returns per row ±1 / (prompts · completions of that prompt and side): the mean over
+    pairs of differences within prompts.
     """
     sizes: dict[tuple[int, int], int] = {}
     for row in rows:
@@ -262,8 +262,8 @@ def side_weights(rows: Sequence[TokenRow]) -> np.ndarray:
 def token_weights(
     rows: Sequence[TokenRow], scope: str, exclude: frozenset[str] = frozenset()
 ) -> np.ndarray:
-    """w of every token `[k]`, float64: the row's side weight divided by the row's own
-    number of counted tokens.
+    """Returns w of every token `[k]`, float64: the row's side weight divided by the row's
+    own number of counted tokens.
 
     The mean is per completion first; pooling tokens over completions of different
     lengths would be another number.
@@ -277,8 +277,8 @@ def token_weights(
 def table_moment(
     table: TokenTable, weights_k: np.ndarray, *, block: int = BLOCK
 ) -> Moment:
-    """The moment of a table, a block of tokens at a time; memory does not grow with the
-    number of tokens.
+    """Computes the moment of a table, a block of tokens at a time; memory does not grow
+    with the number of tokens.
     """
     d = table.acts_kd.shape[1]
     total = Moment(jnp.zeros((d, d)), jnp.zeros(d))

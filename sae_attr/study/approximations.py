@@ -127,8 +127,8 @@ def plain_scores(setup: Setup, table: TokenTable, mean: MeanActivation) -> np.nd
 def exact(
     c: Compared, params: Params, batch: RowBatch, where: Any, *, code: bool = False
 ) -> jax.Array:
-    """ΔL of putting a latent back to its mean at all positions: its projection, or
-    (`code`) what the SAE's code adds.
+    """Computes ΔL of putting a latent back to its mean at all positions: its projection,
+    or (`code`) the part that the SAE's latent activation adds.
     """
     site, cfg = c.setup.site, c.setup.cfg
     x_btd, _ = run_prefix(params, batch, cfg=cfg, site=site)
@@ -165,7 +165,7 @@ def _codes(c: Compared, params: Params, batch: RowBatch) -> jax.Array:
 def first_order(
     c: Compared, params: Params, batch: RowBatch, where: Any, *, rules: Rules = PLAIN
 ) -> jax.Array:
-    """Σ_t δ with plain gradients, or with backward rules."""
+    """Computes Σ_t δ with plain gradients, or with backward rules."""
     site = c.setup.site
     out = act_and_grad(
         params,
@@ -181,7 +181,7 @@ def first_order(
 
 
 def encoder_true(c: Compared, params: Params, batch: RowBatch, where: Any) -> jax.Array:
-    """Σ_t δ′."""
+    """Computes Σ_t δ′."""
     site, read = c.setup.site, c.setup.read_site
     out = act_and_grad(
         params,
@@ -203,7 +203,7 @@ def encoder_true(c: Compared, params: Params, batch: RowBatch, where: Any) -> ja
 def joint(
     c: Compared, params: Params, batch: RowBatch, where: Any, *, steps: int
 ) -> jax.Array:
-    """Σ_t δ with gradients averaged on the line that all coordinates move along
+    """Computes Σ_t δ with gradients averaged on the line that all coordinates move along
     together.
     """
     out = integrated_gradients(params, batch, c.mean_d, where, steps=steps, **c.place)
@@ -216,14 +216,14 @@ def joint(
 def per_latent(
     c: Compared, params: Params, batch: RowBatch, where: Any, *, steps: int
 ) -> jax.Array:
-    """Σ_t δ with gradients averaged on each latent's own line."""
+    """Computes Σ_t δ with gradients averaged on each latent's own line."""
     return integrated_latents(
         params, batch, c.dec_kd, c.mean_d, where, steps=steps, **c.place
     ).delta_btk.sum(1)
 
 
 def methods(c: Compared, compare: Compare) -> dict[str, Method]:
-    """Name -> method; the two exact ones first."""
+    """Returns name -> method; the two exact ones first."""
     rules = {
         f"lrp: {name}": frozenset({name})
         for name in RULES
@@ -237,8 +237,8 @@ def methods(c: Compared, compare: Compare) -> dict[str, Method]:
         "integrated, joint": partial(joint, c, steps=compare.steps),
         "integrated, per latent": partial(per_latent, c, steps=compare.latent_steps),
         **{
-            name: partial(first_order, c, rules=chosen)
-            for name, chosen in rules.items()
+            name: partial(first_order, c, rules=of_name)
+            for name, of_name in rules.items()
         },
         "lrp: all": partial(first_order, c, rules=LRP),
         "lrp: without attention": partial(first_order, c, rules=LRP - {"attention"}),
@@ -249,7 +249,7 @@ def methods(c: Compared, compare: Compare) -> dict[str, Method]:
 
 
 def timed(method: Method, c: Compared) -> tuple[np.ndarray, float]:
-    """A method on all rows, `[rows, k]`, and its seconds without compilation."""
+    """Runs a method on all rows, `[rows, k]`, and measures its seconds without compilation."""
     setup, programs = c.setup, {}
     where = setup.where(c.rows, setup.settings.presets()[0].tokens)
     work = [
@@ -272,8 +272,8 @@ def timed(method: Method, c: Compared) -> tuple[np.ndarray, float]:
 def compared(
     values: np.ndarray, truth: np.ndarray, weights_r: np.ndarray, top: int
 ) -> dict[str, float]:
-    """Agreement of two `[rows, k]` arrays: of the paired means per latent, of their
-    best `top`, and row by row.
+    """Compares two `[rows, k]` arrays: the paired means per latent, their best `top`, and
+    row by row.
 
     `slope` is the least-squares factor by which the method's number must be multiplied
     to give the exact one.

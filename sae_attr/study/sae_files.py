@@ -65,7 +65,7 @@ class SAEFiles:
         return cfg
 
     def site_of(self, sae_cfg: Any) -> Site:
-        """The site that is studied: the settings', or the one that the SAE's file says
+        """Returns the site that is studied: the settings', or the one that the SAE's file says
         it writes to.
         """
         name = self.settings.site or sae_cfg.site_out or sae_cfg.site
@@ -101,8 +101,8 @@ class SAEFiles:
         return self.of(None)
 
     def of(self, latents: np.ndarray | None) -> SAE:
-        """The SAE of a few latents, read without the rest of the file, or the whole;
-        see `load_sae`.
+        """Reads the SAE of a few latents without the rest of the file, or the whole; see
+        `load_sae`.
         """
         s = self.settings
         sae = load_sae(self.source, fmt=s.sae_format, latents=latents, **s.sae_options)

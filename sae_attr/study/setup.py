@@ -251,8 +251,8 @@ class Setup:
     def where(
         self, rows: Sequence[TokenRow], scope: str
     ) -> Callable[[RowBatch, np.ndarray], np.ndarray]:
-        """The positions of a batch of these rows that count in a scope: `(batch, row_b)
-        -> bool [b, t]`.
+        """Returns the positions of a batch of these rows that count in a scope, as a function
+        `(batch, row_b) -> bool [b, t]`.
         """
 
         def mask(batch: RowBatch, row_b: np.ndarray) -> np.ndarray:
@@ -284,7 +284,7 @@ class Setup:
         )
 
     def batched(self, rows: Sequence[TokenRow]) -> list[tuple[RowBatch, np.ndarray]]:
-        """Rows in batches that the mesh can split."""
+        """Puts rows in batches that the mesh can split."""
         return batches(
             rows, batch_size=self._whole(self.settings.batch_size), context=self.context
         )

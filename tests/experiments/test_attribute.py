@@ -13,12 +13,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from etils import epath
 
+from experiments import attribute
 from sae_attr.attribution.score_table import SCORES, Score, Vector, labelled
 from sae_attr.organism.ground_truth import GroundTruth
 from sae_attr.organism.score_agreement import agreement_rows
 from sae_attr.store import fingerprint
 from sae_attr.study.setup import Setup
+from sae_attr.study.stage_choice import StageChoice
 from sae_attr.text.rows import ROLES
 from tests.experiments._demo import (
     FIGURES,
@@ -414,6 +417,34 @@ def test_a_new_score_is_named_in_one_place_and_is_in_rankings_table_arrays_and_t
         for name in ("both", "delta_code")
     }
     assert {name for name, _ in agreed} == set(SCORES) - {"delta_activation"}
+
+
+def test_stages_are_listed_chosen_and_computed_again(
+    done: Path, miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = copied(done, tmp_path / "again")
+    made = config(miniature)
+
+    def start(**selected: Any) -> str:
+        attribute.start(
+            made,
+            epath.Path(work),
+            selection=StageChoice(**selected),
+            listed=not selected,
+        )
+        return capsys.readouterr().out
+
+    assert set(start().split()) == {"done", *STAGES}
+    found = start(force=["rankings"])
+    assert "latents.csv" in found
+    again = json.loads((work / "result.json").read_text())
+    assert STAGES - loaded(again) == LAST
+    fresh = tmp_path / "fresh"
+    attribute.start(made, epath.Path(fresh), selection=StageChoice(until="norm_limits"))
+    assert "still to be run: mean_activation" in capsys.readouterr().out
+    assert not (fresh / "result.json").exists()
+    with pytest.raises(ValueError, match="reads 'outliers', which is missing"):
+        attribute.start(made, epath.Path(fresh), selection=StageChoice(only=["scores"]))
 
 
 # ---- choices

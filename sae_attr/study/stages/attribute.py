@@ -96,18 +96,49 @@ def stage(c: Context) -> Stage:
 
 def _report(setup: Setup, inputs: Inputs) -> RankingReport:
     """Puts the results of all stages together."""
-    s = setup.settings
     check = sae_check.check_record(setup, inputs[sae_check.NAME])
     evidence = evidence_of(setup, inputs)
-    presets = {preset.name: preset for preset in s.presets()}
-    primary = s.presets()[0]
-    by_preset = rankings.rankings_of(setup, inputs[rankings.NAME])
     filled = candidate_codes.filled(
         setup,
         inputs[scores.NAME],
         evidence.codes,
         inputs[candidate_codes.NAME].arrays,
     )
+    exact = _exact(setup, evidence, inputs[ablation.NAME])
+    by_preset = rankings.rankings_of(setup, inputs[rankings.NAME])
+    ranked = _rank(setup, evidence, by_preset, filled, exact)
+    summary = {
+        "primary": setup.settings.presets()[0].name,
+        "presets": ranked.about,
+        **_numbers(setup, evidence, ranked.scores),
+        "sae_check": check,
+        "exact_ablation": exact.about,
+        "skipped": filled.skipped,
+        **_inputs(setup, inputs, evidence, check, ranked),
+    }
+    return RankingReport(ranked.columns, ranked.scores, exact.figure, summary)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Ranked:
+    """Per preset the columns of its candidates and numbers about the ranking; and the
+    scores with what candidates know of them.
+    """
+
+    columns: Mapping[str, Columns]
+    about: Mapping[str, Mapping[str, Any]]
+    scores: Mapping[str, np.ndarray]
+
+
+def _rank(
+    setup: Setup,
+    evidence: Evidence,
+    by_preset: Mapping[str, Ranking],
+    filled: candidate_codes.Filled,
+    exact: _Exact,
+) -> _Ranked:
+    s = setup.settings
+    primary = s.presets()[0]
     scores_by_key = filled.scores
     baselines = baseline_rankings(
         scores_by_key,
@@ -119,58 +150,72 @@ def _report(setup: Setup, inputs: Inputs) -> RankingReport:
         top=s.top,
         key=setup.key(Draw.RANDOM),
     )
-    exact = _exact(setup, evidence, inputs[ablation.NAME])
-    draws = _draws(setup)
     columns: dict[str, Columns] = {}
     about: dict[str, dict[str, Any]] = {}
-    for name, ranking in by_preset.items():
+    for preset in s.presets():
+        name = preset.name
+        ranking = by_preset[name]
         others = {k: v for k, v in by_preset.items() if k != name} | baselines
-        own, numbers = statistics.candidate_columns(
+        of_preset, numbers = statistics.candidate_columns(
             evidence,
             ranking,
-            presets[name],
+            preset,
             scores_by_key,
             filled.rates_n,
             others,
-            draws,
+            _draws(setup),
         )
         scores_by_key = statistics.with_candidates(
-            scores_by_key, presets[name], ranking, own
+            scores_by_key, preset, ranking, of_preset
         )
-        own |= _nearest(setup, evidence, ranking)
-        columns[name] = with_exact(own, exact.latents_k, exact.columns)
+        of_preset |= _nearest(setup, evidence, ranking)
+        columns[name] = with_exact(of_preset, exact.latents_k, exact.columns)
         about[name] = {**ranking.options, **numbers}
-    scores_by_key.pop("best_direction_d")
-    scores_by_key["firing_rate"] = filled.rates_n
-    pairs = facts.pair_facts(setup, evidence.table)
-    limits = norm_limits.limits_of(inputs[norm_limits.NAME])
-    score_meta = inputs[scores.NAME].meta
-    summary = {
-        "primary": primary.name,
-        "presets": about,
-        "stability": statistics.stability(scores_by_key, s.top),
+    final = {k: v for k, v in scores_by_key.items() if k != "best_direction_d"}
+    final["firing_rate"] = filled.rates_n
+    return _Ranked(columns, about, final)
+
+
+def _numbers(
+    setup: Setup, evidence: Evidence, scores_by_key: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Returns numbers about the primary ranking as a whole."""
+    primary, top = setup.settings.presets()[0], setup.settings.top
+    return {
+        "stability": statistics.stability(scores_by_key, top),
         "prompt_mean_overlap": statistics.prompt_mean_overlap(
-            scores_by_key, primary.tokens, s.top
+            scores_by_key, primary.tokens, top
         ),
-        "sae_check": check,
-        "bound": {k: score_meta[k] for k in ("bound", "best_over_bound")},
-        "exact_ablation": exact.about,
         "reconstruction_error": statistics.reconstruction_error(
-            evidence, primary, scores_by_key, draws
+            evidence, primary, scores_by_key, _draws(setup)
         ),
-        "pairs": pairs,
         "mean": {
             "tokens": evidence.mean.tokens,
             "norm": evidence.mean.norm,
             "firing_tokens": evidence.codes.tokens,
         },
         "masked": facts.masked_counts(setup, evidence.table, evidence.mean),
-        "skipped": filled.skipped,
+    }
+
+
+def _inputs(
+    setup: Setup,
+    inputs: Inputs,
+    evidence: Evidence,
+    check: Mapping[str, Any],
+    ranked: _Ranked,
+) -> dict[str, Any]:
+    """Returns facts about what was read and chosen, and warnings about it."""
+    pairs = facts.pair_facts(setup, evidence.table)
+    limits = norm_limits.limits_of(inputs[norm_limits.NAME])
+    meta = inputs[scores.NAME].meta
+    return {
+        "bound": {name: meta[name] for name in ("bound", "best_over_bound")},
+        "pairs": pairs,
         "choices": facts.choices(setup, limits),
         "inputs": facts.input_keys(setup),
-        "warnings": facts.warnings(setup, pairs, check, about),
+        "warnings": facts.warnings(setup, pairs, check, ranked.about),
     }
-    return RankingReport(columns, scores_by_key, exact.figure, summary)
 
 
 def _draws(setup: Setup) -> Draws:
