@@ -99,6 +99,21 @@ def layer_facts(cfg: LMConfig, layer: Any) -> LayerFacts:
     return LayerFacts(layer, of_layer(windows), of_layer(ropes))
 
 
+def context(
+    cfg: LMConfig,
+    pos_bt: jax.Array,
+    valid_bt: jax.Array | None,
+    segment_bt: jax.Array | None,
+    cache: Cache | None,
+) -> Context:
+    """Returns the context of whole rows or, with a cache that has entered them, of new
+    tokens.
+    """
+    if cache is None:
+        return whole_rows(cfg, pos_bt, valid_bt, segment_bt)
+    return after_cache(cfg, pos_bt, cache)
+
+
 def whole_rows(
     cfg: LMConfig,
     pos_bt: jax.Array,

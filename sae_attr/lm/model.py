@@ -19,10 +19,9 @@ from flax import struct
 from sae_attr.hooks import Edit, Site
 from sae_attr.lm.attention import (
     Context,
-    after_cache,
+    context,
     layer_facts,
     positions,
-    whole_rows,
 )
 from sae_attr.lm.block import Block, Norm, Tap, no_tap
 from sae_attr.lm.cache import KV, Cache, enter
@@ -111,11 +110,9 @@ def forward(
     if x_btd is None:
         assert tokens_bt is not None  # check_span
         x_btd = embed(params, tokens_bt, pos_bt, cfg=cfg)
-    if cache is None:
-        ctx = whole_rows(cfg, pos_bt, valid_bt, segment_bt)
-    else:
+    if cache is not None:
         cache = enter(cache, pos_bt, valid_bt)
-        ctx = after_cache(cfg, pos_bt, cache)
+    ctx = context(cfg, pos_bt, valid_bt, segment_bt, cache)
     layers = _Layers(params, cfg, ctx, check_rules(rules), remat, unroll)
 
     acts: dict[Site, jax.Array] = {}

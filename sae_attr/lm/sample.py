@@ -10,7 +10,7 @@ first token, so that padding changes no number beyond float rounding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -158,18 +158,12 @@ def generate(
     state = _drawn(_empty(cache, length_b > 0, sampling), logits_bv, keys_b, sampling)
 
     def step(state: _State) -> _State:
-        end = width + state.step  # of the tokens so far, in slots
         drawn_bn = state.done.tokens_bn[:, : slots - width]
         all_bs = jax.lax.dynamic_update_slice(tokens_bs, drawn_bn, (0, width))
-        newest = lambda: read(all_bs, state.cache, end - 1, 1)
-        empty = replace(state.cache, used=jnp.zeros_like(end))
-        anew = lambda: read(all_bs, empty, 0, slots, until=end)
         now_b = jnp.where(state.alive_b, length_b + state.step, 0)
         again = outgrown(cfg, now_b, slots=slots)
-        if again is None:
-            cache, logits_bv = newest()
-        else:
-            cache, logits_bv = jax.lax.cond(again, anew, newest)
+        end = width + state.step  # of the tokens so far, in slots
+        cache, logits_bv = _read_newest(read, all_bs, state.cache, end, again)
         return _drawn(replace(state, cache=cache), logits_bv, keys_b, sampling)
 
     more = lambda state: (state.step < sampling.max_new) & jnp.any(state.alive_b)
@@ -177,6 +171,24 @@ def generate(
     if not isinstance(done.broken_b, Tracer):
         check_finite(done, [f"row {i}" for i in range(b)])
     return done
+
+
+def _read_newest(
+    read: Callable[..., tuple[Cache, jax.Array]],
+    tokens_bs: jax.Array,
+    cache: Cache,
+    end: jax.Array,
+    again: jax.Array | None,
+) -> tuple[Cache, jax.Array]:
+    """Reads the token before slot `end`, or all tokens where a row has outgrown what
+    the cache holds of it (`again`).
+    """
+    newest = lambda: read(tokens_bs, cache, end - 1, 1)
+    if again is None:
+        return newest()
+    empty = replace(cache, used=jnp.zeros_like(end))
+    anew = lambda: read(tokens_bs, empty, 0, tokens_bs.shape[1], until=end)
+    return jax.lax.cond(again, anew, newest)
 
 
 def _read(
