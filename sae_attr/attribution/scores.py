@@ -1,5 +1,5 @@
 """δ and Δ of every latent: token by token, or through the moment (docs/method.md, The
-score and The moment).
+score; The moment).
 
     δ_{i,t} = −(g_t · d_i) ((a_t − ā) · d_i)          d_i the unit decoder row
     Δ_i     = −d_iᵀ ΔM d_i,   ΔM = Σ w g (a − ā)ᵀ     w = ±1 / (prompts · T_row)
