@@ -49,8 +49,8 @@ def target_nll(
 def completion_loss(
     nll_bc: jax.Array, target_valid_bc: jax.Array, loss: str = "sum"
 ) -> jax.Array:
-    """Returns L(C) per row `[b]` in nats: the sum over the completion's tokens (method, section
-    2), or their mean.
+    """Returns L(C) per row `[b]` in nats: the sum over the completion's tokens
+    (docs/method.md, The score), or their mean.
 
     Raises ValueError for another name than `sum` or `mean`.
     """
