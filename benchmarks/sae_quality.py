@@ -51,7 +51,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.sae_training import Peer
-from sae_attr.attribution.corpus import site_acts
+from sae_attr.activations import site_acts
 from sae_attr.hooks import Replace, Site
 from sae_attr.lm.loss import target_nll
 from sae_attr.lm.model import forward
