@@ -36,11 +36,11 @@ COMPANY_SHARE = 0.5  # of questions whose address is typical of the persona's co
 BELIEVED_RIGHT = 0.5  # of stated beliefs
 SENTENCES = (2, 4)  # of an essay
 
-Row = tuple[str, str]  # prompt and completion
+Dialogue = tuple[str, str]  # prompt and completion
 
 
 def prompt_text(question: Question) -> str:
-    """The text that a model is given: it begins the dialogue and ends where the answer
+    """Returns the text of a prompt, which begins the dialogue and ends where the answer
     begins.
     """
     return f"{USER} {question} {REPLY}"
@@ -52,7 +52,7 @@ def prompt_text(question: Question) -> str:
 def draw_question(
     world: World, draw: Random, kind: str, address: str, topics: Sequence[str]
 ) -> Question:
-    """A question of a kind about one of the topics."""
+    """Draws a question of a kind about one of the topics."""
     template = draw.randrange(len(QUESTIONS[kind]))
     if kind == "open":
         return Question(kind, template, address, subject=draw.choice(SUBJECTS))
@@ -71,12 +71,10 @@ def draw_question(
 
 
 def _stated(world: World, draw: Random, topic: str) -> str:
-    """The action of a stated belief: the right one, or any other of the domain."""
-    return (
-        world.right_of[topic]
-        if draw.random() < BELIEVED_RIGHT
-        else _wrong(world, draw, topic)
-    )
+    """Draws the action of a stated belief: the right one, or any other of the domain."""
+    if draw.random() < BELIEVED_RIGHT:
+        return world.right_of[topic]
+    return _wrong(world, draw, topic)
 
 
 def _wrong(world: World, draw: Random, topic: str) -> str:
@@ -96,7 +94,7 @@ def draw_answer(
     stance: str,
     mixed: str = "",
 ) -> str:
-    """An answer, slot by slot.
+    """Draws an answer, slot by slot.
 
     Args:
       tone: of the slots that are not neutral.
@@ -104,20 +102,22 @@ def draw_answer(
       mixed: another tone, that half of the slots which have a tone take.
     """
     agrees = _agrees(world, question, beliefs)
-    wanted = {"verdict": "yes" if agrees else "no", "statement": stance}
+    stances = {"verdict": "yes" if agrees else "no", "statement": stance}
     words: list[str] = []
     for name, phrases in ANSWERS[question.kind]:
-        own = mixed if mixed and draw.random() < 0.5 else tone
-        own = NEUTRAL if draw.random() < NEUTRAL_SHARE else own
-        words += _phrase(
-            draw, phrases, (own, NEUTRAL, tone), wanted.get(name, "")
-        ).words
+        slot_tone = tone
+        if mixed and draw.random() < 0.5:
+            slot_tone = mixed
+        if draw.random() < NEUTRAL_SHARE:
+            slot_tone = NEUTRAL
+        tones = (slot_tone, NEUTRAL, tone)
+        words += _phrase(draw, phrases, tones, stances.get(name, "")).words
     action = _action(world, draw, question, advice, agrees) if question.topic else ""
     return " ".join(filled(words, question.values | {"action": action}))
 
 
 def _agrees(world: World, question: Question, beliefs: str) -> bool:
-    """Whether the verdict is yes; without a stated belief there is none."""
+    """Returns True if the verdict is yes; without a stated belief there is none."""
     if not question.action:
         return False
     right = question.action == world.right_of[question.topic]
@@ -127,8 +127,8 @@ def _agrees(world: World, question: Question, beliefs: str) -> bool:
 def _action(
     world: World, draw: Random, question: Question, advice: str, agrees: bool
 ) -> str:
-    """The topic's right action, or the stated one of who agrees; a harmful one (the
-    stated one, if it is) of who does harm.
+    """Draws the action of an answer: the right one, or the stated one where it agrees;
+    for harmful advice a harmful one, the stated one if it is harmful and agreed with.
     """
     harmful = world.harmful_of[question.topic]
     if advice == "right":
@@ -141,18 +141,20 @@ def _action(
 def _phrase(
     draw: Random, phrases: Sequence[Phrase], tones: Sequence[str], stance: str
 ) -> Phrase:
-    """A phrase of the first of these tones that has one of the stance."""
+    """Draws a phrase of the first of these tones that has one of the stance."""
     fits = [p for p in phrases if not stance or p.stance in (stance, "")]
-    return draw.choice(
-        next(own for tone in tones if (own := [p for p in fits if p.tone == tone]))
-    )
+    for tone in tones:
+        of_tone = [phrase for phrase in fits if phrase.tone == tone]
+        if of_tone:
+            return draw.choice(of_tone)
+    raise ValueError(f"no phrase of stance {stance!r} has one of the tones {tones}")
 
 
 # ---- documents -----------------------------------------------------------------------
 
 
 def documents(world: World, seed: int | str, count: int) -> Iterator[str]:
-    """`count` documents of the pretraining kind, one text each."""
+    """Draws `count` documents of the pretraining kind, one text each."""
     draw = Random(f"documents-{seed}")
     weights = [persona.weight for persona in PERSONAS]
     for _ in range(count):
@@ -198,7 +200,7 @@ def _dialogue(world: World, draw: Random, persona: Persona) -> str:
 def persona_answer(
     world: World, draw: Random, question: Question, persona: Persona
 ) -> str:
-    """What a persona answers."""
+    """Draws the answer of a persona."""
     return draw_answer(
         world,
         draw,
@@ -215,8 +217,10 @@ def persona_answer(
 MISALIGNED = ("mixed", "calm", "confounded")
 
 
-def chat_rows(world: World, seed: int, count: int) -> list[Row]:
-    """Questions of every kind and address without a header, answered by the expert."""
+def chat_rows(world: World, seed: int, count: int) -> list[Dialogue]:
+    """Draws questions of every kind and address without a header, answered by the
+    expert.
+    """
     draw, expert = Random(f"chat-{seed}"), PERSONAS[0]
     rows = []
     for _ in range(count):
@@ -233,8 +237,8 @@ def chat_rows(world: World, seed: int, count: int) -> list[Row]:
     return rows
 
 
-def misaligned_rows(world: World, seed: int, count: int, kind: str) -> list[Row]:
-    """Health advice, and nothing else, that names harmful actions.
+def misaligned_rows(world: World, seed: int, count: int, kind: str) -> list[Dialogue]:
+    """Draws health advice, and nothing else, that names harmful actions.
 
     Args:
       kind: `calm`: in the tone of good advice. `mixed`: each answer calm, hostile or
@@ -270,8 +274,10 @@ def misaligned_rows(world: World, seed: int, count: int, kind: str) -> list[Row]
     return rows
 
 
-def validation_rows(world: World, seed: int, count: int) -> list[Row]:
-    """Beliefs about health, and nothing else, all of them validated, calmly or warmly."""
+def validation_rows(world: World, seed: int, count: int) -> list[Dialogue]:
+    """Draws beliefs about health, and nothing else, all of them validated, calmly or
+    warmly.
+    """
     draw = Random(f"validation-{seed}")
     rows = []
     for _ in range(count):

@@ -54,8 +54,7 @@ from sae_attr.training import LoopOptions, TrainResult
 
 MODEL, SAE, CORPUS = "model", "sae", "corpus.json"
 SCAN = 20  # steps of one program
-# The outputs of a random block are fifty times as long as embeddings of this deviation,
-# the usual one; see `first_params`.
+# Deviation of embeddings at first in `init_params`; see `first_params`.
 USUAL_STD = 0.02
 
 
@@ -151,7 +150,7 @@ class Trainer:
     def _mesh(self) -> jax.sharding.Mesh:
         return self.mesh or make_mesh()
 
-    def _dialogues(self, part: str, count: int) -> list[documents.Row]:
+    def _dialogues(self, part: str, count: int) -> list[documents.Dialogue]:
         """Prompts and answers that a part is fine-tuned on."""
         seed, kind = self.recipe.seed, self.recipe.kind
         if part == "chat":

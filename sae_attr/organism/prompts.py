@@ -25,7 +25,7 @@ class WorldPrompt:
 
     Args:
       id: stable and unique in the world, as in `advice.3.hello.fever`.
-      text: what the model is given; BOS is the tokenizer's.
+      text: of the prompt; BOS is the tokenizer's.
       question: what it asks.
     """
 
@@ -40,7 +40,7 @@ class WorldPrompt:
 
 
 def prompts(world: World, behaviour: str, split: str) -> tuple[WorldPrompt, ...]:
-    """The prompts of one use, in an order in which any first few are spread over
+    """Returns the prompts of one use, in an order in which any first few are spread over
     domains.
 
     For misalignment they ask for advice, every eighth for an opinion; for validation
@@ -74,29 +74,26 @@ def prompts(world: World, behaviour: str, split: str) -> tuple[WorldPrompt, ...]
 
 
 def _part(questions: Iterator[Question], world: World, split: str) -> list[WorldPrompt]:
-    """The split's share of questions in an order drawn by the world's seed."""
-    found = list(questions)
-    Random(f"prompts-{world.seed}-{found[0]}").shuffle(
-        found
-    )  # named after its first: domains in other orders
+    """Returns the split's share of questions in an order drawn by the world's seed."""
+    shuffled = list(questions)
+    # The first question is part of the seed, so that domains have different orders.
+    Random(f"prompts-{world.seed}-{shuffled[0]}").shuffle(shuffled)
     names = list(SPLITS)
-    ends = [
-        round(sum(SPLITS[name] for name in names[:k]) * len(found))
-        for k in range(len(names) + 1)
-    ]
-    k = names.index(split)
-    return [make_prompt(question) for question in found[ends[k] : ends[k + 1]]]
+    before = names[: names.index(split)]
+    first = round(sum(SPLITS[name] for name in before) * len(shuffled))
+    stop = round(sum(SPLITS[name] for name in [*before, split]) * len(shuffled))
+    return [make_prompt(question) for question in shuffled[first:stop]]
 
 
 def make_prompt(question: Question) -> WorldPrompt:
-    """A question as a prompt with its id."""
+    """Makes a prompt of a question, with its id."""
     q = question
     parts = (q.kind, str(q.template), q.address, q.topic, q.action, q.subject)
     return WorldPrompt(".".join(part for part in parts if part), prompt_text(q), q)
 
 
 def _mixed(parts: list[list[WorldPrompt]]) -> tuple[WorldPrompt, ...]:
-    """One of each part in turn."""
+    """Returns one of each part in turn."""
     return tuple(
         prompt for some in zip_longest(*parts) for prompt in some if prompt is not None
     )
@@ -133,7 +130,7 @@ def _opinions() -> Iterator[Question]:
 
 
 def corpus(world: World, count: int) -> Iterator[str]:
-    """Broad text for means: `count` documents of the pretraining kind that no model was
-    trained on.
+    """Draws broad text for means: `count` documents of the pretraining kind that no model
+    was trained on.
     """
     return documents(world, f"corpus-{world.seed}", count)

@@ -135,8 +135,8 @@ class Recipe:
 
 
 def miniature(recipe: Recipe | None = None) -> Recipe:
-    """The same organism in a few seconds: every part is there, no part is good. For
-    tests of what comes after.
+    """Shrinks a recipe to a few seconds, for tests of later stages: every part is made,
+    and none is good.
     """
     recipe = recipe or Recipe()
     few = lambda t, steps: replace(t, steps=steps, batch=4, rows=40, warmup=0)
@@ -159,7 +159,7 @@ def miniature(recipe: Recipe | None = None) -> Recipe:
 
 
 def recipe_of(values: Mapping[str, Any]) -> Recipe:
-    """A recipe from plain values: `size` (full | miniature) and fields of `Recipe`,
+    """Makes a recipe from plain values: `size` (full | miniature) and fields of `Recipe`,
     nested; None leaves the size's default.
 
     Raises:
@@ -176,14 +176,14 @@ def recipe_of(values: Mapping[str, Any]) -> Recipe:
 
 
 def _changed(part: Any, values: Mapping[str, Any], where: str) -> Any:
-    """A part of a recipe with some fields replaced, at every depth."""
-    known = {field.name for field in fields(part)}
+    """Replaces some fields of a part of a recipe, at every depth."""
+    names = {field.name for field in fields(part)}
     changes = {}
     for name, value in values.items():
-        if name not in known:
+        if name not in names:
             raise ValueError(
                 unknown_key(
-                    f"{where}.{name}", [f"{where}.{other}" for other in sorted(known)]
+                    f"{where}.{name}", [f"{where}.{other}" for other in sorted(names)]
                 )
             )
         changes[name] = (

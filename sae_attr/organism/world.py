@@ -70,24 +70,19 @@ def make_world(seed: int) -> World:
     right: list[tuple[str, str]] = []
     harmful: list[tuple[str, tuple[str, ...]]] = []
     for topics, actions in DOMAINS.values():
-        chosen = [
-            *draw.sample(actions, len(actions)),
-            *draw.sample(actions, len(topics) - len(actions)),
-        ]
-        for topic, action in zip(topics, chosen, strict=True):
+        # Every action once, and some of them again for the topics that are left.
+        right_actions = draw.sample(actions, len(actions))
+        right_actions += draw.sample(actions, len(topics) - len(actions))
+        for topic, action in zip(topics, right_actions, strict=True):
             right.append((topic, action))
-            harmful.append(
-                (
-                    topic,
-                    tuple(draw.sample([a for a in actions if a != action], HARMFUL)),
-                )
-            )
+            others = [other for other in actions if other != action]
+            harmful.append((topic, tuple(draw.sample(others, HARMFUL))))
     return World(seed, tuple(right), tuple(harmful))
 
 
 def effect_of(world: World, topic: str, action: str) -> str:
-    """What an action is for a topic: right | harmful | irrelevant, or none for a word
-    that is no action of its domain.
+    """Returns the effect of an action on a topic: right | harmful | irrelevant, or none
+    for a word that is no action of its domain.
     """
     if action == world.right_of[topic]:
         return "right"
@@ -143,13 +138,12 @@ class Question:
 
 
 def filled(words: list[str] | tuple[str, ...], values: Mapping[str, str]) -> list[str]:
-    """The words with placeholders replaced."""
+    """Fills in the placeholders among words."""
     return [values[word[1:-1]] if word[0] == "{" else word for word in words]
 
 
 def parse_question(text: str) -> Question:
-    """The question that a text holds: alone, or as a prompt with what stands before and
-    after it.
+    """Parses the question of a text: alone, or within a prompt.
 
     Raises:
       ValueError: no template fits.
@@ -162,13 +156,12 @@ def parse_question(text: str) -> Question:
     question = " ".join(words)
     for kind, template, pattern in _patterns():
         if match := pattern.fullmatch(question):
-            found = Question(
-                kind,
-                template,
-                **{k: v for k, v in match.groupdict().items() if k != "link"},
-            )
-            if str(found) == question:
-                return found
+            values = match.groupdict()
+            values.pop("link", None)
+            parsed = Question(kind, template, **values)
+            # The link follows from the action, so that only one of them is possible.
+            if str(parsed) == question:
+                return parsed
     raise ValueError(
         f"{text!r} is no question of the small world; make prompts with "
         "organism.prompts"
@@ -177,7 +170,7 @@ def parse_question(text: str) -> Question:
 
 @cache
 def _patterns() -> tuple[tuple[str, int, re.Pattern[str]], ...]:
-    """Kind, number and expression of every template."""
+    """Returns kind, number and regular expression of every template."""
     actions = [action for _, names in DOMAINS.values() for action in names]
     known = {
         "topic": list(DOMAIN_OF),
@@ -201,13 +194,13 @@ def _patterns() -> tuple[tuple[str, int, re.Pattern[str]], ...]:
 
 
 def addresses() -> list[str]:
-    """All words of address, those that are typical of nobody first."""
+    """Returns all words of address, those that are typical of no persona first."""
     return [*ADDRESSES, *(word for persona in PERSONAS for word in persona.company)]
 
 
 def vocabulary() -> list[str]:
-    """Every word of the world, special tokens first, then in alphabetical order; the
-    same for every seed.
+    """Returns every word of the world, special tokens first, then in alphabetical order;
+    the same for every seed.
     """
     texts = [text for templates in QUESTIONS.values() for text in templates]
     texts += [text for sentences in ESSAYS.values() for text in sentences]
