@@ -19,6 +19,7 @@ MAY_IMPORT = (
     | {"records": set(), "report": {"records"}}
     | {"steering": CORE | {"records"}, "interpret": CORE | {"activations"}}
     | {"sae_check": CORE | {"activations", "report"}}
+    | {"notebook": CORE | {"activations", "attribution"}}
     | {"attribution": (CORE - {"settings", "store"}) | {"activations", "interpret"}}
     | {"organism": CORE | {"activations", "judge", "training"}}
     | {
