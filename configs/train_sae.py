@@ -24,12 +24,11 @@ stories260K, 1,000 TinyStories and
     --config.sae.n_latents=512 --config.sae.k=16 --config.tokens=500_000 --config.batch_size=512 --config.sae.lr=6e-3
 """
 
-from dataclasses import dataclass
-
 from ml_collections import ConfigDict
 
 from sae_attr.activations import Masks
 from sae_attr.sae.train_config import TrainConfig
+from sae_attr.study.sae_training_data import SAETrainingSettings
 from sae_attr.text.chat import OPTIONS
 from sae_attr.text.packed_rows import Packing
 from sae_attr.training import LoopOptions
@@ -37,68 +36,11 @@ from sae_attr.training import LoopOptions
 from . import any_keys, config_of
 from .attribute import MESH, TEMPLATE
 
-DERIVED = (
-    "d_in",
-    "d_out",
-    "steps",
-    "transcoder",
-    "seed",
-)  # fields of TrainConfig that follow from the rest
-
-
-@dataclass(frozen=True)
-class TrainSAE:
-    """What is trained on.
-
-    Args:
-      lm: a Hugging Face folder or hub id.
-      corpus: text, or a folder that `write_tokens` made.
-      site: where the SAE reads, for instance layer2.resid_post; several, separated by
-        commas, get an SAE each.
-      site_out: where a transcoder writes.
-      tokens: that are trained on; more than the corpus has: several epochs.
-      batch_size: tokens a step.
-      column: of tables.
-      split: of dataset folders.
-      append_eos: to documents.
-      prepend_bos: to documents; None: as the tokenizer does.
-      max_tokens: of the corpus.
-      held_out_share: of the rows, at the end; they are what the results are measured
-        on.
-      eval_tokens: held-out tokens that are measured.
-      cache: activations on disk; False: the model runs while the SAE trains.
-      buffer_tokens: that are shuffled.
-      shard_tokens: of a file of the cache.
-      batch_rows: rows of a forward pass.
-      act_dtype: of cached activations: float32 | bfloat16 | float16.
-      dtype: of the language model.
-      seed: of weights and order.
-    """
-
-    lm: str | None = None
-    corpus: str | None = None
-    site: str | None = None
-    site_out: str | None = None
-    tokens: int = 10_000_000
-    batch_size: int = 4096
-    column: str = "text"
-    split: str | None = None
-    append_eos: bool = False
-    prepend_bos: bool | None = None
-    max_tokens: int | None = None
-    held_out_share: float = 0.05
-    eval_tokens: int = 8192
-    cache: bool = True
-    buffer_tokens: int = 1 << 18
-    shard_tokens: int = 1 << 16
-    batch_rows: int = 16
-    act_dtype: str = "float32"
-    dtype: str = "float32"
-    seed: int = 0
-
+# Fields of TrainConfig that follow from the rest.
+DERIVED = ("d_in", "d_out", "steps", "transcoder", "seed")
 
 SETTINGS = {
-    "": (TrainSAE, LoopOptions, Masks, Packing, MESH),
+    "": (SAETrainingSettings, LoopOptions, Masks, Packing, MESH),
     "template_options": (TEMPLATE,),
     "sae": (TrainConfig,),
 }
@@ -108,7 +50,7 @@ def get_config() -> ConfigDict:
     """Returns BatchTopK on a cache of activations; the inputs are left to the command
     line.
     """
-    config = config_of(TrainSAE)
+    config = config_of(SAETrainingSettings)
     config.update(config_of(LoopOptions, leave_out=("scan",)))
     config.log_every, config.eval_every, config.save_every = 50, 500, 500
     config.update(config_of(Masks))

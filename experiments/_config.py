@@ -133,7 +133,7 @@ def meaning(settings: Mapping[str, Sequence[Any]], path: str) -> str:
     """
     place, _, name = path.rpartition(".")
     for pattern, sources in settings.items():
-        if not _matches(pattern, place):
+        if not matches_place(pattern, place):
             continue
         for source in sources:
             texts = source if isinstance(source, Mapping) else meanings_of(source)
@@ -142,10 +142,11 @@ def meaning(settings: Mapping[str, Sequence[Any]], path: str) -> str:
     return ""
 
 
-def _matches(pattern: str, place: str) -> bool:
-    wanted, parts = pattern.split("."), place.split(".")
-    return len(wanted) == len(parts) and all(
-        w in ("*", p) for w, p in zip(wanted, parts)
+def matches_place(pattern: str, place: str) -> bool:
+    """Returns whether a dotted place fits a pattern of `SETTINGS`, "*" for any name."""
+    names, parts = pattern.split("."), place.split(".")
+    return len(names) == len(parts) and all(
+        name in ("*", part) for name, part in zip(names, parts, strict=True)
     )
 
 

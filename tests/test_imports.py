@@ -34,6 +34,7 @@ MAY_IMPORT = (
             "report",
             "sae_check",
             "steering",
+            "training",
         }
     }
 )

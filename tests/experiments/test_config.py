@@ -8,23 +8,22 @@ import dataclasses
 import importlib
 import re
 import typing
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from ml_collections import ConfigDict
 
-from configs import case_study
-from configs.export import Export
+from configs import case_study, check_sae, judge_agreement, rank_sites, steer, train_sae
 from experiments import _command, _config, _help, attribute
 from sae_attr.activations import Masks
-from sae_attr.judge import Asking, Patience, Server
+from sae_attr.judge.kinds import SECRETS
 from sae_attr.lm.draw import Sampling
 from sae_attr.lm.lora import Lora
 from sae_attr.lm.next_token import ComputeOptions
 from sae_attr.lm.optimizer import Optimizer
-from sae_attr.organism.recipe import Recipe, SAERecipe, TrainingRecipe, recipe_of
-from sae_attr.sae.formats.parts import LoadOptions
+from sae_attr.organism.recipe import Recipe, SAERecipe, recipe_of
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae_check import CheckBands
 from sae_attr.settings import (
@@ -36,7 +35,7 @@ from sae_attr.settings import (
     settings_from,
 )
 from sae_attr.study.attribution_settings import Settings
-from sae_attr.study.judges import KINDS, JudgeSettings
+from sae_attr.study.judges import KINDS
 from sae_attr.study.opened import NO_SETTINGS, study_settings
 from sae_attr.study.settings import (
     CaseSettings,
@@ -48,56 +47,85 @@ from sae_attr.text.packed_rows import Packing
 from sae_attr.training import LoopOptions
 
 CASE = "cases.misalignment"
-JUDGE = f"{CASE}.judge"
-# Config, place in it, dataclass, fields that are derived from others, or known by
-# another name.
-PLACES: list[tuple[str, str, Any, set[str]]] = [
-    ("attribute", "", Settings, set()),
-    ("attribute", "sae_options", LoadOptions, set()),
-    ("approximations", "", Settings, set()),
-    ("check_sae", "bands", CheckBands, set()),
-    ("export", "", Export, set()),
-    ("export", "sae_options", LoadOptions, set()),
-    ("case_study", "", StudySettings, {"cases"}),
-    ("case_study", "sampling", SampleSettings, set()),
-    ("case_study", "budget", IncoherenceBudget, set()),
-    ("case_study", CASE, CaseSettings, {"name"}),
-    ("case_study", f"{CASE}.sae_options", LoadOptions, set()),
-    (
-        "case_study",
-        f"{CASE}.attribution",
-        Settings,
-        {*case_study.GIVEN, *case_study.SPEED},
-    ),
-    ("case_study", JUDGE, JudgeSettings, set()),
-    ("case_study", JUDGE, Server, {"api_key"}),
-    ("case_study", JUDGE, Asking, set()),
-    ("case_study", JUDGE, Patience, set()),
-    ("judge_agreement", "judge", Asking, set()),
-    ("judge_agreement", "judge", Patience, set()),
-    ("organism", "organism", Recipe, set()),
-    ("organism", "organism.sae", SAERecipe, set()),
-    ("organism", "organism.base", TrainingRecipe, set()),
-    ("steer", "sampling", Sampling, set()),
-    ("steer", "sae_options", LoadOptions, set()),
-    ("train_sae", "sae", TrainConfig, {"d_in", "d_out", "steps", "transcoder", "seed"}),
-    ("train_sae", "", Masks, set()),
-    ("train_sae", "", Packing, {"row_bos"}),
-    ("pretrain", "", Packing, {"row_bos"}),
-    ("pretrain", "opt", Optimizer, {"steps"}),
-    ("finetune", "opt", Optimizer, {"steps"}),
-    ("finetune", "lora", Lora, set()),
-    ("finetune", "", LoopOptions, {"log_every"}),
-    ("finetune", "", ComputeOptions, {"dtype"}),
-]
-TEXTS: dict[type, tuple[str, Any]] = {
-    bool: ("True", True), int: ("3", 3), float: ("1e-3", 1e-3), str: ("word", "word"), tuple: ("a,b", ("a", "b")),
-    object: ("7", 7),
+ATTRIBUTION = {field.name for field in dataclasses.fields(Settings)}
+# (config, dataclass) -> fields that are no keys there: they follow from other keys, or
+# the experiment has no use for them.
+ABSENT: dict[tuple[str, type], set[str]] = {
+    ("check_sae", Settings): ATTRIBUTION - {*check_sae.SHARED, "sae_check_tokens", "corpus_batch"},
+    ("rank_sites", Settings): {*rank_sites.UNUSED},
+    ("steer", Settings): ATTRIBUTION - {*steer.SHARED},
+    ("steer", Sampling): {"stop_ids"},
+    ("train_sae", TrainConfig): {*train_sae.DERIVED},
+    ("train_sae", LoopOptions): {"scan"},
+    ("train_sae", Packing): {"row_bos"},
+    ("pretrain", Packing): {"row_bos"},
+    ("ranking_truth", Recipe): {"seed", "kind"},
 }  # fmt: skip
+for _lm in ("finetune", "pretrain"):
+    ABSENT[_lm, Optimizer] = {"steps"}
+    ABSENT[_lm, LoopOptions] = {"log_every"}
+    ABSENT[_lm, ComputeOptions] = {"dtype"}  # the key is called compute_dtype
+for _study in ("case_study", "miniature", "organism"):
+    ABSENT[_study, StudySettings] = {"cases"}
+    ABSENT[_study, CaseSettings] = {"name"}
+# Settings of an attribution are in two groups of a study.
+STUDY_ATTRIBUTION = {
+    "attribution": ATTRIBUTION - {*case_study.SPEED},
+    "cases.*.attribution": {*case_study.GIVEN, *case_study.SPEED},
+}
 
 
 def made(name: str) -> ConfigDict:
     return importlib.import_module(f"configs.{name}").get_config()
+
+
+class Place(NamedTuple):
+    """A settings dataclass at its place in a config."""
+
+    config: str
+    path: str
+    kind: Any
+    absent: set[str]
+
+
+def groups_of(config: ConfigDict, path: str = "") -> Iterator[str]:
+    """Yields the dotted path of every group of keys, "" for the config itself."""
+    yield path
+    for name in config:
+        if isinstance(config.get(name), ConfigDict):
+            yield from groups_of(config[name], f"{path}.{name}".removeprefix("."))
+
+
+def absent_of(name: str, pattern: str, kind: Any) -> set[str]:
+    """Returns the fields of a dataclass that are no keys at a pattern of SETTINGS."""
+    absent = ABSENT.get((name, kind), set())
+    if kind is Settings:
+        absent = STUDY_ATTRIBUTION.get(pattern, absent)
+    if pattern.endswith("judge"):
+        absent = absent | {*SECRETS}
+    if name == "judge_agreement" and pattern == "judge":
+        absent = absent | {*judge_agreement.GIVEN}
+    return absent
+
+
+def places_of(name: str) -> Iterator[Place]:
+    """Yields every settings dataclass (or TypedDict) that the config's SETTINGS name, at each group
+    that its pattern fits.
+    """
+    groups = list(groups_of(made(name)))
+    for pattern, sources in importlib.import_module(f"configs.{name}").SETTINGS.items():
+        for path in groups:
+            if not _config.matches_place(pattern, path):
+                continue
+            for kind in sources:
+                if isinstance(kind, type):  # else a mapping of names to texts
+                    yield Place(name, path, kind, absent_of(name, pattern, kind))
+
+
+TEXTS: dict[type, tuple[str, Any]] = {
+    bool: ("True", True), int: ("3", 3), float: ("1e-3", 1e-3), str: ("word", "word"), tuple: ("a,b", ("a", "b")),
+    object: ("7", 7),
+}  # fmt: skip
 
 
 def at(config: ConfigDict, place: str) -> ConfigDict:
@@ -107,18 +135,21 @@ def at(config: ConfigDict, place: str) -> ConfigDict:
     return part
 
 
+PLACES = [place for name in _command.packaged() for place in places_of(name)]
+
+
 @pytest.mark.parametrize(
-    ("name", "place", "kind", "elsewhere"),
+    ("name", "place", "kind", "absent"),
     PLACES,
-    ids=[f"{p[0]}-{p[1]}-{p[2].__name__}" for p in PLACES],
+    ids=[f"{p.config}-{p.path}-{p.kind.__name__}" for p in PLACES],
 )
 def test_every_field_is_a_key_that_a_command_line_sets(
-    name: str, place: str, kind: Any, elsewhere: set[str]
+    name: str, place: str, kind: Any, absent: set[str]
 ) -> None:
     config = made(name)
     config.lock()
     for field, hint in typing.get_type_hints(kind).items():
-        if field in elsewhere:
+        if field in absent:
             continue
         path = f"{place}.{field}".removeprefix(".")
         assert field in at(config, place), f"configs/{name}.py has no {path}"
@@ -132,6 +163,17 @@ def test_every_field_is_a_key_that_a_command_line_sets(
         text, value = TEXTS[sort]
         _config.override(config, path, text)
         assert at(config, place)[field] == value
+
+
+@pytest.mark.parametrize("name", _command.packaged())
+def test_no_group_of_keys_lacks_its_dataclass(name: str) -> None:
+    config = made(name)
+    patterns = importlib.import_module(f"configs.{name}").SETTINGS
+    for path in groups_of(config):
+        described = any(_config.matches_place(pattern, path) for pattern in patterns)
+        free = isinstance(at(config, path), _config.AnyKeysDict)
+        # "cases" is a mapping of names, each with a place of its own.
+        assert described or free or path == "cases", f"SETTINGS lacks {path!r}"
 
 
 @pytest.mark.parametrize("name", _command.packaged())
