@@ -37,10 +37,8 @@ LM_RULES: Rules = (
     (r"blocks/(q|k|v|gate|up)/kernel", P(None, None, "model")),
     (r"blocks/(q|k|v|gate|up)/bias", P(None, "model")),
     (r"blocks/(o|down)/kernel", P(None, "model", None)),
-    (
-        r"blocks/moe/(gate|up)",
-        P(None, None, None, "model"),
-    ),  # every expert's width, as in one MLP
+    # Every expert is split by its width, as one MLP is.
+    (r"blocks/moe/(gate|up)", P(None, None, None, "model")),
     (r"blocks/moe/(gate|up)_bias", P(None, None, "model")),
     (r"blocks/moe/down", P(None, None, "model", None)),
     (r"lora/(q|k|v|gate|up)/b", P(None, None, "model")),
@@ -76,28 +74,29 @@ def start_distributed(environ: Mapping[str, str] | None = None) -> bool:
 
 
 def _in_cluster(environ: Mapping[str, str]) -> bool:
-    """Whether the variables name a cluster; a batch script or a shell of one task is
-    none.
+    """Returns True if the variables name a cluster; a batch script or a shell of one task
+    is none.
     """
-    tasks = max(
-        int(environ.get(name) or 1)
-        for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    )
-    asked = environ.get("JAX_DISTRIBUTED", "0") not in ("", "0")
-    return asked or tasks > 1 or bool(environ.get("JAX_COORDINATOR_ADDRESS"))
+    # The step's count, not the job's: a shell inside a job of many tasks is alone.
+    slurm_tasks = int(environ.get("SLURM_STEP_NUM_TASKS") or 1)
+    mpi_tasks = int(environ.get("OMPI_COMM_WORLD_SIZE") or 1)
+    by_hand = environ.get("JAX_DISTRIBUTED", "0") not in ("", "0")
+    address = bool(environ.get("JAX_COORDINATOR_ADDRESS"))
+    return by_hand or address or max(slurm_tasks, mpi_tasks) > 1
 
 
 def _cluster_arguments(environ: Mapping[str, str]) -> dict[str, Any]:
-    """What the JAX_* variables state; jax reads the address itself but not the count
-    and the index.
+    """Returns the arguments that the JAX_* variables state; jax reads the address itself
+    but not the count and the index.
     """
-    names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-    found: dict[str, Any] = {
-        key: int(environ[name]) for key, name in names.items() if environ.get(name)
-    }
+    arguments: dict[str, Any] = {}
+    if environ.get("JAX_NUM_PROCESSES"):
+        arguments["num_processes"] = int(environ["JAX_NUM_PROCESSES"])
+    if environ.get("JAX_PROCESS_ID"):
+        arguments["process_id"] = int(environ["JAX_PROCESS_ID"])
     if environ.get("JAX_COORDINATOR_ADDRESS"):
-        found["coordinator_address"] = environ["JAX_COORDINATOR_ADDRESS"]
-    return found
+        arguments["coordinator_address"] = environ["JAX_COORDINATOR_ADDRESS"]
+    return arguments
 
 
 def enable_compile_cache(path: str | os.PathLike[str] | None = None) -> str:
@@ -130,7 +129,7 @@ def is_main() -> bool:
 
 
 def from_main(value: bool) -> bool:
-    """Process 0's answer on every process, for decisions that must not differ (a file
+    """Returns process 0's answer on every process, for decisions that must not differ (a file
     seen by one host only).
     """
     if jax.process_count() == 1:
@@ -176,16 +175,16 @@ def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     sizes = parse_mesh(spec) or {"data": len(devices)}
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
-    wanted = math.prod(shape)
-    if wanted > len(devices) or (wanted < len(devices) and jax.process_count() > 1):
+    count = math.prod(shape)
+    if count > len(devices) or (count < len(devices) and jax.process_count() > 1):
         raise ValueError(
-            f"mesh {spec!r} asks for {wanted} devices ({' × '.join(map(str, shape))}), "
+            f"mesh {spec!r} asks for {count} devices ({' × '.join(map(str, shape))}), "
             f"but {len(devices)} are present; "
             f"write a mesh whose data × model is {len(devices)}, or leave it empty to "
             "put them all on data"
         )
     return jax.make_mesh(
-        shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:wanted]
+        shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:count]
     )
 
 
@@ -195,17 +194,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def _axes_of(entry: Any) -> tuple[str, ...]:
-    """One entry of a spec as a tuple of mesh axes."""
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+    """Returns one entry of a spec as a tuple of mesh axes."""
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def _fitting(entry: Any, dim: int, mesh: Mesh) -> Any:
-    """`entry` if its axes divide `dim`, else None: JAX has no uneven shards."""
-    return (
-        entry
-        if dim % math.prod(mesh.shape[axis] for axis in _axes_of(entry)) == 0
-        else None
-    )
+    """Returns `entry` if its axes divide `dim`, else None: JAX has no uneven shards."""
+    return None if dim % _parts(entry, mesh) else entry
+
+
+def _parts(entry: Any, mesh: Mesh) -> int:
+    """Returns into how many parts an entry of a spec splits a dimension."""
+    return math.prod(mesh.shape[axis] for axis in _axes_of(entry))
 
 
 def spec_for(path: str, shape: Sequence[int], rules: Rules, mesh: Mesh) -> P:
@@ -276,6 +278,7 @@ def shard_batch(tree: T, mesh: Mesh) -> T:
     size = mesh.shape["data"]
 
     def one(leaf: Any) -> jax.Array:
+        # Arrays on devices or in mapped files stay there: only slices are read.
         leaf = leaf if hasattr(leaf, "shape") else np.asarray(leaf)
         if leaf.ndim and leaf.shape[0] % size:
             raise ValueError(
@@ -294,16 +297,11 @@ def shard_rows(array: Any, mesh: Mesh) -> jax.Array:
     Where n is no multiple of all devices, over the largest axis that divides it;
     failing that, replicated.
     """
-    fits = [
-        axes
-        for axes in (AXES, *AXES)
-        if _fitting(axes, array.shape[0], mesh) is not None
-    ]
-    best = max(
-        fits,
-        key=lambda axes: math.prod(mesh.shape[axis] for axis in _axes_of(axes)),
-        default=None,
-    )
+    fits = []
+    for axes in (AXES, *AXES):
+        if array.shape[0] % _parts(axes, mesh) == 0:
+            fits.append(axes)
+    best = max(fits, key=lambda axes: _parts(axes, mesh), default=None)
     return put(array, NamedSharding(mesh, P(best)))
 
 

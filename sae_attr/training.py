@@ -137,7 +137,7 @@ class TrainResult(Generic[S]):
 
     @property
     def tokens_per_second(self) -> float | None:
-        """The speed; None where nothing was timed."""
+        """Returns the speed; None where nothing was timed."""
         return self.tokens / self.seconds if self.seconds else None
 
 
@@ -185,17 +185,18 @@ def train(
             if not _due(stop, steps, options.log_every or 1):
                 continue
             # Only here does the host wait for the devices.
-            last: Record = history[-1] if history else {"step": 0}
+            last = _last_record(history)
+            first_in_window = int(last["step"])
             window = jax.device_get(window)
-            _check_finite(int(last["step"]), window, batch_of, folder)
-            _add_speed(result, int(last["step"]), window, clock)
+            # Before the checkpoint: a run must never go on from a state of NaN.
+            _check_finite(first_in_window, window, batch_of, folder)
+            _add_speed(result, first_in_window, window, clock)
             history += curves.records_of(last, window)
             if _due(stop, steps, options.eval_every):
                 history[-1] |= curves.evaluate(result.state)
             curves.on_record(result.state, history)
             if folder is not None and _due(stop, steps, options.save_every):
-                meta = {"config": dict(config), "history": history}
-                checkpoints.save(folder, stop, result.state, meta, keep=options.keep)
+                _save(folder, stop, result, config, options.keep)
             _advance(bar, stop, curves.shown(history), result.tokens_per_second)
             window, clock = [], time.perf_counter()
     return result
@@ -245,6 +246,23 @@ def resume(
         )
     state, meta = checkpoints.restore(folder, state, config=config)
     return state, meta["history"]
+
+
+def _save(
+    folder: PathLike,
+    step: int,
+    result: TrainResult[Any],
+    config: Mapping[str, Any],
+    keep: int,
+) -> None:
+    # Curves lie in the checkpoint: in a file of their own a kill could leave them ahead
+    # of the state.
+    meta = {"config": dict(config), "history": result.history}
+    checkpoints.save(folder, step, result.state, meta, keep=keep)
+
+
+def _last_record(history: Sequence[Record]) -> Record:
+    return history[-1] if history else {"step": 0}
 
 
 def _check_finite(

@@ -81,7 +81,7 @@ def live_blocks(
 
 
 def _blocks_of_rows(source: ActivationSource, tokens: int) -> tuple[int, int]:
-    """(blocks of an epoch, rows of a block of at most `tokens` positions)."""
+    """Returns blocks of an epoch, and rows of a block of at most `tokens` positions."""
     if tokens < source.packing.context:
         raise ValueError(
             f"blocks of {tokens} tokens hold no row of {source.packing.context}; give "
@@ -97,6 +97,7 @@ def _rows(source: ActivationSource, g: int, rows: int, seed: int) -> np.ndarray:
     """
     n = len(source.rows)
     epoch, k = divmod(g, -(-n // rows))
+    # The last block of an epoch is shorter: every row comes exactly once.
     return source.rows.start + permute(
         np.arange(k * rows, min((k + 1) * rows, n)), n, seed, "row", epoch
     )
@@ -154,6 +155,8 @@ def write_cache(
         if is_main():
             claim_workdir(folder, config)
         store = Store(folder, writer=is_main())
+        # Every byte of a shard is read here, so that readers need compare sizes alone.
+        #   The forward pass runs on all processes or none: process 0 decides for all.
         whole = [from_main(store.is_whole(_shard(g))) for g in range(per_epoch)]
         if all(whole) and from_main(_has_index(folder, config)):
             return read_index(folder)
@@ -193,17 +196,16 @@ def read_index(folder: PathLike) -> Meta:
 
 
 def _has_index(folder: epath.Path, config: Meta) -> bool:
-    """True where the index is that of this source. A damaged one counts as absent: to
-    write it again costs nothing.
+    """Returns True if the index is that of this source. A damaged one counts as absent:
+    to write it again costs nothing.
     """
     try:
         index = read_index(folder)
     except ValueError:
         return False
-    return all(
-        index.get(name) == value
-        for name, value in json.loads(json.dumps(config)).items()
-    )
+    # Through JSON, as the index went: a tuple there is a list.
+    fields = json.loads(json.dumps(config))
+    return all(index.get(name) == value for name, value in fields.items())
 
 
 def _discard(store: Store, key: str) -> None:
@@ -242,6 +244,7 @@ def cached_blocks(
             f"{', '.join(absent)}"
         )
     sizes = np.asarray(index["shards"])
+    # By file sizes: to hash all shards would read the whole cache before the first step.
     if broken := [_shard(i) for i in range(len(sizes)) if not store.has(_shard(i))]:
         raise ValueError(
             f"{os.fspath(folder)}: {', '.join(broken)} damaged; remove {INDEX} and "
@@ -272,10 +275,9 @@ def _shard(g: int) -> str:
 
 def _index(store: Store, shards: int) -> Meta:
     """Tokens of each shard and the counts of all; ValueError if nothing counts."""
-    metas = [
-        json.loads((store.path(_shard(g)) / "meta.json").read_text())
-        for g in range(shards)
-    ]
+    metas = []
+    for g in range(shards):
+        metas.append(json.loads((store.path(_shard(g)) / "meta.json").read_text()))
     counts = {name: sum(meta["counts"][name] for meta in metas) for name in REASONS}
     if not counts["kept"]:
         raise ValueError(

@@ -161,6 +161,8 @@ def count_tokens(source: ActivationSource, index: Sequence[int] | np.ndarray) ->
     pass.
     """
     total = 0
+    # A few rows at a time: a block of millions of tokens is not held as arrays of all
+    # its positions only to be counted.
     for start in range(0, len(index), 64):
         rows = rows_at(source.file, index[start : start + 64], source.packing)
         total += int((codes_of(source, rows) == 0).sum())
@@ -186,36 +188,35 @@ def collector(
       The function. It raises ValueError where a counted activation is NaN or infinite
       in the source's dtype.
     """
-
-    step = measured_step(
-        {"acts": _cast(source)}, source.sites, cfg=cfg, limits=source.limits
-    )
+    measures = {"acts": _cast(source)}
+    step = measured_step(measures, source.sites, cfg=cfg, limits=source.limits)
 
     def collect(index: Sequence[int] | np.ndarray) -> CountedTokens:
         index = np.asarray(index, np.int64)
+        # An upper bound: of these tokens the norm limits may exclude some.
         buffers = _empty_tokens(source, cfg, count_tokens(source, index))
         used, total = 0, np.zeros(len(REASONS), np.int64)
         for part, codes_bt, batch in _batches(source, index, mesh, batch_rows):
             arrays = step(params, {"acts": ()}, shard_batch(batch, mesh))
             measured, counted_bt = jax.tree.map(to_host, arrays)
             acts, finite_bt = measured["acts"]
-            if not finite_bt[counted_bt].all():
-                raise ValueError(
-                    f"activations at {', '.join(map(str, source.sites))} are NaN or "
-                    f"infinite in {source.dtype}; take float32 activations and weights"
-                )
+            _check_finite(source, finite_bt[counted_bt])
+            # Token ids decided every other reason; norms are known only now.
             codes_bt[(codes_bt == 0) & ~counted_bt] = OUTLIER
-            rows_k, pos_k = np.nonzero(counted_bt)
-            place = slice(used, used := used + len(rows_k))
-            buffers.ids_k2[place] = np.stack([part[rows_k], pos_k], axis=1)
-            for site in source.sites:
-                buffers.acts[site][place] = acts[site][rows_k, pos_k]
+            used += _copy_counted(buffers, used, part, acts, counted_bt)
+            # Rows that fill up the last pass are no rows of the file.
             total += np.bincount(codes_bt[: len(part)].ravel(), minlength=len(REASONS))
-        acts = {site: array[:used] for site, array in buffers.acts.items()}
-        counts: dict[str, int] = dict(zip(REASONS, total.tolist()))
-        return CountedTokens(acts, buffers.ids_k2[:used], counts)
+        return _filled(buffers, used, total)
 
     return collect
+
+
+def _check_finite(source: ActivationSource, finite_k: np.ndarray) -> None:
+    if not finite_k.all():
+        raise ValueError(
+            f"activations at {', '.join(map(str, source.sites))} are NaN or "
+            f"infinite in {source.dtype}; take float32 activations and weights"
+        )
 
 
 def _cast(source: ActivationSource) -> Measure:
@@ -224,6 +225,7 @@ def _cast(source: ActivationSource) -> Measure:
     def cast(
         _: Any, acts: Mapping[Site, jax.Array], counted_bt: jax.Array
     ) -> tuple[dict[Site, jax.Array], jax.Array]:
+        # Checked after the cast: what float32 holds may be infinite in float16.
         narrow = {site: acts[site].astype(source.dtype) for site in source.sites}
         finite = [jnp.isfinite(acts_btd).all(axis=-1) for acts_btd in narrow.values()]
         return narrow, jnp.stack(finite).all(axis=0)
@@ -240,6 +242,31 @@ def _empty_tokens(source: ActivationSource, cfg: LMConfig, most: int) -> Counted
     return CountedTokens(acts, np.empty((most, 2), np.int64), {})
 
 
+def _copy_counted(
+    buffers: CountedTokens,
+    start: int,
+    row_numbers: np.ndarray,
+    acts: Mapping[Site, np.ndarray],
+    counted_bt: np.ndarray,
+) -> int:
+    """Copies the counted tokens of one pass to the buffers, from `start` on; returns
+    how many they are.
+    """
+    rows_k, pos_k = np.nonzero(counted_bt)
+    place = slice(start, start + len(rows_k))
+    buffers.ids_k2[place] = np.stack([row_numbers[rows_k], pos_k], axis=1)
+    for site, array in buffers.acts.items():
+        array[place] = acts[site][rows_k, pos_k]
+    return len(rows_k)
+
+
+def _filled(buffers: CountedTokens, used: int, total: np.ndarray) -> CountedTokens:
+    """Returns the part of the buffers that is in use: outliers leave the end empty."""
+    acts = {site: array[:used] for site, array in buffers.acts.items()}
+    counts: dict[str, int] = dict(zip(REASONS, total.tolist()))
+    return CountedTokens(acts, buffers.ids_k2[:used], counts)
+
+
 def measure_limits(
     params: Params,
     source: ActivationSource,
@@ -252,6 +279,7 @@ def measure_limits(
 ) -> dict[Site, float]:
     """Measures `norm_limits` on a random sample of a source's rows."""
     n = len(source.rows)
+    # A sample: the median of all rows would need a pass over the corpus of its own.
     places = np.arange(min(sample_rows, n))
     index = source.rows.start + permute(places, n, seed, "limits")
     batches = (batch for *_, batch in _batches(source, index, mesh, batch_rows))
@@ -265,13 +293,14 @@ def _batches(
     mesh: jax.sharding.Mesh,
     batch_rows: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, CorpusBatch]]:
-    """(row numbers, codes of `REASONS` by token ids, batch) for each forward pass; the
-    last is filled up with empty rows.
+    """Yields row numbers, codes of `REASONS` by token ids and the batch of each forward
+    pass; the last is filled up with empty rows.
     """
     size = mesh.shape["data"]
     batch_rows = -(-batch_rows // size) * size
     for start in range(0, len(index), batch_rows):
         part = index[start : start + batch_rows]
+        # One shape for all passes, so that one program is compiled.
         padded = np.concatenate([part, np.full(batch_rows - len(part), -1)])
         rows = rows_at(source.file, padded, source.packing)
         codes_bt = codes_of(source, rows)

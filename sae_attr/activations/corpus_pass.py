@@ -110,9 +110,10 @@ def measure_corpus(
                     states[name], measured[name], batch, counted_bt
                 )
             bar.update(int(counted_bt.sum()))
-    return {
-        name: statistic.finish(states[name]) for name, statistic in statistics.items()
-    }
+    results = {}
+    for name, statistic in statistics.items():
+        results[name] = statistic.finish(states[name])
+    return results
 
 
 def measured_step(
@@ -145,10 +146,10 @@ def measured_step(
         counted_bt: Any = batch.counted_bt
         if limits:
             counted_bt = counted_bt & ~beyond_limits(acts, limits)
-        measured = {
-            name: measure(inputs[name], acts, counted_bt)
-            for name, measure in measures.items()
-        }
+        # In the same program as the pass: only what was measured comes to the host.
+        measured = {}
+        for name, measure in measures.items():
+            measured[name] = measure(inputs[name], acts, counted_bt)
         return measured, counted_bt
 
     return step

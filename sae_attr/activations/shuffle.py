@@ -74,11 +74,12 @@ def permute(places: np.ndarray, n: int, *key: int | str) -> np.ndarray:
       places: integers in 0..n-1, [k].
       key: what names the permutation.
     """
+    # Bits of either half of a place: the network permutes 0..4^half - 1.
     half = np.uint64(max(1, (int(n - 1).bit_length() + 1) // 2))
     low = np.uint64((1 << int(half)) - 1)
-    words = np.frombuffer(hashlib.sha256(repr(key).encode()).digest() * 2, np.uint64)[
-        :_ROUNDS
-    ]
+    # A digest has four words; the last two rounds take the first two again.
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    words = np.frombuffer(digest * 2, np.uint64)[:_ROUNDS]
 
     def network(x: np.ndarray) -> np.ndarray:
         left, right = x >> half, x & low
@@ -87,6 +88,7 @@ def permute(places: np.ndarray, n: int, *key: int | str) -> np.ndarray:
         return left << half | right
 
     out = network(np.asarray(places, np.uint64))
+    # Walking a cycle that began below n comes back below n: the result is a permutation.
     while (beyond := out >= n).any():
         out[beyond] = network(out[beyond])
     return out.astype(np.int64)
@@ -131,7 +133,8 @@ class _Stream:
         self._loaded: dict[int, ActivationBlock] = {}
 
     def tokens(self, start: int, stop: int) -> ActivationBlock:
-        """The tokens at places start..stop."""
+        """Returns the tokens at places start..stop."""
+        # The first block that ends behind `start`: blocks without tokens are skipped.
         g, parts = bisect.bisect_right(self._ends, start), []
         while start < stop:
             begin = self._end(g - 1) if g else 0
@@ -149,13 +152,14 @@ class _Stream:
         return self._loaded[g]
 
     def _end(self, g: int) -> int:
-        """The place where block g ends; blocks of unknown size are read to find it."""
+        """Returns the place where block g ends; blocks of unknown size are read to find it."""
         while len(self._ends) <= g:
             k = len(self._ends)
             before = self._ends[-1] if k else 0
             self._ends.append(before + self._size(k))
             if self._notes is not None:
                 self._notes.append([{"block": k, "end": self._ends[k]}])
+            # A whole epoch without a token: the search would never end.
             if k + 1 == self._blocks.per_epoch and not self._ends[k]:
                 raise ValueError(
                     "no token of the corpus counts; exclude fewer tokens or give more "
@@ -191,10 +195,9 @@ def _noted_ends(notes: Progress | None) -> list[int]:
 def _joined(parts: list[ActivationBlock]) -> ActivationBlock:
     if len(parts) == 1:
         return parts[0]
-    acts = {
-        site: np.concatenate([part.acts[site] for part in parts])
-        for site in parts[0].acts
-    }
+    acts = {}
+    for site in parts[0].acts:
+        acts[site] = np.concatenate([part.acts[site] for part in parts])
     return ActivationBlock(acts, np.concatenate([part.ids_k2 for part in parts]))
 
 

@@ -108,6 +108,7 @@ def mean_statistic(site: Site) -> Statistic:
     def measure(
         _: Any, acts: Mapping[Site, jax.Array], counted_bt: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
+        # Not a product with the mask: a NaN where nothing counts would stay a NaN.
         acts_btd = jnp.where(counted_bt[..., None], acts[site], 0)
         return jnp.sum(acts_btd, axis=1), jnp.linalg.norm(acts_btd, axis=-1)
 
@@ -195,6 +196,7 @@ def norm_statistic(sites: Sequence[Site]) -> Statistic:
 
 
 def _norms(acts_btd: jax.Array) -> jax.Array:
+    # Squares summed in bfloat16 would leave two digits, and in float16 overflow.
     return jnp.linalg.norm(acts_btd.astype(jnp.float32), axis=-1)
 
 
@@ -253,10 +255,9 @@ def activation_statistic(sites: Sequence[Site]) -> Statistic:
         batch: CorpusBatch,
         counted_bt: np.ndarray,
     ) -> tuple[dict[Site, np.ndarray], ...]:
-        part = {
-            site: acts_btd.astype(np.float32)[counted_bt]
-            for site, acts_btd in measured.items()
-        }
+        part = {}
+        for site, acts_btd in measured.items():
+            part[site] = acts_btd.astype(np.float32)[counted_bt]
         return *parts, part
 
     def finish(parts: tuple[dict[Site, np.ndarray], ...]) -> dict[Site, np.ndarray]:

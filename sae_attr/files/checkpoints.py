@@ -74,6 +74,7 @@ def save(
         _STATE: ocp.args.StandardSave(state),
         _META: ocp.args.JsonSave(_plain(meta or {})),
     }
+    # Orbax knows no checksums: to it a damaged later step would be the newest.
     if is_main():
         for damaged in (n for n in _steps(folder) if newest is None or n > newest):
             remove(epath.Path(folder) / str(damaged))
@@ -127,16 +128,16 @@ def _is_whole(folder: PathLike, step: int) -> bool:
     path = epath.Path(folder) / str(step) / _LIST
     if path.parent.is_dir() and not path.exists():
         return True
-    stated = path.read_bytes() if path.is_file() else b""
-    state = {
-        name: (file.stat().length, file.stat().mtime)
-        for name, file in _files(folder, step).items()
-    }
-    key = f"{os.fspath(path)}:{stated!r}:{state}"
+    listed = path.read_bytes() if path.is_file() else b""
+    files = _files(folder, step)
+    # Sizes and times are part of the key: a file that changes is hashed again.
+    versions = {}
+    for name, file in files.items():
+        versions[name] = (file.stat().length, file.stat().mtime)
+    key = f"{os.fspath(path)}:{listed!r}:{versions}"
     if key not in _VERIFIED:
-        _VERIFIED[key] = {
-            name: whole_hash(file) for name, file in _files(folder, step).items()
-        } == json_row(stated)
+        sums = {name: whole_hash(file) for name, file in files.items()}
+        _VERIFIED[key] = sums == json_row(listed)
     return _VERIFIED[key]
 
 
@@ -209,6 +210,7 @@ def _readable(folder: PathLike, step: int) -> Iterator[None]:
 def _manager(folder: PathLike, keep: int | None = None) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
+        # The list of checksums is made from the files: they must be complete by then.
         enable_async_checkpointing=False,
         cleanup_tmp_directories=keep is not None,
     )
@@ -229,13 +231,13 @@ def _manager(folder: PathLike, keep: int | None = None) -> ocp.CheckpointManager
 
 
 def _existing(folder: PathLike, step: int | None) -> int:
-    found = latest(folder) if step is None else step
-    if found is None or not (epath.Path(folder) / str(found)).is_dir():
-        wanted = "checkpoint" if step is None else f"step {step}"
+    number = latest(folder) if step is None else step
+    if number is None or not (epath.Path(folder) / str(number)).is_dir():
+        absent = "checkpoint" if step is None else f"step {step}"
         raise FileNotFoundError(
-            f"{os.fspath(folder)} holds no {wanted} (latest: {latest(folder)})"
+            f"{os.fspath(folder)} holds no {absent} (latest: {latest(folder)})"
         )
-    return found
+    return number
 
 
 def _plain(meta: Mapping[str, Any]) -> Meta:
@@ -243,21 +245,17 @@ def _plain(meta: Mapping[str, Any]) -> Meta:
 
 
 def _same_config(
-    folder: PathLike, saved: Mapping[str, Any], wanted: Mapping[str, Any]
+    folder: PathLike, saved: Mapping[str, Any], current: Mapping[str, Any]
 ) -> None:
-    absent = "(absent)"
-    differing = [
-        key
-        for key in sorted({*saved, *wanted})
-        if saved.get(key, absent) != wanted.get(key, absent)
-    ]
-    if differing:
-        rows = "\n".join(
-            f"  {k}: {saved.get(k, absent)!r} there, {wanted.get(k, absent)!r} here"
-            for k in differing
-        )
+    rows = []
+    for key in sorted({*saved, *current}):
+        there, here = saved.get(key, "(absent)"), current.get(key, "(absent)")
+        if there != here:
+            rows.append(f"  {key}: {there!r} there, {here!r} here")
+    if rows:
+        listed = "\n".join(rows)
         raise ValueError(
-            f"{os.fspath(folder)} was written with another config:\n{rows}\ngive the "
+            f"{os.fspath(folder)} was written with another config:\n{listed}\ngive the "
             "same config, or another folder"
         )
 
@@ -278,14 +276,14 @@ def _same_arrays(where: str, saved: Any, like: Any) -> None:
 
 
 def _shapes(tree: Any) -> dict[str, str]:
-    """Path -> shape and dtype. Orbax gives tuples back as lists and named tuples as
-    dicts: their paths are the same.
+    """Returns path -> shape and dtype. Orbax gives tuples back as lists and named tuples
+    as dicts: their paths are the same.
     """
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): _named(leaf)
-        for path, leaf in leaves
-    }
+    shapes = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        shapes[name] = _named(leaf)
+    return shapes
 
 
 def _named(leaf: Any) -> str:
@@ -293,8 +291,8 @@ def _named(leaf: Any) -> str:
 
 
 def _bare(leaf: Any) -> Any:
-    """What Orbax writes for a leaf: a typed key as its words, a number as an array
-    without axes.
+    """Returns what Orbax writes for a leaf: a typed key as its words, a number as an
+    array without axes.
     """
     if isinstance(leaf, bool | int | float):
         return jax.ShapeDtypeStruct((), np.asarray(leaf).dtype)
@@ -306,7 +304,7 @@ def _bare(leaf: Any) -> Any:
 
 
 def _placed(leaf: Any) -> Any:
-    """The leaf with a sharding: without one Orbax takes that of the writer, whose
+    """Returns the leaf with a sharding: without one Orbax takes that of the writer, whose
     devices may not be here.
     """
     if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None:

@@ -71,10 +71,11 @@ def adapter_states(
             precision=jax.lax.Precision.HIGHEST,
         )
 
-    return {
-        name: jnp.stack([state(name, layer) for layer in layers]).astype(jnp.float32)
-        for name in lora
-    }
+    states = {}
+    for name in lora:
+        state_lbtr = jnp.stack([state(name, layer) for layer in layers])
+        states[name] = state_lbtr.astype(jnp.float32)
+    return states
 
 
 def example_states(

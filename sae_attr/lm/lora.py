@@ -100,10 +100,9 @@ def attach(frozen: Params, trained: Params, *, scale: float) -> Params:
     """Returns the parameter tree with the adapter kept apart and its scale in b, as
     `load_lm(merge=False)` gives it.
     """
-    scaled = {
-        name: {"a": leaf["a"], "b": scale * leaf["b"]}
-        for name, leaf in trained["lora"].items()
-    }
+    scaled = {}
+    for name, leaf in trained["lora"].items():
+        scaled[name] = {"a": leaf["a"], "b": scale * leaf["b"]}
     return {**frozen, "lora": scaled}
 
 
@@ -116,6 +115,7 @@ def merged(params: Params) -> Params:
         product = jnp.einsum(
             "lir,lro->lio", leaf["a"], leaf["b"], precision=jax.lax.Precision.HIGHEST
         )
+        # Added in float32, rounded once: a product may be smaller than a step of bfloat16.
         return (w_lio.astype(product.dtype) + product).astype(w_lio.dtype)
 
     blocks = dict(params["blocks"])

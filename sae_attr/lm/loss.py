@@ -38,12 +38,9 @@ def target_nll(
     hidden_bcd = jnp.take_along_axis(hidden_btd, before_bc[..., None], axis=1)
     logits_bcv = logits(params, hidden_bcd, cfg=cfg, rules=rules)
     ids_bc = jnp.take_along_axis(tokens_bt, target_bc, axis=1)
-    target_logit_bc = jnp.take_along_axis(logits_bcv, ids_bc[..., None], axis=-1)[
-        ..., 0
-    ]
-    return jnp.where(
-        target_valid_bc, jax.nn.logsumexp(logits_bcv, axis=-1) - target_logit_bc, 0.0
-    )
+    target_bc1 = jnp.take_along_axis(logits_bcv, ids_bc[..., None], axis=-1)
+    nll_bc = jax.nn.logsumexp(logits_bcv, axis=-1) - target_bc1[..., 0]
+    return jnp.where(target_valid_bc, nll_bc, 0.0)
 
 
 def completion_loss(

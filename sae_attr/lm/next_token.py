@@ -115,6 +115,9 @@ def loss_sum(
     """Returns Σ -log p of the batch's targets in nats and float32; divide by the number
     of targets for the mean.
     """
+    # Cast inside the gradient: it comes back in float32, and the optimiser moves float32
+    # master weights. A step of AdamW is often below half a unit in the last place of a
+    # bfloat16 weight, which would then stay where it is.
     if compute.dtype:
         params = jax.tree.map(lambda w: w.astype(compute.dtype), params)
     hidden_btd = forward(
@@ -178,6 +181,7 @@ def gradients(
 
     loss_and_grad = jax.value_and_grad(loss)
 
+    # A scan, so that the products of one micro-batch exist at a time.
     def add(sums: Any, batch: TokenBatch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, sums, loss_and_grad(trained, batch)), None
 

@@ -40,10 +40,10 @@ def save_adapter(
       ValueError: as `check_lora`.
     """
     layers, joined = check_lora(cfg, lora), _modules(cfg, sorted(trained["lora"]))
-    host = {
-        name: {half: to_host(leaf[half]) for half in "ab"}
-        for name, leaf in trained["lora"].items()
-    }
+    # Gathered on every process before the others leave: gathering needs all of them.
+    host = {}
+    for name, leaf in trained["lora"].items():
+        host[name] = {half: to_host(leaf[half]) for half in "ab"}
     if not is_main():
         return
     tensors: dict[str, np.ndarray] = {}

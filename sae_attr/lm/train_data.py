@@ -48,6 +48,8 @@ def row_numbers(step: int, *, count: int, batch: int, seed: int) -> np.ndarray:
     epochs = places // count
     numbers = np.empty(batch, np.int64)
     for epoch in np.unique(epochs):
+        # A generator of the epoch's own, not one that runs on: a run that was killed
+        # draws the same rows without drawing those before.
         order = np.random.default_rng([seed, int(epoch)]).permutation(count)
         inside = epochs == epoch
         numbers[inside] = order[places[inside] % count]
@@ -121,9 +123,11 @@ def example_dataset(
     else:
         packs = [[i] for i in range(len(examples))]
     tokens = max(sum(len(examples[i].ids) for i in members) for members in packs)
-    targets = max(
-        sum(int(examples[i].loss_mask.sum()) for i in members) for members in packs
-    )
+    targets = 0
+    for members in packs:
+        targets = max(targets, sum(int(examples[i].loss_mask.sum()) for i in members))
+    # One shape for all batches, so that one program is compiled; rounded, so that a few
+    # examples more or less do not make another.
     width = min(_rounded_up(tokens, _ROW_MULTIPLE), context)
     targets = _rounded_up(targets, _TARGET_MULTIPLE)
 

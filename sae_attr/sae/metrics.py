@@ -43,12 +43,10 @@ class FitSums:
     fired_n: np.ndarray
 
     def __add__(self, other: FitSums) -> FitSums:
-        return FitSums(
-            *(
-                getattr(self, name) + getattr(other, name)
-                for name in self.__dataclass_fields__
-            )
-        )
+        sums = []
+        for name in self.__dataclass_fields__:
+            sums.append(getattr(self, name) + getattr(other, name))
+        return FitSums(*sums)
 
 
 class Reconstruction(NamedTuple):
@@ -93,6 +91,7 @@ def reconstruct_tokens(sae: SAE, acts_kd: np.ndarray) -> Reconstruction:
     plain = bare(sae)
     for start in range(0, len(acts_kd), block):
         part = acts_kd[start : start + block]
+        # Every block has one shape, so that one program is compiled.
         padded = np.pad(part, ((0, block - len(part)), (0, 0)))
         y_kd, active, fired = _block(plain, padded, np.arange(block) < len(part))
         recon_kd[start : start + block] = np.asarray(y_kd)[: len(part)]
@@ -118,12 +117,10 @@ def bare(sae: SAE) -> SAE:
     """Returns the same arithmetic without what the config only records: SAEs that differ in
     that alone share compiled programs.
     """
-    return replace(
-        sae,
-        cfg=replace(
-            sae.cfg, **{f: SAEConfig.__dataclass_fields__[f].default for f in _RECORDED}
-        ),
-    )
+    defaults = {}
+    for name in _RECORDED:
+        defaults[name] = SAEConfig.__dataclass_fields__[name].default
+    return replace(sae, cfg=replace(sae.cfg, **defaults))
 
 
 _RECORDED = (
@@ -136,6 +133,7 @@ def fit_sums(acts_kd: np.ndarray, recon: Reconstruction) -> FitSums:
     """Returns the sums of one batch of tokens `[k, d]` and their reconstruction; ValueError
     where the widths differ.
     """
+    # In float64: explained variance is a difference of two sums that are nearly equal.
     x_kd = np.asarray(acts_kd, np.float64)
     x_kd = x_kd.reshape(len(x_kd), int(np.prod(x_kd.shape[1:])))
     if x_kd.shape != recon.recon_kd.shape:
@@ -237,11 +235,8 @@ def encoder_decoder_cosine(sae: SAE, fired_n: np.ndarray) -> float:
     enc_dk = np.asarray(sae.enc_dn, np.float32)[:, live]
     dec_km = np.asarray(sae.dec_nm, np.float32)[live]
     norms_k = np.linalg.norm(enc_dk, axis=0) * np.linalg.norm(dec_km, axis=1)
-    return float(
-        np.median(
-            np.einsum("dk,kd->k", enc_dk, dec_km) / np.where(norms_k > 0, norms_k, 1)
-        )
-    )
+    dots_k = np.einsum("dk,kd->k", enc_dk, dec_km)
+    return float(np.median(dots_k / np.where(norms_k > 0, norms_k, 1)))
 
 
 def summary(sae: SAE, sums: FitSums) -> dict[str, Any]:

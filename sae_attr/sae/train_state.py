@@ -43,7 +43,8 @@ class SAEState:
     Args:
       sae: the weights, in normalised units; `finished` gives the SAE to use.
       opt: of optax.
-      quiet_n: int32, tokens since each latent last fired.
+      quiet_n: int32, tokens since each latent last fired; tokens rather than steps, so
+        that the batch size does not decide which latents are dead.
       threshold: running mean of the batch thresholds, before its correction for the
         start.
       log_sparsity: logarithm of the penalty's coefficient, as the controller has it.
@@ -148,6 +149,7 @@ def first_state(cfg: TrainConfig, x_bd: Any, b_dec_m: Any) -> SAEState:
     sae = first_weights(
         cfg, objective.gate, jnp.asarray(b_dec_m), jax.random.key(cfg.seed)
     )
+    # The state itself holds what must hold after every step, such as unit rows.
     sae = objective.post_step(objective.start(sae, x_bd, cfg))
     if not cfg.transcoder:
         sae = _at_scale(sae, x_bd, cfg)
@@ -208,6 +210,7 @@ def centre(y_bm: np.ndarray, kind: str) -> np.ndarray:
 
 
 def _scale(cfg: TrainConfig, x_bd: np.ndarray, name: str) -> float:
+    # In float64: a mean over millions of squares.
     square = float(np.mean(np.square(x_bd, dtype=np.float64)))
     if not (np.isfinite(square) and square > 0):
         raise ValueError(

@@ -26,7 +26,7 @@ from sae_attr.sae.train_state import (
     schedule,
 )
 
-_QUIET_MAX = 2**30
+_QUIET_MAX = 2**30  # tokens; one more batch still fits int32
 _CONTROLLER_MEMORY = 0.9
 
 
@@ -77,6 +77,7 @@ def train_step(
       cfg: the run.
       shards: size of the mesh's `model` axis.
     """
+    # Activations may come in bfloat16 or float16; training is in float32.
     x_bd = x_bd.astype(jnp.float32) * state.scale_in
     y_bm = y_bm.astype(jnp.float32) * state.scale_out
     dead_n = state.quiet_n >= cfg.dead_after(len(x_bd))
@@ -133,6 +134,7 @@ def _counted(
         state,
         quiet_n=jnp.where(outcome.fired_n, 0, quiet_n),
         threshold=decay * state.threshold + (1 - decay) * outcome.threshold,
+        # The integral part of the controller; `coefficient` adds the proportional one.
         log_sparsity=state.log_sparsity + cfg.controller_gain * _off_target(l0, cfg),
         l0=l0,
         step=state.step + 1,
@@ -143,10 +145,10 @@ def silent_share(state: SAEState, cfg: TrainConfig, batch_size: int) -> jax.Arra
     """Returns the share of latents that fired on none of the last `dead_tokens` tokens, or of all
     tokens where there were fewer.
     """
-    seen = jnp.minimum(state.step, _QUIET_MAX // batch_size) * batch_size
-    silent_n = state.quiet_n >= jnp.minimum(
-        seen, min(cfg.dead_after(batch_size), _QUIET_MAX)
-    )
+    # Steps are bounded before the product, which would leave int32 in long runs.
+    tokens = jnp.minimum(state.step, _QUIET_MAX // batch_size) * batch_size
+    limit = min(cfg.dead_after(batch_size), _QUIET_MAX)
+    silent_n = state.quiet_n >= jnp.minimum(tokens, limit)
     return jnp.mean(silent_n, dtype=jnp.float32)
 
 
@@ -177,6 +179,7 @@ def _off_target(l0: jax.Array, cfg: TrainConfig) -> jax.Array:
     """Returns log(L0 / target), within ±1; 0 without a target."""
     if cfg.target_l0 is None:
         return jnp.float32(0)
+    # Bounded: at the start L0 is far off, and the coefficient must not run away.
     return jnp.clip(jnp.log(jnp.maximum(l0, 1e-3) / cfg.target_l0), -1, 1)
 
 

@@ -187,6 +187,7 @@ class Store:
         for file in list_files(folder):
             name = os.fspath(file.relative_to(folder))
             contents[name] = {"bytes": file.stat().length, "sha256": whole_hash(file)}
+            # On the disk before the manifest that vouches for it is.
             if files.is_local(file):
                 sync(file)
         write_atomic(folder / MANIFEST, manifest_text(index, contents))
@@ -205,6 +206,7 @@ class Store:
 
 def _abandoned(left: epath.Path) -> bool:
     """Returns True if the process that made a temporary folder cannot finish it."""
+    # The name is that of `owner_tag`: host~pid@start time.
     owner = re.fullmatch(r"\.tmp-(.*)~(\d+)@(\d*)-\w+(-old)?", left.name)
     if owner is not None and owner[1] == socket.gethostname():
         return not alive(int(owner[2]), owner[3])
@@ -214,6 +216,8 @@ def _abandoned(left: epath.Path) -> bool:
 def _install(folder: epath.Path, final: epath.Path) -> None:
     """Renames a finished folder to its key, moving a damaged entry away first."""
     sync(folder)
+    # A rename cannot replace a folder that has files, so the damaged one goes first; a
+    # kill between the two renames leaves no entry, which counts as not computed.
     old = folder.parent / f"{folder.name}-old"
     if os.path.lexists(final):
         os.rename(final, old)

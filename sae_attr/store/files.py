@@ -58,9 +58,12 @@ def write_whole(path: PathLike, content: str | bytes) -> None:
     if not is_local(path):
         path.write_bytes(data)  # a bucket shows an object only when it is whole
         return
+    # Beside the file: only within one file system is a rename one step.
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
     try:
         temporary.write_bytes(data)
+        # Contents before the name: after a power cut the new name could else stand for
+        # an empty file. The folder's own list is synced last, so that the name stays.
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
@@ -155,6 +158,6 @@ def json_row(line: bytes) -> Meta | None:
     """Parses the JSON object of a line; None where it is cut short or anything else."""
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # a row of brackets nests without end
         return None
     return row if isinstance(row, dict) else None

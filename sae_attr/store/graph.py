@@ -91,7 +91,7 @@ class Stage:
 
     @property
     def declared(self) -> dict[str, Any]:
-        """What the key holds beside name, version and inputs."""
+        """Returns what the key holds beside name, version and inputs."""
         if not self.calls:
             return dict(self.fields)
         return {**self.fields, "calls": dict(self.calls)}

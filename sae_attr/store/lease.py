@@ -41,7 +41,8 @@ from sae_attr.store.process import alive, born_at, machine
 LOCK = ".lock"
 SILENCE = 120.0  # seconds without a touch after which another host may go on
 _UNTOUCHED = 24 * 3600.0  # the same for a lock of an older version: nobody touches it
-_BEATS = 8  # touches within one silence
+# Touches within one silence: one that is late or fails must not cost the folder.
+_BEATS = 8
 _RECENT = 2.0  # seconds for which a holder trusts what it read in its lock
 _GUARD_SECONDS = 60.0  # nobody looks at a lock for longer
 
@@ -74,10 +75,13 @@ class Lease:
         """Raises LockLost where the lock names another run; a lock that somebody
         removed is written again.
         """
+        # The wall clock: the monotonic one stands still while a machine sleeps, which
+        # is when a lock is lost. It may be set back, so the distance counts.
         if abs(time.time() - self.looked) < _RECENT:
             return
         holder = _holder(self.path)
         if holder is None:
+            # Read again under the guard: another run may have written it meanwhile.
             with _alone(self.path):
                 holder = _holder(self.path)
                 if holder is None:
@@ -133,6 +137,8 @@ def held(folder: PathLike, *, wait: bool, silence: float = SILENCE) -> Iterator[
     path.parent.mkdir(parents=True, exist_ok=True)
     lease = Lease(path, _own_record(silence))
     _acquire(lease, wait=wait)
+    # A thread, since a stage may compute for longer than a silence without writing; a
+    # daemon, since it must not keep an ended run alive.
     threading.Thread(
         target=lease.beat, name=f"lock of {os.fspath(folder)}", daemon=True
     ).start()
@@ -169,6 +175,7 @@ def _acquire(lease: Lease, *, wait: bool) -> None:
         "that is heard or silent",
         flush=True,
     )
+    # A touch since the first look: somebody is alive there.
     while (now := _try(lease)) is not None:
         if now[0] != holder or now[1] != heard:
             raise _refusal(lease.path, now[0])
@@ -228,6 +235,7 @@ def _holder(path: epath.Path) -> Meta | None:
         type(record.get(name)) is not kind for name, kind in names.items()
     ):
         return None
+    # To the kernel 0 and negative ids name groups of processes, which always run.
     return record if 0 < record["pid"] < 2**31 else None
 
 

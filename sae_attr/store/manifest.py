@@ -71,22 +71,19 @@ class Manifest:
 
     def check_sizes(self, folder: epath.Path) -> None:
         """Raises Damaged where a file is missing or has another size."""
-        for name, stated in self.files.items():
-            size = _readable(
-                folder / name,
-                lambda path: path.stat().length if path.is_file() else None,
-            )
-            if size != stated.size:
+        for name, entry in self.files.items():
+            size = _readable(folder / name, _file_size)
+            if size != entry.size:
                 raise Damaged(
                     f"{os.fspath(folder / name)} has {size} bytes, its manifest states "
-                    f"{stated.size}"
+                    f"{entry.size}"
                 )
 
     def check_contents(self, folder: epath.Path) -> None:
         """Raises Damaged where a file has other bytes."""
         hashed = whole_hash if self.checked else file_hash
-        for name, stated in self.files.items():
-            if _readable(folder / name, hashed) != stated.sha256:
+        for name, entry in self.files.items():
+            if _readable(folder / name, hashed) != entry.sha256:
                 raise Damaged(
                     f"{os.fspath(folder / name)} has other contents than its manifest "
                     "states"
@@ -149,9 +146,9 @@ def _parsed(raw: Meta, where: str) -> Manifest:
         raise Damaged(f"{where} is not as it was written")
     arrays = _table(body[_ARRAYS], _array_of, where)
     contents = _table(body[_FILES], _file_of, where)
-    misnamed = [
-        name for name, array in arrays.items() if array.file != array_file(name)
-    ]
+    # A manifest from elsewhere must not lead to files outside its entry, nor let an
+    # array stand for another.
+    misnamed = [name for name in arrays if arrays[name].file != array_file(name)]
     unstated = {META, *(array.file for array in arrays.values())} - contents.keys()
     outside = [name for name in contents if not _inside(name)]
     if unstated or outside or misnamed:
@@ -204,12 +201,16 @@ def _inside(name: str) -> bool:
     )
 
 
-def _readable(path: epath.Path, read: Callable[[epath.Path], T]) -> T:
-    """Applies `read` to a file; raises Damaged where the file is not there or its blocks
+def _file_size(path: epath.Path) -> int | None:
+    return path.stat().length if path.is_file() else None
+
+
+def _readable(path: epath.Path, reader: Callable[[epath.Path], T]) -> T:
+    """Applies `reader` to a file; raises Damaged where the file is not there or its blocks
     cannot be read.
     """
     try:
-        return read(path)
+        return reader(path)
     except OSError as error:
         if error.errno in _DAMAGE:
             raise Damaged(f"{os.fspath(path)} cannot be read: {error}") from error

@@ -39,6 +39,7 @@ def _canonical(obj: Any, where: str) -> bytes:
     """
     if isinstance(obj, enum.Enum):
         return _canonical(obj.value, where)
+    # A config read from JSON has Python's numbers, one that was computed numpy's.
     if isinstance(obj, np.generic) and obj.dtype.kind in "biufSU":
         obj = obj.item()
     if obj is None or isinstance(obj, bool | int | float | str):
@@ -48,12 +49,11 @@ def _canonical(obj: Any, where: str) -> bytes:
     if isinstance(obj, np.dtype | os.PathLike):
         return f"str:{str(obj)!r}".encode()
     if isinstance(obj, Mapping):
-        return _joined(
-            "dict",
-            sorted(
-                _hash(k, where) + _hash(v, f"{where}[{k!r}]") for k, v in obj.items()
-            ),
-        )
+        items = []
+        for key, value in obj.items():
+            items.append(_hash(key, where) + _hash(value, f"{where}[{key!r}]"))
+        # Sorted by hash: keys of several types have no order of their own.
+        return _joined("dict", sorted(items))
     if isinstance(obj, Sequence):
         return _joined("list", [_hash(v, f"{where}[{i}]") for i, v in enumerate(obj)])
     if isinstance(obj, set | frozenset):
@@ -104,12 +104,10 @@ def fingerprint(path: PathLike) -> str:
         raise FileNotFoundError(f"fingerprint: nothing lies at {os.fspath(path)}")
     if not path.is_dir():
         return file_hash(path)
-    return digest(
-        [
-            (os.fspath(file.relative_to(path)), file_hash(file))
-            for file in list_files(path)
-        ]
-    )
+    contents = []
+    for file in list_files(path):
+        contents.append((os.fspath(file.relative_to(path)), file_hash(file)))
+    return digest(contents)
 
 
 def list_files(folder: epath.Path, *, hidden: bool = False) -> list[epath.Path]:

@@ -61,11 +61,11 @@ class Progress:
 
     def done(self) -> set[str]:
         """Returns the ids of the finished shards; one cut short or changed is not among them."""
-        return {
-            urllib.parse.unquote(p.name.removesuffix(".npz"))
-            for p in self._names(".npz")
-            if self._whole(p)
-        }
+        shards = set()
+        for path in self._names(".npz"):
+            if self._whole(path):
+                shards.add(urllib.parse.unquote(path.name.removesuffix(".npz")))
+        return shards
 
     def add(
         self,
@@ -130,6 +130,7 @@ class Progress:
                 # own, which counts as damaged.
                 text = "\n" + text
             file.write(text.encode())
+            # From here on the caller counts the rows as finished: they are on the disk.
             file.flush()
             os.fsync(file.fileno())
 
@@ -155,16 +156,14 @@ class Progress:
 
     def _names(self, suffix: str) -> list[epath.Path]:
         """Returns the files of one kind in order; hidden ones are being written."""
-        names = (
-            sorted(self.folder.iterdir(), key=lambda p: p.name)
-            if self.folder.is_dir()
-            else ()
-        )
-        return [
-            p
-            for p in names
-            if p.name.endswith(suffix) and not p.name.startswith(".") and p.is_file()
-        ]
+        if not self.folder.is_dir():
+            return []
+        paths = []
+        for path in sorted(self.folder.iterdir(), key=lambda p: p.name):
+            hidden = path.name.startswith(".")
+            if path.name.endswith(suffix) and not hidden and path.is_file():
+                paths.append(path)
+        return paths
 
     def _whole(self, path: epath.Path) -> bool:
         """Returns True if a shard can be read; it is read once, and again only where its
@@ -198,10 +197,9 @@ def _read_shard(path: epath.Path) -> tuple[Arrays, Meta]:
     data = path.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            parts = {
-                name.removesuffix(".npy"): archive.read(name)
-                for name in archive.namelist()
-            }
+            parts = {}
+            for name in archive.namelist():
+                parts[name.removesuffix(".npy")] = archive.read(name)
         head = json.loads(_array(parts.pop(_HEAD)).tobytes())
         arrays = {}
         for name, dtype in head["dtypes"].items():

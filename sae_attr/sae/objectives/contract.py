@@ -89,12 +89,15 @@ def unit_rows(sae: SAE) -> SAE:
 def sae_config(cfg: TrainConfig, gate: str) -> SAEConfig:
     """Returns the static part of the SAE in training."""
     k = cfg.k if gate == "topk" else None
-    subtract_b_dec, widths = (
-        not cfg.transcoder,
-        (cfg.d_in, cfg.width_out, cfg.n_latents),
-    )
     return SAEConfig(
-        *widths, gate=gate, k=k, subtract_b_dec=subtract_b_dec, source="sae_attr"
+        cfg.d_in,
+        cfg.width_out,
+        cfg.n_latents,
+        gate=gate,
+        k=k,
+        # A transcoder's b_dec lies in the space of its output.
+        subtract_b_dec=not cfg.transcoder,
+        source="sae_attr",
     )
 
 
@@ -106,11 +109,9 @@ def first_weights(
     """
     n, d, m = cfg.n_latents, cfg.d_in, cfg.width_out
     dec_nm = unit_decoder(jax.random.normal(key, (n, m)))
-    enc_nd = (
-        unit_decoder(jax.random.normal(jax.random.fold_in(key, 1), (n, d)))
-        if cfg.transcoder
-        else dec_nm
-    )
+    enc_nd = dec_nm
+    if cfg.transcoder:
+        enc_nd = unit_decoder(jax.random.normal(jax.random.fold_in(key, 1), (n, d)))
     return SAE(
         enc_nd.T,
         jnp.zeros(n),

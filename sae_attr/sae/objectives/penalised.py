@@ -63,9 +63,9 @@ def gated_loss(
     codes_bn = jnp.where(gate_bn > 0, size_bn, 0)
     out_bm = codes_bn @ sae.dec_nm + sae.dec_bias_m
     open_bn = jax.nn.relu(gate_bn)
-    frozen_bm = open_bn @ jax.lax.stop_gradient(sae.dec_nm) + jax.lax.stop_gradient(
-        sae.dec_bias_m
-    )
+    # Frozen: the decoder shall not learn to serve codes that are never used.
+    dec_nm, dec_bias_m = jax.lax.stop_gradient((sae.dec_nm, sae.dec_bias_m))
+    frozen_bm = open_bn @ dec_nm + dec_bias_m
     l1 = jnp.mean(jnp.sum(open_bn, axis=1))
     terms = {
         "error": squared_error(out_bm, y_bm),
@@ -143,10 +143,11 @@ jump.defvjp(lambda *args: _save(*args, run=jump), _jump_backward)
 
 
 def _gated_start(sae: SAE, x_bd: jax.Array, cfg: TrainConfig) -> SAE:
-    """Gates that open where the pre-activation is above one threshold; magnitudes are
-    the pre-activations.
+    """Adds gates that open where the pre-activation is above one threshold; magnitudes
+    are the pre-activations.
     """
     zeros_n = jnp.zeros(cfg.n_latents)
+    # Copied below: a state whose two leaves share a buffer cannot be donated.
     gate_bias_n = jnp.full(
         cfg.n_latents, -_first_threshold(sae, x_bd, cfg), jnp.float32
     )
@@ -156,7 +157,9 @@ def _gated_start(sae: SAE, x_bd: jax.Array, cfg: TrainConfig) -> SAE:
 
 
 def _gated_post(sae: SAE) -> SAE:
-    """Unit rows; the gated encoder has no bias beside those of gate and magnitude."""
+    """Scales rows to norm 1; the gated encoder has no bias beside those of gate and
+    magnitude.
+    """
     return replace(unit_rows(sae), enc_bias_n=jnp.zeros_like(sae.enc_bias_n))
 
 
@@ -170,14 +173,14 @@ def _jump_start(sae: SAE, x_bd: jax.Array, cfg: TrainConfig) -> SAE:
 
 
 def _first_threshold(sae: SAE, x_bd: jax.Array, cfg: TrainConfig) -> jax.Array:
-    """One for all latents: the given one, or that which leaves twice the wanted number
-    of latents on the data.
+    """Returns one threshold for all latents: the config's, or the one that leaves twice
+    the intended number of latents on the data.
     """
     if cfg.threshold_init is not None:
         return jnp.float32(cfg.threshold_init)
-    wanted = min(2 * (cfg.target_l0 or cfg.k), cfg.n_latents)
+    per_token = min(2 * (cfg.target_l0 or cfg.k), cfg.n_latents)
     pre_bn = jax.nn.relu(dense_codes(sae, x_bd))
-    return kth_largest(pre_bn, max(1, round(len(x_bd) * wanted)))
+    return kth_largest(pre_bn, max(1, round(len(x_bd) * per_token)))
 
 
 def _jump_post(sae: SAE) -> SAE:

@@ -57,10 +57,9 @@ def multi_topk_loss(
     slots = encoded(
         _rows(pre_bn, cfg.k * cfg.multi, signals.shards), x_bd, sae.enc_dn, bias_n
     )
-    first, rest = (
-        Slots(slots.values_sb[at], slots.latents_sb[at])
-        for at in (_until(cfg.k), _from(cfg.k))
-    )
+    # Slots are in falling order, so the first k rows are the k largest.
+    first = Slots(slots.values_sb[: cfg.k], slots.latents_sb[: cfg.k])
+    rest = Slots(slots.values_sb[cfg.k :], slots.latents_sb[cfg.k :])
     out_bm = decode_slots(first, sae.dec_nm, len(x_bd)) + sae.dec_bias_m
     more_bm = out_bm + decode_slots(rest, sae.dec_nm, len(x_bd))
     terms = {
@@ -102,9 +101,8 @@ def matryoshka_loss(
     group_sb = jnp.searchsorted(ends, slots.latents_sb, side="right").astype(jnp.int32)
     b, groups = len(x_bd), len(cfg.group_sizes)
     assert slots.rows_sb is not None
-    apart = slots._replace(
-        rows_sb=slots.rows_sb + b * group_sb
-    )  # one pass decodes every group into rows of its own
+    # One pass decodes every group into rows of its own.
+    apart = slots._replace(rows_sb=slots.rows_sb + b * group_sb)
     parts_gbm = decode_slots(apart, sae.dec_nm, groups * b).reshape(groups, b, -1)
     nested_gbm = jnp.cumsum(parts_gbm, axis=0) + sae.dec_bias_m
     out_bm = nested_gbm[-1]
@@ -130,17 +128,9 @@ def as_jumprelu(sae: SAE, cfg: TrainConfig, threshold: jax.Array) -> SAE:
     )
 
 
-def _until(k: int) -> slice:
-    return slice(0, k)
-
-
-def _from(k: int) -> slice:
-    return slice(k, None)
-
-
 def _project(sae: SAE, x_bd: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Pre-activations outside the gradient, and the bias `[n]` that makes them `x @
-    enc_dn + bias`.
+    """Returns pre-activations outside the gradient, and the bias `[n]` that makes them
+    `x @ enc_dn + bias`.
 
     With b_dec in the bias its gradient is one product with a vector, and not one with a
     matrix of batch × latents.
@@ -165,27 +155,29 @@ def _aux(
     cfg: TrainConfig,
     signals: Signals,
 ) -> dict[str, jax.Array]:
-    """AuxK: the dead latents with the largest pre-activations explain what is left,
-    which itself gets no gradient.
+    """Returns AuxK: the dead latents with the largest pre-activations explain what is
+    left, which itself gets no gradient.
 
     As in the paper they go through the relu: a latent that is negative on every token
-      of a batch learns nothing from it.
+    of a batch learns nothing from it. The loss is the squared error of a coordinate, as
+    "error" is, so that `aux_coef` weighs two numbers of one unit.
     """
     if cfg.dead_k == 0:
         return {}
     rest_bm = jax.lax.stop_gradient(rest_bm)
 
     def explain() -> jax.Array:
+        # Where fewer are dead than are asked for, the relu turns -inf to empty slots.
         masked_bn = jnp.where(signals.dead_n, pre_bn, -jnp.inf)
         slots = encoded(
             _rows(masked_bn, cfg.dead_k, signals.shards), x_bd, sae.enc_dn, bias_n
         )
         return squared_error(decode_slots(slots, sae.dec_nm, len(x_bd)), rest_bm)
 
-    return {
-        "aux": cfg.aux_coef
-        * jax.lax.cond(jnp.any(signals.dead_n), explain, lambda: jnp.float32(0))
-    }
+    # A branch, not a mask: without dead latents a second search of [b, n] is saved.
+    any_dead = jnp.any(signals.dead_n)
+    error = jax.lax.cond(any_dead, explain, lambda: jnp.float32(0))
+    return {"aux": cfg.aux_coef * error}
 
 
 def _outcome(
