@@ -121,7 +121,9 @@ def test_packed_rows_with_learned_positions_and_windows() -> None:
 
 def test_what_stands_in_one_segment_cannot_change_another() -> None:
     rows, params = examples(4), params_of(CFG)
-    rows[1:] = [replace(row, target=np.zeros(len(row.ids), bool)) for row in rows[1:]]
+    rows[1:] = [
+        replace(row, loss_mask=np.zeros(len(row.ids), bool)) for row in rows[1:]
+    ]
     loss = compiled(next_token.loss_sum, cfg=CFG)
     first = loss(params, batch(rows, [[0, 1]]))
     other = [rows[0], replace(rows[1], ids=(rows[1].ids + 7) % 40)]
@@ -158,7 +160,7 @@ def test_the_gradient_is_the_slope() -> None:
 def test_accumulated_micro_batches_are_one_big_batch() -> None:
     rows, params = examples(8), params_of(CFG)
     rows[0] = replace(
-        rows[0], target=np.r_[False, np.ones(len(rows[0].ids) - 1, bool)]
+        rows[0], loss_mask=np.r_[False, np.ones(len(rows[0].ids) - 1, bool)]
     )  # uneven numbers of targets
     whole = batch(rows, alone(8))
     cut = lambda m: jax.tree.map(
