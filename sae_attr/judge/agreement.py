@@ -136,6 +136,7 @@ def score_agreement(
       ValueError: the lengths differ.
     """
     pairs = _graded_by_both(a_n, b_n, clusters_n)
+    # The same samples for all four statistics, so that their intervals fit each other.
     draws = _draws(pairs.groups, resamples, seed)
     return ScoreAgreement(
         len(pairs.a),
@@ -250,7 +251,7 @@ def _graded_by_both(
 
 
 def _draws(groups_n: np.ndarray, resamples: int, seed: int) -> list[np.ndarray]:
-    """Indices of bootstrap samples: as many clusters as there are, drawn with
+    """Returns the indices of bootstrap samples: as many clusters as there are, drawn with
     replacement, with all their items.
 
     scipy.stats.bootstrap draws single observations, draws anew for each statistic (the
@@ -276,6 +277,7 @@ def _estimate(
         return Estimate()
     value = statistic(pairs.a, pairs.b)
     samples = np.array([statistic(pairs.a[i], pairs.b[i]) for i in draws])
+    # A sample without spread has no correlation; the others still give an interval.
     samples = samples[np.isfinite(samples)]
     if not len(samples):
         return Estimate(value)

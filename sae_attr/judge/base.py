@@ -139,7 +139,7 @@ def tells_coherence(judge: object) -> bool:
 
 def check_items(items: Sequence[Item]) -> None:
     """Raises ValueError where an id occurs twice."""
-    uses = Counter(item.id for item in items)
+    uses = Counter([item.id for item in items])
     repeated = [name for name, count in uses.items() if count > 1]
     if repeated:
         raise ValueError(
@@ -150,6 +150,7 @@ def check_items(items: Sequence[Item]) -> None:
 
 def item_key(item: Item) -> str:
     """Returns a name for the text that is graded, whatever the item's id."""
+    # Not the id: it names condition and attempt, and the same text may stand under many.
     return digest({"prompt": item.prompt, "completion": item.completion})
 
 
@@ -162,7 +163,7 @@ def judge_name(identity: Mapping[str, Any]) -> str:
     if isinstance(rubric, Mapping):
         rubric = rubric.get("name", "")
     parts = [name, str(rubric), digest(identity)[:6]]
-    return ":".join(part for part in parts if part)
+    return ":".join(filter(None, parts))
 
 
 def grade_row(grade: Grade) -> dict[str, Any]:
@@ -199,11 +200,17 @@ def counts(grades: Iterable[Grade]) -> dict[str, int]:
     each label.
     """
     grades = list(grades)
-    excluded = Counter(grade.label for grade in grades if grade.excluded)
+    excluded: Counter[str] = Counter()
+    scored = malformed = 0
+    for grade in grades:
+        scored += grade.score is not None
+        malformed += grade.malformed
+        if grade.excluded:
+            excluded[grade.label] += 1
     return {
         "graded": len(grades),
-        "scored": sum(grade.score is not None for grade in grades),
-        "excluded": sum(grade.excluded for grade in grades),
-        "malformed": sum(grade.malformed for grade in grades),
+        "scored": scored,
+        "excluded": excluded.total(),
+        "malformed": malformed,
         **dict(sorted(excluded.items())),
     }

@@ -59,9 +59,10 @@ class CallBudget:
                 )
         self.max_calls, self.max_tokens = calls, tokens
         self._ledger = None if ledger is None else Progress(epath.Path(ledger))
-        self.calls, self.tokens = _spent(
-            [] if self._ledger is None else self._ledger.rows()
-        )
+        rows: Iterable[Mapping[str, Any]] = ()
+        if self._ledger is not None:
+            rows = self._ledger.rows()
+        self.calls, self.tokens = _spent(rows)
         self._reserved: dict[str, int] = {}
         self._changed = threading.Condition()
 
@@ -78,6 +79,8 @@ class CallBudget:
         with self._changed:
             while not self._fits(tokens):
                 self._changed.wait()
+            # Written down before it is sent: a kill may come between, and the server has
+            # counted it.
             call = uuid.uuid4().hex
             if self._ledger is not None:
                 self._ledger.append([{"begun": call, "tokens": tokens}])
@@ -85,7 +88,7 @@ class CallBudget:
             return call
 
     def _fits(self, tokens: int) -> bool:
-        """Whether a call may begin now; raises Spent where it never may."""
+        """Returns whether a call may begin now; raises Spent where it never may."""
         calls = self.calls + len(self._reserved)
         if self.max_calls is not None and calls >= self.max_calls:
             raise Spent(
@@ -116,7 +119,7 @@ class CallBudget:
 
 
 def _spent(rows: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
-    """Calls and tokens of a ledger; a row that names no call is a whole one of an older
+    """Returns calls and tokens of a ledger; a row that names no call is a whole one of an older
     version.
     """
     used: dict[str, int] = {}

@@ -86,10 +86,14 @@ class CachedJudge:
         for item in items:
             if item.id not in stored:
                 alike.setdefault(item_key(item), []).append(item)
-        asked = {same[0].id: key for key, same in alike.items()}
+        # One question for equal texts: at temperature 0 another would be paid for the
+        # same answer, and otherwise equal texts would get unequal grades.
+        first_of = {same[0].id: key for key, same in alike.items()}
         for name, grade in self.judge.grade([same[0] for same in alike.values()]):
-            key = asked[name]
-            self._keep(key, grade)
+            key = first_of[name]
+            self._keep(
+                key, grade
+            )  # before it is yielded: a kill loses nothing paid for
             self._stop_if_unreadable(len(alike))
             for item in alike[key]:
                 yield item.id, grade
@@ -125,7 +129,8 @@ class CachedJudge:
         unread = len(self._unread)
         if self._new != enough or 2 * unread <= enough:
             return
-        cut = sum(grade.details.get("finish") == "length" for grade in self._unread)
+        ends = [grade.details.get("finish") for grade in self._unread]
+        cut = ends.count("length")
         example = self._unread[-1]
         raise JudgeStopped(
             f"{unread} of the first {self._new} replies of {judge_name(self.identity)} "

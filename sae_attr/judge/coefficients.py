@@ -88,13 +88,13 @@ def krippendorff_alpha(ratings_jn: np.ndarray, *, level: str = "interval") -> fl
         # disagreement is the interval one over these columns.
         values = np.unique(ratings_jn[is_rated_jn])
         cells = [(ratings_jn == value).astype(float) for value in values]
-    observed = sum(_observed(cell_jn, is_rated_jn) for cell_jn in cells)
-    expected = sum(_expected(cell_jn[is_rated_jn]) for cell_jn in cells)
+    observed = sum([_observed(cell_jn, is_rated_jn) for cell_jn in cells])
+    expected = sum([_expected(cell_jn[is_rated_jn]) for cell_jn in cells])
     return 1 - observed / expected if expected > 0 else math.nan
 
 
 def _observed(cell_jn: np.ndarray, is_rated_jn: np.ndarray) -> float:
-    """Mean squared difference of ratings of one item."""
+    """Returns the mean squared difference of ratings of one item."""
     ratings_jn = np.where(is_rated_jn, cell_jn, 0.0)
     size_n = is_rated_jn.sum(axis=0)
     centred_jn = np.where(is_rated_jn, ratings_jn - ratings_jn.sum(axis=0) / size_n, 0)
@@ -104,7 +104,7 @@ def _observed(cell_jn: np.ndarray, is_rated_jn: np.ndarray) -> float:
 
 
 def _expected(ratings_r: np.ndarray) -> float:
-    """Mean squared difference of any two ratings."""
+    """Returns the mean squared difference of any two ratings."""
     if len(ratings_r) < 2:
         return 0.0
     return 2 * float(((ratings_r - ratings_r.mean()) ** 2).sum()) / (len(ratings_r) - 1)

@@ -56,7 +56,7 @@ class JudgeKind:
         """Names of all settings."""
         keys: list[str] = []
         for kind in self.settings:
-            keys += [name for name in _fields(kind) if name not in SECRETS]
+            keys += _fields(kind).difference(SECRETS)
         return tuple(dict.fromkeys(keys))
 
     def opened(

@@ -111,7 +111,10 @@ class LocalJudge(ModelJudge):
         if self._weighs and self.next_token_logprobs is not None:
             distributions = _answers(self.next_token_logprobs, prompts)
             grades = [self._of_tokens(logprobs) for logprobs in distributions]
-        left = [i for i, grade in enumerate(grades) if grade is None]
+        left = []
+        for i, grade in enumerate(grades):
+            if grade is None:
+                left.append(i)
         if left and self.generate is not None:
             texts = _answers(self.generate, [prompts[i] for i in left])
             for i, text in zip(left, texts):
@@ -121,7 +124,7 @@ class LocalJudge(ModelJudge):
                 yield item.id, grade
 
     def _of_tokens(self, logprobs: Mapping[str, float]) -> Grade | None:
-        """The grade by a distribution; None where the text must decide."""
+        """Returns the grade by a distribution; None where the text must decide."""
         top = sorted(logprobs.items(), key=lambda pair: -pair[1])[:_KEPT]
         score = weighted_score(logprobs.items(), self.rubric)
         if score is None:
@@ -147,7 +150,7 @@ class LocalJudge(ModelJudge):
 def _answers(
     function: Callable[[Prompts], Sequence[Any]], prompts: Prompts
 ) -> Sequence[Any]:
-    """A function's answers; ValueError where there is not one for each prompt."""
+    """Returns a function's answers; raises ValueError where there is not one for each prompt."""
     answers = function(prompts)
     if len(answers) != len(prompts):
         raise ValueError(

@@ -49,8 +49,8 @@ class LogprobSupport:
           refusal: the server's message.
         """
         with self._lock:
-            fewer = [number for number in _FEWER if number < self.top]
-            for number in map(int, _NUMBERS.findall(refusal)):
+            fewer = []
+            for number in (*_FEWER, *map(int, _NUMBERS.findall(refusal))):
                 if 0 < number < self.top:
                     fewer.append(number)
             if self._gave or not fewer or "top_logprobs" not in refusal:

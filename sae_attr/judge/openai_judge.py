@@ -133,7 +133,7 @@ class OpenAIJudge(ModelJudge):
             )
 
     def _one(self, item: Item, halt: threading.Event) -> Grade:
-        """The grade of one item; a malformed reply is asked for again as often as
+        """Returns the grade of one item; a malformed reply is asked for again as often as
         allowed.
         """
         # A half of a surrogate pair, which a completion cut within a character has,
@@ -141,6 +141,7 @@ class OpenAIJudge(ModelJudge):
         content = judge_prompt(self.rubric, item).encode("utf-8", "replace").decode()
         discarded: list[str] = []
         while True:
+            # Another seed: at the same one a server may give the same reply again.
             grade = self._asked(content, self.asking.seed + len(discarded), halt)
             is_final = not grade.malformed or "error" in grade.details
             if is_final or len(discarded) >= self.asking.again:
@@ -148,7 +149,9 @@ class OpenAIJudge(ModelJudge):
             discarded.append(grade.raw)
 
     def _asked(self, content: str, seed: int, halt: threading.Event) -> Grade:
-        """The grade of one reply, with token probabilities where the server gives them."""
+        """Returns the grade of one reply, with token probabilities where the server gives
+        them.
+        """
         weigh = self._weighs and not self._logprobs.never
         try:
             return self._answered(content, seed, halt, weigh)
@@ -178,7 +181,7 @@ class OpenAIJudge(ModelJudge):
     def _answered(
         self, content: str, seed: int, halt: threading.Event, weigh: bool
     ) -> Grade:
-        """The grade of one reply, with or without token probabilities."""
+        """Returns the grade of one reply, with or without token probabilities."""
         request = request_of(
             self.asking,
             self.rubric,
@@ -202,7 +205,7 @@ class OpenAIJudge(ModelJudge):
         return self._read(reply, weigh)
 
     def _read(self, reply: Reply, weigh: bool) -> Grade:
-        """The grade of one reply, decided by that reply alone: weighted where its
+        """Returns the grade of one reply, decided by that reply alone: weighted where its
         tokens allow it, else by its text.
         """
         details: dict[str, Any] = {
@@ -211,7 +214,9 @@ class OpenAIJudge(ModelJudge):
             "finish": reply.finish,
             "tokens": reply.used,
         }
-        details = {name: value for name, value in details.items() if value}
+        for name, value in tuple(details.items()):
+            if not value:
+                del details[name]
         by_text = read_reply(reply.text, self.rubric, details=details)
         if weigh:
             score = weighted_reply(reply.tokens, reply.text, by_text.score, self.rubric)

@@ -20,12 +20,13 @@ _SHOWN = 200  # characters of a reply in a message
 
 def judges_in(judge: Any) -> list[Any]:
     """Returns the judges that one is made of and that ask nobody else, each once."""
-    parts = [getattr(judge, name, None) for name in PARTS]
-    parts = [part for part in parts if hasattr(part, "grade")]
-    if not parts:
-        return [judge]
-    leaves = [leaf for part in parts for leaf in judges_in(part)]
-    return list({id(leaf): leaf for leaf in leaves}.values())
+    leaves: dict[int, Any] = {}
+    for name in PARTS:
+        part = getattr(judge, name, None)
+        if hasattr(part, "grade"):
+            for leaf in judges_in(part):
+                leaves.setdefault(id(leaf), leaf)
+    return list(leaves.values()) or [judge]
 
 
 def ask_one(judge: Any) -> list[Grade]:
@@ -42,8 +43,11 @@ def ask_one(judge: Any) -> list[Grade]:
       ValueError: a reply cannot be read; shows it, and which setting to change.
       JudgeStopped: the judge does not answer, refuses, or has no budget left.
     """
-    models = [leaf for leaf in judges_in(judge) if isinstance(leaf, ModelJudge)]
-    return [_readable_grade(leaf) for leaf in models]
+    grades = []
+    for leaf in judges_in(judge):
+        if isinstance(leaf, ModelJudge):
+            grades.append(_readable_grade(leaf))
+    return grades
 
 
 def _readable_grade(judge: Any) -> Grade:
@@ -61,7 +65,8 @@ def shown(grade: Grade) -> str:
     """Returns a reply for a message, cut, or the reason why there is none."""
     if "error" in grade.details:
         return str(grade.details["error"])[:_SHOWN]
-    return repr(grade.raw[:_SHOWN]) + ("…" if len(grade.raw) > _SHOWN else "")
+    beginning = repr(grade.raw[:_SHOWN])
+    return f"{beginning}…" if len(grade.raw) > _SHOWN else beginning
 
 
 def advice(grade: Grade) -> str:

@@ -41,9 +41,8 @@ def judge_prompt(rubric: Rubric, item: Item) -> str:
 def _conversation(item: Item) -> str:
     if isinstance(item.prompt, str):
         return item.prompt
-    return "\n".join(
-        f"{message['role']}: {message['content']}" for message in item.prompt
-    )
+    turns = [f"{message['role']}: {message['content']}" for message in item.prompt]
+    return "\n".join(turns)
 
 
 def _answer_form(rubric: Rubric) -> str:

@@ -211,7 +211,10 @@ def _with_nan(values: list[Any]) -> np.ndarray:
 
 
 def _mean(distribution: Distribution, rubric: Rubric) -> float | None:
-    logprobs = [(token, math.log(p)) for token, p in distribution.items() if p > 0]
+    logprobs = []
+    for token, p in distribution.items():
+        if p > 0:
+            logprobs.append((token, math.log(p)))
     return weighted_score(logprobs, rubric)
 
 

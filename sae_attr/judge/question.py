@@ -56,7 +56,9 @@ def ask(
                 f"{patience.longest_wait:g}"
             )
         # Jitter keeps questions that failed together from being sent again together.
-        pause = random.uniform(wait / 2, wait) if fault.wait is None else fault.wait
+        pause = random.uniform(wait / 2, wait)
+        if fault.wait is not None:
+            pause = fault.wait
         if halt.wait(pause):
             raise Failed(f"{fault}; stopped before it was sent again")
         wait = min(2 * wait, patience.longest_wait)
@@ -67,7 +69,7 @@ def expected_tokens(request: Mapping[str, Any]) -> int:
     """Returns the tokens that a request may need: its text, and the longest answer that
     it allows.
     """
-    chars = sum(len(message["content"]) for message in request["messages"])
+    chars = sum([len(message["content"]) for message in request["messages"]])
     longest = request.get("max_tokens", request.get("max_completion_tokens", 0))
     return chars // TOKEN_CHARS + int(longest)
 
@@ -75,7 +77,7 @@ def expected_tokens(request: Mapping[str, Any]) -> int:
 def _attempt(
     client: Any, request: Mapping[str, Any], budget: CallBudget, seconds: float
 ) -> Reply:
-    """One request; it counts in the budget also where it fails."""
+    """Sends one request; it counts in the budget also where it fails."""
     hide = hider(client.api_key)
     call = budget.take(expected_tokens(request))
     used = 0

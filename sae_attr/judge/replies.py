@@ -93,7 +93,12 @@ def without_thoughts(text: str) -> str | None:
 
 
 def _answer(body: str, rubric: Rubric) -> float | str | None:
-    """The score or the class that a reply states in the first known form that it has."""
+    """Returns the score or the class that a reply states in the first known form that it
+    has.
+    """
+    # Strictly, and first JSON, then "ANSWER:", then a line alone: a number found anywhere
+    # in a reply is as often one of its reasons (a scale, a year, an item of a list). A
+    # malformed reply is asked for again; a misread one would be a wrong grade for good.
     outside, fenced = _fences(body)
     for part in (body.strip(), None, *fenced[-1:]):
         if part is None:
@@ -104,6 +109,7 @@ def _answer(body: str, rubric: Rubric) -> float | str | None:
     if answers := _answers(body):
         return _value(answers[-1], rubric)
     lines = [line for line in body.splitlines() if line.strip(_ORNAMENT)]
+    # Where both the first and the last line state one, they must agree.
     ends = set()
     for line in (*lines[:1], *lines[-1:]):
         line = _PREFIX.sub("", line)
@@ -113,7 +119,7 @@ def _answer(body: str, rubric: Rubric) -> float | str | None:
 
 
 def _fences(text: str) -> tuple[str, list[str]]:
-    """The text outside of fences (```), and the text in each; a fence that does not
+    """Returns the text outside of fences (```), and the text in each; a fence that does not
     end is no fence.
     """
     outside: list[str] = []
@@ -135,13 +141,17 @@ def _fences(text: str) -> tuple[str, list[str]]:
 
 
 def _answers(text: str) -> list[str]:
-    """The rest of each line that begins with "ANSWER:"."""
-    answers = map(_behind_colon, text.splitlines())
-    return [answer for answer in answers if answer is not None]
+    """Returns the rest of each line that begins with "ANSWER:"."""
+    answers = []
+    for line in text.splitlines():
+        answer = _behind_colon(line)
+        if answer is not None:
+            answers.append(answer)
+    return answers
 
 
 def _behind_colon(line: str) -> str | None:
-    """The rest of a line after "answer:", "Final score is =" and the like; None for
+    """Returns the rest of a line after "answer:", "Final score is =" and the like; None for
     another line.
     """
     word = _ANSWER.match(line)
@@ -152,20 +162,20 @@ def _behind_colon(line: str) -> str | None:
     if colon is None:
         return None
     between = _without_is(rest[: colon.start()])
-    if any(c.isalnum() or c == "_" for c in between):
+    if re.search(r"\w", between):
         return None
     return rest[colon.end() :]
 
 
 def _without_is(text: str) -> str:
-    """Text without an "is" at its end, as in "Answer is: 4"."""
+    """Returns text without an "is" at its end, as in "Answer is: 4"."""
     words = text.rstrip()
     ends = words[-2:].lower() == "is" and words[-3:-2].isspace()
     return words[:-2] if ends else words
 
 
 def _value(text: str, rubric: Rubric, *, remark: bool = True) -> float | str | None:
-    """A number or a class at the start of a line, followed by nothing, or by a remark
+    """Returns a number or a class at the start of a line, followed by nothing, or by a remark
     without numbers and classes.
 
     Args:
@@ -186,7 +196,7 @@ def _value(text: str, rubric: Rubric, *, remark: bool = True) -> float | str | N
 
 
 def _number(match: re.Match[str], rubric: Rubric) -> float | None:
-    """The number of a match of `_NUMBER`; None where it is not on the scale, or is
+    """Returns the number of a match of `_NUMBER`; None where it is not on the scale, or is
     written as on another.
     """
     sign, whole, fraction, scale, percent = match.groups()
@@ -205,12 +215,13 @@ def _number(match: re.Match[str], rubric: Rubric) -> float | None:
 
 
 def _is_remark(text: str, rubric: Rubric) -> bool:
-    """Whether the text after a value is empty, or set off by a sign and free of numbers
+    """Returns whether the text after a value is empty, or set off by a sign and free of numbers
     and of classes.
     """
     text = text.strip(_ORNAMENT)
     if not _REMARK.fullmatch(text):
         return False
+    # In this spelling alone: a class may be an ordinary word in another.
     words = [rf"\b{re.escape(word)}\b" for word in rubric.spellings]
     return not any(re.search(word, text) for word in words)
 
@@ -224,11 +235,12 @@ def _json_object(text: str) -> dict[str, Any] | None:
 
 
 def _of_json(tree: dict[str, Any], rubric: Rubric) -> float | str | None:
-    """The value that all known keys agree on; null and "NONE" say nothing."""
+    """Returns the value that all known keys agree on; null and "NONE" say nothing."""
     answers = set()
     for key, value in tree.items():
         if key.lower() not in _KEYS or _says_nothing(value):
             continue
+        # A bool is an int in Python, and no number of a scale.
         if isinstance(value, bool | dict | list):
             answers.add(None)
         else:

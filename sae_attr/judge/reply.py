@@ -74,9 +74,13 @@ def reply_of(
         raise Passing(
             f"the server sent no chat completion but {body!r}; check base_url"
         ) from error
+    # The client's classes do not check what they are built from: any field may be absent
+    # or of another type.
     usage = getattr(completion, "usage", None)
     counted = _count(getattr(usage, "total_tokens", None))
-    asked = sum(len(message["content"]) for message in request["messages"])
+    characters = len(text)
+    for message in request["messages"]:
+        characters += len(message["content"])
 
     def name(value: Any) -> str:
         return hide(str(value or ""))[:_LONGEST_NAME]
@@ -87,7 +91,7 @@ def reply_of(
         finish=name(choice.finish_reason),
         model=name(completion.model),
         fingerprint=name(getattr(completion, "system_fingerprint", None)),
-        used=counted or (asked + len(text)) // TOKEN_CHARS,
+        used=counted or characters // TOKEN_CHARS,
         counted=bool(counted),
     )
 
@@ -109,7 +113,7 @@ def _tokens(
 
 
 def _alternatives(token: Any, hide: Callable[[str], str]) -> Alternatives:
-    """Tokens with log-probabilities, without those that cannot be one (NaN, above 0)."""
+    """Returns tokens with log-probabilities, without those that cannot be one (NaN, above 0)."""
     out = []
     for alternative in token.top_logprobs or ():
         logprob = float(alternative.logprob)
@@ -119,7 +123,7 @@ def _alternatives(token: Any, hide: Callable[[str], str]) -> Alternatives:
 
 
 def _count(value: Any) -> int:
-    """A server's number of tokens; 0 for a value that cannot be one."""
+    """Returns a server's number of tokens; 0 for a value that cannot be one."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return 0
     return int(value) if 0 < value < _MOST_TOKENS else 0
@@ -143,7 +147,7 @@ def hider(key: str) -> Callable[[str], str]:
 
 
 def _spellings(key: str) -> tuple[str, ...]:
-    """A key in plain text, in an address, in JSON and in base64, longest first."""
+    """Returns a key in plain text, in an address, in JSON and in base64, longest first."""
     spellings = {
         key,
         urllib.parse.quote(key, safe=""),
@@ -151,4 +155,5 @@ def _spellings(key: str) -> tuple[str, ...]:
         key.replace("/", "\\/"),
         base64.b64encode(key.encode()).decode(),
     }
+    # Longest first: a shorter one within it would leave the rest of the key standing.
     return tuple(sorted(spellings, key=len, reverse=True))

@@ -29,11 +29,11 @@ _LABEL = {"meaning", "coherent", "also"}
 def rubric_names() -> list[str]:
     """Lists the rubrics that come with the package."""
     folder = resources.files("sae_attr.judge") / "rubrics"
-    return sorted(
-        entry.name.removesuffix(".toml")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".toml")
-    )
+    names = []
+    for entry in folder.iterdir():
+        if entry.name.endswith(".toml"):
+            names.append(entry.name.removesuffix(".toml"))
+    return sorted(names)
 
 
 def load_rubric(name: str | Path) -> Rubric:

@@ -97,7 +97,7 @@ class Rubric:
         """
         word = text.strip().upper()
         for name, label in self.labels.items():
-            if word in {name.upper(), *(other.upper() for other in label.also)}:
+            if word in map(str.upper, (name, *label.also)):
                 return name
         return None
 

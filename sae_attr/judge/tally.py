@@ -118,7 +118,7 @@ class Tally:
             )
 
     def _reason(self) -> str:
-        """Why the judge is stopped; "" where it is not."""
+        """Returns why the judge is stopped; "" where it is not."""
         if self.fatal:
             return self.fatal
         lost = len(self.unanswered)
@@ -132,7 +132,7 @@ class Tally:
         return f"{reason}; at most {limit:.0f} may stay without one ({share})"
 
     def _estimate(self, budget: CallBudget, left: int) -> str:
-        """The cost of the rest, by that of this call's grades; "" where it has none."""
+        """Returns the cost of the rest, by that of this call's grades; "" where it has none."""
         if not self.graded:
             return ""
         calls = left * (budget.calls - self.begun[0]) / self.graded

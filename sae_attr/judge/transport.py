@@ -13,9 +13,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-MOST_BYTES = (
-    32 * 2**20
-)  # of one reply; log-probabilities of thousands of tokens are a few
+# Of one reply; log-probabilities of thousands of tokens take a few MB.
+MOST_BYTES = 32 * 2**20
 
 
 class Endless(Exception):
@@ -30,13 +29,14 @@ def bounded_client(timeout: float) -> Any:
     another address. A reply may have `MOST_BYTES` and take `timeout` seconds.
     """
     client: Any = importlib.import_module("openai").DefaultHttpxClient
-    httpx: Any = importlib.import_module(
-        client.__mro__[1].__module__.split(".")[0]
-    )  # openai 3 has another one than openai 2
+    # The HTTP library of openai's own client: openai 3 has another one than openai 2.
+    library = client.__mro__[1].__module__.partition(".")[0]
+    httpx: Any = importlib.import_module(library)
 
     class Bounded(httpx.SyncByteStream):
         """A reply's body, as long as it is within its bounds."""
 
+        # A deadline for the whole: the client's limit starts anew with every read.
         def __init__(self, stream: Any) -> None:
             self.stream, self.end = stream, time.monotonic() + timeout
 
@@ -84,6 +84,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
         except BaseException as error:
             done.put((None, error))
 
+    # A daemon: Python waits for other threads at its end, and this one may never end.
     threading.Thread(target=run, name="one request", daemon=True).start()
     try:
         value, error = done.get(timeout=seconds)

@@ -94,12 +94,13 @@ def writes_whole_numbers(numbers: Mapping[str, float], rubric: Rubric) -> bool:
     alternative has two digits it is the second kind; where none has, an 8 may be the
     beginning of 85, and a mean over such tokens would be one of first digits.
     """
-    if any(len(word) > 1 and p > 0 for word, p in numbers.items()):
-        return True
-    beginnings = math.fsum(
-        p for word, p in numbers.items() if _begins_longer(word, rubric)
-    )
-    return beginnings <= MAX_BEGINNINGS * math.fsum(numbers.values())
+    beginnings = []
+    for word, p in numbers.items():
+        if len(word) > 1 and p > 0:
+            return True
+        if _begins_longer(word, rubric):
+            beginnings.append(p)
+    return math.fsum(beginnings) <= MAX_BEGINNINGS * math.fsum(numbers.values())
 
 
 def weighted_reply(
@@ -117,10 +118,11 @@ def weighted_reply(
       number: the number that its text states; None for a class, or for nothing that
         can be read.
     """
-    words = [pair for pair in tokens if pair[0].strip()]
-    if not words or not can_weigh(rubric):
+    # Some tokenizers begin an answer with a token of white space.
+    first = next((pair for pair in tokens if pair[0].strip()), None)
+    if first is None or not can_weigh(rubric):
         return None
-    token, others = words[0]
+    token, others = first
     written = re.match(r"\s*([0-9]+)", text)
     if written is None and number is not None:
         return None  # words before the number
@@ -137,7 +139,7 @@ def weighted_reply(
 
 
 def _begins_longer(digit: str, rubric: Rubric) -> bool:
-    """Whether a number of two digits of the scale begins with this digit."""
+    """Returns whether a number of two digits of the scale begins with this digit."""
     return digit != "0" and int(digit) * 10 <= rubric.high
 
 

@@ -53,25 +53,24 @@ def table_text(summary: Sequence[Row], facts: Sequence[Row]) -> str:
         lines += ["", f"{title}: {numbers}", _table(rows)]
     lines += ["", "runs"]
     for run in facts:
-        lines.append(" ".join(f"{name}={_value(value)}" for name, value in run.items()))
+        parts = [f"{name}={_value(value)}" for name, value in run.items()]
+        lines.append(" ".join(parts))
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """A line per score and scope, and the best that any score could reach."""
-    ground_truths = list(dict.fromkeys(row["truth"] for row in rows))
+    """Returns a line per score and scope, and the best that any score could reach."""
+    best: dict[str, float] = {}  # of each ground truth: the same in all of its rows
     by_score: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
+        best.setdefault(row["truth"], row["best_effect"])
         by_score.setdefault((row["score"], row["scope"]), {})[row["truth"]] = row
-    columns = {
-        "score": [*(score for score, _ in by_score), "best possible"],
-        "scope": [*(scope for _, scope in by_score), ""],
-    }
-    for name in ground_truths:
-        cells = [_cell(scored[name]) for scored in by_score.values()]
-        best = next(row["best_effect"] for row in rows if row["truth"] == name)
-        columns[name] = [*cells, f"| 1.00 | {best:+.3f}"]
-    return text_table(columns, right=ground_truths)
+    scores, scopes = zip(*by_score, strict=True)
+    columns = {"score": [*scores, "best possible"], "scope": [*scopes, ""]}
+    for ground_truth, effect in best.items():
+        cells = [_cell(scored[ground_truth]) for scored in by_score.values()]
+        columns[ground_truth] = [*cells, f"| 1.00 | {effect:+.3f}"]
+    return text_table(columns, right=list(best))
 
 
 def _cell(row: Row) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 
 from sae_attr.report.safe_text import one_line
 
@@ -32,8 +33,9 @@ def method_name(method: str) -> str:
 
 def method_colors(methods: Sequence[str]) -> dict[str, str]:
     """Returns a colour per method, the same for the same list of methods."""
-    colors = {method: COLORS[method] for method in methods if method in COLORS}
-    others = [method for method in methods if method not in COLORS]
-    for number, method in enumerate(others):
-        colors[method] = MORE_COLORS[number % len(MORE_COLORS)]
+    colors: dict[str, str] = {}
+    more = cycle(MORE_COLORS)
+    for method in methods:
+        if method not in colors:
+            colors[method] = COLORS.get(method) or next(more)
     return colors

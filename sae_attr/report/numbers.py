@@ -33,9 +33,12 @@ def p_value(value: Any) -> str:
     """Returns a p-value with its relation sign."""
     if not is_known(value):
         return UNKNOWN
+    # Drawn from some thousands of permutations: more digits would be those of the draw.
     if value < 0.001:
         return "< 0.001"
-    return f"= {value:.3f}" if value < 0.1 else f"= {value:.2f}"
+    if value < 0.1:
+        return f"= {value:.3f}"
+    return f"= {value:.2f}"
 
 
 def duration(seconds: float) -> str:

@@ -31,13 +31,13 @@ def latent_table(columns: Mapping[str, np.ndarray], count: int = 20) -> str:
     }
     if "exact" in top:
         # Few latents are ablated: an empty cell says that this one was not.
-        shown["exact ΔL"] = [None if np.isnan(v) else v for v in top["exact"]]
+        shown["exact ΔL"] = _cells(top["exact"], ~np.isnan(top["exact"]))
         fails = top.get("taylor_fails", np.zeros(len(top["rank"]), bool))
-        shown["!"] = ["!" if failed else "" for failed in fails]
+        shown["!"] = np.where(fails, "!", "")
     shown["nearest tokens"] = top["tokens"]
-    copies = [i if i >= 0 else None for i in top["duplicate_of"]]
-    if any(i is not None for i in copies):
-        shown["copy of"] = copies
+    is_copy = top["duplicate_of"] >= 0
+    if is_copy.any():
+        shown["copy of"] = _cells(top["duplicate_of"], is_copy)
     formats = {
         "Δ": ".3g",
         "± se": ".2g",
@@ -50,12 +50,24 @@ def latent_table(columns: Mapping[str, np.ndarray], count: int = 20) -> str:
     return text_table(shown, formats)
 
 
+def _cells(values: np.ndarray, shown: np.ndarray) -> list[Any]:
+    """Returns values, and None, an empty cell, where there is nothing to show."""
+    cells: list[Any] = list(values)
+    for row in np.flatnonzero(~shown):
+        cells[row] = None
+    return cells
+
+
 def origin_table(columns: Mapping[str, np.ndarray], count: int = 10) -> str:
     """Returns how much of each top Δ comes from the tokens of which role, in percent."""
-    roles = [name.removeprefix("from_") for name in columns if name.startswith("from_")]
+    roles = []
+    for name in columns:
+        if name.startswith("from_"):
+            roles.append(name.removeprefix("from_"))
     parts = np.array([columns[f"from_{role}"][:count] for role in roles], np.float64)
     total = parts.sum(0)
     shares = np.full_like(parts, np.nan)
+    # Contributions of both signs may cancel: a Δ of exactly 0 has no shares.
     np.divide(parts, total, out=shares, where=total != 0)
     shown = {"latent": columns["latent"][:count], **dict(zip(roles, shares))}
     return text_table(shown, dict.fromkeys(roles, ".0%"))
@@ -101,11 +113,10 @@ def silent_text(presets: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns how many candidates of each preset never fire on the pairs; "" where that
     was not computed.
     """
-    counts = [
-        f"{preset['never_firing']} ({name})"
-        for name, preset in presets.items()
-        if "never_firing" in preset
-    ]
+    counts = []
+    for name, preset in presets.items():
+        if "never_firing" in preset:
+            counts.append(f"{preset['never_firing']} ({name})")
     return ", ".join(counts)
 
 
@@ -130,14 +141,14 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     Args:
       summary: result.json of an attribution.
     """
-    return "\n".join(
-        [
-            *_data_lines(summary),
-            *_stability_lines(summary),
-            *_ablation_lines(summary["exact_ablation"]),
-            *(f"not computed: {k} ({why})" for k, why in summary["skipped"].items()),
-        ]
-    )
+    lines = [
+        *_data_lines(summary),
+        *_stability_lines(summary),
+        *_ablation_lines(summary["exact_ablation"]),
+    ]
+    for score, why in summary["skipped"].items():
+        lines.append(f"not computed: {score} ({why})")
+    return "\n".join(lines)
 
 
 def _data_lines(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -171,7 +182,10 @@ def _stability_lines(summary: Mapping[str, Any]) -> Iterator[str]:
         f"over the dictionary {stability['half_spearman']:.2f}"
     )
     primary = summary["presets"][summary["primary"]]
-    overlaps = [f"{k} {v:.2f}" for k, v in primary["overlap"].items() if k != "random"]
+    overlaps = []
+    for score, overlap in primary["overlap"].items():
+        if score != "random":
+            overlaps.append(f"{score} {overlap:.2f}")
     yield f"overlap of the top with: {', '.join(overlaps)}"
     silent = silent_text(summary["presets"])
     if silent:

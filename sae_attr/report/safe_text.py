@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import re
 
+# Latents' tokens and models' answers hold such characters: one that turns the direction
+# makes a line of a table or a terminal read as something else.
 # Controls but tab and newline, those that turn the direction of text around, halves of
 # surrogate pairs, and non-characters.
 _UNSEEN = re.compile(
@@ -33,11 +35,15 @@ def one_line(text: str, most: int = 0) -> str:
     named too, cut after `most` characters.
     """
     shown = _BREAKS.sub(_named, visible(text))
-    return shortened(shown, most) if most else shown
+    if most:
+        shown = shortened(shown, most)
+    return shown
 
 
 def shortened(text: str, most: int) -> str:
     """Returns the first `most` characters of text and how many there are, or the text
     itself where it is no longer.
     """
-    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+    if len(text) <= most:
+        return text
+    return f"{text[:most]}… ({len(text):,} characters)"

@@ -89,11 +89,12 @@ def largest_effects_sentence(
             "missing."
         )
     ways = {"away": "against", "toward": "along"}
-    parts = [
-        f"{rounded_points(change)} from {100 * base:.0f} % when steering "
-        f"{ways[direction]} latent {latent}"
-        for direction, (latent, change, base) in largest.items()
-    ]
+    parts = []
+    for direction, (latent, change, base) in largest.items():
+        parts.append(
+            f"{rounded_points(change)} from {100 * base:.0f} % when steering "
+            f"{ways[direction]} latent {latent}"
+        )
     return (
         f"Largest effects on the rate of {behaviour} among the latents of {name}: "
         f"{listed(parts)}."
@@ -113,36 +114,40 @@ def case_sentences(case: CaseReport) -> tuple[str, ...]:
         counts_sentence(case, "toward"),
         detectable_sentence(case),
     ]
-    return tuple(sentence for sentence in sentences if sentence)
+    return tuple(filter(None, sentences))
 
 
 def counts_sentence(case: CaseReport, direction: str) -> str:
     """Returns how many latents of each method lie outside the random band on the side
     that matters; "" where none was counted.
     """
-    counts = [
-        count
-        for count in case.counts
-        if count.direction == direction and count.method != RANDOM
-    ]
+    counts = []
+    for count in case.counts:
+        # Random latents make the range, so that theirs is no finding.
+        if count.direction == direction and count.method != RANDOM:
+            counts.append(count)
     if not counts:
         return ""
     first = counts[0]
     if not is_known(first.expected):
-        means = [
-            f"{method_name(count.method)} {signed(100 * count.mean)} points"
-            for count in counts
-        ]
-        return (
-            f"Steering {direction}, no random latent could be measured, so that there is "
-            f"no range to compare with. Means: {listed(means)}."
-        )
+        return _means_sentence(counts, direction)
     verb = "lower" if direction == "away" else "raise"
     return (
         f"Latents that {verb} the rate of {case.behaviour} beyond the range of random "
         f"latents when steered {direction}: "
-        f"{listed([_count_text(count) for count in counts])}. By chance "
+        f"{listed(list(map(_count_text, counts)))}. By chance "
         f"{first.expected:.1f} of {first.measured} would."
+    )
+
+
+def _means_sentence(counts: Sequence[MethodCount], direction: str) -> str:
+    """Returns the methods' means, where there is no band to count against."""
+    means = []
+    for count in counts:
+        means.append(f"{method_name(count.method)} {signed(100 * count.mean)} points")
+    return (
+        f"Steering {direction}, no random latent could be measured, so that there is "
+        f"no range to compare with. Means: {listed(means)}."
     )
 
 
@@ -160,6 +165,7 @@ def difference_sentence(difference: MethodDifference) -> str:
     both selected.
     """
     d = difference
+    # A count has scale 1; means are shares, shown as percentage points.
     counts = f"{signed(d.count, 0)} latents {span(d.count_low, d.count_high, 0, 1.0)}"
     means = f"{signed(100 * d.mean)} points {span(d.mean_low, d.mean_high)}"
     return (
@@ -174,7 +180,7 @@ def _shared_sentence(difference: MethodDifference) -> str:
     shared = difference.shared
     if not shared:
         return "No latent was selected by both."
-    names = ", ".join(str(latent) for latent in shared[:_MOST_NAMED])
+    names = ", ".join(map(str, shared[:_MOST_NAMED]))
     more = " …" if len(shared) > _MOST_NAMED else ""
     return (
         f"Both selected {len(shared)} latents ({names}{more}), "
@@ -193,6 +199,8 @@ def detectable_sentence(case: CaseReport) -> str:
         change = case.detectable.get(direction, math.nan)
         if not is_known(change):
             continue
+        # A rate lies in 0 to 1: steering away can lower it by all of it, steering toward
+        # raise it by the rest.
         room = base if direction == "away" else 1 - base
         if change > room:
             blind.append(direction)

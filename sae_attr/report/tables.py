@@ -29,6 +29,7 @@ LIBRARIES = (
 UNKNOWN = "–"
 
 _WIDEST = 120  # characters of one cell in a terminal
+# A spreadsheet runs a cell that begins with one of these, and tokens may.
 _FORMULA = ("=", "+", "-", "@")
 
 Columns = Mapping[str, Sequence[object] | np.ndarray]
@@ -64,8 +65,9 @@ def text_table(
         on_right = numeric or name in right
         pad = str.rjust if on_right else str.ljust
         aligned.append([pad(cell, width) for cell in (name, *cells)])
-    header, *body = ("  ".join(row).rstrip() for row in zip(*aligned, strict=True))
-    rule = "-" * max(map(len, [header, *body]))
+    lines = ["  ".join(row).rstrip() for row in zip(*aligned, strict=True)]
+    header, *body = lines
+    rule = "-" * max(map(len, lines))
     return "\n".join([header, rule, *body])
 
 
@@ -105,11 +107,13 @@ def csv_text(columns: Columns) -> str:
 
 def _csv_cell(value: object) -> str:
     """Returns one value as a cell of `csv_text`."""
+    # Before numbers: bool is an int.
     if isinstance(value, (bool, np.bool_)):
         return str(value).lower()
     if isinstance(value, (float, np.floating)):
         return repr(float(value))  # all digits: float() gives the same number back
     cell = one_line(str(value))
+    # Numbers stay as they are: a minus sign begins them too.
     formula = isinstance(value, str) and cell.startswith(_FORMULA)
     return f"'{cell}" if formula else cell
 
@@ -122,7 +126,9 @@ def _check_lengths(columns: Columns) -> None:
 
 def columns_from_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Returns rows of named values as columns; NaN where a row lacks one."""
-    names = dict.fromkeys(name for row in rows for name in row)
+    names: dict[str, None] = {}  # a dict, since a set has no order
+    for row in rows:
+        names |= dict.fromkeys(row)
     return {name: [row.get(name, math.nan) for row in rows] for name in names}
 
 
@@ -130,6 +136,8 @@ def json_text(value: Any) -> str:
     """Returns JSON with a line per value; NaN and infinities, which JSON does not have,
     become null.
     """
+    # Through text and back: `default` is not called for floats, so that NaN can only be
+    # caught where it is parsed.
     loose = json.dumps(value, default=plain)
     finite = json.loads(loose, parse_constant=lambda _: None)
     return json.dumps(finite, indent=1, ensure_ascii=False) + "\n"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sae_attr.report.figures import loss_figure, render, sae_training_figure
-from sae_attr.report.tables import csv_text
+from sae_attr.report.tables import columns_from_rows, csv_text
 
 Files = dict[str, bytes | str]
 LM_COLUMNS = ("step", "loss", "targets", "grad_norm", "lr")
@@ -52,11 +52,10 @@ def sae_curve_files(
       history: of `sae.train_sae`; records of evaluated steps have `held_out_*`.
       density: of firing rates at the end: edges, counts, dead.
     """
-    names = dict.fromkeys(name for record in history for name in record)
-    columns = {
-        name: np.array([record.get(name, np.nan) for record in history])
-        for name in names
-    }
+    # Steps that were not evaluated lack the held-out numbers: NaN stands there.
+    columns: dict[str, np.ndarray] = {}
+    for name, values in columns_from_rows(history).items():
+        columns[name] = np.array(values)
     evaluated = [record for record in history if "held_out_l0" in record]
     held_out = {"step": [record["step"] for record in evaluated]}
     for name in HELD_OUT_LINES:

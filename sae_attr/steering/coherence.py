@@ -69,7 +69,9 @@ def repetition(ids: Sequence[int]) -> float:
     answer: 0 for none, near 1 for a loop.
     """
     grams = [tuple(ids[i : i + GRAM]) for i in range(len(ids) - GRAM + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    if not grams:
+        return 0.0
+    return 1 - len(set(grams)) / len(grams)
 
 
 def coherence_limits(
@@ -100,6 +102,8 @@ def coherence_limits(
             f"least {LEAST_SAMPLES} are needed: raise coherence_samples or "
             "strength_prompts, or give a judge that tells it"
         )
+    # Quantiles of its own answers, not constants: how likely a model finds its text
+    # depends on the model, the prompts and the temperature.
     low = float(np.quantile(logp_r[finite_r], tail))
     high = float(np.quantile(repetition_r[finite_r], 1 - tail))
     return CoherenceLimits(low, max(high, LEAST_REPETITION), tail, int(finite_r.sum()))

@@ -51,6 +51,7 @@ def method_counts(
     method and for the random latents: the headline of a study.
     """
     band = random_band(study, settings=settings)
+    # One set of draws for all methods: intervals differ by latents, not by luck.
     draws = resampled(study, settings)
     return tuple(_count(study, name, band, draws, settings) for name in study.methods)
 
@@ -137,11 +138,13 @@ def difference(
     rows = [study.rows(part) for part in latents]
     band, change_k = random_band(study, settings=settings), study.change()
     beyond_k = outside(change_k, band.low, band.high, study.direction)
+    # NaN, not "inside": an unmeasured latent counts in neither share.
     hit_k = np.where(np.isnan(change_k), np.nan, beyond_k.astype(np.float64))
-    hits = _Split(*(hit_k[part] for part in rows))
-    changes = _Split(*(change_k[part] for part in rows))
+    hits = _Split(*[hit_k[part] for part in rows])
+    changes = _Split(*[change_k[part] for part in rows])
     count_interval, mean_interval = _intervals(study, draws, rows, settings)
-    only_first, only_second = (int(np.nansum(x)) for x in (hits.first, hits.second))
+    only_first = int(np.nansum(hits.first))
+    only_second = int(np.nansum(hits.second))
     return MethodDifference(
         direction=study.direction,
         first=first,
@@ -167,14 +170,14 @@ def difference(
 def _split_latents(
     study: SteeredDirection, first: str, second: str
 ) -> tuple[list[int], list[int], list[int]]:
-    """Latents that the first method alone chose, the second alone, and both."""
-    of_first = dict.fromkeys(int(i) for i in study.methods[first])
-    of_second = dict.fromkeys(int(i) for i in study.methods[second])
-    return (
-        [i for i in of_first if i not in of_second],
-        [i for i in of_second if i not in of_first],
-        sorted(of_first.keys() & of_second.keys()),
-    )
+    """Returns the latents that the first method alone chose, the second alone, and both."""
+    of_first = dict.fromkeys(map(int, study.methods[first]))
+    of_second = dict.fromkeys(map(int, study.methods[second]))
+    shared = of_first.keys() & of_second.keys()
+    # Without the shared ones each keeps its order, on which the seeded draws depend.
+    for latent in shared:
+        del of_first[latent], of_second[latent]
+    return list(of_first), list(of_second), sorted(shared)
 
 
 def _intervals(
@@ -183,14 +186,17 @@ def _intervals(
     rows: Sequence[np.ndarray],
     settings: EffectSettings,
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Bootstrap intervals of the difference of counts and of means."""
+    """Returns bootstrap intervals of the difference of counts and of means."""
     parts = []
     for part, stratum in zip(rows, _SPLIT_STRATA, strict=True):
         parts.append(draws.of(part, stratum, settings))
     changes = _Split(*parts)
-    count = lambda change_bm: outside(
-        change_bm, draws.low_b1, draws.high_b1, study.direction
-    ).sum(1)
+
+    def count(change_bm: np.ndarray) -> np.ndarray:
+        beyond_bm = outside(change_bm, draws.low_b1, draws.high_b1, study.direction)
+        return beyond_bm.sum(1)
+
+    # Latents of both methods are in both counts, and cancel.
     counts_b = (count(changes.first) - count(changes.second)).astype(np.float64)
     count_low, count_high = interval(counts_b, settings.level)
     mean_low, mean_high = interval(changes.difference(), settings.level)
@@ -205,10 +211,11 @@ def differences(
     """
     names = [name for name in study.methods if name != RANDOM]
     draws = resampled(study, settings)
-    return tuple(
-        difference(study, a, b, settings=settings, draws=draws)
-        for a, b in combinations(names, 2)
-    )
+    compared = []
+    for first, second in combinations(names, 2):
+        pair = difference(study, first, second, settings=settings, draws=draws)
+        compared.append(pair)
+    return tuple(compared)
 
 
 def adjusted(compared: Sequence[MethodDifference]) -> tuple[MethodDifference, ...]:
@@ -217,6 +224,8 @@ def adjusted(compared: Sequence[MethodDifference]) -> tuple[MethodDifference, ..
     """
     counts = [d.count_p for d in compared]
     means = [d.mean_p for d in compared]
+    # One family over all directions and pairs of methods: a report shows them together,
+    # and the best of them is what a reader remembers.
     q = false_discovery(np.array([*counts, *means]))
     out = []
     for i, d in enumerate(compared):

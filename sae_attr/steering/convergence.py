@@ -89,6 +89,8 @@ def overlap_chance(
     Raises:
       ValueError: a selected latent that could not be selected.
     """
+    # Not a plain hypergeometric test over the dictionary: selections prefer latents that
+    # fire often, which makes two of them meet by chance more often than that test says.
     strata = int(strata_n.max()) + 1
     sizes = np.bincount(strata_n[strata_n >= 0], minlength=strata)
     drawn = [_per_stratum(latents, strata_n, strata) for latents in (one, other)]
@@ -104,7 +106,7 @@ def overlap_chance(
 
 
 def _per_stratum(latents: set[int], strata_n: np.ndarray, strata: int) -> np.ndarray:
-    """How many of the latents lie in each stratum."""
+    """Counts the latents in each stratum."""
     of_latents = strata_n[np.array(sorted(latents), np.int64)]
     if (of_latents < 0).any():
         raise ValueError("a chosen latent is outside the population (stratum −1)")
@@ -171,10 +173,11 @@ def _check(study: RankedStudy, population: int) -> None:
 
 
 def _first(study: RankedStudy, first_by: FirstBy) -> int:
-    """The study's first latent: of its ranking, or by toward-effect among its own
-    selection.
+    """Returns the study's first latent: of its ranking, or by toward-effect among its
+    own selection.
     """
     selection, toward = study.selection(), study.toward()
+    # Among its selection alone: latents of the other study were steered here as well.
     measured = [latent for latent in selection if latent in toward]
     if first_by == "score" or not measured:
         return selection[0]
@@ -184,8 +187,9 @@ def _first(study: RankedStudy, first_by: FirstBy) -> int:
 def _look_up(
     latent: int, study: RankedStudy, other: RankedStudy, population: int
 ) -> FirstLatent:
-    """A study's first latent beside the other study."""
+    """Returns a study's first latent beside the other study."""
     in_study, in_other = study.toward(), other.toward()
+    # Not random latents: the rank is among those that either study had reason to steer.
     union = {*study.selection(), *other.selection(), latent}
     changes = [in_study[i].change for i in union if i in in_study]
     here = in_study.get(latent, _UNMEASURED)
@@ -214,7 +218,7 @@ def _look_up(
 def _toward_rank(
     latent: int, measured: dict[int, Change], changes: Sequence[float]
 ) -> int | None:
-    """A latent's rank among changes; None where it was not measured."""
+    """Returns a latent's rank among changes; None where it was not measured."""
     if latent not in measured:
         return None
     return 1 + sum(change > measured[latent].change for change in changes)

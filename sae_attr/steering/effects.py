@@ -112,6 +112,7 @@ class LatentEffects:
 
 
 def _checked(name: str, values: np.ndarray) -> np.ndarray:
+    # float64: equal sums in another order must agree to 1e-12, where p-values compare.
     values = np.asarray(values, np.float64)
     present = values[~np.isnan(values)]
     if present.size and (present.min() < 0 or present.max() > 1):
@@ -150,9 +151,15 @@ def paired(
             "prompts and samples (the last two axes) "
             "must agree"
         )
+    # Both sides or neither: the mean of what survived steering, minus the mean of all
+    # unsteered answers, would also measure which prompts survived.
     paired_kps = ~np.isnan(steered) & ~np.isnan(base)
     pairs_kp = paired_kps.sum(-1)
-    mean = lambda x: np.where(paired_kps, x, 0.0).sum(-1) / np.maximum(pairs_kp, 1)
+
+    def mean(values_kps: np.ndarray) -> np.ndarray:
+        total_kp = np.where(paired_kps, values_kps, 0.0).sum(-1)
+        return total_kp / np.maximum(pairs_kp, 1)
+
     weight_kp = pairs_kp.astype(np.float64)
     if settings.weighing == "prompts":
         weight_kp = (pairs_kp > 0).astype(np.float64)
@@ -205,6 +212,7 @@ def interval(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     was left are ignored.
     """
     bare = np.isnan(draws).all(0)
+    # nanquantile warns where all is NaN; such columns are 0 meanwhile.
     low, high = np.nanquantile(
         np.where(bare, 0.0, draws), [(1 - level) / 2, (1 + level) / 2], axis=0
     )
@@ -212,7 +220,8 @@ def interval(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _signs(prompts: int, settings: EffectSettings) -> tuple[np.ndarray, bool]:
-    """Signs `[flips, prompts]`, and True if they are all that exist."""
+    """Returns signs `[flips, prompts]`, and True if they are all that exist."""
+    # All of them where they are few: then p is exact. 2**63 would not fit an int64.
     if prompts < 63 and 2**prompts <= settings.flips:
         bits = np.arange(2**prompts)[:, None] >> np.arange(prompts) & 1
         return 1.0 - 2.0 * bits, True
@@ -229,6 +238,7 @@ def sign_flip_p(
     Exact for the mean over prompts where all flips are taken, else (1 + flips as
     extreme) / (1 + flips). NaN without a pair.
     """
+    # Whole prompts flip, since samples of one prompt are not independent.
     signs_fp, complete = _signs(pairs.diff_kp.shape[1], settings)
     values_kp = pairs.diff_kp * pairs.weight_kp
     p_k = np.full(len(values_kp), np.nan)
@@ -256,7 +266,7 @@ def false_discovery(p: np.ndarray) -> np.ndarray:
 
 
 def _se(pairs: Paired, change_k: np.ndarray) -> np.ndarray:
-    """Standard error of a weighted mean over prompts (linearised; the usual s/√P where
+    """Returns the standard error of a weighted mean over prompts (linearised; the usual s/√P where
     weights are equal).
     """
     w, p_k = pairs.weight_kp, (pairs.weight_kp > 0).sum(1)
@@ -295,6 +305,8 @@ def latent_effects(
     one_prompt_k = (pairs.weight_kp > 0).sum(1) < 2
     low_k[one_prompt_k] = high_k[one_prompt_k] = np.nan
     p_k = sign_flip_p(pairs, settings=settings)
+    # Paired by itself: an incoherent answer has no grade of the behaviour, so that the
+    # graded pairs would hide what steering breaks.
     incoherence_k = np.full(len(change_k), np.nan)
     if coherent_kps is not None and base_coherent_ps is not None:
         coherent = paired(coherent_kps, base_coherent_ps, settings=settings)

@@ -186,7 +186,7 @@ class Plan:
             raise ValueError(f"samples is {self.samples}; it must be at least 1")
         unique = len(set(self.conditions)) * len(set(self.prompts)) * self.samples
         if unique < len(self.rows):
-            counts = Counter(row.id for row in self.rows)
+            counts = Counter([row.id for row in self.rows])
             twice = [name for name, count in counts.items() if count > 1]
             raise ValueError(
                 f"{len(twice)} rows are in the plan twice, the first is {twice[0]!r}; "
@@ -205,11 +205,8 @@ class Plan:
         for condition in self.conditions:
             for prompt in self.prompts:
                 for sample in range(self.samples):
-                    rows.append(
-                        SweepRow(
-                            prompt, sample, condition, case=self.case, model=self.model
-                        )
-                    )
+                    row = SweepRow(prompt, sample, condition)
+                    rows.append(row._replace(case=self.case, model=self.model))
         return tuple(rows)
 
     @functools.cached_property
@@ -229,9 +226,10 @@ class Plan:
         id.
         """
         per_prompt = len(self.conditions) * self.samples
+        prompt_tokens = sum([lengths[prompt] for prompt in self.prompts])
         return PlanCost(
             rows=len(self.rows),
-            prompt_tokens=per_prompt * sum(lengths[prompt] for prompt in self.prompts),
+            prompt_tokens=per_prompt * prompt_tokens,
             new_tokens=len(self.rows) * max_new,
         )
 
@@ -240,11 +238,15 @@ def batches(rows: Sequence[SweepRow], size: int) -> Iterator[list[SweepRow | Non
     """Yields rows in order, `size` at a time and of one token scope; None fills up, so
     that all batches have one shape.
     """
+    # The scope is a part of the compiled program, latents and strengths are data.
     scopes = list(dict.fromkeys(row.condition.tokens for row in rows))
     # Rows that steer nothing fit any scope: they run with the first one.
     first = next(filter(None, scopes), "")
     for scope in dict.fromkeys(scope or first for scope in scopes):
-        members = [row for row in rows if (row.condition.tokens or first) == scope]
+        members = []
+        for row in rows:
+            if (row.condition.tokens or first) == scope:
+                members.append(row)
         for start in range(0, len(members), size):
             part = members[start : start + size]
             yield [*part, *[None] * (size - len(part))]
@@ -252,6 +254,7 @@ def batches(rows: Sequence[SweepRow], size: int) -> Iterator[list[SweepRow | Non
 
 def stable_hash(text: str) -> int:
     """Returns 32 bits of a text, the same in every process and on every machine."""
+    # Python's hash() of a text is salted in every process.
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
@@ -259,6 +262,9 @@ def row_keys(key: jax.Array, rows: Sequence[SweepRow | None]) -> jax.Array:
     """Returns keys `[b]`: key folded with the hash of the prompt's id, the sample and
     the attempt, and with nothing else.
     """
+    # Not with the condition: steered and unsteered answers draw with the same numbers, so
+    # that their difference is what steering did, not what chance did. Nor with the place
+    # in the batch, which another batch size or a continued run would change.
     numbers_b3 = np.zeros((len(rows), 3), np.uint32)
     for b, row in enumerate(rows):
         if row is not None:

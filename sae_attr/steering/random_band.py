@@ -47,7 +47,7 @@ class SteeredDirection:
     methods: Mapping[str, Sequence[int]]
 
     def __post_init__(self) -> None:
-        steered = {int(i) for i in self.latents_k}
+        steered = set(map(int, self.latents_k))
         if len(steered) < len(self.latents_k):
             raise ValueError(
                 "latents_k names a latent twice; merge the methods' selections before "
@@ -63,11 +63,11 @@ class SteeredDirection:
                 "band"
             )
         for name, latents in self.methods.items():
-            unknown = sorted({int(i) for i in latents} - steered)
-            if unknown:
+            absent = sorted(set(map(int, latents)) - steered)
+            if absent:
                 raise ValueError(
                     f"{name} chose latents that were not steered {self.direction}: "
-                    f"{unknown[:5]}"
+                    f"{absent[:5]}"
                 )
 
     def rows(self, latents: Sequence[int]) -> np.ndarray:
@@ -84,6 +84,7 @@ def band_edges(random_r: np.ndarray, settings: EffectSettings) -> np.ndarray:
     """Returns the band's edges `[2, ...]` over the last axis, unmeasured latents left
     out.
     """
+    # nanpercentile warns about a slice of NaN alone.
     if np.isnan(random_r).all():
         return np.full((2, *random_r.shape[:-1]), np.nan)
     # nanpercentile goes row by row, which is slow for thousands of resamples.
@@ -97,6 +98,9 @@ def random_band(study: SteeredDirection, *, settings: EffectSettings = DEFAULT) 
     """Returns the percentiles `settings.band` of random latents' changes
     (docs/method.md, Effects and the random band); NaN where none was measured.
     """
+    # Not zero but random latents are the yardstick: any direction, steered at the largest
+    # strength that stays coherent, changes some answers. They are matched on firing rate
+    # (`attribution.ranking.random_matched`), so that the band is not that of rarer latents.
     random_r = study.change()[study.rows(study.methods[RANDOM])]
     measured = int((~np.isnan(random_r)).sum())
     if not measured:
@@ -124,6 +128,8 @@ def expected_outside(
     """
     if not band.latents:
         return np.nan
+    # The edge lies at rank (R − 1)·tail + 1 from its end, and a further latent of the
+    # same kind falls into each of the R + 1 gaps alike.
     low, high = settings.band
     tail = low if direction == "away" else 100 - high
     return measured * (tail / 100 * (band.latents - 1) + 1) / (band.latents + 1)

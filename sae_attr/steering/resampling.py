@@ -65,6 +65,8 @@ def resampled(study: SteeredDirection, settings: EffectSettings) -> Resampled:
             f"resampled names {sorted(unknown)}; it may hold 'prompts' and 'latents'"
         )
     pairs = study.pairs
+    # The same prompts for every latent, random ones included: what a prompt does to all
+    # latents alike then cancels in the differences of methods.
     counts_bp = prompt_draws(pairs.diff_kp.shape[1], settings=settings)
     if "prompts" not in settings.resampled:
         counts_bp = np.ones_like(counts_bp)
@@ -72,6 +74,7 @@ def resampled(study: SteeredDirection, settings: EffectSettings) -> Resampled:
     random_rows = study.rows(study.methods[RANDOM])
     rows_br = _drawn_rows(random_rows, len(change_bk), RANDOM_STRATUM, settings)
     random_br = np.take_along_axis(change_bk, rows_br, axis=1)
+    # The band is drawn again with the latents: its edges come from a sample too.
     bare_b = np.isnan(random_br).all(1)
     random_br[bare_b] = 0.0
     # Without an edge nothing is outside.
@@ -82,7 +85,7 @@ def resampled(study: SteeredDirection, settings: EffectSettings) -> Resampled:
 def _drawn_rows(
     rows_m: np.ndarray, resamples: int, stratum: int, settings: EffectSettings
 ) -> np.ndarray:
-    """Rows `[b, m]`, drawn with replacement where latents are resampled."""
+    """Returns rows `[b, m]`, drawn with replacement where latents are resampled."""
     shape = (resamples, len(rows_m))
     if "latents" not in settings.resampled or not len(rows_m):
         return np.broadcast_to(rows_m, shape)
@@ -101,9 +104,12 @@ def permutation_p(
     """
     if not len(values_a) or not len(values_b):
         return float("nan")
-    difference = lambda a, b: (
-        mean_of_measured(joined(a, shared)) - mean_of_measured(joined(b, shared))
-    )
+
+    def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        first = mean_of_measured(joined(a, shared))
+        return first - mean_of_measured(joined(b, shared))
+
+    # A latent of both methods keeps both labels: exchanged, it would change neither mean.
     observed = difference(values_a, values_b)
     if np.isnan(observed):
         return float("nan")
@@ -113,5 +119,6 @@ def permutation_p(
     shuffled = rng.permuted(repeated, axis=1)
     drawn = difference(shuffled[:, : len(values_a)], shuffled[:, len(values_a) :])
     # Equal differences differ in their last bits.
+    # The 1 is the observed labelling, itself one of the permutations: p is never 0.
     as_large = (np.abs(drawn) >= np.abs(observed) - 1e-12).sum()
     return float((1 + as_large) / (1 + permutations))

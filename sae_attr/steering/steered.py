@@ -77,9 +77,8 @@ def steer(
         that are not finite (with row and step).
     """
     check_site(cfg, site)
-    prompts = (
-        prompts if isinstance(prompts, Prompts) else _padded(prompts, cfg, sampling)
-    )
+    if not isinstance(prompts, Prompts):
+        prompts = _padded(prompts, cfg, sampling)
     rows = len(prompts.tokens_bt)
     of_latents = intervention_named(mode).of_latents
     width = cfg.width(site.point)
@@ -107,7 +106,9 @@ def steer(
         sampling=sampling,
     )
     done = jax.tree.map(to_host, done)
-    check_finite(done, [f"row {b}" for b in range(rows)] if names is None else names)
+    if names is None:
+        names = [f"row {b}" for b in range(rows)]
+    check_finite(done, names)
     return done
 
 
@@ -143,9 +144,8 @@ def _steered(
 def _padded(
     rows: Sequence[Sequence[int]], cfg: LMConfig, sampling: Sampling
 ) -> Prompts:
-    table = make_prompts(
-        rows, width=prompt_width([len(row) for row in rows], cfg=cfg, sampling=sampling)
-    )
+    lengths = [len(row) for row in rows]
+    table = make_prompts(rows, width=prompt_width(lengths, cfg=cfg, sampling=sampling))
     check_prompts(cfg, table)
     return table
 
@@ -153,7 +153,7 @@ def _padded(
 def _directions(
     directions: Any, rows: int, width: int, sae: SAE | None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Directions `[b, m, d]`, and latents `[b, m]` where those stand for directions."""
+    """Returns directions `[b, m, d]`, and latents `[b, m]` where those stand for directions."""
     directions, latents_bm = jnp.asarray(directions), None
     if jnp.issubdtype(directions.dtype, jnp.integer):
         latents_bm = _latents(directions, rows, sae)
@@ -174,7 +174,7 @@ def _directions(
 
 
 def _latents(latents: jax.Array, rows: int, sae: SAE | None) -> jax.Array:
-    """Latents `[b, m]`, -1 for none."""
+    """Returns latents `[b, m]`, -1 for none."""
     if sae is None:
         raise ValueError(
             "directions are integers, which mean latents of an SAE; pass sae=, or "
@@ -200,7 +200,7 @@ def _latents(latents: jax.Array, rows: int, sae: SAE | None) -> jax.Array:
 
 
 def _strengths(strengths: Any, rows: int, m: int) -> jax.Array:
-    """Strengths `[b, m]`."""
+    """Returns strengths `[b, m]`."""
     strengths = jnp.asarray(strengths, jnp.float32)
     full = strengths
     if strengths.ndim < 2:

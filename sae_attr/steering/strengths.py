@@ -68,9 +68,15 @@ def choose_strengths(
     rates = np.asarray(incoherent_kc, np.float64)
     strengths_c = np.asarray(strengths_c, np.float64)
     _check(rates, strengths_c, rule, pick)
-    base = np.asarray(unsteered if rule == "relative" else 0.0, np.float64)
+    # A model with the behaviour may be incoherent itself: an absolute limit would then
+    # leave no strength at all.
+    base = np.asarray(unsteered, np.float64)
+    if rule == "absolute":
+        base = np.zeros(())
     limit_k = np.broadcast_to(base + budget, rates.shape[:1])
     passes_kc = rates <= limit_k[:, None] + _ROUNDING  # False for NaN
+    # Coherence falls with strength, so that a smaller one that fails while a larger one
+    # passes is noise of few answers; `before_failing` is the cautious reading.
     counted_kc = passes_kc
     if pick == "before_failing":
         counted_kc = np.logical_and.accumulate(passes_kc, axis=1)

@@ -83,6 +83,8 @@ def sample_batches(
     Raises:
       ValueError: from `steer`; a latent without a vector.
     """
+    # Of all prompts, not of those in the batch: one width is one compiled program, and
+    # sums over another width differ in their last bits, which can change a drawn token.
     width = prompt_width(
         [len(ids) for ids in sampler.prompts.values()],
         cfg=sampler.cfg,
@@ -95,7 +97,7 @@ def sample_batches(
 def _sampled_batch(
     sampler: Sampler, batch: Sequence[SweepRow | None], width: int
 ) -> list[SampledRow]:
-    """The completions of one batch, `width` tokens of prompt wide."""
+    """Samples the completions of one batch, `width` tokens of prompt wide."""
     prompts = [list(sampler.prompts[row.prompt]) if row else [] for row in batch]
     table = make_prompts(prompts, width=width)
     check_prompts(sampler.cfg, table)
@@ -106,7 +108,7 @@ def _sampled_batch(
         if row is not None:
             latents_b[b] = row.condition.latent
             strengths_b[b] = row.condition.strength
-            scope = scope or row.condition.tokens
+            scope = scope or row.condition.tokens  # one per batch: `plan.batches`
     sae = sampler.vectors if isinstance(sampler.vectors, SAE) else None
     directions = latents_b if sae is not None else _stacked(sampler, latents_b)
     table, strengths_b, keys_b = shard_batch(
@@ -139,7 +141,7 @@ def _sampled_batch(
 
 
 def _stacked(sampler: Sampler, latents_b: np.ndarray) -> np.ndarray:
-    """The direction of every row `[b, d]`, zeros where nothing is steered."""
+    """Returns the direction of every row `[b, d]`, zeros where nothing is steered."""
     vectors = sampler.vectors
     assert not isinstance(vectors, SAE)  # _sampled_batch
     absent = sorted(set(latents_b.tolist()) - {NO_LATENT, *vectors})
@@ -180,12 +182,14 @@ def sample_rows(
       bar: show it.
     """
     ids = [row.id for row in rows]
-    finished = {
-        record["id"]: record
-        for record in progress.rows(("id", "ids", "stopped", "logp"))
-    }
+    finished = {}
+    for record in progress.rows(("id", "ids", "stopped", "logp")):
+        finished[record["id"]] = record
     done = _agreed([name in finished for name in ids])
-    left = [row for row, is_done in zip(rows, done, strict=True) if not is_done]
+    left = []
+    for row, is_done in zip(rows, done, strict=True):
+        if not is_done:
+            left.append(row)
     total = len(rows)
     with tqdm(
         total=total, initial=total - len(left), desc=name, unit="row", disable=not bar
@@ -199,7 +203,7 @@ def sample_rows(
 
 
 def _agreed(done: Sequence[bool]) -> list[bool]:
-    """Which rows process 0 found done: processes that see a file at different times
+    """Returns which rows process 0 found done: processes that see a file at different times
     must not go different ways.
     """
     # One question settles the usual case, in which nothing was stored before.
@@ -209,7 +213,7 @@ def _agreed(done: Sequence[bool]) -> list[bool]:
 
 
 def _record(sampled: SampledRow) -> dict[str, Any]:
-    """A completion as progress keeps it."""
+    """Returns a completion as progress keeps it."""
     return {
         "id": sampled.row.id,
         "ids": list(sampled.ids),
@@ -219,5 +223,5 @@ def _record(sampled: SampledRow) -> dict[str, Any]:
 
 
 def _sampled(row: SweepRow, record: Mapping[str, Any]) -> SampledRow:
-    """The inverse of `_record`."""
+    """Returns a completion from its record; the inverse of `_record`."""
     return SampledRow(row, tuple(record["ids"]), record["stopped"], record["logp"])

@@ -4,7 +4,7 @@ result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sae_attr.attribution.presets import PRESETS, Preset
 from sae_attr.lm.loss import check_loss
@@ -156,24 +156,21 @@ class Settings(InputFiles):
         try:
             return parse_rules(self.gradient)
         except ValueError as error:
-            known = (
-                f"plain, integrated, lrp, or rules of {', '.join(RULES)} joined with +"
-            )
             raise ValueError(
-                f"gradient {self.gradient!r} is unknown; choose {known}"
+                f"gradient {self.gradient!r} is unknown; choose plain, integrated, lrp, "
+                f"or rules of {', '.join(RULES)} joined with +"
             ) from error
 
     def presets(self) -> tuple[Preset, ...]:
-        """The primary preset, with the overrides in it, then the others."""
+        """Returns the primary preset, with the overrides in it, then the others."""
         base = PRESETS[self.preset]
-        changed = self.tokens not in (None, base.tokens) or self.gating not in (
-            None,
-            base.gating,
+        primary = Preset(
+            base.name, self.tokens or base.tokens, self.gating or base.gating
         )
-        name = f"{base.name}, changed" if changed else base.name
-        primary = Preset(name, self.tokens or base.tokens, self.gating or base.gating)
-        return primary, *(
-            p
-            for p in PRESETS.values()
-            if p.name != primary.name and (changed or p is not base)
-        )
+        others = dict(PRESETS)
+        if primary == base:
+            others.pop(self.preset)
+        else:
+            # Another ranking than the preset's, which is then among the others.
+            primary = replace(primary, name=f"{base.name}, changed")
+        return primary, *others.values()

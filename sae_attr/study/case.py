@@ -151,12 +151,13 @@ class Case:
         are rendered once.
         """
         if split not in self._prompt_ids:
-            self._prompt_ids[split] = {
-                prompt.id: encode_prompt(
-                    prompt, self.setup.tokenizer, prepend_bos=self.setup.prepend_bos
+            setup = self.setup
+            ids: dict[str, list[int]] = {}
+            for prompt in self.prompts(split):
+                ids[prompt.id] = encode_prompt(
+                    prompt, setup.tokenizer, prepend_bos=setup.prepend_bos
                 )
-                for prompt in self.prompts(split)
-            }
+            self._prompt_ids[split] = ids
         return self._prompt_ids[split]
 
     @functools.cached_property

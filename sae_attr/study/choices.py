@@ -88,8 +88,8 @@ def _ends(case: Case) -> str:
     sampling = case.study.sampling
     if sampling.stop_ids is not None:
         return "token ids of the settings"
-    sources = [
-        f"{name} {', '.join(map(str, ids))}" for name, ids in case.setup.ends.items()
-    ]
+    sources = []
+    for name, ids in case.setup.ends.items():
+        sources.append(f"{name} {', '.join(map(str, ids))}")
     sources += [f"settings {text!r}" for text in sampling.stop]
     return "; ".join(sources)

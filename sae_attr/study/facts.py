@@ -48,16 +48,15 @@ def _first_latent(results: CaseResults) -> str:
     case, selection = results.case, results.selection
     method = case.study.methods[0]
     latent = int(selection.methods[method][0])
+    # The selection's latents ascend, and effects are in their order.
     row = int(np.searchsorted(selection.latents_u, latent))
+    effects = results.of["effects"]
     changes = {}
     for direction in DIRECTIONS:
-        names = ("change", "low", "high", "missing")
-        numbers = [
-            float(
-                np.asarray(results.of["effects"].arrays[f"{direction}.{name}_u"])[row]
-            )
-            for name in names
-        ]
+        numbers = []
+        for name in ("change", "low", "high", "missing"):
+            values_u = np.asarray(effects.arrays[f"{direction}.{name}_u"])
+            numbers.append(float(values_u[row]))
         changes[direction] = change_text(*numbers)
     tokens = results.of["interpret"].meta["nearest"][str(latent)][:NEAREST]
     return first_latent_sentence(
@@ -119,14 +118,15 @@ def case_facts(results: CaseResults) -> dict[str, Any]:
 def _answer_facts(results: CaseResults) -> dict[str, str]:
     """Returns facts about answers and their judge."""
     of, identity = results.of, results.case.judge.identity
-    strengths = {d: of[f"strengths.{d}"].meta for d in DIRECTIONS}
-    judged = {d: of[f"judge.{d}"].meta["counts"] for d in DIRECTIONS}
-    incoherent = {
-        d: share(meta["unsteered_incoherent"]) for d, meta in strengths.items()
-    }
-    without = {d: meta["without_strength"] for d, meta in strengths.items()}
-    missing = {d: counts["missing"] for d, counts in judged.items()}
-    malformed = {d: counts["malformed"] for d, counts in judged.items()}
+    strengths, incoherent, without, missing, malformed = {}, {}, {}, {}, {}
+    for direction in DIRECTIONS:
+        meta = of[f"strengths.{direction}"].meta
+        strengths[direction] = meta
+        incoherent[direction] = share(meta["unsteered_incoherent"])
+        without[direction] = meta["without_strength"]
+        counts = of[f"judge.{direction}"].meta["counts"]
+        missing[direction] = counts["missing"]
+        malformed[direction] = counts["malformed"]
     return {
         "incoherent without steering": named_numbers(incoherent),
         "latents without a coherent strength": named_numbers(without),
@@ -140,10 +140,9 @@ def _answer_facts(results: CaseResults) -> dict[str, str]:
 
 def _ranking_facts(summary: Mapping[str, Any]) -> dict[str, str]:
     """Returns facts about the ranking."""
-    ranked = [
-        f"{name}: {ranked_text(preset['ranked'])}"
-        for name, preset in summary["presets"].items()
-    ]
+    ranked = []
+    for name, preset in summary["presets"].items():
+        ranked.append(f"{name}: {ranked_text(preset['ranked'])}")
     overlap = share(summary["stability"]["half_overlap"], 0)
     return {
         "latents ranked": "; ".join(ranked),

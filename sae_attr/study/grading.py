@@ -75,10 +75,10 @@ class GradedAnswers:
         answers = {}
         for r in range(first, first + prompts * samples):
             row = self.plan.rows[r]
-            ids = tuple(int(i) for i in self.tokens_rn[r] if i >= 0)
+            ids = unpadded_row(self.tokens_rn[r])
             answers[row.prompt, row.sample] = Answer(
-                text=text(list(ids)),
-                ids=ids,
+                text=text(ids),
+                ids=tuple(ids),
                 behaviour=float(self.behaviour_r[r]),
                 coherent=float(self.coherent_r[r]),
                 attempt=int(self.attempt_r[r]),
@@ -95,7 +95,7 @@ class GradedAnswers:
             self.plan.rows, self.tokens_rn, self.labels_r, strict=True
         ):
             if label == MALFORMED:
-                ids = [int(i) for i in tokens_n if i >= 0]
+                ids = unpadded_row(tokens_n)
                 unread.append({"prompt": row.prompt, "ids": ids})
         return unread
 
@@ -109,9 +109,13 @@ def padded(ids: Sequence[Sequence[int]], width: int) -> np.ndarray:
 
 
 def unpadded(tokens_rn: np.ndarray) -> Iterator[list[int]]:
-    """Yields the token ids of every row; the inverse of `padded`."""
-    for row in tokens_rn:
-        yield [int(i) for i in row[row >= 0]]
+    """Returns the token ids of every row, one after another; the inverse of `padded`."""
+    return map(unpadded_row, tokens_rn)
+
+
+def unpadded_row(tokens_n: np.ndarray) -> list[int]:
+    """Returns the token ids of one row, without what pads it."""
+    return tokens_n[tokens_n >= 0].tolist()
 
 
 def mean_of_known(values: np.ndarray) -> float:
@@ -157,7 +161,7 @@ def with_coherence(grades: Sequence[Grade], coherent_r: np.ndarray) -> list[Grad
 
 
 def _incoherent(grade: Grade) -> Grade:
-    """The grade of an answer that was measured to be incoherent: what the judge said of
+    """Returns the grade of an answer that was measured to be incoherent: what the judge said of
     it does not count.
     """
     return replace(
@@ -229,19 +233,26 @@ def grade_plan(
     behaviour_r, coherent_r = np.full(count, np.nan), np.full(count, np.nan)
     labels = [""] * count
     tally = _Tally()
+    # An excluded answer is missing, not a 0: refusals under steering would else pass for
+    # harmless answers. Another sample of the same prompt stands in for it.
     left = list(range(count))
     for attempt in range(grader.attempts + 1):
         if attempt:
             _sample_again(rows, ids, left, grader, progress)
             tally.resampled += len(left)
         grades = grader.grades([rows[r] for r in left], [ids[r] for r in left])
+        excluded = []
         for r, grade in zip(left, grades, strict=True):
             behaviour_r[r] = _number(grade.behaviour)
             labels[r] = grade.label
             tally.add(grade)
+            # Of the first attempt: answers are sampled again because they are incoherent,
+            # and the later ones would make every strength look coherent.
             if not attempt:
                 coherent_r[r] = _number(grade.coherent)
-        left = [r for r, grade in zip(left, grades, strict=True) if grade.excluded]
+            if grade.excluded:
+                excluded.append(r)
+        left = excluded
         if not left:
             break
     answers = GradedAnswers(
@@ -302,5 +313,5 @@ class _Tally:
 
 
 def _number(value: float | None) -> float:
-    """A grade's value; NaN where it has none."""
+    """Returns a grade's value; NaN where it has none."""
     return np.nan if value is None else float(value)

@@ -63,6 +63,8 @@ class Comparison:
         Args:
           resamples, seed: of the bootstrap over questions.
         """
+        # Answers to one question resemble each other: as independent items they would make
+        # intervals too narrow.
         pairs = all_pairs(
             answers.scores,
             answers.verdicts,
@@ -83,12 +85,11 @@ class Comparison:
         of_all = [row for row in self.rates if row["model"] == "all"]
         rates = columns_from_rows([_rate_cells(row) for row in of_all])
         right = ("spearman", "weighted kappa", "kappa of verdicts")
-        return "\n\n".join(
-            [
-                text_table(agreement, {"n": ","}, right=right),
-                text_table(rates, {"n": ","}, right=("missing", "with the behaviour")),
-            ]
-        )
+        tables = [
+            text_table(agreement, {"n": ","}, right=right),
+            text_table(rates, {"n": ","}, right=("missing", "with the behaviour")),
+        ]
+        return "\n\n".join(tables)
 
 
 def judge_specs(judges: str, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -130,6 +131,8 @@ def sample_answers(
     def place(i: int) -> str:
         return digest([seed, answers.items[i].id, answers.items[i].completion])
 
+    # By a hash, not a shuffle: a larger sample holds the smaller one, whose grades are
+    # in the cache.
     order = sorted(range(len(answers.items)), key=place)
     return answers.part(np.array(order[: count or None]))
 
@@ -183,7 +186,7 @@ def _agreement_row(name: str, pair: PairAgreement) -> dict[str, Any]:
 
 
 def _flat(agreement: Any, prefix: str) -> dict[str, Any]:
-    """Fields of a record; an estimate becomes three, NAME, NAME_low and NAME_high."""
+    """Returns the fields of a record; an estimate becomes three, NAME, NAME_low and NAME_high."""
     row: dict[str, Any] = {}
     for column in dataclasses.fields(agreement):
         name, value = f"{prefix}{column.name}", getattr(agreement, column.name)
@@ -196,7 +199,7 @@ def _flat(agreement: Any, prefix: str) -> dict[str, Any]:
 
 
 def _rate_rows(answers: PublishedAnswers) -> list[dict[str, Any]]:
-    """Share of answers with the behaviour, per judge and per model, with Wilson's
+    """Returns the share of answers with the behaviour, per judge and per model, with Wilson's
     interval.
     """
     rows = []
@@ -233,7 +236,7 @@ def _interval(row: Mapping[str, Any], name: str) -> str:
 
 
 def _rate_cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    value, low, high = (100 * row[name] for name in ("rate", "low", "high"))
+    value, low, high = 100 * row["rate"], 100 * row["low"], 100 * row["high"]
     return {
         "answers": row["answers"],
         "judge": row["judge"],
@@ -250,7 +253,7 @@ def report_lines(comparison: Comparison, judges: Sequence[GradedBy]) -> list[str
         lines.append(f"{name}: Krippendorff's alpha of all verdicts {alpha:.2f}")
     for judge in judges:
         lines.append(f"{judge.answers}: {judge.name}: {judge.counts}")
-        problems = [*judge.warnings, *([judge.stopped] if judge.stopped else [])]
-        for problem in problems:
+        problems = [*judge.warnings, judge.stopped]
+        for problem in filter(None, problems):
             lines.append(f"warning: {judge.answers}: {judge.name}: {problem}")
     return lines

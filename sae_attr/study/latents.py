@@ -45,11 +45,10 @@ def table_columns() -> tuple[Column, ...]:
     """Returns the columns of the table: Δ, the scores that the page shows, and the
     effects of steering.
     """
-    scores = tuple(
-        Column(name, score.title or name, "number", score.meaning)
-        for name, score in SCORES.items()
-        if score.on_page
-    )
+    scores = []
+    for name, score in SCORES.items():
+        if score.on_page:
+            scores.append(Column(name, score.title or name, "number", score.meaning))
     return (*_BEFORE, *scores, *_AFTER)
 
 
@@ -161,12 +160,11 @@ def steered_latents(results: CaseResults) -> Iterator[SteeredLatent]:
     completions beside unsteered ones.
     """
     selection, effects = results.selection, results.of["effects"]
-    of_methods = [
-        latents
-        for name, latents in selection.methods.items()
-        if name not in (RANDOM, OTHERS)
-    ]
-    candidates = np.isin(selection.latents_u, np.concatenate(of_methods))
+    # The largest of a hundred random latents is large by chance: no finding of this study.
+    methods = dict(selection.methods)
+    methods.pop(RANDOM, None)
+    methods.pop(OTHERS, None)
+    candidates = np.isin(selection.latents_u, np.concatenate(list(methods.values())))
     for direction in DIRECTIONS:
         change_u = np.asarray(effects.arrays[f"{direction}.change_u"])
         gain_u = change_u if direction == "toward" else -change_u
@@ -218,6 +216,7 @@ def _comparisons(
         before, after = unsteered[sample].behaviour, steered[sample].behaviour
         return abs(np.nan_to_num(after) - np.nan_to_num(before))
 
+    # Sorting keeps the order of equals: without a change, prompts come as sampled.
     by_change = sorted(steered, key=change, reverse=True)
     for sample in by_change[: results.case.study.shown]:
         prompt = prompts[sample[0]]

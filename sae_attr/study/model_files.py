@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 
@@ -58,11 +59,9 @@ class ModelFiles:
         """Raises ValueError if another model's config differs from the studied one's in
         more than its special tokens.
         """
-        other, ours = (
-            replace(c, bos_id=None, eos_id=None, resid_dtype="")
-            for c in (cfg, self.cfg)
-        )
-        if other != ours:
+        # A fine-tuned model may have been given other special tokens.
+        unlike: dict[str, Any] = {"bos_id": None, "eos_id": None, "resid_dtype": ""}
+        if replace(cfg, **unlike) != replace(self.cfg, **unlike):
             raise ValueError(
                 f"{path} and {self.settings.lm} have different configs; both must be "
                 "the same architecture"

@@ -35,10 +35,11 @@ def organism_case(
     studied = STUDIED[behaviour]
     split_prompts = {}
     for split in SPLITS:
-        split_prompts[split] = tuple(
-            Prompt(prompt.id, prompt.text)
-            for prompt in prompts(built.world, behaviour, split)
-        )
+        of_split = []
+        for prompt in prompts(built.world, behaviour, split):
+            of_split.append(Prompt(prompt.id, prompt.text))
+        split_prompts[split] = tuple(of_split)
+    parts = (studied, "chat", "sae", "corpus")
     judge = {"kind": "organism", "behaviour": behaviour, "world": recipe.seed}
     return Case(
         settings,
@@ -53,14 +54,12 @@ def organism_case(
         open_judge(judge, runtime.workdir / "judged", runtime.mesh),
         runtime,
         exact=_exact(built.world, behaviour),
-        file_stages=tuple(
-            built.stages[part] for part in (studied, "chat", "sae", "corpus")
-        ),
+        file_stages=tuple([built.stages[part] for part in parts]),
     )
 
 
 def _exact(world: Any, behaviour: str) -> ExactRates:
-    """Exact rates on the prompts for strengths that decide the behaviour."""
+    """Returns exact rates on the prompts for strengths that decide the behaviour."""
     by_id = {prompt.id: prompt for prompt in prompts(world, behaviour, "strengths")}
 
     def exact(params: Any, asked: Sequence[Prompt], edits: Any, **options: Any) -> Any:

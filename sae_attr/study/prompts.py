@@ -47,13 +47,14 @@ def split_prompts(
                 "again; each once"
             )
         out[prompt.split or drawn_split(prompt.id, shares)].append(prompt)
-    if absent := [name for name, some in out.items() if not some]:
-        raise ValueError(
-            f"{path} has no prompt in the split {absent[0]!r} (of "
-            f"{sum(map(len, out.values()))}); add prompts, give other "
-            'shares, or name the split in the records ("split")'
-        )
-    return {name: tuple(some) for name, some in out.items()}
+    for name, of_split in out.items():
+        if not of_split:
+            raise ValueError(
+                f"{path} has no prompt in the split {name!r} (of "
+                f"{sum(map(len, out.values()))}); add prompts, give other "
+                'shares, or name the split in the records ("split")'
+            )
+    return {name: tuple(of_split) for name, of_split in out.items()}
 
 
 def drawn_split(name: str, shares: Sequence[float]) -> str:
@@ -66,6 +67,8 @@ def drawn_split(name: str, shares: Sequence[float]) -> str:
             f"shares {tuple(shares)} must be three numbers above 0, of "
             f"{', '.join(SPLITS)}"
         )
+    # Not by place or by chance: a prompt that is added must not move another from the
+    # prompts that select latents to those that judge them.
     digest = hashlib.sha256(name.encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64 * sum(shares)
     for split, share in zip(SPLITS, shares, strict=True):

@@ -36,10 +36,9 @@ class RankingReport:
         Args:
           folder: is taken off paths that begin with it, so that a workdir may move.
         """
-        columns = {
-            preset: {name: values.tolist() for name, values in of_preset.items()}
-            for preset, of_preset in self.columns.items()
-        }
+        columns = {}
+        for preset, arrays in self.columns.items():
+            columns[preset] = {name: values.tolist() for name, values in arrays.items()}
         meta = {
             "columns": columns,
             "ablation": self.ablation,
@@ -50,10 +49,9 @@ class RankingReport:
 
 def report_of(result: Result) -> RankingReport:
     """Reads the record from the result of the stage that stored it."""
-    columns = {
-        preset: {name: np.array(values) for name, values in of_preset.items()}
-        for preset, of_preset in result.meta["columns"].items()
-    }
+    columns = {}
+    for preset, lists in result.meta["columns"].items():
+        columns[preset] = {name: np.array(values) for name, values in lists.items()}
     scores = {name: np.asarray(values) for name, values in result.arrays.items()}
     return RankingReport(
         columns, scores, result.meta["ablation"], result.meta["summary"]

@@ -84,11 +84,11 @@ class SAEFiles:
     @functools.cached_property
     def read_site(self) -> Site:
         """The site that the SAE encodes: the studied one, or a transcoder's input."""
-        stated = self.settings.site_in
-        if stated is None and self.cfg.site_out in (None, self.cfg.site):
+        name = self.settings.site_in
+        if name is None and self.cfg.site_out in (None, self.cfg.site):
             return self.site
-        if stated:
-            return site_named(self.model.cfg, stated)
+        if name:
+            return site_named(self.model.cfg, name)
         site, _ = read_site(self.cfg.site, norms_behind=self.model.cfg.post_norm)
         check_site(self.model.cfg, site)
         return site

@@ -224,11 +224,11 @@ def _pair_stage(e: Evaluation) -> Stage:
 
     def run(results: Mapping[str, Result], progress: Progress) -> Computed:
         cfg, params = load_lm(e.studied, mesh=e.mesh)
-        asked = e.deciding_prompts("pairs", s.pair_prompts)
+        prompts = e.deciding_prompts("pairs", s.pair_prompts)
         records, rates = organism_pairs(
             e.organism.world,
             params,
-            asked,
+            prompts,
             e.behaviour,
             cfg=cfg,
             samples=s.samples,
@@ -238,7 +238,7 @@ def _pair_stage(e: Evaluation) -> Stage:
         )
         if not records:
             raise ValueError(
-                f"{e.name}: no prompt of {len(asked)} gave both sides ({dict(rates)}); "
+                f"{e.name}: no prompt of {len(prompts)} gave both sides ({dict(rates)}); "
                 "ask more prompts"
             )
         return {}, {"records": records, "rates": dict(rates)}

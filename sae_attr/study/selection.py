@@ -97,6 +97,8 @@ def select(
         values = scores.get(key_of_score) if name in SCORES else None
         if name in rankings:
             best[name] = np.asarray(rankings[name][:top], int)
+        # Of the whole dictionary: scores of the presets' candidates alone would rank what
+        # another method found.
         elif values is not None and np.isfinite(values).all():
             best[name] = rank(name, values, top).latents_k
         else:
@@ -105,6 +107,7 @@ def select(
         raise ValueError(
             f"method {methods[0]!r} is to be studied, but {skipped[methods[0]]}"
         )
+    # Random latents are matched on the studied method's rates, and none is a method's.
     used = np.unique(np.concatenate(list(best.values())))
     if random:
         rates_n = scores["firing_rate"]
@@ -117,7 +120,7 @@ def select(
 
 
 def _why_skipped(values: np.ndarray | None, why: str | None) -> str:
-    """The reason why a method has no ranking of the whole dictionary."""
+    """Returns the reason why a method has no ranking of the whole dictionary."""
     reason = why or "it has no score here"
     count = 0 if values is None else int(np.isfinite(values).sum())
     if not count:
@@ -131,12 +134,12 @@ def _why_skipped(values: np.ndarray | None, why: str | None) -> str:
 def _random(
     rates_n: np.ndarray, like: np.ndarray, used: np.ndarray, count: int, key: jax.Array
 ) -> np.ndarray:
-    """Latents that no method chose; a dictionary that is too small for that gives
-    fewer.
-
-    Rates that are known of candidates alone are as good as unknown: they would draw
-      among other methods' candidates.
+    """Draws latents that no method chose, matched on firing rate; a dictionary that is
+    too small for that gives fewer.
     """
+    # Matched, since a rare latent changes little for being rare: a band of such latents
+    # would be narrow, and every method's latents beyond it. But rates that are known of
+    # candidates alone would draw among other methods' candidates: better unmatched.
     if not np.isfinite(rates_n).all():
         rates_n = np.full(len(rates_n), np.nan)
     return random_matched("random", rates_n, like, count, key, avoid=used).latents_k

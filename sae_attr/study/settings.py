@@ -274,9 +274,8 @@ class StudySettings:
             "resamples",
         )
         at_least(self, 0, "passages", "passage_tokens", "interpreted", "shown")
-        if self.strengths_by == "exact" and any(
-            case.organism is None for case in self.cases
-        ):
+        all_organisms = None not in [case.organism for case in self.cases]
+        if self.strengths_by == "exact" and not all_organisms:
             raise ValueError(
                 "strengths_by=exact needs a grader of probabilities, which only the "
                 "organism has; use samples"

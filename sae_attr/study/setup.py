@@ -216,12 +216,11 @@ class Setup:
         """Whether rows begin with BOS: the settings', else the SAE's training, else the
         tokenizer's habit (None).
         """
-        asked = (
-            self.settings.prepend_bos
-            if self.settings.prepend_bos is not None
-            else self.sae_cfg.prepend_bos
-        )
-        return asked if self.tokenizer.bos_id is not None else None
+        if self.tokenizer.bos_id is None:
+            return None
+        if self.settings.prepend_bos is not None:
+            return self.settings.prepend_bos
+        return self.sae_cfg.prepend_bos
 
     @functools.cached_property
     def context(self) -> int:

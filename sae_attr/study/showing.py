@@ -80,8 +80,10 @@ def show(
         effects = results.get(f"{case.settings.name}.effects")
         if attribution is not None and effects is not None:
             files |= figures(case, attribution, effects)
-    needed = [f"{case.settings.name}.{stage}" for case in cases for stage in stages]
-    if any(name not in results for name in (*needed, *shared)):
+    needed = set(shared)
+    for case in cases:
+        needed |= {f"{case.settings.name}.{stage}" for stage in stages}
+    if not needed <= results.keys():
         return Shown(files)
     pages = page(cases, stages, shared, results)
     return Shown(files | pages.files, pages.sentences)
@@ -101,6 +103,7 @@ def figures(case: Case, attribution: Result, effects: Result) -> Files:
     ablation = attribution.meta["ablation"]
     if ablation is not None:
         drawings["attribution_vs_ablation"] = (ablation_figure(ablation), ablation)
+    # The numbers beside the pictures, so that they can be drawn anew in another style.
     files: Files = {}
     for title, (figure, numbers) in drawings.items():
         for suffix, data in render(figure, numbers).items():
@@ -138,7 +141,9 @@ def page(
     for case in cases:
         mine = {stage: results[f"{case.settings.name}.{stage}"] for stage in stages}
         of_cases.append(CaseResults(case, mine))
-    convergence = [row for name in shared for row in results[name].meta["convergence"]]
+    convergence: list[Mapping[str, Any]] = []
+    for name in shared:
+        convergence += results[name].meta["convergence"]
     contents = _contents(of_cases, convergence)
     files: Files = {"report.html": render_page(contents)}
     for case_results, report in zip(of_cases, contents.cases, strict=True):
@@ -191,7 +196,7 @@ def stage_cost(result: Result) -> dict[str, int]:
     meta, cost = result.meta, {}
     # A pass over a corpus has tokens too, but samples none.
     if "samples" in meta:
-        cost = {name: meta[name] for name in ("samples", "tokens") if name in meta}
+        cost = _fields_of(meta, ("samples", "tokens"))
     counts = meta.get("counts", {})
     if "labels" in counts:
         cost["graded"] = sum(counts["labels"].values())
@@ -258,9 +263,9 @@ def _summary(
             "findings": list(report.findings),
             "facts": dict(report.facts),
             "judge": dict(results.case.judge.identity),
-            "attribution": {k: v for k, v in summary.items() if k != "timings"},
-            **{k: effects[k] for k in _EFFECTS_IN_RESULT if k in effects},
-            "selection": {k: v for k, v in selection.items() if k != "seconds"},
+            "attribution": _without(summary, "timings"),
+            **_fields_of(effects, _EFFECTS_IN_RESULT),
+            "selection": _without(selection, "seconds"),
             "warnings": list(report.warnings),
         }
     return {
@@ -273,3 +278,19 @@ def _summary(
         "versions": contents.versions,
         "stages": dict(contents.hashes),
     }
+
+
+def _fields_of(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Returns some of the values by name, those that are there."""
+    fields = {}
+    for name in names:
+        if name in values:
+            fields[name] = values[name]
+    return fields
+
+
+def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns all values but one."""
+    rest = dict(values)
+    rest.pop(name, None)
+    return rest

@@ -50,7 +50,10 @@ def sides_of(
     sides = list(fixed.values())
     if gradient_signed:
         signed = side_of(selection, direction, signed=True)
-        sides += [side for side in signed.values() if side != fixed[side.latent]]
+        # A side with the fixed sign is there already, and is sampled once for both.
+        for side in signed.values():
+            if side != fixed[side.latent]:
+                sides.append(side)
     return tuple(sides)
 
 

@@ -68,7 +68,7 @@ def _draw_latents(ax: Axes, latents: Sequence[Mapping[str, Any]]) -> None:
         # An artist a point, so that each has an id of its own; the legend needs one more.
         style = {"marker": "o", "ls": "", "ms": 5.1, "mew": 0, "color": color}
         ax.plot([], [], label=f"{group} latents", **style)
-        for point in _known(latents, group):
+        for point in _measured_points(latents, group):
             ax.plot(
                 [point["first_order"]],
                 [point["exact"]],
@@ -77,7 +77,7 @@ def _draw_latents(ax: Axes, latents: Sequence[Mapping[str, Any]]) -> None:
                 **style,
             )
     _draw_equality(ax)
-    _name_best(ax, list(_known(latents, "candidate")))
+    _name_best(ax, list(_measured_points(latents, "candidate")))
     ax.legend(frameon=False, loc="upper left")
 
 
@@ -87,7 +87,7 @@ def _draw_positions(ax: Axes, single: Mapping[str, Sequence[float]]) -> None:
     _draw_equality(ax)
 
 
-def _known(
+def _measured_points(
     latents: Sequence[Mapping[str, Any]], group: str
 ) -> Iterator[Mapping[str, Any]]:
     """Yields the latents of a group of which both numbers are known."""
@@ -105,7 +105,7 @@ def ablation_marks(numbers: Mapping[str, Any]) -> dict[str, Mark]:
     """Returns id -> meaning of the latents that `ablation_figure` draws."""
     marks = {}
     for group in _COLORS:
-        for point in _known(numbers["latents"], group):
+        for point in _measured_points(numbers["latents"], group):
             latent = int(point["latent"])
             label = (
                 f"latent {latent}, {group}: first order {point['first_order']:.3g}, "
@@ -125,6 +125,15 @@ def _draw_equality(ax: Axes) -> None:
     ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
 
 
+def _is_taken(place: np.ndarray, named: Sequence[np.ndarray], gap: float) -> bool:
+    """Returns whether a number written at a place would lie on another one."""
+    if not named:
+        return False
+    across, up = np.abs(place - np.stack(named)).T
+    # Numbers are wider than they are high.
+    return bool(((across <= 2 * gap) & (up <= gap)).any())
+
+
 def _name_best(
     ax: Axes, latents: Sequence[Mapping[str, Any]], *, count: int = 5, gap: float = 0.06
 ) -> None:
@@ -136,10 +145,7 @@ def _name_best(
     for point in sorted(latents, key=lambda p: -abs(p["exact"])):
         pair = (point["first_order"], point["exact"])
         place = (np.array(pair) - low) / (high - low)
-        free = all(
-            abs(place[0] - x) > 2 * gap or abs(place[1] - y) > gap for x, y in named
-        )
-        if len(named) < count and free:
+        if len(named) < count and not _is_taken(place, named, gap):
             named.append(place)
             ax.annotate(
                 str(point["latent"]),

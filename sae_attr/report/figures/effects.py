@@ -48,7 +48,7 @@ def effects_figure(numbers: Mapping[str, Any]) -> Figure:
         `steering.compare.panel_numbers` makes a panel.
     """
     panels = numbers["panels"]
-    widths = [max(4.2, 0.9 + _STRIP * len(panel["strips"])) for panel in panels]
+    widths = [_panel_width(panel) for panel in panels]
     figure = Figure(figsize=(sum(widths), _HEIGHT), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
     for ax, panel, width in zip(axes, panels, widths, strict=True):
@@ -62,6 +62,11 @@ def effects_figure(numbers: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def _panel_width(panel: Mapping[str, Any]) -> float:
+    """Returns a panel's width in inches: of its strips, and of its title at least."""
+    return max(4.2, 0.9 + _STRIP * len(panel["strips"]))
+
+
 def _draw_panel(ax: Axes, panel: Mapping[str, Any]) -> None:
     low, high = limits(panel)
     if panel.get("band"):
@@ -70,7 +75,8 @@ def _draw_panel(ax: Axes, panel: Mapping[str, Any]) -> None:
     ax.axhline(0, color=INK, lw=0.7, zorder=1)
     strips = panel["strips"]
     ax.set(xlim=(-0.6, len(strips) - 0.4), ylim=(low, high), yticks=ticks(low, high))
-    colors = method_colors([strip["method"] for strip in strips])
+    methods = [strip["method"] for strip in strips]
+    colors = method_colors(methods)
     for at, strip in enumerate(strips):
         rows = list(measured(strip))
         if rows:
@@ -86,8 +92,8 @@ def _draw_panel(ax: Axes, panel: Mapping[str, Any]) -> None:
             va="top",
             fontsize=8.5,
         )
-    names = [method_name(strip["method"]) for strip in strips]
-    ax.set_xticks(range(len(strips)), names, fontsize=9)
+    names = map(method_name, methods)
+    ax.set_xticks(range(len(strips)), list(names), fontsize=9)
     ax.tick_params(axis="x", length=0)
     open_axes(ax)
     ax.spines["bottom"].set_visible(False)
@@ -103,6 +109,8 @@ def _draw_strip(
       prefix: of the ids.
     """
     changes = np.array([row.change for row in rows])
+    # In diameters of a point, so that a distance is the same in both directions. The
+    # layout is fixed only when the figure is drawn: the axes' height is an estimate.
     diameters = _INCH * _HEIGHT * _PLOT / _DIAMETER
     half_width = 0.4 * _INCH * _STRIP / _DIAMETER
     offsets = swarm(changes / height * diameters, half_width=half_width)

@@ -56,15 +56,20 @@ def swarm(y: np.ndarray, *, half_width: float) -> np.ndarray:
       half_width: of the strip, in the same units.
     """
     steps = np.arange(0, int(2 * half_width) + 1) / 2
-    offers = np.stack([steps, -steps], 1).ravel()[1:] if len(steps) else np.zeros(1)
+    # 0, then left and right by half a diameter more each time. The second 0 is left out.
+    offers = np.zeros(1)
+    if len(steps):
+        offers = np.stack([steps, -steps], 1).ravel()[1:]
     x = np.full(len(y), np.nan)
     placed: list[int] = []
     for i in np.argsort(y, kind="stable"):
         if np.isnan(y[i]):
             continue
+        # From the lowest up: only those less than a diameter below can touch.
         near = [j for j in placed if y[i] - y[j] < 1]
         if near:
             gaps = np.hypot(offers[:, None] - x[near], y[i] - y[near]).min(1)
+            # Neighbours half a diameter apart touch exactly, but for rounding.
             free = np.flatnonzero(gaps >= 1 - 1e-9)
             x[i] = offers[free[0] if len(free) else gaps.argmax()]
         else:
@@ -82,15 +87,19 @@ def limits(panel: Mapping[str, Any]) -> tuple[float, float]:
         values += map(points, strip["change"])
     values += map(points, panel.get("band") or ())
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    room = max(0.07 * (high - low), 0.5)
+    room = max(
+        0.07 * (high - low), 0.5
+    )  # a height of 0, where nothing changed, is none
     return low - room, high + room
 
 
 def ticks(low: float, high: float, *, count: int = 6) -> list[float]:
     """Returns round numbers within the limits."""
     locator = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
-    values = map(float, locator.tick_values(low, high))
-    return [value + 0.0 for value in values if low <= value <= high]  # no −0
+    values = np.asarray(locator.tick_values(low, high))
+    # The locator gives ticks beyond the ends too, and may give −0.
+    within = values[(low <= values) & (values <= high)]
+    return (within + 0.0).tolist()
 
 
 def heading(numbers: Mapping[str, Any], panel: Mapping[str, Any]) -> tuple[str, ...]:

@@ -53,8 +53,10 @@ def _draw_quality(
         ms=3,
         label="CE recovered",
     )
-    positive = [value for value in held_out[name] if value > 0]
-    ax.set(xlabel="step", ylabel="explained variance", ylim=(min([0.5, *positive]), 1))
+    # Explained variance may begin far below 0: such steps would press the rest flat.
+    shares = np.asarray(held_out[name], np.float64)
+    lowest = float(np.min(shares[shares > 0], initial=0.5))
+    ax.set(xlabel="step", ylabel="explained variance", ylim=(lowest, 1))
     ax.legend(frameon=False, loc="lower right")
 
 

@@ -28,11 +28,12 @@ class Cell:
 def cell(column: Column, value: Any) -> Cell:
     """Returns a value as its column shows it."""
     if column.kind == "tokens":
-        parts = tuple(str(part) for part in value or ())
+        parts = tuple(map(str, value or ()))
         text = " ".join(parts)
         return Cell(text, text.strip().lower(), parts)
     if column.kind == "methods":
-        text = ", ".join(method_name(str(name)) for name in value or ())
+        names = map(str, value or ())
+        text = ", ".join(map(method_name, names))
         return Cell(text, text.lower())
     if column.kind == "text":
         text = "" if value is None else str(value)
@@ -53,8 +54,6 @@ def _number(column: Column, value: float) -> str:
         digits = 3 if column.digits is None else column.digits
         return f"{value + 0.0:.{digits}g}".replace("-", "−")  # + 0.0: no −0
     digits = 1 if column.digits is None else column.digits
-    return (
-        share(value, digits)
-        if column.kind == "percent"
-        else signed(100 * value, digits)
-    )
+    if column.kind == "percent":
+        return share(value, digits)
+    return signed(100 * value, digits)

@@ -49,6 +49,7 @@ def render_page(contents: PageContents) -> str:
 
 def _check_ids(ids: list[str]) -> None:
     for name in ids:
+        # Ids stand in anchors, in attributes and in the ids of the figures' elements.
         if not _ID.fullmatch(name):
             raise ValueError(
                 f"case id {name!r}: use letters, digits, - and _, a letter first"
@@ -67,6 +68,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # A misspelt name in the template is an error (StrictUndefined), not an empty place.
     env.globals |= {
         "ablation_panels": ablation_panels,
         "case_sentences": case_sentences,
@@ -95,15 +97,23 @@ def _pretty(value: Any) -> str:
     value = plain(value)
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and all(isinstance(v, (int, float)) for v in value):
+    if isinstance(value, list) and all(map(_is_number, value)):
         return ", ".join(map(str, value))
     return json.dumps(value, indent=1, ensure_ascii=False)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
 
 
 def _policy(css: str, script: str) -> str:
     """Returns the content security policy: this style, this script and embedded
     pictures; no connection, frame, form or other source.
     """
+    # The page shows what models and tokenizers wrote. Should a text get through the
+    # escaping, it still cannot run, look like a part of the page, or call home: hashes
+    # allow one style sheet and one script, and nothing inline, style attributes included.
+    # base-uri and form-action do not fall back to default-src.
     return (
         f"default-src 'none'; style-src {_hash(css)}; script-src {_hash(script)}; "
         "img-src data:; base-uri 'none'; "
@@ -119,8 +129,8 @@ def _hash(text: str) -> str:
 
 def _latent_tokens(case: CaseReport) -> dict[int, list[str]]:
     """Returns latent -> nearest tokens, for the card beside a point."""
-    return {
-        int(row["latent"]): list(row.get("tokens") or ())
-        for row in case.latents.rows
-        if row.get("latent") is not None
-    }
+    tokens = {}
+    for row in case.latents.rows:
+        if row.get("latent") is not None:
+            tokens[int(row["latent"])] = list(row.get("tokens") or ())
+    return tokens

@@ -1,8 +1,8 @@
 """A figure's SVG as a part of the page: what is needed of it, with ids of its own, in
 the page's colours and font, and words for its points.
 
-The page's policy refuses style attributes, so that styles become attributes of the
-same meaning.
+The page's policy refuses style attributes (a text that got through the escaping could
+cover the page with one), so that styles become attributes of the same meaning.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def inline_svg(
     """
     root = ElementTree.fromstring(save(figure, "svg"))
     writer = _Writer(marks, case, name)
-    parts = [part for child in root for part in writer.convert(child)]
+    parts = writer.children(root)
     box = root.attrib["viewBox"]
-    width, height = (float(number) for number in box.split()[2:])
+    _, _, width, height = map(float, box.split())
     attributes = {
         "viewBox": box,
         # Points of 1/72 inch, as pixels of 1/96 inch.
@@ -90,7 +90,7 @@ class _Writer:
             return [shape]
         if tag not in _GROUPS:
             return []
-        children = [part for child in element for part in self.convert(child)]
+        children = self.children(element)
         if element.get("id") in self.marks:
             return self.marked(self.marks[element.attrib["id"]], children)
         attributes = dict(self.attributes(element))
@@ -100,6 +100,13 @@ class _Writer:
         group = Element(tag, attributes)
         group.extend(children)
         return [group]
+
+    def children(self, element: Element) -> list[Element]:
+        """Returns what the page keeps of an element's children."""
+        parts = []
+        for child in element:
+            parts += self.convert(child)
+        return parts
 
     def attributes(self, element: Element) -> Iterable[tuple[str, str]]:
         """Yields the attributes that an element needs."""
@@ -120,6 +127,8 @@ class _Writer:
 
     def unique(self, name: str) -> str:
         """Returns an id of the page for an id of the figure."""
+        # matplotlib numbers the clip paths and markers of every figure alike; on one page
+        # the second figure would use those of the first.
         return self.ids.setdefault(name, f"{self.name}-{len(self.ids)}")
 
     def marked(self, mark: Mark, children: list[Element]) -> list[Element]:
@@ -127,7 +136,12 @@ class _Writer:
 
         Definitions stay outside: other artists use them too.
         """
-        shapes = [child for child in children if child.tag != "defs"]
+        definitions, shapes = [], []
+        for child in children:
+            if child.tag == "defs":
+                definitions.append(child)
+            else:
+                shapes.append(child)
         label = visible(mark.label)
         if mark.latent is None:
             group = Element("g", {"class": "mean"})
@@ -136,6 +150,8 @@ class _Writer:
             attributes = {
                 "class": "dot",
                 "role": "img",
+                # Reached by the page's arrow keys: hundreds of points would be as many
+                # stops of the Tab key.
                 "tabindex": "-1",
                 "data-case": self.case,
                 "data-latent": str(mark.latent),
@@ -143,7 +159,7 @@ class _Writer:
             }
             group = Element("g", attributes)
         group.extend(shapes)
-        return [*(child for child in children if child.tag == "defs"), group]
+        return [*definitions, group]
 
 
 def _styles(text: str) -> Iterable[tuple[str, str]]:

@@ -23,6 +23,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
         return plain(value.tolist())
     if isinstance(value, Set):
+        # By text: the order of a set of strings is another in every process.
         return plain(sorted(value, key=str))
     if isinstance(value, str):
         return visible(value)
@@ -39,5 +40,7 @@ def script_json(value: Any) -> str:
     """Returns JSON for a script element of type application/json: it holds no <, > or &,
     so that nothing in it can end the element.
     """
+    # HTML entities are not read within a script element, so that escaping for HTML would
+    # change the text; JSON's own escapes do not.
     text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -23,6 +23,7 @@ NEEDS = ("attribute", "select", "effects")  # of every case
 
 def convergence_stages(cases: Sequence[Case], version: int = VERSION) -> list[Stage]:
     """Returns the stage, where there are cases to compare."""
+    # A latent's number means the same only within one dictionary.
     dictionaries = {case.files.sae for case in cases}
     if len(cases) < 2 or len(dictionaries) > 1:
         return []
@@ -46,7 +47,7 @@ def converge(
 
 def ranked_study(case: Case, results: Mapping[str, Result]) -> RankedStudy:
     """Returns what convergence needs of a case."""
-    attribution, selected, effects = (results[f"{case.name}.{need}"] for need in NEEDS)
+    attribution, selected, effects = [results[f"{case.name}.{need}"] for need in NEEDS]
     selection = Selection.load(selected.arrays)
     summary = attribution.meta["summary"]
     preset = summary["presets"][summary["primary"]]

@@ -121,6 +121,7 @@ def effects(inputs: StageInputs, progress: Progress) -> Computed:
             meta["signed_panels"][direction] = signed.panel(settings)
             meta["signed_counts"] += _counts(signed, settings)
     if compared:
+        # Both directions at once: q-values are over all tests that the report shows.
         compared = list(adjusted(compared))
     meta["differences"] = [asdict(difference) for difference in compared]
     return arrays, meta

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def choose(inputs: StageInputs, progress: Progress) -> Computed:
             side_condition(side, size, direction, study.steer_tokens)
             for size in study.grid
         ]
-    conditions = (UNSTEERED, *(c for grid in tried.values() for c in grid))
+    conditions = (UNSTEERED, *chain(*tried.values()))
     norm = norm_of(inputs["attribute"])
     if study.strengths_by == "exact":
         sweep = CaseSweep(case, direction, "strengths", conditions, norm, 1)
@@ -61,9 +62,8 @@ def choose(inputs: StageInputs, progress: Progress) -> Computed:
     else:
         measured = sampled_coherence(case, direction, conditions, norm, progress)
     shares = measured.share
-    incoherent_kc = 1 - np.array(
-        [[shares[c] for c in grid] for grid in tried.values()]
-    ).reshape(len(sides), len(study.grid))
+    coherent = [shares[condition] for condition in conditions[1:]]
+    incoherent_kc = 1 - np.reshape(coherent, (len(sides), len(study.grid)))
     unsteered = float(1 - shares[UNSTEERED])
     choice = choose_strengths(
         incoherent_kc,
@@ -132,8 +132,10 @@ def sampled_coherence(
     }
     if limits is not None:
         facts |= {"coherence_by": "logp", "own_answers": asdict(limits)}
-    known = {c: 0.0 if np.isnan(value) else value for c, value in share.items()}
-    return MeasuredCoherence(known, facts)
+    # A strength under which no answer could be judged is not one to steer at.
+    for condition, value in share.items():
+        share[condition] = 0.0 if np.isnan(value) else value
+    return MeasuredCoherence(share, facts)
 
 
 def own_limits(
