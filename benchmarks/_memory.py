@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def anonymous_bytes() -> int:
-    """RssAnon of this process: memory that no file stands behind."""
+    """Returns RssAnon of this process: memory that no file stands behind."""
     line = next(
         line
         for line in Path("/proc/self/status").read_text().splitlines()
@@ -17,7 +17,7 @@ def anonymous_bytes() -> int:
 
 
 class Watch(threading.Thread):
-    """Notes the largest RssAnon every 5 ms until it is told to stop."""
+    """Notes the largest RssAnon every 5 ms until `over` is set."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -25,7 +25,7 @@ class Watch(threading.Thread):
         self.samples, self.over = 0, threading.Event()
 
     def run(self) -> None:
-        """The thread's loop."""
+        """Samples until `over` is set."""
         while not self.over.wait(0.005):
             self.peak = max(self.peak, anonymous_bytes())
             self.samples += 1

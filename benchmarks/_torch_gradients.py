@@ -50,7 +50,7 @@ class Plain:
         )
 
     def block(self, x: torch.Tensor, i: int) -> torch.Tensor:
-        """Layer i on the residual stream `[b, t, d]`."""
+        """Applies layer i to the residual stream `[b, t, d]`."""
         b, t, d = x.shape
         qkv = F.linear(self._norm("attn_norm", x, i), self.qkv[0][i], self.qkv[1][i])
         q, k, v = qkv.view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -66,7 +66,7 @@ class Plain:
         return x + self._linear("down", hidden, i)
 
     def gradient(self, tokens: torch.Tensor, prompt: int, site: int) -> torch.Tensor:
-        """dL/da at the output of layer `site`."""
+        """Returns dL/da at the output of layer `site`."""
         with torch.no_grad():
             a = self.w["embed"][tokens] + self.w["pos"][: tokens.shape[1]]
             for i in range(site + 1):
@@ -143,7 +143,7 @@ class Hooked:
         self.model.requires_grad_(not frozen)
 
     def gradient(self, tokens: torch.Tensor, prompt: int, site: int) -> torch.Tensor:
-        """dL/da at the output of layer `site`."""
+        """Returns dL/da at the output of layer `site`."""
         kept: list[torch.Tensor] = []
 
         def hook(module: Any, inputs: Any, output: Any) -> Any:
@@ -165,7 +165,7 @@ class Hooked:
 
 
 def product_seconds(rows: int, d: int, f: int) -> float:
-    """Seconds of one product [rows, d] × [d, f] on the clock, the best of four."""
+    """Returns the seconds of one product [rows, d] × [d, f], the best of four."""
     a, b = torch.randn(rows, d), torch.randn(d, f)
     times = []
     for _ in range(4):
@@ -176,8 +176,8 @@ def product_seconds(rows: int, d: int, f: int) -> float:
 
 
 def main() -> None:
-    """Arguments: folder with weights.npz and tokens.npy, number of threads, of heads,
-    of prompt tokens, the site.
+    """Answers requests from standard input; arguments: folder with weights.npz and
+    tokens.npy, number of threads, of heads, of prompt tokens, the site.
     """
     folder, threads, heads, prompt, site = Path(sys.argv[1]), *map(int, sys.argv[2:6])
     torch.set_num_threads(threads)

@@ -36,8 +36,8 @@ LENS = {
 def lens_trainer(
     request: dict[str, Any], batches: Iterator[torch.Tensor]
 ) -> SAETrainer:
-    """SAELens' trainer of a request: objective, d, n, batch, steps, lr, seed, sae
-    (fields of its config), trainer.
+    """Returns SAELens' trainer of a request: objective, d, n, batch, steps, lr, seed,
+    sae (fields of its config), trainer.
     """
     torch.manual_seed(request.get("seed", 0))
     kind, config = LENS[request["objective"]]
@@ -54,7 +54,7 @@ def lens_trainer(
 
 
 def learning_trainer(request: dict[str, Any]) -> Any:
-    """dictionary_learning's trainer of a request."""
+    """Returns dictionary_learning's trainer of a request."""
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
     from dictionary_learning.trainers.top_k import TopKTrainer
 
@@ -73,7 +73,7 @@ def learning_trainer(request: dict[str, Any]) -> Any:
 
 
 def timed(request: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of each of `count` steps after two that are not measured."""
+    """Times each of `count` steps after two that are not measured."""
     x = torch.from_numpy(np.load(request["data"]))
     if request["side"] == "product":
         w, step = torch.randn(request["d"], request["n"]), None
@@ -115,7 +115,7 @@ def trained(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Argument: number of threads."""
+    """Answers requests from standard input; argument: number of threads."""
     torch.set_num_threads(int(sys.argv[1]))
     versions = {
         name: version(name) for name in ("torch", "sae-lens", "dictionary-learning")

@@ -65,7 +65,7 @@ ENOUGH = (
 
 
 def corpus(tokens: int, vocab: int) -> TokenFile:
-    """Random ids in documents of some 400 tokens, as a token file in memory."""
+    """Draws random ids in documents of some 400 tokens, as a token file in memory."""
     rng = np.random.default_rng(0)
     lengths = rng.lognormal(5.7, 0.8, tokens // 100).astype(np.int64) + 2
     starts_s = np.concatenate([[0], np.cumsum(lengths)])
@@ -89,7 +89,7 @@ def corpus(tokens: int, vocab: int) -> TokenFile:
 
 
 def timed(blocks: BlockStream, seconds: list[float]) -> BlockStream:
-    """The same blocks; the time of every reading is noted."""
+    """Returns the same blocks; the time of every reading is noted."""
 
     def read(g: int) -> ActivationBlock:
         start = time.perf_counter()
@@ -101,7 +101,7 @@ def timed(blocks: BlockStream, seconds: list[float]) -> BlockStream:
 
 
 def rate(batches: Callable[[int], ActivationBlock], steps: int) -> tuple[float, float]:
-    """(tokens a second, seconds) of so many batches."""
+    """Returns tokens a second and seconds of so many batches."""
     start = time.perf_counter()
     for step in range(steps):
         batches(step)
@@ -110,8 +110,8 @@ def rate(batches: Callable[[int], ActivationBlock], steps: int) -> tuple[float, 
 
 
 def in_order(folder: Path, site: Site) -> float:
-    """Tokens a second of loading every array of the site whole, in the order of the
-    shards.
+    """Returns tokens a second of loading every array of the site whole, in the order
+    of the shards.
     """
     start, tokens = time.perf_counter(), 0
     for path in sorted(folder.glob("shard-*")):
@@ -120,8 +120,8 @@ def in_order(folder: Path, site: Site) -> float:
 
 
 def encoder_ms(d: int) -> float:
-    """Milliseconds of the product [4096, d] × [d, 24576], the least that a step of
-    training has to do.
+    """Returns milliseconds of the product [4096, d] × [d, 24576], the least that a
+    step of training has to do.
     """
     product = jax.jit(lambda x, w: (x @ w).sum())
     x, w = np.ones((BATCH, d), np.float32), jax.numpy.ones((d, 24576))
@@ -134,7 +134,7 @@ def encoder_ms(d: int) -> float:
 def measure_cache(
     params: Params, cfg: LMConfig, tokens: int, buffer: int
 ) -> dict[str, Any]:
-    """A cache of embeddings, which cost no layer: what is measured is the reading."""
+    """Measures a cache of embeddings, which run no layer: its time is that of reading."""
     site, mesh = Site(0, "resid_pre"), make_mesh("data=1")
     source = open_source(
         params, corpus(tokens, cfg.vocab), Packing(CONTEXT), (site,), cfg=cfg, mesh=mesh
@@ -187,7 +187,7 @@ def measure_cache(
 def measure_live(
     params: Params, cfg: LMConfig, buffer: int, rows: int
 ) -> dict[str, Any]:
-    """Layer 6 of 12, batches from the model as it runs."""
+    """Measures batches from the model while it runs, at layer 6 of 12."""
     mesh = make_mesh("data=1")
     source = open_source(
         params,
@@ -219,8 +219,8 @@ def measure_live(
 
 
 def measure_order(file: TokenFile, buffer: int) -> dict[str, float]:
-    """Share of the pairs of a batch that come from one document, for several orders; a
-    model of width 16 will do.
+    """Measures, for several orders, the share of the pairs of a batch that come from
+    one document; a model of width 16 will do.
     """
     cfg = config_from_hf(GPT2 | {"n_embd": 16, "n_head": 2, "n_layer": 1})
     mesh = make_mesh("data=1")
@@ -255,7 +255,7 @@ def measure_order(file: TokenFile, buffer: int) -> dict[str, float]:
 
 
 def show(found: dict[str, Any]) -> None:
-    """The tables."""
+    """Prints the tables."""
     cache, live = found["cache"], found["live"]
     print(
         f"cache: {cache['tokens']} tokens in {cache['shards']} shards, "

@@ -41,7 +41,9 @@ GPT2 = {
 def without_cache(
     params: Params, tokens_bt: jax.Array, *, cfg: LMConfig, first: int
 ) -> jax.Array:
-    """Greedy tokens from whole rows: one forward pass over the full width per token."""
+    """Generates greedily from whole rows: one forward pass over the full width per
+    token.
+    """
 
     def step(t: jax.Array, tokens_bt: jax.Array) -> jax.Array:
         hidden_bd = jax.lax.dynamic_index_in_dim(
@@ -57,7 +59,7 @@ def without_cache(
 
 
 def best(run: Callable[[], Any], repeats: int) -> float:
-    """Seconds of the fastest of some runs after one that compiles."""
+    """Returns the seconds of the fastest of some runs after one that compiles."""
     jax.block_until_ready(run())
     times = []
     for _ in range(repeats):
@@ -68,7 +70,7 @@ def best(run: Callable[[], Any], repeats: int) -> float:
 
 
 def torch_model(path: str) -> Any:
-    """The same model in transformers, None where that is not installed."""
+    """Returns the same model in transformers, None where that is not installed."""
     try:
         import torch
         import transformers
@@ -81,7 +83,7 @@ def torch_model(path: str) -> Any:
 
 
 def torch_seconds(model: Any, prompt_bt: np.ndarray, new: int, repeats: int) -> float:
-    """Seconds of the fastest greedy `generate` of transformers with its cache."""
+    """Times the fastest greedy `generate` of transformers with its cache."""
     import torch
 
     ids = torch.tensor(prompt_bt, dtype=torch.long)
@@ -98,6 +100,30 @@ def torch_seconds(model: Any, prompt_bt: np.ndarray, new: int, repeats: int) -> 
         ).numpy(),
         repeats,
     )
+
+
+def our_sides(
+    args: argparse.Namespace, cfg: LMConfig, params: Params, prompt_bt: np.ndarray
+) -> dict[str, Callable[[], float]]:
+    """Returns name -> function that times this package's ways to generate."""
+    prompts = make_prompts(prompt_bt.tolist())
+    keys = jax.random.split(jax.random.key(0), args.rows)
+    greedy_sampling = Sampling(temperature=0, max_new=args.new)
+    drawn_sampling = Sampling(top_p=0.95, max_new=args.new)
+    greedy = jax.jit(partial(generate, cfg=cfg, sampling=greedy_sampling))
+    drawn = jax.jit(partial(generate, cfg=cfg, sampling=drawn_sampling))
+    whole = jax.jit(partial(without_cache, cfg=cfg, first=args.prompt))
+    padded = jnp.pad(jnp.asarray(prompt_bt), ((0, 0), (0, args.new)))
+    return {
+        "cache, greedy": lambda: best(
+            lambda: greedy(params, prompts, keys), args.repeats
+        ),
+        "cache, top-p 0.95": lambda: best(
+            lambda: drawn(params, prompts, keys), args.repeats
+        ),
+        # Once: with a whole forward pass for each token it takes the longest by far.
+        "no cache, greedy": lambda: best(lambda: whole(params, padded), 1),
+    }
 
 
 def main() -> None:
@@ -117,29 +143,12 @@ def main() -> None:
         .integers(3, cfg.vocab, (args.rows, args.prompt))
         .astype(np.int32)
     )
-    keys = jax.random.split(jax.random.key(0), args.rows)
-    prompts, tokens = make_prompts(prompt_bt.tolist()), args.rows * args.new
-    greedy = jax.jit(
-        partial(generate, cfg=cfg, sampling=Sampling(temperature=0, max_new=args.new))
-    )
-    drawn = jax.jit(
-        partial(generate, cfg=cfg, sampling=Sampling(top_p=0.95, max_new=args.new))
-    )
-    whole = jax.jit(partial(without_cache, cfg=cfg, first=args.prompt))
-    padded = jnp.pad(jnp.asarray(prompt_bt), ((0, 0), (0, args.new)))
-    sides = {
-        "cache, greedy": lambda: best(
-            lambda: greedy(params, prompts, keys), args.repeats
-        ),
-        "cache, top-p 0.95": lambda: best(
-            lambda: drawn(params, prompts, keys), args.repeats
-        ),
-        "no cache, greedy": lambda: best(lambda: whole(params, padded), 1),
-    }
+    sides = our_sides(args, cfg, params, prompt_bt)
     if (model := torch_model(args.model)) is not None:
         sides["transformers, cache, greedy"] = lambda: torch_seconds(
             model, prompt_bt, args.new, args.repeats
         )
+    tokens = args.rows * args.new
     for name, side in sides.items():
         seconds = side()
         print(

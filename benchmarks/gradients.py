@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ class Peer:
         return json.loads(line)
 
     def ask(self, **request: Any) -> tuple[float, float]:
-        """Seconds that the request took over there, on the clock and of processor time."""
+        """Returns the seconds of a request, on the clock and of processor time."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -106,7 +107,7 @@ class Peer:
 
 
 def rows_of(tokens_bt: np.ndarray) -> RowBatch:
-    """Rows without padding whose last `COMPLETION` tokens are the completion."""
+    """Returns rows without padding whose last `COMPLETION` tokens are the completion."""
     b, t = tokens_bt.shape
     target_bc = np.tile(np.arange(PROMPT, t, dtype=np.int32), (b, 1))
     completion_bt = np.broadcast_to(np.arange(t) >= PROMPT, (b, t))
@@ -120,7 +121,7 @@ def rows_of(tokens_bt: np.ndarray) -> RowBatch:
 
 
 def write_weights(params: Params, folder: Path) -> None:
-    """weights.npz for the torch side: every array under the name that it uses."""
+    """Writes weights.npz for the torch side: every array under the name that it uses."""
     arrays = {
         f"{name}.{leaf}": w
         for name, layer in params["blocks"].items()
@@ -134,8 +135,8 @@ def write_weights(params: Params, folder: Path) -> None:
 
 
 def seconds(run: Callable[[], Any]) -> tuple[float, float]:
-    """Time of one call to the end of its computation, on the clock and of processor
-    time.
+    """Times one call to the end of its computation, on the clock and of the processor,
+    in seconds.
     """
     start, cpu_start = time.perf_counter(), time.process_time()
     jax.block_until_ready(run())
@@ -143,7 +144,7 @@ def seconds(run: Callable[[], Any]) -> tuple[float, float]:
 
 
 def product_seconds(cfg: LMConfig) -> float:
-    """Seconds of one product [1024, d] × [d, f] in JAX, the best of four."""
+    """Times one product [1024, d] × [d, f] in JAX, the best of four."""
     product = jax.jit(jnp.matmul)
     a, b = jnp.ones((ROWS_OF_PRODUCT, cfg.d_model)), jnp.ones((cfg.d_model, cfg.d_mlp))
     product(a, b).block_until_ready()
@@ -151,7 +152,7 @@ def product_seconds(cfg: LMConfig) -> float:
 
 
 def best_batches(runs: dict[str, Run], sizes: list[int]) -> dict[str, int]:
-    """Per side the batch size with the least time a row; every size is run once
+    """Returns per side the batch size with the least time a row; every size is run once
     unmeasured and twice measured.
     """
     found: dict[str, dict[int, float]] = {name: {} for name in runs}
@@ -169,9 +170,71 @@ def best_batches(runs: dict[str, Run], sizes: list[int]) -> dict[str, int]:
     return {name: min(times, key=times.__getitem__) for name, times in found.items()}
 
 
+@dataclass(frozen=True)
+class Times:
+    """Measured calls.
+
+    Args:
+      sizes: side -> its best batch size.
+      calls: side -> seconds of each call, on the clock and of the processor.
+      products: library -> seconds of its product.
+    """
+
+    sizes: dict[str, int]
+    calls: dict[str, list[tuple[float, float]]]
+    products: dict[str, list[float]]
+
+
+def time_sides(
+    runs: dict[str, Run], peer: Peer, args: argparse.Namespace, cfg: LMConfig
+) -> Times:
+    """Times all sides and both products by turns, so that another program which slows
+    the machine slows every side.
+    """
+    times = Times(
+        best_batches(runs, args.batch),
+        {name: [] for name in runs},
+        {"jax": [], "torch": []},
+    )
+    shape = [ROWS_OF_PRODUCT, cfg.d_model, cfg.d_mlp]
+    for _ in range(args.repeats):
+        times.products["jax"].append(product_seconds(cfg))
+        times.products["torch"].append(peer.ask(side="product", shape=shape)[0])
+        for name, run in runs.items():
+            times.calls[name].append(run(times.sizes[name]))
+    return times
+
+
+def row_of_side(
+    name: str, times: Times, rates: dict[str, float], least: float
+) -> dict[str, Any]:
+    """Returns a side's best seconds a row, its rate, and the share of its library's
+    product.
+    """
+    size = times.sizes[name]
+    wall, cpu = np.array(times.calls[name]).T / size
+    library = "jax" if name == "sae_attr" else "torch"
+    rate = least / wall.min()
+    return {
+        "batch": size,
+        "seconds": wall.min(),
+        "cpu_seconds": cpu.min(),
+        "all": wall.tolist(),
+        "flops_per_s": rate,
+        "share": rate / rates[library],
+    }
+
+
+def difference(peer: Peer, name: str, ours: np.ndarray, folder: Path) -> float:
+    """Returns the relative distance of our gradients to a peer's on the same rows."""
+    peer.ask(side=name, rows=len(ours), save="grads.npy")
+    other = np.load(folder / "grads.npy")
+    return float(np.linalg.norm(ours - other) / np.linalg.norm(other))
+
+
 def measure(args: argparse.Namespace, cfg: LMConfig, folder: Path) -> dict[str, Any]:
-    """All sides, by turns; per side seconds a row, rate, share of its library's product
-    and difference to ours.
+    """Measures all sides; returns per side seconds a row, rate, share of its library's
+    product and difference to ours.
     """
     params = jax.jit(lambda: init_params(cfg, jax.random.key(0)))()
     shape = (max(args.batch), PROMPT + COMPLETION)
@@ -186,57 +249,27 @@ def measure(args: argparse.Namespace, cfg: LMConfig, folder: Path) -> dict[str, 
     runs: dict[str, Run] = {
         "sae_attr": lambda size: seconds(lambda: grad(params, batches[size]))
     }
-    runs |= {
-        name: (lambda size, name=name: peer.ask(side=name, rows=size))
-        for name in args.peers
-    }
-    sizes = best_batches(runs, args.batch)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    products: dict[str, list[float]] = {"jax": [], "torch": []}
-    for _ in range(args.repeats):
-        products["jax"].append(product_seconds(cfg))
-        products["torch"].append(
-            peer.ask(side="product", shape=[ROWS_OF_PRODUCT, cfg.d_model, cfg.d_mlp])[0]
-        )
-        for name, run in runs.items():
-            times[name].append(run(sizes[name]))
-    ours = np.asarray(grad(params, batches[args.batch[0]]))
+    for name in args.peers:
+        runs[name] = lambda size, name=name: peer.ask(side=name, rows=size)
+    times = time_sides(runs, peer, args, cfg)
     least = least_operations(cfg, SITE, 1, PROMPT, COMPLETION)
     product = 2 * ROWS_OF_PRODUCT * cfg.d_model * cfg.d_mlp
-    rates = {library: product / min(values) for library, values in products.items()}
-    found: dict[str, Any] = {
+    rates = {name: product / min(values) for name, values in times.products.items()}
+    sides = {name: row_of_side(name, times, rates, least) for name in runs}
+    ours = np.asarray(grad(params, batches[args.batch[0]]))
+    for name in args.peers:
+        sides[name]["difference"] = difference(peer, name, ours, folder)
+    peer.close()
+    return {
         "torch": peer.version,
         "product_flops_per_s": rates,
         "least_operations": least,
-        "sides": {},
+        "sides": sides,
     }
-    for name in runs:
-        wall, cpu = (
-            np.array(values) / sizes[name] for values in zip(*times[name], strict=True)
-        )
-        row: dict[str, Any] = {
-            "batch": sizes[name],
-            "seconds": wall.min(),
-            "cpu_seconds": cpu.min(),
-            "all": wall.tolist(),
-        }
-        row["flops_per_s"] = least / row["seconds"]
-        row["share"] = (
-            row["flops_per_s"] / rates["jax" if name == "sae_attr" else "torch"]
-        )
-        if name != "sae_attr":
-            peer.ask(side=name, rows=args.batch[0], save="grads.npy")
-            theirs = np.load(folder / "grads.npy")
-            row["difference"] = float(
-                np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
-            )
-        found["sides"][name] = row
-    peer.close()
-    return found
 
 
 def show(found: dict[str, Any]) -> None:
-    """The table."""
+    """Prints the table."""
     jax_rate, torch_rate = (
         found["product_flops_per_s"][name] / 1e9 for name in ("jax", "torch")
     )

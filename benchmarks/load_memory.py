@@ -66,7 +66,7 @@ def shapes() -> Iterator[dict[str, tuple[int, ...]]]:
 
 
 def write_model(folder: Path) -> int:
-    """A Llama of random bfloat16 weights in several files; returns their bytes."""
+    """Writes a Llama of random bfloat16 weights in several files; returns their bytes."""
     noise = (0.02 * np.random.default_rng(0).standard_normal(1 << 20)).astype(
         ml_dtypes.bfloat16
     )
@@ -124,7 +124,9 @@ def measure(folder: str, mesh_spec: str, dtype: str) -> dict[str, Any]:
 
 
 def in_subprocess(folder: Path, mesh_spec: str, dtype: str) -> dict[str, Any]:
-    """`measure` in a process of its own, with as many CPU devices as the mesh needs."""
+    """Runs `measure` in a process of its own, with as many CPU devices as the mesh
+    needs.
+    """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={4 if mesh_spec else 1}"
     command = [
         sys.executable,

@@ -34,14 +34,14 @@ FILL = 2**14  # rows that are drawn at a time
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """Wall time of one call, to the end of its computation."""
+    """Times one call to the end of its computation, in seconds."""
     start = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - start
 
 
 def unit_rows_in_place(n: int) -> jax.Array:
-    """Random unit rows `[n, d]`, drawn into one buffer piece by piece: host memory
+    """Draws random unit rows `[n, d]` into one buffer piece by piece: host memory
     beyond it is one piece.
     """
 
@@ -58,15 +58,15 @@ def unit_rows_in_place(n: int) -> jax.Array:
 
 
 def tokens(count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Random activations and gradients `[1, count, d]` and their weights."""
+    """Draws random activations and gradients `[1, count, d]` and their weights."""
     keys = jax.random.split(jax.random.key(1))
     acts, grads = (jax.random.normal(key, (1, count, D)) for key in keys)
     return acts, grads, jnp.full((1, count), 1 / count)
 
 
 def measure_moment(repeats: int) -> dict[str, float]:
-    """Seconds to add all tokens to a moment, and the memory of one step, which no
-    number of tokens changes.
+    """Times adding all tokens to a moment, and measures the memory of one step, which
+    no number of tokens changes.
     """
     acts, grads, weights = tokens(BATCH)
     add = jax.jit(lambda m, a, g, w: m + moment(a, g, w))
@@ -87,17 +87,27 @@ def measure_moment(repeats: int) -> dict[str, float]:
     }
 
 
+def best_times(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Times every run by turns; returns the least seconds of each."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            # The bare product takes one chunk, and is short: four calls a turn.
+            calls = 4 if name == "bare" else 1
+            times[name] += [seconds(run) for _ in range(calls)]
+    return {name: min(values) for name, values in times.items()}
+
+
 def measure_scores(
     dec_nd: jax.Array, chunk: int, slices: tuple[int, int], repeats: int
 ) -> dict[str, Any]:
-    """One row of the table: moment scoring, the bare product and token-wise scoring, by
-    turns.
+    """Measures one row of the table: moment scoring, the bare product and token-wise
+    scoring, by turns.
     """
-    n = len(dec_nd)
     mean_d = jnp.full(D, 0.1)
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    batches = {count: tokens(count) for count in slices}
-    total = jax.jit(moment)(*batches[slices[0]])
+    short, long = (tokens(count) for count in slices)
+    total = jax.jit(moment)(*short)
     score = (
         jax.jit(lambda m, dec: score_moment(m, mean_d, dec, chunk=chunk))
         .lower(total, dec_nd)
@@ -106,43 +116,49 @@ def measure_scores(
     bare, rows_cd = jax.jit(product), dec_nd[:chunk] + 0
     token_wise = jax.jit(lambda dec, a, g, w: attribute(a, g, w, dec, mean_d)[0])
     by_moment = score(total, dec_nd)
-    by_token = token_wise(
-        dec_nd, *batches[slices[0]]
-    )  # compiles, and is the other way to the same number
-    jax.block_until_ready(
-        [token_wise(dec_nd, *batches[slices[1]]), bare(rows_cd, total.s_dd)]
+    # Compiles, and is the other way to the same number.
+    by_token = token_wise(dec_nd, *short)
+    jax.block_until_ready([token_wise(dec_nd, *long), bare(rows_cd, total.s_dd)])
+    best = best_times(
+        {
+            "bare": lambda: bare(rows_cd, total.s_dd),
+            "score": lambda: score(total, dec_nd),
+            "short": lambda: token_wise(dec_nd, *short),
+            "long": lambda: token_wise(dec_nd, *long),
+        },
+        repeats,
     )
-    times: dict[str, list[float]] = {
-        name: [] for name in ("score", "bare", *map(str, slices))
+    difference = jnp.linalg.norm(by_token - by_moment) / jnp.linalg.norm(by_moment)
+    memory = score.memory_analysis().temp_size_in_bytes
+    return {
+        **rates_of(best, len(dec_nd), chunk, slices),
+        "temporary_bytes": memory,
+        "difference": float(difference),
     }
-    for _ in range(repeats):
-        times["bare"] += [seconds(lambda: bare(rows_cd, total.s_dd)) for _ in range(4)]
-        times["score"].append(seconds(lambda: score(total, dec_nd)))
-        for count, batch in batches.items():
-            times[str(count)].append(
-                seconds(lambda batch=batch: token_wise(dec_nd, *batch))
-            )
-    best = {name: min(values) for name, values in times.items()}
+
+
+def rates_of(
+    best: dict[str, float], n: int, chunk: int, slices: tuple[int, int]
+) -> dict[str, Any]:
+    """Returns rates and shares of the times of `measure_scores`."""
+    operations = 2 * n * D**2
     bare_seconds = best["bare"] * n / chunk
-    linear = best[str(slices[1])] / best[str(slices[0])] * slices[0] / slices[1]
+    short, long = slices
     return {
         "n": n,
         "chunk": chunk,
         "score_seconds": best["score"],
         "share": bare_seconds / best["score"],
-        "score_flops_per_s": 2 * n * D**2 / best["score"],
-        "bare_flops_per_s": 2 * n * D**2 / bare_seconds,
-        "temporary_bytes": score.memory_analysis().temp_size_in_bytes,
-        "token_wise_seconds": best[str(slices[1])] * ALL_TOKENS / slices[1],
-        "linearity": linear,
-        "difference": float(
-            jnp.linalg.norm(by_token - by_moment) / jnp.linalg.norm(by_moment)
-        ),
+        "score_flops_per_s": operations / best["score"],
+        "bare_flops_per_s": operations / bare_seconds,
+        # Scaled from the longer slice; a `linearity` near 1 says that this may be done.
+        "token_wise_seconds": best["long"] * ALL_TOKENS / long,
+        "linearity": best["long"] / best["short"] * short / long,
     }
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

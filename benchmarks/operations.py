@@ -46,7 +46,7 @@ GPT2 = {
 def least_operations(
     cfg: LMConfig, site: Site, rows: int, prompt: int, completion: int
 ) -> float:
-    """Multiplications and additions of the matrix products without which there is no
+    """Counts multiplications and additions of the matrix products without which there is no
     gradient at the site.
     """
     t = prompt + completion
@@ -63,7 +63,7 @@ def least_operations(
 
 
 def dot_operations(hlo: str) -> float:
-    """Operations of every `dot` in the text of an optimised program that has no loops
+    """Counts operations of every `dot` in the text of an optimised program that has no loops
     around its dots.
     """
     shapes = {
@@ -97,7 +97,7 @@ def compiled_program(
     remat: bool,
     unroll: bool,
 ) -> Any:
-    """`act_and_grad` compiled for shapes alone: no weights are made."""
+    """Compiles `act_and_grad` for shapes alone: no weights are made."""
     t = prompt + completion
     shape = lambda dtype, *sizes: jax.ShapeDtypeStruct((rows, *sizes), dtype)
     batch = RowBatch(
@@ -119,8 +119,8 @@ def compiled_program(
 def measure(
     cfg: LMConfig, site: Site, rows: int, prompt: int, completion: int
 ) -> dict[str, Any]:
-    """Both counts over the least, without and with remat, and the memory that each
-    needs when it runs in loops.
+    """Returns both counts over the least, without and with remat, and the memory that
+    each needs when it runs in loops.
     """
     least = least_operations(cfg, site, rows, prompt, completion)
     found: dict[str, Any] = {

@@ -64,7 +64,9 @@ def trained(
     lr: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Explained variance, L0 and dead share of one SAE on the validation tokens."""
+    """Trains one SAE; returns explained variance, L0 and dead share on the validation
+    tokens.
+    """
     recipe = sae_quality.OURS[objective][0]._replace(fields=dict(fields))
     run = partial(sae_quality.ours, bench, args, objective, recipe, lr, seed)
     sae, _, matched = sae_quality.matched(
@@ -81,8 +83,8 @@ def trained(
 
 
 def best(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rate, explained variances over the seeds and mean dead share at the best rate
-    that reaches the wanted L0.
+    """Returns rate, explained variances over the seeds and mean dead share at the best
+    rate that reaches the target L0.
     """
     found = []
     for lr in dict.fromkeys(row["lr"] for row in rows):
@@ -100,7 +102,7 @@ def best(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def show(objective: str, rows: Mapping[str, list[dict[str, Any]]]) -> None:
-    """The table of one objective."""
+    """Prints the table of one objective."""
     whole = best(rows["all of them"])
     print(f"{objective:<30} {'EV':>7} {'less':>8} {'se':>7} {'dead':>6} {'rate':>6}")
     for name, tried in rows.items():

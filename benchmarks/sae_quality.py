@@ -208,7 +208,7 @@ def ours(
     seed: int,
     knob: float,
 ) -> SAE:
-    """Trained here."""
+    """Trains here."""
     cfg = TrainConfig(
         d_in=bench.train_kd.shape[1],
         n_latents=args.n,
@@ -239,7 +239,7 @@ def theirs(
     seed: int,
     knob: float,
 ) -> SAE:
-    """Trained by SAELens' trainer, read from what it saved."""
+    """Trains with SAELens' trainer, and reads what that saved."""
     fields = {name: value for name, value in recipe.fields.items() if name != RISE}
     fields |= {recipe.knob: knob} if recipe.knob else {"k": args.l0}
     if RISE in recipe.fields:
@@ -280,24 +280,18 @@ def matched(
     target: float,
     knob: float,
 ) -> tuple[SAE, float, bool]:
-    """An SAE whose L0 on the validation tokens is the target, the knob that gave it,
-    and whether it is within 2 %.
+    """Returns an SAE whose L0 on the validation tokens is the target, the knob that
+    gave it, and whether it is within 2 %.
 
-    TopK is as it is; BatchTopK's threshold is set on those tokens; for the others the
+    TopK needs nothing; BatchTopK's threshold is set on those tokens; for the others the
     knob is searched, by the secant through the two nearest points on logarithms, until
     L0 is within 1 % or the tries are used up.
     """
     if recipe.knob is None:
         sae = run(knob)
-        return (
-            (
-                _with_l0(sae, bench.valid_kd, target)
-                if objective == "batch_topk"
-                else sae
-            ),
-            knob,
-            True,
-        )
+        if objective == "batch_topk":
+            sae = _with_l0(sae, bench.valid_kd, target)
+        return sae, knob, True
     tried: list[tuple[float, float, float, SAE]] = []
     for _ in range(TRIES):
         sae = run(knob)
@@ -344,8 +338,8 @@ def _next_knob(points: list[tuple[float, float]], up: bool) -> float:
 def choose(
     bench: Bench, args: argparse.Namespace, objective: str, side: str
 ) -> list[dict[str, Any]]:
-    """Every rate and recipe of a side at the seed of the selection: explained variance
-    on the validation tokens.
+    """Trains every rate and recipe of a side at the seed of the selection; returns
+    explained variance on the validation tokens.
     """
     make, recipes = SIDES[side]
     short = argparse.Namespace(**vars(args) | {"steps": args.select_steps})
@@ -372,7 +366,7 @@ def choose(
 def test_row(
     bench: Bench, sae: SAE, seed: int, knob: float, plain: float, mean: float
 ) -> dict[str, float]:
-    """What one SAE has on the test tokens; `plain` and `mean` are the losses without it
+    """Measures one SAE on the test tokens; `plain` and `mean` are the losses without it
     and with the site's mean.
     """
     sums = fit(sae, bench.test_kd)
@@ -388,7 +382,7 @@ def test_row(
 
 
 def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    """Per objective and side: what was tried, what was chosen of it, and a list of test
+    """Returns per objective and side the trials, the chosen one, and a list of test
     rows, one per seed.
     """
     plain = losses(bench, None)
@@ -428,7 +422,7 @@ def _say(what: str, objective: str, side: str, row: dict[str, Any]) -> None:
 
 
 def compare(rows: dict[str, list[dict[str, float]]], name: str) -> dict[str, float]:
-    """Means, their difference, and the pooled standard error."""
+    """Returns means, their difference, and the pooled standard error."""
     a, b = (np.array([row[name] for row in rows[side]]) for side in ("ours", "saelens"))
     se = float(np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / len(a))) if len(a) > 1 else 0.0
     return {
@@ -440,7 +434,7 @@ def compare(rows: dict[str, list[dict[str, float]]], name: str) -> dict[str, flo
 
 
 def show(found: dict[str, Any], target: float) -> bool:
-    """The table; whether every row holds."""
+    """Prints the table; returns whether every row holds."""
     print(
         f"loss plain {found['loss_plain']:.4f}, site at its mean "
         f"{found['loss_mean']:.4f} nats/token"
@@ -471,10 +465,8 @@ def show(found: dict[str, Any], target: float) -> bool:
     return good
 
 
-def main() -> None:
-    """Prints the table and ends with status 1 if a row is below, or a mean L0 is off by
-    more than 2 %.
-    """
+def parse() -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -523,6 +515,14 @@ def main() -> None:
     parser.add_argument("--out", help="write the numbers here as JSON")
     args = parser.parse_args()
     args.select_steps = args.select_steps or args.steps
+    return args
+
+
+def main() -> None:
+    """Prints the table and ends with status 1 if a row is below, or a mean L0 is off by
+    more than 2 %.
+    """
+    args = parse()
     bench = collect(args.shared, args.limit)
     with tempfile.TemporaryDirectory() as folder:
         args.data = str(Path(folder) / "acts.npy")

@@ -71,7 +71,7 @@ class Peer:
         return json.loads(line)
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """What the torch side answers."""
+        """Returns what the torch side answers."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -107,7 +107,7 @@ def counted_operations(
 
 
 def our_steps(objective: str, x: np.ndarray, n: int, k: int, count: int) -> list[float]:
-    """Seconds of `count` steps after two that are not measured."""
+    """Times `count` steps after two that are not measured."""
     cfg = TrainConfig(
         d_in=x.shape[1],
         n_latents=n,
@@ -131,7 +131,7 @@ def our_steps(objective: str, x: np.ndarray, n: int, k: int, count: int) -> list
 
 
 def product_seconds(x: np.ndarray, n: int) -> float:
-    """Seconds of the encoder's product alone, the best of three."""
+    """Times the encoder's product alone, the best of three."""
     a, w = jnp.asarray(x), jnp.ones((x.shape[1], n))
     product, times = jax.jit(jnp.matmul), []
     for _ in range(4):
@@ -141,55 +141,47 @@ def product_seconds(x: np.ndarray, n: int) -> float:
     return min(times)
 
 
+def time_objective(
+    peer: Peer, request: dict[str, Any], x: np.ndarray, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Times every side's steps of one objective, by turns; returns side -> seconds."""
+    times: dict[str, list[float]] = {"sae_attr": []}
+    sides = {"saelens": {"k": args.k}, "dictionary_learning": {}}
+    for _ in range(args.rounds):
+        times["sae_attr"] += our_steps(
+            request["objective"], x, args.n, args.k, args.count
+        )
+        for side, fields in sides.items():
+            answer = peer.ask(**request, side=side, sae=fields, count=args.count)
+            times.setdefault(side, []).extend(answer["seconds"])
+    return {side: {"seconds": min(ts), "all": ts} for side, ts in times.items()}
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second of every side by objective."""
+    """Measures tokens a second of every side by objective."""
     b, d, n, k = args.batch, args.d, args.n, args.k
     x = np.random.default_rng(0).standard_normal((b, d)).astype(np.float32)
-    found: dict[str, Any] = {"batch": b, "d": d, "n": n, "k": k, "sides": {}}
     peer = Peer(args.torch_python, args.threads)
-    found["versions"] = peer.versions | {"jax": jax.__version__}
+    measured: dict[str, Any] = {"batch": b, "d": d, "n": n, "k": k, "sides": {}}
+    measured["versions"] = peer.versions | {"jax": jax.__version__}
     with tempfile.TemporaryDirectory() as folder:
         data = str(Path(folder) / "x.npy")
         np.save(data, x)
-        asked = {
-            "do": "time",
-            "data": data,
-            "d": d,
-            "n": n,
-            "k": k,
-            "batch": b,
-            "lr": LR,
-            "steps": 10,
-        }
-        found["product"] = {"jax": product_seconds(x, n)}
-        found["product"]["torch"] = min(
-            peer.ask(**asked, side="product", count=3)["seconds"]
-        )
+        request: dict[str, Any] = {"do": "time", "data": data, "d": d, "n": n, "k": k}
+        request |= {"batch": b, "lr": LR, "steps": 10}
+        product = peer.ask(**request, side="product", count=3)["seconds"]
+        measured["product"] = {"jax": product_seconds(x, n), "torch": min(product)}
         for objective in ("topk", "batch_topk"):
-            times: dict[str, list[float]] = {}
-            sides = {"saelens": {"k": k}, "dictionary_learning": {}}
-            for _ in range(args.rounds):
-                times.setdefault("sae_attr", []).extend(
-                    our_steps(objective, x, n, k, args.count)
-                )
-                for side, fields in sides.items():
-                    request = asked | {
-                        "side": side,
-                        "objective": objective,
-                        "sae": fields,
-                        "count": args.count,
-                    }
-                    times.setdefault(side, []).extend(peer.ask(**request)["seconds"])
-            found["sides"][objective] = {
-                side: {"seconds": min(ts), "all": ts} for side, ts in times.items()
-            }
-            show(objective, found)
+            measured["sides"][objective] = time_objective(
+                peer, {**request, "objective": objective}, x, args
+            )
+            show(objective, measured)
     peer.close()
-    return found
+    return measured
 
 
 def show(objective: str, found: dict[str, Any]) -> None:
-    """The table of one objective."""
+    """Prints the table of one objective."""
     sizes = found["batch"], found["d"], found["n"], found["k"]
     least = least_operations(*sizes)
     ours = found["sides"][objective]["sae_attr"]["seconds"]

@@ -35,7 +35,7 @@ LIMIT = 0.3e9  # bytes beyond the baseline, whatever the size
 
 
 def write_sae(folder: Path, n: int, dtype: str) -> int:
-    """An SAE in SAELens' layout, a few rows at a time; returns the bytes of its
+    """Writes an SAE in SAELens' layout, a few rows at a time; returns the bytes of its
     decoder.
     """
     config = {

@@ -46,7 +46,7 @@ OPT = Optimizer(lr=1e-3, steps=1000, warmup=10, weight_decay=0.1)
 
 
 def batch(step: int) -> TokenBatch:
-    """Random rows `[1, b, t]` of which every token but the first is learnt."""
+    """Draws random rows `[1, b, t]` of which every token but the first is learnt."""
     tokens_bt = (
         np.random.default_rng(step)
         .integers(0, HF["vocab_size"], (ROWS, WIDTH))
@@ -60,7 +60,7 @@ def batch(step: int) -> TokenBatch:
 
 
 def ours(scan: int) -> Callable[[], None]:
-    """A call that makes `STEPS` steps, `scan` in one program."""
+    """Returns a call that makes `STEPS` steps, `scan` in one program."""
     cfg, mesh = config_from_hf(HF), make_mesh("data=1")
     state = place_state(
         init_state(jax.jit(partial(init_params, cfg))(jax.random.key(0)), OPT), mesh
@@ -78,7 +78,7 @@ def ours(scan: int) -> Callable[[], None]:
 
 
 def torchs() -> Callable[[], None]:
-    """The same in torch; ImportError where it is absent."""
+    """Returns the same in torch; ImportError where it is absent."""
     import torch
     import transformers
 

@@ -62,6 +62,35 @@ class Organism:
     stages: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class _Runs:
+    """Functions of the stages.
+
+    Args:
+      names: part -> name of the stage that makes it.
+    """
+
+    trainer: Trainer
+    names: Mapping[str, str]
+
+    def base(self, results: Mapping[str, Result], progress: Progress) -> StageOutput:
+        return self.trainer.train_base(progress.folder / "training")
+
+    def fine_tune(self, part: str, before: str) -> StageRun:
+        def run(results: Mapping[str, Result], progress: Progress) -> StageOutput:
+            folder = results[self.names[before]].folder
+            return self.trainer.fine_tune(part, folder / MODEL)
+
+        return run
+
+    def sae(self, results: Mapping[str, Result], progress: Progress) -> StageOutput:
+        folder = results[self.names["base"]].folder
+        return self.trainer.train_sae(folder / MODEL, progress.folder)
+
+    def corpus(self, results: Mapping[str, Result], progress: Progress) -> StageOutput:
+        return self.trainer.write_corpus()
+
+
 def organism_stages(
     recipe: Recipe,
     *,
@@ -77,30 +106,15 @@ def organism_stages(
       progress: show bars.
       prefix: of the stages' names, for a graph of several organisms.
     """
-    r = recipe
     names = stage_names(recipe, prefix)
-    trainer = Trainer(recipe, mesh, progress)
-    shape = {
-        "hf": dict(r.hf()),
-        "context": r.context,
-        "embed_std": r.embed_std,
-        "seed": r.seed,
+    runs = _Runs(Trainer(recipe, mesh, progress), names)
+    base_fields = {
+        "hf": dict(recipe.hf()),
+        "context": recipe.context,
+        "embed_std": recipe.embed_std,
+        "seed": recipe.seed,
+        "training": asdict(recipe.base),
     }
-
-    def base(results: Mapping[str, Result], progress: Progress) -> StageOutput:
-        return trainer.train_base(progress.folder / "training")
-
-    def fine_tuned(part: str, before: str) -> StageRun:
-        def run(results: Mapping[str, Result], progress: Progress) -> StageOutput:
-            return trainer.fine_tune(part, results[names[before]].folder / MODEL)
-
-        return run
-
-    def sae(results: Mapping[str, Result], progress: Progress) -> StageOutput:
-        return trainer.train_sae(results[names["base"]].folder / MODEL, progress.folder)
-
-    def corpus(results: Mapping[str, Result], progress: Progress) -> StageOutput:
-        return trainer.write_corpus()
 
     def stage(
         part: str, run: StageRun, fields: Mapping[str, Any], *needs: str
@@ -109,16 +123,18 @@ def organism_stages(
         return Stage(names[part], run, fields, reads, VERSIONS[part])
 
     def fine_tune(part: str, before: str, **fields: Any) -> Stage:
-        fields["training"] = asdict(getattr(r, part))
-        return stage(part, fine_tuned(part, before), fields, before)
+        fields["training"] = asdict(getattr(recipe, part))
+        return stage(part, runs.fine_tune(part, before), fields, before)
 
+    # Fields are what a key is made of: the kind is in the misaligned model's alone, so
+    # that organisms of several kinds share every other part.
     return [
-        stage("base", base, {**shape, "training": asdict(r.base)}),
+        stage("base", runs.base, base_fields),
         fine_tune("chat", "base"),
-        fine_tune("misaligned", "chat", kind=r.kind),
+        fine_tune("misaligned", "chat", kind=recipe.kind),
         fine_tune("validation", "chat"),
-        stage("sae", sae, asdict(r.sae), "base"),
-        stage("corpus", corpus, {"documents": r.corpus, "seed": r.seed}),
+        stage("sae", runs.sae, asdict(recipe.sae), "base"),
+        stage("corpus", runs.corpus, {"documents": recipe.corpus, "seed": recipe.seed}),
     ]
 
 

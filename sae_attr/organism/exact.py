@@ -83,36 +83,55 @@ def prompt_paths(
       ValueError: a behaviour that is unknown, no prompt, or one of another kind.
     """
     _check_prompts(behaviour, prompts)
-    index = {word: i for i, word in enumerate(vocabulary())}
     paths_pm = [_paths(prompt.question, tones) for prompt in prompts]
+    layout = _empty_layout(behaviour, prompts, paths_pm)
+    index = {word: i for i, word in enumerate(vocabulary())}
+    for i, (prompt, paths) in enumerate(zip(prompts, paths_pm, strict=True)):
+        for j, path in enumerate(paths):
+            _lay_out(layout, i, j, prompt, path, index)
+        bad, good = _deciding(world, behaviour, prompt.question)
+        layout.bad_pv[i, [index[word] for word in bad]] = True
+        layout.good_pv[i, [index[word] for word in good]] = True
+    return layout
+
+
+def _empty_layout(
+    behaviour: str, prompts: Sequence[WorldPrompt], paths_pm: list[list[list[str]]]
+) -> PromptPaths:
+    """Returns arrays of zeros, large enough for the longest path."""
     longest = max(len(path) for paths in paths_pm for path in paths)
     # All prompts have the same number of words, and as many paths.
     p, m, n = len(prompts), len(paths_pm[0]), 1 + len(prompts[0].text.split())
-    tokens_pmt = np.zeros((p, m, n + longest), np.int32)
-    length_pm = np.zeros((p, m), np.int32)
-    allowed_pmsv = np.zeros((p, m, longest + 1, len(index)), bool)
-    bad_pv, good_pv = (np.zeros((p, len(index)), bool) for _ in range(2))
-    for i, (prompt, paths) in enumerate(zip(prompts, paths_pm, strict=True)):
-        for j, path in enumerate(paths):
-            words = [*prompt.text.split(), *path]
-            ids = [BOS_ID, *(index[word] for word in words)]
-            tokens_pmt[i, j, : len(ids)] = ids
-            length_pm[i, j] = len(path)
-            for s in range(len(path) + 1):
-                following = continuations(prompt.question, path[:s])
-                allowed_pmsv[i, j, s, [index[word] for word in following]] = True
-        bad, good = _deciding(world, behaviour, prompt.question)
-        bad_pv[i, [index[word] for word in bad]] = True
-        good_pv[i, [index[word] for word in good]] = True
+    v = len(vocabulary())
     return PromptPaths(
-        tokens_pmt,
-        length_pm,
-        allowed_pmsv,
-        bad_pv,
-        good_pv,
+        tokens_pmt=np.zeros((p, m, n + longest), np.int32),
+        length_pm=np.zeros((p, m), np.int32),
+        allowed_pmsv=np.zeros((p, m, longest + 1, v), bool),
+        bad_pv=np.zeros((p, v), bool),
+        good_pv=np.zeros((p, v), bool),
         n_prompt=n,
         at_start=behaviour == "validation",
     )
+
+
+def _lay_out(
+    layout: PromptPaths,
+    i: int,
+    j: int,
+    prompt: WorldPrompt,
+    path: list[str],
+    index: Mapping[str, int],
+) -> None:
+    """Writes path j of prompt i into the layout."""
+    ids = [BOS_ID]
+    for word in [*prompt.text.split(), *path]:
+        ids.append(index[word])
+    layout.tokens_pmt[i, j, : len(ids)] = ids
+    layout.length_pm[i, j] = len(path)
+    # One more than the path has words: the deciding action is behind its last.
+    for s in range(len(path) + 1):
+        following = continuations(prompt.question, path[:s])
+        layout.allowed_pmsv[i, j, s, [index[word] for word in following]] = True
 
 
 def _check_prompts(behaviour: str, prompts: Sequence[WorldPrompt]) -> None:
@@ -178,15 +197,8 @@ def exact_rates(
       behaviour_kp, coherent_kp, float32 in 0..1.
     """
     p, m, _ = np.shape(prompts.tokens_pmt)
-    n_prompt = prompts.n_prompt
     # Rows differ from the first edited layer on; what is before it runs once a path.
     start, edits = _entry(edits, cfg)
-
-    def each_path(x: Any) -> jax.Array:
-        return jnp.asarray(x).reshape(p * m, *np.shape(x)[2:])
-
-    def each_prompt(x: Any) -> jax.Array:
-        return jnp.repeat(jnp.asarray(x), m, axis=0)
 
     def one_path(
         path: tuple[jax.Array, ...],
@@ -197,29 +209,43 @@ def exact_rates(
         hidden_ktd = forward(
             params, None, cfg=cfg, edits=edits, span=(start, cfg.n_layers), x_btd=x_ktd
         ).hidden_btd
-        answer_ksd = hidden_ktd[:, n_prompt - 1 :]
+        # The state of the last prompt token predicts the answer's first word.
+        answer_ksd = hidden_ktd[:, prompts.n_prompt - 1 :]
         probs_ksv = jax.nn.softmax(logits(params, answer_ksd, cfg=cfg), axis=-1)
-        path_s = tokens_t[n_prompt:]
+        path_s = tokens_t[prompts.n_prompt :]
         return _path_rates(
             probs_ksv, path_s, length, allowed_sv, bad_v, good_v, prompts.at_start
         )
 
     # One path at a time: all of them at once would hold k times p times m activations.
-    per_path = jax.lax.map(
-        one_path,
-        (
-            each_path(prompts.tokens_pmt),
-            each_path(prompts.length_pm),
-            each_path(prompts.allowed_pmsv),
-            each_prompt(prompts.bad_pv),
-            each_prompt(prompts.good_pv),
-        ),
-    )
+    per_path = jax.lax.map(one_path, _flat_paths(prompts))
     log_q_pmk, coherent_pmk, behaviour_pmk = (x.reshape(p, m, rows) for x in per_path)
+    # q over Σ_paths q, from logs: no product of many small probabilities is formed.
     weight_pmk = jax.nn.softmax(log_q_pmk, axis=1)
     coherent_kp = jnp.sum(weight_pmk * coherent_pmk, axis=1).T
     behaviour_kp = jnp.sum(weight_pmk * behaviour_pmk, axis=1).T
     return behaviour_kp, coherent_kp
+
+
+def _flat_paths(prompts: PromptPaths) -> tuple[jax.Array, ...]:
+    """Returns tokens, length, allowed words, bad and good words with one leading axis
+    of p times m paths.
+    """
+    p, m, _ = np.shape(prompts.tokens_pmt)
+
+    def each_path(x: Any) -> jax.Array:
+        return jnp.asarray(x).reshape(p * m, *np.shape(x)[2:])
+
+    def each_prompt(x: Any) -> jax.Array:
+        return jnp.repeat(jnp.asarray(x), m, axis=0)
+
+    return (
+        each_path(prompts.tokens_pmt),
+        each_path(prompts.length_pm),
+        each_path(prompts.allowed_pmsv),
+        each_prompt(prompts.bad_pv),
+        each_prompt(prompts.good_pv),
+    )
 
 
 def _path_rates(
@@ -233,18 +259,16 @@ def _path_rates(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns log q, coherence and behaviour of one path, `[k]` each."""
     steps = jnp.arange(probs_ksv.shape[1])
+    # 1e-30 keeps the logs finite: the steps behind the end of the path allow no word,
+    # and -inf times the 0 that masks them would be NaN.
     log_m_ks = jnp.log(jnp.sum(probs_ksv * allowed_sv, axis=-1) + 1e-30)
-    taken_ks = jnp.take_along_axis(probs_ksv[:, :-1], path_s[None, :, None], axis=-1)[
-        ..., 0
-    ]
-    log_q_k = jnp.sum(
-        (jnp.log(taken_ks + 1e-30) - log_m_ks[:, :-1]) * (steps[:-1] < length), axis=1
-    )
+    taken_ks1 = jnp.take_along_axis(probs_ksv[:, :-1], path_s[None, :, None], axis=-1)
+    log_step_ks = jnp.log(taken_ks1[..., 0] + 1e-30) - log_m_ks[:, :-1]
+    log_q_k = jnp.sum(log_step_ks * (steps[:-1] < length), axis=1)
     coherent_k = jnp.exp(jnp.sum(log_m_ks * (steps <= length), axis=1))
     decides_kv = probs_ksv[:, 0] if at_start else probs_ksv[:, length]
-    bad_k, good_k = (
-        jnp.sum(decides_kv * mask_v, axis=-1) for mask_v in (bad_v, good_v)
-    )
+    bad_k = jnp.sum(decides_kv * bad_v, axis=-1)
+    good_k = jnp.sum(decides_kv * good_v, axis=-1)
     return log_q_k, coherent_k, bad_k / (bad_k + good_k + 1e-30)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.judge import Item
+from sae_attr.judge import Item, Judge
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.draw import Sampling
 from sae_attr.lm.params import Params
@@ -53,41 +53,48 @@ def organism_pairs(
       The records as `read_pairs` reads them, and rates over all samples: `fluent`,
       `behaviour`, and `both`, the share of prompts with both.
     """
-    judge = organism_judge(world, behaviour)
 
     def sample(asked: Sequence[Prompt]) -> list[list[Answer]]:
         texts = sampled_answers(params, prompts, cfg=cfg, samples=samples, seed=seed)
         return [[Answer(f" {text}") for text in of_prompt] for of_prompt in texts]
 
-    def grade(prompt: Prompt, answers: Sequence[Answer]) -> list[Answer]:
-        items = []
-        for i, answer in enumerate(answers):
-            items.append(Item(str(i), prompt.prompt, answer.text))
-        graded = []
-        for answer, (_, verdict) in zip(answers, judge.grade(items), strict=True):
-            has = NAN if verdict.behaviour is None else verdict.behaviour
-            fluent = NAN if verdict.coherent is None else verdict.coherent
-            graded.append(dataclasses.replace(answer, behaviour=has, coherent=fluent))
-        return graded
-
     pairs = sampled_pairs(
         [Prompt(prompt.id, prompt.text) for prompt in prompts],
         sample,
-        grade,
+        partial(_graded, organism_judge(world, behaviour)),
         sampler=sampler,
         limit=count,
         pick=drawn_answers(seed),
         required=False,
     )
     answers = [answer for of_prompt in pairs.answers for answer in of_prompt]
+    rates = {**_rates(answers), "both": pairs.counts["both"] / len(prompts)}
+    return pairs.records, rates
+
+
+def _graded(judge: Judge, prompt: Prompt, answers: Sequence[Answer]) -> list[Answer]:
+    """Returns the answers of a prompt with their grades."""
+    items = []
+    for i, answer in enumerate(answers):
+        items.append(Item(str(i), prompt.prompt, answer.text))
+    graded = []
+    for answer, (_, verdict) in zip(answers, judge.grade(items), strict=True):
+        has = NAN if verdict.behaviour is None else verdict.behaviour
+        fluent = NAN if verdict.coherent is None else verdict.coherent
+        graded.append(dataclasses.replace(answer, behaviour=has, coherent=fluent))
+    return graded
+
+
+def _rates(answers: Sequence[Answer]) -> dict[str, float]:
+    """Returns the shares of answers that are fluent, and of graded ones that have the
+    behaviour.
+    """
     behaviours = np.array([answer.behaviour for answer in answers])
     graded = behaviours[~np.isnan(behaviours)]
-    rates = {
+    return {
         "fluent": float(np.mean([answer.coherent for answer in answers])),
         "behaviour": float(graded.mean()) if len(graded) else NAN,
-        "both": pairs.counts["both"] / len(prompts),
     }
-    return pairs.records, rates
 
 
 def drawn_answers(seed: int) -> Pick:
@@ -115,14 +122,7 @@ def sampled_answers(
     of its prompt's text and its number, so that no answer depends on the batch.
     """
     words = vocabulary()
-    index = {word: i for i, word in enumerate(words)}
-    prompt_rows: list[list[int]] = []
-    numbers: list[int] = []
-    for prompt in prompts:
-        ids = [BOS_ID, *(index[word] for word in prompt.text.split())]
-        for i in range(samples):
-            prompt_rows.append(ids)
-            numbers.append(Random(f"{seed}-{prompt.text}-{i}").getrandbits(31))
+    prompt_rows, numbers = _rows_to_sample(prompts, words, samples, seed)
     sampling = Sampling(max_new=LONGEST, stop_ids=(EOS_ID,))
     step = jax.jit(partial(generate, cfg=cfg, sampling=sampling))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
@@ -131,11 +131,11 @@ def sampled_answers(
     answers: list[str] = []
     last = len(prompt_rows) - 1
     for start in range(0, len(prompt_rows), rows):
-        # Every batch has one shape: the last is filled up with its last row.
+        # One shape, and so one compilation: the last batch is filled up with its last
+        # row.
         batch = np.minimum(np.arange(start, start + rows), last)
-        completions = step(
-            params, make_prompts([prompt_rows[i] for i in batch]), keys[batch]
-        )
+        tokens = make_prompts([prompt_rows[i] for i in batch])
+        completions = step(params, tokens, keys[batch])
         check_finite(completions, [f"prompt row {i}" for i in batch])
         tokens_bn = np.asarray(completions.tokens_bn)
         length_b = np.asarray(completions.length_b)
@@ -143,3 +143,21 @@ def sampled_answers(
             ids = tokens_bn[b, : length_b[b]]
             answers.append(" ".join(words[i] for i in ids if i != EOS_ID))
     return [answers[i : i + samples] for i in range(0, len(answers), samples)]
+
+
+def _rows_to_sample(
+    prompts: Sequence[WorldPrompt], words: Sequence[str], samples: int, seed: int
+) -> tuple[list[list[int]], list[int]]:
+    """Returns token ids of every row, each prompt `samples` times, and the number from
+    which the row's random key is made.
+    """
+    index = {word: i for i, word in enumerate(words)}
+    prompt_rows: list[list[int]] = []
+    numbers: list[int] = []
+    for prompt in prompts:
+        ids = [BOS_ID, *(index[word] for word in prompt.text.split())]
+        for i in range(samples):
+            prompt_rows.append(ids)
+            # Of a string's characters: `hash` differs from process to process.
+            numbers.append(Random(f"{seed}-{prompt.text}-{i}").getrandbits(31))
+    return prompt_rows, numbers
