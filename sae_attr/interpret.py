@@ -30,6 +30,8 @@ def nearest_tokens(
       unembedding_vd: from `lm.model.unembedding`, which folds the final norm's gain in.
     """
     unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-30)
+    # At the highest precision: on GPUs the default rounds to TF32, which swaps tokens of
+    # nearly equal cosine.
     cosines_kv = jnp.einsum(
         "kd,vd->kv", unit(directions_kd), unit(unembedding_vd), precision="highest"
     )

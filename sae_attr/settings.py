@@ -52,24 +52,24 @@ def defaults_of(
       unset: every field is None by default, for values that stand above other defaults.
     """
     hints = typing.get_type_hints(kind)
-    defaults = (
-        {} if unset or not dataclasses.is_dataclass(kind) else _field_defaults(kind)
-    )
-    return {
-        name: _plain(hint, defaults.get(name), unset)
-        for name, hint in hints.items()
-        if name not in leave_out
-    }
+    defaults: dict[str, Any] = {}
+    if dataclasses.is_dataclass(kind) and not unset:
+        defaults = _field_defaults(kind)
+    values = {}
+    for name, hint in hints.items():
+        if name not in leave_out:
+            values[name] = _plain(hint, defaults.get(name), unset)
+    return values
 
 
 def _field_defaults(kind: Any) -> dict[str, Any]:
-    made = {}
+    defaults = {}
     for field in dataclasses.fields(kind):
         if field.default is not dataclasses.MISSING:
-            made[field.name] = field.default
+            defaults[field.name] = field.default
         elif field.default_factory is not dataclasses.MISSING:
-            made[field.name] = field.default_factory()
-    return made
+            defaults[field.name] = field.default_factory()
+    return defaults
 
 
 def _plain(hint: Any, default: Any, unset: bool) -> Any:
@@ -86,15 +86,15 @@ def _plain(hint: Any, default: Any, unset: bool) -> Any:
 
 
 def _nested_values(value: Any, inner: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a default that differ from its own class's defaults."""
-    given = {
-        field.name: getattr(value, field.name) for field in dataclasses.fields(value)
-    }
-    return {
-        name: x
-        for name, x in given.items()
-        if x is not None and not isinstance(inner[name], dict | AnyKeys)
-    }
+    """Returns the plain fields of a default, which may differ from its own class's
+    defaults.
+    """
+    values = {}
+    for field in dataclasses.fields(value):
+        x = getattr(value, field.name)
+        if x is not None and not isinstance(inner[field.name], dict | AnyKeys):
+            values[field.name] = x
+    return values
 
 
 def plain_type(hint: Any) -> type:
@@ -123,7 +123,7 @@ def _optional(hint: Any) -> bool:
 
 
 def _dataclass_of(hint: Any) -> Any:
-    """The dataclass that a field holds, also where it may be None."""
+    """Returns the dataclass that a field holds, also where it may be None."""
     for arm in (hint, *typing.get_args(hint)):
         if isinstance(arm, type) and dataclasses.is_dataclass(arm):
             return arm if typing.get_origin(hint) is not tuple else None
@@ -150,31 +150,29 @@ def settings_from(
     """
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for name, value in values.items():
         if name not in fields:
             raise ValueError(
-                unknown_key(f"{where}.{name}", [f"{where}.{known}" for known in fields])
+                unknown_key(f"{where}.{name}", [f"{where}.{field}" for field in fields])
             )
         if value is not None or (
             _optional(hints[name])
             and fields[name].default not in (None, dataclasses.MISSING)
         ):
-            given[name] = _value(hints[name], value, f"{where}.{name}")
+            arguments[name] = _value(hints[name], value, f"{where}.{name}")
             factory: Any = fields[name].default_factory
             if plain_type(hints[name]) is dict and factory is not dataclasses.MISSING:
-                given[name] = {
-                    **factory(),
-                    **given[name],
-                }  # what is given stands above the defaults
+                # Entries that are set stand above the default ones.
+                arguments[name] = {**factory(), **arguments[name]}
     for name, field in fields.items():
         required = (
             field.default is dataclasses.MISSING
             and field.default_factory is dataclasses.MISSING
         )
-        if required and name not in given:
+        if required and name not in arguments:
             raise ValueError(f"{where}.{name} is missing; add --{where}.{name}=VALUE")
-    return kind(**given)
+    return kind(**arguments)
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -191,11 +189,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             float,
         ):
             check_numbers(value, kind, where)
-    return (
-        frozenset(value)
-        if frozenset in (hint, typing.get_origin(hint))
-        else tuple(value)
-    )
+    if frozenset in (hint, typing.get_origin(hint)):
+        return frozenset(value)
+    return tuple(value)
 
 
 def check_numbers(values: Iterable[Any], kind: type, where: str) -> None:
@@ -218,9 +214,10 @@ def given_only(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values that are neither None nor an empty mapping, at every depth."""
     out = {}
     for name, value in values.items():
-        kept = given_only(value) if isinstance(value, Mapping) else value
-        if kept is not None and kept != {}:
-            out[name] = kept
+        if isinstance(value, Mapping):
+            value = given_only(value)
+        if value is not None and value != {}:
+            out[name] = value
     return out
 
 
@@ -274,7 +271,7 @@ def nearest_key(path: str, known: Iterable[str]) -> str | None:
 
 
 def _likeness(name: str, other: str) -> float:
-    """How alike two names are, 0 to 1; `call` is like `max_calls`."""
+    """Returns how alike two names are, 0 to 1; `call` is like `max_calls`."""
     words = [0.9 * _ratio(name, word) for word in other.split("_") if len(word) > 2]
     return max(_ratio(name, other), *words, 0.0)
 
@@ -301,8 +298,8 @@ def meanings_of(kind: type) -> dict[str, str]:
 
 
 def _entries(doc: str) -> Iterator[tuple[list[str], str]]:
-    """The `name, name: text` entries of a docstring's Args, each with its continued
-    lines.
+    """Yields the `name, name: text` entries of a docstring's Args, each with its
+    continued lines.
     """
     names: list[str] = []
     text: list[str] = []

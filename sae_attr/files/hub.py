@@ -96,11 +96,11 @@ def public_name(model: str | None) -> str | None:
         and not Path(model).exists()
     ):
         return model
-    parts = [
-        part
-        for part in PurePosixPath(model.replace("\\", "/")).parts
-        if part.strip("/.~") and not part.endswith(":")
-    ]
+    parts = []
+    for part in PurePosixPath(model.replace("\\", "/")).parts:
+        # Roots, dots and drives ("C:", "gs:") name nothing.
+        if part.strip("/.~") and not part.endswith(":"):
+            parts.append(part)
     while len(parts) > 1 and parts[-1].lower() in _SAYS_NOTHING:
         parts.pop()
     name = parts[-1] if parts else Path(model).resolve().name

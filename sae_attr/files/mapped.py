@@ -15,6 +15,7 @@ def mapped_bytes(path: Path) -> np.ndarray:
 
 
 def corrupt(path: Path, error: object) -> ValueError:
+    """Returns the error about a file that cannot be what its name says."""
     return ValueError(
         f"{path} is truncated or corrupt ({error}); fetch it again and compare its "
         "size or checksum"

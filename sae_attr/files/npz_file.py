@@ -20,37 +20,30 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     with open_zip(path) as archive:
         raw = mapped_bytes(path)
         try:
-            infos = [
-                info for info in archive.infolist() if info.filename.endswith(".npy")
-            ]
+            infos = [i for i in archive.infolist() if i.filename.endswith(".npy")]
             check_growth(path, infos)
-            arrays = {
-                info.filename[:-4]: _npy(
-                    path, info, member_bytes(path, archive, info, raw)
-                )
-                for info in infos
-            }
-            return {
-                name: array
-                for name, array in arrays.items()
-                if array.dtype.kind not in _TEXT_KINDS
-            }
+            arrays = {}
+            for info in infos:
+                array = _npy(path, info, member_bytes(path, archive, info, raw))
+                if array.dtype.kind not in _TEXT_KINDS:
+                    arrays[info.filename.removesuffix(".npy")] = array
+            return arrays
         except RefusedFile as error:
             raise ValueError(str(error)) from None
         except ValueError:
             raise
-        except Exception as error:  # zlib.error, EOFError, BadZipFile, RuntimeError (encrypted): the file is damaged
+        # zlib.error, EOFError, BadZipFile, RuntimeError (encrypted): the file is damaged.
+        except Exception as error:
             raise corrupt(path, error) from error
 
 
 def _npy(path: Path, info: zipfile.ZipInfo, raw: np.ndarray) -> np.ndarray:
+    # The header alone, from a bounded piece: `np.load` would copy the array.
     stream = io.BytesIO(raw[: 1 << 16].tobytes())
     try:
-        read_header = (
-            np.lib.format.read_array_header_1_0
-            if np.lib.format.read_magic(stream) == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
+        read_header = np.lib.format.read_array_header_2_0
+        if np.lib.format.read_magic(stream) == (1, 0):
+            read_header = np.lib.format.read_array_header_1_0
         shape, fortran, dtype = read_header(stream)
     except (ValueError, SyntaxError, EOFError) as error:
         raise corrupt(path, f"{info.filename}: {error}") from error
@@ -59,6 +52,7 @@ def _npy(path: Path, info: zipfile.ZipInfo, raw: np.ndarray) -> np.ndarray:
             f"{path}: {info.filename} has dtype {dtype}, not plain numbers; save it as "
             "float32"
         )
+    # In Python's integers: a hostile shape cannot overflow to a small number.
     end = stream.tell() + math.prod(shape) * dtype.itemsize
     if end > raw.size:
         raise corrupt(

@@ -40,19 +40,19 @@ class RowSource:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """`(n, m)`."""
+        """Returns `(n, m)`."""
         return self.matrix.shape[0], self.matrix.shape[1]
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of the numbers as stored; `rows` always gives float32."""
+        """Returns the type of the numbers as stored; `rows` always gives float32."""
         return self.matrix.dtype
 
     def __len__(self) -> int:
         return self.matrix.shape[0]
 
     def rows(self, i: int, j: int) -> np.ndarray:
-        """Rows i..j as a float32 copy `[j - i, m]` in C order.
+        """Returns rows i..j as a float32 copy `[j - i, m]` in C order.
 
         Raises:
           IndexError: not `0 <= i <= j <= n`.

@@ -33,20 +33,19 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     size = int.from_bytes(raw[:8].tobytes(), "little")
     header = json.loads(raw[8 : 8 + size].tobytes())
     header.pop("__metadata__", None)
-    return {
-        name: _safetensor(path, raw, 8 + size, name, entry)
-        for name, entry in header.items()
-    }
+    tensors = {}
+    for name, entry in header.items():
+        tensors[name] = _safetensor(path, raw, 8 + size, name, entry)
+    return tensors
 
 
 def _safetensor(
     path: Path, raw: np.ndarray, base: int, name: str, entry: dict[str, Any]
 ) -> np.ndarray:
     if entry["dtype"] not in _SAFETENSORS_DTYPES:
-        known = ", ".join(_SAFETENSORS_DTYPES)
         raise ValueError(
             f"{path}: tensor {name!r} has dtype {entry['dtype']}; save it as one of "
-            f"{known}"
+            f"{', '.join(_SAFETENSORS_DTYPES)}"
         )
     start, end = entry["data_offsets"]
     return (

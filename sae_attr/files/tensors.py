@@ -58,12 +58,12 @@ def is_float(dtype: np.dtype) -> bool:
 def _flatten(
     value: Any, path: Path, prefix: str = "", depth: int = 0
 ) -> dict[str, np.ndarray]:
-    if not isinstance(value, Mapping) or depth > _MAX_DEPTH:
-        what = (
-            f"{type(value).__name__} at {prefix or 'its top'}"
-            if depth <= _MAX_DEPTH
-            else "dicts nested too deeply"
-        )
+    what = ""
+    if depth > _MAX_DEPTH:
+        what = "dicts nested too deeply"
+    elif not isinstance(value, Mapping):
+        what = f"{type(value).__name__} at {prefix or 'its top'}"
+    if what:
         raise ValueError(
             f"{path} holds {what}, not a dict of tensors; save the state_dict"
         )

@@ -24,7 +24,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         end).
     """
     check_regular(path)
-    # As bytes: only \n ends a line, and a bad byte is named with its line.
+    # As bytes: only \n ends a line, and a bad byte is named with its line. Bounded: a
+    # file of one endless line would fill the memory before anybody could refuse it.
     with open(path, "rb") as file:
         number = 0
         while raw := file.readline(LINE + 1):

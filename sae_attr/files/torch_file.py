@@ -99,6 +99,7 @@ def _load_torch(path: Path, archive: zipfile.ZipFile, raw: np.ndarray) -> Any:
             "is TorchScript); save one"
         )
     root = roots[0]
+    # Storages are plain bytes in the order of the machine that wrote them.
     order = infos.get(f"{root}byteorder")
     if order is not None and unpacked(path, archive, order) != b"little":
         raise RefusedFile(
@@ -132,6 +133,7 @@ def _check_entries(path: Path, content: Any) -> None:
     """Refuses containers that hold one object many times over, or themselves: a few
     bytes that never end.
     """
+    # With a list, not by recursion: nesting is as deep as the file likes.
     left, count = [content], 0
     while left:
         value = left.pop()
@@ -241,13 +243,13 @@ for _opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
 def _rebuild_tensor(
     storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
 ) -> np.ndarray:
-    """A strided view of a storage, which must hold every element that the strides can
-    reach.
+    """Returns a strided view of a storage, which must hold every element that the
+    strides can reach.
     """
+    # `as_strided` checks nothing: a hostile stride would read foreign memory.
     numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or any(
-        not isinstance(n, int) or n < 0 for n in numbers
-    ):
+    natural = all(isinstance(n, int) and n >= 0 for n in numbers)
+    if len(size) != len(stride) or not natural:
         raise ValueError(f"tensor of size {size}, stride {stride}, offset {offset}")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     # An expanded tensor (stride 0) is refused as well: a small file could ask for any

@@ -32,7 +32,7 @@ def write_torch(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def _opcodes(value: Any, arrays: list[np.ndarray]) -> bytes:
-    """Pickle, protocol 2, of a value; tensors are named by their place in `arrays`,
+    """Returns the pickle, protocol 2, of a value; tensors are named by their place in `arrays`,
     which grows.
     """
     if isinstance(value, dict):
@@ -52,7 +52,7 @@ def _opcodes(value: Any, arrays: list[np.ndarray]) -> bytes:
 
 
 def _pickled_array(array: np.ndarray, arrays: list[np.ndarray]) -> bytes:
-    """A call of torch's `_rebuild_tensor_v2` on a storage beside the pickle."""
+    """Returns a call of torch's `_rebuild_tensor_v2` on a storage beside the pickle."""
     dtypes = {np.dtype(dtype): name for name, dtype in TORCH_STORAGES.items()}
     if array.dtype not in dtypes:
         raise TypeError(

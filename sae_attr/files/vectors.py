@@ -32,11 +32,10 @@ def read_vectors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       FileNotFoundError: no such file.
     """
     path = Path(path)
-    vectors = {
-        name: _vector(path, name, value)
-        for name, value in _tensors(path).items()
-        if np.size(value) > 1
-    }
+    vectors = {}
+    for name, value in _tensors(path).items():
+        if np.size(value) > 1:
+            vectors[name] = _vector(path, name, value)
     if not vectors:
         raise ValueError(
             f"{path} holds no vector; save a tensor [d] or [n, d], bare or by name"
@@ -54,11 +53,9 @@ def read_vector(path: str | os.PathLike[str], width: int | None = None) -> np.nd
     Raises:
       ValueError: several vectors, or one of another width; else as `read_vectors`.
     """
-    rows = [
-        (name, row)
-        for name, value in read_vectors(path).items()
-        for row in np.atleast_2d(value)
-    ]
+    rows = []
+    for name, value in read_vectors(path).items():
+        rows += [(name, row) for row in np.atleast_2d(value)]
     if len(rows) != 1:
         names = ", ".join(dict.fromkeys(repr(name) for name, _ in rows[:8]))
         raise ValueError(
@@ -107,7 +104,7 @@ def check_vectors(
 
 
 def _tensors(path: Path) -> Mapping[str, np.ndarray]:
-    """Tensors by name, whatever they are wrapped in."""
+    """Reads tensors by name, whatever they are wrapped in."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file")
     if path.suffix == ".npy":
@@ -119,11 +116,8 @@ def _tensors(path: Path) -> Mapping[str, np.ndarray]:
     if isinstance(content, np.ndarray):
         return {path.stem: content}
     if isinstance(content, list | tuple):
-        return {
-            str(i): value
-            for i, value in enumerate(content)
-            if isinstance(value, np.ndarray)
-        }
+        numbered = {str(i): value for i, value in enumerate(content)}
+        return {i: x for i, x in numbered.items() if isinstance(x, np.ndarray)}
     return read_tensors(path)
 
 

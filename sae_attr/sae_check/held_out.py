@@ -96,13 +96,14 @@ def collect_held_out(
     collected = collector(params, measured, cfg=cfg, mesh=mesh, batch_rows=batch_rows)(
         np.asarray(rows)
     )
-    kept_k = np.ones(len(collected.ids_k2), bool)
+    counted_k = np.ones(len(collected.ids_k2), bool)
     for site, limit in source.limits.items():
-        kept_k &= np.linalg.norm(collected.acts[site], axis=-1) <= limit
-    acts = {site: x_kd[kept_k][:tokens] for site, x_kd in collected.acts.items()}
-    _check_enough(int(kept_k.sum()), len(documents))
-    samples = {
-        place.write: collect_sample(
+        counted_k &= np.linalg.norm(collected.acts[site], axis=-1) <= limit
+    acts = {site: x_kd[counted_k][:tokens] for site, x_kd in collected.acts.items()}
+    _check_enough(int(counted_k.sum()), len(documents))
+    samples = {}
+    for place in places:
+        samples[place.write] = collect_sample(
             params,
             _texts(source, packing, rows, mesh.shape["data"], batch_rows, tokens),
             cfg=cfg,
@@ -113,8 +114,6 @@ def collect_held_out(
             masks=source.masks,
             limits=source.limits,
         )
-        for place in places
-    }
     return HeldOut(acts, samples, tokens)
 
 
@@ -152,17 +151,17 @@ def _texts(
     batch_rows: int,
     tokens: int,
 ) -> Iterator[TextBatch]:
-    """Batches of whole documents until they hold `tokens` valid positions."""
-    size, seen = -(-batch_rows // data) * data, 0
+    """Yields batches of whole documents until they hold `tokens` valid positions."""
+    size, valid = -(-batch_rows // data) * data, 0
     for start in range(0, len(rows), size):
-        if seen >= tokens:
+        if valid >= tokens:
             return
         part = np.full(size, -1)
         part[: len(rows[start : start + size])] = rows[start : start + size]
-        read = rows_at(source.file, part, packing)
-        seen += int(read.valid_bt.sum())
-        special_bt = np.isin(read.tokens_bt, source.file.meta["special_ids"])
-        yield TextBatch(read.tokens_bt, read.valid_bt, special_bt & read.valid_bt)
+        packed = rows_at(source.file, part, packing)
+        valid += int(packed.valid_bt.sum())
+        special_bt = np.isin(packed.tokens_bt, source.file.meta["special_ids"])
+        yield TextBatch(packed.tokens_bt, packed.valid_bt, special_bt & packed.valid_bt)
 
 
 def held_out_fit(

@@ -49,11 +49,9 @@ class SitePair(NamedTuple):
     write: Site
 
     def __str__(self) -> str:
-        return (
-            str(self.write)
-            if self.read == self.write
-            else f"{self.read} to {self.write}"
-        )
+        if self.read == self.write:
+            return str(self.write)
+        return f"{self.read} to {self.write}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,9 +84,8 @@ class TextSample:
         """Tokens whose norm exceeds the limit at a site of the place, bool `[k]`, as
         many as there are activations.
         """
-        tokens = min(
-            len(self.acts[site]) for site in place
-        )  # beside the declared site there are the first few alone
+        # Beside the declared site there are the first few alone.
+        tokens = min(len(self.acts[site]) for site in place)
         acts = {site: self.acts[site][:tokens] for site in place}
         limits = {site: self.limits[site] for site in acts if site in self.limits}
         return np.asarray(beyond_limits(acts, limits)) | np.zeros(tokens, bool)
@@ -109,7 +106,7 @@ class TextSample:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Reason of `masks.REASONS` -> tokens at the declared place, padding apart."""
+        """Returns reason of `masks.REASONS` -> tokens at the declared place, padding apart."""
         first_k = self.first_k & ~self.special_k
         beyond_k = self.beyond(self.place) & ~self.special_k & ~first_k
         masked = {
@@ -129,45 +126,52 @@ def neighbours(cfg: LMConfig, place: SitePair) -> tuple[SitePair, ...]:
     moves both by one layer. `resid_pre` of a layer is `resid_post` of the one before,
     and has that name unless it is the site itself.
     """
-    read, write = place
-    if read == write:
-        layers = range(max(read.layer - 1, 0), min(read.layer + 2, cfg.n_layers))
-        sites = [
-            _named(site, read) for layer in layers for site in _sites(cfg, layer, read)
-        ]
-        found = [SitePair(site, site) for site in sites]
+    if place.read == place.write:
+        pairs = _same_site_pairs(cfg, place.read)
     else:
-        found = [SitePair(site, write) for site in _sites(cfg, read.layer, read)]
-        found += [SitePair(read, site) for site in _sites(cfg, write.layer, write)]
-        moved = [
-            (Site(read.layer + k, read.point), Site(write.layer + k, write.point))
-            for k in (-1, 1)
-        ]
-        found += [
-            SitePair(r, w)
-            for r, w in moved
-            if min(r.layer, w.layer) >= 0 and max(r.layer, w.layer) < cfg.n_layers
-        ]
-    return tuple(
-        p
-        for p in dict.fromkeys(found)
-        if p != place and (read == write or p.read != p.write)
-    )
+        pairs = _transcoder_pairs(cfg, place)
+    # In order, each once: a site may be a neighbour in two ways.
+    return tuple(pair for pair in dict.fromkeys(pairs) if pair != place)
+
+
+def _same_site_pairs(cfg: LMConfig, site: Site) -> list[SitePair]:
+    pairs = []
+    for layer in range(max(site.layer - 1, 0), min(site.layer + 2, cfg.n_layers)):
+        for other in _sites(cfg, layer, site):
+            name = _named(other, site)
+            pairs.append(SitePair(name, name))
+    return pairs
+
+
+def _transcoder_pairs(cfg: LMConfig, place: SitePair) -> list[SitePair]:
+    read, write = place
+    pairs = [SitePair(site, write) for site in _sites(cfg, read.layer, read)]
+    pairs += [SitePair(read, site) for site in _sites(cfg, write.layer, write)]
+    for shift in (-1, 1):
+        layers = (read.layer + shift, write.layer + shift)
+        if min(layers) >= 0 and max(layers) < cfg.n_layers:
+            moved_read = Site(layers[0], read.point)
+            pairs.append(SitePair(moved_read, Site(layers[1], write.point)))
+    # A pair of one site would be an autoencoder's.
+    return [pair for pair in pairs if pair.read != pair.write]
 
 
 def _sites(cfg: LMConfig, layer: int, like: Site) -> list[Site]:
-    """The sites of a layer that have the width of `like`."""
-    parallel = lambda point: point == "resid_mid" and cfg.parallel_residual
+    """Returns the sites of a layer that have the width of `like`."""
     points = (*_POINTS, *_BEFORE_NORMS) if cfg.post_norm else _POINTS
-    return [
-        Site(layer, p)
-        for p in points
-        if cfg.width(p) == cfg.width(like.point) and not parallel(p)
-    ]
+    sites = []
+    for point in points:
+        # With parallel blocks the stream has no state between attention and MLP.
+        absent = point == "resid_mid" and cfg.parallel_residual
+        if cfg.width(point) == cfg.width(like.point) and not absent:
+            sites.append(Site(layer, point))
+    return sites
 
 
 def _named(other: Site, site: Site) -> Site:
-    """Another site under its one name, or under that of `site` where it is the same."""
+    """Returns another site under its one name, or under that of `site` where it is the
+    same.
+    """
     name = _as_resid_post(other)
     return site if name == _as_resid_post(site) else name
 
@@ -231,7 +235,7 @@ def _activations(
     cfg: LMConfig,
     mesh: jax.sharding.Mesh,
 ) -> dict[Site, np.ndarray]:
-    """Site -> activations of valid positions; of the neighbours, on the first `beside`
+    """Returns site -> activations of valid positions; of the neighbours, on the first `beside`
     of them alone, in whole batches.
     """
     ends = np.cumsum([int(batch.valid_bt.sum()) for batch in batches])
@@ -260,7 +264,7 @@ def _activations(
 
 
 def _first(batch: TextBatch, first_k: int) -> np.ndarray:
-    """Which valid positions of a batch are the first of their texts, bool `[k]`."""
+    """Returns which valid positions of a batch are the first of their texts, bool `[k]`."""
     columns_bt = np.broadcast_to(
         np.arange(batch.valid_bt.shape[1]), batch.valid_bt.shape
     )
@@ -272,15 +276,12 @@ def _limits(
 ) -> dict[Site, float]:
     if outlier is None:
         return {}
-    norms = {
-        site: np.linalg.norm(acts_kd, axis=-1)[counted_k[: len(acts_kd)]]
-        for site, acts_kd in acts.items()
-    }
-    return {
-        site: norm_limit(norms_k, outlier)
-        for site, norms_k in norms.items()
-        if len(norms_k)
-    }
+    limits = {}
+    for site, acts_kd in acts.items():
+        norms_k = np.linalg.norm(acts_kd, axis=-1)[counted_k[: len(acts_kd)]]
+        if len(norms_k):
+            limits[site] = norm_limit(norms_k, outlier)
+    return limits
 
 
 def spliced_losses(
@@ -316,15 +317,9 @@ def spliced_losses(
             if value is not None:
                 value_btd[valid_bt] = value[start:stop] if value.ndim == 2 else value
             where_bt = counted_bt if value is not None else np.zeros_like(counted_bt)
-            arrays = shard_batch(
-                (
-                    tokens_bt,
-                    valid_bt,
-                    aim_bt,
-                    Replace(jnp.asarray(value_btd), where_bt),
-                ),
-                mesh,
-            )
+            # The plain model too is run with an edit, of no position: one program.
+            edit = Replace(jnp.asarray(value_btd), where_bt)
+            arrays = shard_batch((tokens_bt, valid_bt, aim_bt, edit), mesh)
             totals[i] += float(to_host(_loss(params, *arrays, cfg=cfg, site=site)))
         count, start = count + int(aim_bt.sum()), stop
     return (totals / count if count else totals * np.nan).tolist()
@@ -341,7 +336,7 @@ def _loss(
     cfg: LMConfig,
     site: Site,
 ) -> jax.Array:
-    """Summed nats of the tokens at `aim_bt`, a few positions of every row at a time:
+    """Returns summed nats of the tokens at `aim_bt`, a few positions of every row at a time:
     whole logits would not fit.
     """
     hidden_btd = forward(
@@ -350,11 +345,8 @@ def _loss(
     b, t = tokens_bt.shape
     chunks = -(-t // _TARGETS)
     pos_c = jnp.pad(jnp.arange(t), (0, chunks * _TARGETS - t)).reshape(chunks, _TARGETS)
-    aim_cb = (
-        jnp.pad(aim_bt, ((0, 0), (0, chunks * _TARGETS - t)))
-        .reshape(b, chunks, _TARGETS)
-        .swapaxes(0, 1)
-    )
+    aim_padded = jnp.pad(aim_bt, ((0, 0), (0, chunks * _TARGETS - t)))
+    aim_cb = aim_padded.reshape(b, chunks, _TARGETS).swapaxes(0, 1)
 
     def one(part: tuple[jax.Array, jax.Array]) -> jax.Array:
         target_bc = jnp.broadcast_to(part[0], (b, _TARGETS))

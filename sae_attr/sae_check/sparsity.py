@@ -49,10 +49,9 @@ def reconstruct_at(sae: SAE, acts_kd: np.ndarray, most: float) -> Sparse:
         return Sparse(whole, active)
     plain = bare(sae)
     cut = _cut(plain, acts_kd, most)
-    parts = [
-        _cut_block(plain, x_kd, valid_k, cut)
-        for x_kd, valid_k in _blocks(acts_kd, sae.cfg.n_latents)
-    ]
+    parts = []
+    for x_kd, valid_k in _blocks(acts_kd, sae.cfg.n_latents):
+        parts.append(_cut_block(plain, x_kd, valid_k, cut))
     recon_kd, active_k, fired_n = (
         np.concatenate([np.asarray(part[i]) for part in parts]) for i in range(3)
     )
@@ -74,17 +73,17 @@ def variance_at(
 
 
 def _cut(sae: SAE, acts_kd: np.ndarray, most: float) -> float:
-    """The length of code that `most` codes a token exceed, on average."""
-    wanted = max(1, round(most * len(acts_kd)))
+    """Returns the length of code that `most` codes a token exceed, on average."""
+    count = max(1, round(most * len(acts_kd)))
     # Tokens differ in how many codes they have; beyond four times the mean the rest is
     # small.
     top = min(sae.cfg.n_latents, 4 * math.ceil(most) + 64)
-    longest = [
-        np.asarray(_longest(sae, x_kd, top))[valid_k]
-        for x_kd, valid_k in _blocks(acts_kd, sae.cfg.n_latents)
-    ]
+    longest = []
+    for x_kd, valid_k in _blocks(acts_kd, sae.cfg.n_latents):
+        longest.append(np.asarray(_longest(sae, x_kd, top))[valid_k])
     lengths = np.concatenate(longest).ravel()
-    return float(np.partition(lengths, len(lengths) - wanted)[len(lengths) - wanted])
+    place = len(lengths) - count
+    return float(np.partition(lengths, place)[place])
 
 
 def _blocks(acts_kd: np.ndarray, n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

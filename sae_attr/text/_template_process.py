@@ -56,9 +56,8 @@ def environment() -> jinja2.Environment:
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, **options
-    )  # unlike jinja2's own, no HTML escapes
+    # Unlike jinja2's own, no HTML escapes.
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 def _raise_exception(message: str) -> NoReturn:
@@ -75,17 +74,12 @@ def _compiled(source: str) -> jinja2.Template:
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     if request["ask"] == "names":
-        return {
-            "names": sorted(
-                jinja2.meta.find_undeclared_variables(
-                    ENVIRONMENT.parse(request["source"])
-                )
-            )
-        }
+        tree = ENVIRONMENT.parse(request["source"])
+        return {"names": sorted(jinja2.meta.find_undeclared_variables(tree))}
     day = datetime.fromisoformat(request["day"])
-    pieces = _compiled(request["source"]).generate(
-        {**request["variables"], "strftime_now": day.strftime}
-    )
+    variables = {**request["variables"], "strftime_now": day.strftime}
+    # In pieces, so that a loop without end is stopped before its text fills the memory.
+    pieces = _compiled(request["source"]).generate(variables)
     return {"text": "".join(_at_most(pieces, request["characters"]))}
 
 
@@ -108,9 +102,12 @@ def _limit(memory: int) -> None:
 
 
 def _alarm(seconds: float) -> None:
-    """After so much computing the system ends this process, whatever it is in the
+    """Lets the system end this process after so much computing, whatever it is in the
     middle of; 0 takes that back.
     """
+    # The signal's default action, not a handler: Python runs handlers between
+    # bytecodes, and one multiplication of huge numbers never comes to the next. Time of
+    # computing, not of the clock: a busy machine must not refuse a good template.
     if hasattr(signal, "setitimer"):
         signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
@@ -128,13 +125,10 @@ def main() -> None:
             answer = {"error": "it needs more memory than a conversation does"}
         except RecursionError:
             answer = {"error": "it is nested too deeply"}
+        except jinja2.TemplateError as error:
+            answer = {"error": str(error)}
         except Exception as error:  # a template may raise anything
-            kind = (
-                ""
-                if isinstance(error, jinja2.TemplateError)
-                else f"{type(error).__name__}: "
-            )
-            answer = {"error": f"{kind}{error}"}
+            answer = {"error": f"{type(error).__name__}: {error}"}
         _alarm(0)
         sys.stdout.write(json.dumps(answer) + "\n")  # of ASCII, half surrogates too
         sys.stdout.flush()

@@ -93,7 +93,8 @@ def batches(
 
 
 def _widths(lengths: np.ndarray, multiple: int, context: int | None) -> np.ndarray:
-    """Row lengths of the shapes: quartiles of the lengths, rounded up."""
+    """Returns row lengths of the shapes: quartiles of the lengths, rounded up."""
+    # A few shapes: one would pad every row to the longest, and each costs a compilation.
     ordered, quarter = np.sort(lengths), np.arange(1, _MAX_SHAPES + 1)
     last = _round_up(len(ordered) * quarter, _MAX_SHAPES) // _MAX_SHAPES - 1
     rounded = np.unique(_round_up(ordered[last], multiple))

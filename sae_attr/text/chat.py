@@ -55,39 +55,41 @@ def with_options(tok: Tokenizer, options: Mapping[str, Any]) -> Tokenizer:
       ValueError: a date that is none, text that is not JSON, an option that the
         template does not read.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    more = _of_text(given.pop(MORE, "{}"), MORE, dict)
-    if twice := sorted(
-        name for name in set(given) & set(more) - {DATE} if given[name] != more[name]
-    ):
+    values = {name: value for name, value in options.items() if value is not None}
+    more = _of_text(values.pop(MORE, "{}"), MORE, dict)
+    shared = set(values) & set(more) - {DATE}
+    contradictions = sorted(name for name in shared if values[name] != more[name])
+    if contradictions:
         raise ValueError(
-            f"template_options has {twice[0]!r} itself and in more, with other values; "
+            f"template_options has {contradictions[0]!r} itself and in more, with other values; "
             "take one of them away"
         )
-    given |= more
+    values |= more
     for name in ("tools", "documents"):
-        if name in given:
-            given[name] = _of_text(given[name], name, list)
-    _check_date(given.get(DATE))
-    source, asked = tok.chat_template, set(given) - {DATE}
-    if source is None and asked:
+        if name in values:
+            values[name] = _of_text(values[name], name, list)
+    _check_date(values.get(DATE))
+    source, names = tok.chat_template, set(values) - {DATE}
+    if source is None and names:
         raise ValueError(
-            f"template_options has {min(asked)!r}, but {tok.path} has no chat template "
+            f"template_options has {min(names)!r}, but {tok.path} has no chat template "
             "that could read it"
         )
-    if source is not None and asked:
+    # Jinja ignores variables that a template does not read: a misspelt option would
+    # have no effect and no message.
+    if source is not None and names:
         readable = template_names(source) - _GIVEN  # TemplateError is a ValueError
-        if unread := sorted(asked - readable):
+        if unread := sorted(names - readable):
             raise ValueError(
                 f"template_options has {unread[0]!r}, which the chat template of "
                 f"{tok.path} does not read; it reads "
                 f"{', '.join(sorted(readable)) or 'nothing but the messages'}"
             )
-    return replace(tok, template_options=given)
+    return replace(tok, template_options=values)
 
 
 def _of_text(value: Any, name: str, kind: type) -> Any:
-    """A value that may be given as JSON text or as the path of a .json file."""
+    """Returns a value that may be given as JSON text or as the path of a .json file."""
     if isinstance(value, str):
         try:
             value = json.loads(
@@ -119,10 +121,12 @@ def options_read(tok: Tokenizer) -> dict[str, Any]:
     """
     if tok.chat_template is None:
         return {}
-    given = dict(tok.template_options)
+    options = dict(tok.template_options)
+    options.pop(DATE, None)
+    # Only then: a cache of another template must not be computed anew every day.
     if "strftime_now" in template_names(tok.chat_template):
-        return {**given, DATE: _day(tok)}
-    return {name: value for name, value in given.items() if name != DATE}
+        options[DATE] = _day(tok)
+    return options
 
 
 def _day(tok: Tokenizer) -> str:
@@ -250,7 +254,7 @@ def assistant_end(tok: Tokenizer) -> int | None:
 
 
 def _end_after(tok: Tokenizer, text: str, end: int) -> int | None:
-    """The added token that stands in `text` behind character `end`, white space aside."""
+    """Returns the added token that follows character `end` in `text`, white space aside."""
     # The model may lack a token of the template: only a prompt that uses it is refused.
     ids, offsets = encode(replace(tok, embedding_rows=None), text, add_bos=False)
     added = tok.backend.get_added_tokens_decoder()
@@ -285,9 +289,9 @@ def message_spans(
     for index, after in zip(pieces[1::2], pieces[2::2], strict=True):
         content = str(messages[int(index)]["content"])
         end = _content_end(text, at, content, after)
-        if (
-            end is None
-        ):  # a template that branches on the content: look for it, and go without if it is not there
+        if end is None:
+            # A template that branches on the content: look for it, and go without if it
+            # is not there.
             start = text.find(content.strip(), at)
             at, end = (start, start + len(content.strip())) if start >= 0 else (at, at)
         spans.append((at, end))
@@ -296,11 +300,11 @@ def message_spans(
 
 
 def _content_end(text: str, at: int, content: str, after: str) -> int | None:
-    """End of `content` (possibly trimmed) that starts at `at` and is followed by
+    """Returns the end of `content` (possibly trimmed) that starts at `at` and is followed by
     `after`; None if there is none.
     """
     for version in (content, content.strip(), content.lstrip(), content.rstrip()):
         if text.startswith(version + after, at):
             return at + len(version)
-    found = text.find(after, at) if after else -1
-    return None if found < 0 else found
+    end = text.find(after, at) if after else -1
+    return None if end < 0 else end

@@ -38,7 +38,7 @@ def read_corpus(
     split: str | None = None,
     tok: Tokenizer | None = None,
 ) -> Iterator[str]:
-    """Texts of a corpus, in order; blank ones are left out.
+    """Yields the texts of a corpus, in order; blank ones are left out.
 
     A file is .json (a list), .jsonl (one a line), each item a string or an object with
     the field `column`; .txt, cut into blocks of at most 2,000 characters that end at
@@ -63,13 +63,9 @@ def read_corpus(
         asked for).
       ImportError: .parquet or .arrow without pyarrow.
     """
-    files = _corpus_files(Path(path), split)
-    items = (item for file in files for item in READERS[file.suffix](file, column))
-    texts = (
-        text
-        for where, item in items
-        if (text := text_of(item, column, where, tok)).strip()
-    )
+    texts = _texts(_corpus_files(Path(path), split), column, tok)
+    # Read at once, so that a wrong path or column is refused here and not in the middle
+    # of whoever reads on.
     first = next(texts, None)
     if first is None:
         raise ValueError(
@@ -78,8 +74,17 @@ def read_corpus(
     return chain([first], texts)
 
 
+def _texts(files: list[Path], column: str, tok: Tokenizer | None) -> Iterator[str]:
+    """Yields the texts of files that are not blank, one in memory at a time."""
+    for file in files:
+        for where, item in READERS[file.suffix](file, column):
+            text = text_of(item, column, where, tok)
+            if text.strip():
+                yield text
+
+
 def _corpus_files(path: Path, split: str | None) -> list[Path]:
-    """The files of a corpus in reading order, all of one kind."""
+    """Returns the files of a corpus in reading order, all of one kind."""
     if not path.is_dir():
         if path.suffix not in READERS:
             raise ValueError(
@@ -91,73 +96,75 @@ def _corpus_files(path: Path, split: str | None) -> list[Path]:
         return [path]
     if (path / "dataset_dict.json").is_file():
         splits = _described(path / "dataset_dict.json", "splits")
-        if not all(
-            isinstance(name, str) and Path(name).name == name != ".." for name in splits
-        ):
+        if not all(_is_folder_name(name) for name in splits):
             raise ValueError(
                 f"{path}/dataset_dict.json names splits that are no folders of it; "
                 "save the data set again"
             )
         return _corpus_files(path / _one_split(path, splits, split), None)
     if (path / "state.json").is_file():
-        shards = _described(path / "state.json", "_data_files")
-        return [
-            _inside(path, item.get("filename") if isinstance(item, dict) else None)
-            for item in shards
-        ]
-    files = [
-        f
-        for f in sorted(path.rglob("*"))
-        if f.suffix in READERS and f.name not in _NOT_TEXT
-    ]
-    files = [
-        f
-        for f in files
-        if f.is_file() and not any(p.startswith(".") for p in f.relative_to(path).parts)
-    ]
-    kinds = sorted({f.suffix for f in files})
+        shards = []
+        for item in _described(path / "state.json", "_data_files"):
+            name = item.get("filename") if isinstance(item, dict) else None
+            shards.append(_inside(path, name))
+        return shards
+    files = [file for file in sorted(path.rglob("*")) if _is_text(path, file)]
+    kinds = sorted({file.suffix for file in files})
     if len(kinds) != 1:
-        found = f"files ending in {' and '.join(kinds)}" if kinds else "no such file"
+        contents = "no such file"
+        if kinds:
+            contents = f"files ending in {' and '.join(kinds)}"
         raise ValueError(
             f"{path}: a corpus folder has files of one kind out of {ENDINGS}, but "
-            f"holds {found}"
+            f"holds {contents}"
         )
     for file in files:
         check_pointer(file)
     return _of_split(path, files, split)
 
 
+def _is_folder_name(name: Any) -> bool:
+    """Returns True for a name that cannot lead out of the folder."""
+    return isinstance(name, str) and Path(name).name == name != ".."
+
+
+def _is_text(folder: Path, file: Path) -> bool:
+    """Returns True for a file of texts in a folder, hidden ones left out."""
+    if file.suffix not in READERS or file.name in _NOT_TEXT or not file.is_file():
+        return False
+    return not any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
 def _of_split(path: Path, files: list[Path], split: str | None) -> list[Path]:
-    """Files of the split that their names tell, as on the Hugging Face hub; all where
-    no name tells one.
+    """Returns the files of the split that their names state, as on the Hugging Face hub;
+    all where no name states one.
     """
-    names = [
-        m[1] if (m := _SPLIT.search(str(f.relative_to(path)))) else "" for f in files
-    ]
+    names = []
+    for file in files:
+        match = _SPLIT.search(str(file.relative_to(path)))
+        names.append(match[1] if match else "")
     if not any(names) and split is None:
         return files
-    chosen = _one_split(path, sorted(set(names) - {""}), split)
-    return [f for f, name in zip(files, names) if name == chosen]
+    only = _one_split(path, sorted(set(names) - {""}), split)
+    return [file for file, name in zip(files, names) if name == only]
 
 
 def _one_split(path: Path, splits: list[str], split: str | None) -> str:
     if split is None and len(splits) == 1:
         return splits[0]
     if split not in splits:
-        asked = (
-            "no split was named"
-            if split is None
-            else f"the split {split!r} is not there"
-        )
+        fault = f"the split {split!r} is not there"
+        if split is None:
+            fault = "no split was named"
         raise ValueError(
-            f"{path}: {asked}; it has {', '.join(splits) or 'no splits'}: name one of "
+            f"{path}: {fault}; it has {', '.join(splits) or 'no splits'}: name one of "
             "them (split=...)"
         )
     return split
 
 
 def _described(file: Path, name: str) -> list[Any]:
-    """A list that a data set's own JSON file holds."""
+    """Reads a list that a data set's own JSON file holds."""
     check_regular(file)
     value = json_value(utf8(file.read_bytes(), str(file)), str(file))
     listed = value.get(name) if isinstance(value, dict) else None
@@ -167,7 +174,7 @@ def _described(file: Path, name: str) -> list[Any]:
 
 
 def _inside(folder: Path, name: Any) -> Path:
-    """A file that a data set names, which must lie in its folder."""
+    """Returns a file that a data set names, which must lie in its folder."""
     if (
         not isinstance(name, str)
         or Path(name).is_absolute()

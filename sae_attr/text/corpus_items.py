@@ -11,7 +11,8 @@ from sae_attr.files.text import (
 from sae_attr.text.chat import Message, continued, render
 from sae_attr.text.tokenizer import Tokenizer
 
-TEXT = "text"  # the default column; where a row has none, a conversation under a usual name is taken
+# The default column; where a row has none, a conversation under a usual name is taken.
+TEXT = "text"
 
 
 Item = tuple[str, Any]
@@ -71,11 +72,9 @@ def _value_of(item: Any, column: str, where: str) -> Any:
         return _joined(values[0], values[1], where)
     if values and (isinstance(values[0], str) or _is_chat(values[0])):
         return values[0]
-    kind = (
-        f"an object with the fields {', '.join(fields)}"
-        if fields
-        else type(item).__name__
-    )
+    kind = type(item).__name__
+    if fields:
+        kind = f"an object with the fields {', '.join(fields)}"
     raise ValueError(
         f'{where} is {kind} where a string or {{"{column}": ...}} is expected, a text or messages; name the field that '
         "holds it (column=...)"
@@ -94,48 +93,45 @@ def _is_chat(value: Any) -> bool:
 
 
 def _joined(prompt: Any, completion: Any, where: str) -> Any:
-    """Prompt and completion as one text, or as one conversation where either is
+    """Joins prompt and completion to one text, or to one conversation where either is
     messages.
     """
     if isinstance(prompt, str) and isinstance(completion, str):
         return prompt + completion
-    first = (
-        [{"role": "user", "content": prompt}]
-        if isinstance(prompt, str)
-        else conversation(prompt, where)
-    )
+    if isinstance(prompt, str):
+        first = [{"role": "user", "content": prompt}]
+    else:
+        first = conversation(prompt, where)
     if isinstance(completion, str):
         return continued(first, completion)
     return [*first, *conversation(completion, where)]
 
 
 def conversation(value: Any, where: str) -> list[Message]:
-    """Messages as chat templates read them; ValueError for what is none.
+    """Returns messages as chat templates read them; ValueError for what is none.
 
     Rows of "from" and "value" are taken too, and a table's columns of roles and
     contents; fields that are null are left out.
     """
-    if isinstance(value, dict) and all(
-        isinstance(column, list) for column in value.values()
-    ):
+    # Tables store a list of structs as a struct of lists.
+    if isinstance(value, dict) and all(isinstance(x, list) for x in value.values()):
         value = [dict(zip(value, row)) for row in zip(*value.values())]
     if not isinstance(value, list):
         raise ValueError(
             f"{where} is a {type(value).__name__} where a text or a list of messages "
             "is expected"
         )
-    return [
-        _message(item, f"{where}: message {number}")
-        for number, item in enumerate(value)
-    ]
+    messages = []
+    for number, item in enumerate(value):
+        messages.append(_message(item, f"{where}: message {number}"))
+    return messages
 
 
 def _message(item: Any, where: str) -> Message:
-    fields = (
-        {k: v for k, v in item.items() if v is not None}
-        if isinstance(item, dict)
-        else {}
-    )
+    fields = {}
+    if isinstance(item, dict):
+        # In a table every message has every column of any, null where it has none.
+        fields = {k: v for k, v in item.items() if v is not None}
     if "from" in fields and "value" in fields:
         fields = {
             "role": _ROLES.get(fields["from"], fields["from"]),

@@ -38,15 +38,15 @@ def _json_list(path: Path, column: str) -> Iterator[Item]:
 
 
 def _json_items(path: Path) -> Iterator[Any]:
-    """The items of a JSON list, parsed one by one."""
+    """Yields the items of a JSON list, parsed one by one."""
     text, at, pieces, before = "", 0, _decoded(path), _OPEN
     while True:
-        while found := _next_item(text, at, before, path):
-            yield found[0]
-            at, before = found[1], _COMMA
-        more = "".join(
-            islice(pieces, 1 + len(text) // _READ)
-        )  # twice as much each time: a long item costs no square
+        while parsed := _next_item(text, at, before, path):
+            yield parsed[0]
+            at, before = parsed[1], _COMMA
+        # Twice as much each time: a long item is parsed anew after every piece, and
+        # pieces of one size would cost the square of its length.
+        more = "".join(islice(pieces, 1 + len(text) // _READ))
         if not more:
             break
         text, at = text[at:] + more, 0
@@ -56,9 +56,10 @@ def _json_items(path: Path) -> Iterator[Any]:
                 "list of texts"
             )
     if not (_EMPTY if before is _OPEN else _CLOSE).match(text, at):
-        found = json_value(text if before is _OPEN else f"[0{text[at:]}", str(path))
+        # A syntax error is named by the parser; what parses is something else than a list.
+        value = json_value(text if before is _OPEN else f"[0{text[at:]}", str(path))
         raise ValueError(
-            f"{path} holds a {type(found).__name__} where a list of texts is expected; "
+            f"{path} holds a {type(value).__name__} where a list of texts is expected; "
             "wrap it in [ ]"
         )
 
@@ -66,7 +67,7 @@ def _json_items(path: Path) -> Iterator[Any]:
 def _next_item(
     text: str, at: int, before: re.Pattern[str], path: Path
 ) -> tuple[Any, int] | None:
-    """The JSON value after `before`, and where it ends; None where it does not end
+    """Parses the JSON value after `before`; returns it and where it ends, None where it does not end
     inside `text` for certain.
     """
     if mark := before.match(text, at):
@@ -78,6 +79,7 @@ def _next_item(
             raise ValueError(
                 f"{path} is nested too deeply for a list of texts"
             ) from None
+        # At the end of the text a number may still go on.
         return (item, end) if end < len(text) else None
     return None
 
@@ -124,7 +126,7 @@ ENDINGS = ", ".join(READERS)
 
 
 def _decoded(path: Path) -> Iterator[str]:
-    """A UTF-8 file as pieces of text, none empty, without a byte order mark."""
+    """Yields a UTF-8 file as pieces of text, none empty, without a byte order mark."""
     decoder, read, begun = codecs.getincrementaldecoder("utf-8")(), 0, False
     with open(path, "rb") as file:
         while True:

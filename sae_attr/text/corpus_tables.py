@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ def parquet_rows(path: Path, column: str) -> Iterator[Item]:
     parquet = _pyarrow("pyarrow.parquet", path)
     with _opened(path, parquet.ParquetFile) as file:
         names = _table_columns(path, file.schema_arrow, column)
+        # A row group is decoded from one buffer: a few bytes of file may state any size.
         for number in range(file.metadata.num_row_groups):
             if file.metadata.row_group(number).total_byte_size > _TABLE_GROUP:
                 raise ValueError(
@@ -39,15 +40,19 @@ def arrow_rows(path: Path, column: str) -> Iterator[Item]:
         source.seek(0)
         table = _opened(source, ipc.open_file if is_file else ipc.open_stream, path)
         names = _table_columns(path, table.schema, column)
-        batches = (
-            map(table.get_batch, range(table.num_record_batches)) if is_file else table
-        )
-        slices = (
-            b.slice(start, _TABLE_ROWS)
-            for b in batches
-            for start in range(0, b.num_rows, _TABLE_ROWS)
-        )
-        yield from _rows(path, slices, names)
+        batches = table
+        if is_file:
+            batches = map(table.get_batch, range(table.num_record_batches))
+        yield from _rows(path, _slices(batches), names)
+
+
+def _slices(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yields few rows at a time: a record batch may hold the whole corpus, and as
+    Python objects it would fill the memory.
+    """
+    for batch in batches:
+        for start in range(0, batch.num_rows, _TABLE_ROWS):
+            yield batch.slice(start, _TABLE_ROWS)
 
 
 def _pyarrow(module: str, path: Path) -> Any:
@@ -61,7 +66,7 @@ def _pyarrow(module: str, path: Path) -> Any:
 
 
 def _opened(source: Any, opener: Callable[[Any], Any], path: Path | None = None) -> Any:
-    """A table that is open; what is wrong with the file as a ValueError that names it."""
+    """Opens a table; raises what is wrong with the file as a ValueError that names it."""
     try:
         return opener(source)
     except (ValueError, OSError) as error:
@@ -71,7 +76,7 @@ def _opened(source: Any, opener: Callable[[Any], Any], path: Path | None = None)
 
 
 def _table_columns(path: Path, schema: Any, column: str) -> tuple[str, ...]:
-    """The columns that are read; ValueError unless they are there, and hold text or
+    """Returns the columns to read; ValueError unless they are there, and hold text or
     messages.
     """
     names: tuple[str, ...] = (column,) if column in schema.names else ()
@@ -97,7 +102,7 @@ def _table_columns(path: Path, schema: Any, column: str) -> tuple[str, ...]:
 
 
 def _rows(path: Path, batches: Iterator[Any], names: Sequence[str]) -> Iterator[Item]:
-    """The rows of record batches as objects of the columns that are read; a null is
+    """Yields the rows of record batches as objects of the columns to read; a null is
     blank.
     """
     number = 0

@@ -83,14 +83,9 @@ def masks_from(values: Any) -> Masks:
         )
     exclude, first_k = values.get("exclude", ()), values.get("first_k", 0)
     outlier = values.get("outlier")
-    names = isinstance(exclude, (list, tuple)) and all(
-        isinstance(name, str) for name in exclude
-    )
-    numbers = [value for value in (first_k, outlier) if value is not None]
-    if not names or any(
-        isinstance(value, bool) or not isinstance(value, (int, float))
-        for value in numbers
-    ):
+    names = isinstance(exclude, (list, tuple))
+    names = names and all(isinstance(name, str) for name in exclude)
+    if not (names and _is_number(first_k) and _is_number(outlier)):
         raise ValueError(
             f"masks are {values!r}; exclude must be a list of names, first_k and "
             "outlier numbers"
@@ -98,6 +93,13 @@ def masks_from(values: Any) -> Masks:
     return Masks(
         frozenset(exclude), int(first_k or 0), float(outlier) if outlier else None
     )
+
+
+def _is_number(value: Any) -> bool:
+    """Returns True for a number or None; bool, which Python counts among them, is none."""
+    if value is None:
+        return True
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_exclude(exclude: frozenset[str] | tuple[str, ...]) -> None:
@@ -139,10 +141,9 @@ def count_text(counts: Mapping[str, int]) -> str:
     """
     tokens = sum(number for name, number in counts.items() if name != "padding")
     removed = {name: counts.get(name, 0) for name in REASONS[2:]}
-    parts = [
-        f"{number:,} {name.replace('_', ' ')}"
-        for name, number in removed.items()
-        if number
-    ]
+    parts = []
+    for name, number in removed.items():
+        if number:
+            parts.append(f"{number:,} {name.replace('_', ' ')}")
     share = sum(removed.values()) / max(tokens, 1)
     return f"{share:.1%} of {tokens:,} tokens masked ({', '.join(parts) or 'none'})"

@@ -129,20 +129,21 @@ def hold_out(file: TokenFile, packing: Packing, share: float) -> tuple[range, ra
       ValueError: no row is left to train on, or no whole document lies behind.
     """
     count, documents = row_count(file, packing), len(file.starts_s) - 1
-    kept = count - max(1, round(share * count))
-    if kept < 1:
+    train = count - max(1, round(share * count))
+    if train < 1:
         raise ValueError(
             f"holding out {share} leaves none of {count} rows to train on; lower "
             "held_out_share"
         )
-    first = int(documents_at(file, kept - 1, packing).max()) + 1
+    # Whole documents: one that training saw in part is no held-out text.
+    first = int(documents_at(file, train - 1, packing).max()) + 1
     if first >= documents:
         raise ValueError(
-            f"no whole document lies in the last {count - kept} of {count} rows, so "
+            f"no whole document lies in the last {count - train} of {count} rows, so "
             "there is none to measure on; raise "
             "held_out_share"
         )
-    return range(kept), range(first, documents)
+    return range(train), range(first, documents)
 
 
 def documents_at(file: TokenFile, row: int, packing: Packing) -> np.ndarray:
@@ -162,7 +163,7 @@ def documents_at(file: TokenFile, row: int, packing: Packing) -> np.ndarray:
 
 
 def _window(file: TokenFile, packing: Packing) -> int:
-    """Tokens of the stream in a row of "continue"."""
+    """Returns the tokens of the stream in a row of "continue"."""
     return packing.context - int(_row_bos(file, packing))
 
 
@@ -177,7 +178,7 @@ def _row_bos(file: TokenFile, packing: Packing) -> bool:
 
 
 def _row(file: TokenFile, row: int, packing: Packing) -> tuple[np.ndarray, np.ndarray]:
-    """ids of one row, and where in it documents begin (the first column apart)."""
+    """Returns ids of one row, and where in it documents begin (the first column apart)."""
     if packing.documents == "cut":
         low, high = (int(place) for place in file.starts_s[row : row + 2])
         return file.ids_k[low : min(high, low + packing.context)], np.zeros(0, np.int64)

@@ -29,6 +29,7 @@ def pack(lengths: Sequence[int], context: int, *, seed: int = 0) -> list[list[in
             raise ValueError(
                 f"row {index} has {length} tokens and cannot be packed into {context}"
             )
+        # The fullest pack that still has room; -1 sorts before every pack of that room.
         at = bisect_left(room, (length, -1))
         left, number = room.pop(at) if at < len(room) else (context, len(packs))
         if number == len(packs):

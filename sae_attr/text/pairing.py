@@ -43,7 +43,7 @@ class Answer:
 
     @property
     def identity(self) -> tuple[int, ...] | str:
-        """What two equal answers share."""
+        """Returns what two equal answers share."""
         return self.text if self.ids is None else self.ids
 
 
@@ -187,7 +187,7 @@ class PromptSides:
 
     @property
     def complete(self) -> bool:
-        """There is an answer on both sides."""
+        """Returns True if there is an answer on both sides."""
         return bool(self.positives and self.negatives)
 
 
@@ -221,7 +221,7 @@ def prompt_sides(answers: Sequence[Answer], fits: Fits = any_tokens) -> PromptSi
 
 
 def _why_left_out(answer: Answer, on_both: set[Any], fits: Fits) -> str:
-    """The reason why a graded answer may not be in a pair; "" where it may."""
+    """Returns the reason why a graded answer may not be in a pair; "" where it may."""
     # Coherence is of the first attempt; an answer that was drawn again was graded,
     # which incoherent ones are not.
     if answer.coherent == 0 and answer.attempt == 0:
@@ -273,7 +273,7 @@ def _record(
     negatives: Sequence[Answer],
     sampler: str,
 ) -> dict[str, Any]:
-    """A record as `text.pairs` reads it."""
+    """Returns a record as `text.pairs` reads it."""
     record: dict[str, Any] = {
         "id": prompt.id,
         "prompt": prompt.prompt,
@@ -290,7 +290,7 @@ def _record(
 
 
 def _distinct(answers: Sequence[Answer]) -> list[Answer]:
-    """The first of every different answer."""
+    """Returns the first of every different answer."""
     first: dict[Any, Answer] = {}
     for answer in answers:
         first.setdefault(answer.identity, answer)

@@ -174,7 +174,7 @@ def _pair(record: Any, line: int, where: str) -> Pair:
 
 
 def _name(record: dict[str, Any], line: int, where: str) -> str:
-    """The record's id; "line-N" where it has none."""
+    """Returns the record's id; "line-N" where it has none."""
     name = record.get("id")
     if name is None:
         return f"line-{line}"
@@ -196,11 +196,9 @@ def _prompt_field(value: Any, where: str) -> str | tuple[Message, ...]:
             "messages that is not empty"
         )
     for k, message in enumerate(value):
-        fields = (
-            [message.get(key) for key in ("role", "content")]
-            if isinstance(message, dict)
-            else [None]
-        )
+        fields = [None]
+        if isinstance(message, dict):
+            fields = [message.get(key) for key in ("role", "content")]
         if not all(isinstance(text, str) for text in fields):
             raise ValueError(
                 f"{where}: message {k} of 'prompt' is {message!r}; it needs the "
@@ -227,11 +225,8 @@ def _texts_field(value: Any, name: str, where: str) -> tuple[str, ...]:
 def _ids_field(value: Any, name: str, where: str) -> tuple[tuple[int, ...], ...]:
     if value is None:
         return ()
-    lists = (
-        value
-        if isinstance(value, list) and any(isinstance(item, list) for item in value)
-        else [value]
-    )
+    nested = isinstance(value, list) and any(isinstance(item, list) for item in value)
+    lists = value if nested else [value]
     for ids in lists:
         if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
             raise ValueError(

@@ -38,19 +38,19 @@ def render_template(source: str, variables: Mapping[str, Any], *, day: str) -> s
       TemplateError: a template that does not parse, rejects its variables, or passes a
         limit.
     """
-    asked = {
+    request = {
         "ask": "text",
         "source": source,
         "variables": variables,
         "day": day,
         "characters": CHARACTERS,
     }
-    return _ask(asked)["text"]
+    return _ask(request)["text"]
 
 
 @lru_cache(maxsize=64)
 def template_names(source: str) -> frozenset[str]:
-    """Names that a template reads and does not set itself; TemplateError where it does
+    """Returns the names that a template reads and does not set itself; TemplateError where it does
     not parse.
     """
     return frozenset(_ask({"ask": "names", "source": source})["names"])
@@ -59,9 +59,8 @@ def template_names(source: str) -> frozenset[str]:
 # ---- the process ---------------------------------------------------------------------
 
 _lock = threading.Lock()
-_process: tuple[int, subprocess.Popen[bytes]] | None = (
-    None  # with the process that started it: a fork has none
-)
+# With the id of the process that started it: a fork would share its pipes.
+_process: tuple[int, subprocess.Popen[bytes]] | None = None
 
 
 def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +77,9 @@ def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _exchange(line: bytes) -> bytes:
-    """The answer's line; the process is ended where none comes."""
+    """Returns the answer's line; the process is ended where none comes."""
+    # A process, since nothing inside Python takes back memory or time from code that
+    # holds them: here the sandbox limits names, and the system all else.
     process = _started()
     assert process.stdin is not None
     try:
@@ -126,6 +127,7 @@ def _started() -> subprocess.Popen[bytes]:
             stdout=pipe,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            # Sets in a template would else have another order in every run.
             env={**os.environ, "PYTHONHASHSEED": "0"},
         )
         _process = (os.getpid(), process)

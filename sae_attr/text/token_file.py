@@ -114,10 +114,11 @@ def cached_tokens(
     Raises:
       ValueError: as `read_corpus` and `write_tokens`.
     """
+    contents = ""  # of an absent corpus: the reader says what is wrong
+    if Path(corpus).exists():
+        contents = fingerprint(corpus)
     made_of: Meta = {
-        "corpus": fingerprint(corpus)
-        if Path(corpus).exists()
-        else "",  # the reader says what is wrong
+        "corpus": contents,
         "template": digest([tok.chat_template, options_read(tok)]),  # of conversations
         "tokenizer": fingerprint(Path(tok.path) / "tokenizer.json"),
         "column": column,
@@ -127,11 +128,9 @@ def cached_tokens(
     add_bos = adds_bos(tok) if prepend_bos is None else prepend_bos
     key = digest([VERSION, made_of, _meta(tok, add_bos, append_eos)])
     path = epath.Path(root) / f"tokens-{key}"
-    texts = (
-        ()
-        if Store(root).has(path.name)
-        else read_corpus(corpus, column=column, split=split, tok=tok)
-    )
+    texts: Iterable[str] = ()
+    if not Store(root).has(path.name):
+        texts = read_corpus(corpus, column=column, split=split, tok=tok)
     note = made_of | {"corpus_path": str(corpus)}
     return write_tokens(
         texts,
@@ -157,12 +156,11 @@ def open_tokens(path: PathLike) -> TokenFile:
             f"{os.fspath(folder)} holds no complete token file; make one with "
             "write_tokens"
         )
-    meta = json.loads((folder / "meta.json").read_text()) | json.loads(
-        (folder / "counts.json").read_text()
-    )
-    meta["sha256"] = json.loads((folder / "manifest.json").read_text())["files"][_IDS][
-        "sha256"
-    ]
+    meta = json.loads((folder / "meta.json").read_text())
+    meta |= json.loads((folder / "counts.json").read_text())
+    # Not computed anew: to read all ids would take as long as a pass over the corpus.
+    manifest = json.loads((folder / "manifest.json").read_text())
+    meta["sha256"] = manifest["files"][_IDS]["sha256"]
     ids_k = np.memmap(folder / _IDS, _id_dtype(meta["vocab_size"]), "r")
     return TokenFile(ids_k, np.memmap(folder / _STARTS, np.int64, "r"), meta)
 
@@ -236,7 +234,7 @@ def _id_dtype(vocab_size: int) -> type[np.unsignedinteger]:
 
 
 def _meta(tok: Tokenizer, add_bos: bool, append_eos: bool) -> Meta:
-    """What of the tokenizer decides the tokens or their masks."""
+    """Returns what of the tokenizer decides the tokens or their masks."""
     return {
         "vocab_size": tok.vocab_size,
         "bos_id": tok.bos_id,
@@ -254,16 +252,16 @@ def _encoded(
     append_eos: bool,
     max_tokens: int | None,
 ) -> Iterable[list[int]]:
-    """Token ids of each document that has any, up to `max_tokens` in all."""
-    left, source, seen = max_tokens, iter(texts), 0
+    """Yields token ids of each document that has any, up to `max_tokens` in all."""
+    left, source, number = max_tokens, iter(texts), 0
     end = [tok.eos_id] if append_eos and tok.eos_id is not None else []
     while left != 0 and (chunk := list(islice(source, _TEXTS))):
-        for ids in encode_many(tok, chunk, add_bos=add_bos, first=seen):
+        for ids in encode_many(tok, chunk, add_bos=add_bos, first=number):
             ids = [*ids, *end][:left]
             left = None if left is None else left - len(ids)
             if ids:
                 yield ids
-        seen += len(chunk)
+        number += len(chunk)
 
 
 def _write(

@@ -99,12 +99,8 @@ def encode_many(
       first: number of the first of these texts, for messages.
     """
     with library_errors(tok.path):
-        rows = [
-            list(e.ids)
-            for e in tok.backend.encode_batch_fast(
-                list(texts), add_special_tokens=False
-            )
-        ]
+        encodings = tok.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        rows = [list(encoding.ids) for encoding in encodings]
     for number, ids in enumerate(rows):
         try:
             check_ids(tok, ids)
@@ -129,11 +125,13 @@ def check_ids(tok: Tokenizer, ids: Sequence[int]) -> None:
     if not ids or 0 <= min(ids) <= max(ids) < rows:
         return
     at = next(t for t, token in enumerate(ids) if not 0 <= token < rows)
-    known = 0 <= ids[at] < tok.vocab_size  # the library takes 32 bits
-    piece = tok.backend.id_to_token(ids[at]) if known else None
-    named = (
-        f"token id {ids[at]}" if piece is None else f"token id {ids[at]} ({piece!r})"
-    )
+    named = f"token id {ids[at]}"
+    # The library takes 32 bits.
+    piece = None
+    if 0 <= ids[at] < tok.vocab_size:
+        piece = tok.backend.id_to_token(ids[at])
+    if piece is not None:
+        named += f" ({piece!r})"
     if tok.embedding_rows is None:
         raise ValueError(
             f"{named} is beyond the tokenizer's vocabulary of {rows} (position {at}); "

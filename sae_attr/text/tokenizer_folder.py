@@ -37,16 +37,15 @@ def load_tokenizer(path: str | Path, *, embedding_rows: int | None = None) -> To
     config = _read_json(folder / "special_tokens_map.json") | _read_json(
         folder / "tokenizer_config.json"
     )
-    tokens = {
-        name: text
-        for name in _NAMED
-        if (text := _token_text(config.get(name))) is not None
-    }
-    if (
-        "bos_token" not in tokens
-        and (first := post_processor_first(backend)) is not None
-    ):
-        tokens["bos_token"] = str(backend.id_to_token(first))
+    tokens = {}
+    for name in _NAMED:
+        text = _token_text(config.get(name))
+        if text is not None:
+            tokens[name] = text
+    if "bos_token" not in tokens:
+        first = post_processor_first(backend)
+        if first is not None:
+            tokens["bos_token"] = str(backend.id_to_token(first))
     ids = {name: backend.token_to_id(text) for name, text in tokens.items()}
     for name in ("bos_token", "eos_token"):
         if name in tokens and ids[name] is None:
@@ -81,9 +80,9 @@ def folder_template(path: str | Path) -> str | None:
 def _load_backend(folder: Path) -> tokenizers.Tokenizer:
     file = folder / "tokenizer.json"
     if not file.is_file():
-        found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         raise ValueError(
-            f"{folder} has no tokenizer.json (found: {', '.join(found) or 'nothing'}); "
+            f"{folder} has no tokenizer.json (found: {', '.join(names) or 'nothing'}); "
             "convert it once with "
             f"transformers: AutoTokenizer.from_pretrained({str(folder)!r}, "
             "use_fast=True)"
@@ -123,15 +122,16 @@ def _read_json(file: Path) -> dict[str, Any]:
             "download it again"
         )
     try:
-        found = json_value(utf8(file.read_bytes(), str(file)), str(file))
+        config = json_value(utf8(file.read_bytes(), str(file)), str(file))
     except ValueError as error:
         raise ValueError(f"{error}; download it again") from error
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise ValueError(
-            f"{file} holds a {type(found).__name__} where an object is expected; "
+            f"{file} holds a {type(config).__name__} where an object is expected; "
             "download it again"
         )
-    return {key: value for key, value in found.items() if value is not None}
+    # null means what an absent key means.
+    return {key: value for key, value in config.items() if value is not None}
 
 
 def _token_text(value: Any) -> str | None:
@@ -147,16 +147,16 @@ def _token_text(value: Any) -> str | None:
 def _special_ids(
     backend: tokenizers.Tokenizer, config: dict[str, Any], ids: dict[str, int | None]
 ) -> frozenset[int]:
-    flagged = [
-        i for i, token in backend.get_added_tokens_decoder().items() if token.special
-    ]
-    extra = config.get("additional_special_tokens") or []
-    listed = [
-        backend.token_to_id(text)
-        for item in extra
-        if (text := _token_text(item)) is not None
-    ]
-    return frozenset(i for i in (*flagged, *listed, *ids.values()) if i is not None)
+    added = backend.get_added_tokens_decoder()
+    flagged = {number for number, token in added.items() if token.special}
+    special: set[int | None] = set(flagged)
+    for item in config.get("additional_special_tokens") or []:
+        text = _token_text(item)
+        if text is not None:
+            special.add(backend.token_to_id(text))
+    special.update(ids.values())
+    # None is the id of a text that the vocabulary lacks.
+    return frozenset(number for number in special if number is not None)
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
@@ -164,24 +164,23 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     check_regular(file)
     if file.is_file():
         return utf8(file.read_bytes(), str(file))
-    found = config.get("chat_template")
-    listed = found if isinstance(found, list) else []
-    named = {
-        item["name"]: item["template"]
-        for item in listed
-        if isinstance(item, dict) and {"name", "template"} <= set(item)
-    }
+    template = config.get("chat_template")
+    listed = template if isinstance(template, list) else []
+    named = {}
+    for item in listed:
+        if isinstance(item, dict) and {"name", "template"} <= set(item):
+            named[item["name"]] = item["template"]
     if (
         len(named) < len(listed)
         or not all(isinstance(text, str) for text in named.values())
-        or (found is not None and not isinstance(found, str | list))
+        or (template is not None and not isinstance(template, str | list))
     ):
         raise ValueError(
             f"{folder}/tokenizer_config.json: chat_template is neither a text nor a "
             "list of named texts"
         )
-    if found is None or isinstance(found, str):
-        return found
+    if template is None or isinstance(template, str):
+        return template
     if "default" not in named and len(named) > 1:
         raise ValueError(
             f"{folder}: tokenizer_config.json has the chat templates "

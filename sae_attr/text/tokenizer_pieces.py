@@ -46,11 +46,10 @@ def _pieces(value: Any) -> Iterator[dict[str, Any]]:
         item = waiting.pop()
         if isinstance(item, dict):
             yield item
-            waiting += [
-                inner
-                for name, inner in item.items()
-                if name not in ("vocab", "merges", "added_tokens")
-            ]
+            for name, inner in item.items():
+                # Hundreds of thousands of texts, of which none is an object to check.
+                if name not in ("vocab", "merges", "added_tokens"):
+                    waiting.append(inner)
         elif isinstance(item, list):
             waiting += item
 
@@ -63,8 +62,8 @@ def _longer(piece: dict[str, Any]) -> float:
 
 
 def _check_characters(value: Any, where: str) -> None:
-    """The map is base64: the size of a table as 4 bytes, the table, the texts that it
-    points to.
+    """Raises ValueError for a damaged map of characters: base64 of the size of a table
+    as 4 bytes, the table, and the texts that it points to.
     """
     try:
         raw = base64.b64decode(value, validate=True)
@@ -83,11 +82,9 @@ def _check_ids(tokenizer: dict[str, Any], where: str) -> None:
     model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     ids = list(vocab.items()) if isinstance(vocab, dict) else []
-    ids += (
-        [(t.get("content"), t.get("id")) for t in added or [] if isinstance(t, dict)]
-        if isinstance(added, list)
-        else []
-    )
+    for token in added if isinstance(added, list) else ():
+        if isinstance(token, dict):
+            ids.append((token.get("content"), token.get("id")))
     for token, number in ids:
         if not isinstance(number, int) or not 0 <= number < _IDS:
             raise ValueError(
