@@ -105,6 +105,7 @@ def passage_statistic(
     def measure(
         sae: SAE, acts: Mapping[Site, jax.Array], counted_bt: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
+        # All latents are encoded: whether one passes a top-k depends on the others.
         codes_btk = encode(sae, acts[site])[..., latents_k]
         codes_btk = jnp.where(counted_bt[..., None], codes_btk, 0)
         return jnp.max(codes_btk, axis=1), jnp.argmax(codes_btk, axis=1)

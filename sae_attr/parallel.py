@@ -136,6 +136,7 @@ def from_main(value: bool) -> bool:
         return value
     from jax.experimental import multihost_utils  # initialises devices on import
 
+    # A collective call: every process must make it, the same number of times.
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 

@@ -165,6 +165,7 @@ def settings_from(
             if plain_type(hints[name]) is dict and factory is not dataclasses.MISSING:
                 # Entries that are set stand above the default ones.
                 arguments[name] = {**factory(), **arguments[name]}
+    # Checked here: Python's own TypeError would not name the key of the config.
     for name, field in fields.items():
         required = (
             field.default is dataclasses.MISSING

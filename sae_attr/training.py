@@ -309,6 +309,7 @@ def _add_speed(
     result: TrainResult[Any], first: int, window: Sequence[Metrics], clock: float
 ) -> None:
     """Counts the window's time and tokens, unless it began with the compilation."""
+    # Compilation would count as slow steps.
     if first == result.started:
         return
     result.seconds += time.perf_counter() - clock

@@ -45,6 +45,7 @@ def write_control_vector(
             f"directions have layers {list(directions)} and shapes {shapes}; give one "
             "[d] vector per layer"
         )
+    # Magic, version, number of tensors, number of keys; all little-endian.
     head = struct.pack("<4sIQQ", b"GGUF", 3, len(arrays), 3)
     head += _key("general.architecture", "controlvector")
     head += _key("controlvector.model_hint", model_hint)
@@ -52,6 +53,7 @@ def write_control_vector(
     data = b""
     for name, array in arrays.items():
         data = _padded(data)
+        # Axes, length, type, and the offset from the start of the (aligned) data.
         head += _text(name) + struct.pack("<IQIQ", 1, array.size, _F32, len(data))
         data += array.tobytes()
     Path(path).write_bytes(_padded(head) + _padded(data))

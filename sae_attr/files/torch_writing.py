@@ -53,6 +53,7 @@ def _opcodes(value: Any, arrays: list[np.ndarray]) -> bytes:
 
 def _pickled_array(array: np.ndarray, arrays: list[np.ndarray]) -> bytes:
     """Returns a call of torch's `_rebuild_tensor_v2` on a storage beside the pickle."""
+    # By dtype: only what the reader of this package takes is written.
     dtypes = {np.dtype(dtype): name for name, dtype in TORCH_STORAGES.items()}
     if array.dtype not in dtypes:
         raise TypeError(

@@ -55,6 +55,7 @@ def check_growth(path: Path, infos: Sequence[zipfile.ZipInfo]) -> None:
     """Raises RefusedFile where compressed members together grow beyond all weights; each
     of them may be small.
     """
+    # Plainly stored members are mapped, and take no memory until they are sliced.
     packed = [info for info in infos if info.compress_type != zipfile.ZIP_STORED]
     for info in packed:
         _check_member(path, info)

@@ -84,6 +84,8 @@ def init_lora(cfg: LMConfig, params: Params, lora: Lora, key: jax.Array) -> Para
     for number, name in enumerate(sorted(set(lora.targets))):
         _, d_in, d_out = params["blocks"][name]["kernel"].shape
         bound = 1 / math.sqrt(d_in)
+        # Drawn for the adapted layers alone, then spread: leaves are stacked over all
+        # layers, as the blocks' weights are.
         a_kir = jax.random.uniform(
             jax.random.fold_in(key, number),
             (len(layers), d_in, lora.rank),
@@ -92,6 +94,7 @@ def init_lora(cfg: LMConfig, params: Params, lora: Lora, key: jax.Array) -> Para
             bound,
         )
         a_lir = jnp.zeros((cfg.n_layers, d_in, lora.rank)).at[layers].set(a_kir)
+        # With b = 0 the adapted model begins as the base model.
         tree[name] = {"a": a_lir, "b": jnp.zeros((cfg.n_layers, lora.rank, d_out))}
     return {"lora": tree}
 

@@ -102,4 +102,5 @@ def make_optimizer(opt: Optimizer) -> optax.GradientTransformation:
     )
     if not opt.clip:
         return adamw
+    # Clipped first, so that one outlying batch does not stay in Adam's moments.
     return optax.chain(optax.clip_by_global_norm(opt.clip), adamw)

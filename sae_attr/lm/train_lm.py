@@ -124,6 +124,7 @@ def random_params(
     """Returns `init_params`, with every leaf made on the devices that `LM_RULES` give
     it.
     """
+    # Under jit with output shardings, so that no device has to hold the whole model.
     make = partial(init_params, cfg, dtype=dtype)
     places = shardings(jax.eval_shape(make, jax.random.key(0)), LM_RULES, mesh)
     return jax.jit(make, out_shardings=places)(jax.random.key(seed))
@@ -237,6 +238,7 @@ def training_summary(result: TrainResult[LMState]) -> dict[str, Any]:
     held-out ones None without held-out rows.
     """
     losses = [record["loss"] for record in result.history if "loss" in record]
+    # A mean over many steps: the loss of one batch says little.
     last_tenth = losses[-max(1, len(losses) // 10) :]
     held_out = [record["eval_loss"] for record in _evaluated(result.history)]
     return {

@@ -165,6 +165,7 @@ def explained_variance(sums: FitSums) -> float:
     """Returns 1 − SS_res / SS_tot about the per-dimension mean, pooled, raw units; NaN where
     the set does not vary.
     """
+    # Σ|x|² - |Σx|²/k: sums of batches, which a two-pass variance would not allow.
     total = sums.squares - float(sums.sum_d @ sums.sum_d) / max(sums.tokens, 1)
     return 1.0 - sums.residual / total if total > 0 else float("nan")
 

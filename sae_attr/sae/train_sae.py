@@ -136,6 +136,7 @@ def _placed(batch: ActBatch, cfg: TrainConfig, mesh: Mesh | None) -> tuple[Any, 
     x, y = as_pair(batch, cfg)
     if mesh is None:
         return x, y
+    # Compared before the arrays move: an autoencoder's batch is put on the devices once.
     if x is y:
         return (shard_batch(x, mesh),) * 2
     return shard_batch((x, y), mesh)

@@ -230,15 +230,16 @@ def splice(
       limit: tokens, in whole batches; 0 skips all and gives NaN.
     """
     site = sample.place.write
+    # Summed in float64: of thousands of float32 tokens the mean would lose digits.
     mean_d = sample.plain(site).astype(np.float64).mean(0).astype(np.float32)
     values = [recon_kd, mean_d, np.zeros_like(mean_d)]
     losses = spliced_losses(
         params, sample, values, cfg=cfg, site=site, mesh=mesh, limit=limit
     )
-    loss: dict[str, float] = dict(
-        zip(("plain", "sae", "mean", "zero"), losses, strict=True)
-    )
-    return loss, {k: _recovered(loss, k) for k in ("mean", "zero")}
+    plain, with_sae, with_mean, with_zero = losses
+    loss = {"plain": plain, "sae": with_sae, "mean": with_mean, "zero": with_zero}
+    recovered = {name: _recovered(loss, name) for name in ("mean", "zero")}
+    return loss, recovered
 
 
 def _special(
@@ -246,10 +247,8 @@ def _special(
 ) -> dict[str, Any] | None:
     if not sample.special_k.any():
         return None
-    gap_kd = (
-        sample.acts[site][sample.special_k].astype(np.float64)
-        - recon_kd[sample.special_k]
-    )
+    acts_kd = sample.acts[site][sample.special_k].astype(np.float64)
+    gap_kd = acts_kd - recon_kd[sample.special_k]
     return {"tokens": len(gap_kd), "mse": float(np.mean(gap_kd**2))}
 
 
@@ -258,9 +257,11 @@ def site_fits(sae: SAE, sample: TextSample, limit: int) -> tuple[SiteFit, ...]:
     tokens.
     """
     here = _site_fit(sae, sample, sample.place, limit, most=float(sae.cfg.n_latents))
-    return here, *(
-        _site_fit(sae, sample, place, limit, most=here.l0) for place in sample.beside
-    )
+    fits = [here]
+    for place in sample.beside:
+        # At the declared site's L0: a site where more latents fire would else win.
+        fits.append(_site_fit(sae, sample, place, limit, most=here.l0))
+    return tuple(fits)
 
 
 def _site_fit(

@@ -27,10 +27,9 @@ def check_table(check: SAECheck) -> str:
     lines of text.
     """
     measurement = check.measurement
-    variants = [
-        f"{variant.what} {variant.explained_variance:.3f}"
-        for variant in measurement.variants[:3]
-    ]
+    variants = []
+    for variant in measurement.variants[:3]:
+        variants.append(f"{variant.what} {variant.explained_variance:.3f}")
     lines = [
         _site_table(measurement),
         "",
@@ -65,9 +64,9 @@ def _metric_lines(
 
 def _loss_lines(measurement: SAEMeasurement) -> list[str]:
     losses = [f"{name} {nats:.4f}" for name, nats in measurement.loss.items()]
-    recovered = [
-        f"{name} ablation {share:.3f}" for name, share in measurement.recovered.items()
-    ]
+    recovered = []
+    for name, share in measurement.recovered.items():
+        recovered.append(f"{name} ablation {share:.3f}")
     return [
         f"loss, nats per token: {', '.join(losses)}",
         "recovered, (L_ablated - L_sae) / (L_ablated - L_plain): "
@@ -76,7 +75,7 @@ def _loss_lines(measurement: SAEMeasurement) -> list[str]:
 
 
 def _site_table(measurement: SAEMeasurement) -> str:
-    """Metrics at every site, on the tokens that count and on all."""
+    """Returns metrics at every site, on the tokens that count and on all."""
     sites = measurement.sites
     with_bos = [site.explained_variance_with_special for site in sites]
     columns = {

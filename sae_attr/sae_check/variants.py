@@ -164,7 +164,7 @@ def _scale_fit(sae: SAE, tokens: _Tokens, scale: float) -> _ScaleFit:
 def _fewer_latents(
     sae: SAE, tokens: _Tokens, stated_l0: float | None
 ) -> Iterator[Variant]:
-    """The best of several top-k gates: dropping most of what fires helps only where the
+    """Yields the best of several top-k gates: dropping most of what fires helps only where the
     gate lets through what it should not.
     """
     # A gated SAE's gate and magnitudes are different numbers: a top-k would be of
@@ -186,7 +186,7 @@ def _fewer_latents(
 def _gate_norms(
     sae: SAE, tokens: _Tokens, stated_l0: float | None
 ) -> Iterator[Variant]:
-    """Thresholds in units of pre-activation times decoder norm, as Llama Scope's are.
+    """Tries thresholds in units of pre-activation times decoder norm, as Llama Scope's are.
 
     Lower thresholds alone explain more, so it counts only where it also comes nearer to
     the stated L0.
@@ -196,6 +196,7 @@ def _gate_norms(
     if not stated_l0 or not tokens.active:
         return
     norms_n = safe_norm(sae.dec_nm)[:, 0]
+    # A latent without a decoder row writes nothing: it may as well never fire.
     threshold_n = jnp.where(norms_n > 0, sae.threshold_n / norms_n, jnp.inf)
     sums = fit(replace(sae, threshold_n=threshold_n), tokens.acts_kd, tokens.target_kd)
     distance = lambda active: abs(math.log(max(active, 1e-9) / stated_l0))
@@ -208,7 +209,7 @@ def _gate_norms(
 
 
 def _changes(sae: SAE) -> Iterator[tuple[str, str, SAE]]:
-    """(code, words, changed SAE) for the mistakes that need no search."""
+    """Yields code, words and changed SAE of the mistakes that need no search."""
     cfg = sae.cfg
     if cfg.d_in == cfg.d_out and bool(jnp.any(sae.dec_bias_m != 0)):
         verb = "not subtracted" if cfg.subtract_b_dec else "subtracted"
@@ -221,6 +222,7 @@ def _changes(sae: SAE) -> Iterator[tuple[str, str, SAE]]:
         words = f"top-k on pre-activations {preposition} the decoder norms"
         other = replace(cfg, rescale_by_dec_norm=not cfg.rescale_by_dec_norm)
         yield "decoder_norms", words, replace(sae, cfg=other)
+    # Same shape, other order: what a file in column-major order gives without an error.
     d, n = sae.enc_dn.shape
     encoder = replace(sae, enc_dn=sae.enc_dn.reshape(n, d).T)
     yield "encoder_mismatch", "encoder read in the other memory order", encoder
@@ -238,7 +240,7 @@ def _changes(sae: SAE) -> Iterator[tuple[str, str, SAE]]:
 
 
 def _gains(sae: SAE, gain_d: jax.Array | None) -> Iterator[tuple[str, str, SAE]]:
-    """Variants that read on the other side of a norm's gain; TransformerLens'
+    """Yields variants that read on the other side of a norm's gain; TransformerLens'
     `hook_normalized` is before it.
     """
     if gain_d is None or sae.cfg.norm != "none" or sae.cfg.subtract_b_dec:

@@ -95,7 +95,7 @@ def _sentence(
 def _causes(
     measurement: SAEMeasurement, stated_metrics: StatedMetrics, bands: CheckBands
 ) -> list[CheckFinding]:
-    """Mistakes that can be named: a variant or site that fits much better, a gate that
+    """Finds mistakes that can be named: a variant or site that fits much better, a gate that
     lets all through, matrices of different latents.
     """
     here = measurement.sites[0]
@@ -103,11 +103,13 @@ def _causes(
     variants += [_moved(here, other) for other in measurement.sites[1:]]
     named = [v for v in variants if _names_a_mistake(v, measurement, bands)]
     best = max([v.explained_variance for v in named], default=here.explained_variance)
+    # Within the tie all are shown: on a few tokens the order of near equals is noise.
     close = [v for v in named if v.explained_variance >= best - bands.tie]
     close.sort(key=lambda v: -v.explained_variance)
-    findings = [
-        CheckFinding(v.code, _better(v, here.explained_variance)) for v in close
-    ]
+    findings = []
+    for variant in close:
+        text = _better(variant, here.explained_variance)
+        findings.append(CheckFinding(variant.code, text))
     codes = {finding.code for finding in findings}
     gate = _gate(measurement, stated_metrics, bands, best)
     if gate and "gate_lost" not in codes:
@@ -126,7 +128,7 @@ def _causes(
 def _names_a_mistake(
     variant: Variant, measurement: SAEMeasurement, bands: CheckBands
 ) -> bool:
-    """True where the variant explains so much more that its mistake was made."""
+    """Returns True if the variant explains so much more that its mistake was made."""
     gain, floor = bands.gains[variant.code], bands.min_explained_variance
     if variant.code == "scales_apart" and measurement.gate == "relu":
         gain = bands.shrinkage
@@ -137,7 +139,7 @@ def _names_a_mistake(
 
 
 def _one_a_code(findings: Sequence[CheckFinding]) -> list[CheckFinding]:
-    """The best finding of each code, at the place of the code's last one."""
+    """Returns the best finding of each code, at the place of the code's last one."""
     by_code: dict[str, CheckFinding] = {}
     for finding in reversed(findings):
         by_code[finding.code] = finding
@@ -145,7 +147,7 @@ def _one_a_code(findings: Sequence[CheckFinding]) -> list[CheckFinding]:
 
 
 def _moved(here: SiteFit, other: SiteFit) -> Variant:
-    """Another site as a variant."""
+    """Returns another site as a variant."""
     read, write = parse_site(here.read), parse_site(here.write)
     other_read, other_write = parse_site(other.read), parse_site(other.write)
     if (read.point, write.point) != (other_read.point, other_write.point):
@@ -173,8 +175,8 @@ def _gate(
     bands: CheckBands,
     best: float,
 ) -> CheckFinding | None:
-    """L0 far above the stated one, or latents that only do harm: a top-k or a threshold
-    that is not applied.
+    """Finds an L0 far above the stated one, or latents that only do harm: a top-k or a
+    threshold that is not applied.
     """
     threshold = measurement.threshold_max
     if measurement.gate == "jumprelu" and threshold is not None and threshold <= 0:
@@ -213,7 +215,7 @@ def _symptoms(
     *,
     explained: bool,
 ) -> Iterator[CheckFinding]:
-    """Numbers outside their bands, which do not say why.
+    """Finds numbers outside their bands, which do not say why.
 
     Args:
       explained: a mistake was named already.
@@ -257,6 +259,7 @@ def _latents_off(
 ) -> Iterator[CheckFinding]:
     metrics, norms = measurement.metrics, measurement.metrics["decoder_norms"]
     tokens, latents = metrics["tokens"], metrics["latents"]
+    # On few tokens most latents of a wide SAE have had no chance to fire.
     enough = tokens * metrics["l0"] >= bands.dead_tokens * latents
     if metrics["dead_share"] > bands.max_dead and enough:
         yield CheckFinding(
@@ -274,7 +277,7 @@ def _latents_off(
 def _special(
     measurement: SAEMeasurement, stated_metrics: StatedMetrics, bands: CheckBands
 ) -> Iterator[CheckFinding]:
-    """BOS and other special tokens that the run counts and the SAE was not trained on."""
+    """Finds special tokens (BOS) that the run counts and the SAE was not trained on."""
     if not measurement.special:
         return
     ratio = measurement.special["mse"] / max(measurement.metrics["mse"], 1e-30)

@@ -353,6 +353,7 @@ def _load_or_compute(
     All processes must compute, or none: a stage may be a collective program.
     """
     start = time.perf_counter()
+    # What process 0 found decides: on a network disk another may not see it yet.
     entry = _load_or_warn(store, key)
     if agree(entry is not None):
         arrays, meta = entry or store.load(key)

@@ -142,6 +142,7 @@ def held(folder: PathLike, *, wait: bool, silence: float = SILENCE) -> Iterator[
     threading.Thread(
         target=lease.beat, name=f"lock of {os.fspath(folder)}", daemon=True
     ).start()
+    # From here on every write below the folder asks first whether it is still held.
     name = absolute(folder)
     HELD[name] = lease.check
     try:

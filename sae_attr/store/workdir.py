@@ -119,6 +119,7 @@ def own_workdir(
         yield
         return
     path = epath.Path(workdir) / "config.json"
+    # The lock first: two runs that begin at once must not both find a free workdir.
     with lock_workdir(workdir, wait=True):
         before = path.read_bytes() if path.is_file() else None
         try:

@@ -280,6 +280,7 @@ def message_spans(
     "assistant"). A content may be trimmed or rewritten by the template; it then reaches
     to the next piece of template text.
     """
+    # Characters of a private use area, which no template and hardly a text contains.
     marked = [dict(m) | {"content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
     pieces = re.split(
         "\ue000([0-9]+)\ue001", render(tok, marked, add_generation_prompt)

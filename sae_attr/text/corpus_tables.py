@@ -90,10 +90,11 @@ def _table_columns(path: Path, schema: Any, column: str) -> tuple[str, ...]:
     for name in names:
         kind = schema.field(name).type
         plain = str(getattr(kind, "value_type", kind))
-        text = plain in ("string", "large_string", "string_view") and "list" not in str(
-            kind
-        )
-        if not text and "struct" not in str(kind):
+        # A dictionary-encoded column has the type of its values; a list of texts is no
+        # text, and messages are structs at whatever depth.
+        is_text = plain in ("string", "large_string", "string_view")
+        is_text = is_text and "list" not in str(kind)
+        if not is_text and "struct" not in str(kind):
             raise ValueError(
                 f"{path}: column {name!r} holds {kind} where text or messages are "
                 "expected"

@@ -166,7 +166,7 @@ def _text_prompt(
 def _prompt_of_ids(
     pair: Prompt | Pair, tok: Tokenizer, prepend_bos: bool
 ) -> _RenderedPrompt:
-    """A prompt whose record has token ids. Their roles come from the record's text where
+    """Returns a prompt whose record has token ids. Their roles come from the record's text where
     that encodes to the same ids.
     """
     assert pair.prompt_ids is not None
@@ -198,11 +198,13 @@ def _row(
 ) -> tuple[TokenRow, bool]:
     straddles = False
     if isinstance(completion, str):
+        # Encoded together, since tokens at the border depend on both sides. One that
+        # straddles it belongs to the completion.
         ids, offsets = encode(tok, prompt.text + completion, add_bos=prompt.add_bos)
         border = len(prompt.text)
-        n_prompt = next(
-            (t for t, (_, end) in enumerate(offsets) if end > border), len(ids)
-        )
+        n_prompt = 0
+        while n_prompt < len(ids) and offsets[n_prompt][1] <= border:
+            n_prompt += 1
         straddles = n_prompt < len(ids) and offsets[n_prompt][0] < border
         prompt_roles = _prompt_roles(
             ids[:n_prompt], offsets[:n_prompt], prompt.is_user, tok

@@ -108,8 +108,8 @@ def encode_record(
 
 
 def _content(record: Any, where: str) -> list[Message] | tuple[str, str]:
-    """A conversation, or the texts of prompt and completion; ValueError for anything
-    else.
+    """Returns a conversation, or the texts of prompt and completion; ValueError for
+    anything else.
     """
     fields = record if isinstance(record, dict) else {}
     if "messages" in fields:
@@ -141,7 +141,7 @@ def _content(record: Any, where: str) -> list[Message] | tuple[str, str]:
 
 
 def _prefill(record: Any) -> Message | None:
-    """A prompt's last message where it is the assistant's: the completion continues it,
+    """Returns a prompt's last message where it is the assistant's: the completion continues it,
     and the loss does not count it.
     """
     prompt = record.get("prompt")
@@ -174,12 +174,13 @@ def _chat_record(
     ends: Set[int | None],
     prefill: Message | None,
 ) -> EncodedRecord:
-    """A rendered conversation. The loss counts the assistant's contents with what ends
+    """Renders a conversation. The loss counts the assistant's contents with what ends
     them; of the last one, what follows `prefill`.
     """
-    answers = [
-        i for i, message in enumerate(messages) if message["role"] == "assistant"
-    ]
+    answers = []
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            answers.append(i)
     if not answers:
         roles = ", ".join(message["role"] for message in messages) or "none"
         raise ValueError(
@@ -218,8 +219,8 @@ def _chat_record(
 def _begin(
     before: Sequence[Message], text: str, start: int, tok: Tokenizer
 ) -> tuple[int, UnlikeGeneration]:
-    """The place in `text` where generation begins an answer whose content is at `start`,
-    and how the text before it differs from what generation will see.
+    """Returns the place in `text` where generation begins an answer whose content is at
+    `start`, and how the text before it differs from what generation will see.
     """
     try:
         prompt = render(tok, before)
@@ -238,7 +239,7 @@ def _begin(
 def _begin_behind(
     prompt: Sequence[Message], text: str, start: int, tok: Tokenizer
 ) -> tuple[int, UnlikeGeneration]:
-    """`_begin` of an answer whose first words are the prompt's last message."""
+    """Returns `_begin` of an answer whose first words are the prompt's last message."""
     begun = prompt_text(tok, prompt)[0]
     if text.startswith(begun):
         return len(begun), UnlikeGeneration()
@@ -247,8 +248,8 @@ def _begin_behind(
 
 
 def _both_texts(prompt: str, before: str) -> str:
-    """The text that generation begins an answer after beside that of a row, from where
-    they differ.
+    """Shows the text that generation begins an answer after beside that of a row, from
+    where they differ.
     """
     shorter = min(len(prompt), len(before))
     at = next((i for i in range(shorter) if prompt[i] != before[i]), shorter)
@@ -270,8 +271,8 @@ def _turn(
     ends: Set[int | None],
     tok: Tokenizer,
 ) -> tuple[slice, bool]:
-    """The tokens of one assistant turn, and True where a token that ends it is among
-    them.
+    """Returns the tokens of one assistant turn, and True where a token that ends it is
+    among them.
     """
     start, end = span
     if not content.strip():

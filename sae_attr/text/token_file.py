@@ -176,12 +176,13 @@ def check_tokenizer(
     """Raises ValueError for a token file of another tokenizer, or with another BOS than
     the one asked for (None: any).
     """
+    expected = _meta(tok, False, False)
     for name in ("vocab_size", "bos_id", "eos_id", "special_ids"):
-        if file.meta[name] != (ours := _meta(tok, False, False)[name]):
+        if file.meta[name] != expected[name]:
             raise ValueError(
                 f"the token file was made by a tokenizer whose {name} is "
                 f"{str(file.meta[name])[:80]}, that of {tok.path} is "
-                f"{str(ours)[:80]}; take the text, or a token file of this tokenizer"
+                f"{str(expected[name])[:80]}; take the text, or a token file of this tokenizer"
             )
     if (
         prepend_bos is not None

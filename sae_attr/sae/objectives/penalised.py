@@ -127,6 +127,7 @@ def _save(pre, threshold_n, bandwidth, run):
 
 def _step_backward(saved, grad):
     pre, threshold_n, bandwidth = saved
+    # Summed over tokens: one threshold serves them all. The bandwidth has no gradient.
     by_threshold = -grad * _kernel(pre, threshold_n, bandwidth)
     return jnp.zeros_like(pre), by_threshold.sum(tuple(range(pre.ndim - 1))), None
 
