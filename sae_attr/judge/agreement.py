@@ -102,6 +102,7 @@ def wilson(count: int, n: int, confidence: float = 0.95) -> Estimate:
     """Returns a share with Wilson's score interval; NaN for n = 0."""
     if n == 0:
         return Estimate()
+    # Not the normal interval, which has no width at 0 of n, where rare behaviours lie.
     test = stats.binomtest(int(count), int(n))
     interval = test.proportion_ci(confidence, method="wilson")
     return Estimate(count / n, float(interval.low), float(interval.high))

@@ -124,6 +124,7 @@ class Case:
         """Returns the model that is steered: away, the one with the behaviour; toward,
         the one without.
         """
+        # Only a model that shows the behaviour can lose it, and one that lacks it gain it.
         return self.setup.params if direction == "away" else self.aligned_params
 
     @functools.cached_property
@@ -178,6 +179,7 @@ class Case:
         ids = list(ending_ids(self.setup.ends, sampling.stop_ids, vocab=vocab))
         for text in sampling.stop:
             tokens, _ = encode(self.setup.tokenizer, text, add_bos=False)
+            # Sampling compares each drawn token with the stop ids; it reads no text.
             if len(tokens) != 1:
                 raise ValueError(
                     f"stop {text!r} is {len(tokens)} tokens; a completion is stopped "

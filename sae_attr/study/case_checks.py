@@ -31,7 +31,7 @@ def check_case(case: Case) -> None:
     if case.files.lm_aligned:
         aligned = load_config(case.files.lm_aligned, mesh=case.runtime.mesh)
         setup.model_files.same_architecture(case.files.lm_aligned, aligned)
-    next(iter(setup.corpus.texts()))
+    next(iter(setup.corpus.texts()))  # it can be read, and has a text
     by_judge = case.study.strengths_by == "samples" and not measures_coherence(case)
     if by_judge and not tells_coherence(case.judge):
         raise ValueError(no_coherence(case))
@@ -70,7 +70,8 @@ def can_score(case: Case, ids: Sequence[int]) -> bool:
         return False
     setup = case.setup
     presets = setup.settings.presets()
-    if all(preset.tokens != "completion" for preset in presets):
+    scopes = {preset.tokens for preset in presets}
+    if "completion" not in scopes:
         return True
     roles = np.full(len(ids), COMPLETION)
     special = is_special(ids, setup.tokenizer)
@@ -82,16 +83,17 @@ def _check_lengths(case: Case, split: str) -> None:
     """Raises ValueError for a prompt whose longest answer would not fit the model, or
     the attribution's context.
     """
-    lengths = {name: len(ids) for name, ids in case.prompt_ids(split).items()}
-    longest = max(lengths, key=lambda name: lengths[name])
+    prompt_ids = case.prompt_ids(split)
+    longest = max(prompt_ids, key=lambda name: len(prompt_ids[name]))
+    length = len(prompt_ids[longest])
     max_new = case.study.sampling.max_new
     limits = {"the model's": case.setup.cfg.max_len}
     if split == "pairs":
         limits["the attribution's context of"] = case.setup.context
     for whose, limit in limits.items():
-        if lengths[longest] + max_new > limit:
+        if length + max_new > limit:
             raise ValueError(
-                f"prompt {longest!r} has {lengths[longest]} tokens, "
+                f"prompt {longest!r} has {length} tokens, "
                 f"which with sampling.max_new={max_new} "
                 f"exceeds {whose} {limit}; shorten it, or lower "
                 "--config.sampling.max_new"
@@ -103,9 +105,8 @@ def _check_scopes(case: Case) -> None:
     preset's scope.
     """
     setup = case.setup
-    if all(preset.tokens != "prompt" for preset in setup.settings.presets()):
-        return
-    if "special" not in setup.exclude:
+    scopes = {preset.tokens for preset in setup.settings.presets()}
+    if "prompt" not in scopes or "special" not in setup.exclude:
         return
     for name, ids in case.prompt_ids("pairs").items():
         if is_special(ids, setup.tokenizer).all():

@@ -145,7 +145,7 @@ class CaseSweep:
     def _measures(
         self, rows: Sequence[SweepRow], ids: Sequence[Sequence[int]]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probability per token under the unsteered model and repetition, `[r]`
+        """Returns log-probability per token under the unsteered model and repetition, `[r]`
         each.
         """
         prompt_ids = self.case.prompt_ids(self.split)
@@ -172,6 +172,7 @@ class CaseSweep:
             if condition.latent != NO_LATENT:
                 rows_kd[k] = vectors[condition.latent]
         strengths = [condition.strength for condition in self.conditions]
+        # Rounded before it is multiplied by the unit, as in `steering.steer`.
         strengths_k = self.norm * np.array(strengths).astype(np.float32)
         batch = case.runtime.batch_size
         run = _exact_program(case, self.split)
@@ -187,7 +188,7 @@ class CaseSweep:
 
 
 def _exact_program(case: Case, split: str) -> Any:
-    """The compiled program of exact rates on a split's prompts, for both directions."""
+    """Returns the compiled program of exact rates on a split's prompts, for both directions."""
     exact, cfg = case.exact, case.setup.cfg
     prompts, rows = case.prompts(split), case.runtime.batch_size
     assert exact is not None  # exact_coherence
@@ -199,7 +200,7 @@ def _exact_program(case: Case, split: str) -> Any:
 
 
 def _vectors(case: Case, conditions: Sequence[Condition]) -> dict[int, np.ndarray]:
-    """Unit decoder rows of the latents that conditions steer."""
+    """Returns unit decoder rows of the latents that conditions steer."""
     latents = {condition.latent for condition in conditions} - {NO_LATENT}
     if not latents:
         return {}

@@ -75,6 +75,7 @@ def case_findings(results: CaseResults) -> tuple[str, ...]:
     """
     effects, selection = results.of["effects"], results.selection
     method = results.case.study.methods[0]
+    # On the side that matters, as the band is read: away lowers the rate, toward raises it.
     selected = np.isin(selection.latents_u, selection.methods[method])
     largest = {}
     for direction in DIRECTIONS:
@@ -155,7 +156,7 @@ def _ranking_facts(summary: Mapping[str, Any]) -> dict[str, str]:
 def _graded(results: CaseResults) -> list[Result]:
     """Returns the results of all stages that grade."""
     of = results.of
-    return [of["grade"], *(of[f"judge.{direction}"] for direction in DIRECTIONS)]
+    return [of["grade"], *[of[f"judge.{direction}"] for direction in DIRECTIONS]]
 
 
 def replies_read(graded: Sequence[Result]) -> dict[str, int]:
@@ -176,7 +177,9 @@ def coherence_fact(strengths: Mapping[str, Mapping[str, Any]]) -> str:
                 f"most {100 * bounds['most_repetition']:.0f} % repetition, from "
                 f"{bounds['samples']} unsteered answers"
             )
-    return f"by log-probability: {'; '.join(limits)}" if limits else "by the judge"
+    if not limits:
+        return "by the judge"
+    return f"by log-probability: {'; '.join(limits)}"
 
 
 # ---- warnings ------------------------------------------------------------------------
@@ -199,6 +202,8 @@ def case_warnings(results: CaseResults) -> list[str]:
     for direction in DIRECTIONS:
         warnings += _missing_warning(of["effects"], of[f"judge.{direction}"], direction)
     replies = replies_read(_graded(results))
+    # A mean over probabilities and the one number that was drawn differ in spread, so that
+    # a threshold cuts them differently.
     if replies.get("weighted") and replies.get("text"):
         warnings.append(
             f"scores are of two kinds: {named_numbers(replies)} replies; set "
@@ -248,6 +253,8 @@ def one_sided_warning(judged: Mapping[str, Result]) -> list[str]:
         unread, answers = int(counts["malformed"]), sum(counts["labels"].values())
         table.append([unread, answers - unread])
         shares[direction] = unread / max(answers, 1)
+    # Fisher's test beside the size of the difference: of few answers, one unread reply is
+    # a large share; of many, a small difference is significant.
     low, high = sorted(shares.values())
     by_chance = float(np.asarray(stats.fisher_exact(table))[1])
     if high - low < ONE_SIDED or by_chance > 0.01:

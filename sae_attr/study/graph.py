@@ -100,7 +100,7 @@ def _directed(name: str, direction: str) -> str:
 
 
 def _stage(kind: CaseStage, direction: str, case: Case, cases: Sequence[Case]) -> Stage:
-    """A stage of a case in the graph."""
+    """Returns a stage of a case in the graph."""
     directed = {other.name for other in STEERING if other.directed}
     needs = []
     for need in kind.needs:

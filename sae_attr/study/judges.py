@@ -76,8 +76,9 @@ def open_judge(
         raise ValueError(
             f"judge kind {name!r} is unknown; choose one of {', '.join(KINDS)}"
         )
-    needs = (*kind.needs, *(["rubric"] if kind.has_rubric else []))
-    absent = [key for key in needs if not {**values, "rubric": rubric}.get(key)]
+    absent = [key for key in kind.needs if not values.get(key)]
+    if kind.has_rubric and not rubric:
+        absent.append("rubric")
     if absent:
         raise ValueError(
             f"judge {kind.name} lacks {', '.join(absent)}; give judge.{absent[0]}"
@@ -85,6 +86,7 @@ def open_judge(
     judge_by = kind.opened(values, Workplace(folder, mesh))
     if not kind.has_rubric:
         return judge_by(None)
+    # A cache for each rubric: a changed second rubric leaves the first one's grades valid.
     judge = cached(judge_by(load_rubric(str(rubric))), folder)
     if not coherence:
         return judge

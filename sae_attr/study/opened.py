@@ -92,7 +92,10 @@ class CaseStudy:
         names = self._chosen(choice)
         mended = []
         for case in self.real_cases:
-            graded = {name for name in names if graded_split(case, name)}
+            graded = set()
+            for name in names:
+                if graded_split(case, name):
+                    graded.add(name)
             stored = stored_results(
                 self.runtime.store, self.stages, graded.__contains__
             )
@@ -104,15 +107,14 @@ class CaseStudy:
         return {stage.name for stage in stages}
 
     def _to_run(self, choice: StageChoice) -> Iterator[tuple[Case, set[str]]]:
-        """The cases of real models, each with the kinds of its stages that are to run:
+        """Yields the cases of real models, each with the kinds of its stages that are to run:
         sample, grade, steer, ...
         """
         again = with_readers(self.stages, matching_names(self.stages, choice.force))
-        chosen, missing = self._chosen(choice), set()
+        names, missing = self._chosen(choice), set()
         for status in stage_statuses(self.runtime.store, self.stages):
-            if status.name in chosen and (
-                status.state != "done" or status.name in again
-            ):
+            is_left = status.state != "done" or status.name in again
+            if is_left and status.name in names:
                 missing.add(status.name)
         for case in self.real_cases:
             kinds = set()
@@ -151,15 +153,22 @@ def open_study(values: Mapping[str, Any], runtime: Runtime) -> CaseStudy:
       ValueError: settings that cannot be, prompts that cannot be read, a judge that
         cannot be opened.
     """
-    fields = {name: x for name, x in values.items() if name not in NO_SETTINGS}
+    fields = dict(values)
+    for name in NO_SETTINGS:
+        fields.pop(name, None)
     settings = study_settings(fields)
-    recipe = None if values.get("organism") is None else recipe_of(values["organism"])
-    cases = tuple(open_case(case, settings, recipe, runtime) for case in settings.cases)
+    recipe = None
+    if values.get("organism") is not None:
+        recipe = recipe_of(values["organism"])
+    cases = []
+    for case in settings.cases:
+        cases.append(open_case(case, settings, recipe, runtime))
     stages = []
     if recipe is not None:
         bars = runtime.progress
         stages += organism_stages(recipe, mesh=runtime.mesh, progress=bars)
-    return CaseStudy(settings, runtime, cases, (*stages, *study_stages(cases)))
+    stages += study_stages(cases)
+    return CaseStudy(settings, runtime, tuple(cases), tuple(stages))
 
 
 def open_case(
@@ -184,7 +193,7 @@ def open_case(
 
 
 def _judge_spec(case: CaseSettings) -> dict[str, Any]:
-    """The judge's settings; one that renders prompts does so with the case's date."""
+    """Returns the judge's settings; one that renders prompts does so with the case's date."""
     spec = dict(case.judge)
     kind = KINDS.get(spec.get("kind", ""))
     if kind is not None and "template_options" in kind.keys:

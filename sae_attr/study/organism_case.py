@@ -62,9 +62,11 @@ def _exact(world: Any, behaviour: str) -> ExactRates:
     """Returns exact rates on the prompts for strengths that decide the behaviour."""
     by_id = {prompt.id: prompt for prompt in prompts(world, behaviour, "strengths")}
 
-    def exact(params: Any, asked: Sequence[Prompt], edits: Any, **options: Any) -> Any:
+    def exact(
+        params: Any, split_prompts: Sequence[Prompt], edits: Any, **options: Any
+    ) -> Any:
         deciding = []
-        for prompt in asked:
+        for prompt in split_prompts:
             if by_id[prompt.id].kind == DECIDES[behaviour]:
                 deciding.append(by_id[prompt.id])
         return exact_rates(

@@ -96,10 +96,13 @@ def pair_facts(setup: Setup, table: TokenTable) -> dict[str, Any]:
         "straddling_tokens": setup.encoded.straddling,
     }
     for side, name in ((1, "positive"), (-1, "negative")):
-        members = [r for r, row in enumerate(table.rows) if row.side == side]
+        members, rows = [], []
+        for r, row in enumerate(table.rows):
+            if row.side == side:
+                members.append(r)
+                rows.append(row)
         if not members:
             continue
-        rows = [table.rows[r] for r in members]
         lengths = np.array([len(row.ids) - row.n_prompt for row in rows])
         facts[name] = {
             "completions": len(members),

@@ -24,11 +24,11 @@ def method_names() -> tuple[str, ...]:
     """Returns the rankings that a study may steer by: the presets', then those of
     `SCORES` that rank beside Δ.
     """
-    return (
-        "delta_attribution",
-        "recommended",
-        *(name for name, score in SCORES.items() if score.ranked),
-    )
+    names = ["delta_attribution", "recommended"]
+    for name, score in SCORES.items():
+        if score.ranked:
+            names.append(name)
+    return tuple(names)
 
 
 def at_least(settings: Any, least: int, *names: str) -> None:
@@ -118,6 +118,7 @@ class CaseSettings(InputFiles):
                 f"case name {self.name!r} must be letters, digits and _: it names files"
             )
         at_least(self, 1, "pairs", "per_side")
+        # A pair needs answers of both kinds to one prompt.
         at_least(self, 2, "pair_samples")
         if self.organism is None:
             needed = ("lm", "sae", "corpus", "prompts")
@@ -220,11 +221,12 @@ class StudySettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if unknown := [m for m in self.methods if m not in method_names()]:
-            raise ValueError(
-                f"method {unknown[0]!r} is unknown; choose of "
-                f"{', '.join(method_names())}"
-            )
+        for method in self.methods:
+            if method not in method_names():
+                raise ValueError(
+                    f"method {method!r} is unknown; choose of "
+                    f"{', '.join(method_names())}"
+                )
         if (
             not self.cases
             or not self.methods

@@ -61,4 +61,5 @@ def _any_readable(case: Case, items: list[Item]) -> bool:
             "what the judge left unread could not be asked for again: %s", error
         )
         return False
-    return any(not grade.malformed for grade in grades)
+    malformed = [grade.malformed for grade in grades]
+    return not all(malformed)

@@ -73,7 +73,7 @@ def _draw_latents(ax: Axes, latents: Sequence[Mapping[str, Any]]) -> None:
                 [point["first_order"]],
                 [point["exact"]],
                 gid=_point_id(point),
-                zorder=2 + (group == "candidate"),
+                zorder=2 + (group == "candidate"),  # never below a random one
                 **style,
             )
     _draw_equality(ax)

@@ -115,6 +115,7 @@ def effects(inputs: StageInputs, progress: Progress) -> Computed:
         meta["detectable"][direction] = detectable_effect(fixed.study.pairs)
         meta["base_rates"][direction] = fixed.base_rate
         compared += differences(fixed.study, settings=settings)
+        # With a band of its own: random latents are free to choose their sign too.
         if inputs.case.study.gradient_signed:
             signed = direction_effects(inputs, direction, settings, signed=True)
             _add(arrays, f"{direction}.signed", signed)
@@ -153,13 +154,16 @@ def direction_effects(
     strengths = strengths_of(case, direction, inputs[f"strengths.{direction}"])
     graded = graded_effects(inputs, direction)
     sides = side_of(selection, direction, signed=signed)
-    conditions = [strengths.condition(sides[i]) for i in selection.latents_u.tolist()]
+    latents = selection.latents_u.tolist()
+    conditions = [strengths.condition(sides[latent]) for latent in latents]
     behaviour, coherence = graded.behaviour(), graded.coherence()
     behaviour_ups = np.stack([behaviour[condition] for condition in conditions])
     coherent_ups = np.stack([coherence[condition] for condition in conditions])
+    # Without what other studies selected: it was steered for convergence, and is no
+    # ranking of this study.
     methods = {}
-    for name, latents in selection.compared().items():
-        methods[name] = latents.tolist()
+    for name, of_method in selection.compared().items():
+        methods[name] = of_method.tolist()
     pairs = paired(behaviour_ups, behaviour[UNSTEERED], settings=settings)
     return DirectionEffects(
         SteeredDirection(direction, selection.latents_u, pairs, methods),

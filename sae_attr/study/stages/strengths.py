@@ -26,7 +26,12 @@ from sae_attr.study.case_sweep import CaseSweep
 from sae_attr.study.coherence import measures_coherence, no_coherence
 from sae_attr.study.grading import mean_of_known
 from sae_attr.study.selection import Selection
-from sae_attr.study.steered_sides import SideStrengths, side_condition, sides_of
+from sae_attr.study.steered_sides import (
+    Side,
+    SideStrengths,
+    side_condition,
+    sides_of,
+)
 
 # 2: strengths are stored with the latent and sign that they belong to.
 VERSION = 2
@@ -48,12 +53,13 @@ def choose(inputs: StageInputs, progress: Progress) -> Computed:
     study = case.study
     selection = Selection.load(inputs["select"].arrays)
     sides = sides_of(selection, direction, gradient_signed=study.gradient_signed)
-    tried = {}
+    tried: dict[Side, list[Condition]] = {}
     for side in sides:
-        tried[side] = [
-            side_condition(side, size, direction, study.steer_tokens)
-            for size in study.grid
-        ]
+        tried[side] = []
+        for size in study.grid:
+            condition = side_condition(side, size, direction, study.steer_tokens)
+            tried[side].append(condition)
+    # The unsteered model on the same prompts: what a strength breaks is what it adds.
     conditions = (UNSTEERED, *chain(*tried.values()))
     norm = norm_of(inputs["attribute"])
     if study.strengths_by == "exact":
@@ -115,6 +121,7 @@ def sampled_coherence(
     samples = case.study.strength_samples
     sweep = CaseSweep(case, direction, "strengths", conditions, norm, samples, limits)
     tokens_rn, cost = sweep.sample(progress, f"strengths, {direction}")
+    # First answers only: sampled again, an incoherent one would be replaced by another.
     answers, counts = sweep.grade(tokens_rn, progress, attempts=0)
     share = {}
     for condition, coherent_ps in answers.coherence().items():
