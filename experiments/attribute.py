@@ -13,13 +13,6 @@ from ml_collections import ConfigDict
 
 from sae_attr import parallel
 from sae_attr.report.figures import ablation_figure, render
-from sae_attr.report.ranking_text import (
-    latent_table,
-    legend,
-    origin_table,
-    ranked_text,
-    summary_text,
-)
 from sae_attr.report.tables import csv_text, json_text
 from sae_attr.store import (
     Result,
@@ -31,7 +24,7 @@ from sae_attr.store import (
 )
 from sae_attr.study.attribution_graph import attribution_stages
 from sae_attr.study.columns import written
-from sae_attr.study.ranking_report import RankingReport, report_of
+from sae_attr.study.ranking_report import RankingReport, report_of, report_text
 from sae_attr.study.setup import Setup
 from sae_attr.study.stages import attribute
 from sae_attr.text.rows import shown_tokens
@@ -86,21 +79,6 @@ def about_run(
         "timings": timings,
         "versions": _common.versions(),
     }
-
-
-def show(report: RankingReport) -> None:
-    """Prints the tables and what a reader must know about them."""
-    summary = report.summary
-    for name, columns in report.columns.items():
-        preset = summary["presets"][name]
-        which = f"tokens={preset['tokens']}, gating={preset['gating']}"
-        print(f"\n{name}: {which}, {ranked_text(preset['ranked'])}")
-        print(latent_table(columns))
-        print(f"\nwhere Δ comes from\n{origin_table(columns)}")
-    print(f"\n{legend(summary['exact_ablation'].get('scope'))}")
-    print(f"\n{summary_text(summary)}")
-    for text in summary["warnings"]:
-        print(f"warning: {text}")
 
 
 def start(
@@ -179,7 +157,7 @@ def _finish(setup: Setup, workdir: epath.Path, results: Mapping[str, Result]) ->
     report = report_of(results[attribute.NAME])
     # Files come before a word is printed, which may fail.
     names = write(report, workdir, about_run(setup, report, results))
-    show(report)
+    print(report_text(report))
     print(f"\nwrote to {workdir}: {', '.join(names)}")
     print(
         f"the best latents with every statistic: {workdir / 'latents.csv'}; "

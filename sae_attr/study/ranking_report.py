@@ -10,6 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.report.ranking_text import (
+    latent_table,
+    legend,
+    origin_table,
+    ranked_text,
+    summary_text,
+)
 from sae_attr.store import Computed, Result
 
 
@@ -56,6 +63,22 @@ def report_of(result: Result) -> RankingReport:
     return RankingReport(
         columns, scores, result.meta["ablation"], result.meta["summary"]
     )
+
+
+def report_text(report: RankingReport) -> str:
+    """Returns the tables of every preset, and what a reader must know about them."""
+    summary = report.summary
+    lines = []
+    for name, columns in report.columns.items():
+        preset = summary["presets"][name]
+        which = f"tokens={preset['tokens']}, gating={preset['gating']}"
+        lines.append(f"\n{name}: {which}, {ranked_text(preset['ranked'])}")
+        lines.append(latent_table(columns))
+        lines.append(f"\nwhere Δ comes from\n{origin_table(columns)}")
+    lines.append(f"\n{legend(summary['exact_ablation'].get('scope'))}")
+    lines.append(f"\n{summary_text(summary)}")
+    lines += [f"warning: {text}" for text in summary["warnings"]]
+    return "\n".join(lines)
 
 
 def plain_values(value: Any, folder: str | None = None) -> Any:
