@@ -11,6 +11,7 @@ Source: dictionary_learning 0.1.0 `dictionary.py`, `trainers/*`, and the referen
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ _GATES = {
 }  # fmt: skip
 # Fields in the units of the input, unlike the matrices.
 _IN_UNITS = {"enc_bias_n", "dec_bias_m", "gate_bias_n", "mag_bias_n", "threshold_n"}
+_OPTIONS = ("gate", "k", "threshold", "dict_class", "site", "norm_scale")
 _NO_PRE_BIAS = ("AutoEncoderNew", "JumpReluAutoEncoder")
 
 
@@ -87,48 +89,50 @@ def read(weights: Path, options: LoadOptions) -> Parts:
       ValueError: an unknown or undecidable class; config and tensors that disagree; a
         threshold that was never set; a training backup without its scale.
     """
-    reject_options(
-        options,
-        "dictionary_learning",
-        ("gate", "k", "threshold", "dict_class", "site", "norm_scale"),
-    )
+    reject_options(options, "dictionary_learning", _OPTIONS)
     tensors, bias_scale, backup = _state_dict(weights, options)
     raw = backup if "trainer" in backup else read_config(weights)
-    name = _dict_class(weights, raw.get("trainer", {}), tensors, options)
+    trainer = raw.get("trainer", {})
+    name = _dict_class(weights, trainer, tensors, options)
+    optional = _OPTIONAL.get(name, ())
+    kind = f"the dictionary_learning class {name}"
+    check_names(weights, kind, tensors, _KEYS[name], optional)
+    enc_dn, dec_nm, vectors = _fields(weights, name, tensors)
+    gate, k, threshold = _gate(weights, name, trainer, tensors, options)
+    cfg = _config(name, raw, enc_dn, dec_nm, gate, k, options)
+    _check(weights, trainer, {**vectors, "encoder": enc_dn, "decoder": dec_nm}, cfg)
+    if threshold is not None:
+        vectors["threshold_n"] = np.full(cfg.n_latents, threshold, np.float32)
+    if name == "GatedAutoEncoder":
+        # Its encoder has no bias: gate and magnitudes have one each.
+        vectors["enc_bias_n"] = np.zeros(cfg.n_latents, np.float32)
+    if bias_scale != 1.0:
+        # The end of training does this to the biases; a backup is older.
+        for field in _IN_UNITS & vectors.keys():
+            vectors[field] = vectors[field] * np.float32(bias_scale)
+        cfg = replace(cfg, folded=(f"norm_factor={bias_scale:g}",))
+    plain = Parts(weights, cfg, (decoder_source(dec_nm),), (enc_dn,), vectors)
+    return normalizer.fold(plain, tensors)
+
+
+def _fields(
+    weights: Path, name: str, tensors: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Returns encoder `[d, n]`, decoder `[n, d]`, and the other tensors by the fields
+    of `SAE`.
+    """
     keys = _KEYS[name]
-    check_names(
-        weights,
-        f"the dictionary_learning class {name}",
-        tensors,
-        keys,
-        _OPTIONAL.get(name, ()),
-    )
-    linear = "encoder.weight" in keys
-    fields = {field: tensors[key] for key, field in keys.items() if field}
+    fields = {}
     for key, field in keys.items():
         if field in ("enc", "dec"):
             matrix_shape(weights, tensors, key)
+        if field:
+            fields[field] = tensors[key]
     enc_dn, dec_nm = fields.pop("enc"), fields.pop("dec")
-    if linear:
+    if "encoder.weight" in keys:
+        # torch's Linear stores [out, in].
         enc_dn, dec_nm = enc_dn.T, dec_nm.T
-    gate, k, threshold = _gate(weights, name, raw.get("trainer", {}), tensors, options)
-    cfg = _config(name, raw, enc_dn, dec_nm, gate, k, options)
-    _check(
-        weights,
-        raw.get("trainer", {}),
-        {**fields, "encoder": enc_dn, "decoder": dec_nm},
-        cfg,
-    )
-    if threshold is not None:
-        fields["threshold_n"] = np.full(cfg.n_latents, threshold, np.float32)
-    if name == "GatedAutoEncoder":
-        fields["enc_bias_n"] = np.zeros(cfg.n_latents, np.float32)
-    if bias_scale != 1.0:
-        for field in _IN_UNITS & fields.keys():
-            fields[field] = fields[field] * np.float32(bias_scale)
-        cfg = replace(cfg, folded=(f"norm_factor={bias_scale:g}",))
-    plain = Parts(weights, cfg, (decoder_source(dec_nm),), (enc_dn,), fields)
-    return normalizer.fold(plain, tensors)
+    return enc_dn, dec_nm, fields
 
 
 def read_config(weights: Path) -> dict[str, Any]:
@@ -151,43 +155,51 @@ def read_config(weights: Path) -> dict[str, Any]:
 def _state_dict(
     weights: Path, options: LoadOptions
 ) -> tuple[dict[str, np.ndarray], float, dict[str, Any]]:
-    """Tensors, the factor that takes the biases of a training backup to the site's
-    units, and the backup's config.
+    """Returns tensors, the factor that takes the biases of a training backup to the
+    site's units, and the backup's config.
     """
     content = read_torch(weights) if weights.suffix != ".safetensors" else {}
-    if not (isinstance(content, dict) and isinstance(content.get("ae"), dict)):
-        if "norm_scale" in options:
-            raise ValueError(
-                f"option norm_scale= means nothing for {weights}, whose biases are "
-                "scaled already"
-            )
-        tensors = read_tensors(weights)
-        return (
-            {name.removeprefix("_orig_mod."): value for name, value in tensors.items()},
-            1.0,
-            {},
+    if isinstance(content, dict) and isinstance(content.get("ae"), dict):
+        return _backup(weights, content, options)
+    if "norm_scale" in options:
+        raise ValueError(
+            f"option norm_scale= means nothing for {weights}, whose biases are "
+            "scaled already"
         )
-    tensors = {
-        n.removeprefix("_orig_mod."): t
-        for n, t in content["ae"].items()
-        if isinstance(t, np.ndarray)
-    }
+    return _uncompiled(read_tensors(weights)), 1.0, {}
+
+
+def _backup(
+    weights: Path, content: dict[str, Any], options: LoadOptions
+) -> tuple[dict[str, np.ndarray], float, dict[str, Any]]:
+    """Returns what `_state_dict` does, of a checkpoint that training could go on from:
+    the state dict is one entry beside step, optimizer and config.
+    """
+    # Entries that are no arrays are not the SAE's.
+    arrays = {n: t for n, t in content["ae"].items() if isinstance(t, np.ndarray)}
+    tensors = _uncompiled(arrays)
     config = content.get("config")
     backup = {"trainer": config} if isinstance(config, dict) else {}
     check_kinds(weights, backup)
     factor = content.get("norm_factor")
     if isinstance(factor, np.ndarray) and factor.size == 1:
         factor = float(factor.reshape(-1)[0])
-    if factor is None and "norm_scale" not in options:
+    if "norm_scale" in options:
+        # The option is s, what the input is multiplied by; norm_factor is 1 / s.
+        return tensors, 1.0 / positive("norm_scale", options["norm_scale"]), backup
+    if factor is None:
         raise ValueError(
             f"{weights} is a training backup without norm_factor, so the units of its "
             "biases are unknown; give "
             "norm_scale= (1 / norm_factor, or 1 if training did not normalise), or use "
             "the ae.pt of the end of training"
         )
-    if "norm_scale" in options:
-        return tensors, 1.0 / positive("norm_scale", options["norm_scale"]), backup
     return tensors, positive(f"norm_factor of {weights}", factor), backup
+
+
+def _uncompiled(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the tensors without the prefix that torch.compile gives their names."""
+    return {name.removeprefix("_orig_mod."): value for name, value in tensors.items()}
 
 
 def _dict_class(
@@ -196,27 +208,32 @@ def _dict_class(
     tensors: dict[str, np.ndarray],
     options: LoadOptions,
 ) -> str:
-    said = trainer.get("dict_class")
-    name = options.get("dict_class", said)
+    name = options.get("dict_class", trainer.get("dict_class"))
     if name is None:
-        found = tensors.keys()
-        fits = [
-            kind
-            for kind, keys in _KEYS.items()
-            if keys.keys() <= found <= {*keys, *_OPTIONAL.get(kind, ())}
-        ]
-        if len(fits) != 1:
-            raise ValueError(
-                f"{path} has no {CONFIG} that names its dict_class, and its tensors "
-                f"fit {fits or 'no class'}; "
-                f"give dict_class= one of {', '.join(_KEYS)}"
-            )
-        return fits[0]
+        return _class_that_fits(path, tensors)
     if not isinstance(name, str) or name not in _KEYS:
         raise ValueError(
             f"{path}: dict_class {name!r} is unknown; known: {', '.join(_KEYS)}"
         )
     return name
+
+
+def _class_that_fits(path: Path, tensors: dict[str, np.ndarray]) -> str:
+    """Returns the only class with these tensors. TopK and BatchTopK have the same and
+    differ in their gates, so that between them no file decides.
+    """
+    fits = []
+    for kind, keys in _KEYS.items():
+        allowed = {*keys, *_OPTIONAL.get(kind, ())}
+        if keys.keys() <= tensors.keys() <= allowed:
+            fits.append(kind)
+    if len(fits) != 1:
+        raise ValueError(
+            f"{path} has no {CONFIG} that names its dict_class, and its tensors "
+            f"fit {fits or 'no class'}; "
+            f"give dict_class= one of {', '.join(_KEYS)}"
+        )
+    return fits[0]
 
 
 def _gate(
@@ -226,23 +243,24 @@ def _gate(
     tensors: dict[str, np.ndarray],
     options: LoadOptions,
 ) -> tuple[str, int | None, float | None]:
-    """Gate, k and scalar threshold, after the options."""
+    """Returns gate, k and scalar threshold, after the options."""
     if name not in _OPTIONAL:
-        given = [option for option in ("gate", "k", "threshold") if option in options]
-        if given:
-            raise ValueError(
-                f"option {given[0]}= means nothing for {name}, whose gate is in its "
-                "weights; leave it out"
-            )
+        for option in ("gate", "k", "threshold"):
+            if option in options:
+                raise ValueError(
+                    f"option {option}= means nothing for {name}, whose gate is in its "
+                    "weights; leave it out"
+                )
         return _GATES[name], None, None
-    gate = options.get("gate", "jumprelu" if "threshold" in options else _GATES[name])
+    default = "jumprelu" if "threshold" in options else _GATES[name]
+    gate = options.get("gate", default)
     check_gate(gate)
     if gate == "topk":
         return "topk", _k(path, trainer, tensors, options), None
     stored = tensors.get("threshold", np.float32(-1.0)).reshape(-1)
-    threshold = float(
-        options.get("threshold", stored[0] if stored.size == 1 else np.nan)
-    )
+    stored_threshold = stored[0] if stored.size == 1 else np.nan
+    threshold = float(options.get("threshold", stored_threshold))
+    # Written this way round, NaN is refused too.
     if not threshold >= 0:
         raise ValueError(
             f"{path}: {name} without a threshold (stored: {threshold:g}, below 0 is "
@@ -261,22 +279,20 @@ def _k(
 ) -> int:
     if "k" in options:
         return int(options["k"])
-    where = path.parent / CONFIG
-    # The library itself goes by the stored one.
-    stored = (
-        [int(tensors["k"].reshape(-1)[0])]
-        if "k" in tensors and tensors["k"].size == 1
-        else []
-    )
-    said = [integer(where, trainer, "k")] if trainer.get("k") is not None else []
-    if not (stored or said):
+    stored_k = config_k = None
+    if "k" in tensors and tensors["k"].size == 1:
+        stored_k = int(tensors["k"].reshape(-1)[0])
+    if trainer.get("k") is not None:
+        config_k = integer(path.parent / CONFIG, trainer, "k")
+    k = config_k if stored_k is None else stored_k
+    if k is None:
         raise ValueError(f"{path} has no k, and neither has {CONFIG}; give k=")
-    if stored and said and stored != said:
+    # The library itself goes by the stored one, and would not notice.
+    if config_k not in (None, k):
         raise ValueError(
-            f"{path}: k is {stored[0]} but {CONFIG} says k={said[0]}; give the right "
-            "one as k="
+            f"{path}: k is {k} but {CONFIG} says k={config_k}; give the right one as k="
         )
-    return (stored or said)[0]
+    return k
 
 
 def _config(
@@ -312,17 +328,13 @@ def _config(
 def _check(
     path: Path, trainer: dict[str, Any], tensors: dict[str, np.ndarray], cfg: SAEConfig
 ) -> None:
-    """Shapes, against config.json where it speaks and among each other."""
+    """Compares shapes with config.json where it speaks, and among each other."""
     d = integer(path, trainer, "activation_dim", cfg.d_in)
     n = integer(path, trainer, "dict_size", cfg.n_latents)
     shapes = {key: (n,) for key in tensors if key.endswith("_n")}
     shapes |= {"encoder": (d, n), "decoder": (n, d), "dec_bias_m": (d,)}
-    check_shapes(
-        path,
-        tensors,
-        shapes,
-        f"{CONFIG} and encoder say activation_dim={d}, dict_size={n}",
-    )
+    source = f"{CONFIG} and encoder say activation_dim={d}, dict_size={n}"
+    check_shapes(path, tensors, shapes, source)
 
 
 _ENCODERS = {"encoder.weight", "W_dec", "ae.encoder.weight", "ae.W_dec"}

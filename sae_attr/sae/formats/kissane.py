@@ -13,6 +13,7 @@ Source: SAELens' connor_rob_hook_z loader; ckkissane/crosscoder-model-diff-repli
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,18 +96,7 @@ def read_crosscoder(weights: Path, options: LoadOptions) -> Parts:
     reject_options(options, "ckkissane", ("layer", "model", "norm_scale", "site"))
     raw = read_json_if_there(weights.parent / CROSSCODER_CONFIG)
     tensors = read_tensors(weights)
-    check_names(weights, "a ckkissane crosscoder", tensors, _NAMES)
-    streams, d, n = matrix_shape(weights, tensors, "W_enc", 3)
-    d_config = integer(weights, raw, "d_in", d)
-    n_config = integer(weights, raw, "dict_size", n)
-    shapes = {
-        "W_enc": (streams, d_config, n_config),
-        "W_dec": (n, streams, d),
-        "b_enc": (n,),
-        "b_dec": (streams, d),
-    }
-    source = f"{CROSSCODER_CONFIG} and W_enc say d_in={d_config}, dict_size={n_config}"
-    check_shapes(weights, tensors, shapes, source)
+    streams, d, n = _check_crosscoder(weights, raw, tensors)
     scales = _scales(weights, streams, options)
     names = _MODELS if streams == len(_MODELS) else ()
     site = raw.get("hook_point")
@@ -124,16 +114,38 @@ def read_crosscoder(weights: Path, options: LoadOptions) -> Parts:
         layer=layer_of(site),
         model_name=raw.get("model_name"),
         context_size=raw.get("seq_len"),
+        # BOS was left out of training, see above.
         exclude_special=True,
         folded=tuple(f"norm_scale={s:g}" for s in scales if s != 1),
     )
-    bias = tensors["b_dec"].astype(np.float32) / np.asarray(scales, np.float32)[:, None]
+    scales_s1 = np.asarray(scales, np.float32)[:, None]
+    dec_bias_sd = tensors["b_dec"].astype(np.float32) / scales_s1
     decs = []
     for s, scale in enumerate(scales):
+        # The streams are the middle axis of W_dec, and the first one of W_enc.
         decs.append(decoder_source(tensors["W_dec"][:, s], norm_scale=scale))
-    vectors = {"enc_bias_n": tensors["b_enc"], "dec_bias_m": bias.reshape(-1)}
+    vectors = {"enc_bias_n": tensors["b_enc"], "dec_bias_m": dec_bias_sd.reshape(-1)}
     encs = tuple(tensors["W_enc"])
     return Parts(weights, cfg, tuple(decs), encs, vectors, scales=scales)
+
+
+def _check_crosscoder(
+    weights: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray]
+) -> tuple[int, int, int]:
+    """Returns streams, d and n, after names and shapes are compared with the config."""
+    check_names(weights, "a ckkissane crosscoder", tensors, _NAMES)
+    streams, d, n = matrix_shape(weights, tensors, "W_enc", 3)
+    d_config = integer(weights, raw, "d_in", d)
+    n_config = integer(weights, raw, "dict_size", n)
+    shapes = {
+        "W_enc": (streams, d_config, n_config),
+        "W_dec": (n, streams, d),
+        "b_enc": (n,),
+        "b_dec": (streams, d),
+    }
+    source = f"{CROSSCODER_CONFIG} and W_enc say d_in={d_config}, dict_size={n_config}"
+    check_shapes(weights, tensors, shapes, source)
+    return streams, d, n
 
 
 def _scales(path: Path, streams: int, options: LoadOptions) -> tuple[float, ...]:

@@ -41,6 +41,7 @@ WEIGHTS = "checkpoints/final.safetensors"
 CONFIG = "hyperparams.json"
 LM_CONFIG = "lm_config.json"
 
+_OPTIONS = ("norm_scale", "norm_scale_out", "gate", "k", "threshold", "site")
 _NAMES = ("encoder.weight", "encoder.bias", "decoder.weight")
 
 
@@ -52,29 +53,19 @@ def read(weights: Path, options: LoadOptions) -> Parts:
       ValueError: config and tensors that disagree; norms that are missing; an
         activation that is not known.
     """
-    known = ("norm_scale", "norm_scale_out", "gate", "k", "threshold", "site")
-    reject_options(options, "llama_scope", known)
+    reject_options(options, "llama_scope", _OPTIONS)
     where = _config_of(weights)
     raw, tensors = read_json(where), read_tensors(weights)
     if raw.get("use_glu_encoder"):
         raise ValueError(
             f"{where}: use_glu_encoder is not loaded; the release has no such SAE"
         )
-    names = (*_NAMES, *(["decoder.bias"] if raw.get("use_decoder_bias", True) else []))
-    check_names(weights, "a Llama Scope SAE", tensors, names)
-    d, n = integer(where, raw, "d_model"), integer(where, raw, "d_sae")
-    shapes = {
-        "encoder.weight": (n, d),
-        "encoder.bias": (n,),
-        "decoder.weight": (d, n),
-        "decoder.bias": (d,),
-    }
-    check_shapes(weights, tensors, shapes, f"{CONFIG} says d_model={d}, d_sae={n}")
+    d, n = _check(weights, where, raw, tensors)
     norm, scale_in, scale_out = norms(where, raw, d, options)
     gate, k, threshold = _gate(where, raw, options)
-    fold = bool(raw.get("sparsity_include_decoder_norm", True))
+    folds_dec_norm = bool(raw.get("sparsity_include_decoder_norm", True))
     folded = folded_scales(scale_in, scale_out)
-    if fold:
+    if folds_dec_norm:
         folded = (*folded, "decoder norm")
     cfg = SAEConfig(
         d_in=d,
@@ -91,18 +82,15 @@ def read(weights: Path, options: LoadOptions) -> Parts:
         folded=folded,
         **places(where, raw, options),
     )
-    enc_bias_n = tensors["encoder.bias"].astype(np.float32)
-    dec_bias_m = np.zeros(d, np.float32)
-    if "decoder.bias" in tensors:
-        dec_bias_m = tensors["decoder.bias"].astype(np.float32)
-    vectors = {
-        "enc_bias_n": enc_bias_n / np.float32(scale_in),
-        "dec_bias_m": dec_bias_m / np.float32(scale_out),
-    }
+    vectors = _biases(tensors, d, scale_in, scale_out)
     if threshold is not None:
         vectors["threshold_n"] = np.full(n, threshold, np.float32)
+    # Step (1) leaves the encoder's matrix alone, so that the decoder carries both
+    # scales, and codes are in the units of the raw input.
     dec = decoder_source(
-        tensors["decoder.weight"].T, norm_scale=scale_out / scale_in, unit=fold
+        tensors["decoder.weight"].T,
+        norm_scale=scale_out / scale_in,
+        unit=folds_dec_norm,
     )
     return Parts(
         weights,
@@ -110,8 +98,42 @@ def read(weights: Path, options: LoadOptions) -> Parts:
         (dec,),
         (tensors["encoder.weight"].T,),
         vectors,
-        fold_dec_norm=fold,
+        fold_dec_norm=folds_dec_norm,
     )
+
+
+def _check(
+    weights: Path, where: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray]
+) -> tuple[int, int]:
+    """Returns d and n of the config, after names and shapes are compared with it."""
+    names = _NAMES
+    if raw.get("use_decoder_bias", True):
+        names = (*names, "decoder.bias")
+    check_names(weights, "a Llama Scope SAE", tensors, names)
+    d, n = integer(where, raw, "d_model"), integer(where, raw, "d_sae")
+    shapes = {
+        "encoder.weight": (n, d),
+        "encoder.bias": (n,),
+        "decoder.weight": (d, n),
+        "decoder.bias": (d,),
+    }
+    check_shapes(weights, tensors, shapes, f"{CONFIG} says d_model={d}, d_sae={n}")
+    return d, n
+
+
+def _biases(
+    tensors: dict[str, np.ndarray], d: int, scale_in: float, scale_out: float
+) -> dict[str, np.ndarray]:
+    """Returns the biases in units of the raw input and output, step (1) above."""
+    # The release is bfloat16: widened before it is divided, and not after.
+    enc_bias_n = tensors["encoder.bias"].astype(np.float32)
+    dec_bias_m = np.zeros(d, np.float32)
+    if "decoder.bias" in tensors:
+        dec_bias_m = tensors["decoder.bias"].astype(np.float32)
+    return {
+        "enc_bias_n": enc_bias_n / np.float32(scale_in),
+        "dec_bias_m": dec_bias_m / np.float32(scale_out),
+    }
 
 
 def _config_of(weights: Path) -> Path:
@@ -143,22 +165,31 @@ def norms(
       ValueError: dataset-wise without average norms; a norm that depends on the batch.
     """
     kind = raw.get("norm_activation", "dataset-wise")
-    if kind in ("inference", "none", None) or kind == "token-wise":
-        scales = [name for name in ("norm_scale", "norm_scale_out") if name in options]
-        if scales:
-            raise ValueError(
-                f"{scales[0]}= is given but {where} says norm_activation={kind!r}; "
-                "leave it out"
-            )
-        if kind == "token-wise" and _writes_elsewhere(raw):
-            raise ValueError(
-                f"{where}: a transcoder with token-wise norm_activation is not loaded"
-            )
-        return "constant_norm_rescale" if kind == "token-wise" else "none", 1.0, 1.0
-    if kind != "dataset-wise":
+    if kind == "dataset-wise":
+        return "none", *_dataset_scales(where, raw, d, options)
+    if kind not in ("inference", "none", None, "token-wise"):
         raise ValueError(
             f"{where}: norm_activation {kind!r} depends on the batch and is not loaded"
         )
+    for name in ("norm_scale", "norm_scale_out"):
+        if name in options:
+            raise ValueError(
+                f"{name}= is given but {where} says norm_activation={kind!r}; leave it "
+                "out"
+            )
+    if kind != "token-wise":
+        return "none", 1.0, 1.0
+    if _writes_elsewhere(raw):
+        raise ValueError(
+            f"{where}: a transcoder with token-wise norm_activation is not loaded"
+        )
+    return "constant_norm_rescale", 1.0, 1.0
+
+
+def _dataset_scales(
+    where: Path, raw: dict[str, Any], d: int, options: LoadOptions
+) -> tuple[float, float]:
+    """Returns s of input and output, of the options or of the stored averages."""
     scale_in, scale_out = (_scale(raw, side, d, options) for side in ("in", "out"))
     if scale_in is None:
         raise ValueError(
@@ -166,14 +197,13 @@ def norms(
             "there; give "
             "norm_scale= sqrt(d_model) / E|x|, and norm_scale_out= for a transcoder"
         )
-    if scale_out is None:
-        if _writes_elsewhere(raw):
-            raise ValueError(
-                f"{where}: the average norm of the output is not there; give "
-                "norm_scale_out="
-            )
-        scale_out = scale_in
-    return "none", scale_in, scale_out
+    if scale_out is None and _writes_elsewhere(raw):
+        raise ValueError(
+            f"{where}: the average norm of the output is not there; give "
+            "norm_scale_out="
+        )
+    # An SAE writes where it reads.
+    return scale_in, scale_in if scale_out is None else scale_out
 
 
 def _writes_elsewhere(raw: dict[str, Any]) -> bool:
@@ -197,6 +227,7 @@ def _scale(
 def _gate(
     where: Path, raw: dict[str, Any], options: LoadOptions
 ) -> tuple[str, int | None, float | None]:
+    """Returns gate, k and the one threshold of all latents."""
     name, stored = raw.get("act_fn"), raw.get("jump_relu_threshold") or 0.0
     threshold = float(options.get("threshold", stored))
     if name == "relu" and not {"gate", "k", "threshold"} & set(options):
@@ -206,6 +237,7 @@ def _gate(
             f"{where}: act_fn {name!r} is unknown or takes no gate=, k=, threshold=; "
             "known: topk, jumprelu"
         )
+    # Trained as a top-k, released with a threshold: the official loader goes by that.
     default = "jumprelu" if name == "jumprelu" or threshold > 0 else "topk"
     gate = options.get("gate", default)
     check_gate(gate)

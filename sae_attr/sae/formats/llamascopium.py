@@ -36,7 +36,9 @@ from sae_attr.sae.formats.schema import brief
 WEIGHTS = ("sae_weights.safetensors", "sae_weights.pt")
 CONFIG = "config.json"
 
-_AVERAGE = "dataset_average_activation_norm."
+_AVERAGES = "dataset_average_activation_norm"
+_AVERAGE = f"{_AVERAGES}."
+_OPTIONS = ("norm_scale", "norm_scale_out", "gate", "threshold", "site")
 _THRESHOLD = "log_jumprelu_threshold"
 _LINEAR = {
     "encoder.weight": "W_E",
@@ -54,30 +56,19 @@ def read(weights: Path, options: LoadOptions) -> Parts:
       ValueError: another kind of dictionary, a GLU encoder; config and tensors that
         disagree; norms that are missing.
     """
-    known = ("norm_scale", "norm_scale_out", "gate", "threshold", "site")
-    reject_options(options, "llamascopium", known)
+    reject_options(options, "llamascopium", _OPTIONS)
     where = weights.parent / CONFIG
-    if not where.is_file():
-        raise ValueError(
-            f"{weights} has no {CONFIG} beside it; a llamascopium SAE needs both"
-        )
-    raw = read_json(where)
-    kind = raw.get("sae_type", "sae")
-    if kind != "sae" or raw.get("use_glu_encoder"):
-        raise ValueError(
-            f"{where}: sae_type {kind!r} or use_glu_encoder is not loaded; only plain "
-            "SAEs are"
-        )
+    raw = _read_config(weights, where)
     tensors, averages = _tensors(weights)
-    raw |= {"dataset_average_activation_norm": _averages(raw, averages)}
+    raw[_AVERAGES] = _averages(raw, averages)
     act = str(raw.get("act_fn", "jumprelu" if _THRESHOLD in tensors else "relu"))
-    bias = bool(raw.get("use_decoder_bias", True))
+    has_bias = bool(raw.get("use_decoder_bias", True))
     d = integer(where, raw, "d_model")
     n = _latents(where, raw, d)
-    _check(weights, tensors, act, bias, (d, n))
+    _check(weights, tensors, act, has_bias, (d, n))
     scale = releases.r1_distill_scale(weights.parent)
-    if scale and not raw[_AVERAGE[:-1]] and "norm_scale" not in options:
-        raw[_AVERAGE[:-1]] = {"in": math.sqrt(d) / scale}
+    if scale and not raw[_AVERAGES] and "norm_scale" not in options:
+        raw[_AVERAGES] = {"in": math.sqrt(d) / scale}
     norm, scale_in, scale_out = llama_scope.norms(where, raw, d, options)
     gate, k = _gate(where, act, raw, options)
     by_norm = bool(raw.get("sparsity_include_decoder_norm", True))
@@ -90,22 +81,71 @@ def read(weights: Path, options: LoadOptions) -> Parts:
         norm=norm,
         select_by_dec_norm=by_norm and gate == "topk",
         source="llamascopium",
-        architecture=str(act),
+        architecture=act,
         dtype=tensors["W_D"].dtype.name,
         expected_l0=k,
         folded=llama_scope.folded_scales(scale_in, scale_out),
         **llama_scope.places(where, raw, options),
     )
-    dec_bias_m = tensors["b_D"] if bias else np.zeros(d, np.float32)
+    return _parts(
+        weights,
+        cfg,
+        tensors,
+        (scale_in, scale_out),
+        options,
+        has_bias=has_bias,
+        by_norm=by_norm,
+    )
+
+
+def _read_config(weights: Path, where: Path) -> dict[str, Any]:
+    """Reads config.json and refuses what is no plain SAE."""
+    if not where.is_file():
+        raise ValueError(
+            f"{weights} has no {CONFIG} beside it; a llamascopium SAE needs both"
+        )
+    raw = read_json(where)
+    # The library also keeps crosscoders, cross-layer transcoders and attention
+    # dictionaries under the same file names.
+    kind = raw.get("sae_type", "sae")
+    if kind != "sae" or raw.get("use_glu_encoder"):
+        raise ValueError(
+            f"{where}: sae_type {kind!r} or use_glu_encoder is not loaded; only plain "
+            "SAEs are"
+        )
+    return raw
+
+
+def _parts(
+    weights: Path,
+    cfg: SAEConfig,
+    tensors: dict[str, np.ndarray],
+    scales: tuple[float, float],
+    options: LoadOptions,
+    *,
+    has_bias: bool,
+    by_norm: bool,
+) -> Parts:
+    """Folds the scales of input and output.
+
+    Args:
+      has_bias: whether the decoder has a bias.
+      by_norm: whether the gate compares code times norm of the decoder row.
+    """
+    scale_in, scale_out = scales
+    dec_bias_m = np.zeros(cfg.d_out, np.float32)
+    if has_bias:
+        dec_bias_m = tensors["b_D"].astype(np.float32)
     vectors = {
         "enc_bias_n": tensors["b_E"],
-        "dec_bias_m": dec_bias_m.astype(np.float32) / np.float32(scale_out),
+        "dec_bias_m": dec_bias_m / np.float32(scale_out),
     }
     code_norm = None
-    if gate == "jumprelu":
-        vectors["threshold_n"] = _threshold(tensors, n, options)
+    if cfg.gate == "jumprelu":
+        vectors["threshold_n"] = _threshold(tensors, cfg.n_latents, options)
         if by_norm:
-            # The rows here are divided by scale_out, those of training were not.
+            # pre |d| > threshold as pre > threshold / |d|. The rows here are divided by
+            # scale_out, those of training were not.
             code_norm = lambda norms_sn: norms_sn[0] * scale_out
     dec = decoder_source(tensors["W_D"], norm_scale=scale_out)
     return Parts(
@@ -123,18 +163,18 @@ def _check(
     weights: Path,
     tensors: dict[str, np.ndarray],
     act: str,
-    bias: bool,
+    has_bias: bool,
     widths: tuple[int, int],
 ) -> None:
     """Compares names and shapes with the config.
 
     Args:
       act: the activation.
-      bias: whether the decoder has a bias.
+      has_bias: whether the decoder has a bias.
       widths: d and n.
     """
     names = ["W_E", "b_E", "W_D"]
-    if bias:
+    if has_bias:
         names.append("b_D")
     if act == "jumprelu":
         names.append(_THRESHOLD)
@@ -147,17 +187,19 @@ def _check(
 
 
 def _tensors(weights: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Tensors under the names of the current code, and the average norms that lie among
-    them.
+    """Returns tensors under the names of the current code, and the average norms that
+    lie among them.
     """
     renamed: dict[str, np.ndarray] = {}
     averages: dict[str, float] = {}
     for full, value in read_tensors(weights).items():
         name = full.removeprefix("sae.").removeprefix("activation_function.")
         if name.startswith(_AVERAGE):
+            # One buffer per hook, named after it.
             number = float(value.reshape(-1)[0]) if value.size == 1 else math.nan
             averages[name.removeprefix(_AVERAGE)] = number
         elif name in _LINEAR:
+            # torch's Linear has [out, in], the current code [in, out].
             renamed[_LINEAR[name]] = value.T if value.ndim == 2 else value
         else:
             renamed[name] = value
@@ -165,13 +207,14 @@ def _tensors(weights: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
 
 
 def _averages(raw: dict[str, Any], stored: dict[str, float]) -> dict[str, float]:
-    """Average norms of input and output; buffers that training never set hold whatever
-    lay in memory.
+    """Returns average norms of input and output; buffers that training never set hold
+    whatever lay in memory.
     """
-    averages = raw.get(_AVERAGE[:-1])
+    averages = raw.get(_AVERAGES)
     by_side = dict(averages) if isinstance(averages, Mapping) else {}
     for side in ("in", "out"):
         value = stored.get(str(raw.get(f"hook_point_{side}")), math.nan)
+        # Bounds that the norm of no activation leaves; NaN fails both.
         if 1e-3 < value < 1e6:
             by_side[side] = value
     return by_side

@@ -35,24 +35,27 @@ def fold(parts: Parts, tensors: dict[str, np.ndarray], *, twice: bool = False) -
     Raises:
       ValueError: some statistics are missing, NaN in part, or of another shape.
     """
+    # target_rms alone is no normaliser: it is what the scale was computed from.
     if not set(KEYS[1:]) & set(tensors):
         return parts
-    cfg = parts.cfg
     statistics = _statistics(parts, tensors)
     if statistics is None:
         return parts
-    mean_d, scale_s = statistics
-    means_sd = mean_d.reshape(cfg.streams, -1)
+    all_means, scale_s = statistics
+    cfg = parts.cfg
+    means_sd = all_means.reshape(cfg.streams, -1)
     biases_sm = np.asarray(parts.vectors["dec_bias_m"]).reshape(cfg.streams, -1)
-    decs, scales, shifts, out = [], [], [], []
+    decs, scales, shifts, biases = [], [], [], []
     for dec, mean_d, bias_m, s in zip(parts.decs, means_sd, biases_sm, scale_s):
         # ((x - m) s - m) s = x s² - m s² - m s
         shift_d = mean_d * s * (1 + s * twice)
         shifts.append(shift_d + bias_m * cfg.subtract_b_dec)
         scales.append(float(s ** (1 + twice)))
-        out.append(bias_m / (s + _EPS) + mean_d)
+        # The way out divides by s + 1e-8, not by s: so does the library.
+        biases.append(bias_m / (s + _EPS) + mean_d)
         decs.append(_scaled(dec, float(1 / (s + _EPS))))
-    dec_bias_m = np.concatenate(out).astype(np.float32)
+    # Computed in float64, as the statistics are, and rounded once.
+    dec_bias_m = np.concatenate(biases).astype(np.float32)
     folded = (*cfg.folded, "input normaliser")
     return replace(
         parts,
@@ -65,16 +68,16 @@ def fold(parts: Parts, tensors: dict[str, np.ndarray], *, twice: bool = False) -
 
 
 def _scaled(dec: RowSource, factor: float) -> RowSource:
-    return RowSource(
-        dec.matrix, np.broadcast_to(np.float32(factor), (len(dec),)), dec.unit
-    )
+    # A factor and not a product: the matrix stays on disk until its rows are read.
+    scale_n = np.broadcast_to(np.float32(factor), (len(dec),))
+    return RowSource(dec.matrix, scale_n, dec.unit)
 
 
 def _statistics(
     parts: Parts, tensors: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Mean `[streams * d]` and scale `[streams]` of the input; None where training
-    never set them.
+    """Returns mean `[streams * d]` and scale `[streams]` of the input; None where
+    training never set them.
     """
     path, streams = parts.path, parts.cfg.streams
     missing = [key for key in KEYS[1:] if key not in tensors]
@@ -91,6 +94,7 @@ def _statistics(
             f"{path}: the normaliser has sizes {mean_d.size}, {std_d.size}, "
             f"{scale_s.size}, not the SAE's"
         )
+    # The library fills its buffers with NaN until it has seen activations.
     is_nan = np.isnan(np.concatenate([mean_d, std_d]))
     if is_nan.all():
         return None
