@@ -118,8 +118,8 @@ def named(path: Path, tensors: Mapping[str, np.ndarray], prefix: str) -> Named:
 def turned(
     path: Path, own: Named, asked: str | None
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """The encoder `[d, n]` and the decoder `[n, m]`; None where shapes leave open which
-    way round they lie.
+    """Returns the encoder `[d, n]` and the decoder `[n, m]`; None where shapes leave
+    open which way round they lie.
 
     Args:
       path: for messages.

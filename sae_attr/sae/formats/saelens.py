@@ -84,11 +84,7 @@ def read(weights: Path, options: LoadOptions) -> Parts:
             f"{weights} has no {CONFIG} beside it; a saelens SAE needs both (a file of "
             "your own: fmt=plain)"
         )
-    raw = read_json(weights.parent / CONFIG)
-    metadata = raw.get("metadata") or {}
-    raw |= {
-        key: value for key, value in metadata.items() if key not in raw
-    } | releases.overrides(weights.parent)
+    raw = _raw_config(weights)
     tensors = read_tensors(weights)
     if raw.get("architecture") == "temporal":
         reject_options(options, "temporal saelens", ("site",))
@@ -98,12 +94,8 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     cfg = _config(weights, raw, tensors, options)
     scale = _norm_scale(weights, raw, cfg, options)
     batch = "topk_threshold" in tensors
-    fold = cfg.rescale_by_dec_norm or (
-        batch and bool(raw.get("rescale_acts_by_decoder_norm", False))
-    )
-    vectors = {
-        _FIELDS[name]: value for name, value in tensors.items() if name in _FIELDS
-    }
+    fold = _folds_dec_norm(raw, cfg, batch)
+    vectors = _vectors(tensors)
     vectors["dec_bias_m"] = _dec_bias(raw, cfg, tensors["b_dec"]) / np.float32(scale)
     names = [f"norm_scale={scale:g}"] * (scale != 1.0) + ["decoder norm"] * fold
     if cfg.residual_threshold is not None:
@@ -131,6 +123,31 @@ def read(weights: Path, options: LoadOptions) -> Parts:
         weights, cfg, (dec,), (enc_dn,), vectors, scales=(scale,), fold_dec_norm=fold
     )
     return _centred(parts, raw, tensors["b_dec"], options)
+
+
+def _folds_dec_norm(raw: dict[str, Any], cfg: SAEConfig, batch: bool) -> bool:
+    """Returns whether codes are pre * |row|; a batch top-k folds it when it is saved
+    for inference, and its checkpoints have it open.
+    """
+    rescales = bool(raw.get("rescale_acts_by_decoder_norm", False))
+    return cfg.rescale_by_dec_norm or (batch and rescales)
+
+
+def _vectors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    vectors = {}
+    for name, value in tensors.items():
+        if name in _FIELDS:
+            vectors[_FIELDS[name]] = value
+    return vectors
+
+
+def _raw_config(weights: Path) -> dict[str, Any]:
+    """Returns cfg.json as before version 6, where metadata were settings as the others,
+    with what a release gets wrong put right.
+    """
+    raw = read_json(weights.parent / CONFIG)
+    metadata = raw.get("metadata") or {}
+    return metadata | raw | releases.overrides(weights.parent)
 
 
 def _centred(
@@ -214,23 +231,13 @@ def _config(
         _TENSORS[architecture],
         _optional(architecture),
     )
-    missing = [key for key in ("d_in", "d_sae") if raw.get(key) is None]
-    if missing:
-        raise ValueError(
-            f"{path.parent / CONFIG} does not say {' and '.join(missing)}; is it a "
-            "saelens config?"
-        )
     transcoder = "transcoder" in architecture
     where = path.parent / CONFIG
-    d_in, n = integer(where, raw, "d_in"), integer(where, raw, "d_sae")
-    d_out = integer(where, raw, "d_out", d_in) if transcoder else d_in
+    d_in, d_out, n = _widths(where, raw, transcoder)
     _check_shapes(path, tensors, d_in, d_out, n)
     hook = raw.get("hook_name", raw.get("hook_point"))
     head = raw.get("hook_head_index", raw.get("hook_point_head_index"))
     excluded = raw.get("exclude_special_tokens")  # a bool, or a list of token ids
-    # Before version 6 the hook's name alone decided.
-    reshape = "hook_z" if "hook_z" in (hook or "") else "none"
-    reshape = raw.get("reshape_activations", reshape)
     rescales = bool(raw.get("rescale_acts_by_decoder_norm", False))
     layer = raw.get("hook_layer", raw.get("hook_point_layer", layer_of(hook)))
     return SAEConfig(
@@ -244,7 +251,7 @@ def _config(
         norm=_norm(path, raw, transcoder),
         **_pursuit(path, raw, architecture),
         rescale_by_dec_norm=architecture in ("topk", "abstopk") and rescales,
-        flatten_heads=reshape == "hook_z",
+        flatten_heads=_flattens_heads(raw, hook),
         skip="W_skip" in tensors,
         source="saelens",
         architecture=architecture,
@@ -260,6 +267,24 @@ def _config(
         masks=stated_masks(where, raw),
         expected_l0=raw.get("l0"),
     )
+
+
+def _flattens_heads(raw: dict[str, Any], hook: str | None) -> bool:
+    # Before version 6 the hook's name alone decided.
+    default = "hook_z" if "hook_z" in (hook or "") else "none"
+    return raw.get("reshape_activations", default) == "hook_z"
+
+
+def _widths(where: Path, raw: dict[str, Any], transcoder: bool) -> tuple[int, int, int]:
+    """Returns d_in, d_out and d_sae."""
+    missing = [key for key in ("d_in", "d_sae") if raw.get(key) is None]
+    if missing:
+        raise ValueError(
+            f"{where} does not say {' and '.join(missing)}; is it a saelens config?"
+        )
+    d_in, n = integer(where, raw, "d_in"), integer(where, raw, "d_sae")
+    d_out = integer(where, raw, "d_out", d_in) if transcoder else d_in
+    return d_in, d_out, n
 
 
 def _architecture(path: Path, raw: dict[str, Any]) -> tuple[str, int | None]:
