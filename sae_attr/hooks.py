@@ -70,7 +70,7 @@ def _kind(name: str) -> Any:
 
     jaxlib 0.10 calls the structures of two dataclasses equal if they hold as many
     leaves, whatever the classes, so that a jitted function may run the program of
-    another edit; which depends on hashes that differ from process to process.
+    another edit; whether it does depends on hashes that differ from process to process.
     """
     return struct.field(pytree_node=False, default=name, repr=False)
 
@@ -78,15 +78,23 @@ def _kind(name: str) -> Any:
 def _rows(vector: jax.Array, x_btd: jax.Array) -> jax.Array:
     """A `[d]`, `[b, d]` or `[b, t, d]` vector made to broadcast against `x_btd`."""
     vector = jnp.asarray(vector, x_btd.dtype)
-    return vector[:, None, :] if vector.ndim == 2 else vector
+    # Numpy would line up `[b, d]` with `[t, d]`, without an error wherever b = t.
+    if vector.ndim == 2:
+        return vector[:, None, :]
+    return vector
 
 
 def _scalars(value: Any, x_btd: jax.Array) -> jax.Array:
-    """A `[]`, `[b]` or `[b, t]` scalar field made to broadcast against `x_btd[...,
-    :1]`.
-    """
+    """A `[]`, `[b]` or `[b, t]` scalar field made to broadcast against `x_btd[..., :1]`."""
     value = jnp.asarray(value, x_btd.dtype)
-    return value.reshape(value.shape + (1,) * (3 - value.ndim)) if value.ndim else value
+    if value.ndim == 0:
+        return value
+    return _trailing(value)
+
+
+def _trailing(field: jax.Array) -> jax.Array:
+    """`[b]` or `[b, t]` with axes of length 1 appended: `[b, 1, 1]` or `[b, t, 1]`."""
+    return field.reshape(field.shape + (1,) * (3 - field.ndim))
 
 
 def _only(where: Any, new: jax.Array, old: jax.Array) -> jax.Array:
@@ -95,8 +103,7 @@ def _only(where: Any, new: jax.Array, old: jax.Array) -> jax.Array:
     """
     if where is None:
         return new
-    where = jnp.asarray(where, bool)
-    return jnp.where(where.reshape(where.shape + (1,) * (3 - where.ndim)), new, old)
+    return jnp.where(_trailing(jnp.asarray(where, bool)), new, old)
 
 
 def _dot(x_btd: jax.Array, direction: jax.Array) -> jax.Array:
@@ -118,11 +125,8 @@ class Add:
     kind: str = _kind("Add")
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
-        return _only(
-            self.where,
-            x_btd + _scalars(self.scale, x_btd) * _rows(self.vector, x_btd),
-            x_btd,
-        )
+        shift = _scalars(self.scale, x_btd) * _rows(self.vector, x_btd)
+        return _only(self.where, x_btd + shift, x_btd)
 
 
 @struct.dataclass
@@ -136,9 +140,8 @@ class Replace:
     kind: str = _kind("Replace")
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
-        return _only(
-            self.where, jnp.broadcast_to(_rows(self.value, x_btd), x_btd.shape), x_btd
-        )
+        value = jnp.broadcast_to(_rows(self.value, x_btd), x_btd.shape)
+        return _only(self.where, value, x_btd)
 
 
 @struct.dataclass
@@ -154,49 +157,8 @@ class SetProjection:
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
         direction = _rows(self.direction, x_btd)
-        return _only(
-            self.where,
-            x_btd + (_scalars(self.value, x_btd) - _dot(x_btd, direction)) * direction,
-            x_btd,
-        )
-
-
-@struct.dataclass
-class ProjectOut:
-    """`x - (x . d) d` for a unit direction d: zero ablation of one direction."""
-
-    direction: jax.Array
-    where: Any = None
-    kind: str = _kind("ProjectOut")
-
-    def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
-        return SetProjection(self.direction, 0.0, self.where)(x_btd, pos_bt)
-
-
-@struct.dataclass
-class ClampCode:
-    """`x + (value - z(x)) * direction`: sets one latent's code and keeps what the SAE
-    does not explain.
-
-    Args:
-      direction: the latent's decoder row, not normalised.
-      value: the code that is wanted.
-      code: pytree that `code_fn` reads, for instance an SAE.
-      code_fn: static; `(code, x_btd) -> z_bt`, the latent's code at every position.
-    """
-
-    direction: jax.Array
-    value: Any
-    code: Any
-    code_fn: Callable[[Any, jax.Array], jax.Array] = struct.field(pytree_node=False)
-    where: Any = None
-    kind: str = _kind("ClampCode")
-
-    def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
-        gap_bt = _scalars(self.value, x_btd) - self.code_fn(self.code, x_btd)[
-            ..., None
-        ].astype(x_btd.dtype)
-        return _only(self.where, x_btd + gap_bt * _rows(self.direction, x_btd), x_btd)
+        gap = _scalars(self.value, x_btd) - _dot(x_btd, direction)
+        return _only(self.where, x_btd + gap * direction, x_btd)
 
 
 @struct.dataclass
@@ -211,11 +173,8 @@ class Lerp:
     kind: str = _kind("Lerp")
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
-        return _only(
-            self.where,
-            x_btd + _scalars(self.alpha, x_btd) * (_rows(self.target, x_btd) - x_btd),
-            x_btd,
-        )
+        gap = _rows(self.target, x_btd) - x_btd
+        return _only(self.where, x_btd + _scalars(self.alpha, x_btd) * gap, x_btd)
 
 
 @struct.dataclass
@@ -238,7 +197,7 @@ class Pull:
 
     Args:
       push: `[m, d]` or `[b, m, d]`.
-      state: pytree that `gap_fn` reads, for instance directions and wanted values.
+      state: pytree that `gap_fn` reads, for instance directions and target values.
       gap_fn: static; `(state, x_btd) -> gap_btm`.
     """
 
@@ -250,12 +209,11 @@ class Pull:
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
         gap_btm = self.gap_fn(self.state, x_btd).astype(x_btd.dtype)
         push = jnp.asarray(self.push, x_btd.dtype)
-        return x_btd + jnp.einsum(
-            "btm,md->btd" if push.ndim == 2 else "btm,bmd->btd",
-            gap_btm,
-            push,
-            precision="highest",
-        )
+        formula = "btm,bmd->btd"
+        if push.ndim == 2:
+            formula = "btm,md->btd"
+        # At default precision a TPU would round both factors to bf16.
+        return x_btd + jnp.einsum(formula, gap_btm, push, precision="highest")
 
 
 @struct.dataclass

@@ -13,9 +13,7 @@ from sae_attr.hooks import (
     POINTS,
     Add,
     Chain,
-    ClampCode,
     Lerp,
-    ProjectOut,
     Pull,
     Replace,
     SetProjection,
@@ -69,11 +67,8 @@ def test_formulas(shape: str, scalar: str) -> None:
     check(Add(v, s), X + fs * fv)
     check(Replace(v), fv)
     check(SetProjection(d, s), X + (fs - dot) * fd)
-    check(ProjectOut(d), X - dot * fd)
+    check(SetProjection(d, 0.0), X - dot * fd)
     check(Lerp(v, s), X + fs * (fv - X))
-    code_fn = lambda reader, x: jnp.maximum(x @ reader, 0)
-    code = np.maximum(X @ v.reshape(-1, D)[0], 0)[..., None]
-    check(ClampCode(v, s, v.reshape(-1, D)[0], code_fn), X + (fs - code) * fv)
 
 
 def test_square_batches_are_not_mistaken() -> None:
@@ -94,14 +89,11 @@ def test_where(shape: tuple[int, ...]) -> None:
     where = np.arange(np.prod(shape)).reshape(shape) % 3 == 1
     full = where.reshape(*shape, *(1,) * (3 - len(shape)))
     d, v = draw((D,), unit=True), draw((D,))
-    code_fn = lambda reader, x: x @ reader
     for make in (
         lambda **more: Add(v, 2.0, **more),
         lambda **more: Replace(v, **more),
         lambda **more: SetProjection(d, 0.7, **more),
-        lambda **more: ProjectOut(d, **more),
         lambda **more: Lerp(v, 0.3, **more),
-        lambda **more: ClampCode(v, 1.5, d, code_fn, **more),
     ):
         want = np.where(full, call(make(), X), X)
         np.testing.assert_allclose(call(make(where=where), X), want, rtol=1e-6)
@@ -119,29 +111,10 @@ def test_properties_of_projections() -> None:
     np.testing.assert_allclose(
         ablated @ rest, X @ rest, atol=1e-5
     )  # and nothing else changes
-    np.testing.assert_allclose(call(ProjectOut(d), X) @ d, 0, atol=1e-6)
+    np.testing.assert_allclose(call(SetProjection(d, 0.0), X) @ d, 0, atol=1e-6)
     np.testing.assert_allclose(
         call(SetProjection(-d, -(mean @ d)), X), ablated, atol=1e-6
     )
-
-
-def test_clamping_keeps_what_the_autoencoder_does_not_explain() -> None:
-    enc, dec = draw((D, 7)), draw((7, D))
-    encode = lambda x: np.maximum(x @ enc, 0)
-    latent, value = 2, 3.5
-    got = call(
-        ClampCode(
-            dec[latent],
-            value,
-            jnp.asarray(enc),
-            lambda e, x: jax.nn.relu(x @ e)[..., latent],
-        ),
-        X,
-    )
-    codes = encode(X)
-    error = X - codes @ dec
-    codes[..., latent] = value
-    np.testing.assert_allclose(got, codes @ dec + error, rtol=1e-4, atol=1e-5)
 
 
 def test_both_ends_of_a_line() -> None:
@@ -202,17 +175,15 @@ def test_within_looks_at_positions_and_not_at_places(start: Any, stop: Any) -> N
 
 def test_no_two_edits_have_one_structure() -> None:
     """Else a jitted function may take the program of one for the other's."""
-    gap_fn, code_fn = lambda state, x: x, lambda code, x: x
+    gap_fn = lambda state, x: x
     edits = [
         *(
             Add(1.0, 2.0),
             Replace(1.0, 2.0),
             SetProjection(1.0, 2.0),
-            ProjectOut(1.0, 2.0),
             Lerp(1.0, 2.0),
         ),
         *(
-            ClampCode(1.0, 2.0, 3.0, code_fn),
             Pull(1.0, 2.0, gap_fn),
             Within(1.0, 2.0, 3.0),
             Chain((1.0, 2.0)),
@@ -287,7 +258,6 @@ def test_the_dtype_of_the_activation_is_kept() -> None:
         Add(v, 2.0),
         Replace(v),
         SetProjection(v, 1.0),
-        ProjectOut(v),
         Lerp(v, 0.5),
     ):
         assert edit(x, POS).dtype == jnp.bfloat16

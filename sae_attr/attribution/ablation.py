@@ -1,5 +1,9 @@
 """Exact mean ablation of some latents from a prefix that ran once: the reference that
 approximations are judged by.
+
+One position (`where_bt` with one True in a row) and all positions jointly are two
+quantities. The joint one contains what positions do to each other through attention,
+which no sum of single ones does, so the two are never mixed in one correlation.
 """
 
 from __future__ import annotations
@@ -40,11 +44,9 @@ def suffix_start(site: Site) -> tuple[int, Site]:
 
     A resid_post is the next layer's resid_pre, so its own block need not run again.
     """
-    return (
-        (site.layer + 1, Site(site.layer + 1, "resid_pre"))
-        if site.point == "resid_post"
-        else (site.layer, site)
-    )
+    if site.point == "resid_post":
+        return site.layer + 1, Site(site.layer + 1, "resid_pre")
+    return site.layer, site
 
 
 def run_prefix(
@@ -99,9 +101,9 @@ def suffix_nll(
     """
     start, at = suffix_start(site)
     if start == cfg.n_layers:
-        hidden_btd = edit(
-            x_btd, jnp.broadcast_to(jnp.arange(x_btd.shape[1]), x_btd.shape[:2])
-        )
+        # Above the last resid_post there is no block whose tap could apply the edit.
+        pos_bt = jnp.broadcast_to(jnp.arange(x_btd.shape[1]), x_btd.shape[:2])
+        hidden_btd = edit(x_btd, pos_bt)
     else:
         hidden_btd = forward(
             params,
@@ -150,9 +152,8 @@ def run_unablated(
 
     shape = (*batch.tokens_bt.shape, cfg.width(site.point))
     grads_btd, loss_b = jax.grad(plain, has_aux=True)(jnp.zeros(shape, x_btd.dtype))
-    return Unablated(
-        x_btd, _site_of(params, x_btd, batch, cfg=cfg, site=site), grads_btd, loss_b
-    )
+    acts_btd = _site_of(params, x_btd, batch, cfg=cfg, site=site)
+    return Unablated(x_btd, acts_btd, grads_btd, loss_b)
 
 
 def ablate_rows(
@@ -174,11 +175,12 @@ def ablate_rows(
       mean_d: ā; a_t · d becomes ā · d.
       where_bt: positions that are ablated, jointly.
     """
+    # At default precision a TPU would round both factors to bf16, and the losses that
+    # are compared differ little.
     project = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     gap_bt = project("btd,bd->bt", mean_d - plain.acts_btd, directions_bd) * where_bt
-    ablate = SetProjection(
-        directions_bd, project("d,bd->b", mean_d, directions_bd), where_bt
-    )
+    mean_projection_b = project("d,bd->b", mean_d, directions_bd)
+    ablate = SetProjection(directions_bd, mean_projection_b, where_bt)
 
     def edited(shift_btd: jax.Array) -> tuple[jax.Array, jax.Array]:
         edit = Chain((ablate, Add(shift_btd)))
@@ -187,19 +189,22 @@ def ablate_rows(
         )
         return losses.sum(), losses
 
-    end_grads_btd, end_loss_b = jax.grad(edited, has_aux=True)(
-        jnp.zeros_like(plain.acts_btd)
-    )
+    zero_btd = jnp.zeros_like(plain.acts_btd)
+    end_grads_btd, end_loss_b = jax.grad(edited, has_aux=True)(zero_btd)
 
     def slopes(grads: jax.Array) -> tuple[jax.Array, jax.Array]:
         push_bt = project("btd,bd->bt", grads, directions_bd) * where_bt
         return jnp.sum(push_bt * gap_bt, 1), -jnp.sum(push_bt, 1)
 
-    (first_b, push_b), (end_b, end_push_b) = (
-        slopes(plain.grads_btd),
-        slopes(end_grads_btd),
+    first_order_b, push_b = slopes(plain.grads_btd)
+    end_slope_b, end_push_b = slopes(end_grads_btd)
+    return Ablation(
+        dloss=end_loss_b - plain.loss_b,
+        first_order=first_order_b,
+        end_slope=end_slope_b,
+        push=push_b,
+        end_push=end_push_b,
     )
-    return Ablation(end_loss_b - plain.loss_b, first_b, end_b, push_b, end_push_b)
 
 
 def row_ablation(
@@ -253,9 +258,8 @@ def exact_ablation(
     plain = run_unablated(params, batch, cfg=cfg, site=site, loss=loss)
 
     def one(direction_d: jax.Array) -> Ablation:
-        directions_bd = jnp.broadcast_to(
-            direction_d, (len(plain.loss_b), len(direction_d))
-        )
+        shape = (len(plain.loss_b), len(direction_d))
+        directions_bd = jnp.broadcast_to(direction_d, shape)
         return ablate_rows(
             params,
             plain,
@@ -268,7 +272,8 @@ def exact_ablation(
             loss=loss,
         )
 
-    return jax.tree.map(lambda x_kb: x_kb.T, jax.lax.map(one, dec_kd))
+    by_latent = jax.lax.map(one, dec_kd)
+    return jax.tree.map(lambda x_kb: x_kb.T, by_latent)
 
 
 def _site_of(
@@ -298,5 +303,9 @@ def taylor_fails(
     """Finds where the first-order step is off by more than `tolerance` of the larger of
     the two numbers, or has another sign.
     """
+    # A step of another sign is off by more than the larger of the two, so it needs no
+    # test of its own while `tolerance` is below 1.
     scale = np.maximum(np.abs(dloss), np.abs(first_order))
-    return np.abs(dloss - first_order) > tolerance * np.where(scale > 0, scale, np.inf)
+    # Two zeros agree.
+    limit = tolerance * np.where(scale > 0, scale, np.inf)
+    return np.abs(dloss - first_order) > limit

@@ -72,43 +72,63 @@ def latent_statistic(
       read: what it encodes; None: the same site.
     """
     read = read or site
-    # Codes of 2**25 numbers are in memory at once, whatever the size of the SAE.
-    size = max(1, min(4096, 2**25 // sae.cfg.n_latents))
 
     def measure(
         sae: SAE, acts: Mapping[Site, jax.Array], counted_bt: jax.Array
     ) -> dict[str, jax.Array]:
-        arrays = acts[site], acts[read], counted_bt
-        blocks = tuple(_blocks(array, size) for array in arrays)
-        by_block = jax.lax.map(lambda block: _block_sums(sae, sums, *block), blocks)
-        return jax.tree.map(lambda x: jnp.sum(x, axis=0), by_block)
+        return _batch_sums(sae, sums, acts[site], acts[read], counted_bt)
 
-    def add(
-        state: tuple[dict[str, np.ndarray], int],
-        measured: Mapping[str, np.ndarray],
-        batch: CorpusBatch,
-        counted_bt: np.ndarray,
-    ) -> tuple[dict[str, np.ndarray], int]:
-        totals, tokens = state
-        added = {
-            name: totals[name] + value.astype(np.float64)
-            for name, value in measured.items()
-        }
-        return added, tokens + int(counted_bt.sum())
+    def initial() -> _Sums:
+        return _Sums(dict.fromkeys(sums, np.zeros(())), 0)
 
-    def finish(
-        state: tuple[dict[str, np.ndarray], int],
-    ) -> tuple[dict[str, np.ndarray], int]:
-        totals, tokens = state
-        means = {
-            name: (total / max(tokens, 1)).astype(np.float32)
-            for name, total in totals.items()
-        }
-        return means, tokens
+    sites = tuple(dict.fromkeys((site, read)))  # once, if both are one site
+    return Statistic(sites, measure, initial, _add_sums, _means, inputs=sae)
 
-    initial = lambda: (dict.fromkeys(sums, np.zeros(())), 0)
-    sites = tuple(dict.fromkeys((site, read)))
-    return Statistic(sites, measure, initial, add, finish, inputs=sae)
+
+class _Sums(NamedTuple):
+    """What has been summed over the batches so far, in float64, and over how many
+    counted positions.
+    """
+
+    totals: dict[str, np.ndarray]
+    tokens: int
+
+
+def _add_sums(
+    state: _Sums,
+    measured: Mapping[str, np.ndarray],
+    batch: CorpusBatch,
+    counted_bt: np.ndarray,
+) -> _Sums:
+    totals = {}
+    for name, value in measured.items():
+        # The device sums one batch in float32. Over a million tokens a float32 total
+        # would no longer notice what one of them adds.
+        totals[name] = state.totals[name] + value.astype(np.float64)
+    return _Sums(totals, state.tokens + int(counted_bt.sum()))
+
+
+def _means(state: _Sums) -> tuple[dict[str, np.ndarray], int]:
+    means = {}
+    for name, total in state.totals.items():
+        means[name] = (total / max(state.tokens, 1)).astype(np.float32)
+    return means, state.tokens
+
+
+def _batch_sums(
+    sae: SAE,
+    sums: Mapping[str, LatentSum],
+    acts_btd: jax.Array,
+    reads_btd: jax.Array,
+    counted_bt: jax.Array,
+) -> dict[str, jax.Array]:
+    """The sums over one batch, a block of positions at a time."""
+    # Codes of 2**25 numbers are in memory at once, whatever the size of the SAE.
+    size = max(1, min(4096, 2**25 // sae.cfg.n_latents))
+    arrays = acts_btd, reads_btd, counted_bt
+    blocks = tuple(_blocks(array, size) for array in arrays)
+    by_block = jax.lax.map(lambda block: _block_sums(sae, sums, *block), blocks)
+    return jax.tree.map(lambda sums_mn: jnp.sum(sums_mn, axis=0), by_block)
 
 
 def _block_sums(
@@ -124,7 +144,9 @@ def _block_sums(
 
 
 def _blocks(array_bt: jax.Array, size: int) -> jax.Array:
-    """Positions `[b, t, ...]` in blocks `[blocks, size, ...]`, padded with zeros."""
+    """Positions `[b, t, ...]` in blocks `[blocks, size, ...]`, padded with zeros, which
+    do not count.
+    """
     flat = array_bt.reshape(-1, *array_bt.shape[2:])
     padding = [(0, -len(flat) % size), *((0, 0),) * (flat.ndim - 1)]
     return jnp.pad(flat, padding).reshape(-1, size, *flat.shape[1:])
@@ -224,13 +246,14 @@ def weighted_codes(
             "k,kn->n", weights_k, codes_kn, precision=jax.lax.Precision.HIGHEST
         )
 
+    # Tokens without a weight need not be encoded, nor read from a memory map.
     used = np.flatnonzero(weights_k)
     if not len(used):
         raise ValueError(
             "no token has a weight, so there is no code to average; use a wider token "
             "scope"
         )
-    total: Any = 0.0
+    total: Any = 0.0  # float64 over the blocks
     for start in range(0, len(used), block):
         part = used[start : start + block]
         # One shape for all blocks, so that one program serves them.

@@ -8,10 +8,12 @@ c = z · scale_t is the code z, times the factor by which the decoder scales tha
 (1 unless the SAE has a norm per token); means are over the corpus. An SAE without such
 a norm and without a skip connection decomposes the activation, so
 
-    Σ_i δ′_{i,t} + δ_err,t = −g_t · (a_t − ā)              exactly, with ā over the same positions as mean c and mean e.
+    Σ_i δ′_{i,t} + δ_err,t = −g_t · (a_t − ā)
+
+exactly, with ā over the same positions as mean c and mean e.
 
 A transcoder encodes another site than it writes to: codes are then of that site, a_t,
-  g_t and e_t of the one written to.
+g_t and e_t of the one written to.
 """
 
 from __future__ import annotations
@@ -50,14 +52,13 @@ def contributions(
             f"a crosscoder of {sae.cfg.streams} streams has no codes of one site; "
             "score its decoder rows alone"
         )
-    if (
-        latents is not None
-        and sae.cfg.gate in LOCAL_GATES
-        and not sae.cfg.block_encoder
-    ):
+    if latents is None:
+        codes = encode(sae, x)
+    elif sae.cfg.gate in LOCAL_GATES and not sae.cfg.block_encoder:
         codes = encode_latents(sae, x, latents)
     else:
-        codes = encode(sae, x) if latents is None else encode(sae, x)[..., latents]
+        # A gate such as top-k compares a latent with all others.
+        codes = encode(sae, x)[..., latents]
     codes = codes.astype(jnp.promote_types(codes.dtype, jnp.float32))
     return codes * code_scale(sae, x).astype(codes.dtype)
 
@@ -97,14 +98,14 @@ def attribute_codes(
     """
 
     def row(item: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        acts, grads, weights = item
+        acts_td, grads_td, weights_t = item
+        codes_tn = contributions(sae, acts_td)
+        delta_tn = code_scores(codes_tn, grads_td, code_rows(sae), mean_n)
         return jnp.einsum(
-            "t,tn->n",
-            weights,
-            code_scores(contributions(sae, acts), grads, code_rows(sae), mean_n),
-            precision=jax.lax.Precision.HIGHEST,
+            "t,tn->n", weights_t, delta_tn, precision=jax.lax.Precision.HIGHEST
         )
 
+    # One completion at a time: `[t, n]` codes are in memory, not `[b, t, n]`.
     return jax.lax.map(row, (acts_btd, grads_btd, weights_bt))
 
 
@@ -132,16 +133,16 @@ def encoder_prompt_scores(
     """Computes Δ′ within each prompt, `[p, k]`, of some latents or of all; the mean over
     prompts is Δ′.
     """
-    rows_kd = (
-        code_rows(sae) if latents is None else code_rows(sae)[jnp.asarray(latents)]
-    )
-    mean_k = jnp.asarray(mean_n if latents is None else mean_n[latents])
-    index = None if latents is None else jnp.asarray(latents)
+    rows_kd, mean_k, index = code_rows(sae), jnp.asarray(mean_n), None
+    if latents is not None:
+        index = jnp.asarray(latents)
+        rows_kd, mean_k = rows_kd[index], mean_k[index]
 
     def score(
         sae: SAE, reads: jax.Array, acts: jax.Array, grads: jax.Array
     ) -> jax.Array:
-        return code_scores(contributions(sae, reads, index), grads, rows_kd, mean_k)
+        codes = contributions(sae, reads, index)
+        return code_scores(codes, grads, rows_kd, mean_k)
 
     return _by_prompt(merged, sae, score, len(mean_k))
 
@@ -154,14 +155,13 @@ def fires_on_pairs(merged: MergedTokens, sae: SAE, latents: np.ndarray) -> np.nd
     def score(
         sae: SAE, reads: jax.Array, acts: jax.Array, grads: jax.Array
     ) -> jax.Array:
-        token = jnp.any(
-            reads != 0, axis=-1, keepdims=True
-        )  # a code of the padding's zeros need not be zero
-        return (token & (contributions(sae, reads, jnp.asarray(latents)) != 0)).astype(
-            jnp.float32
-        )
+        # Padding is zeros, and an encoder with a bias may fire on zeros.
+        is_token = jnp.any(reads != 0, axis=-1, keepdims=True)
+        fires = contributions(sae, reads, jnp.asarray(latents)) != 0
+        return (is_token & fires).astype(jnp.float32)
 
-    return (_by_prompt(merged, sae, score, len(latents)) > 0).mean(0)
+    firings_pk = _by_prompt(merged, sae, score, len(latents))
+    return (firings_pk > 0).mean(0)
 
 
 def error_prompt_scores(
@@ -174,10 +174,9 @@ def error_prompt_scores(
     def score(
         sae: SAE, reads: jax.Array, acts: jax.Array, grads: jax.Array
     ) -> jax.Array:
+        error = error_scores(sae, acts, reads, grads, jnp.asarray(mean_m))
         whole = -jnp.sum(grads * (acts - mean_d), axis=-1)
-        return jnp.stack(
-            [error_scores(sae, acts, reads, grads, jnp.asarray(mean_m)), whole], axis=-1
-        )
+        return jnp.stack([error, whole], axis=-1)
 
     return _by_prompt(merged, sae, score, 2)
 
@@ -189,7 +188,8 @@ def _by_prompt(
     tokens at a time.
     """
     count = len(merged.prompt_j)
-    block = min(max(1, NUMBERS // sae.cfg.n_latents), -(-count // 128) * 128)
+    fits = max(1, NUMBERS // sae.cfg.n_latents)
+    block = min(fits, -(-count // 128) * 128)
 
     @partial(jax.jit, static_argnames="prompts")
     def add(
@@ -197,15 +197,22 @@ def _by_prompt(
     ) -> jax.Array:
         return jax.ops.segment_sum(score(sae, *arrays), segments, num_segments=prompts)
 
-    total = np.zeros((merged.prompts, width))
+    # Blocks are summed in float64: a prompt's tokens may lie in several of them.
+    total_pk = np.zeros((merged.prompts, width))
     for start in range(0, count, block):
         part = slice(start, start + block)
-        gap = block - len(merged.prompt_j[part])  # zero gradients, so zero scores
-        pad = lambda x: np.pad(np.asarray(x, np.float32), ((0, gap), (0, 0)))  # noqa: B023
-        arrays = tuple(
-            pad(x[part]) for x in (merged.reads_jd, merged.acts_jd, merged.grads_jd)
+        prompt_j = merged.prompt_j[part]
+        # Padding goes to prompt 0. Its gradients are zero, and so is every score.
+        gap = block - len(prompt_j)
+        arrays = (
+            _rows_padded(merged.reads_jd[part], gap),
+            _rows_padded(merged.acts_jd[part], gap),
+            _rows_padded(merged.grads_jd[part], gap),
         )
-        total += np.asarray(
-            add(sae, arrays, np.pad(merged.prompt_j[part], (0, gap)), merged.prompts)
-        )
-    return total
+        sums_pk = add(sae, arrays, np.pad(prompt_j, (0, gap)), merged.prompts)
+        total_pk += np.asarray(sums_pk)
+    return total_pk
+
+
+def _rows_padded(array_jd: np.ndarray, gap: int) -> np.ndarray:
+    return np.pad(np.asarray(array_jd, np.float32), ((0, gap), (0, 0)))

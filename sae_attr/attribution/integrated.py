@@ -5,10 +5,12 @@ Joint (Sundararajan 2017; Marks 2024): every coordinate of every chosen position
 together from ā to a_t. Per latent: only the latent's own projection moves, at all
 chosen positions together. Both are completed by the loss at the two ends:
 
-    joint        −Σ_t g̃_t · (a_t − ā)                     →  L(ā at all t) − L
-    per latent   −Σ_t (g̃_t·d_i) ((a_t − ā)·d_i)           →  L(a_t·d_i ← ā·d_i at all t) − L, the exact joint mean ablation
+    joint        −Σ_t g̃_t · (a_t − ā)             →  L(ā at all t) − L
+    per latent   −Σ_t (g̃_t·d_i) ((a_t − ā)·d_i)   →  L(a_t·d_i ← ā·d_i at all t) − L
 
-as steps grow; g̃ is the mean of g over the midpoints (k + ½) / steps of the line.
+as steps grow. The second end is the exact joint mean ablation of one latent, so the
+per-latent form approximates it; the joint form, whose line moves everything else too,
+does not. g̃ is the mean of g over the midpoints (k + ½) / steps of the line.
 """
 
 from __future__ import annotations
@@ -78,8 +80,8 @@ def integrated_gradients(
     loss: str = "sum",
     read: tuple[Site, ...] = (),
 ) -> SiteGradients:
-    """The joint form, in the place of `act_and_grad`: a_t, g̃_t and the unedited nll of
-    every row.
+    """Computes the joint form, in the place of `act_and_grad`: a_t, g̃_t and the
+    unedited nll of every row.
 
     The prefix runs once, the suffix forward and backward once a step; steps are summed
     in a loop, so memory does not grow with them.
@@ -97,15 +99,18 @@ def integrated_gradients(
     """
     x_btd, acts = _prefix(params, batch, cfg=cfg, site=site, read=read)
     nll = partial(suffix_nll, params, x_btd, batch, cfg=cfg, site=site)
-    total = _gradient_sum(
-        lambda alpha: Lerp(mean_d, 1 - alpha, where_bt),
-        lambda edit: completion_loss(nll(edit), batch.target_valid_bc, loss).sum(),
-        jnp.zeros_like(acts[site]),
-        steps,
-    )
-    return SiteGradients(
-        acts, {site: total / steps}, nll(Add(jnp.zeros_like(acts[site])))
-    )
+    zero_btd = jnp.zeros_like(acts[site])
+
+    def point_on_line(alpha: jax.Array) -> Edit:
+        # alpha = 0 is ā, alpha = 1 the activation; `Lerp` counts from the activation.
+        return Lerp(mean_d, 1 - alpha, where_bt)
+
+    def loss_of_rows(edit: Edit) -> jax.Array:
+        return completion_loss(nll(edit), batch.target_valid_bc, loss).sum()
+
+    total_btd = _gradient_sum(point_on_line, loss_of_rows, zero_btd, steps)
+    unedited_nll_bc = nll(Add(zero_btd))
+    return SiteGradients(acts, {site: total_btd / steps}, unedited_nll_bc)
 
 
 def integrated_latents(
@@ -120,8 +125,8 @@ def integrated_latents(
     steps: int = 10,
     loss: str = "sum",
 ) -> LatentPaths:
-    """The per-latent form for k latents: k · steps suffixes forward and backward, so
-    for candidates only.
+    """Computes the per-latent form for k latents: k · steps suffixes forward and
+    backward, so for candidates only.
 
     Args:
       dec_kd: unit decoder rows of the chosen latents.
@@ -131,19 +136,25 @@ def integrated_latents(
     x_btd, acts = _prefix(params, batch, cfg=cfg, site=site, read=())
     project = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     nll = partial(suffix_nll, params, x_btd, batch, cfg=cfg, site=site)
-    value = lambda edit: completion_loss(nll(edit), batch.target_valid_bc, loss).sum()
+    zero_btd = jnp.zeros_like(acts[site])
+
+    def loss_of_rows(edit: Edit) -> jax.Array:
+        return completion_loss(nll(edit), batch.target_valid_bc, loss).sum()
 
     def one(direction_d: jax.Array) -> tuple[jax.Array, jax.Array]:
         presence_bt = project("btd,d->bt", acts[site] - mean_d, direction_d)
         start = project("d,d->", mean_d, direction_d)
-        edit = lambda alpha: SetProjection(
-            direction_d, start + alpha * presence_bt, where_bt
-        )
-        total_btd = _gradient_sum(edit, value, jnp.zeros_like(acts[site]), steps)
-        return -project(
-            "btd,d->bt", total_btd, direction_d
-        ) / steps * where_bt, presence_bt * where_bt
 
+        def point_on_line(alpha: jax.Array) -> Edit:
+            value_bt = start + alpha * presence_bt
+            return SetProjection(direction_d, value_bt, where_bt)
+
+        total_btd = _gradient_sum(point_on_line, loss_of_rows, zero_btd, steps)
+        push_bt = -project("btd,d->bt", total_btd, direction_d) / steps
+        return push_bt * where_bt, presence_bt * where_bt
+
+    # A loop over latents, not a vmap: each has a line and suffixes of its own, and a vmap
+    # would need k times the memory.
     push_kbt, presence_kbt = jax.lax.map(one, dec_kd)
     return LatentPaths(jnp.moveaxis(push_kbt, 0, -1), jnp.moveaxis(presence_kbt, 0, -1))
 
@@ -158,9 +169,13 @@ def _gradient_sum(
 
     def add(total_btd: jax.Array, alpha: jax.Array) -> tuple[jax.Array, None]:
         moved = edit(alpha)
-        return total_btd + jax.grad(
-            lambda shift_btd: value(Chain((moved, Add(shift_btd))))
-        )(zero_btd), None
+
+        # The zero is added after the move: before it, the gradient would be scaled by
+        # how much of the activation the move keeps.
+        def shifted(shift_btd: jax.Array) -> jax.Array:
+            return value(Chain((moved, Add(shift_btd))))
+
+        return total_btd + jax.grad(shifted)(zero_btd), None
 
     return jax.lax.scan(add, zero_btd, midpoints(steps).astype(zero_btd.dtype))[0]
 
@@ -177,27 +192,24 @@ def _prefix(
     sites that are read.
     """
     start, at = suffix_start(site)
-    x_btd, acts = run_prefix(
+    below = tuple(s for s in read if s.layer < start)
+    inside = tuple(s for s in read if s.layer >= start)
+    x_btd, acts = run_prefix(params, batch, cfg=cfg, site=site, keep=below)
+    if at == site:
+        inside = (site, *inside)
+    else:
+        acts[site] = x_btd  # the site is what enters the suffix
+    if not inside:
+        return x_btd, acts
+
+    span = (start, max(s.layer for s in inside) + 1)
+    out = forward(
         params,
-        batch,
+        None,
         cfg=cfg,
-        site=site,
-        keep=tuple(s for s in read if s.layer < start),
+        valid_bt=batch.valid_bt,
+        keep=inside,
+        span=span,
+        x_btd=x_btd,
     )
-    inside = tuple(
-        s for s in (*(() if at != site else (site,)), *read) if s.layer >= start
-    )
-    if at != site:
-        acts[site] = x_btd
-    if inside:
-        span = (start, max(s.layer for s in inside) + 1)
-        acts |= forward(
-            params,
-            None,
-            cfg=cfg,
-            valid_bt=batch.valid_bt,
-            keep=inside,
-            span=span,
-            x_btd=x_btd,
-        ).acts
-    return x_btd, acts
+    return x_btd, acts | out.acts

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -62,10 +63,11 @@ class SiteRanking:
 
     def latents(self, site: Site) -> np.ndarray:
         """Returns the latents of one site in their order, errors left out."""
-        return np.array(
-            [e.latent for e in self.entries if e.site == site and e.latent != ERROR],
-            int,
-        )
+        latents = []
+        for entry in self.entries:
+            if entry.site == site and entry.latent != ERROR:
+                latents.append(entry.latent)
+        return np.array(latents, int)
 
 
 def rank_sites(
@@ -88,24 +90,27 @@ def rank_sites(
     Raises:
       ValueError: no score is finite.
     """
-    sites = list(scores)
-    values = [np.asarray(scores[site], np.float64) for site in sites]
-    values += [np.array([value], np.float64) for value in (errors or {}).values()]
-    owners = [*sites, *(errors or {})]
-    first = [0] * len(sites) + [ERROR] * len(errors or {})
-    entries = [
-        SiteLatent(site, k + i)
-        for site, k, v in zip(owners, first, values, strict=True)
-        for i in range(len(v))
-    ]
-    flat = np.concatenate(values)
-    order = np.argsort(np.where(np.isfinite(flat), -flat, np.inf), kind="stable")[:top]
-    order = order[np.isfinite(flat[order])]
+    entries: list[SiteLatent] = []
+    values: list[np.ndarray] = []
+    for site, scores_n in scores.items():
+        entries.extend(SiteLatent(site, latent) for latent in range(len(scores_n)))
+        values.append(np.asarray(scores_n, np.float64))
+    for site, error in (errors or {}).items():
+        entries.append(SiteLatent(site, ERROR))
+        values.append(np.array([error], np.float64))
+    scores_k = np.concatenate(values)
+
+    # NaN and infinity become the last ones, and are cut off if they are among the top.
+    # The sort is stable, so that ties have one order on every machine.
+    finite_k = np.isfinite(scores_k)
+    order = np.argsort(np.where(finite_k, -scores_k, np.inf), kind="stable")[:top]
+    order = order[finite_k[order]]
     if not len(order):
         raise ValueError(
-            f"ranking {name!r} has no finite score at any of its {len(sites)} sites"
+            f"ranking {name!r} has no finite score at any of its {len(scores)} sites"
         )
-    return SiteRanking(name, tuple(entries[i] for i in order), flat[order], options)
+    best = tuple(entries[k] for k in order)
+    return SiteRanking(name, best, scores_k[order], options)
 
 
 def collect_sites(
@@ -126,31 +131,46 @@ def collect_sites(
       sites: sites that are scored; as a mapping, each with the site that its SAE
         encodes (transcoders).
     """
-    reads = (
-        dict(sites) if isinstance(sites, Mapping) else {site: site for site in sites}
-    )
-    scored, extra = tuple(reads), tuple(sorted(set(reads.values()) - set(reads)))
+    if isinstance(sites, Mapping):
+        reads = dict(sites)
+    else:
+        reads = {site: site for site in sites}
+    scored = tuple(reads)
+    # What a transcoder encodes needs no gradient, so it does not lengthen the backward
+    # pass.
+    only_read = tuple(sorted(set(reads.values()) - set(reads)))
     step = jax.jit(
-        lambda p, b: act_and_grad(
-            p, b, cfg=cfg, sites=scored, read=extra, loss=loss, rules=rules, remat=remat
+        partial(
+            act_and_grad,
+            cfg=cfg,
+            sites=scored,
+            read=only_read,
+            loss=loss,
+            rules=rules,
+            remat=remat,
         )
     )
     results: dict[Site, list[dict[str, np.ndarray]]] = {site: [] for site in scored}
     for batch, row_b in batches(rows, batch_size=batch_size):
         out = step(params, shard_batch(batch, mesh))
-        acts = {site: to_host(x) for site, x in out.acts.items()}
+        acts = {site: to_host(acts_btd) for site, acts_btd in out.acts.items()}
+        # float64: a float32 sum would round more, the longer the completion.
         nll_b = to_host(out.nll_bc).astype(np.float64).sum(1)
         for site, read in reads.items():
-            arrays = {
+            result = {
                 "row_b": row_b,
                 "acts_btd": acts[site],
                 "grads_btd": to_host(out.grads[site]),
                 "nll_b": nll_b,
             }
-            results[site].append(
-                arrays | ({"inputs_btd": acts[read]} if read != site else {})
-            )
-    return {site: table_from_batches(rows, found) for site, found in results.items()}
+            if read != site:
+                result["inputs_btd"] = acts[read]
+            results[site].append(result)
+
+    tables = {}
+    for site, site_results in results.items():
+        tables[site] = table_from_batches(rows, site_results)
+    return tables
 
 
 def score_sites(
@@ -165,23 +185,19 @@ def score_sites(
 
     Raises ValueError naming a site that lacks a decoder or a mean.
     """
-    out = {}
+    scores = {}
     for site, table in tables.items():
-        absent = [
-            what
-            for what, known in (("decoder", decoders), ("mean", means))
-            if site not in known
-        ]
-        if absent:
-            raise ValueError(
-                f"site {site} has gradients but no {absent[0]}; give one, or leave the "
-                "site out"
-            )
-        m = table_moment(table, token_weights(table.rows, scope, exclude))
-        out[site] = np.asarray(
-            score_moment(m, jnp.asarray(means[site], jnp.float32), decoders[site])
-        )
-    return out
+        for name, by_site in (("decoder", decoders), ("mean", means)):
+            if site not in by_site:
+                raise ValueError(
+                    f"site {site} has gradients but no {name}; give one, or leave the "
+                    "site out"
+                )
+        weights_k = token_weights(table.rows, scope, exclude)
+        mean_d = jnp.asarray(means[site], jnp.float32)
+        site_moment = table_moment(table, weights_k)
+        scores[site] = np.asarray(score_moment(site_moment, mean_d, decoders[site]))
+    return scores
 
 
 # ---- what a transcoder reads ---------------------------------------------------------
@@ -197,11 +213,9 @@ def read_site(name: str, *, norms_behind: bool | None = None) -> tuple[Site, boo
     the input before the gain. `norms_behind` as `parse_site` takes it.
     """
     match = _BEFORE_GAIN.fullmatch(name)
-    return (
-        (Site(int(match[1]), "mlp_in"), True)
-        if match
-        else (parse_site(name, norms_behind=norms_behind), False)
-    )
+    if match:
+        return Site(int(match[1]), "mlp_in"), True
+    return parse_site(name, norms_behind=norms_behind), False
 
 
 def after_gain(sae: SAE, params: Params, layer: int, *, cfg: LMConfig) -> SAE:

@@ -4,8 +4,10 @@ over it into Δ.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -46,14 +48,13 @@ class TokenTable:
 
     def __post_init__(self) -> None:
         lengths = [len(row.ids) for row in self.rows]
-        if list(np.diff(self.start_r)) != lengths or self.start_r[-1] != len(
-            self.acts_kd
-        ):
+        tokens = len(self.acts_kd)
+        rows_differ = list(np.diff(self.start_r)) != lengths
+        if rows_differ or self.start_r[-1] != tokens:
             raise ValueError(
-                f"the table has {len(self.acts_kd)} tokens of activations but its "
-                f"{len(lengths)} rows have "
-                f"{sum(lengths)} tokens; give one activation and one gradient per "
-                "token, rows in order"
+                f"the table has {tokens} tokens of activations but its {len(lengths)} "
+                f"rows have {sum(lengths)} tokens; give one activation and one "
+                "gradient per token, rows in order"
             )
         if self.acts_kd.shape != self.grads_kd.shape:
             raise ValueError(
@@ -64,7 +65,9 @@ class TokenTable:
     @property
     def reads_kd(self) -> np.ndarray:
         """What the SAE encodes: `inputs_kd`, or the activations themselves."""
-        return self.acts_kd if self.inputs_kd is None else self.inputs_kd
+        if self.inputs_kd is None:
+            return self.acts_kd
+        return self.inputs_kd
 
     def tokens_of(self, row: int) -> slice:
         """Returns where a row's tokens lie."""
@@ -78,35 +81,42 @@ def table_from_arrays(
     nll_r: Any = None,
     inputs: Sequence[Any] | None = None,
 ) -> TokenTable:
-    """A table from one `[T, d]` array of activations and one of gradients per row,
-    computed here or elsewhere.
+    """Returns the table of one `[T, d]` array of activations and one of gradients per
+    row, computed here or elsewhere.
 
     `inputs`: per row what a transcoder encodes. Raises ValueError if lengths disagree
       or a number is NaN or infinite.
     """
     start_r = np.cumsum([0, *(len(row.ids) for row in rows)])
-    acts_kd, grads_kd = (
-        np.concatenate([np.asarray(x) for x in parts]) for parts in (acts, grads)
+    acts_kd, grads_kd = _one_array(acts), _one_array(grads)
+    # One NaN would spread over the whole moment and so over the score of every latent.
+    _check_finite("activations", acts_kd, start_r)
+    _check_finite("gradients", grads_kd, start_r)
+
+    if nll_r is None:
+        nll_r = np.full(len(rows), np.nan)
+    inputs_kd = None
+    if inputs is not None:
+        inputs_kd = _one_array(inputs)
+    nll_r = np.asarray(nll_r, np.float64)
+    return TokenTable(rows, acts_kd, grads_kd, start_r, nll_r, inputs_kd)
+
+
+def _one_array(parts: Sequence[Any]) -> np.ndarray:
+    return np.concatenate([np.asarray(part) for part in parts])
+
+
+def _check_finite(name: str, values_kd: np.ndarray, start_r: np.ndarray) -> None:
+    """Raises ValueError naming the first row that holds NaN or infinity."""
+    finite_kd = np.isfinite(values_kd)
+    if finite_kd.all():
+        return
+    token = np.argwhere(~finite_kd)[0, 0]
+    row = int(np.searchsorted(start_r, token, side="right")) - 1
+    raise ValueError(
+        f"{name} of row {row} hold NaN or infinity; try float32 weights, or look at "
+        "that record"
     )
-    for name, values in (("activations", acts_kd), ("gradients", grads_kd)):
-        if not np.isfinite(values).all():
-            row = (
-                int(
-                    np.searchsorted(
-                        start_r, np.argwhere(~np.isfinite(values))[0, 0], side="right"
-                    )
-                )
-                - 1
-            )
-            raise ValueError(
-                f"{name} of row {row} hold NaN or infinity; try float32 weights, or "
-                "look at that record"
-            )
-    nll = np.full(len(rows), np.nan) if nll_r is None else np.asarray(nll_r, np.float64)
-    inputs_kd = (
-        None if inputs is None else np.concatenate([np.asarray(x) for x in inputs])
-    )
-    return TokenTable(rows, acts_kd, grads_kd, start_r, nll, inputs_kd)
 
 
 def gradient_batches(
@@ -138,29 +148,38 @@ def gradient_batches(
             "integrated gradients follow the true derivative; give backward rules or a "
             "path, not both"
         )
-    reads = () if read is None or read == site else (read,)
-    steps = path.steps if path is not None else 0
-    plain = lambda p, b: act_and_grad(
-        p, b, cfg=cfg, sites=(site,), loss=loss, remat=remat, rules=rules, read=reads
-    )
-    line = lambda p, b, m, w: integrated_gradients(
-        p, b, m, w, cfg=cfg, site=site, steps=steps, loss=loss, read=reads
-    )
-    step = jax.jit(plain if path is None else line)
-    for batch, row_b in work:
-        more = (
-            ()
-            if path is None
-            else (jnp.asarray(path.mean_d, cfg.resid_dtype), path.where(batch, row_b))
+    reads: tuple[Site, ...] = ()
+    if read is not None and read != site:
+        reads = (read,)
+    options: dict[str, Any] = {"cfg": cfg, "loss": loss, "read": reads}
+
+    if path is None:
+        plain = partial(
+            act_and_grad, sites=(site,), remat=remat, rules=rules, **options
         )
-        out = step(params, shard_batch(batch, mesh), *more)
-        yield {
+        step = jax.jit(plain)
+    else:
+        along_path = partial(
+            integrated_gradients, site=site, steps=path.steps, **options
+        )
+        step = jax.jit(along_path)
+
+    for batch, row_b in work:
+        arguments: tuple[Any, ...] = ()
+        if path is not None:
+            mean_d = jnp.asarray(path.mean_d, cfg.resid_dtype)
+            arguments = (mean_d, path.where(batch, row_b))
+        out = step(params, shard_batch(batch, mesh), *arguments)
+        result = {
             "row_b": row_b,
             "acts_btd": to_host(out.acts[site]),
             "grads_btd": to_host(out.grads[site]),
+            # float64: a float32 sum would round more, the longer the completion.
             "nll_b": to_host(out.nll_bc).astype(np.float64).sum(1),
-            **({"inputs_btd": to_host(out.acts[reads[0]])} if reads else {}),
         }
+        if reads:
+            result["inputs_btd"] = to_host(out.acts[reads[0]])
+        yield result
 
 
 def table_from_batches(
@@ -176,25 +195,24 @@ def table_from_batches(
     nll_r = np.zeros(len(rows))
     for result in results:
         for b, row in enumerate(result["row_b"]):
-            if row >= 0:
-                length = len(rows[row].ids)
-                acts[row], grads[row] = (
-                    result["acts_btd"][b, :length],
-                    result["grads_btd"][b, :length],
-                )
-                nll_r[row] = result["nll_b"][b]
-                inputs[row] = (
-                    result["inputs_btd"][b, :length] if "inputs_btd" in result else None
-                )
-    absent = [i for i, a in enumerate(acts) if a is None]
+            if row < 0:  # a row of padding that fills up the batch
+                continue
+            length = len(rows[row].ids)
+            acts[row] = result["acts_btd"][b, :length]
+            grads[row] = result["grads_btd"][b, :length]
+            nll_r[row] = result["nll_b"][b]
+            if "inputs_btd" in result:
+                inputs[row] = result["inputs_btd"][b, :length]
+
+    absent = [row for row, acts_td in enumerate(acts) if acts_td is None]
     if absent:
         raise ValueError(
             f"{len(absent)} of {len(rows)} rows have no gradients (first: row "
             f"{absent[0]}); run them again"
         )
-    return table_from_arrays(
-        rows, acts, grads, nll_r, inputs if inputs and inputs[0] is not None else None
-    )
+    if not inputs or inputs[0] is None:
+        return table_from_arrays(rows, acts, grads, nll_r)
+    return table_from_arrays(rows, acts, grads, nll_r, inputs)
 
 
 def collect(
@@ -214,12 +232,10 @@ def collect(
     `options` go to `gradient_batches`: rules, path, read, remat.
     """
     work = batches(rows, batch_size=batch_size)
-    return table_from_batches(
-        rows,
-        gradient_batches(
-            params, work, cfg=cfg, site=site, mesh=mesh, loss=loss, **options
-        ),
+    results = gradient_batches(
+        params, work, cfg=cfg, site=site, mesh=mesh, loss=loss, **options
     )
+    return table_from_batches(rows, results)
 
 
 # ---- weights -------------------------------------------------------------------------
@@ -232,29 +248,38 @@ def counted(
 
     Raises ValueError for an unknown scope or a row of which no token counts.
     """
-    masks = [scope_mask(row, scope, exclude=exclude) for row in rows]
-    empty = [i for i, mask in enumerate(masks) if not mask.any()]
-    if empty:
-        row = rows[empty[0]]
-        side = "positive" if row.side > 0 else "negative"
-        length = len(row.ids) - row.n_prompt
-        raise ValueError(
-            f"row {empty[0]} has no token left in scope {scope!r} after leaving out "
-            f"{', '.join(sorted(exclude)) or 'none'}: "
-            f"{side} {row.completion} of pair {row.pair} (counted from 0), whose "
-            f"completion has {length} tokens; use another "
-            "scope (tokens=all), exclude less (exclude=bos), or leave the pair out"
-        )
+    masks = []
+    for number, row in enumerate(rows):
+        mask = scope_mask(row, scope, exclude=exclude)
+        if not mask.any():
+            raise ValueError(_no_token_left(number, row, scope, exclude))
+        masks.append(mask)
     return masks
+
+
+def _no_token_left(
+    number: int, row: TokenRow, scope: str, exclude: frozenset[str]
+) -> str:
+    side = "negative"
+    if row.side > 0:
+        side = "positive"
+    length = len(row.ids) - row.n_prompt
+    excluded = ", ".join(sorted(exclude)) or "none"
+    return (
+        f"row {number} has no token left in scope {scope!r} after leaving out "
+        f"{excluded}: {side} {row.completion} of pair {row.pair} (counted from 0), "
+        f"whose completion has {length} tokens; use another scope (tokens=all), "
+        "exclude less (exclude=bos), or leave the pair out"
+    )
 
 
 def side_weights(rows: Sequence[TokenRow]) -> np.ndarray:
     """Returns per row ±1 / (prompts · completions of that prompt and side): the mean over
     pairs of differences within prompts.
     """
-    sizes: dict[tuple[int, int], int] = {}
-    for row in rows:
-        sizes[row.pair, row.side] = sizes.get((row.pair, row.side), 0) + 1
+    # Several answers to one prompt are averaged within it: a prompt with many answers
+    # counts no more than one with a single answer.
+    sizes = Counter((row.pair, row.side) for row in rows)
     prompts = len({row.pair for row in rows})
     return np.array([row.side / (prompts * sizes[row.pair, row.side]) for row in rows])
 
@@ -265,13 +290,15 @@ def token_weights(
     """Returns w of every token `[k]`, float64: the row's side weight divided by the row's
     own number of counted tokens.
 
-    The mean is per completion first; pooling tokens over completions of different
-    lengths would be another number.
+    The mean is per completion first (docs/method.md, The score).
     """
-    masks, sides = counted(rows, scope, exclude), side_weights(rows)
-    return np.concatenate(
-        [side * mask / mask.sum() for side, mask in zip(sides, masks, strict=True)]
-    )
+    masks = counted(rows, scope, exclude)
+    weights = []
+    for side, mask in zip(side_weights(rows), masks, strict=True):
+        # Divided by this row's own count. Pooling the tokens of all rows is another
+        # number: a long completion would outweigh the short one it is compared with.
+        weights.append(side * mask / mask.sum())
+    return np.concatenate(weights)
 
 
 def table_moment(
@@ -283,27 +310,32 @@ def table_moment(
     d = table.acts_kd.shape[1]
     total = Moment(jnp.zeros((d, d)), jnp.zeros(d))
     add = jax.jit(lambda m, a, g, w: m + moment(a, g, w))
+    length = min(block, round_up(len(weights_k), 128))
     for start in range(0, len(weights_k), block):
-        part = slice(start, start + block)
-        used = np.flatnonzero(weights_k[part]) + start
-        if len(used):
-            arrays = (table.acts_kd[used], table.grads_kd[used], weights_k[used])
-            total = add(
-                total,
-                *(padded(x, min(block, round_up(len(weights_k), 128))) for x in arrays),
-            )
+        # Tokens outside the scope have weight 0 and are not read from a memory map.
+        used = np.flatnonzero(weights_k[start : start + block]) + start
+        if not len(used):
+            continue
+        acts = padded(table.acts_kd[used], length)
+        grads = padded(table.grads_kd[used], length)
+        weights = padded(weights_k[used], length)
+        total = add(total, acts, grads, weights)
     return total
 
 
 def round_up(number: int, multiple: int) -> int:
+    """Returns the smallest multiple that is not below a number."""
     return -(-number // multiple) * multiple
 
 
 def padded(array: np.ndarray, length: int) -> np.ndarray:
-    """Zeros after the end, so that every block compiles to one shape."""
-    array = np.asarray(
-        array, np.float64 if jax.config.read("jax_enable_x64") else np.float32
-    )
-    return np.concatenate(
-        [array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)]
-    )
+    """Appends zeros up to a length, so that every block compiles to one shape.
+
+    A token of zeros adds nothing to a moment.
+    """
+    dtype = np.float32
+    if jax.config.read("jax_enable_x64"):
+        dtype = np.float64
+    array = np.asarray(array, dtype)
+    zeros = np.zeros((length - len(array), *array.shape[1:]), dtype)
+    return np.concatenate([array, zeros])
