@@ -124,7 +124,7 @@ def get_config() -> ConfigDict:
     left_open(config.opt, "warmup", int)  # one step in twenty
     config.lora = config_of(Lora)
     config.lora.rslora = True
-    # By the number of rows, 8 for 250 and 32 for 4,000 (see lm.finetune_sizes).
+    # By the number of rows, 8 for 250 and 32 for 4,000 (see lm.training_defaults).
     left_open(config.lora, "rank", int)
     left_open(config.lora, "alpha", float)  # twice the rank
     return config

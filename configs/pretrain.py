@@ -1,4 +1,4 @@
-"""Trains a small language model from nothing, or goes on with one, on text or on a token
+"""Trains a small language model from scratch, or continues training one, on text or on a token
 file.
 
     python -m experiments.pretrain --config=configs/pretrain.py \\

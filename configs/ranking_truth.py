@@ -16,7 +16,7 @@ Hardware: two CPU cores; three seeds take about half an hour, most of it steerin
 from ml_collections import ConfigDict
 
 from sae_attr.organism.recipe import Recipe, SAERecipe
-from sae_attr.study.score_evaluation import EvaluationSettings
+from sae_attr.study.score_ground_truth import EvaluationSettings
 
 from . import config_of
 from .attribute import MESH

@@ -43,7 +43,7 @@ def packaged() -> list[str]:
 
 def config_module(name: str) -> ModuleType:
     """Returns the module of a config: a name (`attribute`), its path
-    (`configs/attribute.py`), or a file of one's own.
+    (`configs/attribute.py`), or a custom file.
 
     Raises:
       ValueError: there is no such config or file, or it cannot be run; names the

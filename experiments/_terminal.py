@@ -34,7 +34,7 @@ class Stream:
     """A text stream that outlives its reader.
 
     A closed pipe or a full disk ends the output and not the run; a character that the
-    terminal lacks is escaped. Bars that nobody watches leave a line a minute.
+    terminal lacks is escaped. Without a terminal, bars leave a line a minute.
 
     Args:
       stream: sys.stdout or sys.stderr.

@@ -22,7 +22,7 @@ from sae_attr.store import (
     stored_results,
     write_atomic,
 )
-from sae_attr.study.attribution_graph import attribution_stages
+from sae_attr.study.attribution_stages import attribution_stages
 from sae_attr.study.columns import written
 from sae_attr.study.ranking_report import RankingReport, report_of, report_text
 from sae_attr.study.setup import Setup

@@ -23,9 +23,9 @@ from sae_attr.store import (
     write_atomic,
 )
 from sae_attr.study.case import Runtime
+from sae_attr.study.case_study import CaseStudy, open_study
 from sae_attr.study.cost import case_costs, cost_table
-from sae_attr.study.opened import CaseStudy, open_study
-from sae_attr.study.showing import Shown
+from sae_attr.study.outputs import Shown
 from sae_attr.study.stage_choice import StageChoice
 
 from . import _common

@@ -17,7 +17,7 @@ from sae_attr import parallel
 from sae_attr.report.tables import json_text
 from sae_attr.sae_check import CheckBands, check_record, check_table, judge_sae
 from sae_attr.store import Store, write_atomic
-from sae_attr.study.attribution_graph import run_setup
+from sae_attr.study.attribution_stages import run_setup
 from sae_attr.study.setup import Setup
 from sae_attr.study.stages import sae_check
 from sae_attr.study.stages.context import Context

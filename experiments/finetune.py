@@ -18,26 +18,26 @@ from ml_collections import ConfigDict
 from sae_attr import parallel
 from sae_attr.lm.adapter_states import example_states
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.finetune_sizes import (
-    batch_for,
-    epochs_for,
-    evaluate_every,
-    rank_for,
-    warmup_for,
-)
 from sae_attr.lm.hf_folder import read_object
 from sae_attr.lm.lora import Lora, attach, check_lora, init_lora, merged
 from sae_attr.lm.model import Params
 from sae_attr.lm.next_token import join
 from sae_attr.lm.peft_save import save_adapter
 from sae_attr.lm.train_data import RowDataset, example_dataset, split_rows
+from sae_attr.lm.training_defaults import (
+    batch_for,
+    epochs_for,
+    evaluate_every,
+    rank_for,
+    warmup_for,
+)
 from sae_attr.lm.weights import load_config, load_lm, resolve_model, save_lm
 from sae_attr.store import own_workdir
 from sae_attr.text.chat import with_options
+from sae_attr.text.copy_tokenizer import copy_tokenizer
 from sae_attr.text.example_records import Example
 from sae_attr.text.examples import Examples, read_examples, shown_example
 from sae_attr.text.tokenizer import Tokenizer
-from sae_attr.text.tokenizer_files import copy_tokenizer
 from sae_attr.text.tokenizer_folder import load_tokenizer
 
 from . import _common, _training

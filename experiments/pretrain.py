@@ -1,4 +1,4 @@
-"""Trains a small language model on text from nothing, or goes on with one; see
+"""Trains a small language model on text from scratch, or continues training one; see
 configs/pretrain.py for the command.
 """
 
@@ -14,18 +14,18 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
-from sae_attr.lm.finetune_sizes import evaluate_every, pretrain_warmup
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.hf_folder import read_object
 from sae_attr.lm.train_data import RowDataset, split_tokens, token_dataset
 from sae_attr.lm.train_lm import random_params
+from sae_attr.lm.training_defaults import evaluate_every, pretrain_warmup
 from sae_attr.lm.weights import load_lm, resolve_model, save_lm
 from sae_attr.store import own_workdir
 from sae_attr.text.chat import with_options
+from sae_attr.text.copy_tokenizer import copy_tokenizer
 from sae_attr.text.packed_rows import Packing, row_count
 from sae_attr.text.token_file import check_embedding
 from sae_attr.text.tokenizer import Tokenizer
-from sae_attr.text.tokenizer_files import copy_tokenizer
 from sae_attr.text.tokenizer_folder import load_tokenizer
 
 from . import _common, _training

@@ -1,4 +1,4 @@
-"""Holds every score of latents against ground truth, on organisms where every latent
+"""Compares every score of latents with ground truth, on organisms where every latent
 can be steered with and ablated; see configs/ranking_truth.py.
 """
 
@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
-from sae_attr.report.evaluation_table import summary_rows, table_text
+from sae_attr.report.ground_truth_table import summary_rows, table_text
 from sae_attr.report.tables import csv_text, json_text
 from sae_attr.settings import settings_from
 from sae_attr.store import (
@@ -22,7 +22,7 @@ from sae_attr.store import (
     stored_results,
     write_atomic,
 )
-from sae_attr.study.score_evaluation import (
+from sae_attr.study.score_ground_truth import (
     Evaluation,
     EvaluationSettings,
     evaluation_stages,

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from sae_attr import parallel
 from sae_attr.lm.draw import Sampling
-from sae_attr.lm.ends import ending_ids
+from sae_attr.lm.end_tokens import ending_ids
 from sae_attr.report.tables import json_text
 from sae_attr.store import Store, own_workdir, write_atomic
 from sae_attr.study.attribution_settings import Settings
@@ -33,14 +33,16 @@ from ._config import part_of
 from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 
 PLAIN = ("mesh", "batch_size")  # where and how fast, not what
-# Keys of a sweep whose names an attribution has for something else.
+# `tokens` and `batch_size` mean something else in an attribution's settings.
 UNSTUDIED = {"tokens": None, "batch_size": 8}
 
 
 def check_inputs(config: ConfigDict) -> None:
     """Raises ValueError for inputs that the config lacks."""
     absent = [name for name in ("lm", "prompts") if not config[name]]
-    if bool(config.sae) == bool(config.vectors):
+    if config.sae and config.vectors:
+        raise ValueError("give only one of --config.sae and --config.vectors")
+    if not (config.sae or config.vectors):
         absent.append("sae or vectors")
     if absent:
         raise ValueError(

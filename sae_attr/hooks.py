@@ -68,9 +68,9 @@ class Edit(Protocol):
 def _kind(name: str) -> Any:
     """A static field that tells one edit from another.
 
-    jaxlib 0.10 calls the structures of two dataclasses equal if they hold as many
-    leaves, whatever the classes, so that a jitted function may run the program of
-    another edit; whether it does depends on hashes that differ from process to process.
+    In jaxlib 0.10 the pytree structures of two dataclasses with equally many leaves may
+    compare equal, so that jit could reuse another edit's compiled program (whether it
+    does depends on hashes that differ from process to process).
     """
     return struct.field(pytree_node=False, default=name, repr=False)
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from sae_attr.activations import CorpusBatch, mean_activation
-from sae_attr.attribution.table import token_weights
+from sae_attr.attribution.token_table import token_weights
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params

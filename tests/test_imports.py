@@ -16,8 +16,8 @@ MAY_IMPORT = (
     | {"training": {"files", "store"}, "judge": BASE | {"lm"}}
     | {"lm": BASE | {"training"}, "sae": BASE | {"training"}}
     | {"activations": BASE | {"lm"}}
-    | {"records": set(), "report": {"records"}}
-    | {"steering": CORE | {"records"}, "interpret": CORE | {"activations"}}
+    | {"comparison_records": set(), "report": {"comparison_records"}}
+    | {"steering": CORE | {"comparison_records"}, "interpret": CORE | {"activations"}}
     | {"sae_check": CORE | {"activations", "report"}}
     | {"notebook": CORE | {"activations", "attribution"}}
     | {"attribution": (CORE - {"settings", "store"}) | {"activations", "interpret"}}
@@ -30,7 +30,7 @@ MAY_IMPORT = (
             "interpret",
             "judge",
             "organism",
-            "records",
+            "comparison_records",
             "report",
             "sae_check",
             "steering",
@@ -46,7 +46,7 @@ ONLY_EXPERIMENTS = {
     "experiments",
     "configs",
 }
-NO_JAX = {"records", "report", "store"}
+NO_JAX = {"comparison_records", "report", "store"}
 REPORT_USES = {
     "numpy",
     "matplotlib",

@@ -1,21 +1,15 @@
 """Δ-attribution: gradients at a site, scores of every latent, rankings with their
 uncertainty, exact ablation. Pure method: no settings, no store, no files of a run.
 
-Read in this order: `gradients`, `scores`, `table` (tokens and their weights), `merged`
-(Δ within prompts), `evidence`, `score_table` (every score), `presets` (rankings).
+Read in this order: `gradients`, `scores`, `token_table` (weights), `prompt_merge`
+(Δ within prompts), `evidence`, `score_registry` (every score), `presets` (rankings).
 """
 
 from sae_attr.activations import MeanActivation, mean_activation, site_acts
 from sae_attr.attribution.ablation import Ablation, exact_ablation, row_ablation
-from sae_attr.attribution.corpus import (
-    CodeStatistics,
-    code_statistics,
-    firing_rates,
-    weighted_codes,
-)
+from sae_attr.attribution.all_scores import DictionaryScores, score_everything
 from sae_attr.attribution.decoder_pass import score_dictionary
-from sae_attr.attribution.dictionary import DictionaryScores, score_everything
-from sae_attr.attribution.encoder import (
+from sae_attr.attribution.encoder_scores import (
     attribute_codes,
     encoder_prompt_scores,
     error_prompt_scores,
@@ -29,7 +23,12 @@ from sae_attr.attribution.integrated import (
     integrated_gradients,
     integrated_latents,
 )
-from sae_attr.attribution.merged import merge, prompt_scores
+from sae_attr.attribution.latent_statistics import (
+    CodeStatistics,
+    code_statistics,
+    firing_rates,
+    weighted_codes,
+)
 from sae_attr.attribution.presets import (
     PRESETS,
     Preset,
@@ -37,6 +36,7 @@ from sae_attr.attribution.presets import (
     decoder_rows,
     preset_ranking,
 )
+from sae_attr.attribution.prompt_merge import merge, prompt_scores
 from sae_attr.attribution.ranking import (
     Ranking,
     agreement,
@@ -44,7 +44,7 @@ from sae_attr.attribution.ranking import (
     random_matched,
     rank,
 )
-from sae_attr.attribution.score_table import SCORES, Score
+from sae_attr.attribution.score_registry import SCORES, Score
 from sae_attr.attribution.scores import (
     Moment,
     attribute,
@@ -66,7 +66,7 @@ from sae_attr.attribution.statistics import (
     cluster_statistics,
     split_half_spearman,
 )
-from sae_attr.attribution.table import (
+from sae_attr.attribution.token_table import (
     TokenTable,
     collect,
     table_from_arrays,

@@ -11,7 +11,7 @@ import numpy as np
 
 from sae_attr.attribution.ablation import taylor_fails
 from sae_attr.attribution.ranking import agreement
-from sae_attr.attribution.table import side_weights
+from sae_attr.attribution.token_table import side_weights
 from sae_attr.text.rows import TokenRow
 
 FIELDS = ("dloss", "first_order", "end_slope", "push", "end_push")  # of `Ablation`

@@ -1,4 +1,4 @@
-"""What is printed beside every Δ of a candidate: uncertainty, other scores, where it
+"""Statistics shown next to each candidate's Δ: uncertainty, other scores, where it
 comes from; and how stable the whole ranking is.
 """
 
@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from sae_attr.attribution.encoder import error_prompt_scores, fires_on_pairs
+from sae_attr.attribution.encoder_scores import error_prompt_scores, fires_on_pairs
 from sae_attr.attribution.evidence import Evidence
-from sae_attr.attribution.merged import prompt_scores
 from sae_attr.attribution.presets import Preset, decoder_rows
+from sae_attr.attribution.prompt_merge import prompt_scores
 from sae_attr.attribution.ranking import Ranking, agreement, overlap, rank
-from sae_attr.attribution.score_table import SCORES, Candidates, column_of, key_of
+from sae_attr.attribution.score_registry import SCORES, Candidates, column_of, key_of
 from sae_attr.attribution.statistics import (
     ClusterStatistics,
     cluster_statistics,

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.activations import MeanActivation
-from sae_attr.attribution.corpus import CodeStatistics
-from sae_attr.attribution.merged import MergedTokens, merge
+from sae_attr.attribution.latent_statistics import CodeStatistics
+from sae_attr.attribution.prompt_merge import MergedTokens, merge
 from sae_attr.attribution.scores import Moment
-from sae_attr.attribution.table import TokenTable, table_moment, token_weights
+from sae_attr.attribution.token_table import TokenTable, table_moment, token_weights
 from sae_attr.files.row_source import RowSource
 from sae_attr.sae.model import SAE
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from sae_attr.attribution.evidence import Evidence
 from sae_attr.attribution.ranking import Ranking, random_matched, rank
-from sae_attr.attribution.score_table import SCORES, Candidates, column_of, key_of
+from sae_attr.attribution.score_registry import SCORES, Candidates, column_of, key_of
 from sae_attr.attribution.scores import GATINGS
 from sae_attr.files.row_source import RowSource
 from sae_attr.sae.model import unit_decoder

@@ -20,7 +20,7 @@ import numpy as np
 
 from sae_attr.attribution.gradients import act_and_grad
 from sae_attr.attribution.scores import score_moment
-from sae_attr.attribution.table import (
+from sae_attr.attribution.token_table import (
     TokenTable,
     table_from_batches,
     table_moment,

@@ -14,7 +14,7 @@ from sae_attr.judge.kinds import JudgeKind, Workplace
 from sae_attr.judge.local_judge import LocalJudge
 from sae_attr.judge.rubrics import Rubric
 from sae_attr.lm.draw import Sampling
-from sae_attr.lm.ends import ending_ids, turn_ends
+from sae_attr.lm.end_tokens import ending_ids, turn_ends
 from sae_attr.lm.sample import check_finite, generate, make_prompts
 from sae_attr.lm.weights import load_config, load_lm, resolve_model
 from sae_attr.parallel import shard_batch, to_host

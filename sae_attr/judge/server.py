@@ -1,4 +1,4 @@
-"""The address of a judge's server, the patience with which it is asked, and its HTTP
+"""The address of a judge's server, its timeouts and retries, and its HTTP
 client.
 """
 

@@ -1,4 +1,4 @@
-"""Who attends to whom, where each token is rotated to, and attention itself."""
+"""Attention masks, rotary positions, and attention itself."""
 
 from __future__ import annotations
 

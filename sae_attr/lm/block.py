@@ -59,8 +59,8 @@ class Block(nn.Module):
 
     Args:
       dtype: of the weights and of the activations between the residual additions.
-      rules: change how it is differentiated and no value (see `sae_attr.lm.lrp`).
-      dense: one MLP of width `d_dense` although the model has experts.
+      rules: change gradients only, never values (see `sae_attr.lm.lrp`).
+      dense: one MLP of width `d_dense` in a model with experts.
     """
 
     cfg: LMConfig

@@ -1,8 +1,9 @@
 """The segmented forward pass: scan up to a site, that block inline with its taps, scan
 on.
 
-A gradient or an edit at a site costs the layers after it alone, because nothing that is
-differentiated enters the first scan.
+The backward pass runs only through the layers above the site, because nothing that is
+differentiated enters the first scan; a stored prefix (`span`, `x_btd`) saves the lower
+layers' forward pass too.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Trains the parts of an organism with the project's own training code, and writes them
-as folders that any reader of models takes.
+as folders that any model loader accepts.
 """
 
 from __future__ import annotations

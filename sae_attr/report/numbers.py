@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them."""
+"""Number formatting for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text of unknown origin made harmless for readers: characters that act are named, and
+"""Text of unknown origin made harmless for readers: control characters are shown by name, and
 long text is cut.
 """
 

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sae_attr.records import Convergence, MethodCount, MethodDifference
-from sae_attr.report.methods import RANDOM, method_name
+from sae_attr.comparison_records import Convergence, MethodCount, MethodDifference
+from sae_attr.report.method_style import RANDOM, method_name
 from sae_attr.report.numbers import is_known, p_value, signed, span
 
 if TYPE_CHECKING:  # the page itself writes sentences
-    from sae_attr.report.page.contents import CaseReport
+    from sae_attr.report.page.records import CaseReport
 
 _MOST_NAMED = 12  # latents that a sentence names
 

@@ -1,5 +1,5 @@
-"""Comparison at equal sparsity: more active latents explain more, whatever the SAE, and
-that mends nothing.
+"""Comparison at equal sparsity: more active latents always explain more, so that alone is
+no improvement.
 """
 
 from __future__ import annotations

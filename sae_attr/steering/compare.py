@@ -1,5 +1,5 @@
 """Methods against random latents and against each other: counts outside the random
-band, mean effects, and how likely chance makes them.
+band, mean effects, with p-values against chance.
 
 In each direction one side matters: steering away should lower the rate of the
 behaviour, steering toward raise it.
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.records import MethodCount, MethodDifference
+from sae_attr.comparison_records import MethodCount, MethodDifference
 from sae_attr.steering.effects import (
     DEFAULT,
     EffectSettings,

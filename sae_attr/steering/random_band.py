@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.records import Direction
+from sae_attr.comparison_records import Direction
 from sae_attr.steering.effects import DEFAULT, EffectSettings, Paired, weighted_mean
 
 RANDOM = "random"

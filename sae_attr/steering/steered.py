@@ -50,7 +50,7 @@ def steer(
     names: Sequence[str | None] | None = None,
 ) -> Completions:
     """Samples one steered completion of every prompt; new prompts, latents, strengths
-    and scopes compile nothing.
+    and scopes do not trigger recompilation.
 
     Args:
       prompts: `Prompts`, or token lists.
@@ -58,8 +58,8 @@ def steer(
         also latents, integers `[]`, `[b]` or `[b, m]`, which stand for their decoder
         rows at unit length (at their own in mode clamp); -1 leaves the row alone.
       strengths: `[]`, `[b]` or `[b, m]`, in multiples of `unit`; see `interventions`
-        for what they mean. With mode add, 0 is the unsteered model to the bit; with set
-        and clamp, a direction of zeros or latent -1 is.
+        for what they mean. Strength 0 (mode add), and a zero direction or latent -1 (set,
+        clamp), leave a row exactly unsteered.
       keys: typed random keys `[b]`, or one, of which row i takes `fold_in(key, i)`.
       mode: of `interventions.INTERVENTIONS`.
       tokens: all | prompt | generated; see `scope` for the positions.

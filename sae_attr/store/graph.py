@@ -1,4 +1,4 @@
-"""The one graph of stages: keys, states, selection by name, and running what is not
+"""The stage graph: keys, states, selection by name, and running what is not
 done.
 
 A stage's key is made of names and config fields alone (its own and those of what it

@@ -1,5 +1,5 @@
 """Who may write below a folder: a lock file that its holder touches while it runs, and
-that a silent one loses.
+that it loses without a heartbeat.
 
 A process of this machine is looked up directly; one of another host counts as dead when
 its lock was not touched for the silence that the lock itself states. Times are those of

@@ -30,16 +30,16 @@ from sae_attr.attribution import (
 )
 from sae_attr.attribution.ablation import run_prefix, suffix_loss
 from sae_attr.attribution.ablation_table import first_prompts
-from sae_attr.attribution.corpus import CodeStatistics
-from sae_attr.attribution.encoder import code_scores, contributions
+from sae_attr.attribution.encoder_scores import code_scores, contributions
+from sae_attr.attribution.latent_statistics import CodeStatistics
 from sae_attr.attribution.presets import decoder_rows
-from sae_attr.attribution.table import TokenTable, side_weights
+from sae_attr.attribution.token_table import TokenTable, side_weights
 from sae_attr.hooks import Add, Edit, SetProjection, Site
 from sae_attr.lm.lrp import LRP, PLAIN, RULES, Rules
 from sae_attr.lm.model import Params, forward
 from sae_attr.sae.model import code_rows
-from sae_attr.study.attribution_graph import attribution_stages, run_setup
-from sae_attr.study.ranking_facts import choices
+from sae_attr.study.attribution_stages import attribution_stages, run_setup
+from sae_attr.study.ranking_notes import choices
 from sae_attr.study.setup import Draw, Setup
 from sae_attr.study.stages import firing, norm_limits
 from sae_attr.study.stages.evidence import MEASURED, measured_tokens

@@ -1,6 +1,4 @@
-"""A case: what one case study looks at, with its model, prompts and judge, each loaded
-when it is first needed.
-"""
+"""One case of a case study: a behaviour with its model, prompts and judge, loaded lazily."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from etils import epath
 
 from sae_attr.judge import Item, Judge
 from sae_attr.lm.draw import Sampling
-from sae_attr.lm.ends import ending_ids
+from sae_attr.lm.end_tokens import ending_ids
 from sae_attr.lm.model import Params
 from sae_attr.store import Store
 from sae_attr.study.attribution_settings import Settings

@@ -13,7 +13,7 @@ from sae_attr.lm.weights import load_config
 from sae_attr.parallel import from_main
 from sae_attr.store import Stage, run_stages
 from sae_attr.study.case import Case
-from sae_attr.study.coherence import measures_coherence, no_coherence
+from sae_attr.study.coherence_fallback import measures_coherence, no_coherence
 from sae_attr.study.stages import sae_check
 from sae_attr.text.rows import COMPLETION, is_special, scope_mask
 

@@ -21,7 +21,7 @@ from sae_attr.steering.plan import NO_LATENT, Condition, Plan, SweepRow
 from sae_attr.steering.sweep import SampleBatches, Sampler, sample_batches, sample_rows
 from sae_attr.store import Progress
 from sae_attr.study.case import Case
-from sae_attr.study.coherence import answer_measures
+from sae_attr.study.coherence_fallback import answer_measures
 from sae_attr.study.grading import (
     GradedAnswers,
     Grader,

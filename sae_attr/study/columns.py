@@ -1,4 +1,4 @@
-"""The one schema of latents.csv, whichever experiment writes it: names, order, meaning,
+"""The schema of latents.csv, shared by all experiments: names, order, meaning,
 and how a value is written.
 """
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.attribution.score_table import SCORES
+from sae_attr.attribution.score_registry import SCORES
 from sae_attr.text.rows import ROLES
 
 # Name -> meaning, in the order of the file; those of `SCORES` stand between the two. Δ

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sae_attr.study.case import Case
-from sae_attr.study.coherence import measures_coherence
+from sae_attr.study.coherence_fallback import measures_coherence
 from sae_attr.study.settings import DIRECTIONS
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.ends import Ends, turn_ends
+from sae_attr.lm.end_tokens import Ends, turn_ends
 from sae_attr.lm.model import Params
 from sae_attr.lm.weights import load_config, load_lm, resolve_model
 from sae_attr.store import digest, fingerprint

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from sae_attr.attribution.ranking import random_matched, rank
-from sae_attr.attribution.score_table import SCORES, key_of
+from sae_attr.attribution.score_registry import SCORES, key_of
 from sae_attr.store import Arrays
 
 # Latents that another case's studied method chose: steered here too, so that both can

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sae_attr.attribution.score_table import SCORES
-from sae_attr.records import Direction
+from sae_attr.attribution.score_registry import SCORES
+from sae_attr.comparison_records import Direction
 from sae_attr.settings import check_numbers
 from sae_attr.steering import TOKENS
 from sae_attr.steering.strengths import PICKS, RULES

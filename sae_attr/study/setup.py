@@ -1,4 +1,4 @@
-"""A setup: settings with the model, SAE, tokenizer, corpus and pairs that they name."""
+"""Inputs of an attribution, loaded lazily: model, SAE, tokenizer, corpus and pairs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from sae_attr.files.row_source import RowSource
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.ends import Ends
+from sae_attr.lm.end_tokens import Ends
 from sae_attr.lm.model import Params
 from sae_attr.lm.weights import load_config
 from sae_attr.parallel import from_main

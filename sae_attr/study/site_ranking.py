@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.attribution.candidates import Columns, statistics_columns
-from sae_attr.attribution.corpus import CodeStatistics
-from sae_attr.attribution.encoder import error_prompt_scores
-from sae_attr.attribution.merged import merge, prompt_scores
+from sae_attr.attribution.encoder_scores import error_prompt_scores
+from sae_attr.attribution.latent_statistics import CodeStatistics
 from sae_attr.attribution.presets import decoder_rows
+from sae_attr.attribution.prompt_merge import merge, prompt_scores
 from sae_attr.attribution.sites import (
     ERROR,
     SiteRanking,
@@ -22,12 +22,12 @@ from sae_attr.attribution.sites import (
     score_sites,
 )
 from sae_attr.attribution.statistics import cluster_statistics
-from sae_attr.attribution.table import TokenTable
+from sae_attr.attribution.token_table import TokenTable
 from sae_attr.hooks import Site
 from sae_attr.interpret import nearest_tokens
 from sae_attr.lm.model import unembedding
 from sae_attr.store import Result
-from sae_attr.study.attribution_graph import attribution_stages, run_setup
+from sae_attr.study.attribution_stages import attribution_stages, run_setup
 from sae_attr.study.columns import quoted
 from sae_attr.study.setup import Draw, Setup
 from sae_attr.study.stages import (

@@ -21,7 +21,7 @@ from sae_attr.steering.interventions import INTERVENTIONS
 from sae_attr.steering.plan import NO_LATENT, Plan, every_condition
 from sae_attr.steering.sweep import SampledRow, Sampler, sample_batches, sample_rows
 from sae_attr.store import Computed, Progress, Result, digest, fingerprint
-from sae_attr.study.attribution_graph import ordinary_mean
+from sae_attr.study.attribution_stages import ordinary_mean
 from sae_attr.study.setup import Setup
 from sae_attr.study.steering_settings import SteerSettings
 from sae_attr.text.chat import options_read

@@ -10,7 +10,7 @@ import tokenizers
 
 from sae_attr.files.text import check_regular, json_value, utf8
 from sae_attr.text.tokenizer import Tokenizer, library_errors, post_processor_first
-from sae_attr.text.tokenizer_pieces import check_pieces
+from sae_attr.text.tokenizer_checks import check_pieces
 
 _MAX_BYTES = (
     1 << 29

@@ -19,7 +19,7 @@ from sae_attr.attribution import (
     table_moment,
     token_weights,
 )
-from sae_attr.attribution.merged import merge
+from sae_attr.attribution.prompt_merge import merge
 from sae_attr.hooks import Replace, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import forward

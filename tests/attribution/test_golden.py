@@ -24,7 +24,7 @@ from sae_attr.attribution import (
     table_moment,
     token_weights,
 )
-from sae_attr.attribution.merged import merge
+from sae_attr.attribution.prompt_merge import merge
 from sae_attr.files.row_source import RowSource
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig

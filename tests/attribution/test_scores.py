@@ -24,9 +24,9 @@ from sae_attr.attribution import (
     token_scores,
     token_weights,
 )
-from sae_attr.attribution.merged import merge
+from sae_attr.attribution.prompt_merge import merge
 from sae_attr.attribution.scores import GATINGS
-from sae_attr.attribution.table import table_from_batches
+from sae_attr.attribution.token_table import table_from_batches
 from sae_attr.files.row_source import RowSource
 from sae_attr.parallel import make_mesh
 from sae_attr.text.rows import BOS, COMPLETION, LAST, ROLES, SCOPES, TokenRow

@@ -16,7 +16,7 @@ import pytest
 from etils import epath
 
 from experiments import attribute
-from sae_attr.attribution.score_table import SCORES, Score, Vector, labelled
+from sae_attr.attribution.score_registry import SCORES, Score, Vector, labelled
 from sae_attr.organism.ground_truth import GroundTruth
 from sae_attr.organism.score_agreement import agreement_rows
 from sae_attr.store import fingerprint

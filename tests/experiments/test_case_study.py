@@ -29,10 +29,10 @@ from benchmarks.faults import contents
 from configs import miniature as configs
 from configs import organism as organism_config
 from experiments import case_study
-from sae_attr.attribution.score_table import SCORES, Score, Vector
+from sae_attr.attribution.score_registry import SCORES, Score, Vector
 from sae_attr.judge import BudgetExhausted, Grade, cached
 from sae_attr.parallel import make_mesh
-from sae_attr.report import methods
+from sae_attr.report import method_style
 from sae_attr.store import (
     Progress,
     Store,
@@ -44,9 +44,9 @@ from sae_attr.store import (
 )
 from sae_attr.store import entries as store_entries
 from sae_attr.study import case as cases
-from sae_attr.study import case_checks, graph, showing
-from sae_attr.study import opened as opening
-from sae_attr.study.attribution_graph import CORPUS_STAGES, PAIR_STAGES
+from sae_attr.study import case_checks, outputs, stage_order
+from sae_attr.study import case_study as opening
+from sae_attr.study.attribution_stages import CORPUS_STAGES, PAIR_STAGES
 from sae_attr.study.case_stage import CaseStage, StageInputs
 from sae_attr.study.columns import schema as latent_schema
 from sae_attr.study.stages import convergence
@@ -245,8 +245,8 @@ def test_a_ranking_over_a_pool_is_on_the_page_and_in_the_result(
         "by": by,
     }
     results["rude.attribute"] = results["rude.attribute"]._replace(meta=meta)
-    shared = graph.shared_names(study.cases)
-    files = showing.page(study.cases, graph.stage_names(), shared, results).files
+    shared = stage_order.shared_names(study.cases)
+    files = outputs.page(study.cases, stage_order.stage_names(), shared, results).files
     assert f"recommended: of a pool of 17 of 256 latents: {by}" in str(
         files["report.html"]
     )
@@ -297,8 +297,8 @@ def test_a_new_score_is_on_the_page_and_in_its_table_and_may_be_steered_by(
         made = results[f"{case}.attribute"]
         arrays = dict(made.arrays) | {"mean_direction_prompt": np.arange(256) + 0.5}
         results[f"{case}.attribute"] = made._replace(arrays=arrays)
-    shared = graph.shared_names(study.cases)
-    files = showing.page(study.cases, graph.stage_names(), shared, results).files
+    shared = stage_order.shared_names(study.cases)
+    files = outputs.page(study.cases, stage_order.stage_names(), shared, results).files
     assert "along the mean" in str(files["report.html"])
     rows = list(csv.DictReader(io.StringIO(str(files["rude/latents.csv"]))))
     assert [float(row["mean_direction"]) for row in rows] == [
@@ -336,7 +336,7 @@ def test_a_stage_of_the_attribution_that_changed_is_in_the_keys_of_what_reads_it
     assert "rude.select" in expected
 
 
-KINDS = [kind.name for kind in (*graph.PAIRING, *graph.STEERING)]
+KINDS = [kind.name for kind in (*stage_order.PAIRING, *stage_order.STEERING)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -346,10 +346,10 @@ def test_every_stage_of_a_study_has_a_version_of_its_own(
     before = stage_keys_of(miniature, tmp_path)
     for name in ("PAIRING", "STEERING"):
         part = []
-        for stage in getattr(graph, name):
+        for stage in getattr(stage_order, name):
             version = 99 if stage.name == kind else stage.version
             part.append(dataclasses.replace(stage, version=version))
-        monkeypatch.setattr(graph, name, part)
+        monkeypatch.setattr(stage_order, name, part)
     after = stage_keys_of(miniature, tmp_path)
     stages = opening.open_study(config(miniature).to_dict(), _runtime(tmp_path)).stages
     bumped = {
@@ -388,8 +388,8 @@ def test_a_new_stage_is_a_file_and_its_name_in_the_order(
         return {"lengths_p": np.array([len(r["positive"]) for r in records])}, {}
 
     stage = CaseStage("lengths", count, lambda case: {}, needs=("pair",))
-    monkeypatch.setattr(graph, "PAIRING", [*graph.PAIRING, stage])
-    monkeypatch.setattr(graph, "STEERING", [])
+    monkeypatch.setattr(stage_order, "PAIRING", [*stage_order.PAIRING, stage])
+    monkeypatch.setattr(stage_order, "STEERING", [])
     made = config(miniature, ("rude",))
     assert states(made, tmp_path, capsys)["rude.lengths"] == "missing"
     runtime = _runtime(tmp_path)
@@ -409,7 +409,7 @@ def test_a_changed_column_and_drawing_show_on_the_next_run(
     )
     entry = dataclasses.replace(SCORES["gradient"], title="brand new")
     monkeypatch.setitem(SCORES, "gradient", entry)
-    monkeypatch.setitem(methods.NAMES, "delta_code", "Another name")
+    monkeypatch.setitem(method_style.NAMES, "delta_code", "Another name")
     run(
         config(miniature), again, only=["interpret"]
     )  # the page needs all of them, and all are done

@@ -35,8 +35,8 @@ from sae_attr.settings import (
     settings_from,
 )
 from sae_attr.study.attribution_settings import Settings
+from sae_attr.study.case_study import NO_SETTINGS, study_settings
 from sae_attr.study.judges import KINDS
-from sae_attr.study.opened import NO_SETTINGS, study_settings
 from sae_attr.study.settings import (
     CaseSettings,
     IncoherenceBudget,

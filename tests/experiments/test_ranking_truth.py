@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 
 from configs import ranking_truth as config_file
 from experiments import ranking_truth
-from sae_attr.attribution.score_table import SCORES
+from sae_attr.attribution.score_registry import SCORES
 from sae_attr.organism.documents import persona_answer
 from sae_attr.organism.words import PERSONAS
-from sae_attr.report.evaluation_table import summary_rows, table_text
-from sae_attr.study import score_evaluation
-from sae_attr.study.score_evaluation import GROUND_TRUTHS
+from sae_attr.report.ground_truth_table import summary_rows, table_text
+from sae_attr.study import score_ground_truth
+from sae_attr.study.score_ground_truth import GROUND_TRUTHS
 from sae_attr.study.stage_choice import StageChoice
 from sae_attr.text.rows import SCOPES
 
@@ -126,12 +126,12 @@ def test_every_stage_on_a_miniature(
         ], {"both": 1.0}
 
     # So small a model says nothing that could be graded.
-    monkeypatch.setattr(score_evaluation, "organism_pairs", written)
+    monkeypatch.setattr(score_ground_truth, "organism_pairs", written)
     config = small_config()
     config.kinds = ("mixed",)
     workdir = epath.Path(tmp_path)
     ranking_truth.start(config, workdir)
-    monkeypatch.setattr(score_evaluation, "organism_pairs", None)
+    monkeypatch.setattr(score_ground_truth, "organism_pairs", None)
     ranking_truth.start(config, workdir)  # only loads
     before = (tmp_path / "truth.csv").read_text()
     (tmp_path / "truth.csv").unlink()

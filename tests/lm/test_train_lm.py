@@ -15,14 +15,6 @@ import numpy as np
 import pytest
 
 from sae_attr.files import checkpoints
-from sae_attr.lm.finetune_sizes import (
-    batch_for,
-    epochs_for,
-    evaluate_every,
-    pretrain_warmup,
-    rank_for,
-    warmup_for,
-)
 from sae_attr.lm.next_token import LMState, TokenBatch
 from sae_attr.lm.optimizer import Optimizer
 from sae_attr.lm.train_data import (
@@ -34,6 +26,14 @@ from sae_attr.lm.train_data import (
     token_dataset,
 )
 from sae_attr.lm.train_lm import best_step, best_trained, train_lm
+from sae_attr.lm.training_defaults import (
+    batch_for,
+    epochs_for,
+    evaluate_every,
+    pretrain_warmup,
+    rank_for,
+    warmup_for,
+)
 from sae_attr.parallel import make_mesh
 from sae_attr.text.packed_rows import Packing
 from sae_attr.text.token_file import write_tokens

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.records import (
+from sae_attr.comparison_records import (
     Convergence,
     FirstLatent,
     MethodCount,
     MethodDifference,
 )
-from sae_attr.report.page.contents import (
+from sae_attr.report.page.records import (
     CaseReport,
     Choice,
     Column,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sae_attr.report.page.cells import cell
-from sae_attr.report.page.contents import Column
+from sae_attr.report.page.records import Column
 
 NAN = float("nan")
 

@@ -13,7 +13,7 @@ from matplotlib import image
 
 from sae_attr.report.figures import ablation_figure, effects_figure, render
 from sae_attr.report.figures.strips import swarm, ticks
-from sae_attr.report.methods import method_colors
+from sae_attr.report.method_style import method_colors
 from tests.report._sample import effects_numbers
 
 

@@ -20,8 +20,8 @@ from sae_attr.report.page import (
     PageContents,
     Table,
 )
+from sae_attr.report.page.escape import plain, script_json
 from sae_attr.report.page.render import render_page
-from sae_attr.report.page.values import plain, script_json
 from sae_attr.report.safe_text import visible
 from tests.report import _sample
 

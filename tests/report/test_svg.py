@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from sae_attr.report.figures import ablation_figure, effects_figure
-from sae_attr.report.figures.attribution import ablation_marks
+from sae_attr.report.figures.ablation import ablation_marks
 from sae_attr.report.figures.effects import effect_marks
 from sae_attr.report.figures.output import save
 from sae_attr.report.page.panels import ablation_panels, effect_panels

@@ -16,20 +16,20 @@ from safetensors.numpy import save_file
 
 from sae_attr.activations import CorpusBatch, Masks, norm_limits
 from sae_attr.attribution import firing_rates, mean_activation
-from sae_attr.attribution.corpus import code_statistics
+from sae_attr.attribution.latent_statistics import code_statistics
 from sae_attr.hooks import Site
 from sae_attr.interpret import top_passages
 from sae_attr.lm.model import Params
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.model import SAE, SAEConfig
 from sae_attr.store import Store
-from sae_attr.study.attribution_graph import (
+from sae_attr.study.attribution_settings import Settings
+from sae_attr.study.attribution_stages import (
     attribution_stages,
     corpus_limits,
     ordinary_mean,
     run_setup,
 )
-from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.sae_files import training_masks
 from sae_attr.study.setup import Setup
 from sae_attr.study.stages.outliers import masked_rows

@@ -19,7 +19,7 @@ from sae_attr.judge import Grade, Item
 from sae_attr.steering.plan import UNSTEERED, Condition, Plan, SweepRow
 from sae_attr.steering.sweep import SampledRow
 from sae_attr.store import Store
-from sae_attr.study.facts import one_sided_warning
+from sae_attr.study.case_findings import one_sided_warning
 from sae_attr.study.grading import (
     GradedAnswers,
     Grader,
@@ -28,11 +28,11 @@ from sae_attr.study.grading import (
     padded,
     unpadded,
 )
-from sae_attr.study.latents import outside
+from sae_attr.study.latent_table import outside
 from sae_attr.study.prompts import SPLITS, split_prompts
 from sae_attr.study.selection import select
 from sae_attr.study.stages import strengths
-from sae_attr.study.steered_sides import SideStrengths, side_of, sides_of
+from sae_attr.study.sweep_conditions import SideStrengths, side_of, sides_of
 from sae_attr.text.pairing import (
     Answer,
     first_answers,

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from etils import epath
 
-from sae_attr.attribution.score_table import SCORES
+from sae_attr.attribution.score_registry import SCORES
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.config import SAEConfig
 from sae_attr.store import Store, stage_keys
-from sae_attr.study import graph
-from sae_attr.study.attribution_graph import (
+from sae_attr.study import stage_order
+from sae_attr.study.attribution_settings import Settings
+from sae_attr.study.attribution_stages import (
     CORPUS_STAGES,
     PAIR_STAGES,
     attribution_stages,
 )
-from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.setup import Setup
 
 FILES = ("organism.model", "organism.sae")  # stages of others that make the inputs
@@ -77,7 +77,7 @@ def test_every_stage_file_has_a_name_a_version_and_a_place_in_the_graph() -> Non
     shared = {"__init__", "context", "evidence"}
     files = {path.stem for path in folder.glob("*.py")} - shared
     attribution = {module.NAME for module in STAGES}
-    case_study = {kind.name for kind in (*graph.PAIRING, *graph.STEERING)}
+    case_study = {kind.name for kind in (*stage_order.PAIRING, *stage_order.STEERING)}
     assert files == attribution | case_study | {"convergence"}
     assert all(module.VERSION >= 1 for module in STAGES)
 

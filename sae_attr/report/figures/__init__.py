@@ -1,6 +1,6 @@
 """Figures of results: functions of their numbers, saved as SVG, PNG and JSON."""
 
-from sae_attr.report.figures.attribution import ablation_figure
+from sae_attr.report.figures.ablation import ablation_figure
 from sae_attr.report.figures.effects import effects_figure
 from sae_attr.report.figures.output import render
 from sae_attr.report.figures.training import loss_figure, sae_training_figure

@@ -21,7 +21,7 @@ from sae_attr.report.figures.strips import (
     swarm,
     ticks,
 )
-from sae_attr.report.methods import method_colors, method_name
+from sae_attr.report.method_style import method_colors, method_name
 from sae_attr.report.numbers import signed, span
 
 _HEIGHT, _STRIP, _DIAMETER = 4.9, 1.15, 5.6  # inches, inches, points

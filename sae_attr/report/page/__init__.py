@@ -1,6 +1,6 @@
 """One self-contained HTML page of case studies: `render_page(PageContents(...))`."""
 
-from sae_attr.report.page.contents import (
+from sae_attr.report.page.records import (
     CaseReport,
     Choice,
     Column,

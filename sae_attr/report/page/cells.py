@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sae_attr.report.methods import method_name
+from sae_attr.report.method_style import method_name
 from sae_attr.report.numbers import UNKNOWN, is_known, share, signed
-from sae_attr.report.page.contents import Column
+from sae_attr.report.page.records import Column
 
 
 @dataclass(frozen=True)

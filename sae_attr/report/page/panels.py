@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from sae_attr.report.figures.attribution import (
+from sae_attr.report.figures.ablation import (
     PANELS,
     ablation_figure,
     ablation_marks,

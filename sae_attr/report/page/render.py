@@ -14,11 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sae_attr.report import numbers
-from sae_attr.report.methods import method_name
+from sae_attr.report.method_style import method_name
 from sae_attr.report.page.cells import cell
-from sae_attr.report.page.contents import CaseReport, PageContents
+from sae_attr.report.page.escape import plain, script_json
 from sae_attr.report.page.panels import ablation_panels, effect_panels
-from sae_attr.report.page.values import plain, script_json
+from sae_attr.report.page.records import CaseReport, PageContents
 from sae_attr.report.safe_text import shortened, visible
 from sae_attr.report.sentences import case_sentences, difference_sentence
 

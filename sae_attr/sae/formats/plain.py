@@ -1,4 +1,4 @@
-"""Files of one's own: an encoder, a decoder and biases under usual names, in whatever
+"""Custom SAE files: an encoder, a decoder and biases under usual names, in whatever
 wrapper, with no config to trust.
 
     x' = (x - mean) * norm_scale - b_dec?;   codes = gate(x' @ W_enc + b_enc);   y = (codes @ W_dec + b_dec) / norm_scale + mean
@@ -62,7 +62,7 @@ class _Source(NamedTuple):
 
 
 def read(weights: Path, options: LoadOptions) -> Parts:
-    """Reads the SAE in a file of one's own.
+    """Reads the SAE in a custom file.
 
     Raises:
       ValueError: no encoder and decoder, or several; shapes that do not fit; a tensor

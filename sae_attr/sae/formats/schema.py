@@ -2,7 +2,7 @@
 same by the same name.
 
 A config is a file from elsewhere. Text where a number belongs, NaN, a nested value, a
-yes that is a word: each would be misread, or fail deep in the arithmetic. Here it fails
+boolean given as a string: each would be misread, or fail deep in the arithmetic. Here it fails
 with the file, the key and the kind of value that the key takes.
 """
 

@@ -1,4 +1,4 @@
-"""Objectives that pay for active latents: ReLU + L1, Gated, JumpReLU.
+"""Objectives that penalise active latents: ReLU + L1, Gated, JumpReLU.
 
 ReLU with the decoder norm in the penalty: Anthropic, "Circuits updates, April 2024".
 Gated: Rajamanoharan et al. 2024, arXiv:2404.16014. JumpReLU: Rajamanoharan et al. 2024,

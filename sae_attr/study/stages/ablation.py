@@ -15,8 +15,8 @@ from sae_attr.attribution.presets import decoder_rows
 from sae_attr.attribution.ranking import random_matched
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.store import Computed, Progress, Stage
+from sae_attr.study.finished_parts import agreed, shard_name
 from sae_attr.study.setup import Draw, Setup
-from sae_attr.study.shards import agreed, shard_name
 from sae_attr.study.stages import firing, mean_activation, outliers, rankings
 from sae_attr.study.stages.context import Context, Inputs
 from sae_attr.text.rows import TokenRow, scope_mask

@@ -23,7 +23,7 @@ from sae_attr.attribution.ranking import Ranking
 from sae_attr.interpret import nearest_tokens
 from sae_attr.lm.model import unembedding
 from sae_attr.store import Computed, Progress, Result, Stage
-from sae_attr.study import ranking_facts as facts
+from sae_attr.study import ranking_notes as notes
 from sae_attr.study.columns import quoted
 from sae_attr.study.ranking_report import RankingReport
 from sae_attr.study.setup import Draw, Setup
@@ -74,7 +74,7 @@ def stage(c: Context) -> Stage:
         for field in dataclasses.fields(setup.settings)
         if field.name not in _UNDECLARED
     }
-    fields["pairs"] = None if c.pairs_stage else facts.fingerprint(setup.settings.pairs)
+    fields["pairs"] = None if c.pairs_stage else notes.fingerprint(setup.settings.pairs)
     return c.stage(
         NAME,
         run,
@@ -194,7 +194,7 @@ def _numbers(
             "norm": evidence.mean.norm,
             "firing_tokens": evidence.codes.tokens,
         },
-        "masked": facts.masked_counts(setup, evidence.table, evidence.mean),
+        "masked": notes.masked_counts(setup, evidence.table, evidence.mean),
     }
 
 
@@ -206,15 +206,15 @@ def _inputs(
     ranked: _Ranked,
 ) -> dict[str, Any]:
     """Returns facts about what was read and chosen, and warnings about it."""
-    pairs = facts.pair_facts(setup, evidence.table)
+    pairs = notes.pair_facts(setup, evidence.table)
     limits = norm_limits.limits_of(inputs[norm_limits.NAME])
     meta = inputs[scores.NAME].meta
     return {
         "bound": {name: meta[name] for name in ("bound", "best_over_bound")},
         "pairs": pairs,
-        "choices": facts.choices(setup, limits),
-        "inputs": facts.input_keys(setup),
-        "warnings": facts.warnings(setup, pairs, check, ranked.about),
+        "choices": notes.choices(setup, limits),
+        "inputs": notes.input_keys(setup),
+        "warnings": notes.warnings(setup, pairs, check, ranked.about),
     }
 
 

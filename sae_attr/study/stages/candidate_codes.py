@@ -8,8 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sae_attr.attribution.corpus import CodeStatistics, firing_rates
-from sae_attr.attribution.differences import DIFFERENCES, activation_difference
+from sae_attr.attribution.activation_differences import (
+    DIFFERENCES,
+    activation_difference,
+)
+from sae_attr.attribution.latent_statistics import CodeStatistics, firing_rates
 from sae_attr.sae.config import LOCAL_GATES
 from sae_attr.sae.model import encode
 from sae_attr.store import Computed, Progress, Result, Stage

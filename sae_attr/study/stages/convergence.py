@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 
 from sae_attr.attribution.ranking import rank
-from sae_attr.steering.convergence import RankedStudy, convergence
+from sae_attr.steering.study_agreement import RankedStudy, convergence
 from sae_attr.store import Computed, Progress, Result, Stage
 from sae_attr.study.case import Case
 from sae_attr.study.selection import Selection

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.records import Direction, MethodDifference
+from sae_attr.comparison_records import Direction, MethodDifference
 from sae_attr.steering.compare import (
     adjusted,
     differences,
@@ -34,7 +34,7 @@ from sae_attr.study.grading import GradedAnswers, mean_of_known
 from sae_attr.study.selection import Selection
 from sae_attr.study.settings import DIRECTIONS, StudySettings
 from sae_attr.study.stages.steer import effect_sweep, strengths_of
-from sae_attr.study.steered_sides import side_of
+from sae_attr.study.sweep_conditions import side_of
 
 VERSION = 1
 STEERED_MODELS: Mapping[Direction, str] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sae_attr.activations import MeanActivation
 from sae_attr.attribution.evidence import Evidence
-from sae_attr.attribution.table import TokenTable
+from sae_attr.attribution.token_table import TokenTable
 from sae_attr.study.setup import Setup
 from sae_attr.study.stages import (
     aligned_activations,

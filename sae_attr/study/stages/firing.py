@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.attribution.corpus import CodeStatistics, code_statistics
+from sae_attr.attribution.latent_statistics import CodeStatistics, code_statistics
 from sae_attr.store import Computed, Progress, Result, Stage
 from sae_attr.study.stages import norm_limits
 from sae_attr.study.stages.context import Context, Inputs

@@ -9,14 +9,14 @@ import numpy as np
 from tqdm import tqdm
 
 from sae_attr.attribution.integrated import Path
-from sae_attr.attribution.table import (
+from sae_attr.attribution.token_table import (
     TokenTable,
     gradient_batches,
     table_from_batches,
 )
 from sae_attr.store import Computed, Progress, Result, Stage
+from sae_attr.study.finished_parts import agreed, shard_name
 from sae_attr.study.setup import Setup
-from sae_attr.study.shards import agreed, shard_name
 from sae_attr.study.stages import mean_activation, outliers
 from sae_attr.study.stages.context import Context, Inputs
 from sae_attr.text.rows import TokenRow

@@ -14,8 +14,8 @@ from sae_attr.sae_check import (
 )
 from sae_attr.sae_check import check_record as record_of
 from sae_attr.store import Computed, Progress, Result, Stage
+from sae_attr.study.finished_parts import agreed
 from sae_attr.study.setup import Setup
-from sae_attr.study.shards import agreed
 from sae_attr.study.stages.context import Context, Inputs
 
 NAME = "sae_check"

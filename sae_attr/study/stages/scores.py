@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sae_attr.attribution.dictionary import score_everything
-from sae_attr.attribution.score_table import score_versions
+from sae_attr.attribution.all_scores import score_everything
+from sae_attr.attribution.score_registry import score_versions
 from sae_attr.store import Computed, Progress, Stage
 from sae_attr.study.setup import Draw
 from sae_attr.study.stages.context import Context, Inputs

@@ -16,9 +16,9 @@ from sae_attr.study.case_stage import (
     declared_sampling,
 )
 from sae_attr.study.case_sweep import CaseSweep
-from sae_attr.study.coherence import measures_coherence
+from sae_attr.study.coherence_fallback import measures_coherence
 from sae_attr.study.stages.strengths import norm_of
-from sae_attr.study.steered_sides import SideStrengths
+from sae_attr.study.sweep_conditions import SideStrengths
 
 VERSION = 1
 

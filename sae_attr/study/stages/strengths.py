@@ -23,10 +23,10 @@ from sae_attr.study.case_stage import (
     plain,
 )
 from sae_attr.study.case_sweep import CaseSweep
-from sae_attr.study.coherence import measures_coherence, no_coherence
+from sae_attr.study.coherence_fallback import measures_coherence, no_coherence
 from sae_attr.study.grading import mean_of_known
 from sae_attr.study.selection import Selection
-from sae_attr.study.steered_sides import (
+from sae_attr.study.sweep_conditions import (
     Side,
     SideStrengths,
     side_condition,

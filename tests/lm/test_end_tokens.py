@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sae_attr.lm.ends import ending_ids, turn_ends
+from sae_attr.lm.end_tokens import ending_ids, turn_ends
 from sae_attr.text.chat import assistant_end
 from sae_attr.text.tokenizer import Tokenizer
 from sae_attr.text.tokenizer_folder import load_tokenizer

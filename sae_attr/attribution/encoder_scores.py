@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.attribution.merged import MergedTokens
+from sae_attr.attribution.prompt_merge import MergedTokens
 from sae_attr.sae.config import LOCAL_GATES
 from sae_attr.sae.model import (
     SAE,

@@ -11,7 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sae_attr.records import Convergence, Direction, MethodCount, MethodDifference
+from sae_attr.comparison_records import (
+    Convergence,
+    Direction,
+    MethodCount,
+    MethodDifference,
+)
 
 Kind = Literal[
     "text", "integer", "number", "percent", "points", "tokens", "methods", "flag"

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from sae_attr.attribution.corpus import weighted_codes
 from sae_attr.attribution.evidence import Evidence, Skipped
+from sae_attr.attribution.latent_statistics import weighted_codes
 from sae_attr.sae.model import encode
 
 DIFFERENCES = ("delta_code", "delta_activation")

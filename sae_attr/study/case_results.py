@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sae_attr.records import Direction
+from sae_attr.comparison_records import Direction
 from sae_attr.steering.plan import UNSTEERED, Condition
 from sae_attr.store import Result
 from sae_attr.study.case import Case
 from sae_attr.study.grading import GradedAnswers
 from sae_attr.study.selection import Selection
 from sae_attr.study.stages.steer import effect_sweep, strengths_of
-from sae_attr.study.steered_sides import side_of
+from sae_attr.study.sweep_conditions import side_of
 from sae_attr.text.pairing import Answer
 
 

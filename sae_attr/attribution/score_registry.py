@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from sae_attr.attribution.differences import all_latents
-from sae_attr.attribution.encoder import encoder_prompt_scores
+from sae_attr.attribution.activation_differences import all_latents
+from sae_attr.attribution.encoder_scores import encoder_prompt_scores
 from sae_attr.attribution.evidence import Evidence, Skipped
-from sae_attr.attribution.merged import prompt_scores
+from sae_attr.attribution.prompt_merge import prompt_scores
 from sae_attr.attribution.scores import quadratic_form
-from sae_attr.attribution.table import table_moment
+from sae_attr.attribution.token_table import table_moment
 from sae_attr.sae.model import unit_decoder
 
 

@@ -17,8 +17,8 @@ from sae_attr.attribution import (
     merge,
     token_weights,
 )
-from sae_attr.attribution.encoder import contributions, fires_on_pairs
-from sae_attr.attribution.table import table_from_arrays
+from sae_attr.attribution.encoder_scores import contributions, fires_on_pairs
+from sae_attr.attribution.token_table import table_from_arrays
 from sae_attr.hooks import Site
 from sae_attr.lm.model import forward
 from sae_attr.parallel import make_mesh

@@ -10,7 +10,7 @@ import numpy as np
 
 from sae_attr.attribution.decoder_pass import score_dictionary
 from sae_attr.attribution.evidence import Evidence, Skipped
-from sae_attr.attribution.score_table import (
+from sae_attr.attribution.score_registry import (
     SCORES,
     Derived,
     Form,
@@ -20,7 +20,7 @@ from sae_attr.attribution.score_table import (
 )
 from sae_attr.attribution.scores import best_direction, quadratic_form
 from sae_attr.attribution.statistics import halves
-from sae_attr.attribution.table import table_moment
+from sae_attr.attribution.token_table import table_moment
 
 
 class DictionaryScores(NamedTuple):

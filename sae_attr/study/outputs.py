@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sae_attr.records import Convergence, MethodCount, MethodDifference
+from sae_attr.comparison_records import Convergence, MethodCount, MethodDifference
 from sae_attr.report.figures import ablation_figure, effects_figure, render
 from sae_attr.report.page import (
     CaseReport,
@@ -23,17 +23,17 @@ from sae_attr.report.page import (
 from sae_attr.report.tables import csv_text, json_text, versions
 from sae_attr.store import Result
 from sae_attr.study.case import Case
-from sae_attr.study.case_stage import plain
-from sae_attr.study.choices import choices
-from sae_attr.study.columns import written
-from sae_attr.study.facts import (
+from sae_attr.study.case_findings import (
     case_facts,
     case_findings,
     case_warnings,
     study_findings,
 )
-from sae_attr.study.latents import latent_table, steered_latents
-from sae_attr.study.results import CaseResults
+from sae_attr.study.case_results import CaseResults
+from sae_attr.study.case_stage import plain
+from sae_attr.study.columns import written
+from sae_attr.study.latent_table import latent_table, steered_latents
+from sae_attr.study.open_choices import choices
 from sae_attr.study.settings import DIRECTIONS
 
 Files = dict[str, bytes | str]

@@ -1,5 +1,5 @@
 """Replies of a judge that an earlier run could not read: they are asked for again,
-since a judge may have been mended.
+since the judge may have been fixed.
 """
 
 from __future__ import annotations

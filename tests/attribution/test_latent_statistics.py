@@ -16,7 +16,7 @@ from sae_attr.attribution import (
     site_acts,
     weighted_codes,
 )
-from sae_attr.attribution.corpus import firings, latent_statistic
+from sae_attr.attribution.latent_statistics import firings, latent_statistic
 from sae_attr.hooks import Site
 from sae_attr.interpret import passage_statistic
 from sae_attr.lm import model

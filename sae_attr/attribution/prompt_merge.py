@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.attribution.scores import token_scores
-from sae_attr.attribution.table import (
+from sae_attr.attribution.token_table import (
     BLOCK,
     TokenTable,
     padded,

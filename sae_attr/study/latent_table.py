@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.attribution.score_table import SCORES, key_of
-from sae_attr.records import Direction
-from sae_attr.report.methods import RANDOM
+from sae_attr.attribution.score_registry import SCORES, key_of
+from sae_attr.comparison_records import Direction
+from sae_attr.report.method_style import RANDOM
 from sae_attr.report.page import Column, Comparison, Completion, SteeredLatent, Table
 from sae_attr.store import Result
-from sae_attr.study.results import CaseResults
+from sae_attr.study.case_results import CaseResults
 from sae_attr.study.selection import OTHERS, Selection
 from sae_attr.study.settings import DIRECTIONS
 from sae_attr.text.pairing import Answer

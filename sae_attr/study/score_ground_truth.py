@@ -1,4 +1,4 @@
-"""Holds every score of latents against ground truth, on organisms where every latent
+"""Compares every score of latents with ground truth, on organisms where every latent
 can be tried: the stages of it, for several seeds, kinds of fine-tune and behaviours.
 
 For each of them: on-policy pairs, the attribution's stages up to the scores (one stage
@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from sae_attr.attribution.presets import decoder_rows
-from sae_attr.attribution.score_table import labelled
+from sae_attr.attribution.score_registry import labelled
 from sae_attr.lm.weights import load_lm
 from sae_attr.organism.build import Organism, locate, organism_stages
 from sae_attr.organism.exact import DECIDES, STUDIED, PromptPaths, prompt_paths
@@ -39,8 +39,8 @@ from sae_attr.store import (
     fingerprint,
     select_stages,
 )
-from sae_attr.study.attribution_graph import attribution_stages
 from sae_attr.study.attribution_settings import Settings
+from sae_attr.study.attribution_stages import attribution_stages
 from sae_attr.study.setup import Setup
 from sae_attr.study.stages.mean_activation import mean_of
 from sae_attr.text.rows import SCOPES

@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from sae_attr.store import Result
-from sae_attr.study.showing import stage_cost
+from sae_attr.study.outputs import stage_cost
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sae_attr.store import Computed, Progress, Result, Stage
-from sae_attr.study.attribution_graph import attribution_names, attribution_stages
+from sae_attr.study.attribution_stages import attribution_names, attribution_stages
 from sae_attr.study.case import Case
 from sae_attr.study.case_stage import CaseStage, StageInputs
 from sae_attr.study.settings import DIRECTIONS
@@ -24,7 +24,7 @@ from sae_attr.study.stages import (
 )
 from sae_attr.study.stages.convergence import convergence_stages
 
-# Stages of every case: pairs, then those of the attribution (`attribution_graph`), then
+# Stages of every case: pairs, then those of the attribution (`attribution_stages`), then
 # steering. All cases are attributed before any is steered, since a selection may read
 # other cases' attributions. Figures and the page are no stages: they are made of the
 # results on every run.

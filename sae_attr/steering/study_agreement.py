@@ -1,5 +1,5 @@
-"""Convergence of two studies on the same latents: each one's first latent looked up in
-the other, and how likely chance makes the overlap of their selections.
+"""Agreement of two studies of one dictionary: each one's first latent looked up in the
+other, and the overlap of their selections with its p-value against chance.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-from sae_attr.records import Convergence, FirstLatent
+from sae_attr.comparison_records import Convergence, FirstLatent
 
 FirstBy = Literal["score", "toward"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sae_attr.activations import MeanActivation
-from sae_attr.attribution.table import TokenTable
+from sae_attr.attribution.token_table import TokenTable
 from sae_attr.hooks import Site
 from sae_attr.store import fingerprint
 from sae_attr.study.setup import Setup

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from sae_attr.comparison_records import Convergence
 from sae_attr.judge import judge_name, warnings_of
-from sae_attr.records import Convergence
 from sae_attr.report.numbers import share
 from sae_attr.report.ranking_text import ranked_text, silent_text
 from sae_attr.report.sentences import (
@@ -23,7 +23,7 @@ from sae_attr.report.sentences import (
     unread_sentence,
 )
 from sae_attr.store import Result
-from sae_attr.study.results import CaseResults
+from sae_attr.study.case_results import CaseResults
 from sae_attr.study.settings import DIRECTIONS
 
 ONE_SIDED = 0.05  # difference in shares of unread replies from which a reader is warned

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sae_attr.steering.convergence import RankedStudy, convergence, overlap_chance
+from sae_attr.steering.study_agreement import RankedStudy, convergence, overlap_chance
 
 NAN = float("nan")
 

@@ -1,4 +1,4 @@
-"""A study opened: its cases with their files and judges, and its stages."""
+"""A case study: its cases with their files and judges, and its stages."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from sae_attr.store import (
     stored_results,
     with_readers,
 )
-from sae_attr.study.attribution_graph import attribution_names
+from sae_attr.study.attribution_stages import attribution_names
 from sae_attr.study.case import Case, Runtime
 from sae_attr.study.case_checks import check_case, try_case
-from sae_attr.study.graph import shared_names, stage_names, study_stages
 from sae_attr.study.judges import KINDS, open_judge
 from sae_attr.study.organism_case import organism_case
+from sae_attr.study.outputs import Shown, show
 from sae_attr.study.prompts import split_prompts
 from sae_attr.study.settings import CaseSettings, StudySettings
-from sae_attr.study.showing import Shown, show
 from sae_attr.study.stage_choice import StageChoice
-from sae_attr.study.unread import GRADED_SPLITS, graded_split, read_again
+from sae_attr.study.stage_order import shared_names, stage_names, study_stages
+from sae_attr.study.unread_replies import GRADED_SPLITS, graded_split, read_again
 from sae_attr.text.pairs import read_prompts
 
 # Stages that take long: what would end them is tried before.
