@@ -80,6 +80,9 @@ class Stage:
       version: raised when the stage's code gives other numbers than before.
       calls: versions, by name, of other packages' stages that `run` calls; part of the
         key, as the stage's own version is.
+      accept: called with the result whenever it is computed or loaded; raises where a
+        run must not go on with it. What decides may be no part of the key, so that a
+        refused result is kept and a later run can accept it.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     version: int = 1
     calls: Mapping[str, int] = field(default_factory=dict)
+    accept: Callable[[Result], None] = lambda result: None
 
     @property
     def declared(self) -> dict[str, Any]:
@@ -274,6 +278,7 @@ def run_stages(
             return output._replace(meta={**output.meta, "seconds": seconds})
 
         results[name] = _load_or_compute(store, statuses[name].key, compute, agree)
+        stage.accept(results[name])
         return results[name]
 
     for stage in selected:

@@ -464,7 +464,7 @@ def test_a_cache_that_was_cut_short_goes_on(
 KILLED = """
 import sys
 from pathlib import Path
-from tests import test_activations as t
+from tests.activations import test_activations as t
 from sae_attr.store import Store
 from sae_attr.text.token_file import open_tokens
 t.jax.config.update("jax_disable_most_optimizations", True)  # as here: another compilation has other last bits

@@ -208,3 +208,24 @@ def test_chains_that_cannot_be() -> None:
         ValueError, match="'z' needs 'y', which does not come before it"
     ):
         stage_keys([Stage("z", lambda i, p: ({}, {}), needs=("y",))])
+
+
+def test_a_result_that_is_refused_is_kept_and_can_be_accepted(tmp_path: Path) -> None:
+    """What decides is no part of the key: the second run loads what the first refused."""
+    computed: list[str] = []
+
+    def run(results: Any, progress: Any) -> Any:
+        computed.append("check")
+        return {}, {"fits": False}
+
+    def refuse(result: Any) -> None:
+        raise ValueError("does not fit")
+
+    store = Store(tmp_path)
+    with pytest.raises(ValueError, match="does not fit"):
+        run_stages(store, [Stage("check", run, accept=refuse)])
+    with pytest.raises(ValueError, match="does not fit"):  # loaded, and refused again
+        run_stages(store, [Stage("check", run, accept=refuse)])
+    results = run_stages(store, [Stage("check", run)])
+    assert results["check"].cached
+    assert computed == ["check"]

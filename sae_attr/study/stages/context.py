@@ -47,6 +47,7 @@ class Context:
         needs: Sequence[str] = (),
         files: Sequence[str] = (),
         pairs: bool = False,
+        accept: Callable[[Result], None] = lambda result: None,
     ) -> Stage:
         """Makes a stage whose function sees results by names without the prefix.
 
@@ -54,6 +55,7 @@ class Context:
           needs: names without the prefix.
           files: what it reads of lm, sae, corpus, lm_aligned.
           pairs: whether it reads the pairs.
+          accept: as of a `Stage`.
         """
         declared = dict(fields)
         names = [self.prefix + need for need in needs]
@@ -75,7 +77,14 @@ class Context:
             from_main(True)
             return arrays, meta
 
-        return Stage(self.prefix + name, compute, declared, tuple(names), version)
+        return Stage(
+            self.prefix + name,
+            compute,
+            declared,
+            tuple(names),
+            version,
+            accept=accept,
+        )
 
     def _file_keys(self, files: Sequence[str]) -> dict[str, str | None]:
         setup = self.setup

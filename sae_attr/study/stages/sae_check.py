@@ -14,41 +14,37 @@ from sae_attr.sae_check import (
 )
 from sae_attr.sae_check import check_record as record_of
 from sae_attr.store import Computed, Progress, Result, Stage
-from sae_attr.study.finished_parts import agreed
 from sae_attr.study.setup import Setup
 from sae_attr.study.stages.context import Context, Inputs
 
 NAME = "sae_check"
 VERSION = 1  # raised when the stage gives other numbers than before
-_SHARD = "measured"
 
 
 def stage(c: Context) -> Stage:
     """Makes the stage: `meta["measured"]`, or `meta["skipped"]` with a reason.
 
-    It ends the run with a ValueError where the SAE fails and `trust_sae` is not set;
-    what was measured stays for the next run.
+    A run ends with a ValueError where the SAE fails and `trust_sae` is not set. What was
+    measured is stored all the same, so that a run which trusts the SAE only loads it.
     """
     setup = c.setup
 
     def run(inputs: Inputs, progress: Progress) -> Computed:
         if why := _skipped(setup):
             return {}, {"skipped": why}
-        if agreed(progress.done(), [_SHARD]):
-            _, measured = progress.get(_SHARD)
-        else:
-            measured = _measure(setup).to_dict()
-            progress.add(_SHARD, {}, measured)
-        _require_fit(setup, _judged(setup, measured))
-        return {}, {"measured": measured}
+        return {}, {"measured": _measure(setup).to_dict()}
+
+    def accept(result: Result) -> None:
+        check_record(setup, result)
 
     fields = {
         **c.text_fields(),
         "tokens": setup.settings.sae_check_tokens,
         "masks": c.mask_fields(),
     }
+    files = ("lm", "corpus", "sae")
     return c.stage(
-        NAME, run, version=VERSION, fields=fields, files=("lm", "corpus", "sae")
+        NAME, run, version=VERSION, fields=fields, files=files, accept=accept
     )
 
 
