@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sae_attr.study import columns
 from sae_attr.study.columns import schema, written
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -48,3 +49,15 @@ def test_a_column_of_another_schema_is_refused() -> None:
 def test_the_documentation_has_every_column() -> None:
     text = (DOCS / "case_study.md").read_text(encoding="utf-8")
     assert [name for name in schema() if f"`{name}`" not in text] == []
+
+
+def test_a_new_column_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name with its meaning, at its place in the table of the schema; nothing else
+    knows the columns of the file.
+    """
+    with pytest.raises(ValueError, match="no column 'entropy'"):
+        written({"latent": [3], "entropy": [0.5]})
+    monkeypatch.setattr(columns, "_AFTER", {"entropy": "of x", **columns._AFTER})
+    table = written({"tokens": [["a"]], "entropy": [0.5], "delta": [1.0]})
+    assert list(table) == ["delta", "entropy", "tokens"]
+    assert schema()["entropy"] == "of x"
