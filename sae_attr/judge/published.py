@@ -84,8 +84,8 @@ def read_published(folder: Path, validates_from: float) -> Iterator[PublishedAns
     names = [name for name in readers if (folder / name).is_file()]
     if not names:
         raise ValueError(
-            f"{folder} has none of {', '.join(readers)}; give their folder as "
-            "--config.published"
+            f"{folder} has none of {', '.join(readers)}; give the folder that holds "
+            "them"
         )
     for name in names:
         yield readers[name](folder / name)

@@ -126,7 +126,7 @@ def test_files_are_written_before_anything_is_printed(
     def broken(*args: Any) -> None:
         raise UnicodeEncodeError("ascii", "Δ", 0, 1, "no such character")
 
-    monkeypatch.setattr(attribute, "show", broken)
+    monkeypatch.setattr(attribute, "report_text", broken)
     with pytest.raises(UnicodeEncodeError):
         attribute.start(config(miniature), epath.Path(workdir))
     assert all((workdir / name).is_file() for name in RESULTS)
