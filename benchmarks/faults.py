@@ -121,7 +121,7 @@ def run(
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
         while reach is not None and process.poll() is None:
             if entry_count(workdir) >= reach:
-                time.sleep(then)
+                _wait(workdir, reach, then)
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(_POLL)
@@ -133,6 +133,15 @@ def run(
                 f"the run failed: {errors.read().decode(errors='replace')[-2000:]}"
             )
     return True
+
+
+def _wait(workdir: Path, reach: int, seconds: float) -> None:
+    """Waits, but not beyond the entry under way: this run may be much faster than the one
+    that was timed, and would end before its kill.
+    """
+    end = time.time() + seconds
+    while time.time() < end and entry_count(workdir) <= reach:
+        time.sleep(_POLL)
 
 
 def compared(calm: Path, killed: Path) -> list[str]:
@@ -174,6 +183,8 @@ def main() -> None:
         f"{kills} kills; {len(contents(calm))} files, {len(differing)} differ: "
         f"{', '.join(differing) or 'none'}"
     )
+    if not kills:
+        sys.exit("no run was killed, so nothing was tried")
     if differing:
         sys.exit(f"both runs are left in {root}")
     shutil.rmtree(root)
