@@ -84,6 +84,12 @@ EXTRAS = {
     "gcs": ["etils[epath-gs]>=1.10,<2"],  # workdirs and models at gs://
 }
 
+# What code reads beside code, by suffix and in any package: rubrics, the page, tables.
+DATA_FILES = [
+    "py.typed",
+    *(f"**/*.{suffix}" for suffix in ("toml", "css", "html", "js", "json", "jsonl")),
+]
+
 setup(
     name="sae_attr",
     version=version(),
@@ -101,7 +107,10 @@ setup(
         "sae_attr.configs",
     ],
     package_dir={"sae_attr.experiments": "experiments", "sae_attr.configs": "configs"},
-    package_data={"sae_attr": ["py.typed", "judge/rubrics/*.toml", "page/files/*"]},
+    package_data={"": DATA_FILES},
+    entry_points={
+        "console_scripts": ["sae_attr = sae_attr.experiments.__main__:main"],
+    },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

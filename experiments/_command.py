@@ -28,6 +28,7 @@ from ._config import override
 ROOT = __name__.rpartition(".")[0].removesuffix(
     "experiments"
 )  # "" in a checkout, "sae_attr." in an installed package
+INSTALLED = "sae_attr"  # the command that an install has, `__main__.main`
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Keys that some configs of an experiment have and its own does not.
 MORE_KEYS = {"case_study": ("organism",)}
@@ -293,7 +294,11 @@ def experiment_of(module: ModuleType) -> str:
 
 def command_line(argv: Sequence[str]) -> str:
     """Returns the command that starts this run again."""
-    module = sys.modules["__main__"]
-    name = module.__spec__.name if module.__spec__ is not None else os.fspath(argv[0])
-    start = ["python", "-m", name] if module.__spec__ is not None else ["python", name]
+    spec = sys.modules["__main__"].__spec__
+    if spec is None:
+        start = ["python", os.fspath(argv[0])]
+    elif Path("".join(sys.orig_argv[1:2])).name == INSTALLED:
+        start = [INSTALLED, spec.name.rpartition(".")[2]]
+    else:
+        start = ["python", "-m", spec.name]
     return shlex.join([*start, *argv[1:]])

@@ -1,4 +1,4 @@
-"""Case studies end to end, from sampling to one page; see configs/organism.py and
+"""Runs case studies end to end, from sampling to one page; see configs/organism.py and
 configs/case_study.py for the commands.
 """
 

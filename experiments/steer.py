@@ -1,4 +1,4 @@
-"""Completions with chosen latents steered, beside those without; see configs/steer.py
+"""Samples completions with latents steered, beside those without; see configs/steer.py
 for the command.
 """
 
