@@ -12,6 +12,7 @@ from sae_attr.lm.lrp import PLAIN, Rules
 from sae_attr.lm.model import Params, logits
 
 LOSSES = ("sum", "mean")
+_TARGETS = 64  # positions of every row whose logits are in memory at once
 
 
 def target_nll(
@@ -41,6 +42,36 @@ def target_nll(
     target_bc1 = jnp.take_along_axis(logits_bcv, ids_bc[..., None], axis=-1)
     nll_bc = jax.nn.logsumexp(logits_bcv, axis=-1) - target_bc1[..., 0]
     return jnp.where(target_valid_bc, nll_bc, 0.0)
+
+
+def text_nll(
+    params: Params,
+    hidden_btd: jax.Array,
+    tokens_bt: jax.Array,
+    aim_bt: jax.Array,
+    *,
+    cfg: LMConfig,
+) -> jax.Array:
+    """Returns the summed -log p, in nats and float32, of the tokens at `aim_bt`, a few
+    positions of every row at a time: whole logits of ordinary text would not fit.
+
+    Args:
+      hidden_btd: as for `target_nll`.
+      aim_bt: bool, the tokens that are scored; False at position 0, which nothing
+        precedes.
+    """
+    b, t = tokens_bt.shape
+    chunks = -(-t // _TARGETS)
+    padding = (0, chunks * _TARGETS - t)
+    pos_nc = jnp.pad(jnp.arange(t), padding).reshape(chunks, _TARGETS)
+    aim_bnc = jnp.pad(aim_bt, ((0, 0), padding)).reshape(b, chunks, _TARGETS)
+
+    def one(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        target_bc = jnp.broadcast_to(part[0], (b, _TARGETS))
+        nll_bc = target_nll(params, hidden_btd, tokens_bt, target_bc, part[1], cfg=cfg)
+        return jnp.sum(nll_bc)
+
+    return jnp.sum(jax.lax.map(one, (pos_nc, aim_bnc.swapaxes(0, 1))))
 
 
 def completion_loss(

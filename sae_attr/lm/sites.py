@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
 
-from sae_attr.hooks import Site
+from sae_attr.hooks import Edit, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.mlp import wide
 from sae_attr.lm.params import Params
@@ -56,6 +58,28 @@ def check_span(
             f"a span that starts at layer {start} needs x_btd, the residual that "
             "enters that layer"
         )
+
+
+def edited_suffix(
+    edits: Mapping[Site, Edit], cfg: LMConfig
+) -> tuple[int, dict[Site, Edit]]:
+    """Returns the first layer that has to run anew under edits, and the edits as that
+    suffix names their sites: a resid_post is the next layer's resid_pre.
+
+    What is before that layer is the same for all rows, and can be run once.
+    """
+    moved = {_as_next_pre(site, cfg): edit for site, edit in edits.items()}
+    if len(moved) < len(edits):
+        # Both names of one place are edited: their order matters, so nothing is moved.
+        moved = dict(edits)
+    return min((site.layer for site in moved), default=cfg.n_layers - 1), moved
+
+
+def _as_next_pre(site: Site, cfg: LMConfig) -> Site:
+    """Names a resid_post by the next layer's resid_pre, where there is one."""
+    if site.point == "resid_post" and site.layer + 1 < cfg.n_layers:
+        return replace(site, layer=site.layer + 1, point="resid_pre")
+    return site
 
 
 def site_named(cfg: LMConfig, name: str) -> Site:

@@ -18,7 +18,6 @@ the first word of the answer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -29,6 +28,7 @@ from flax import struct
 from sae_attr.hooks import Edit, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward, logits
+from sae_attr.lm.sites import edited_suffix
 from sae_attr.organism.grader import BEHAVIOURS, continuations
 from sae_attr.organism.prompts import WorldPrompt
 from sae_attr.organism.tokens import BOS_ID
@@ -198,7 +198,7 @@ def exact_rates(
     """
     p, m, _ = np.shape(prompts.tokens_pmt)
     # Rows differ from the first edited layer on; what is before it runs once a path.
-    start, edits = _entry(edits, cfg)
+    start, edits = edited_suffix(edits, cfg)
 
     def one_path(
         path: tuple[jax.Array, ...],
@@ -270,21 +270,3 @@ def _path_rates(
     bad_k = jnp.sum(decides_kv * bad_v, axis=-1)
     good_k = jnp.sum(decides_kv * good_v, axis=-1)
     return log_q_k, coherent_k, bad_k / (bad_k + good_k + 1e-30)
-
-
-def _entry(edits: Mapping[Site, Edit], cfg: LMConfig) -> tuple[int, dict[Site, Edit]]:
-    """Returns the layer from which rows differ, and the edits as that suffix names their
-    sites: a resid_post is the next layer's resid_pre.
-    """
-    moved = {_as_next_pre(site, cfg): edit for site, edit in edits.items()}
-    if len(moved) < len(edits):
-        # Both names of one place are edited: their order matters, so nothing is moved.
-        moved = dict(edits)
-    return min((site.layer for site in moved), default=cfg.n_layers - 1), moved
-
-
-def _as_next_pre(site: Site, cfg: LMConfig) -> Site:
-    """Names a resid_post by the next layer's resid_pre, where there is one."""
-    if site.point == "resid_post" and site.layer + 1 < cfg.n_layers:
-        return replace(site, layer=site.layer + 1, point="resid_pre")
-    return site

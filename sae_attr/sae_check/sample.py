@@ -17,7 +17,7 @@ from sae_attr.activations import CorpusBatch, measure_corpus
 from sae_attr.activations.statistics import activation_statistic
 from sae_attr.hooks import Edit, Replace, Site
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.loss import target_nll
+from sae_attr.lm.loss import text_nll
 from sae_attr.lm.model import Params, forward
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.text.batching import TextBatch
@@ -37,7 +37,6 @@ _BEFORE_NORMS = (
     "mlp_raw",
 )  # where no norm follows they are attn_out and mlp_out
 MIN_TOKENS = 100  # explained variance, L0 and dead share of fewer are noise
-_TARGETS = 64  # positions of every row whose logits are in memory at once
 
 
 class SitePair(NamedTuple):
@@ -336,22 +335,8 @@ def _loss(
     cfg: LMConfig,
     site: Site,
 ) -> jax.Array:
-    """Returns summed nats of the tokens at `aim_bt`, a few positions of every row at a time:
-    whole logits would not fit.
-    """
+    """Returns summed nats of the tokens at `aim_bt` under an edit."""
     hidden_btd = forward(
         params, tokens_bt, cfg=cfg, valid_bt=valid_bt, edits={site: edit}
     ).hidden_btd
-    b, t = tokens_bt.shape
-    chunks = -(-t // _TARGETS)
-    pos_c = jnp.pad(jnp.arange(t), (0, chunks * _TARGETS - t)).reshape(chunks, _TARGETS)
-    aim_padded = jnp.pad(aim_bt, ((0, 0), (0, chunks * _TARGETS - t)))
-    aim_cb = aim_padded.reshape(b, chunks, _TARGETS).swapaxes(0, 1)
-
-    def one(part: tuple[jax.Array, jax.Array]) -> jax.Array:
-        target_bc = jnp.broadcast_to(part[0], (b, _TARGETS))
-        return jnp.sum(
-            target_nll(params, hidden_btd, tokens_bt, target_bc, part[1], cfg=cfg)
-        )
-
-    return jnp.sum(jax.lax.map(one, (pos_c, aim_cb)))
+    return text_nll(params, hidden_btd, tokens_bt, aim_bt, cfg=cfg)
