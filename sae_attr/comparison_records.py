@@ -6,6 +6,7 @@ known".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,28 @@ Direction = Literal["away", "toward"]
 """away: the model with the behaviour is steered against a latent; toward: the model
 without it is steered along the latent.
 """
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with a 95 % interval; NaN where it is not defined (too few items, no
+    spread).
+    """
+
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def is_clear(self) -> bool:
+        """True where the interval is known and does not hold 0."""
+        return self.low > 0 or self.high < 0
+
+    @classmethod
+    def load(cls, row: Mapping[str, Any]) -> Estimate:
+        """Returns the estimate that JSON holds, where NaN is null."""
+        numbers = [row[name] for name in ("value", "low", "high")]
+        return cls(*[math.nan if value is None else value for value in numbers])
 
 
 @dataclass(frozen=True)
@@ -145,6 +168,130 @@ class Convergence:
         """Returns the record that JSON holds."""
         firsts = tuple(FirstLatent(**first) for first in row["firsts"])
         return cls(**{**_with_tuples(row), "firsts": firsts})
+
+
+@dataclass(frozen=True)
+class SampledAgreement:
+    """Effects by exact probabilities beside those of sampled and graded answers, over
+    the latents of which both are known.
+
+    Args:
+      latents: of which both are known.
+      pearson, spearman: correlations of the two changes over latents.
+      same_sign: share of latents whose two changes have one sign.
+      difference: mean absolute difference of the two changes.
+      noise: the mean absolute difference that sampling alone would make, if the exact
+        probabilities were those that the answers were drawn from.
+      standard_error: binomial standard error of a latent's sampled change, the mean
+        over latents.
+    """
+
+    direction: Direction
+    latents: int
+    pearson: Estimate
+    spearman: Estimate
+    same_sign: Estimate
+    difference: Estimate
+    noise: float
+    standard_error: float
+
+    @classmethod
+    def load(cls, row: Mapping[str, Any]) -> SampledAgreement:
+        """Returns the record that JSON holds."""
+        return cls(**_with_estimates(row))
+
+
+@dataclass(frozen=True)
+class SetMean:
+    """What one method's latents change on one set of prompts, in one direction.
+
+    Args:
+      method: "random" is the random latents.
+      name: of the set of prompts.
+      latents: that were measured.
+      change: mean change of the rate.
+      ratio: that change divided by the change on the effects' prompts; NaN on these
+        themselves, and where theirs cannot be told from 0.
+    """
+
+    method: str
+    direction: Direction
+    name: str
+    latents: int
+    change: Estimate
+    ratio: Estimate
+
+    @classmethod
+    def load(cls, row: Mapping[str, Any]) -> SetMean:
+        """Returns the record that JSON holds."""
+        return cls(**_with_estimates(row))
+
+
+@dataclass(frozen=True)
+class DirectionsControl:
+    """Gaussian directions beside random latents of the dictionary, on the effects'
+    prompts: whether what random latents do is the dictionary's doing, or any
+    direction's.
+
+    Args:
+      strength: with which the directions were added, in units of the site's mean norm.
+      directions, latents: how many of either were measured.
+      of_directions, of_latents: mean change of the rate, with the 5th and 95th
+        percentile of single ones as its ends.
+      p: permutation p-value of the difference of the two means.
+    """
+
+    direction: Direction
+    strength: float
+    directions: int
+    latents: int
+    of_directions: Estimate
+    of_latents: Estimate
+    p: float
+
+    @classmethod
+    def load(cls, row: Mapping[str, Any]) -> DirectionsControl:
+        """Returns the record that JSON holds."""
+        return cls(**_with_estimates(row))
+
+
+@dataclass(frozen=True)
+class TopicRate:
+    """The rate of the behaviour without steering on the prompts of one topic.
+
+    Args:
+      name: of the set of prompts; "" for all sets together.
+      topic: "" for all topics together.
+      trained: the second model's fine-tune was on this topic.
+      prompts: how many.
+      rate: of the model with the behaviour.
+      other: of the model without it; NaN where there is one model.
+      difference: rate − other.
+    """
+
+    name: str
+    topic: str
+    trained: bool
+    prompts: int
+    rate: Estimate
+    other: Estimate
+    difference: Estimate
+
+    @classmethod
+    def load(cls, row: Mapping[str, Any]) -> TopicRate:
+        """Returns the record that JSON holds."""
+        return cls(**_with_estimates(row))
+
+
+def _with_estimates(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a row with its estimates, as JSON has them, as records; null as NaN."""
+    fields: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            fields[name] = Estimate.load(value)
+        else:
+            fields[name] = math.nan if value is None else value
+    return fields
 
 
 def _with_tuples(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ MAY_IMPORT = (
     dict.fromkeys(BASE, BASE)
     # The ten names of `import sae_attr`, which no module below may import from there.
     | {"": CORE | {"attribution", "steering"}}
-    | {"training": {"files", "store"}, "judge": BASE | {"lm"}}
+    | {"training": {"files", "store"}, "judge": BASE | {"lm", "comparison_records"}}
     | {"lm": BASE | {"training"}, "sae": BASE | {"training"}}
     | {"activations": BASE | {"lm"}}
     | {"comparison_records": set(), "report": {"comparison_records"}}

@@ -15,6 +15,7 @@ from itertools import combinations
 import numpy as np
 from scipy import stats
 
+from sae_attr.comparison_records import Estimate
 from sae_attr.judge.coefficients import (
     kappa,
     mean_difference,
@@ -24,17 +25,6 @@ from sae_attr.judge.coefficients import (
 )
 
 Statistic = Callable[[np.ndarray, np.ndarray], float]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with a 95 % interval; NaN where it is not defined (too few items, no
-    spread).
-    """
-
-    value: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Resampled:
         """Returns changes `[b, m]` of these latents, each drawn again from among
         them.
         """
-        rows_bm = _drawn_rows(rows_m, len(self.change_bk), stratum, settings)
+        rows_bm = drawn_rows(rows_m, len(self.change_bk), stratum, settings)
         return np.take_along_axis(self.change_bk, rows_bm, axis=1)
 
 
@@ -72,7 +72,7 @@ def resampled(study: SteeredDirection, settings: EffectSettings) -> Resampled:
         counts_bp = np.ones_like(counts_bp)
     change_bk = weighted_mean(pairs.diff_kp, pairs.weight_kp, counts_bp)
     random_rows = study.rows(study.methods[RANDOM])
-    rows_br = _drawn_rows(random_rows, len(change_bk), RANDOM_STRATUM, settings)
+    rows_br = drawn_rows(random_rows, len(change_bk), RANDOM_STRATUM, settings)
     random_br = np.take_along_axis(change_bk, rows_br, axis=1)
     # The band is drawn again with the latents: its edges come from a sample too.
     bare_b = np.isnan(random_br).all(1)
@@ -82,7 +82,7 @@ def resampled(study: SteeredDirection, settings: EffectSettings) -> Resampled:
     return Resampled(change_bk, low_b[:, None], high_b[:, None])
 
 
-def _drawn_rows(
+def drawn_rows(
     rows_m: np.ndarray, resamples: int, stratum: int, settings: EffectSettings
 ) -> np.ndarray:
     """Returns rows `[b, m]`, drawn with replacement where latents are resampled."""

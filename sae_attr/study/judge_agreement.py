@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from etils import epath
 
+from sae_attr.comparison_records import Estimate
 from sae_attr.judge import JudgeStopped, counts, judge_name, values, warnings_of
-from sae_attr.judge.agreement import Estimate, PairAgreement, all_pairs, rate
+from sae_attr.judge.agreement import PairAgreement, all_pairs, rate
 from sae_attr.judge.coefficients import krippendorff_alpha
 from sae_attr.judge.published import PublishedAnswers
 from sae_attr.report.tables import columns_from_rows, text_table
