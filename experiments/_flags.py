@@ -32,3 +32,16 @@ QUIET = flags.DEFINE_bool(
     False,
     "Say nothing on stderr but warnings and errors; results are printed all the same.",
 )
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "Say what the run would need (shapes, memory, tokens of the prompts, time, whether "
+    "the judge answers) without loading weights or writing anything; exit status 1 "
+    "with the list of faults where it would fail.",
+)
+TOKENS_PER_SECOND = flags.DEFINE_list(
+    "tokens_per_second",
+    [],
+    "For --dry_run, two numbers in place of a short measurement: tokens per second that "
+    "the model reads, and that a batch of completions is sampled with (1781,107).",
+)

@@ -25,12 +25,15 @@ from sae_attr.store import (
 from sae_attr.study.case import Runtime
 from sae_attr.study.case_study import CaseStudy, open_study
 from sae_attr.study.cost import case_costs, cost_table
+from sae_attr.study.dry_run.case_report import RatesOf, case_study_dry_run
+from sae_attr.study.dry_run.report import DryRun
 from sae_attr.study.outputs import Shown
 from sae_attr.study.stage_choice import StageChoice
 
 from . import _common
 from ._command import command_line
-from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
+from ._dry_run import end, rates_of_flags
+from ._flags import ALLOW_CHANGE, CONFIG, DRY_RUN, TOKENS_PER_SECOND, WORKDIR
 from ._progress import ending
 from ._stages import FORCE, LIST, ONLY, UNTIL, run_chosen, states_text
 
@@ -163,12 +166,22 @@ def finish(study: CaseStudy, results: Mapping[str, Result]) -> None:
     print("\n" + ending(statuses, results, summed_up(names), folder, again))
 
 
+def dry_run(config: ConfigDict, workdir: epath.Path, rates_of: RatesOf) -> DryRun:
+    """Finds out what a study needs, without its weights; nothing is written."""
+    _common.fix_day(config, workdir)
+    return case_study_dry_run(opened(config, workdir), rates_of)
+
+
 def main(argv: list[str]) -> None:
     """Runs `start` with the command line's flags."""
     _common.begin(argv)
+    workdir = epath.Path(str(WORKDIR.value))
+    if DRY_RUN.value:
+        rates = rates_of_flags(TOKENS_PER_SECOND.value, CONFIG.value.mesh)
+        end(dry_run(CONFIG.value, workdir, rates))
     start(
         CONFIG.value,
-        epath.Path(str(WORKDIR.value)),
+        workdir,
         only=ONLY.value,
         until=UNTIL.value,
         force=FORCE.value,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -43,6 +43,8 @@ class JudgeKind:
         coherence, so that both judges share a model and a budget.
       needs: settings without which it cannot work.
       has_rubric: False for rules: the rubric is None, and grades are not stored.
+      quick: settings under which a first question ends within seconds; None where
+        asking it would load a model.
     """
 
     name: str
@@ -50,6 +52,7 @@ class JudgeKind:
     open: Callable[..., Callable[[Rubric | None], Judge]]
     needs: tuple[str, ...] = ()
     has_rubric: bool = True
+    quick: Mapping[str, Any] | None = field(default_factory=dict)
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -171,4 +171,4 @@ def _open(
     return judge
 
 
-KIND = JudgeKind("local", (LocalSettings,), _open, needs=("lm",))
+KIND = JudgeKind("local", (LocalSettings,), _open, needs=("lm",), quick=None)

@@ -286,4 +286,5 @@ KIND = JudgeKind(
     (Server, Asking, Patience, CallLimits),
     _open,
     needs=("model", "base_url"),
+    quick={"timeout": 10.0, "retries": 0},
 )

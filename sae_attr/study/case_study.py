@@ -47,12 +47,14 @@ class CaseStudy:
       runtime: where and how fast.
       cases: opened.
       stages: in order.
+      recipe: of the organism that the study makes; None without one.
     """
 
     settings: StudySettings
     runtime: Runtime
     cases: tuple[Case, ...]
     stages: tuple[Stage, ...]
+    recipe: Recipe | None = None
 
     @property
     def real_cases(self) -> list[Case]:
@@ -168,7 +170,7 @@ def open_study(values: Mapping[str, Any], runtime: Runtime) -> CaseStudy:
         bars = runtime.progress
         stages += organism_stages(recipe, mesh=runtime.mesh, progress=bars)
     stages += study_stages(cases)
-    return CaseStudy(settings, runtime, tuple(cases), tuple(stages))
+    return CaseStudy(settings, runtime, tuple(cases), tuple(stages), recipe)
 
 
 def open_case(
@@ -188,11 +190,11 @@ def open_case(
             )
         return organism_case(case, study, recipe, runtime)
     prompts = split_prompts(read_prompts(case.prompts), case.shares, path=case.prompts)
-    judge = open_judge(_judge_spec(case), runtime.workdir / "judged", runtime.mesh)
+    judge = open_judge(judge_spec(case), runtime.workdir / "judged", runtime.mesh)
     return Case(case, study, case, prompts, judge, runtime)
 
 
-def _judge_spec(case: CaseSettings) -> dict[str, Any]:
+def judge_spec(case: CaseSettings) -> dict[str, Any]:
     """Returns the judge's settings; one that renders prompts does so with the case's date."""
     spec = dict(case.judge)
     kind = KINDS.get(spec.get("kind", ""))

@@ -1,13 +1,19 @@
-"""The cost of a study before it is run: completions, judge calls and tokens, at most."""
+"""The cost of a study before it is run, at most: completions, judge calls, tokens, and
+the work of the model behind them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
+from sae_attr.report.numbers import duration
+from sae_attr.report.tables import text_table
 from sae_attr.study.case import Case
 from sae_attr.study.coherence_fallback import measures_coherence
 from sae_attr.study.settings import DIRECTIONS
+
+_COUNTS = {"samples": ",", "judge calls": ",", "new tokens": ","}
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,11 @@ class StageCost:
       judged: answers that a judge grades.
       tokens: that are sampled.
       resampled: further completions if every answer were excluded each time.
+      read: tokens times the layers that read them, in batches of whole rows; a layer of
+        a backward pass counts as one more.
+      heads: tokens whose next-token probabilities are computed.
+      steps: tokens that a batch of completions is continued by, one at a time.
+      flops: of products with a dictionary.
     """
 
     stage: str
@@ -27,19 +38,43 @@ class StageCost:
     judged: int = 0
     tokens: int = 0
     resampled: int = 0
+    read: float = 0.0
+    heads: float = 0.0
+    steps: float = 0.0
+    flops: float = 0.0
 
 
-def case_costs(case: Case) -> list[StageCost]:
+@dataclass(frozen=True)
+class Reading:
+    """What sampling reads, beside the number of completions.
+
+    Args:
+      layers: of the model.
+      widths: split -> tokens of a prompt in a batch, padding included.
+    """
+
+    layers: int
+    widths: Mapping[str, int]
+
+
+NOTHING_READ = Reading(0, {})
+
+
+def case_costs(case: Case, reading: Reading = NOTHING_READ) -> list[StageCost]:
     """Returns the costs of the stages that sample or grade; the numbers of latents are
     upper bounds, as methods overlap.
+
+    Args:
+      reading: without it `read` stays 0.
     """
     study, name = case.study, case.name
-    max_new, attempts = study.sampling.max_new, study.sampling.attempts
+    attempts = study.sampling.attempts
     for_pairs = len(case.prompts("pairs")) * case.settings.pair_samples
-    costs = [
-        StageCost(f"{name}.sample", samples=for_pairs, tokens=for_pairs * max_new),
-        StageCost(f"{name}.grade", judged=for_pairs, resampled=for_pairs * attempts),
-    ]
+    sampled = _sampled(case, reading, f"{name}.sample", "pairs", for_pairs)
+    graded = StageCost(
+        f"{name}.grade", judged=for_pairs, resampled=for_pairs * attempts
+    )
+    costs = [sampled, graded]
     sides = study.top * len(study.methods) + study.random
     if study.gradient_signed:
         sides *= 2
@@ -52,16 +87,11 @@ def case_costs(case: Case) -> list[StageCost]:
         unsteered = for_strengths * study.coherence_samples
     steered = (1 + sides) * len(case.prompts("effects")) * study.effect_samples
     for direction in DIRECTIONS:
+        strengths = f"{name}.strengths.{direction}"
+        chosen_by = _sampled(case, reading, strengths, "strengths", tried + unsteered)
         costs += [
-            StageCost(
-                f"{name}.strengths.{direction}",
-                samples=tried + unsteered,
-                judged=tried,
-                tokens=(tried + unsteered) * max_new,
-            ),
-            StageCost(
-                f"{name}.steer.{direction}", samples=steered, tokens=steered * max_new
-            ),
+            replace(chosen_by, judged=tried),
+            _sampled(case, reading, f"{name}.steer.{direction}", "effects", steered),
             StageCost(
                 f"{name}.judge.{direction}",
                 judged=steered,
@@ -71,23 +101,59 @@ def case_costs(case: Case) -> list[StageCost]:
     return costs
 
 
-def cost_table(costs: Sequence[StageCost], states: Mapping[str, str]) -> str:
-    """Returns the costs as a table, with what is left to do and its sum."""
-    head = (
-        f"{'stage':<34} {'samples':>10} {'judge calls':>12} {'new tokens':>12}  state"
+def _sampled(
+    case: Case, reading: Reading, stage: str, split: str, samples: int
+) -> StageCost:
+    """Returns the cost of sampling completions of a split's prompts."""
+    max_new, rows = case.study.sampling.max_new, case.runtime.batch_size
+    batches = -(-samples // rows)  # the last one is filled up
+    return StageCost(
+        stage,
+        samples=samples,
+        tokens=samples * max_new,
+        read=float(batches * rows * reading.widths.get(split, 0) * reading.layers),
+        steps=batches * max_new,
     )
-    lines = [
-        "at most, before answers that are excluded and sampled again:",
-        head,
-        "-" * len(head),
-    ]
+
+
+def cost_table(
+    costs: Sequence[StageCost],
+    states: Mapping[str, str],
+    seconds: Mapping[str, float] | None = None,
+) -> str:
+    """Returns the costs as a table, with what is left to do and its sum.
+
+    Args:
+      states: stage -> its state; what is done costs nothing more.
+      seconds: stage -> estimated time; None leaves the column out.
+    """
+    shown = [cost for cost in costs if seconds is not None or _is_counted(cost)]
     left = StageCost("to do")
-    for cost in costs:
+    left_seconds = 0.0
+    times, state_of = [], []
+    for cost in shown:
         state = states.get(cost.stage, "missing")
-        lines.append(f"{_cells(cost)}  {state}")
+        state_of.append(state)
+        time = 0.0
         if state != "done":
             left = _sum(left, cost)
-    lines.append(_cells(left))
+            time = (seconds or {}).get(cost.stage, 0.0)
+        left_seconds += time
+        times.append(time)
+    rows = [*shown, left]
+    columns: dict[str, list[object]] = {
+        "stage": [cost.stage for cost in rows],
+        "samples": [cost.samples for cost in rows],
+        "judge calls": [cost.judged for cost in rows],
+        "new tokens": [cost.tokens for cost in rows],
+    }
+    if seconds is not None:
+        columns["time"] = [duration(time) for time in [*times, left_seconds]]
+    columns["state"] = [*state_of, ""]
+    lines = [
+        "at most, before answers that are excluded and sampled again:",
+        text_table(columns, _COUNTS, right=("time",)),
+    ]
     if left.resampled:
         lines.append(
             f"excluded answers may add up to {left.resampled:,} samples and judge "
@@ -96,15 +162,13 @@ def cost_table(costs: Sequence[StageCost], states: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _cells(cost: StageCost) -> str:
-    return f"{cost.stage:<34} {cost.samples:>10,} {cost.judged:>12,} {cost.tokens:>12,}"
+def _is_counted(cost: StageCost) -> bool:
+    return bool(cost.samples or cost.judged or cost.resampled)
 
 
 def _sum(total: StageCost, cost: StageCost) -> StageCost:
-    return StageCost(
-        total.stage,
-        total.samples + cost.samples,
-        total.judged + cost.judged,
-        total.tokens + cost.tokens,
-        total.resampled + cost.resampled,
-    )
+    sums = {}
+    for field in fields(StageCost):
+        if field.name != "stage":
+            sums[field.name] = getattr(total, field.name) + getattr(cost, field.name)
+    return replace(total, **sums)

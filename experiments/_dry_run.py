@@ -1,0 +1,52 @@
+"""`--dry_run` on the command line: how fast to count with, and how the run ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from sae_attr import parallel
+from sae_attr.lm.config import LMConfig
+from sae_attr.study.dry_run.case_report import RatesOf
+from sae_attr.study.dry_run.rates import Rates, measured_rates, stated_rates
+from sae_attr.study.dry_run.report import DryRun
+
+
+def rates_of_flags(tokens_per_second: Sequence[str], mesh: str) -> RatesOf:
+    """Returns how the rates of a model are found: as the flag --tokens_per_second states
+    them, else by a short measurement on this device.
+
+    Raises:
+      ValueError: anything but two numbers above 0.
+    """
+    stated = [_number(text) for text in tokens_per_second]
+    if stated and (len(stated) != 2 or min(stated) <= 0):
+        raise ValueError(
+            f"--tokens_per_second={','.join(tokens_per_second)} is not understood; give "
+            "two numbers above 0, tokens read and tokens sampled per second: "
+            "--tokens_per_second=1781,107"
+        )
+
+    def rates(cfg: LMConfig, rows: int, dtype: str) -> Rates:
+        if stated:
+            return stated_rates(cfg, read=stated[0], sampled=stated[1], rows=rows)
+        return measured_rates(cfg, parallel.make_mesh(mesh), rows=rows, dtype=dtype)
+
+    return rates
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def end(report: DryRun) -> NoReturn:
+    """Prints a dry run and ends the program: exit status 0 where everything fits, 1 with
+    the list of faults where not.
+    """
+    if parallel.is_main():
+        print(report.text())
+    sys.exit(1 if report.faults else 0)

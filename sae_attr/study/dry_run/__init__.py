@@ -1,0 +1,1 @@
+"""What a run would need, found out without its weights: sizes, memory, tokens, time."""

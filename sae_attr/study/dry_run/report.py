@@ -1,0 +1,126 @@
+"""What a dry run found, as text: titled tables, and the faults that a run would end
+with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import jax
+
+from sae_attr.lm.config import LMConfig
+from sae_attr.report.safe_text import one_line
+from sae_attr.report.tables import text_table
+from sae_attr.sae.config import SAEConfig
+from sae_attr.study.dry_run.memory import (
+    Held,
+    device_memory,
+    most_held,
+    param_shapes,
+    parameter_count,
+)
+
+
+@dataclass
+class DryRun:
+    """Sections of text in order, and what is wrong.
+
+    Args:
+      sections: (title, text).
+      faults: what a run would end with, or lack; each a sentence.
+    """
+
+    sections: list[tuple[str, str]] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def add(self, title: str, text: str) -> None:
+        """Adds a section."""
+        self.sections.append((title, text))
+
+    def add_fault(self, fault: str) -> None:
+        """Adds a fault, once."""
+        if fault not in self.faults:
+            self.faults.append(fault)
+
+    def text(self) -> str:
+        """Returns everything for a terminal, the faults last."""
+        parts = [f"{title}\n{text}" for title, text in self.sections]
+        if self.faults:
+            lines = [f"- {fault}" for fault in self.faults]
+            parts.append("\n".join(["a run would fail:", *lines]))
+        else:
+            parts.append("everything fits; nothing was run and nothing written")
+        return "\n\n".join(parts)
+
+
+def size(count: float) -> str:
+    """Returns a number of bytes for readers."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def models_table(models: Mapping[str, LMConfig], dtype: str) -> str:
+    """Returns the shapes of models by name."""
+    rows = list(models.values())
+    counts = [parameter_count(param_shapes(cfg, dtype)) for cfg in rows]
+    columns = {
+        "model": [one_line(name) for name in models],
+        "family": [cfg.family for cfg in rows],
+        "layers": [cfg.n_layers for cfg in rows],
+        "d": [cfg.d_model for cfg in rows],
+        "heads": [f"{cfg.n_heads}/{cfg.n_kv_heads}" for cfg in rows],
+        "vocabulary": [cfg.vocab for cfg in rows],
+        "context": [cfg.max_len for cfg in rows],
+        "parameters": counts,
+        "dtype": [dtype] * len(rows),
+    }
+    return text_table(columns, {"vocabulary": ",", "context": ",", "parameters": ","})
+
+
+def saes_table(saes: Mapping[str, SAEConfig], sites: Mapping[str, str]) -> str:
+    """Returns the shapes of SAEs by name.
+
+    Args:
+      sites: name -> the site that is studied.
+    """
+    rows = list(saes.values())
+    columns = {
+        "SAE": [one_line(name) for name in saes],
+        "format": [cfg.source for cfg in rows],
+        "gate": [cfg.gate for cfg in rows],
+        "latents": [cfg.n_latents for cfg in rows],
+        "width": [cfg.d_in for cfg in rows],
+        "site": [sites[name] for name in saes],
+        "context": [cfg.context_size for cfg in rows],
+    }
+    return text_table(columns, {"latents": ",", "width": ","})
+
+
+def memory_text(parts: Sequence[Held], mesh: jax.sharding.Mesh) -> tuple[str, str]:
+    """Returns the table of memory on each device, and a fault where it does not fit ("" where
+    it does, or where nothing says how much there is).
+    """
+    rows = [part for part in parts if part.bytes]
+    phase, most = most_held(rows)
+    during = f", while {phase}" if phase else ""
+    columns = {
+        "on each device": [part.what for part in rows] + [f"most at once{during}"],
+        "bytes": [size(part.bytes) for part in rows] + [size(most)],
+        "while": [part.phase or "always" for part in rows] + [""],
+    }
+    there, device = device_memory(mesh), mesh.devices.flat[0]
+    has = "is not known" if there is None else f"is {size(there)}"
+    shape = f"data={mesh.shape['data']}, model={mesh.shape['model']}"
+    text = text_table(columns, right=("bytes",))
+    text += f"\nmesh {shape}; the memory of a device ({device.device_kind}) {has}"
+    if there is None or most <= there:
+        return text, ""
+    return text, (
+        f"{size(most)} on each device do not fit its {size(there)}{during}: take a "
+        "mesh of more devices (model=N splits the weights), dtype=bfloat16, or smaller "
+        "batches"
+    )
