@@ -87,7 +87,10 @@ EXTRAS = {
 # What code reads beside code, by suffix and in any package: rubrics, the page, tables.
 DATA_FILES = [
     "py.typed",
-    *(f"**/*.{suffix}" for suffix in ("toml", "css", "html", "js", "json", "jsonl")),
+    *(
+        f"**/*.{suffix}"
+        for suffix in ("toml", "txt", "css", "html", "js", "json", "jsonl")
+    ),
 ]
 
 setup(

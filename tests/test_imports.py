@@ -16,6 +16,7 @@ MAY_IMPORT = (
     | {"training": {"files", "store"}, "judge": BASE | {"lm", "comparison_records"}}
     | {"lm": BASE | {"training"}, "sae": BASE | {"training"}}
     | {"activations": BASE | {"lm"}}
+    | {"beliefs": {"store"}}
     | {"comparison_records": set(), "report": {"comparison_records"}}
     | {"steering": CORE | {"comparison_records"}, "interpret": CORE | {"activations"}}
     | {"sae_check": CORE | {"activations", "report"}}
