@@ -23,6 +23,7 @@ gradient-signed strip (`--config.gradient_signed=False` leaves it out).
 
 from ml_collections import ConfigDict
 
+from sae_attr.attribution.plane import PlaneSettings
 from sae_attr.judge.kinds import SECRETS
 from sae_attr.sae.formats.parts import LoadOptions
 from sae_attr.study.attribution_settings import Settings
@@ -64,6 +65,7 @@ SETTINGS = {
     "": (StudySettings, MESH, {"batch_size": "completions sampled at a time."}),
     "sampling": (SampleSettings,),
     "budget": (IncoherenceBudget,),
+    "plane": (PlaneSettings,),
     "attribution": (Settings,),
     "cases.*": (CaseSettings,),
     "cases.*.judge": judge_settings(),

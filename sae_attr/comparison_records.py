@@ -53,6 +53,8 @@ class MethodCount:
       expected: how many would be outside on the side that matters if they were random
         latents.
       mean: mean change of the measured latents; low, high: its bootstrap interval.
+      p: chance that as many random latents would be outside; q: that after Benjamini
+        and Hochberg over methods and directions.
     """
 
     method: str
@@ -65,6 +67,8 @@ class MethodCount:
     mean: float
     low: float
     high: float
+    p: float = float("nan")
+    q: float = float("nan")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sae_attr.comparison_records import Convergence, MethodCount, MethodDifference
-from sae_attr.report.method_style import RANDOM, method_name
+from sae_attr.report.method_style import RANDOM, first_name, method_name
 from sae_attr.report.numbers import is_known, p_value, signed, span
 
 if TYPE_CHECKING:  # the page itself writes sentences
@@ -67,7 +67,7 @@ def first_latent_sentence(
     """
     nearest = ", ".join(repr(token.strip()) for token in tokens)
     return (
-        f"{title}: latent {latent} ranks first by {method_name(method)} (nearest tokens "
+        f"{title}: latent {latent} ranks first by {first_name(method)} (nearest tokens "
         f"{nearest}). Its effect on the rate of {behaviour}: {changes['away']} when "
         f"steered against, {changes['toward']} when steered along."
     )

@@ -28,6 +28,7 @@ from sae_attr.steering.random_band import (
     SteeredDirection,
     expected_outside,
     outside,
+    outside_p,
     random_band,
 )
 from sae_attr.steering.resampling import (
@@ -69,21 +70,36 @@ def _count(
     means_b = mean_of_measured(draws.of(rows, stratum, settings))
     low, high = interval(means_b, settings.level)
     measured = int((~np.isnan(change_m)).sum())
+    away = study.direction == "away"
     below = int(outside(change_m, band.low, band.high, "away").sum())
     above = int(outside(change_m, band.low, band.high, "toward").sum())
-    away = study.direction == "away"
+    beyond = below if away else above
+    # Random latents make the band: that some lie outside is no finding.
+    p = np.nan
+    if name != RANDOM:
+        p = outside_p(beyond, measured, band, study.direction, settings)
     return MethodCount(
         method=name,
         direction=study.direction,
         chosen=len(rows),
         measured=measured,
-        outside=below if away else above,
+        outside=beyond,
         other_side=above if away else below,
         expected=expected_outside(measured, band, study.direction, settings),
         mean=float(mean_of_measured(change_m)),
         low=float(low),
         high=float(high),
+        p=float(p),
     )
+
+
+def adjusted_counts(counts: Sequence[MethodCount]) -> tuple[MethodCount, ...]:
+    """Returns the same with q-values: Benjamini and Hochberg over the methods and
+    directions that a figure shows together.
+    """
+    q = false_discovery(np.array([count.p for count in counts]))
+    pairs = zip(counts, q.tolist(), strict=True)
+    return tuple(replace(count, q=value) for count, value in pairs)
 
 
 # ---- two methods ---------------------------------------------------------------------

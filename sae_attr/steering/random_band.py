@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from sae_attr.comparison_records import Direction
 from sae_attr.steering.effects import DEFAULT, EffectSettings, Paired, weighted_mean
@@ -128,11 +129,37 @@ def expected_outside(
     """
     if not band.latents:
         return np.nan
-    # The edge lies at rank (R − 1)·tail + 1 from its end, and a further latent of the
-    # same kind falls into each of the R + 1 gaps alike.
+    # A further latent of the same kind falls into each of the R + 1 gaps alike.
+    return measured * _edge_rank(band, direction, settings) / (band.latents + 1)
+
+
+def outside_p(
+    count: int,
+    measured: int,
+    band: Band,
+    direction: Direction,
+    settings: EffectSettings,
+) -> float:
+    """Returns the chance that `count` or more of `measured` latents would lie beyond
+    the edge that matters if they were random latents; NaN without a band.
+
+    The number beyond the r-th of R exchangeable latents is beta-binomial, with r and
+    R + 1 − r.
+    """
+    if not band.latents:
+        return np.nan
+    rank = _edge_rank(band, direction, settings)
+    rest = band.latents + 1 - rank
+    return float(stats.betabinom.sf(count - 1, measured, rank, rest))
+
+
+def _edge_rank(band: Band, direction: Direction, settings: EffectSettings) -> float:
+    """Returns the rank of the edge that matters among the random latents, from its own
+    end; an interpolated percentile has one between two latents.
+    """
     low, high = settings.band
     tail = low if direction == "away" else 100 - high
-    return measured * (tail / 100 * (band.latents - 1) + 1) / (band.latents + 1)
+    return tail / 100 * (band.latents - 1) + 1
 
 
 def beyond_random_p(study: SteeredDirection) -> np.ndarray:

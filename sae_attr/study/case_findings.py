@@ -11,6 +11,7 @@ from scipy import stats
 
 from sae_attr.comparison_records import Convergence
 from sae_attr.judge import judge_name, warnings_of
+from sae_attr.report.method_style import preset_name
 from sae_attr.report.numbers import share
 from sae_attr.report.ranking_text import ranked_text, silent_text
 from sae_attr.report.sentences import (
@@ -141,13 +142,15 @@ def _answer_facts(results: CaseResults) -> dict[str, str]:
 
 def _ranking_facts(summary: Mapping[str, Any]) -> dict[str, str]:
     """Returns facts about the ranking."""
-    ranked = []
-    for name, preset in summary["presets"].items():
+    ranked, presets = [], {}
+    for key, preset in summary["presets"].items():
+        name = preset_name(key)
+        presets[name] = preset
         ranked.append(f"{name}: {ranked_text(preset['ranked'])}")
     overlap = share(summary["stability"]["half_overlap"], 0)
     return {
         "latents ranked": "; ".join(ranked),
-        "candidates that never fire on the pairs": silent_text(summary["presets"])
+        "candidates that never fire on the pairs": silent_text(presets)
         or "not computed",
         "overlap between halves of the pairs": f"{overlap} of the top",
     }

@@ -13,6 +13,7 @@ from sae_attr.report.method_style import RANDOM
 from sae_attr.report.page import Column, Comparison, Completion, SteeredLatent, Table
 from sae_attr.store import Result
 from sae_attr.study.case_results import CaseResults
+from sae_attr.study.cause_and_lever import plane_columns
 from sae_attr.study.selection import OTHERS, Selection
 from sae_attr.study.settings import DIRECTIONS
 from sae_attr.text.pairing import Answer
@@ -27,6 +28,9 @@ _BEFORE = (
     Column("se", "± se", "number", "standard error of Δ over prompts", 2),
 )  # fmt: skip
 _AFTER = (
+    Column("cause_z", "cause", "number", "Δ of the studied method in standard deviations over the dictionary", 2),
+    Column("lever_z", "lever", "number", "−Δg·d in standard deviations over the dictionary", 2),
+    Column("corner", "corner", "text", "of the plane of cause and lever"),
     Column("firing_rate", "fires", "percent", "share of corpus tokens on which it is active", 2),
     Column("fires_on_pairs", "fires on pairs", "percent", "share of the pairs' prompts that activate it; of a few latents", 0),
     Column("away", "away", "points", "change of the behaviour's rate when steering against it"),
@@ -75,6 +79,7 @@ def _rows(results: CaseResults) -> Iterator[dict[str, Any]]:
     preset = summary["presets"][summary["primary"]]
     delta_n = scores[f"{preset['gating']}_{preset['tokens']}"]
     statistics = _statistics(attribution.meta["columns"])
+    planes = plane_columns(results)
     for place, latent in enumerate(map(int, selection.latents_u)):
         columns = statistics.get(latent, {})
         yield {
@@ -83,6 +88,7 @@ def _rows(results: CaseResults) -> Iterator[dict[str, Any]]:
             "delta": _finite(delta_n[latent]),
             "se": _finite(columns.get("se")),
             **_scores_of(scores, preset["tokens"], latent),
+            **planes[latent],
             "fires_on_pairs": _finite(columns.get("fires_on_pairs")),
             "firing_rate": _finite(scores["firing_rate"][latent]),
             "exact": _finite(columns.get("exact")),

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae_attr.comparison_records import Convergence, MethodCount, MethodDifference
-from sae_attr.report.figures import ablation_figure, effects_figure, render
+from sae_attr.report.figures import (
+    ablation_figure,
+    effects_figure,
+    plane_figure,
+    render,
+)
 from sae_attr.report.page import (
     CaseReport,
     PageContents,
@@ -31,6 +36,7 @@ from sae_attr.study.case_findings import (
 )
 from sae_attr.study.case_results import CaseResults
 from sae_attr.study.case_stage import plain
+from sae_attr.study.cause_and_lever import plane_numbers
 from sae_attr.study.columns import written
 from sae_attr.study.latent_table import latent_table, steered_latents
 from sae_attr.study.open_choices import choices
@@ -40,6 +46,16 @@ Files = dict[str, bytes | str]
 """Path in the workdir -> contents."""
 
 _COSTS = ("samples", "tokens", "graded", "resampled")
+# What a strip of the effects figure shows of its method's count, by the names there: the
+# mean with its interval, and the latents outside the band beside what chance puts there.
+_COUNTS_IN_STRIPS = {
+    "mean": "mean",
+    "mean_low": "low",
+    "mean_high": "high",
+    "outside": "outside",
+    "expected": "expected",
+    "q": "q",
+}
 _EFFECTS_IN_RESULT = (
     "counts",
     "differences",
@@ -76,10 +92,9 @@ def show(
     """
     files: Files = {}
     for case in cases:
-        attribution = results.get(f"{case.settings.name}.attribute")
-        effects = results.get(f"{case.settings.name}.effects")
-        if attribution is not None and effects is not None:
-            files |= figures(case, attribution, effects)
+        done = _of_case(case, stages, results)
+        if "effects" in done:
+            files |= figures(CaseResults(case, done))
     needed = set(shared)
     for case in cases:
         needed |= {f"{case.settings.name}.{stage}" for stage in stages}
@@ -89,18 +104,36 @@ def show(
     return Shown(files | pages.files, pages.sentences)
 
 
+def _of_case(
+    case: Case, stages: Sequence[str], results: Mapping[str, Result]
+) -> dict[str, Result]:
+    """Returns a case's results by stage, those that are done."""
+    done = {}
+    for stage in stages:
+        result = results.get(f"{case.settings.name}.{stage}")
+        if result is not None:
+            done[stage] = result
+    return done
+
+
 # ---- figures -------------------------------------------------------------------------
 
 
-def figures(case: Case, attribution: Result, effects: Result) -> Files:
-    """Returns the figures of a case as SVG and PNG, each with its numbers as JSON."""
-    meta, name = effects.meta, case.settings.name
-    numbers = effect_numbers(case, meta["panels"])
+def figures(results: CaseResults) -> Files:
+    """Returns the figures of a case as SVG and PNG, each with its numbers as JSON.
+
+    Args:
+      results: the effects and what they read are among them.
+    """
+    name = results.case.settings.name
+    numbers = effect_numbers(results)
     drawings = {"effects": (effects_figure(numbers), numbers)}
-    if meta["signed_panels"]:
-        numbers = effect_numbers(case, meta["signed_panels"], signed=True)
+    if results.of["effects"].meta["signed_panels"]:
+        numbers = effect_numbers(results, signed=True)
         drawings["effects_gradient_signed"] = (effects_figure(numbers), numbers)
-    ablation = attribution.meta["ablation"]
+    numbers = plane_numbers(results)
+    drawings["plane"] = (plane_figure(numbers), numbers)
+    ablation = results.of["attribute"].meta["ablation"]
     if ablation is not None:
         drawings["attribution_vs_ablation"] = (ablation_figure(ablation), ablation)
     # The numbers beside the pictures, so that they can be drawn anew in another style.
@@ -111,14 +144,26 @@ def figures(case: Case, attribution: Result, effects: Result) -> Files:
     return files
 
 
-def effect_numbers(
-    case: Case, panels: Mapping[str, Any], *, signed: bool = False
-) -> dict[str, Any]:
+def effect_numbers(results: CaseResults, *, signed: bool = False) -> dict[str, Any]:
     """Returns the numbers of `figures.effects_figure`."""
+    meta = results.of["effects"].meta
+    kind = "signed_" if signed else ""
+    counts = {}
+    for count in meta[f"{kind}counts"]:
+        counts[count["direction"], count["method"]] = count
+    panels = []
+    for direction in DIRECTIONS:
+        panel = meta[f"{kind}panels"][direction]
+        strips = []
+        for strip in panel["strips"]:
+            count = counts[direction, strip["method"]]
+            of_method = {name: count[key] for name, key in _COUNTS_IN_STRIPS.items()}
+            strips.append({**strip, **of_method})
+        panels.append({**panel, "strips": strips})
     return {
-        "behaviour": case.settings.behaviour,
+        "behaviour": results.case.settings.behaviour,
         "signed": signed,
-        "panels": [panels[direction] for direction in DIRECTIONS],
+        "panels": panels,
     }
 
 
@@ -139,8 +184,7 @@ def page(
     """
     of_cases = []
     for case in cases:
-        mine = {stage: results[f"{case.settings.name}.{stage}"] for stage in stages}
-        of_cases.append(CaseResults(case, mine))
+        of_cases.append(CaseResults(case, _of_case(case, stages, results)))
     convergence: list[Mapping[str, Any]] = []
     for name in shared:
         convergence += results[name].meta["convergence"]
@@ -209,12 +253,12 @@ def _case_report(results: CaseResults) -> CaseReport:
     case, meta = results.case, results.of["effects"].meta
     signed_effects = None
     if meta["signed_panels"]:
-        signed_effects = effect_numbers(case, meta["signed_panels"], signed=True)
+        signed_effects = effect_numbers(results, signed=True)
     return CaseReport(
         id=case.settings.name,
         title=case.settings.title,
         behaviour=case.settings.behaviour,
-        effects=effect_numbers(case, meta["panels"]),
+        effects=effect_numbers(results),
         latents=latent_table(results),
         question=case.settings.question,
         findings=case_findings(results),
@@ -223,6 +267,7 @@ def _case_report(results: CaseResults) -> CaseReport:
         differences=tuple(map(MethodDifference.load, meta["differences"])),
         detectable=meta.get("detectable", {}),
         signed_effects=signed_effects,
+        plane=plane_numbers(results),
         ablation=results.of["attribute"].meta["ablation"],
         steered=tuple(steered_latents(results)),
         warnings=tuple(case_warnings(results)),

@@ -64,6 +64,17 @@ class Selection:
         return dict(zip(self.latents_u.tolist(), self.push_u.tolist(), strict=True))
 
 
+def preset_of(summary: Mapping[str, Any], method: str) -> str | None:
+    """Returns the preset whose ranking a method is; None for a method that is none.
+
+    Args:
+      summary: of an attribution.
+    """
+    presets = {"delta_attribution": summary["primary"], "recommended": "recommended"}
+    name = presets.get(method)
+    return name if name in summary["presets"] else None
+
+
 def select(
     rankings: Mapping[str, Sequence[int]],
     scores: Mapping[str, np.ndarray],

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sae_attr.attribution.plane import PlaneSettings
 from sae_attr.attribution.score_registry import SCORES
 from sae_attr.comparison_records import Direction
 from sae_attr.settings import check_numbers
@@ -185,6 +186,7 @@ class StudySettings:
       strength_prompts, effect_prompts: at most so many prompts of either split.
       gradient_signed: also steer each latent by the sign of its own gradient, random
         ones too, as a strip of its own.
+      plane: where the corners of the plane of cause and lever begin.
       resamples: of bootstrap and permutation tests.
       passages, passage_tokens: top passages per latent, and how much corpus is
         searched; 0 leaves them out.
@@ -211,6 +213,7 @@ class StudySettings:
     strength_prompts: int = 20
     effect_prompts: int = 44
     gradient_signed: bool = True
+    plane: PlaneSettings = PlaneSettings()
     resamples: int = 2000
     passages: int = 4
     passage_tokens: int = 100_000

@@ -101,6 +101,53 @@ def effects_numbers(
     return {"behaviour": behaviour, "signed": signed, "panels": panels}
 
 
+def plane_numbers(seed: int = 0, behaviour: str = "harmful advice") -> dict[str, Any]:
+    """What `plane_figure` takes; of two latents one effect each is not known."""
+    rng = np.random.default_rng(seed)
+    corners = (
+        "acted and steers",
+        "acted, does not steer",
+        "steers, did not act",
+        "neither",
+    )
+    points = []
+    for latent, (cause, lever) in enumerate(rng.normal(0, 2, (24, 2)).tolist()):
+        point = {
+            "latent": latent,
+            "group": "random" if latent % 3 == 0 else "selected",
+            "cause_z": cause,
+            "lever_z": lever,
+            "corner": corners[2 * (cause < 1) + (lever < 1)]
+            if cause >= 1
+            else corners[2 + (lever < 1)],
+            "steering": NAN if latent == 4 else -0.05 * lever,
+            "ablation": None if latent == 5 else -0.02 * cause,
+        }
+        points.append(point)
+    counts = []
+    for name in corners:
+        groups = [p["group"] for p in points if p["corner"] == name]
+        counts.append(
+            {
+                "corner": name,
+                "selected": groups.count("selected"),
+                "random": groups.count("random"),
+                "steering": -0.03,
+                "ablation": NAN,
+            }
+        )
+    spearman = {"cause_z": 0.1, "lever_z": NAN}
+    return {
+        "behaviour": behaviour,
+        "cause": "faithful",
+        "thresholds": {"cause": 1.0, "lever": 1.0},
+        "effects": ["steering", "ablation"],
+        "points": points,
+        "corners": counts,
+        "agreement": {"steering": spearman, "ablation": spearman},
+    }
+
+
 def ablation_numbers(seed: int = 0) -> dict[str, Any]:
     """What `ablation_figure` takes."""
     rng = np.random.default_rng(seed)
@@ -327,6 +374,7 @@ def case(
         detectable={"away": 0.061, "toward": 0.024},
         effects=numbers,
         signed_effects=effects_numbers(seed + 9, behaviour=behaviour, signed=True),
+        plane=plane_numbers(seed, behaviour),
         ablation=ablation_numbers(seed),
         latents=table(numbers, seed),
         steered=_steered(numbers, seed),

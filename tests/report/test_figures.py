@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from typing import Any
@@ -11,10 +12,17 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from sae_attr.report.figures import ablation_figure, effects_figure, render
-from sae_attr.report.figures.strips import swarm, ticks
+from sae_attr.report.figures import (
+    ablation_figure,
+    effects_figure,
+    plane_figure,
+    render,
+)
+from sae_attr.report.figures.strips import limits, swarm, ticks
 from sae_attr.report.method_style import method_colors
-from tests.report._sample import effects_numbers
+from tests.report._sample import effects_numbers, plane_numbers
+
+XLINK = "{http://www.w3.org/1999/xlink}href"
 
 
 def made(candidates: int = 4, randoms: int = 3, pearson: float = 0.5) -> dict[str, Any]:
@@ -126,6 +134,57 @@ def test_effects_of_which_nothing_is_known_still_draw() -> None:
         for strip in panel["strips"]:
             strip["change"] = [None, float("nan"), None]
     assert render(effects_figure(numbers), numbers)["png"].startswith(b"\x89PNG")
+
+
+def test_a_strip_shows_its_means_interval_and_how_many_lie_beyond_the_band() -> None:
+    numbers = effects_numbers(n=6)
+    bare = render(effects_figure(numbers), numbers)["svg"].decode()
+    strip = numbers["panels"][0]["strips"][0]
+    strip |= {"mean": -0.1, "mean_low": -0.3, "mean_high": -0.05}
+    known = int(np.isfinite(strip["change"]).sum())
+    strip |= {"outside": 3, "expected": 0.4, "q": 0.012}
+    drawn = render(effects_figure(numbers), numbers)["svg"].decode()
+    for words in (f"3 of {known} beyond", "(0.4 by chance)", "q = 0.012"):
+        assert words in drawn
+        assert words not in bare
+    # The interval alone reaches so far down: it is within the axes.
+    far = copy.deepcopy(numbers["panels"][0])
+    far["strips"][0]["mean_low"] = -2.0
+    assert limits(far)[0] < -200 < limits(numbers["panels"][0])[0]
+
+
+def test_the_plane_names_its_corners_and_marks_random_latents() -> None:
+    numbers = plane_numbers()
+    files = render(plane_figure(numbers), numbers)
+    assert files == render(plane_figure(numbers), numbers)
+    root = ElementTree.fromstring(files["svg"])
+    text = " ".join(t for t in root.itertext() if t.strip())
+    for counts in numbers["corners"]:
+        assert counts["corner"] in text
+        assert f"{counts['selected']} selected, {counts['random']} random" in text
+    for words in ("steering away", "exact ablation", "cause +0.10, lever –"):
+        assert words in text
+    # The two groups have a shape each.
+    shapes: dict[str, set[str]] = {"random": set(), "selected": set()}
+    for element in root.iter():
+        name = element.get("id", "")
+        if name.startswith("steering-"):
+            use = element.find(".//{*}use")
+            assert use is not None
+            shapes[name.split("-")[1]].add(use.attrib[XLINK])
+    assert shapes["random"]
+    assert shapes["selected"]
+    assert not shapes["random"] & shapes["selected"]
+
+
+def test_a_plane_without_a_known_effect_or_point_still_draws() -> None:
+    numbers = plane_numbers()
+    numbers["effects"] = ["steering"]
+    for point in numbers["points"]:
+        point["steering"] = None
+    assert render(plane_figure(numbers), numbers)["png"].startswith(b"\x89PNG")
+    numbers["points"] = []
+    assert render(plane_figure(numbers), numbers)["png"].startswith(b"\x89PNG")
 
 
 def test_points_of_a_strip_keep_apart_and_keep_to_it() -> None:

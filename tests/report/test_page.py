@@ -184,9 +184,8 @@ def test_every_latent_has_its_row_and_every_measured_point_its_words() -> None:
         for p in n["panels"]
         for s in p["strips"]
     ]
-    named = (
-        sum(np.isfinite(s["change"]).sum() for s in strips) + 40
-    )  # and those of the ablation
+    named = sum(np.isfinite(s["change"]).sum() for s in strips)
+    named += 40 + 2 * 24  # and those of the ablation and of both planes
     assert len(dots) == named
     assert all(a["aria-label"].startswith(f"latent {a['data-latent']}, ") for a in dots)
 

@@ -33,7 +33,7 @@ def test_the_first_latent_says_what_steering_did_or_why_nothing_is_known() -> No
         "Case", 7, (" doctor", " never"), "harm", changes, "delta_attribution"
     )
     assert (
-        "latent 7 ranks first by Δ-attribution (nearest tokens 'doctor', 'never')"
+        "latent 7 ranks first by Δ-attribution (as published) (nearest tokens 'doctor', 'never')"
         in text
     )
     assert "−25 points [−30, −20] when steered against" in text

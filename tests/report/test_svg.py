@@ -9,12 +9,22 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sae_attr.report.figures import ablation_figure, effects_figure
+from sae_attr.report.figures import ablation_figure, effects_figure, plane_figure
 from sae_attr.report.figures.ablation import ablation_marks
 from sae_attr.report.figures.effects import effect_marks
 from sae_attr.report.figures.output import save
-from sae_attr.report.page.panels import ablation_panels, effect_panels
-from tests.report._sample import HOSTILE, ablation_numbers, effects_numbers
+from sae_attr.report.figures.plane import plane_marks
+from sae_attr.report.page.panels import (
+    ablation_panels,
+    effect_panels,
+    plane_panels,
+)
+from tests.report._sample import (
+    HOSTILE,
+    ablation_numbers,
+    effects_numbers,
+    plane_numbers,
+)
 
 XLINK = "{http://www.w3.org/1999/xlink}href"
 ALLOWED = {"svg", "g", "defs", "clipPath", "path", "use", "text", "rect", "title"}
@@ -48,6 +58,11 @@ def test_the_file_has_an_id_for_every_latent_and_mean(numbers: dict[str, Any]) -
     svg = save(ablation_figure(ablation), "svg")
     ids = {element.get("id") for element in ElementTree.fromstring(svg).iter()}
     assert set(ablation_marks(ablation)) <= ids
+    plane = plane_numbers()
+    svg = save(plane_figure(plane), "svg")
+    ids = {element.get("id") for element in ElementTree.fromstring(svg).iter()}
+    assert set(plane_marks(plane)) <= ids
+    assert len(plane_marks(plane)) == 2 * len(plane["points"])
 
 
 def test_points_stand_for_the_latents_of_the_figures_own_numbers(
@@ -93,6 +108,7 @@ def test_ids_are_unique_on_the_page_and_every_reference_has_its_target(
         *effect_panels(numbers, "two"),
         *effect_panels(signed, "one"),
         *ablation_panels(ablation_numbers(), "one"),
+        *plane_panels(plane_numbers(), "one"),
     ]
     ids: list[str] = []
     for panel in svgs:

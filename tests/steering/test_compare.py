@@ -12,6 +12,7 @@ from scipy import stats
 
 from sae_attr.steering.compare import (
     adjusted,
+    adjusted_counts,
     difference,
     differences,
     method_counts,
@@ -19,9 +20,11 @@ from sae_attr.steering.compare import (
 )
 from sae_attr.steering.effects import EffectSettings, Paired, latent_effects, paired
 from sae_attr.steering.random_band import (
+    Band,
     SteeredDirection,
     beyond_random_p,
     outside,
+    outside_p,
     random_band,
 )
 
@@ -87,6 +90,34 @@ def test_as_many_random_latents_are_outside_as_expected() -> None:
     assert np.mean(seen) == pytest.approx(
         expected[0], abs=4 * np.std(seen) / np.sqrt(200)
     )
+
+
+def test_the_p_of_a_count_is_the_share_of_relabellings_with_as_many() -> None:
+    """21 random latents: the edge is the second from its end, so that the number of 5
+    others beyond it can be counted over all orders of the 26.
+    """
+    band, settings = Band(-0.9, 0.9, 21), EffectSettings()
+    rng = np.random.default_rng(0)
+    ranks = rng.permuted(np.tile(np.arange(26), (40_000, 1)), axis=1)
+    edge = np.sort(ranks[:, :21], axis=1)[:, 1:2]
+    beyond = (ranks[:, 21:] < edge).sum(1)
+    for count in range(6):
+        share = (beyond >= count).mean()
+        p = outside_p(count, 5, band, "away", settings)
+        assert p == pytest.approx(share, abs=0.01), count
+    assert outside_p(0, 5, band, "away", settings) == 1
+    assert np.isnan(outside_p(2, 5, Band(NAN, NAN, 0), "away", settings))
+
+
+def test_counts_are_corrected_together_and_random_latents_are_no_finding() -> None:
+    change = np.concatenate([np.linspace(-1, 1, 21), [2.0, 2.0, 2.0, 0.0, 0.0]])
+    methods = {"ours": [21, 22, 23], "other": [24, 25], "random": list(range(21))}
+    counts = method_counts(study(change, methods), settings=FEW)
+    ours, other, random = adjusted_counts(counts)
+    assert ours.p < 0.02
+    assert ours.q == pytest.approx(2 * ours.p)
+    assert other.q == other.p == 1
+    assert np.isnan([random.p, random.q]).all()
 
 
 def test_the_edge_and_the_unmeasured_are_inside() -> None:

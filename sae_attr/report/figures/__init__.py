@@ -3,12 +3,14 @@
 from sae_attr.report.figures.ablation import ablation_figure
 from sae_attr.report.figures.effects import effects_figure
 from sae_attr.report.figures.output import render
+from sae_attr.report.figures.plane import plane_figure
 from sae_attr.report.figures.training import loss_figure, sae_training_figure
 
 __all__ = [
     "ablation_figure",
     "effects_figure",
     "loss_figure",
+    "plane_figure",
     "render",
     "sae_training_figure",
 ]

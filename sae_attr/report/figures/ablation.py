@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sae_attr.report.figures.labels import name_points
 from sae_attr.report.figures.output import BLUE, GREY, INK, Mark, open_axes, styled
 
 PANELS = ("joint", "single")
@@ -77,7 +78,10 @@ def _draw_latents(ax: Axes, latents: Sequence[Mapping[str, Any]]) -> None:
                 **style,
             )
     _draw_equality(ax)
-    _name_best(ax, list(_measured_points(latents, "candidate")))
+    best = sorted(
+        _measured_points(latents, "candidate"), key=lambda p: -abs(p["exact"])
+    )
+    name_points(ax, [(p["latent"], (p["first_order"], p["exact"])) for p in best])
     ax.legend(frameon=False, loc="upper left")
 
 
@@ -123,34 +127,3 @@ def _draw_equality(ax: Axes) -> None:
     ax.axhline(0, color=GREY, lw=0.5, zorder=0)
     ax.axvline(0, color=GREY, lw=0.5, zorder=0)
     ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-
-
-def _is_taken(place: np.ndarray, named: Sequence[np.ndarray], gap: float) -> bool:
-    """Returns whether a number written at a place would lie on another one."""
-    if not named:
-        return False
-    across, up = np.abs(place - np.stack(named)).T
-    # Numbers are wider than they are high.
-    return bool(((across <= 2 * gap) & (up <= gap)).any())
-
-
-def _name_best(
-    ax: Axes, latents: Sequence[Mapping[str, Any]], *, count: int = 5, gap: float = 0.06
-) -> None:
-    """Writes the latent's number beside the points of largest effect, except where it
-    would lie on another's.
-    """
-    named: list[np.ndarray] = []
-    low, high = ax.get_xlim()
-    for point in sorted(latents, key=lambda p: -abs(p["exact"])):
-        pair = (point["first_order"], point["exact"])
-        place = (np.array(pair) - low) / (high - low)
-        if len(named) < count and not _is_taken(place, named, gap):
-            named.append(place)
-            ax.annotate(
-                str(point["latent"]),
-                pair,
-                xytext=(4, 4),
-                textcoords="offset points",
-                fontsize=8,
-            )

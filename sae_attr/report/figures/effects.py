@@ -12,21 +12,35 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from sae_attr.report.figures.output import GREY, INK, Mark, open_axes, styled
+from sae_attr.report.figures.output import (
+    GREY,
+    INK,
+    PAPER,
+    Mark,
+    open_axes,
+    styled,
+)
 from sae_attr.report.figures.strips import (
     Measured,
     heading,
     limits,
     measured,
+    points,
     swarm,
     ticks,
 )
-from sae_attr.report.method_style import method_colors, method_name
-from sae_attr.report.numbers import signed, span
+from sae_attr.report.method_style import (
+    RANDOM,
+    first_name,
+    method_colors,
+    method_name,
+)
+from sae_attr.report.numbers import is_known, p_value, signed, span
 
 _HEIGHT, _STRIP, _DIAMETER = 4.9, 1.15, 5.6  # inches, inches, points
 _PLOT = 0.72  # share of the height that the axes get
 _INCH = 72  # points
+_TICK = 16  # characters of a line below a strip
 
 
 @styled
@@ -34,8 +48,10 @@ def effects_figure(numbers: Mapping[str, Any]) -> Figure:
     """Draws a strip of points per method, a point a latent: the change in the rate of
     the behaviour under steering.
 
-    × is the mean, the grey band the typical range of random latents, n the number of
-    latents with at least one graded pair. Points and means have the ids that
+    × is the mean, with its bootstrap interval as a line; the grey band is the typical range of random latents.
+    Below a strip stand the number of its latents beyond the band on the side that
+    matters, of those with at least one graded pair, and the q-value of that count.
+    Points and means have the ids that
     `effect_marks` explains.
 
     Args:
@@ -44,8 +60,9 @@ def effects_figure(numbers: Mapping[str, Any]) -> Figure:
         `panels`: one per direction, away first, each {direction (away | toward), model
         (the steered one's name), base_rate, band ([low, high] or None), prompts,
         samples, strips}; a strip is {method, latents, change, low, high}, lists of
-        equal length. Rates, changes and edges are shares; NaN or None is not measured.
-        `steering.compare.panel_numbers` makes a panel.
+        equal length, and of the method (may be absent) mean, mean_low, mean_high,
+        outside, expected (by chance), q. Rates, changes and edges are shares; NaN or
+        None is not measured. `steering.compare.panel_numbers` makes a panel.
     """
     panels = numbers["panels"]
     widths = [_panel_width(panel) for panel in panels]
@@ -79,21 +96,23 @@ def _draw_panel(ax: Axes, panel: Mapping[str, Any]) -> None:
     colors = method_colors(methods)
     for at, strip in enumerate(strips):
         rows = list(measured(strip))
+        prefix = _strip_id(panel, at)
         if rows:
-            prefix = _strip_id(panel, at)
             _draw_strip(ax, at, rows, colors[strip["method"]], high - low, prefix)
+            _draw_mean(ax, at, strip, rows, prefix)
         ax.annotate(
-            f"n = {len(rows)}",
+            _count_text(strip, len(rows)),
             (at, 0),
             xycoords=("data", "axes fraction"),
-            xytext=(0, -20),
+            xytext=(0, -33),
             textcoords="offset points",
             ha="center",
             va="top",
-            fontsize=8.5,
+            fontsize=8,
+            linespacing=1.35,
         )
-    names = map(method_name, methods)
-    ax.set_xticks(range(len(strips)), list(names), fontsize=9)
+    names = ["\n".join(wrap(first_name(method), _TICK)) for method in methods]
+    ax.set_xticks(range(len(strips)), names, fontsize=9)
     ax.tick_params(axis="x", length=0)
     open_axes(ax)
     ax.spines["bottom"].set_visible(False)
@@ -102,7 +121,7 @@ def _draw_panel(ax: Axes, panel: Mapping[str, Any]) -> None:
 def _draw_strip(
     ax: Axes, at: int, rows: list[Measured], color: str, height: float, prefix: str
 ) -> None:
-    """Draws the points of one method around x = `at`, and the × of their mean.
+    """Draws the points of one method around x = `at`.
 
     Args:
       height: of the axes, in percentage points.
@@ -128,13 +147,49 @@ def _draw_strip(
     # An artist a point, so that each has an id of its own.
     for row, place in zip(rows, x, strict=True):
         ax.plot([place], [row.change], gid=f"{prefix}-{row.latent}", **point)
-    mean = {"marker": "x", "ls": "", "ms": 8, "mew": 2, "color": INK, "zorder": 3}
-    ax.plot([at], [changes.mean()], gid=f"{prefix}-mean", **mean)
+
+
+def _draw_mean(
+    ax: Axes, at: int, strip: Mapping[str, Any], rows: list[Measured], prefix: str
+) -> None:
+    """Draws the × of a strip's mean, and its bootstrap interval as a line."""
+    mean = float(np.mean([row.change for row in rows]))
+    interval = _mean_interval(strip)
+    if interval:
+        # Wide and pale beneath: the line is seen on a full strip too.
+        for width, color in ((4.0, PAPER), (2.0, INK)):
+            line = {"color": color, "lw": width, "solid_capstyle": "butt"}
+            ax.plot([at, at], interval, zorder=3, **line)
+    cross = {"marker": "x", "ls": "", "ms": 7, "zorder": 4}
+    ax.plot([at], [mean], mew=4, color=PAPER, **cross)
+    ax.plot([at], [mean], mew=2, color=INK, gid=f"{prefix}-mean", **cross)
+
+
+def _mean_interval(strip: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Returns the interval of a strip's mean in percentage points, where it is known."""
+    low, high = points(strip.get("mean_low")), points(strip.get("mean_high"))
+    return (low, high) if is_known(low) and is_known(high) else None
+
+
+def _count_text(strip: Mapping[str, Any], measured_here: int) -> str:
+    """Returns the count of latents beyond the band with its q-value, as it stands below
+    a strip; the number of points where there is none.
+    """
+    if strip["method"] == RANDOM or not is_known(strip.get("expected")):
+        return f"n = {measured_here}"
+    lines = [
+        f"{strip['outside']} of {measured_here} beyond",
+        f"({strip['expected']:.1f} by chance)",
+        f"q {p_value(strip['q'])}",
+    ]
+    return "\n".join(lines)
 
 
 def _explain(figure: Figure) -> None:
     """Adds the legend of the cross and the band below the panels."""
-    mean = Line2D([], [], color=INK, marker="x", ls="", mew=2, label="mean")
+    mean = Line2D(
+        [], [], color=INK, marker="x", ls="", mew=2, label="mean and its 95 % interval"
+    )
     band = Patch(
         color=GREY,
         alpha=0.25,
@@ -176,4 +231,6 @@ def _strip_marks(strip: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, M
         yield f"{prefix}-{row.latent}", Mark(label, row.latent)
     if rows:
         mean = np.mean([row.change for row in rows])
-        yield f"{prefix}-mean", Mark(f"mean of {name}: {signed(mean)} points")
+        interval = span(strip.get("mean_low"), strip.get("mean_high"))
+        label = f"mean of {name}: {signed(mean)} points {interval}"
+        yield f"{prefix}-mean", Mark(label.rstrip())

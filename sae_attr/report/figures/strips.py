@@ -79,12 +79,13 @@ def swarm(y: np.ndarray, *, half_width: float) -> np.ndarray:
 
 
 def limits(panel: Mapping[str, Any]) -> tuple[float, float]:
-    """Returns the lowest and highest percentage point to show: all points, the band and
-    zero, with some room.
+    """Returns the lowest and highest percentage point to show: all points, means'
+    intervals, the band and zero, with some room.
     """
     values = [0.0]
     for strip in panel["strips"]:
         values += map(points, strip["change"])
+        values += [points(strip.get("mean_low")), points(strip.get("mean_high"))]
     values += map(points, panel.get("band") or ())
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     room = max(

@@ -16,6 +16,7 @@ from sae_attr.report.figures.ablation import (
     ablation_marks,
 )
 from sae_attr.report.figures.effects import effect_marks, effects_figure
+from sae_attr.report.figures.plane import plane_figure, plane_marks
 from sae_attr.report.page.svg import inline_svg
 
 _MANY = 5  # strips that need more room than a phone has
@@ -74,3 +75,25 @@ def ablation_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
             alt=f"First-order attribution against exact mean ablation: {alts[panel]}.",
         )
         yield Panel(svg, "square")
+
+
+def plane_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
+    """Yields a panel of the plane of cause and lever per measured effect.
+
+    Args:
+      numbers: of `plane_figure`.
+      case: id of the case study.
+    """
+    for effect in numbers["effects"]:
+        svg = inline_svg(
+            plane_figure(numbers, (effect,)),
+            plane_marks(numbers),
+            case=case,
+            name=f"{case}-plane-{effect}",
+            alt=(
+                "A point per latent: its Δ from left to right, its −Δg·d upward, "
+                f"coloured by the effect of {effect} on the rate of "
+                f"{numbers['behaviour']}."
+            ),
+        )
+        yield Panel(svg, "plane")

@@ -138,6 +138,7 @@ class CaseReport:
       detectable: direction -> smallest change that this number of prompts could detect
         (80 % power, 5 % level).
       signed_effects: as `effects`, for steering by the sign of the gradient, or None.
+      plane: numbers of `figures.plane_figure`, or None.
       ablation: numbers of `figures.ablation_figure`, or None.
       steered: latents with completions to read, in the order to show.
       warnings: what a reader must know.
@@ -155,6 +156,7 @@ class CaseReport:
     differences: tuple[MethodDifference, ...] = ()
     detectable: Mapping[str, float] = field(default_factory=dict)
     signed_effects: Mapping[str, Any] | None = None
+    plane: Mapping[str, Any] | None = None
     ablation: Mapping[str, Any] | None = None
     steered: tuple[SteeredLatent, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -17,7 +17,11 @@ from sae_attr.report import numbers
 from sae_attr.report.method_style import method_name
 from sae_attr.report.page.cells import cell
 from sae_attr.report.page.escape import plain, script_json
-from sae_attr.report.page.panels import ablation_panels, effect_panels
+from sae_attr.report.page.panels import (
+    ablation_panels,
+    effect_panels,
+    plane_panels,
+)
 from sae_attr.report.page.records import CaseReport, PageContents
 from sae_attr.report.safe_text import shortened, visible
 from sae_attr.report.sentences import case_sentences, difference_sentence
@@ -76,6 +80,7 @@ def _environment() -> Environment:
         "difference_sentence": difference_sentence,
         "effect_panels": effect_panels,
         "method_name": method_name,
+        "plane_panels": plane_panels,
         "words": numbers,
     }
     env.filters |= {"shortened": shortened, "pretty": _pretty}

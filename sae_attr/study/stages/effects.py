@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.comparison_records import Direction, MethodDifference
+from sae_attr.comparison_records import Direction, MethodCount, MethodDifference
 from sae_attr.steering.compare import (
     adjusted,
+    adjusted_counts,
     differences,
     method_counts,
     panel_numbers,
@@ -36,7 +37,8 @@ from sae_attr.study.settings import DIRECTIONS, StudySettings
 from sae_attr.study.stages.steer import effect_sweep, strengths_of
 from sae_attr.study.sweep_conditions import side_of
 
-VERSION = 1
+# 2: counts of methods have p- and q-values.
+VERSION = 2
 STEERED_MODELS: Mapping[Direction, str] = {
     "away": "the model with the behaviour",
     "toward": "the model without it",
@@ -101,17 +103,16 @@ def effects(inputs: StageInputs, progress: Progress) -> Computed:
         "settings": asdict(settings),
         "panels": {},
         "signed_panels": {},
-        "counts": [],
-        "signed_counts": [],
         "detectable": {},
         "base_rates": {},
     }
+    counts: dict[str, list[MethodCount]] = {"counts": [], "signed_counts": []}
     compared: list[MethodDifference] = []
     for direction in DIRECTIONS:
         fixed = direction_effects(inputs, direction, settings, signed=False)
         _add(arrays, direction, fixed)
         meta["panels"][direction] = fixed.panel(settings)
-        meta["counts"] += _counts(fixed, settings)
+        counts["counts"] += method_counts(fixed.study, settings=settings)
         meta["detectable"][direction] = detectable_effect(fixed.study.pairs)
         meta["base_rates"][direction] = fixed.base_rate
         compared += differences(fixed.study, settings=settings)
@@ -120,7 +121,10 @@ def effects(inputs: StageInputs, progress: Progress) -> Computed:
             signed = direction_effects(inputs, direction, settings, signed=True)
             _add(arrays, f"{direction}.signed", signed)
             meta["signed_panels"][direction] = signed.panel(settings)
-            meta["signed_counts"] += _counts(signed, settings)
+            of_signed = method_counts(signed.study, settings=settings)
+            counts["signed_counts"] += of_signed
+    for name, rows in counts.items():
+        meta[name] = [asdict(count) for count in adjusted_counts(rows)]
     if compared:
         # Both directions at once: q-values are over all tests that the report shows.
         compared = list(adjusted(compared))
@@ -131,10 +135,6 @@ def effects(inputs: StageInputs, progress: Progress) -> Computed:
 def _add(arrays: dict[str, Any], name: str, change: DirectionEffects) -> None:
     for statistic, values in change.arrays().items():
         arrays[f"{name}.{statistic}"] = values
-
-
-def _counts(change: DirectionEffects, settings: EffectSettings) -> list[dict[str, Any]]:
-    return [asdict(count) for count in method_counts(change.study, settings=settings)]
 
 
 def direction_effects(

@@ -10,7 +10,7 @@ import jax
 from sae_attr.store import Computed, Progress, Result
 from sae_attr.study.case import Case
 from sae_attr.study.case_stage import CaseStage, StageInputs
-from sae_attr.study.selection import about, select
+from sae_attr.study.selection import about, preset_of, select
 
 # 2: rates of candidates alone match no random latents.
 VERSION = 2
@@ -19,12 +19,10 @@ _RANDOM_KEY = 12  # the purpose of the study's seed that random latents are draw
 
 def best_latents(case: Case, attribution: Result, method: str) -> list[int] | None:
     """Returns a preset's best latents; None for a method that is no preset."""
-    presets = {
-        "delta_attribution": attribution.meta["summary"]["primary"],
-        "recommended": "recommended",
-    }
-    columns = attribution.meta["columns"].get(presets.get(method))
-    return None if columns is None else columns["latent"][: case.study.top]
+    preset = preset_of(attribution.meta["summary"], method)
+    if preset is None:
+        return None
+    return attribution.meta["columns"][preset]["latent"][: case.study.top]
 
 
 def select_latents(inputs: StageInputs, progress: Progress) -> Computed:
