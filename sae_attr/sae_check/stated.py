@@ -15,6 +15,7 @@ import numpy as np
 
 from sae_attr.files.tensors import read_tensors
 from sae_attr.sae.model import SAEConfig
+from sae_attr.sae.registry.names import is_remote
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def read_stated_metrics(path: str | os.PathLike[str], cfg: SAEConfig) -> StatedM
     that cannot be read state nothing.
     """
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    local = not str(path).startswith("hf://")
+    local = not is_remote(path)
     metrics = _metrics(folder / "metrics.json") if local else {}
     density = _density(folder / "sparsity.safetensors") if local else None
     candidates = (cfg.k, metrics.get("L0", metrics.get("l0")), cfg.expected_l0, density)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sae_attr.lm.weights import resolve_model
+from sae_attr.sae.registry.names import is_remote
 from sae_attr.store import fingerprint
 
 
@@ -20,7 +21,7 @@ class InputFiles:
         into `lm_aligned`).
       lm_aligned: a second model without the behaviour: positive steering is done to it,
         and Δ-activation compares with it; None where there is none.
-      sae: path or hub id.
+      sae: path, `RELEASE/ID` of SAELens' registry, or `hf://owner/repo/folder@revision`.
       sae_format, sae_options: as for `load_sae`.
       site: where to read, for instance layer2.resid_post; None takes the site that the
         SAE's file names.
@@ -55,7 +56,7 @@ def fingerprints(files: InputFiles) -> dict[str, Any]:
     model = lambda path: fingerprint(resolve_model(path)) if path else None
     # A file on the hub is named with its commit; fetching it only for its name would
     # load gigabytes.
-    sae = files.sae if files.sae.startswith("hf://") else fingerprint(files.sae)
+    sae = files.sae if is_remote(files.sae) else fingerprint(files.sae)
     return {
         "lm": model(files.lm),
         "lm_aligned": model(files.lm_aligned),

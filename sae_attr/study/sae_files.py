@@ -23,6 +23,7 @@ from sae_attr.sae.formats import (
     read_config,
 )
 from sae_attr.sae.model import SAE
+from sae_attr.sae.registry.names import check_model, is_remote, named_sae
 from sae_attr.store import digest, fingerprint
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.model_files import ModelFiles
@@ -46,12 +47,14 @@ class SAEFiles:
     def source(self) -> str:
         """Where the SAE lies; on the hub with a commit for its revision, so that a run
         reads one state of a branch.
+
+        Raises ValueError for a registered SAE of another model, before it is fetched.
         """
-        return (
-            pinned(self.settings.sae)
-            if self.settings.sae.startswith("hf://")
-            else self.settings.sae
-        )
+        sae, lm = self.settings.sae, self.model.cfg
+        if named := named_sae(sae):
+            width = lm.width(named.site.point)
+            check_model(named, self.settings.lm, layers=lm.n_layers, width=width)
+        return pinned(sae) if is_remote(sae) else sae
 
     @functools.cached_property
     def cfg(self) -> Any:
@@ -127,8 +130,8 @@ class SAEFiles:
     @functools.cached_property
     def key(self) -> str:
         """Names the SAE by its files' contents and how they were read."""
-        local = not self.settings.sae.startswith("hf://")
-        name = fingerprint(self.settings.sae) if local else self.source
+        sae = self.settings.sae
+        name = self.source if is_remote(sae) else fingerprint(sae)
         return digest(
             [
                 name,

@@ -1,14 +1,15 @@
 """SAE weights of other libraries as one pytree: `load_sae`, `open_decoder`,
 `read_config`.
 
-A path is a folder, a weight file, or `hf://owner/repo/folder@revision`; names and
-tensors tell the format.
+A path is a folder, a weight file, a name of SAELens' registry (`RELEASE/ID`), or
+`hf://owner/repo/folder@revision`; names and tensors tell the format.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -38,6 +39,7 @@ from sae_attr.sae.formats.format import Format
 from sae_attr.sae.formats.locate import parse_hub
 from sae_attr.sae.formats.parts import LoadOptions, Parts, materialise, subset
 from sae_attr.sae.model import SAE
+from sae_attr.sae.registry.names import completed, named_sae
 from sae_attr.store import fingerprint
 
 __all__ = [
@@ -92,7 +94,8 @@ def load_sae(
     (`SAEConfig.folded` says what).
 
     Args:
-      path: folder, weight file, or `hf://owner/repo/folder@revision`.
+      path: folder, weight file, `RELEASE/ID` of SAELens' registry with or without
+        `@revision`, or `hf://owner/repo/folder@revision`. What exists here goes first.
       fmt: one of `FORMATS`, or "auto".
       dtype: of the weights in memory and so of the arithmetic; "bfloat16" does as
         SAELens does with a bfloat16 SAE.
@@ -147,20 +150,37 @@ def identity(options: LoadOptions) -> dict[str, Any]:
 
 
 def pinned(url: str) -> str:
-    """Returns a hub address with the commit that its branch or tag stands for now, so
-    that everything later reads that commit.
+    """Returns a hub address or a registered name with the commit that its branch or tag
+    stands for now, so that everything later reads that commit.
 
     Errors as for `load_sae`.
     """
-    return locate.pinned(url, FORMATS)
+    named = named_sae(url)
+    if named is None:
+        return locate.pinned(url, FORMATS)
+    named.check_read()
+    return named.pinned(locate.commit_of(named.url, FORMATS))
 
 
 def _parts(path: str | os.PathLike[str], fmt: str, options: LoadOptions) -> Parts:
     if fmt != "auto" and fmt not in FORMATS:
         raise ValueError(f"fmt={fmt!r} is unknown; known: auto, {', '.join(FORMATS)}")
     check_options(options)
-    on_hub = str(path).startswith("hf://")
-    local = locate.fetch(str(path), FORMATS) if on_hub else Path(path)
+    named = named_sae(path)
+    if named is not None:
+        named.check_read()
+        # The release says the format; files alone may leave it open.
+        fmt = named.release.loader.format if fmt == "auto" else fmt
+    url = str(path) if named is None else named.url
+    local = locate.fetch(url, FORMATS) if url.startswith("hf://") else Path(path)
+    parts = _read(local, fmt, options)
+    if named is None:
+        return parts
+    cfg = completed(named, parts.cfg, stated_site="site" in options)
+    return replace(parts, cfg=cfg)
+
+
+def _read(local: Path, fmt: str, options: LoadOptions) -> Parts:
     fmt, weights = locate.detect(local, fmt, FORMATS)
     if fmt == "plain" and "dict_class" in options:  # the answer names the library
         fmt = "dictionary_learning"

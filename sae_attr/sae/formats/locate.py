@@ -154,7 +154,7 @@ def _contents(path: Path) -> str:
 
 def parse_hub(url: str) -> tuple[str, str, str | None]:
     """Splits `hf://owner/repo/sub/folder@revision` into repo id, folder or file inside
-    it, and revision.
+    it, and revision. A slash at the end says that it is a folder, and stays.
 
     Raises:
       ValueError: another spelling, or a folder that leaves the repository.
@@ -165,7 +165,7 @@ def parse_hub(url: str) -> tuple[str, str, str | None]:
         raise ValueError(
             f"{url!r} is not understood; write hf://owner/repo/folder@revision"
         )
-    return match[1], (match[2] or "").strip("/"), match[3]
+    return match[1], (match[2] or "").lstrip("/"), match[3]
 
 
 def fetch(url: str, formats: Formats) -> Path:
@@ -183,20 +183,30 @@ def pinned(url: str, formats: Formats) -> str:
 
     Errors as for `load_sae`.
     """
+    repo, inside, _ = parse_hub(url)
+    commit = commit_of(url, formats)
+    return f"hf://{repo}{'/' * bool(inside)}{inside}@{commit}"
+
+
+def commit_of(url: str, formats: Formats) -> str:
+    """Returns the commit that the branch or tag of a hub address stands for now; the
+    SAE's files are fetched.
+
+    Errors as for `load_sae`.
+    """
     repo, inside, revision = parse_hub(url)
     files = hub_files(repo, inside, formats)
     # The cache's folder of a snapshot is named after its commit.
-    commit = hub.download(repo, revision, files=files).name
-    return f"hf://{repo}{'/' * bool(inside)}{inside}@{commit}"
+    return hub.download(repo, revision, files=files).name
 
 
 def hub_files(repo: str, inside: str, formats: Formats) -> list[str]:
     """Returns the files of a repository that may belong to the SAE at a folder or file:
-    exact names, no wildcards.
+    exact names, no wildcards. What ends in a slash is a folder whatever its name is.
     """
     known = formats.values()
     path = PurePosixPath(inside)
-    is_file = path.suffix in _SUFFIXES
+    is_file = path.suffix in _SUFFIXES and not inside.endswith("/")
     folder = path.parent if is_file else path
     if is_file:
         weights = [path.name, *_shards_with(path.name, known)]

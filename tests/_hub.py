@@ -1,0 +1,55 @@
+"""A hub in a folder: downloads copy what is asked for into a cache that is laid out as
+huggingface_hub's.
+"""
+
+from __future__ import annotations
+
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+COMMIT = "0a1b2c"
+
+
+class Hub:
+    """Takes the place of the hub's client.
+
+    Attributes:
+      downloads: every call, as (repository, revision).
+      fetched: files that were copied, below their repository.
+    """
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root = root
+        self.downloads: list[tuple[str, str | None]] = []
+        self.fetched: list[str] = []
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", self._download)
+
+    def repository(self, repo: str) -> Path:
+        """The folder of a repository's files."""
+        folder = self.root / "remote" / repo.replace("/", "--")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _download(
+        self,
+        repo: str,
+        *,
+        revision: str | None,
+        allow_patterns: list[str],
+        ignore_patterns: list[str] | None,
+    ) -> str:
+        self.downloads.append((repo, revision))
+        source = self.repository(repo)
+        cache = self.root / f"models--{repo.replace('/', '--')}/snapshots/{COMMIT}"
+        cache.mkdir(parents=True, exist_ok=True)
+        for file in sorted(path for path in source.rglob("*") if path.is_file()):
+            name = file.relative_to(source).as_posix()
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (cache / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, cache / name)
+                self.fetched.append(name)
+        return str(cache)
