@@ -89,7 +89,7 @@ DATA_FILES = [
     "py.typed",
     *(
         f"**/*.{suffix}"
-        for suffix in ("toml", "txt", "css", "html", "js", "json", "jsonl")
+        for suffix in ("toml", "txt", "css", "html", "js", "json", "jsonl", "gz")
     ),
 ]
 
