@@ -54,11 +54,13 @@ REQUIRES = [
 DATA = ["pyarrow>=16"]
 JUDGE = ["openai>=2,<4"]
 PAGE = ["selenium>=4.20,<5"]
+TENSORBOARD = ["tensorboardX>=2.6,<3"]
 
 EXTRAS = {
     "data": DATA,  # corpora in parquet and arrow files
     "judge": JUDGE,  # judges behind OpenAI-compatible servers
     "page": PAGE,  # tests of the page in headless Chromium
+    "tensorboard": TENSORBOARD,  # events beside metrics.jsonl
     # Pinned where a new release changes what counts as an error.
     "dev": [
         "pytest>=8.3,<10",
@@ -68,6 +70,7 @@ EXTRAS = {
         *DATA,
         *JUDGE,
         *PAGE,
+        *TENSORBOARD,
     ],
     # What the tests and benchmarks compare with; nothing in sae_attr or experiments
     # imports them.

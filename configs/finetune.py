@@ -30,6 +30,7 @@ from ml_collections.config_dict import placeholder
 from sae_attr.lm.lora import Lora
 from sae_attr.lm.next_token import ComputeOptions
 from sae_attr.lm.optimizer import Optimizer
+from sae_attr.store.metrics_log import MetricsOptions
 from sae_attr.text.chat import OPTIONS
 from sae_attr.training import LoopOptions
 
@@ -96,7 +97,7 @@ class Finetune:
 
 
 SETTINGS = {
-    "": (Finetune, Training, LoopOptions, ComputeOptions, MESH),
+    "": (Finetune, Training, LoopOptions, ComputeOptions, MetricsOptions, MESH),
     "opt": (Optimizer,),
     "lora": (Lora,),
     "template_options": (TEMPLATE,),
@@ -108,6 +109,7 @@ def shared() -> ConfigDict:
     config = config_of(Training)
     config.update(config_of(LoopOptions, leave_out=("log_every",)))
     config.update(config_of(ComputeOptions, leave_out=("dtype",)))
+    config.update(config_of(MetricsOptions))
     config.save_every = 50
     left_open(config, "eval_every", int)  # eight times a run, at least every 50 steps
     config.opt = config_of(Optimizer, leave_out=("steps",))

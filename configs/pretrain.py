@@ -23,6 +23,7 @@ from ml_collections.config_dict import placeholder
 
 from sae_attr.lm.next_token import ComputeOptions
 from sae_attr.lm.optimizer import Optimizer
+from sae_attr.store.metrics_log import MetricsOptions
 from sae_attr.text.chat import OPTIONS
 from sae_attr.text.packed_rows import Packing
 from sae_attr.training import LoopOptions
@@ -64,6 +65,7 @@ SETTINGS = {
         Packing,
         LoopOptions,
         ComputeOptions,
+        MetricsOptions,
         MESH,
         {"model": "fields of a Hugging Face config.json."},
     ),

@@ -12,7 +12,8 @@ was killed goes on at its last checkpoint with the same result.
 
 Written: `sae/` (SAELens' layout, read by `load_sae`, by SAELens and by
 experiments.attribute), `dictionary_learning/`, `mean.npz` (ā over the training text),
-`curves.csv`, `figures/`, `result.json` with explained variance, L0, CE recovered, dead
+`metrics.jsonl` (every record as it is measured, and `tensorboard/` where tensorboardX is
+installed), `curves.csv`, `figures/`, `result.json` with explained variance, L0, CE recovered, dead
 share and firing rates on held-out documents and the verdict of the SAE check.
 
 Hardware: 2 cores for models of a few million parameters; data × latents over a mesh for
@@ -28,6 +29,7 @@ from ml_collections import ConfigDict
 
 from sae_attr.activations import Masks
 from sae_attr.sae.train_config import TrainConfig
+from sae_attr.store.metrics_log import MetricsOptions
 from sae_attr.study.sae_training_data import SAETrainingSettings
 from sae_attr.text.chat import OPTIONS
 from sae_attr.text.packed_rows import Packing
@@ -40,7 +42,7 @@ from .attribute import MESH, TEMPLATE
 DERIVED = ("d_in", "d_out", "steps", "transcoder", "seed")
 
 SETTINGS = {
-    "": (SAETrainingSettings, LoopOptions, Masks, Packing, MESH),
+    "": (SAETrainingSettings, LoopOptions, MetricsOptions, Masks, Packing, MESH),
     "template_options": (TEMPLATE,),
     "sae": (TrainConfig,),
 }
@@ -53,6 +55,7 @@ def get_config() -> ConfigDict:
     config = config_of(SAETrainingSettings)
     config.update(config_of(LoopOptions, leave_out=("scan",)))
     config.log_every, config.eval_every, config.save_every = 50, 500, 500
+    config.update(config_of(MetricsOptions))
     config.update(config_of(Masks))
     config.update(config_of(Packing, leave_out=("row_bos",)))
     config.context = 128

@@ -205,6 +205,7 @@ EXTRAS = {
     "gcsfs": "gcs",
     "google": "gcs",
     "selenium": "page",
+    "tensorboardX": "tensorboard",
 }
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from absl import logging
 
-from sae_attr.store import Result, Status
+from sae_attr.store import PathLike, Result, Status
+from sae_attr.store.metrics_log import read_metrics, write_metrics
 
 
 def rounded_time(seconds: float) -> str:
@@ -75,6 +78,47 @@ class StageProgress:
             return spent
         relation = "more than" if unknown else "about"
         return f"{spent}, {relation} {rounded_time(left)} left"
+
+
+class StageMetrics:
+    """Keeps one line of metrics.jsonl for every stage that is done: the seconds that it
+    took, its counts and its other numbers.
+
+    A line belongs to the entry that it names, so that a stage computed anew replaces
+    its line, and one that was stored before a kill gets the line that it lacks.
+
+    Args:
+      folder: of the file.
+      keys: stage -> key of its entry.
+    """
+
+    def __init__(self, folder: PathLike, keys: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.lines: dict[str, Mapping[str, Any]] = {}
+        for line in read_metrics(folder):
+            name = str(line.get("stage"))
+            if name in keys and keys[name] == line.get("key"):
+                self.lines[name] = line
+
+    def end(self, status: Status, result: Result) -> None:
+        """Writes the line of a stage that was computed, or has none yet."""
+        line = {"stage": status.name, "key": result.key, **numbers_of(result.meta)}
+        if self.lines.get(status.name) != line:
+            self.lines[status.name] = line
+            write_metrics(self.folder, list(self.lines.values()))
+
+
+def numbers_of(meta: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Returns the numbers of a stage's meta by name, those of `counts` as
+    `counts.NAME`.
+    """
+    numbers: dict[str, float] = {}
+    for name, value in meta.items():
+        if isinstance(value, int | float) and math.isfinite(value):
+            numbers[f"{prefix}{name}"] = value
+        elif name == "counts" and isinstance(value, Mapping):
+            numbers |= numbers_of(value, "counts.")
+    return numbers
 
 
 def ending(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
+from etils import epath
 
 from sae_attr import parallel
 from sae_attr.store import (
@@ -19,7 +20,7 @@ from sae_attr.store import (
 )
 from sae_attr.study.stage_choice import StageChoice
 
-from ._progress import StageProgress
+from ._progress import StageMetrics, StageProgress
 
 ONLY = flags.DEFINE_list(
     "only",
@@ -55,7 +56,8 @@ def run_chosen(
     choice: StageChoice,
     on_end: Callable[[Status, Result], None] = lambda status, result: None,
 ) -> dict[str, Result]:
-    """Runs the chosen stages, and shows on the main process how they go.
+    """Runs the chosen stages, and shows on the main process how they go; what each took
+    is written to metrics.jsonl beside the store.
 
     Args:
       on_end: called after every stage, on the main process.
@@ -68,9 +70,12 @@ def run_chosen(
     if parallel.is_main():
         statuses = stage_statuses(store, stages)
         course = StageProgress([status for status in statuses if status.name in names])
+        keys = {status.name: status.key for status in statuses}
+        metrics = StageMetrics(epath.Path(store.root).parent, keys)
 
         def end(status: Status, result: Result) -> None:
             course.end(status, result)
+            metrics.end(status, result)
             on_end(status, result)
 
         hooks = {"on_start": course.start, "on_end": end}

@@ -27,6 +27,7 @@ from sae_attr.report.tables import json_text
 from sae_attr.report.training_curves import lm_curve_files
 from sae_attr.settings import settings_from
 from sae_attr.store import fingerprint, write_atomic
+from sae_attr.store.metrics_log import MetricsLog, MetricsOptions
 from sae_attr.text.token_file import (
     TokenFile,
     cached_tokens,
@@ -51,6 +52,7 @@ PLAIN = (
     "save_every",
     "keep",
     "merge",
+    "tensorboard",
 )
 # Keys that say where inputs lie. Their contents are compared instead, by `hashes`.
 PATHS = ("lm", "data", "corpus", "held_out", "tokenizer", "chat_template", "model_json")
@@ -160,6 +162,13 @@ def warn_of_few_steps(steps: int, cure: str) -> None:
 # ---- training ------------------------------------------------------------------------
 
 
+def metrics_log(config: ConfigDict, folder: epath.Path) -> MetricsLog | None:
+    """Returns the log of a folder's metrics; None on processes that write nothing."""
+    if not parallel.is_main():
+        return None
+    return MetricsLog(folder, part_of(MetricsOptions, config))
+
+
 def train(
     trained: Params,
     frozen: Params,
@@ -203,6 +212,7 @@ def train(
         held_out=held_out_batches,
         folder=workdir / "checkpoints",
         config=identity,
+        metrics_log=metrics_log(config, workdir),
         progress=parallel.is_main(),
         **settings(config, steps),
     )

@@ -306,6 +306,7 @@ def start(
     """
     _common.require(config, "lm", "data")
     _common.fix_day(config, workdir)
+    _training.metrics_log(config, workdir)  # refuses what it cannot write
     if shown:
         tok = tokenizer_of(config, resolve_model(config.lm))
         data, _, _ = read_rows(config, tok)

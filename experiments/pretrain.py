@@ -183,6 +183,7 @@ def start(
     """Checks the inputs, then trains under the workdir's lock."""
     _common.require(config, "corpus", *([] if config.lm else ["tokenizer"]))
     _common.fix_day(config, workdir)
+    _training.metrics_log(config, workdir)  # refuses what it cannot write
     inputs = prepare(config, workdir)
     with own_workdir(
         workdir,

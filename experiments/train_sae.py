@@ -43,7 +43,15 @@ from ._config import part_of
 from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 
 # Keys that say where and how fast a run computes, on which no result depends.
-PLAIN = ("mesh", "log_every", "eval_every", "save_every", "keep", "batch_rows")
+PLAIN = (
+    "mesh",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep",
+    "batch_rows",
+    "tensorboard",
+)
 
 
 def prepare(
@@ -122,7 +130,8 @@ def run(
     returns the content of result.json.
     """
     options = part_of(LoopOptions, config, scan=1)
-    trained = train_job(data, job, ledger, folder / "checkpoints", options)
+    log = _training.metrics_log(config, folder)
+    trained = train_job(data, job, ledger, folder / "checkpoints", options, log)
     if not parallel.is_main():
         return {}
     sums = held_out_sums(data, job, trained.sae)
@@ -171,6 +180,7 @@ def start(
     """
     _common.require(config, "lm", "corpus", "site")
     _common.fix_day(config, workdir)
+    _training.metrics_log(config, workdir)  # refuses what it cannot write
     settings = part_of(SAETrainingSettings, config)
     jobs = sae_jobs(settings, config.sae.to_dict(), load_config(config.lm))
     if config.batch_size % parallel.make_mesh(config.mesh).shape["data"]:

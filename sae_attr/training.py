@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from sae_attr.files import checkpoints
 from sae_attr.store.files import PathLike
+from sae_attr.store.metrics_log import MetricsLog
 
 Record = dict[str, float]
 """One row of the curves; `step` counts the steps that were made by then."""
@@ -151,6 +152,7 @@ def train(
     curves: Curves[S, M],
     folder: PathLike | None = None,
     config: Mapping[str, Any] = MappingProxyType({}),
+    metrics_log: MetricsLog | None = None,
     progress: bool = True,
 ) -> TrainResult[S]:
     """Trains until `steps` steps are made, from the last checkpoint if there is one.
@@ -164,6 +166,7 @@ def train(
       folder: of checkpoints; None writes none.
       config: plain values that say what is trained on what; a run that goes on must
         have the same.
+      metrics_log: gets every record of the curves as it is made.
 
     Raises:
       Diverged: a loss or gradient that is not finite. Checkpoints hold finite steps
@@ -171,13 +174,15 @@ def train(
       ValueError: checkpoints of another config, of other shapes, or of an older
         version.
     """
+    log = metrics_log or MetricsLog(None)
     state, history = resume(folder, state, config)
     result = TrainResult(state, history, started=int(state.step))
+    log.start(history)
     if curves.evaluate_start and not history:
         history.append({"step": 0, **curves.evaluate(state)})
     window: list[M] = []
     clock = time.perf_counter()
-    with _progress_bar(result.started, steps, progress) as bar:
+    with _progress_bar(result.started, steps, progress) as bar, log:
         for first, stop in spans(result.started, steps, options):
             batches = [batch_of(step) for step in range(first, stop)]
             result.state, metrics = run_steps(result.state, batches)
@@ -195,7 +200,9 @@ def train(
             if _due(stop, steps, options.eval_every):
                 history[-1] |= curves.evaluate(result.state)
             curves.on_record(result.state, history)
+            log.follow(history)
             if folder is not None and _due(stop, steps, options.save_every):
+                log.flush()
                 _save(folder, stop, result, config, options.keep)
             _advance(bar, stop, curves.shown(history), result.tokens_per_second)
             window, clock = [], time.perf_counter()

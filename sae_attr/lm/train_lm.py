@@ -41,6 +41,7 @@ from sae_attr.parallel import (
     shardings,
 )
 from sae_attr.store.files import PathLike
+from sae_attr.store.metrics_log import MetricsLog
 from sae_attr.training import Curves, LoopOptions, Record, TrainResult, train
 
 
@@ -58,6 +59,7 @@ def train_lm(
     held_out: Sequence[TokenBatch] = (),
     folder: PathLike | None = None,
     config: Mapping[str, Any] = MappingProxyType({}),
+    metrics_log: MetricsLog | None = None,
     progress: bool = True,
 ) -> TrainResult[LMState]:
     """Trains for `opt.steps` steps, from the last checkpoint in `folder` if there is
@@ -76,6 +78,7 @@ def train_lm(
         held-out loss are kept beside it (`best_trained`).
       config: plain values that say what is trained on what; a run that goes on must
         have the same.
+      metrics_log: gets every record as it is made.
 
     Raises:
       ValueError: checkpoints of another config or of other shapes; rows that the mesh
@@ -111,6 +114,7 @@ def train_lm(
         curves=curves,
         folder=folder,
         config=config,
+        metrics_log=metrics_log,
         progress=progress,
     )
 

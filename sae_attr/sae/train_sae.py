@@ -18,6 +18,7 @@ from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae.train_state import ActBatch, SAEState, as_pair, init_state
 from sae_attr.sae.update import SAEMetrics, compiled_step
 from sae_attr.store.files import PathLike
+from sae_attr.store.metrics_log import MetricsLog
 from sae_attr.training import Curves, LoopOptions, Record, TrainResult, train
 
 OPTIONS = LoopOptions(log_every=50, save_every=1000)
@@ -33,6 +34,7 @@ def train_sae(
     options: LoopOptions = OPTIONS,
     on_record: Callable[[SAEState, list[Record]], None] = lambda state, history: None,
     evaluate: Callable[[SAEState], Record] = lambda state: {},
+    metrics_log: MetricsLog | None = None,
     progress: bool = True,
 ) -> TrainResult[SAEState]:
     """Trains, from the last checkpoint in `folder` if there is one; the result does not
@@ -52,6 +54,7 @@ def train_sae(
         takes long enough, and its batch fills the memory.
       on_record: called with the state and the whole curve after every new record.
       evaluate: measures a state; its numbers are added to the record of that step.
+      metrics_log: gets every record as it is made.
       progress: show a bar with the speed and the time left.
 
     Raises:
@@ -83,6 +86,7 @@ def train_sae(
         curves=curves,
         folder=folder,
         config={**inputs, **asdict(cfg)},
+        metrics_log=metrics_log,
         progress=progress and is_main(),
     )
 

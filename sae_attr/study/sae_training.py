@@ -35,6 +35,7 @@ from sae_attr.sae_check import (
 )
 from sae_attr.site_names import lens_name
 from sae_attr.store import Store, fingerprint
+from sae_attr.store.metrics_log import MetricsLog
 from sae_attr.study.sae_training_data import SAEJob, SAETrainingData, stream_identity
 from sae_attr.training import LoopOptions, Record
 
@@ -59,6 +60,7 @@ def train_job(
     ledger: Store,
     folder: epath.Path,
     options: LoopOptions,
+    metrics_log: MetricsLog | None = None,
 ) -> TrainedSAE:
     """Trains one SAE, from its last checkpoint in `folder` if there is one, and checks
     it; called on every process alike.
@@ -66,6 +68,7 @@ def train_job(
     Args:
       ledger: where sizes of blocks are noted, as for `batch_function`.
       folder: of checkpoints.
+      metrics_log: gets every record of the curves as it is made.
     """
     settings = data.settings
     stream = batch_function(
@@ -79,6 +82,7 @@ def train_job(
         inputs=stream_identity(data),
         options=options,
         evaluate=partial(held_out_record, data, job),
+        metrics_log=metrics_log,
         progress=parallel.is_main(),
     )
     state = jax.tree.map(parallel.to_host, result.state)

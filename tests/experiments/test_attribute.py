@@ -20,6 +20,7 @@ from sae_attr.attribution.score_registry import SCORES, Score, Vector, labelled
 from sae_attr.organism.ground_truth import GroundTruth
 from sae_attr.organism.score_agreement import agreement_rows
 from sae_attr.store import fingerprint
+from sae_attr.store.metrics_log import read_metrics
 from sae_attr.study.setup import Setup
 from sae_attr.study.stage_choice import StageChoice
 from sae_attr.text.rows import ROLES
@@ -280,7 +281,10 @@ def test_figures_are_files_that_open(done: Path) -> None:
 def test_nothing_but_the_promised_files_lies_in_the_workdir(done: Path) -> None:
     files = {str(p.relative_to(done)) for p in done.rglob("*") if p.is_file()}
     top = {name for name in files if not name.startswith("store/")}
-    assert top == {*RESULTS, "result.json", "config.json", ".lock", ".lock-guard"}
+    kept = {"result.json", "config.json", "metrics.jsonl", ".lock", ".lock-guard"}
+    assert top == {*RESULTS, *kept}
+    timings = json.loads((done / "result.json").read_text())["timings"]
+    assert [line["stage"] for line in read_metrics(done)] == [*timings]
     assert not [name for name in files if "progress" in name or ".tmp" in name]
 
 

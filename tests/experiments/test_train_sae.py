@@ -341,7 +341,8 @@ def test_a_kill_at_any_moment_changes_nothing(base: Path, tmp_path: Path) -> Non
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     finish("killed")
-    for name in ("sae/sae_weights.safetensors", "curves.csv", "mean.npz"):
+    files = ("sae/sae_weights.safetensors", "curves.csv", "mean.npz", "metrics.jsonl")
+    for name in files:
         ours, theirs = (
             (tmp_path / run / name).read_bytes() for run in ("killed", "whole")
         )

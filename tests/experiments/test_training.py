@@ -429,6 +429,7 @@ def test_a_fine_tune_killed_twice_ends_as_one_left_alone(
     for name in (
         "curves.csv",
         "held_out.csv",
+        "metrics.jsonl",
         "model/model.safetensors",
         "figures/loss.svg",
     ):

@@ -35,6 +35,7 @@ from sae_attr.lm.training_defaults import (
     warmup_for,
 )
 from sae_attr.parallel import make_mesh
+from sae_attr.store.metrics_log import MetricsLog, MetricsOptions, read_metrics
 from sae_attr.text.packed_rows import Packing
 from sae_attr.text.token_file import write_tokens
 from sae_attr.text.tokenizer_folder import load_tokenizer
@@ -140,14 +141,20 @@ def test_a_continued_run_is_one_that_was_not_stopped(tmp_path: Path) -> None:
     assert [r["step"] for r in want.history if "eval_loss" in r] == [0, 4, 8]
     assert [r["step"] for r in want.history if "loss" in r] == list(range(1, 9))
     assert want.history[-1]["eval_loss"] < want.history[0]["eval_loss"]
+    log = lambda: MetricsLog(tmp_path, MetricsOptions(tensorboard=False))
+    checkpoints = tmp_path / "checkpoints"
     for stop in (3, 7):  # of which the second goes on itself
         with pytest.raises(Stopped):
-            run(tmp_path, stop)
-    got = run(tmp_path)
+            run(checkpoints, stop, metrics_log=log())
+        assert read_metrics(tmp_path) == want.history[: len(read_metrics(tmp_path))]
+    assert read_metrics(tmp_path)[-1]["step"] == 6
+    got = run(checkpoints, metrics_log=log())
     assert got.started == 6
+    assert read_metrics(tmp_path) == want.history
     assert got.history == want.history
     jax.tree.map(np.testing.assert_array_equal, got.state, want.state)
-    again = run(tmp_path, stop=0)  # nothing is left to do
+    again = run(checkpoints, stop=0, metrics_log=log())  # nothing is left to do
+    assert read_metrics(tmp_path) == want.history
     assert again.history == want.history
     jax.tree.map(np.testing.assert_array_equal, again.state, want.state)
 

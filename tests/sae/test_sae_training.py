@@ -31,6 +31,7 @@ from sae_attr.sae.train_state import (
     schedule,
 )
 from sae_attr.sae.update import compiled_step, train_step, without_parallel
+from sae_attr.store.metrics_log import MetricsLog, MetricsOptions, read_metrics
 from sae_attr.training import Diverged, LoopOptions, Record
 from tests._processes import limited
 
@@ -274,16 +275,21 @@ def test_a_run_that_was_stopped_ends_the_same(objective: str, tmp_path: Path) ->
             raise KeyboardInterrupt
         return batch(step)
 
+    log = lambda: MetricsLog(tmp_path, MetricsOptions(tensorboard=False))
     with pytest.raises(KeyboardInterrupt):
-        quick(cfg, stops, folder=tmp_path)
+        quick(cfg, stops, folder=tmp_path, metrics_log=log())
     assert latest(tmp_path) == 8
+    # Ahead of the checkpoint, as a kill between the two leaves it, and cut short.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 12, "loss": 3.0}\n{"step": 16, "lo')
     steps: list[int] = []
 
     def note(state: SAEState, history: list[Record]) -> None:
         steps.append(int(history[-1]["step"]))
 
-    rest = quick(cfg, folder=tmp_path, on_record=note)
+    rest = quick(cfg, folder=tmp_path, on_record=note, metrics_log=log())
     same(rest.state, whole.state)
+    assert read_metrics(tmp_path) == rest.history
     assert rest.history == whole.history
     assert steps == [12]
     again = quick(cfg, folder=tmp_path)  # finished: nothing left to do
