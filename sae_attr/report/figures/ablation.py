@@ -10,7 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sae_attr.report.figures.labels import name_points
-from sae_attr.report.figures.output import BLUE, GREY, INK, Mark, open_axes, styled
+from sae_attr.report.figures.output import (
+    BLUE,
+    GREY,
+    Mark,
+    draw_equality,
+    open_axes,
+    styled,
+)
 
 PANELS = ("joint", "single")
 _TITLES = {
@@ -77,7 +84,7 @@ def _draw_latents(ax: Axes, latents: Sequence[Mapping[str, Any]]) -> None:
                 zorder=2 + (group == "candidate"),  # never below a random one
                 **style,
             )
-    _draw_equality(ax)
+    draw_equality(ax)
     best = sorted(
         _measured_points(latents, "candidate"), key=lambda p: -abs(p["exact"])
     )
@@ -88,7 +95,7 @@ def _draw_latents(ax: Axes, latents: Sequence[Mapping[str, Any]]) -> None:
 def _draw_positions(ax: Axes, single: Mapping[str, Sequence[float]]) -> None:
     x, y = np.array(single["first_order"]), np.array(single["exact"])
     ax.scatter(x, y, s=14, color=BLUE, alpha=0.7, linewidths=0)
-    _draw_equality(ax)
+    draw_equality(ax)
 
 
 def _measured_points(
@@ -117,13 +124,3 @@ def ablation_marks(numbers: Mapping[str, Any]) -> dict[str, Mark]:
             )
             marks[_point_id(point)] = Mark(label, latent)
     return marks
-
-
-def _draw_equality(ax: Axes) -> None:
-    """Gives both axes the same limits; draws the line of equality and the zeros."""
-    low = min(ax.get_xlim()[0], ax.get_ylim()[0])
-    high = max(ax.get_xlim()[1], ax.get_ylim()[1])
-    ax.plot([low, high], [low, high], color=INK, lw=0.8, ls="--", zorder=0)
-    ax.axhline(0, color=GREY, lw=0.5, zorder=0)
-    ax.axvline(0, color=GREY, lw=0.5, zorder=0)
-    ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")

@@ -48,6 +48,16 @@ def open_axes(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def draw_equality(ax: Axes) -> None:
+    """Gives both axes the same limits; draws the line of equality and the zeros."""
+    low = min(ax.get_xlim()[0], ax.get_ylim()[0])
+    high = max(ax.get_xlim()[1], ax.get_ylim()[1])
+    ax.plot([low, high], [low, high], color=INK, lw=0.8, ls="--", zorder=0)
+    ax.axhline(0, color=GREY, lw=0.5, zorder=0)
+    ax.axvline(0, color=GREY, lw=0.5, zorder=0)
+    ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+
+
 def render(figure: Figure, numbers: Mapping[str, Any]) -> dict[str, bytes]:
     """Returns file suffix -> contents: svg, png, and the numbers as json.
 

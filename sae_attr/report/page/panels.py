@@ -17,6 +17,12 @@ from sae_attr.report.figures.ablation import (
 )
 from sae_attr.report.figures.effects import effect_marks, effects_figure
 from sae_attr.report.figures.plane import plane_figure, plane_marks
+from sae_attr.report.figures.sampled import sampled_figure, sampled_marks
+from sae_attr.report.figures.specificity import (
+    specificity_figure,
+    specificity_marks,
+)
+from sae_attr.report.page.probe_records import Specificity
 from sae_attr.report.page.svg import inline_svg
 
 _MANY = 5  # strips that need more room than a phone has
@@ -97,3 +103,47 @@ def plane_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
             ),
         )
         yield Panel(svg, "plane")
+
+
+def specificity_panels(specificity: Specificity, case: str) -> Iterator[Panel]:
+    """Yields a panel per direction.
+
+    Args:
+      case: id of the case study.
+    """
+    for numbers in specificity.figures:
+        direction = numbers["direction"]
+        svg = inline_svg(
+            specificity_figure(numbers),
+            specificity_marks(numbers),
+            case=case,
+            name=f"{case}-specificity-{direction}",
+            alt=(
+                "A row per latent and a column per set of prompts: change in the rate "
+                f"of {numbers['behaviour']}, steering {direction}, in percentage "
+                "points; the last column is the cost on ordinary text."
+            ),
+        )
+        yield Panel(svg, "many strips")
+
+
+def sampled_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
+    """Yields a panel per direction.
+
+    Args:
+      numbers: of `sampled_figure`.
+      case: id of the case study.
+    """
+    for panel in numbers["panels"]:
+        alone = {"panels": [panel]}
+        svg = inline_svg(
+            sampled_figure(alone),
+            sampled_marks(alone),
+            case=case,
+            name=f"{case}-sampled-{panel['direction']}",
+            alt=(
+                "A point per latent: sampled against exact change, steering "
+                f"{panel['direction']}, in percentage points."
+            ),
+        )
+        yield Panel(svg, "square")

@@ -17,6 +17,11 @@ from sae_attr.comparison_records import (
     MethodCount,
     MethodDifference,
 )
+from sae_attr.report.page.probe_records import (
+    SampledCheck,
+    Specificity,
+    UnsteeredRates,
+)
 
 Kind = Literal[
     "text", "integer", "number", "percent", "points", "tokens", "methods", "flag"
@@ -139,6 +144,7 @@ class CaseReport:
         (80 % power, 5 % level).
       signed_effects: as `effects`, for steering by the sign of the gradient, or None.
       plane: numbers of `figures.plane_figure`, or None.
+      unsteered, specificity, sampled: of studies by exact probabilities, else None.
       ablation: numbers of `figures.ablation_figure`, or None.
       steered: latents with completions to read, in the order to show.
       warnings: what a reader must know.
@@ -157,6 +163,9 @@ class CaseReport:
     detectable: Mapping[str, float] = field(default_factory=dict)
     signed_effects: Mapping[str, Any] | None = None
     plane: Mapping[str, Any] | None = None
+    unsteered: UnsteeredRates | None = None
+    specificity: Specificity | None = None
+    sampled: SampledCheck | None = None
     ablation: Mapping[str, Any] | None = None
     steered: tuple[SteeredLatent, ...] = ()
     warnings: tuple[str, ...] = ()

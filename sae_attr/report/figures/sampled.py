@@ -1,0 +1,97 @@
+"""Effects by exact probabilities against those of sampled answers, a point a latent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sae_attr.report.figures.output import Mark, draw_equality, open_axes, styled
+from sae_attr.report.figures.strips import points
+from sae_attr.report.method_style import method_colors, method_name
+from sae_attr.report.numbers import is_known, signed
+
+_ERRORS = 1.96  # standard errors that a line reaches to either side
+
+
+@styled
+def sampled_figure(numbers: Mapping[str, Any]) -> Figure:
+    """Draws sampled against exact changes, a panel per direction; a line reaches 1.96
+    binomial standard errors.
+
+    Points have the ids that `sampled_marks` explains.
+
+    Args:
+      numbers: `panels`: one per direction, each {direction, pearson, spearman, points};
+        a point is {latent, method, exact, sampled, error}. Changes are shares; NaN or
+        None is not known.
+    """
+    panels = numbers["panels"]
+    size = (4.6 * len(panels), 4.8)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, panel in zip(axes, panels, strict=True):
+        _draw_panel(ax, panel)
+    return figure
+
+
+def _draw_panel(ax: Axes, panel: Mapping[str, Any]) -> None:
+    rows = list(_known(panel["points"]))
+    colors = method_colors([row["method"] for row in panel["points"]])
+    shown: dict[str, None] = {}
+    for row in rows:
+        x, y = points(row["exact"]), points(row["sampled"])
+        color = colors[row["method"]]
+        reach = _ERRORS * points(row["error"])
+        if not np.isnan(reach):
+            ax.plot([x, x], [y - reach, y + reach], color=color, lw=1, alpha=0.4)
+        style = {"marker": "o", "ls": "", "ms": 5, "mew": 0, "color": color}
+        ax.plot([x], [y], gid=_id(panel, row), zorder=2, **style)
+        shown[row["method"]] = None
+    for method in shown:
+        style = {"marker": "o", "ls": "", "ms": 5, "mew": 0, "color": colors[method]}
+        ax.plot([], [], label=method_name(method), **style)
+    draw_equality(ax)
+    lines = (
+        f"Steering {panel['direction']}",
+        f"Pearson {_unsigned(panel['pearson'])}, "
+        f"Spearman {_unsigned(panel['spearman'])}",
+    )
+    ax.set_title("\n".join(lines), fontsize=9.5, loc="left")
+    ax.set_xlabel("exact change (percentage points)", fontsize=9)
+    ax.set_ylabel("sampled change (percentage points)", fontsize=9)
+    open_axes(ax)
+    if shown:
+        ax.legend(frameon=False, fontsize=8)
+
+
+def _unsigned(value: float | None) -> str:
+    return f"{value:.2f}" if is_known(value) else "–"
+
+
+def _known(rows: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Yields the points of which both changes are known."""
+    for row in rows:
+        if is_known(row["exact"]) and is_known(row["sampled"]):
+            yield row
+
+
+def _id(panel: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    return f"sampled-{panel['direction']}-{int(row['latent'])}"
+
+
+def sampled_marks(numbers: Mapping[str, Any]) -> dict[str, Mark]:
+    """Returns id -> meaning of the points that `sampled_figure` draws."""
+    marks = {}
+    for panel in numbers["panels"]:
+        for row in _known(panel["points"]):
+            label = (
+                f"latent {row['latent']}, {method_name(row['method'])}: exact "
+                f"{signed(points(row['exact']))}, sampled "
+                f"{signed(points(row['sampled']))} points"
+            )
+            marks[_id(panel, row)] = Mark(label, int(row["latent"]))
+    return marks
