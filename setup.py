@@ -56,7 +56,11 @@ JUDGE = ["openai>=2,<4"]
 PAGE = ["selenium>=4.20,<5"]
 TENSORBOARD = ["tensorboardX>=2.6,<3"]
 
+# Dequantises the weights of GGUF models; 0.10 is the first that has every type's numbers.
+GGUF = ["gguf>=0.10,<1"]
+
 EXTRAS = {
+    "gguf": GGUF,  # models as llama.cpp keeps them
     "data": DATA,  # corpora in parquet and arrow files
     "judge": JUDGE,  # judges behind OpenAI-compatible servers
     "page": PAGE,  # tests of the page in headless Chromium
@@ -80,7 +84,7 @@ EXTRAS = {
         "peft>=0.15",
         "sae-lens>=5",
         "dictionary-learning>=0.1",
-        "gguf>=0.10",
+        *GGUF,
     ],
     "gpu": ["jax[cuda13]>=0.9,<0.12"],
     "tpu": ["jax[tpu]>=0.9,<0.12"],

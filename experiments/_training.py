@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -17,12 +16,12 @@ from ml_collections import ConfigDict
 
 from sae_attr import parallel
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_folder import model_fingerprint
 from sae_attr.lm.model import Params
 from sae_attr.lm.next_token import Assemble, ComputeOptions, LMState, join
 from sae_attr.lm.optimizer import Optimizer, learning_rate
 from sae_attr.lm.train_data import RowDataset, all_batches, step_batch
 from sae_attr.lm.train_lm import best_trained, train_lm, training_summary
-from sae_attr.lm.weights import resolve_model
 from sae_attr.report.tables import json_text
 from sae_attr.report.training_curves import lm_curve_files
 from sae_attr.settings import settings_from
@@ -36,6 +35,7 @@ from sae_attr.text.token_file import (
     open_tokens,
 )
 from sae_attr.text.tokenizer import Tokenizer
+from sae_attr.text.tokenizer_folder import tokenizer_fingerprint
 from sae_attr.training import LoopOptions, TrainResult
 
 from . import _common
@@ -56,6 +56,8 @@ PLAIN = (
 )
 # Keys that say where inputs lie. Their contents are compared instead, by `hashes`.
 PATHS = ("lm", "data", "corpus", "held_out", "tokenizer", "chat_template", "model_json")
+# A model may be an address; the folder of a tokenizer may hold a model too.
+_FINGERPRINTS = {"lm": model_fingerprint, "tokenizer": tokenizer_fingerprint}
 DTYPES = ("float32", "bfloat16")
 FEW_STEPS = 300
 
@@ -67,12 +69,14 @@ def hashes(config: ConfigDict) -> dict[str, str]:
     """Returns `<name>_hash` for every input that the config names: a fingerprint of its
     contents, wherever it lies.
     """
-    paths = {name: Path(str(config[name])) for name in PATHS if config.get(name)}
-    if "lm" in paths:
-        paths["lm"] = resolve_model(config.lm)
-    if "tokenizer" in paths:  # the folder may hold a model too
-        paths["tokenizer"] /= "tokenizer.json"
-    return {f"{name}_hash": fingerprint(path) for name, path in paths.items()}
+    out = {}
+    for name in PATHS:
+        if not config.get(name):
+            continue
+        path = str(config[name])
+        contents = _FINGERPRINTS.get(name, fingerprint)(path)
+        out[f"{name}_hash"] = contents
+    return out
 
 
 def token_file(

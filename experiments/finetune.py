@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from sae_attr import parallel
 from sae_attr.lm.adapter_states import example_states
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.hf_folder import read_object
 from sae_attr.lm.lora import Lora, attach, check_lora, init_lora, merged
 from sae_attr.lm.model import Params
 from sae_attr.lm.next_token import join
@@ -31,7 +30,13 @@ from sae_attr.lm.training_defaults import (
     rank_for,
     warmup_for,
 )
-from sae_attr.lm.weights import load_config, load_lm, resolve_model, save_lm
+from sae_attr.lm.weights import (
+    load_config,
+    load_lm,
+    read_config,
+    resolve_model,
+    save_lm,
+)
 from sae_attr.store import own_workdir
 from sae_attr.text.chat import with_options
 from sae_attr.text.copy_tokenizer import copy_tokenizer
@@ -220,7 +225,7 @@ def write_model(
     if lora is None or config.merge:
         folder = workdir / f"model{suffix}"
         whole = params if lora is None else jax.jit(merged)(params)
-        save_lm(folder, read_object(source / "config.json"), whole)
+        save_lm(folder, read_config(source), whole)
         folders.append(folder)
     if not parallel.is_main():
         return

@@ -19,7 +19,7 @@ from sae_attr.lm.hf_folder import read_object
 from sae_attr.lm.train_data import RowDataset, split_tokens, token_dataset
 from sae_attr.lm.train_lm import random_params
 from sae_attr.lm.training_defaults import evaluate_every, pretrain_warmup
-from sae_attr.lm.weights import load_lm, resolve_model, save_lm
+from sae_attr.lm.weights import load_lm, read_config, resolve_model, save_lm
 from sae_attr.store import own_workdir
 from sae_attr.text.chat import with_options
 from sae_attr.text.copy_tokenizer import copy_tokenizer
@@ -60,7 +60,7 @@ def hf_config(config: ConfigDict, tok: Tokenizer) -> dict[str, Any]:
       ValueError: a context longer than the model's.
     """
     if config.lm:
-        hf = read_object(resolve_model(config.lm) / "config.json")
+        hf = read_config(resolve_model(config.lm))
     elif config.model_json:
         hf = read_object(Path(config.model_json))
     else:

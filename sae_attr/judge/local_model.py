@@ -15,10 +15,10 @@ from sae_attr.judge.local_judge import LocalJudge
 from sae_attr.judge.rubrics import Rubric
 from sae_attr.lm.draw import Sampling
 from sae_attr.lm.end_tokens import ending_ids, turn_ends
+from sae_attr.lm.hf_folder import model_fingerprint, resolve_model
 from sae_attr.lm.sample import check_finite, generate, make_prompts
-from sae_attr.lm.weights import load_config, load_lm, resolve_model
+from sae_attr.lm.weights import load_config, load_lm
 from sae_attr.parallel import shard_batch, to_host
-from sae_attr.store import fingerprint
 from sae_attr.text.chat import options_read, with_options
 from sae_attr.text.encoding import encode_prompt
 from sae_attr.text.pairs import Prompt
@@ -154,7 +154,7 @@ def _open(
         stop_ids=local.stop_ids,
     )
     # A model is its contents, as everywhere: a folder that was moved keeps its grades.
-    contents = fingerprint(resolve_model(local.lm))
+    contents = model_fingerprint(local.lm)
     model = {"name": f"{answers.family}-{contents[:8]}", "fingerprint": contents}
     settings = {
         "temperature": 0.0,

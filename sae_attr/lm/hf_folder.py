@@ -1,5 +1,5 @@
-"""What a Hugging Face model folder says beside its weights: its JSON files, read within
-bounds, and the ids that end a turn.
+"""What a model's files say beside its weights: where they lie, the JSON files of a
+Hugging Face folder, read within bounds, and the ids that end a turn.
 """
 
 from __future__ import annotations
@@ -12,8 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from sae_attr.files import hub
+from sae_attr.files.gguf_header import is_gguf
+from sae_attr.files.gguf_parts import part_files, read_gguf
+from sae_attr.files.packages import PREFIX, package_model
 from sae_attr.files.text import check_pointer
+from sae_attr.lm.gguf_config import config_from_gguf
 from sae_attr.lm.hf_schema import IDS, shown
+from sae_attr.store import digest, fingerprint
+from sae_attr.text.gguf_tokenizer import end_ids_of_gguf
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -22,18 +28,22 @@ _MAX_JSON = 1 << 28  # bytes; the index of the largest models has some 20 MB
 
 
 def resolve_model(path: str) -> Path:
-    """Finds the local folder of a model: `path` itself, or a hub id
-    `owner/name[@revision]`, which huggingface_hub downloads.
+    """Finds the local folder or GGUF file of a model: `path` itself, the GGUF of an
+    installed package `pip:NAME`, or a hub id `owner/name[@revision]`, which
+    huggingface_hub downloads.
 
     Raises:
-      ValueError: neither a folder nor something that looks like a hub id, or the hub
-        has no such model.
+      ValueError: neither a folder, a GGUF file nor something that looks like a hub id;
+        a package that is not installed; the hub has no such model.
     """
-    if Path(path).is_dir():
+    if path.startswith(PREFIX):
+        return package_model(path)
+    if Path(path).is_dir() or is_gguf(path):
         return Path(path)
     if Path(path).is_file():
         raise ValueError(
-            f"{path!r} is a file; give the folder of the model that it belongs to"
+            f"{path!r} is a file; give the folder of the model that it belongs to, or "
+            "a .gguf"
         )
     hub_id, _, revision = path.removeprefix("hf://").partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) or path.startswith((".", "/")):
@@ -52,6 +62,21 @@ def resolve_model(path: str) -> Path:
     return hub.download(
         hub_id, revision or None, files=[*wanted, "pytorch_model*.bin"], ignore=copies
     )
+
+
+def model_fingerprint(path: str) -> str:
+    """Names a model by the contents of its files, wherever they lie.
+
+    Args:
+      path: as for `resolve_model`.
+    """
+    local = resolve_model(path)
+    if local.is_dir():
+        return fingerprint(local)
+    parts = part_files(local)
+    if len(parts) == 1:
+        return fingerprint(local)
+    return digest([fingerprint(part) for part in parts])
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -110,10 +135,11 @@ def language_model(hf: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def end_ids(path: str | Path) -> tuple[int, ...]:
     """Collects the ids that end a turn by a model's own files: `eos_token_id` of
-    generation_config.json and config.json.
+    generation_config.json and config.json; the ends of text, turn and message of a
+    GGUF.
 
     Args:
-      path: folder, or hub id `owner/name[@revision]`.
+      path: as for `resolve_model`.
 
     Returns:
       Each id once: those of generation_config.json first, then those of config.json and
@@ -125,16 +151,13 @@ def end_ids(path: str | Path) -> tuple[int, ...]:
         nor a list of them; the message names file and key.
     """
     folder = resolve_model(str(path))
-    config = _object_or_none(folder / CONFIG) or {}
-    inner = language_model(config)
-    stated = _stated_ends(
-        folder / GENERATION, _object_or_none(folder / GENERATION) or {}
-    )
-    stated += _stated_ends(folder / CONFIG, config) + _stated_ends(
-        folder / CONFIG, inner
-    )
+    if folder.is_file():
+        header = read_gguf(folder)
+        stated = list(end_ids_of_gguf(header))
+        vocab = config_from_gguf(header)["vocab_size"]
+    else:
+        stated, vocab = _ends_of_folder(folder)
     ids = tuple(dict.fromkeys(stated))
-    vocab = inner.get("vocab_size", config.get("vocab_size"))
     outside = [token for token in ids if isinstance(vocab, int) and token >= vocab]
     if outside:
         warnings.warn(
@@ -144,6 +167,19 @@ def end_ids(path: str | Path) -> tuple[int, ...]:
             stacklevel=2,
         )
     return tuple(token for token in ids if token not in outside)
+
+
+def _ends_of_folder(folder: Path) -> tuple[list[int], Any]:
+    """The ids that a folder's files state, and the rows of its vocabulary."""
+    config = _object_or_none(folder / CONFIG) or {}
+    inner = language_model(config)
+    stated = _stated_ends(
+        folder / GENERATION, _object_or_none(folder / GENERATION) or {}
+    )
+    stated += _stated_ends(folder / CONFIG, config) + _stated_ends(
+        folder / CONFIG, inner
+    )
+    return stated, inner.get("vocab_size", config.get("vocab_size"))
 
 
 def _object_or_none(file: Path) -> dict[str, Any] | None:

@@ -156,9 +156,10 @@ def weight_files(folder: Path, *, adapter: bool = False) -> list[Path]:
 
 
 def _copies(folder: Path) -> str:
+    for file in sorted(folder.glob("*.gguf"))[:1]:
+        return f"; {file} is a model too: give the path of the file"
     for pattern, what in (
         ("consolidated*", "its authors' layout"),
-        ("*.gguf", "GGUF"),
         ("*.h5", "Keras' layout"),
     ):
         copies = sorted(file.name for file in folder.glob(pattern))

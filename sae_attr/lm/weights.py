@@ -16,11 +16,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from sae_attr.files.gguf_parts import read_gguf
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.gguf_config import config_from_gguf
+from sae_attr.lm.gguf_weights import (
+    quantisation,
+    quantisation_text,
+    read_gguf_weights,
+)
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.hf_folder import ADAPTER, CONFIG, read_object, resolve_model
 from sae_attr.lm.hf_layouts import as_is, source_of, tensor_name, transposed
@@ -61,11 +69,19 @@ def load_config(
     """
     folder = resolve_model(path)
     return _for_mesh(
-        config_from_hf(_read_config(folder), str(folder / CONFIG)), resid_dtype, mesh
+        config_from_hf(read_config(folder), _config_name(folder)), resid_dtype, mesh
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads the config.json of a model's folder, or what would stand there of a GGUF
+    file.
+
+    Raises:
+      ValueError: no such file, or one that cannot be read.
+    """
+    if folder.is_file():
+        return config_from_gguf(read_gguf(folder))
     file = folder / CONFIG
     if file.is_file():
         return read_object(file)
@@ -74,6 +90,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     raise ValueError(
         f"{folder} holds no {CONFIG}, so it is no Hugging Face model folder"
     )
+
+
+def _config_name(folder: Path) -> str:
+    return f"{folder}" if folder.is_file() else str(folder / CONFIG)
 
 
 def _for_mesh(
@@ -362,14 +382,14 @@ def load_lm(
     cfg: LMConfig | None = None,
     progress: bool = True,
 ) -> tuple[LMConfig, Params]:
-    """Loads config and parameters of a Hugging Face folder or hub id, each weight on
-    the devices that `LM_RULES` gives it.
+    """Loads config and parameters of a Hugging Face folder, hub id or GGUF model, each
+    weight on the devices that `LM_RULES` gives it.
 
     Files are memory-mapped; the host holds a piece of `CHUNK_BYTES` at a time
     (benchmarks/load_memory.py).
 
     Args:
-      path: folder, or hub id `owner/name[@revision]`.
+      path: folder, hub id `owner/name[@revision]`, .gguf file, or `pip:NAME`.
       mesh: axes `data` and `model`; None: every device on `data`.
       dtype: of the weights and of matrix products: float32, bfloat16 or float64 (under
         x64).
@@ -391,12 +411,18 @@ def load_lm(
     folder = resolve_model(path)
     mesh = make_mesh() if mesh is None else mesh
     resid_dtype = resid_dtype or ("float64" if dtype == "float64" else "float32")
-    hf = _read_config(folder) if cfg is None else {}
-    cfg = _for_mesh(cfg or config_from_hf(hf, str(folder / CONFIG)), resid_dtype, mesh)
+    hf = read_config(folder) if cfg is None else {}
+    cfg = _for_mesh(cfg or config_from_hf(hf, _config_name(folder)), resid_dtype, mesh)
     added = resolve_model(adapter) if adapter else None
     lora = load_adapter(added) if added else None
     own = added is not None and added.resolve() == folder.resolve()
-    weights = read_weights(folder, multimodal="text_config" in hf, adapter=own)
+    if folder.is_file():
+        header = read_gguf(folder)
+        weights = read_gguf_weights(header, cfg)
+        types = quantisation_text(quantisation(header))
+        logging.info("%s: dequantised from %s tensors", folder.name, types)
+    else:
+        weights = read_weights(folder, multimodal="text_config" in hf, adapter=own)
     wanted = _wanted(cfg)
     _check(cfg, wanted, weights, folder)
     if lora:

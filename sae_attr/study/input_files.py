@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from sae_attr.lm.weights import resolve_model
+from sae_attr.lm.hf_folder import model_fingerprint
 from sae_attr.sae.registry.names import is_remote
 from sae_attr.store import fingerprint
 
@@ -53,7 +53,7 @@ def fingerprints(files: InputFiles) -> dict[str, Any]:
     """Returns what the key of a stage that reads the files declares: names of their
     contents, and how they are read.
     """
-    model = lambda path: fingerprint(resolve_model(path)) if path else None
+    model = lambda path: model_fingerprint(path) if path else None
     # A file on the hub is named with its commit; fetching it only for its name would
     # load gigabytes.
     sae = files.sae if is_remote(files.sae) else fingerprint(files.sae)

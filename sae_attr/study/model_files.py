@@ -8,11 +8,14 @@ from typing import Any
 
 import jax
 
+from sae_attr.files.gguf_parts import read_gguf
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.end_tokens import Ends, turn_ends
+from sae_attr.lm.gguf_weights import quantisation
+from sae_attr.lm.hf_folder import model_fingerprint, resolve_model
 from sae_attr.lm.model import Params
-from sae_attr.lm.weights import load_config, load_lm, resolve_model
-from sae_attr.store import digest, fingerprint
+from sae_attr.lm.weights import load_config, load_lm
+from sae_attr.store import digest
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.text.chat import with_options
 from sae_attr.text.tokenizer import Tokenizer
@@ -94,14 +97,28 @@ class ModelFiles:
         """Names the model, with its adapter, by its files' contents: pairs that it
         sampled carry it as their sampler.
         """
-        name = fingerprint(resolve_model(self.settings.lm))
+        name = model_fingerprint(self.settings.lm)
         adapter = self.settings.adapter
-        return digest([name, fingerprint(resolve_model(adapter))]) if adapter else name
+        return digest([name, model_fingerprint(adapter)]) if adapter else name
 
     @functools.cached_property
     def aligned_key(self) -> str:
         """Names the second model of Δ-activation by its files' contents."""
-        return fingerprint(resolve_model(str(self.settings.lm_aligned)))
+        return model_fingerprint(str(self.settings.lm_aligned))
+
+    @functools.cached_property
+    def quantisation(self) -> dict[str, dict[str, int]]:
+        """Counts of tensors by their type in the file, for each of `lm` and `lm_aligned`
+        that is a GGUF: its weights are dequantised, so results are about the model that
+        llama.cpp runs and not the one that was quantised.
+        """
+        counts = {}
+        for name in ("lm", "lm_aligned"):
+            path = getattr(self.settings, name)
+            local = resolve_model(path) if path else None
+            if local is not None and local.is_file():
+                counts[name] = quantisation(read_gguf(local))
+        return counts
 
     @property
     def no_second_model(self) -> str:

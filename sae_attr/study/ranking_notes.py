@@ -10,6 +10,7 @@ import numpy as np
 from sae_attr.activations import MeanActivation
 from sae_attr.attribution.token_table import TokenTable
 from sae_attr.hooks import Site
+from sae_attr.lm.gguf_weights import quantisation_text
 from sae_attr.store import fingerprint
 from sae_attr.study.setup import Setup
 from sae_attr.text.rows import scope_mask
@@ -34,8 +35,17 @@ def choices(setup: Setup, limits: Mapping[Site, float]) -> dict[str, Any]:
         "context": setup.context,
         "corpus_context": setup.corpus_context,
         "sae": vars(setup.sae_cfg),
+        **_quantised(setup),
         "settings": vars(setup.settings),
     }
+
+
+def _quantised(setup: Setup) -> dict[str, Any]:
+    """Returns the types that a model's weights are dequantised from, nothing for
+    weights that are read as they are.
+    """
+    types = setup.model_files.quantisation
+    return {"quantisation": types} if types else {}
 
 
 def _gradient(setup: Setup) -> dict[str, Any]:
@@ -129,10 +139,20 @@ def warnings(
       presets: per preset its facts, `ranked` among them.
     """
     return [
+        *_about_models(setup),
         *_about_sae(sae_check),
         *_about_pairs(setup, pairs),
         *_about_pools(presets),
     ]
+
+
+def _about_models(setup: Setup) -> Iterator[str]:
+    for name, types in setup.model_files.quantisation.items():
+        yield (
+            f"{name} is a GGUF whose weights are dequantised "
+            f"({quantisation_text(types)} tensors): results are about the model that "
+            "llama.cpp runs, not the one that was quantised"
+        )
 
 
 def _about_sae(sae_check: Mapping[str, Any]) -> Iterator[str]:

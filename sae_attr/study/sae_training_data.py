@@ -25,14 +25,14 @@ from sae_attr.activations import (
 )
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.hf_folder import model_fingerprint
 from sae_attr.lm.model import Params
 from sae_attr.lm.sites import site_named
-from sae_attr.lm.weights import load_lm, resolve_model
+from sae_attr.lm.weights import load_lm
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae_check import HeldOut, SitePair, collect_held_out
 from sae_attr.sae_check.measure import TRIAL
 from sae_attr.settings import settings_from
-from sae_attr.store import fingerprint
 from sae_attr.text.packed_rows import Packing, hold_out
 from sae_attr.text.token_file import TokenFile
 
@@ -221,7 +221,7 @@ def open_training_data(
         batch_rows=settings.batch_rows,
         beside=TRIAL,
     )
-    lm_hash = fingerprint(resolve_model(str(settings.lm)))
+    lm_hash = model_fingerprint(str(settings.lm))
     masked = None
     if settings.cache:
         folder = workdir / CACHE

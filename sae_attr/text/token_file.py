@@ -18,6 +18,7 @@ from sae_attr.store.files import is_local
 from sae_attr.text.chat import options_read
 from sae_attr.text.corpus_files import read_corpus
 from sae_attr.text.tokenizer import Tokenizer, adds_bos, check_ids, encode_many
+from sae_attr.text.tokenizer_folder import tokenizer_fingerprint
 
 VERSION = 1  # part of every cache key: raise it when the same inputs give other bytes
 
@@ -120,7 +121,7 @@ def cached_tokens(
     made_of: Meta = {
         "corpus": contents,
         "template": digest([tok.chat_template, options_read(tok)]),  # of conversations
-        "tokenizer": fingerprint(Path(tok.path) / "tokenizer.json"),
+        "tokenizer": tokenizer_fingerprint(tok.path),
         "column": column,
         "split": split,
         "max_tokens": max_tokens,

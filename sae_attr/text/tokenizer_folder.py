@@ -1,14 +1,21 @@
-"""Hugging Face tokenizer folders: their files read as a `Tokenizer`."""
+"""Hugging Face tokenizer folders, and the tokenizers of GGUF files, read as a
+`Tokenizer`.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from sae_attr.files.gguf_header import is_gguf
+from sae_attr.files.gguf_parts import read_gguf
 from sae_attr.files.text import check_regular, json_value, utf8
+from sae_attr.store import fingerprint
+from sae_attr.text.gguf_tokenizer import tokenizer_files
 from sae_attr.text.tokenizer import Tokenizer, library_errors, post_processor_first
 from sae_attr.text.tokenizer_checks import check_pieces
 
@@ -22,9 +29,10 @@ _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 def load_tokenizer(path: str | Path, *, embedding_rows: int | None = None) -> Tokenizer:
     """Reads tokenizer.json and, where present, tokenizer_config.json,
-    special_tokens_map.json, chat_template.jinja.
+    special_tokens_map.json, chat_template.jinja; or the tokenizer of a .gguf file.
 
     Args:
+      path: folder, or .gguf file.
       embedding_rows: of the model that will read the ids. The tokenizer may have more:
         only a text that uses them is refused.
 
@@ -33,10 +41,14 @@ def load_tokenizer(path: str | Path, *, embedding_rows: int | None = None) -> To
         the vocabulary lacks, several chat templates of which none is called default.
     """
     folder = Path(path)
-    backend = _load_backend(folder)
-    config = _read_json(folder / "special_tokens_map.json") | _read_json(
-        folder / "tokenizer_config.json"
-    )
+    if is_gguf(folder):
+        whole, config = tokenizer_files(read_gguf(folder))
+        backend = _backend(json.dumps(whole), str(folder))
+    else:
+        backend = _load_backend(folder)
+        config = _read_json(folder / "special_tokens_map.json") | _read_json(
+            folder / "tokenizer_config.json"
+        )
     tokens = {}
     for name in _NAMED:
         text = _token_text(config.get(name))
@@ -70,10 +82,20 @@ def load_tokenizer(path: str | Path, *, embedding_rows: int | None = None) -> To
     )
 
 
-def folder_template(path: str | Path) -> str | None:
-    """Returns the chat template that a folder holds, with or without a tokenizer beside it;
-    None where it holds none.
+def tokenizer_fingerprint(path: str | Path) -> str:
+    """Names a tokenizer by its file's contents: tokenizer.json of a folder, or the GGUF
+    file itself.
     """
+    return fingerprint(path if is_gguf(path) else Path(path) / "tokenizer.json")
+
+
+def folder_template(path: str | Path) -> str | None:
+    """Returns the chat template that a folder or GGUF file holds, with or without a
+    tokenizer beside it; None where it holds none.
+    """
+    if is_gguf(path):
+        template = read_gguf(Path(path)).metadata.get("tokenizer.chat_template")
+        return template if isinstance(template, str) else None
     return _chat_template(Path(path), _read_json(Path(path) / "tokenizer_config.json"))
 
 
@@ -102,12 +124,17 @@ def _load_backend(folder: Path) -> tokenizers.Tokenizer:
         '"trim_offsets": false',
         utf8(file.read_bytes(), str(file)),
     )
-    check_pieces(json_value(text, str(file)), str(file))
-    with library_errors(str(file)):
+    return _backend(text, str(file))
+
+
+def _backend(text: str, where: str) -> tokenizers.Tokenizer:
+    """The library's tokenizer of a tokenizer.json."""
+    check_pieces(json_value(text, where), where)
+    with library_errors(where):
         backend = tokenizers.Tokenizer.from_str(text)
     backend.no_truncation()
     backend.no_padding()
-    with library_errors(str(file)):  # some faults show with the first text alone
+    with library_errors(where):  # some faults show with the first text alone
         backend.encode("a", add_special_tokens=True)
     return backend
 
