@@ -1,0 +1,305 @@
+"""Exact log-probabilities of texts after prompts under many edits: nothing sampled.
+
+One edit is one condition, a row of the batch. Three things run once and serve all that
+share them: the layers below the site, for every condition; the tokens with which all
+prompts begin (a chat template, a common opening), for every prompt of a condition; and
+a prompt, for every text after it. What follows sees them through a cache of keys and
+values. Only hidden states that predict a token of a text are unembedded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sae_attr.hooks import Edit, Site, Within
+from sae_attr.lm.cache import Cache, init_cache
+from sae_attr.lm.config import LMConfig
+from sae_attr.lm.model import Params, forward, logits
+from sae_attr.lm.params import weights_dtype
+from sae_attr.lm.sites import edited_suffix
+from sae_attr.steering.continuation_layout import ContinuationLayout
+from sae_attr.steering.interventions import scope
+
+_TOP = 5  # most likely first tokens that `run_unsteered` returns
+
+
+@struct.dataclass
+class Unsteered:
+    """What no edit changes, and what the model says without one.
+
+    Args:
+      shared_sd, rest_ptd, rows_prcd: residuals that enter the layers which an edit
+        changes.
+      log_probs_pn: nats, −inf where there is no text.
+      top_ids_pm, top_probs_pm: the most likely first tokens, best first.
+    """
+
+    shared_sd: jax.Array
+    rest_ptd: jax.Array
+    rows_prcd: jax.Array
+    log_probs_pn: jax.Array
+    top_ids_pm: jax.Array
+    top_probs_pm: jax.Array
+
+
+# ---- without an edit -----------------------------------------------------------------
+
+
+def run_unsteered(
+    params: Params, layout: ContinuationLayout, *, cfg: LMConfig, site: Site
+) -> Unsteered:
+    """Runs the model without an edit, once a row of text; keeps what enters the layers
+    that an edit at the site changes.
+
+    Raises ValueError for rows whose rotation would depend on their whole length.
+    """
+    shared, width = len(layout.shared_s), layout.rest_pt.shape[1]
+    row_tokens = layout.rows_prc.shape[2]
+    _check_rotation(cfg, shared + width + row_tokens)
+    start, _ = edited_suffix({site: _nothing}, cfg)
+    entry = Site(start, "resid_pre")
+
+    def one_prompt(parts: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        rest_t, length, rows_rc, row_length_r, *of_texts = parts
+        r = len(rows_rc)
+        before = jnp.concatenate([jnp.asarray(layout.shared_s), rest_t])
+        tokens = jnp.concatenate([jnp.tile(before, (r, 1)), rows_rc], axis=1)
+        pos = jnp.concatenate(
+            [jnp.arange(shared + width), length + jnp.arange(row_tokens)]
+        )
+        valid = jnp.concatenate(
+            [
+                jnp.broadcast_to(jnp.arange(shared + width) < length, (r, len(before))),
+                jnp.arange(row_tokens) < row_length_r[:, None],
+            ],
+            axis=1,
+        )
+        pos = jnp.broadcast_to(pos, tokens.shape)
+        out = forward(
+            params, tokens, cfg=cfg, pos_bt=pos, valid_bt=valid, keep=(entry,)
+        )
+        hidden = out.hidden_btd
+        entering = out.acts[entry]
+        first_logits_v = logits(params, hidden[0, length - 1], cfg=cfg)
+        log_probs_1n = _text_log_probs(
+            params,
+            hidden[:1, length - 1],
+            hidden[None, :, shared + width :],
+            of_texts,
+            cfg,
+        )
+        top_probs_m, top_ids_m = jax.lax.top_k(jax.nn.softmax(first_logits_v), _TOP)
+        return (
+            entering[0, :shared],
+            entering[0, shared : shared + width],
+            entering[:, shared + width :],
+            log_probs_1n[0],
+            top_ids_m,
+            top_probs_m,
+        )
+
+    shared_psd, *others = jax.lax.map(one_prompt, _by_prompt(layout))
+    return Unsteered(shared_psd[0], *others)
+
+
+def _nothing(x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
+    """Changes nothing: an edit that only names its site."""
+    return x_btd
+
+
+def _by_prompt(layout: ContinuationLayout) -> tuple[jax.Array, ...]:
+    fields = (
+        layout.rest_pt,
+        layout.length_p,
+        layout.rows_prc,
+        layout.row_length_pr,
+        layout.row_of_pn,
+        layout.ids_pnc,
+        layout.text_length_pn,
+    )
+    return tuple(map(jnp.asarray, fields))
+
+
+def _check_rotation(cfg: LMConfig, length: int) -> None:
+    # The cache holds keys as they were rotated; longrope turns them anew in long rows.
+    for rope in cfg.ropes:
+        if rope.kind == "longrope" and rope.original_len < length:
+            raise ValueError(
+                f"rows of {length} tokens are longer than the {rope.original_len} up to "
+                "which texts after prompts are measured with longrope; shorten the "
+                "prompts, or sample"
+            )
+
+
+# ---- with edits ----------------------------------------------------------------------
+
+
+def continuation_log_probs(
+    params: Params,
+    layout: ContinuationLayout,
+    unsteered: Unsteered,
+    edit: Edit,
+    *,
+    cfg: LMConfig,
+    site: Site,
+    rows: int,
+    tokens: str = "all",
+    skip: int = 0,
+) -> jax.Array:
+    """Returns log p(text | prompt) in nats of every text under every edit,
+    `[k, p, n]` float32, −inf where a prompt has no such text; pure, to be jitted by
+    the caller.
+
+    Args:
+      unsteered: from `run_unsteered` with the same weights.
+      edit: at the site; every array in it has the k conditions as its first axis.
+      rows: k.
+      tokens, skip: which positions the edit changes, as for `interventions.scope`.
+    """
+    shared, row_tokens = len(layout.shared_s), layout.rows_prc.shape[2]
+    slots = shared + layout.rest_pt.shape[1] + row_tokens
+    suffix = _Suffix(params, cfg, site, tokens, skip)
+    empty = init_cache(cfg, rows=rows, slots=slots, dtype=weights_dtype(params))
+    # No scope ends among the shared tokens: every prompt is longer.
+    _, after_shared = suffix.run(
+        unsteered.shared_sd[None], 0, shared, empty, edit, shared + 1
+    )
+
+    def one_prompt(parts: tuple[jax.Array, ...]) -> jax.Array:
+        _, length, _, row_length_r, *of_texts = parts[:7]
+        rest_td, rows_rcd = parts[7:]
+        hidden_ktd, after_prompt = suffix.run(
+            rest_td[None], shared, length - shared, after_shared, edit, length
+        )
+        last_kd = hidden_ktd[:, length - shared - 1]
+        r = len(rows_rcd)
+        # Condition by condition, each with all its rows.
+        hidden_bcd = jnp.tile(rows_rcd, (rows, 1, 1))
+        if row_tokens:
+            hidden_bcd, _ = suffix.run(
+                hidden_bcd,
+                length,
+                jnp.tile(row_length_r, rows),
+                _repeated(after_prompt, r),
+                jax.tree.map(lambda x: jnp.repeat(x, r, axis=0), edit),
+                length,
+            )
+        hidden_krcd = hidden_bcd.reshape(rows, r, *hidden_bcd.shape[1:])
+        return _text_log_probs(params, last_kd, hidden_krcd, of_texts, cfg)
+
+    parts = (*_by_prompt(layout), unsteered.rest_ptd, unsteered.rows_prcd)
+    # One prompt at a time: all of them at once would hold k times p rows.
+    return jnp.moveaxis(jax.lax.map(one_prompt, parts), 0, 1)
+
+
+@dataclass(frozen=True)
+class _Suffix:
+    """The layers that an edit at the site changes, on tokens that follow a cache."""
+
+    params: Params
+    cfg: LMConfig
+    site: Site
+    tokens: str
+    skip: int
+
+    def run(
+        self,
+        x_btd: jax.Array,
+        first: Any,
+        length_b: Any,
+        cache: Cache,
+        edit: Edit,
+        prompt_length: Any,
+    ) -> tuple[jax.Array, Cache]:
+        """Returns the last layer's residuals, and the cache with the tokens in it.
+
+        Args:
+          x_btd: what enters the layers; with b = 1 the same for all rows of the cache.
+          first: position of the first of the tokens.
+          length_b: how many of them are no padding, `[]` or `[b]`.
+          prompt_length: which the steered scope is measured by.
+        """
+        b, t = len(cache.pos_bs), x_btd.shape[1]
+        x_btd = jnp.broadcast_to(x_btd, (b, *x_btd.shape[1:]))
+        pos_bt = jnp.broadcast_to(first + jnp.arange(t), (b, t))
+        if self.tokens != "all" or self.skip:
+            edit = Within(edit, *scope(self.tokens, prompt_length, skip=self.skip))
+        if not t:
+            return x_btd, cache
+        start, edits = edited_suffix({self.site: edit}, self.cfg)
+        out = forward(
+            self.params,
+            None,
+            cfg=self.cfg,
+            pos_bt=pos_bt,
+            valid_bt=jnp.broadcast_to(
+                jnp.arange(t) < jnp.reshape(length_b, (-1, 1)), (b, t)
+            ),
+            cache=cache,
+            edits=edits,
+            span=(start, self.cfg.n_layers),
+            x_btd=x_btd,
+        )
+        assert out.cache is not None
+        return out.hidden_btd, out.cache
+
+
+def _repeated(cache: Cache, r: int) -> Cache:
+    """Returns a cache in which every row stands r times in succession."""
+    kv = jax.tree.map(lambda x_lbksc: jnp.repeat(x_lbksc, r, axis=1), cache.kv)
+    return Cache(
+        kv,
+        jnp.repeat(cache.pos_bs, r, axis=0),
+        jnp.repeat(cache.valid_bs, r, axis=0),
+        cache.used,
+    )
+
+
+# ---- probabilities -------------------------------------------------------------------
+
+
+def _text_log_probs(
+    params: Params,
+    last_kd: jax.Array,
+    hidden_krcd: jax.Array,
+    texts: Sequence[jax.Array],
+    cfg: LMConfig,
+) -> jax.Array:
+    """Returns log p of a prompt's texts `[k, n]`.
+
+    Args:
+      last_kd: the prompt's last hidden state, which predicts all first tokens.
+      hidden_krcd: those of the rows of text.
+      texts: `row_of_n`, `ids_nc`, `length_n`.
+    """
+    row_of_n, ids_nc, length_n = texts
+    first_kn = _token_log_probs(params, last_kd, ids_nc[:, 0], cfg)
+    _, r, c, _ = hidden_krcd.shape
+
+    def one_place(place: jax.Array) -> jax.Array:
+        row, step = place // c, place % c
+        log_probs_kn = _token_log_probs(
+            params, hidden_krcd[:, row, step], ids_nc[:, step + 1], cfg
+        )
+        counts_n = (row_of_n == row) & (step + 1 < length_n)
+        return jnp.where(counts_n, log_probs_kn, 0.0)
+
+    total_kn = first_kn
+    if c:
+        # One place at a time: a vocabulary's logits of all at once may be gigabytes.
+        total_kn += jnp.sum(jax.lax.map(one_place, jnp.arange(r * c)), axis=0)
+    return jnp.where(length_n > 0, total_kn, -jnp.inf)
+
+
+def _token_log_probs(
+    params: Params, hidden_kd: jax.Array, ids_n: jax.Array, cfg: LMConfig
+) -> jax.Array:
+    """Returns log p of next tokens `[k, n]`."""
+    logits_kv = logits(params, hidden_kd, cfg=cfg)
+    return logits_kv[:, ids_n] - jax.nn.logsumexp(logits_kv, axis=-1, keepdims=True)
