@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from sae_attr.attribution.plane import PlaneSettings
 from sae_attr.judge.kinds import SECRETS
 from sae_attr.sae.formats.parts import LoadOptions
+from sae_attr.steering.contrast import Contrast
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.judges import judge_settings
 from sae_attr.study.settings import (
@@ -69,6 +70,7 @@ SETTINGS = {
     "attribution": (Settings,),
     "cases.*": (CaseSettings,),
     "cases.*.judge": judge_settings(),
+    "cases.*.continuations": (Contrast,),
     "cases.*.attribution": (Settings,),
     "cases.*.sae_options": (LoadOptions,),
     "cases.*.template_options": (TEMPLATE,),

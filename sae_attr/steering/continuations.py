@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sae_attr.hooks import Edit, Site, Within
+from sae_attr.hooks import Chain, Edit, Site
 from sae_attr.lm.cache import Cache, init_cache
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.params import weights_dtype
 from sae_attr.lm.sites import edited_suffix
 from sae_attr.steering.continuation_layout import ContinuationLayout
-from sae_attr.steering.interventions import scope
+from sae_attr.steering.interventions import scoped
 
 _TOP = 5  # most likely first tokens that `run_unsteered` returns
 
@@ -62,7 +62,7 @@ def run_unsteered(
     shared, width = len(layout.shared_s), layout.rest_pt.shape[1]
     row_tokens = layout.rows_prc.shape[2]
     _check_rotation(cfg, shared + width + row_tokens)
-    start, _ = edited_suffix({site: _nothing}, cfg)
+    start, _ = edited_suffix({site: Chain(())}, cfg)
     entry = Site(start, "resid_pre")
 
     def one_prompt(parts: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -94,7 +94,9 @@ def run_unsteered(
             of_texts,
             cfg,
         )
-        top_probs_m, top_ids_m = jax.lax.top_k(jax.nn.softmax(first_logits_v), _TOP)
+        top_probs_m, top_ids_m = jax.lax.top_k(
+            jax.nn.softmax(first_logits_v), min(_TOP, cfg.vocab)
+        )
         return (
             entering[0, :shared],
             entering[0, shared : shared + width],
@@ -106,11 +108,6 @@ def run_unsteered(
 
     shared_psd, *others = jax.lax.map(one_prompt, _by_prompt(layout))
     return Unsteered(shared_psd[0], *others)
-
-
-def _nothing(x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
-    """Changes nothing: an edit that only names its site."""
-    return x_btd
 
 
 def _by_prompt(layout: ContinuationLayout) -> tuple[jax.Array, ...]:
@@ -148,7 +145,6 @@ def continuation_log_probs(
     *,
     cfg: LMConfig,
     site: Site,
-    rows: int,
     tokens: str = "all",
     skip: int = 0,
 ) -> jax.Array:
@@ -159,11 +155,11 @@ def continuation_log_probs(
     Args:
       unsteered: from `run_unsteered` with the same weights.
       edit: at the site; every array in it has the k conditions as its first axis.
-      rows: k.
       tokens, skip: which positions the edit changes, as for `interventions.scope`.
     """
     shared, row_tokens = len(layout.shared_s), layout.rows_prc.shape[2]
     slots = shared + layout.rest_pt.shape[1] + row_tokens
+    rows = len(jax.tree.leaves(edit)[0])
     suffix = _Suffix(params, cfg, site, tokens, skip)
     empty = init_cache(cfg, rows=rows, slots=slots, dtype=weights_dtype(params))
     # No scope ends among the shared tokens: every prompt is longer.
@@ -228,8 +224,7 @@ class _Suffix:
         b, t = len(cache.pos_bs), x_btd.shape[1]
         x_btd = jnp.broadcast_to(x_btd, (b, *x_btd.shape[1:]))
         pos_bt = jnp.broadcast_to(first + jnp.arange(t), (b, t))
-        if self.tokens != "all" or self.skip:
-            edit = Within(edit, *scope(self.tokens, prompt_length, skip=self.skip))
+        edit = scoped(edit, self.tokens, prompt_length, skip=self.skip)
         if not t:
             return x_btd, cache
         start, edits = edited_suffix({self.site: edit}, self.cfg)

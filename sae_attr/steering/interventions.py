@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sae_attr.hooks import NO_END, Add, Edit, Pull
+from sae_attr.hooks import NO_END, Add, Edit, Pull, Within
 from sae_attr.sae.config import LOCAL_GATES
 from sae_attr.sae.model import SAE, code_rows, code_scale, encode, encode_latents
 
@@ -164,6 +164,14 @@ def scope(
     start_b = jnp.maximum(length_b if tokens == "generated" else 0, skip)
     stop_b = length_b if tokens == "prompt" else jnp.full_like(length_b, NO_END)
     return jnp.broadcast_to(start_b, length_b.shape), stop_b
+
+
+def scoped(edit: Edit, tokens: str, prompt_lengths_b: Any, *, skip: int = 0) -> Edit:
+    """Returns an edit on a scope's positions alone; arguments are those of `scope`."""
+    start_b, stop_b = scope(tokens, prompt_lengths_b, skip=skip)
+    if tokens == "all" and not skip:
+        return edit
+    return Within(edit, start_b, stop_b)
 
 
 def _pulled(

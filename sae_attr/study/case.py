@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from etils import epath
 
+from sae_attr.hooks import Edit
 from sae_attr.judge import Item, Judge
 from sae_attr.lm.draw import Sampling
 from sae_attr.lm.end_tokens import ending_ids
@@ -24,10 +25,45 @@ from sae_attr.text.encoding import encode_prompt
 from sae_attr.text.pairs import Prompt
 from sae_attr.text.tokenizer import decode, encode
 
-ExactRates = Callable[..., tuple[np.ndarray, np.ndarray]]
-"""(params, prompts, edits, cfg, rows) -> behaviour and coherence `[rows, prompts]` from
-next-word probabilities.
-"""
+
+@dataclass(frozen=True, eq=False)
+class ExactState:
+    """What exact rates of one model on some prompts start from.
+
+    Args:
+      arrays: what no edit changes; a pytree.
+      measured_p: which prompts are measured.
+      facts: about the model without an edit, plain values.
+    """
+
+    arrays: Any
+    measured_p: np.ndarray
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ExactPrompts(Protocol):
+    """Rates of a behaviour on some prompts by exact probabilities, nothing sampled."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the prompts, in the order of the rates."""
+        ...
+
+    def begin(self, params: Params) -> ExactState:
+        """Runs what no edit changes."""
+        ...
+
+    def rates(
+        self, params: Params, arrays: Any, edit: Edit
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns behaviour and coherence `[k, prompts]`; pure, to be jitted.
+
+        Args:
+          arrays: of `begin`.
+          edit: at the case's site, on the tokens that the study steers; every array in
+            it has the k conditions as its first axis.
+        """
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +98,7 @@ class Case:
       split_prompts: the prompts of each split.
       judge: grades its answers.
       runtime: where and how fast.
-      exact: rates by probabilities, which only the organism's grammar allows.
+      exact: opens exact rates on some of its prompts.
       file_stages: names of the stages that write the files; () where they were there
         before.
     """
@@ -73,7 +109,7 @@ class Case:
     split_prompts: Mapping[str, tuple[Prompt, ...]]
     judge: Judge
     runtime: Runtime
-    exact: ExactRates | None = None
+    exact: OpenExact
     file_stages: tuple[str, ...] = ()
 
     @property
@@ -126,8 +162,8 @@ class Case:
         return self.setup.params if direction == "away" else self.aligned_params
 
     @functools.cached_property
-    def programs(self) -> dict[str, Any]:
-        """Compiled programs of exact rates by split; both directions run the same."""
+    def programs(self) -> dict[Any, Any]:
+        """Compiled programs of exact rates by prompts, and what they start from."""
         return {}
 
     # ---- prompts and answers ---------------------------------------------------------
@@ -204,3 +240,6 @@ class Case:
     def item(self, name: str, prompt: Prompt, ids: list[int]) -> Item:
         """Returns a completion as a question to the judge."""
         return Item(id=name, prompt=prompt.prompt, completion=self.text(ids))
+
+
+OpenExact = Callable[[Case, Sequence[Prompt]], ExactPrompts]

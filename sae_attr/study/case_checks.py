@@ -14,6 +14,7 @@ from sae_attr.parallel import from_main
 from sae_attr.store import Stage, run_stages
 from sae_attr.study.case import Case
 from sae_attr.study.coherence_fallback import measures_coherence, no_coherence
+from sae_attr.study.settings import StudySettings
 from sae_attr.study.stages import sae_check
 from sae_attr.text.rows import COMPLETION, is_special, scope_mask
 
@@ -37,6 +38,8 @@ def check_case(case: Case) -> None:
         raise ValueError(no_coherence(case))
     for split in case.split_prompts:
         _check_lengths(case, split)
+        if measured_by(case.study, split) != "samples":
+            case.exact(case, case.prompts(split))
     _check_scopes(case)
 
 
@@ -79,6 +82,18 @@ def can_score(case: Case, ids: Sequence[int]) -> bool:
     return bool(counted[:-1].any())
 
 
+def measured_by(study: StudySettings, split: str) -> str:
+    """Returns what is done with the prompts of a split: `samples`, or what stands in
+    their place.
+    """
+    by = {
+        "pairs": study.pairs_by,
+        "strengths": study.strengths_by,
+        "effects": study.effects_by,
+    }
+    return by[split]
+
+
 def _check_lengths(case: Case, split: str) -> None:
     """Raises ValueError for a prompt whose longest answer would not fit the model, or
     the attribution's context.
@@ -87,6 +102,8 @@ def _check_lengths(case: Case, split: str) -> None:
     longest = max(prompt_ids, key=lambda name: len(prompt_ids[name]))
     length = len(prompt_ids[longest])
     max_new = case.study.sampling.max_new
+    if measured_by(case.study, split) != "samples":
+        max_new = 0
     limits = {"the model's": case.setup.cfg.max_len}
     if split == "pairs":
         limits["the attribution's context of"] = case.setup.context

@@ -103,10 +103,10 @@ def case_facts(results: CaseResults) -> dict[str, Any]:
     return {
         "pairs": summary["pairs"]["prompts"],
         "prompts by their answers": named_numbers(of["pair"].meta["counts"]),
-        "rate in sampled answers": share(of["grade"].meta["rate"], 0),
+        **_pair_facts(results),
         "on-policy": "yes" if summary["pairs"]["on_policy"] else "no",
         "prompts": f"{prompts['strengths']} for strengths, {prompts['effects']} for effects",
-        "samples per prompt": case.study.effect_samples,
+        **_sample_facts(results),
         "latents steered": of["select"].meta["steered"],
         "latents whose gradient opposes the behaviour": of["select"].meta[
             "gradient_against"
@@ -117,25 +117,56 @@ def case_facts(results: CaseResults) -> dict[str, Any]:
     }
 
 
+def _pair_facts(results: CaseResults) -> dict[str, str]:
+    """Returns the rate of the behaviour in what pairs are made of."""
+    if "grade" in results.of:
+        return {"rate in sampled answers": share(results.of["grade"].meta["rate"], 0)}
+    rate = results.of["pair"].meta["rate"]
+    return {"rate by the texts' probabilities": share(rate, 0)}
+
+
+def _sample_facts(results: CaseResults) -> dict[str, Any]:
+    """Returns how much was sampled for the effects."""
+    study = results.case.study
+    if study.effects_by == "exact":
+        return {"effects": "by exact probabilities, nothing sampled"}
+    return {"samples per prompt": study.effect_samples}
+
+
 def _answer_facts(results: CaseResults) -> dict[str, str]:
-    """Returns facts about answers and their judge."""
-    of, identity = results.of, results.case.judge.identity
-    strengths, incoherent, without, missing, malformed = {}, {}, {}, {}, {}
+    """Returns facts about coherence, and about answers and their judge."""
+    strengths, incoherent, without = {}, {}, {}
     for direction in DIRECTIONS:
-        meta = of[f"strengths.{direction}"].meta
+        meta = results.of[f"strengths.{direction}"].meta
         strengths[direction] = meta
         incoherent[direction] = share(meta["unsteered_incoherent"])
         without[direction] = meta["without_strength"]
-        counts = of[f"judge.{direction}"].meta["counts"]
-        missing[direction] = counts["missing"]
-        malformed[direction] = counts["malformed"]
     return {
         "incoherent without steering": named_numbers(incoherent),
         "latents without a coherent strength": named_numbers(without),
-        "missing answers": named_numbers(missing),
-        "malformed judge replies": named_numbers(malformed),
-        "judge replies read as": named_numbers(replies_read(_graded(results))),
+        **_judged_facts(results),
         "coherence": coherence_fact(strengths),
+    }
+
+
+def _judged_facts(results: CaseResults) -> dict[str, str]:
+    """Returns facts about graded answers; none where nothing was graded."""
+    identity = results.case.judge.identity
+    judged, missing, malformed = _judged(results), {}, {}
+    if not _graded(results):
+        return {}
+    for direction, result in judged.items():
+        missing[direction] = result.meta["counts"]["missing"]
+        malformed[direction] = result.meta["counts"]["malformed"]
+    facts = {}
+    if judged:
+        facts = {
+            "missing answers": named_numbers(missing),
+            "malformed judge replies": named_numbers(malformed),
+        }
+    return {
+        **facts,
+        "judge replies read as": named_numbers(replies_read(_graded(results))),
         "judge": f"{judge_name(identity)}, {identity.get('kind')}",
     }
 
@@ -158,8 +189,21 @@ def _ranking_facts(summary: Mapping[str, Any]) -> dict[str, str]:
 
 def _graded(results: CaseResults) -> list[Result]:
     """Returns the results of all stages that grade."""
-    of = results.of
-    return [of["grade"], *[of[f"judge.{direction}"] for direction in DIRECTIONS]]
+    graded = list(_judged(results).values())
+    if "grade" in results.of:
+        graded.insert(0, results.of["grade"])
+    return graded
+
+
+def _judged(results: CaseResults) -> dict[str, Result]:
+    """Returns the graded answers under steering by direction; empty where effects are
+    exact.
+    """
+    judged: dict[str, Result] = {}
+    for direction in DIRECTIONS:
+        if f"judge.{direction}" in results.of:
+            judged[direction] = results.of[f"judge.{direction}"]
+    return judged
 
 
 def replies_read(graded: Sequence[Result]) -> dict[str, int]:
@@ -172,6 +216,8 @@ def replies_read(graded: Sequence[Result]) -> dict[str, int]:
 
 def coherence_fact(strengths: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns who decides whether answers are coherent, and by which limits."""
+    if "exact" in [meta["by"] for meta in strengths.values()]:
+        return "by exact probabilities"
     limits = []
     for direction, meta in strengths.items():
         if bounds := meta.get("own_answers"):
@@ -202,8 +248,10 @@ def case_warnings(results: CaseResults) -> list[str]:
     for name, why in of["select"].meta["skipped"].items():
         warnings.append(f"method {name} is left out: {why}")
     warnings += _random_warnings(results)
-    for direction in DIRECTIONS:
-        warnings += _missing_warning(of["effects"], of[f"judge.{direction}"], direction)
+    judged = _judged(results)
+    for direction, result in judged.items():
+        warnings += _missing_warning(of["effects"], result, direction)
+    warnings += _left_out_warnings(results)
     replies = replies_read(_graded(results))
     # A mean over probabilities and the one number that was drawn differ in spread, so that
     # a threshold cuts them differently.
@@ -212,7 +260,8 @@ def case_warnings(results: CaseResults) -> list[str]:
             f"scores are of two kinds: {named_numbers(replies)} replies; set "
             "judge.answers=text to read all by their text"
         )
-    warnings += one_sided_warning({d: of[f"judge.{d}"] for d in DIRECTIONS})
+    if judged:
+        warnings += one_sided_warning(judged)
     warnings += warnings_of(case.judge)
     return warnings
 
@@ -231,6 +280,21 @@ def _random_warnings(results: CaseResults) -> Iterator[str]:
             "random latents are drawn uniformly: firing rates are not known of the "
             "whole dictionary (dense_limit)"
         )
+
+
+def _left_out_warnings(results: CaseResults) -> Iterator[str]:
+    """Yields which prompts were left out, since the texts after them have too little
+    probability.
+    """
+    least = results.case.settings.continuations.least_mass
+    for stage, result in results.of.items():
+        left_out = result.meta.get("left_out", ())
+        if left_out:
+            yield (
+                f"{stage}: {len(left_out)} prompts are left out, since the texts after "
+                f"them have less than {share(least)} of the probability: "
+                f"{', '.join(left_out[:NEAREST])}"
+            )
 
 
 def _missing_warning(effects: Result, judged: Result, direction: str) -> list[str]:

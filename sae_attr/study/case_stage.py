@@ -11,6 +11,8 @@ from typing import Any
 
 from sae_attr.store import Computed, Progress, Result
 from sae_attr.study.case import Case
+from sae_attr.study.continuation_texts import prompt_texts
+from sae_attr.study.settings import StudySettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +56,12 @@ class CaseStage:
       name: in the stage's name, after the case's.
       run: `(inputs, progress) -> (arrays, meta)`.
       fields: the config fields that it declares, beside those of what it reads.
-      needs: stages of the same case that it reads; one with two directions is read in
+      needs: stages of the same case that it reads, as far as the study has them; one with two directions is read in
         the same direction, or in both by a stage that has none.
       also_needs: `(case, all cases) -> whole names` of further stages that it reads.
       version: raised when its code gives other numbers than before.
       directed: it runs for away and for toward.
+      applies: whether a study has it.
     """
 
     name: str
@@ -68,6 +71,7 @@ class CaseStage:
     also_needs: Callable[[Case, Sequence[Case]], Sequence[str]] = lambda case, cases: ()
     version: int = 1
     directed: bool = False
+    applies: Callable[[StudySettings], bool] = lambda study: True
 
 
 # ---- declared fields that several stages share ---------------------------------------
@@ -88,6 +92,27 @@ def declared_prompts(case: Case, split: str) -> list[Any]:
     if case.settings.organism is not None:
         return []
     return [[name, ids] for name, ids in case.prompt_ids(split).items()]
+
+
+def steered_scope(case: Case) -> dict[str, Any]:
+    """Returns which tokens are steered; tokens that are spared only where some are."""
+    study = case.study
+    skipped = {"skip": study.steer_skip} if study.steer_skip else {}
+    return {"tokens": study.steer_tokens, **skipped}
+
+
+def declared_exact(case: Case, split: str) -> dict[str, Any]:
+    """Returns what exact rates depend on beside the prompts of a split: the texts and
+    how they are weighed; the organism's grammar follows from its recipe.
+    """
+    if case.settings.organism is not None:
+        return {}
+    texts = []
+    for prompt in case.prompts(split):
+        of_prompt = prompt_texts(case, prompt)
+        texts.append([of_prompt.present.ids, of_prompt.absent.ids])
+    measure = plain(case.settings.continuations, "present", "absent")
+    return {"texts": texts, "measure": measure}
 
 
 def declared_sampling(case: Case) -> dict[str, Any]:

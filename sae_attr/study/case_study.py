@@ -21,6 +21,7 @@ from sae_attr.store import (
 from sae_attr.study.attribution_stages import attribution_names
 from sae_attr.study.case import Case, Runtime
 from sae_attr.study.case_checks import check_case, try_case
+from sae_attr.study.continuations import exact_prompts
 from sae_attr.study.judges import KINDS, open_judge
 from sae_attr.study.organism_case import organism_case
 from sae_attr.study.outputs import Shown, show
@@ -32,7 +33,7 @@ from sae_attr.study.unread_replies import GRADED_SPLITS, graded_split, read_agai
 from sae_attr.text.pairs import read_prompts
 
 # Stages that take long: what would end them is tried before.
-_EXPENSIVE = {"sample", "steer", *attribution_names(), *GRADED_SPLITS}
+_EXPENSIVE = {"sample", "steer", "rates", *attribution_names(), *GRADED_SPLITS}
 
 # Keys of a config beside `StudySettings`: what is studied, and how fast.
 NO_SETTINGS = ("organism", "mesh", "batch_size", "attribution")
@@ -65,7 +66,9 @@ class CaseStudy:
         """Returns figures, page, tables and sentences, as far as the results go; see
         `show`.
         """
-        return show(self.cases, stage_names(), shared_names(self.cases), results)
+        return show(
+            self.cases, stage_names(self.settings), shared_names(self.cases), results
+        )
 
     def check(self, choice: StageChoice) -> None:
         """Looks at every input of what is to run, so that what is wrong is said before
@@ -84,7 +87,7 @@ class CaseStudy:
         """
         for case, missing in self._to_run(choice):
             if missing & _EXPENSIVE:
-                judge = bool(missing & set(GRADED_SPLITS))
+                judge = bool(missing & _graded_kinds(case.study))
                 try_case(case, self.stages, judge=judge)
 
     def unread(self, choice: StageChoice) -> list[str]:
@@ -125,6 +128,14 @@ class CaseStudy:
                 if owner == case.name:
                     kinds.add(rest.split(".")[0])
             yield case, kinds
+
+
+def _graded_kinds(study: StudySettings) -> set[str]:
+    """Returns the kinds of stages of a study that ask the judge."""
+    kinds = set(GRADED_SPLITS)
+    if study.strengths_by == "exact":
+        kinds.remove("strengths")
+    return kinds
 
 
 def study_settings(values: Mapping[str, Any]) -> StudySettings:
@@ -191,7 +202,7 @@ def open_case(
         return organism_case(case, study, recipe, runtime)
     prompts = split_prompts(read_prompts(case.prompts), case.shares, path=case.prompts)
     judge = open_judge(judge_spec(case), runtime.workdir / "judged", runtime.mesh)
-    return Case(case, study, case, prompts, judge, runtime)
+    return Case(case, study, case, prompts, judge, runtime, exact_prompts)
 
 
 def judge_spec(case: CaseSettings) -> dict[str, Any]:

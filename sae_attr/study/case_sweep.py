@@ -15,13 +15,13 @@ import numpy as np
 
 from sae_attr.attribution.presets import decoder_rows
 from sae_attr.hooks import Add
-from sae_attr.parallel import to_host
 from sae_attr.steering.coherence import CoherenceLimits, coherence_limits, coherent
 from sae_attr.steering.plan import NO_LATENT, Condition, Plan, SweepRow
 from sae_attr.steering.sweep import SampleBatches, Sampler, sample_batches, sample_rows
 from sae_attr.store import Progress
 from sae_attr.study.case import Case
 from sae_attr.study.coherence_fallback import answer_measures
+from sae_attr.study.exact_rates import ExactRates, exact_rates
 from sae_attr.study.grading import (
     GradedAnswers,
     Grader,
@@ -83,6 +83,7 @@ class CaseSweep:
             batch_size=case.runtime.batch_size,
             sampling=case.sampling,
             unit=self.norm,
+            skip=case.study.steer_skip,
         )
         return partial(sample_batches, sampler)
 
@@ -154,49 +155,28 @@ class CaseSweep:
 
     # ---- exact rates -----------------------------------------------------------------
 
-    def exact_coherence(self) -> dict[Condition, float]:
-        """Returns condition -> the share of coherent answers by exact probabilities,
-        the mean over prompts; all tokens are steered.
-
-        Raises:
-          ValueError: a case without exact rates.
+    def exact_rates(self, progress: Progress, name: str) -> ExactRates:
+        """Measures every condition on every prompt by exact probabilities; rates are in
+        the order of the conditions.
         """
         case = self.case
-        if case.exact is None:
-            raise ValueError(
-                f"case {case.name} has no exact rates; set strengths_by=samples"
-            )
         vectors = _vectors(case, self.conditions)
-        rows_kd = np.zeros((len(self.conditions), _width(case)), np.float32)
+        width = case.setup.cfg.width(case.setup.site.point)
+        rows_kd = np.zeros((len(self.conditions), width), np.float32)
         for k, condition in enumerate(self.conditions):
             if condition.latent != NO_LATENT:
                 rows_kd[k] = vectors[condition.latent]
         strengths = [condition.strength for condition in self.conditions]
         # Rounded before it is multiplied by the unit, as in `steering.steer`.
         strengths_k = self.norm * np.array(strengths).astype(np.float32)
-        batch = case.runtime.batch_size
-        run = _exact_program(case, self.split)
-        parts = []
-        for start in range(0, len(rows_kd), batch):
-            # The last batch repeats conditions: one compiled shape.
-            part = np.arange(start, start + batch) % len(rows_kd)
-            edit = Add(jnp.asarray(rows_kd[part]), jnp.asarray(strengths_k[part]))
-            _, coherent_kp = run(case.params(self.direction), {case.setup.site: edit})
-            parts.append(to_host(coherent_kp)[: len(rows_kd) - start])
-        coherent_k = np.concatenate(parts).mean(1)
-        return dict(zip(self.conditions, coherent_k, strict=True))
-
-
-def _exact_program(case: Case, split: str) -> Any:
-    """Returns the compiled program of exact rates on a split's prompts, for both directions."""
-    exact, cfg = case.exact, case.setup.cfg
-    prompts, rows = case.prompts(split), case.runtime.batch_size
-    assert exact is not None  # exact_coherence
-    if split not in case.programs:
-        case.programs[split] = jax.jit(
-            lambda params, edits: exact(params, prompts, edits, cfg=cfg, rows=rows)
+        return exact_rates(
+            case,
+            self.direction,
+            case.prompts(self.split),
+            Add(jnp.asarray(rows_kd), jnp.asarray(strengths_k)),
+            progress,
+            name=name,
         )
-    return case.programs[split]
 
 
 def _vectors(case: Case, conditions: Sequence[Condition]) -> dict[int, np.ndarray]:
@@ -207,7 +187,3 @@ def _vectors(case: Case, conditions: Sequence[Condition]) -> dict[int, np.ndarra
     named = np.array(sorted(latents))
     rows_kd = np.asarray(decoder_rows(case.setup.decoder, named))
     return dict(zip(named.tolist(), rows_kd, strict=True))
-
-
-def _width(case: Case) -> int:
-    return case.setup.cfg.width(case.setup.site.point)

@@ -11,9 +11,16 @@ from sae_attr.report.numbers import duration
 from sae_attr.report.tables import text_table
 from sae_attr.study.case import Case
 from sae_attr.study.coherence_fallback import measures_coherence
+from sae_attr.study.continuation_texts import prompt_texts
 from sae_attr.study.settings import DIRECTIONS
 
-_COUNTS = {"samples": ",", "judge calls": ",", "new tokens": ","}
+_COUNTS = {
+    "samples": ",",
+    "judge calls": ",",
+    "new tokens": ",",
+    "exact rows": ",",
+    "exact tokens": ",",
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,9 @@ class StageCost:
       judged: answers that a judge grades.
       tokens: that are sampled.
       resampled: further completions if every answer were excluded each time.
+      exact: prompts that are measured under a condition by exact probabilities.
+      exact_tokens: of those with their texts; a beginning that prompts share is read
+        once a condition, and counted with every prompt.
       read: tokens times the layers that read them, in batches of whole rows; a layer of
         a backward pass counts as one more.
       heads: tokens whose next-token probabilities are computed.
@@ -38,6 +48,8 @@ class StageCost:
     judged: int = 0
     tokens: int = 0
     resampled: int = 0
+    exact: int = 0
+    exact_tokens: int = 0
     read: float = 0.0
     heads: float = 0.0
     steps: float = 0.0
@@ -46,18 +58,20 @@ class StageCost:
 
 @dataclass(frozen=True)
 class Reading:
-    """What sampling reads, beside the number of completions.
+    """What sampling and exact rates read, beside the number of completions.
 
     Args:
       layers: of the model.
+      above: of its layers above the site, which exact rates run anew for a condition.
       widths: split -> tokens of a prompt in a batch, padding included.
     """
 
     layers: int
+    above: int
     widths: Mapping[str, int]
 
 
-NOTHING_READ = Reading(0, {})
+NOTHING_READ = Reading(0, 0, {})
 
 
 def case_costs(case: Case, reading: Reading = NOTHING_READ) -> list[StageCost]:
@@ -67,38 +81,80 @@ def case_costs(case: Case, reading: Reading = NOTHING_READ) -> list[StageCost]:
     Args:
       reading: without it `read` stays 0.
     """
-    study, name = case.study, case.name
-    attempts = study.sampling.attempts
-    for_pairs = len(case.prompts("pairs")) * case.settings.pair_samples
-    sampled = _sampled(case, reading, f"{name}.sample", "pairs", for_pairs)
-    graded = StageCost(
-        f"{name}.grade", judged=for_pairs, resampled=for_pairs * attempts
-    )
-    costs = [sampled, graded]
+    study = case.study
+    costs = _pair_costs(case, reading)
     sides = study.top * len(study.methods) + study.random
     if study.gradient_signed:
         sides *= 2
-    for_strengths = len(case.prompts("strengths"))
-    tried = (1 + sides * len(study.grid)) * for_strengths * study.strength_samples
+    for direction in DIRECTIONS:
+        tried = 1 + sides * len(study.grid)
+        costs.append(_strengths_cost(case, reading, direction, tried))
+        costs += _effects_costs(case, reading, direction, 1 + sides)
+    return costs
+
+
+def _pair_costs(case: Case, reading: Reading) -> list[StageCost]:
+    study, name = case.study, case.name
+    if study.pairs_by == "continuations":
+        return [_exact(case, reading, f"{name}.pair", "pairs", 1)]
+    samples = len(case.prompts("pairs")) * case.settings.pair_samples
+    again = samples * study.sampling.attempts
+    return [
+        _sampled(case, reading, f"{name}.sample", "pairs", samples),
+        StageCost(f"{name}.grade", judged=samples, resampled=again),
+    ]
+
+
+def _strengths_cost(
+    case: Case, reading: Reading, direction: str, conditions: int
+) -> StageCost:
+    study, stage = case.study, f"{case.name}.strengths.{direction}"
     if study.strengths_by == "exact":
-        tried = 0
+        return _exact(case, reading, stage, "strengths", conditions)
+    prompts = len(case.prompts("strengths"))
+    tried = conditions * prompts * study.strength_samples
     unsteered = 0  # answers that coherence is measured against
     if measures_coherence(case):
-        unsteered = for_strengths * study.coherence_samples
-    steered = (1 + sides) * len(case.prompts("effects")) * study.effect_samples
-    for direction in DIRECTIONS:
-        strengths = f"{name}.strengths.{direction}"
-        chosen_by = _sampled(case, reading, strengths, "strengths", tried + unsteered)
-        costs += [
-            replace(chosen_by, judged=tried),
-            _sampled(case, reading, f"{name}.steer.{direction}", "effects", steered),
-            StageCost(
-                f"{name}.judge.{direction}",
-                judged=steered,
-                resampled=steered * attempts,
-            ),
-        ]
-    return costs
+        unsteered = prompts * study.coherence_samples
+    cost = _sampled(case, reading, stage, "strengths", tried + unsteered)
+    return replace(cost, judged=tried)
+
+
+def _effects_costs(
+    case: Case, reading: Reading, direction: str, conditions: int
+) -> list[StageCost]:
+    study, name = case.study, case.name
+    if study.effects_by == "exact":
+        stage = f"{name}.rates.{direction}"
+        return [_exact(case, reading, stage, "effects", conditions)]
+    steered = conditions * len(case.prompts("effects")) * study.effect_samples
+    again = steered * study.sampling.attempts
+    return [
+        _sampled(case, reading, f"{name}.steer.{direction}", "effects", steered),
+        StageCost(f"{name}.judge.{direction}", judged=steered, resampled=again),
+    ]
+
+
+def _exact(
+    case: Case, reading: Reading, stage: str, split: str, conditions: int
+) -> StageCost:
+    """Returns the cost of exact rates; the organism's prompts have no tokens before it
+    is built.
+    """
+    prompts, tokens, heads = case.prompts(split), 0, 0
+    if case.settings.organism is None:
+        prompt_ids = case.prompt_ids(split)
+        for prompt in prompts:
+            further = sum([len(ids) - 1 for ids in prompt_texts(case, prompt).ids])
+            tokens += len(prompt_ids[prompt.id]) + further
+            heads += 1 + further
+    return StageCost(
+        stage,
+        exact=conditions * len(prompts),
+        exact_tokens=conditions * tokens,
+        read=float(conditions * tokens * reading.above),
+        heads=float(conditions * heads),
+    )
 
 
 def _sampled(
@@ -147,6 +203,9 @@ def cost_table(
         "judge calls": [cost.judged for cost in rows],
         "new tokens": [cost.tokens for cost in rows],
     }
+    if any(cost.exact for cost in rows):
+        columns["exact rows"] = [cost.exact for cost in rows]
+        columns["exact tokens"] = [cost.exact_tokens for cost in rows]
     if seconds is not None:
         columns["time"] = [duration(time) for time in [*times, left_seconds]]
     columns["state"] = [*state_of, ""]
@@ -163,7 +222,7 @@ def cost_table(
 
 
 def _is_counted(cost: StageCost) -> bool:
-    return bool(cost.samples or cost.judged or cost.resampled)
+    return bool(cost.samples or cost.judged or cost.resampled or cost.exact)
 
 
 def _sum(total: StageCost, cost: StageCost) -> StageCost:

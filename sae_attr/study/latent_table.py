@@ -200,8 +200,14 @@ def _steered(results: CaseResults, direction: Direction, place: int) -> SteeredL
         tokens=tuple(interpreted["nearest"][str(latent)]),
         passages=tuple(map(_passage, interpreted["passages"].get(str(latent), []))),
         comparisons=tuple(_comparisons(results, direction, latent)),
-        note="prompts where the verdict changed come first",
+        note=_note(results),
     )
+
+
+def _note(results: CaseResults) -> str:
+    if results.case.study.effects_by == "exact":
+        return "effects are exact probabilities: no completions were sampled"
+    return "prompts where the verdict changed come first"
 
 
 def _passage(passage: dict[str, Any]) -> str:
@@ -213,7 +219,11 @@ def _passage(passage: dict[str, Any]) -> str:
 def _comparisons(
     results: CaseResults, direction: Direction, latent: int
 ) -> Iterator[Comparison]:
-    """Yields steered beside unsteered completions, those of changed verdict first."""
+    """Yields steered beside unsteered completions, those of changed verdict first; none
+    where nothing was sampled.
+    """
+    if results.case.study.effects_by == "exact":
+        return
     prompts = results.case.prompts_by_id("effects")
     unsteered = results.answers(direction)
     steered = results.answers(direction, latent)

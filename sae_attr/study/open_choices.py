@@ -40,7 +40,11 @@ def _steering_choices(case: Case) -> tuple[Choice, ...]:
     )
     signs = "the gradient-signed strip is separate" if study.gradient_signed else ""
     return (
-        Choice("steered tokens", study.steer_tokens, "all, prompt or generated"),
+        Choice(
+            "steered tokens",
+            study.steer_tokens,
+            f"all, prompt or generated; the first {study.steer_skip} are spared",
+        ),
         Choice(
             "strengths",
             list(study.grid),
@@ -59,11 +63,7 @@ def _steering_choices(case: Case) -> tuple[Choice, ...]:
             study.random,
             "matched on firing rate, same strength search; 5th to 95th percentile",
         ),
-        Choice(
-            "samples per latent and prompt",
-            study.effect_samples,
-            "steered and unsteered ones share their random keys",
-        ),
+        _effects_choice(case),
         Choice("ends of a completion", list(case.stop_ids), _ends(case)),
         Choice(
             "temperature, top-p",
@@ -81,6 +81,22 @@ def _steering_choices(case: Case) -> tuple[Choice, ...]:
             "Benjamini-Hochberg; bootstrap by prompt",
         ),
     )
+
+
+def _effects_choice(case: Case) -> Choice:
+    study = case.study
+    if study.effects_by == "samples":
+        return Choice(
+            "samples per latent and prompt",
+            study.effect_samples,
+            "steered and unsteered ones share their random keys",
+        )
+    if case.settings.organism is not None:
+        return Choice("effects", "exact", "next-word probabilities by the grammar")
+    contrast = case.settings.continuations
+    texts = f"{', '.join(map(repr, contrast.present))} against "
+    texts += ", ".join(map(repr, contrast.absent))
+    return Choice("effects", f"exact, {contrast.measure}", f"of the texts {texts}")
 
 
 def _ends(case: Case) -> str:

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import jax
+import numpy as np
+
+from sae_attr.hooks import Edit
+from sae_attr.lm.model import Params
 from sae_attr.organism.build import locate
-from sae_attr.organism.exact import DECIDES, STUDIED, exact_rates, prompt_paths
+from sae_attr.organism.exact import (
+    DECIDES,
+    STUDIED,
+    PromptPaths,
+    exact_rates,
+    prompt_paths,
+)
 from sae_attr.organism.prompts import prompts
 from sae_attr.organism.recipe import Recipe
-from sae_attr.study.case import Case, ExactRates, Runtime
+from sae_attr.organism.world import World
+from sae_attr.steering.interventions import scoped
+from sae_attr.study.case import Case, ExactState, OpenExact, Runtime
 from sae_attr.study.input_files import InputFiles
 from sae_attr.study.judges import open_judge
 from sae_attr.study.prompts import SPLITS
@@ -58,19 +72,45 @@ def organism_case(
     )
 
 
-def _exact(world: Any, behaviour: str) -> ExactRates:
-    """Returns exact rates on the prompts for strengths that decide the behaviour."""
-    by_id = {prompt.id: prompt for prompt in prompts(world, behaviour, "strengths")}
+def _exact(world: World, behaviour: str) -> OpenExact:
+    """Returns what opens exact rates on the prompts that decide the behaviour."""
+    by_id = {}
+    for split in SPLITS:
+        for prompt in prompts(world, behaviour, split):
+            by_id[prompt.id] = prompt
 
-    def exact(
-        params: Any, split_prompts: Sequence[Prompt], edits: Any, **options: Any
-    ) -> Any:
+    def exact(case: Case, of_split: Sequence[Prompt]) -> GrammarRates:
         deciding = []
-        for prompt in split_prompts:
+        for prompt in of_split:
             if by_id[prompt.id].kind == DECIDES[behaviour]:
                 deciding.append(by_id[prompt.id])
-        return exact_rates(
-            params, prompt_paths(world, behaviour, deciding), edits, **options
-        )
+        ids = tuple(prompt.id for prompt in deciding)
+        return GrammarRates(case, ids, prompt_paths(world, behaviour, deciding))
 
     return exact
+
+
+@dataclass(frozen=True, eq=False)
+class GrammarRates:
+    """Exact rates by the grammar of answers: see `study.case.ExactPrompts`."""
+
+    case: Case
+    ids: tuple[str, ...]
+    paths: PromptPaths
+
+    def begin(self, params: Params) -> ExactState:
+        """Returns that every prompt is measured; what no edit changes is run with the
+        rest.
+        """
+        return ExactState((), np.ones(len(self.ids), bool))
+
+    def rates(
+        self, params: Params, arrays: Any, edit: Edit
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns behaviour and coherence `[k, prompts]` under every edit; pure."""
+        setup, study = self.case.setup, self.case.study
+        edit = scoped(
+            edit, study.steer_tokens, self.paths.n_prompt, skip=study.steer_skip
+        )
+        edits, rows = {setup.site: edit}, len(jax.tree.leaves(edit)[0])
+        return exact_rates(params, self.paths, edits, cfg=setup.cfg, rows=rows)

@@ -13,11 +13,13 @@ from sae_attr.attribution.score_registry import SCORES
 from sae_attr.comparison_records import Direction
 from sae_attr.settings import check_numbers
 from sae_attr.steering import TOKENS
+from sae_attr.steering.contrast import Contrast
 from sae_attr.steering.strengths import PICKS, RULES
 from sae_attr.study.input_files import InputFiles
 
 DIRECTIONS: tuple[Direction, ...] = ("away", "toward")
-STRENGTHS_BY = ("samples", "exact")
+MEASURED_BY = ("samples", "exact")
+PAIRS_BY = ("samples", "continuations")
 COHERENCE_BY = ("auto", "judge", "logp")
 
 
@@ -91,7 +93,10 @@ class CaseSettings(InputFiles):
       pair_prompts: at most so many prompts of the split are sampled for that; None for
         all.
       pair_samples: completions sampled per prompt to find them.
-      per_side: completions of either kind that a pair keeps, in the order of sampling.
+      per_side: completions of either kind that a pair keeps, in the order of sampling,
+        or the likeliest texts.
+      continuations: texts for and against the behaviour, by whose probabilities it is
+        measured where nothing is sampled.
       attribution: further fields of `attribution.Settings` (tokens, gating, gradient,
         exclude, ...).
     """
@@ -111,6 +116,7 @@ class CaseSettings(InputFiles):
     pair_prompts: int | None = None
     pair_samples: int = 16
     per_side: int = 1
+    continuations: Contrast = field(default_factory=Contrast)
     attribution: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -171,10 +177,15 @@ class StudySettings:
         strength search.
       sampling: of all completions.
       steer_tokens: which tokens are steered: all | prompt | generated.
+      steer_skip: tokens at the start of every prompt that are never steered: 1 spares
+        BOS, or another first token that serves as a sink of attention.
       grid: strengths that are tried, in units of the site's mean norm, ascending.
       budget: how much incoherence a strength may cost.
-      strengths_by: choose strengths by sampling and grading, or by exact next-word
-        probabilities (organism only).
+      pairs_by: completions of the pairs are `samples` that are graded, or the texts of
+        the case's `continuations`.
+      strengths_by, effects_by: coherence and effects come from `samples` that are
+        graded, or from `exact` probabilities, without sampling and grading: of the
+        case's `continuations`, or by the organism's grammar.
       coherence_by: what decides whether an answer is coherent: the `judge`; `logp`, the
         unsteered model's log-probability per token and the answer's repetition, against
         those of its own answers; `auto`: the judge if it can, else `logp`.
@@ -202,9 +213,12 @@ class StudySettings:
     random: int = 100
     sampling: SampleSettings = SampleSettings()
     steer_tokens: str = "all"
+    steer_skip: int = 0
     grid: tuple[float, ...] = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)
     budget: IncoherenceBudget = IncoherenceBudget()
+    pairs_by: str = "samples"
     strengths_by: str = "samples"
+    effects_by: str = "samples"
     coherence_by: str = "auto"
     coherence_tail: float = 0.05
     coherence_samples: int = 8
@@ -238,11 +252,16 @@ class StudySettings:
             raise ValueError(
                 "a study needs at least one case, and each of its methods once"
             )
-        if self.strengths_by not in STRENGTHS_BY:
-            raise ValueError(
-                f"strengths_by {self.strengths_by!r} is unknown; choose of "
-                f"{', '.join(STRENGTHS_BY)}"
-            )
+        for name, allowed in (
+            ("pairs_by", PAIRS_BY),
+            ("strengths_by", MEASURED_BY),
+            ("effects_by", MEASURED_BY),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} is unknown; choose of "
+                    f"{', '.join(allowed)}"
+                )
         if self.coherence_by not in COHERENCE_BY:
             raise ValueError(
                 f"coherence_by {self.coherence_by!r} is unknown; choose of "
@@ -278,10 +297,12 @@ class StudySettings:
             "effect_prompts",
             "resamples",
         )
-        at_least(self, 0, "passages", "passage_tokens", "interpreted", "shown")
-        all_organisms = None not in [case.organism for case in self.cases]
-        if self.strengths_by == "exact" and not all_organisms:
-            raise ValueError(
-                "strengths_by=exact needs a grader of probabilities, which only the "
-                "organism has; use samples"
-            )
+        at_least(
+            self, 0, "passages", "passage_tokens", "interpreted", "shown", "steer_skip"
+        )
+        for case in self.cases:
+            if self.pairs_by == "continuations" and case.organism is not None:
+                raise ValueError(
+                    f"pairs_by=continuations, but case {case.name} is the organism's, "
+                    "which samples its pairs; set pairs_by=samples"
+                )

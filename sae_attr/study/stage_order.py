@@ -10,13 +10,14 @@ from sae_attr.store import Computed, Progress, Result, Stage
 from sae_attr.study.attribution_stages import attribution_names, attribution_stages
 from sae_attr.study.case import Case
 from sae_attr.study.case_stage import CaseStage, StageInputs
-from sae_attr.study.settings import DIRECTIONS
+from sae_attr.study.settings import DIRECTIONS, StudySettings
 from sae_attr.study.stages import (
     effects,
     grade,
     interpret,
     judge,
     pair,
+    rates,
     sample,
     select,
     steer,
@@ -34,6 +35,7 @@ STEERING = [
     strengths.STAGE,
     steer.STAGE,
     judge.STAGE,
+    rates.STAGE,
     effects.STAGE,
     interpret.STAGE,
 ]
@@ -60,13 +62,17 @@ def study_stages(cases: Sequence[Case]) -> list[Stage]:
 def _stages(
     kinds: Sequence[CaseStage], case: Case, cases: Sequence[Case]
 ) -> list[Stage]:
-    return [_stage(kind, direction, case, cases) for kind, direction in in_order(kinds)]
+    ordered = in_order(kinds, case.study)
+    return [_stage(kind, direction, case, cases) for kind, direction in ordered]
 
 
-def in_order(kinds: Sequence[CaseStage]) -> list[tuple[CaseStage, str]]:
-    """Returns the stages of a case with their directions: neighbours that run for
-    either direction run for away, then for toward.
+def in_order(
+    kinds: Sequence[CaseStage], study: StudySettings
+) -> list[tuple[CaseStage, str]]:
+    """Returns the stages of a study's cases with their directions: neighbours that run
+    for either direction run for away, then for toward.
     """
+    kinds = [kind for kind in kinds if kind.applies(study)]
     ordered: list[tuple[CaseStage, str]] = []
     directed: list[CaseStage] = []
     for kind in [*kinds, None]:
@@ -81,11 +87,11 @@ def in_order(kinds: Sequence[CaseStage]) -> list[tuple[CaseStage, str]]:
     return ordered
 
 
-def stage_names() -> list[str]:
+def stage_names(study: StudySettings) -> list[str]:
     """Returns the stages of a case in order, without the case's name."""
-    names = [_directed(kind.name, direction) for kind, direction in in_order(PAIRING)]
+    names = [_directed(kind.name, way) for kind, way in in_order(PAIRING, study)]
     names += attribution_names()
-    for kind, direction in in_order(STEERING):
+    for kind, direction in in_order(STEERING, study):
         names.append(_directed(kind.name, direction))
     return names
 
@@ -102,8 +108,13 @@ def _directed(name: str, direction: str) -> str:
 def _stage(kind: CaseStage, direction: str, case: Case, cases: Sequence[Case]) -> Stage:
     """Returns a stage of a case in the graph."""
     directed = {other.name for other in STEERING if other.directed}
+    absent = {
+        other.name for other in (*PAIRING, *STEERING) if not other.applies(case.study)
+    }
     needs = []
     for need in kind.needs:
+        if need in absent:
+            continue
         if need not in directed:
             needs.append(f"{case.name}.{need}")
         elif direction:

@@ -116,6 +116,39 @@ def encode_prompt(
     return ids
 
 
+def encode_continuation(
+    prompt: Prompt, text: str, tok: Tokenizer, *, prepend_bos: bool | None = None
+) -> list[int]:
+    """Encodes a text that follows a prompt: the tokens behind those of `encode_prompt`.
+
+    Both are encoded together, as in `encode_pairs`; a text behind token ids of a record
+    is encoded alone.
+
+    Raises ValueError, with the prompt's id and the text, where the text gives no token,
+    or its beginning and the prompt's end are one token, so that the prompt as it is
+    completed is not followed by the text.
+    """
+    before = encode_prompt(prompt, tok, prepend_bos=prepend_bos)
+    if prompt.prompt_ids is not None:
+        ids, _ = encode(tok, text, add_bos=False)
+    else:
+        rendered = _text_prompt(prompt.prompt, tok, prepend_bos)
+        together, _ = encode(tok, rendered.text + text, add_bos=rendered.add_bos)
+        if together[: len(before)] != before:
+            raise ValueError(
+                f"prompt {prompt.id!r}: the beginning of the text {text!r} and the end "
+                "of the prompt are one token, so that the text never follows the "
+                "prompt; move the space between them to the text"
+            )
+        ids = together[len(before) :]
+    if not ids:
+        raise ValueError(
+            f"prompt {prompt.id!r}: the text {text!r} gives no token after it; fill it "
+            "in, or leave it out"
+        )
+    return ids
+
+
 @dataclass(frozen=True, eq=False)
 class _RenderedPrompt:
     """A prompt as text with the mask of its message text [characters], or as token ids

@@ -62,6 +62,8 @@ class Prompt:
       line: line number in the file, from 1.
       prompt_ids: token ids of the record; they win over the text.
       split: what it is for, where the record says so.
+      group: prompts of one group (phrasings of one belief) are not independent.
+      present, absent: texts after it that show a behaviour, and its absence.
     """
 
     id: str
@@ -69,11 +71,14 @@ class Prompt:
     line: int = 0
     prompt_ids: tuple[int, ...] | None = None
     split: str | None = None
+    group: str | None = None
+    present: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """Reads a JSONL file of prompts: prompt or prompt_ids, optionally id and split;
-    other fields are not looked at.
+    """Reads a JSONL file of prompts: prompt or prompt_ids, optionally id, split, group,
+    present and absent (a text or a list); other fields are not looked at.
 
     Raises:
       ValueError: with file and line: no object, no prompt or one of the wrong type, an
@@ -98,11 +103,15 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         ids = next(
             iter(_ids_field(record.get("prompt_ids"), "prompt_ids", where)), None
         )
-        split = record.get("split")
-        if not isinstance(split, str | None):
-            raise ValueError(f"{where}: 'split' is {split!r}; it must be a string")
         prompts[name] = Prompt(
-            name, _prompt_field(record.get("prompt"), where), line, ids, split
+            name,
+            _prompt_field(record.get("prompt"), where),
+            line,
+            ids,
+            split=_word_field(record, "split", where),
+            group=_word_field(record, "group", where),
+            present=_texts_field(record.get("present"), "present", where),
+            absent=_texts_field(record.get("absent"), "absent", where),
         )
     if not prompts:
         raise ValueError(
@@ -183,6 +192,13 @@ def _name(record: dict[str, Any], line: int, where: str) -> str:
             f"{where}: 'id' is {name!r}; it must be a string or an integer"
         )
     return sound(str(name), f"{where}: 'id'")
+
+
+def _word_field(record: dict[str, Any], name: str, where: str) -> str | None:
+    value = record.get(name)
+    if not isinstance(value, str | None):
+        raise ValueError(f"{where}: {name!r} is {value!r}; it must be a string")
+    return value if value is None else sound(value, f"{where}: {name!r}")
 
 
 def _prompt_field(value: Any, where: str) -> str | tuple[Message, ...]:

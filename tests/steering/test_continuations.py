@@ -4,6 +4,7 @@ prompt with each text.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -76,6 +77,15 @@ def edit_of(kind: str, cfg: LMConfig) -> Any:
     return SetProjection(jnp.asarray(unit_kd), jnp.array([2.0, 0.0, -2.0, 1.0]))
 
 
+@partial(jax.jit, static_argnames=("cfg", "site"))
+def whole_row(
+    params: Any, tokens_1t: jax.Array, edit: Any, *, cfg: LMConfig, site: Site
+) -> jax.Array:
+    """Log-probabilities `[t, v]` of next tokens: one row, all layers, no cache."""
+    out = forward(params, tokens_1t, cfg=cfg, edits={site: edit})
+    return jax.nn.log_softmax(logits(params, out.hidden_btd[0], cfg=cfg))
+
+
 def alone(
     cfg: LMConfig,
     params: Any,
@@ -84,30 +94,37 @@ def alone(
     prompt: list[int],
     text: list[int],
 ) -> float:
-    """log p of one text after one prompt under one edit: one row, all layers."""
-    out = forward(params, jnp.array([prompt + text]), cfg=cfg, edits={site: edit})
-    log_probs_tv = jax.nn.log_softmax(logits(params, out.hidden_btd[0], cfg=cfg))
+    """log p of one text after one prompt under one edit."""
+    tokens = [*prompt, *text]
+    padded = jnp.array([tokens + [0] * (12 - len(tokens))])
+    log_probs_tv = whole_row(params, padded, edit, cfg=cfg, site=site)
     start = len(prompt) - 1
     return float(sum(log_probs_tv[start + i, token] for i, token in enumerate(text)))
 
 
 def measured(
-    cfg: LMConfig, params: Any, site: Site, edit: Any, rows: int = ROWS, **scope: Any
+    cfg: LMConfig,
+    params: Any,
+    site: Site,
+    edit: Any,
+    *,
+    prompts: list[list[int]] = PROMPTS,
+    texts: list[list[list[int]]] = TEXTS,
+    **options: Any,
 ) -> np.ndarray:
-    layout = lay_out(PROMPTS, TEXTS)
-    unsteered = run_unsteered(params, layout, cfg=cfg, site=site)
-    return np.asarray(
-        continuation_log_probs(
-            params, layout, unsteered, edit, cfg=cfg, site=site, rows=rows, **scope
-        )
-    )
+    """Log-probabilities `[k, p, n]` of all texts under all conditions."""
+    layout = lay_out(prompts, texts)
+    run = partial(run_unsteered, cfg=cfg, site=site)
+    steer = partial(continuation_log_probs, cfg=cfg, site=site, **options)
+    unsteered = jax.jit(run)(params, layout)
+    return np.asarray(jax.jit(steer)(params, layout, unsteered, edit))
 
 
 CASES = [
-    (GPT2, Site(0), "add", "all", 0),
-    (GPT2, Site(1, "mlp_out"), "set", "prompt", 1),
-    (GEMMA2, Site(1), "add", "generated", 0),
-    (GEMMA2, Site(2), "add", "all", 2),
+    pytest.param(GPT2, Site(1, "mlp_out"), "set", "prompt", 1, id="gpt2-prompt"),
+    pytest.param(GEMMA2, Site(1), "add", "generated", 0, id="gemma2-generated"),
+    pytest.param(GPT2, Site(0), "add", "all", 0, id="gpt2", marks=pytest.mark.slow),
+    pytest.param(GEMMA2, Site(2), "add", "all", 2, id="gemma2", marks=pytest.mark.slow),
 ]
 
 
@@ -127,3 +144,67 @@ def test_every_text_under_every_condition_is_what_a_plain_forward_pass_gives(
                 want = alone(cfg, params, site, within, prompt, text)
                 assert got_kpn[k, p, n] == pytest.approx(want, abs=1e-5)
     assert np.isneginf(got_kpn[:, 1, 2:]).all()  # the second prompt has two texts
+
+
+def test_a_zero_strength_is_the_unsteered_model_bit_for_bit_whatever_the_batch() -> (
+    None
+):
+    cfg, params = model(GPT2)
+    dirs_kd = directions(cfg)
+    dirs_kd[3] = 0  # the unsteered model, as sweeps have it
+    strengths_k = np.array([0.0, 1.0, 0.0, 0.0], np.float32)
+    site = Site(1)
+    got_kpn = measured(cfg, params, site, Add(dirs_kd, strengths_k))
+    np.testing.assert_array_equal(got_kpn[0], got_kpn[3])
+    np.testing.assert_array_equal(got_kpn[2], got_kpn[3])
+    assert (got_kpn[1] != got_kpn[3])[np.isfinite(got_kpn[3])].all()
+    other_kpn = measured(cfg, params, site, Add(dirs_kd[:2], strengths_k[:2]))
+    np.testing.assert_allclose(other_kpn, got_kpn[:2], atol=1e-5)
+    unsteered = run_unsteered(params, lay_out(PROMPTS, TEXTS), cfg=cfg, site=site)
+    np.testing.assert_allclose(unsteered.log_probs_pn, got_kpn[3], atol=1e-5)
+
+
+# ---- layout --------------------------------------------------------------------------
+
+
+def test_texts_share_rows_and_prompts_their_beginning() -> None:
+    layout = lay_out(PROMPTS, TEXTS)
+    assert layout.shared_s.tolist() == [1, 5, 6]
+    # Rows lack the last token: [11, 12] serves two texts, and one-token texts need none.
+    assert layout.rows_prc.shape == (3, 2, 3)
+    assert layout.row_length_pr.tolist() == [[2, 1], [0, 0], [3, 0]]
+    assert layout.row_of_pn[0].tolist()[1:] == [0, 0, 1]
+    assert lay_out([[1, 2]], [[[3], [4]]]).rows_prc.shape == (1, 1, 0)
+    assert lay_out([[1, 2], [1, 2]], [[[3]], [[4]]]).shared_s.tolist() == [1]
+    with pytest.raises(ValueError, match="prompt 1 needs a token"):
+        lay_out([[1], [2]], [[[3]], [[]]])
+
+
+def test_groups_hold_every_prompt_once_and_similar_lengths() -> None:
+    lengths = [5, 40, 6, 41, 90, 7]
+    groups = width_groups(lengths)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(6))
+    assert [sorted(group.tolist()) for group in groups] == [[0, 2, 5], [1, 3], [4]]
+    assert len(width_groups([9, 10, 16])) == 1
+
+
+# ---- rates ---------------------------------------------------------------------------
+
+
+def test_rates_of_probabilities_and_of_log_odds() -> None:
+    log_probs_kpn = np.log([[[0.2, 0.1, 0.3], [0.5, 0.25, 1e-9]]])
+    side_pn, length_pn = [[1, 1, -1], [1, -1, 0]], [[1, 2, 4], [1, 2, 0]]
+    share_kp, mass_kp = contrast_rates(log_probs_kpn, side_pn, length_pn)
+    np.testing.assert_allclose(share_kp, [[0.5, 2 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(mass_kp, [[0.6, 0.75]], rtol=1e-6)
+    odds = Contrast(measure="log_odds")
+    share_kp, mass_kp = contrast_rates(log_probs_kpn, side_pn, length_pn, odds)
+    with_, without = (np.log(0.2) + np.log(0.1) / 2) / 2, np.log(0.3) / 4
+    np.testing.assert_allclose(share_kp[0, 0], 1 / (1 + np.exp(without - with_)), 1e-6)
+    geometric = np.exp((np.log(0.2) + np.log(0.1) / 2 + np.log(0.3) / 4) / 3)
+    np.testing.assert_allclose(mass_kp[0, 0], geometric, rtol=1e-6)
+    summed = Contrast(measure="log_odds", per_token=False)
+    share_kp, _ = contrast_rates(log_probs_kpn, side_pn, length_pn, summed)
+    np.testing.assert_allclose(share_kp[0, 1], 0.5 / 0.75, rtol=1e-6)
+    with pytest.raises(ValueError, match="measure 'odds' is unknown"):
+        Contrast(measure="odds")

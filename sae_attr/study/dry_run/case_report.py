@@ -87,7 +87,9 @@ def whole_costs(case: Case) -> list[StageCost]:
     counts = RowCounts(
         rows, int(rows * (median(lengths) + max_new)) if lengths else 0, rows * max_new
     )
-    sampling = case_costs(case, Reading(setup.cfg.n_layers, _widths(case)))
+    layers = setup.cfg.n_layers
+    reading = Reading(layers, layers - setup.site.layer, _widths(case))
+    sampling = case_costs(case, reading)
     costs = [*sampling, *attribution_costs(setup, counts, prefix=f"{case.name}.")]
     return [*costs, _passages_cost(case)]
 

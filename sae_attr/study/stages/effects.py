@@ -26,7 +26,7 @@ from sae_attr.steering.effects import (
     latent_effects,
     paired,
 )
-from sae_attr.steering.plan import UNSTEERED
+from sae_attr.steering.plan import UNSTEERED, Condition
 from sae_attr.steering.random_band import SteeredDirection, beyond_random_p
 from sae_attr.store import Computed, Progress
 from sae_attr.study.case import Case
@@ -34,6 +34,7 @@ from sae_attr.study.case_stage import CaseStage, StageInputs
 from sae_attr.study.grading import GradedAnswers, mean_of_known
 from sae_attr.study.selection import Selection
 from sae_attr.study.settings import DIRECTIONS, StudySettings
+from sae_attr.study.stages.rates import rates_of
 from sae_attr.study.stages.steer import effect_sweep, strengths_of
 from sae_attr.study.sweep_conditions import side_of
 
@@ -152,11 +153,11 @@ def direction_effects(
     case = inputs.case
     selection = Selection.load(inputs["select"].arrays)
     strengths = strengths_of(case, direction, inputs[f"strengths.{direction}"])
-    graded = graded_effects(inputs, direction)
+    measured = measured_effects(inputs, direction)
     sides = side_of(selection, direction, signed=signed)
     latents = selection.latents_u.tolist()
     conditions = [strengths.condition(sides[latent]) for latent in latents]
-    behaviour, coherence = graded.behaviour(), graded.coherence()
+    behaviour, coherence = measured.behaviour, measured.coherence
     behaviour_ups = np.stack([behaviour[condition] for condition in conditions])
     coherent_ups = np.stack([coherence[condition] for condition in conditions])
     # Without what other studies selected: it was steered for convergence, and is no
@@ -179,12 +180,35 @@ def direction_effects(
     )
 
 
-def graded_effects(inputs: StageInputs, direction: Direction) -> GradedAnswers:
-    """Returns the graded answers of a direction."""
+@dataclass(frozen=True, eq=False)
+class MeasuredEffects:
+    """What was measured in one direction.
+
+    Args:
+      prompts: ids.
+      behaviour, coherence: condition -> values `[prompts, samples]`.
+    """
+
+    prompts: tuple[str, ...]
+    behaviour: Mapping[Condition, np.ndarray]
+    coherence: Mapping[Condition, np.ndarray]
+
+
+def measured_effects(inputs: StageInputs, direction: Direction) -> MeasuredEffects:
+    """Returns what a direction's answers were graded, or their exact rates."""
     strengths = inputs[f"strengths.{direction}"]
     sweep = effect_sweep(inputs.case, direction, strengths, inputs["attribute"])
+    if inputs.case.study.effects_by == "exact":
+        rates = rates_of(inputs[f"rates.{direction}"])
+        # One exact rate counts as one sample.
+        values = {}
+        for name in ("behaviour_kp", "coherence_kp"):
+            values_kps = np.asarray(getattr(rates, name))[..., None]
+            values[name] = dict(zip(sweep.conditions, values_kps, strict=True))
+        return MeasuredEffects(rates.prompts, *values.values())
     grades = inputs[f"judge.{direction}"]
-    return GradedAnswers.load(sweep.plan, grades.arrays, grades.meta)
+    graded = GradedAnswers.load(sweep.plan, grades.arrays, grades.meta)
+    return MeasuredEffects(sweep.plan.prompts, graded.behaviour(), graded.coherence())
 
 
 def fields(case: Case) -> dict[str, Any]:
@@ -196,6 +220,6 @@ STAGE = CaseStage(
     "effects",
     effects,
     fields,
-    needs=("select", "attribute", "strengths", "judge"),
+    needs=("select", "attribute", "strengths", "judge", "rates"),
     version=VERSION,
 )

@@ -34,4 +34,11 @@ def fields(case: Case) -> dict[str, Any]:
     return {"judge": declared_judge(case), "attempts": attempts}
 
 
-STAGE = CaseStage("grade", grade, fields, needs=("sample",), version=VERSION)
+STAGE = CaseStage(
+    "grade",
+    grade,
+    fields,
+    needs=("sample",),
+    version=VERSION,
+    applies=lambda study: study.pairs_by == "samples",
+)

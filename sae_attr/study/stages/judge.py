@@ -38,4 +38,5 @@ STAGE = CaseStage(
     needs=("select", "strengths", "attribute", "steer"),
     version=VERSION,
     directed=True,
+    applies=lambda study: study.effects_by == "samples",
 )

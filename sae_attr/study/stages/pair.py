@@ -1,4 +1,6 @@
-"""The stage that pairs graded completions of one prompt."""
+"""The stage that pairs completions of one prompt: graded ones, or the texts for and
+against the behaviour.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +10,30 @@ from typing import Any
 
 from sae_attr.steering.plan import UNSTEERED
 from sae_attr.store import Computed, Progress
+from sae_attr.study import continuations
 from sae_attr.study.case import Case
 from sae_attr.study.case_checks import can_score
-from sae_attr.study.case_stage import CaseStage, StageInputs
+from sae_attr.study.case_stage import CaseStage, StageInputs, declared_exact
 from sae_attr.study.grading import GradedAnswers
-from sae_attr.study.stages.sample import pair_sweep
+from sae_attr.study.stages.sample import declared_source, pair_sweep
 from sae_attr.text.pairing import first_distinct, pair_records
 
+TEXTS = "texts of the settings"  # stands for the model that sampled a completion
 # 2: what may be in a pair is decided before prompts are chosen.
 VERSION = 2
 
 
 def pair(inputs: StageInputs, progress: Progress) -> Computed:
-    """Pairs the answers of prompts that gave both kinds, as records of a pairs file in
+    """Pairs completions of either kind of one prompt, as records of a pairs file in
     `meta["records"]`.
     """
+    if inputs.case.study.pairs_by == "continuations":
+        return pair_texts(inputs.case)
+    return pair_answers(inputs)
+
+
+def pair_answers(inputs: StageInputs) -> Computed:
+    """Pairs the graded answers of prompts that gave both kinds."""
     case, grades = inputs.case, inputs["grade"]
     plan = pair_sweep(case).plan
     graded = GradedAnswers.load(plan, grades.arrays, grades.meta)
@@ -43,9 +54,42 @@ def pair(inputs: StageInputs, progress: Progress) -> Computed:
     return {}, {"records": records, "counts": counts}
 
 
+def pair_texts(case: Case) -> Computed:
+    """Pairs the texts for and against the behaviour of every prompt whose texts have
+    enough probability, the likeliest of either side.
+    """
+    prompts = case.prompts("pairs")
+    exact = continuations.exact_prompts(case, prompts)
+    state = exact.begin(case.params("away"))
+    measured, by_prompt = [], []
+    answers = exact.answers(state.arrays)
+    for prompt, ids, of_prompt, enough in zip(
+        prompts, exact.prompt_ids, answers, state.measured_p, strict=True
+    ):
+        if enough:
+            measured.append(replace(prompt, prompt_ids=ids))
+            by_prompt.append(of_prompt)
+    records, counts = pair_records(
+        measured,
+        by_prompt,
+        sampler=TEXTS,
+        limit=case.settings.pairs,
+        pick=first_distinct(case.settings.per_side),
+        fits=partial(can_score, case),
+    )
+    return {}, {"records": records, "counts": counts, **state.facts}
+
+
 def fields(case: Case) -> dict[str, Any]:
     """Returns the config fields that the pairs depend on."""
-    return {"limit": case.settings.pairs, "per_side": case.settings.per_side}
+    declared = {"limit": case.settings.pairs, "per_side": case.settings.per_side}
+    if case.study.pairs_by == "samples":
+        return declared
+    return {
+        **declared,
+        "source": declared_source(case),
+        **declared_exact(case, "pairs"),
+    }
 
 
 STAGE = CaseStage("pair", pair, fields, needs=("grade",), version=VERSION)

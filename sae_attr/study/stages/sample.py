@@ -36,12 +36,19 @@ def sample(inputs: StageInputs, progress: Progress) -> Computed:
 
 def fields(case: Case) -> dict[str, Any]:
     """Returns the config fields that the completions depend on."""
-    declared = {
-        "prompts": declared_prompts(case, "pairs"),
-        "limit": case.settings.pair_prompts,
+    return {
+        **declared_source(case),
         "samples": case.settings.pair_samples,
         "sampling": declared_sampling(case),
         "seed": case.study.seed,
+    }
+
+
+def declared_source(case: Case) -> dict[str, Any]:
+    """Returns the prompts for pairs, and what the model that answers them is read from."""
+    declared = {
+        "prompts": declared_prompts(case, "pairs"),
+        "limit": case.settings.pair_prompts,
         "dtype": case.study.dtype,
         "resid_dtype": case.study.resid_dtype,
     }
@@ -55,4 +62,11 @@ def file_stages(case: Case, cases: Sequence[Case]) -> Sequence[str]:
     return case.file_stages
 
 
-STAGE = CaseStage("sample", sample, fields, also_needs=file_stages, version=VERSION)
+STAGE = CaseStage(
+    "sample",
+    sample,
+    fields,
+    also_needs=file_stages,
+    version=VERSION,
+    applies=lambda study: study.pairs_by == "samples",
+)

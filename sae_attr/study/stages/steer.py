@@ -14,6 +14,7 @@ from sae_attr.study.case_stage import (
     StageInputs,
     declared_prompts,
     declared_sampling,
+    steered_scope,
 )
 from sae_attr.study.case_sweep import CaseSweep
 from sae_attr.study.coherence_fallback import measures_coherence
@@ -64,7 +65,7 @@ def fields(case: Case) -> dict[str, Any]:
         "prompts": declared_prompts(case, "effects"),
         "limit": study.effect_prompts,
         "gradient_signed": study.gradient_signed,
-        "tokens": study.steer_tokens,
+        **steered_scope(case),
         "samples": study.effect_samples,
         "sampling": declared_sampling(case),
     }
@@ -77,4 +78,5 @@ STAGE = CaseStage(
     needs=("select", "strengths", "attribute"),
     version=VERSION,
     directed=True,
+    applies=lambda study: study.effects_by == "samples",
 )

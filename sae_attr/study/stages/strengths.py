@@ -17,10 +17,12 @@ from sae_attr.study.case import Case
 from sae_attr.study.case_stage import (
     CaseStage,
     StageInputs,
+    declared_exact,
     declared_judge,
     declared_prompts,
     declared_sampling,
     plain,
+    steered_scope,
 )
 from sae_attr.study.case_sweep import CaseSweep
 from sae_attr.study.coherence_fallback import measures_coherence, no_coherence
@@ -63,8 +65,7 @@ def choose(inputs: StageInputs, progress: Progress) -> Computed:
     conditions = (UNSTEERED, *chain(*tried.values()))
     norm = norm_of(inputs["attribute"])
     if study.strengths_by == "exact":
-        sweep = CaseSweep(case, direction, "strengths", conditions, norm, 1)
-        measured = MeasuredCoherence(sweep.exact_coherence())
+        measured = exact_coherence(case, direction, conditions, norm, progress)
     else:
         measured = sampled_coherence(case, direction, conditions, norm, progress)
     shares = measured.share
@@ -100,6 +101,21 @@ class MeasuredCoherence:
 
     share: Mapping[Condition, float]
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def exact_coherence(
+    case: Case,
+    direction: str,
+    conditions: tuple[Condition, ...],
+    norm: float,
+    progress: Progress,
+) -> MeasuredCoherence:
+    """Measures coherence by exact probabilities."""
+    sweep = CaseSweep(case, direction, "strengths", conditions, norm, 1)
+    rates = sweep.exact_rates(progress, f"strengths, {direction}")
+    share = dict(zip(conditions, rates.coherence_kp.mean(1).tolist(), strict=True))
+    facts = {"conditions": len(conditions), "prompts": len(rates.prompts)}
+    return MeasuredCoherence(share, {**facts, **rates.facts})
 
 
 def sampled_coherence(
@@ -167,12 +183,15 @@ def fields(case: Case) -> dict[str, Any]:
         "prompts": declared_prompts(case, "strengths"),
         "limit": study.strength_prompts,
         "gradient_signed": study.gradient_signed,
-        "tokens": study.steer_tokens,
+        **steered_scope(case),
+    }
+    if study.strengths_by == "exact":
+        return declared | declared_exact(case, "strengths")
+    declared |= {
         "samples": study.strength_samples,
         "sampling": declared_sampling(case),
+        "judge": declared_judge(case),
     }
-    if study.strengths_by == "samples":
-        declared["judge"] = declared_judge(case)
     if measures_coherence(case):
         declared["coherence"] = {
             "by": "logp",

@@ -1,0 +1,210 @@
+"""Exact rates of a real model's case: the probabilities of texts for and against the
+behaviour after each prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sae_attr.hooks import Edit
+from sae_attr.lm.model import Params
+from sae_attr.parallel import to_host
+from sae_attr.report.numbers import share
+from sae_attr.report.safe_text import one_line
+from sae_attr.steering.continuation_layout import (
+    ContinuationLayout,
+    lay_out,
+    width_groups,
+)
+from sae_attr.steering.continuations import (
+    Unsteered,
+    continuation_log_probs,
+    run_unsteered,
+)
+from sae_attr.steering.contrast import contrast_rates
+from sae_attr.study.case import Case, ExactState
+from sae_attr.study.continuation_texts import PromptTexts, prompt_texts
+from sae_attr.text.encoding import encode_prompt
+from sae_attr.text.pairing import WITH, WITHOUT, Answer
+from sae_attr.text.pairs import Prompt
+from sae_attr.text.tokenizer import token_strings
+
+_SHOWN_TOKENS = 5
+
+
+def exact_prompts(case: Case, prompts: Sequence[Prompt]) -> ContinuationRates:
+    """Returns the exact rates of a case on prompts.
+
+    Raises ValueError from `prompt_texts`.
+    """
+    setup, ids = case.setup, []
+    for prompt in prompts:
+        ids.append(
+            encode_prompt(prompt, setup.tokenizer, prepend_bos=setup.prepend_bos)
+        )
+    texts = tuple(prompt_texts(case, prompt) for prompt in prompts)
+    return ContinuationRates(case, tuple(prompts), tuple(map(tuple, ids)), texts)
+
+
+@dataclass(frozen=True, eq=False)
+class ContinuationRates:
+    """Exact rates on some prompts: see `study.case.ExactPrompts`.
+
+    Args:
+      prompts: that are measured.
+      prompt_ids, texts: of each prompt.
+    """
+
+    case: Case
+    prompts: tuple[Prompt, ...]
+    prompt_ids: tuple[tuple[int, ...], ...]
+    texts: tuple[PromptTexts, ...]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the prompts, in the order of the rates."""
+        return tuple(prompt.id for prompt in self.prompts)
+
+    @cached_property
+    def groups(self) -> list[np.ndarray]:
+        """Places of the prompts that are laid out together."""
+        return width_groups([len(ids) for ids in self.prompt_ids])
+
+    @cached_property
+    def layouts(self) -> list[ContinuationLayout]:
+        """The layout of each group."""
+        layouts = []
+        for places in self.groups:
+            ids = [self.prompt_ids[i] for i in places]
+            layouts.append(lay_out(ids, [self.texts[i].ids for i in places]))
+        return layouts
+
+    def begin(self, params: Params) -> ExactState:
+        """Runs the model without an edit; prompts whose texts have too little
+        probability are not measured.
+
+        Raises ValueError where they have too little on average: says what the model
+        says instead.
+        """
+        setup, contrast = self.case.setup, self.case.settings.continuations
+        step = jax.jit(partial(run_unsteered, cfg=setup.cfg, site=setup.site))
+        states = [step(params, layout) for layout in self.layouts]
+        rates = [
+            self._contrast(state.log_probs_pn[None], places)
+            for state, places in zip(states, self.groups, strict=True)
+        ]
+        behaviour_p, coherence_p = (to_host(x)[0] for x in self._in_order(rates))
+        enough_p = np.ones(len(self.prompts), bool)
+        if contrast.measure == "probability":
+            enough_p = coherence_p >= contrast.least_mass
+            if coherence_p.mean() < contrast.least_mass or not enough_p.any():
+                raise ValueError(self._too_little(coherence_p, states))
+        facts = {
+            "rate": float(behaviour_p[enough_p].mean()),
+            "mass": float(coherence_p.mean()),
+            "left_out": [p.id for p, ok in zip(self.prompts, enough_p) if not ok],
+        }
+        return ExactState(states, enough_p, facts)
+
+    def rates(
+        self, params: Params, arrays: Any, edit: Edit
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns behaviour and coherence `[k, prompts]` under every edit; pure."""
+        setup, study = self.case.setup, self.case.study
+        of_groups = []
+        for places, layout, unsteered in zip(
+            self.groups, self.layouts, arrays, strict=True
+        ):
+            log_probs_kpn = continuation_log_probs(
+                params,
+                layout,
+                unsteered,
+                edit,
+                cfg=setup.cfg,
+                site=setup.site,
+                tokens=study.steer_tokens,
+                skip=study.steer_skip,
+            )
+            of_groups.append(self._contrast(log_probs_kpn, places))
+        behaviour_kp, coherence_kp = self._in_order(of_groups)
+        return behaviour_kp, coherence_kp
+
+    def answers(self, states: Sequence[Unsteered]) -> list[list[Answer]]:
+        """Returns the texts of every prompt as answers, the likeliest first.
+
+        Args:
+          states: arrays of `begin`.
+        """
+        answers: list[list[Answer]] = [[] for _ in self.prompts]
+        for places, state in zip(self.groups, states, strict=True):
+            log_probs_pn = to_host(state.log_probs_pn)
+            for place, log_probs_n in zip(places, log_probs_pn, strict=True):
+                answers[place] = _ranked_answers(self.texts[place], log_probs_n)
+        return answers
+
+    def _contrast(
+        self, log_probs_kpn: jax.Array, places: np.ndarray
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the rates of one group's prompts."""
+        _, p, n = log_probs_kpn.shape
+        side_pn, length_pn = np.zeros((p, n), int), np.zeros((p, n), int)
+        for row, place in enumerate(places):
+            texts = self.texts[place]
+            side_pn[row, : len(texts.ids)] = texts.side_n
+            length_pn[row, : len(texts.ids)] = [len(ids) for ids in texts.ids]
+        contrast = self.case.settings.continuations
+        return contrast_rates(log_probs_kpn, side_pn, length_pn, contrast)
+
+    def _in_order(
+        self, of_groups: Sequence[tuple[jax.Array, jax.Array]]
+    ) -> list[jax.Array]:
+        """Returns values of all prompts `[k, p]` in their order, from those of groups."""
+        order = np.argsort(np.concatenate(self.groups))
+        values = []
+        for parts in zip(*of_groups, strict=True):
+            values.append(jnp.concatenate(parts, axis=1)[:, order])
+        return values
+
+    def _too_little(self, mass_p: np.ndarray, states: Sequence[Unsteered]) -> str:
+        """Says what the model says instead of the texts, on the prompt where they have
+        least.
+        """
+        worst = int(mass_p.argmin())
+        for places, state in zip(self.groups, states, strict=True):
+            if worst in places:
+                row = int(np.flatnonzero(places == worst)[0])
+                ids_m = to_host(state.top_ids_pm)[row]
+                probs_m = to_host(state.top_probs_pm)[row]
+                break
+        tokens = token_strings(self.case.setup.tokenizer, ids_m)[:_SHOWN_TOKENS]
+        likely = []
+        for token, prob in zip(tokens, probs_m, strict=True):
+            likely.append(f"{one_line(repr(token), 40)} {share(float(prob))}")
+        texts = self.texts[worst]
+        least = self.case.settings.continuations.least_mass
+        return (
+            f"case {self.case.name}: the texts {list(texts.present.texts)} (present) "
+            f"and {list(texts.absent.texts)} (absent) have {share(mass_p.mean())} of "
+            f"the probability on average over {len(mass_p)} prompts, less than "
+            f"continuations.least_mass={least}. After prompt "
+            f"{self.prompts[worst].id!r} the model says {', '.join(likely)}; give such "
+            f"texts (--config.cases.{self.case.name}.continuations.present and .absent, "
+            "with their spaces and capitals), or ask so that they are the answer"
+        )
+
+
+def _ranked_answers(texts: PromptTexts, log_probs_n: np.ndarray) -> list[Answer]:
+    """Returns the texts of one prompt, the likeliest first."""
+    answers = []
+    for side, behaviour in ((texts.present, WITH), (texts.absent, WITHOUT)):
+        for text, ids in zip(side.texts, side.ids, strict=True):
+            answers.append(Answer(text, ids, behaviour))
+    order = np.argsort(-log_probs_n[: len(answers)], kind="stable")
+    return [answers[i] for i in order]

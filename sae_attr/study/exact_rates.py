@@ -1,0 +1,155 @@
+"""Exact rates of a case's behaviour under many edits, batch by batch; goes on after a
+kill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from sae_attr.hooks import Edit
+from sae_attr.parallel import shard_batch, to_host
+from sae_attr.store import Progress
+from sae_attr.study.case import Case, ExactPrompts, ExactState
+from sae_attr.study.finished_parts import agreed
+from sae_attr.text.pairs import Prompt
+
+_ARRAYS: tuple[str, ...] = ("behaviour_kp", "coherence_kp")
+
+
+@dataclass(frozen=True, eq=False)
+class ExactRates:
+    """Rates of k conditions on prompts, by exact probabilities.
+
+    Args:
+      prompts: ids of those that were measured.
+      behaviour_kp, coherence_kp: float64 in 0..1.
+      facts: about the model without an edit; `left_out` has the ids of prompts that
+        could not be measured, where some could not.
+    """
+
+    prompts: tuple[str, ...]
+    behaviour_kp: np.ndarray
+    coherence_kp: np.ndarray
+    facts: Mapping[str, Any]
+
+
+def exact_rates(
+    case: Case,
+    direction: str,
+    prompts: Sequence[Prompt],
+    edits: Edit,
+    progress: Progress,
+    *,
+    name: str,
+) -> ExactRates:
+    """Measures the rates of a behaviour and of coherence under every edit.
+
+    Args:
+      direction: `away` measures the model with the behaviour, `toward` the one without.
+      prompts: any that the case has exact rates for.
+      edits: one edit for all conditions, whose arrays have the k conditions as their
+        first axis: `Add(vectors_kd, strengths_k)`, `SetProjection(units_kd, values_k)`.
+        It changes the tokens that the study steers.
+      progress: of the stage; each batch is kept there.
+      name: of the bar, and of the batches in `progress`.
+
+    Raises:
+      ValueError: prompts without texts, or whose texts have no probability; rates that
+        are not finite.
+    """
+    program = _program(case, prompts)
+    state = _state(case, program, direction)
+    edits = jax.tree.map(np.asarray, edits)
+    count = len(jax.tree.leaves(edits)[0])
+    size = _batch_size(case, count)
+    starts = range(0, count, size)
+    names = [f"{name}-{count}x{size}-{start}" for start in starts]
+    done = agreed(progress.done(), names)
+    parts = []
+    bar = tqdm(
+        total=count, desc=name, unit="condition", disable=not case.runtime.progress
+    )
+    with bar:
+        for shard, start in zip(names, starts, strict=True):
+            if shard in done:
+                arrays, _ = progress.get(shard)
+            else:
+                # The last batch repeats conditions: one compiled shape.
+                part = np.arange(start, start + size) % count
+                edit = shard_batch(_rows(edits, part), case.runtime.mesh)
+                rates = program.jitted(case.params(direction), state.arrays, edit)
+                arrays: dict[str, Any] = dict(
+                    zip(_ARRAYS, map(to_host, rates), strict=True)
+                )
+                progress.add(shard, arrays)
+            parts.append(arrays)
+            bar.update(min(size, count - start))
+    return _joined(program.exact, state, parts, count)
+
+
+def _rows(edits: Edit, part: np.ndarray) -> Edit:
+    """Returns the edit of some of the conditions."""
+    return jax.tree.map(lambda x_k: x_k[part], edits)
+
+
+def _batch_size(case: Case, count: int) -> int:
+    data = case.runtime.mesh.shape["data"]
+    return min(case.runtime.batch_size, -(-count // data) * data)
+
+
+def _joined(
+    exact: ExactPrompts,
+    state: ExactState,
+    parts: Sequence[Mapping[str, np.ndarray]],
+    count: int,
+) -> ExactRates:
+    """Returns the rates of all batches, on the prompts that are measured."""
+    measured_p = state.measured_p
+    rates = {}
+    for name in _ARRAYS:
+        values_kp = np.concatenate([np.asarray(part[name]) for part in parts])
+        rates[name] = values_kp[:count, measured_p].astype(np.float64)
+        if not np.isfinite(rates[name]).all():
+            k, p = np.argwhere(~np.isfinite(rates[name]))[0]
+            raise ValueError(
+                f"condition {k} on prompt {exact.ids[p]!r} gave probabilities that are "
+                "not finite; lower the strengths, or use float32"
+            )
+    prompts = tuple(np.array(exact.ids)[measured_p].tolist())
+    return ExactRates(prompts, **rates, facts=state.facts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Program:
+    """Exact rates on some prompts, compiled once for both directions.
+
+    Args:
+      jitted: `exact.rates`.
+      states: direction -> what its model's rates start from, as far as it is there.
+    """
+
+    exact: ExactPrompts
+    jitted: Any
+    states: dict[str, ExactState]
+
+
+def _program(case: Case, prompts: Sequence[Prompt]) -> _Program:
+    """Returns the program of exact rates on prompts; made once."""
+    key = repr(tuple(prompts))
+    if key not in case.programs:
+        exact = case.exact(case, prompts)
+        case.programs[key] = _Program(exact, jax.jit(exact.rates), {})
+    return case.programs[key]
+
+
+def _state(case: Case, program: _Program, direction: str) -> ExactState:
+    """Returns what the rates of one direction's model start from; run once."""
+    if direction not in program.states:
+        program.states[direction] = program.exact.begin(case.params(direction))
+    return program.states[direction]
