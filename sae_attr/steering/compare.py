@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from sae_attr.comparison_records import MethodCount, MethodDifference
-from sae_attr.steering.effects import (
+from sae_attr.steering.effects import LatentEffects, false_discovery
+from sae_attr.steering.paired import (
     DEFAULT,
     EffectSettings,
-    LatentEffects,
-    false_discovery,
     interval,
 )
 from sae_attr.steering.random_band import (

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sae_attr.steering.effects import DEFAULT, EffectSettings, interval, prompt_draws
+from sae_attr.steering.paired import (
+    DEFAULT,
+    EffectSettings,
+    interval,
+    prompt_draws,
+)
 
 
 def group_numbers(names: Sequence[str]) -> np.ndarray:

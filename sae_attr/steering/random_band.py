@@ -12,7 +12,12 @@ import numpy as np
 from scipy import stats
 
 from sae_attr.comparison_records import Direction
-from sae_attr.steering.effects import DEFAULT, EffectSettings, Paired, weighted_mean
+from sae_attr.steering.paired import (
+    DEFAULT,
+    EffectSettings,
+    Paired,
+    weighted_mean,
+)
 
 RANDOM = "random"
 

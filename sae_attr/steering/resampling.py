@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sae_attr.steering.effects import EffectSettings, prompt_draws, weighted_mean
+from sae_attr.steering.paired import (
+    EffectSettings,
+    prompt_draws,
+    weighted_mean,
+)
 from sae_attr.steering.random_band import RANDOM, SteeredDirection, band_edges
 
 # Each kind of draw has a stream of its own, so that none depends on whether another

@@ -10,14 +10,14 @@ import numpy as np
 from scipy import stats
 
 from sae_attr.comparison_records import Direction, Estimate, SampledAgreement
-from sae_attr.steering.effects import (
+from sae_attr.steering.groups import group_draws
+from sae_attr.steering.paired import (
     DEFAULT,
     EffectSettings,
     Paired,
     interval,
     weighted_mean,
 )
-from sae_attr.steering.groups import group_draws
 
 OfLatents = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(exact changes, sampled changes), `[..., k]` each -> one number for each of `[...]`."""

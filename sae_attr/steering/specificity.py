@@ -15,14 +15,14 @@ from sae_attr.comparison_records import (
     Estimate,
     SetMean,
 )
-from sae_attr.steering.effects import (
+from sae_attr.steering.groups import group_draws, group_interval
+from sae_attr.steering.paired import (
     DEFAULT,
     EffectSettings,
     interval,
     paired,
     weighted_mean,
 )
-from sae_attr.steering.groups import group_draws, group_interval
 from sae_attr.steering.random_band import band_edges
 from sae_attr.steering.resampling import drawn_rows, mean_of_measured, permutation_p
 

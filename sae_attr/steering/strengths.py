@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RULES = ("relative", "absolute")
+RULES = ("relative", "proportional", "absolute")
 PICKS = ("largest", "before_failing")
 _ROUNDING = 1e-9  # 0.2 + 0.1 must not fail at 0.3
 
@@ -53,9 +53,11 @@ def choose_strengths(
         that were judged; NaN does not pass.
       strengths_c: |c|, ascending and positive; the sign of steering is the caller's.
       unsteered: incoherent rate without steering on the same prompts, one number or
-        `[k]`; only `relative` reads it.
+        `[k]`; `absolute` does not read it.
       rule: `relative`: at most unsteered + budget (the default, with 10 points);
-        `absolute`: at most the budget (Wang et al. 2025 with 10 %).
+        `proportional`: of the coherent share without steering, at most the budget is
+        lost, for models that are coherent in few answers; `absolute`: at most the
+        budget (Wang et al. 2025 with 10 %).
       budget: in shares, 0.10 for ten points.
       pick: `largest` takes the largest strength that passes (the default, as the method
         is worded), even where a smaller one failed by chance; `before_failing` the last
@@ -71,9 +73,12 @@ def choose_strengths(
     # A model with the behaviour may be incoherent itself: an absolute limit would then
     # leave no strength at all.
     base = np.asarray(unsteered, np.float64)
+    limit = base + budget
     if rule == "absolute":
-        base = np.zeros(())
-    limit_k = np.broadcast_to(base + budget, rates.shape[:1])
+        limit = np.asarray(budget, np.float64)
+    elif rule == "proportional":
+        limit = 1 - (1 - base) * (1 - budget)
+    limit_k = np.broadcast_to(limit, rates.shape[:1])
     passes_kc = rates <= limit_k[:, None] + _ROUNDING  # False for NaN
     # Coherence falls with strength, so that a smaller one that fails while a larger one
     # passes is noise of few answers; `before_failing` is the cautious reading.

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from sae_attr.comparison_records import Estimate, TopicRate
-from sae_attr.steering.effects import DEFAULT, EffectSettings
 from sae_attr.steering.groups import group_numbers
+from sae_attr.steering.paired import (
+    DEFAULT,
+    EffectSettings,
+)
 from sae_attr.steering.specificity import mean_rate
 
 EVERYTHING = ""  # the name of all sets together, and of all topics together

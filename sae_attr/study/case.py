@@ -16,6 +16,7 @@ from sae_attr.judge import Item, Judge
 from sae_attr.lm.draw import Sampling
 from sae_attr.lm.end_tokens import ending_ids
 from sae_attr.lm.model import Params
+from sae_attr.steering.groups import group_numbers
 from sae_attr.store import Store
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.input_files import InputFiles, file_fields
@@ -180,6 +181,19 @@ class Case:
     def prompts_by_id(self, split: str) -> dict[str, Prompt]:
         """Returns the prompts of a split by their ids."""
         return {prompt.id: prompt for prompt in self.prompts(split)}
+
+    def prompt_groups(self, ids: Sequence[str], split: str) -> np.ndarray | None:
+        """Returns the number of the group of every prompt of a split; None where no
+        prompt has one. A prompt without a group is one of its own.
+        """
+        by_id = self.prompts_by_id(split)
+        if not any(prompt.group for prompt in by_id.values()):
+            return None
+        names = []
+        for name in ids:
+            group = by_id[name].group
+            names.append(f"group {group}" if group else f"prompt {name}")
+        return group_numbers(names)
 
     def prompt_ids(self, split: str) -> dict[str, list[int]]:
         """Returns a split's token ids by prompt id, as a completion's row begins; they

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sae_attr.text.pairs import Prompt
@@ -19,8 +19,8 @@ def split_prompts(
 ) -> dict[str, tuple[Prompt, ...]]:
     """Returns the prompts of each of `SPLITS`, in their order.
 
-    Where a prompt names no split, it is drawn by a hash of its id, so that another
-    prompt in the file moves none of the others.
+    Where a prompt names no split, it is drawn by a hash of its group, or of its id
+    where it has none, so that another prompt in the file moves none of the others.
 
     Args:
       shares: of `SPLITS`, for prompts without a split.
@@ -28,7 +28,8 @@ def split_prompts(
 
     Raises:
       ValueError: an unknown split; a prompt that occurs twice (in two splits it would
-        let a choice depend on what it is judged by); a split without any prompt.
+        let a choice depend on what it is judged by), or a group that lies in two
+        splits; a split without any prompt.
     """
     out: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
     first: dict[Any, Prompt] = {}
@@ -46,7 +47,10 @@ def split_prompts(
                 f"{where}: the prompt of {twin.id!r} on line {twin.line} stands here "
                 "again; each once"
             )
-        out[prompt.split or drawn_split(prompt.id, shares)].append(prompt)
+        out[prompt.split or drawn_split(prompt.group or prompt.id, shares)].append(
+            prompt
+        )
+    _check_groups(out, path)
     for name, of_split in out.items():
         if not of_split:
             raise ValueError(
@@ -57,8 +61,25 @@ def split_prompts(
     return {name: tuple(of_split) for name, of_split in out.items()}
 
 
+def _check_groups(splits: Mapping[str, Sequence[Prompt]], path: str) -> None:
+    """Raises ValueError for a group with prompts in two splits."""
+    first: dict[str, tuple[str, Prompt]] = {}
+    for split, of_split in splits.items():
+        for prompt in of_split:
+            if prompt.group is None:
+                continue
+            other_split, other = first.setdefault(prompt.group, (split, prompt))
+            if other_split != split:
+                raise ValueError(
+                    f"{path}:{prompt.line}: group {prompt.group!r} has prompt "
+                    f"{other.id!r} (line {other.line}) in the split {other_split!r} and "
+                    f"{prompt.id!r} in {split!r}; name one split for all of its prompts, "
+                    "or none"
+                )
+
+
 def drawn_split(name: str, shares: Sequence[float]) -> str:
-    """Draws the split of a prompt that names none, by the hash of its id.
+    """Draws the split of a prompt that names none, by the hash of its group or id.
 
     Raises ValueError for shares that are not three positive numbers.
     """

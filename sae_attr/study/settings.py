@@ -48,8 +48,10 @@ class IncoherenceBudget:
     """How much incoherence a steering strength may cost.
 
     Args:
-      rule: `relative`: at most `points` above the unsteered model's share; `absolute`:
-        at most `points` in all (Wang et al.).
+      rule: `relative`: at most `points` above the unsteered model's share;
+        `proportional`: at most this part of the unsteered model's coherent share is
+        lost (0.5: half of it stays), for coherence that is the probability of some
+        texts; `absolute`: at most `points` in all (Wang et al.).
       points: share of completions, 0.10 for ten percentage points.
       pick: the `largest` strength that passes, or the last one `before_failing`.
     """

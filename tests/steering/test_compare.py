@@ -18,7 +18,12 @@ from sae_attr.steering.compare import (
     method_counts,
     panel_numbers,
 )
-from sae_attr.steering.effects import EffectSettings, Paired, latent_effects, paired
+from sae_attr.steering.effects import latent_effects
+from sae_attr.steering.paired import (
+    EffectSettings,
+    Paired,
+    paired,
+)
 from sae_attr.steering.random_band import (
     Band,
     SteeredDirection,

@@ -11,14 +11,19 @@ import pytest
 from scipy import stats
 
 from sae_attr.steering.effects import (
-    EffectSettings,
-    Paired,
     detectable_effect,
     false_discovery,
     latent_effects,
+    sign_flip_p,
+)
+from sae_attr.steering.groups import group_draws
+from sae_attr.steering.paired import (
+    EffectSettings,
+    Paired,
+    interval,
     paired,
     prompt_draws,
-    sign_flip_p,
+    weighted_mean,
 )
 
 NAN = float("nan")
@@ -154,6 +159,36 @@ def test_the_bootstrap_draws_prompts_and_reweighs_them() -> None:
         np.quantile(means, [0.025, 0.975]),
         rtol=1e-12,
     )
+
+
+def test_prompts_of_a_group_stand_or_fall_together() -> None:
+    """Means are those of prompts; errors, tests and intervals are those of groups."""
+    behaviour, base = ragged(p=12)
+    group_p = np.array([0, 0, 1, 2, 2, 2, 3, 3, 4, 5, 5, 5])
+    found = latent_effects(behaviour, base, settings=FEW, group_p=group_p)
+    apart = latent_effects(behaviour, base, settings=FEW)
+    np.testing.assert_allclose(found.change_k, apart.change_k, rtol=1e-12)
+    np.testing.assert_allclose(found.base_k, apart.base_k, rtol=1e-12)
+    np.testing.assert_array_equal(found.pairs_k, apart.pairs_k)
+    single = paired(behaviour, base)
+    draws = group_draws(group_p, settings=FEW)
+    want = interval(weighted_mean(single.diff_kp, single.weight_kp, draws), FEW.level)
+    np.testing.assert_allclose([found.low_k, found.high_k], want, rtol=1e-9)
+    values_kp = single.diff_kp * single.weight_kp
+    for k in range(3):
+        of_group_g = np.bincount(group_p, values_kp[k])
+        sums = [abs(np.dot(s, of_group_g)) for s in product((-1, 1), repeat=6)]
+        extreme = np.mean(np.array(sums) >= abs(of_group_g.sum()) - 1e-9)
+        assert found.p_zero_k[k] == pytest.approx(extreme)
+        # The linearised error of a weighted mean, over groups.
+        residual_g = np.bincount(
+            group_p, single.weight_kp[k] * (single.diff_kp[k] - found.change_k[k])
+        )
+        error = np.sqrt((residual_g**2).sum() * 6 / 5) / single.weight_kp[k].sum()
+        assert found.se_k[k] == pytest.approx(error)
+    assert np.isnan(found.change_k[3])
+    one = latent_effects(behaviour, base, settings=FEW, group_p=np.zeros(12, int))
+    assert np.isnan([one.se_k[0], one.low_k[0]]).all()
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:

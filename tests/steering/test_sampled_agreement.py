@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sae_attr.steering.effects import EffectSettings, paired, prompt_draws
 from sae_attr.steering.groups import group_draws, group_interval, group_numbers
+from sae_attr.steering.paired import (
+    EffectSettings,
+    paired,
+    prompt_draws,
+)
 from sae_attr.steering.sampled_agreement import (
     binomial_errors,
     exact_changes,

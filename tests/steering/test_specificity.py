@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from sae_attr.comparison_records import DirectionsControl, SetMean, TopicRate
-from sae_attr.steering.effects import EffectSettings, latent_effects
+from sae_attr.steering.effects import latent_effects
+from sae_attr.steering.paired import (
+    EffectSettings,
+)
 from sae_attr.steering.specificity import (
     directions_control,
     gaussian_directions,

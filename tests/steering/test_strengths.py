@@ -38,6 +38,10 @@ RATES = np.array(
             [3, 3, 3, 3, 0],
         ),
         ({"budget": 0.0}, [1, 2, -1, 3, 2]),
+        # Of the coherent 80 % a quarter may be lost: 40 % incoherent pass.
+        ({"rule": "proportional", "budget": 0.25}, [2, 2, -1, 3, 2]),
+        ({"rule": "proportional", "budget": 0.0}, [1, 2, -1, 3, 2]),
+        ({"rule": "proportional", "budget": 0.875}, [3, 3, 3, 3, 2]),
     ],
 )
 def test_which_strength_is_taken(options: dict[str, Any], want: list[int]) -> None:

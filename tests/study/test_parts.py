@@ -71,6 +71,23 @@ def test_splits_share_nothing_and_do_not_move_when_prompts_are_added(
     assert 70 <= len(more["pairs"]) <= 130
 
 
+def test_a_group_lies_in_one_split(tmp_path: Path) -> None:
+    records = []
+    for i in range(150):
+        prompt, group = f"Question {i}?", f"belief {i // 3}"
+        records.append({"id": f"q{i}", "prompt": prompt, "group": group})
+    of_groups = splits(write(tmp_path / "drawn.jsonl", records))
+    groups = [{p.group for p in of_groups[split]} for split in SPLITS]
+    assert [len(of_groups[split]) for split in SPLITS] == [3 * len(g) for g in groups]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 50
+    records[4]["split"] = "effects"
+    records[3]["split"] = records[5]["split"] = "pairs"
+    named = write(tmp_path / "named.jsonl", records)
+    message = r"named.jsonl:5: group 'belief 1' has prompt 'q3' \(line 4\)"
+    with pytest.raises(ValueError, match=message):
+        splits(named)
+
+
 def test_named_splits_and_messages_are_kept(tmp_path: Path) -> None:
     messages = [
         {"role": "system", "content": "Be brief."},

@@ -19,11 +19,13 @@ from sae_attr.steering.compare import (
     panel_numbers,
 )
 from sae_attr.steering.effects import (
-    EffectSettings,
     LatentEffects,
     detectable_effect,
     false_discovery,
     latent_effects,
+)
+from sae_attr.steering.paired import (
+    EffectSettings,
     paired,
 )
 from sae_attr.steering.plan import UNSTEERED, Condition
@@ -56,12 +58,14 @@ class DirectionEffects:
       effects: of the latents.
       strength_u: signed strength of every latent.
       base_rate: of the behaviour without steering.
+      prompts: that were measured.
     """
 
     study: SteeredDirection
     effects: LatentEffects
     strength_u: np.ndarray
     base_rate: float
+    prompts: int
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns every statistic `[u]` over the selection's latents, by name."""
@@ -76,13 +80,15 @@ class DirectionEffects:
 
     def panel(self, settings: EffectSettings) -> dict[str, Any]:
         """Returns the numbers of the direction's panel in the effects figure."""
-        return panel_numbers(
+        numbers = panel_numbers(
             self.study,
             self.effects,
             model=STEERED_MODELS[self.study.direction],
             base_rate=self.base_rate,
             settings=settings,
         )
+        # The pairs may be those of groups of prompts.
+        return numbers | {"prompts": self.prompts}
 
 
 def effect_settings(study: StudySettings) -> EffectSettings:
@@ -165,7 +171,10 @@ def direction_effects(
     methods = {}
     for name, of_method in selection.compared().items():
         methods[name] = of_method.tolist()
-    pairs = paired(behaviour_ups, behaviour[UNSTEERED], settings=settings)
+    group_p = case.prompt_groups(measured.prompts, "effects")
+    pairs = paired(
+        behaviour_ups, behaviour[UNSTEERED], settings=settings, group_p=group_p
+    )
     return DirectionEffects(
         SteeredDirection(direction, selection.latents_u, pairs, methods),
         latent_effects(
@@ -174,9 +183,11 @@ def direction_effects(
             coherent_ups,
             coherence[UNSTEERED],
             settings=settings,
+            group_p=group_p,
         ),
         np.array([condition.strength for condition in conditions]),
         mean_of_known(behaviour[UNSTEERED]),
+        len(measured.prompts),
     )
 
 
@@ -213,7 +224,12 @@ def measured_effects(inputs: StageInputs, direction: Direction) -> MeasuredEffec
 
 def fields(case: Case) -> dict[str, Any]:
     """Returns the config fields that the effects depend on."""
-    return {"settings": asdict(effect_settings(case.study))}
+    declared: dict[str, Any] = {"settings": asdict(effect_settings(case.study))}
+    groups = {}
+    for prompt in case.prompts("effects"):
+        if prompt.group is not None:
+            groups[prompt.id] = prompt.group
+    return declared | {"groups": groups} if groups else declared
 
 
 STAGE = CaseStage(
