@@ -35,6 +35,13 @@ class Contrast:
     least_mass: float = 0.01
 
     def __post_init__(self) -> None:
+        for side in ("present", "absent"):
+            for text in getattr(self, side):
+                if not isinstance(text, str) or not text:
+                    raise ValueError(
+                        f"continuations.{side} has {text!r}; give texts, in quotes where "
+                        f"they are numbers or begin with a space: \"(' 1',)\""
+                    )
         if self.measure not in MEASURES:
             raise ValueError(
                 f"measure {self.measure!r} is unknown; choose {' or '.join(MEASURES)}"

@@ -14,7 +14,8 @@ from sae_attr.parallel import from_main
 from sae_attr.store import Stage, run_stages
 from sae_attr.study.case import Case
 from sae_attr.study.coherence_fallback import measures_coherence, no_coherence
-from sae_attr.study.settings import StudySettings
+from sae_attr.study.exact_rates import unsteered_state
+from sae_attr.study.settings import DIRECTIONS, StudySettings
 from sae_attr.study.stages import sae_check
 from sae_attr.text.rows import COMPLETION, is_special, scope_mask
 
@@ -45,19 +46,24 @@ def check_case(case: Case) -> None:
 
 def try_case(case: Case, stages: Sequence[Stage], *, judge: bool) -> None:
     """Runs what is cheap beside sampling and would end the study later: the SAE's
-    check, one question to the judge.
+    check, the probabilities of texts without steering, one question to the judge.
 
     Args:
       stages: of the study; the check is one of them.
       judge: answers are still to be graded.
 
     Raises:
-      ValueError: the SAE does not fit its site, or the judge's reply cannot be read.
+      ValueError: the SAE does not fit its site, texts for and against the behaviour
+        have no probability, or the judge's reply cannot be read.
     """
     store = case.setup.store
     name = f"{case.name}.{sae_check.NAME}"
     result = run_stages(store, stages, only=[name], agree=from_main)[name]
     sae_check.check_record(case.setup, result)
+    for split in case.split_prompts:
+        if measured_by(case.study, split) != "samples":
+            for direction in DIRECTIONS[: 1 if split == "pairs" else 2]:
+                unsteered_state(case, direction, case.prompts(split))
     if judge:
         ask_one(case.judge)
 

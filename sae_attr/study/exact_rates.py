@@ -125,6 +125,16 @@ def _joined(
     return ExactRates(prompts, **rates, facts=state.facts)
 
 
+def unsteered_state(
+    case: Case, direction: str, prompts: Sequence[Prompt]
+) -> ExactState:
+    """Returns what exact rates of a direction's model start from; run once.
+
+    Raises ValueError as `exact_rates` does for the model without an edit.
+    """
+    return _state(case, _program(case, prompts), direction)
+
+
 @dataclass(frozen=True, eq=False)
 class _Program:
     """Exact rates on some prompts, compiled once for both directions.

@@ -16,13 +16,20 @@ from sae_attr.judge import (
     keywords,
     load_rubric,
     local_model,
+    no_judge,
     openai_judge,
 )
 from sae_attr.judge.kinds import JudgeKind, Workplace
 from sae_attr.organism import grader
 from sae_attr.settings import given_only
 
-_ALL = (openai_judge.KIND, local_model.KIND, keywords.KIND, grader.KIND)
+_ALL = (
+    openai_judge.KIND,
+    local_model.KIND,
+    keywords.KIND,
+    grader.KIND,
+    no_judge.KIND,
+)
 # `judge.kind` -> kind. A new kind is a module with its record, and one entry here.
 KINDS: dict[str, JudgeKind] = {kind.name: kind for kind in _ALL}
 
@@ -33,7 +40,7 @@ class JudgeSettings:
 
     Args:
       kind: openai (any compatible server) | local (a language model here) | keywords |
-        organism (the embedded world's grader).
+        organism (the embedded world's grader) | none (nothing is graded).
       rubric: what is graded: a name of sae_attr/judge/rubrics or a .toml file.
       coherence: a second rubric; answers are graded by `rubric` only where they are
         coherent by this one.

@@ -303,8 +303,23 @@ class StudySettings:
             self, 0, "passages", "passage_tokens", "interpreted", "shown", "steer_skip"
         )
         for case in self.cases:
-            if self.pairs_by == "continuations" and case.organism is not None:
-                raise ValueError(
-                    f"pairs_by=continuations, but case {case.name} is the organism's, "
-                    "which samples its pairs; set pairs_by=samples"
-                )
+            _check_measures(self, case)
+
+
+def _check_measures(study: StudySettings, case: CaseSettings) -> None:
+    """Raises ValueError where a case cannot be measured as the study says."""
+    if study.pairs_by == "continuations" and case.organism is not None:
+        raise ValueError(
+            f"pairs_by=continuations, but case {case.name} is the organism's, which "
+            "samples its pairs; set pairs_by=samples"
+        )
+    graded = []
+    for name in ("pairs_by", "strengths_by", "effects_by"):
+        if getattr(study, name) == "samples":
+            graded.append(f"{name}=samples")
+    if graded and case.judge.get("kind") == "none":
+        raise ValueError(
+            f"case {case.name} has judge.kind=none, but {', '.join(graded)} are graded; "
+            "set pairs_by=continuations, strengths_by=exact and effects_by=exact, or "
+            "name a judge"
+        )

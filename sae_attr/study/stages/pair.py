@@ -14,6 +14,7 @@ from sae_attr.study import continuations
 from sae_attr.study.case import Case
 from sae_attr.study.case_checks import can_score
 from sae_attr.study.case_stage import CaseStage, StageInputs, declared_exact
+from sae_attr.study.exact_rates import unsteered_state
 from sae_attr.study.grading import GradedAnswers
 from sae_attr.study.stages.sample import declared_source, pair_sweep
 from sae_attr.text.pairing import first_distinct, pair_records
@@ -60,7 +61,7 @@ def pair_texts(case: Case) -> Computed:
     """
     prompts = case.prompts("pairs")
     exact = continuations.exact_prompts(case, prompts)
-    state = exact.begin(case.params("away"))
+    state = unsteered_state(case, "away", prompts)
     measured, by_prompt = [], []
     answers = exact.answers(state.arrays)
     for prompt, ids, of_prompt, enough in zip(
