@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
+
+from etils import epath
+from ml_collections import ConfigDict
 
 from sae_attr import parallel
 from sae_attr.lm.config import LMConfig
-from sae_attr.study.dry_run.case_report import RatesOf
-from sae_attr.study.dry_run.rates import Rates, measured_rates, stated_rates
+from sae_attr.study.dry_run.rates import (
+    Rates,
+    RatesOf,
+    measured_rates,
+    stated_rates,
+)
 from sae_attr.study.dry_run.report import DryRun
 
 
@@ -41,6 +48,23 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return 0.0
+
+
+def run_dry(
+    dry_run: Callable[[ConfigDict, epath.Path, RatesOf], DryRun],
+    config: ConfigDict,
+    workdir: epath.Path,
+    tokens_per_second: Sequence[str],
+) -> NoReturn:
+    """Runs an experiment's dry run, prints it and ends the program.
+
+    Args:
+      dry_run: finds out what the run of a config in a workdir needs.
+      tokens_per_second: as for `rates_of_flags`.
+    """
+    rates = rates_of_flags(tokens_per_second, str(config.get("mesh") or ""))
+    report = dry_run(config, workdir, rates)
+    end(report)
 
 
 def end(report: DryRun) -> NoReturn:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
@@ -17,16 +18,22 @@ from ml_collections import ConfigDict
 from sae_attr import parallel
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_folder import model_fingerprint
+from sae_attr.lm.lora import Lora
 from sae_attr.lm.model import Params
 from sae_attr.lm.next_token import Assemble, ComputeOptions, LMState, join
 from sae_attr.lm.optimizer import Optimizer, learning_rate
 from sae_attr.lm.train_data import RowDataset, all_batches, step_batch
 from sae_attr.lm.train_lm import best_trained, train_lm, training_summary
+from sae_attr.report.safe_text import one_line
 from sae_attr.report.tables import json_text
 from sae_attr.report.training_curves import lm_curve_files
 from sae_attr.settings import settings_from
 from sae_attr.store import fingerprint, write_atomic
 from sae_attr.store.metrics_log import MetricsLog, MetricsOptions
+from sae_attr.study.dry_run.prompts import shown_ids
+from sae_attr.study.dry_run.report import DryRun
+from sae_attr.study.dry_run.training_report import LMTraining
+from sae_attr.text.corpus_files import read_corpus
 from sae_attr.text.token_file import (
     TokenFile,
     cached_tokens,
@@ -34,7 +41,7 @@ from sae_attr.text.token_file import (
     is_token_file,
     open_tokens,
 )
-from sae_attr.text.tokenizer import Tokenizer
+from sae_attr.text.tokenizer import Tokenizer, encode
 from sae_attr.text.tokenizer_folder import tokenizer_fingerprint
 from sae_attr.training import LoopOptions, TrainResult
 
@@ -60,6 +67,7 @@ PATHS = ("lm", "data", "corpus", "held_out", "tokenizer", "chat_template", "mode
 _FINGERPRINTS = {"lm": model_fingerprint, "tokenizer": tokenizer_fingerprint}
 DTYPES = ("float32", "bfloat16")
 FEW_STEPS = 300
+_SHOWN_TOKENS = 100  # of a corpus, in a dry run
 
 
 # ---- inputs --------------------------------------------------------------------------
@@ -102,6 +110,46 @@ def token_file(
         append_eos=config.append_eos,
         max_tokens=config.max_tokens,
         progress=parallel.is_main(),
+    )
+
+
+def add_corpus(report: DryRun, config: ConfigDict, corpus: str, tok: Tokenizer) -> None:
+    """Adds the beginning of a corpus to a dry run, as the model reads it; nothing is
+    tokenised into files.
+
+    Raises:
+      ValueError: a corpus that cannot be read, or was made with another tokenizer.
+    """
+    if is_token_file(corpus):
+        file = open_tokens(corpus)
+        check_tokenizer(file, tok)
+        ids, count = file.ids_k[:_SHOWN_TOKENS], f"{file.meta['tokens']:,} tokens"
+    else:
+        texts = read_corpus(corpus, column=config.column, split=config.split, tok=tok)
+        ids, _ = encode(tok, next(iter(texts)), add_bos=False)
+        count = "tokenised by the run"
+    shown = shown_ids(np.asarray(ids)[:_SHOWN_TOKENS], tok)
+    report.add("corpus", f"{one_line(corpus)}: {count}; it begins: {shown}")
+
+
+def lm_training(
+    config: ConfigDict, cfg: LMConfig, lora: Lora | None, steps: int, width: int
+) -> LMTraining:
+    """Returns a training of a language model as a dry run counts it.
+
+    Args:
+      width: tokens of a row.
+    """
+    return LMTraining(
+        str(config.lm or "a new model"),
+        cfg,
+        lora,
+        config.dtype,
+        part_of(ComputeOptions, config, dtype=config.compute_dtype),
+        steps,
+        config.batch_size,
+        config.micro,
+        width,
     )
 
 

@@ -10,16 +10,19 @@ from typing import Any
 
 from absl import flags
 from etils import epath
+from ml_collections import ConfigDict
 
 from sae_attr import parallel
 from sae_attr.report.tables import json_text, text_table
 from sae_attr.store import Store, write_atomic
 from sae_attr.study.approximations import Compare, compare_approximations
+from sae_attr.study.dry_run.setup_report import attribution_dry_run
 from sae_attr.study.setup import Setup
 
 from . import _common
 from ._config import settings_of
-from ._flags import CONFIG
+from ._dry_run import DryRun, RatesOf, run_dry
+from ._flags import CONFIG, DRY_RUN, TOKENS_PER_SECOND
 
 OUT = flags.DEFINE_string(
     "out", None, "JSON file for the numbers; stages are stored beside it."
@@ -42,13 +45,28 @@ def table_text(results: Mapping[str, Mapping[str, float]], top: int) -> str:
     return text_table(columns, dict.fromkeys(titles.values(), ".3f"))
 
 
+def opened(config: ConfigDict, out: epath.Path) -> Setup:
+    """Opens the attribution whose approximations are compared; nothing is loaded yet."""
+    store = Store(out.parent / f"{out.stem}_store", writer=True)
+    mesh = parallel.make_mesh(str(config.mesh))
+    return Setup(_common.settings_of(config), store, mesh, progress=False)
+
+
+def dry_run(config: ConfigDict, out: epath.Path, rates_of: RatesOf) -> DryRun:
+    """Finds out what the attribution needs, without weights; nothing is written. What
+    each approximation costs beside it is not estimated.
+    """
+    return attribution_dry_run(opened(config, out), rates_of)
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the comparison, prints its tables and writes the numbers."""
     _common.begin(argv, cluster=False)
     config, out = CONFIG.value, epath.Path(str(OUT.value))
-    mesh, began = parallel.make_mesh(str(config.mesh)), time.perf_counter()
-    store = Store(out.parent / f"{out.stem}_store", writer=True)
-    setup = Setup(_common.settings_of(config), store, mesh, progress=False)
+    if DRY_RUN.value:
+        run_dry(dry_run, config, out, TOKENS_PER_SECOND.value)
+    began = time.perf_counter()
+    setup = opened(config, out)
     setup.check(weights=True)
     compare = settings_of(Compare, config.compare, where="config.compare")
     result = compare_approximations(setup, compare)

@@ -24,13 +24,22 @@ from sae_attr.store import (
 )
 from sae_attr.study.attribution_stages import attribution_stages
 from sae_attr.study.columns import written
+from sae_attr.study.dry_run.setup_report import attribution_dry_run
 from sae_attr.study.ranking_report import RankingReport, report_of, report_text
 from sae_attr.study.setup import Setup
 from sae_attr.study.stages import attribute
 from sae_attr.text.rows import shown_tokens
 
 from . import _common
-from ._flags import ALLOW_CHANGE, CONFIG, SHOW_TOKENS, WORKDIR
+from ._dry_run import DryRun, RatesOf, run_dry
+from ._flags import (
+    ALLOW_CHANGE,
+    CONFIG,
+    DRY_RUN,
+    SHOW_TOKENS,
+    TOKENS_PER_SECOND,
+    WORKDIR,
+)
 from ._stages import LIST, StageChoice, choice_of_flags, run_chosen, states_text
 
 # Where and how fast a run is, not what it computes.
@@ -165,12 +174,23 @@ def _finish(setup: Setup, workdir: epath.Path, results: Mapping[str, Result]) ->
     )
 
 
+def dry_run(config: ConfigDict, workdir: epath.Path, rates_of: RatesOf) -> DryRun:
+    """Finds out what an attribution needs, without its weights; nothing is written."""
+    _common.fix_day(config, workdir)
+    mesh = parallel.make_mesh(str(config.mesh))
+    setup = Setup(_common.settings_of(config), Store(workdir / "store"), mesh)
+    return attribution_dry_run(setup, rates_of)
+
+
 def main(argv: list[str]) -> None:
     """Runs `start` with what the flags say."""
     _common.begin(argv)
+    workdir = epath.Path(str(WORKDIR.value))
+    if DRY_RUN.value:
+        run_dry(dry_run, CONFIG.value, workdir, TOKENS_PER_SECOND.value)
     start(
         CONFIG.value,
-        epath.Path(str(WORKDIR.value)),
+        workdir,
         selection=choice_of_flags(),
         listed=LIST.value,
         shown=SHOW_TOKENS.value,

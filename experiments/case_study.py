@@ -25,14 +25,13 @@ from sae_attr.store import (
 from sae_attr.study.case import Runtime
 from sae_attr.study.case_study import CaseStudy, open_study
 from sae_attr.study.cost import case_costs, cost_table
-from sae_attr.study.dry_run.case_report import RatesOf, case_study_dry_run
-from sae_attr.study.dry_run.report import DryRun
+from sae_attr.study.dry_run.case_report import case_study_dry_run
 from sae_attr.study.outputs import Shown
 from sae_attr.study.stage_choice import StageChoice
 
 from . import _common
 from ._command import command_line
-from ._dry_run import end, rates_of_flags
+from ._dry_run import DryRun, RatesOf, run_dry
 from ._flags import ALLOW_CHANGE, CONFIG, DRY_RUN, TOKENS_PER_SECOND, WORKDIR
 from ._progress import ending
 from ._stages import FORCE, LIST, ONLY, UNTIL, run_chosen, states_text
@@ -177,8 +176,7 @@ def main(argv: list[str]) -> None:
     _common.begin(argv)
     workdir = epath.Path(str(WORKDIR.value))
     if DRY_RUN.value:
-        rates = rates_of_flags(TOKENS_PER_SECOND.value, CONFIG.value.mesh)
-        end(dry_run(CONFIG.value, workdir, rates))
+        run_dry(dry_run, CONFIG.value, workdir, TOKENS_PER_SECOND.value)
     start(
         CONFIG.value,
         workdir,

@@ -18,21 +18,22 @@ from sae_attr.report.tables import json_text
 from sae_attr.sae_check import CheckBands, check_record, check_table, judge_sae
 from sae_attr.store import Store, write_atomic
 from sae_attr.study.attribution_stages import run_setup
+from sae_attr.study.dry_run.setup_report import check_dry_run
 from sae_attr.study.setup import Setup
 from sae_attr.study.stages import sae_check
 from sae_attr.study.stages.context import Context
 
 from . import _common
 from ._config import settings_of
-from ._flags import CONFIG, WORKDIR
+from ._dry_run import DryRun, RatesOf, run_dry
+from ._flags import CONFIG, DRY_RUN, TOKENS_PER_SECOND, WORKDIR
 
 
-def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, Any]:
-    """Measures, judges and prints; returns what result.json holds.
+def opened(config: ConfigDict, workdir: epath.Path) -> Setup:
+    """Opens the SAE and its model; nothing is loaded yet.
 
-    Args:
-      config: as configs/check_sae.py makes it.
-      workdir: for the store and, where `keep` is set, result.json.
+    Raises:
+      ValueError: an input that is missing, or no text to check on.
     """
     _common.fix_day(config, workdir)
     settings = _common.settings_of(config, needs=("lm", "sae", "corpus"))
@@ -43,9 +44,19 @@ def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, A
         )
     store = Store(workdir / "store", writer=parallel.is_main())
     mesh = parallel.make_mesh(str(config.mesh))
-    setup = Setup(settings, store, mesh, parallel.is_main())
     # An SAE that does not fit is this experiment's result, no reason to stop.
-    setup = replace(setup, settings=replace(settings, trust_sae=True))
+    return Setup(replace(settings, trust_sae=True), store, mesh, parallel.is_main())
+
+
+def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, Any]:
+    """Measures, judges and prints; returns what result.json holds.
+
+    Args:
+      config: as configs/check_sae.py makes it.
+      workdir: for the store and, where `keep` is set, result.json.
+    """
+    setup = opened(config, workdir)
+    settings = setup.settings
     stage = run_setup(setup, [sae_check.stage(Context(setup))])[sae_check.NAME]
     if "skipped" in stage.meta:
         raise ValueError(stage.meta["skipped"])
@@ -76,9 +87,18 @@ def check(config: ConfigDict, workdir: epath.Path, *, keep: bool) -> dict[str, A
     return result
 
 
+def dry_run(config: ConfigDict, workdir: epath.Path, rates_of: RatesOf) -> DryRun:
+    """Finds out what a check needs, without weights; nothing is written."""
+    return check_dry_run(opened(config, workdir), rates_of)
+
+
 def main(argv: list[str]) -> None:
     """Runs `check` on the flags; exit status 1 where the SAE is out of a band."""
     _common.begin(argv)
+    if DRY_RUN.value:
+        with tempfile.TemporaryDirectory() as folder:
+            workdir = epath.Path(WORKDIR.value or folder)
+            run_dry(dry_run, CONFIG.value, workdir, TOKENS_PER_SECOND.value)
     if WORKDIR.value:
         result = check(CONFIG.value, epath.Path(WORKDIR.value), keep=True)
     else:

@@ -38,6 +38,8 @@ from sae_attr.lm.weights import (
     save_lm,
 )
 from sae_attr.store import own_workdir
+from sae_attr.study.dry_run.prompts import rows_text
+from sae_attr.study.dry_run.training_report import lm_training_dry_run
 from sae_attr.text.chat import with_options
 from sae_attr.text.copy_tokenizer import copy_tokenizer
 from sae_attr.text.example_records import Example
@@ -47,7 +49,15 @@ from sae_attr.text.tokenizer_folder import load_tokenizer
 
 from . import _common, _training
 from ._config import settings_of
-from ._flags import ALLOW_CHANGE, CONFIG, SHOW_TOKENS, WORKDIR
+from ._dry_run import DryRun, RatesOf, run_dry
+from ._flags import (
+    ALLOW_CHANGE,
+    CONFIG,
+    DRY_RUN,
+    SHOW_TOKENS,
+    TOKENS_PER_SECOND,
+    WORKDIR,
+)
 
 # ---- inputs --------------------------------------------------------------------------
 
@@ -330,12 +340,31 @@ def start(
             _training.show(summary, workdir)
 
 
+def dry_run(config: ConfigDict, workdir: epath.Path, rates_of: RatesOf) -> DryRun:
+    """Finds out what a fine-tune needs, without weights; nothing is written."""
+    _common.require(config, "lm", "data")
+    _common.fix_day(config, workdir)
+    inputs = prepare(config)
+    cfg = load_config(str(inputs.source))
+    tok = tokenizer_of(config, inputs.source, cfg.vocab)
+    report = DryRun()
+    report.add("rows through the chat template", rows_text(inputs.data.rows, tok))
+    run = _training.lm_training(
+        config, cfg, inputs.lora, inputs.steps, inputs.datasets[0].width
+    )
+    mesh = parallel.make_mesh(config.mesh)
+    return lm_training_dry_run(run, workdir, mesh, rates_of, report)
+
+
 def main(argv: list[str]) -> None:
     """Runs `start` with the flags."""
     _common.begin(argv)
+    workdir = epath.Path(str(WORKDIR.value))
+    if DRY_RUN.value:
+        run_dry(dry_run, CONFIG.value, workdir, TOKENS_PER_SECOND.value)
     start(
         CONFIG.value,
-        epath.Path(str(WORKDIR.value)),
+        workdir,
         shown=SHOW_TOKENS.value,
         allow_change=ALLOW_CHANGE.value,
     )

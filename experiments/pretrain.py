@@ -21,6 +21,7 @@ from sae_attr.lm.train_lm import random_params
 from sae_attr.lm.training_defaults import evaluate_every, pretrain_warmup
 from sae_attr.lm.weights import load_lm, read_config, resolve_model, save_lm
 from sae_attr.store import own_workdir
+from sae_attr.study.dry_run.training_report import lm_training_dry_run
 from sae_attr.text.chat import with_options
 from sae_attr.text.copy_tokenizer import copy_tokenizer
 from sae_attr.text.packed_rows import Packing, row_count
@@ -30,7 +31,8 @@ from sae_attr.text.tokenizer_folder import load_tokenizer
 
 from . import _common, _training
 from ._config import part_of
-from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
+from ._dry_run import DryRun, RatesOf, run_dry
+from ._flags import ALLOW_CHANGE, CONFIG, DRY_RUN, TOKENS_PER_SECOND, WORKDIR
 
 # ---- inputs --------------------------------------------------------------------------
 
@@ -106,9 +108,12 @@ def datasets_of(
     return (train, held_out), counts
 
 
-def prepare(config: ConfigDict, workdir: epath.Path) -> Inputs:
-    """Reads everything but the weights, so that what is wrong is reported before a
-    model is made.
+def checked(config: ConfigDict) -> tuple[Path, dict[str, Any], Tokenizer]:
+    """Returns the tokenizer's folder, config.json of the model and the tokenizer, and
+    fills in what the config leaves to the number of steps.
+
+    Raises:
+      ValueError: files that cannot be read, or sizes that cannot be.
     """
     source = Path(config.tokenizer) if config.tokenizer else resolve_model(config.lm)
     tok = with_options(load_tokenizer(source), config.template_options.to_dict())
@@ -119,6 +124,14 @@ def prepare(config: ConfigDict, workdir: epath.Path) -> Inputs:
     if config.eval_every is None:
         config.eval_every = evaluate_every(config.steps)
     _training.check(config, config.steps)
+    return source, hf, tok
+
+
+def prepare(config: ConfigDict, workdir: epath.Path) -> Inputs:
+    """Reads everything but the weights, so that what is wrong is reported before a
+    model is made.
+    """
+    source, hf, tok = checked(config)
     _training.warn_of_few_steps(config.steps, "raise steps")
     datasets, counts = datasets_of(config, tok, workdir)
     return Inputs(source, hf, datasets, counts)
@@ -177,11 +190,16 @@ def run(config: ConfigDict, inputs: Inputs, workdir: epath.Path) -> dict[str, An
     return _training.write_results(workdir, result, config, facts)
 
 
+def require_inputs(config: ConfigDict) -> None:
+    """Raises ValueError for inputs that the config lacks."""
+    _common.require(config, "corpus", *([] if config.lm else ["tokenizer"]))
+
+
 def start(
     config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
 ) -> None:
     """Checks the inputs, then trains under the workdir's lock."""
-    _common.require(config, "corpus", *([] if config.lm else ["tokenizer"]))
+    require_inputs(config)
     _common.fix_day(config, workdir)
     _training.metrics_log(config, workdir)  # refuses what it cannot write
     inputs = prepare(config, workdir)
@@ -197,10 +215,26 @@ def start(
             _training.show(summary, workdir)
 
 
+def dry_run(config: ConfigDict, workdir: epath.Path, rates_of: RatesOf) -> DryRun:
+    """Finds out what a training needs, without weights; nothing is written."""
+    require_inputs(config)
+    _common.fix_day(config, workdir)
+    _, hf, tok = checked(config)
+    report = DryRun()
+    _training.add_corpus(report, config, config.corpus, tok)
+    cfg = config_from_hf(hf)
+    run = _training.lm_training(config, cfg, None, config.steps, config.context)
+    mesh = parallel.make_mesh(config.mesh)
+    return lm_training_dry_run(run, workdir, mesh, rates_of, report)
+
+
 def main(argv: list[str]) -> None:
     """Runs `start` with the flags."""
     _common.begin(argv)
-    start(CONFIG.value, epath.Path(str(WORKDIR.value)), allow_change=ALLOW_CHANGE.value)
+    workdir = epath.Path(str(WORKDIR.value))
+    if DRY_RUN.value:
+        run_dry(dry_run, CONFIG.value, workdir, TOKENS_PER_SECOND.value)
+    start(CONFIG.value, workdir, allow_change=ALLOW_CHANGE.value)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,13 @@ from sae_attr.hooks import Site
 from sae_attr.report.tables import csv_text, json_text, text_table
 from sae_attr.store import Store, own_workdir, write_atomic
 from sae_attr.study.columns import written
+from sae_attr.study.dry_run.setup_report import sites_dry_run
 from sae_attr.study.setup import Setup
 from sae_attr.study.site_ranking import rank_setups, ranking_columns, ranking_summary
 
 from . import _common
-from ._flags import CONFIG, WORKDIR
+from ._dry_run import DryRun, RatesOf, run_dry
+from ._flags import CONFIG, DRY_RUN, TOKENS_PER_SECOND, WORKDIR
 
 # Where and how fast a run is, not what it computes.
 PLAIN = ("mesh", "batch_size", "corpus_batch", "remat", "trust_sae")
@@ -130,10 +132,21 @@ def start(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     return result
 
 
+def dry_run(config: ConfigDict, workdir: epath.Path, rates_of: RatesOf) -> DryRun:
+    """Finds out what a ranking needs, without weights; nothing is written."""
+    _common.fix_day(config, workdir)
+    mesh = parallel.make_mesh(str(config.mesh))
+    setups = setups_of(config, Store(workdir / "store"), mesh)
+    return sites_dry_run(setups, rates_of)
+
+
 def main(argv: list[str]) -> None:
     """Runs `start` with what the flags say."""
     _common.begin(argv)
-    start(CONFIG.value, epath.Path(str(WORKDIR.value)))
+    workdir = epath.Path(str(WORKDIR.value))
+    if DRY_RUN.value:
+        run_dry(dry_run, CONFIG.value, workdir, TOKENS_PER_SECOND.value)
+    start(CONFIG.value, workdir)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from sae_attr.lm.end_tokens import ending_ids
 from sae_attr.report.tables import json_text
 from sae_attr.store import Store, own_workdir, write_atomic
 from sae_attr.study.attribution_settings import Settings
+from sae_attr.study.dry_run.steer_report import steer_dry_run
 from sae_attr.study.setup import Setup
 from sae_attr.study.steering_job import (
     SteeringJob,
@@ -30,7 +31,8 @@ from sae_attr.study.steering_settings import SteerSettings
 
 from . import _common
 from ._config import part_of
-from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
+from ._dry_run import DryRun, RatesOf, run_dry
+from ._flags import ALLOW_CHANGE, CONFIG, DRY_RUN, TOKENS_PER_SECOND, WORKDIR
 
 PLAIN = ("mesh", "batch_size")  # where and how fast, not what
 # `tokens` and `batch_size` mean something else in an attribution's settings.
@@ -119,10 +121,19 @@ def start(
         print(f"\nwrote to {workdir}: completions.jsonl, result.json")
 
 
+def dry_run(config: ConfigDict, workdir: epath.Path, rates_of: RatesOf) -> DryRun:
+    """Finds out what a sweep needs, without weights; nothing is written."""
+    _common.fix_day(config, workdir)
+    return steer_dry_run(job_of(config, Store(workdir / "store")), rates_of)
+
+
 def main(argv: list[str]) -> None:
     """Runs `start` with the command line's flags."""
     _common.begin(argv)
-    start(CONFIG.value, epath.Path(str(WORKDIR.value)), allow_change=ALLOW_CHANGE.value)
+    workdir = epath.Path(str(WORKDIR.value))
+    if DRY_RUN.value:
+        run_dry(dry_run, CONFIG.value, workdir, TOKENS_PER_SECOND.value)
+    start(CONFIG.value, workdir, allow_change=ALLOW_CHANGE.value)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from sae_attr.sae.export import save_dictionary_learning, save_saelens
 from sae_attr.sae.metrics import density
 from sae_attr.sae.model import SAE
 from sae_attr.store import Store, own_workdir, write_atomic
+from sae_attr.study.dry_run.training_report import sae_training_dry_run
 from sae_attr.study.sae_training import held_out_sums, train_job, training_facts
 from sae_attr.study.sae_training_data import (
     SAEJob,
@@ -35,12 +36,14 @@ from sae_attr.study.sae_training_data import (
 from sae_attr.text.chat import with_options
 from sae_attr.text.masks import count_text
 from sae_attr.text.packed_rows import Packing
+from sae_attr.text.tokenizer import Tokenizer
 from sae_attr.text.tokenizer_folder import load_tokenizer
 from sae_attr.training import LoopOptions
 
 from . import _common, _training
 from ._config import part_of
-from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
+from ._dry_run import DryRun, RatesOf, run_dry
+from ._flags import ALLOW_CHANGE, CONFIG, DRY_RUN, TOKENS_PER_SECOND, WORKDIR
 
 # Keys that say where and how fast a run computes, on which no result depends.
 PLAIN = (
@@ -54,6 +57,15 @@ PLAIN = (
 )
 
 
+def tokenizer_of(config: ConfigDict) -> Tokenizer:
+    """Loads the model's tokenizer, with the template options of the config."""
+    embedding_rows = load_config(config.lm).vocab
+    return with_options(
+        load_tokenizer(resolve_model(config.lm), embedding_rows=embedding_rows),
+        config.template_options.to_dict(),
+    )
+
+
 def prepare(
     config: ConfigDict,
     settings: SAETrainingSettings,
@@ -61,11 +73,7 @@ def prepare(
     workdir: epath.Path,
 ) -> SAETrainingData:
     """Tokenises the corpus, loads the model and collects activations."""
-    embedding_rows = load_config(config.lm).vocab
-    tok = with_options(
-        load_tokenizer(resolve_model(config.lm), embedding_rows=embedding_rows),
-        config.template_options.to_dict(),
-    )
+    tok = tokenizer_of(config)
     file = _training.token_file(
         config, config.corpus, tok, workdir, prepend_bos=config.prepend_bos
     )
@@ -172,11 +180,13 @@ def show(site: str, results: Mapping[str, Any]) -> None:
     print(f"SAE check: {results['sae_check']['verdict']}")
 
 
-def start(
-    config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
-) -> dict[str, Any]:
-    """Checks the inputs, then trains under the workdir's lock; returns the results of
-    every site.
+def checked(
+    config: ConfigDict, workdir: epath.Path
+) -> tuple[SAETrainingSettings, list[SAEJob]]:
+    """Returns what is trained on what, checked before anything is loaded.
+
+    Raises:
+      ValueError: inputs that are missing, or sizes that cannot be.
     """
     _common.require(config, "lm", "corpus", "site")
     _common.fix_day(config, workdir)
@@ -188,6 +198,16 @@ def start(
             f"batches of {config.batch_size} tokens cannot be split over "
             f"mesh={config.mesh!r}; change one"
         )
+    return settings, jobs
+
+
+def start(
+    config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
+) -> dict[str, Any]:
+    """Checks the inputs, then trains under the workdir's lock; returns the results of
+    every site.
+    """
+    settings, jobs = checked(config, workdir)
     _training.warn_of_few_steps(jobs[0].cfg.steps, "raise tokens or lower batch_size")
     results = {}
     with own_workdir(
@@ -212,10 +232,30 @@ def start(
     return results
 
 
+def dry_run(config: ConfigDict, workdir: epath.Path, rates_of: RatesOf) -> DryRun:
+    """Finds out what a training needs, without weights; nothing is written."""
+    settings, jobs = checked(config, workdir)
+    report = DryRun()
+    _training.add_corpus(report, config, config.corpus, tokenizer_of(config))
+    return sae_training_dry_run(
+        settings,
+        jobs,
+        load_config(config.lm),
+        workdir,
+        parallel.make_mesh(config.mesh),
+        context=config.context,
+        rates_of=rates_of,
+        report=report,
+    )
+
+
 def main(argv: list[str]) -> None:
     """Runs `start` with the flags."""
     _common.begin(argv)
-    start(CONFIG.value, epath.Path(str(WORKDIR.value)), allow_change=ALLOW_CHANGE.value)
+    workdir = epath.Path(str(WORKDIR.value))
+    if DRY_RUN.value:
+        run_dry(dry_run, CONFIG.value, workdir, TOKENS_PER_SECOND.value)
+    start(CONFIG.value, workdir, allow_change=ALLOW_CHANGE.value)
 
 
 if __name__ == "__main__":

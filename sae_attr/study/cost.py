@@ -14,12 +14,13 @@ from sae_attr.study.coherence_fallback import measures_coherence
 from sae_attr.study.continuation_texts import prompt_texts
 from sae_attr.study.settings import DIRECTIONS
 
-_COUNTS = {
-    "samples": ",",
-    "judge calls": ",",
-    "new tokens": ",",
-    "exact rows": ",",
-    "exact tokens": ",",
+# Header of a table -> field of `StageCost`.
+_COLUMNS = {
+    "samples": "samples",
+    "judge calls": "judged",
+    "new tokens": "tokens",
+    "exact rows": "exact",
+    "exact tokens": "exact_tokens",
 }
 
 
@@ -197,22 +198,18 @@ def cost_table(
         left_seconds += time
         times.append(time)
     rows = [*shown, left]
-    columns: dict[str, list[object]] = {
-        "stage": [cost.stage for cost in rows],
-        "samples": [cost.samples for cost in rows],
-        "judge calls": [cost.judged for cost in rows],
-        "new tokens": [cost.tokens for cost in rows],
-    }
-    if any(cost.exact for cost in rows):
-        columns["exact rows"] = [cost.exact for cost in rows]
-        columns["exact tokens"] = [cost.exact_tokens for cost in rows]
+    columns: dict[str, list[object]] = {"stage": [cost.stage for cost in rows]}
+    for title, name in _COLUMNS.items():
+        counts = [getattr(cost, name) for cost in rows]
+        if any(counts):
+            columns[title] = counts
+    lines = []
+    if any(cost.resampled for cost in rows):
+        lines = ["at most, before answers that are excluded and sampled again:"]
     if seconds is not None:
         columns["time"] = [duration(time) for time in [*times, left_seconds]]
     columns["state"] = [*state_of, ""]
-    lines = [
-        "at most, before answers that are excluded and sampled again:",
-        text_table(columns, _COUNTS, right=("time",)),
-    ]
+    lines.append(text_table(columns, dict.fromkeys(_COLUMNS, ","), right=("time",)))
     if left.resampled:
         lines.append(
             f"excluded answers may add up to {left.resampled:,} samples and judge "

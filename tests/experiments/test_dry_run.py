@@ -12,8 +12,22 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from configs import miniature as configs
-from experiments import _dry_run, case_study
+from configs import steer as steer_config
+from configs import train_sae as train_sae_config
+from experiments import (
+    _dry_run,
+    attribute,
+    case_study,
+    check_sae,
+    finetune,
+    pretrain,
+    rank_sites,
+    steer,
+    train_sae,
+)
 from sae_attr.study.dry_run.report import DryRun
+from tests.experiments import _demo, test_rank_sites, test_training
+from tests.miniatures import write_lines
 
 RATES = _dry_run.rates_of_flags(("2000", "100"), "data=1")
 
@@ -66,3 +80,96 @@ def test_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
 def test_rates_that_cannot_be(numbers: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="two numbers above 0"):
         _dry_run.rates_of_flags(numbers, "")
+
+
+# ---- other experiments ---------------------------------------------------------------
+
+
+def dry(program: Any, config: ConfigDict, workdir: Path) -> str:
+    """The text of a dry run without faults that left nothing behind."""
+    before = sorted(workdir.parent.rglob("*"))
+    report = program.dry_run(config, epath.Path(workdir), RATES)
+    assert report.faults == []
+    assert sorted(workdir.parent.rglob("*")) == before
+    return report.text()
+
+
+def test_an_attribution_and_what_of_it_is_done(
+    miniature: Path, done: Path, tmp_path: Path
+) -> None:
+    config = _demo.config(miniature)
+    text = dry(attribute, config, tmp_path / "w")
+    for words in ("gradients", "tokens of", "SAE decoder", "12 missing"):
+        assert words in text
+    finished = dry(attribute, config, done)
+    assert "of 12 stages: 12 done" in finished
+    assert [line.split() for line in finished.splitlines() if "to do" in line] == [
+        ["to", "do", "0.00", "s"]
+    ]
+
+
+def test_several_saes(miniature: Path, tmp_path: Path) -> None:
+    sae = miniature / "random_sae"
+    saes = f"{sae},{sae}?site=layer0.resid_post"
+    text = dry(rank_sites, test_rank_sites.settings(miniature, saes), tmp_path / "w")
+    assert "SAE decoder at layer0.resid_post" in text
+    # One pass for the gradients of both, down to the lower.
+    assert "layer0.resid_post gradients" in text
+    assert "layer1.resid_post gradients" not in text
+
+
+def test_a_check(miniature: Path, tmp_path: Path) -> None:
+    config = _demo.config(miniature)
+    text = dry(check_sae, config, tmp_path / "w")
+    assert "sae_check" in text
+    config.sae_check_tokens = 0
+    with pytest.raises(ValueError, match="nothing to check"):
+        check_sae.dry_run(config, epath.Path(tmp_path / "w"), RATES)
+
+
+def test_a_sweep(miniature: Path, tmp_path: Path) -> None:
+    config = steer_config.get_config()
+    prompts = write_lines(tmp_path / "p.jsonl", {"prompt": "hi"}, {"prompt": "so it"})
+    config.update({"lm": str(miniature / "model"), "sae": str(miniature / "sae")})
+    config.update({"prompts": str(prompts), "latents": (3, 4), "mesh": "data=1"})
+    text = dry(steer, config, tmp_path / "w")
+    # Two latents at two strengths and none, on two prompts.
+    assert [
+        line for line in text.splitlines() if "completions  " in line and " 10 " in line
+    ]
+    assert "the sweep" in text
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return test_training.write_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_fine_tune(base: Path, tmp_path: Path, method: str) -> None:
+    config = test_training.finetuning(base, method=method, epochs=2.0)
+    text = dry(finetune, config, tmp_path / "w")
+    assert "rows through the chat template" in text
+    assert "gradient and moments" in text
+    assert ("adapter" in text) == (method == "lora")
+
+
+def test_a_training_that_was_stopped(base: Path, tmp_path: Path) -> None:
+    config = test_training.pretraining(base)
+    assert "missing" in dry(pretrain, config, tmp_path / "w")
+    test_training.run(pretrain, config, tmp_path / "w")
+    text = dry(pretrain, config, tmp_path / "w")
+    assert [line.split()[-1] for line in text.splitlines() if "training  " in line] == [
+        "done"
+    ]
+
+
+def test_a_training_of_saes(base: Path, tmp_path: Path) -> None:
+    config = train_sae_config.get_config()
+    config.update({"lm": str(base / "model"), "corpus": str(base / "corpus.json")})
+    config.update({"site": "layer0.resid_post,layer1.resid_post", "mesh": "data=1"})
+    config.update({"tokens": 32 * 60, "batch_size": 32, "context": 32})
+    config.sae.update({"n_latents": 32, "k": 4})
+    text = dry(train_sae, config, tmp_path / "w")
+    for words in ("training at layer1.resid_post", "activations on disk", "corpus"):
+        assert words in text

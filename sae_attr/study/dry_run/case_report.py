@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from etils import epath
 
-from sae_attr.attribution.score_registry import SCORES
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.sample import prompt_width
 from sae_attr.organism.recipe import Recipe
-from sae_attr.report.numbers import duration
 from sae_attr.report.tables import text_table
 from sae_attr.store import stage_statuses
 from sae_attr.study.attribution_cost import RowCounts, attribution_costs
 from sae_attr.study.case import Case
 from sae_attr.study.case_checks import check_case
 from sae_attr.study.case_study import CaseStudy, judge_spec
-from sae_attr.study.cost import Reading, StageCost, case_costs, cost_table
+from sae_attr.study.cost import Reading, StageCost, case_costs
 from sae_attr.study.dry_run.judge_trial import try_judge
-from sae_attr.study.dry_run.memory import (
-    Held,
-    backward_bytes,
-    cache_bytes,
-    sae_bytes,
-    weight_bytes,
-)
+from sae_attr.study.dry_run.memory import Held, sampling_memory
 from sae_attr.study.dry_run.prompts import ends_text, example_text, prompts_table
-from sae_attr.study.dry_run.rates import Rates
-from sae_attr.study.dry_run.report import (
-    DryRun,
-    memory_text,
-    models_table,
-    saes_table,
-)
-from sae_attr.study.setup import Setup
-from sae_attr.study.stages import firing
-
-RatesOf = Callable[[LMConfig, int, str], Rates]
-"""(model, rows of a batch of completions, dtype) -> how fast it computes."""
-
-_ASSUMED = (
-    "every answer has all its new tokens; the work of matrix products alone, without "
-    "compiling, loading, judges and statistics"
+from sae_attr.study.dry_run.rates import Rates, RatesOf
+from sae_attr.study.dry_run.report import DryRun, models_table
+from sae_attr.study.dry_run.setup_report import (
+    add_inputs,
+    attribution_memory,
+    lasting_memory,
 )
 
 
@@ -56,7 +37,7 @@ def case_study_dry_run(study: CaseStudy, rates_of: RatesOf) -> DryRun:
     """
     report = DryRun()
     costs: list[StageCost] = []
-    seconds: dict[str, float] = {}
+    rates: dict[str, Rates] = {}
     known: dict[LMConfig, Rates] = {}
     for case in study.cases:
         if not _is_there(case):
@@ -70,12 +51,12 @@ def case_study_dry_run(study: CaseStudy, rates_of: RatesOf) -> DryRun:
         cfg = case.setup.cfg
         if cfg not in known:
             known[cfg] = rates_of(cfg, study.runtime.batch_size, study.settings.dtype)
-        for cost in of_case:
-            seconds[cost.stage] = known[cfg].seconds(cost)
+        rates |= {cost.stage: known[cfg] for cost in of_case}
     if study.recipe is not None:
         report.add("organism", _organism_text(study.recipe))
     _add_judges(study, report)
-    _add_costs(study, costs, seconds, list(known.values()), report)
+    statuses = stage_statuses(study.runtime.store, study.stages)
+    report.add_stages(costs, rates, statuses)
     return report
 
 
@@ -124,26 +105,15 @@ def _is_there(case: Case) -> bool:
 
 def _checked(case: Case, report: DryRun) -> bool:
     """Runs the checks of a case; returns whether enough can be read to go on."""
-    try:
-        check_case(case)
-    except (ValueError, OSError) as error:
-        report.add_fault(f"case {case.name}: {error}")
-    try:
-        _ = case.setup.sae_cfg, case.stop_ids, _widths(case)
-    except (ValueError, OSError) as error:
-        report.add_fault(f"case {case.name}: {error}")
-        return False
-    return True
+    of = f"case {case.name}"
+    if case.settings.organism is None:
+        report.attempt(lambda: check_case(case), of)
+    return report.attempt(lambda: (case.setup.sae_cfg, _widths(case)), of)
 
 
 def _add_case(case: Case, report: DryRun) -> None:
-    setup, files, name = case.setup, case.files, case.name
-    models = {files.lm: setup.cfg}
-    if files.lm_aligned:
-        models[files.lm_aligned] = setup.cfg
-    report.add(f"{name}: models", models_table(models, case.study.dtype))
-    sites = {files.sae: str(setup.site)}
-    report.add(f"{name}: SAE", saes_table({files.sae: setup.sae_cfg}, sites))
+    setup, prefix = case.setup, f"{case.name}: "
+    add_inputs(report, [setup], prefix)
     prompts = {split: case.prompt_ids(split) for split in case.split_prompts}
     max_new = case.study.sampling.max_new
     lines = [
@@ -151,66 +121,25 @@ def _add_case(case: Case, report: DryRun) -> None:
         example_text(prompts, setup.tokenizer),
         ends_text(case.stop_ids, setup.ends, setup.tokenizer),
     ]
-    report.add(f"{name}: prompts through the chat template", "\n".join(lines))
-    text, fault = memory_text(case_memory(case), case.runtime.mesh)
-    report.add(f"{name}: memory", text)
-    if fault:
-        report.add_fault(f"case {name}: {fault}")
+    report.add(f"{prefix}prompts through the chat template", "\n".join(lines))
+    report.add_memory(f"{prefix}memory", case_memory(case), case.runtime.mesh)
 
 
 def case_memory(case: Case) -> list[Held]:
     """Returns what a case holds on each device, and while what."""
-    setup, mesh, dtype = case.setup, case.runtime.mesh, case.study.dtype
-    cfg, s, max_new = setup.cfg, setup.settings, case.study.sampling.max_new
-    weights = weight_bytes(cfg, mesh, dtype)
-    parts = [Held("weights", weights)]
-    if case.files.lm_aligned and not setup.no_second_model:
-        parts.append(Held("weights of the second model", weights))
-    if s.sae_check_tokens or setup.firing_positions >= firing.LEAST:
-        for what, count in sae_bytes(setup.sae_cfg).items():
-            parts.append(Held(f"SAE {what}", count))
-    rows, width = case.runtime.batch_size, max(_widths(case).values(), default=0)
-    cache = cache_bytes(cfg, mesh, dtype, rows=rows, slots=width + max_new)
-    sampling = "completions are sampled"
-    parts.append(Held("keys and values", cache, sampling))
-    per_device = max(rows // mesh.shape["data"], 1)
-    # Logits, their weights and the sums that a draw compares.
-    parts.append(Held("next-token numbers", 3 * 4 * per_device * cfg.vocab, sampling))
-    longest = min(width + max_new, setup.context)
-    return parts + attribution_memory(setup, longest, max_new, 2 * case.settings.pairs)
-
-
-def attribution_memory(setup: Setup, width: int, scored: int, rows: int) -> list[Held]:
-    """Returns what an attribution holds on each device beside weights and SAE.
-
-    Args:
-      width: tokens of its longest row.
-      scored: tokens of its longest completion.
-      rows: completions.
-    """
-    cfg, s, mesh = setup.cfg, setup.settings, setup.mesh
-    batch = -(-s.batch_size // mesh.shape["data"]) * mesh.shape["data"]
-    kept = backward_bytes(
-        cfg,
-        mesh,
-        s.dtype,
-        rows=batch,
-        width=width,
-        layers=cfg.n_layers - setup.site.layer,
-        remat=s.remat,
+    setup, max_new = case.setup, case.study.sampling.max_new
+    width = max(_widths(case).values(), default=0)
+    sampled = sampling_memory(
+        setup.cfg,
+        case.runtime.mesh,
+        case.study.dtype,
+        rows=case.runtime.batch_size,
+        slots=width + max_new,
     )
-    per_device = batch // mesh.shape["data"]
-    d, n = cfg.width(setup.site.point), setup.sae_cfg.n_latents
-    gradients, scores = "gradients are taken", "latents are scored"
-    corpus = 4 * s.corpus_batch * setup.corpus_context * d // mesh.shape["data"]
-    return [
-        Held("products of the backward pass", kept, gradients),
-        Held("next-token numbers", 2 * 4 * per_device * scored * cfg.vocab, gradients),
-        Held("activations of a corpus batch", corpus, "the corpus is read"),
-        Held("moments", 4 * d * d * len(s.presets()), scores),
-        Held("activations and gradients of the pairs", 8 * rows * width * d, scores),
-        Held("scores", 4 * n * len(SCORES), scores),
-    ]
+    longest = min(width + max_new, setup.context)
+    rows = 2 * case.settings.per_side * case.settings.pairs
+    attributed = attribution_memory(setup, longest, max_new, rows)
+    return [*lasting_memory([setup]), *sampled, *attributed]
 
 
 # ---- the whole study -----------------------------------------------------------------
@@ -243,33 +172,3 @@ def _add_judges(study: CaseStudy, report: DryRun) -> None:
         "one question": [trial.words for trial in outcomes],
     }
     report.add("judges", text_table(columns))
-
-
-def _add_costs(
-    study: CaseStudy,
-    costs: Sequence[StageCost],
-    seconds: Mapping[str, float],
-    rates: Sequence[Rates],
-    report: DryRun,
-) -> None:
-    statuses = stage_statuses(study.runtime.store, study.stages)
-    states = {status.name: status.state for status in statuses}
-    order = {status.name: place for place, status in enumerate(statuses)}
-    in_order = sorted(costs, key=lambda cost: order.get(cost.stage, len(order)))
-    lines = [cost_table(in_order, states, seconds)]
-    for each in rates:
-        lines.append(f"rates {each.source}: {_shown(each)}")
-    lines.append(f"assumed: {_ASSUMED}")
-    counts = {}
-    for status in statuses:
-        counts[status.state] = counts.get(status.state, 0) + 1
-    summary = ", ".join(f"{count} {state}" for state, count in counts.items())
-    lines.append(f"of {len(statuses)} stages: {summary}")
-    report.add("stages", "\n".join(lines))
-
-
-def _shown(rates: Rates) -> str:
-    return (
-        f"{rates.read:.1e} s a token and layer, {rates.head:.1e} s a token of the "
-        f"vocabulary, {duration(rates.step)} for one more token of a batch"
-    )

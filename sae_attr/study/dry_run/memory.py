@@ -31,11 +31,13 @@ class Held:
       what: for readers.
       bytes: on the device that holds most of it.
       phase: while which it lies there; `ALWAYS` for the whole run.
+      on_host: it lies in the host's memory, whatever the device.
     """
 
     what: str
     bytes: int
     phase: str = ALWAYS
+    on_host: bool = False
 
 
 def param_shapes(cfg: LMConfig, dtype: str) -> Any:
@@ -85,6 +87,25 @@ def cache_bytes(
     heads = mesh.shape["model"]
     split = heads if cfg.n_kv_heads % heads == 0 else 1
     return total // (mesh.shape["data"] * split)
+
+
+def sampling_memory(
+    cfg: LMConfig, mesh: jax.sharding.Mesh, dtype: str, *, rows: int, slots: int
+) -> list[Held]:
+    """Returns what a batch of completions holds on each device beside the weights.
+
+    Args:
+      rows: of the batch.
+      slots: tokens that a row may come to hold.
+    """
+    cache = cache_bytes(cfg, mesh, dtype, rows=rows, slots=slots)
+    per_device = max(rows // mesh.shape["data"], 1)
+    phase = "completions are sampled"
+    return [
+        Held("keys and values", cache, phase),
+        # Logits, their weights and the sums that a draw compares.
+        Held("next-token numbers", 3 * 4 * per_device * cfg.vocab, phase),
+    ]
 
 
 def sae_bytes(cfg: SAEConfig, dtype: str = "float32") -> dict[str, int]:

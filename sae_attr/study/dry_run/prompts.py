@@ -5,9 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from sae_attr.lm.end_tokens import Ends
 from sae_attr.report.safe_text import one_line
 from sae_attr.report.tables import text_table
+from sae_attr.text.example_records import Example
 from sae_attr.text.tokenizer import Tokenizer, token_strings
 
 _SHOWN = 600  # characters of a rendered prompt
@@ -41,9 +44,15 @@ def example_text(prompts: Prompts, tok: Tokenizer) -> str:
     """Returns the first prompt as the model reads it, on one line."""
     for ids in prompts.values():
         for name, tokens in ids.items():
-            text = "".join(token_strings(tok, tokens))
-            return f"prompt {one_line(name, 60)}: {one_line(text, _SHOWN)}"
+            return f"prompt {one_line(name, 60)}: {shown_ids(tokens, tok)}"
     return "no prompts"
+
+
+def shown_ids(ids: Sequence[int] | np.ndarray, tok: Tokenizer) -> str:
+    """Returns tokens as text on one line that cannot act on a terminal, cut where it is
+    long.
+    """
+    return one_line("".join(token_strings(tok, ids)), _SHOWN)
 
 
 def ends_text(stop_ids: Sequence[int], ends: Ends, tok: Tokenizer) -> str:
@@ -56,3 +65,21 @@ def ends_text(stop_ids: Sequence[int], ends: Ends, tok: Tokenizer) -> str:
         named = f" ({', '.join(sources)})" if sources else ""
         shown.append(f"{token} {one_line(text, 40)}{named}")
     return f"a completion ends with {'; '.join(shown)}"
+
+
+def rows_text(rows: Sequence[Example], tok: Tokenizer) -> str:
+    """Returns how long rows of training are and how much of them is learnt, and the
+    first of them.
+    """
+    lengths = [len(row.ids) for row in rows]
+    learnt = [int(row.loss_mask.sum()) for row in rows]
+    columns = {
+        "tokens of": ["rows", "what is learnt of them"],
+        "rows": [len(rows)] * 2,
+        "min": [min(lengths), min(learnt)],
+        "median": [int(statistics.median(counts)) for counts in (lengths, learnt)],
+        "max": [max(lengths), max(learnt)],
+        "in all": [sum(lengths), sum(learnt)],
+    }
+    table = text_table(columns, dict.fromkeys(list(columns)[1:], ","))
+    return f"{table}\nthe first row: {shown_ids(rows[0].ids, tok)}"

@@ -15,8 +15,12 @@ from sae_attr.lm.cache import init_cache
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.draw import Sampling, draw
 from sae_attr.lm.model import Params, forward, logits
+from sae_attr.report.numbers import duration
 from sae_attr.study.cost import StageCost
 from sae_attr.study.dry_run.memory import param_shapes, parameter_count
+
+RatesOf = Callable[[LMConfig, int, str], "Rates"]
+"""(model, rows of a batch of completions, dtype) -> how fast it computes."""
 
 LAYERS = 2  # of the stand-in
 READ_ROWS, READ_WIDTH = 8, 64
@@ -44,6 +48,15 @@ class Rates:
     step: float
     flop: float
     source: str
+
+    @property
+    def text(self) -> str:
+        """Returns the rates for readers."""
+        return (
+            f"rates {self.source}: {self.read:.1e} s a token and layer, "
+            f"{self.head:.1e} s a token's vocabulary, {duration(self.step)} for one "
+            "more token of a batch of completions"
+        )
 
     def seconds(self, cost: StageCost) -> float:
         """Returns the time that a stage takes at these rates."""

@@ -4,8 +4,10 @@ with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 
@@ -13,12 +15,20 @@ from sae_attr.lm.config import LMConfig
 from sae_attr.report.safe_text import one_line
 from sae_attr.report.tables import text_table
 from sae_attr.sae.config import SAEConfig
+from sae_attr.store import Status
+from sae_attr.study.cost import StageCost, cost_table
 from sae_attr.study.dry_run.memory import (
     Held,
     device_memory,
     most_held,
     param_shapes,
     parameter_count,
+)
+from sae_attr.study.dry_run.rates import Rates
+
+_ASSUMED = (
+    "every answer has all its new tokens; the work of matrix products alone, without "
+    "compiling, loading, judges and statistics"
 )
 
 
@@ -42,6 +52,57 @@ class DryRun:
         """Adds a fault, once."""
         if fault not in self.faults:
             self.faults.append(fault)
+
+    def attempt(self, step: Callable[[], Any], of: str = "") -> bool:
+        """Runs a step; returns whether it went through. What it raises is a fault.
+
+        Args:
+          of: begins the fault.
+        """
+        try:
+            step()
+        except (ValueError, OSError) as error:
+            self.add_fault(f"{of}: {error}" if of else str(error))
+            return False
+        return True
+
+    def add_memory(
+        self, title: str, parts: Sequence[Held], mesh: jax.sharding.Mesh
+    ) -> None:
+        """Adds what lies on each device, and a fault where it does not fit."""
+        text, fault = memory_text(parts, mesh)
+        self.add(title, text)
+        if fault:
+            self.add_fault(f"{title}: {fault}")
+
+    def add_stages(
+        self,
+        costs: Sequence[StageCost],
+        rates: Rates | Mapping[str, Rates],
+        statuses: Sequence[Status] = (),
+    ) -> None:
+        """Adds the stages with their states, costs and times.
+
+        Args:
+          costs: of the stages that take long.
+          rates: of all stages, or by stage; a stage without is not timed.
+          statuses: of all stages, in order.
+        """
+        states = {status.name: status.state for status in statuses}
+        order = {status.name: place for place, status in enumerate(statuses)}
+        in_order = sorted(costs, key=lambda cost: order.get(cost.stage, len(order)))
+        seconds, used = {}, {}
+        for cost in in_order:
+            of_stage = rates if isinstance(rates, Rates) else rates.get(cost.stage)
+            if of_stage is not None:
+                seconds[cost.stage] = of_stage.seconds(cost)
+                used[of_stage.text] = None
+        lines = [cost_table(in_order, states, seconds), *used, f"assumed: {_ASSUMED}"]
+        if statuses:
+            counts = Counter(states.values())
+            summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+            lines.append(f"of {len(statuses)} stages: {summary}")
+        self.add("stages", "\n".join(lines))
 
     def text(self) -> str:
         """Returns everything for a terminal, the faults last."""
@@ -81,20 +142,18 @@ def models_table(models: Mapping[str, LMConfig], dtype: str) -> str:
     return text_table(columns, {"vocabulary": ",", "context": ",", "parameters": ","})
 
 
-def saes_table(saes: Mapping[str, SAEConfig], sites: Mapping[str, str]) -> str:
-    """Returns the shapes of SAEs by name.
-
-    Args:
-      sites: name -> the site that is studied.
+def saes_table(saes: Sequence[tuple[str, SAEConfig, str]]) -> str:
+    """Returns the shapes of SAEs, each given by name, config and the site that is
+    studied.
     """
-    rows = list(saes.values())
+    rows = [cfg for _, cfg, _ in saes]
     columns = {
-        "SAE": [one_line(name) for name in saes],
+        "SAE": [one_line(name) for name, _, _ in saes],
         "format": [cfg.source for cfg in rows],
         "gate": [cfg.gate for cfg in rows],
         "latents": [cfg.n_latents for cfg in rows],
         "width": [cfg.d_in for cfg in rows],
-        "site": [sites[name] for name in saes],
+        "site": [site for _, _, site in saes],
         "context": [cfg.context_size for cfg in rows],
     }
     return text_table(columns, {"latents": ",", "width": ","})
@@ -105,14 +164,16 @@ def memory_text(parts: Sequence[Held], mesh: jax.sharding.Mesh) -> tuple[str, st
     it does, or where nothing says how much there is).
     """
     rows = [part for part in parts if part.bytes]
-    phase, most = most_held(rows)
+    device = mesh.devices.flat[0]
+    together = device.platform == "cpu"  # a device of the host has its memory
+    phase, most = most_held([row for row in rows if together or not row.on_host])
     during = f", while {phase}" if phase else ""
     columns = {
-        "on each device": [part.what for part in rows] + [f"most at once{during}"],
+        "on each device": [_where(part) for part in rows] + [f"most at once{during}"],
         "bytes": [size(part.bytes) for part in rows] + [size(most)],
         "while": [part.phase or "always" for part in rows] + [""],
     }
-    there, device = device_memory(mesh), mesh.devices.flat[0]
+    there = device_memory(mesh)
     has = "is not known" if there is None else f"is {size(there)}"
     shape = f"data={mesh.shape['data']}, model={mesh.shape['model']}"
     text = text_table(columns, right=("bytes",))
@@ -124,3 +185,7 @@ def memory_text(parts: Sequence[Held], mesh: jax.sharding.Mesh) -> tuple[str, st
         "mesh of more devices (model=N splits the weights), dtype=bfloat16, or smaller "
         "batches"
     )
+
+
+def _where(part: Held) -> str:
+    return f"{part.what} (host)" if part.on_host else part.what
