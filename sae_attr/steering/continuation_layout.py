@@ -9,6 +9,7 @@ import numpy as np
 from flax import struct
 
 Ids = Sequence[int]
+_WORTH = 0.8  # a further group of lengths runs at most this share of the tokens
 
 
 @struct.dataclass
@@ -54,7 +55,7 @@ def lay_out(
       ValueError: no prompt, or one without a token or a text; a text without a token.
     """
     _check_tokens(prompts, texts)
-    shared = min(_common_beginning(prompts), min(map(len, prompts)) - 1)
+    shared = _shared_tokens(prompts)
     rows = [_text_rows(of_prompt) for of_prompt in texts]
     longest_text = max(len(text) for of_prompt in texts for text in of_prompt)
     p, r, n = len(prompts), max(map(len, rows)), max(map(len, texts))
@@ -80,23 +81,48 @@ def lay_out(
     return layout
 
 
-def width_groups(
-    lengths: Sequence[int], *, multiple: int = 8, most: int = 3
-) -> list[np.ndarray]:
-    """Returns places of prompts in groups of similar length, so that little is padded;
-    each group is one layout and one compiled program.
+def width_groups(prompts: Sequence[Ids], *, most: int = 3) -> list[np.ndarray]:
+    """Returns places of prompts in groups of similar length; each group is one layout
+    and one compiled program.
 
     Args:
-      lengths: tokens of each prompt.
-      multiple: lengths are told apart in steps of so many tokens.
-      most: groups at most.
+      prompts: token ids.
+      most: groups at most; a further one must save a fifth of the tokens that run.
     """
-    steps = -(-np.asarray(lengths) // multiple)
-    edges = np.unique(
-        np.quantile(steps, np.arange(1, most + 1) / most, method="higher")
-    )
-    group_of = np.searchsorted(edges, steps)
-    return [np.flatnonzero(group_of == group) for group in range(len(edges))]
+    best, best_cost = [np.arange(len(prompts))], _tokens_run(prompts)
+    for count in range(2, most + 1):
+        groups = _by_length(prompts, count)
+        cost = sum([_tokens_run([prompts[i] for i in group]) for group in groups])
+        if cost <= _WORTH * best_cost:
+            best, best_cost = groups, cost
+    return best
+
+
+def _by_length(prompts: Sequence[Ids], count: int) -> list[np.ndarray]:
+    """Returns places of prompts in groups of equal size by length, equal lengths
+    together.
+    """
+    lengths = np.array([len(prompt) for prompt in prompts])
+    edges = np.quantile(lengths, np.arange(1, count + 1) / count, method="higher")
+    group_of = np.searchsorted(np.unique(edges), lengths)
+    return [np.flatnonzero(group_of == group) for group in np.unique(group_of)]
+
+
+def _tokens_run(prompts: Sequence[Ids]) -> int:
+    """Returns the tokens that one condition runs on a group of prompts, padding among
+    them.
+    """
+    shared, longest = _shared_tokens(prompts), max(map(len, prompts))
+    return shared + len(prompts) * (longest - shared)
+
+
+def _shared_tokens(prompts: Sequence[Ids]) -> int:
+    """Returns with how many equal tokens all prompts begin, each at least one longer."""
+    shortest = min(map(len, prompts))
+    for place, tokens in enumerate(zip(*prompts, strict=False)):
+        if len(set(tokens)) > 1:
+            return min(place, shortest - 1)
+    return shortest - 1
 
 
 def _zeros(*shape: int) -> np.ndarray:
@@ -114,14 +140,6 @@ def _check_tokens(prompts: Sequence[Ids], texts: Sequence[Sequence[Ids]]) -> Non
             raise ValueError(
                 f"prompt {i} needs a token, and texts of at least one token each"
             )
-
-
-def _common_beginning(prompts: Sequence[Ids]) -> int:
-    """Returns with how many equal tokens all prompts begin."""
-    for place, tokens in enumerate(zip(*prompts, strict=False)):
-        if len(set(tokens)) > 1:
-            return place
-    return min(map(len, prompts))
 
 
 def _text_rows(texts: Sequence[Ids]) -> list[tuple[int, ...]]:

@@ -141,8 +141,11 @@ def _answer_facts(results: CaseResults) -> dict[str, str]:
         strengths[direction] = meta
         incoherent[direction] = share(meta["unsteered_incoherent"])
         without[direction] = meta["without_strength"]
+    broken = "incoherent without steering"
+    if results.case.study.strengths_by == "exact":
+        broken = "probability that is no coherent answer, without steering"
     return {
-        "incoherent without steering": named_numbers(incoherent),
+        broken: named_numbers(incoherent),
         "latents without a coherent strength": named_numbers(without),
         **_judged_facts(results),
         "coherence": coherence_fact(strengths),

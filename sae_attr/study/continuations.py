@@ -75,7 +75,7 @@ class ContinuationRates:
     @cached_property
     def groups(self) -> list[np.ndarray]:
         """Places of the prompts that are laid out together."""
-        return width_groups([len(ids) for ids in self.prompt_ids])
+        return width_groups(self.prompt_ids)
 
     @cached_property
     def layouts(self) -> list[ContinuationLayout]:

@@ -38,6 +38,11 @@ class ExactRates:
     coherence_kp: np.ndarray
     facts: Mapping[str, Any]
 
+    @property
+    def rows(self) -> int:
+        """Conditions times prompts."""
+        return self.behaviour_kp.size
+
 
 def exact_rates(
     case: Case,

@@ -8,7 +8,10 @@ from sae_attr.study.case import Case
 
 def choices(case: Case) -> tuple[Choice, ...]:
     """Returns every point that the method leaves open, with its value here."""
-    return (*_attribution_choices(case), *_steering_choices(case))
+    study = case.study
+    by = (study.pairs_by, study.strengths_by, study.effects_by)
+    sampling = _sampling_choices(case) if "samples" in by else ()
+    return (*_attribution_choices(case), *_steering_choices(case), *sampling)
 
 
 def _attribution_choices(case: Case) -> tuple[Choice, ...]:
@@ -24,12 +27,14 @@ def _attribution_choices(case: Case) -> tuple[Choice, ...]:
             s.attribution.get("loss", "sum"),
             "sum over the completion's tokens, or mean",
         ),
-        Choice(
-            "completions per pair and side",
-            s.per_side,
-            "the first distinct ones in the order of sampling",
-        ),
+        Choice("completions per pair and side", s.per_side, _pair_order(case)),
     )
+
+
+def _pair_order(case: Case) -> str:
+    if case.study.pairs_by == "continuations":
+        return "the likeliest of the texts for and against the behaviour"
+    return "the first distinct ones in the order of sampling"
 
 
 def _steering_choices(case: Case) -> tuple[Choice, ...]:
@@ -51,12 +56,7 @@ def _steering_choices(case: Case) -> tuple[Choice, ...]:
             "grid, in units of the site's mean activation norm",
         ),
         Choice("choice of strength", budget, "on prompts that nothing else uses"),
-        Choice(
-            "coherence",
-            study.coherence_by,
-            "auto: by the judge if it grades coherence, else by log-probability, "
-            "compared with unsteered answers",
-        ),
+        _coherence_choice(case),
         Choice("sign of steering", "fixed: − away, + toward", signs),
         Choice(
             "random latents",
@@ -64,6 +64,17 @@ def _steering_choices(case: Case) -> tuple[Choice, ...]:
             "matched on firing rate, same strength search; 5th to 95th percentile",
         ),
         _effects_choice(case),
+        Choice(
+            "tests",
+            "sign flips over prompts, permutation of methods' labels",
+            "Benjamini-Hochberg; bootstrap by prompt",
+        ),
+    )
+
+
+def _sampling_choices(case: Case) -> tuple[Choice, ...]:
+    study = case.study
+    return (
         Choice("ends of a completion", list(case.stop_ids), _ends(case)),
         Choice(
             "temperature, top-p",
@@ -75,12 +86,24 @@ def _steering_choices(case: Case) -> tuple[Choice, ...]:
             f"sampled again up to {study.sampling.attempts} times",
             "then missing, never a score",
         ),
-        Choice(
-            "tests",
-            "sign flips over prompts, permutation of methods' labels",
-            "Benjamini-Hochberg; bootstrap by prompt",
-        ),
     )
+
+
+def _coherence_choice(case: Case) -> Choice:
+    study = case.study
+    if study.strengths_by == "samples":
+        return Choice(
+            "coherence",
+            study.coherence_by,
+            "auto: by the judge if it grades coherence, else by log-probability, "
+            "compared with unsteered answers",
+        )
+    if case.settings.organism is not None:
+        return Choice("coherence", "exact", "probability of a grammatical answer")
+    meaning = "summed probability of the texts"
+    if case.settings.continuations.measure == "log_odds":
+        meaning = "geometric mean of the probabilities of the texts' tokens"
+    return Choice("coherence", "exact", meaning)
 
 
 def _effects_choice(case: Case) -> Choice:
@@ -94,9 +117,12 @@ def _effects_choice(case: Case) -> Choice:
     if case.settings.organism is not None:
         return Choice("effects", "exact", "next-word probabilities by the grammar")
     contrast = case.settings.continuations
-    texts = f"{', '.join(map(repr, contrast.present))} against "
-    texts += ", ".join(map(repr, contrast.absent))
-    return Choice("effects", f"exact, {contrast.measure}", f"of the texts {texts}")
+    texts = "of the texts of each prompt's record"
+    if contrast.present and contrast.absent:
+        present = ", ".join(map(repr, contrast.present))
+        absent = ", ".join(map(repr, contrast.absent))
+        texts = f"of the texts {present} against {absent}, or of a prompt's record"
+    return Choice("effects", f"exact, {contrast.measure}", texts)
 
 
 def _ends(case: Case) -> str:

@@ -45,7 +45,7 @@ from sae_attr.study.settings import DIRECTIONS
 Files = dict[str, bytes | str]
 """Path in the workdir -> contents."""
 
-_COSTS = ("samples", "tokens", "graded", "resampled")
+_COSTS = ("samples", "tokens", "graded", "resampled", "exact rows")
 # What a strip of the effects figure shows of its method's count, by the names there: the
 # mean with its interval, and the latents outside the band beside what chance puts there.
 _COUNTS_IN_STRIPS = {
@@ -234,13 +234,15 @@ def _contents(
 
 
 def stage_cost(result: Result) -> dict[str, int]:
-    """Returns how many completions and tokens a stage sampled, and how many answers it
-    graded.
+    """Returns how many completions and tokens a stage sampled, how many answers it
+    graded, and how many rates it read from exact probabilities.
     """
     meta, cost = result.meta, {}
     # A pass over a corpus has tokens too, but samples none.
     if "samples" in meta:
         cost = _fields_of(meta, ("samples", "tokens"))
+    if "exact_rows" in meta:
+        cost["exact rows"] = meta["exact_rows"]
     counts = meta.get("counts", {})
     if "labels" in counts:
         cost["graded"] = sum(counts["labels"].values())

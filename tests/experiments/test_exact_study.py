@@ -220,6 +220,7 @@ def test_a_study_finds_the_planted_latent_without_sampling_or_a_judge(
     assert facts["effects"] == "by exact probabilities, nothing sampled"
     assert facts["coherence"] == "by exact probabilities"
     assert not {"judge", "missing answers", "rate in sampled answers"} & set(facts)
+    assert result["cost"].pop("exact rows") > 400
     assert not any(result["cost"].values())
     page = (exact_studied / "report.html").read_text()
     assert "no completions were sampled" in page

@@ -180,12 +180,17 @@ def test_texts_share_rows_and_prompts_their_beginning() -> None:
         lay_out([[1], [2]], [[[3]], [[]]])
 
 
-def test_groups_hold_every_prompt_once_and_similar_lengths() -> None:
+def test_groups_hold_every_prompt_once_and_are_worth_their_programs() -> None:
+    rng = np.random.default_rng(0)
     lengths = [5, 40, 6, 41, 90, 7]
-    groups = width_groups(lengths)
+    prompts = [[1, *rng.integers(0, 40, n - 1).tolist()] for n in lengths]
+    groups = width_groups(prompts)
     assert sorted(np.concatenate(groups).tolist()) == list(range(6))
     assert [sorted(group.tolist()) for group in groups] == [[0, 2, 5], [1, 3], [4]]
-    assert len(width_groups([9, 10, 16])) == 1
+    # A long common beginning runs once a group, so that splitting saves little.
+    alike = [[1] * 40 + [n] * (n % 8 + 1) for n in range(2, 10)]
+    assert [len(group) for group in width_groups(alike)] == [8]
+    assert len(width_groups(prompts[:1])) == 1
 
 
 # ---- rates ---------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from sae_attr.store import Computed, Progress, Result
 from sae_attr.study.case import Case
 from sae_attr.study.case_stage import (
@@ -32,19 +34,18 @@ def measure(inputs: StageInputs, progress: Progress) -> Computed:
     arrays = {"behaviour_kp": rates.behaviour_kp, "coherence_kp": rates.coherence_kp}
     return arrays, {
         "prompts": list(rates.prompts),
-        "conditions": len(sweep.conditions),
+        "exact_rows": rates.rows,
         **rates.facts,
     }
 
 
 def rates_of(result: Result) -> ExactRates:
     """Returns the rates that the stage stored."""
-    facts = dict(result.meta)
     return ExactRates(
-        tuple(facts.pop("prompts")),
-        result.arrays["behaviour_kp"],
-        result.arrays["coherence_kp"],
-        facts,
+        tuple(result.meta["prompts"]),
+        np.asarray(result.arrays["behaviour_kp"]),
+        np.asarray(result.arrays["coherence_kp"]),
+        result.meta,
     )
 
 

@@ -114,8 +114,7 @@ def exact_coherence(
     sweep = CaseSweep(case, direction, "strengths", conditions, norm, 1)
     rates = sweep.exact_rates(progress, f"strengths, {direction}")
     share = dict(zip(conditions, rates.coherence_kp.mean(1).tolist(), strict=True))
-    facts = {"conditions": len(conditions), "prompts": len(rates.prompts)}
-    return MeasuredCoherence(share, {**facts, **rates.facts})
+    return MeasuredCoherence(share, {"exact_rows": rates.rows, **rates.facts})
 
 
 def sampled_coherence(
