@@ -9,7 +9,8 @@ draw.
 
 `configs/case_study.py:misalignment,validation` makes both cases, which then share a
 page and are compared. PROMPTS is JSONL with `prompt` (text or messages) and optionally
-`id` and `split` (pairs | strengths | effects). Every field of the settings in
+`id`, `split` (pairs | strengths | effects), `group` (of prompts that belong together),
+`present` and `absent` (texts of its own, for `effects_by=exact`). Every field of the settings in
 `sae_attr/study/settings.py`, of a judge and of an attribution is a key; `--help` lists
 all with defaults and meaning. `--list` says what is done and what the rest costs;
 `--only`, `--until` and `--force` take names of stages or parts of them (`steer`,

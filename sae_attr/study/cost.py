@@ -94,6 +94,16 @@ def case_costs(case: Case, reading: Reading = NOTHING_READ) -> list[StageCost]:
     return costs
 
 
+def longest_answer(case: Case) -> int:
+    """Returns the most tokens that a completion of a pair has."""
+    if case.study.pairs_by == "samples":
+        return case.study.sampling.max_new
+    lengths = []
+    for prompt in case.prompts("pairs"):
+        lengths += [len(ids) for ids in prompt_texts(case, prompt).ids]
+    return max(lengths)
+
+
 def _pair_costs(case: Case, reading: Reading) -> list[StageCost]:
     study, name = case.study, case.name
     if study.pairs_by == "continuations":

@@ -16,7 +16,7 @@ from sae_attr.study.attribution_cost import RowCounts, attribution_costs
 from sae_attr.study.case import Case
 from sae_attr.study.case_checks import check_case
 from sae_attr.study.case_study import CaseStudy, judge_spec
-from sae_attr.study.cost import Reading, StageCost, case_costs
+from sae_attr.study.cost import Reading, StageCost, case_costs, longest_answer
 from sae_attr.study.dry_run.judge_trial import try_judge
 from sae_attr.study.dry_run.memory import Held, sampling_memory
 from sae_attr.study.dry_run.prompts import ends_text, example_text, prompts_table
@@ -62,11 +62,11 @@ def case_study_dry_run(study: CaseStudy, rates_of: RatesOf) -> DryRun:
 
 def whole_costs(case: Case) -> list[StageCost]:
     """Returns the costs of all stages of a case that take long, in their order."""
-    setup, max_new = case.setup, case.study.sampling.max_new
+    setup, longest = case.setup, longest_answer(case)
     lengths = [len(ids) for ids in case.prompt_ids("pairs").values()]
     rows = 2 * case.settings.per_side * min(case.settings.pairs, len(lengths))
     counts = RowCounts(
-        rows, int(rows * (median(lengths) + max_new)) if lengths else 0, rows * max_new
+        rows, int(rows * (median(lengths) + longest)) if lengths else 0, rows * longest
     )
     layers = setup.cfg.n_layers
     reading = Reading(layers, layers - setup.site.layer, _widths(case))
@@ -136,9 +136,10 @@ def case_memory(case: Case) -> list[Held]:
         rows=case.runtime.batch_size,
         slots=width + max_new,
     )
-    longest = min(width + max_new, setup.context)
+    answer = longest_answer(case)
+    longest = min(width + answer, setup.context)
     rows = 2 * case.settings.per_side * case.settings.pairs
-    attributed = attribution_memory(setup, longest, max_new, rows)
+    attributed = attribution_memory(setup, longest, answer, rows)
     return [*lasting_memory([setup]), *sampled, *attributed]
 
 
