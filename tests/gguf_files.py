@@ -79,12 +79,28 @@ def tensors_of(folder: Path, config: Mapping[str, Any]) -> dict[str, np.ndarray]
     )
     table = gguf.get_tensor_name_map(arch, layers)
     out: dict[str, np.ndarray] = {}
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("rope_type") == "llama3":
+        out["rope_freqs.weight"] = llama3_divisors(config)
     for name, tensor in sorted(_stacked(folder).items()):
         stem, _, suffix = name.rpartition(".")
         theirs = table.get_name(stem)
         assert theirs is not None, name
         out[f"{theirs}.{suffix}"] = _as_llama_cpp(theirs, tensor, config)
     return out
+
+
+def llama3_divisors(config: Mapping[str, Any]) -> np.ndarray:
+    """By how much Llama 3 divides each frequency, as llama.cpp's conversion writes it."""
+    scaling, dim = config["rope_scaling"], config["head_dim"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    out = []
+    for k in range(0, dim, 2):
+        length = 2 * np.pi * config["rope_theta"] ** (k / dim)
+        turns = scaling["original_max_position_embeddings"] / length
+        share = np.clip((turns - low) / (high - low), 0, 1)
+        out.append(1 / ((1 - share) / scaling["factor"] + share))
+    return np.array(out, np.float32)
 
 
 def _stacked(folder: Path) -> dict[str, np.ndarray]:
@@ -127,6 +143,7 @@ def write_gguf(
     tensors: Mapping[str, np.ndarray],
     *,
     types: Mapping[str, str] | None = None,
+    raw: Mapping[str, tuple[Any, np.ndarray]] | None = None,
     other: Mapping[str, Any] | None = None,
 ) -> Path:
     """A GGUF file.
@@ -134,18 +151,23 @@ def write_gguf(
     Args:
       metadata: keys of the architecture.
       types: tensor -> the type that the package quantises it to; F32 otherwise.
+      raw: tensor -> its type and bytes, which take the place of its numbers.
       other: whole keys.
     """
     import gguf
 
+    raw = raw or {}
     writer = gguf.GGUFWriter(file, arch)
     for key, value in metadata.items():
         _add(writer, f"{arch}.{key}", value)
     for key, value in (other or {}).items():
         _add(writer, key, value)
     for name, tensor in tensors.items():
-        kind = gguf.GGMLQuantizationType[(types or {}).get(name, "F32")]
-        data = gguf.quantize(np.ascontiguousarray(tensor, np.float32), kind)
+        if name in raw:
+            kind, data = raw[name]
+        else:
+            kind = gguf.GGMLQuantizationType[(types or {}).get(name, "F32")]
+            data = gguf.quantize(np.ascontiguousarray(tensor, np.float32), kind)
         writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -175,7 +197,7 @@ def convert(
     kind = config["model_type"]
     for key in ("bos_token_id", "eos_token_id"):
         if config.get(key) is not None:
-            other[f"tokenizer.ggml.{key}"] = config[key]
+            other.setdefault(f"tokenizer.ggml.{key}", config[key])
     return write_gguf(
         file,
         ARCH.get(kind, kind),
@@ -184,3 +206,49 @@ def convert(
         types=types,
         other=other,
     )
+
+
+def byte_level_keys(pre: str = "gpt-2", **more: Any) -> dict[str, Any]:
+    """The keys of a byte-level BPE: 256 bytes, five merges, three special tokens."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    merges = ["t h", "Ġ th", "Ġth e", "1 2", "12 3"]
+    made = [merge.replace(" ", "") for merge in merges]
+    special = ["<s>", "</s>", "<|im_end|>"]
+    tokens = [*special, *sorted(ByteLevel.alphabet()), *made]
+    types = [3] * len(special) + [1] * (len(tokens) - len(special))
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.eot_token_id": 2,
+        "tokenizer.chat_template": "{{ messages[0]['content'] }}<|im_end|>",
+        **more,
+    }
+
+
+def sentence_piece_keys(**more: Any) -> dict[str, Any]:
+    """The keys of a SentencePiece model: 256 bytes, letters, pieces with scores."""
+    special = ["<unk>", "<s>", "</s>"]
+    data = [f"<0x{number:02X}>" for number in range(256)]
+    letters = list("▁abcdefghijklmnopqrstuvwxyz.,!1234567890")
+    pieces = ["▁t", "he", "▁the", "in", "er", "▁a", "ere"]
+    tokens = [*special, *data, *letters, *pieces, "  "]
+    scores = [0.0] * (len(special) + len(data))
+    scores += [-100.0 - k for k in range(len(letters))]
+    scores += [-1.0 - k for k in range(len(pieces))] + [-1000.0]
+    types = [2, 3, 3] + [6] * len(data) + [1] * (len(letters) + len(pieces)) + [4]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        **more,
+    }

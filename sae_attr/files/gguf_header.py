@@ -216,7 +216,7 @@ def _moved(
     alignment = metadata.get("general.alignment", 32)
     sound = isinstance(alignment, int) and 0 < alignment <= _MAX_ALIGNMENT
     if not sound or alignment % 8:
-        raise cursor.damaged(f"general.alignment is {alignment!r}")
+        raise cursor.damaged(f"general.alignment is {str(alignment)[:20]!r}")
     first = -(-cursor.at // alignment) * alignment
     out = {}
     for name, place in tensors.items():

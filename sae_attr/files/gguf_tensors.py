@@ -66,24 +66,28 @@ class _Blocks:
         """Dequantises some rows `[n]` between some columns: float32 `[n, columns]`
         (float64 where the file has that).
         """
-        first = min(columns, default=0) // self.block
-        stop = -(-(max(columns, default=-1) + 1) // self.block)
-        chosen: Any = rows
-        if (
-            len(rows)
-            and len(rows) == rows[-1] - rows[0] + 1
-            and (np.diff(rows) > 0).all()
-        ):
-            chosen = slice(rows[0], rows[-1] + 1)  # a view: nothing is copied
-        raw = self.raw[chosen, first * self.size : stop * self.size]
+        if not len(rows) or not len(columns):  # the package takes no empty arrays
+            return np.zeros((len(rows), len(columns)), self.dtype)
+        first = min(columns) // self.block
+        stop = max(columns) // self.block + 1
+        rows_cut: Any = rows
+        if (np.diff(rows) == 1).all():
+            rows_cut = slice(rows[0], rows[-1] + 1)  # a view: nothing is copied
+        raw = self.raw[rows_cut, first * self.size : stop * self.size]
         if plain := _PLAIN.get(self.type.name):
             numbers = raw.view(plain)
         else:
-            numbers = gguf_package().dequantize(raw, self.type)
-        at = np.array(columns, np.int64) - first * self.block
-        if columns.step == 1 and len(columns):
-            return numbers[:, at[0] : at[-1] + 1]
-        return numbers[:, at]
+            with np.errstate(all="ignore"):  # the loader looks for what is not finite
+                numbers = gguf_package().dequantize(raw, self.type)
+        at = np.array(columns) - first * self.block
+        if columns.step == 1:
+            return numbers[:, at[0] : at[-1] + 1].astype(self.dtype, copy=False)
+        return numbers[:, at].astype(self.dtype, copy=False)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the numbers once they are dequantised."""
+        return np.dtype("f8" if self.type.name == "F64" else "f4")
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +126,7 @@ class GgufTensor:
     @property
     def dtype(self) -> np.dtype:
         """Of the numbers once they are read."""
-        return np.dtype("f8" if self.blocks.type.name == "F64" else "f4")
+        return self.blocks.dtype
 
     @property
     def size(self) -> int:

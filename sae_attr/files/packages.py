@@ -46,7 +46,11 @@ def package_model(address: str) -> Path:
             chunks.setdefault(match[1], {})[int(match[2])] = file
     names = sorted({*models, *chunks})
     if len(names) != 1:
-        what = f"several GGUF models ({', '.join(names)})" if names else "no GGUF model"
+        what = (
+            f"several GGUF models ({', '.join(map(repr, names))})"
+            if names
+            else "no GGUF model"
+        )
         raise ValueError(
             f"the installed package {name} holds {what}; give the path of one .gguf"
         )

@@ -15,6 +15,7 @@ import numpy as np
 from sae_attr.files.gguf_header import GgufHeader
 from sae_attr.lm.gguf_rope import rope_entry
 from sae_attr.lm.gguf_values import Values
+from sae_attr.lm.hf_schema import shown
 from sae_attr.text.gguf_tokenizer import token_id
 
 EMBEDDING = "token_embd.weight"
@@ -24,10 +25,8 @@ _SILENT = (
     "vocab_size",
     "tensor_data_layout",
     "attention.value_length",
-    "rope.dimension_count",
     "rope.scaling.finetuned",
     "attention.causal",
-    "use_parallel_residual",
 )
 
 
@@ -67,6 +66,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": Architecture("phi3", _SILU, _WINDOW),
     "olmo2": Architecture("olmo2", _SILU),
     "gpt2": Architecture("gpt2", {"activation_function": "gelu_new"}),
+    "gptneox": Architecture("gpt_neox", {"hidden_act": "gelu"}),
 }
 
 
@@ -81,12 +81,12 @@ def config_from_gguf(header: GgufHeader) -> dict[str, Any]:
     name = values.architecture
     if name not in ARCHITECTURES:
         raise ValueError(
-            f"{header.file}: the architecture {name!r} is not read; known: "
+            f"{header.file}: the architecture {shown(name)} is not read; known: "
             f"{', '.join(sorted(ARCHITECTURES))}"
         )
     arch = ARCHITECTURES[name]
     config = {"model_type": arch.model_type, **arch.constants}
-    config |= _gpt2_shape(values) if name == "gpt2" else _shape(values)
+    config |= _SHAPES.get(name, _shape)(values)
     for key, ours in arch.optional.items():
         if (value := values.number(key)) is not None:
             config[ours] = value
@@ -116,18 +116,43 @@ def _has(header: GgufHeader, name: str) -> bool:
     return name in header.tensors
 
 
+def _head_shape(values: Values) -> dict[str, Any]:
+    """The keys of every architecture but GPT-2's."""
+    return {
+        "hidden_size": values.count("embedding_length"),
+        "num_hidden_layers": values.count("block_count"),
+        "num_attention_heads": values.count("attention.head_count"),
+        "intermediate_size": values.count("feed_forward_length"),
+        "max_position_embeddings": values.count("context_length"),
+    }
+
+
+def _head_dim(values: Values, config: Mapping[str, Any]) -> int:
+    if values.raw("attention.key_length") is not None:
+        return values.count("attention.key_length")
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    if width % heads:
+        raise ValueError(
+            f"{values.header.file}: {width} channels are not shared evenly by {heads} "
+            "heads; fetch it again"
+        )
+    return width // heads
+
+
 def _shape(values: Values) -> dict[str, Any]:
     """The keys of every RMSNorm / rotary / gated-MLP architecture."""
-    width, heads = values.need("embedding_length"), values.need("attention.head_count")
-    head_dim = values.number("attention.key_length") or width // max(1, heads)
-    config = {
-        "hidden_size": width,
-        "num_hidden_layers": values.need("block_count"),
-        "num_attention_heads": heads,
+    config = _head_shape(values)
+    heads = config["num_attention_heads"]
+    head_dim = _head_dim(values, config)
+    rotated = values.number("rope.dimension_count")
+    if rotated not in (None, head_dim) and values.architecture != "phi3":
+        raise ValueError(
+            f"{values.header.file} rotates {rotated} of the {head_dim} channels of a "
+            f"head, which is not read for a {values.architecture} model"
+        )
+    config |= {
         "num_key_value_heads": values.number("attention.head_count_kv") or heads,
         "head_dim": head_dim,
-        "intermediate_size": values.need("feed_forward_length"),
-        "max_position_embeddings": values.need("context_length"),
         "rms_norm_eps": values.need("attention.layer_norm_rms_epsilon"),
         "rope_theta": values.number("rope.freq_base") or 10000.0,
     }
@@ -136,12 +161,25 @@ def _shape(values: Values) -> dict[str, Any]:
 
 def _gpt2_shape(values: Values) -> dict[str, Any]:
     return {
-        "n_embd": values.need("embedding_length"),
-        "n_layer": values.need("block_count"),
-        "n_head": values.need("attention.head_count"),
-        "n_inner": values.need("feed_forward_length"),
-        "n_positions": values.need("context_length"),
+        "n_embd": values.count("embedding_length"),
+        "n_layer": values.count("block_count"),
+        "n_head": values.count("attention.head_count"),
+        "n_inner": values.count("feed_forward_length"),
+        "n_positions": values.count("context_length"),
         "layer_norm_epsilon": values.need("attention.layer_norm_epsilon"),
+    }
+
+
+def _neox_shape(values: Values) -> dict[str, Any]:
+    config = _head_shape(values)
+    rotated = values.number("rope.dimension_count")
+    head_dim = _head_dim(values, config)
+    parallel = values.raw("use_parallel_residual")
+    return config | {
+        "layer_norm_eps": values.need("attention.layer_norm_epsilon"),
+        "rotary_pct": rotated / head_dim if rotated else 1.0,
+        "rotary_emb_base": values.number("rope.freq_base") or 10000.0,
+        "use_parallel_residual": True if parallel is None else parallel,
     }
 
 
@@ -156,7 +194,7 @@ def _llama(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "model_type": "mixtral",
             "num_local_experts": experts,
-            "num_experts_per_tok": values.need("expert_used_count"),
+            "num_experts_per_tok": values.count("expert_used_count"),
             "sliding_window": None,
         }
     mlp_bias = _has(values.header, "blk.0.ffn_up.bias")
@@ -166,9 +204,9 @@ def _llama(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
 def _qwen3_moe(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **_biases(values, config),
-        "num_experts": values.need("expert_count"),
-        "num_experts_per_tok": values.need("expert_used_count"),
-        "moe_intermediate_size": values.need("expert_feed_forward_length"),
+        "num_experts": values.count("expert_count"),
+        "num_experts_per_tok": values.count("expert_used_count"),
+        "moe_intermediate_size": values.count("expert_feed_forward_length"),
     }
 
 
@@ -205,6 +243,7 @@ def _phi3(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_SHAPES = {"gpt2": _gpt2_shape, "gptneox": _neox_shape}
 _EXTRA = {
     "llama": _llama,
     "qwen3": _biases,

@@ -26,7 +26,7 @@ def rope_entry(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
       ValueError: a kind of scaling that is not read, or two kinds at once.
     """
     tensors = values.header.tensors
-    kind = values.raw("rope.scaling.type") or "none"
+    kind = values.text("rope.scaling.type") or "none"
     factor = values.number("rope.scaling.factor") or values.number("rope.scale_linear")
     original = values.number("rope.scaling.original_context_length")
     if FREQUENCIES in tensors:
@@ -35,7 +35,7 @@ def rope_entry(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
                 f"{values.header.file} scales positions twice, by {FREQUENCIES} and by "
                 f"rope.scaling.type {kind!r}; that is not read"
             )
-        return {"rope_scaling": _by_frequency(values, config, original)}
+        return {"rope_scaling": _by_frequency(values, config)}
     if SHORT in tensors or LONG in tensors:
         return {"rope_scaling": _long_rope(values)}
     if not factor or factor == 1:
@@ -51,30 +51,28 @@ def rope_entry(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _vector(values: Values, name: str) -> np.ndarray:
+    """A positive number for every frequency."""
     place = values.header.tensors.get(name)
     if place is None:
         raise ValueError(f"{values.header.file} lacks {name}; fetch it again")
-    return np.asarray(map_tensors([place])[name], np.float64).ravel()
+    vector = np.asarray(map_tensors([place])[name], np.float64)
+    if vector.ndim != 1 or not (np.isfinite(vector) & (vector > 0)).all():
+        raise ValueError(
+            f"{values.header.file}: {name} does not hold a positive number for every "
+            "frequency; fetch it again"
+        )
+    return vector
 
 
-def _by_frequency(
-    values: Values, config: Mapping[str, Any], original: int | None
-) -> dict[str, Any]:
+def _by_frequency(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
     """The divisors of every frequency: Llama 3's rule where it gives them, else as they
     are.
     """
     divisors = _vector(values, FREQUENCIES)
-    rope = Rope(
-        config["head_dim"],
-        config["rope_theta"],
-        "llama3",
-        float(divisors.max(initial=1.0)),
-        original or _LLAMA3_LENGTH,
-    )
-    plain = Rope(rope.dim, rope.theta).inv_freq()
-    if len(plain) == len(divisors):
-        expected = plain / rope.inv_freq()
-        if np.allclose(expected, divisors, rtol=1e-5):
+    if 2 * len(divisors) == config["head_dim"] and divisors.max() > 1:
+        rope = _llama3(divisors, config)
+        plain = Rope(rope.dim, rope.theta).inv_freq()
+        if np.allclose(plain / rope.inv_freq(), divisors, rtol=1e-5):
             return {
                 "rope_type": "llama3",
                 "factor": rope.factor,
@@ -90,6 +88,22 @@ def _by_frequency(
         "attention_factor": 1.0,
         "original_max_position_embeddings": config["max_position_embeddings"],
     }
+
+
+def _llama3(divisors: np.ndarray, config: Mapping[str, Any]) -> Rope:
+    """Llama 3's rule with these divisors, its two frequency factors as they always are;
+    the trained length follows from a divisor between the extremes.
+    """
+    dim, theta, factor = config["head_dim"], config["rope_theta"], divisors.max()
+    length = _LLAMA3_LENGTH
+    between = np.flatnonzero((divisors > 1.001) & (divisors < factor / 1.001))
+    if len(between):
+        k = between[0]
+        share = (1 / divisors[k] - 1 / factor) / (1 - 1 / factor)
+        wavelength = 2 * np.pi / Rope(dim, theta).inv_freq()[k]
+        low, high = Rope.low_freq_factor, Rope.high_freq_factor
+        length = round(float(wavelength * (low + share * (high - low))))
+    return Rope(dim, theta, "llama3", float(factor), length)
 
 
 def _long_rope(values: Values) -> dict[str, Any]:

@@ -11,6 +11,12 @@ from sae_attr.files.gguf_header import GgufHeader
 from sae_attr.lm.hf_schema import shown
 
 
+def _shown(value: Any) -> str:
+    if isinstance(value, list | np.ndarray):
+        return f"a list of {len(value):,}"
+    return shown(value)
+
+
 class Values:
     """The keys of `general.architecture`, without its name in front; notes which were
     read.
@@ -49,9 +55,29 @@ class Values:
         if isinstance(value, float):
             return float(str(np.float32(value)))
         raise ValueError(
-            f"{self.header.file}: {self.architecture}.{key} is {shown(value)}; a model "
+            f"{self.header.file}: {self.architecture}.{key} is {_shown(value)}; a model "
             "whose layers differ in it is not read"
         )
+
+    def text(self, key: str) -> str | None:
+        """Returns a text, None where the file has none; ValueError for anything else."""
+        value = self.raw(key)
+        if value is not None and not isinstance(value, str):
+            raise ValueError(
+                f"{self.header.file}: {self.architecture}.{key} is {_shown(value)}; "
+                "expected a text"
+            )
+        return value
+
+    def count(self, key: str) -> int:
+        """Returns a whole number of 1 or more; ValueError for anything else."""
+        value = self.need(key)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(
+                f"{self.header.file}: {self.architecture}.{key} is {_shown(value)}; "
+                "expected a whole number of 1 or more"
+            )
+        return value
 
     def need(self, key: str) -> Any:
         """Returns a number; ValueError where the file has none, or one that no part of
@@ -82,7 +108,7 @@ class Values:
                 continue
             if isinstance(value, int | float) and not value:
                 continue
-            lines.append(f"{key}: {shown(value)}")
+            lines.append(f"{key!r}: {_shown(value)}")
         if lines:
             raise ValueError(
                 f"{self.header.file}: these keys are not read for a "

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sae_attr.files.gguf_header import GgufHeader
-from sae_attr.files.gguf_tensors import map_tensors, type_name
+from sae_attr.files.gguf_tensors import GgufTensor, map_tensors, type_name
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.gguf_rope import FREQUENCIES, LONG, SHORT
 from sae_attr.lm.weight_files import Weights
@@ -65,12 +65,22 @@ def _interleaved(heads: int, rows: int) -> np.ndarray:
 
 def _minus_one(tensor: Any, cfg: LMConfig) -> Any:
     """Gemma's norms multiply by 1 + w, of which llama.cpp stores the sum."""
+    if isinstance(tensor, GgufTensor):  # no vector, which the loader will say
+        return tensor
     return tensor - np.float32(1)
 
 
 def _transposed(tensor: Any, cfg: LMConfig) -> Any:
     """GPT-2's linear weights are [in, out] in Hugging Face's files."""
     return tensor.T if tensor.ndim == 2 else tensor
+
+
+def _by_head(tensor: Any, cfg: LMConfig) -> Any:
+    """llama.cpp keeps all of q, then k, then v; GPT-NeoX (head, [q, k, v], channel)."""
+    rows = np.arange(tensor.shape[0])
+    if len(rows) == 3 * cfg.n_heads * cfg.head_dim:  # the loader says where it is not
+        rows = rows.reshape(3, cfg.n_heads, -1).swapaxes(0, 1).ravel()
+    return tensor[rows] if tensor.ndim == 1 else tensor.reordered(rows)
 
 
 # ---- names -----------------------------------------------------------------------------
@@ -122,6 +132,19 @@ _GPT2_OUTER = {
     "output_norm": "ln_f",
     "output": "lm_head",
 }
+_NEOX = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_qkv": "attention.query_key_value",
+    "attn_output": "attention.dense",
+    "ffn_up": "mlp.dense_h_to_4h",
+    "ffn_down": "mlp.dense_4h_to_h",
+}
+_NEOX_OUTER = {
+    "token_embd": "embed_in",
+    "output_norm": "final_layer_norm",
+    "output": "embed_out",
+}
 _ROTATED = {"attn_q": _halves("n_heads"), "attn_k": _halves("n_kv_heads")}
 _PLUS_ONE = {r".*norm": _minus_one}
 NAMES: dict[str, Names] = {
@@ -134,6 +157,7 @@ NAMES: dict[str, Names] = {
     "gemma3_text": Names(_GEMMA, _OUTER, _PLUS_ONE),
     "phi3": Names(_PHI3, _OUTER, {}),
     "olmo2": Names(_LLAMA | _POST_NORMS, _OUTER, {}),
+    "gpt_neox": Names(_NEOX, _NEOX_OUTER, {"attn_qkv": _by_head}),
     "gpt2": Names(
         _GPT2,
         _GPT2_OUTER,
@@ -192,5 +216,6 @@ def _renamed(
     if "{}" not in ours:
         yield ours, tensor
         return
-    for expert in range(tensor.shape[0]):
+    # One more than the config has is enough to say that there are too many.
+    for expert in range(min(tensor.shape[0], cfg.n_experts + 1)):
         yield ours.format(expert), tensor[expert]

@@ -175,6 +175,11 @@ def _attention_factor(
     if not factor or factor <= 1 or kind not in ("longrope", "yarn"):
         return 1.0
     if kind == "longrope":
+        if original < 2:
+            raise ValueError(
+                f"longrope: original_max_position_embeddings is {original}, of which "
+                "no length can be trained; take config.json from the original"
+            )
         return math.sqrt(1 + math.log(factor) / math.log(original))
     mscale, mscale_all = params.get("mscale"), params.get("mscale_all_dim")
     if mscale and mscale_all:

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from sae_attr.files.gguf_header import is_gguf
 from sae_attr.files.gguf_parts import read_gguf
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.gguf_config import config_from_gguf
@@ -156,6 +157,8 @@ def _check(
     if lines:
         quantised = quantised_names(set(tensors) - expected)
         cure = "Use the config.json that belongs to these weights."
+        if folder.is_file():
+            cure = "Fetch the file again, or convert the model anew."
         if quantised:
             cure = (
                 f"{printable(quantised[0])} belongs to quantised weights, whose "
@@ -164,13 +167,17 @@ def _check(
             )
         raise ValueError(
             f"the weights in {folder} are not those of the {cfg.family} model that "
-            "config.json describes:\n" + "\n".join([*lines, cure])
+            f"{_described_by(folder)} describes:\n" + "\n".join([*lines, cure])
         )
     for name in spare:
         _check_tied(cfg, name, weights, folder)
     for leaf, want in wanted.items():
         for at, name in _places(cfg, leaf):
             _check_shape(cfg, leaf, weights, name, at, want.shape[len(at) :])
+
+
+def _described_by(source: Path) -> str:
+    return "its metadata" if is_gguf(source) else CONFIG
 
 
 _HEADS = ("lm_head.weight", "embed_out.weight")
@@ -212,8 +219,8 @@ def _check_shape(
     if got != shape:
         where = f" ({name} of layer {at[0]})" if at else ""
         raise ValueError(
-            f"{leaf} should be {shape} by config.json, but the file has {got}; take "
-            f"both from one model{where}"
+            f"{leaf} should be {shape} by {_described_by(weights.file_of[name])}, but "
+            f"the file has {got}; take both from one model{where}"
         )
     dtype = getattr(tensor, "dtype", None)
     if dtype is not None and (

@@ -42,7 +42,7 @@ def tokenizer_files(header: GgufHeader) -> tuple[dict[str, Any], dict[str, Any]]
         tokenizer, add_bos = _sentence_pieces(source)
     else:
         raise ValueError(
-            f"{header.file}: tokenizers of the kind {kind!r} are not read; known: gpt2 "
+            f"{header.file}: tokenizers of the kind {kind[:40]!r} are not read; known: gpt2 "
             "(byte-level BPE), llama (SentencePiece)"
         )
     add_bos = source.flag("add_bos_token", add_bos)
@@ -212,7 +212,7 @@ def _byte_level(source: _Source) -> tuple[dict[str, Any], bool]:
     name = source.text("pre")
     if name not in CUTS:
         raise ValueError(
-            f"{source.file}: the pre-tokeniser {name!r} is not read; known: "
+            f"{source.file}: the pre-tokeniser {name[:40]!r} is not read; known: "
             f"{', '.join(sorted(CUTS))}. Give a folder with the model's tokenizer.json"
         )
     cut = CUTS[name]

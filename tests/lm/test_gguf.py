@@ -15,9 +15,10 @@ import pytest
 
 from sae_attr.lm.hf_folder import model_fingerprint, resolve_model
 from sae_attr.lm.model import Params
+from sae_attr.lm.rope import Rope
 from sae_attr.lm.weights import load_config, load_lm
 from sae_attr.store import fingerprint
-from tests.gguf_files import convert
+from tests.gguf_files import convert, metadata_of, tensors_of, write_gguf
 from tests.miniatures import write_llama
 
 pytest.importorskip("gguf", reason="needs the gguf package, which writes the files")
@@ -44,9 +45,19 @@ def test_a_llama_is_the_folder_that_it_was_converted_from(tmp_path: Path) -> Non
 # What a GGUF file has no key for, or what llama.cpp fixes.
 ADJUSTED: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 16},
+    # Long enough that a frequency lies between Llama 3's two extremes.
+    "llama": {
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 128,
+        }
+    },
     "mistral": {"model_type": "llama", "sliding_window": None},
 }
-FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2")
+FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2")
 FAMILIES += ("gemma3_text", "olmo2", "phi3", "mixtral", "qwen3_moe")
 
 
@@ -56,14 +67,55 @@ def test_every_family(shared: Path, tmp_path: Path, family: str) -> None:
     shutil.copytree(shared / "fixtures/hf" / family, folder)
     config = json.loads((folder / "config.v4.json").read_text())
     config |= ADJUSTED.get(family, {})
-    if family == "llama":
-        config["rope_scaling"] = None
     (folder / "config.json").write_text(json.dumps(config))
     file = convert(folder, tmp_path / "m.gguf")
     cfg, params = load_lm(str(file), progress=False)
     same, want = load_lm(str(folder), progress=False)
     assert cfg == same
     assert_same(params, want, 2e-7 if family.startswith("gemma") else 0.0)
+
+
+def converted(tmp_path: Path, more: dict[str, Any], **config: Any) -> Path:
+    """A miniature Llama as GGUF with further tensors."""
+    folder = write_llama(tmp_path / "hf", **config)
+    content = json.loads((folder / "config.json").read_text())
+    tensors = tensors_of(folder, content) | more
+    return write_gguf(tmp_path / "m.gguf", "llama", metadata_of(content), tensors)
+
+
+def test_frequencies_that_follow_no_rule_are_taken_as_they_are(tmp_path: Path) -> None:
+    divisors = np.array([3.0, 1.0, 7.0, 2.0], np.float32)
+    file = converted(tmp_path, {"rope_freqs.weight": divisors}, head_dim=8, d=32)
+    (rope,) = load_config(str(file)).ropes
+    plain = Rope(8, 10000.0).inv_freq()
+    for long in (False, True):
+        np.testing.assert_allclose(rope.inv_freq(long), plain / divisors)
+    assert rope.attention_factor == 1.0
+
+
+def scaled_rope(tmp_path: Path, **keys: Any) -> Rope:
+    folder = write_llama(tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    metadata = metadata_of(config) | keys
+    tensors = tensors_of(folder, config)
+    file = write_gguf(tmp_path / "m.gguf", "llama", metadata, tensors)
+    (rope,) = load_config(str(file)).ropes
+    return rope
+
+
+def test_scaled_positions(tmp_path: Path) -> None:
+    linear = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    assert scaled_rope(tmp_path, **linear).factor == 4.0
+    yarn = linear | {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.original_context_length": 32,
+    }
+    rope = scaled_rope(tmp_path, **yarn)
+    assert (rope.kind, rope.original_len) == ("yarn", 32)
+    with pytest.raises(ValueError, match=r"scaling\.type 'ntk' is not read"):
+        scaled_rope(tmp_path, **(linear | {"rope.scaling.type": "ntk"}))
+    with pytest.raises(ValueError, match="rotates 2 of the 4 channels"):
+        scaled_rope(tmp_path, **{"rope.dimension_count": 2})
 
 
 def test_its_name_is_its_contents(tmp_path: Path) -> None:
