@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from sae_attr import parallel
 from sae_attr.lm.config import LMConfig
 from sae_attr.study.dry_run.rates import (
+    Batch,
     Rates,
     RatesOf,
     measured_rates,
@@ -35,10 +36,11 @@ def rates_of_flags(tokens_per_second: Sequence[str], mesh: str) -> RatesOf:
             "--tokens_per_second=1781,107"
         )
 
-    def rates(cfg: LMConfig, rows: int, dtype: str) -> Rates:
+    def rates(cfg: LMConfig, batch: Batch, dtype: str) -> Rates:
         if stated:
-            return stated_rates(cfg, read=stated[0], sampled=stated[1], rows=rows)
-        return measured_rates(cfg, parallel.make_mesh(mesh), rows=rows, dtype=dtype)
+            read, sampled = stated
+            return stated_rates(cfg, read=read, sampled=sampled, rows=batch.rows)
+        return measured_rates(cfg, parallel.make_mesh(mesh), batch=batch, dtype=dtype)
 
     return rates
 

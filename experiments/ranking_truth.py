@@ -22,6 +22,7 @@ from sae_attr.store import (
     stored_results,
     write_atomic,
 )
+from sae_attr.study.dry_run.organism_report import evaluation_dry_run
 from sae_attr.study.score_ground_truth import (
     Evaluation,
     EvaluationSettings,
@@ -34,7 +35,8 @@ from sae_attr.study.score_ground_truth import (
 from sae_attr.study.stage_choice import StageChoice
 
 from . import _common
-from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
+from ._dry_run import DryRun, RatesOf, run_dry
+from ._flags import ALLOW_CHANGE, CONFIG, DRY_RUN, TOKENS_PER_SECOND, WORKDIR
 from ._stages import LIST, choice_of_flags, run_chosen, states_text
 
 ALL = StageChoice()
@@ -121,12 +123,21 @@ def start(
             print(f"{text}\nwrote to {workdir}: {', '.join(FILES)}")
 
 
+def dry_run(config: ConfigDict, workdir: epath.Path, rates_of: RatesOf) -> DryRun:
+    """Finds out what the evaluations need; nothing is built or written."""
+    store = Store(workdir / "store")
+    return evaluation_dry_run(open_evaluations(config, store, workdir), store, rates_of)
+
+
 def main(argv: list[str]) -> None:
     """Runs `start` with the flags' values."""
     _common.begin(argv, cluster=False)
+    workdir = epath.Path(str(WORKDIR.value))
+    if DRY_RUN.value:
+        run_dry(dry_run, CONFIG.value, workdir, TOKENS_PER_SECOND.value)
     start(
         CONFIG.value,
-        epath.Path(str(WORKDIR.value)),
+        workdir,
         choice=choice_of_flags(),
         shown=LIST.value,
         allow_change=ALLOW_CHANGE.value,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sae_attr.sae_check.measure import LOSS_TOKENS, TRIAL
+from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.cost import StageCost
 from sae_attr.study.setup import Setup
 from sae_attr.study.stages import (
@@ -50,8 +51,64 @@ def counted_rows(rows: Sequence[TokenRow]) -> RowCounts:
     return RowCounts(len(rows), tokens, tokens - prompts)
 
 
+@dataclass(frozen=True)
+class AttributionShape:
+    """What decides the cost of an attribution beside its rows.
+
+    Args:
+      settings: of the attribution.
+      layers: of the model.
+      site_layer: of the studied site.
+      n_latents, d_in, d_out: of the SAE.
+      firing_positions: of the corpus that are encoded for firing rates.
+      second_model: another model runs on the rows too.
+      outliers: tokens of large norm are looked for.
+    """
+
+    settings: Settings
+    layers: int
+    site_layer: int
+    n_latents: int
+    d_in: int
+    d_out: int
+    firing_positions: int
+    second_model: bool
+    outliers: bool
+
+    @property
+    def to_site(self) -> int:
+        """Layers up to the site."""
+        return self.site_layer + 1
+
+    @property
+    def above(self) -> int:
+        """Layers that a backward pass to the site runs through."""
+        return self.layers - self.site_layer
+
+    @property
+    def code_flops(self) -> int:
+        """Operations of one token's product with the encoder or decoder."""
+        return 2 * self.n_latents * self.d_in
+
+
+def shape_of(setup: Setup) -> AttributionShape:
+    """Returns the shape of an attribution whose files are there."""
+    sae = setup.sae_cfg
+    return AttributionShape(
+        settings=setup.settings,
+        layers=setup.cfg.n_layers,
+        site_layer=setup.site.layer,
+        n_latents=sae.n_latents,
+        d_in=sae.d_in,
+        d_out=sae.d_out,
+        firing_positions=setup.firing_positions,
+        second_model=not setup.no_second_model,
+        outliers=setup.masks.outlier is not None,
+    )
+
+
 def attribution_costs(
-    setup: Setup, rows: RowCounts, *, prefix: str = ""
+    shape: AttributionShape, rows: RowCounts, *, prefix: str = ""
 ) -> list[StageCost]:
     """Returns the costs of the stages that run the model or the whole dictionary; the
     others take seconds.
@@ -59,83 +116,72 @@ def attribution_costs(
     Args:
       prefix: of the stages' names.
     """
-    costs = [*_corpus_costs(setup), *_pair_costs(setup, rows)]
-    named = []
-    for cost in costs:
-        named.append(StageCost(**{**vars(cost), "stage": prefix + cost.stage}))
-    return named
+    costs = [*_corpus_costs(shape), *_pair_costs(shape, rows)]
+    return [replace(cost, stage=prefix + cost.stage) for cost in costs]
 
 
-def _corpus_costs(setup: Setup) -> list[StageCost]:
-    s, layers = setup.settings, setup.cfg.n_layers
-    to_site, coded = setup.site.layer + 1, _code_flops(setup)
+def _corpus_costs(shape: AttributionShape) -> list[StageCost]:
+    s, to_site = shape.settings, shape.to_site
     checked = s.sae_check_tokens
     losses = _LOSSES * min(LOSS_TOKENS, checked)
     variants = _VARIANTS * min(TRIAL, checked)
-    positions = setup.firing_positions
+    positions = shape.firing_positions
     if positions < firing.LEAST:
         positions = 0
-    median = 0 if setup.masks.outlier is None else norm_limits.TOKENS
+    median = norm_limits.TOKENS if shape.outliers else 0
     return [
         StageCost(
             sae_check.NAME,
-            read=(checked + losses) * layers,
+            read=(checked + losses) * shape.layers,
             heads=losses,
-            flops=2 * coded * (checked + variants),
+            flops=2 * shape.code_flops * (checked + variants),
         ),
         StageCost(norm_limits.NAME, read=min(median, s.corpus_tokens) * to_site),
         StageCost(mean_activation.NAME, read=s.corpus_tokens * to_site),
-        StageCost(firing.NAME, read=positions * to_site, flops=2 * coded * positions),
+        StageCost(
+            firing.NAME,
+            read=positions * to_site,
+            flops=2 * shape.code_flops * positions,
+        ),
     ]
 
 
-def _pair_costs(setup: Setup, rows: RowCounts) -> list[StageCost]:
-    s, layers = setup.settings, setup.cfg.n_layers
-    to_site, coded = setup.site.layer + 1, _code_flops(setup)
-    above = layers - setup.site.layer
+def _pair_costs(shape: AttributionShape, rows: RowCounts) -> list[StageCost]:
+    s, to_site = shape.settings, shape.to_site
     passes = s.gradient_steps if s.gradient == "integrated" else 1
-    second = 0 if setup.no_second_model else rows.tokens * to_site
-    dense = rows.tokens * setup.sae_cfg.n_latents <= s.dense_limit
+    dense = rows.tokens * shape.n_latents <= s.dense_limit
     coded_tokens = _CODES * rows.tokens if dense else 0
-    moments = _MOMENTS * coded * setup.sae_cfg.d_out
-    left_out = setup.firing_positions < firing.LEAST and s.firing_tokens
+    moments = _MOMENTS * shape.code_flops * shape.d_out
+    left_out = shape.firing_positions < firing.LEAST
+    again = s.firing_tokens * to_site if left_out else 0
+    second = rows.tokens * to_site if shape.second_model else 0
     return [
-        StageCost(
-            outliers.NAME,
-            read=0 if setup.masks.outlier is None else rows.tokens * to_site,
-        ),
+        StageCost(outliers.NAME, read=rows.tokens * to_site if shape.outliers else 0),
         StageCost(
             gradients.NAME,
-            read=passes * rows.tokens * (layers + above),
+            read=passes * rows.tokens * (shape.layers + shape.above),
             heads=2 * passes * rows.scored,
         ),
         StageCost(aligned_activations.NAME, read=second),
-        StageCost(scores.NAME, flops=coded * coded_tokens + moments),
-        StageCost(
-            candidate_codes.NAME, read=s.firing_tokens * to_site if left_out else 0
-        ),
-        _ablation_cost(setup, rows, above),
+        StageCost(scores.NAME, flops=shape.code_flops * coded_tokens + moments),
+        StageCost(candidate_codes.NAME, read=again),
+        _ablation_cost(shape, rows),
     ]
 
 
-def _ablation_cost(setup: Setup, rows: RowCounts, above: int) -> StageCost:
+def _ablation_cost(shape: AttributionShape, rows: RowCounts) -> StageCost:
     """Returns the cost of exact ablation: of the candidates and as many random latents
     on every row, and of single positions.
     """
-    s = setup.settings
+    s = shape.settings
     if not (s.ablate and rows.rows):
         return StageCost(ablation.NAME)
     used = min(s.ablate_rows or rows.rows, rows.rows)
     on_rows = 2 * s.ablate * used + s.ablate_positions
     width, scored = rows.tokens / rows.rows, rows.scored / rows.rows
-    below = (used + s.ablate_positions) * setup.site.layer
+    below = (used + s.ablate_positions) * shape.site_layer
     return StageCost(
         ablation.NAME,
-        read=width * (on_rows * above + below),
+        read=width * (on_rows * shape.above + below),
         heads=scored * on_rows,
     )
-
-
-def _code_flops(setup: Setup) -> int:
-    """Returns the operations of one token's product with the encoder or decoder."""
-    return 2 * setup.sae_cfg.n_latents * setup.sae_cfg.d_in

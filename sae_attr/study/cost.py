@@ -94,16 +94,6 @@ def case_costs(case: Case, reading: Reading = NOTHING_READ) -> list[StageCost]:
     return costs
 
 
-def longest_answer(case: Case) -> int:
-    """Returns the most tokens that a completion of a pair has."""
-    if case.study.pairs_by == "samples":
-        return case.study.sampling.max_new
-    lengths = []
-    for prompt in case.prompts("pairs"):
-        lengths += [len(ids) for ids in prompt_texts(case, prompt).ids]
-    return max(lengths)
-
-
 def _pair_costs(case: Case, reading: Reading) -> list[StageCost]:
     study, name = case.study, case.name
     if study.pairs_by == "continuations":
@@ -152,20 +142,31 @@ def _exact(
     """Returns the cost of exact rates; the organism's prompts have no tokens before it
     is built.
     """
-    prompts, tokens, heads = case.prompts(split), 0, 0
+    prompts, tokens, heads, shared = case.prompts(split), 0, 0, 0
     if case.settings.organism is None:
         prompt_ids = case.prompt_ids(split)
         for prompt in prompts:
             further = sum([len(ids) - 1 for ids in prompt_texts(case, prompt).ids])
             tokens += len(prompt_ids[prompt.id]) + further
             heads += 1 + further
+        shared = _common_beginning([prompt_ids[prompt.id] for prompt in prompts])
+    again = shared * max(len(prompts) - 1, 0)  # read once a condition
     return StageCost(
         stage,
         exact=conditions * len(prompts),
         exact_tokens=conditions * tokens,
-        read=float(conditions * tokens * reading.above),
+        read=float(conditions * (tokens - again) * reading.above),
         heads=float(conditions * heads),
     )
+
+
+def _common_beginning(rows: Sequence[Sequence[int]]) -> int:
+    """Returns the number of tokens with which all rows begin, one less than the
+    shortest has at most.
+    """
+    columns = list(zip(*rows, strict=False))[:-1]
+    same = [len(set(column)) == 1 for column in columns]
+    return next((i for i, alike in enumerate(same) if not alike), len(same))
 
 
 def _sampled(

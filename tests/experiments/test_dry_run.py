@@ -12,6 +12,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from configs import miniature as configs
+from configs import organism as organism_config
+from configs import ranking_truth as truth_config
 from configs import steer as steer_config
 from configs import train_sae as train_sae_config
 from experiments import (
@@ -22,6 +24,7 @@ from experiments import (
     finetune,
     pretrain,
     rank_sites,
+    ranking_truth,
     steer,
     train_sae,
 )
@@ -80,6 +83,42 @@ def test_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
 def test_rates_that_cannot_be(numbers: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="two numbers above 0"):
         _dry_run.rates_of_flags(numbers, "")
+
+
+def test_a_study_by_exact_probabilities(miniature: Path, tmp_path: Path) -> None:
+    config = study_config(miniature)
+    config.update({"pairs_by": "continuations", "strengths_by": "exact"})
+    config.effects_by = "exact"
+    for case in config.cases.values():
+        case.continuations.update({"present": (" thanks",), "absent": (" hate",)})
+    report = case_study.dry_run(config, epath.Path(tmp_path / "study"), RATES)
+    assert report.faults == []
+    text = report.text()
+    assert "exact tokens" in text
+    assert "rude.rates.away" in text
+    assert "keys and values of conditions" in text
+    # Nothing is graded, so nobody is asked.
+    assert "judge of" not in text
+
+
+def test_an_organism_that_is_still_to_be_made(tmp_path: Path) -> None:
+    config = organism_config.get_config()
+    config.organism.size = "miniature"
+    report = case_study.dry_run(config, epath.Path(tmp_path / "study"), RATES)
+    assert report.faults == []
+    assert list(tmp_path.iterdir()) == []
+    text = report.text()
+    for words in ("each of base, chat", "organism.base", "misalignment.gradients"):
+        assert words in text
+
+
+def test_the_evaluation_of_scores(tmp_path: Path) -> None:
+    config = truth_config.get_config()
+    config.organism.size = "miniature"
+    config.seeds = (0,)
+    text = dry(ranking_truth, config, tmp_path / "w")
+    for words in ("validation-mixed-0.ground_truth", "scores.prompt", "organism-0.sae"):
+        assert words in text
 
 
 # ---- other experiments ---------------------------------------------------------------

@@ -18,6 +18,7 @@ from sae_attr.study.dry_run import memory
 from sae_attr.study.dry_run import rates as measuring
 from sae_attr.study.dry_run.judge_trial import try_judge
 from sae_attr.study.dry_run.rates import (
+    Batch,
     Rates,
     layer_parameters,
     measured_rates,
@@ -164,7 +165,7 @@ def test_a_stand_in_is_short_and_small() -> None:
 @pytest.mark.usefixtures("quick")
 def test_rates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "_SECONDS", 0.0)
-    rates = measured_rates(llama(), one_device(), rows=4, dtype="float32")
+    rates = measured_rates(llama(), one_device(), batch=Batch(4), dtype="float32")
     assert 0 < rates.read < rates.step
     assert min(rates.head, rates.flop) > 0
     assert "measured" in rates.source

@@ -7,21 +7,28 @@ from statistics import median
 from etils import epath
 
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.sample import prompt_width
-from sae_attr.organism.recipe import Recipe
+from sae_attr.organism.build import stage_names
 from sae_attr.report.tables import text_table
 from sae_attr.store import stage_statuses
-from sae_attr.study.attribution_cost import RowCounts, attribution_costs
+from sae_attr.study.attribution_cost import RowCounts, attribution_costs, shape_of
 from sae_attr.study.case import Case
-from sae_attr.study.case_checks import check_case
+from sae_attr.study.case_checks import check_case, measured_by
 from sae_attr.study.case_study import CaseStudy, judge_spec
-from sae_attr.study.cost import Reading, StageCost, case_costs, longest_answer
+from sae_attr.study.continuation_texts import prompt_texts
+from sae_attr.study.cost import Reading, StageCost, case_costs
 from sae_attr.study.dry_run.judge_trial import try_judge
-from sae_attr.study.dry_run.memory import Held, sampling_memory
+from sae_attr.study.dry_run.memory import Held, exact_memory, sampling_memory
+from sae_attr.study.dry_run.organism_report import (
+    WIDTH,
+    organism_cfg,
+    organism_costs,
+    organism_text,
+    unbuilt_case_costs,
+)
 from sae_attr.study.dry_run.prompts import ends_text, example_text, prompts_table
-from sae_attr.study.dry_run.rates import Rates, RatesOf
-from sae_attr.study.dry_run.report import DryRun, models_table
+from sae_attr.study.dry_run.rates import Batch, Rates, RatesOf
+from sae_attr.study.dry_run.report import DryRun
 from sae_attr.study.dry_run.setup_report import (
     add_inputs,
     attribution_memory,
@@ -39,21 +46,37 @@ def case_study_dry_run(study: CaseStudy, rates_of: RatesOf) -> DryRun:
     costs: list[StageCost] = []
     rates: dict[str, Rates] = {}
     known: dict[LMConfig, Rates] = {}
+
+    def of_cfg(cfg: LMConfig, width: int) -> Rates:
+        slots = width + study.settings.sampling.max_new
+        batch = Batch(study.runtime.batch_size, slots)
+        if cfg not in known:
+            known[cfg] = rates_of(cfg, batch, study.settings.dtype)
+        return known[cfg]
+
     for case in study.cases:
-        if not _is_there(case):
-            costs += case_costs(case)
+        if study.recipe is not None and not _is_there(case):
+            of_case = unbuilt_case_costs(case, study.recipe)
+            costs += of_case
+            rates |= dict.fromkeys(
+                [cost.stage for cost in of_case],
+                of_cfg(organism_cfg(study.recipe), WIDTH),
+            )
             continue
         if not _checked(case, report):
             continue
         _add_case(case, report)
         of_case = whole_costs(case)
         costs += of_case
-        cfg = case.setup.cfg
-        if cfg not in known:
-            known[cfg] = rates_of(cfg, study.runtime.batch_size, study.settings.dtype)
-        rates |= {cost.stage: known[cfg] for cost in of_case}
+        of_case_rates = of_cfg(case.setup.cfg, max(_widths(case).values()))
+        rates |= dict.fromkeys([cost.stage for cost in of_case], of_case_rates)
     if study.recipe is not None:
-        report.add("organism", _organism_text(study.recipe))
+        report.add("organism", organism_text(study.recipe))
+        made = organism_costs(study.recipe, stage_names(study.recipe))
+        costs += made
+        rates |= dict.fromkeys(
+            [cost.stage for cost in made], of_cfg(organism_cfg(study.recipe), WIDTH)
+        )
     _add_judges(study, report)
     statuses = stage_statuses(study.runtime.store, study.stages)
     report.add_stages(costs, rates, statuses)
@@ -62,17 +85,32 @@ def case_study_dry_run(study: CaseStudy, rates_of: RatesOf) -> DryRun:
 
 def whole_costs(case: Case) -> list[StageCost]:
     """Returns the costs of all stages of a case that take long, in their order."""
-    setup, longest = case.setup, longest_answer(case)
-    lengths = [len(ids) for ids in case.prompt_ids("pairs").values()]
-    rows = 2 * case.settings.per_side * min(case.settings.pairs, len(lengths))
-    counts = RowCounts(
-        rows, int(rows * (median(lengths) + longest)) if lengths else 0, rows * longest
+    layers = case.setup.cfg.n_layers
+    reading = Reading(layers, layers - case.setup.site.layer, _widths(case))
+    costs = case_costs(case, reading)
+    costs += attribution_costs(
+        shape_of(case.setup), pair_counts(case), prefix=f"{case.name}."
     )
-    layers = setup.cfg.n_layers
-    reading = Reading(layers, layers - setup.site.layer, _widths(case))
-    sampling = case_costs(case, reading)
-    costs = [*sampling, *attribution_costs(setup, counts, prefix=f"{case.name}.")]
     return [*costs, _passages_cost(case)]
+
+
+def pair_counts(case: Case) -> RowCounts:
+    """Returns the completions of the pairs in numbers, as far as they can be known: as
+    many as the settings take, each as long as it may be.
+    """
+    prompts, prompt_ids = case.prompts("pairs"), case.prompt_ids("pairs")
+    scored = []
+    for prompt in prompts:
+        longest = case.study.sampling.max_new
+        if case.study.pairs_by == "continuations":
+            longest = max(len(ids) for ids in prompt_texts(case, prompt).ids)
+        scored.append(longest)
+    if not prompts:
+        return RowCounts(0, 0, 0)
+    rows = 2 * case.settings.per_side * min(case.settings.pairs, len(prompts))
+    of_answer = median(scored)
+    of_prompt = median([len(ids) for ids in prompt_ids.values()])
+    return RowCounts(rows, int(rows * (of_prompt + of_answer)), int(rows * of_answer))
 
 
 def _passages_cost(case: Case) -> StageCost:
@@ -108,16 +146,17 @@ def _checked(case: Case, report: DryRun) -> bool:
     of = f"case {case.name}"
     if case.settings.organism is None:
         report.attempt(lambda: check_case(case), of)
-    return report.attempt(lambda: (case.setup.sae_cfg, _widths(case)), of)
+    return report.attempt(
+        lambda: (case.setup.sae_cfg, _widths(case), _new_tokens(case)), of
+    )
 
 
 def _add_case(case: Case, report: DryRun) -> None:
     setup, prefix = case.setup, f"{case.name}: "
     add_inputs(report, [setup], prefix)
     prompts = {split: case.prompt_ids(split) for split in case.split_prompts}
-    max_new = case.study.sampling.max_new
     lines = [
-        prompts_table(prompts, max_new=max_new, context=setup.cfg.max_len),
+        prompts_table(prompts, max_new=_new_tokens(case), context=setup.cfg.max_len),
         example_text(prompts, setup.tokenizer),
         ends_text(case.stop_ids, setup.ends, setup.tokenizer),
     ]
@@ -125,40 +164,46 @@ def _add_case(case: Case, report: DryRun) -> None:
     report.add_memory(f"{prefix}memory", case_memory(case), case.runtime.mesh)
 
 
+def _new_tokens(case: Case) -> dict[str, int]:
+    """Returns split -> tokens that may follow its prompts: answers, or texts."""
+    new = {}
+    for split in case.split_prompts:
+        new[split] = case.study.sampling.max_new
+        if measured_by(case.study, split) != "samples":
+            texts = [prompt_texts(case, prompt).ids for prompt in case.prompts(split)]
+            new[split] = max((len(ids) for of in texts for ids in of), default=0)
+    return new
+
+
 def case_memory(case: Case) -> list[Held]:
     """Returns what a case holds on each device, and while what."""
-    setup, max_new = case.setup, case.study.sampling.max_new
-    width = max(_widths(case).values(), default=0)
-    sampled = sampling_memory(
-        setup.cfg,
-        case.runtime.mesh,
-        case.study.dtype,
-        rows=case.runtime.batch_size,
-        slots=width + max_new,
-    )
-    answer = longest_answer(case)
-    longest = min(width + answer, setup.context)
-    rows = 2 * case.settings.per_side * case.settings.pairs
-    attributed = attribution_memory(setup, longest, answer, rows)
-    return [*lasting_memory([setup]), *sampled, *attributed]
+    setup, study, mesh = case.setup, case.study, case.runtime.mesh
+    widths, new = _widths(case), _new_tokens(case)
+    size = case.runtime.batch_size
+    parts = lasting_memory([setup])
+    by = {split: measured_by(study, split) for split in widths}
+    slots = [widths[split] + new[split] for split in widths if by[split] == "samples"]
+    if slots:
+        parts += sampling_memory(
+            setup.cfg, mesh, study.dtype, rows=size, slots=max(slots)
+        )
+    slots = [widths[split] + new[split] for split in widths if by[split] != "samples"]
+    if slots:
+        parts += exact_memory(setup.cfg, mesh, study.dtype, rows=size, slots=max(slots))
+    longest = min(widths["pairs"] + new["pairs"], setup.context)
+    rows = pair_counts(case).rows
+    return [*parts, *attribution_memory(setup, longest, new["pairs"], rows)]
 
 
 # ---- the whole study -----------------------------------------------------------------
 
 
-def _organism_text(recipe: Recipe) -> str:
-    cfg = config_from_hf(recipe.hf(), "the organism's recipe")
-    table = models_table({"each of its four models": cfg}, "float32")
-    return (
-        f"{table}\nSAE of {recipe.sae.latents:,} latents at {recipe.site}; the run makes "
-        "them in its first stages, as far as they are not there"
-    )
-
-
 def _add_judges(study: CaseStudy, report: DryRun) -> None:
-    """Asks every case's judge one question."""
+    """Asks the judge of every case that grades one question."""
     cases, outcomes = [], []
-    for case in study.real_cases:
+    splits = ("pairs", "strengths", "effects")
+    ways = {measured_by(study.settings, split) for split in splits}
+    for case in study.real_cases if "samples" in ways else ():
         trial = try_judge(judge_spec(case.settings), study.runtime.mesh)
         cases.append(case)
         outcomes.append(trial)

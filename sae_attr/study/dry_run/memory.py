@@ -108,6 +108,22 @@ def sampling_memory(
     ]
 
 
+def exact_memory(
+    cfg: LMConfig, mesh: jax.sharding.Mesh, dtype: str, *, rows: int, slots: int
+) -> list[Held]:
+    """Returns what exact probabilities of texts hold on each device beside the weights,
+    at most: for a batch of conditions, keys and values and the next-token numbers of
+    one prompt's texts.
+    """
+    cache = cache_bytes(cfg, mesh, dtype, rows=rows, slots=slots)
+    per_device = max(rows // mesh.shape["data"], 1)
+    phase = "texts are measured"
+    return [
+        Held("keys and values of conditions", cache, phase),
+        Held("their next-token numbers", 2 * 4 * per_device * cfg.vocab, phase),
+    ]
+
+
 def sae_bytes(cfg: SAEConfig, dtype: str = "float32") -> dict[str, int]:
     """Returns the bytes of an SAE's encoder and decoder; biases and thresholds are with
     the encoder.

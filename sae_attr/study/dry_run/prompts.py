@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,24 +20,30 @@ Prompts = Mapping[str, Mapping[str, Sequence[int]]]
 """Split -> prompt id -> token ids."""
 
 
-def prompts_table(prompts: Prompts, *, max_new: int, context: int) -> str:
+def prompts_table(
+    prompts: Prompts, *, max_new: int | Mapping[str, int], context: int
+) -> str:
     """Returns how long the prompts of each split are, and whether the longest leaves
     room for an answer.
 
     Args:
+      max_new: tokens of an answer, of all splits or by split.
       context: tokens that the model takes.
     """
     splits = [split for split, ids in prompts.items() if ids]
     lengths = [[len(ids) for ids in prompts[split].values()] for split in splits]
-    columns = {
+    columns: dict[str, Any] = {
         "prompts for": splits,
         "prompts": [len(counts) for counts in lengths],
         "min tokens": [min(counts) for counts in lengths],
         "median": [int(statistics.median(counts)) for counts in lengths],
         "max": [max(counts) for counts in lengths],
-        f"max + {max_new} new": [max(counts) + max_new for counts in lengths],
-        "of context": [context] * len(splits),
     }
+    of_split = dict.fromkeys(splits, max_new) if isinstance(max_new, int) else max_new
+    new = [of_split[split] for split in splits]
+    columns["new tokens"] = new
+    columns["together"] = [max(x) + more for x, more in zip(lengths, new, strict=True)]
+    columns["of context"] = [context] * len(splits)
     return text_table(columns, dict.fromkeys(list(columns)[1:], ","))
 
 

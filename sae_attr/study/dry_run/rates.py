@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sae_attr.lm.cache import init_cache
+from sae_attr.lm.cache import Cache, init_cache
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.draw import Sampling, draw
 from sae_attr.lm.model import Params, forward, logits
@@ -19,15 +18,29 @@ from sae_attr.report.numbers import duration
 from sae_attr.study.cost import StageCost
 from sae_attr.study.dry_run.memory import param_shapes, parameter_count
 
-RatesOf = Callable[[LMConfig, int, str], "Rates"]
-"""(model, rows of a batch of completions, dtype) -> how fast it computes."""
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of completions that is sampled at a time.
+
+    Args:
+      rows: of the batch.
+      slots: tokens that a row may come to hold.
+    """
+
+    rows: int = 1
+    slots: int = 64
+
+
+RatesOf = Callable[[LMConfig, Batch, str], "Rates"]
+"""(model, batch of completions, dtype of the weights) -> how fast it computes."""
 
 LAYERS = 2  # of the stand-in
 READ_ROWS, READ_WIDTH = 8, 64
 _MOST = 1 << 26  # parameters of a stand-in's layer
 _MOST_HEAD = 1 << 25  # parameters of its table of tokens
 _SECONDS = 0.25  # that each program is timed for
-_SLOTS = 128
+_STEPS = 8  # tokens of a loop that is timed, as sampling is a loop
 _PAYS_ONE_PASS = 2  # floating point operations of a parameter and token
 
 
@@ -92,12 +105,12 @@ def layer_parameters(cfg: LMConfig) -> float:
 
 
 def measured_rates(
-    cfg: LMConfig, mesh: jax.sharding.Mesh, *, rows: int, dtype: str
+    cfg: LMConfig, mesh: jax.sharding.Mesh, *, batch: Batch, dtype: str
 ) -> Rates:
     """Times a stand-in of two layers with this model's shapes on the first device.
 
     Args:
-      rows: of a batch of completions.
+      batch: of completions.
       dtype: of the weights.
     """
     short = stand_in(cfg)
@@ -106,7 +119,7 @@ def measured_rates(
     scale = layer_parameters(cfg) / layer_parameters(short) / model
     read = _read_seconds(params, short, dtype) * scale
     flop, head = _head_seconds(params, short)
-    per_device = max(rows // data, 1)
+    per_device = replace(batch, rows=max(batch.rows // data, 1))
     layer_step, head_step = _step_seconds(params, short, dtype, per_device)
     tokens = cfg.vocab / short.vocab / model
     step = cfg.n_layers * layer_step * scale + head_step * tokens
@@ -133,7 +146,7 @@ def stand_in(cfg: LMConfig) -> LMConfig:
         rope_of_layer=cfg.rope_of_layer[:layers],
         window_of_layer=cfg.window_of_layer[:layers],
         vocab=max(min(cfg.vocab, _MOST_HEAD // cfg.d_model), 2),
-        max_len=max(cfg.max_len, _SLOTS),
+        max_len=max(cfg.max_len, READ_WIDTH),
         tied_head=True,
     )
     while layer_parameters(short) > _MOST and short.d_mlp > 256:
@@ -180,17 +193,24 @@ def _head_seconds(params: Params, cfg: LMConfig) -> tuple[float, float]:
 
 
 def _step_seconds(
-    params: Params, cfg: LMConfig, dtype: str, rows: int
+    params: Params, cfg: LMConfig, dtype: str, batch: Batch
 ) -> tuple[float, float]:
     """Returns the seconds of one more token of every row: in a layer, and of its draw."""
-    cache = init_cache(cfg, rows=rows, slots=_SLOTS, dtype=dtype)
-    cache = replace(cache, used=jnp.asarray(_SLOTS // 2, jnp.int32))
-    tokens_b1 = jnp.ones((rows, 1), jnp.int32)
-    pos_b1 = jnp.full((rows, 1), _SLOTS // 2)
+    rows, used = batch.rows, batch.slots // 2
+    cache = init_cache(cfg, rows=rows, slots=batch.slots, dtype=dtype)
+    tokens_b1, pos_b1 = jnp.ones((rows, 1), jnp.int32), jnp.full((rows, 1), used)
 
-    def layers(params: Params, cache: Any) -> Any:
-        out = forward(params, tokens_b1, cfg=cfg, pos_bt=pos_b1, cache=cache)
-        return out.hidden_btd, out.cache
+    def layers(params: Params, cache: Cache) -> Cache:
+        # A loop, so that the cache is written in place, as it is when sampling.
+        def step(_: jax.Array, cache: Cache) -> Cache:
+            at = replace(cache, used=jnp.asarray(used, jnp.int32))
+            out = forward(params, tokens_b1, cfg=cfg, pos_bt=pos_b1, cache=at)
+            assert out.cache is not None
+            # What is drawn depends on the last layer: nothing of it may be left out.
+            seen = out.cache.pos_bs + 0 * out.hidden_btd[:1, 0, :1].astype(jnp.int32)
+            return replace(out.cache, pos_bs=seen)
+
+        return jax.lax.fori_loop(0, _STEPS, step, cache)
 
     def drawn(params: Params, hidden_bd: jax.Array, keys_b: jax.Array) -> jax.Array:
         logits_bv = logits(params, hidden_bd, cfg=cfg)
@@ -199,12 +219,14 @@ def _step_seconds(
     keys_b = jax.random.split(jax.random.key(0), rows)
     hidden_bd = jnp.ones((rows, cfg.d_model), cfg.resid_dtype)
     run_layers, run_draw = jax.jit(layers), jax.jit(drawn)
-    of_layers = _timed(lambda: run_layers(params, cache)) / cfg.n_layers
+    of_layers = _timed(lambda: run_layers(params, cache)) / (_STEPS * cfg.n_layers)
     return of_layers, _timed(lambda: run_draw(params, hidden_bd, keys_b))
 
 
 def _timed(run: Callable[[], Any]) -> float:
-    """Returns the median seconds of a call, after one that compiles."""
+    """Returns the least seconds of a call, after one that compiles: other programs only
+    slow one down.
+    """
     jax.block_until_ready(run())
     times: list[float] = []
     end = time.perf_counter() + _SECONDS
@@ -212,4 +234,4 @@ def _timed(run: Callable[[], Any]) -> float:
         start = time.perf_counter()
         jax.block_until_ready(run())
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return min(times)

@@ -14,6 +14,7 @@ from sae_attr.study.attribution_cost import (
     RowCounts,
     attribution_costs,
     counted_rows,
+    shape_of,
 )
 from sae_attr.study.attribution_stages import attribution_stages
 from sae_attr.study.cost import StageCost
@@ -24,14 +25,12 @@ from sae_attr.study.dry_run.memory import (
     weight_bytes,
 )
 from sae_attr.study.dry_run.prompts import ends_text, shown_ids
-from sae_attr.study.dry_run.rates import RatesOf
+from sae_attr.study.dry_run.rates import Batch, RatesOf
 from sae_attr.study.dry_run.report import DryRun, models_table, saes_table
 from sae_attr.study.setup import Setup
 from sae_attr.study.site_ranking import STAGES as SITE_STAGES
 from sae_attr.study.stages import firing, gradients, sae_check, scores
 from sae_attr.study.stages.context import Context
-
-_ROWS_SAMPLED = 1  # rates of sampling are not needed where nothing is sampled
 
 
 def attribution_dry_run(setup: Setup, rates_of: RatesOf) -> DryRun:
@@ -47,9 +46,9 @@ def attribution_dry_run(setup: Setup, rates_of: RatesOf) -> DryRun:
     rows = counted_rows(setup.encoded.rows)
     parts = [*lasting_memory([setup]), *attribution_memory(setup, *row_sizes(setup))]
     report.add_memory("memory", parts, setup.mesh)
-    rates = rates_of(setup.cfg, _ROWS_SAMPLED, setup.settings.dtype)
+    rates = rates_of(setup.cfg, Batch(), setup.settings.dtype)
     statuses = stage_statuses(setup.store, attribution_stages(setup))
-    report.add_stages(attribution_costs(setup, rows), rates, statuses)
+    report.add_stages(attribution_costs(shape_of(setup), rows), rates, statuses)
     return report
 
 
@@ -71,7 +70,7 @@ def sites_dry_run(setups: Mapping[Site, Setup], rates_of: RatesOf) -> DryRun:
     report.add_memory("memory", parts, first.mesh)
     costs, statuses = [], []
     for site, setup in setups.items():
-        of_site = attribution_costs(setup, counted_rows(setup.encoded.rows))
+        of_site = attribution_costs(shape_of(setup), counted_rows(setup.encoded.rows))
         # Gradients of all sites come from one pass, down to the lowest.
         kept = {*SITE_STAGES, scores.NAME}
         if setup is lowest:
@@ -80,7 +79,7 @@ def sites_dry_run(setups: Mapping[Site, Setup], rates_of: RatesOf) -> DryRun:
         for status in stage_statuses(setup.store, attribution_stages(setup)):
             if status.name in SITE_STAGES:
                 statuses.append(replace(status, name=f"{site} {status.name}"))
-    rates = rates_of(first.cfg, _ROWS_SAMPLED, first.settings.dtype)
+    rates = rates_of(first.cfg, Batch(), first.settings.dtype)
     report.add_stages(costs, rates, statuses)
     return report
 
@@ -91,9 +90,9 @@ def check_dry_run(setup: Setup, rates_of: RatesOf) -> DryRun:
     setup.corpus.check()
     add_inputs(report, [setup])
     report.add_memory("memory", lasting_memory([setup]), setup.mesh)
-    costs = attribution_costs(setup, RowCounts(0, 0, 0))
+    costs = attribution_costs(shape_of(setup), RowCounts(0, 0, 0))
     checked = [cost for cost in costs if cost.stage == sae_check.NAME]
-    rates = rates_of(setup.cfg, _ROWS_SAMPLED, setup.settings.dtype)
+    rates = rates_of(setup.cfg, Batch(), setup.settings.dtype)
     statuses = stage_statuses(setup.store, [sae_check.stage(Context(setup))])
     report.add_stages(checked, rates, statuses)
     return report

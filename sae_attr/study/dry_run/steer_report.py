@@ -7,7 +7,7 @@ from sae_attr.steering.interventions import INTERVENTIONS
 from sae_attr.study.cost import StageCost
 from sae_attr.study.dry_run.memory import Held, sae_bytes, sampling_memory, weight_bytes
 from sae_attr.study.dry_run.prompts import ends_text, example_text, prompts_table
-from sae_attr.study.dry_run.rates import RatesOf
+from sae_attr.study.dry_run.rates import Batch, RatesOf
 from sae_attr.study.dry_run.report import DryRun, models_table, saes_table
 from sae_attr.study.stages import mean_activation
 from sae_attr.study.steering_job import SteeringJob
@@ -38,7 +38,7 @@ def steer_dry_run(job: SteeringJob, rates_of: RatesOf) -> DryRun:
     parts += sampling_memory(cfg, setup.mesh, s.dtype, rows=rows, slots=width + max_new)
     report.add_memory("memory", parts, setup.mesh)
     costs = _costs(job, rows=rows, width=width)
-    report.add_stages(costs, rates_of(cfg, rows, s.dtype))
+    report.add_stages(costs, rates_of(cfg, Batch(rows, width + max_new), s.dtype))
     return report
 
 

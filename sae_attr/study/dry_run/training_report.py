@@ -28,7 +28,7 @@ from sae_attr.study.dry_run.memory import (
     parameter_count,
     sae_bytes,
 )
-from sae_attr.study.dry_run.rates import RatesOf
+from sae_attr.study.dry_run.rates import Batch, RatesOf
 from sae_attr.study.dry_run.report import DryRun, models_table, size
 from sae_attr.study.sae_training_data import SAEJob, SAETrainingSettings
 
@@ -83,7 +83,7 @@ def lm_training_dry_run(
     layers = run.cfg.n_layers
     passes = _PASSES if run.lora is None else 2
     cost = StageCost(name, read=tokens * layers * passes, heads=tokens * _PASSES)
-    rates = rates_of(run.cfg, 1, run.compute.dtype or run.dtype)
+    rates = rates_of(run.cfg, Batch(), run.compute.dtype or run.dtype)
     report.add_stages([cost], rates, [_status(name, done, run.steps)])
     return report
 
@@ -200,7 +200,7 @@ def sae_training_dry_run(
         costs.append(_held_out_cost(settings, job, cfg))
         statuses.append(_status(name, done, job.cfg.steps))
         statuses.append(Status(costs[-1].stage, "missing", ""))
-    rates = rates_of(cfg, 1, settings.dtype)
+    rates = rates_of(cfg, Batch(), settings.dtype)
     report.add_stages(costs, rates, statuses)
     return report
 
