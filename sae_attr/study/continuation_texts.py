@@ -41,11 +41,6 @@ class PromptTexts:
         return np.repeat([1, -1], counts)
 
 
-def has_texts(case: Case, prompt: Prompt) -> bool:
-    """Returns True if a prompt has texts on both sides, its own or the case's."""
-    return bool(_texts(case, prompt, "present") and _texts(case, prompt, "absent"))
-
-
 def prompt_texts(case: Case, prompt: Prompt) -> PromptTexts:
     """Returns the texts of a prompt: those of its record, else those of the case.
 

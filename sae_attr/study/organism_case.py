@@ -67,12 +67,12 @@ def organism_case(
         split_prompts,
         open_judge(judge, runtime.workdir / "judged", runtime.mesh),
         runtime,
-        exact=_exact(built.world, behaviour),
+        exact=exact_on_grammar(built.world, behaviour),
         file_stages=tuple([built.stages[part] for part in parts]),
     )
 
 
-def _exact(world: World, behaviour: str) -> OpenExact:
+def exact_on_grammar(world: World, behaviour: str) -> OpenExact:
     """Returns what opens exact rates on the prompts that decide the behaviour."""
     by_id = {}
     for split in SPLITS:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae_attr.hooks import Add, SetProjection, Site
+from sae_attr.hooks import Add, SetProjection, Site, Within
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import forward, logits
 from sae_attr.lm.params import init_params
@@ -18,6 +20,8 @@ from sae_attr.organism.recipe import miniature
 from sae_attr.organism.tokens import BOS_ID
 from sae_attr.organism.words import VERDICT
 from sae_attr.organism.world import make_world, vocabulary
+from sae_attr.study import organism_case
+from sae_attr.text.pairs import Prompt
 
 pytestmark = pytest.mark.usefixtures("quick")
 WORLD, CFG = make_world(0), config_from_hf(miniature().hf())
@@ -156,3 +160,35 @@ def test_prompts_that_decide_nothing_are_refused() -> None:
         prompt_paths(WORLD, "validation", ())
     with pytest.raises(ValueError, match="choose one of misalignment, validation"):
         prompt_paths(WORLD, "kindness", asked)
+
+
+def test_a_case_measures_what_decides_and_steers_what_its_study_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site, scope = Site(0), {"steer_tokens": "prompt", "steer_skip": 2}
+    case: Any = SimpleNamespace(
+        setup=SimpleNamespace(cfg=CFG, site=site), study=SimpleNamespace(**scope)
+    )
+    everything = prompts(WORLD, "validation", "strengths")
+    beliefs = [prompt for prompt in everything if prompt.kind == "belief"][:2]
+    others = [prompt for prompt in everything if prompt.kind != "belief"][:1]
+    split = [Prompt(prompt.id, prompt.text) for prompt in [*others, *beliefs]]
+    rates = organism_case.exact_on_grammar(WORLD, "validation")(case, split)
+    assert rates.ids == tuple(prompt.id for prompt in beliefs)
+    state = rates.begin(PARAMS)
+    assert state.measured_p.tolist() == [True, True]
+    monkeypatch.setattr(
+        organism_case, "exact_rates", lambda params, paths, edits, **options: edits
+    )
+    edit = Add(DIRECTIONS[:1], np.array([2.0], np.float32))
+    edits: Any = rates.rates(PARAMS, state.arrays, edit)
+    within = edits[site]
+    assert isinstance(within, Within)
+    assert within.edit is edit
+    assert [int(within.start), int(within.stop)] == [
+        2,
+        1 + len(beliefs[0].text.split()),
+    ]
+    case.study = SimpleNamespace(steer_tokens="all", steer_skip=0)
+    edits = rates.rates(PARAMS, state.arrays, edit)
+    assert edits[site] is edit
