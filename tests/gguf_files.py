@@ -54,6 +54,11 @@ def metadata_of(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, name in _KEYS.items():
         if config.get(key) is not None:
             out[name] = config[key]
+    if theta := (config.get("rope_parameters") or {}).get("rope_theta"):
+        out["rope.freq_base"] = theta
+    if config["model_type"] == "phi3":
+        original = config.get("original_max_position_embeddings", 4096)
+        out["rope.scaling.original_context_length"] = original
     if config["model_type"] == "gpt2":
         out["feed_forward_length"] = config.get("n_inner") or 4 * config["n_embd"]
     if config["model_type"] == "gemma3_text":

@@ -17,6 +17,7 @@ from sae_attr.lm.hf_folder import model_fingerprint, resolve_model
 from sae_attr.lm.model import Params
 from sae_attr.lm.rope import Rope
 from sae_attr.lm.weights import load_config, load_lm
+from sae_attr.parallel import make_mesh
 from sae_attr.store import fingerprint
 from tests.gguf_files import convert, metadata_of, tensors_of, write_gguf
 from tests.miniatures import write_llama
@@ -73,6 +74,21 @@ def test_every_family(shared: Path, tmp_path: Path, family: str) -> None:
     same, want = load_lm(str(folder), progress=False)
     assert cfg == same
     assert_same(params, want, 2e-7 if family.startswith("gemma") else 0.0)
+
+
+@pytest.mark.parametrize("case", ["llama_all", "gpt2", "mixtral_attention", "phi3"])
+def test_adapters_and_small_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    folder = Path(__file__).parent / "goldens" / case
+    file = convert(folder, tmp_path / "m.gguf")
+    adapter, mesh = str(folder / "adapter"), make_mesh("data=2,model=2")
+    options: dict[str, Any] = {"adapter": adapter, "mesh": mesh, "progress": False}
+    cfg, want = load_lm(str(folder), **options)
+    monkeypatch.setattr("sae_attr.lm.weights.CHUNK_BYTES", 5 * 16 * 4)
+    same, params = load_lm(str(file), **options)
+    assert cfg == same
+    assert_same(params, want)
 
 
 def converted(tmp_path: Path, more: dict[str, Any], **config: Any) -> Path:

