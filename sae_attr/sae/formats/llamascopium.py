@@ -66,7 +66,7 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     d = integer(where, raw, "d_model")
     n = _latents(where, raw, d)
     _check(weights, tensors, act, has_bias, (d, n))
-    scale = releases.r1_distill_scale(weights.parent)
+    scale = releases.norm_scale(weights.parent)
     if scale and not raw[_AVERAGES] and "norm_scale" not in options:
         raw[_AVERAGES] = {"in": math.sqrt(d) / scale}
     norm, scale_in, scale_out = llama_scope.norms(where, raw, d, options)

@@ -88,6 +88,19 @@ def releases() -> dict[str, Release]:
     return {name: _release(name, value) for name, value in table["releases"].items()}
 
 
+@functools.cache
+def scales() -> dict[str, float]:
+    """Returns the scale of every SAE whose files leave it out, by its path in the
+    repository.
+    """
+    scale_by_path = {}
+    for release in releases().values():
+        for sae in release.saes.values():
+            if sae.scale is not None:
+                scale_by_path[sae.path] = sae.scale
+    return scale_by_path
+
+
 def _release(name: str, value: Mapping[str, Any]) -> Release:
     saes = {}
     for sae_id, path, *rest in value["saes"]:
