@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -224,14 +225,23 @@ def materialise(parts: Parts, dtype: str) -> SAE:
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         tensors = _folded(parts)
         _check_finite(parts.path, tensors)
-    cast = lambda arrays: {
-        name: jnp.asarray(value, dtype=jnp.dtype(dtype))
-        for name, value in arrays.items()
-    }
+    attention = []
     for layer in parts.attention:
         _check_finite(parts.path, layer)
-    attention = tuple(Attention(**cast(layer)) for layer in parts.attention)
-    return SAE(**cast(tensors), attention=attention, cfg=parts.cfg)
+        attention.append(Attention(**_cast(dict(layer), dtype)))
+    return SAE(**_cast(tensors, dtype), attention=tuple(attention), cfg=parts.cfg)
+
+
+def _cast(arrays: dict[str, np.ndarray], dtype: str) -> dict[str, jax.Array]:
+    """Casts arrays one after another and takes each out of the mapping, so that a large
+    dictionary is there once, and one of its matrices twice.
+    """
+    cast = {}
+    for name in list(arrays):
+        array = jnp.asarray(arrays.pop(name), dtype=jnp.dtype(dtype))
+        # A copy that still runs holds what it copies.
+        cast[name] = array.block_until_ready()
+    return cast
 
 
 def _check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
