@@ -65,7 +65,15 @@ for _lm in ("finetune", "pretrain"):
     ABSENT[_lm, Optimizer] = {"steps"}
     ABSENT[_lm, LoopOptions] = {"log_every"}
     ABSENT[_lm, ComputeOptions] = {"dtype"}  # the key is called compute_dtype
-for _study in ("case_study", "miniature", "organism"):
+STUDIES = (
+    "case_study",
+    "gemma3_270m_it",
+    "llama31_8b",
+    "miniature",
+    "organism",
+    "qwen25_7b",
+)
+for _study in STUDIES:
     ABSENT[_study, StudySettings] = {"cases"}
     ABSENT[_study, CaseSettings] = {"name"}
 # Settings of an attribution are in two groups of a study.
