@@ -16,7 +16,7 @@ from sae_attr import parallel
 from sae_attr.judge import Patience
 from sae_attr.judge.budget import CallLimits
 from sae_attr.judge.published import REPLIES, count_replies_read, read_published
-from sae_attr.report.tables import columns_from_rows, csv_text, json_text
+from sae_attr.report.tables import columns_from_rows, csv_text, json_text, text_table
 from sae_attr.store import digest, own_workdir, write_atomic
 from sae_attr.study.judge_agreement import (
     Comparison,
@@ -28,7 +28,8 @@ from sae_attr.study.judge_agreement import (
 )
 
 from . import _common
-from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
+from ._dry_run import DryRun, RatesOf, run_dry
+from ._flags import ALLOW_CHANGE, CONFIG, DRY_RUN, TOKENS_PER_SECOND, WORKDIR
 
 # Keys of a judge that change where and how fast it works, not its grades.
 SPEED = ["batch_size"]
@@ -67,6 +68,12 @@ def compare(
     return comparison, judges
 
 
+def require_published(config: ConfigDict) -> None:
+    """Raises ValueError for a config without a folder of published scores."""
+    if not config.published:
+        raise ValueError("the config lacks published; add --config.published=FOLDER")
+
+
 def start(
     config: ConfigDict, workdir: epath.Path, *, allow_change: bool = False
 ) -> dict[str, Any]:
@@ -76,8 +83,7 @@ def start(
     Raises:
       ValueError: no folder of published scores, or a judge that is not understood.
     """
-    if not config.published:
-        raise ValueError("the config lacks published; add --config.published=FOLDER")
+    require_published(config)
     choices = config.to_dict()
     with own_workdir(workdir, choices, ignore=WHERE, allow_change=allow_change):
         comparison, judges = compare(config, workdir)
@@ -107,10 +113,36 @@ def start(
     return result
 
 
+def dry_run(config: ConfigDict, workdir: epath.Path, rates_of: RatesOf) -> DryRun:
+    """Finds out whether the judges answer, and what they would be asked; nothing is
+    written.
+    """
+    require_published(config)
+    choices, report = config.to_dict(), DryRun()
+    specs = judge_specs(choices["judges"], choices["judge"])
+    files = list(read_published(Path(choices["published"]), choices["validates_from"]))
+    sampled = [sample_answers(a, choices["sample"], choices["seed"]) for a in files]
+    if specs and sampled:
+        rubrics = {"rubric": sampled[0].rubric}
+        tried = {str(spec.get("model") or spec["lm"]): spec | rubrics for spec in specs}
+        report.add_judges(tried, parallel.make_mesh(choices["mesh"]))
+    asked = sampled if specs else files
+    columns = {
+        "answers": [answers.name for answers in files],
+        "in the file": [len(answers.items) for answers in files],
+        "judge calls": [len(answers.items) * len(specs) for answers in asked],
+    }
+    report.add("published answers", text_table(columns))
+    return report
+
+
 def main(argv: list[str]) -> None:
     """Runs `start` with the values of the flags."""
     _common.begin(argv, cluster=False)
-    start(CONFIG.value, epath.Path(str(WORKDIR.value)), allow_change=ALLOW_CHANGE.value)
+    workdir = epath.Path(str(WORKDIR.value))
+    if DRY_RUN.value:
+        run_dry(dry_run, CONFIG.value, workdir, TOKENS_PER_SECOND.value)
+    start(CONFIG.value, workdir, allow_change=ALLOW_CHANGE.value)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from __future__ import annotations
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -41,10 +43,13 @@ class Hub:
         revision: str | None,
         allow_patterns: list[str],
         ignore_patterns: list[str] | None,
-    ) -> str:
-        self.downloads.append((repo, revision))
+        dry_run: bool = False,
+    ) -> Any:
         source = self.repository(repo)
         cache = self.root / f"models--{repo.replace('/', '--')}/snapshots/{COMMIT}"
+        if dry_run:
+            return self._listed(source, cache, allow_patterns)
+        self.downloads.append((repo, revision))
         cache.mkdir(parents=True, exist_ok=True)
         for file in sorted(path for path in source.rglob("*") if path.is_file()):
             name = file.relative_to(source).as_posix()
@@ -53,3 +58,17 @@ class Hub:
                 shutil.copyfile(file, cache / name)
                 self.fetched.append(name)
         return str(cache)
+
+    def _listed(self, source: Path, cache: Path, patterns: list[str]) -> list[Any]:
+        """What a download of these files would do, as huggingface_hub lists it."""
+        listed = []
+        for file in sorted(path for path in source.rglob("*") if path.is_file()):
+            name = file.relative_to(source).as_posix()
+            if any(fnmatch(name, pattern) for pattern in patterns):
+                size, here = file.stat().st_size, (cache / name).exists()
+                listed.append(
+                    SimpleNamespace(
+                        filename=name, file_size=size, will_download=not here
+                    )
+                )
+        return listed

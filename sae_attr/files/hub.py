@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")  # of the hub's cache
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -77,6 +79,49 @@ def download(
         raise ValueError(
             f"{what} is no folder here and could not be fetched from the hub: {error}"
         ) from error
+
+
+def missing(
+    repo: str,
+    revision: str | None,
+    *,
+    files: Sequence[str],
+    ignore: Sequence[str] | None = None,
+) -> dict[str, int]:
+    """Returns name -> bytes of those files that `download` would fetch; nothing is.
+    Without a connection a copy in the cache counts as whole.
+
+    Args:
+      repo, revision, files, ignore: as for `download`.
+
+    Raises:
+      ValueError: the hub does not say, and there is no copy.
+      RuntimeError: huggingface_hub is too old to list files.
+    """
+    import huggingface_hub  # slow to import, and not needed for local folders
+
+    download_: Any = huggingface_hub.snapshot_download
+    if "dry_run" not in inspect.signature(download_).parameters:
+        raise RuntimeError(
+            f"this huggingface_hub cannot list what it would fetch of {repo}; run: "
+            "pip install -U huggingface_hub"
+        )
+    options: dict[str, Any] = {
+        "revision": revision,
+        "allow_patterns": list(files),
+        "ignore_patterns": list(ignore) if ignore else None,
+    }
+    try:
+        listed = download_(repo, dry_run=True, **options)
+    except Exception as error:  # the hub's client raises whatever its transport does
+        try:
+            download_(repo, local_files_only=True, **options)
+        except Exception:
+            raise ValueError(
+                f"{repo} is not here, and its files cannot be listed: {error}"
+            ) from error
+        return {}
+    return {file.filename: file.file_size or 0 for file in listed if file.will_download}
 
 
 def public_name(model: str | None) -> str | None:

@@ -24,6 +24,9 @@ from sae_attr.text.gguf_tokenizer import end_ids_of_gguf
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 ADAPTER = "adapter_config.json"
+# Of a model on the hub, without the same weights again in the layout of their authors.
+WANTED = ("*.json", "*.safetensors", "*.jinja", "adapter_model.bin")
+COPIES = ("*/*", "consolidated*")
 _MAX_JSON = 1 << 28  # bytes; the index of the largest models has some 20 MB
 
 
@@ -45,23 +48,26 @@ def resolve_model(path: str) -> Path:
             f"{path!r} is a file; give the folder of the model that it belongs to, or "
             "a .gguf"
         )
+    repo, revision = hub_address(path)
+    folder = hub.download(repo, revision, files=WANTED, ignore=COPIES)
+    if any(folder.glob("*.safetensors")) or (folder / "adapter_model.bin").exists():
+        return folder
+    more = [*WANTED, "pytorch_model*.bin"]
+    return hub.download(repo, revision, files=more, ignore=COPIES)
+
+
+def hub_address(path: str) -> tuple[str, str | None]:
+    """Returns repository and revision of a hub id `owner/name[@revision]`.
+
+    Raises ValueError for anything else.
+    """
     hub_id, _, revision = path.removeprefix("hf://").partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) or path.startswith((".", "/")):
         raise ValueError(
             f"{path!r} is neither a folder here nor a hub id owner/name[@revision]; "
             "check its name"
         )
-    wanted = ["*.json", "*.safetensors", "*.jinja", "adapter_model.bin"]
-    copies = [
-        "*/*",
-        "consolidated*",
-    ]  # the same weights again in the layout of their authors
-    folder = hub.download(hub_id, revision or None, files=wanted, ignore=copies)
-    if any(folder.glob("*.safetensors")) or (folder / "adapter_model.bin").exists():
-        return folder
-    return hub.download(
-        hub_id, revision or None, files=[*wanted, "pytorch_model*.bin"], ignore=copies
-    )
+    return hub_id, revision or None
 
 
 def model_fingerprint(path: str) -> str:

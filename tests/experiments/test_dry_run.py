@@ -4,6 +4,8 @@ with status 1 where a run would fail.
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
+from configs import judge_agreement as agreement_config
 from configs import miniature as configs
 from configs import organism as organism_config
 from configs import ranking_truth as truth_config
@@ -22,14 +25,23 @@ from experiments import (
     case_study,
     check_sae,
     finetune,
+    judge_agreement,
     pretrain,
     rank_sites,
     ranking_truth,
     steer,
     train_sae,
 )
+from sae_attr.files.hub import download
+from sae_attr.study.dry_run.addresses import model_stand_in
 from sae_attr.study.dry_run.report import DryRun
-from tests.experiments import _demo, test_rank_sites, test_training
+from tests._hub import Hub
+from tests.experiments import (
+    _demo,
+    test_judge_agreement,
+    test_rank_sites,
+    test_training,
+)
 from tests.miniatures import write_lines
 
 RATES = _dry_run.rates_of_flags(("2000", "100"), "data=1")
@@ -212,3 +224,69 @@ def test_a_training_of_saes(base: Path, tmp_path: Path) -> None:
     text = dry(train_sae, config, tmp_path / "w")
     for words in ("training at layer1.resid_post", "activations on disk", "corpus"):
         assert words in text
+
+
+def test_judges_that_are_compared(tmp_path: Path) -> None:
+    pytest.importorskip("openai")
+    config = agreement_config.get_config()
+    config.update({"published": str(test_judge_agreement.write_published(tmp_path))})
+    config.update({"mesh": "data=1", "judges": "http://127.0.0.1:9/v1#m"})
+    report = judge_agreement.dry_run(config, epath.Path(tmp_path / "w"), RATES)
+    assert len(report.faults) == 1
+    assert "m: its judge" in report.faults[0]
+    config.judges = ""
+    assert "judge calls" in dry(judge_agreement, config, tmp_path / "w")
+    config.published = None
+    with pytest.raises(ValueError, match="lacks published"):
+        judge_agreement.dry_run(config, epath.Path(tmp_path / "w"), RATES)
+
+
+# ---- what lies on the hub ------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A hub with the miniature's model, and its SAE in a folder."""
+    made = Hub(tmp_path / "hub", monkeypatch)
+    shutil.copytree(miniature / "model", made.repository("o/model"), dirs_exist_ok=True)
+    shutil.copytree(miniature / "sae", made.repository("o/saes") / "at/one")
+    return made
+
+
+def test_weights_on_the_hub_are_counted_and_not_fetched(
+    miniature: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = _demo.config(miniature)
+    config.update({"lm": "o/model", "sae": "hf://o/saes/at/one"})
+    config.site = "layer1.resid_post"
+    with pytest.raises(SystemExit) as ended:
+        _dry_run.run_dry(
+            attribute.dry_run, config, epath.Path(tmp_path / "w"), ("2000", "100")
+        )
+    out = capsys.readouterr().out
+    assert ended.value.code == 0, out
+    assert [
+        name for name in hub.fetched if name.endswith((".safetensors", ".npz"))
+    ] == []
+    assert "downloads of a run" in out
+    assert "model.safetensors" in out
+    assert "at/one/sae_weights.safetensors" in out
+    # As many latents as the size of the weights leaves.
+    count = json.loads((miniature / "sae/cfg.json").read_text())["d_sae"]
+    row = next(line for line in out.splitlines() if line.startswith("hf://o/saes"))
+    assert abs(int(row.split()[3].replace(",", "")) - count) <= 2
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_model_that_is_here_already_stays_where_it_is(hub: Hub) -> None:
+    download("o/model", None, files=["*"])
+    assert model_stand_in("o/model") is None
+
+
+def test_an_sae_of_which_nothing_says_the_site(
+    miniature: Path, hub: Hub, tmp_path: Path
+) -> None:
+    config = _demo.config(miniature)
+    config.sae = "hf://o/saes/at/one"
+    with pytest.raises(ValueError, match="set site"):
+        _dry_run.without_weights(config, tmp_path)

@@ -32,7 +32,11 @@ TOKENS = [
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Files in the forms of the published ones, with a few answers each."""
-    folder = tmp_path / "published"
+    return write_published(tmp_path)
+
+
+def write_published(root: Path) -> Path:
+    folder = root / "published"
     folder.mkdir()
     syco = [
         {

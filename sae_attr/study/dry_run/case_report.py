@@ -9,7 +9,6 @@ from etils import epath
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.sample import prompt_width
 from sae_attr.organism.build import stage_names
-from sae_attr.report.tables import text_table
 from sae_attr.store import stage_statuses
 from sae_attr.study.attribution_cost import RowCounts, attribution_costs, shape_of
 from sae_attr.study.case import Case
@@ -17,7 +16,6 @@ from sae_attr.study.case_checks import check_case, measured_by
 from sae_attr.study.case_study import CaseStudy, judge_spec
 from sae_attr.study.continuation_texts import prompt_texts
 from sae_attr.study.cost import Reading, StageCost, case_costs
-from sae_attr.study.dry_run.judge_trial import try_judge
 from sae_attr.study.dry_run.memory import Held, exact_memory, sampling_memory
 from sae_attr.study.dry_run.organism_report import (
     WIDTH,
@@ -200,21 +198,10 @@ def case_memory(case: Case) -> list[Held]:
 
 def _add_judges(study: CaseStudy, report: DryRun) -> None:
     """Asks the judge of every case that grades one question."""
-    cases, outcomes = [], []
     splits = ("pairs", "strengths", "effects")
-    ways = {measured_by(study.settings, split) for split in splits}
-    for case in study.real_cases if "samples" in ways else ():
-        trial = try_judge(judge_spec(case.settings), study.runtime.mesh)
-        cases.append(case)
-        outcomes.append(trial)
-        if not trial.answered:
-            report.add_fault(f"case {case.name}: its judge: {trial.words}")
-    if not cases:
+    if "samples" not in {measured_by(study.settings, split) for split in splits}:
         return
-    columns = {
-        "judge of": [case.name for case in cases],
-        "kind": [str(case.settings.judge.get("kind")) for case in cases],
-        "state": ["ok" if trial.answered else "error" for trial in outcomes],
-        "one question": [trial.words for trial in outcomes],
+    specs = {
+        f"case {case.name}": judge_spec(case.settings) for case in study.real_cases
     }
-    report.add("judges", text_table(columns))
+    report.add_judges(specs, study.runtime.mesh)

@@ -4,6 +4,7 @@ with.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from sae_attr.report.tables import text_table
 from sae_attr.sae.config import SAEConfig
 from sae_attr.store import Status
 from sae_attr.study.cost import StageCost, cost_table
+from sae_attr.study.dry_run.addresses import StandIn
+from sae_attr.study.dry_run.judge_trial import try_judge
 from sae_attr.study.dry_run.memory import (
     Held,
     device_memory,
@@ -39,10 +42,12 @@ class DryRun:
     Args:
       sections: (title, text).
       faults: what a run would end with, or lack; each a sentence.
+      names: path -> what is shown in its place.
     """
 
     sections: list[tuple[str, str]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
 
     def add(self, title: str, text: str) -> None:
         """Adds a section."""
@@ -75,6 +80,29 @@ class DryRun:
         if fault:
             self.add_fault(f"{title}: {fault}")
 
+    def add_judges(
+        self, specs: Mapping[str, Mapping[str, Any]], mesh: jax.sharding.Mesh
+    ) -> None:
+        """Asks judges one question each, and adds what came of it; a fault where one
+        does not answer.
+
+        Args:
+          specs: name -> settings, as for `try_judge`.
+        """
+        trials = {name: try_judge(spec, mesh) for name, spec in specs.items()}
+        for name, trial in trials.items():
+            if not trial.answered:
+                self.add_fault(f"{name}: its judge: {trial.words}")
+        if not trials:
+            return
+        columns = {
+            "judge of": [one_line(name) for name in trials],
+            "kind": [str(spec.get("kind")) for spec in specs.values()],
+            "state": ["ok" if t.answered else "error" for t in trials.values()],
+            "one question": [trial.words for trial in trials.values()],
+        }
+        self.add("judges", text_table(columns))
+
     def add_stages(
         self,
         costs: Sequence[StageCost],
@@ -104,6 +132,22 @@ class DryRun:
             lines.append(f"of {len(statuses)} stages: {summary}")
         self.add("stages", "\n".join(lines))
 
+    def add_stand_ins(self, stand_ins: Sequence[StandIn]) -> None:
+        """Adds what a run would fetch, and names in the text what was looked at instead."""
+        rows = []
+        for each in stand_ins:
+            self.names[each.path] = each.address
+            rows += [(each.address, name, count) for name, count in each.absent.items()]
+        if not rows:
+            return
+        whole = sum(count for _, _, count in rows)
+        columns = {
+            "of": [address for address, _, _ in rows] + ["together"],
+            "file": [name for _, name, _ in rows] + [""],
+            "size": [size(count) for _, _, count in rows] + [size(whole)],
+        }
+        self.add("downloads of a run", text_table(columns, right=("size",)))
+
     def text(self) -> str:
         """Returns everything for a terminal, the faults last."""
         parts = [f"{title}\n{text}" for title, text in self.sections]
@@ -112,7 +156,23 @@ class DryRun:
             parts.append("\n".join(["a run would fail:", *lines]))
         else:
             parts.append("everything fits; nothing was run and nothing written")
-        return "\n\n".join(parts)
+        return _renamed("\n\n".join(parts), self.names)
+
+
+def _renamed(text: str, names: Mapping[str, str]) -> str:
+    """Returns text with other names for paths; columns behind them stay where they
+    are, as far as there is room.
+    """
+    for path, name in names.items():
+        shown = one_line(name)
+        text = re.sub(
+            re.escape(path) + "( *)",
+            lambda match, shown=shown: (
+                shown.ljust(len(match[0])) if match[1] else shown
+            ),
+            text,
+        )
+    return text
 
 
 def size(count: float) -> str:
