@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -53,7 +54,8 @@ def score_everything(
     computed: dict[str, ScoreValue] = {}
     for name, scope in _scored(scopes):
         computed[key_of(name, scope)] = SCORES[name].compute(evidence, scope)
-    arrays = _one_pass(evidence, computed, scopes[0], key)
+    further = _further_forms(evidence, scopes[0], key)
+    arrays = evaluated(evidence, computed, further)
     bound, direction_d = best_direction(evidence.moment(scopes[0]), evidence.mean_d)
     arrays["best_direction_d"] = np.asarray(direction_d)
     best = float(arrays[key_of("both", scopes[0])].max())
@@ -79,16 +81,18 @@ def _scored(scopes: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield name, scopes[0]
 
 
-def _one_pass(
+def evaluated(
     evidence: Evidence,
     computed: Mapping[str, ScoreValue],
-    primary: str,
-    key: jax.Array,
+    further_forms: Mapping[str, jax.Array] = MappingProxyType({}),
 ) -> dict[str, np.ndarray]:
     """Scores forms and vectors with one read of the decoder's rows, then adds arrays
-    and what is derived from other scores.
+    and what is derived from other scores; skipped ones are left out.
+
+    Args:
+      further_forms: name -> matrix, scored beside those computed.
     """
-    forms = _further_forms(evidence, primary, key)
+    forms = dict(further_forms)
     vectors: dict[str, jax.Array] = {}
     for name, value in computed.items():
         if isinstance(value, Form):

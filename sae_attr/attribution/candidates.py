@@ -14,8 +14,8 @@ import numpy as np
 from sae_attr.attribution.encoder_scores import error_prompt_scores, fires_on_pairs
 from sae_attr.attribution.evidence import Evidence
 from sae_attr.attribution.presets import Preset, decoder_rows
-from sae_attr.attribution.prompt_merge import prompt_scores
 from sae_attr.attribution.ranking import Ranking, agreement, overlap, rank
+from sae_attr.attribution.roles import COUNTED_ROLES, role_parts
 from sae_attr.attribution.score_registry import SCORES, Candidates, column_of, key_of
 from sae_attr.attribution.statistics import (
     ClusterStatistics,
@@ -85,7 +85,8 @@ def candidate_columns(
     if knows_codes:
         merged = evidence.merged(scope)
         columns["fires_on_pairs"] = fires_on_pairs(merged, evidence.sae, latents)
-    columns |= _by_role(evidence, preset, few)
+    parts_rk = role_parts(evidence, preset, few)
+    columns |= {f"from_{ROLES[role]}": parts_rk[role] for role in COUNTED_ROLES}
     for name, other in others.items():
         if name != "random":
             columns[f"rank_{name}"] = other.rank_of(latents)
@@ -122,23 +123,6 @@ def _within_prompts(evidence: Evidence, preset: Preset, few: Candidates) -> np.n
             "rank by it"
         )
     return per_prompt(evidence, preset.tokens, few)
-
-
-def _by_role(evidence: Evidence, preset: Preset, few: Candidates) -> Columns:
-    """Splits Δ by the role of the tokens that it comes from."""
-    scores_prk = prompt_scores(
-        evidence.merged(preset.tokens),
-        few.dec_kd,
-        evidence.mean_d,
-        gating=preset.gating,
-        by_role=True,
-    )
-    role_rk = scores_prk.mean(0)
-    if preset.gating == "gated":
-        push_n = np.asarray(few.scores[key_of("gradient", preset.tokens)])
-        role_rk = role_rk * (push_n[few.latents] > 0)
-    parts = zip(ROLES, role_rk, strict=True)
-    return {f"from_{role}": part_k for role, part_k in parts if role != "pad"}
 
 
 def reconstruction_error(

@@ -18,6 +18,7 @@ from sae_attr.study.stages import (
     judge,
     pair,
     rates,
+    roles,
     sample,
     select,
     steer,
@@ -37,6 +38,7 @@ STEERING = [
     judge.STAGE,
     rates.STAGE,
     effects.STAGE,
+    roles.STAGE,
     interpret.STAGE,
 ]
 

@@ -18,9 +18,12 @@ import numpy as np
 from sae_attr.text.chat import Message, prompt_text
 from sae_attr.text.pairs import Pair, Prompt
 from sae_attr.text.rows import (
+    ASSISTANT,
     BOS,
     COMPLETION,
     LAST,
+    SPECIAL,
+    SYSTEM,
     TEMPLATE,
     USER,
     TokenRow,
@@ -34,6 +37,15 @@ from sae_attr.text.tokenizer import (
     encode,
     leading_bos,
 )
+
+# Roles of messages under the names that chat templates give them; others are the
+# user's: tools answer in their place.
+_SPEAKERS = {
+    "system": SYSTEM,
+    "developer": SYSTEM,
+    "assistant": ASSISTANT,
+    "model": ASSISTANT,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,12 +163,12 @@ def encode_continuation(
 
 @dataclass(frozen=True, eq=False)
 class _RenderedPrompt:
-    """A prompt as text with the mask of its message text [characters], or as token ids
-    with their roles.
+    """A prompt as text with the role of every character, or as token ids with their
+    roles.
     """
 
     text: str
-    is_user: np.ndarray
+    char_roles: np.ndarray
     add_bos: bool
     ids: tuple[int, ...] = ()
     roles: np.ndarray | None = None
@@ -173,10 +185,10 @@ def _render_prompt(
     ids, offsets = encode(tok, prompt.text, add_bos=prompt.add_bos)
     return _RenderedPrompt(
         prompt.text,
-        prompt.is_user,
+        prompt.char_roles,
         False,
         tuple(ids),
-        _prompt_roles(ids, offsets, prompt.is_user, tok),
+        _prompt_roles(ids, offsets, prompt.char_roles, tok),
     )
 
 
@@ -186,14 +198,14 @@ def _text_prompt(
     if isinstance(prompt, str):
         return _RenderedPrompt(
             prompt,
-            np.ones(len(prompt), bool),
+            np.full(len(prompt), USER, np.int8),
             adds_bos(tok) if prepend_bos is None else prepend_bos,
         )
     text, spans = prompt_text(tok, prompt)
-    is_user = np.zeros(len(text), bool)
-    for start, end in spans:
-        is_user[start:end] = True
-    return _RenderedPrompt(text, is_user, prepend_bos is True)
+    char_roles = np.full(len(text), TEMPLATE, np.int8)
+    for message, (start, end) in zip(prompt, spans, strict=True):
+        char_roles[start:end] = _SPEAKERS.get(str(message.get("role")), USER)
+    return _RenderedPrompt(text, char_roles, prepend_bos is True)
 
 
 def _prompt_of_ids(
@@ -211,15 +223,19 @@ def _prompt_of_ids(
         )
     if prepend_bos and not leading_bos(tok, ids):
         ids = [*encode(tok, "", add_bos=True)[0], *ids]
-    offsets, is_user = [(0, 1)] * len(ids), np.ones(1, bool)
+    offsets, char_roles = [(0, 1)] * len(ids), np.full(1, USER, np.int8)
     # A template that refuses the messages is no hindrance: the ids are known.
     with suppress(ValueError):
         prompt = _text_prompt(pair.prompt, tok, leading_bos(tok, ids) > 0)
         text_ids, text_offsets = encode(tok, prompt.text, add_bos=prompt.add_bos)
         if text_ids == ids:
-            offsets, is_user = text_offsets, prompt.is_user
+            offsets, char_roles = text_offsets, prompt.char_roles
     return _RenderedPrompt(
-        "", is_user, False, tuple(ids), _prompt_roles(ids, offsets, is_user, tok)
+        "",
+        char_roles,
+        False,
+        tuple(ids),
+        _prompt_roles(ids, offsets, char_roles, tok),
     )
 
 
@@ -240,7 +256,7 @@ def _row(
             n_prompt += 1
         straddles = n_prompt < len(ids) and offsets[n_prompt][0] < border
         prompt_roles = _prompt_roles(
-            ids[:n_prompt], offsets[:n_prompt], prompt.is_user, tok
+            ids[:n_prompt], offsets[:n_prompt], prompt.char_roles, tok
         )
     else:
         assert prompt.roles is not None
@@ -257,15 +273,19 @@ def _row(
 
 
 def _prompt_roles(
-    ids: Sequence[int], offsets: Sequence[Span], is_user: np.ndarray, tok: Tokenizer
+    ids: Sequence[int], offsets: Sequence[Span], char_roles: np.ndarray, tok: Tokenizer
 ) -> np.ndarray:
-    """Roles of a prompt, int8 [t]: a token is the user's if any character of it is, and
-    special tokens never are.
+    """Roles of a prompt, int8 [t]: a token is a message's if any character of it is,
+    and special tokens never are.
     """
     roles = np.full(len(ids), TEMPLATE, np.int8)
     for t, (start, end) in enumerate(offsets):
-        if ids[t] not in tok.special_ids and is_user[start:end].any():
-            roles[t] = USER
+        spoken = char_roles[start:end]
+        spoken = spoken[spoken != TEMPLATE]
+        if ids[t] in tok.special_ids:
+            roles[t] = SPECIAL
+        elif len(spoken):
+            roles[t] = spoken[0]
     roles[-1:] = LAST
     roles[: leading_bos(tok, ids[:1])] = BOS  # after LAST: a prompt of BOS alone is BOS
     return roles

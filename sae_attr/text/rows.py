@@ -10,12 +10,18 @@ import numpy as np
 from sae_attr.text.masks import REASONS, Masks, check_exclude
 from sae_attr.text.tokenizer import Tokenizer, token_strings
 
-# Codes are positions in the tuple. 'last' is the final prompt token, 'template'
-# chat-template text and special tokens inside the prompt, 'user' the text of the
-# messages or of a plain prompt, 'bos' a BOS at the front only.
-ROLES = ("pad", "bos", "template", "user", "last", "completion")
+# Codes are positions in the tuple. 'last' is the final prompt token, whatever it is;
+# 'bos' a BOS at the front only, 'special' every other special token inside the prompt,
+# 'template' the text that a chat template writes, 'user' the text of a plain prompt or
+# of messages that are neither the system's nor the assistant's.
+ROLES = (
+    *("pad", "bos", "template", "user", "last", "completion"),
+    *("system", "assistant", "special"),
+)
 SCOPES = ("prompt", "completion", "all")
-PAD, BOS, TEMPLATE, USER, LAST, COMPLETION = range(len(ROLES))
+PAD, BOS, TEMPLATE, USER, LAST, COMPLETION, SYSTEM, ASSISTANT, SPECIAL = range(
+    len(ROLES)
+)
 
 
 @dataclass(frozen=True, eq=False)

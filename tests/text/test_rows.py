@@ -18,10 +18,13 @@ from sae_attr.text.encoding import encode_pairs
 from sae_attr.text.masks import Masks
 from sae_attr.text.pairs import Pair, read_pairs
 from sae_attr.text.rows import (
+    ASSISTANT,
     BOS,
     COMPLETION,
     LAST,
     ROLES,
+    SPECIAL,
+    SYSTEM,
     TEMPLATE,
     USER,
     TokenRow,
@@ -101,7 +104,7 @@ def test_plain_prompt(tok: Tokenizer) -> None:
         BOS,
         USER,
         USER,
-        TEMPLATE,
+        SPECIAL,
         LAST,
         COMPLETION,
         COMPLETION,
@@ -152,18 +155,20 @@ def test_a_chat_template_decides_about_bos(tmp_path: Path) -> None:
 def test_roles_of_a_chat_prompt_character_by_character(tok: Tokenizer) -> None:
     contents = ["system", "user", " assistant\n\nok ", "hi <there>"]
     roles = ["system", "user", "assistant", "user"]
+    spoken = [SYSTEM, USER, ASSISTANT, USER]
     messages = tuple(
         {"role": r, "content": c} for r, c in zip(roles, contents, strict=True)
     )
     (row,) = rows_of(tok, pair_of(messages, "yes"))
     expected = [BOS]
-    for role, content in zip(roles, contents, strict=True):
+    for role, content, code in zip(roles, contents, spoken, strict=True):
         expected += (
-            [TEMPLATE] * (1 + len(role) + 1)
-            + [USER] * len(content.strip())
-            + [TEMPLATE] * 2
+            [SPECIAL]
+            + [TEMPLATE] * (len(role) + 1)
+            + [code] * len(content.strip())
+            + [SPECIAL, TEMPLATE]
         )
-    expected += [TEMPLATE] * (1 + len("assistant")) + [LAST] + [COMPLETION] * 3
+    expected += [SPECIAL] + [TEMPLATE] * len("assistant") + [LAST] + [COMPLETION] * 3
     assert row.roles.tolist() == expected
     assert (
         "".join(tok.backend.id_to_token(i) for i in row.ids)
@@ -221,8 +226,8 @@ def test_given_prompt_ids_take_the_roles_of_the_prompt_they_encode(
     (other,) = rows_of(
         tok, pair_of("something else", (), prompt_ids=ids, positive_ids=((9,),))
     )
-    assert set(other.roles[1:-2]) == {USER, TEMPLATE}
-    assert (other.roles == TEMPLATE).sum() == other.special.sum() - 1
+    assert set(other.roles[1:-2]) == {USER, SPECIAL}
+    assert (other.roles == SPECIAL).sum() == other.special.sum() - 1
 
 
 def test_given_prompt_ids_get_bos_only_when_asked(tok: Tokenizer) -> None:
@@ -542,5 +547,7 @@ def test_shown_tokens(tok: Tokenizer) -> None:
 
 
 def test_roles_are_codes_by_position() -> None:
-    assert ROLES == ("pad", "bos", "template", "user", "last", "completion")
+    assert ROLES[:6] == ("pad", "bos", "template", "user", "last", "completion")
     assert (BOS, TEMPLATE, USER, LAST, COMPLETION) == (1, 2, 3, 4, 5)
+    assert ROLES[6:] == ("system", "assistant", "special")
+    assert (SYSTEM, ASSISTANT, SPECIAL) == (6, 7, 8)

@@ -40,7 +40,8 @@ from sae_attr.study.stages.evidence import NEEDS, evidence_of
 from sae_attr.text.tokenizer import token_strings
 
 NAME = "attribute"
-VERSION = 1  # raised when the stage gives other numbers than before
+# 2: Δ is split by system, assistant and special tokens too.
+VERSION = 2
 
 # Settings that say where files lie or how texts are rendered, which the keys of what is
 # read stand for, or how fast a run is.
