@@ -217,6 +217,22 @@ class Pull:
 
 
 @struct.dataclass
+class Below:
+    """Another edit at the tokens whose norm does not exceed a limit, `[]` or `[b]`:
+    attention sinks stay as they are.
+    """
+
+    edit: Any
+    limit: Any
+    kind: str = _kind("Below")
+
+    def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
+        norm_bt = jnp.linalg.norm(x_btd.astype(jnp.float32), axis=-1)
+        limit = jnp.asarray(self.limit, jnp.float32).reshape(-1, 1)
+        return _only(norm_bt <= limit, self.edit(x_btd, pos_bt), x_btd)
+
+
+@struct.dataclass
 class Within:
     """Another edit at the positions `start <= pos < stop` of each row, and nowhere
     else; both `[]` or `[b]`.

@@ -12,6 +12,7 @@ import pytest
 from sae_attr.hooks import (
     POINTS,
     Add,
+    Below,
     Chain,
     Lerp,
     Pull,
@@ -319,3 +320,13 @@ def test_sites_that_cannot_be() -> None:
         Site(-1)
     ordered = [Site(0, "attn_z"), Site(0, "resid_pre"), Site(1)]
     assert sorted([ordered[2], ordered[0], ordered[1]]) == ordered
+
+
+def test_tokens_beyond_the_norm_limit_stay() -> None:
+    norms = np.linalg.norm(X, axis=-1)
+    limit_b = np.median(norms, axis=1).astype(np.float32)
+    got = call(Below(Add(jnp.ones(X.shape[-1]), 2.0), jnp.asarray(limit_b)), X)
+    below = norms <= limit_b[:, None]
+    assert below.any()
+    assert not below.all()
+    np.testing.assert_allclose(got, X + 2.0 * below[..., None], rtol=1e-6)

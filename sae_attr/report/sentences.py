@@ -230,6 +230,32 @@ def overlap_sentence(convergence: Convergence) -> str:
     )
 
 
+# ---- roles ---------------------------------------------------------------------------
+
+
+def role_sentence(user_only: Mapping[str, Any]) -> str:
+    """Returns what remains of a method's top where only the user's tokens count.
+
+    Args:
+      user_only: {method, top, stay, dictionary, rows} with each row's rank, latent and
+        rank_user_only, or {skipped}.
+    """
+    if "skipped" in user_only:
+        return (
+            "What remains if only the user's tokens count is not known: "
+            f"{user_only['skipped']}."
+        )
+    top, stay = user_only["top"], user_only["stay"]
+    by_chance = top * top / user_only["dictionary"]
+    first = user_only["rows"][0]
+    return (
+        f"If only the user's tokens count, {stay} of the top {top} of "
+        f"{method_name(user_only['method'])} stay ({by_chance:.1f} by chance), and its "
+        f"first latent, {first['latent']}, comes to rank {first['rank_user_only']:,} of "
+        f"{user_only['dictionary']:,}."
+    )
+
+
 # ---- warnings ------------------------------------------------------------------------
 
 

@@ -80,6 +80,40 @@ def clamp(rows: SteeredCoordinates) -> Edit:
     return Pull(dec_bmd, (rows.sae, latents_bm, rows.strengths_bm), _code_gap)
 
 
+def set_activations(
+    sae: SAE,
+    latents_k: Any,
+    values_k: Any,
+    *,
+    unedited: int = 0,
+) -> Edit:
+    """Returns the edit that sets one latent activation a row to a value, its part of
+    the decoder's output in the units of `code_rows`; what the SAE does not explain
+    stays.
+
+    Args:
+      sae: of these latents at least; the whole of a gate that compares latents.
+      latents_k: one latent of it a row.
+      values_k: activation times the SAE's scale of the token.
+      unedited: rows before these in which nothing changes.
+
+    Raises:
+      ValueError: as `clamp`.
+    """
+    _check_clamp(sae)
+
+    def gap(state: tuple[jax.Array, jax.Array], x_btd: jax.Array) -> jax.Array:
+        latents_b1, value_b1 = state
+        codes_bt1 = row_codes(sae, x_btd, latents_b1) * code_scale(sae, x_btd)
+        return value_b1[:, None] - codes_bt1
+
+    latents_k = jnp.asarray(latents_k, jnp.int32)
+    push_kd = jnp.pad(code_rows(sae)[latents_k], ((unedited, 0), (0, 0)))
+    latents_k = jnp.pad(latents_k, (unedited, 0))
+    values_k = jnp.pad(jnp.asarray(values_k, jnp.float32), (unedited, 0))
+    return Pull(push_kd[:, None], (latents_k[:, None], values_k[:, None]), gap)
+
+
 @dataclass(frozen=True)
 class Intervention:
     """One way to steer: a line of `INTERVENTIONS`.

@@ -26,6 +26,7 @@ from sae_attr.report.sentences import (
 from sae_attr.store import Result
 from sae_attr.study.case_results import CaseResults
 from sae_attr.study.settings import DIRECTIONS
+from sae_attr.study.stages.ablated_rates import NAME as ABLATED_RATES
 
 ONE_SIDED = 0.05  # difference in shares of unread replies from which a reader is warned
 MANY_MISSING = 0.2  # share of answers from which a reader is warned
@@ -112,8 +113,26 @@ def case_facts(results: CaseResults) -> dict[str, Any]:
             "gradient_against"
         ],
         **_answer_facts(results),
+        **_ablation_facts(results),
         "SAE": summary["sae_check"].get("verdict", "not tested"),
         **_ranking_facts(summary),
+    }
+
+
+def _ablation_facts(results: CaseResults) -> dict[str, str]:
+    """Returns how single latents were ablated, or why they were not."""
+    ablated = results.of.get(ABLATED_RATES)
+    if ablated is None:
+        return {}
+    name = "exact ablation of single latents"
+    if "skipped" in ablated.meta:
+        return {name: f"left out: {ablated.meta['skipped']}"}
+    study = results.case.study
+    return {
+        name: (
+            f"{study.ablate_by} set to its mean over ordinary text, {study.steer_tokens} "
+            "tokens"
+        )
     }
 
 

@@ -16,6 +16,7 @@ from sae_attr.attribution.score_registry import key_of
 from sae_attr.report.method_style import RANDOM
 from sae_attr.study.case_results import CaseResults
 from sae_attr.study.selection import OTHERS, preset_of
+from sae_attr.study.stages.ablated_rates import NAME as ABLATED_RATES
 
 NAN = float("nan")
 
@@ -96,8 +97,14 @@ def _measured_effects(results: CaseResults) -> dict[str, dict[int, float]]:
     measured.
     """
     latents = results.selection.latents_u.tolist()
-    steering_u = np.asarray(results.of["effects"].arrays["away.change_u"]).tolist()
-    return {"steering": dict(zip(latents, steering_u, strict=True))}
+    changes = {"steering": results.of["effects"].arrays["away.change_u"]}
+    ablated = results.of.get(ABLATED_RATES)
+    if ablated is not None and "change_u" in ablated.arrays:
+        changes["ablation"] = ablated.arrays["change_u"]
+    effects = {}
+    for name, change_u in changes.items():
+        effects[name] = dict(zip(latents, np.asarray(change_u).tolist(), strict=True))
+    return effects
 
 
 def _corner_counts(

@@ -68,6 +68,13 @@ def begins(ids: Ids, beginning: Ids) -> bool:
     return ids[: len(beginning)] == beginning
 
 
+def has_texts(case: Case, prompt: Prompt) -> bool:
+    """Returns True if a prompt can be measured: it has texts on both sides, its own or
+    the case's.
+    """
+    return bool(_texts(case, prompt, "present") and _texts(case, prompt, "absent"))
+
+
 def _texts(case: Case, prompt: Prompt, side: str) -> tuple[str, ...]:
     return getattr(prompt, side) or getattr(case.settings.continuations, side)
 

@@ -13,6 +13,7 @@ from sae_attr.study.case import Case
 from sae_attr.study.coherence_fallback import measures_coherence
 from sae_attr.study.continuation_texts import prompt_texts
 from sae_attr.study.settings import DIRECTIONS
+from sae_attr.study.stages import ablated_rates
 
 # Header of a table -> field of `StageCost`.
 _COLUMNS = {
@@ -91,6 +92,10 @@ def case_costs(case: Case, reading: Reading = NOTHING_READ) -> list[StageCost]:
         tried = 1 + sides * len(study.grid)
         costs.append(_strengths_cost(case, reading, direction, tried))
         costs += _effects_costs(case, reading, direction, 1 + sides)
+    if study.ablate_by != "none" and not ablated_rates.left_out(case):
+        latents = study.top * len(study.methods) + study.random
+        stage = f"{case.name}.{ablated_rates.NAME}"
+        costs.append(_exact(case, reading, stage, "effects", 1 + latents))
     return costs
 
 

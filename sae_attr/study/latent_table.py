@@ -14,8 +14,10 @@ from sae_attr.report.page import Column, Comparison, Completion, SteeredLatent, 
 from sae_attr.store import Result
 from sae_attr.study.case_results import CaseResults
 from sae_attr.study.cause_and_lever import plane_columns
+from sae_attr.study.role_numbers import role_columns
 from sae_attr.study.selection import OTHERS, Selection
 from sae_attr.study.settings import DIRECTIONS
+from sae_attr.study.stages.ablated_rates import NAME as ABLATED_RATES
 from sae_attr.text.pairing import Answer
 from sae_attr.text.pairs import Prompt
 
@@ -39,6 +41,11 @@ _AFTER = (
     Column("toward", "toward", "points", "change of the behaviour's rate when steering along it"),
     Column("toward_strength", "c toward", "number", "strength in units of the mean norm; 0: none was coherent enough", 2),
     Column("toward_q", "q toward", "number", "FDR over the latents of no change at all (sign flips over prompts)", 2),
+    Column("ablated", "ablated", "points", "exact change of the behaviour's rate when the latent alone is set to its mean"),
+    Column("ablated_q", "q ablated", "number", "FDR over the latents of no change at all (sign flips over prompts)", 2),
+    Column("main_role", "role", "text", "of the tokens that the largest part of Δ comes from"),
+    Column("main_share", "of Δ's parts", "percent", "that part's share of the sizes of all; below 0: against the latent", 0),
+    Column("rank_user_only", "rank by user", "integer", "its rank where only the user's tokens count"),
     Column("exact", "exact ΔL", "number", "exact mean ablation on the pairs, nats; of a few latents"),
     Column("outside", "outside", "flag", "outside the random band on the side that matters, in either direction"),
     Column("tokens", "nearest tokens", "tokens", "unembedding vectors of largest cosine"),
@@ -80,6 +87,7 @@ def _rows(results: CaseResults) -> Iterator[dict[str, Any]]:
     delta_n = scores[f"{preset['gating']}_{preset['tokens']}"]
     statistics = _statistics(attribution.meta["columns"])
     planes = plane_columns(results)
+    roles = role_columns(results)
     for place, latent in enumerate(map(int, selection.latents_u)):
         columns = statistics.get(latent, {})
         yield {
@@ -89,6 +97,8 @@ def _rows(results: CaseResults) -> Iterator[dict[str, Any]]:
             "se": _finite(columns.get("se")),
             **_scores_of(scores, preset["tokens"], latent),
             **planes[latent],
+            **roles[latent],
+            **_ablated(results, place),
             "fires_on_pairs": _finite(columns.get("fires_on_pairs")),
             "firing_rate": _finite(scores["firing_rate"][latent]),
             "exact": _finite(columns.get("exact")),
@@ -116,6 +126,17 @@ def _effects_of(effects: Result, place: int) -> dict[str, Any]:
         band = effects.meta["panels"][direction]["band"]
         row["outside"] |= outside(row[direction], band, direction)
     return row
+
+
+def _ablated(results: CaseResults, place: int) -> dict[str, Any]:
+    """Returns what the exact ablation of a latent did, where it was measured."""
+    ablated = results.of.get(ABLATED_RATES)
+    if ablated is None or "change_u" not in ablated.arrays:
+        return {}
+    return {
+        "ablated": _finite(ablated.arrays["change_u"][place]),
+        "ablated_q": _finite(ablated.arrays["q_zero_u"][place]),
+    }
 
 
 def outside(change: float | None, band: Sequence[float] | None, direction: str) -> bool:

@@ -57,6 +57,16 @@ def _steering_choices(case: Case) -> tuple[Choice, ...]:
         ),
         Choice("choice of strength", budget, "on prompts that nothing else uses"),
         _coherence_choice(case),
+        Choice(
+            "single latents are ablated by",
+            study.ablate_by,
+            "their projection or activation, set to its mean; none",
+        ),
+        Choice(
+            "corners of the plane",
+            [study.plane.cause, study.plane.lever],
+            "least cause and lever, in standard deviations over the dictionary",
+        ),
         Choice("sign of steering", "fixed: − away, + toward", signs),
         Choice(
             "random latents",

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sae_attr.attribution.roles import COUNTED_ROLES
 from sae_attr.comparison_records import Convergence, MethodCount, MethodDifference
 from sae_attr.report.figures import (
     ablation_figure,
     effects_figure,
     plane_figure,
     render,
+    roles_figure,
 )
 from sae_attr.report.page import (
     CaseReport,
@@ -38,24 +40,17 @@ from sae_attr.study.case_results import CaseResults
 from sae_attr.study.case_stage import plain
 from sae_attr.study.cause_and_lever import plane_numbers
 from sae_attr.study.columns import written
+from sae_attr.study.figure_numbers import ablated_numbers, effect_numbers
 from sae_attr.study.latent_table import latent_table, steered_latents
 from sae_attr.study.open_choices import choices
-from sae_attr.study.settings import DIRECTIONS
+from sae_attr.study.role_numbers import role_numbers
+from sae_attr.study.stages.ablated_rates import NAME as ABLATED_RATES
+from sae_attr.text.rows import ROLES
 
 Files = dict[str, bytes | str]
 """Path in the workdir -> contents."""
 
 _COSTS = ("samples", "tokens", "graded", "resampled", "exact rows")
-# What a strip of the effects figure shows of its method's count, by the names there: the
-# mean with its interval, and the latents outside the band beside what chance puts there.
-_COUNTS_IN_STRIPS = {
-    "mean": "mean",
-    "mean_low": "low",
-    "mean_high": "high",
-    "outside": "outside",
-    "expected": "expected",
-    "q": "q",
-}
 _EFFECTS_IN_RESULT = (
     "counts",
     "differences",
@@ -131,8 +126,14 @@ def figures(results: CaseResults) -> Files:
     if results.of["effects"].meta["signed_panels"]:
         numbers = effect_numbers(results, signed=True)
         drawings["effects_gradient_signed"] = (effects_figure(numbers), numbers)
+    ablated = ablated_numbers(results)
+    if ablated is not None:
+        drawings["effects_of_ablation"] = (effects_figure(ablated), ablated)
     numbers = plane_numbers(results)
     drawings["plane"] = (plane_figure(numbers), numbers)
+    if "roles" in results.of:
+        numbers = role_numbers(results)
+        drawings["roles"] = (roles_figure(numbers), numbers)
     ablation = results.of["attribute"].meta["ablation"]
     if ablation is not None:
         drawings["attribution_vs_ablation"] = (ablation_figure(ablation), ablation)
@@ -142,29 +143,6 @@ def figures(results: CaseResults) -> Files:
         for suffix, data in render(figure, numbers).items():
             files[f"figures/{name}.{title}.{suffix}"] = data
     return files
-
-
-def effect_numbers(results: CaseResults, *, signed: bool = False) -> dict[str, Any]:
-    """Returns the numbers of `figures.effects_figure`."""
-    meta = results.of["effects"].meta
-    kind = "signed_" if signed else ""
-    counts = {}
-    for count in meta[f"{kind}counts"]:
-        counts[count["direction"], count["method"]] = count
-    panels = []
-    for direction in DIRECTIONS:
-        panel = meta[f"{kind}panels"][direction]
-        strips = []
-        for strip in panel["strips"]:
-            count = counts[direction, strip["method"]]
-            of_method = {name: count[key] for name, key in _COUNTS_IN_STRIPS.items()}
-            strips.append({**strip, **of_method})
-        panels.append({**panel, "strips": strips})
-    return {
-        "behaviour": results.case.settings.behaviour,
-        "signed": signed,
-        "panels": panels,
-    }
 
 
 # ---- page ----------------------------------------------------------------------------
@@ -270,10 +248,23 @@ def _case_report(results: CaseResults) -> CaseReport:
         detectable=meta.get("detectable", {}),
         signed_effects=signed_effects,
         plane=plane_numbers(results),
+        ablated=ablated_numbers(results),
+        ablated_counts=_ablated_counts(results),
+        roles=role_numbers(results),
         ablation=results.of["attribute"].meta["ablation"],
         steered=tuple(steered_latents(results)),
         warnings=tuple(case_warnings(results)),
     )
+
+
+def _ablated_counts(results: CaseResults) -> tuple[MethodCount, ...]:
+    """Returns the counts of latents whose exact ablation lowers the rate beyond the
+    range of random ones; none where it was not measured.
+    """
+    result = results.of.get(ABLATED_RATES)
+    if result is None:
+        return ()
+    return tuple(MethodCount(**row) for row in result.meta.get("counts", ()))
 
 
 # ---- files ---------------------------------------------------------------------------
@@ -285,6 +276,8 @@ def _tables(results: CaseResults, table: Table) -> Files:
     """
     name = results.case.settings.name
     keys = [column.key for column in table.columns]
+    # Eight columns that a page has no room for: there they are a figure.
+    keys += [f"from_{ROLES[role]}" for role in COUNTED_ROLES]
     columns = {key: [row.get(key) for row in table.rows] for key in keys}
     files: Files = {f"{name}/latents.csv": csv_text(written(columns))}
     for preset, candidates in results.of["attribute"].meta["columns"].items():
@@ -312,6 +305,8 @@ def _summary(
             "judge": dict(results.case.judge.identity),
             "attribution": _without(summary, "timings"),
             **_fields_of(effects, _EFFECTS_IN_RESULT),
+            "ablated": [dataclasses.asdict(count) for count in report.ablated_counts],
+            "roles": report.roles,
             "selection": _without(selection, "seconds"),
             "warnings": list(report.warnings),
         }

@@ -21,6 +21,7 @@ DIRECTIONS: tuple[Direction, ...] = ("away", "toward")
 MEASURED_BY = ("samples", "exact")
 PAIRS_BY = ("samples", "continuations")
 COHERENCE_BY = ("auto", "judge", "logp")
+ABLATE_BY = ("projection", "activation", "none")
 
 
 def method_names() -> tuple[str, ...]:
@@ -199,6 +200,9 @@ class StudySettings:
       strength_prompts, effect_prompts: at most so many prompts of either split.
       gradient_signed: also steer each latent by the sign of its own gradient, random
         ones too, as a strip of its own.
+      ablate_by: how single latents are ablated, where exact rates are known: their
+        `projection` or their `activation` is set to its mean over ordinary text, at
+        the tokens that are steered; `none`: not at all.
       plane: where the corners of the plane of cause and lever begin.
       resamples: of bootstrap and permutation tests.
       passages, passage_tokens: top passages per latent, and how much corpus is
@@ -229,6 +233,7 @@ class StudySettings:
     strength_prompts: int = 20
     effect_prompts: int = 44
     gradient_signed: bool = True
+    ablate_by: str = "projection"
     plane: PlaneSettings = PlaneSettings()
     resamples: int = 2000
     passages: int = 4
@@ -258,6 +263,7 @@ class StudySettings:
             ("pairs_by", PAIRS_BY),
             ("strengths_by", MEASURED_BY),
             ("effects_by", MEASURED_BY),
+            ("ablate_by", ABLATE_BY),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(

@@ -12,6 +12,7 @@ from sae_attr.study.case import Case
 from sae_attr.study.case_stage import CaseStage, StageInputs
 from sae_attr.study.settings import DIRECTIONS, StudySettings
 from sae_attr.study.stages import (
+    ablated_rates,
     effects,
     grade,
     interpret,
@@ -38,6 +39,7 @@ STEERING = [
     judge.STAGE,
     rates.STAGE,
     effects.STAGE,
+    ablated_rates.STAGE,
     roles.STAGE,
     interpret.STAGE,
 ]

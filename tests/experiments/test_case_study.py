@@ -50,6 +50,7 @@ from sae_attr.study.attribution_stages import CORPUS_STAGES, PAIR_STAGES
 from sae_attr.study.case_stage import CaseStage, StageInputs
 from sae_attr.study.columns import schema as latent_schema
 from sae_attr.study.stages import convergence, rates
+from sae_attr.text.rows import ROLES
 from tests._compile import quick_compile
 from tests._processes import limited
 from tests.experiments import _demo
@@ -162,6 +163,37 @@ def test_the_page_says_who_chose_a_latent_as_figures_do(studied: Path) -> None:
     assert any("Δ-attribution" in names for names in chosen)
     assert all(chosen)
     assert "delta_attribution:" not in page
+
+
+def test_every_latent_has_a_corner_and_the_roles_that_its_cause_comes_from(
+    studied: Path,
+) -> None:
+    table = latents(studied, "rude")
+    corners = {row["corner"] for row in table.values()}
+    assert table[PLANTED]["corner"] == "acted and steers"
+    assert "neither" in corners
+    for row in table.values():
+        parts = [float(v) for name, v in row.items() if name.startswith("from_")]
+        assert sum(parts) == pytest.approx(float(row["delta"]), rel=1e-3, abs=1e-6)
+        assert row["main_role"] in ROLES
+    result = json.loads((studied / "result.json").read_text())["cases"]["rude"]
+    only = result["roles"]["user_only"]
+    assert only["rows"][0]["latent"] == PLANTED
+    assert 0 <= only["stay"] <= only["top"]
+    page = (studied / "report.html").read_text(encoding="utf-8")
+    assert "If only the user&#39;s tokens count" in page
+    assert (studied / "figures/rude.roles.svg").exists()
+
+
+def test_without_exact_rates_nothing_is_ablated_and_the_page_says_why(
+    studied: Path,
+) -> None:
+    facts = json.loads((studied / "result.json").read_text())["cases"]["rude"]["facts"]
+    why = facts["exact ablation of single latents"]
+    assert why.startswith("left out: ")
+    assert "have no texts" in why
+    assert next(iter(latents(studied, "rude").values()))["ablated"] == "nan"
+    assert not (studied / "figures/rude.effects_of_ablation.svg").exists()
 
 
 def test_files_are_summed_up_by_folder() -> None:

@@ -222,6 +222,14 @@ def test_a_study_finds_the_planted_latent_without_sampling_or_a_judge(
     assert not {"judge", "missing answers", "rate in sampled answers"} & set(facts)
     assert result["cost"].pop("exact rows") > 400
     assert not any(result["cost"].values())
+    # Without the latent the model is less rude; none of the others did as much.
+    ablated = [float(row["ablated"]) for row in table]
+    assert min(ablated) == ablated[0] < -0.05
+    assert 0 < float(table[0]["ablated_q"]) <= 1
+    assert result["cases"]["rude"]["ablated"][0]["method"] == "delta_attribution"
+    assert (exact_studied / "figures/rude.effects_of_ablation.svg").exists()
+    plane = json.loads((exact_studied / "figures/rude.plane.json").read_text())
+    assert plane["effects"] == ["steering", "ablation"]
     page = (exact_studied / "report.html").read_text()
     assert "no completions were sampled" in page
     stages = states(exact_config(miniature), exact_studied, capsys)

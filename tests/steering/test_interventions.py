@@ -1,5 +1,6 @@
 """The modes of steering against their formulas, one edit at a time."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,8 +10,8 @@ import pytest
 
 from sae_attr.hooks import Edit, SetProjection, Within
 from sae_attr.sae.config import SAEConfig
-from sae_attr.sae.model import SAE
-from sae_attr.steering.interventions import intervention
+from sae_attr.sae.model import SAE, encode
+from sae_attr.steering.interventions import intervention, set_activations
 
 B, T, D, N = 3, 4, 5, 7
 RNG = np.random.default_rng(0)
@@ -74,6 +75,20 @@ def test_clamping_keeps_what_the_autoencoder_does_not_explain(
     error = X - codes @ dec
     codes[..., LATENT] = np.broadcast_to(value, (B,))[:, None]
     np.testing.assert_allclose(got, codes @ dec + error, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("gate", ["relu", "topk"])
+def test_one_activation_a_row_is_set_and_rows_before_stay(gate: str) -> None:
+    sae = relu_sae(draw((D, N)), draw((N, D)))
+    sae = sae.replace(cfg=replace(sae.cfg, gate=gate, k=3 if gate == "topk" else None))
+    latents, values = (5, 2), np.array([0.7, 1.9], np.float32)
+    got = np.asarray(call(set_activations(sae, latents, values, unedited=1), X))
+    np.testing.assert_array_equal(got[0], X[0])
+    codes = np.asarray(encode(sae, jnp.asarray(X)))
+    for row, (latent, value) in enumerate(zip(latents, values, strict=True), start=1):
+        gap = value - codes[row, :, latent, None]
+        want = X[row] + gap * np.asarray(sae.dec_nm)[latent]
+        np.testing.assert_allclose(got[row], want, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_changes_outside_the_range() -> None:

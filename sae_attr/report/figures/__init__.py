@@ -4,6 +4,7 @@ from sae_attr.report.figures.ablation import ablation_figure
 from sae_attr.report.figures.effects import effects_figure
 from sae_attr.report.figures.output import render
 from sae_attr.report.figures.plane import plane_figure
+from sae_attr.report.figures.roles import roles_figure
 from sae_attr.report.figures.training import loss_figure, sae_training_figure
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "loss_figure",
     "plane_figure",
     "render",
+    "roles_figure",
     "sae_training_figure",
 ]

@@ -56,7 +56,8 @@ def effects_figure(numbers: Mapping[str, Any]) -> Figure:
 
     Args:
       numbers: `behaviour`: what is counted, in words; `signed`: true where each latent
-        was steered by the sign of its own gradient, random ones too (may be absent);
+        was steered by the sign of its own gradient, random ones too; `ablated`: true
+        where each latent was set to its mean instead (either may be absent);
         `panels`: one per direction, away first, each {direction (away | toward), model
         (the steered one's name), base_rate, band ([low, high] or None), prompts,
         samples, strips}; a strip is {method, latents, change, low, high}, lists of

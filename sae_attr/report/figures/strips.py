@@ -107,9 +107,13 @@ def heading(numbers: Mapping[str, Any], panel: Mapping[str, Any]) -> tuple[str, 
     """Returns a panel's title lines: the model and direction, and the base rate."""
     model = one_line(panel["model"], _LONGEST)
     behaviour = one_line(numbers["behaviour"], _LONGEST)
+    ablated = bool(numbers.get("ablated"))
     lines = [f"Steering {panel['direction']}: {model}"]
+    if ablated:
+        lines = [f"Each latent alone set to its mean: {model}"]
     if numbers.get("signed"):
         lines.append("each latent steered by the sign of its own gradient")
     rate = points(panel["base_rate"])
-    lines.append(f"{behaviour} without steering: {rate:.1f} %")
+    nothing = "without ablation" if ablated else "without steering"
+    lines.append(f"{behaviour} {nothing}: {rate:.1f} %")
     return tuple(lines)

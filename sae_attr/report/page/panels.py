@@ -17,11 +17,13 @@ from sae_attr.report.figures.ablation import (
 )
 from sae_attr.report.figures.effects import effect_marks, effects_figure
 from sae_attr.report.figures.plane import plane_figure, plane_marks
+from sae_attr.report.figures.roles import role_marks, roles_figure
 from sae_attr.report.figures.sampled import sampled_figure, sampled_marks
 from sae_attr.report.figures.specificity import (
     specificity_figure,
     specificity_marks,
 )
+from sae_attr.report.method_style import method_name
 from sae_attr.report.page.probe_records import Specificity
 from sae_attr.report.page.svg import inline_svg
 
@@ -44,9 +46,16 @@ def effect_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
       case: id of the case study.
     """
     name = "signed" if numbers.get("signed") else "effects"
+    if numbers.get("ablated"):
+        name = "ablated"
     for panel in numbers["panels"]:
         direction = panel["direction"]
         alone = {**numbers, "panels": [panel]}
+        done = (
+            "each latent set to its mean"
+            if name == "ablated"
+            else f"steering {direction}"
+        )
         svg = inline_svg(
             effects_figure(alone),
             effect_marks(alone),
@@ -54,7 +63,7 @@ def effect_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
             name=f"{case}-{name}-{direction}",
             alt=(
                 "A point per latent and a strip per method: change in the rate of "
-                f"{numbers['behaviour']}, steering {direction}, in percentage points."
+                f"{numbers['behaviour']}, {done}, in percentage points."
             ),
         )
         many = len(panel["strips"]) >= _MANY
@@ -103,6 +112,28 @@ def plane_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
             ),
         )
         yield Panel(svg, "plane")
+
+
+def role_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
+    """Yields a panel per method.
+
+    Args:
+      numbers: of `roles_figure`.
+      case: id of the case study.
+    """
+    for at, method in enumerate(numbers["methods"]):
+        alone = {**numbers, "methods": [method]}
+        svg = inline_svg(
+            roles_figure(alone),
+            role_marks(alone),
+            case=case,
+            name=f"{case}-roles-{at}",
+            alt=(
+                "A bar per latent: the parts of its Δ that come from tokens of each "
+                f"role, of {method_name(method['method'])}."
+            ),
+        )
+        yield Panel(svg, "roles")
 
 
 def specificity_panels(specificity: Specificity, case: str) -> Iterator[Panel]:

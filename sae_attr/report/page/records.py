@@ -144,6 +144,10 @@ class CaseReport:
         (80 % power, 5 % level).
       signed_effects: as `effects`, for steering by the sign of the gradient, or None.
       plane: numbers of `figures.plane_figure`, or None.
+      ablated: as `effects`, for the exact ablation of single latents, or None;
+        ablated_counts: its counts.
+      roles: numbers of `figures.roles_figure`, with `user_only`: {method, top, stay,
+        dictionary, rows} or {skipped}; or None.
       unsteered, specificity, sampled: of studies by exact probabilities, else None.
       ablation: numbers of `figures.ablation_figure`, or None.
       steered: latents with completions to read, in the order to show.
@@ -163,6 +167,9 @@ class CaseReport:
     detectable: Mapping[str, float] = field(default_factory=dict)
     signed_effects: Mapping[str, Any] | None = None
     plane: Mapping[str, Any] | None = None
+    ablated: Mapping[str, Any] | None = None
+    ablated_counts: tuple[MethodCount, ...] = ()
+    roles: Mapping[str, Any] | None = None
     unsteered: UnsteeredRates | None = None
     specificity: Specificity | None = None
     sampled: SampledCheck | None = None

@@ -21,12 +21,17 @@ from sae_attr.report.page.panels import (
     ablation_panels,
     effect_panels,
     plane_panels,
+    role_panels,
     sampled_panels,
     specificity_panels,
 )
 from sae_attr.report.page.records import CaseReport, PageContents
 from sae_attr.report.safe_text import shortened, visible
-from sae_attr.report.sentences import case_sentences, difference_sentence
+from sae_attr.report.sentences import (
+    case_sentences,
+    difference_sentence,
+    role_sentence,
+)
 from sae_attr.report.specificity_sentences import set_name
 
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -84,6 +89,8 @@ def _environment() -> Environment:
         "effect_panels": effect_panels,
         "method_name": method_name,
         "plane_panels": plane_panels,
+        "role_panels": role_panels,
+        "role_sentence": role_sentence,
         "sampled_panels": sampled_panels,
         "set_name": set_name,
         "specificity_panels": specificity_panels,

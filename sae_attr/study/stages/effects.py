@@ -56,16 +56,16 @@ class DirectionEffects:
     Args:
       study: which latents were steered, and who chose them.
       effects: of the latents.
-      strength_u: signed strength of every latent.
       base_rate: of the behaviour without steering.
       prompts: that were measured.
+      strength_u: signed strength of every latent, where it was steered.
     """
 
     study: SteeredDirection
     effects: LatentEffects
-    strength_u: np.ndarray
     base_rate: float
     prompts: int
+    strength_u: np.ndarray | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns every statistic `[u]` over the selection's latents, by name."""
@@ -75,7 +75,8 @@ class DirectionEffects:
         p_u = beyond_random_p(self.study)
         out["p_random_u"] = p_u
         out["q_random_u"] = false_discovery(p_u)
-        out["strength_u"] = self.strength_u
+        if self.strength_u is not None:
+            out["strength_u"] = self.strength_u
         return out
 
     def panel(self, settings: EffectSettings) -> dict[str, Any]:
@@ -164,30 +165,71 @@ def direction_effects(
     latents = selection.latents_u.tolist()
     conditions = [strengths.condition(sides[latent]) for latent in latents]
     behaviour, coherence = measured.behaviour, measured.coherence
-    behaviour_ups = np.stack([behaviour[condition] for condition in conditions])
-    coherent_ups = np.stack([coherence[condition] for condition in conditions])
+    changes = MeasuredChanges(
+        measured.prompts,
+        np.stack([behaviour[condition] for condition in conditions]),
+        behaviour[UNSTEERED],
+        np.stack([coherence[condition] for condition in conditions]),
+        coherence[UNSTEERED],
+    )
+    strength_u = np.array([condition.strength for condition in conditions])
+    return compared_effects(case, selection, direction, changes, settings, strength_u)
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredChanges:
+    """Behaviour and coherence with every latent of a selection changed, and without.
+
+    Args:
+      prompts: ids.
+      behaviour_ups, coherent_ups: latents, prompts, samples.
+      base_ps, base_coherent_ps: with nothing changed.
+    """
+
+    prompts: tuple[str, ...]
+    behaviour_ups: np.ndarray
+    base_ps: np.ndarray
+    coherent_ups: np.ndarray
+    base_coherent_ps: np.ndarray
+
+
+def compared_effects(
+    case: Case,
+    selection: Selection,
+    direction: Direction,
+    changes: MeasuredChanges,
+    settings: EffectSettings,
+    strength_u: np.ndarray | None = None,
+) -> DirectionEffects:
+    """Returns the effects of what was measured, with the methods that selected the
+    latents.
+
+    Args:
+      direction: whose side matters.
+      strength_u: of steering, if that was done.
+    """
     # Without what other studies selected: it was steered for convergence, and is no
     # ranking of this study.
     methods = {}
     for name, of_method in selection.compared().items():
         methods[name] = of_method.tolist()
-    group_p = case.prompt_groups(measured.prompts, "effects")
+    group_p = case.prompt_groups(changes.prompts, "effects")
     pairs = paired(
-        behaviour_ups, behaviour[UNSTEERED], settings=settings, group_p=group_p
+        changes.behaviour_ups, changes.base_ps, settings=settings, group_p=group_p
     )
     return DirectionEffects(
         SteeredDirection(direction, selection.latents_u, pairs, methods),
         latent_effects(
-            behaviour_ups,
-            behaviour[UNSTEERED],
-            coherent_ups,
-            coherence[UNSTEERED],
+            changes.behaviour_ups,
+            changes.base_ps,
+            changes.coherent_ups,
+            changes.base_coherent_ps,
             settings=settings,
             group_p=group_p,
         ),
-        np.array([condition.strength for condition in conditions]),
-        mean_of_known(behaviour[UNSTEERED]),
-        len(measured.prompts),
+        mean_of_known(changes.base_ps),
+        len(changes.prompts),
+        strength_u,
     )
 
 

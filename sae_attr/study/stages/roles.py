@@ -42,7 +42,11 @@ def split_by_role(inputs: StageInputs, progress: Progress) -> Computed:
     arrays: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(used):
         arrays[f"parts.{name}"] = role_parts(evidence, presets[name], few)
-    of_user, why = _user_only(evidence, presets[used[1]])
+    studied = preset_of(summary, study.methods[0])
+    if studied is None:
+        why = f"{study.methods[0]} is no sum over tokens"
+        return arrays, {"user_only_skipped": why}
+    of_user, why = _user_only(evidence, presets[studied])
     return arrays | of_user, {"user_only_skipped": why}
 
 

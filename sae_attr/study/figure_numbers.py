@@ -1,0 +1,65 @@
+"""Numbers of the figures with strips: steering in both directions, and exact ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sae_attr.study.case_results import CaseResults
+from sae_attr.study.settings import DIRECTIONS
+from sae_attr.study.stages.ablated_rates import NAME as ABLATED_RATES
+
+# What a strip shows of its method's count, by the names there: the mean with its
+# interval, and the latents outside the band beside what chance puts there.
+_COUNTS_IN_STRIPS = {
+    "mean": "mean",
+    "mean_low": "low",
+    "mean_high": "high",
+    "outside": "outside",
+    "expected": "expected",
+    "q": "q",
+}
+
+
+def effect_numbers(results: CaseResults, *, signed: bool = False) -> dict[str, Any]:
+    """Returns the numbers of `figures.effects_figure` for steering.
+
+    Args:
+      signed: by the sign of each latent's gradient.
+    """
+    meta = results.of["effects"].meta
+    kind = "signed_" if signed else ""
+    panels = []
+    for direction in DIRECTIONS:
+        panel = meta[f"{kind}panels"][direction]
+        panels.append(_with_counts(panel, meta[f"{kind}counts"]))
+    behaviour = results.case.settings.behaviour
+    return {"behaviour": behaviour, "signed": signed, "panels": panels}
+
+
+def ablated_numbers(results: CaseResults) -> dict[str, Any] | None:
+    """Returns the numbers of `figures.effects_figure` for the exact ablation of single
+    latents; None where it was not measured.
+    """
+    result = results.of.get(ABLATED_RATES)
+    if result is None or "skipped" in result.meta:
+        return None
+    panel = _with_counts(result.meta["panel"], result.meta["counts"])
+    behaviour = results.case.settings.behaviour
+    return {"behaviour": behaviour, "ablated": True, "panels": [panel]}
+
+
+def _with_counts(
+    panel: Mapping[str, Any], counts: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Returns a panel with the counts of its methods in their strips."""
+    of_methods = {}
+    for count in counts:
+        if count["direction"] == panel["direction"]:
+            of_methods[count["method"]] = count
+    strips = []
+    for strip in panel["strips"]:
+        count = of_methods[strip["method"]]
+        shown = {name: count[key] for name, key in _COUNTS_IN_STRIPS.items()}
+        strips.append({**strip, **shown})
+    return {**panel, "strips": strips}
