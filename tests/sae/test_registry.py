@@ -284,7 +284,12 @@ def test_a_path_stays_a_path(path: str) -> None:
 def test_an_sae_of_another_model_is_refused() -> None:
     named = named_sae(GEMMA)
     assert named is not None
-    check_model(named, "mine", layers=18, width=640)
+    for lm in ("mine", "./mine/model", "copies/Gemma-3-270m-it@main"):
+        check_model(named, lm, layers=18, width=640)
+    with pytest.warns(
+        UserWarning, match=r"is an SAE of google/gemma-3-270m-it, and th"
+    ):
+        check_model(named, "google/gemma-3-270m", layers=18, width=640)
     for layers, width in ((18, 1152), (26, 640)):
         with pytest.raises(
             ValueError,

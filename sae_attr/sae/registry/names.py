@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,7 +138,8 @@ def _either(names: list[str]) -> str:
 
 
 def check_model(named: NamedSAE, lm: str, *, layers: int, width: int) -> None:
-    """Checks, before anything is downloaded, that a model can have been the SAE's.
+    """Checks, before anything is downloaded, that a model can have been the SAE's; warns
+    where a hub id names another model of the same shape.
 
     Args:
       named: the SAE.
@@ -151,6 +153,12 @@ def check_model(named: NamedSAE, lm: str, *, layers: int, width: int) -> None:
     model = named.release.model
     expected = model.width_at(named.site.point)
     if layers == model.layers and expected in (None, width):
+        if _names_another(lm, model.hub_id):
+            warnings.warn(
+                f"{named.name} is an SAE of {model.hub_id}, and the model is {lm}, of the "
+                "same shape; the SAE check measures how well it fits",
+                stacklevel=3,
+            )
         return
     raise ValueError(
         f"{named.name} is an SAE of {model.hub_id}, which has {model.layers} layers "
@@ -158,6 +166,13 @@ def check_model(named: NamedSAE, lm: str, *, layers: int, width: int) -> None:
         f"{layers} layers and {width} channels there. Take that model or a fine-tune "
         "of it, or an SAE of this one: experiments.list_saes --model shows them"
     )
+
+
+def _names_another(lm: str, hub_id: str) -> bool:
+    """Whether a hub id has another model name; the owner of a copy may be another one."""
+    is_hub_id = "/" in lm and not Path(lm).exists() and not lm.startswith((".", "/"))
+    name = lm.partition("@")[0].rpartition("/")[2]
+    return is_hub_id and name.lower() != hub_id.rpartition("/")[2].lower()
 
 
 def completed(named: NamedSAE, cfg: SAEConfig, *, stated_site: bool) -> SAEConfig:
