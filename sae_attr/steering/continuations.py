@@ -67,20 +67,8 @@ def run_unsteered(
 
     def one_prompt(parts: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         rest_t, length, rows_rc, row_length_r, *of_texts = parts
-        r = len(rows_rc)
-        before = jnp.concatenate([jnp.asarray(layout.shared_s), rest_t])
-        tokens = jnp.concatenate([jnp.tile(before, (r, 1)), rows_rc], axis=1)
-        pos = jnp.concatenate(
-            [jnp.arange(shared + width), length + jnp.arange(row_tokens)]
-        )
-        valid = jnp.concatenate(
-            [
-                jnp.broadcast_to(jnp.arange(shared + width) < length, (r, len(before))),
-                jnp.arange(row_tokens) < row_length_r[:, None],
-            ],
-            axis=1,
-        )
-        pos = jnp.broadcast_to(pos, tokens.shape)
+        before_t = jnp.concatenate([jnp.asarray(layout.shared_s), rest_t])
+        tokens, pos, valid = _whole_rows(before_t, length, rows_rc, row_length_r)
         out = forward(
             params, tokens, cfg=cfg, pos_bt=pos, valid_bt=valid, keep=(entry,)
         )
@@ -108,6 +96,22 @@ def run_unsteered(
 
     shared_psd, *others = jax.lax.map(one_prompt, _by_prompt(layout))
     return Unsteered(shared_psd[0], *others)
+
+
+def _whole_rows(
+    before_t: jax.Array, length: jax.Array, rows_rc: jax.Array, row_length_r: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns tokens, positions and validity of a padded prompt with each of its rows of
+    text, `[r, t + c]` each.
+    """
+    (r, c), t = rows_rc.shape, len(before_t)
+    tokens = jnp.concatenate([jnp.tile(before_t, (r, 1)), rows_rc], axis=1)
+    # A row goes on at the prompt's end, whatever padding lies between.
+    pos = jnp.concatenate([jnp.arange(t), length + jnp.arange(c)])
+    of_prompt = jnp.broadcast_to(jnp.arange(t) < length, (r, t))
+    of_row = jnp.arange(c) < row_length_r[:, None]
+    valid = jnp.concatenate([of_prompt, of_row], axis=1)
+    return tokens, jnp.broadcast_to(pos, tokens.shape), valid
 
 
 def _by_prompt(layout: ContinuationLayout) -> tuple[jax.Array, ...]:

@@ -22,6 +22,15 @@ MEASURED_BY = ("samples", "exact")
 PAIRS_BY = ("samples", "continuations")
 COHERENCE_BY = ("auto", "judge", "logp")
 ABLATE_BY = ("projection", "activation", "none")
+# Settings of a study that are one of some words.
+_WORDS = (
+    ("pairs_by", PAIRS_BY),
+    ("strengths_by", MEASURED_BY),
+    ("effects_by", MEASURED_BY),
+    ("coherence_by", COHERENCE_BY),
+    ("steer_tokens", TOKENS),
+    ("ablate_by", ABLATE_BY),
+)
 
 
 def method_names() -> tuple[str, ...]:
@@ -259,22 +268,12 @@ class StudySettings:
             raise ValueError(
                 "a study needs at least one case, and each of its methods once"
             )
-        for name, allowed in (
-            ("pairs_by", PAIRS_BY),
-            ("strengths_by", MEASURED_BY),
-            ("effects_by", MEASURED_BY),
-            ("ablate_by", ABLATE_BY),
-        ):
+        for name, allowed in _WORDS:
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"{name} {getattr(self, name)!r} is unknown; choose of "
                     f"{', '.join(allowed)}"
                 )
-        if self.coherence_by not in COHERENCE_BY:
-            raise ValueError(
-                f"coherence_by {self.coherence_by!r} is unknown; choose of "
-                f"{', '.join(COHERENCE_BY)}"
-            )
         if not 0 <= self.coherence_tail < 0.5:
             raise ValueError(
                 f"coherence_tail {self.coherence_tail} is a share of answers; give 0 "
@@ -288,11 +287,6 @@ class StudySettings:
         ):
             raise ValueError(
                 f"grid {self.grid} must be strengths above 0 in ascending order"
-            )
-        if self.steer_tokens not in TOKENS:
-            raise ValueError(
-                f"steer_tokens {self.steer_tokens!r} is unknown; choose of "
-                f"{', '.join(TOKENS)}"
             )
         at_least(
             self,
