@@ -176,7 +176,8 @@ class Case:
             "strengths": self.study.strength_prompts,
             "effects": self.study.effect_prompts,
         }
-        return self.split_prompts[split][: limits[split]]
+        limit = limits.get(split, self.study.probe_prompts)
+        return self.split_prompts[split][:limit]
 
     def prompts_by_id(self, split: str) -> dict[str, Prompt]:
         """Returns the prompts of a split by their ids."""

@@ -15,6 +15,7 @@ from sae_attr.store import Stage, run_stages
 from sae_attr.study.case import Case
 from sae_attr.study.coherence_fallback import measures_coherence, no_coherence
 from sae_attr.study.exact_rates import unsteered_state
+from sae_attr.study.prompts import SPLITS
 from sae_attr.study.settings import DIRECTIONS, StudySettings
 from sae_attr.study.stages import sae_check
 from sae_attr.text.rows import COMPLETION, is_special, scope_mask
@@ -60,7 +61,7 @@ def try_case(case: Case, stages: Sequence[Stage], *, judge: bool) -> None:
     name = f"{case.name}.{sae_check.NAME}"
     result = run_stages(store, stages, only=[name], agree=from_main)[name]
     sae_check.check_record(case.setup, result)
-    for split in case.split_prompts:
+    for split in SPLITS:
         if measured_by(case.study, split) != "samples":
             for direction in DIRECTIONS[: 1 if split == "pairs" else 2]:
                 unsteered_state(case, direction, case.prompts(split))
@@ -97,7 +98,8 @@ def measured_by(study: StudySettings, split: str) -> str:
         "strengths": study.strengths_by,
         "effects": study.effects_by,
     }
-    return by[split]
+    # Other splits are probes, of which effects are measured.
+    return by.get(split, study.effects_by)
 
 
 def _check_lengths(case: Case, split: str) -> None:

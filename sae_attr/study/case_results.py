@@ -11,6 +11,7 @@ from sae_attr.store import Result
 from sae_attr.study.case import Case
 from sae_attr.study.grading import GradedAnswers
 from sae_attr.study.selection import Selection
+from sae_attr.study.settings import DIRECTIONS
 from sae_attr.study.stages.steer import effect_sweep, strengths_of
 from sae_attr.study.sweep_conditions import side_of
 from sae_attr.text.pairing import Answer
@@ -27,6 +28,10 @@ class CaseResults:
     def selection(self) -> Selection:
         """Its latents."""
         return Selection.load(self.of["select"].arrays)
+
+    def has(self, stage: str) -> bool:
+        """Returns True if a stage that runs for either direction is done in both."""
+        return all(f"{stage}.{direction}" in self.of for direction in DIRECTIONS)
 
     def graded(self, direction: Direction) -> GradedAnswers:
         """Returns the graded answers of a direction."""

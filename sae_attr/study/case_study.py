@@ -29,11 +29,19 @@ from sae_attr.study.prompts import split_prompts
 from sae_attr.study.settings import CaseSettings, StudySettings
 from sae_attr.study.stage_choice import StageChoice
 from sae_attr.study.stage_order import shared_names, stage_names, study_stages
+from sae_attr.study.stages.sampled_check import has_judge
 from sae_attr.study.unread_replies import GRADED_SPLITS, graded_split, read_again
 from sae_attr.text.pairs import read_prompts
 
 # Stages that take long: what would end them is tried before.
-_EXPENSIVE = {"sample", "steer", "rates", *attribution_names(), *GRADED_SPLITS}
+_EXPENSIVE = {
+    "sample",
+    "steer",
+    "rates",
+    "specificity",
+    *attribution_names(),
+    *GRADED_SPLITS,
+}
 
 # Keys of a config beside `StudySettings`: what is studied, and how fast.
 NO_SETTINGS = ("organism", "mesh", "batch_size", "attribution")
@@ -87,7 +95,7 @@ class CaseStudy:
         """
         for case, missing in self._to_run(choice):
             if missing & _EXPENSIVE:
-                judge = bool(missing & _graded_kinds(case.study))
+                judge = bool(missing & _graded_kinds(case))
                 try_case(case, self.stages, judge=judge)
 
     def unread(self, choice: StageChoice) -> list[str]:
@@ -130,10 +138,12 @@ class CaseStudy:
             yield case, kinds
 
 
-def _graded_kinds(study: StudySettings) -> set[str]:
-    """Returns the kinds of stages of a study that ask the judge."""
+def _graded_kinds(case: Case) -> set[str]:
+    """Returns the kinds of stages of a case that ask the judge."""
+    if not has_judge(case):
+        return set()
     kinds = set(GRADED_SPLITS)
-    if study.strengths_by == "exact":
+    if case.study.strengths_by == "exact":
         kinds.remove("strengths")
     return kinds
 
@@ -200,7 +210,12 @@ def open_case(
                 "config.organism"
             )
         return organism_case(case, study, recipe, runtime)
-    prompts = split_prompts(read_prompts(case.prompts), case.shares, path=case.prompts)
+    prompts = split_prompts(
+        read_prompts(case.prompts),
+        case.shares,
+        path=case.prompts,
+        probes=case.probes,
+    )
     judge = open_judge(judge_spec(case), runtime.workdir / "judged", runtime.mesh)
     return Case(case, study, case, prompts, judge, runtime, exact_prompts)
 

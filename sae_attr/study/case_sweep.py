@@ -45,6 +45,7 @@ class CaseSweep:
       samples: completions of every condition and prompt.
       limits: coherence is measured against these answers of the unsteered model; None
         leaves it to the judge.
+      most_prompts: that are answered; None for all of the split.
     """
 
     case: Case
@@ -54,6 +55,7 @@ class CaseSweep:
     norm: float
     samples: int
     limits: CoherenceLimits | None = None
+    most_prompts: int | None = None
 
     @cached_property
     def plan(self) -> Plan:
@@ -61,7 +63,7 @@ class CaseSweep:
         prompts = tuple(prompt.id for prompt in self.case.prompts(self.split))
         return Plan(
             self.conditions,
-            prompts,
+            prompts[: self.most_prompts],
             self.samples,
             case=self.case.name,
             model="lm" if self.direction == "away" else "lm_aligned",
@@ -160,15 +162,7 @@ class CaseSweep:
         the order of the conditions.
         """
         case = self.case
-        vectors = _vectors(case, self.conditions)
-        width = case.setup.cfg.width(case.setup.site.point)
-        rows_kd = np.zeros((len(self.conditions), width), np.float32)
-        for k, condition in enumerate(self.conditions):
-            if condition.latent != NO_LATENT:
-                rows_kd[k] = vectors[condition.latent]
-        strengths = [condition.strength for condition in self.conditions]
-        # Rounded before it is multiplied by the unit, as in `steering.steer`.
-        strengths_k = self.norm * np.array(strengths).astype(np.float32)
+        rows_kd, strengths_k = steering_vectors(case, self.conditions, self.norm)
         return exact_rates(
             case,
             self.direction,
@@ -177,6 +171,26 @@ class CaseSweep:
             progress,
             name=name,
         )
+
+
+def steering_vectors(
+    case: Case, conditions: Sequence[Condition], norm: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what conditions add: unit rows `[k, d]`, zeros where nothing is steered,
+    and strengths `[k]`, in units of the activation.
+
+    Args:
+      norm: the unit of the conditions' strengths.
+    """
+    vectors = _vectors(case, conditions)
+    width = case.setup.cfg.width(case.setup.site.point)
+    rows_kd = np.zeros((len(conditions), width), np.float32)
+    for k, condition in enumerate(conditions):
+        if condition.latent != NO_LATENT:
+            rows_kd[k] = vectors[condition.latent]
+    strengths = [condition.strength for condition in conditions]
+    # Rounded before it is multiplied by the unit, as in `steering.steer`.
+    return rows_kd, norm * np.array(strengths).astype(np.float32)
 
 
 def _vectors(case: Case, conditions: Sequence[Condition]) -> dict[int, np.ndarray]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.hooks import Edit
@@ -19,7 +20,7 @@ from sae_attr.organism.exact import (
     exact_rates,
     prompt_paths,
 )
-from sae_attr.organism.prompts import prompts
+from sae_attr.organism.prompts import WorldPrompt, prompts
 from sae_attr.organism.recipe import Recipe
 from sae_attr.organism.world import World
 from sae_attr.steering.interventions import scoped
@@ -53,6 +54,8 @@ def organism_case(
         for prompt in prompts(built.world, behaviour, split):
             of_split.append(Prompt(prompt.id, prompt.text))
         split_prompts[split] = tuple(of_split)
+    for probe in settings.probes:
+        split_prompts[probe] = _other_behaviour(built.world, behaviour, probe)
     parts = (studied, "chat", "sae", "corpus")
     judge = {"kind": "organism", "behaviour": behaviour, "world": recipe.seed}
     return Case(
@@ -72,31 +75,61 @@ def organism_case(
     )
 
 
+def _other_behaviour(world: World, behaviour: str, probe: str) -> tuple[Prompt, ...]:
+    """Returns the prompts for effects of the behaviour that a case does not study: what
+    the same latents change there is another behaviour's rate.
+    """
+    others = [name for name in STUDIED if name != behaviour]
+    if probe not in others:
+        raise ValueError(
+            f"the organism's study of {behaviour} has no probe {probe!r}; its probes "
+            f"are the other behaviours: {', '.join(others)}"
+        )
+    return tuple(
+        Prompt(prompt.id, prompt.text)
+        for prompt in prompts(world, probe, "effects")
+        if prompt.kind == DECIDES[probe]
+    )
+
+
 def exact_on_grammar(world: World, behaviour: str) -> OpenExact:
-    """Returns what opens exact rates on the prompts that decide the behaviour."""
-    by_id = {}
-    for split in SPLITS:
-        for prompt in prompts(world, behaviour, split):
-            by_id[prompt.id] = prompt
+    """Returns what opens exact rates on the prompts that decide a behaviour: the
+    studied one, or of its own prompts another.
+    """
+    names = [behaviour, *(name for name in STUDIED if name != behaviour)]
+    of_behaviour: dict[str, dict[str, WorldPrompt]] = {}
+    for name in names:
+        of_behaviour[name] = {}
+        for split in SPLITS:
+            for prompt in prompts(world, name, split):
+                if prompt.kind == DECIDES[name]:
+                    of_behaviour[name][prompt.id] = prompt
 
     def exact(case: Case, of_split: Sequence[Prompt]) -> GrammarRates:
-        deciding = []
-        for prompt in of_split:
-            if by_id[prompt.id].kind == DECIDES[behaviour]:
-                deciding.append(by_id[prompt.id])
-        ids = tuple(prompt.id for prompt in deciding)
-        return GrammarRates(case, ids, prompt_paths(world, behaviour, deciding))
+        ids: list[str] = []
+        paths = []
+        for name, by_id in of_behaviour.items():
+            deciding = [by_id[p.id] for p in of_split if p.id in by_id]
+            if deciding:
+                ids += [prompt.id for prompt in deciding]
+                paths.append(prompt_paths(world, name, deciding))
+        return GrammarRates(case, tuple(ids), tuple(paths))
 
     return exact
 
 
 @dataclass(frozen=True, eq=False)
 class GrammarRates:
-    """Exact rates by the grammar of answers: see `study.case.ExactPrompts`."""
+    """Exact rates by the grammar of answers: see `study.case.ExactPrompts`.
+
+    Args:
+      ids: of the prompts, behaviour by behaviour.
+      paths: of each behaviour's prompts.
+    """
 
     case: Case
     ids: tuple[str, ...]
-    paths: PromptPaths
+    paths: tuple[PromptPaths, ...]
 
     def begin(self, params: Params) -> ExactState:
         """Returns that every prompt is measured; what no edit changes is run with the
@@ -109,8 +142,12 @@ class GrammarRates:
     ) -> tuple[jax.Array, jax.Array]:
         """Returns behaviour and coherence `[k, prompts]` under every edit; pure."""
         setup, study = self.case.setup, self.case.study
-        edit = scoped(
-            edit, study.steer_tokens, self.paths.n_prompt, skip=study.steer_skip
-        )
-        edits, rows = {setup.site: edit}, len(jax.tree.leaves(edit)[0])
-        return exact_rates(params, self.paths, edits, cfg=setup.cfg, rows=rows)
+        rows, parts = len(jax.tree.leaves(edit)[0]), []
+        for paths in self.paths:
+            of_paths = scoped(
+                edit, study.steer_tokens, paths.n_prompt, skip=study.steer_skip
+            )
+            edits = {setup.site: of_paths}
+            parts.append(exact_rates(params, paths, edits, cfg=setup.cfg, rows=rows))
+        behaviour_kp, coherence_kp = zip(*parts, strict=True)
+        return jnp.concatenate(behaviour_kp, 1), jnp.concatenate(coherence_kp, 1)

@@ -43,7 +43,15 @@ from sae_attr.study.columns import written
 from sae_attr.study.figure_numbers import ablated_numbers, effect_numbers
 from sae_attr.study.latent_table import latent_table, steered_latents
 from sae_attr.study.open_choices import choices
+from sae_attr.study.probe_files import (
+    probe_drawings,
+    probe_findings,
+    probe_summary,
+    probe_tables,
+)
+from sae_attr.study.probe_results import specificity, unsteered_rates
 from sae_attr.study.role_numbers import role_numbers
+from sae_attr.study.sampled_results import sampled_check
 from sae_attr.study.stages.ablated_rates import NAME as ABLATED_RATES
 from sae_attr.text.rows import ROLES
 
@@ -137,6 +145,7 @@ def figures(results: CaseResults) -> Files:
     ablation = results.of["attribute"].meta["ablation"]
     if ablation is not None:
         drawings["attribution_vs_ablation"] = (ablation_figure(ablation), ablation)
+    drawings |= probe_drawings(specificity(results), sampled_check(results))
     # The numbers beside the pictures, so that they can be drawn anew in another style.
     files: Files = {}
     for title, (figure, numbers) in drawings.items():
@@ -170,10 +179,12 @@ def page(
     files: Files = {"report.html": render_page(contents)}
     for case_results, report in zip(of_cases, contents.cases, strict=True):
         files |= _tables(case_results, report.latents)
+        for name, table in probe_tables(report).items():
+            files[f"{report.id}/{name}"] = table
     files["result.json"] = json_text(_summary(of_cases, convergence, contents))
     sentences = list(contents.findings)
     for report in contents.cases:
-        sentences += report.findings
+        sentences += (*report.findings, *probe_findings(report))
     return Shown(files, tuple(sentences))
 
 
@@ -251,6 +262,9 @@ def _case_report(results: CaseResults) -> CaseReport:
         ablated=ablated_numbers(results),
         ablated_counts=_ablated_counts(results),
         roles=role_numbers(results),
+        unsteered=unsteered_rates(results),
+        specificity=specificity(results),
+        sampled=sampled_check(results),
         ablation=results.of["attribute"].meta["ablation"],
         steered=tuple(steered_latents(results)),
         warnings=tuple(case_warnings(results)),
@@ -308,6 +322,7 @@ def _summary(
             "ablated": [dataclasses.asdict(count) for count in report.ablated_counts],
             "roles": report.roles,
             "selection": _without(selection, "seconds"),
+            **probe_summary(report),
             "warnings": list(report.warnings),
         }
     return {

@@ -1,4 +1,4 @@
-"""Prompts of a case study in three parts that share no prompt."""
+"""Prompts of a case study in three parts that share no prompt, and its probes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ def split_prompts(
     shares: Sequence[float] = (0.5, 0.2, 0.3),
     *,
     path: str = "the prompts",
+    probes: Sequence[str] = (),
 ) -> dict[str, tuple[Prompt, ...]]:
-    """Returns the prompts of each of `SPLITS`, in their order.
+    """Returns the prompts of each of `SPLITS`, then of each probe, in their order.
 
     Where a prompt names no split, it is drawn by a hash of its group, or of its id
     where it has none, so that another prompt in the file moves none of the others.
@@ -25,21 +26,22 @@ def split_prompts(
     Args:
       shares: of `SPLITS`, for prompts without a split.
       path: of the file, for messages.
+      probes: names of further splits. Their prompts choose nothing, so that their
+        groups may be those of other splits: the same belief in other words.
 
     Raises:
       ValueError: an unknown split; a prompt that occurs twice (in two splits it would
         let a choice depend on what it is judged by), or a group that lies in two
-        splits; a split without any prompt.
+        of `SPLITS`; a split without any prompt.
     """
-    out: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
+    out: dict[str, list[Prompt]] = {name: [] for name in (*SPLITS, *probes)}
     first: dict[Any, Prompt] = {}
     for prompt in prompts:
         where = f"{path}:{prompt.line}"
-        if prompt.split not in (None, *SPLITS):
-            names = ", ".join(SPLITS)
+        if prompt.split not in (None, *out):
             raise ValueError(
-                f"{where}: split {prompt.split!r} is unknown; write one of {names}, or "
-                "leave it out"
+                f"{where}: split {prompt.split!r} is unknown; write one of "
+                f"{', '.join(out)}, leave it out, or list it among the case's probes"
             )
         twin = first.setdefault(prompt.prompt_ids or str(prompt.prompt), prompt)
         if twin is not prompt:
@@ -50,7 +52,7 @@ def split_prompts(
         out[prompt.split or drawn_split(prompt.group or prompt.id, shares)].append(
             prompt
         )
-    _check_groups(out, path)
+    _check_groups({name: out[name] for name in SPLITS}, path)
     for name, of_split in out.items():
         if not of_split:
             raise ValueError(

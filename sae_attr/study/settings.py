@@ -16,6 +16,8 @@ from sae_attr.steering import TOKENS
 from sae_attr.steering.contrast import Contrast
 from sae_attr.steering.strengths import PICKS, RULES
 from sae_attr.study.input_files import InputFiles
+from sae_attr.study.probe_settings import ProbeSettings, check_probes
+from sae_attr.study.prompts import SPLITS
 
 DIRECTIONS: tuple[Direction, ...] = ("away", "toward")
 MEASURED_BY = ("samples", "exact")
@@ -101,6 +103,11 @@ class CaseSettings(InputFiles):
         same model.
       prompts: JSONL of `pairs.read_prompts`.
       shares: of prompts without a split.
+      probes: further splits of the prompts (true beliefs, another phrasing, unrelated
+        questions), on which the specificity of latents is measured; of the organism,
+        its other behaviour.
+      trained_topics: topics of prompts that the model with the behaviour was
+        fine-tuned on: whether it shows it on others is asked of the rest.
       pairs: at most so many prompts with completions of both kinds.
       pair_prompts: at most so many prompts of the split are sampled for that; None for
         all.
@@ -124,6 +131,8 @@ class CaseSettings(InputFiles):
     corpus: str = ""
     prompts: str = ""
     shares: tuple[float, ...] = (0.5, 0.2, 0.3)
+    probes: tuple[str, ...] = ()
+    trained_topics: tuple[str, ...] = ()
     pairs: int = 35
     pair_prompts: int | None = None
     pair_samples: int = 16
@@ -137,6 +146,7 @@ class CaseSettings(InputFiles):
                 f"case name {self.name!r} must be letters, digits and _: it names files"
             )
         at_least(self, 1, "pairs", "per_side")
+        check_probes(self.name, self.probes, SPLITS)
         # A pair needs answers of both kinds to one prompt.
         at_least(self, 2, "pair_samples")
         if self.organism is None:
@@ -177,7 +187,7 @@ class SampleSettings:
 
 
 @dataclass(frozen=True)
-class StudySettings:
+class StudySettings(ProbeSettings):
     """What all case studies of a run share.
 
     Args:
@@ -302,6 +312,9 @@ class StudySettings:
         at_least(
             self, 0, "passages", "passage_tokens", "interpreted", "shown", "steer_skip"
         )
+        at_least(self, 1, "sampled_prompts", "sampled_samples", "probe_prompts")
+        at_least(self, 0, "sampled_latents", "specific_latents", "specific_random")
+        at_least(self, 0, "specific_tokens", "random_directions")
         for case in self.cases:
             _check_measures(self, case)
 

@@ -21,23 +21,28 @@ from sae_attr.study.stages import (
     rates,
     roles,
     sample,
+    sampled_check,
     select,
+    specificity,
     steer,
     strengths,
+    unsteered,
 )
 from sae_attr.study.stages.convergence import convergence_stages
 
-# Stages of every case: pairs, then those of the attribution (`attribution_stages`), then
+# Stages of every case: rates without steering, pairs, then those of the attribution (`attribution_stages`), then
 # steering. All cases are attributed before any is steered, since a selection may read
 # other cases' attributions. Figures and the page are no stages: they are made of the
 # results on every run.
-PAIRING = [sample.STAGE, grade.STAGE, pair.STAGE]
+PAIRING = [unsteered.STAGE, sample.STAGE, grade.STAGE, pair.STAGE]
 STEERING = [
     select.STAGE,
     strengths.STAGE,
     steer.STAGE,
     judge.STAGE,
     rates.STAGE,
+    specificity.STAGE,
+    sampled_check.STAGE,
     effects.STAGE,
     ablated_rates.STAGE,
     roles.STAGE,

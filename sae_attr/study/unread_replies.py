@@ -14,7 +14,12 @@ from sae_attr.study.grading import judged
 
 # Stage that grades answers -> whose prompts they answer. Such a stage keeps what it
 # could not read in `meta["unread"]`.
-GRADED_SPLITS = {"grade": "pairs", "strengths": "strengths", "judge": "effects"}
+GRADED_SPLITS = {
+    "grade": "pairs",
+    "strengths": "strengths",
+    "judge": "effects",
+    "sampled_check": "effects",
+}
 
 
 def graded_split(case: Case, stage: str) -> str | None:

@@ -63,6 +63,7 @@ class Prompt:
       prompt_ids: token ids of the record; they win over the text.
       split: what it is for, where the record says so.
       group: prompts of one group (phrasings of one belief) are not independent.
+      topic: what it is about.
       present, absent: texts after it that show a behaviour, and its absence.
     """
 
@@ -72,13 +73,14 @@ class Prompt:
     prompt_ids: tuple[int, ...] | None = None
     split: str | None = None
     group: str | None = None
+    topic: str | None = None
     present: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
     """Reads a JSONL file of prompts: prompt or prompt_ids, optionally id, split, group,
-    present and absent (a text or a list); other fields are not looked at.
+    topic, present and absent (a text or a list); other fields are not looked at.
 
     Raises:
       ValueError: with file and line: no object, no prompt or one of the wrong type, an
@@ -110,6 +112,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
             ids,
             split=_word_field(record, "split", where),
             group=_word_field(record, "group", where),
+            topic=_word_field(record, "topic", where),
             present=_texts_field(record.get("present"), "present", where),
             absent=_texts_field(record.get("absent"), "absent", where),
         )
