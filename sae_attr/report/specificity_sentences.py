@@ -22,6 +22,12 @@ from sae_attr.report.safe_text import one_line
 from sae_attr.report.sentences import listed
 
 EFFECTS = "effects"  # the set of prompts that effects are measured on
+# The sets of every study; others are a case's probes.
+_OWN_SETS = {
+    EFFECTS: "the study's prompts",
+    "pairs": "the prompts for pairs",
+    "strengths": "the prompts for strengths",
+}
 Reach = Literal["as well", "less", "unknown"]
 AS_MUCH = 0.5  # part of a change from which on it is called not specific
 _LONGEST = 40  # characters of a name
@@ -29,8 +35,8 @@ _LONGEST = 40  # characters of a name
 
 def set_name(name: str) -> str:
     """Returns the name of a set of prompts as sentences, tables and figures write it."""
-    if name == EFFECTS:
-        return "the study's prompts"
+    if name in _OWN_SETS:
+        return _OWN_SETS[name]
     return one_line(name.replace("_", " "), _LONGEST)
 
 
@@ -180,7 +186,7 @@ def control_sentence(control: DirectionsControl) -> str:
         return ""
     text = (
         f"Steering {control.direction}, {control.directions} Gaussian directions at "
-        f"strength {control.strength:.2g} change the rate by "
+        f"strength {abs(control.strength):.2g} change the rate by "
         f"{points(control.of_directions)}, {control.latents} random latents by "
         f"{points(control.of_latents)} (means, 5th to 95th percentile of single ones; "
         f"p {p_value(control.p)}): "
@@ -232,10 +238,14 @@ def _unsigned_span(estimate: Estimate) -> str:
 
 
 def rates_sentence(rates: Sequence[TopicRate], behaviour: str) -> str:
-    """Returns the rates without steering set by set, and on which sets the model does
-    as it does on the study's prompts; "" where none was measured.
+    """Returns the rates without steering on the study's prompts and on each probe, and
+    on which probes the model does as it does on the study's; "" where none was measured.
     """
-    wholes = [rate for rate in rates if rate.topic == ""]
+    wholes = []
+    for of_topic in rates:
+        is_probe = of_topic.name not in _OWN_SETS
+        if of_topic.topic == "" and (is_probe or of_topic.name == EFFECTS):
+            wholes.append(of_topic)
     parts = [f"{rate(whole.rate)} on {set_name(whole.name)}" for whole in wholes]
     if not parts:
         return ""

@@ -12,6 +12,7 @@ from sae_attr.report.tables import text_table
 from sae_attr.study.case import Case
 from sae_attr.study.coherence_fallback import measures_coherence
 from sae_attr.study.continuation_texts import prompt_texts
+from sae_attr.study.prompts import SPLITS
 from sae_attr.study.settings import DIRECTIONS
 from sae_attr.study.stages import ablated_rates
 
@@ -84,7 +85,7 @@ def case_costs(case: Case, reading: Reading = NOTHING_READ) -> list[StageCost]:
       reading: without it `read` stays 0.
     """
     study = case.study
-    costs = _pair_costs(case, reading)
+    costs = [*_unsteered_costs(case, reading), *_pair_costs(case, reading)]
     sides = study.top * len(study.methods) + study.random
     if study.gradient_signed:
         sides *= 2
@@ -92,6 +93,7 @@ def case_costs(case: Case, reading: Reading = NOTHING_READ) -> list[StageCost]:
         tried = 1 + sides * len(study.grid)
         costs.append(_strengths_cost(case, reading, direction, tried))
         costs += _effects_costs(case, reading, direction, 1 + sides)
+        costs += _probe_costs(case, reading, direction)
     if study.ablate_by != "none" and not ablated_rates.left_out(case):
         latents = study.top * len(study.methods) + study.random
         stage = f"{case.name}.{ablated_rates.NAME}"
@@ -139,6 +141,50 @@ def _effects_costs(
         _sampled(case, reading, f"{name}.steer.{direction}", "effects", steered),
         StageCost(f"{name}.judge.{direction}", judged=steered, resampled=again),
     ]
+
+
+def _unsteered_costs(case: Case, reading: Reading) -> list[StageCost]:
+    """Returns the cost of rates without steering, where effects are exact."""
+    if case.study.effects_by != "exact":
+        return []
+    stage, models = f"{case.name}.unsteered", 2 if case.files.lm_aligned else 1
+    sets = (*SPLITS, *case.settings.probes)
+    return [_exact_on(case, reading, stage, sets, models)]
+
+
+def _probe_costs(case: Case, reading: Reading, direction: str) -> list[StageCost]:
+    """Returns the costs of specificity, and of the answers that check exact effects."""
+    study, name, costs = case.study, case.name, []
+    if study.effects_by != "exact":
+        return []
+    if study.specific_latents:
+        latents = study.specific_latents * len(study.methods) + study.specific_random
+        conditions = 1 + latents + study.random_directions
+        stage = f"{name}.specificity.{direction}"
+        sets = ("effects", *case.settings.probes)
+        cost = _exact_on(case, reading, stage, sets, conditions)
+        text = (1 + latents) * study.specific_tokens
+        text_read = float(text * reading.above)
+        costs.append(replace(cost, read=cost.read + text_read, heads=cost.heads + text))
+    if study.sampled_latents and case.judge.identity.get("kind") != "none":
+        conditions = 1 + study.sampled_latents * (len(study.methods) + 1)
+        prompts = min(study.sampled_prompts, len(case.prompts("effects")))
+        samples = conditions * prompts * study.sampled_samples
+        stage = f"{name}.sampled_check.{direction}"
+        cost = _sampled(case, reading, stage, "effects", samples)
+        again = samples * study.sampling.attempts
+        costs.append(replace(cost, judged=samples, resampled=again))
+    return costs
+
+
+def _exact_on(
+    case: Case, reading: Reading, stage: str, splits: Sequence[str], conditions: int
+) -> StageCost:
+    """Returns the cost of exact rates on several sets of prompts."""
+    total = StageCost(stage)
+    for split in splits:
+        total = _sum(total, _exact(case, reading, stage, split, conditions))
+    return total
 
 
 def _exact(
