@@ -177,12 +177,17 @@ def test_a_case_measures_what_decides_and_steers_what_its_study_names(
     assert rates.ids == tuple(prompt.id for prompt in beliefs)
     state = rates.begin(PARAMS)
     assert state.measured_p.tolist() == [True, True]
-    monkeypatch.setattr(
-        organism_case, "exact_rates", lambda params, paths, edits, **options: edits
-    )
-    edit = Add(DIRECTIONS[:1], np.array([2.0], np.float32))
-    edits: Any = rates.rates(PARAMS, state.arrays, edit)
-    within = edits[site]
+    given = []
+
+    def keep(params: Any, paths: Any, edits: Any, **options: Any) -> Any:
+        given.append(edits[site])
+        return jnp.zeros((1, 2)), jnp.ones((1, 2))
+
+    monkeypatch.setattr(organism_case, "exact_rates", keep)
+    edit = Add(jnp.asarray(DIRECTIONS[:1]), jnp.full(1, 2.0))
+    behaviour, _ = rates.rates(PARAMS, state.arrays, edit)
+    assert behaviour.shape == (1, 2)
+    within = given.pop()
     assert isinstance(within, Within)
     assert within.edit is edit
     assert [int(within.start), int(within.stop)] == [
@@ -190,5 +195,5 @@ def test_a_case_measures_what_decides_and_steers_what_its_study_names(
         1 + len(beliefs[0].text.split()),
     ]
     case.study = SimpleNamespace(steer_tokens="all", steer_skip=0)
-    edits = rates.rates(PARAMS, state.arrays, edit)
-    assert edits[site] is edit
+    rates.rates(PARAMS, state.arrays, edit)
+    assert given.pop() is edit
