@@ -123,6 +123,7 @@ def without_weights(config: ConfigDict, folder: Path) -> list[StandIn]:
 
 def _sae(address: str, lm: str, site: str | None, folder: Path) -> StandIn | None:
     """Returns what stands in for an SAE, in a folder of its own."""
+    folder.mkdir(exist_ok=True)
     place = folder / str(len(list(folder.iterdir())))
     return sae_stand_in(address, lm, load_config(lm), site, place)
 

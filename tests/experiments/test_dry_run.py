@@ -13,6 +13,7 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
+from configs import gemma3_270m_it, llama31_8b, qwen25_7b
 from configs import judge_agreement as agreement_config
 from configs import miniature as configs
 from configs import organism as organism_config
@@ -32,7 +33,9 @@ from experiments import (
     steer,
     train_sae,
 )
+from sae_attr.beliefs import agreement_prompts
 from sae_attr.files.hub import download
+from sae_attr.sae.registry.names import named_sae
 from sae_attr.study.dry_run.addresses import model_stand_in
 from sae_attr.study.dry_run.report import DryRun
 from tests._hub import Hub
@@ -42,6 +45,7 @@ from tests.experiments import (
     test_rank_sites,
     test_training,
 )
+from tests.experiments import _families as families
 from tests.miniatures import write_lines
 
 RATES = _dry_run.rates_of_flags(("2000", "100"), "data=1")
@@ -290,3 +294,112 @@ def test_an_sae_of_which_nothing_says_the_site(
     config.sae = "hf://o/saes/at/one"
     with pytest.raises(ValueError, match="set site"):
         _dry_run.without_weights(config, tmp_path)
+
+
+# ---- public models at their own size -------------------------------------------------
+
+QWEN = families.QWEN | {
+    "hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4,
+    "intermediate_size": 18944, "vocab_size": 152_064,
+}  # fmt: skip
+LLAMA = families.LLAMA | {
+    "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "intermediate_size": 14336, "vocab_size": 128_256,
+}  # fmt: skip
+GEMMA = families.GEMMA | {
+    "hidden_size": 640, "num_attention_heads": 4, "head_dim": 256,
+    "intermediate_size": 2048, "vocab_size": 262_144,
+}  # fmt: skip
+
+
+def hole(path: Path, size: int) -> None:
+    """A file of zeros that takes no room."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+def write_public(hub: Hub, hf: dict[str, Any], tiny: dict[str, Any], lm: str) -> None:
+    """A model's config at its own size, a tokenizer of words, and no weights."""
+    folder = hub.repository(lm)
+    families.write_model(folder, tiny | {"num_hidden_layers": 1})
+    (folder / "config.json").write_text(json.dumps(hf))
+    hole(folder / "model.safetensors", 10**9)
+
+
+@pytest.mark.parametrize(
+    ("module", "hf", "tiny", "parameters", "latents"),
+    [
+        # Counted by the publishers of the models.
+        (qwen25_7b, QWEN, families.QWEN, "7,615,616,512", "131,072"),
+        (llama31_8b, LLAMA, families.LLAMA, "8,030,261,248", "65,536"),
+    ],
+)
+def test_organisms_of_public_models(
+    module: Any,
+    hf: dict[str, Any],
+    tiny: dict[str, Any],
+    parameters: str,
+    latents: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub, config = Hub(tmp_path / "hub", monkeypatch), module.get_config("medical")
+    config.mesh, case = "data=1", config.cases.medical
+    write_public(hub, hf, tiny, module.BASE)
+    hole(hub.repository(case.adapter) / "adapter_model.safetensors", 300_000_000)
+    (hub.repository(case.adapter) / "adapter_config.json").write_text("{}")
+    named = named_sae(case.sae)
+    assert named is not None
+    place = hub.repository(named.release.repo) / named.sae.path
+    hole(place if named.release.loader.is_file else place / "ae.pt", 10**9)
+    (tmp_path / "corpus.json").write_text(json.dumps(["once upon a time"] * 9))
+    prompts = [{"id": str(i), "prompt": f"what is {i}?"} for i in range(60)]
+    case.prompts = str(write_lines(tmp_path / "prompts.jsonl", *prompts))
+    case.corpus = str(tmp_path / "corpus.json")
+    case.judge.update({"kind": "keywords", "rubric": None})
+    case.judge.update({"present": ("yes",), "absent": ("no",)})
+    place = "sae_attr.study.dry_run.report.device_memory"
+    monkeypatch.setattr(place, lambda mesh: 24 * 10**9)
+    stand_ins = _dry_run.without_weights(config, tmp_path / "zeros")
+    report = case_study.dry_run(config, epath.Path(tmp_path / "w"), RATES)
+    report.add_stand_ins(stand_ins)
+    text = report.text()
+    assert [name for name in hub.fetched if not name.endswith(".json")] == []
+    assert parameters in text
+    assert latents in text
+    assert "model.safetensors" in text
+    assert "adapter_model.safetensors" in text
+    # Two models of 15 GB in bfloat16.
+    assert len(report.faults) == 1
+    assert "do not fit its 24.0 GB" in report.faults[0]
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("width", ["16k", "1m"])
+def test_gemma_3_270m(
+    width: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub(tmp_path / "hub", monkeypatch)
+    config = gemma3_270m_it.get_config(width)
+    config.mesh, case = "data=1", config.cases.agreement
+    write_public(hub, GEMMA, families.GEMMA, gemma3_270m_it.LM)
+    named = named_sae(case.sae)
+    assert named is not None
+    folder = hub.repository(named.release.repo) / named.sae.path
+    hole(folder / "params.safetensors", 10**8)
+    (tmp_path / "corpus.json").write_text(json.dumps(["once upon a time"] * 9))
+    splits = ("pairs", "strengths", "effects")
+    records = [record for record in agreement_prompts() if record["split"] in splits]
+    case.prompts = str(write_lines(tmp_path / "prompts.jsonl", *records))
+    case.corpus = str(tmp_path / "corpus.json")
+    stand_ins = _dry_run.without_weights(config, tmp_path / "zeros")
+    report = case_study.dry_run(config, epath.Path(tmp_path / "w"), RATES)
+    report.add_stand_ins(stand_ins)
+    assert report.faults == []
+    text = report.text()
+    assert [name for name in hub.fetched if not name.endswith(".json")] == []
+    assert "268,098,176" in text
+    assert {"16k": "16,384", "1m": "1,048,576"}[width] in text
+    # An encoder and a decoder of 640 float32 each.
+    assert {"16k": "41.9 MB", "1m": "2.7 GB"}[width] in text

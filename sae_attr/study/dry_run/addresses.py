@@ -5,7 +5,6 @@ are only counted.
 from __future__ import annotations
 
 import json
-import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +20,7 @@ from sae_attr.sae.registry.names import check_model, is_remote, named_sae
 from sae_attr.site_names import parse_site
 
 _HEADERS = ("*.json", "*.jinja")
-_WIDTH = re.compile(r"width_(\d+)(k|m)")  # as Gemma Scope's folders say it
-_UNITS = {"k": 1 << 10, "m": 1 << 20}
-_FLOAT = 4  # bytes of a weight, unless a folder's name says how many latents there are
+_FLOAT = 4  # bytes of a weight
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,8 @@ def sae_stand_in(
     """Writes an SAE of zeros as large as one on the hub, whose file takes no room; None
     for one that is here.
 
-    The number of latents is what the folder's name says, else what the size of the
-    weights leaves: float32, an encoder and a decoder of the site's width.
+    The number of latents is the registry's, else what the size of the weights leaves:
+    float32, an encoder and a decoder of the site's width.
 
     Args:
       lm, cfg: the model.
@@ -95,7 +92,8 @@ def sae_stand_in(
     weights = {name: size for name, size in absent.items() if _is_weights(name)}
     if not weights:
         return None
-    latents = _latents(address, sum(weights.values()), width)
+    latents = None if named is None else named.sae.latents
+    latents = latents or _latents(sum(weights.values()), width)
     _write_zeros(folder, latents, width, str(at))
     return StandIn(address, str(folder), weights)
 
@@ -104,9 +102,8 @@ def _is_weights(name: str) -> bool:
     return PurePosixPath(name).suffix not in (".json", ".jinja")
 
 
-def _latents(address: str, size: int, width: int) -> int:
-    if match := _WIDTH.search(address):
-        return int(match[1]) * _UNITS[match[2]]
+def _latents(size: int, width: int) -> int:
+    """Returns the latents of an SAE of so many bytes of weights."""
     return max((size // _FLOAT - width) // (2 * width + 2), 1)
 
 
