@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from sae_attr import parallel
 from sae_attr.lm.adapter_states import example_states
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.gguf_weights import quantisation_note
 from sae_attr.lm.lora import Lora, attach, check_lora, init_lora, merged
 from sae_attr.lm.model import Params
 from sae_attr.lm.next_token import join
@@ -301,6 +302,7 @@ def run(config: ConfigDict, inputs: Inputs, workdir: epath.Path) -> dict[str, An
         "data": inputs.data.counts,
         "rows_held_out": len(inputs.held_out),
         **hashes,
+        **quantisation_note(str(config.lm)),
         "best": best_text,
         "packs": inputs.datasets[0].count,
         "pack_tokens": inputs.datasets[0].width,

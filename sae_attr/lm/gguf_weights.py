@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from sae_attr.files.gguf_header import GgufHeader
+from sae_attr.files.gguf_parts import read_gguf
 from sae_attr.files.gguf_tensors import GgufTensor, map_tensors, type_name
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.gguf_rope import FREQUENCIES, LONG, SHORT
+from sae_attr.lm.hf_folder import resolve_model
 from sae_attr.lm.weight_files import Weights
 
 Change = Callable[[Any, LMConfig], Any]
@@ -172,6 +174,24 @@ def quantisation(header: GgufHeader) -> dict[str, int]:
     """Returns how many tensors each type of quantisation stores, the commonest first."""
     counts = Counter(type_name(place) for place in header.tensors.values())
     return dict(counts.most_common())
+
+
+def quantisation_of(path: str) -> dict[str, int]:
+    """Returns `quantisation` of a model, empty where its weights are read as they are.
+
+    Args:
+      path: as for `resolve_model`.
+    """
+    local = resolve_model(path)
+    return quantisation(read_gguf(local)) if local.is_file() else {}
+
+
+def quantisation_note(path: str) -> dict[str, Any]:
+    """Returns `{"lm_quantisation": counts}` for a result that is about such a model,
+    else nothing.
+    """
+    types = quantisation_of(path)
+    return {"lm_quantisation": types} if types else {}
 
 
 def quantisation_text(types: Mapping[str, int]) -> str:

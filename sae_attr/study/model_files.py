@@ -8,10 +8,9 @@ from typing import Any
 
 import jax
 
-from sae_attr.files.gguf_parts import read_gguf
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.end_tokens import Ends, turn_ends
-from sae_attr.lm.gguf_weights import quantisation
+from sae_attr.lm.gguf_weights import quantisation_of
 from sae_attr.lm.hf_folder import model_fingerprint, resolve_model
 from sae_attr.lm.model import Params
 from sae_attr.lm.weights import load_config, load_lm
@@ -115,9 +114,8 @@ class ModelFiles:
         counts = {}
         for name in ("lm", "lm_aligned"):
             path = getattr(self.settings, name)
-            local = resolve_model(path) if path else None
-            if local is not None and local.is_file():
-                counts[name] = quantisation(read_gguf(local))
+            if path and (types := quantisation_of(path)):
+                counts[name] = types
         return counts
 
     @property

@@ -15,6 +15,7 @@ from etils import epath
 from sae_attr import parallel
 from sae_attr.activations import batch_function, describe, inputs
 from sae_attr.files.hub import public_name
+from sae_attr.lm.gguf_weights import quantisation_note
 from sae_attr.sae.metrics import (
     FitSums,
     dead_share,
@@ -184,4 +185,5 @@ def training_facts(
         "masked": data.masked,
         "held_out_documents": [data.documents.start, data.documents.stop],
         "inputs": {"lm": data.lm_hash, "corpus": fingerprint(str(settings.corpus))},
+        **quantisation_note(str(settings.lm)),
     }
