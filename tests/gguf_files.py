@@ -61,6 +61,13 @@ def metadata_of(config: Mapping[str, Any]) -> dict[str, Any]:
         out["rope.scaling.original_context_length"] = original
     if config["model_type"] == "gpt2":
         out["feed_forward_length"] = config.get("n_inner") or 4 * config["n_embd"]
+    if config["model_type"] == "gpt_oss":
+        scaling = config["rope_scaling"]
+        out["expert_feed_forward_length"] = config["intermediate_size"]
+        out["rope.scaling.type"] = "yarn"
+        out["rope.scaling.factor"] = scaling["factor"]
+        length = scaling["original_max_position_embeddings"]
+        out["rope.scaling.original_context_length"] = length
     if config["model_type"] == "gemma3_text":
         kinds = config["layer_types"]
         windows = [kind == "sliding_attention" for kind in kinds]
@@ -87,6 +94,8 @@ def tensors_of(folder: Path, config: Mapping[str, Any]) -> dict[str, np.ndarray]
     scaling = config.get("rope_scaling") or {}
     if scaling.get("rope_type") == "llama3":
         out["rope_freqs.weight"] = llama3_divisors(config)
+    if scaling.get("rope_type") == "yarn":
+        assert scaling["truncate"] is False
     for name, tensor in sorted(_stacked(folder).items()):
         stem, _, suffix = name.rpartition(".")
         theirs = table.get_name(stem)
@@ -120,6 +129,20 @@ def _stacked(folder: Path) -> dict[str, np.ndarray]:
             stack[int(match[2])] = tensors.pop(name)
     for name, stack in experts.items():
         tensors[name] = np.stack([stack[k] for k in range(len(stack))])
+    for name in [
+        name for name in tensors if "gate_up_proj" in name and "mlp.experts" in name
+    ]:
+        tensor, front = tensors.pop(name), name.partition("gate_up")[0]
+        kind = "bias" if name.endswith("bias") else "weight"
+        for start, part in enumerate(("gate_proj", "up_proj")):
+            half = tensor[..., start::2]
+            whole = half if kind == "bias" else half.swapaxes(1, 2)
+            tensors[f"{front}{part}.{kind}"] = whole
+        down = tensors.pop(name.replace("gate_up", "down"))
+        whole = down if kind == "bias" else down.swapaxes(1, 2)
+        tensors[f"{front}down_proj.{kind}"] = whole
+    for name in [name for name in tensors if name.endswith("sinks")]:
+        tensors[f"{name}.weight"] = tensors.pop(name)
     return tensors
 
 

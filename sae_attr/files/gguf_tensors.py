@@ -103,14 +103,12 @@ class GgufTensor:
       columns: of the file's matrix.
       axes: for each axis here, which of those of `[*rows.shape, columns]`; None is a
         new axis of length 1.
-      add: to every number.
     """
 
     blocks: _Blocks
     rows: np.ndarray
     columns: range
     axes: tuple[int | None, ...]
-    add: float = 0.0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -151,9 +149,11 @@ class GgufTensor:
         """With its axes in reverse order."""
         return replace(self, axes=self.axes[::-1])
 
-    def plus(self, number: float) -> GgufTensor:
-        """Returns the array with a number added to every element."""
-        return replace(self, add=self.add + number)
+    def swapaxes(self, one: int, other: int) -> GgufTensor:
+        """Returns the array with two axes exchanged."""
+        axes = list(self.axes)
+        axes[one], axes[other] = axes[other], axes[one]
+        return replace(self, axes=tuple(axes))
 
     def reordered(self, rows: np.ndarray) -> GgufTensor:
         """Returns the matrix whose row i is row `rows[i]` of this one."""
@@ -198,8 +198,6 @@ class GgufTensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         numbers = self.blocks.cut(np.ravel(self.rows), self.columns)
-        if self.add:
-            numbers = numbers + np.asarray(self.add, numbers.dtype)
         numbers = numbers.reshape(*self.rows.shape, len(self.columns))
         order = [axis for axis in self.axes if axis is not None]
         out = numbers.transpose(order).reshape(self.shape)

@@ -65,6 +65,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "phi3": Architecture("phi3", _SILU, _WINDOW),
     "olmo2": Architecture("olmo2", _SILU),
+    "gpt-oss": Architecture("gpt_oss", _SILU, _WINDOW),
     "gpt2": Architecture("gpt2", {"activation_function": "gelu_new"}),
     "gptneox": Architecture("gpt_neox", {"hidden_act": "gelu"}),
 }
@@ -210,6 +211,17 @@ def _qwen3_moe(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _gpt_oss(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
+    more = {
+        "num_local_experts": values.count("expert_count"),
+        "num_experts_per_tok": values.count("expert_used_count"),
+        "intermediate_size": values.count("expert_feed_forward_length"),
+    }
+    if "rope_scaling" in config:  # gpt-oss does not round where the scaling begins
+        more["rope_scaling"] = {**config["rope_scaling"], "truncate": False}
+    return more
+
+
 def _gemma(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
     """Gemma's query scale: by the head's width, but by d_model / heads in the largest
     models (27B, which llama.cpp tells by their number of layers).
@@ -248,6 +260,7 @@ _EXTRA = {
     "llama": _llama,
     "qwen3": _biases,
     "qwen3moe": _qwen3_moe,
+    "gpt-oss": _gpt_oss,
     "gemma2": _gemma,
     "gemma3": _gemma3,
     "phi3": _phi3,

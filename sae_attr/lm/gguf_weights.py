@@ -16,6 +16,7 @@ from sae_attr.files.gguf_header import GgufHeader
 from sae_attr.files.gguf_parts import read_gguf
 from sae_attr.files.gguf_tensors import GgufTensor, map_tensors, type_name
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.gguf_experts import gpt_oss_tensors
 from sae_attr.lm.gguf_rope import FREQUENCIES, LONG, SHORT
 from sae_attr.lm.hf_folder import resolve_model
 from sae_attr.lm.weight_files import Weights
@@ -120,6 +121,14 @@ _QWEN3_MOE = _LLAMA | {
     "ffn_up_exps": "mlp.experts.{}.up_proj",
     "ffn_down_exps": "mlp.experts.{}.down_proj",
 }
+_GPT_OSS = _LLAMA | {
+    "post_attention_norm": "post_attention_layernorm",
+    "attn_sinks": "self_attn.sinks",
+    "ffn_gate_inp": "mlp.router",
+    "ffn_gate_exps": "mlp.experts.gate",
+    "ffn_up_exps": "mlp.experts.up",
+    "ffn_down_exps": "mlp.experts.down",
+}
 _GPT2 = {
     "attn_norm": "ln_1",
     "ffn_norm": "ln_2",
@@ -159,6 +168,7 @@ NAMES: dict[str, Names] = {
     "gemma3_text": Names(_GEMMA, _OUTER, _PLUS_ONE),
     "phi3": Names(_PHI3, _OUTER, {}),
     "olmo2": Names(_LLAMA | _POST_NORMS, _OUTER, {}),
+    "gpt_oss": Names(_GPT_OSS, _OUTER, {}),
     "gpt_neox": Names(_NEOX, _NEOX_OUTER, {"attn_qkv": _by_head}),
     "gpt2": Names(
         _GPT2,
@@ -214,6 +224,9 @@ def read_gguf_weights(header: GgufHeader, cfg: LMConfig) -> Weights:
         for ours, part in _renamed(names, name, tensor, cfg):
             tensors[ours] = part
             file_of[ours] = header.tensors[name].file
+    if cfg.family == "gpt_oss":
+        tensors = gpt_oss_tensors(tensors)
+        file_of = dict.fromkeys(tensors, header.file)
     return Weights(tensors, file_of)
 
 

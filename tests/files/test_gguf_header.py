@@ -165,14 +165,14 @@ def test_damaged_files_raise_one_kind_of_error(tmp_path: Path) -> None:
         end_ids,
     )
     messages, start = [], time.monotonic()
-    for turn in range(300):
+    for turn in range(200):
         file.write_bytes(changed(sound[turn % 2], rng))
         for reader in (*readers, lambda name: map_tensors_of(Path(name))):
             try:
                 reader(str(file))
             except ValueError as error:
                 messages.append(str(error).replace("\n", " "))
-    assert len(messages) > 300
+    assert len(messages) > 200
     assert all(map(str.isprintable, messages))
     assert time.monotonic() - start < 60
 

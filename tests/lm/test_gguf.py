@@ -59,7 +59,7 @@ ADJUSTED: dict[str, dict[str, Any]] = {
     "mistral": {"model_type": "llama", "sliding_window": None},
 }
 FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2")
-FAMILIES += ("gemma3_text", "olmo2", "phi3", "mixtral", "qwen3_moe")
+FAMILIES += ("gemma3_text", "olmo2", "phi3", "mixtral", "qwen3_moe", "gpt_oss")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
