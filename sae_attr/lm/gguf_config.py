@@ -212,7 +212,7 @@ def _qwen3_moe(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gpt_oss(values: Values, config: Mapping[str, Any]) -> dict[str, Any]:
-    more = {
+    more: dict[str, Any] = {
         "num_local_experts": values.count("expert_count"),
         "num_experts_per_tok": values.count("expert_used_count"),
         "intermediate_size": values.count("expert_feed_forward_length"),
