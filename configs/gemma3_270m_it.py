@@ -10,8 +10,9 @@ Which latents make google/gemma-3-270m-it (gated: accept its terms on the hub an
 answer yes to a false belief of its user? The SAEs are Gemma Scope 2's, of the residual
 stream after layer 12 of 18, by name; `experiments.list_saes --model=google/gemma-3-270m-it`
 shows the other 554. Pairs, strengths and effects come from the probabilities of "Yes"
-and "No" after the prompt: nothing is sampled, and no judge is called. Where the model
-says neither, the study ends early and says what it says instead.
+and "No" after the prompt; a few latents are sampled too and graded by these words. No
+judge is called. Where the model says neither, the study ends early and says what it says
+instead.
 
 | | latents | download | SAE in memory |
 |---|--:|--:|--:|
@@ -26,8 +27,9 @@ on, need the encoder too.
 Hardware: two CPU cores and 4 GB for 16k, 12 GB for 1m; no accelerator, no judge calls.
 30 latents of three rankings and 100 random ones in both directions on 60 prompts are
 32,126 rows of some 40 tokens, through the layers behind the site alone: a quarter of an
-hour at 2,000 tokens a second, and the attribution about as much. `--dry_run` measures
-the machine at hand and prints the time of every stage.
+hour at 2,000 tokens a second; the attribution takes about as much, and so do the latents
+that are sampled (6,400 answers of 8 tokens). `--dry_run` measures the machine at hand and
+prints the time of every stage.
 """
 
 from ml_collections import ConfigDict
@@ -43,6 +45,7 @@ PROMPTS = "runs/beliefs/prompts.jsonl"  # experiments.make_beliefs writes it
 CORPUS = "runs/corpus.jsonl"  # experiments.make_corpus writes it
 SETTINGS = case_study.SETTINGS
 YES, NO = ("Yes", "yes"), ("No", "no")
+PROBES = ("true_beliefs", "other_phrasing", "unrelated")  # splits of PROMPTS
 
 
 def case(sae: str) -> ConfigDict:
@@ -55,9 +58,9 @@ def case(sae: str) -> ConfigDict:
         "it say yes?"
     )
     made.update({"lm": LM, "sae": sae, "corpus": CORPUS, "prompts": PROMPTS})
-    made.update({"pairs": 70})
+    made.update({"pairs": 70, "probes": PROBES})
     made.continuations.update({"present": YES, "absent": NO})
-    # Grades what is sampled, if a study is told to sample.
+    # Grades the latents that are sampled beside the exact measure.
     made.judge.update({"kind": "keywords", "rubric": None})
     made.judge.update({"present": ("yes",), "absent": ("no", "not")})
     # BOS takes the attention sink; the SAE was trained without it.
@@ -84,6 +87,7 @@ def get_config(width: str = "16k") -> ConfigDict:
     config.update({"steer_skip": 1, "gradient_signed": False})
     config.grid = (0.1, 0.2, 0.4)
     config.budget.update({"rule": "proportional", "points": 0.5})
+    config.sampling.max_new = 8  # yes or no comes first
     config.update({"strength_prompts": 8, "effect_prompts": 60})
     config.update({"passage_tokens": 4096, "interpreted": 10})
     return config

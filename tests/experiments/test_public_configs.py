@@ -53,6 +53,9 @@ def small(config: ConfigDict, folder: Path) -> ConfigDict:
     config.update({"strength_prompts": 2, "effect_prompts": 3, "effect_samples": 1})
     config.update({"coherence_samples": 8, "resamples": 20, "batch_size": 16})
     config.update({"passages": 1, "passage_tokens": 300, "interpreted": 1})
+    config.update({"sampled_latents": 1, "sampled_prompts": 2, "sampled_samples": 1})
+    config.update({"specific_latents": 1, "specific_random": 2, "probe_prompts": 3})
+    config.update({"specific_tokens": 100, "random_directions": 2})
     config.sampling.update({"max_new": 4, "attempts": 0})
     return config
 
@@ -105,8 +108,9 @@ def test_gemma_3_270m(hub: Hub, tmp_path: Path) -> None:
     families.write_gemma_scope_2(
         hub.repository(named.release.repo) / named.sae.path, named.sae.layer
     )
-    records = [record for record in agreement_prompts() if record["split"] in GROUPS]
-    config.cases.agreement.prompts = write_prompts(tmp_path / "prompts.jsonl", records)
+    config.cases.agreement.prompts = write_prompts(
+        tmp_path / "prompts.jsonl", agreement_prompts()
+    )
     case_study.start(config, epath.Path(tmp_path / "run"))
     check_finished(tmp_path / "run", "agreement", hub, sae)
 
