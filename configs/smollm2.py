@@ -66,6 +66,7 @@ def study() -> ConfigDict:
     fine_tuned = config.cases.fine_tuned
     fine_tuned.update({"adapter": f"{FOLDER}/agreeing/adapter", "lm_aligned": LM})
     fine_tuned.update({"prompts": f"{FOLDER}/beliefs/held_out_topics.jsonl"})
+    fine_tuned.update({"trained_topics": ("health",)})
     fine_tuned.probes = ("trained_topic", *PROBES)
     config.methods = (
         "delta_attribution",
@@ -79,11 +80,15 @@ def study() -> ConfigDict:
     )
     # The first token takes the attention sink, of a norm a hundred times the others'.
     config.update({"steer_skip": 1, "gradient_signed": False})
-    config.grid = (0.1, 0.2, 0.3)
+    config.grid = (0.15, 0.3)
     # Yes and no together have about half of the probability: half of that may go.
-    config.budget.points = 0.2
-    config.update({"strength_prompts": 6, "effect_prompts": 60})
-    config.sampling.max_new = 24
+    config.budget.update({"rule": "proportional", "points": 0.5})
+    config.update({"strength_prompts": 4, "effect_prompts": 30, "probe_prompts": 20})
+    # What goes beyond effects is measured on a few latents.
+    config.update({"specific_latents": 3, "specific_random": 5})
+    config.update({"sampled_latents": 1, "sampled_prompts": 8, "sampled_samples": 4})
+    # The first words say yes or no.
+    config.sampling.max_new = 8
     config.update({"passage_tokens": 20_000, "interpreted": 10})
     return config
 

@@ -10,7 +10,6 @@ see sae_attr/text/package_text.py.
 from __future__ import annotations
 
 import json
-import shlex
 
 from absl import flags
 from etils import epath
@@ -47,7 +46,7 @@ def main(argv: list[str]) -> None:
     print(
         f"wrote {OUT.value}: {len(lines):,} records, {len(text) / 1e6:.1f} M characters"
     )
-    print(f"next: --config.corpus={shlex.quote(OUT.value)}, wherever text is read")
+    print("next: it is the corpus of other commands")
 
 
 if __name__ == "__main__":

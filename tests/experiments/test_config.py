@@ -71,6 +71,7 @@ STUDIES = (
     "llama31_8b",
     "miniature",
     "organism",
+    "smollm2",
     "qwen25_7b",
 )
 for _study in STUDIES:
