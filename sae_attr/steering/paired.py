@@ -206,6 +206,8 @@ def interval(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     was left are ignored.
     """
     bare = np.isnan(draws).all(0)
+    if not bare.size:
+        return np.full(bare.shape, np.nan), np.full(bare.shape, np.nan)
     # nanquantile warns where all is NaN; such columns are 0 meanwhile.
     low, high = np.nanquantile(
         np.where(bare, 0.0, draws), [(1 - level) / 2, (1 + level) / 2], axis=0

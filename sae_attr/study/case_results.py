@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sae_attr.comparison_records import Direction
 from sae_attr.steering.plan import UNSTEERED, Condition
@@ -12,6 +13,7 @@ from sae_attr.study.case import Case
 from sae_attr.study.grading import GradedAnswers
 from sae_attr.study.selection import Selection
 from sae_attr.study.settings import DIRECTIONS
+from sae_attr.study.stages.rates import rates_of
 from sae_attr.study.stages.steer import effect_sweep, strengths_of
 from sae_attr.study.sweep_conditions import side_of
 from sae_attr.text.pairing import Answer
@@ -39,6 +41,18 @@ class CaseResults:
         sweep = effect_sweep(self.case, direction, strengths, self.of["attribute"])
         grades = self.of[f"judge.{direction}"]
         return GradedAnswers.load(sweep.plan, grades.arrays, grades.meta)
+
+    def exact(
+        self, direction: Direction
+    ) -> tuple[tuple[str, ...], dict[Condition, Any]]:
+        """Returns the prompts that exact effects were measured on, and condition -> the
+        rate of the behaviour on each.
+        """
+        strengths = self.of[f"strengths.{direction}"]
+        sweep = effect_sweep(self.case, direction, strengths, self.of["attribute"])
+        rates = rates_of(self.of[f"rates.{direction}"])
+        by_condition = dict(zip(sweep.conditions, rates.behaviour_kp, strict=True))
+        return rates.prompts, by_condition
 
     def condition(self, direction: Direction, latent: int) -> Condition:
         """Returns the condition that steered a latent with the direction's fixed sign."""

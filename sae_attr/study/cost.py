@@ -159,10 +159,11 @@ def _probe_costs(case: Case, reading: Reading, direction: str) -> list[StageCost
         return []
     if study.specific_latents:
         latents = study.specific_latents * len(study.methods) + study.specific_random
-        conditions = 1 + latents + study.random_directions
         stage = f"{name}.specificity.{direction}"
-        sets = ("effects", *case.settings.probes)
-        cost = _exact_on(case, reading, stage, sets, conditions)
+        cost = _sum(
+            _exact_on(case, reading, stage, case.settings.probes, 1 + latents),
+            _exact(case, reading, stage, "effects", study.random_directions),
+        )
         text = (1 + latents) * study.specific_tokens
         text_read = float(text * reading.above)
         costs.append(replace(cost, read=cost.read + text_read, heads=cost.heads + text))

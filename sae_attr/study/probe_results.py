@@ -29,6 +29,7 @@ from sae_attr.report.specificity_sentences import (
 )
 from sae_attr.steering.groups import group_numbers
 from sae_attr.steering.paired import EffectSettings
+from sae_attr.steering.plan import UNSTEERED
 from sae_attr.steering.specificity import (
     SetChanges,
     directions_control,
@@ -182,31 +183,9 @@ class DirectionSpecificity:
 def direction_specificity(
     results: CaseResults, direction: Direction
 ) -> DirectionSpecificity:
-    """Returns what the stage of one direction measured, as changes."""
-    case, result = results.case, results.of[f"specificity.{direction}"]
-    study, settings = case.study, effect_settings(case.study)
+    """Returns what the stages of one direction measured, as changes."""
+    study, result = results.case.study, results.of[f"specificity.{direction}"]
     latents_k = np.asarray(result.arrays["latents_k"])
-    rate_cp = np.asarray(result.arrays["rate_cp"])
-    steered, place = 1 + len(latents_k), {}
-    for row, name in enumerate(result.meta["prompts"]):
-        place[name] = row
-    sets, directions = [], None
-    for name in (EFFECTS, *case.settings.probes):
-        prompts = [prompt for prompt in case.prompts(name) if prompt.id in place]
-        if not prompts:
-            continue
-        columns = [place[prompt.id] for prompt in prompts]
-        group_p = group_numbers(list(map(group_of, prompts)))
-        base_p, rates = rate_cp[0, columns], rate_cp[:, columns]
-        of_latents = set_changes(
-            name, rates[1:steered], base_p, group_p, settings=settings
-        )
-        sets.append(of_latents)
-        if name == EFFECTS:
-            directions = set_changes(
-                name, rates[steered:], base_p, group_p, settings=settings
-            )
-    assert directions is not None  # the effects' prompts come first
     row_of = {latent: row for row, latent in enumerate(latents_k.tolist())}
     selected = best_and_random(
         results.selection, study.specific_latents, study.specific_random
@@ -215,16 +194,64 @@ def direction_specificity(
     for method, latents in selected.items():
         steered_rows = [row_of[latent] for latent in latents if latent in row_of]
         rows[method] = np.array(steered_rows, np.int64)
+    of_latents, of_directions = _on_effects(results, direction, latents_k.tolist())
     return DirectionSpecificity(
         direction,
         latents_k,
         np.asarray(result.arrays["strengths_k"]),
-        tuple(sets),
+        (of_latents, *_on_probes(results, direction)),
         rows,
         np.asarray(result.arrays["nats_k"]),
-        directions,
+        of_directions,
         float(result.meta["directions_strength"]),
     )
+
+
+def _on_effects(
+    results: CaseResults, direction: Direction, latents: Sequence[int]
+) -> tuple[SetChanges, SetChanges]:
+    """Returns the changes by latents, and by Gaussian directions, on the effects'
+    prompts.
+    """
+    case, result = results.case, results.of[f"specificity.{direction}"]
+    prompts, exact = results.exact(direction)
+    base_p = exact[UNSTEERED]
+    latent_kp = np.zeros((len(latents), len(prompts)))
+    for k, latent in enumerate(latents):
+        latent_kp[k] = exact[results.condition(direction, latent)]
+    direction_rp = np.zeros((0, len(prompts)))
+    if "directions_rp" in result.arrays:
+        direction_rp = np.asarray(result.arrays["directions_rp"])
+    by_id = case.prompts_by_id(EFFECTS)
+    group_p = group_numbers([group_of(by_id[name]) for name in prompts])
+    settings = effect_settings(case.study)
+    changes = []
+    for rate_kp in (latent_kp, direction_rp):
+        changes.append(
+            set_changes(EFFECTS, rate_kp, base_p, group_p, settings=settings)
+        )
+    return changes[0], changes[1]
+
+
+def _on_probes(results: CaseResults, direction: Direction) -> list[SetChanges]:
+    """Returns the changes by latents on each probe of which a prompt was measured."""
+    case, result = results.case, results.of[f"specificity.{direction}"]
+    column = {}
+    for place, name in enumerate(result.meta.get("prompts", ())):
+        column[name] = place
+    changes = []
+    for name in case.settings.probes:
+        prompts = [prompt for prompt in case.prompts(name) if prompt.id in column]
+        if not prompts:
+            continue
+        columns = [column[prompt.id] for prompt in prompts]
+        rate_cp = np.asarray(result.arrays["rate_cp"])[:, columns]
+        group_p = group_numbers(list(map(group_of, prompts)))
+        settings = effect_settings(case.study)
+        changes.append(
+            set_changes(name, rate_cp[1:], rate_cp[0], group_p, settings=settings)
+        )
+    return changes
 
 
 def specificity(results: CaseResults) -> Specificity | None:

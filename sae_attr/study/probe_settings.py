@@ -34,7 +34,7 @@ class ProbeSettings:
     specific_random: int = 20
     specific_tokens: int = 2000
     random_directions: int = 20
-    probe_prompts: int = 60
+    probe_prompts: int = 30
 
 
 def check_probes(name: str, probes: Sequence[str], splits: Sequence[str]) -> None:

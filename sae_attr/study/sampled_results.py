@@ -22,10 +22,8 @@ from sae_attr.study.grading import GradedAnswers
 from sae_attr.study.probe_results import group_of
 from sae_attr.study.settings import DIRECTIONS
 from sae_attr.study.stages.effects import effect_settings
-from sae_attr.study.stages.rates import rates_of
 from sae_attr.study.stages.sampled_check import checked_sweep, has_judge
 from sae_attr.study.stages.specificity import best_and_random
-from sae_attr.study.stages.steer import effect_sweep
 
 
 def sampled_check(results: CaseResults) -> SampledCheck | None:
@@ -100,11 +98,9 @@ def _compared(
     sampled = of[f"sampled_check.{direction}"]
     sweep = checked_sweep(case, direction, of["select"], strengths, of["attribute"])
     behaviour = GradedAnswers.load(sweep.plan, sampled.arrays, sampled.meta).behaviour()
-    rates = rates_of(of[f"rates.{direction}"])
-    every = effect_sweep(case, direction, strengths, of["attribute"])
-    exact = dict(zip(every.conditions, rates.behaviour_kp, strict=True))
+    measured, exact = results.exact(direction)
     # A prompt whose texts have too little probability has no exact rate.
-    column = {name: place for place, name in enumerate(rates.prompts)}
+    column = {name: place for place, name in enumerate(measured)}
     prompts = [name for name in sweep.plan.prompts if name in column]
     columns = [column[name] for name in prompts]
     rows = [sweep.plan.prompts.index(name) for name in prompts]

@@ -161,3 +161,16 @@ def test_one_group_has_no_interval() -> None:
     assert estimate.value == pytest.approx(0.3)
     assert np.isnan([estimate.low, estimate.high]).all()
     assert not estimate.is_clear
+
+
+def test_nothing_steered_changes_nothing() -> None:
+    base = np.full(4, 0.5)
+    nobody = set_changes("a", np.zeros((0, 4)), base, np.arange(4), settings=FEW)
+    assert nobody.change_k.shape == nobody.low_k.shape == (0,)
+    control = directions_control("away", 0.0, nobody, np.zeros(0), settings=FEW)
+    assert (control.directions, control.latents) == (0, 0)
+    none = {"first": np.zeros(0, int)}
+    (mean,) = set_means("away", [nobody], none, settings=FEW)
+    assert mean.latents == 0
+    assert np.isnan(mean.change.value)
+    assert np.isnan(text_means(np.zeros(0), none, settings=FEW)["first"].value)

@@ -23,14 +23,15 @@ from sae_attr.study.case_stage import (
     steered_scope,
 )
 from sae_attr.study.case_sweep import steering_vectors
-from sae_attr.study.exact_rates import exact_rates
+from sae_attr.study.exact_rates import ExactRates, exact_rates
 from sae_attr.study.selection import Selection
 from sae_attr.study.stages.steer import strengths_of
 from sae_attr.study.stages.strengths import norm_of
 from sae_attr.study.stages.unsteered import prompts_of
 from sae_attr.study.sweep_conditions import SideStrengths, side_of
 
-VERSION = 1
+# 2: latents on the effects' prompts are those of the stage `rates`.
+VERSION = 2
 
 
 def best_and_random(
@@ -72,11 +73,13 @@ def median_strength(selection: Selection, strengths: SideStrengths) -> float:
 
 
 def measure(inputs: StageInputs, progress: Progress) -> Computed:
-    """Measures latents, then Gaussian directions, by exact probabilities on the effects'
-    prompts and on every probe, and latents on ordinary text.
+    """Measures latents on every probe by exact probabilities and on ordinary text, and
+    Gaussian directions on the effects' prompts; latents on these are the stage
+    `rates`'s.
 
     Arrays: `latents_k` and `strengths_k`, of the latents; `rate_cp`, the unsteered
-      condition first, then the latents, then the directions; `nats_k`, of the latents.
+      condition first, then the latents, of the probes' prompts; `nats_k`, of the
+      latents; `directions_rp`, of the effects' prompts.
     """
     case, direction, study = inputs.case, inputs.direction, inputs.case.study
     selection = Selection.load(inputs["select"].arrays)
@@ -86,37 +89,43 @@ def measure(inputs: StageInputs, progress: Progress) -> Computed:
     steered = steered_conditions(selection, strengths, latents)
     rows_kd, sizes_k = steering_vectors(case, (UNSTEERED, *steered), norm)
     median = median_strength(selection, strengths)
-    gaussian_rd = np.zeros((0, rows_kd.shape[1]), np.float32)
-    if median:
-        gaussian_rd = gaussian_directions(
-            study.random_directions, rows_kd.shape[1], study.seed
-        )
-    gaussian_r = np.full(len(gaussian_rd), median * norm, np.float32)
-    rates = exact_rates(
-        case,
-        direction,
-        prompts_of(case, ("effects", *case.settings.probes)),
-        Add(
-            jnp.asarray(np.concatenate([rows_kd, gaussian_rd])),
-            jnp.asarray(np.concatenate([sizes_k, gaussian_r]), jnp.float32),
-        ),
-        progress,
-        name=f"specificity, {direction}",
-    )
-    nats_k, text = text_cost(case, direction, rows_kd[1:], sizes_k[1:])
     arrays = {
         "latents_k": np.array([condition.latent for condition in steered], np.int64),
         "strengths_k": np.array([condition.strength for condition in steered]),
-        "rate_cp": rates.behaviour_kp,
-        "nats_k": nats_k,
     }
-    return arrays, {
-        "prompts": list(rates.prompts),
-        "left_out": list(rates.facts.get("left_out", ())),
-        "directions_strength": median,
-        "text": text,
-        "exact_rows": rates.rows,
-    }
+    meta: dict[str, Any] = {"directions_strength": median, "exact_rows": 0}
+    probes = prompts_of(case, case.settings.probes)
+    if probes:
+        edit = Add(jnp.asarray(rows_kd), jnp.asarray(sizes_k))
+        rates = exact_rates(
+            case, direction, probes, edit, progress, name=f"probes, {direction}"
+        )
+        arrays["rate_cp"] = rates.behaviour_kp
+        meta |= {
+            "prompts": list(rates.prompts),
+            "left_out": list(rates.facts.get("left_out", ())),
+            "exact_rows": rates.rows,
+        }
+    if median and study.random_directions:
+        rates = _directions(case, direction, median * norm, progress)
+        arrays["directions_rp"] = rates.behaviour_kp
+        meta["directions_prompts"] = list(rates.prompts)
+        meta["exact_rows"] += rates.rows
+    arrays["nats_k"], meta["text"] = text_cost(
+        case, direction, rows_kd[1:], sizes_k[1:]
+    )
+    return arrays, meta
+
+
+def _directions(
+    case: Case, direction: str, size: float, progress: Progress
+) -> ExactRates:
+    """Measures Gaussian directions on the effects' prompts."""
+    study, width = case.study, case.setup.cfg.width(case.setup.site.point)
+    rows_rd = gaussian_directions(study.random_directions, width, study.seed)
+    edit = Add(jnp.asarray(rows_rd), jnp.full(len(rows_rd), size, jnp.float32))
+    prompts, name = case.prompts("effects"), f"directions, {direction}"
+    return exact_rates(case, direction, prompts, edit, progress, name=name)
 
 
 def text_cost(
