@@ -104,7 +104,7 @@ def test_rates_that_cannot_be(numbers: tuple[str, ...]) -> None:
 def test_a_study_by_exact_probabilities(miniature: Path, tmp_path: Path) -> None:
     config = study_config(miniature)
     config.update({"pairs_by": "continuations", "strengths_by": "exact"})
-    config.effects_by = "exact"
+    config.update({"effects_by": "exact", "sampled_latents": 0})
     for case in config.cases.values():
         case.continuations.update({"present": (" thanks",), "absent": (" hate",)})
     report = case_study.dry_run(config, epath.Path(tmp_path / "study"), RATES)
@@ -115,6 +115,11 @@ def test_a_study_by_exact_probabilities(miniature: Path, tmp_path: Path) -> None
     assert "keys and values of conditions" in text
     # Nothing is graded, so nobody is asked.
     assert "judge of" not in text
+    assert "completions are sampled" not in text
+    config.sampled_latents = 1
+    report = case_study.dry_run(config, epath.Path(tmp_path / "study"), RATES)
+    assert "judge of" in report.text()
+    assert "completions are sampled" in report.text()
 
 
 def test_an_organism_that_is_still_to_be_made(tmp_path: Path) -> None:

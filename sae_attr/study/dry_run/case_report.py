@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
 
 from etils import epath
@@ -75,7 +76,7 @@ def case_study_dry_run(study: CaseStudy, rates_of: RatesOf) -> DryRun:
         rates |= dict.fromkeys(
             [cost.stage for cost in made], of_cfg(organism_cfg(study.recipe), WIDTH)
         )
-    _add_judges(study, report)
+    _add_judges(study, costs, report)
     statuses = stage_statuses(study.runtime.store, study.stages)
     report.add_stages(costs, rates, statuses)
     return report
@@ -179,12 +180,10 @@ def case_memory(case: Case) -> list[Held]:
     widths, new = _widths(case), _new_tokens(case)
     size = case.runtime.batch_size
     parts = lasting_memory([setup])
+    if any(cost.samples for cost in case_costs(case)):
+        slots = max(widths.values()) + study.sampling.max_new
+        parts += sampling_memory(setup.cfg, mesh, study.dtype, rows=size, slots=slots)
     by = {split: measured_by(study, split) for split in widths}
-    slots = [widths[split] + new[split] for split in widths if by[split] == "samples"]
-    if slots:
-        parts += sampling_memory(
-            setup.cfg, mesh, study.dtype, rows=size, slots=max(slots)
-        )
     slots = [widths[split] + new[split] for split in widths if by[split] != "samples"]
     if slots:
         parts += exact_memory(setup.cfg, mesh, study.dtype, rows=size, slots=max(slots))
@@ -196,10 +195,9 @@ def case_memory(case: Case) -> list[Held]:
 # ---- the whole study -----------------------------------------------------------------
 
 
-def _add_judges(study: CaseStudy, report: DryRun) -> None:
-    """Asks the judge of every case that grades one question."""
-    splits = ("pairs", "strengths", "effects")
-    if "samples" not in {measured_by(study.settings, split) for split in splits}:
+def _add_judges(study: CaseStudy, costs: Sequence[StageCost], report: DryRun) -> None:
+    """Asks the judge of every case one question, where something is graded."""
+    if not any(cost.judged for cost in costs):
         return
     specs = {
         f"case {case.name}": judge_spec(case.settings) for case in study.real_cases
