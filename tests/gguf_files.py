@@ -241,9 +241,9 @@ def byte_level_keys(pre: str = "gpt-2", **more: Any) -> dict[str, Any]:
     from tokenizers.pre_tokenizers import ByteLevel
 
     merges = ["t h", "Ġ th", "Ġth e", "1 2", "12 3"]
-    made = [merge.replace(" ", "") for merge in merges]
+    whole = [merge.replace(" ", "") for merge in merges]
     special = ["<s>", "</s>", "<|im_end|>"]
-    tokens = [*special, *sorted(ByteLevel.alphabet()), *made]
+    tokens = [*special, *sorted(ByteLevel.alphabet()), *whole]
     types = [3] * len(special) + [1] * (len(tokens) - len(special))
     return {
         "tokenizer.ggml.model": "gpt2",
