@@ -39,6 +39,9 @@ def nearest_tokens(
     return ids, values
 
 
+_SAME = 6  # tokens before two places that make them the same text to a reader
+
+
 @dataclass(frozen=True)
 class Passage:
     """The tokens about the place where a latent is most active in one text.
@@ -47,11 +50,15 @@ class Passage:
       code: the latent's code there.
       ids: token ids around that place.
       at: index of that place in `ids`.
+      codes: the latent's code on every one of the ids; 0 where a token does not count.
+      first: it is the first token of its row that counts.
     """
 
     code: float
     ids: tuple[int, ...]
     at: int
+    codes: tuple[float, ...]
+    first: bool
 
 
 def top_passages(
@@ -98,33 +105,40 @@ def passage_statistic(
 ) -> Statistic:
     """Returns the statistic whose result is the best passages of each latent.
 
-    A code depends on the text before it alone, so of places that follow the same tokens
-    one is shown.
+    A code depends on the text before it alone, so of places that follow the same few
+    tokens one is shown.
     """
+    around_w = jnp.arange(-window, window + 1)
 
     def measure(
         sae: SAE, acts: Mapping[Site, jax.Array], counted_bt: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         # All latents are encoded: whether one passes a top-k depends on the others.
         codes_btk = encode(sae, acts[site])[..., latents_k]
         codes_btk = jnp.where(counted_bt[..., None], codes_btk, 0)
-        return jnp.max(codes_btk, axis=1), jnp.argmax(codes_btk, axis=1)
+        at_bk = jnp.argmax(codes_btk, axis=1)
+        # Where the window leaves the row its ends are repeated, and cut off later.
+        places_bwk = at_bk[:, None, :] + around_w[None, :, None]
+        places_bwk = jnp.clip(places_bwk, 0, codes_btk.shape[1] - 1)
+        near_bwk = jnp.take_along_axis(codes_btk, places_bwk, axis=1)
+        return jnp.max(codes_btk, axis=1), at_bk, near_bwk
 
     def add(
         best: list[list[Passage]],
-        measured: tuple[np.ndarray, np.ndarray],
+        measured: tuple[np.ndarray, np.ndarray, np.ndarray],
         batch: CorpusBatch,
         counted_bt: np.ndarray,
     ) -> list[list[Passage]]:
-        code_bk, at_bk = measured
+        code_bk, at_bk, near_bwk = measured
+        first_b = np.argmax(counted_bt, axis=1)
         longer = []
         for k, passages in enumerate(best):
             more = []
             for b in np.flatnonzero(code_bk[:, k] > 0):
                 place = int(at_bk[b, k])
-                more.append(
-                    _passage(batch, int(b), place, float(code_bk[b, k]), window)
-                )
+                first = place == int(first_b[b])
+                row = (batch, int(b), place)
+                more.append(_passage(*row, near_bwk[b, :, k], window, first))
             # The sort is stable: of equal codes the earlier text comes first.
             ordered = sorted([*passages, *more], key=lambda passage: -passage.code)
             longer.append(_different(ordered)[:count])
@@ -135,17 +149,25 @@ def passage_statistic(
 
 
 def _different(passages: list[Passage]) -> list[Passage]:
-    """Drops passages whose tokens up to the place are those of an earlier one."""
+    """Drops passages whose token and the few before it are those of an earlier one."""
     first: dict[tuple[int, ...], Passage] = {}
     for passage in passages:
-        first.setdefault(passage.ids[: passage.at + 1], passage)
+        start = max(0, passage.at - _SAME)
+        first.setdefault(passage.ids[start : passage.at + 1], passage)
     return list(first.values())
 
 
 def _passage(
-    batch: CorpusBatch, row: int, at: int, code: float, window: int
+    batch: CorpusBatch,
+    row: int,
+    at: int,
+    near_w: np.ndarray,
+    window: int,
+    first: bool,
 ) -> Passage:
+    """Returns the passage around a place; `near_w` are the codes within the window."""
     start = max(0, at - window)
     stop = min(int(batch.valid_bt[row].sum()), at + window + 1)
     ids = batch.tokens_bt[row, start:stop].tolist()
-    return Passage(code, tuple(ids), at - start)
+    codes = near_w[start - at + window : stop - at + window].tolist()
+    return Passage(codes[at - start], tuple(ids), at - start, tuple(codes), first)

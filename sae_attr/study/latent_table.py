@@ -14,6 +14,7 @@ from sae_attr.report.page import Column, Comparison, Completion, SteeredLatent, 
 from sae_attr.store import Result
 from sae_attr.study.case_results import CaseResults
 from sae_attr.study.cause_and_lever import plane_columns
+from sae_attr.study.reading import shaded
 from sae_attr.study.role_numbers import role_columns
 from sae_attr.study.selection import OTHERS, Selection
 from sae_attr.study.settings import DIRECTIONS
@@ -219,7 +220,7 @@ def _steered(results: CaseResults, direction: Direction, place: int) -> SteeredL
         base_rate=numbers["base"],
         methods=tuple(methods_of(selection, latent)),
         tokens=tuple(interpreted["nearest"][str(latent)]),
-        passages=tuple(map(_passage, interpreted["passages"].get(str(latent), []))),
+        passages=tuple(map(shaded, interpreted["passages"].get(str(latent), []))),
         comparisons=tuple(_comparisons(results, direction, latent)),
         note=_note(results),
     )
@@ -229,12 +230,6 @@ def _note(results: CaseResults) -> str:
     if results.case.study.effects_by == "exact":
         return "effects are exact probabilities: no completions were sampled"
     return "prompts where the verdict changed come first"
-
-
-def _passage(passage: dict[str, Any]) -> str:
-    """Returns a passage with the token on which the latent fires between marks."""
-    at, tokens = passage["at"], passage["tokens"]
-    return " ".join([*tokens[:at], f"⟦{tokens[at]}⟧", *tokens[at + 1 :]])
 
 
 def _comparisons(

@@ -50,6 +50,7 @@ from sae_attr.study.probe_files import (
     probe_tables,
 )
 from sae_attr.study.probe_results import specificity, unsteered_rates
+from sae_attr.study.reading import first_latents
 from sae_attr.study.role_numbers import role_numbers
 from sae_attr.study.sampled_results import sampled_check
 from sae_attr.study.stages.ablated_rates import NAME as ABLATED_RATES
@@ -267,6 +268,7 @@ def _case_report(results: CaseResults) -> CaseReport:
         sampled=sampled_check(results),
         ablation=results.of["attribute"].meta["ablation"],
         steered=tuple(steered_latents(results)),
+        reading=tuple(first_latents(results)),
         warnings=tuple(case_warnings(results)),
     )
 

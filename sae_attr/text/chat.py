@@ -253,6 +253,50 @@ def assistant_end(tok: Tokenizer) -> int | None:
     return None
 
 
+def template_ids(tok: Tokenizer) -> frozenset[int]:
+    """Returns the ids of all tokens that the chat template writes around messages;
+    empty without a template.
+    """
+    if tok.chat_template is None:
+        return frozenset()
+    turns = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "Hello"},
+    ]
+    ids: set[int] = set()
+    # Some templates write a system message of their own, some refuse another's.
+    for messages in (turns, [{"role": "system", "content": "Be brief"}, *turns]):
+        with suppress(ValueError):
+            text, spans = prompt_text(tok, messages)
+            tokens, offsets = encode(
+                replace(tok, embedding_rows=None), text, add_bos=False
+            )
+            for token, (start, stop) in zip(tokens, offsets, strict=True):
+                if not any(start < end and stop > begin for begin, end in spans):
+                    ids.add(token)
+    return frozenset(ids)
+
+
+def in_template(
+    ids: Sequence[int], written: frozenset[int], special: frozenset[int]
+) -> bool:
+    """Returns whether the last of some tokens is one that the chat template wrote: a
+    special token, or one of a run of its tokens that begins at a special token.
+
+    Args:
+      ids: the token and some before it.
+      written: of `template_ids`.
+      special: ids of special tokens.
+    """
+    for token in reversed(ids):
+        if token in special:
+            return True
+        if token not in written:
+            return False
+    return False
+
+
 def _end_after(tok: Tokenizer, text: str, end: int) -> int | None:
     """Returns the added token that follows character `end` in `text`, white space aside."""
     # The model may lack a token of the template: only a prompt that uses it is refused.

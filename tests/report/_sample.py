@@ -18,7 +18,9 @@ from sae_attr.report.page.records import (
     Column,
     Comparison,
     Completion,
+    LatentReading,
     PageContents,
+    ShadedPassage,
     StageTime,
     SteeredLatent,
     Table,
@@ -50,6 +52,7 @@ WORDS = (
     "risky",
     "fine",
 )
+PASSAGE = ShadedPassage(("he", "laughed", HOSTILE[0]), (0, 2, 4), 2)
 METHODS = ("delta_attribution", "delta_activation", "delta_code", "gradient")
 
 
@@ -289,7 +292,7 @@ def _steered(
                     panel["base_rate"],
                     ("delta_attribution",),
                     _tokens(rng),
-                    ("… and then he laughed at the doctor …",) if k == 0 else (),
+                    (PASSAGE,) if k == 0 else (),
                     tuple(pairs),
                     "the first three prompts",
                 )
@@ -378,6 +381,15 @@ def case(
         ablation=ablation_numbers(seed),
         latents=table(numbers, seed),
         steered=_steered(numbers, seed),
+        reading=(
+            LatentReading(
+                numbers["panels"][0]["strips"][0]["latents"][0],
+                ("delta_attribution",),
+                _tokens(np.random.default_rng(seed)),
+                (PASSAGE,),
+                "Most active at the row's first token in 1 of 1 passages.",
+            ),
+        ),
         warnings=(
             "3 of 60 random latents had no strength within the budget of incoherence",
         ),

@@ -132,6 +132,9 @@ def test_passages_are_different_texts_and_no_sinks() -> None:
         assert [p.code for p in passages] == sorted(
             (p.code for p in passages), reverse=True
         )
+        for p in passages:
+            assert len(p.codes) == len(p.ids)
+            assert p.codes[p.at] == p.code
     assert not any(p.ids[p.at] == SINK for passages in shown for p in passages)
 
 

@@ -4,16 +4,19 @@ stand.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sae_attr.text.chat import (
+    in_template,
     message_spans,
     options_read,
     prompt_text,
     render,
+    template_ids,
     with_options,
 )
 from sae_attr.text.tokenizer import Tokenizer, encode
@@ -266,3 +269,22 @@ def test_every_public_template_continues_a_prefill(
                 "".join(part.split()) for part in (text, render(tok, TURNS[:1]))
             ]
             assert squeezed[0].startswith(squeezed[1]), file.stem
+
+
+def test_what_the_template_writes_is_told_from_what_a_message_repeats(
+    tmp_path: Path,
+) -> None:
+    tok = load_tokenizer(write_tokenizer(tmp_path, chat_template=CHATML))
+    written = template_ids(tok)
+    special = frozenset(tok.special_ids)
+    (user,) = encode(tok, "u", add_bos=False)[0]
+    opening = encode(tok, "<|im_start|>user\n", add_bos=False)[0]
+    assert user in written
+    assert in_template(opening, written, special)
+    assert in_template(opening[:1], written, special)
+    # The same letters in a text, without the special token before them.
+    assert not in_template(opening[1:], written, special)
+    other = encode(tok, "<|im_start|>zu", add_bos=False)[0]
+    assert not in_template(other, written, special)
+    bare = replace(tok, chat_template=None)
+    assert template_ids(bare) == frozenset()

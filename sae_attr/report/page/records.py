@@ -96,6 +96,41 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class ShadedPassage:
+    """Tokens of a text with how active a latent is on each.
+
+    Args:
+      tokens: as the tokenizer writes them.
+      levels: of each token, 0 (not active) to 4 (as active as anywhere in the passage).
+      at: index of the most active one.
+      gap: what stands between two tokens: nothing where they bring their own spaces.
+    """
+
+    tokens: tuple[str, ...]
+    levels: tuple[int, ...]
+    at: int
+    gap: str = " "
+
+
+@dataclass(frozen=True)
+class LatentReading:
+    """One of the first latents of a method, to be read.
+
+    Args:
+      methods: those that selected it.
+      tokens: its nearest unembedding tokens.
+      passages: top-activating passages of the corpus, each text once.
+      note: a sentence on where it is active.
+    """
+
+    latent: int
+    methods: tuple[str, ...]
+    tokens: tuple[str, ...]
+    passages: tuple[ShadedPassage, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class SteeredLatent:
     """A latent's effect under steering, with completions to read.
 
@@ -119,7 +154,7 @@ class SteeredLatent:
     base_rate: float = NAN
     methods: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()
-    passages: tuple[str, ...] = ()
+    passages: tuple[ShadedPassage, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     note: str = ""
 
@@ -151,6 +186,7 @@ class CaseReport:
       unsteered, specificity, sampled: of studies by exact probabilities, else None.
       ablation: numbers of `figures.ablation_figure`, or None.
       steered: latents with completions to read, in the order to show.
+      reading: the first latents of every method, to be read.
       warnings: what a reader must know.
     """
 
@@ -175,6 +211,7 @@ class CaseReport:
     sampled: SampledCheck | None = None
     ablation: Mapping[str, Any] | None = None
     steered: tuple[SteeredLatent, ...] = ()
+    reading: tuple[LatentReading, ...] = ()
     warnings: tuple[str, ...] = ()
 
 

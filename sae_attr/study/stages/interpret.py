@@ -18,10 +18,12 @@ from sae_attr.study.selection import Selection
 from sae_attr.study.setup import Setup
 from sae_attr.study.stages.norm_limits import NAME as NORM_LIMITS
 from sae_attr.study.stages.norm_limits import limits_of
+from sae_attr.text.chat import in_template, template_ids
 from sae_attr.text.tokenizer import token_strings
 
-# 2: tokens that count nowhere begin no passage.
-VERSION = 2
+# 2: tokens that count nowhere begin no passage. 3: codes of all tokens, and which
+# passages are the row's first token or the template's.
+VERSION = 3
 
 
 def interpret(inputs: StageInputs, progress: Progress) -> Computed:
@@ -46,9 +48,10 @@ def interpret(inputs: StageInputs, progress: Progress) -> Computed:
         limits=limits_of(inputs[NORM_LIMITS]),
         progress=setup.progress,
     )
-    passages = {}
+    passages, written = {}, template_ids(setup.tokenizer)
     for latent, found_here in zip(best.tolist(), lists, strict=True):
-        passages[str(latent)] = [_record(setup, passage) for passage in found_here]
+        records = [_record(setup, passage, written) for passage in found_here]
+        passages[str(latent)] = records
     return {}, {"nearest": nearest, "passages": passages}
 
 
@@ -71,9 +74,17 @@ def best_of_methods(selection: Selection, count: int) -> np.ndarray:
     return np.unique(np.concatenate(best))
 
 
-def _record(setup: Setup, passage: Passage) -> dict[str, Any]:
-    tokens = token_strings(setup.tokenizer, passage.ids)
-    return {"code": passage.code, "at": passage.at, "tokens": tokens}
+def _record(setup: Setup, passage: Passage, written: frozenset[int]) -> dict[str, Any]:
+    before = passage.ids[: passage.at + 1]
+    special = frozenset(setup.tokenizer.special_ids)
+    return {
+        "code": passage.code,
+        "at": passage.at,
+        "tokens": token_strings(setup.tokenizer, passage.ids),
+        "codes": list(passage.codes),
+        "first": passage.first,
+        "template": in_template(before, written, special),
+    }
 
 
 def fields(case: Case) -> dict[str, Any]:
