@@ -27,8 +27,8 @@ class ProbeSettings:
       probe_prompts: at most so many prompts of each probe.
     """
 
-    sampled_latents: int = 5
-    sampled_prompts: int = 20
+    sampled_latents: int = 3
+    sampled_prompts: int = 10
     sampled_samples: int = 8
     specific_latents: int = 5
     specific_random: int = 20
