@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sae_attr.comparison_records import MethodCount
 from sae_attr.study.case_results import CaseResults
 from sae_attr.study.settings import DIRECTIONS
 from sae_attr.study.stages.ablated_rates import NAME as ABLATED_RATES
@@ -47,6 +48,16 @@ def ablated_numbers(results: CaseResults) -> dict[str, Any] | None:
     panel = _with_counts(result.meta["panel"], result.meta["counts"])
     behaviour = results.case.settings.behaviour
     return {"behaviour": behaviour, "ablated": True, "panels": [panel]}
+
+
+def ablated_counts(results: CaseResults) -> tuple[MethodCount, ...]:
+    """Returns the counts of latents whose exact ablation lowers the rate beyond the
+    range of random ones; none where it was not measured.
+    """
+    result = results.of.get(ABLATED_RATES)
+    if result is None:
+        return ()
+    return tuple(MethodCount(**row) for row in result.meta.get("counts", ()))
 
 
 def _with_counts(

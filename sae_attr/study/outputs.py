@@ -40,7 +40,11 @@ from sae_attr.study.case_results import CaseResults
 from sae_attr.study.case_stage import plain
 from sae_attr.study.cause_and_lever import plane_numbers
 from sae_attr.study.columns import written
-from sae_attr.study.figure_numbers import ablated_numbers, effect_numbers
+from sae_attr.study.figure_numbers import (
+    ablated_counts,
+    ablated_numbers,
+    effect_numbers,
+)
 from sae_attr.study.latent_table import latent_table, steered_latents
 from sae_attr.study.open_choices import choices
 from sae_attr.study.probe_files import (
@@ -53,7 +57,6 @@ from sae_attr.study.probe_results import specificity, unsteered_rates
 from sae_attr.study.reading import first_latents
 from sae_attr.study.role_numbers import role_numbers
 from sae_attr.study.sampled_results import sampled_check
-from sae_attr.study.stages.ablated_rates import NAME as ABLATED_RATES
 from sae_attr.text.rows import ROLES
 
 Files = dict[str, bytes | str]
@@ -261,7 +264,7 @@ def _case_report(results: CaseResults) -> CaseReport:
         signed_effects=signed_effects,
         plane=plane_numbers(results),
         ablated=ablated_numbers(results),
-        ablated_counts=_ablated_counts(results),
+        ablated_counts=ablated_counts(results),
         roles=role_numbers(results),
         unsteered=unsteered_rates(results),
         specificity=specificity(results),
@@ -271,16 +274,6 @@ def _case_report(results: CaseResults) -> CaseReport:
         reading=tuple(first_latents(results)),
         warnings=tuple(case_warnings(results)),
     )
-
-
-def _ablated_counts(results: CaseResults) -> tuple[MethodCount, ...]:
-    """Returns the counts of latents whose exact ablation lowers the rate beyond the
-    range of random ones; none where it was not measured.
-    """
-    result = results.of.get(ABLATED_RATES)
-    if result is None:
-        return ()
-    return tuple(MethodCount(**row) for row in result.meta.get("counts", ()))
 
 
 # ---- files ---------------------------------------------------------------------------
