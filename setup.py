@@ -91,15 +91,6 @@ EXTRAS = {
     "gcs": ["etils[epath-gs]>=1.10,<2"],  # workdirs and models at gs://
 }
 
-# What code reads beside code, by suffix and in any package: rubrics, the page, tables.
-DATA_FILES = [
-    "py.typed",
-    *(
-        f"**/*.{suffix}"
-        for suffix in ("toml", "txt", "css", "html", "js", "json", "jsonl", "gz")
-    ),
-]
-
 setup(
     name="sae_attr",
     version=version(),
@@ -117,7 +108,10 @@ setup(
         "sae_attr.configs",
     ],
     package_dir={"sae_attr.experiments": "experiments", "sae_attr.configs": "configs"},
-    package_data={"": DATA_FILES},
+    # Whatever lies beside the code is there because code reads it: rubrics, the page,
+    # tables, texts.
+    package_data={"": ["**/*"]},
+    exclude_package_data={"": ["*.pyc"]},
     entry_points={
         "console_scripts": ["sae_attr = sae_attr.experiments.__main__:main"],
     },
