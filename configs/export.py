@@ -4,10 +4,14 @@
     python -m experiments.export --config=export --config.sae=SAE --config.latents=77,12 --config.vectors=safetensors \\
         --workdir=runs/directions
     ... --config.latents=77 --config.vectors=repeng --config.model_type=llama
+    ... --config.layout=saelens --config.license=apache-2.0 --push=OWNER/NAME
 
 SAE as for configs/attribute.py. `saelens/` or `dictionary_learning/` in the workdir holds
 the SAE; `directions.safetensors` all directions, `latent_77.gguf` that of one latent as a
 control vector of repeng, which llama.cpp reads too; export.json says what they are.
+--push lists these files, with a model card, and uploads them to a hub repository, a private
+one unless --push_private=False makes it anew; `hf auth login` comes first. Metrics of the
+card are those that train_sae measured, where its result.json lies beside the SAE.
 
 Hardware: memory for the SAE where a layout is written; directions read their rows alone.
 """
@@ -36,6 +40,9 @@ class Export:
       model_type: of repeng: the model's, as its config.json has it, such as llama.
       layer: of repeng: the block after which a direction is added; None: the one whose
         output the SAE reads.
+      license: of what is uploaded, as the hub spells it, such as apache-2.0.
+      base_model: hub id of the language model, for the card; None: as the SAE's file
+        says.
     """
 
     sae: str | None = None
@@ -47,6 +54,8 @@ class Export:
     scale: float = 1.0
     model_type: str | None = None
     layer: int | None = None
+    license: str | None = None
+    base_model: str | None = None
 
 
 SETTINGS = {

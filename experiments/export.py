@@ -4,6 +4,9 @@ the command.
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -11,6 +14,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr.files.gguf import write_control_vector
+from sae_attr.files.hub import public_name
+from sae_attr.files.hub_upload import check_upload, files_below, upload
 from sae_attr.files.vectors import write_vectors
 from sae_attr.report.tables import json_text
 from sae_attr.sae.export import (
@@ -19,6 +24,7 @@ from sae_attr.sae.export import (
     save_saelens,
 )
 from sae_attr.sae.formats import load_sae, open_decoder, read_config
+from sae_attr.sae.model_card import CardFacts, model_card
 from sae_attr.settings import given_only
 from sae_attr.site_names import parse_site
 from sae_attr.store import write_atomic
@@ -31,6 +37,15 @@ LAYOUTS = {
     "dictionary_learning": save_dictionary_learning,
 }
 VECTORS = ("safetensors", "repeng")
+CARD = "README.md"
+METRICS = ("explained_variance", "l0", "ce_recovered", "dead_share")
+
+PUSH = flags.DEFINE_string(
+    "push", None, "Upload what is written to this hub repository, owner/name."
+)
+PUSH_PRIVATE = flags.DEFINE_bool(
+    "push_private", True, "Whether a repository that --push makes is private."
+)
 
 
 def check(config: ConfigDict) -> None:
@@ -118,10 +133,73 @@ def export(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     return result
 
 
+# ---- the hub -------------------------------------------------------------------------
+
+
+def check_push(config: ConfigDict, repo: str) -> None:
+    """Raises ValueError for an upload without a licence, a token or a repository."""
+    if not config.license:
+        raise ValueError(
+            "what is uploaded needs a licence; add --config.license=NAME, as the hub "
+            "spells it, such as apache-2.0"
+        )
+    check_upload(repo)
+
+
+def measured_metrics(sae: str) -> dict[str, float]:
+    """Returns what `train_sae` measured of an SAE on held-out text, where its
+    result.json lies beside the SAE's folder; else nothing.
+    """
+    path = Path(sae).parent / "result.json"
+    try:
+        held_out = json.loads(path.read_text("utf-8"))["held_out"]
+        return {name: float(held_out[name]) for name in METRICS if name in held_out}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def push(
+    config: ConfigDict, workdir: Path, result: dict[str, Any], repo: str, private: bool
+) -> str:
+    """Writes the model card, lists the files and uploads them; returns the address.
+
+    export.json stays here: it holds paths of this machine.
+    """
+    options = given_only(config.sae_options.to_dict())
+    cfg = read_config(config.sae, config.sae_format, **options)
+    model = config.base_model or public_name(cfg.model_name) or ""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        model = ""
+    files = files_below(workdir, result["files"])
+    facts = CardFacts(
+        repo,
+        config.license,
+        config.layout or "",
+        model,
+        files,
+        measured_metrics(config.sae),
+    )
+    write_atomic(workdir / CARD, model_card(cfg, facts))
+    files = [CARD, *files]
+    kind = "private" if private else "public"
+    print(f"uploading to {repo} ({kind} if it is made now):")
+    for name in files:
+        print(f"  {name}  {(workdir / name).stat().st_size:,} bytes")
+    address = upload(workdir, files, repo, private=private)
+    print(f"uploaded to {address}")
+    return address
+
+
 def main(argv: list[str]) -> None:
-    """Runs `export` with the values of the flags."""
+    """Runs `export`, and `push` where the flags say so."""
     _common.begin(argv, cluster=False)
-    export(CONFIG.value, epath.Path(str(WORKDIR.value)))
+    config, workdir = CONFIG.value, epath.Path(str(WORKDIR.value))
+    if PUSH.value:
+        check(config)
+        check_push(config, PUSH.value)
+    result = export(config, workdir)
+    if PUSH.value:
+        push(config, Path(workdir), result, PUSH.value, PUSH_PRIVATE.value)
 
 
 if __name__ == "__main__":
