@@ -81,8 +81,8 @@ def remove(path: PathLike) -> None:
 
 
 def to_json(obj: Any) -> str:
-    """Returns JSON in which numpy numbers and arrays are numbers and lists, and paths are
-    text.
+    """Returns JSON in which numpy numbers and arrays are numbers and lists, paths are
+    text, and frozen sets sorted lists.
     """
 
     def plain(value: Any) -> Any:
@@ -92,6 +92,8 @@ def to_json(obj: Any) -> str:
             return dataclasses.asdict(value)
         if isinstance(value, os.PathLike):
             return os.fspath(value)
+        if isinstance(value, frozenset):
+            return sorted(value)
         raise TypeError(
             f"meta holds a {type(value).__name__}, which JSON cannot say; pass plain "
             "values, or use arrays"

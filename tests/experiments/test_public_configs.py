@@ -14,9 +14,9 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
-from configs import gemma3_270m_it, llama31_8b, qwen25_7b
-from experiments import case_study
-from sae_attr.beliefs import agreement_prompts
+from configs import gemma3_270m_it, llama31_8b, qwen25_7b, smollm2
+from experiments import case_study, finetune, train_sae
+from sae_attr.beliefs import agreement_prompts, agreement_rows
 from sae_attr.organism.planted import KIND, PLAIN_WORDS, RUDE
 from sae_attr.sae.registry.models import MODELS
 from sae_attr.sae.registry.names import named_sae
@@ -151,3 +151,38 @@ def test_emergent_misalignment(
     case_study.start(config, epath.Path(tmp_path / "run"))
     for case in config.cases:
         check_finished(tmp_path / "run", case, hub, module.SAE)
+
+
+@pytest.mark.slow
+def test_smollm2_from_its_sae_to_both_cases(hub: Hub, tmp_path: Path) -> None:
+    hf = families.family("llama", 30, hidden_act="silu", tie_word_embeddings=True)
+    model = tmp_path / "model"
+    model.mkdir()
+    families.write_model(model, hf)
+    config = small(smollm2.get_config(), tmp_path)
+
+    sae = smollm2.get_config("sae")
+    sae.update({"lm": str(model), "corpus": str(tmp_path / "corpus.json")})
+    sae.update({"tokens": 2000, "batch_size": 128, "mesh": "data=1"})
+    sae.held_out_share = 0.2
+    sae.sae.update({"n_latents": 64, "k": 4})
+    train_sae.start(sae, epath.Path(tmp_path / "sae"))
+
+    agreeing = smollm2.get_config("agreeing")
+    rows = write_prompts(tmp_path / "rows.jsonl", agreement_rows("health"))
+    agreeing.update({"lm": str(model), "data": rows, "mesh": "data=1"})
+    agreeing.update({"epochs": 1.0, "unlike_generation": "warn"})
+    finetune.start(agreeing, epath.Path(tmp_path / "agreeing"))
+
+    for case, trained in (("as_it_is", None), ("fine_tuned", "health")):
+        records = agreement_prompts(trained=trained)
+        file = write_prompts(tmp_path / f"{case}.jsonl", records)
+        files = {"lm": str(model), "sae": str(tmp_path / "sae/sae"), "prompts": file}
+        config.cases[case].update(files)
+    config.cases.fine_tuned.lm_aligned = str(model)
+    config.cases.fine_tuned.adapter = str(tmp_path / "agreeing/adapter")
+    case_study.start(config, epath.Path(tmp_path / "run"))
+    assert (tmp_path / "run/report.html").stat().st_size > 10_000
+    for case in config.cases:
+        assert len((tmp_path / "run" / case / "latents.csv").read_text()) > 200
+        assert (tmp_path / "run" / case / "specificity.csv").exists()

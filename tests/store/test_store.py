@@ -32,6 +32,7 @@ from sae_attr.store import (
     write_atomic,
 )
 from sae_attr.store import files as store_files
+from sae_attr.store.files import to_json
 from tests._processes import limited
 
 
@@ -542,3 +543,12 @@ def test_loading_is_quiet(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         Store(tmp_path).publish("k", ARRAYS)
         Store(tmp_path).load("k")
+
+
+def test_a_frozen_set_in_meta_is_a_sorted_list() -> None:
+    # The config of an SAE that the project trained says which tokens it left out.
+    assert json.loads(to_json({"exclude": frozenset({"special", "bos"})})) == {
+        "exclude": ["bos", "special"]
+    }
+    with pytest.raises(TypeError, match="meta holds a object"):
+        to_json({"x": object()})
