@@ -55,6 +55,7 @@ DATA = ["pyarrow>=16"]
 JUDGE = ["openai>=2,<4"]
 PAGE = ["selenium>=4.20,<5"]
 TENSORBOARD = ["tensorboardX>=2.6,<3"]
+NOTEBOOK = ["nbclient>=0.10,<1", "ipykernel>=6.29,<8"]
 
 # Dequantises the weights of GGUF models; 0.10 is the first that has every type's numbers.
 GGUF = ["gguf>=0.10,<1"]
@@ -75,6 +76,7 @@ EXTRAS = {
         *JUDGE,
         *PAGE,
         *TENSORBOARD,
+        *NOTEBOOK,  # the notebook runs as a test
     ],
     # What the tests and benchmarks compare with; nothing in sae_attr or experiments
     # imports them.
