@@ -66,6 +66,7 @@ EXTRAS = {
     "judge": JUDGE,  # judges behind OpenAI-compatible servers
     "page": PAGE,  # tests of the page in headless Chromium
     "tensorboard": TENSORBOARD,  # events beside metrics.jsonl
+    "lm_eval": ["lm-eval>=0.4.9,<0.5"],  # benchmarks of steered models
     # Pinned where a new release changes what counts as an error.
     "dev": [
         "pytest>=8.3,<10",

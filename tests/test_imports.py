@@ -20,6 +20,7 @@ MAY_IMPORT = (
     | {"comparison_records": set(), "report": {"comparison_records"}}
     | {"steering": CORE | {"comparison_records"}, "interpret": CORE | {"activations"}}
     | {"sae_check": CORE | {"activations", "report"}}
+    | {"lm_eval": CORE | {"steering"}}
     | {"notebook": CORE | {"activations", "attribution"}}
     | {"attribution": (CORE - {"settings", "store"}) | {"activations", "interpret"}}
     | {"organism": CORE | {"activations", "judge", "training"}}
