@@ -73,6 +73,7 @@ EXTRAS = {
         "pytest-xdist>=3.6,<4",
         "ruff==0.17.5",
         "pyright[nodejs]==1.1.414",
+        *GGUF,
         *DATA,
         *JUDGE,
         *PAGE,

@@ -80,7 +80,7 @@ def study() -> ConfigDict:
     )
     # The first token takes the attention sink, of a norm a hundred times the others'.
     config.update({"steer_skip": 1, "gradient_signed": False})
-    config.grid = (0.15, 0.3)
+    config.grid = (0.1, 0.2)
     # Yes and no together have about half of the probability: half of that may go.
     config.budget.update({"rule": "proportional", "points": 0.5})
     config.update({"strength_prompts": 4, "effect_prompts": 30, "probe_prompts": 20})
