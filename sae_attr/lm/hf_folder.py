@@ -30,7 +30,7 @@ COPIES = ("*/*", "consolidated*")
 _MAX_JSON = 1 << 28  # bytes; the index of the largest models has some 20 MB
 
 
-def resolve_model(path: str) -> Path:
+def resolve_model(path: str | Path) -> Path:
     """Finds the local folder or GGUF file of a model: `path` itself, the GGUF of an
     installed package `pip:NAME`, or a hub id `owner/name[@revision]`, which
     huggingface_hub downloads.
@@ -39,6 +39,7 @@ def resolve_model(path: str) -> Path:
       ValueError: neither a folder, a GGUF file nor something that looks like a hub id;
         a package that is not installed; the hub has no such model.
     """
+    path = str(path)
     if path.startswith(PREFIX):
         return package_model(path)
     if Path(path).is_dir() or is_gguf(path):

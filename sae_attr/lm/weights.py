@@ -60,7 +60,10 @@ CHUNK_BYTES = (
 
 
 def load_config(
-    path: str, *, resid_dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
+    path: str | Path,
+    *,
+    resid_dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
 ) -> LMConfig:
     """Reads the `LMConfig` of a model folder or hub id, without its weights; ValueError
     if config.json is missing or unknown.
@@ -379,7 +382,7 @@ def _stream(
 
 
 def load_lm(
-    path: str,
+    path: str | Path,
     *,
     mesh: jax.sharding.Mesh | None = None,
     dtype: str = "float32",

@@ -13,6 +13,7 @@ import tokenizers
 
 from sae_attr.files.gguf_header import is_gguf
 from sae_attr.files.gguf_parts import read_gguf
+from sae_attr.files.packages import PREFIX, package_model
 from sae_attr.files.text import check_regular, json_value, utf8
 from sae_attr.store import fingerprint
 from sae_attr.text.gguf_tokenizer import tokenizer_files
@@ -32,7 +33,7 @@ def load_tokenizer(path: str | Path, *, embedding_rows: int | None = None) -> To
     special_tokens_map.json, chat_template.jinja; or the tokenizer of a .gguf file.
 
     Args:
-      path: folder, or .gguf file.
+      path: folder, .gguf file, or the one of an installed package, `pip:NAME`.
       embedding_rows: of the model that will read the ids. The tokenizer may have more:
         only a text that uses them is refused.
 
@@ -40,7 +41,8 @@ def load_tokenizer(path: str | Path, *, embedding_rows: int | None = None) -> To
       ValueError: no tokenizer.json, a file that cannot be read, a named BOS/EOS that
         the vocabulary lacks, several chat templates of which none is called default.
     """
-    folder = Path(path)
+    in_package = str(path).startswith(PREFIX)
+    folder = package_model(str(path)) if in_package else Path(path)
     if is_gguf(folder):
         whole, config = tokenizer_files(read_gguf(folder))
         backend = _backend(json.dumps(whole), str(folder))

@@ -10,6 +10,7 @@ import pytest
 
 from sae_attr.files.packages import package_model
 from sae_attr.lm.hf_folder import resolve_model
+from sae_attr.text.tokenizer_folder import load_tokenizer
 
 
 @pytest.fixture
@@ -48,6 +49,10 @@ def test_the_one_model_of_a_package(site: Path) -> None:
     want = site / "tiny_model/data/Tiny.Q4_1.gguf"
     assert resolve_model("pip:tiny-model") == want
     assert resolve_model("pip:tiny_model") == want
+    assert resolve_model(want) == want
+    # The address reaches the file of the tokenizer, which here is none.
+    with pytest.raises(ValueError, match=r"Tiny\.Q4_1\.gguf"):
+        load_tokenizer("pip:tiny-model")
     assert "tiny_model" not in sys.modules
 
 
