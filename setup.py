@@ -71,6 +71,7 @@ EXTRAS = {
     "dev": [
         "pytest>=8.3,<10",
         "pytest-xdist>=3.6,<4",
+        "setuptools>=70.1",  # builds the wheel that is tested, without a network
         "ruff==0.17.5",
         "pyright[nodejs]==1.1.414",
         *GGUF,

@@ -394,9 +394,8 @@ def test_gemma_3_270m(
     folder = hub.repository(named.release.repo) / named.sae.path
     hole(folder / "params.safetensors", 10**8)
     (tmp_path / "corpus.json").write_text(json.dumps(["once upon a time"] * 9))
-    splits = ("pairs", "strengths", "effects")
-    records = [record for record in agreement_prompts() if record["split"] in splits]
-    case.prompts = str(write_lines(tmp_path / "prompts.jsonl", *records))
+    prompts = write_lines(tmp_path / "prompts.jsonl", *agreement_prompts())
+    case.prompts = str(prompts)
     case.corpus = str(tmp_path / "corpus.json")
     stand_ins = _dry_run.without_weights(config, tmp_path / "zeros")
     report = case_study.dry_run(config, epath.Path(tmp_path / "w"), RATES)
