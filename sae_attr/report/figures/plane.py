@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from sae_attr.report.figures.labels import name_points
 from sae_attr.report.figures.output import GREY, INK, Mark, open_axes, styled
@@ -24,6 +24,7 @@ _STEPS = 12  # colours: few enough that the SVG has one shape each
 _MARKERS = {"selected": "o", "random": "^"}
 _LONGEST = 60  # characters of the behaviour
 _NAMED = 6  # latents whose numbers are written
+_TICKS = (-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100)  # of an axis in asinh
 _TITLES = {
     "steering": "colour: effect of steering away",
     "ablation": "colour: effect of exact ablation",
@@ -122,9 +123,11 @@ def _scale_axes(ax: Axes, numbers: Mapping[str, Any]) -> None:
         low, high = min(values), max(values)
         room = 0.14 * (high - low)
         if max(-low, high) > 8:
-            scale = {f"{axis}scale": "asinh"}
-            ax.set(**scale)
             low, high = low * 1.3, high * 1.3
+            # The scale's own ticks crowd about 0, where it is nearly straight.
+            ticks = [place for place in _TICKS if low <= place <= high]
+            ax.set(**{f"{axis}scale": "asinh", f"{axis}ticks": ticks})
+            getattr(ax, f"{axis}axis").set_minor_locator(NullLocator())
         else:
             low, high = low - room, high + room
         getattr(ax, f"set_{axis}lim")(low, high)
