@@ -167,6 +167,11 @@ class Case:
         """Compiled programs of exact rates by prompts, and what they start from."""
         return {}
 
+    @functools.cached_property
+    def texts(self) -> dict[str, Any]:
+        """Encoded texts for and against the behaviour, by prompt."""
+        return {}
+
     # ---- prompts and answers ---------------------------------------------------------
 
     def prompts(self, split: str) -> tuple[Prompt, ...]:

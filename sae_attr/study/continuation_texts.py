@@ -42,7 +42,8 @@ class PromptTexts:
 
 
 def prompt_texts(case: Case, prompt: Prompt) -> PromptTexts:
-    """Returns the texts of a prompt: those of its record, else those of the case.
+    """Returns the texts of a prompt: those of its record, else those of the case; they
+    are encoded once.
 
     Of equal texts the first is kept. Where probabilities are summed, so is the shorter
     of two that begin alike: the longer one's probability is a part of its.
@@ -50,8 +51,16 @@ def prompt_texts(case: Case, prompt: Prompt) -> PromptTexts:
     Raises ValueError, with the prompt and the texts: a side without a text, a text
     without a token, one that is on both sides or begins one of the other side.
     """
-    sides = {side: _encoded(case, prompt, side) for side in ("present", "absent")}
-    texts = PromptTexts(**sides)
+    # Every stage's key declares them, and each text renders its prompt's template.
+    name = repr(prompt)
+    if name not in case.texts:
+        sides = {side: _encoded(case, prompt, side) for side in ("present", "absent")}
+        case.texts[name] = _checked(prompt, PromptTexts(**sides))
+    return case.texts[name]
+
+
+def _checked(prompt: Prompt, texts: PromptTexts) -> PromptTexts:
+    """Raises ValueError for texts of which an answer could count on both sides."""
     for text, ids in zip(texts.present.texts, texts.present.ids, strict=True):
         for other, other_ids in zip(texts.absent.texts, texts.absent.ids, strict=True):
             if begins(ids, other_ids) or begins(other_ids, ids):
