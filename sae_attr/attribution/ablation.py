@@ -19,6 +19,7 @@ from sae_attr.hooks import Add, Chain, Edit, SetProjection, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.loss import completion_loss, target_nll
 from sae_attr.lm.model import Params, forward
+from sae_attr.lm.sites import suffix_start
 from sae_attr.text.batching import RowBatch
 
 
@@ -39,16 +40,6 @@ class Ablation:
     end_push: jax.Array
 
 
-def suffix_start(site: Site) -> tuple[int, Site]:
-    """Returns the layer whose input is stored for a site, and where that suffix is edited.
-
-    A resid_post is the next layer's resid_pre, so its own block need not run again.
-    """
-    if site.point == "resid_post":
-        return site.layer + 1, Site(site.layer + 1, "resid_pre")
-    return site.layer, site
-
-
 def run_prefix(
     params: Params,
     batch: RowBatch,
@@ -60,7 +51,7 @@ def run_prefix(
     """Runs the layers below a site once: the residual `[b, t, d]` that enters its suffix,
     reused for every latent, and kept sites.
     """
-    start, _ = suffix_start(site)
+    start, _ = suffix_start(site, cfg)
     out = forward(
         params,
         batch.tokens_bt,
@@ -99,21 +90,16 @@ def suffix_nll(
     """Returns nats of the completion's tokens `[b, c]` from a stored prefix, with an edit
     at the site.
     """
-    start, at = suffix_start(site)
-    if start == cfg.n_layers:
-        # Above the last resid_post there is no block whose tap could apply the edit.
-        pos_bt = jnp.broadcast_to(jnp.arange(x_btd.shape[1]), x_btd.shape[:2])
-        hidden_btd = edit(x_btd, pos_bt)
-    else:
-        hidden_btd = forward(
-            params,
-            None,
-            cfg=cfg,
-            valid_bt=batch.valid_bt,
-            edits={at: edit},
-            span=(start, cfg.n_layers),
-            x_btd=x_btd,
-        ).hidden_btd
+    start, at = suffix_start(site, cfg)
+    hidden_btd = forward(
+        params,
+        None,
+        cfg=cfg,
+        valid_bt=batch.valid_bt,
+        edits={at: edit},
+        span=(start, cfg.n_layers),
+        x_btd=x_btd,
+    ).hidden_btd
     return target_nll(
         params,
         hidden_btd,
@@ -282,7 +268,7 @@ def _site_of(
     """The site's activation from the stored prefix: the prefix itself, or one block
     further.
     """
-    start, at = suffix_start(site)
+    start, at = suffix_start(site, cfg)
     if at != site:
         return x_btd
     span = (start, start + 1)

@@ -24,12 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sae_attr.attribution.ablation import run_prefix, suffix_nll, suffix_start
+from sae_attr.attribution.ablation import run_prefix, suffix_nll
 from sae_attr.attribution.gradients import SiteGradients
 from sae_attr.hooks import Add, Chain, Edit, Lerp, SetProjection, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.loss import completion_loss
 from sae_attr.lm.model import Params, forward
+from sae_attr.lm.sites import suffix_start
 from sae_attr.text.batching import RowBatch
 
 
@@ -191,7 +192,7 @@ def _prefix(
     """The residual that enters the suffix, and the activations of the site and of the
     sites that are read.
     """
-    start, at = suffix_start(site)
+    start, at = suffix_start(site, cfg)
     below = tuple(s for s in read if s.layer < start)
     inside = tuple(s for s in read if s.layer >= start)
     x_btd, acts = run_prefix(params, batch, cfg=cfg, site=site, keep=below)

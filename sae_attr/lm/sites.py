@@ -68,18 +68,23 @@ def edited_suffix(
 
     What is before that layer is the same for all rows, and can be run once.
     """
-    moved = {_as_next_pre(site, cfg): edit for site, edit in edits.items()}
+    moved = {suffix_start(site, cfg)[1]: edit for site, edit in edits.items()}
     if len(moved) < len(edits):
         # Both names of one place are edited: their order matters, so nothing is moved.
         moved = dict(edits)
     return min((site.layer for site in moved), default=cfg.n_layers - 1), moved
 
 
-def _as_next_pre(site: Site, cfg: LMConfig) -> Site:
-    """Names a resid_post by the next layer's resid_pre, where there is one."""
+def suffix_start(site: Site, cfg: LMConfig) -> tuple[int, Site]:
+    """Returns the first layer that has to run anew where a site is edited, and the
+    site's name in that suffix.
+
+    A resid_post is the next layer's resid_pre, where there is one, so that its own
+    block need not run again.
+    """
     if site.point == "resid_post" and site.layer + 1 < cfg.n_layers:
-        return replace(site, layer=site.layer + 1, point="resid_pre")
-    return site
+        site = replace(site, layer=site.layer + 1, point="resid_pre")
+    return site.layer, site
 
 
 def site_named(cfg: LMConfig, name: str) -> Site:

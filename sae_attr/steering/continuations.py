@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sae_attr.hooks import Chain, Edit, Site
+from sae_attr.hooks import Edit, Site
 from sae_attr.lm.cache import Cache, init_cache
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.params import weights_dtype
-from sae_attr.lm.sites import edited_suffix
+from sae_attr.lm.sites import suffix_start
 from sae_attr.steering.continuation_layout import ContinuationLayout
 from sae_attr.steering.interventions import scoped
 
@@ -62,7 +62,7 @@ def run_unsteered(
     shared, width = len(layout.shared_s), layout.rest_pt.shape[1]
     row_tokens = layout.rows_prc.shape[2]
     _check_rotation(cfg, shared + width + row_tokens)
-    start, _ = edited_suffix({site: Chain(())}, cfg)
+    start, _ = suffix_start(site, cfg)
     entry = Site(start, "resid_pre")
 
     def one_prompt(parts: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -231,7 +231,7 @@ class _Suffix:
         edit = scoped(edit, self.tokens, prompt_length, skip=self.skip)
         if not t:
             return x_btd, cache
-        start, edits = edited_suffix({self.site: edit}, self.cfg)
+        start, at = suffix_start(self.site, self.cfg)
         out = forward(
             self.params,
             None,
@@ -241,7 +241,7 @@ class _Suffix:
                 jnp.arange(t) < jnp.reshape(length_b, (-1, 1)), (b, t)
             ),
             cache=cache,
-            edits=edits,
+            edits={at: edit},
             span=(start, self.cfg.n_layers),
             x_btd=x_btd,
         )

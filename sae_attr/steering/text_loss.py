@@ -18,7 +18,7 @@ from sae_attr.hooks import Add, Site, Within
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.loss import text_nll
 from sae_attr.lm.model import Params, forward
-from sae_attr.lm.sites import edited_suffix
+from sae_attr.lm.sites import suffix_start
 from sae_attr.parallel import shard_batch, to_host
 
 
@@ -104,14 +104,8 @@ def _before(
     """Returns the residual `[b, t, d]` that enters the first layer which steering
     reaches.
     """
-    start, _ = edited_suffix({site: _nothing}, cfg)
-    span = (0, start)
+    span = (0, suffix_start(site, cfg)[0])
     return forward(params, tokens_bt, cfg=cfg, valid_bt=valid_bt, span=span).hidden_btd
-
-
-def _nothing(x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array:
-    """Changes nothing: an edit that only names its site."""
-    return x_btd
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "site", "skip"))
@@ -128,14 +122,14 @@ def _nats(
     skip: int,
 ) -> jax.Array:
     """Returns summed nats of the tokens at `aim_bt` with a vector added at the site."""
-    edits = {site: Within(Add(jnp.asarray(vector_d)), start=skip)}
-    start, edits = edited_suffix(edits, cfg)
+    edit = Within(Add(jnp.asarray(vector_d)), start=skip)
+    start, at = suffix_start(site, cfg)
     hidden_btd = forward(
         params,
         None,
         cfg=cfg,
         valid_bt=valid_bt,
-        edits=edits,
+        edits={at: edit},
         span=(start, cfg.n_layers),
         x_btd=x_btd,
     ).hidden_btd

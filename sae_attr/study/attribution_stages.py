@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from sae_attr.activations import MeanActivation
 from sae_attr.hooks import Site
@@ -55,12 +54,6 @@ def attribution_stages(
     return [module.stage(c) for module in (*CORPUS_STAGES, *PAIR_STAGES)]
 
 
-def corpus_stages(setup: Setup) -> list[Stage]:
-    """Makes the stages that need no pairs: SAE check, limits, mean and firing rates."""
-    c = Context(setup)
-    return [module.stage(c) for module in CORPUS_STAGES]
-
-
 def run_setup(
     setup: Setup,
     stages: Sequence[Stage],
@@ -87,17 +80,6 @@ def corpus_limits(setup: Setup) -> dict[Site, float]:
     """Measures the largest norm that counts at each site."""
     stages = [norm_limits.stage(Context(setup))]
     return norm_limits.limits_of(run_setup(setup, stages)[norm_limits.NAME])
-
-
-def tested_sae(setup: Setup) -> dict[str, Any]:
-    """Runs the SAE's self-test; returns it as result.json has it.
-
-    Raises:
-      ValueError: the SAE fails it, and `trust_sae` is not set.
-    """
-    stages = [sae_check.stage(Context(setup))]
-    result = run_setup(setup, stages)[sae_check.NAME]
-    return sae_check.check_record(setup, result)
 
 
 def attribution_names() -> list[str]:
