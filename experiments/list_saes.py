@@ -2,22 +2,31 @@
 
     python -m experiments.list_saes --model=google/gemma-3-270m-it
     python -m experiments.list_saes --model=google/gemma-3-270m-it --layer=12 --site=resid_post --width=16k
+    python -m experiments.list_saes --model=my_model.gguf
     python -m experiments.list_saes --match="llama scope 8x" --format=csv > saes.csv
 
 Filters add up. Many matches are shown as one line per release; --release and the other
-filters lead to single SAEs, whose names stand for `sae=` in every experiment. Nothing is
-downloaded. Sizes are those of encoder and decoder: the download where the release's
-number format is known, and the memory that all latents take; a ranking alone reads the
-decoder from disk.
+filters lead to single SAEs, whose names stand for `sae=` in every experiment. --model
+takes every address that `lm=` takes: a model that the registry does not name stands for
+those of its shape. Nothing is downloaded, except the config.json of such a model on the
+hub.
+
+Sizes are those of encoder and decoder: the download where the release's number format is
+known, and the memory that all latents take; a ranking alone reads the decoder from disk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 
+from sae_attr.files.packages import PREFIX
+from sae_attr.lm.hf_folder import CONFIG
+from sae_attr.lm.weights import load_config
 from sae_attr.report.tables import (
     Columns,
     columns_from_rows,
@@ -26,13 +35,21 @@ from sae_attr.report.tables import (
     text_table,
 )
 from sae_attr.sae.registry.names import NamedSAE
-from sae_attr.sae.registry.search import Query, search
+from sae_attr.sae.registry.search import (
+    Query,
+    models_named,
+    models_of_shape,
+    search,
+    unknown_model,
+)
 from sae_attr.sae.registry.table import weights_of
 
 from . import _common
 
 MODEL = flags.DEFINE_string(
-    "model", "", "Hub id, a part of it, or the folder of a model of the same shape."
+    "model",
+    "",
+    "Hub id or a part of it; or a model of the same shape: folder, .gguf, pip:NAME.",
 )
 RELEASE = flags.DEFINE_string("release", "", "Release, or a part of its name.")
 LAYER = flags.DEFINE_integer("layer", None, "Block that the SAE reads.")
@@ -205,11 +222,40 @@ def listing(matches: Sequence[NamedSAE], *, limit: int) -> str:
     return "\n".join([table, "", counted, *notes(matches), more]).rstrip()
 
 
+def model_query(address: str) -> Query:
+    """Returns the query for a model's SAEs: by name where the registry has it, else by
+    the shape of the model at an address that `lm=` takes.
+
+    Raises:
+      ValueError: neither a name of the registry nor a model that can be read; a shape
+        that no model of the registry has.
+    """
+    here = address.startswith(PREFIX) or Path(address).is_file()
+    here = here or (Path(address) / CONFIG).is_file()
+    name = address.removeprefix("hf://").partition("@")[0]
+    if not here and models_named(name):
+        return Query(model=name)
+    try:
+        cfg = load_config(address)
+    except ValueError as error:
+        if here:
+            raise
+        raise ValueError(f"{unknown_model(name)}; {error}") from error
+    if not models_of_shape(cfg.n_layers, cfg.d_model):
+        raise ValueError(
+            f"{address} has {cfg.n_layers} layers of {cfg.d_model} channels, and no "
+            "model of SAELens' registry has that shape; experiments.train_sae trains "
+            "an SAE of it"
+        )
+    return Query(shape=(cfg.n_layers, cfg.d_model))
+
+
 def main(argv: list[str]) -> None:
     """Prints the SAEs that the flags ask for."""
     _common.begin(argv, cluster=False)
-    query = Query(
-        model=MODEL.value,
+    by_model = model_query(MODEL.value) if MODEL.value else Query()
+    query = replace(
+        by_model,
         release=RELEASE.value,
         layer=LAYER.value,
         site=SITE.value,

@@ -39,7 +39,31 @@ def resolve_model(path: str | Path) -> Path:
       ValueError: neither a folder, a GGUF file nor something that looks like a hub id;
         a package that is not installed; the hub has no such model.
     """
-    path = str(path)
+    if (local := _local_model(str(path))) is not None:
+        return local
+    repo, revision = hub_address(str(path))
+    folder = hub.download(repo, revision, files=WANTED, ignore=COPIES)
+    if any(folder.glob("*.safetensors")) or (folder / "adapter_model.bin").exists():
+        return folder
+    more = [*WANTED, "pytorch_model*.bin"]
+    return hub.download(repo, revision, files=more, ignore=COPIES)
+
+
+def resolve_config(path: str | Path) -> Path:
+    """Finds what `resolve_model` finds, but fetches no weights from the hub: of a hub id
+    the folder holds the JSON files alone.
+
+    Raises:
+      ValueError: as `resolve_model`.
+    """
+    if (local := _local_model(str(path))) is not None:
+        return local
+    repo, revision = hub_address(str(path))
+    return hub.download(repo, revision, files=("*.json",), ignore=COPIES)
+
+
+def _local_model(path: str) -> Path | None:
+    """The folder or file of a model that is on this machine; None for a hub id."""
     if path.startswith(PREFIX):
         return package_model(path)
     if Path(path).is_dir() or is_gguf(path):
@@ -49,12 +73,7 @@ def resolve_model(path: str | Path) -> Path:
             f"{path!r} is a file; give the folder of the model that it belongs to, or "
             "a .gguf"
         )
-    repo, revision = hub_address(path)
-    folder = hub.download(repo, revision, files=WANTED, ignore=COPIES)
-    if any(folder.glob("*.safetensors")) or (folder / "adapter_model.bin").exists():
-        return folder
-    more = [*WANTED, "pytorch_model*.bin"]
-    return hub.download(repo, revision, files=more, ignore=COPIES)
+    return None
 
 
 def hub_address(path: str) -> tuple[str, str | None]:

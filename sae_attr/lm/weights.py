@@ -31,7 +31,13 @@ from sae_attr.lm.gguf_weights import (
     read_gguf_weights,
 )
 from sae_attr.lm.hf_config import config_from_hf
-from sae_attr.lm.hf_folder import ADAPTER, CONFIG, read_object, resolve_model
+from sae_attr.lm.hf_folder import (
+    ADAPTER,
+    CONFIG,
+    read_object,
+    resolve_config,
+    resolve_model,
+)
 from sae_attr.lm.hf_layouts import as_is, source_of, tensor_name, transposed
 from sae_attr.lm.model import Params
 from sae_attr.lm.params import init_params
@@ -65,13 +71,13 @@ def load_config(
     resid_dtype: str = "float32",
     mesh: jax.sharding.Mesh | None = None,
 ) -> LMConfig:
-    """Reads the `LMConfig` of a model folder or hub id, without its weights; ValueError
-    if config.json is missing or unknown.
+    """Reads the `LMConfig` of a model, without its weights; ValueError if config.json
+    is missing or unknown.
 
     With a mesh, the tokens of each `data` shard go to experts by themselves, so that no
     shard waits for another's.
     """
-    folder = resolve_model(path)
+    folder = resolve_config(path)
     return _for_mesh(
         config_from_hf(read_config(folder), _config_name(folder)), resid_dtype, mesh
     )

