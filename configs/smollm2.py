@@ -115,7 +115,7 @@ def sae() -> ConfigDict:
     """Returns the training of an SAE on text that every machine has."""
     config = train_sae.get_config()
     config.update({"lm": LM, "site": SITE, "corpus": f"{FOLDER}/corpus.jsonl"})
-    config.update({"tokens": 1_000_000, "batch_size": 1024})
+    config.update({"tokens": 1_000_000, "batch_size": 1024, "act_dtype": "float16"})
     config.sae.update({"n_latents": 4096, "k": 32, "lr": 1e-3, "dead_tokens": 100_000})
     return config
 

@@ -28,6 +28,7 @@ parameter's path holds.
 """
 
 T = TypeVar("T")
+Plain = TypeVar("Plain", bool, int)
 
 # Leading axis of everything under blocks/ is the layer. What a head or an mlp unit
 # reads is split by columns, what it writes by rows, so a block needs one all-reduce
@@ -128,7 +129,7 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def from_main(value: bool) -> bool:
+def from_main(value: Plain) -> Plain:
     """Returns process 0's answer on every process, for decisions that must not differ (a file
     seen by one host only).
     """
@@ -137,7 +138,8 @@ def from_main(value: bool) -> bool:
     from jax.experimental import multihost_utils  # initialises devices on import
 
     # A collective call: every process must make it, the same number of times.
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+    answer = multihost_utils.broadcast_one_to_all(np.asarray(value))
+    return type(value)(answer)
 
 
 def parse_mesh(spec: str) -> dict[str, int]:

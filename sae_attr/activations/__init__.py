@@ -2,12 +2,7 @@
 cached, averaged.
 """
 
-from sae_attr.activations.block_sources import (
-    cached_blocks,
-    live_blocks,
-    read_index,
-    write_cache,
-)
+from sae_attr.activations.block_sources import live_blocks
 from sae_attr.activations.blocks import (
     ActivationSource,
     CountedTokens,
@@ -15,6 +10,7 @@ from sae_attr.activations.blocks import (
     describe,
     open_source,
 )
+from sae_attr.activations.cache import cached_blocks, read_index, write_cache
 from sae_attr.activations.corpus_pass import CorpusBatch, Statistic, measure_corpus
 from sae_attr.activations.shuffle import (
     ActivationBlock,

@@ -59,7 +59,7 @@ class SAETrainingSettings:
       held_out_share: of the rows, at the end; they are what the results are measured
         on.
       eval_tokens: held-out tokens that are measured.
-      cache: activations on disk; False: the model runs while the SAE trains.
+      cache: activations on disk, no more than `tokens` need; False: the model runs while the SAE trains.
       buffer_tokens: that are shuffled.
       shard_tokens: of a file of the cache.
       batch_rows: rows of a forward pass.
@@ -271,6 +271,7 @@ def _cached(
         cfg=cfg,
         mesh=mesh,
         lm=lm_hash,
+        tokens=settings.tokens,
         shard_tokens=settings.shard_tokens,
         batch_rows=settings.batch_rows,
         seed=settings.seed,

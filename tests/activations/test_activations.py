@@ -430,6 +430,20 @@ def test_the_cache_is_the_same_set(
     assert list(one_site.acts) == [HIGH]
 
 
+def test_a_cache_holds_no_more_shards_than_the_tokens_need(
+    params: Params, source: ActivationSource, tmp_path: Path
+) -> None:
+    whole = cache(tmp_path / "whole", params, source)["shards"]
+    some = cache(tmp_path / "some", params, source, tokens=whole[0] + 1)["shards"]
+    assert some == whole[:2]
+    first = bytes_of(tmp_path / "some" / "shard-000001")
+    assert first == bytes_of(tmp_path / "whole" / "shard-000001")
+    # Whoever needs less takes what is there; whoever needs more adds to it.
+    assert cache(tmp_path / "some", params, source, tokens=1)["shards"] == some
+    assert cache(tmp_path / "some", params, source)["shards"] == whole
+    assert bytes_of(tmp_path / "some") == bytes_of(tmp_path / "whole")
+
+
 def test_a_cache_that_was_cut_short_goes_on(
     params: Params,
     source: ActivationSource,
