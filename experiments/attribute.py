@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
-from sae_attr.report.figures import ablation_figure, render
+from sae_attr.report.figures import Drawing, ablation_figure, render
 from sae_attr.report.tables import csv_text, json_text
 from sae_attr.store import (
     Result,
@@ -60,7 +60,7 @@ def write(
         file = "latents.csv" if name == primary else f"latents_{name}.csv"
         files[file] = csv_text(written(columns))
     if report.ablation is not None:
-        figure = render(ablation_figure(report.ablation), report.ablation)
+        figure = render(Drawing(ablation_figure, report.ablation))
         for suffix, data in figure.items():
             files[f"figures/attribution_vs_ablation.{suffix}"] = data
     files["scores.npz"] = _common.npz_bytes(report.scores)

@@ -28,6 +28,7 @@ from sae_attr.study.cost import case_costs, cost_table
 from sae_attr.study.dry_run.case_report import case_study_dry_run
 from sae_attr.study.outputs import Shown
 from sae_attr.study.stage_choice import StageChoice
+from sae_attr.study.stored_drawings import StoredDrawings
 
 from . import _common
 from ._command import command_line
@@ -43,6 +44,7 @@ PLAIN_OF_JUDGE = (
     "base_url", "name", "timeout", "concurrency", "retries", "first_wait", "longest_wait", "failures",
     "max_calls", "max_tokens", "batch_size",
 )  # fmt: skip
+DRAWINGS = ".drawings"  # pictures of the last run, in the workdir
 
 
 def ignored(config: ConfigDict) -> tuple[str, ...]:
@@ -155,8 +157,11 @@ def finish(study: CaseStudy, results: Mapping[str, Result]) -> None:
       results: of the stages that ran now, or were read by one.
     """
     store, workdir = study.runtime.store, study.runtime.workdir
-    page = study.shown(stored_results(store, study.stages) | dict(results))
+    drawings = StoredDrawings.read(workdir / DRAWINGS)
+    results_by_name = stored_results(store, study.stages) | dict(results)
+    page = study.shown(results_by_name, drawings.draw)
     names = write(page, workdir)
+    drawings.write()
     print("\n" + "\n\n".join(page.sentences))
     choosing = ("--until", "--only", "--force")
     arguments = [arg for arg in sys.argv if not arg.startswith(choosing)]

@@ -7,7 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.report.figures import loss_figure, render, sae_training_figure
+from sae_attr.report.figures import (
+    Drawing,
+    loss_figure,
+    render,
+    sae_training_figure,
+)
 from sae_attr.report.tables import columns_from_rows, csv_text
 
 Files = dict[str, bytes | str]
@@ -35,7 +40,7 @@ def lm_curve_files(history: Sequence[Mapping[str, float]]) -> Files:
         "held_out": held_out,
     }
     files: Files = {}
-    for suffix, content in render(loss_figure(numbers), numbers).items():
+    for suffix, content in render(Drawing(loss_figure, numbers)).items():
         files[f"figures/loss.{suffix}"] = content
     files["curves.csv"] = csv_text(curves)
     if evaluated:
@@ -66,6 +71,6 @@ def sae_curve_files(
         "density": dict(density),
     }
     files: Files = {"curves.csv": csv_text(columns)}
-    for suffix, content in render(sae_training_figure(numbers), numbers).items():
+    for suffix, content in render(Drawing(sae_training_figure, numbers)).items():
         files[f"figures/training.{suffix}"] = content
     return files

@@ -8,6 +8,7 @@ from typing import Any
 
 from sae_attr.organism.build import organism_stages
 from sae_attr.organism.recipe import Recipe, recipe_of
+from sae_attr.report.figures import Draw, draw_anew
 from sae_attr.settings import given_only, settings_from
 from sae_attr.store import (
     Result,
@@ -70,13 +71,12 @@ class CaseStudy:
         """The cases of models that the study does not build itself."""
         return [case for case in self.cases if case.settings.organism is None]
 
-    def shown(self, results: Mapping[str, Result]) -> Shown:
+    def shown(self, results: Mapping[str, Result], draw: Draw = draw_anew) -> Shown:
         """Returns figures, page, tables and sentences, as far as the results go; see
         `show`.
         """
-        return show(
-            self.cases, stage_names(self.settings), shared_names(self.cases), results
-        )
+        stages, shared = stage_names(self.settings), shared_names(self.cases)
+        return show(self.cases, stages, shared, results, draw)
 
     def check(self, choice: StageChoice) -> None:
         """Looks at every input of what is to run, so that what is wrong is said before

@@ -1,7 +1,8 @@
 """What a study shows: figures with their numbers, tables, and one page of everything.
 
-Nothing here is stored, so that a changed template, column or drawing shows on the next
-run.
+No stage stores any of it, so that a changed template, column or drawing shows on the
+next run; a picture alone may be that of the run before, where neither its numbers nor
+what draws them has changed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from typing import Any
 from sae_attr.attribution.roles import COUNTED_ROLES
 from sae_attr.comparison_records import Convergence, MethodCount, MethodDifference
 from sae_attr.report.figures import (
+    Draw,
+    Drawing,
     ablation_figure,
+    draw_anew,
     effects_figure,
     plane_figure,
     render,
@@ -88,6 +92,7 @@ def show(
     stages: Sequence[str],
     shared: Sequence[str],
     results: Mapping[str, Result],
+    draw: Draw = draw_anew,
 ) -> Shown:
     """Draws all that the results allow: the figures of a case once its effects are
     known, the page once all is done.
@@ -96,18 +101,19 @@ def show(
       stages: of each case, without its name.
       shared: stages of several cases together.
       results: stage -> result, of those that are done.
+      draw: draws a figure, unless that was done before.
     """
     files: Files = {}
     for case in cases:
         done = _of_case(case, stages, results)
         if "effects" in done:
-            files |= figures(CaseResults(case, done))
+            files |= figures(CaseResults(case, done), draw)
     needed = set(shared)
     for case in cases:
         needed |= {f"{case.settings.name}.{stage}" for stage in stages}
     if not needed <= results.keys():
         return Shown(files)
-    pages = page(cases, stages, shared, results)
+    pages = page(cases, stages, shared, results, draw)
     return Shown(files | pages.files, pages.sentences)
 
 
@@ -126,7 +132,7 @@ def _of_case(
 # ---- figures -------------------------------------------------------------------------
 
 
-def figures(results: CaseResults) -> Files:
+def figures(results: CaseResults, draw: Draw = draw_anew) -> Files:
     """Returns the figures of a case as SVG and PNG, each with its numbers as JSON.
 
     Args:
@@ -134,26 +140,26 @@ def figures(results: CaseResults) -> Files:
     """
     name = results.case.settings.name
     numbers = effect_numbers(results)
-    drawings = {"effects": (effects_figure(numbers), numbers)}
+    drawings = {"effects": Drawing(effects_figure, numbers)}
     if results.of["effects"].meta["signed_panels"]:
         numbers = effect_numbers(results, signed=True)
-        drawings["effects_gradient_signed"] = (effects_figure(numbers), numbers)
+        drawings["effects_gradient_signed"] = Drawing(effects_figure, numbers)
     ablated = ablated_numbers(results)
     if ablated is not None:
-        drawings["effects_of_ablation"] = (effects_figure(ablated), ablated)
+        drawings["effects_of_ablation"] = Drawing(effects_figure, ablated)
     numbers = plane_numbers(results)
-    drawings["plane"] = (plane_figure(numbers), numbers)
+    drawings["plane"] = Drawing(plane_figure, numbers)
     if "roles" in results.of:
         numbers = role_numbers(results)
-        drawings["roles"] = (roles_figure(numbers), numbers)
+        drawings["roles"] = Drawing(roles_figure, numbers)
     ablation = results.of["attribute"].meta["ablation"]
     if ablation is not None:
-        drawings["attribution_vs_ablation"] = (ablation_figure(ablation), ablation)
+        drawings["attribution_vs_ablation"] = Drawing(ablation_figure, ablation)
     drawings |= probe_drawings(specificity(results), sampled_check(results))
     # The numbers beside the pictures, so that they can be drawn anew in another style.
     files: Files = {}
-    for title, (figure, numbers) in drawings.items():
-        for suffix, data in render(figure, numbers).items():
+    for title, drawing in drawings.items():
+        for suffix, data in render(drawing, draw).items():
             files[f"figures/{name}.{title}.{suffix}"] = data
     return files
 
@@ -166,12 +172,13 @@ def page(
     stages: Sequence[str],
     shared: Sequence[str],
     results: Mapping[str, Result],
+    draw: Draw = draw_anew,
 ) -> Shown:
     """Returns report.html, the tables of every case as CSV, and result.json; and the
     findings.
 
     Args:
-      stages, shared, results: of `show`, with every result there.
+      stages, shared, results, draw: of `show`, with every result there.
     """
     of_cases = []
     for case in cases:
@@ -180,7 +187,7 @@ def page(
     for name in shared:
         convergence += results[name].meta["convergence"]
     contents = _contents(of_cases, convergence)
-    files: Files = {"report.html": render_page(contents)}
+    files: Files = {"report.html": render_page(contents, draw)}
     for case_results, report in zip(of_cases, contents.cases, strict=True):
         files |= _tables(case_results, report.latents)
         for name, table in probe_tables(report).items():

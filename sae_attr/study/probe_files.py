@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.figure import Figure
-
+from sae_attr.report.figures import Drawing
 from sae_attr.report.figures.sampled import sampled_figure
 from sae_attr.report.figures.specificity import specificity_figure
 from sae_attr.report.page.probe_records import (
@@ -18,20 +16,17 @@ from sae_attr.report.page.probe_records import (
 from sae_attr.report.page.records import CaseReport
 from sae_attr.report.tables import columns_from_rows, csv_text
 
-Drawings = dict[str, tuple[Figure, Mapping[str, Any]]]
-"""Title -> figure and its numbers."""
-
 
 def probe_drawings(
     specificity: Specificity | None, sampled: SampledCheck | None
-) -> Drawings:
-    """Returns the figures of the sections that are there."""
-    drawings: Drawings = {}
+) -> dict[str, Drawing]:
+    """Returns title -> figure of the sections that are there."""
+    drawings = {}
     for numbers in specificity.figures if specificity else ():
         title = f"specificity_{numbers['direction']}"
-        drawings[title] = (specificity_figure(numbers), numbers)
+        drawings[title] = Drawing(specificity_figure, numbers)
     if sampled and sampled.numbers:
-        drawings["sampled_check"] = (sampled_figure(sampled.numbers), sampled.numbers)
+        drawings["sampled_check"] = Drawing(sampled_figure, sampled.numbers)
     return drawings
 
 

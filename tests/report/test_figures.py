@@ -13,6 +13,7 @@ import pytest
 from matplotlib import image
 
 from sae_attr.report.figures import (
+    Drawing,
     ablation_figure,
     effects_figure,
     plane_figure,
@@ -46,17 +47,17 @@ def made(candidates: int = 4, randoms: int = 3, pearson: float = 0.5) -> dict[st
 
 
 def test_the_same_numbers_give_the_same_bytes() -> None:
-    once, again = (render(ablation_figure(made()), made()) for _ in range(2))
+    once, again = (render(Drawing(ablation_figure, made())) for _ in range(2))
     assert once == again
     other = made()
     other["latents"][0]["exact"] += 0.5
-    changed = render(ablation_figure(other), other)
+    changed = render(Drawing(ablation_figure, other))
     assert all(changed[suffix] != once[suffix] for suffix in once)
 
 
 def test_every_file_opens() -> None:
     numbers = made()
-    files = render(ablation_figure(numbers), numbers)
+    files = render(Drawing(ablation_figure, numbers))
     assert set(files) == {"json", "svg", "png"}
     assert json.loads(files["json"]) == numbers
     pixels = image.imread(io.BytesIO(files["png"]))
@@ -82,7 +83,7 @@ def test_names_do_not_lie_on_each_other() -> None:
     for p in numbers["latents"][1:]:
         p.update(first_order=0.1, exact=0.1)
     numbers["latents"][0].update(first_order=3.0, exact=3.0)
-    text = render(ablation_figure(numbers), numbers)["svg"].decode()
+    text = render(Drawing(ablation_figure, numbers))["svg"].decode()
     assert ">900<" in text
     assert sum(f">{900 + i}<" in text for i in range(1, 6)) == 1
 
@@ -92,7 +93,7 @@ def test_few_points_and_unknown_correlations_still_give_strict_json(
     counts: tuple[int, int],
 ) -> None:
     numbers = made(*counts, pearson=float("nan"))
-    files = render(ablation_figure(numbers), numbers)
+    files = render(Drawing(ablation_figure, numbers))
 
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is no JSON")
@@ -105,9 +106,9 @@ def test_few_points_and_unknown_correlations_still_give_strict_json(
 @pytest.mark.parametrize("signed", [False, True])
 def test_effects_show_methods_base_rates_and_numbers_of_points(signed: bool) -> None:
     numbers = effects_numbers(n=12, signed=signed)
-    files = render(effects_figure(numbers), numbers)
+    files = render(Drawing(effects_figure, numbers))
     if not signed:
-        assert files == render(effects_figure(numbers), numbers)
+        assert files == render(Drawing(effects_figure, numbers))
     text = "\n".join(
         t for t in ElementTree.fromstring(files["svg"]).itertext() if t.strip()
     )
@@ -133,17 +134,17 @@ def test_effects_of_which_nothing_is_known_still_draw() -> None:
         panel["band"] = None
         for strip in panel["strips"]:
             strip["change"] = [None, float("nan"), None]
-    assert render(effects_figure(numbers), numbers)["png"].startswith(b"\x89PNG")
+    assert render(Drawing(effects_figure, numbers))["png"].startswith(b"\x89PNG")
 
 
 def test_a_strip_shows_its_means_interval_and_how_many_lie_beyond_the_band() -> None:
     numbers = effects_numbers(n=6)
-    bare = render(effects_figure(numbers), numbers)["svg"].decode()
+    bare = render(Drawing(effects_figure, numbers))["svg"].decode()
     strip = numbers["panels"][0]["strips"][0]
     strip |= {"mean": -0.1, "mean_low": -0.3, "mean_high": -0.05}
     known = int(np.isfinite(strip["change"]).sum())
     strip |= {"outside": 3, "expected": 0.4, "q": 0.012}
-    drawn = render(effects_figure(numbers), numbers)["svg"].decode()
+    drawn = render(Drawing(effects_figure, numbers))["svg"].decode()
     for words in (f"3 of {known} beyond", "(0.4 by chance)", "q = 0.012"):
         assert words in drawn
         assert words not in bare
@@ -155,8 +156,8 @@ def test_a_strip_shows_its_means_interval_and_how_many_lie_beyond_the_band() -> 
 
 def test_the_plane_names_its_corners_and_marks_random_latents() -> None:
     numbers = plane_numbers()
-    files = render(plane_figure(numbers), numbers)
-    assert files == render(plane_figure(numbers), numbers)
+    files = render(Drawing(plane_figure, numbers))
+    assert files == render(Drawing(plane_figure, numbers))
     root = ElementTree.fromstring(files["svg"])
     text = " ".join(t for t in root.itertext() if t.strip())
     for counts in numbers["corners"]:
@@ -182,9 +183,9 @@ def test_a_plane_without_a_known_effect_or_point_still_draws() -> None:
     numbers["effects"] = ["steering"]
     for point in numbers["points"]:
         point["steering"] = None
-    assert render(plane_figure(numbers), numbers)["png"].startswith(b"\x89PNG")
+    assert render(Drawing(plane_figure, numbers))["png"].startswith(b"\x89PNG")
     numbers["points"] = []
-    assert render(plane_figure(numbers), numbers)["png"].startswith(b"\x89PNG")
+    assert render(Drawing(plane_figure, numbers))["png"].startswith(b"\x89PNG")
 
 
 def test_points_of_a_strip_keep_apart_and_keep_to_it() -> None:

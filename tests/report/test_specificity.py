@@ -13,7 +13,7 @@ import pytest
 
 from sae_attr.comparison_records import Estimate, SampledAgreement
 from sae_attr.report import specificity_sentences as sentences
-from sae_attr.report.figures.output import render
+from sae_attr.report.figures import Drawing, render
 from sae_attr.report.figures.sampled import sampled_figure, sampled_marks
 from sae_attr.report.figures.specificity import (
     specificity_figure,
@@ -138,8 +138,8 @@ def test_a_fine_tune_that_does_not_generalise_is_said_to(
 
 def test_every_latent_that_was_steered_is_in_every_column() -> None:
     numbers = _probes.figure_numbers()
-    files = render(specificity_figure(numbers), numbers)
-    again = render(specificity_figure(numbers), numbers)
+    files = render(Drawing(specificity_figure, numbers))
+    again = render(Drawing(specificity_figure, numbers))
     assert files == again
     text = files["svg"].decode()
     marks = specificity_marks(numbers)
@@ -157,13 +157,13 @@ def test_every_latent_that_was_steered_is_in_every_column() -> None:
 
 def test_points_of_which_one_change_is_unknown_are_left_out() -> None:
     numbers = _probes.sampled_numbers()
-    text = render(sampled_figure(numbers), numbers)["svg"].decode()
+    text = render(Drawing(sampled_figure, numbers))["svg"].decode()
     marks = sampled_marks(numbers)
     assert len(marks) == 2 * 8
     assert all(f'id="{gid}"' in text for gid in marks)
     empty = {"panels": [{**numbers["panels"][0], "points": []}]}
     assert sampled_marks(empty) == {}
-    assert render(sampled_figure(empty), empty)["svg"]
+    assert render(Drawing(sampled_figure, empty))["svg"]
 
 
 # ---- page ----------------------------------------------------------------------------

@@ -33,7 +33,7 @@ _COLORS = {"random": GREY, "candidate": BLUE}
 
 @styled
 def ablation_figure(
-    numbers: Mapping[str, Any], panels: Sequence[str] = PANELS
+    numbers: Mapping[str, Any], panels: Sequence[str] | None = None
 ) -> Figure:
     """Draws first-order attribution against exact mean ablation.
 
@@ -44,12 +44,13 @@ def ablation_figure(
         exact}, the paired means in nats; `single`: {first_order, exact} lists, one
         entry per sampled position; `correlations`: the two panels' Pearson and
         Spearman.
-      panels: "joint" (a point per latent), "single" (a point per position), or both.
+      panels: "joint" (a point per latent), "single" (a point per position); None for both.
     """
-    size = (4.8 * len(panels), 4.6)
+    names = panels or PANELS
+    size = (4.8 * len(names), 4.6)
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for ax, name in zip(axes, panels, strict=True):
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    for ax, name in zip(axes, names, strict=True):
         if name == "joint":
             _draw_latents(ax, numbers["latents"])
         else:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -58,23 +55,17 @@ def draw_equality(ax: Axes) -> None:
     ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
 
 
-def render(figure: Figure, numbers: Mapping[str, Any]) -> dict[str, bytes]:
-    """Returns file suffix -> contents: svg, png, and the numbers as json.
-
-    The same numbers give the same bytes.
-    """
-    # JSON has no NaN: what is not known becomes null.
-    finite = json.loads(json.dumps(numbers), parse_constant=lambda _: None)
-    return {
-        "json": json.dumps(finite, indent=1).encode(),
-        "svg": save(figure, "svg"),
-        "png": save(figure, "png"),
-    }
-
-
 @styled
 def save(figure: Figure, suffix: str) -> bytes:
-    """Returns a figure as the contents of an SVG or PNG file, without date or version."""
+    """Returns a figure as the contents of an SVG or PNG file, without date or version.
+
+    Its layout is found once and stays: `savefig` would find it, and draw once in vain,
+    for every file.
+    """
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     metadata = {"Date": None} if suffix == "svg" else {"Software": None}
     file = io.BytesIO()
     figure.savefig(file, format=suffix, dpi=150, metadata=metadata)

@@ -15,6 +15,7 @@ from sae_attr.report.figures.ablation import (
     ablation_figure,
     ablation_marks,
 )
+from sae_attr.report.figures.drawing import Draw, Drawing, draw_anew
 from sae_attr.report.figures.effects import effect_marks, effects_figure
 from sae_attr.report.figures.plane import plane_figure, plane_marks
 from sae_attr.report.figures.roles import role_marks, roles_figure
@@ -38,12 +39,19 @@ class Panel:
     shape: str
 
 
-def effect_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
+def _svg(draw: Draw, drawing: Drawing) -> bytes:
+    return draw(drawing, ("svg",))["svg"]
+
+
+def effect_panels(
+    numbers: Mapping[str, Any], case: str, draw: Draw = draw_anew
+) -> Iterator[Panel]:
     """Yields a panel per direction.
 
     Args:
       numbers: of `effects_figure`.
       case: id of the case study.
+      draw: draws a panel, unless that was done before.
     """
     name = "signed" if numbers.get("signed") else "effects"
     if numbers.get("ablated"):
@@ -57,7 +65,7 @@ def effect_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
             else f"steering {direction}"
         )
         svg = inline_svg(
-            effects_figure(alone),
+            _svg(draw, Drawing(effects_figure, alone)),
             effect_marks(alone),
             case=case,
             name=f"{case}-{name}-{direction}",
@@ -70,12 +78,15 @@ def effect_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
         yield Panel(svg, "many strips" if many else "strips")
 
 
-def ablation_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
+def ablation_panels(
+    numbers: Mapping[str, Any], case: str, draw: Draw = draw_anew
+) -> Iterator[Panel]:
     """Yields the panels of latents and of positions.
 
     Args:
       numbers: of `ablation_figure`.
       case: id of the case study.
+      draw: draws a panel, unless that was done before.
     """
     alts = {
         "joint": "all positions of the scope together, a point per latent",
@@ -83,7 +94,7 @@ def ablation_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
     }
     for panel in PANELS:
         svg = inline_svg(
-            ablation_figure(numbers, (panel,)),
+            _svg(draw, Drawing(ablation_figure, numbers, (panel,))),
             ablation_marks(numbers),
             case=case,
             name=f"{case}-ablation-{panel}",
@@ -92,16 +103,19 @@ def ablation_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
         yield Panel(svg, "square")
 
 
-def plane_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
+def plane_panels(
+    numbers: Mapping[str, Any], case: str, draw: Draw = draw_anew
+) -> Iterator[Panel]:
     """Yields a panel of the plane of cause and lever per measured effect.
 
     Args:
       numbers: of `plane_figure`.
       case: id of the case study.
+      draw: draws a panel, unless that was done before.
     """
     for effect in numbers["effects"]:
         svg = inline_svg(
-            plane_figure(numbers, (effect,)),
+            _svg(draw, Drawing(plane_figure, numbers, (effect,))),
             plane_marks(numbers),
             case=case,
             name=f"{case}-plane-{effect}",
@@ -114,17 +128,20 @@ def plane_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
         yield Panel(svg, "plane")
 
 
-def role_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
+def role_panels(
+    numbers: Mapping[str, Any], case: str, draw: Draw = draw_anew
+) -> Iterator[Panel]:
     """Yields a panel per method.
 
     Args:
       numbers: of `roles_figure`.
       case: id of the case study.
+      draw: draws a panel, unless that was done before.
     """
     for at, method in enumerate(numbers["methods"]):
         alone = {**numbers, "methods": [method]}
         svg = inline_svg(
-            roles_figure(alone),
+            _svg(draw, Drawing(roles_figure, alone)),
             role_marks(alone),
             case=case,
             name=f"{case}-roles-{at}",
@@ -136,16 +153,19 @@ def role_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
         yield Panel(svg, "roles")
 
 
-def specificity_panels(specificity: Specificity, case: str) -> Iterator[Panel]:
+def specificity_panels(
+    specificity: Specificity, case: str, draw: Draw = draw_anew
+) -> Iterator[Panel]:
     """Yields a panel per direction.
 
     Args:
       case: id of the case study.
+      draw: draws a panel, unless that was done before.
     """
     for numbers in specificity.figures:
         direction = numbers["direction"]
         svg = inline_svg(
-            specificity_figure(numbers),
+            _svg(draw, Drawing(specificity_figure, numbers)),
             specificity_marks(numbers),
             case=case,
             name=f"{case}-specificity-{direction}",
@@ -158,17 +178,20 @@ def specificity_panels(specificity: Specificity, case: str) -> Iterator[Panel]:
         yield Panel(svg, "many strips")
 
 
-def sampled_panels(numbers: Mapping[str, Any], case: str) -> Iterator[Panel]:
+def sampled_panels(
+    numbers: Mapping[str, Any], case: str, draw: Draw = draw_anew
+) -> Iterator[Panel]:
     """Yields a panel per direction.
 
     Args:
       numbers: of `sampled_figure`.
       case: id of the case study.
+      draw: draws a panel, unless that was done before.
     """
     for panel in numbers["panels"]:
         alone = {"panels": [panel]}
         svg = inline_svg(
-            sampled_figure(alone),
+            _svg(draw, Drawing(sampled_figure, alone)),
             sampled_marks(alone),
             case=case,
             name=f"{case}-sampled-{panel['direction']}",

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sae_attr.report import numbers
+from sae_attr.report.figures import Draw, draw_anew
 from sae_attr.report.method_style import method_name
 from sae_attr.report.page.cells import cell
 from sae_attr.report.page.escape import plain, script_json
@@ -37,9 +38,12 @@ from sae_attr.report.specificity_sentences import set_name
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
-def render_page(contents: PageContents) -> str:
+def render_page(contents: PageContents, draw: Draw = draw_anew) -> str:
     """Returns one HTML file that opens from disk without a network; the same text for
     the same contents.
+
+    Args:
+      draw: draws a panel, unless that was done before.
 
     Raises:
       ValueError: the id of a case is no plain name, or another case has it too.
@@ -52,6 +56,7 @@ def render_page(contents: PageContents) -> str:
     template = _environment().get_template("page.html")
     return template.render(
         report=contents,
+        draw=draw,
         css=Markup(css),
         script=Markup(script),
         policy=_policy(css, script),

@@ -13,9 +13,8 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from sae_attr.report.figures.output import INK, PAPER, Mark, save
+from sae_attr.report.figures.output import INK, PAPER, Mark
 from sae_attr.report.safe_text import visible
 
 # Everything else is left out: metadata, the style sheet, and whatever could act.
@@ -43,18 +42,19 @@ _NO_TURN = re.compile(r"rotate\(-?0 [^)]*\)")
 
 
 def inline_svg(
-    figure: Figure, marks: Mapping[str, Mark], *, case: str, name: str, alt: str
+    picture: bytes, marks: Mapping[str, Mark], *, case: str, name: str, alt: str
 ) -> Markup:
     """Returns a figure as an SVG element of the page.
 
     Args:
+      picture: its SVG file.
       marks: id of an artist -> what it shows; its element gets the words and, where it
         stands for a latent, `data-latent`. Marks that the figure lacks are passed over.
       case: id of the case study, for `data-case`.
       name: of the figure, unique on the page; all of its ids begin with it.
       alt: what the figure shows, in a sentence.
     """
-    root = ElementTree.fromstring(save(figure, "svg"))
+    root = ElementTree.fromstring(picture)
     writer = _Writer(marks, case, name)
     parts = writer.children(root)
     box = root.attrib["viewBox"]
