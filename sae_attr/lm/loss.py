@@ -52,8 +52,9 @@ def text_nll(
     *,
     cfg: LMConfig,
 ) -> jax.Array:
-    """Returns the summed -log p, in nats and float32, of the tokens at `aim_bt`, a few
-    positions of every row at a time: whole logits of ordinary text would not fit.
+    """Returns the summed -log p of every row's tokens at `aim_bt`, `[b]` in nats and
+    float32, a few positions of every row at a time: whole logits of ordinary text would
+    not fit.
 
     Args:
       hidden_btd: as for `target_nll`.
@@ -69,9 +70,9 @@ def text_nll(
     def one(part: tuple[jax.Array, jax.Array]) -> jax.Array:
         target_bc = jnp.broadcast_to(part[0], (b, _TARGETS))
         nll_bc = target_nll(params, hidden_btd, tokens_bt, target_bc, part[1], cfg=cfg)
-        return jnp.sum(nll_bc)
+        return jnp.sum(nll_bc, axis=1)
 
-    return jnp.sum(jax.lax.map(one, (pos_nc, aim_bnc.swapaxes(0, 1))))
+    return jnp.sum(jax.lax.map(one, (pos_nc, aim_bnc.swapaxes(0, 1))), axis=0)
 
 
 def completion_loss(

@@ -339,4 +339,4 @@ def _loss(
     hidden_btd = forward(
         params, tokens_bt, cfg=cfg, valid_bt=valid_bt, edits={site: edit}
     ).hidden_btd
-    return text_nll(params, hidden_btd, tokens_bt, aim_bt, cfg=cfg)
+    return text_nll(params, hidden_btd, tokens_bt, aim_bt, cfg=cfg).sum()

@@ -1,7 +1,7 @@
 """Exact log-probabilities of texts after prompts under many edits: nothing sampled.
 
-One edit is one condition, a row of the batch. Three things run once and serve all that
-share them: the layers below the site, for every condition; the tokens with which all
+One condition is a row of the batch; its edit may change several sites. Three things run
+once and serve all that share them: the layers below the first site, for every condition; the tokens with which all
 prompts begin (a chat template, a common opening), for every prompt of a condition; and
 a prompt, for every text after it. What follows sees them through a cache of keys and
 values. Only hidden states that predict a token of a text are unembedded.
@@ -9,7 +9,7 @@ values. Only hidden states that predict a token of a text are unembedded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from sae_attr.lm.cache import Cache, init_cache
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.params import weights_dtype
-from sae_attr.lm.sites import suffix_start
+from sae_attr.lm.sites import edited_suffix
 from sae_attr.steering.continuation_layout import ContinuationLayout
 from sae_attr.steering.interventions import scoped
 
@@ -34,10 +34,10 @@ class Unsteered:
     """What no edit changes, and what the model says without one.
 
     Args:
-      shared_sd, rest_ptd, rows_prcd: residuals that enter the layers which an edit
-        changes.
+      shared_sd, rest_ptd, rows_prcd: residuals that enter layer `start`.
       log_probs_pn: nats, −inf where there is no text.
       top_ids_pm, top_probs_pm: the most likely first tokens, best first.
+      start: static; the first layer that an edit may change.
     """
 
     shared_sd: jax.Array
@@ -46,23 +46,23 @@ class Unsteered:
     log_probs_pn: jax.Array
     top_ids_pm: jax.Array
     top_probs_pm: jax.Array
+    start: int = struct.field(pytree_node=False)
 
 
 # ---- without an edit -----------------------------------------------------------------
 
 
 def run_unsteered(
-    params: Params, layout: ContinuationLayout, *, cfg: LMConfig, site: Site
+    params: Params, layout: ContinuationLayout, *, cfg: LMConfig, start: int
 ) -> Unsteered:
-    """Runs the model without an edit, once a row of text; keeps what enters the layers
-    that an edit at the site changes.
+    """Runs the model without an edit, once a row of text; keeps what enters layer
+    `start`, of `lm.sites.edited_suffix`.
 
     Raises ValueError for rows whose rotation would depend on their whole length.
     """
     shared, width = len(layout.shared_s), layout.rest_pt.shape[1]
     row_tokens = layout.rows_prc.shape[2]
     _check_rotation(cfg, shared + width + row_tokens)
-    start, _ = suffix_start(site, cfg)
     entry = Site(start, "resid_pre")
 
     def one_prompt(parts: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -95,7 +95,7 @@ def run_unsteered(
         )
 
     shared_psd, *others = jax.lax.map(one_prompt, _by_prompt(layout))
-    return Unsteered(shared_psd[0], *others)
+    return Unsteered(shared_psd[0], *others, start=start)
 
 
 def _whole_rows(
@@ -145,10 +145,9 @@ def continuation_log_probs(
     params: Params,
     layout: ContinuationLayout,
     unsteered: Unsteered,
-    edit: Edit,
+    edits: Mapping[Site, Edit],
     *,
     cfg: LMConfig,
-    site: Site,
     tokens: str = "all",
     skip: int = 0,
 ) -> jax.Array:
@@ -157,25 +156,35 @@ def continuation_log_probs(
     the caller.
 
     Args:
-      unsteered: from `run_unsteered` with the same weights.
-      edit: at the site; every array in it has the k conditions as its first axis.
-      tokens, skip: which positions the edit changes, as for `interventions.scope`.
+      unsteered: from `run_unsteered` with the same weights, up to the first edited
+        layer or an earlier one.
+      edits: site -> edit; every array in them has the k conditions as its first axis.
+      tokens, skip: which positions the edits change, as for `interventions.scope`.
+
+    Raises:
+      ValueError: an edit below the layer that `unsteered` starts at.
     """
+    first, moved = edited_suffix(edits, cfg)
+    if first < unsteered.start:
+        raise ValueError(
+            f"an edit changes layer {first}, but the unsteered run was stored from layer "
+            f"{unsteered.start} on; run it with start={first}"
+        )
     shared, row_tokens = len(layout.shared_s), layout.rows_prc.shape[2]
     slots = shared + layout.rest_pt.shape[1] + row_tokens
-    rows = len(jax.tree.leaves(edit)[0])
-    suffix = _Suffix(params, cfg, site, tokens, skip)
+    rows = len(jax.tree.leaves(edits)[0])
+    suffix = _Suffix(params, cfg, unsteered.start, tokens, skip)
     empty = init_cache(cfg, rows=rows, slots=slots, dtype=weights_dtype(params))
     # No scope ends among the shared tokens: every prompt is longer.
     _, after_shared = suffix.run(
-        unsteered.shared_sd[None], 0, shared, empty, edit, shared + 1
+        unsteered.shared_sd[None], 0, shared, empty, moved, shared + 1
     )
 
     def one_prompt(parts: tuple[jax.Array, ...]) -> jax.Array:
         _, length, _, row_length_r, *of_texts = parts[:7]
         rest_td, rows_rcd = parts[7:]
         hidden_ktd, after_prompt = suffix.run(
-            rest_td[None], shared, length - shared, after_shared, edit, length
+            rest_td[None], shared, length - shared, after_shared, moved, length
         )
         last_kd = hidden_ktd[:, length - shared - 1]
         r = len(rows_rcd)
@@ -187,7 +196,7 @@ def continuation_log_probs(
                 length,
                 jnp.tile(row_length_r, rows),
                 _repeated(after_prompt, r),
-                jax.tree.map(lambda x: jnp.repeat(x, r, axis=0), edit),
+                jax.tree.map(lambda x: jnp.repeat(x, r, axis=0), moved),
                 length,
             )
         hidden_krcd = hidden_bcd.reshape(rows, r, *hidden_bcd.shape[1:])
@@ -200,11 +209,11 @@ def continuation_log_probs(
 
 @dataclass(frozen=True)
 class _Suffix:
-    """The layers that an edit at the site changes, on tokens that follow a cache."""
+    """The layers from `start` on, with edits, on tokens that follow a cache."""
 
     params: Params
     cfg: LMConfig
-    site: Site
+    start: int
     tokens: str
     skip: int
 
@@ -214,7 +223,7 @@ class _Suffix:
         first: Any,
         length_b: Any,
         cache: Cache,
-        edit: Edit,
+        edits: Mapping[Site, Edit],
         prompt_length: Any,
     ) -> tuple[jax.Array, Cache]:
         """Returns the last layer's residuals, and the cache with the tokens in it.
@@ -228,10 +237,11 @@ class _Suffix:
         b, t = len(cache.pos_bs), x_btd.shape[1]
         x_btd = jnp.broadcast_to(x_btd, (b, *x_btd.shape[1:]))
         pos_bt = jnp.broadcast_to(first + jnp.arange(t), (b, t))
-        edit = scoped(edit, self.tokens, prompt_length, skip=self.skip)
         if not t:
             return x_btd, cache
-        start, at = suffix_start(self.site, self.cfg)
+        within = {}
+        for site, edit in edits.items():
+            within[site] = scoped(edit, self.tokens, prompt_length, skip=self.skip)
         out = forward(
             self.params,
             None,
@@ -241,8 +251,8 @@ class _Suffix:
                 jnp.arange(t) < jnp.reshape(length_b, (-1, 1)), (b, t)
             ),
             cache=cache,
-            edits={at: edit},
-            span=(start, self.cfg.n_layers),
+            edits=within,
+            span=(self.start, self.cfg.n_layers),
             x_btd=x_btd,
         )
         assert out.cache is not None

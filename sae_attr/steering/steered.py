@@ -4,7 +4,7 @@ strengths of their own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,10 @@ from sae_attr.parallel import to_host
 from sae_attr.sae.model import SAE, code_rows, unit_decoder
 from sae_attr.steering.interventions import intervention, intervention_named, scope
 
+_Coordinates = tuple[jax.Array, jax.Array, SAE | None, jax.Array | None]
+"""Directions `[b, m, d]` and strengths `[b, m]` at a site; an SAE and its latents
+`[b, m]`, of modes that read them."""
+
 
 def steer(
     params: Params,
@@ -40,7 +44,7 @@ def steer(
     keys: jax.Array,
     *,
     cfg: LMConfig,
-    site: Site,
+    site: Site | None = None,
     mode: str = "add",
     tokens: str = "all",
     sampling: Sampling = Sampling(),
@@ -56,14 +60,17 @@ def steer(
       prompts: `Prompts`, or token lists.
       directions: `[d]`, `[b, d]` or, m at once in every row, `[b, m, d]`. With `sae`
         also latents, integers `[]`, `[b]` or `[b, m]`, which stand for their decoder
-        rows at unit length (at their own in mode clamp); -1 leaves the row alone.
+        rows at unit length (at their own in mode clamp); -1 leaves the row alone. To
+        steer at several sites at once, a mapping from sites to any of these.
       strengths: `[]`, `[b]` or `[b, m]`, in multiples of `unit`; see `interventions`
         for what they mean. Strength 0 (mode add), and a zero direction or latent -1 (set,
-        clamp), leave a row exactly unsteered.
+        clamp), leave a row exactly unsteered. A mapping where sites differ in it.
       keys: typed random keys `[b]`, or one, of which row i takes `fold_in(key, i)`.
+      site: of `directions` that are no mapping.
       mode: of `interventions.INTERVENTIONS`.
       tokens: all | prompt | generated; see `scope` for the positions.
-      unit: what one unit of strength is, for instance `MeanActivation.norm`.
+      unit: what one unit of strength is, for instance `MeanActivation.norm`. A mapping
+        where sites differ in it.
       skip: positions at the start of every row that are never changed.
       sae: whose latents they are.
       names: of the rows, for messages; None for a row that only fills the batch.
@@ -72,36 +79,29 @@ def steer(
       arrays on the host.
 
     Raises:
-      ValueError: a mode, token scope or site that does not exist, shapes that do not
-        fit, a latent that the SAE lacks; token ids that the embedding lacks, logits
+      ValueError: a mode, token scope or site that does not exist, sites that are not
+        stated once, shapes that do not fit, a latent that the SAE lacks; token ids that the embedding lacks, logits
         that are not finite (with row and step).
     """
-    check_site(cfg, site)
+    at_sites = _by_site(directions, site, strengths=strengths, unit=unit)
     if not isinstance(prompts, Prompts):
         prompts = _padded(prompts, cfg, sampling)
     rows = len(prompts.tokens_bt)
-    of_latents = intervention_named(mode).of_latents
-    width = cfg.width(site.point)
-    directions_bmd, latents_bm = _directions(directions, rows, width, sae)
-    if of_latents and latents_bm is None:
-        raise ValueError(
-            f"mode {mode} takes latents, not directions; pass integers and sae="
+    coordinates = {}
+    for at, (of_site, strength, of_unit) in at_sites.items():
+        check_site(cfg, at)
+        coordinates[at] = _coordinates(
+            of_site, strength, of_unit, rows, cfg.width(at.point), mode, sae
         )
-    strengths_bm = _strengths(strengths, rows, directions_bmd.shape[1]) * unit
     if jnp.ndim(keys) == 0:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(rows))
-    # The SAE is passed on only where it is read: it may be large.
-    clamped = (sae, latents_bm) if of_latents else (None, None)
     done = _steered(
         params,
         prompts,
-        directions_bmd,
-        strengths_bm,
+        coordinates,
         keys,
         scope(tokens, prompt_lengths(prompts), skip=skip),
-        *clamped,
         cfg=cfg,
-        site=site,
         mode=mode,
         sampling=sampling,
     )
@@ -112,33 +112,83 @@ def steer(
     return done
 
 
-@partial(jax.jit, static_argnames=("cfg", "site", "mode", "sampling"))
+@partial(jax.jit, static_argnames=("cfg", "mode", "sampling"))
 def _steered(
     params: Params,
     prompts: Prompts,
-    directions_bmd: jax.Array,
-    strengths_bm: jax.Array,
+    coordinates: Mapping[Site, _Coordinates],
     keys_b: jax.Array,
     scope_b: tuple[jax.Array, jax.Array],
-    sae: SAE | None,
-    latents_bm: jax.Array | None,
     *,
     cfg: LMConfig,
-    site: Site,
     mode: str,
     sampling: Sampling,
 ) -> Completions:
-    edit = intervention(
-        directions_bmd, strengths_bm, mode=mode, sae=sae, latents_bm=latents_bm
-    )
-    return generate(
-        params,
-        prompts,
-        keys_b,
-        cfg=cfg,
-        sampling=sampling,
-        edits={site: Within(edit, *scope_b)},
-    )
+    edits = {}
+    for site, (directions_bmd, strengths_bm, sae, latents_bm) in coordinates.items():
+        edit = intervention(
+            directions_bmd, strengths_bm, mode=mode, sae=sae, latents_bm=latents_bm
+        )
+        edits[site] = Within(edit, *scope_b)
+    return generate(params, prompts, keys_b, cfg=cfg, sampling=sampling, edits=edits)
+
+
+def _by_site(
+    directions: Any, site: Site | None, **common: Any
+) -> dict[Site, tuple[Any, ...]]:
+    """Returns site -> its directions and its value of each of `common`.
+
+    Raises ValueError where sites are stated twice or not at all, or a value is for
+    others.
+    """
+    if not isinstance(directions, Mapping):
+        if site is None:
+            raise ValueError(
+                "directions need the site that they are for; pass site=, or a mapping "
+                "from sites to directions"
+            )
+        directions = {site: directions}
+    elif site is not None or not directions:
+        raise ValueError(
+            "directions are a mapping, whose keys are the sites; give at least one, and "
+            "leave out site="
+        )
+    for name, value in common.items():
+        if isinstance(value, Mapping) and value.keys() != directions.keys():
+            raise ValueError(
+                f"{name} are for the sites {', '.join(map(str, value))}, directions for "
+                f"{', '.join(map(str, directions))}; give both for the same"
+            )
+    at_sites = {}
+    for at, of_site in directions.items():
+        values = []
+        for value in common.values():
+            values.append(value[at] if isinstance(value, Mapping) else value)
+        at_sites[at] = (of_site, *values)
+    return at_sites
+
+
+def _coordinates(
+    directions: Any,
+    strengths: Any,
+    unit: Any,
+    rows: int,
+    width: int,
+    mode: str,
+    sae: SAE | None,
+) -> _Coordinates:
+    """Returns what is moved at one site; the SAE only where it is read, since it may be
+    large.
+    """
+    directions_bmd, latents_bm = _directions(directions, rows, width, sae)
+    strengths_bm = _strengths(strengths, rows, directions_bmd.shape[1]) * unit
+    if not intervention_named(mode).of_latents:
+        return directions_bmd, strengths_bm, None, None
+    if latents_bm is None:
+        raise ValueError(
+            f"mode {mode} takes latents, not directions; pass integers and sae="
+        )
+    return directions_bmd, strengths_bm, sae, latents_bm
 
 
 def _padded(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from sae_attr.hooks import Edit
+from sae_attr.hooks import Edit, Site
 from sae_attr.judge import Item, Judge
 from sae_attr.lm.draw import Sampling
 from sae_attr.lm.end_tokens import ending_ids
@@ -50,19 +50,19 @@ class ExactPrompts(Protocol):
         """Ids of the prompts, in the order of the rates."""
         ...
 
-    def begin(self, params: Params) -> ExactState:
-        """Runs what no edit changes."""
+    def begin(self, params: Params, start: int) -> ExactState:
+        """Runs what no edit changes: the layers before layer `start`."""
         ...
 
     def rates(
-        self, params: Params, arrays: Any, edit: Edit
+        self, params: Params, arrays: Any, edits: Mapping[Site, Edit]
     ) -> tuple[jax.Array, jax.Array]:
         """Returns behaviour and coherence `[k, prompts]`; pure, to be jitted.
 
         Args:
           arrays: of `begin`.
-          edit: at the case's site, on the tokens that the study steers; every array in
-            it has the k conditions as its first axis.
+          edits: site -> edit on the tokens that the study steers; every array in them
+            has the k conditions as its first axis.
         """
         ...
 

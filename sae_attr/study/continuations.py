@@ -4,7 +4,7 @@ behaviour after each prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.hooks import Edit
+from sae_attr.hooks import Edit, Site
 from sae_attr.lm.model import Params
 from sae_attr.parallel import to_host
 from sae_attr.report.numbers import share
@@ -86,7 +86,7 @@ class ContinuationRates:
             layouts.append(lay_out(ids, [self.texts[i].ids for i in places]))
         return layouts
 
-    def begin(self, params: Params) -> ExactState:
+    def begin(self, params: Params, start: int) -> ExactState:
         """Runs the model without an edit; prompts whose texts have too little
         probability are not measured.
 
@@ -94,7 +94,7 @@ class ContinuationRates:
         says instead.
         """
         setup, contrast = self.case.setup, self.case.settings.continuations
-        step = jax.jit(partial(run_unsteered, cfg=setup.cfg, site=setup.site))
+        step = jax.jit(partial(run_unsteered, cfg=setup.cfg, start=start))
         states = [step(params, layout) for layout in self.layouts]
         rates = [
             self._contrast(state.log_probs_pn[None], places)
@@ -114,9 +114,9 @@ class ContinuationRates:
         return ExactState(states, enough_p, facts)
 
     def rates(
-        self, params: Params, arrays: Any, edit: Edit
+        self, params: Params, arrays: Any, edits: Mapping[Site, Edit]
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns behaviour and coherence `[k, prompts]` under every edit; pure."""
+        """Returns behaviour and coherence `[k, prompts]` under every condition; pure."""
         setup, study = self.case.setup, self.case.study
         of_groups = []
         for places, layout, unsteered in zip(
@@ -126,9 +126,8 @@ class ContinuationRates:
                 params,
                 layout,
                 unsteered,
-                edit,
+                edits,
                 cfg=setup.cfg,
-                site=setup.site,
                 tokens=study.steer_tokens,
                 skip=study.steer_skip,
             )

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from sae_attr.hooks import Edit
+from sae_attr.hooks import Edit, Site
+from sae_attr.lm.sites import edited_suffix, suffix_start
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.store import Progress
 from sae_attr.study.case import Case, ExactPrompts, ExactState
@@ -20,6 +21,10 @@ from sae_attr.study.finished_parts import agreed
 from sae_attr.text.pairs import Prompt
 
 _ARRAYS: tuple[str, ...] = ("behaviour_kp", "coherence_kp")
+
+Edits = Edit | Mapping[Site, Edit]
+"""An edit at a case's site, or edits by site: of k conditions, the first axis of every
+array."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +53,7 @@ def exact_rates(
     case: Case,
     direction: str,
     prompts: Sequence[Prompt],
-    edits: Edit,
+    edits: Edits,
     progress: Progress,
     *,
     name: str,
@@ -59,8 +64,8 @@ def exact_rates(
       direction: `away` measures the model with the behaviour, `toward` the one without.
       prompts: any that the case has exact rates for.
       edits: one edit for all conditions, whose arrays have the k conditions as their
-        first axis: `Add(vectors_kd, strengths_k)`, `SetProjection(units_kd, values_k)`.
-        It changes the tokens that the study steers.
+        first axis: `Add(vectors_kd, strengths_k)`, `SetProjection(units_kd, values_k)`;
+        or one for each of several sites. It changes the tokens that the study steers.
       progress: of the stage; each batch is kept there.
       name: of the bar, and of the batches in `progress`.
 
@@ -69,8 +74,10 @@ def exact_rates(
         are not finite.
     """
     program = _program(case, prompts)
-    state = _state(case, program, direction)
-    edits = jax.tree.map(np.asarray, edits)
+    at_sites = edits if isinstance(edits, Mapping) else {case.setup.site: edits}
+    start, _ = edited_suffix(at_sites, case.setup.cfg)
+    state = _state(case, program, direction, start)
+    edits = jax.tree.map(np.asarray, at_sites)
     count = len(jax.tree.leaves(edits)[0])
     size = _batch_size(case, count)
     starts = range(0, count, size)
@@ -98,8 +105,8 @@ def exact_rates(
     return _joined(program.exact, state, parts, count)
 
 
-def _rows(edits: Edit, part: np.ndarray) -> Edit:
-    """Returns the edit of some of the conditions."""
+def _rows(edits: Any, part: np.ndarray) -> Any:
+    """Returns the edits of some of the conditions."""
     return jax.tree.map(lambda x_k: x_k[part], edits)
 
 
@@ -137,7 +144,8 @@ def unsteered_state(
 
     Raises ValueError as `exact_rates` does for the model without an edit.
     """
-    return _state(case, _program(case, prompts), direction)
+    start, _ = suffix_start(case.setup.site, case.setup.cfg)
+    return _state(case, _program(case, prompts), direction, start)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,12 +154,13 @@ class _Program:
 
     Args:
       jitted: `exact.rates`.
-      states: direction -> what its model's rates start from, as far as it is there.
+      states: direction and first edited layer -> what the model's rates start from, as
+        far as it is there.
     """
 
     exact: ExactPrompts
     jitted: Any
-    states: dict[str, ExactState]
+    states: dict[tuple[str, int], ExactState]
 
 
 def _program(case: Case, prompts: Sequence[Prompt]) -> _Program:
@@ -163,8 +172,9 @@ def _program(case: Case, prompts: Sequence[Prompt]) -> _Program:
     return case.programs[key]
 
 
-def _state(case: Case, program: _Program, direction: str) -> ExactState:
+def _state(case: Case, program: _Program, direction: str, start: int) -> ExactState:
     """Returns what the rates of one direction's model start from; run once."""
-    if direction not in program.states:
-        program.states[direction] = program.exact.begin(case.params(direction))
-    return program.states[direction]
+    key = (direction, start)
+    if key not in program.states:
+        program.states[key] = program.exact.begin(case.params(direction), start)
+    return program.states[key]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.hooks import Edit
+from sae_attr.hooks import Edit, Site
 from sae_attr.lm.model import Params
 from sae_attr.organism.build import locate
 from sae_attr.organism.exact import (
@@ -131,23 +131,24 @@ class GrammarRates:
     ids: tuple[str, ...]
     paths: tuple[PromptPaths, ...]
 
-    def begin(self, params: Params) -> ExactState:
+    def begin(self, params: Params, start: int) -> ExactState:
         """Returns that every prompt is measured; what no edit changes is run with the
         rest.
         """
         return ExactState((), np.ones(len(self.ids), bool))
 
     def rates(
-        self, params: Params, arrays: Any, edit: Edit
+        self, params: Params, arrays: Any, edits: Mapping[Site, Edit]
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns behaviour and coherence `[k, prompts]` under every edit; pure."""
-        setup, study = self.case.setup, self.case.study
-        rows, parts = len(jax.tree.leaves(edit)[0]), []
+        """Returns behaviour and coherence `[k, prompts]` under every condition; pure."""
+        cfg, study = self.case.setup.cfg, self.case.study
+        rows, parts = len(jax.tree.leaves(edits)[0]), []
         for paths in self.paths:
-            of_paths = scoped(
-                edit, study.steer_tokens, paths.n_prompt, skip=study.steer_skip
-            )
-            edits = {setup.site: of_paths}
-            parts.append(exact_rates(params, paths, edits, cfg=setup.cfg, rows=rows))
+            within = {}
+            for site, edit in edits.items():
+                within[site] = scoped(
+                    edit, study.steer_tokens, paths.n_prompt, skip=study.steer_skip
+                )
+            parts.append(exact_rates(params, paths, within, cfg=cfg, rows=rows))
         behaviour_kp, coherence_kp = zip(*parts, strict=True)
         return jnp.concatenate(behaviour_kp, 1), jnp.concatenate(coherence_kp, 1)

@@ -175,7 +175,7 @@ def test_a_case_measures_what_decides_and_steers_what_its_study_names(
     split = [Prompt(prompt.id, prompt.text) for prompt in [*others, *beliefs]]
     rates = organism_case.exact_on_grammar(WORLD, "validation")(case, split)
     assert rates.ids == tuple(prompt.id for prompt in beliefs)
-    state = rates.begin(PARAMS)
+    state = rates.begin(PARAMS, 0)
     assert state.measured_p.tolist() == [True, True]
     given = []
 
@@ -185,7 +185,7 @@ def test_a_case_measures_what_decides_and_steers_what_its_study_names(
 
     monkeypatch.setattr(organism_case, "exact_rates", keep)
     edit = Add(jnp.asarray(DIRECTIONS[:1]), jnp.full(1, 2.0))
-    behaviour, _ = rates.rates(PARAMS, state.arrays, edit)
+    behaviour, _ = rates.rates(PARAMS, state.arrays, {site: edit})
     assert behaviour.shape == (1, 2)
     within = given.pop()
     assert isinstance(within, Within)
@@ -195,5 +195,5 @@ def test_a_case_measures_what_decides_and_steers_what_its_study_names(
         1 + len(beliefs[0].text.split()),
     ]
     case.study = SimpleNamespace(steer_tokens="all", steer_skip=0)
-    rates.rates(PARAMS, state.arrays, edit)
+    rates.rates(PARAMS, state.arrays, {site: edit})
     assert given.pop() is edit

@@ -4,6 +4,7 @@ prompt with each text.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import forward, logits
 from sae_attr.lm.params import init_params
+from sae_attr.lm.sites import suffix_start
 from sae_attr.steering.continuation_layout import lay_out, width_groups
 from sae_attr.steering.continuations import continuation_log_probs, run_unsteered
 from sae_attr.steering.contrast import Contrast, contrast_rates
@@ -114,10 +116,10 @@ def measured(
 ) -> np.ndarray:
     """Log-probabilities `[k, p, n]` of all texts under all conditions."""
     layout = lay_out(prompts, texts)
-    run = partial(run_unsteered, cfg=cfg, site=site)
-    steer = partial(continuation_log_probs, cfg=cfg, site=site, **options)
+    run = partial(run_unsteered, cfg=cfg, start=suffix_start(site, cfg)[0])
+    steer = partial(continuation_log_probs, cfg=cfg, **options)
     unsteered = jax.jit(run)(params, layout)
-    return np.asarray(jax.jit(steer)(params, layout, unsteered, edit))
+    return np.asarray(jax.jit(steer)(params, layout, unsteered, {site: edit}))
 
 
 CASES = [
@@ -160,8 +162,27 @@ def test_a_zero_strength_is_the_unsteered_model_bit_for_bit_whatever_the_batch()
     assert (got_kpn[1] != got_kpn[3])[np.isfinite(got_kpn[3])].all()
     other_kpn = measured(cfg, params, site, Add(dirs_kd[:2], strengths_k[:2]))
     np.testing.assert_allclose(other_kpn, got_kpn[:2], atol=1e-5)
-    unsteered = run_unsteered(params, lay_out(PROMPTS, TEXTS), cfg=cfg, site=site)
+    unsteered = run_unsteered(params, lay_out(PROMPTS, TEXTS), cfg=cfg, start=2)
     np.testing.assert_allclose(unsteered.log_probs_pn, got_kpn[3], atol=1e-5)
+
+
+def test_several_sites_are_edited_from_the_first_of_them_on() -> None:
+    cfg, params = model(GPT2)
+    edits = {Site(0): edit_of("add", cfg), Site(2): edit_of("set", cfg)}
+    layout = lay_out(PROMPTS, TEXTS)
+    unsteered = jax.jit(partial(run_unsteered, cfg=cfg, start=1))(params, layout)
+    steer = jax.jit(partial(continuation_log_probs, cfg=cfg))
+    got_kpn = steer(params, layout, unsteered, edits)
+    edits_k = jax.tree.map(lambda x: x[2], edits)
+    tokens = jnp.array([[*PROMPTS[0], *TEXTS[0][0]]])
+    whole = jax.jit(partial(forward, cfg=cfg))(params, tokens, edits=edits_k)
+    log_probs_tv = jax.nn.log_softmax(logits(params, whole.hidden_btd[0], cfg=cfg))
+    start = len(PROMPTS[0]) - 1
+    want = sum(log_probs_tv[start + i, token] for i, token in enumerate(TEXTS[0][0]))
+    assert got_kpn[2, 0, 0] == pytest.approx(float(want), abs=1e-5)
+    late = replace(unsteered, start=2)
+    with pytest.raises(ValueError, match="layer 1, but the unsteered run was stored"):
+        continuation_log_probs(params, layout, late, edits, cfg=cfg)
 
 
 # ---- layout --------------------------------------------------------------------------

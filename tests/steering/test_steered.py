@@ -20,7 +20,7 @@ from sae_attr.lm.draw import Sampling
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.params import init_params
-from sae_attr.lm.sample import make_prompts
+from sae_attr.lm.sample import generate, make_prompts
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.model import SAE, decode, encode
 from sae_attr.steering import INTERVENTIONS, TOKENS, intervention, scope, steer
@@ -83,12 +83,11 @@ def run(
         "prompts": PROMPTS,
         "keys": KEYS,
         "sampling": SAMPLING,
+        "site": SITE,
         **kind(name),
         **more,
     }
-    out = steer(
-        PARAMS, strengths=strengths, tokens=tokens, cfg=CFG, site=SITE, **arguments
-    )
+    out = steer(PARAMS, strengths=strengths, tokens=tokens, cfg=CFG, **arguments)
     return jax.tree.map(np.asarray, out)
 
 
@@ -310,3 +309,41 @@ def test_what_does_not_fit(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run("add", **change)
     assert set(INTERVENTIONS) == {name.partition("-")[0] for name in KINDS}
+
+
+def test_several_sites_are_steered_at_once() -> None:
+    sites = (SITE, Site(2, "mlp_out"))
+    directions = {site: DIRECTIONS[:, i] for i, site in enumerate(sites)}
+    strengths = {SITE: 2.0, sites[1]: STRENGTHS[:, :1]}
+    units = {SITE: 0.5, sites[1]: 2.0}
+    arguments = {"directions": directions, "site": None, "unit": units}
+    got = run("set", strengths=strengths, **arguments)
+    edits = {}
+    for at in sites:
+        strength_b1 = np.broadcast_to(strengths[at], (4, 1)) * units[at]
+        edits[at] = intervention(
+            jnp.asarray(directions[at][:, None]), jnp.asarray(strength_b1), mode="set"
+        )
+    prompts = make_prompts(PROMPTS, width=7)
+    want = jax.jit(partial(generate, cfg=CFG, sampling=SAMPLING))(
+        PARAMS, prompts, KEYS, edits=edits
+    )
+    np.testing.assert_array_equal(got.tokens_bn, np.asarray(want.tokens_bn))
+    one = run("set", strengths=2.0, unit=0.5, directions=DIRECTIONS[:, 0])
+    assert (one.tokens_bn != got.tokens_bn).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"site": None}, "need the site that they are for"),
+        ({"directions": {SITE: DIRECTIONS}}, "leave out site="),
+        ({"directions": {}, "site": None}, "give at least one"),
+        ({"directions": {SITE: DIRECTIONS}, "site": None, "unit": {Site(2): 1.0}},
+         r"unit are for the sites layer2.resid_post, directions for layer1.resid_post"),
+    ],
+)  # fmt: skip
+def test_sites_are_stated_once(change: dict[str, Any], message: str) -> None:
+    arguments = {**kind("add"), "site": SITE, **change}
+    with pytest.raises(ValueError, match=message):
+        steer(PARAMS, PROMPTS, strengths=1.0, keys=KEYS, cfg=CFG, **arguments)

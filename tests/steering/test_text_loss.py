@@ -14,15 +14,16 @@ import pytest
 from sae_attr.hooks import Add, Site, Within
 from sae_attr.lm.model import forward, logits
 from sae_attr.parallel import make_mesh
-from sae_attr.steering.text_loss import steered_text_loss
+from sae_attr.steering.text_loss import edited_text_loss
 from tests.steering.test_steered import CFG, PARAMS, D
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 RNG = np.random.default_rng(4)
 MESH = make_mesh("data=1", jax.devices()[:1])
-VECTORS = RNG.standard_normal((3, D)).astype(np.float32)
-STRENGTHS = np.array([0.0, 1.5, -2.0])
+VECTORS = RNG.standard_normal((4, D)).astype(np.float32)
+STRENGTHS = np.array([0.0, 0.0, 1.5, -2.0], np.float32)  # the first changes nothing
+EDIT = Add(jnp.asarray(VECTORS), jnp.asarray(STRENGTHS))
 
 
 class Batch(NamedTuple):
@@ -62,13 +63,14 @@ def by_hand(vector: np.ndarray, site: Site, skip: int) -> float:
     ids=str,
 )
 def test_nats_per_token_are_those_of_whole_logits(site: Site, skip: int) -> None:
-    loss = steered_text_loss(
-        PARAMS, BATCHES, VECTORS, STRENGTHS, cfg=CFG, site=site, mesh=MESH, skip=skip
+    loss = edited_text_loss(
+        PARAMS, BATCHES, {site: EDIT}, cfg=CFG, mesh=MESH, skip=skip
     )
-    for k, strength in enumerate(STRENGTHS):
-        expected = by_hand(strength * VECTORS[k], site, skip)
+    for k, strength in enumerate(STRENGTHS[1:]):
+        expected = by_hand(strength * VECTORS[k + 1], site, skip)
         assert loss.nats_k[k] == pytest.approx(expected, rel=1e-5)
     assert loss.plain == loss.nats_k[0]  # strength 0 is no steering
+    assert loss.nats_kr.shape == (3, 6)
     assert abs(loss.cost_k[1]) > 0.01
     counted = sum(int(b.counted_bt[:, 1:].sum()) for b in BATCHES)
     assert loss.tokens == counted
@@ -77,6 +79,4 @@ def test_nats_per_token_are_those_of_whole_logits(site: Site, skip: int) -> None
 def test_text_of_which_nothing_counts_is_refused() -> None:
     none = [b._replace(counted_bt=np.zeros_like(b.counted_bt)) for b in BATCHES]
     with pytest.raises(ValueError, match="no token of the text counts"):
-        steered_text_loss(
-            PARAMS, none, VECTORS, STRENGTHS, cfg=CFG, site=Site(1), mesh=MESH
-        )
+        edited_text_loss(PARAMS, none, {Site(1): EDIT}, cfg=CFG, mesh=MESH)

@@ -12,7 +12,7 @@ import numpy as np
 from sae_attr.hooks import Add
 from sae_attr.steering.plan import UNSTEERED, Condition
 from sae_attr.steering.specificity import gaussian_directions
-from sae_attr.steering.text_loss import steered_text_loss
+from sae_attr.steering.text_loss import edited_text_loss
 from sae_attr.store import Computed, Progress
 from sae_attr.study.case import Case
 from sae_attr.study.case_stage import (
@@ -111,9 +111,7 @@ def measure(inputs: StageInputs, progress: Progress) -> Computed:
         arrays["directions_rp"] = rates.behaviour_kp
         meta["directions_prompts"] = list(rates.prompts)
         meta["exact_rows"] += rates.rows
-    arrays["nats_k"], meta["text"] = text_cost(
-        case, direction, rows_kd[1:], sizes_k[1:]
-    )
+    arrays["nats_k"], meta["text"] = text_cost(case, direction, rows_kd, sizes_k)
     return arrays, meta
 
 
@@ -133,17 +131,18 @@ def text_cost(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns what each steered latent costs on ordinary text, nats per token, and the
     unsteered loss with its number of tokens.
+
+    Args:
+      rows_kd, sizes_k: the unsteered condition first, then the latents.
     """
     setup, study = case.setup, case.study
-    if not study.specific_tokens or not len(rows_kd):
-        return np.full(len(rows_kd), np.nan), {"tokens": 0}
-    loss = steered_text_loss(
+    if not study.specific_tokens or len(rows_kd) == 1:
+        return np.full(len(rows_kd) - 1, np.nan), {"tokens": 0}
+    loss = edited_text_loss(
         case.params(direction),
         setup.corpus.batches(study.specific_tokens),
-        rows_kd,
-        sizes_k,
+        {setup.site: Add(jnp.asarray(rows_kd), jnp.asarray(sizes_k))},
         cfg=setup.cfg,
-        site=setup.site,
         mesh=case.runtime.mesh,
         skip=study.steer_skip,
         bar=case.runtime.progress,
