@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sae_attr.lm.cache import Cache
+from sae_attr.lm.cache import Cache, past_slots
 from sae_attr.lm.config import NO_WINDOW, LMConfig
 from sae_attr.lm.lrp import hold
 from sae_attr.lm.mlp import wide
@@ -23,13 +23,12 @@ class Context:
     `mask_bts` is causal and excludes padding and other segments; `gap_bts` is query
     position minus key position and is present only if some layer has a window;
     `rotation` holds cos and sin, `[r, b, t, m]`, one table per rope r. With a cache the
-    keys s are its slots, the new tokens' from `slot` on.
+    keys s are its slots and, behind them, the new tokens.
     """
 
     mask_bts: jax.Array
     gap_bts: jax.Array | None
     rotation: tuple[jax.Array, jax.Array] | None
-    slot: jax.Array | None = None
 
 
 @struct.dataclass
@@ -133,16 +132,23 @@ def whole_rows(
 
 
 def after_cache(cfg: LMConfig, pos_bt: jax.Array, cache: Cache) -> Context:
-    """Returns the context of new tokens that `cache` knows of already: its slots are
-    the keys, their order is that of time.
+    """Returns the context of new tokens that `cache` knows of already: the order of its
+    slots is that of time.
     """
-    t, slots = pos_bt.shape[1], cache.pos_bs.shape[1]
-    slot = cache.used - t
-    past_ts = jnp.arange(slots) <= slot + jnp.arange(t)[:, None]
-    gap_bts = pos_bt[:, :, None] - cache.pos_bs[:, None, :]
+    t = pos_bt.shape[1]
+    first, slots = cache.used - t, past_slots(cache, t)
+    # The new tokens' own slots are not filled yet: their keys come behind the slots.
+    past_s = jnp.arange(slots) < first
+    past_bts = jnp.broadcast_to(
+        (past_s & cache.valid_bs[:, :slots])[:, None, :], (*pos_bt.shape, slots)
+    )
+    new_bt = jax.lax.dynamic_slice_in_dim(cache.valid_bs, first, t, axis=1)
+    new_btt = jnp.tril(jnp.ones((t, t), bool)) & new_bt[:, None, :]
+    mask_bts = jnp.concatenate([past_bts, new_btt], axis=2)
+    key_pos_bs = jnp.concatenate([cache.pos_bs[:, :slots], pos_bt], axis=1)
+    gap_bts = pos_bt[:, :, None] - key_pos_bs[:, None, :]
     rotation = _rotations(cfg, pos_bt, _lengths(cache.pos_bs, cache.valid_bs))
-    mask_bts = past_ts & cache.valid_bs[:, None, :]
-    return Context(mask_bts, gap_bts if cfg.has_windows else None, rotation, slot)
+    return Context(mask_bts, gap_bts if cfg.has_windows else None, rotation)
 
 
 def _lengths(pos_bt: jax.Array, valid_bt: jax.Array | None) -> jax.Array:
@@ -193,10 +199,14 @@ def rotate(x_bthc: jax.Array, cos_btm: jax.Array, sin_btm: jax.Array) -> jax.Arr
     )
 
 
+Keys = tuple[jax.Array, ...]
+"""Keys, or values, `[b, k, s, c]`: of a cache and of new tokens, or of whole rows."""
+
+
 def attend(
     q_bthc: jax.Array,
-    k_bksc: jax.Array,
-    v_bksc: jax.Array,
+    keys: Keys,
+    values: Keys,
     mask_bts: jax.Array,
     softcap: float,
     sinks_h: jax.Array | None = None,
@@ -206,6 +216,7 @@ def attend(
     """Computes grouped-query attention, softmax in float32; returns `[b, t, h, c]`.
 
     Args:
+      keys, values: in parts, which are read where they lie; s of the mask is their sum.
       sinks_h: one more logit per head, which takes its share of the softmax and adds
         nothing.
       fixed_pattern: the probabilities are constants, so that gradients flow through v
@@ -215,8 +226,11 @@ def attend(
     # second one, on c numbers a query instead of s: on two CPU cores a tenth less time
     # for a whole gradient of GPT-2's shape at 256 tokens.
     b, t, h, c = q_bthc.shape
-    q_bkgtc = jnp.moveaxis(q_bthc.reshape(b, t, k_bksc.shape[1], -1, c), 1, 3)
-    scores = wide(jnp.einsum("bkgtc,bksc->bkgts", q_bkgtc, k_bksc))
+    kv_heads = keys[0].shape[1]
+    q_bkgtc = jnp.moveaxis(q_bthc.reshape(b, t, kv_heads, -1, c), 1, 3)
+    scores = _joined(
+        [wide(jnp.einsum("bkgtc,bksc->bkgts", q_bkgtc, k_bksc)) for k_bksc in keys]
+    )
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = scores + jnp.where(mask_bts, 0, jnp.finfo(scores.dtype).min)[:, None, None]
@@ -224,13 +238,30 @@ def attend(
     top = jnp.max(scores, axis=-1, keepdims=True)
     if sinks_h is not None:
         sinks_kg11 = hold(wide(sinks_h), fixed_pattern)
-        sinks_kg11 = sinks_kg11.reshape(k_bksc.shape[1], -1, 1, 1)
+        sinks_kg11 = sinks_kg11.reshape(kv_heads, -1, 1, 1)
         top = jnp.maximum(top, sinks_kg11)
     top = jax.lax.stop_gradient(top)
     powers = jnp.exp(scores - top)
     total = jnp.sum(powers, axis=-1, keepdims=True)
     if sinks_h is not None:
         total = total + jnp.exp(sinks_kg11 - top)
-    z_bkgtc = jnp.einsum("bkgts,bksc->bkgtc", powers.astype(v_bksc.dtype), v_bksc)
-    z_bkgtc = (z_bkgtc / total).astype(v_bksc.dtype)
+    dtype = values[0].dtype
+    z_bkgtc = _weighted_sum(powers.astype(dtype), values)
+    z_bkgtc = (z_bkgtc / total).astype(dtype)
     return jnp.moveaxis(z_bkgtc, 3, 1).reshape(b, t, h, c)
+
+
+def _joined(scores: list[jax.Array]) -> jax.Array:
+    return scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=-1)
+
+
+def _weighted_sum(powers_bkgts: jax.Array, values: Keys) -> jax.Array:
+    """Returns the values' sum `[b, k, g, t, c]`, weighted by `powers_bkgts`."""
+    total, start = None, 0
+    for v_bksc in values:
+        stop = start + v_bksc.shape[2]
+        part = jnp.einsum("bkgts,bksc->bkgtc", powers_bkgts[..., start:stop], v_bksc)
+        total = part if total is None else total + part
+        start = stop
+    assert total is not None
+    return total

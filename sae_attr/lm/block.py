@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sae_attr.lm.attention import Context, LayerFacts, attend, rotate
-from sae_attr.lm.cache import KV, extend
+from sae_attr.lm.cache import KV, layer_kv
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.lrp import PLAIN, Rules, hold
 from sae_attr.lm.mlp import Experts, activation, wide
@@ -54,8 +54,8 @@ class Block(nn.Module):
     """Attention and MLP with their norms and residual additions; `tap(point, x)` sees
     and may change every site point.
 
-    Returns the residual stream and, where one is given, the cache's keys and values
-    with this layer's new ones.
+    Returns the residual stream and, where `past` are the keys and values of a cache,
+    those of the new tokens in this layer, `[b, k, t, c]`.
 
     Args:
       dtype: of the weights and of the activations between the residual additions.
@@ -75,12 +75,12 @@ class Block(nn.Module):
         ctx: Context,
         facts: LayerFacts,
         tap: Tap = no_tap,
-        kv: KV | None = None,
+        past: KV | None = None,
     ) -> tuple[jax.Array, KV | None]:
         cfg, resid = self.cfg, x_btd.dtype
         x_btd = tap("resid_pre", x_btd)
-        attn_btd, kv = self._attention(
-            self._before("attn_norm", x_btd), ctx, facts, tap, kv
+        attn_btd, new = self._attention(
+            self._before("attn_norm", x_btd), ctx, facts, tap, past
         )
         attn_btd = tap("attn_raw", attn_btd.astype(resid))
         if cfg.post_norm:
@@ -99,19 +99,29 @@ class Block(nn.Module):
         out_btd = mid_btd + mlp_btd
         if cfg.parallel_residual:
             out_btd = out_btd + attn_btd
-        return tap("resid_post", out_btd), kv
+        return tap("resid_post", out_btd), new
 
     def _attention(
-        self, h_btd: jax.Array, ctx: Context, facts: LayerFacts, tap: Tap, kv: KV | None
+        self,
+        h_btd: jax.Array,
+        ctx: Context,
+        facts: LayerFacts,
+        tap: Tap,
+        past: KV | None,
     ) -> tuple[jax.Array, KV | None]:
         cfg = self.cfg
         q_bthc, k_btkc, v_btkc = self._heads(h_btd)
         if ctx.rotation is not None:
             cos, sin = (table[facts.rope] for table in ctx.rotation)
             q_bthc, k_btkc = rotate(q_bthc, cos, sin), rotate(k_btkc, cos, sin)
-        k_bksc, v_bksc = jnp.moveaxis(k_btkc, 1, 2), jnp.moveaxis(v_btkc, 1, 2)
-        if kv is not None:
-            kv, k_bksc, v_bksc = extend(kv, facts.layer, ctx.slot, k_bksc, v_bksc)
+        k_bktc, v_bktc = jnp.moveaxis(k_btkc, 1, 2), jnp.moveaxis(v_btkc, 1, 2)
+        keys, values, new = (k_bktc,), (v_bktc,), None
+        if past is not None:
+            # Rounded as the cache keeps them: later tokens see these same numbers.
+            dtype = past.k_lbksc.dtype
+            new = KV(k_bktc.astype(dtype), v_bktc.astype(dtype))
+            past_k_bksc, past_v_bksc = layer_kv(past, facts.layer)
+            keys, values = (past_k_bksc, new.k_lbksc), (past_v_bksc, new.v_lbksc)
 
         mask_bts = ctx.mask_bts
         if ctx.gap_bts is not None:
@@ -124,15 +134,15 @@ class Block(nn.Module):
             scale = scale / (facts.layer + 1)
         z_bthc = attend(
             q_bthc * jnp.asarray(scale, q_bthc.dtype),
-            k_bksc,
-            v_bksc,
+            keys,
+            values,
             mask_bts,
             cfg.attn_softcap,
             sinks_h,
             fixed_pattern="attention" in self.rules,
         )
         z = tap("attn_z", z_bthc.reshape(*h_btd.shape[:2], -1))
-        return self._dense(z, cfg.d_model, cfg.out_bias, "o"), kv
+        return self._dense(z, cfg.d_model, cfg.out_bias, "o"), new
 
     def _heads(self, h_btd: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries `[b, t, h, c]`, keys and values `[b, t, k, c]`, not rotated yet."""

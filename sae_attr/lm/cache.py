@@ -19,8 +19,9 @@ class KV:
     """Keys and values of all layers, `[l, b, k, s, c]`: kv-heads k before slots s, as
     the attention product reads them.
 
-    One array for all layers, because the loop over layers carries it and writes in
-    place; as an input and output of the loop it would be copied at every step.
+    The loop over layers only reads it, and returns the new tokens' keys and values,
+    which are written behind the loop, all layers at once. A loop that writes its layer
+    as well as reading it has XLA copy the whole array, layer by layer.
     """
 
     k_lbksc: jax.Array
@@ -36,13 +37,14 @@ class Cache:
         as it was for it (see `outgrown`).
       pos_bs: position of the token in every slot.
       valid_bs: False where a slot holds padding, or nothing yet.
-      used: slots that were written, the same number for all rows (`[]`, int32).
+      used: slots that were written, the same number for all rows: `[]` int32, or a
+        plain integer, and then the slots behind are not even read.
     """
 
     kv: KV
     pos_bs: jax.Array
     valid_bs: jax.Array
-    used: jax.Array
+    used: jax.Array | int
 
 
 def init_cache(cfg: LMConfig, *, rows: int, slots: int, dtype: Any) -> Cache:
@@ -59,7 +61,7 @@ def init_cache(cfg: LMConfig, *, rows: int, slots: int, dtype: Any) -> Cache:
         kv,
         jnp.zeros((rows, slots), jnp.int32),
         jnp.zeros((rows, slots), bool),
-        jnp.zeros((), jnp.int32),
+        0,
     )
 
 
@@ -83,7 +85,7 @@ def outgrown(cfg: LMConfig, length_b: jax.Array, *, slots: int) -> jax.Array | N
 
 def enter(cache: Cache, pos_bt: jax.Array, valid_bt: jax.Array | None) -> Cache:
     """Returns the cache with positions and masks of new tokens; their keys and values
-    follow layer by layer (`extend`).
+    follow when all layers ran (`store`).
 
     Raises:
       ValueError: more tokens or other rows than the cache has room for. (How full it is
@@ -108,15 +110,41 @@ def enter(cache: Cache, pos_bt: jax.Array, valid_bt: jax.Array | None) -> Cache:
     )
 
 
-def extend(
-    kv: KV, layer: Any, slot: Any, k_bktc: jax.Array, v_bktc: jax.Array
-) -> tuple[KV, jax.Array, jax.Array]:
-    """Writes one layer's new keys and values from `slot` on; returns all of that layer,
-    `[b, k, s, c]`, with them.
+def past_slots(cache: Cache, count: int) -> int:
+    """Returns how many slots, from the first on, may hold tokens before the last
+    `count` that `enter` was given.
     """
-    put = lambda old, new: jax.lax.dynamic_update_slice(
-        old, new[None].astype(old.dtype), (layer, 0, 0, slot, 0)
+    slots = cache.pos_bs.shape[1]
+    return cache.used - count if isinstance(cache.used, int) else slots
+
+
+def past_kv(cache: Cache) -> KV:
+    """Returns the keys and values that tokens which have not entered may see."""
+    slots = past_slots(cache, 0)
+    return jax.tree.map(lambda x_lbksc: x_lbksc[:, :, :, :slots], cache.kv)
+
+
+def layer_kv(kv: KV, layer: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns one layer's keys and values, `[b, k, s, c]` each."""
+    k_bksc, v_bksc = jax.tree.map(
+        lambda stack: jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False),
+        (kv.k_lbksc, kv.v_lbksc),
     )
-    kv = KV(put(kv.k_lbksc, k_bktc), put(kv.v_lbksc, v_bktc))
-    own = lambda stack: jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)
-    return kv, own(kv.k_lbksc), own(kv.v_lbksc)
+    return k_bksc, v_bksc
+
+
+def store(cache: Cache, new: KV, first_layer: int) -> Cache:
+    """Returns the cache with the keys and values of the tokens that `enter` was given
+    last.
+
+    Args:
+      new: `[l, b, k, t, c]`, of consecutive layers.
+      first_layer: the one that `new` begins with.
+    """
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        slot = cache.used - new.shape[3]
+        at = (first_layer, 0, 0, slot, 0)
+        return jax.lax.dynamic_update_slice(old, new.astype(old.dtype), at)
+
+    return replace(cache, kv=jax.tree.map(put, cache.kv, new))

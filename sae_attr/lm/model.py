@@ -9,7 +9,7 @@ layers' forward pass too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from sae_attr.lm.attention import (
     positions,
 )
 from sae_attr.lm.block import Block, Norm, Tap, no_tap
-from sae_attr.lm.cache import KV, Cache, enter
+from sae_attr.lm.cache import KV, Cache, enter, past_kv, store
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.lrp import PLAIN, Rules, check_rules
 from sae_attr.lm.mlp import wide
@@ -37,8 +37,6 @@ from sae_attr.lm.params import (
     weights_dtype,
 )
 from sae_attr.lm.sites import check_span
-
-Carry = tuple[jax.Array, KV | None]  # residual stream, cache
 
 
 @struct.dataclass
@@ -111,22 +109,25 @@ def forward(
     if x_btd is None:
         assert tokens_bt is not None  # check_span
         x_btd = embed(params, tokens_bt, pos_bt, cfg=cfg)
+    past = None
     if cache is not None:
+        past = past_kv(cache)
         cache = enter(cache, pos_bt, valid_bt)
     ctx = context(cfg, pos_bt, valid_bt, segment_bt, cache)
-    layers = _Layers(params, cfg, ctx, check_rules(rules), remat, unroll)
+    layers = _Layers(params, cfg, ctx, check_rules(rules), remat, unroll, past)
 
     acts: dict[Site, jax.Array] = {}
-    carry: Carry = (x_btd, None if cache is None else cache.kv)
-    for layer in sorted({site.layer for site in sites}):
-        carry = layers.scan(carry, start, layer)
-        tap = _tap(layer, edits, keep, acts, pos_bt)
-        carry = layers.block(carry, layer, kind_of=layer, tap=tap)
-        start = layer + 1
-    hidden_btd, kv = layers.scan(carry, start, stop)
+    new: list[KV] = []
+    layer = start
+    for of_site in sorted({site.layer for site in sites}):
+        x_btd = layers.scan(x_btd, layer, of_site, new)
+        tap = _tap(of_site, edits, keep, acts, pos_bt)
+        x_btd = layers.one(x_btd, of_site, tap, new)
+        layer = of_site + 1
+    hidden_btd = layers.scan(x_btd, layer, stop, new)
 
-    if cache is not None:
-        cache = replace(cache, kv=kv)
+    if cache is not None and new:
+        cache = store(cache, _stacked(new), start)
     return Output(hidden_btd, acts, cache)
 
 
@@ -142,23 +143,36 @@ class _Layers:
     rules: Rules
     remat: bool
     unroll: bool
+    past: KV | None
 
-    def block(self, carry: Carry, layer: Any, kind_of: int, tap: Tap = no_tap) -> Carry:
+    def block(
+        self, x_btd: jax.Array, layer: Any, kind_of: int, tap: Tap = no_tap
+    ) -> tuple[jax.Array, KV | None]:
         """Runs one layer, whose number may be traced; `kind_of` is a layer of the same
-        kind.
+        kind. Returns its new keys and values too, where there is a cache.
         """
         cfg, params = self.cfg, self.params
-        x_btd, kv = carry
         dense = kind_of in cfg.dense_layers
         block = Block(cfg, weights_dtype(params), self.rules, dense)
         variables = {"params": layer_of_kind(cfg, params["blocks"], layer, kind_of)}
         if "lora" in params:
             variables["lora"] = layer_of(params["lora"], layer)
         facts = layer_facts(cfg, layer)
-        return block.apply(variables, x_btd, self.ctx, facts, tap, kv)  # type: ignore[return-value]
+        return block.apply(variables, x_btd, self.ctx, facts, tap, self.past)  # type: ignore[return-value]
 
-    def scan(self, carry: Carry, start: int, stop: int) -> Carry:
-        """Runs the layers of a span that nobody reads or changes."""
+    def one(self, x_btd: jax.Array, layer: int, tap: Tap, new: list[KV]) -> jax.Array:
+        """Runs the layer of a site; adds its keys and values `[1, b, k, t, c]` to `new`
+        where there is a cache.
+        """
+        x_btd, of_layer = self.block(x_btd, layer, kind_of=layer, tap=tap)
+        if of_layer is not None:
+            new.append(jax.tree.map(lambda x_bktc: x_bktc[None], of_layer))
+        return x_btd
+
+    def scan(self, x_btd: jax.Array, start: int, stop: int, new: list[KV]) -> jax.Array:
+        """Runs the layers of a span that nobody reads or changes; adds their keys and
+        values `[l, b, k, t, c]` to `new` where there is a cache.
+        """
         # Products are kept, the rest is cheap to repeat: plain reverse mode would also
         # keep a copy of every sliced weight.
         policies = jax.checkpoint_policies
@@ -170,10 +184,16 @@ class _Layers:
                 policy=policy,
                 prevent_cse=self.unroll,
             )
-            step = lambda carry, layer, run=run: (run(carry, layer), None)
             layers = jnp.arange(first, end)
-            carry, _ = jax.lax.scan(step, carry, layers, unroll=self.unroll)
-        return carry
+            x_btd, of_layers = jax.lax.scan(run, x_btd, layers, unroll=self.unroll)
+            if of_layers is not None:
+                new.append(of_layers)
+        return x_btd
+
+
+def _stacked(new: list[KV]) -> KV:
+    """Returns the keys and values of consecutive layers in one array each."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *new)
 
 
 def _tap(

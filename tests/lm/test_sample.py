@@ -285,6 +285,24 @@ def test_stops_lengths_and_log_probabilities(model: tuple[LMConfig, Params]) -> 
         np.testing.assert_allclose(out.logp_bn[b, :n], want, atol=1e-4)
 
 
+def test_no_step_copies_the_cache() -> None:
+    cfg, params = small()
+    rows, new = 3, 9
+    prompts = make_prompts([[1, 2, 3]] * rows, width=8)
+    sampling = Sampling(max_new=new)
+    sample = jax.jit(partial(generate, cfg=cfg, sampling=sampling))
+    keys_b = keys_of(list(range(rows)))
+    program = sample.lower(params, prompts, keys_b).compile().as_text()
+    slots = 8 + new - 1
+    shape = (cfg.n_layers, rows, cfg.n_kv_heads, slots, cfg.head_dim)
+    of_cache = f"f32[{','.join(map(str, shape))}]"
+    lines = [line.strip() for line in program.splitlines()]
+    assert any(f"= {of_cache}" in line for line in lines)
+    assert [
+        line for line in lines if f"= {of_cache}" in line and " copy(" in line
+    ] == []
+
+
 def test_the_loop_ends_with_the_last_row(
     model: tuple[LMConfig, Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
