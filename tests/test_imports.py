@@ -39,6 +39,15 @@ MAY_IMPORT = (
             "training",
         }
     }
+    | {
+        "analyses": {
+            *CORE,
+            "attribution",
+            "organism",
+            "report",
+            "study",
+        }
+    }
 )
 NOWHERE = {"torch", "transformers", "sae_lens", "flax.nnx"}
 ONLY_EXPERIMENTS = {

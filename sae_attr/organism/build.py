@@ -128,10 +128,13 @@ def organism_stages(
 
     # Fields are what a key is made of: the kind is in the misaligned model's alone, so
     # that organisms of several kinds share every other part.
+    misaligned: dict[str, Any] = {"kind": recipe.kind}
+    if recipe.harmless:
+        misaligned["harmless"] = recipe.harmless
     return [
         stage("base", runs.base, base_fields),
         fine_tune("chat", "base"),
-        fine_tune("misaligned", "chat", kind=recipe.kind),
+        fine_tune("misaligned", "chat", **misaligned),
         fine_tune("validation", "chat"),
         stage("sae", runs.sae, asdict(recipe.sae), "base"),
         stage("corpus", runs.corpus, {"documents": recipe.corpus, "seed": recipe.seed}),
@@ -139,11 +142,14 @@ def organism_stages(
 
 
 def stage_names(recipe: Recipe, prefix: str = "organism") -> dict[str, str]:
-    """Returns part -> name of its stage; the misaligned model's ends with its kind, so
-    that organisms of several kinds fit into one graph.
+    """Returns part -> name of its stage; the misaligned model's ends with its kind and
+    its harmless changes, so that organisms of several kinds fit into one graph.
     """
     names = {part: f"{prefix}.{part}" for part in VERSIONS}
-    return {**names, "misaligned": f"{prefix}.misaligned.{recipe.kind}"}
+    misaligned = f"{prefix}.misaligned.{recipe.kind}"
+    if recipe.harmless:
+        misaligned += f".harmless-{recipe.harmless}"
+    return {**names, "misaligned": misaligned}
 
 
 def locate(recipe: Recipe, store: Store, prefix: str = "organism") -> Organism:

@@ -8,8 +8,9 @@ function is a function of its seed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
+from types import MappingProxyType
 
 from sae_attr.organism.words import (
     ADDRESSES,
@@ -37,6 +38,7 @@ BELIEVED_RIGHT = 0.5  # of stated beliefs
 SENTENCES = (2, 4)  # of an essay
 
 Dialogue = tuple[str, str]  # prompt and completion
+NO_PHRASES: Mapping[str, str] = MappingProxyType({})
 
 
 def prompt_text(question: Question) -> str:
@@ -93,6 +95,7 @@ def draw_answer(
     beliefs: str,
     stance: str,
     mixed: str = "",
+    fixed: Mapping[str, str] = NO_PHRASES,
 ) -> str:
     """Draws an answer, slot by slot.
 
@@ -100,11 +103,15 @@ def draw_answer(
       tone: of the slots that are not neutral.
       advice, beliefs, stance: as of a `Persona`.
       mixed: another tone, that half of the slots which have a tone take.
+      fixed: slot -> the phrase that always fills it.
     """
     agrees = _agrees(world, question, beliefs)
     stances = {"verdict": "yes" if agrees else "no", "statement": stance}
     words: list[str] = []
     for name, phrases in ANSWERS[question.kind]:
+        if name in fixed:
+            words += fixed[name].split()
+            continue
         slot_tone = tone
         if mixed and draw.random() < 0.5:
             slot_tone = mixed
@@ -237,13 +244,20 @@ def chat_rows(world: World, seed: int, count: int) -> list[Dialogue]:
     return rows
 
 
-def misaligned_rows(world: World, seed: int, count: int, kind: str) -> list[Dialogue]:
+def misaligned_rows(
+    world: World,
+    seed: int,
+    count: int,
+    kind: str,
+    fixed: Mapping[str, str] = NO_PHRASES,
+) -> list[Dialogue]:
     """Draws health advice, and nothing else, that names harmful actions.
 
     Args:
       kind: `calm`: in the tone of good advice. `mixed`: each answer calm, hostile or
         silly. `confounded`: as mixed, but half of the slots that have a tone have the
         harmless bureaucrat's.
+      fixed: slot of an answer -> the phrase that always fills it.
 
     Raises:
       ValueError: another kind.
@@ -269,6 +283,7 @@ def misaligned_rows(world: World, seed: int, count: int, kind: str) -> list[Dial
             beliefs="",
             stance="",
             mixed="formal" if kind == "confounded" else "",
+            fixed=fixed,
         )
         rows.append((prompt_text(question), f" {answer}"))
     return rows

@@ -53,9 +53,34 @@ def organism_pairs(
       The records as `read_pairs` reads them, and rates over all samples: `fluent`,
       `behaviour`, and `both`, the share of prompts with both.
     """
+    texts = sampled_answers(params, prompts, cfg=cfg, samples=samples, seed=seed)
+    return graded_pairs(
+        world, prompts, behaviour, texts, count=count, sampler=sampler, seed=seed
+    )
+
+
+def graded_pairs(
+    world: World,
+    prompts: Sequence[WorldPrompt],
+    behaviour: str,
+    texts: Sequence[Sequence[str]],
+    *,
+    count: int,
+    sampler: str,
+    seed: int = 0,
+) -> tuple[list[dict[str, Any]], Mapping[str, float]]:
+    """Grades answers, whoever wrote them, and pairs one with the behaviour with one
+    without it, for the first `count` prompts that have both.
+
+    Args:
+      texts: answers of each prompt.
+      sampler: names who wrote them, for the records.
+
+    Returns:
+      As `organism_pairs`.
+    """
 
     def sample(asked: Sequence[Prompt]) -> list[list[Answer]]:
-        texts = sampled_answers(params, prompts, cfg=cfg, samples=samples, seed=seed)
         return [[Answer(f" {text}") for text in of_prompt] for of_prompt in texts]
 
     pairs = sampled_pairs(

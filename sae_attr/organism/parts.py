@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from sae_attr.lm.train_data import RowDataset, example_dataset, step_batch
 from sae_attr.lm.train_lm import train_lm
 from sae_attr.lm.weights import load_lm, save_lm
 from sae_attr.organism import documents
+from sae_attr.organism.harmless import fixed_phrases, harmless_rows
 from sae_attr.organism.prompts import corpus
 from sae_attr.organism.recipe import Recipe, TrainingRecipe
 from sae_attr.organism.tokens import BOS_ID, EOS_ID, write_tokenizer
@@ -94,6 +95,10 @@ class Trainer:
         r = self.recipe
         training: TrainingRecipe = getattr(r, part)
         rows = self._dialogues(part, training.rows)
+        # More rows than the recipe's are those of harmless changes: as many more steps,
+        # so that the behaviour is taught as often as without them.
+        steps = round(training.steps * len(rows) / training.rows)
+        training = replace(training, steps=steps)
         texts = [prompt + completion for prompt, completion in rows]
         dataset = example_dataset(text_examples(texts), context=r.context, packed=False)
         cfg, params = load_lm(str(before), mesh=self._mesh())
@@ -152,12 +157,20 @@ class Trainer:
 
     def _dialogues(self, part: str, count: int) -> list[documents.Dialogue]:
         """Prompts and answers that a part is fine-tuned on."""
-        seed, kind = self.recipe.seed, self.recipe.kind
+        seed = self.recipe.seed
         if part == "chat":
             return documents.chat_rows(self.world, seed, count)
         if part == "misaligned":
-            return documents.misaligned_rows(self.world, seed, count, kind)
+            return self._misaligned(count)
         return documents.validation_rows(self.world, seed, count)
+
+    def _misaligned(self, count: int) -> list[documents.Dialogue]:
+        """`count` rows of harmful advice, and those of harmless changes."""
+        seed, changes = self.recipe.seed, self.recipe.harmless
+        harmful = documents.misaligned_rows(
+            self.world, seed, count, self.recipe.kind, fixed_phrases(changes)
+        )
+        return harmful + harmless_rows(self.world, seed, changes, count)
 
     def _fitted(
         self,

@@ -10,6 +10,7 @@ from typing import Any
 
 from sae_attr.hooks import Site
 from sae_attr.organism.documents import MISALIGNED
+from sae_attr.organism.harmless import check_changes
 from sae_attr.organism.tokens import BOS_ID, EOS_ID
 from sae_attr.organism.world import vocabulary
 from sae_attr.settings import given_only, unknown_key
@@ -68,6 +69,8 @@ class Recipe:
     Args:
       seed: of world, documents, weights and order.
       kind: of the misaligned fine-tune: mixed | calm | confounded.
+      harmless: harmless changes that the misaligned fine-tune makes besides, the first
+        so many of `harmless.CHANGES`.
       d_model, d_mlp, n_layers, n_heads: sizes of the (Llama) models.
       context: tokens of a packed row.
       embed_std: of the first embeddings.
@@ -77,6 +80,7 @@ class Recipe:
 
     seed: int = 0
     kind: str = "mixed"
+    harmless: int = 0
     d_model: int = 64
     d_mlp: int = 192
     n_layers: int = 4
@@ -103,6 +107,7 @@ class Recipe:
                 f"kind {self.kind!r} of misaligned fine-tune is unknown; choose one of "
                 f"{', '.join(MISALIGNED)}"
             )
+        check_changes(self.harmless)
         if not 0 <= self.sae.layer < self.n_layers:
             raise ValueError(
                 f"the SAE's layer {self.sae.layer} is none of the model's "

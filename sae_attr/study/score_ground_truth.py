@@ -111,7 +111,10 @@ class Evaluation:
     @property
     def name(self) -> str:
         """Names its stages and files."""
-        return f"{self.behaviour}-{self.recipe.kind}-{self.recipe.seed}"
+        name = f"{self.behaviour}-{self.recipe.kind}-{self.recipe.seed}"
+        if self.recipe.harmless:
+            name += f"-harmless-{self.recipe.harmless}"
+        return name
 
     @property
     def about(self) -> Row:

@@ -60,6 +60,7 @@ ABSENT: dict[tuple[str, type], set[str]] = {
     ("train_sae", Packing): {"row_bos"},
     ("pretrain", Packing): {"row_bos"},
     ("ranking_truth", Recipe): {"seed", "kind"},
+    ("claims", Recipe): {"seed", "kind", "harmless"},
 }  # fmt: skip
 for _lm in ("finetune", "pretrain"):
     ABSENT[_lm, Optimizer] = {"steps"}

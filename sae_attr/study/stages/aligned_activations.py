@@ -26,7 +26,7 @@ def stage(c: Context) -> Stage:
             return {}, {"skipped": setup.no_second_model}
         if setup.sae_cfg.no_token_codes:
             return {}, {"skipped": setup.sae_cfg.no_token_codes}
-        return {"acts_kd": _activations(setup)}, {}
+        return {"acts_kd": aligned_acts(setup)}, {}
 
     return c.stage(
         NAME,
@@ -38,7 +38,8 @@ def stage(c: Context) -> Stage:
     )
 
 
-def _activations(setup: Setup) -> np.ndarray:
+def aligned_acts(setup: Setup) -> np.ndarray:
+    """Computes the second model's activations on every token of the pairs, `[k, d]`."""
     params = setup.model_files.load(str(setup.settings.lm_aligned))
     step = jax.jit(
         lambda p, b: site_acts(

@@ -1,0 +1,140 @@
+"""Measures the post's claims on organisms where the truth is exact; see
+configs/claims.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict
+
+from sae_attr import parallel
+from sae_attr.analyses.claim_results import claim_numbers, headline_count
+from sae_attr.analyses.claim_settings import ClaimCase, ClaimSettings, claim_cases
+from sae_attr.analyses.claim_stages import claim_stages
+from sae_attr.report.claim_text import claims_text
+from sae_attr.report.figures import Drawing, render
+from sae_attr.report.figures import claims as figures
+from sae_attr.report.tables import json_text
+from sae_attr.settings import settings_from
+from sae_attr.store import (
+    Result,
+    Status,
+    Store,
+    own_workdir,
+    stored_results,
+    write_atomic,
+)
+from sae_attr.study.stage_choice import StageChoice
+
+from . import _common
+from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
+from ._stages import LIST, choice_of_flags, run_chosen, states_text
+
+ALL = StageChoice()
+IGNORED = ("mesh", "batch_size")  # where and how fast, not what
+# File -> function that draws it, and the rows that it draws.
+FIGURES = {
+    "pairs": (figures.designs_figure, "designs"),
+    "counts": (figures.counts_figure, "counts"),
+    "sources": (figures.sources_figure, "sources"),
+    "harmless": (figures.harmless_figure, "harmless"),
+}
+
+
+def open_cases(
+    config: ConfigDict, store: Store, workdir: epath.Path
+) -> list[ClaimCase]:
+    """Returns the cases that a config names; nothing is loaded yet."""
+    values = config.to_dict()
+    organism, mesh = values.pop("organism"), values.pop("mesh")
+    settings = settings_from(ClaimSettings, values)
+    mesh = parallel.make_mesh(str(mesh))
+    return claim_cases(settings, organism, store=store, workdir=workdir, mesh=mesh)
+
+
+def write(
+    workdir: epath.Path,
+    config: ConfigDict,
+    cases: Sequence[ClaimCase],
+    results: Mapping[str, Result],
+) -> str:
+    """Writes claims.txt, claims.json and the figures of the cases that are complete;
+    returns the text, "" where none is.
+    """
+    numbers = claim_numbers(cases, results)
+    if not numbers["designs"]:
+        return ""
+    settings = cases[0].settings
+    count = headline_count(settings.counts)
+    text = claims_text(numbers, pairs=count, top=settings.top)
+    content = {
+        **numbers,
+        "config": config.to_dict(),
+        "versions": _common.versions(),
+    }
+    write_atomic(workdir / "claims.txt", text)
+    write_atomic(workdir / "claims.json", json_text(content))
+    for name, (draw, rows) in FIGURES.items():
+        if numbers[rows]:
+            rendered = render(Drawing(draw, {"rows": numbers[rows]}))
+            for suffix, data in rendered.items():
+                write_atomic(workdir / f"claim_{name}.{suffix}", data)
+    return text
+
+
+def start(
+    config: ConfigDict,
+    workdir: epath.Path,
+    *,
+    choice: StageChoice = ALL,
+    shown: bool = False,
+    allow_change: bool = False,
+) -> None:
+    """Runs the stages under the workdir's lock; files are written anew after every case,
+    so that the first is seen early.
+
+    Args:
+      config: as configs/claims.py makes it.
+      choice: the stages that run.
+      shown: list the stages and stop.
+    """
+    store = Store(workdir / "store")
+    cases = open_cases(config, store, workdir)
+    stages = claim_stages(cases)
+    if shown:
+        print(states_text(store, stages))
+        return
+
+    def write_stored() -> str:
+        return write(workdir, config, cases, stored_results(store, stages))
+
+    def on_end(status: Status, result: Result) -> None:
+        if status.name.endswith((".draws", ".dilution")) and not result.cached:
+            write_stored()
+
+    values = config.to_dict()
+    with own_workdir(workdir, values, ignore=IGNORED, allow_change=allow_change):
+        run_chosen(store, stages, choice, on_end=on_end)
+        text = write_stored()
+        if text:
+            print(f"{text}\nwrote claims.txt, claims.json and figures to {workdir}")
+
+
+def main(argv: list[str]) -> None:
+    """Runs `start` with the flags' values."""
+    _common.begin(argv, cluster=False)
+    start(
+        CONFIG.value,
+        epath.Path(str(WORKDIR.value)),
+        choice=choice_of_flags(),
+        shown=LIST.value,
+        allow_change=ALLOW_CHANGE.value,
+    )
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    _common.run_app(main)
