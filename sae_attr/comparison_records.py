@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 Direction = Literal["away", "toward"]
 """away: the model with the behaviour is steered against a latent; toward: the model
-without it is steered along the latent.
+without it is steered along the latent. Where there is one model, it is both.
 """
 
 

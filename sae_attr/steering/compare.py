@@ -256,18 +256,16 @@ def panel_numbers(
     study: SteeredDirection,
     effects: LatentEffects,
     *,
-    model: str,
     base_rate: float,
     settings: EffectSettings = DEFAULT,
 ) -> dict[str, Any]:
-    """Returns one panel of `figures.effects_figure`: the strips of all methods, random
-    latents last, and the band.
+    """Returns one panel of `figures.effects_figure`, but for the steered model's name:
+    the strips of all methods, random latents last, and the band.
 
     Args:
       study: what was steered.
       effects: of the same latents.
-      model: name of the steered model.
-      base_rate: its rate of the behaviour without steering.
+      base_rate: rate of the behaviour without steering.
     """
     band = random_band(study, settings=settings)
     strips = []
@@ -283,7 +281,6 @@ def panel_numbers(
         strips.append(strip)
     return {
         "direction": study.direction,
-        "model": model,
         "base_rate": float(base_rate),
         "prompts": study.pairs.diff_kp.shape[1],
         "samples": study.pairs.samples,

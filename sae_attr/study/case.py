@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from sae_attr.comparison_records import Direction
 from sae_attr.hooks import Edit, Site
 from sae_attr.judge import Item, Judge
 from sae_attr.lm.draw import Sampling
@@ -161,6 +162,14 @@ class Case:
         """
         # Only a model that shows the behaviour can lose it, and one that lacks it gain it.
         return self.setup.params if direction == "away" else self.aligned_params
+
+    def steered_model(self, direction: Direction) -> str:
+        """Returns what figures and tables call the model that `params` gives."""
+        if not self.files.lm_aligned:
+            return "the model"
+        if direction == "away":
+            return "the model with the behaviour"
+        return "the model without it"
 
     @functools.cached_property
     def programs(self) -> dict[Any, Any]:

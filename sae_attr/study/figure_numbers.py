@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sae_attr.comparison_records import MethodCount
+from sae_attr.study.case import Case
 from sae_attr.study.case_results import CaseResults
 from sae_attr.study.settings import DIRECTIONS
 from sae_attr.study.stages.ablated_rates import NAME as ABLATED_RATES
@@ -33,7 +34,7 @@ def effect_numbers(results: CaseResults, *, signed: bool = False) -> dict[str, A
     panels = []
     for direction in DIRECTIONS:
         panel = meta[f"{kind}panels"][direction]
-        panels.append(_with_counts(panel, meta[f"{kind}counts"]))
+        panels.append(_completed(results.case, panel, meta[f"{kind}counts"]))
     behaviour = results.case.settings.behaviour
     return {"behaviour": behaviour, "signed": signed, "panels": panels}
 
@@ -45,7 +46,7 @@ def ablated_numbers(results: CaseResults) -> dict[str, Any] | None:
     result = results.of.get(ABLATED_RATES)
     if result is None or "skipped" in result.meta:
         return None
-    panel = _with_counts(result.meta["panel"], result.meta["counts"])
+    panel = _completed(results.case, result.meta["panel"], result.meta["counts"])
     behaviour = results.case.settings.behaviour
     return {"behaviour": behaviour, "ablated": True, "panels": [panel]}
 
@@ -60,10 +61,12 @@ def ablated_counts(results: CaseResults) -> tuple[MethodCount, ...]:
     return tuple(MethodCount(**row) for row in result.meta.get("counts", ()))
 
 
-def _with_counts(
-    panel: Mapping[str, Any], counts: Sequence[Mapping[str, Any]]
+def _completed(
+    case: Case, panel: Mapping[str, Any], counts: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Returns a panel with the counts of its methods in their strips."""
+    """Returns a panel with the steered model's name, and with the counts of its methods
+    in their strips.
+    """
     of_methods = {}
     for count in counts:
         if count["direction"] == panel["direction"]:
@@ -73,4 +76,5 @@ def _with_counts(
         count = of_methods[strip["method"]]
         shown = {name: count[key] for name, key in _COUNTS_IN_STRIPS.items()}
         strips.append({**strip, **shown})
-    return {**panel, "strips": strips}
+    model = case.steered_model(panel["direction"])
+    return {**panel, "model": model, "strips": strips}

@@ -42,7 +42,7 @@ from sae_attr.study.case import Case
 from sae_attr.study.case_results import CaseResults
 from sae_attr.study.prompts import SPLITS
 from sae_attr.study.settings import DIRECTIONS
-from sae_attr.study.stages.effects import STEERED_MODELS, effect_settings
+from sae_attr.study.stages.effects import effect_settings
 from sae_attr.study.stages.specificity import best_and_random
 from sae_attr.study.stages.unsteered import models_of, rates_by_id
 from sae_attr.text.pairs import Prompt
@@ -334,7 +334,7 @@ def figure_numbers(case: Case, side: DirectionSpecificity) -> dict[str, Any]:
     return {
         "behaviour": case.settings.behaviour,
         "direction": side.direction,
-        "model": STEERED_MODELS[side.direction],
+        "model": case.steered_model(side.direction),
         "sets": [of_set.name for of_set in side.sets],
         "base": [of_set.base.value for of_set in side.sets],
         "rows": specificity_rows(side),

@@ -14,6 +14,7 @@ import pytest
 from sae_attr.comparison_records import Estimate, SampledAgreement
 from sae_attr.report import specificity_sentences as sentences
 from sae_attr.report.figures import Drawing, render
+from sae_attr.report.figures.output import save
 from sae_attr.report.figures.sampled import sampled_figure, sampled_marks
 from sae_attr.report.figures.specificity import (
     specificity_figure,
@@ -153,6 +154,17 @@ def test_every_latent_that_was_steered_is_in_every_column() -> None:
         assert said in words
     assert "\u202e" not in words
     assert json.loads(files["json"])["rows"][3]["nats"] is None
+
+
+@pytest.mark.parametrize(("suffix", "dpi"), [("svg", 72), ("png", 150)])
+def test_names_of_rows_are_not_cut_off(suffix: str, dpi: int) -> None:
+    figure = specificity_figure(_probes.figure_numbers())
+    assert save(figure, suffix)
+    # Widths of text depend on the resolution.
+    figure.set_dpi(dpi)
+    names = figure.axes[0].get_tightbbox()
+    assert names is not None
+    assert names.x0 >= 0
 
 
 def test_points_of_which_one_change_is_unknown_are_left_out() -> None:

@@ -330,7 +330,7 @@ def test_a_panel_holds_every_method_with_random_last() -> None:
     case = noisy()
     rng = np.random.default_rng(0)
     effects = latent_effects(rng.random((40, 20, 5)), rng.random((20, 5)), settings=FEW)
-    panel = panel_numbers(case, effects, model="chat", base_rate=0.2)
+    panel = panel_numbers(case, effects, base_rate=0.2)
     assert [s["method"] for s in panel["strips"]] == ["a", "b", "random"]
     assert panel["strips"][1]["latents"] == list(range(10, 20))
     assert panel["strips"][1]["change"] == effects.change_k[10:20].tolist()

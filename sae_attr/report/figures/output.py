@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+_DPI = {"svg": 72, "png": 150}  # the first is what matplotlib takes
 INK, BLUE, GREY, PAPER = "#22303c", "#1f77b4", "#9aa5b1", "#ffffff"
 
 STYLE = {
@@ -57,16 +58,16 @@ def draw_equality(ax: Axes) -> None:
 
 @styled
 def save(figure: Figure, suffix: str) -> bytes:
-    """Returns a figure as the contents of an SVG or PNG file, without date or version.
-
-    Its layout is found once and stays: `savefig` would find it, and draw once in vain,
-    for every file.
-    """
-    engine = figure.get_layout_engine()
+    """Returns a figure as the contents of an SVG or PNG file, without date or version."""
+    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+    file, engine = io.BytesIO(), figure.get_layout_engine()
     if engine is not None:
+        # At the file's own resolution, on which the width of a text depends. `savefig`
+        # would draw once in vain to find the layout.
+        figure.set_dpi(_DPI[suffix])
         engine.execute(figure)
         figure.set_layout_engine("none")
-    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-    file = io.BytesIO()
-    figure.savefig(file, format=suffix, dpi=150, metadata=metadata)
+    figure.savefig(file, format=suffix, dpi=_DPI["png"], metadata=metadata)
+    if engine is not None:
+        figure.set_layout_engine(engine)
     return file.getvalue()

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sae_attr.report.figures.output import Mark, draw_equality, open_axes, styled
-from sae_attr.report.figures.strips import points
+from sae_attr.report.figures.strips import direction_name, points
 from sae_attr.report.method_style import method_colors, method_name
 from sae_attr.report.numbers import is_known, signed
 
@@ -56,7 +56,7 @@ def _draw_panel(ax: Axes, panel: Mapping[str, Any]) -> None:
         ax.plot([], [], label=method_name(method), **style)
     draw_equality(ax)
     lines = (
-        f"Steering {panel['direction']}",
+        direction_name(panel["direction"]),
         f"Pearson {_unsigned(panel['pearson'])}, "
         f"Spearman {_unsigned(panel['spearman'])}",
     )

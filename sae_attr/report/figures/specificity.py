@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sae_attr.report.figures.output import GREY, INK, Mark, open_axes, styled
-from sae_attr.report.figures.strips import points
+from sae_attr.report.figures.strips import direction_name, points
 from sae_attr.report.method_style import RANDOM, method_colors, method_name
 from sae_attr.report.numbers import is_known, signed, span
 from sae_attr.report.safe_text import one_line
@@ -61,7 +61,10 @@ def specificity_figure(numbers: Mapping[str, Any]) -> Figure:
     _name_rows(axes[0], rows, bool(numbers["directions"]))
     model = one_line(numbers["model"], _LONGEST)
     figure.suptitle(
-        f"Steering {numbers['direction']}: {model}", fontsize=9.5, x=0.01, ha="left"
+        f"{direction_name(numbers['direction'])}: {model}",
+        fontsize=9.5,
+        x=0.01,
+        ha="left",
     )
     return figure
 

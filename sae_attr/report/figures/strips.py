@@ -103,17 +103,26 @@ def ticks(low: float, high: float, *, count: int = 6) -> list[float]:
     return (within + 0.0).tolist()
 
 
+def direction_name(direction: str) -> str:
+    """Returns a direction as headings of figures write it."""
+    sides = {"away": "against", "toward": "along"}
+    return f"Steering {direction}, {sides[direction]} each latent"
+
+
 def heading(numbers: Mapping[str, Any], panel: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns a panel's title lines: the model and direction, and the base rate."""
     model = one_line(panel["model"], _LONGEST)
     behaviour = one_line(numbers["behaviour"], _LONGEST)
     ablated = bool(numbers.get("ablated"))
-    lines = [f"Steering {panel['direction']}: {model}"]
+    lines = [f"{direction_name(panel['direction'])}: {model}"]
     if ablated:
         lines = [f"Each latent alone set to its mean: {model}"]
     if numbers.get("signed"):
-        lines.append("each latent steered by the sign of its own gradient")
+        lines = [
+            f"Steering {panel['direction']}: {model}",
+            "each latent by the sign of its own gradient",
+        ]
     rate = points(panel["base_rate"])
     nothing = "without ablation" if ablated else "without steering"
-    lines.append(f"{behaviour} {nothing}: {rate:.1f} %")
+    lines.append(f"rate of {behaviour} {nothing}: {rate:.1f} %")
     return tuple(lines)

@@ -42,10 +42,6 @@ from sae_attr.study.sweep_conditions import side_of
 
 # 2: counts of methods have p- and q-values.
 VERSION = 2
-STEERED_MODELS: Mapping[Direction, str] = {
-    "away": "the model with the behaviour",
-    "toward": "the model without it",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +80,6 @@ class DirectionEffects:
         numbers = panel_numbers(
             self.study,
             self.effects,
-            model=STEERED_MODELS[self.study.direction],
             base_rate=self.base_rate,
             settings=settings,
         )
