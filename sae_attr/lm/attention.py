@@ -77,6 +77,17 @@ def positions(
     return jnp.broadcast_to(jnp.arange(t), (b, t)) if pos_bt is None else pos_bt
 
 
+def longest_row(cfg: LMConfig) -> int:
+    """Returns how many tokens a row may have without a change of the model's angles or
+    positions beyond those that it was trained with.
+    """
+    trained = [cfg.max_len]
+    for rope in cfg.ropes:
+        if rope.kind in ("dynamic", "longrope"):
+            trained.append(rope.original_len)
+    return min(trained)
+
+
 def _check_length(cfg: LMConfig, length: int) -> None:
     """Raises ValueError for rows, or caches, beyond the trained length of a rope whose
     angles change there.

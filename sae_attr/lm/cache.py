@@ -65,6 +65,15 @@ def init_cache(cfg: LMConfig, *, rows: int, slots: int, dtype: Any) -> Cache:
     )
 
 
+def with_room(cache: Cache, count: int) -> Cache:
+    """Returns the cache with `count` empty slots more."""
+    kv = jax.tree.map(
+        lambda x_lbksc: jnp.pad(x_lbksc, [(0, 0)] * 3 + [(0, count), (0, 0)]), cache.kv
+    )
+    pad = lambda x_bs: jnp.pad(x_bs, ((0, 0), (0, count)))
+    return replace(cache, kv=kv, pos_bs=pad(cache.pos_bs), valid_bs=pad(cache.valid_bs))
+
+
 def outgrown(cfg: LMConfig, length_b: jax.Array, *, slots: int) -> jax.Array | None:
     """Checks whether a row of one of these lengths has just become too long for its
     cache (`[]`); None if none ever does.

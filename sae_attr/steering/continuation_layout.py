@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from flax import struct
 
 Ids = Sequence[int]
-_WORTH = 0.8  # a further group of lengths runs at most this share of the tokens
 
 
 @struct.dataclass
@@ -43,25 +43,33 @@ class ContinuationLayout:
 
 
 def lay_out(
-    prompts: Sequence[Ids], texts: Sequence[Sequence[Ids]]
+    prompts: Sequence[Ids],
+    texts: Sequence[Sequence[Ids]],
+    *,
+    shared: int | None = None,
+    width: int = 0,
 ) -> ContinuationLayout:
     """Lays out prompts with their texts.
 
     Args:
       prompts: token ids, at least one each.
       texts: of every prompt, token ids of each text, at least one each.
+      shared: tokens with which all prompts begin, fewer than any has; default as many
+        as are equal.
+      width: least number of further tokens, padding among them.
 
     Raises:
       ValueError: no prompt, or one without a token or a text; a text without a token.
     """
     _check_tokens(prompts, texts)
-    shared = _shared_tokens(prompts)
+    if shared is None:
+        shared = shared_tokens(prompts)
     rows = [_text_rows(of_prompt) for of_prompt in texts]
     longest_text = max(len(text) for of_prompt in texts for text in of_prompt)
     p, r, n = len(prompts), max(map(len, rows)), max(map(len, texts))
     layout = ContinuationLayout(
         shared_s=np.array(prompts[0][:shared], np.int32),
-        rest_pt=_zeros(p, max(map(len, prompts)) - shared),
+        rest_pt=_zeros(p, max(width, max(map(len, prompts)) - shared)),
         length_p=np.array([len(prompt) for prompt in prompts], np.int32),
         rows_prc=_zeros(p, r, longest_text - 1),
         row_length_pr=_zeros(p, r),
@@ -81,42 +89,65 @@ def lay_out(
     return layout
 
 
-def width_groups(prompts: Sequence[Ids], *, most: int = 3) -> list[np.ndarray]:
-    """Returns places of prompts in groups of similar length; each group is one layout
-    and one compiled program.
+@dataclass(frozen=True, eq=False)
+class LayoutPart:
+    """A few prompts of similar length, laid out together.
 
     Args:
-      prompts: token ids.
-      most: groups at most; a further one must save a fifth of the tokens that run.
+      places: of these prompts among all.
+      layout: theirs; the last one is repeated where parts of equal size need it.
     """
-    best, best_cost = [np.arange(len(prompts))], _tokens_run(prompts)
-    for count in range(2, most + 1):
-        groups = _by_length(prompts, count)
-        cost = sum([_tokens_run([prompts[i] for i in group]) for group in groups])
-        if cost <= _WORTH * best_cost:
-            best, best_cost = groups, cost
-    return best
+
+    places: np.ndarray
+    layout: ContinuationLayout
 
 
-def _by_length(prompts: Sequence[Ids], count: int) -> list[np.ndarray]:
-    """Returns places of prompts in groups of equal size by length, equal lengths
-    together.
+def in_parts(
+    prompts: Sequence[Ids],
+    texts: Sequence[Sequence[Ids]],
+    *,
+    most: int,
+    longest_row: int,
+) -> list[LayoutPart]:
+    """Lays out prompts a few at a time, by their length, with what all share cut off
+    from each.
+
+    The shapes of parts are few: a compiled program serves other parts, and parts of
+    other prompts.
+
+    Args:
+      prompts, texts: as for `lay_out`.
+      most: prompts of a part.
+      longest_row: tokens of a prompt and a text that padding must not exceed.
     """
-    lengths = np.array([len(prompt) for prompt in prompts])
-    edges = np.quantile(lengths, np.arange(1, count + 1) / count, method="higher")
-    group_of = np.searchsorted(np.unique(edges), lengths)
-    return [np.flatnonzero(group_of == group) for group in np.unique(group_of)]
+    shared = shared_tokens(prompts)
+    behind = max(len(text) for of_prompt in texts for text in of_prompt)
+    order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
+    size = min(most, len(prompts))
+    parts = []
+    for start in range(0, len(prompts), size):
+        places = order[start : start + size]
+        longest = len(prompts[places[-1]])
+        room = max(longest, longest_row - behind)
+        width = min(_rounded(longest - shared), room - shared)
+        rows = np.pad(places, (0, size - len(places)), mode="edge")
+        layout = lay_out(
+            [prompts[i] for i in rows],
+            [texts[i] for i in rows],
+            shared=shared,
+            width=width,
+        )
+        parts.append(LayoutPart(places, layout))
+    return parts
 
 
-def _tokens_run(prompts: Sequence[Ids]) -> int:
-    """Returns the tokens that one condition runs on a group of prompts, padding among
-    them.
-    """
-    shared, longest = _shared_tokens(prompts), max(map(len, prompts))
-    return shared + len(prompts) * (longest - shared)
+def _rounded(width: int) -> int:
+    """Returns a width rounded up to one of at most eight between powers of two."""
+    step = max(4, 2 ** (width.bit_length() - 4))
+    return width + -width % step
 
 
-def _shared_tokens(prompts: Sequence[Ids]) -> int:
+def shared_tokens(prompts: Sequence[Ids]) -> int:
     """Returns with how many equal tokens all prompts begin, each at least one longer."""
     shortest = min(map(len, prompts))
     for place, tokens in enumerate(zip(*prompts, strict=False)):

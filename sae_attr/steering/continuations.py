@@ -10,7 +10,8 @@ values. Only hidden states that predict a token of a text are unembedded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +19,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from sae_attr.hooks import Edit, Site
-from sae_attr.lm.cache import Cache, init_cache
+from sae_attr.lm.attention import longest_row
+from sae_attr.lm.cache import Cache, init_cache, with_room
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.params import weights_dtype
@@ -27,6 +29,9 @@ from sae_attr.steering.continuation_layout import ContinuationLayout
 from sae_attr.steering.interventions import scoped
 
 _TOP = 5  # most likely first tokens that `run_unsteered` returns
+# Padding up to a multiple of so many tokens, so that prompts of several sets, which have
+#   different lengths, share their compiled programs.
+_WIDTHS = 32
 
 
 @struct.dataclass
@@ -60,52 +65,63 @@ def run_unsteered(
 
     Raises ValueError for rows whose rotation would depend on their whole length.
     """
-    shared, width = len(layout.shared_s), layout.rest_pt.shape[1]
-    row_tokens = layout.rows_prc.shape[2]
-    _check_rotation(cfg, shared + width + row_tokens)
+    (p, width), shared = layout.rest_pt.shape, len(layout.shared_s)
+    _check_rotation(cfg, shared + width + layout.rows_prc.shape[2])
+    shared_ps = jnp.broadcast_to(jnp.asarray(layout.shared_s), (p, shared))
+    prompts_pt = jnp.concatenate([shared_ps, jnp.asarray(layout.rest_pt)], axis=1)
+    padding = _padding(shared + width, layout.rows_prc.shape[2], cfg)
+    prompts_pt = jnp.pad(prompts_pt, ((0, 0), (0, padding)))
+    parts = (prompts_pt, *_by_prompt(layout)[1:])
+    entering_ptd, rows_prcd, *said = _run_rows(params, parts, cfg=cfg, start=start)
+    rest_ptd = entering_ptd[:, shared : shared + width]
+    return Unsteered(entering_ptd[0, :shared], rest_ptd, rows_prcd, *said, start=start)
+
+
+def _padding(length: int, behind: int, cfg: LMConfig) -> int:
+    """Returns by how many tokens to lengthen prompts that have `behind` tokens behind
+    them: up to a multiple, as far as the model can read rows of that length.
+    """
+    return max(0, min(-length % _WIDTHS, longest_row(cfg) - length - behind))
+
+
+@partial(jax.jit, static_argnames=("cfg", "start"))
+def _run_rows(
+    params: Params, parts: tuple[jax.Array, ...], *, cfg: LMConfig, start: int
+) -> list[jax.Array]:
+    """Returns what enters layer `start` for prompts and for rows of text, and the last
+    three fields of `Unsteered`.
+    """
     entry = Site(start, "resid_pre")
 
     def one_prompt(parts: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        rest_t, length, rows_rc, row_length_r, *of_texts = parts
-        before_t = jnp.concatenate([jnp.asarray(layout.shared_s), rest_t])
-        tokens, pos, valid = _whole_rows(before_t, length, rows_rc, row_length_r)
+        prompt_t, length, rows_rc, row_length_r, *of_texts = parts
+        width = len(prompt_t)
+        tokens, pos, valid = _whole_rows(prompt_t, length, rows_rc, row_length_r)
         out = forward(
             params, tokens, cfg=cfg, pos_bt=pos, valid_bt=valid, keep=(entry,)
         )
-        hidden = out.hidden_btd
-        entering = out.acts[entry]
+        hidden, entering = out.hidden_btd, out.acts[entry]
         first_logits_v = logits(params, hidden[0, length - 1], cfg=cfg)
         log_probs_1n = _text_log_probs(
-            params,
-            hidden[:1, length - 1],
-            hidden[None, :, shared + width :],
-            of_texts,
-            cfg,
+            params, hidden[:1, length - 1], hidden[None, :, width:], of_texts, cfg
         )
         top_probs_m, top_ids_m = jax.lax.top_k(
             jax.nn.softmax(first_logits_v), min(_TOP, cfg.vocab)
         )
-        return (
-            entering[0, :shared],
-            entering[0, shared : shared + width],
-            entering[:, shared + width :],
-            log_probs_1n[0],
-            top_ids_m,
-            top_probs_m,
-        )
+        of_rows = entering[:, width:]
+        return entering[0, :width], of_rows, log_probs_1n[0], top_ids_m, top_probs_m
 
-    shared_psd, *others = jax.lax.map(one_prompt, _by_prompt(layout))
-    return Unsteered(shared_psd[0], *others, start=start)
+    return list(jax.lax.map(one_prompt, parts))
 
 
 def _whole_rows(
-    before_t: jax.Array, length: jax.Array, rows_rc: jax.Array, row_length_r: jax.Array
+    prompt_t: jax.Array, length: jax.Array, rows_rc: jax.Array, row_length_r: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns tokens, positions and validity of a padded prompt with each of its rows of
     text, `[r, t + c]` each.
     """
-    (r, c), t = rows_rc.shape, len(before_t)
-    tokens = jnp.concatenate([jnp.tile(before_t, (r, 1)), rows_rc], axis=1)
+    (r, c), t = rows_rc.shape, len(prompt_t)
+    tokens = jnp.concatenate([jnp.tile(prompt_t, (r, 1)), rows_rc], axis=1)
     # A row goes on at the prompt's end, whatever padding lies between.
     pos = jnp.concatenate([jnp.arange(t), length + jnp.arange(c)])
     of_prompt = jnp.broadcast_to(jnp.arange(t) < length, (r, t))
@@ -141,28 +157,18 @@ def _check_rotation(cfg: LMConfig, length: int) -> None:
 # ---- with edits ----------------------------------------------------------------------
 
 
-def continuation_log_probs(
+def read_shared(
     params: Params,
-    layout: ContinuationLayout,
     unsteered: Unsteered,
     edits: Mapping[Site, Edit],
     *,
     cfg: LMConfig,
     tokens: str = "all",
     skip: int = 0,
-) -> jax.Array:
-    """Returns log p(text | prompt) in nats of every text under every edit,
-    `[k, p, n]` float32, −inf where a prompt has no such text; pure, to be jitted by
-    the caller.
+) -> Cache:
+    """Returns the cache of the tokens with which all prompts begin, of every condition.
 
-    Args:
-      unsteered: from `run_unsteered` with the same weights, up to the first edited
-        layer or an earlier one.
-      edits: site -> edit; every array in them has the k conditions as its first axis.
-      tokens, skip: which positions the edits change, as for `interventions.scope`.
-
-    Raises:
-      ValueError: an edit below the layer that `unsteered` starts at.
+    Arguments and errors are those of `continuation_log_probs`.
     """
     first, moved = edited_suffix(edits, cfg)
     if first < unsteered.start:
@@ -170,39 +176,100 @@ def continuation_log_probs(
             f"an edit changes layer {first}, but the unsteered run was stored from layer "
             f"{unsteered.start} on; run it with start={first}"
         )
-    shared, row_tokens = len(layout.shared_s), layout.rows_prc.shape[2]
-    slots = shared + layout.rest_pt.shape[1] + row_tokens
-    rows = len(jax.tree.leaves(edits)[0])
-    suffix = _Suffix(params, cfg, unsteered.start, tokens, skip)
-    empty = init_cache(cfg, rows=rows, slots=slots, dtype=weights_dtype(params))
+    suffix = _Suffix(cfg, unsteered.start, tokens, skip)
+    return _read_shared(params, unsteered.shared_sd, moved, suffix=suffix)
+
+
+@partial(jax.jit, static_argnames=("suffix",))
+def _read_shared(
+    params: Params, shared_sd: jax.Array, edits: Mapping[Site, Edit], *, suffix: _Suffix
+) -> Cache:
+    rows, shared = len(jax.tree.leaves(edits)[0]), len(shared_sd)
+    slots = shared + -shared % _WIDTHS
+    cache = init_cache(suffix.cfg, rows=rows, slots=slots, dtype=weights_dtype(params))
     # No scope ends among the shared tokens: every prompt is longer.
-    _, after_shared = suffix.run(
-        unsteered.shared_sd[None], 0, shared, empty, moved, shared + 1
-    )
+    _, cache = suffix.run(params, shared_sd[None], 0, shared, cache, edits, shared + 1)
+    return cache
+
+
+def continuation_log_probs(
+    params: Params,
+    layout: ContinuationLayout,
+    unsteered: Unsteered,
+    edits: Mapping[Site, Edit],
+    shared: Cache | None = None,
+    *,
+    cfg: LMConfig,
+    tokens: str = "all",
+    skip: int = 0,
+) -> jax.Array:
+    """Returns log p(text | prompt) in nats of every text under every edit,
+    `[k, p, n]` float32, −inf where a prompt has no such text; pure, and compiled once
+    for layouts of equal shapes.
+
+    Args:
+      unsteered: from `run_unsteered` with the same weights, up to the first edited
+        layer or an earlier one.
+      edits: site -> edit; every array in them has the k conditions as its first axis.
+      shared: from `read_shared` with the same arguments, of this layout or of one that
+        begins with the same tokens; by default it is run here.
+      tokens, skip: which positions the edits change, as for `interventions.scope`.
+
+    Raises:
+      ValueError: an edit below the layer that `unsteered` starts at.
+    """
+    if shared is None:
+        shared = read_shared(
+            params, unsteered, edits, cfg=cfg, tokens=tokens, skip=skip
+        )
+    _, moved = edited_suffix(edits, cfg)
+    suffix = _Suffix(cfg, unsteered.start, tokens, skip)
+    parts = (*_by_prompt(layout), unsteered.rest_ptd, unsteered.rows_prcd)
+    return _after_shared(params, shared, parts, moved, suffix=suffix)
+
+
+@partial(jax.jit, static_argnames=("suffix",))
+def _after_shared(
+    params: Params,
+    shared: Cache,
+    parts: tuple[jax.Array, ...],
+    edits: Mapping[Site, Edit],
+    *,
+    suffix: _Suffix,
+) -> jax.Array:
+    """Returns log p of every text under every edit, behind the shared tokens.
+
+    Args:
+      parts: of `_by_prompt`, and the residuals of prompts and rows of text.
+    """
+    begun, (rows, slots) = shared.used, shared.pos_bs.shape
+    # The padding of the shared tokens stays between them and the prompts, unseen.
+    shared = replace(shared, used=slots)
 
     def one_prompt(parts: tuple[jax.Array, ...]) -> jax.Array:
         _, length, _, row_length_r, *of_texts = parts[:7]
         rest_td, rows_rcd = parts[7:]
-        hidden_ktd, after_prompt = suffix.run(
-            rest_td[None], shared, length - shared, after_shared, moved, length
+        r, c, _ = rows_rcd.shape
+        cache = with_room(shared, len(rest_td) + c)
+        hidden_ktd, cache = suffix.run(
+            params, rest_td[None], begun, length - begun, cache, edits, length
         )
-        last_kd = hidden_ktd[:, length - shared - 1]
-        r = len(rows_rcd)
+        last_kd = hidden_ktd[:, length - begun - 1]
         # Condition by condition, each with all its rows.
         hidden_bcd = jnp.tile(rows_rcd, (rows, 1, 1))
-        if row_tokens:
+        if c:
             hidden_bcd, _ = suffix.run(
+                params,
                 hidden_bcd,
                 length,
                 jnp.tile(row_length_r, rows),
-                _repeated(after_prompt, r),
-                jax.tree.map(lambda x: jnp.repeat(x, r, axis=0), moved),
+                _repeated(cache, r),
+                jax.tree.map(lambda x: jnp.repeat(x, r, axis=0), edits),
                 length,
             )
         hidden_krcd = hidden_bcd.reshape(rows, r, *hidden_bcd.shape[1:])
-        return _text_log_probs(params, last_kd, hidden_krcd, of_texts, cfg)
+        return _text_log_probs(params, last_kd, hidden_krcd, of_texts, suffix.cfg)
 
-    parts = (*_by_prompt(layout), unsteered.rest_ptd, unsteered.rows_prcd)
     # One prompt at a time: all of them at once would hold k times p rows.
     return jnp.moveaxis(jax.lax.map(one_prompt, parts), 0, 1)
 
@@ -211,7 +278,6 @@ def continuation_log_probs(
 class _Suffix:
     """The layers from `start` on, with edits, on tokens that follow a cache."""
 
-    params: Params
     cfg: LMConfig
     start: int
     tokens: str
@@ -219,6 +285,7 @@ class _Suffix:
 
     def run(
         self,
+        params: Params,
         x_btd: jax.Array,
         first: Any,
         length_b: Any,
@@ -243,7 +310,7 @@ class _Suffix:
         for site, edit in edits.items():
             within[site] = scoped(edit, self.tokens, prompt_length, skip=self.skip)
         out = forward(
-            self.params,
+            params,
             None,
             cfg=self.cfg,
             pos_bt=pos_bt,

@@ -58,7 +58,7 @@ class ExactPrompts(Protocol):
     def rates(
         self, params: Params, arrays: Any, edits: Mapping[Site, Edit]
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns behaviour and coherence `[k, prompts]`; pure, to be jitted.
+        """Returns behaviour and coherence `[k, prompts]`; compiles what it runs.
 
         Args:
           arrays: of `begin`.
@@ -172,8 +172,8 @@ class Case:
         return "the model without it"
 
     @functools.cached_property
-    def programs(self) -> dict[Any, Any]:
-        """Compiled programs of exact rates by prompts, and what they start from."""
+    def opened(self) -> dict[Any, Any]:
+        """Exact rates by prompts, and what they start from."""
         return {}
 
     @functools.cached_property

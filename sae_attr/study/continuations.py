@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -14,18 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.hooks import Edit, Site
+from sae_attr.lm.attention import longest_row
 from sae_attr.lm.model import Params
 from sae_attr.parallel import to_host
 from sae_attr.report.numbers import share
 from sae_attr.report.safe_text import one_line
 from sae_attr.steering.continuation_layout import (
-    ContinuationLayout,
-    lay_out,
-    width_groups,
+    LayoutPart,
+    in_parts,
 )
 from sae_attr.steering.continuations import (
     Unsteered,
     continuation_log_probs,
+    read_shared,
     run_unsteered,
 )
 from sae_attr.steering.contrast import contrast_rates
@@ -37,6 +38,7 @@ from sae_attr.text.pairs import Prompt
 from sae_attr.text.tokenizer import token_strings
 
 _SHOWN_TOKENS = 5
+_TOGETHER = 5  # prompts of one compiled program, whatever their number
 
 
 def exact_prompts(case: Case, prompts: Sequence[Prompt]) -> ContinuationRates:
@@ -73,18 +75,14 @@ class ContinuationRates:
         return tuple(prompt.id for prompt in self.prompts)
 
     @cached_property
-    def groups(self) -> list[np.ndarray]:
-        """Places of the prompts that are laid out together."""
-        return width_groups(self.prompt_ids)
-
-    @cached_property
-    def layouts(self) -> list[ContinuationLayout]:
-        """The layout of each group."""
-        layouts = []
-        for places in self.groups:
-            ids = [self.prompt_ids[i] for i in places]
-            layouts.append(lay_out(ids, [self.texts[i].ids for i in places]))
-        return layouts
+    def parts(self) -> list[LayoutPart]:
+        """The prompts as they run, a few at a time."""
+        return in_parts(
+            self.prompt_ids,
+            [texts.ids for texts in self.texts],
+            most=_TOGETHER,
+            longest_row=longest_row(self.case.setup.cfg),
+        )
 
     def begin(self, params: Params, start: int) -> ExactState:
         """Runs the model without an edit; prompts whose texts have too little
@@ -93,13 +91,11 @@ class ContinuationRates:
         Raises ValueError where they have too little on average: says what the model
         says instead.
         """
-        setup, contrast = self.case.setup, self.case.settings.continuations
-        step = jax.jit(partial(run_unsteered, cfg=setup.cfg, start=start))
-        states = [step(params, layout) for layout in self.layouts]
-        rates = [
-            self._contrast(state.log_probs_pn[None], places)
-            for state, places in zip(states, self.groups, strict=True)
-        ]
+        cfg, contrast = self.case.setup.cfg, self.case.settings.continuations
+        states, rates = [], []
+        for part in self.parts:
+            states.append(run_unsteered(params, part.layout, cfg=cfg, start=start))
+            rates.append(self._contrast(states[-1].log_probs_pn[None], part))
         behaviour_p, coherence_p = (to_host(x)[0] for x in self._in_order(rates))
         enough_p = np.ones(len(self.prompts), bool)
         if contrast.measure == "probability":
@@ -116,23 +112,21 @@ class ContinuationRates:
     def rates(
         self, params: Params, arrays: Any, edits: Mapping[Site, Edit]
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns behaviour and coherence `[k, prompts]` under every condition; pure."""
-        setup, study = self.case.setup, self.case.study
-        of_groups = []
-        for places, layout, unsteered in zip(
-            self.groups, self.layouts, arrays, strict=True
-        ):
+        """Returns behaviour and coherence `[k, prompts]` under every condition."""
+        study, of_parts, shared = self.case.study, [], None
+        options = {
+            "cfg": self.case.setup.cfg,
+            "tokens": study.steer_tokens,
+            "skip": study.steer_skip,
+        }
+        for part, unsteered in zip(self.parts, arrays, strict=True):
+            if shared is None:
+                shared = read_shared(params, unsteered, edits, **options)
             log_probs_kpn = continuation_log_probs(
-                params,
-                layout,
-                unsteered,
-                edits,
-                cfg=setup.cfg,
-                tokens=study.steer_tokens,
-                skip=study.steer_skip,
+                params, part.layout, unsteered, edits, shared, **options
             )
-            of_groups.append(self._contrast(log_probs_kpn, places))
-        behaviour_kp, coherence_kp = self._in_order(of_groups)
+            of_parts.append(self._contrast(log_probs_kpn, part))
+        behaviour_kp, coherence_kp = self._in_order(of_parts)
         return behaviour_kp, coherence_kp
 
     def answers(self, states: Sequence[Unsteered]) -> list[list[Answer]]:
@@ -142,32 +136,32 @@ class ContinuationRates:
           states: arrays of `begin`.
         """
         answers: list[list[Answer]] = [[] for _ in self.prompts]
-        for places, state in zip(self.groups, states, strict=True):
+        for part, state in zip(self.parts, states, strict=True):
             log_probs_pn = to_host(state.log_probs_pn)
-            for place, log_probs_n in zip(places, log_probs_pn, strict=True):
+            for place, log_probs_n in zip(part.places, log_probs_pn, strict=False):
                 answers[place] = _ranked_answers(self.texts[place], log_probs_n)
         return answers
 
     def _contrast(
-        self, log_probs_kpn: jax.Array, places: np.ndarray
+        self, log_probs_kpn: jax.Array, part: LayoutPart
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns the rates of one group's prompts."""
-        _, p, n = log_probs_kpn.shape
+        """Returns the rates of one part's prompts."""
+        p, n = len(part.places), log_probs_kpn.shape[2]
         side_pn, length_pn = np.zeros((p, n), int), np.zeros((p, n), int)
-        for row, place in enumerate(places):
+        for row, place in enumerate(part.places):
             texts = self.texts[place]
             side_pn[row, : len(texts.ids)] = texts.side_n
             length_pn[row, : len(texts.ids)] = [len(ids) for ids in texts.ids]
         contrast = self.case.settings.continuations
-        return contrast_rates(log_probs_kpn, side_pn, length_pn, contrast)
+        return contrast_rates(log_probs_kpn[:, :p], side_pn, length_pn, contrast)
 
     def _in_order(
-        self, of_groups: Sequence[tuple[jax.Array, jax.Array]]
+        self, of_parts: Sequence[tuple[jax.Array, jax.Array]]
     ) -> list[jax.Array]:
-        """Returns values of all prompts `[k, p]` in their order, from those of groups."""
-        order = np.argsort(np.concatenate(self.groups))
+        """Returns values of all prompts `[k, p]` in their order, from those of parts."""
+        order = np.argsort(np.concatenate([part.places for part in self.parts]))
         values = []
-        for parts in zip(*of_groups, strict=True):
+        for parts in zip(*of_parts, strict=True):
             values.append(jnp.concatenate(parts, axis=1)[:, order])
         return values
 
@@ -176,9 +170,9 @@ class ContinuationRates:
         least.
         """
         worst = int(mass_p.argmin())
-        for places, state in zip(self.groups, states, strict=True):
-            if worst in places:
-                row = int(np.flatnonzero(places == worst)[0])
+        for part, state in zip(self.parts, states, strict=True):
+            if worst in part.places:
+                row = int(np.flatnonzero(part.places == worst)[0])
                 ids_m = to_host(state.top_ids_pm)[row]
                 probs_m = to_host(state.top_probs_pm)[row]
                 break

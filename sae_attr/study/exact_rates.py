@@ -73,10 +73,10 @@ def exact_rates(
       ValueError: prompts without texts, or whose texts have no probability; rates that
         are not finite.
     """
-    program = _program(case, prompts)
+    opened = _opened(case, prompts)
     at_sites = edits if isinstance(edits, Mapping) else {case.setup.site: edits}
     start, _ = edited_suffix(at_sites, case.setup.cfg)
-    state = _state(case, program, direction, start)
+    state = _state(case, opened, direction, start)
     edits = jax.tree.map(np.asarray, at_sites)
     count = len(jax.tree.leaves(edits)[0])
     size = _batch_size(case, count)
@@ -95,14 +95,14 @@ def exact_rates(
                 # The last batch repeats conditions: one compiled shape.
                 part = np.arange(start, start + size) % count
                 edit = shard_batch(_rows(edits, part), case.runtime.mesh)
-                rates = program.jitted(case.params(direction), state.arrays, edit)
+                rates = opened.exact.rates(case.params(direction), state.arrays, edit)
                 arrays: dict[str, Any] = dict(
                     zip(_ARRAYS, map(to_host, rates), strict=True)
                 )
                 progress.add(shard, arrays)
             parts.append(arrays)
             bar.update(min(size, count - start))
-    return _joined(program.exact, state, parts, count)
+    return _joined(opened.exact, state, parts, count)
 
 
 def _rows(edits: Any, part: np.ndarray) -> Any:
@@ -145,36 +145,33 @@ def unsteered_state(
     Raises ValueError as `exact_rates` does for the model without an edit.
     """
     start, _ = suffix_start(case.setup.site, case.setup.cfg)
-    return _state(case, _program(case, prompts), direction, start)
+    return _state(case, _opened(case, prompts), direction, start)
 
 
 @dataclass(frozen=True, eq=False)
-class _Program:
-    """Exact rates on some prompts, compiled once for both directions.
+class _Opened:
+    """Exact rates on some prompts, for both directions.
 
     Args:
-      jitted: `exact.rates`.
       states: direction and first edited layer -> what the model's rates start from, as
         far as it is there.
     """
 
     exact: ExactPrompts
-    jitted: Any
     states: dict[tuple[str, int], ExactState]
 
 
-def _program(case: Case, prompts: Sequence[Prompt]) -> _Program:
-    """Returns the program of exact rates on prompts; made once."""
+def _opened(case: Case, prompts: Sequence[Prompt]) -> _Opened:
+    """Returns the exact rates on prompts; opened once."""
     key = repr(tuple(prompts))
-    if key not in case.programs:
-        exact = case.exact(case, prompts)
-        case.programs[key] = _Program(exact, jax.jit(exact.rates), {})
-    return case.programs[key]
+    if key not in case.opened:
+        case.opened[key] = _Opened(case.exact(case, prompts), {})
+    return case.opened[key]
 
 
-def _state(case: Case, program: _Program, direction: str, start: int) -> ExactState:
+def _state(case: Case, opened: _Opened, direction: str, start: int) -> ExactState:
     """Returns what the rates of one direction's model start from; run once."""
     key = (direction, start)
-    if key not in program.states:
-        program.states[key] = program.exact.begin(case.params(direction), start)
-    return program.states[key]
+    if key not in opened.states:
+        opened.states[key] = opened.exact.begin(case.params(direction), start)
+    return opened.states[key]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -140,7 +141,16 @@ class GrammarRates:
     def rates(
         self, params: Params, arrays: Any, edits: Mapping[Site, Edit]
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns behaviour and coherence `[k, prompts]` under every condition; pure."""
+        """Returns behaviour and coherence `[k, prompts]` under every condition."""
+        return self._compiled(params, edits)
+
+    @cached_property
+    def _compiled(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        return jax.jit(self._rates)
+
+    def _rates(
+        self, params: Params, edits: Mapping[Site, Edit]
+    ) -> tuple[jax.Array, jax.Array]:
         cfg, study = self.case.setup.cfg, self.case.study
         rows, parts = len(jax.tree.leaves(edits)[0]), []
         for paths in self.paths:

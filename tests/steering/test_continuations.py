@@ -19,8 +19,12 @@ from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import forward, logits
 from sae_attr.lm.params import init_params
 from sae_attr.lm.sites import suffix_start
-from sae_attr.steering.continuation_layout import lay_out, width_groups
-from sae_attr.steering.continuations import continuation_log_probs, run_unsteered
+from sae_attr.steering.continuation_layout import in_parts, lay_out
+from sae_attr.steering.continuations import (
+    continuation_log_probs,
+    read_shared,
+    run_unsteered,
+)
 from sae_attr.steering.contrast import Contrast, contrast_rates
 from sae_attr.steering.interventions import scope
 
@@ -201,17 +205,50 @@ def test_texts_share_rows_and_prompts_their_beginning() -> None:
         lay_out([[1], [2]], [[[3]], [[]]])
 
 
-def test_groups_hold_every_prompt_once_and_are_worth_their_programs() -> None:
+def test_parts_hold_every_prompt_once_and_have_few_shapes() -> None:
     rng = np.random.default_rng(0)
-    lengths = [5, 40, 6, 41, 90, 7]
-    prompts = [[1, *rng.integers(0, 40, n - 1).tolist()] for n in lengths]
-    groups = width_groups(prompts)
-    assert sorted(np.concatenate(groups).tolist()) == list(range(6))
-    assert [sorted(group.tolist()) for group in groups] == [[0, 2, 5], [1, 3], [4]]
-    # A long common beginning runs once a group, so that splitting saves little.
-    alike = [[1] * 40 + [n] * (n % 8 + 1) for n in range(2, 10)]
-    assert [len(group) for group in width_groups(alike)] == [8]
-    assert len(width_groups(prompts[:1])) == 1
+    lengths = [5, 40, 6, 41, 90, 7, 40]
+    prompts = [[1, *rng.integers(2, 40, n - 1).tolist()] for n in lengths]
+    texts = [[[n], [n, 3]] for n in range(len(prompts))]
+    parts = in_parts(prompts, texts, most=3, longest_row=1000)
+    assert [part.places.tolist() for part in parts] == [[0, 2, 5], [1, 6, 3], [4]]
+    assert [part.layout.rest_pt.shape for part in parts] == [(3, 8), (3, 40), (3, 96)]
+    for part in parts:
+        assert part.layout.shared_s.tolist() == [1]
+        for row, place in enumerate(part.places):
+            rest = part.layout.rest_pt[row, : lengths[place] - 1]
+            assert rest.tolist() == prompts[place][1:]
+            assert part.layout.ids_pnc[row, 0, 0] == place
+    # A padding that the model could not read is left out.
+    whole = in_parts(prompts, texts, most=7, longest_row=92)
+    assert [part.layout.rest_pt.shape for part in whole] == [(7, 89)]
+
+
+def test_what_prompts_share_may_run_once_for_several_layouts() -> None:
+    cfg, params = model(GEMMA2)
+    site = Site(1)
+    edit = {site: edit_of("add", cfg)}
+    start, _ = suffix_start(site, cfg)
+    prompts = [[1, 2, 5, 6], [1, 2, 7], [1, 2, 8, 9, 3], [1, 2, 4]]
+    texts = [[[3], [4, 5]]] * 4
+    whole = continuation_log_probs(
+        params,
+        lay_out(prompts, texts),
+        run_unsteered(params, lay_out(prompts, texts), cfg=cfg, start=start),
+        edit,
+        cfg=cfg,
+    )
+    shared = None
+    for part in in_parts(prompts, texts, most=3, longest_row=cfg.max_len):
+        unsteered = run_unsteered(params, part.layout, cfg=cfg, start=start)
+        if shared is None:
+            shared = read_shared(params, unsteered, edit, cfg=cfg)
+        of_part = continuation_log_probs(
+            params, part.layout, unsteered, edit, shared, cfg=cfg
+        )
+        np.testing.assert_allclose(
+            of_part[:, : len(part.places)], whole[:, part.places], atol=1e-5
+        )
 
 
 # ---- rates ---------------------------------------------------------------------------
