@@ -83,9 +83,10 @@ def study() -> ConfigDict:
     config.grid = (0.1, 0.2)
     # Yes and no together have about half of the probability: half of that may go.
     config.budget.update({"rule": "proportional", "points": 0.5})
-    config.update({"strength_prompts": 4, "effect_prompts": 30, "probe_prompts": 20})
+    config.update({"strength_prompts": 4, "effect_prompts": 24, "probe_prompts": 20})
     # What goes beyond effects is measured on a few latents.
     config.update({"specific_latents": 3, "specific_random": 5})
+    config.specific_tokens = 1000
     config.update({"sampled_latents": 1, "sampled_prompts": 8, "sampled_samples": 4})
     # The first words say yes or no.
     config.sampling.max_new = 8
@@ -106,8 +107,8 @@ def case(name: str) -> ConfigDict:
     made.judge.update({"kind": "keywords", "rubric": None})
     made.judge.update({"present": ("yes",), "absent": ("no", "not")})
     made.attribution.update({"corpus_tokens": 20_000, "firing_tokens": 8_000})
-    made.attribution.update({"sae_check_tokens": 2048, "corpus_context": 128})
-    made.attribution.update({"ablate": 10, "ablate_rows": 20, "ablate_positions": 60})
+    made.attribution.update({"sae_check_tokens": 1024, "corpus_context": 128})
+    made.attribution.update({"ablate": 10, "ablate_rows": 12, "ablate_positions": 40})
     return made
 
 

@@ -185,7 +185,8 @@ def test_a_case_measures_what_decides_and_steers_what_its_study_names(
 
     monkeypatch.setattr(organism_case, "exact_rates", keep)
     edit = Add(jnp.asarray(DIRECTIONS[:1]), jnp.full(1, 2.0))
-    behaviour, _ = rates.rates(PARAMS, state.arrays, {site: edit})
+    with jax.disable_jit():
+        behaviour, _ = rates.rates(PARAMS, state.arrays, {site: edit})
     assert behaviour.shape == (1, 2)
     within = given.pop()
     assert isinstance(within, Within)
@@ -195,5 +196,6 @@ def test_a_case_measures_what_decides_and_steers_what_its_study_names(
         1 + len(beliefs[0].text.split()),
     ]
     case.study = SimpleNamespace(steer_tokens="all", steer_skip=0)
-    rates.rates(PARAMS, state.arrays, {site: edit})
+    with jax.disable_jit():
+        rates.rates(PARAMS, state.arrays, {site: edit})
     assert given.pop() is edit
