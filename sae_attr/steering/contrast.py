@@ -74,10 +74,25 @@ def contrast_rates(
         mass_kp = jnp.exp(log_with_kp) + jnp.exp(log_without_kp)
         # Probabilities that sum to 1 do so up to rounding.
         return jax.nn.sigmoid(log_with_kp - log_without_kp), jnp.minimum(mass_kp, 1.0)
+    odds_kp = log_odds(log_probs_kpn, side_pn, length_pn, per_token=contrast.per_token)
     per_token_kpn = log_probs_kpn / jnp.maximum(jnp.asarray(length_pn), 1)
-    scored_kpn = per_token_kpn if contrast.per_token else log_probs_kpn
-    odds_kp = _mean(scored_kpn, side_pn > 0) - _mean(scored_kpn, side_pn < 0)
     return jax.nn.sigmoid(odds_kp), jnp.exp(_mean(per_token_kpn, side_pn != 0))
+
+
+def log_odds(
+    log_probs_kpn: jax.Array, side_pn: Any, length_pn: Any, *, per_token: bool
+) -> jax.Array:
+    """Returns the mean log-probability of a prompt's texts for, minus that of those
+    against, `[k, p]` in nats.
+
+    Args:
+      log_probs_kpn, side_pn, length_pn: as for `contrast_rates`.
+      per_token: of every text its log-probability over its number of tokens.
+    """
+    side_pn = jnp.asarray(side_pn)
+    if per_token:
+        log_probs_kpn = log_probs_kpn / jnp.maximum(jnp.asarray(length_pn), 1)
+    return _mean(log_probs_kpn, side_pn > 0) - _mean(log_probs_kpn, side_pn < 0)
 
 
 def _log_sum(log_probs_kpn: jax.Array, where_pn: jax.Array) -> jax.Array:

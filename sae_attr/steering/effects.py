@@ -98,7 +98,7 @@ def false_discovery(p: np.ndarray) -> np.ndarray:
     return q
 
 
-def _se(pairs: Paired, change_k: np.ndarray) -> np.ndarray:
+def standard_error(pairs: Paired, change_k: np.ndarray) -> np.ndarray:
     """Returns the standard error of a weighted mean over prompts (linearised; the usual s/√P where
     weights are equal).
     """
@@ -151,7 +151,7 @@ def latent_effects(
         change_k=change_k,
         base_k=base_k,
         steered_k=base_k + change_k,
-        se_k=_se(pairs, change_k),
+        se_k=standard_error(pairs, change_k),
         low_k=low_k,
         high_k=high_k,
         p_zero_k=p_k,

@@ -146,10 +146,10 @@ def paired(
         pairs_kp,
         base.shape[1],
     )
-    return pairs if group_p is None else _by_group(pairs, group_p)
+    return pairs if group_p is None else by_group(pairs, group_p)
 
 
-def _by_group(pairs: Paired, group_p: np.ndarray) -> Paired:
+def by_group(pairs: Paired, group_p: np.ndarray) -> Paired:
     """Returns differences by latent and group, each the weighted mean of its prompts."""
     member_pg = np.equal.outer(group_p, np.arange(group_p.max() + 1)).astype(np.float64)
     weight_kg = pairs.weight_kp @ member_pg

@@ -46,6 +46,8 @@ _AFTER: Mapping[str, str] = {
     "toward_q": "false discovery rate of no change at all",
     "ablated": "change of the behaviour's exact rate when the latent alone is set to its mean; of a case study",
     "ablated_q": "false discovery rate of no change at all",
+    "screen_away": "change of log p(C) − log p(C′) on held-out pairs when steering against it, nats; of a screen",
+    "screen_toward": "change of log p(C) − log p(C′) on held-out pairs when steering along it, nats; of a screen",
     "main_role": "role of the tokens that the largest part of Δ comes from",
     "main_share": "that part's share of the sizes of all parts; below 0 it speaks against the latent",
     "cause_z": "cause: Δ of the studied method in standard deviations over the dictionary",

@@ -10,25 +10,21 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.hooks import Edit, Site
-from sae_attr.lm.attention import longest_row
 from sae_attr.lm.model import Params
 from sae_attr.parallel import to_host
 from sae_attr.report.numbers import share
 from sae_attr.report.safe_text import one_line
-from sae_attr.steering.continuation_layout import (
-    LayoutPart,
-    in_parts,
+from sae_attr.steering.continuation_groups import (
+    TextGroup,
+    group_log_probs,
+    group_texts,
+    in_order,
+    run_groups,
 )
-from sae_attr.steering.continuations import (
-    Unsteered,
-    continuation_log_probs,
-    read_shared,
-    run_unsteered,
-)
+from sae_attr.steering.continuations import Unsteered
 from sae_attr.steering.contrast import contrast_rates
 from sae_attr.study.case import Case, ExactState
 from sae_attr.study.continuation_texts import PromptTexts, prompt_texts
@@ -38,7 +34,6 @@ from sae_attr.text.pairs import Prompt
 from sae_attr.text.tokenizer import token_strings
 
 _SHOWN_TOKENS = 5
-_TOGETHER = 5  # prompts of one compiled program, whatever their number
 
 
 def exact_prompts(case: Case, prompts: Sequence[Prompt]) -> ContinuationRates:
@@ -75,14 +70,12 @@ class ContinuationRates:
         return tuple(prompt.id for prompt in self.prompts)
 
     @cached_property
-    def parts(self) -> list[LayoutPart]:
-        """The prompts as they run, a few at a time."""
-        return in_parts(
-            self.prompt_ids,
-            [texts.ids for texts in self.texts],
-            most=_TOGETHER,
-            longest_row=longest_row(self.case.setup.cfg),
-        )
+    def groups(self) -> list[TextGroup]:
+        """The prompts with their texts, as they run, a few at a time."""
+        present = [texts.present.ids for texts in self.texts]
+        absent = [texts.absent.ids for texts in self.texts]
+        cfg = self.case.setup.cfg
+        return group_texts(self.prompt_ids, present, absent, cfg=cfg)
 
     def begin(self, params: Params, start: int) -> ExactState:
         """Runs the model without an edit; prompts whose texts have too little
@@ -92,11 +85,9 @@ class ContinuationRates:
         says instead.
         """
         cfg, contrast = self.case.setup.cfg, self.case.settings.continuations
-        states, rates = [], []
-        for part in self.parts:
-            states.append(run_unsteered(params, part.layout, cfg=cfg, start=start))
-            rates.append(self._contrast(states[-1].log_probs_pn[None], part))
-        behaviour_p, coherence_p = (to_host(x)[0] for x in self._in_order(rates))
+        states = run_groups(params, self.groups, cfg=cfg, start=start)
+        rates = self._contrast([state.log_probs_pn[None] for state in states])
+        behaviour_p, coherence_p = (to_host(x)[0] for x in rates)
         enough_p = np.ones(len(self.prompts), bool)
         if contrast.measure == "probability":
             enough_p = coherence_p >= contrast.least_mass
@@ -113,21 +104,16 @@ class ContinuationRates:
         self, params: Params, arrays: Any, edits: Mapping[Site, Edit]
     ) -> tuple[jax.Array, jax.Array]:
         """Returns behaviour and coherence `[k, prompts]` under every condition."""
-        study, of_parts, shared = self.case.study, [], None
-        options = {
-            "cfg": self.case.setup.cfg,
-            "tokens": study.steer_tokens,
-            "skip": study.steer_skip,
-        }
-        for part, unsteered in zip(self.parts, arrays, strict=True):
-            if shared is None:
-                shared = read_shared(params, unsteered, edits, **options)
-            log_probs_kpn = continuation_log_probs(
-                params, part.layout, unsteered, edits, shared, **options
-            )
-            of_parts.append(self._contrast(log_probs_kpn, part))
-        behaviour_kp, coherence_kp = self._in_order(of_parts)
-        return behaviour_kp, coherence_kp
+        log_probs = group_log_probs(
+            params,
+            self.groups,
+            arrays,
+            edits,
+            cfg=self.case.setup.cfg,
+            tokens=self.case.study.steer_tokens,
+            skip=self.case.study.steer_skip,
+        )
+        return self._contrast(log_probs)
 
     def answers(self, states: Sequence[Unsteered]) -> list[list[Answer]]:
         """Returns the texts of every prompt as answers, the likeliest first.
@@ -136,43 +122,34 @@ class ContinuationRates:
           states: arrays of `begin`.
         """
         answers: list[list[Answer]] = [[] for _ in self.prompts]
-        for part, state in zip(self.parts, states, strict=True):
+        for group, state in zip(self.groups, states, strict=True):
             log_probs_pn = to_host(state.log_probs_pn)
-            for place, log_probs_n in zip(part.places, log_probs_pn, strict=False):
+            for place, log_probs_n in zip(group.places, log_probs_pn, strict=False):
                 answers[place] = _ranked_answers(self.texts[place], log_probs_n)
         return answers
 
-    def _contrast(
-        self, log_probs_kpn: jax.Array, part: LayoutPart
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns the rates of one part's prompts."""
-        p, n = len(part.places), log_probs_kpn.shape[2]
-        side_pn, length_pn = np.zeros((p, n), int), np.zeros((p, n), int)
-        for row, place in enumerate(part.places):
-            texts = self.texts[place]
-            side_pn[row, : len(texts.ids)] = texts.side_n
-            length_pn[row, : len(texts.ids)] = [len(ids) for ids in texts.ids]
+    def _contrast(self, log_probs: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Returns the rates of all prompts, from the log-probabilities of each group."""
         contrast = self.case.settings.continuations
-        return contrast_rates(log_probs_kpn[:, :p], side_pn, length_pn, contrast)
-
-    def _in_order(
-        self, of_parts: Sequence[tuple[jax.Array, jax.Array]]
-    ) -> list[jax.Array]:
-        """Returns values of all prompts `[k, p]` in their order, from those of parts."""
-        order = np.argsort(np.concatenate([part.places for part in self.parts]))
-        values = []
-        for parts in zip(*of_parts, strict=True):
-            values.append(jnp.concatenate(parts, axis=1)[:, order])
-        return values
+        behaviour, coherence = [], []
+        for group, log_probs_kpn in zip(self.groups, log_probs, strict=True):
+            # A group may repeat its last prompt.
+            log_probs_kpn = log_probs_kpn[:, : len(group.places)]
+            rates = contrast_rates(
+                log_probs_kpn, group.side_pn, group.length_pn, contrast
+            )
+            behaviour.append(rates[0])
+            coherence.append(rates[1])
+        return in_order(self.groups, behaviour), in_order(self.groups, coherence)
 
     def _too_little(self, mass_p: np.ndarray, states: Sequence[Unsteered]) -> str:
         """Says what the model says instead of the texts, on the prompt where they have
         least.
         """
         worst = int(mass_p.argmin())
-        for part, state in zip(self.parts, states, strict=True):
-            if worst in part.places:
-                row = int(np.flatnonzero(part.places == worst)[0])
+        for group, state in zip(self.groups, states, strict=True):
+            if worst in group.places:
+                row = int(np.flatnonzero(group.places == worst)[0])
                 ids_m = to_host(state.top_ids_pm)[row]
                 probs_m = to_host(state.top_probs_pm)[row]
                 break

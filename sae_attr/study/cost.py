@@ -86,16 +86,16 @@ def case_costs(case: Case, reading: Reading = NOTHING_READ) -> list[StageCost]:
     """
     study = case.study
     costs = [*_unsteered_costs(case, reading), *_pair_costs(case, reading)]
-    sides = study.top * len(study.methods) + study.random
-    if study.gradient_signed:
-        sides *= 2
+    latents = study.top * len(study.steered_methods) + study.random
+    sides = 2 * latents if study.gradient_signed else latents
+    if study.screen:
+        costs += [_screen_cost(case, reading, direction) for direction in DIRECTIONS]
     for direction in DIRECTIONS:
         tried = 1 + sides * len(study.grid)
         costs.append(_strengths_cost(case, reading, direction, tried))
         costs += _effects_costs(case, reading, direction, 1 + sides)
         costs += _probe_costs(case, reading, direction)
     if study.ablate_by != "none" and not ablated_rates.left_out(case):
-        latents = study.top * len(study.methods) + study.random
         stage = f"{case.name}.{ablated_rates.NAME}"
         costs.append(_exact(case, reading, stage, "effects", 1 + latents))
     return costs
@@ -111,6 +111,27 @@ def _pair_costs(case: Case, reading: Reading) -> list[StageCost]:
         _sampled(case, reading, f"{name}.sample", "pairs", samples),
         StageCost(f"{name}.grade", judged=samples, resampled=again),
     ]
+
+
+def _screen_cost(case: Case, reading: Reading, direction: str) -> StageCost:
+    """Returns the cost of trying latents on held-out pairs."""
+    study = case.study
+    steered_anyway = study.top * len(study.methods) + study.random
+    rows = (1 + study.screen + steered_anyway) * study.screen_pairs
+    answer = study.sampling.max_new
+    if study.pairs_by == "continuations":
+        texts = [prompt_texts(case, prompt).ids for prompt in case.prompts("pairs")]
+        answer = max(len(ids) for of_prompt in texts for ids in of_prompt)
+    # Both sides of a pair follow one prompt; the last token of an answer is not read.
+    answers = 2 * case.settings.per_side * (answer - 1)
+    tokens = rows * (reading.widths.get("pairs", 0) + answers)
+    return StageCost(
+        f"{case.name}.screen.{direction}",
+        exact=rows,
+        exact_tokens=tokens,
+        read=float(tokens * reading.above),
+        heads=float(rows * (1 + answers)),
+    )
 
 
 def _strengths_cost(
@@ -158,7 +179,9 @@ def _probe_costs(case: Case, reading: Reading, direction: str) -> list[StageCost
     if study.effects_by != "exact":
         return []
     if study.specific_latents:
-        latents = study.specific_latents * len(study.methods) + study.specific_random
+        latents = (
+            study.specific_latents * len(study.steered_methods) + study.specific_random
+        )
         stage = f"{name}.specificity.{direction}"
         cost = _sum(
             _exact_on(case, reading, stage, case.settings.probes, 1 + latents),
@@ -168,7 +191,7 @@ def _probe_costs(case: Case, reading: Reading, direction: str) -> list[StageCost
         text_read = float(text * reading.above)
         costs.append(replace(cost, read=cost.read + text_read, heads=cost.heads + text))
     if study.sampled_latents and case.judge.identity.get("kind") != "none":
-        conditions = 1 + study.sampled_latents * (len(study.methods) + 1)
+        conditions = 1 + study.sampled_latents * (len(study.steered_methods) + 1)
         prompts = min(study.sampled_prompts, len(case.prompts("effects")))
         samples = conditions * prompts * study.sampled_samples
         stage = f"{name}.sampled_check.{direction}"

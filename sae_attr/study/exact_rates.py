@@ -10,14 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from sae_attr.hooks import Edit, Site
 from sae_attr.lm.sites import edited_suffix, suffix_start
-from sae_attr.parallel import shard_batch, to_host
 from sae_attr.store import Progress
 from sae_attr.study.case import Case, ExactPrompts, ExactState
-from sae_attr.study.finished_parts import agreed
+from sae_attr.study.condition_batches import in_batches
 from sae_attr.text.pairs import Prompt
 
 _ARRAYS: tuple[str, ...] = ("behaviour_kp", "coherence_kp")
@@ -77,56 +75,25 @@ def exact_rates(
     at_sites = edits if isinstance(edits, Mapping) else {case.setup.site: edits}
     start, _ = edited_suffix(at_sites, case.setup.cfg)
     state = _state(case, opened, direction, start)
-    edits = jax.tree.map(np.asarray, at_sites)
-    count = len(jax.tree.leaves(edits)[0])
-    size = _batch_size(case, count)
-    starts = range(0, count, size)
-    names = [f"{name}-{count}x{size}-{start}" for start in starts]
-    done = agreed(progress.done(), names)
-    parts = []
-    bar = tqdm(
-        total=count, desc=name, unit="condition", disable=not case.runtime.progress
+    values = in_batches(
+        case,
+        lambda part: opened.exact.rates(case.params(direction), state.arrays, part),
+        at_sites,
+        progress,
+        name=name,
+        arrays=_ARRAYS,
     )
-    with bar:
-        for shard, start in zip(names, starts, strict=True):
-            if shard in done:
-                arrays, _ = progress.get(shard)
-            else:
-                # The last batch repeats conditions: one compiled shape.
-                part = np.arange(start, start + size) % count
-                edit = shard_batch(_rows(edits, part), case.runtime.mesh)
-                rates = opened.exact.rates(case.params(direction), state.arrays, edit)
-                arrays: dict[str, Any] = dict(
-                    zip(_ARRAYS, map(to_host, rates), strict=True)
-                )
-                progress.add(shard, arrays)
-            parts.append(arrays)
-            bar.update(min(size, count - start))
-    return _joined(opened.exact, state, parts, count)
+    return _measured(opened.exact, state, values)
 
 
-def _rows(edits: Any, part: np.ndarray) -> Any:
-    """Returns the edits of some of the conditions."""
-    return jax.tree.map(lambda x_k: x_k[part], edits)
-
-
-def _batch_size(case: Case, count: int) -> int:
-    data = case.runtime.mesh.shape["data"]
-    return min(case.runtime.batch_size, -(-count // data) * data)
-
-
-def _joined(
-    exact: ExactPrompts,
-    state: ExactState,
-    parts: Sequence[Mapping[str, np.ndarray]],
-    count: int,
+def _measured(
+    exact: ExactPrompts, state: ExactState, values: Mapping[str, np.ndarray]
 ) -> ExactRates:
-    """Returns the rates of all batches, on the prompts that are measured."""
+    """Returns the rates on the prompts that are measured."""
     measured_p = state.measured_p
     rates = {}
-    for name in _ARRAYS:
-        values_kp = np.concatenate([np.asarray(part[name]) for part in parts])
-        rates[name] = values_kp[:count, measured_p].astype(np.float64)
+    for name, values_kp in values.items():
+        rates[name] = values_kp[:, measured_p]
         if not np.isfinite(rates[name]).all():
             k, p = np.argwhere(~np.isfinite(rates[name]))[0]
             raise ValueError(

@@ -16,7 +16,8 @@ from sae_attr.study.case_results import CaseResults
 from sae_attr.study.cause_and_lever import plane_columns
 from sae_attr.study.reading import shaded
 from sae_attr.study.role_numbers import role_columns
-from sae_attr.study.selection import OTHERS, Selection
+from sae_attr.study.screen_results import screen_columns
+from sae_attr.study.selection import OTHERS
 from sae_attr.study.settings import DIRECTIONS
 from sae_attr.study.stages.ablated_rates import NAME as ABLATED_RATES
 from sae_attr.text.pairing import Answer
@@ -44,6 +45,8 @@ _AFTER = (
     Column("toward_q", "q toward", "number", "FDR over the latents of no change at all (sign flips over prompts)", 2),
     Column("ablated", "ablated", "points", "exact change of the behaviour's rate when the latent alone is set to its mean"),
     Column("ablated_q", "q ablated", "number", "FDR over the latents of no change at all (sign flips over prompts)", 2),
+    Column("screen_away", "screen away", "number", "of log p(C) − log p(C′) on held-out pairs, nats", 2),
+    Column("screen_toward", "screen toward", "number", "of log p(C) − log p(C′) on held-out pairs, nats", 2),
     Column("main_role", "role", "text", "of the tokens that the largest part of Δ comes from"),
     Column("main_share", "of Δ's parts", "percent", "that part's share of the sizes of all; below 0: against the latent", 0),
     Column("rank_user_only", "rank by user", "integer", "its rank where only the user's tokens count"),
@@ -72,12 +75,10 @@ def latent_table(results: CaseResults) -> Table:
         _rows(results),
         key=lambda row: (order.get(row["latent"], len(order)), row["latent"]),
     )
-    return Table(table_columns(), tuple(rows))
-
-
-def methods_of(selection: Selection, latent: int) -> list[str]:
-    """Returns the methods that selected a latent."""
-    return [name for name, latents in selection.methods.items() if latent in latents]
+    columns = table_columns()
+    if not results.has("screen"):
+        columns = tuple(c for c in columns if not c.key.startswith("screen_"))
+    return Table(columns, tuple(rows))
 
 
 def _rows(results: CaseResults) -> Iterator[dict[str, Any]]:
@@ -89,17 +90,19 @@ def _rows(results: CaseResults) -> Iterator[dict[str, Any]]:
     statistics = _statistics(attribution.meta["columns"])
     planes = plane_columns(results)
     roles = role_columns(results)
+    screens = screen_columns(results)
     for place, latent in enumerate(map(int, selection.latents_u)):
         columns = statistics.get(latent, {})
         yield {
             "latent": latent,
-            "methods": methods_of(selection, latent),
+            "methods": selection.methods_of(latent),
             "delta": _finite(delta_n[latent]),
             "se": _finite(columns.get("se")),
             **_scores_of(scores, preset["tokens"], latent),
             **planes[latent],
             **roles[latent],
             **_ablated(results, place),
+            **screens.get(latent, {}),
             "fires_on_pairs": _finite(columns.get("fires_on_pairs")),
             "firing_rate": _finite(scores["firing_rate"][latent]),
             "exact": _finite(columns.get("exact")),
@@ -218,7 +221,7 @@ def _steered(results: CaseResults, direction: Direction, place: int) -> SteeredL
         low=numbers["low"],
         high=numbers["high"],
         base_rate=numbers["base"],
-        methods=tuple(methods_of(selection, latent)),
+        methods=tuple(selection.methods_of(latent)),
         tokens=tuple(interpreted["nearest"][str(latent)]),
         passages=tuple(map(shaded, interpreted["passages"].get(str(latent), []))),
         comparisons=tuple(_comparisons(results, direction, latent)),

@@ -61,6 +61,7 @@ from sae_attr.study.probe_results import specificity, unsteered_rates
 from sae_attr.study.reading import first_latents
 from sae_attr.study.role_numbers import role_numbers
 from sae_attr.study.sampled_results import sampled_check
+from sae_attr.study.screen_results import screen_section, screen_table
 from sae_attr.text.rows import ROLES
 
 Files = dict[str, bytes | str]
@@ -155,7 +156,9 @@ def figures(results: CaseResults, draw: Draw = draw_anew) -> Files:
     ablation = results.of["attribute"].meta["ablation"]
     if ablation is not None:
         drawings["attribution_vs_ablation"] = Drawing(ablation_figure, ablation)
-    drawings |= probe_drawings(specificity(results), sampled_check(results))
+    drawings |= probe_drawings(
+        specificity(results), sampled_check(results), screen_section(results)
+    )
     # The numbers beside the pictures, so that they can be drawn anew in another style.
     files: Files = {}
     for title, drawing in drawings.items():
@@ -273,6 +276,7 @@ def _case_report(results: CaseResults) -> CaseReport:
         ablated=ablated_numbers(results),
         ablated_counts=ablated_counts(results),
         roles=role_numbers(results),
+        screen=screen_section(results),
         unsteered=unsteered_rates(results),
         specificity=specificity(results),
         sampled=sampled_check(results),
@@ -296,6 +300,8 @@ def _tables(results: CaseResults, table: Table) -> Files:
     keys += [f"from_{ROLES[role]}" for role in COUNTED_ROLES]
     columns = {key: [row.get(key) for row in table.rows] for key in keys}
     files: Files = {f"{name}/latents.csv": csv_text(written(columns))}
+    if results.has("screen"):
+        files[f"{name}/screen.csv"] = screen_table(results)
     for preset, candidates in results.of["attribute"].meta["columns"].items():
         path = f"{name}/candidates_{preset.replace(', ', '_')}.csv"
         files[path] = csv_text(written(candidates))

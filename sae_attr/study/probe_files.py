@@ -1,4 +1,4 @@
-"""Figures, tables and JSON of what stands beside exact effects."""
+"""Figures, tables and JSON of what stands beside effects."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 from sae_attr.report.figures import Drawing
 from sae_attr.report.figures.sampled import sampled_figure
+from sae_attr.report.figures.screen import screen_figure
 from sae_attr.report.figures.specificity import specificity_figure
 from sae_attr.report.page.probe_records import (
     SampledCheck,
+    Screen,
     Specificity,
     UnsteeredRates,
 )
@@ -18,10 +20,14 @@ from sae_attr.report.tables import columns_from_rows, csv_text
 
 
 def probe_drawings(
-    specificity: Specificity | None, sampled: SampledCheck | None
+    specificity: Specificity | None,
+    sampled: SampledCheck | None,
+    screen: Screen | None,
 ) -> dict[str, Drawing]:
     """Returns title -> figure of the sections that are there."""
     drawings = {}
+    if screen:
+        drawings["screen"] = Drawing(screen_figure, screen.numbers)
     for numbers in specificity.figures if specificity else ():
         title = f"specificity_{numbers['direction']}"
         drawings[title] = Drawing(specificity_figure, numbers)
@@ -95,6 +101,10 @@ def _rate_rows(unsteered: UnsteeredRates) -> list[dict[str, Any]]:
 def probe_summary(report: CaseReport) -> dict[str, Any]:
     """Returns what result.json holds of the sections that are there."""
     summary: dict[str, Any] = {}
+    if report.screen:
+        values = dataclasses.asdict(report.screen)
+        values["latents"] = values.pop("numbers")
+        summary["screen"] = values
     if report.unsteered:
         summary["unsteered"] = dataclasses.asdict(report.unsteered)
     if report.specificity:
@@ -111,7 +121,8 @@ def probe_summary(report: CaseReport) -> dict[str, Any]:
 def probe_findings(report: CaseReport) -> tuple[str, ...]:
     """Returns the sentences of the sections, as the terminal prints them."""
     sentences: list[str] = []
-    for section in (report.unsteered, report.specificity, report.sampled):
+    sections = (report.screen, report.unsteered, report.specificity, report.sampled)
+    for section in sections:
         if section is not None:
             sentences += section.sentences
     return tuple(sentences)

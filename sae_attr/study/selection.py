@@ -14,7 +14,9 @@ import numpy as np
 
 from sae_attr.attribution.ranking import random_matched, rank
 from sae_attr.attribution.score_registry import SCORES, key_of
+from sae_attr.report.method_style import RANDOM
 from sae_attr.store import Arrays
+from sae_attr.study.screen_settings import SCREENED
 
 # Latents that another case's studied method chose: steered here too, so that both can
 # be compared.
@@ -58,6 +60,10 @@ class Selection:
         methods = dict(self.methods)
         methods.pop(OTHERS, None)
         return methods
+
+    def methods_of(self, latent: int) -> list[str]:
+        """Returns the methods that selected a latent."""
+        return [name for name, latents in self.methods.items() if latent in latents]
 
     def push(self) -> dict[int, float]:
         """Returns latent -> −Δg·d."""
@@ -122,12 +128,40 @@ def select(
     used = np.unique(np.concatenate(list(best.values())))
     if random:
         rates_n = scores["firing_rate"]
-        best["random"] = _random(rates_n, best[methods[0]], used, random, key)
+        best[RANDOM] = _random(rates_n, best[methods[0]], used, random, key)
     if len(others):
         best[OTHERS] = np.asarray(others, int)
     latents_u = np.unique(np.concatenate(list(best.values())))
     push_n = np.asarray(scores[key_of("gradient", scope)])
     return Selection(best, latents_u, push_n[latents_u]), skipped
+
+
+def with_screened(
+    selection: Selection,
+    latents_k: np.ndarray,
+    gain_k: np.ndarray,
+    top: int,
+    push_n: Any,
+) -> Selection:
+    """Returns a selection with the best `top` latents of a screen as one more method.
+
+    Args:
+      latents_k, gain_k: that were screened, and how far each moves the behaviour; the
+        selection's random latents are the screen's yardstick, and none is selected.
+      push_n: −Δg·d of every latent of the dictionary.
+    """
+    random = selection.methods.get(RANDOM, np.zeros(0, int))
+    gain_k = np.where(np.isin(latents_k, random), np.nan, gain_k)
+    best = latents_k[rank(SCREENED, gain_k, top).latents_k]
+    methods = {}
+    for name, latents in selection.methods.items():
+        # Beside the other methods, before the random latents.
+        if name == RANDOM:
+            methods[SCREENED] = best
+        methods[name] = latents
+    methods.setdefault(SCREENED, best)
+    latents_u = np.union1d(selection.latents_u, best)
+    return Selection(methods, latents_u, np.asarray(push_n)[latents_u])
 
 
 def _why_skipped(values: np.ndarray | None, why: str | None) -> str:

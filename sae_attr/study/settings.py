@@ -18,6 +18,7 @@ from sae_attr.steering.strengths import PICKS, RULES
 from sae_attr.study.input_files import InputFiles
 from sae_attr.study.probe_settings import ProbeSettings, check_probes
 from sae_attr.study.prompts import SPLITS
+from sae_attr.study.screen_settings import SCREENED, ScreenSettings, check_screen
 
 DIRECTIONS: tuple[Direction, ...] = ("away", "toward")
 MEASURED_BY = ("samples", "exact")
@@ -187,7 +188,7 @@ class SampleSettings:
 
 
 @dataclass(frozen=True)
-class StudySettings(ProbeSettings):
+class StudySettings(ProbeSettings, ScreenSettings):
     """What all case studies of a run share.
 
     Args:
@@ -284,6 +285,7 @@ class StudySettings(ProbeSettings):
                     f"{name} {getattr(self, name)!r} is unknown; choose of "
                     f"{', '.join(allowed)}"
                 )
+        check_screen(self, method_names() + tuple(SCORES))
         if not 0 <= self.coherence_tail < 0.5:
             raise ValueError(
                 f"coherence_tail {self.coherence_tail} is a share of answers; give 0 "
@@ -317,6 +319,11 @@ class StudySettings(ProbeSettings):
         at_least(self, 0, "specific_tokens", "random_directions")
         for case in self.cases:
             _check_measures(self, case)
+
+    @property
+    def steered_methods(self) -> tuple[str, ...]:
+        """The methods whose latents are steered, that of the screen among them."""
+        return (*self.methods, SCREENED) if self.screen else self.methods
 
 
 def _check_measures(study: StudySettings, case: CaseSettings) -> None:

@@ -22,6 +22,7 @@ from sae_attr.study.stages import (
     roles,
     sample,
     sampled_check,
+    screen,
     select,
     specificity,
     steer,
@@ -36,6 +37,7 @@ from sae_attr.study.stages.convergence import convergence_stages
 # results on every run.
 PAIRING = [unsteered.STAGE, sample.STAGE, grade.STAGE, pair.STAGE]
 STEERING = [
+    screen.STAGE,
     select.STAGE,
     strengths.STAGE,
     steer.STAGE,

@@ -20,6 +20,7 @@ from sae_attr.report.figures.effects import effect_marks, effects_figure
 from sae_attr.report.figures.plane import plane_figure, plane_marks
 from sae_attr.report.figures.roles import role_marks, roles_figure
 from sae_attr.report.figures.sampled import sampled_figure, sampled_marks
+from sae_attr.report.figures.screen import screen_figure, screen_marks
 from sae_attr.report.figures.specificity import (
     specificity_figure,
     specificity_marks,
@@ -198,6 +199,31 @@ def sampled_panels(
             alt=(
                 "A point per latent: sampled against exact change, steering "
                 f"{panel['direction']}, in percentage points."
+            ),
+        )
+        yield Panel(svg, "square")
+
+
+def screen_panels(
+    numbers: Mapping[str, Any], case: str, draw: Draw = draw_anew
+) -> Iterator[Panel]:
+    """Yields a panel per direction.
+
+    Args:
+      numbers: of `screen_figure`.
+      case: id of the case study.
+      draw: draws a panel, unless that was done before.
+    """
+    for panel in numbers["panels"]:
+        alone = {"panels": [panel]}
+        svg = inline_svg(
+            _svg(draw, Drawing(screen_figure, alone)),
+            screen_marks(alone),
+            case=case,
+            name=f"{case}-screen-{panel['direction']}",
+            alt=(
+                "A point per latent: measured change of the rate against the change of "
+                f"held-out pairs, steering {panel['direction']}."
             ),
         )
         yield Panel(svg, "square")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sae_attr.comparison_records import (
+    Direction,
     DirectionsControl,
     Estimate,
     SampledAgreement,
@@ -82,4 +83,41 @@ class SampledCheck:
     numbers: Mapping[str, Any] | None = None
     agreements: tuple[SampledAgreement, ...] = ()
     answers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    sentences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ScreenAgreement:
+    """What a screen found in one direction, and how far it agrees with the measured
+    effects of the latents that were steered.
+
+    Args:
+      tried: latents, random ones apart.
+      clear: those that move the pairs further than random latents, to the side that
+        matters.
+      compared: latents that were steered.
+      screen, proposer: Spearman's correlation with the measured changes, of the screen
+        and of the score that proposed latents.
+    """
+
+    direction: Direction
+    tried: int
+    clear: int
+    compared: int
+    screen: Estimate
+    proposer: Estimate
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Latents that were tried on held-out pairs.
+
+    Args:
+      numbers: of `figures.screen_figure`.
+      agreements: one per direction.
+      sentences: what the numbers show.
+    """
+
+    numbers: Mapping[str, Any]
+    agreements: tuple[ScreenAgreement, ...]
     sentences: tuple[str, ...] = ()

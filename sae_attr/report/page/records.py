@@ -19,6 +19,7 @@ from sae_attr.comparison_records import (
 )
 from sae_attr.report.page.probe_records import (
     SampledCheck,
+    Screen,
     Specificity,
     UnsteeredRates,
 )
@@ -183,6 +184,7 @@ class CaseReport:
         ablated_counts: its counts.
       roles: numbers of `figures.roles_figure`, with `user_only`: {method, top, stay,
         dictionary, rows} or {skipped}; or None.
+      screen: latents that were tried on held-out pairs, or None.
       unsteered, specificity, sampled: of studies by exact probabilities, else None.
       ablation: numbers of `figures.ablation_figure`, or None.
       steered: latents with completions to read, in the order to show.
@@ -206,6 +208,7 @@ class CaseReport:
     ablated: Mapping[str, Any] | None = None
     ablated_counts: tuple[MethodCount, ...] = ()
     roles: Mapping[str, Any] | None = None
+    screen: Screen | None = None
     unsteered: UnsteeredRates | None = None
     specificity: Specificity | None = None
     sampled: SampledCheck | None = None

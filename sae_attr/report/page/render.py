@@ -24,6 +24,7 @@ from sae_attr.report.page.panels import (
     plane_panels,
     role_panels,
     sampled_panels,
+    screen_panels,
     specificity_panels,
 )
 from sae_attr.report.page.records import CaseReport, PageContents
@@ -97,6 +98,7 @@ def _environment() -> Environment:
         "role_panels": role_panels,
         "role_sentence": role_sentence,
         "sampled_panels": sampled_panels,
+        "screen_panels": screen_panels,
         "set_name": set_name,
         "specificity_panels": specificity_panels,
         "words": numbers,

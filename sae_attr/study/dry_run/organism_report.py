@@ -89,7 +89,8 @@ def unbuilt_case_costs(case: Case, recipe: Recipe) -> list[StageCost]:
     above = recipe.n_layers - recipe.site.layer
     costs = []
     for cost in case_costs(case, Reading(recipe.n_layers, above, lengths)):
-        if cost.exact:
+        # The grammar's paths; texts of a screen are counted already.
+        if cost.exact and not cost.exact_tokens:
             tokens = cost.exact * _PATHS * (lengths["strengths"] + _PATH)
             cost = replace(cost, read=float(tokens * above), heads=float(tokens))
         costs.append(cost)

@@ -17,6 +17,7 @@ from sae_attr.study.case_stage import CaseStage, StageInputs, declared_exact
 from sae_attr.study.exact_rates import unsteered_state
 from sae_attr.study.grading import GradedAnswers
 from sae_attr.study.stages.sample import declared_source, pair_sweep
+from sae_attr.text.held_out import hold_out
 from sae_attr.text.pairing import first_distinct, pair_records
 
 TEXTS = "texts of the settings"  # stands for the model that sampled a completion
@@ -26,14 +27,39 @@ VERSION = 2
 
 def pair(inputs: StageInputs, progress: Progress) -> Computed:
     """Pairs completions of either kind of one prompt, as records of a pairs file in
-    `meta["records"]`.
+    `meta["records"]`, and those that are held out for a screen in `meta["held_out"]`.
     """
     if inputs.case.study.pairs_by == "continuations":
-        return pair_texts(inputs.case)
-    return pair_answers(inputs)
+        records, meta = pair_texts(inputs.case)
+    else:
+        records, meta = pair_answers(inputs)
+    return {}, {**_split(inputs.case, records), **meta}
 
 
-def pair_answers(inputs: StageInputs) -> Computed:
+def _split(case: Case, records: list[Any]) -> dict[str, Any]:
+    """Returns the records that rank, and those that are held out for the screen."""
+    held = {}
+    if case.study.screen:
+        count, groups = case.study.screen_pairs, _groups(case)
+        records, held["held_out"] = hold_out(records, groups, count)
+    return {"records": records[: case.settings.pairs], **held}
+
+
+def _groups(case: Case) -> dict[str, str]:
+    """Returns the groups of the prompts that have one."""
+    groups = {}
+    for prompt in case.prompts("pairs"):
+        if prompt.group is not None:
+            groups[prompt.id] = prompt.group
+    return groups
+
+
+def _limit(case: Case) -> int:
+    """Returns how many prompts are paired: all, where some are held out."""
+    return len(case.prompts("pairs")) if case.study.screen else case.settings.pairs
+
+
+def pair_answers(inputs: StageInputs) -> tuple[list[Any], dict[str, Any]]:
     """Pairs the graded answers of prompts that gave both kinds."""
     case, grades = inputs.case, inputs["grade"]
     plan = pair_sweep(case).plan
@@ -48,14 +74,14 @@ def pair_answers(inputs: StageInputs) -> Computed:
         prompts,
         by_prompt,
         sampler=case.setup.lm_key,
-        limit=case.settings.pairs,
+        limit=_limit(case),
         pick=first_distinct(case.settings.per_side),
         fits=partial(can_score, case),
     )
-    return {}, {"records": records, "counts": counts}
+    return records, {"counts": counts}
 
 
-def pair_texts(case: Case) -> Computed:
+def pair_texts(case: Case) -> tuple[list[Any], dict[str, Any]]:
     """Pairs the texts for and against the behaviour of every prompt whose texts have
     enough probability, the likeliest of either side.
     """
@@ -74,16 +100,21 @@ def pair_texts(case: Case) -> Computed:
         measured,
         by_prompt,
         sampler=TEXTS,
-        limit=case.settings.pairs,
+        limit=_limit(case),
         pick=first_distinct(case.settings.per_side),
         fits=partial(can_score, case),
     )
-    return {}, {"records": records, "counts": counts, **state.facts}
+    return records, {"counts": counts, **state.facts}
 
 
 def fields(case: Case) -> dict[str, Any]:
     """Returns the config fields that the pairs depend on."""
-    declared = {"limit": case.settings.pairs, "per_side": case.settings.per_side}
+    declared: dict[str, Any] = {
+        "limit": case.settings.pairs,
+        "per_side": case.settings.per_side,
+    }
+    if case.study.screen:
+        declared["held_out"] = [case.study.screen_pairs, _groups(case)]
     if case.study.pairs_by == "samples":
         return declared
     return {

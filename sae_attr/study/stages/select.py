@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from sae_attr.store import Computed, Progress, Result
+from sae_attr.attribution.score_registry import key_of
+from sae_attr.store import Arrays, Computed, Progress, Result
 from sae_attr.study.case import Case
 from sae_attr.study.case_stage import CaseStage, StageInputs
-from sae_attr.study.selection import about, preset_of, select
+from sae_attr.study.selection import (
+    Selection,
+    about,
+    preset_of,
+    select,
+    with_screened,
+)
+from sae_attr.study.settings import DIRECTIONS
+from sae_attr.study.sweep_conditions import FIXED_SIGN
 
 # 2: rates of candidates alone match no random latents.
 VERSION = 2
@@ -25,9 +35,9 @@ def best_latents(case: Case, attribution: Result, method: str) -> list[int] | No
     return attribution.meta["columns"][preset]["latent"][: case.study.top]
 
 
-def select_latents(inputs: StageInputs, progress: Progress) -> Computed:
-    """Selects the best latents of every method, random ones, and those that the studied
-    method chose in other cases with the same dictionary.
+def by_score(inputs: StageInputs) -> tuple[Selection, dict[str, str]]:
+    """Returns the best latents of every method, random ones, and those that the studied
+    method chose in other cases with the same dictionary; and why a method is left out.
     """
     case, study = inputs.case, inputs.case.study
     attribution = inputs["attribute"]
@@ -40,7 +50,7 @@ def select_latents(inputs: StageInputs, progress: Progress) -> Computed:
     others: set[int] = set()
     for other in inputs.others("attribute"):
         others |= set(best_latents(case, other, study.methods[0]) or ())
-    selection, skipped = select(
+    return select(
         rankings,
         attribution.arrays,
         scope=summary["presets"][summary["primary"]]["tokens"],
@@ -51,13 +61,48 @@ def select_latents(inputs: StageInputs, progress: Progress) -> Computed:
         others=sorted(others),
         why=summary["skipped"],
     )
+
+
+def select_latents(inputs: StageInputs, progress: Progress) -> Computed:
+    """Selects latents by score, and by the screen where the study has one."""
+    study, (selection, skipped) = inputs.case.study, by_score(inputs)
+    if study.screen:
+        attribution = inputs["attribute"]
+        summary = attribution.meta["summary"]
+        scope = summary["presets"][summary["primary"]]["tokens"]
+        screened = {way: inputs[f"screen.{way}"].arrays for way in DIRECTIONS}
+        selection = with_screened(
+            selection,
+            np.asarray(screened[DIRECTIONS[0]]["latents_k"]),
+            screen_gain(screened, study.screen_rank),
+            study.top,
+            attribution.arrays[key_of("gradient", scope)],
+        )
     return selection.arrays(), about(selection, skipped)
+
+
+def screen_gain(screened: Mapping[str, Arrays], by: str) -> np.ndarray:
+    """Returns how far each screened latent moves log p(C) − log p(C′) to the side that
+    matters, nats.
+
+    Args:
+      screened: direction -> arrays of the stage `screen`.
+      by: one of the directions, or both: their mean.
+    """
+    gains = {}
+    for direction, arrays in screened.items():
+        mean_k = np.asarray(arrays["change_kp"]).mean(1)
+        gains[direction] = FIXED_SIGN[direction] * mean_k
+    if by != "both":
+        return gains[by]
+    return np.mean(list(gains.values()), axis=0)
 
 
 def fields(case: Case) -> dict[str, Any]:
     """Returns the config fields that the selection depends on."""
     study = case.study
-    return {"methods": study.methods, "top": study.top, "random": study.random}
+    declared = {"methods": study.methods, "top": study.top, "random": study.random}
+    return declared | ({"screen_rank": study.screen_rank} if study.screen else {})
 
 
 def other_attributions(case: Case, cases: Sequence[Case]) -> list[str]:
@@ -73,7 +118,7 @@ STAGE = CaseStage(
     "select",
     select_latents,
     fields,
-    needs=("attribute",),
+    needs=("screen", "attribute"),
     also_needs=other_attributions,
     version=VERSION,
 )
