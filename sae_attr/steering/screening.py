@@ -32,6 +32,7 @@ from sae_attr.steering.contrast import log_odds
 from sae_attr.steering.effects import false_discovery, standard_error
 from sae_attr.steering.paired import Paired, by_group
 from sae_attr.steering.random_band import RANDOM, SteeredDirection, beyond_random_p
+from sae_attr.text.rows import TokenRow
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,26 @@ class PairIds:
     prompt: tuple[int, ...]
     positives: tuple[tuple[int, ...], ...]
     negatives: tuple[tuple[int, ...], ...]
+
+
+def pairs_of_rows(rows: Sequence[TokenRow]) -> list[PairIds]:
+    """Returns encoded completions (`text.encoding.encode_pairs`) as pairs, in order.
+
+    Where a token straddles the border of a completion, the prompt of its pair ends
+    before it for all of them.
+    """
+    of_pair: dict[int, list[TokenRow]] = {}
+    for row in rows:
+        of_pair.setdefault(row.pair, []).append(row)
+    pairs = []
+    for members in of_pair.values():
+        border = min(row.n_prompt for row in members)
+        sides: dict[int, list[tuple[int, ...]]] = {1: [], -1: []}
+        for row in members:
+            sides[row.side].append(tuple(row.ids[border:].tolist()))
+        prompt = tuple(members[0].ids[:border].tolist())
+        pairs.append(PairIds(prompt, tuple(sides[1]), tuple(sides[-1])))
+    return pairs
 
 
 def lay_out_pairs(pairs: Sequence[PairIds]) -> list[TextGroup]:
