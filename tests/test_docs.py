@@ -14,6 +14,7 @@ METHOD = (
     "Baselines",
     "Ablation and approximations",
     "Steering",
+    "Screening",
     "Strengths and coherence",
     "Effects and the random band",
     "Judges",
