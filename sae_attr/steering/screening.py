@@ -7,9 +7,8 @@ above the site per latent and pair, so that thousands of latents can be tried.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -20,14 +19,16 @@ from sae_attr.comparison_records import Direction
 from sae_attr.hooks import Add, Edit, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params
+from sae_attr.lm.sites import suffix_start
 from sae_attr.steering.continuation_groups import (
     TextGroup,
+    group_log_probs,
     group_texts,
-    grouped_log_probs,
     in_order,
+    run_groups,
 )
 from sae_attr.steering.continuation_layout import Ids
-from sae_attr.steering.continuations import Unsteered, run_unsteered
+from sae_attr.steering.continuations import Unsteered
 from sae_attr.steering.contrast import log_odds
 from sae_attr.steering.effects import false_discovery, standard_error
 from sae_attr.steering.paired import Paired, by_group
@@ -64,7 +65,7 @@ def pairs_of_rows(rows: Sequence[TokenRow]) -> list[PairIds]:
     return pairs
 
 
-def lay_out_pairs(pairs: Sequence[PairIds]) -> list[TextGroup]:
+def lay_out_pairs(pairs: Sequence[PairIds], *, cfg: LMConfig) -> list[TextGroup]:
     """Lays out pairs for `pair_log_odds`.
 
     Raises ValueError without a pair, and for one that lacks a prompt, a side, or a token.
@@ -81,45 +82,35 @@ def lay_out_pairs(pairs: Sequence[PairIds]) -> list[TextGroup]:
     prompts: list[Ids] = [pair.prompt for pair in pairs]
     positives = [pair.positives for pair in pairs]
     negatives = [pair.negatives for pair in pairs]
-    return group_texts(prompts, positives, negatives)
-
-
-def run_pairs(
-    params: Params, groups: Sequence[TextGroup], *, cfg: LMConfig, site: Site
-) -> list[Unsteered]:
-    """Runs the model on pairs without an edit: the layers below the site, once a pair."""
-    step = jax.jit(partial(run_unsteered, cfg=cfg, site=site))
-    return [step(params, group.layout) for group in groups]
+    return group_texts(prompts, positives, negatives, cfg=cfg)
 
 
 def pair_log_odds(
     params: Params,
     groups: Sequence[TextGroup],
     states: Sequence[Unsteered],
-    edit: Edit,
+    edits: Mapping[Site, Edit],
     *,
     cfg: LMConfig,
-    site: Site,
     tokens: str = "all",
     skip: int = 0,
     per_token: bool = False,
 ) -> jax.Array:
     """Returns log p(C) − log p(C′) of every pair under every edit, `[k, p]` in nats, the
-    mean over the completions of a side; pure, to be jitted by the caller.
+    mean over the completions of a side.
 
     Args:
-      groups, states: of `lay_out_pairs` and `run_pairs`.
-      edit, tokens, skip: as for `continuations.continuation_log_probs`.
+      groups, states: of `lay_out_pairs` and `continuation_groups.run_groups`.
+      edits, tokens, skip: as for `continuations.continuation_log_probs`.
       per_token: log-probabilities per token of a completion, else their sums.
     """
-    log_probs = grouped_log_probs(
-        params, groups, states, edit, cfg=cfg, site=site, tokens=tokens, skip=skip
+    log_probs = group_log_probs(
+        params, groups, states, edits, cfg=cfg, tokens=tokens, skip=skip
     )
     odds = []
     for group, log_probs_kpn in zip(groups, log_probs, strict=True):
-        length_pn = group.layout.text_length_pn
         of_group = log_odds(
-            log_probs_kpn, group.side_pn, length_pn, per_token=per_token
+            log_probs_kpn, group.side_pn, group.length_pn, per_token=per_token
         )
         odds.append(of_group)
     return in_order(groups, odds)
@@ -154,12 +145,10 @@ def screen(
       ValueError: strength 0, no pair, or a pair without a completion on both sides.
     """
     check_strength(strength)
-    groups = lay_out_pairs(pairs)
-    states = run_pairs(params, groups, cfg=cfg, site=site)
-    measure = partial(
-        pair_log_odds, cfg=cfg, site=site, tokens=tokens, skip=skip, per_token=per_token
-    )
-    step = jax.jit(lambda params, states, edit: measure(params, groups, states, edit))
+    groups = lay_out_pairs(pairs, cfg=cfg)
+    start, _ = suffix_start(site, cfg)
+    states = run_groups(params, groups, cfg=cfg, start=start)
+    options: dict[str, Any] = {"tokens": tokens, "skip": skip, "per_token": per_token}
     # Unsteered is a condition of the same program, so that it is rounded alike.
     rows_kd = np.concatenate([np.zeros_like(rows_kd[:1]), rows_kd])
     count = len(rows_kd)
@@ -169,7 +158,10 @@ def screen(
         # The last batch repeats directions: one compiled shape.
         part = np.arange(start, start + size) % count
         edit = Add(jnp.asarray(rows_kd[part]), jnp.full(len(part), strength))
-        odds.append(np.asarray(step(params, states, edit), np.float64))
+        of_part = pair_log_odds(
+            params, groups, states, {site: edit}, cfg=cfg, **options
+        )
+        odds.append(np.asarray(of_part, np.float64))
     odds_kp = np.concatenate(odds)[:count]
     return odds_kp[1:] - odds_kp[0]
 

@@ -60,13 +60,13 @@ def test_the_screen_is_the_difference_of_plain_forward_passes_in_any_batch() -> 
 
 
 def test_per_token_divides_every_completion_by_its_tokens() -> None:
-    groups = lay_out_pairs(PAIRS)
+    groups = lay_out_pairs(PAIRS, cfg=CFG)
     log_probs_1pn = [-np.ones((1, *group.side_pn.shape)) for group in groups]
     values = {}
     for per_token in (False, True):
         odds = []
         for group, log_probs in zip(groups, log_probs_1pn, strict=True):
-            lengths = group.layout.text_length_pn
+            lengths = group.length_pn
             # One nat a token.
             of_group = log_odds(
                 jnp.asarray(log_probs * lengths),
@@ -107,9 +107,9 @@ def test_a_strength_that_steers_nothing_is_refused(strength: float) -> None:
 
 def test_pairs_that_cannot_screen_are_refused() -> None:
     with pytest.raises(ValueError, match="no pair to screen by"):
-        lay_out_pairs([])
+        lay_out_pairs([], cfg=CFG)
     with pytest.raises(ValueError, match="pair 1 needs a completion on both sides"):
-        lay_out_pairs([PAIRS[0], PairIds((1, 2), ((3,),), ())])
+        lay_out_pairs([PAIRS[0], PairIds((1, 2), ((3,),), ())], cfg=CFG)
 
 
 # ---- what the changes say ------------------------------------------------------------

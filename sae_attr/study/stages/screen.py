@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.attribution.ranking import rank
 from sae_attr.attribution.score_registry import SCORES, key_of
 from sae_attr.hooks import Add
+from sae_attr.lm.sites import suffix_start
 from sae_attr.report.method_style import RANDOM
+from sae_attr.steering.continuation_groups import run_groups
 from sae_attr.steering.plan import UNSTEERED
 from sae_attr.steering.screening import (
     PairIds,
     lay_out_pairs,
     pair_log_odds,
-    run_pairs,
 )
 from sae_attr.store import Computed, Progress, Result
 from sae_attr.study.case import Case
@@ -124,21 +124,23 @@ def _log_odds(
 ) -> np.ndarray:
     """Returns log p(C) − log p(C′) of every pair under every edit, `[k, p]`."""
     setup, study, params = case.setup, case.study, case.params(direction)
-    groups = lay_out_pairs([pair_ids(record) for record in records])
-    states = run_pairs(params, groups, cfg=setup.cfg, site=setup.site)
+    groups = lay_out_pairs([pair_ids(record) for record in records], cfg=setup.cfg)
+    start, _ = suffix_start(setup.site, setup.cfg)
+    states = run_groups(params, groups, cfg=setup.cfg, start=start)
     log_odds = partial(
         pair_log_odds,
+        params,
+        groups,
+        states,
         cfg=setup.cfg,
-        site=setup.site,
         tokens=study.steer_tokens,
         skip=study.steer_skip,
         per_token=study.screen_per_token,
     )
-    step = jax.jit(lambda params, states, edit: log_odds(params, groups, states, edit))
     values = in_batches(
         case,
-        lambda edit: (step(params, states, edit),),
-        edits,
+        lambda part: (log_odds(part),),
+        {setup.site: edits},
         progress,
         name=f"screen, {direction}",
         arrays=(_ODDS,),
