@@ -87,7 +87,7 @@ def study() -> ConfigDict:
     # What goes beyond effects is measured on a few latents.
     config.update({"specific_latents": 3, "specific_random": 5})
     config.specific_tokens = 1000
-    config.update({"sampled_latents": 1, "sampled_prompts": 8, "sampled_samples": 4})
+    config.update({"sampled_latents": 1, "sampled_prompts": 6, "sampled_samples": 4})
     # The first words say yes or no.
     config.sampling.max_new = 8
     config.update({"passage_tokens": 20_000, "interpreted": 10})

@@ -60,8 +60,8 @@ class Unsteered:
 def run_unsteered(
     params: Params, layout: ContinuationLayout, *, cfg: LMConfig, start: int
 ) -> Unsteered:
-    """Runs the model without an edit, once a row of text; keeps what enters layer
-    `start`, of `lm.sites.edited_suffix`.
+    """Runs the model without an edit, once a row of text and all rows of a layout
+    together; keeps what enters layer `start`, of `lm.sites.edited_suffix`.
 
     Raises ValueError for rows whose rotation would depend on their whole length.
     """
@@ -111,7 +111,8 @@ def _run_rows(
         of_rows = entering[:, width:]
         return entering[0, :width], of_rows, log_probs_1n[0], top_ids_m, top_probs_m
 
-    return list(jax.lax.map(one_prompt, parts))
+    # Together: the rows of one prompt alone are too few for a matrix product.
+    return list(jax.vmap(one_prompt)(parts))
 
 
 def _whole_rows(
