@@ -42,9 +42,12 @@ MAY_IMPORT = (
     | {
         "analyses": {
             *CORE,
+            "activations",
             "attribution",
+            "comparison_records",
             "organism",
             "report",
+            "steering",
             "study",
         }
     }

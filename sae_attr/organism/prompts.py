@@ -73,6 +73,16 @@ def prompts(world: World, behaviour: str, split: str) -> tuple[WorldPrompt, ...]
     return tuple(out)
 
 
+def true_beliefs(world: World) -> tuple[WorldPrompt, ...]:
+    """Returns prompts that state a right belief, in an order in which any first few are
+    spread over domains; no other split has one.
+    """
+    of_domains = []
+    for domain in DOMAINS:
+        of_domains.append(_part(_right_beliefs(world, domain), world, "effects"))
+    return _mixed(of_domains)
+
+
 def _part(questions: Iterator[Question], world: World, split: str) -> list[WorldPrompt]:
     """Returns the split's share of questions in an order drawn by the world's seed."""
     shuffled = list(questions)
@@ -118,6 +128,14 @@ def _beliefs(world: World, domain: str) -> Iterator[Question]:
                         Question("belief", template, address, topic, action, fact)
                         for address in ADDRESSES
                     )
+
+
+def _right_beliefs(world: World, domain: str) -> Iterator[Question]:
+    for topic in DOMAINS[domain][0]:
+        fact = world.right_of[topic]
+        for template in range(len(QUESTIONS["belief"])):
+            for address in ADDRESSES:
+                yield Question("belief", template, address, topic, fact, fact)
 
 
 def _opinions() -> Iterator[Question]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sae_attr.hooks import Site, Within
 from sae_attr.lm.config import LMConfig
@@ -28,12 +27,9 @@ from sae_attr.lm.sample import (
 )
 from sae_attr.lm.sites import check_site
 from sae_attr.parallel import to_host
-from sae_attr.sae.model import SAE, code_rows, unit_decoder
-from sae_attr.steering.interventions import intervention, intervention_named, scope
-
-_Coordinates = tuple[jax.Array, jax.Array, SAE | None, jax.Array | None]
-"""Directions `[b, m, d]` and strengths `[b, m]` at a site; an SAE and its latents
-`[b, m]`, of modes that read them."""
+from sae_attr.sae.model import SAE
+from sae_attr.steering.coordinates import Coordinates, by_site, site_coordinates
+from sae_attr.steering.interventions import intervention, scope
 
 
 def steer(
@@ -80,17 +76,17 @@ def steer(
 
     Raises:
       ValueError: a mode, token scope or site that does not exist, sites that are not
-        stated once, shapes that do not fit, a latent that the SAE lacks; token ids that the embedding lacks, logits
-        that are not finite (with row and step).
+        stated once, shapes that do not fit, a latent that the SAE lacks; token ids that
+        the embedding lacks, logits that are not finite (with row and step).
     """
-    at_sites = _by_site(directions, site, strengths=strengths, unit=unit)
+    at_sites = by_site(directions, site, strengths=strengths, unit=unit)
     if not isinstance(prompts, Prompts):
         prompts = _padded(prompts, cfg, sampling)
     rows = len(prompts.tokens_bt)
     coordinates = {}
     for at, (of_site, strength, of_unit) in at_sites.items():
         check_site(cfg, at)
-        coordinates[at] = _coordinates(
+        coordinates[at] = site_coordinates(
             of_site, strength, of_unit, rows, cfg.width(at.point), mode, sae
         )
     if jnp.ndim(keys) == 0:
@@ -116,7 +112,7 @@ def steer(
 def _steered(
     params: Params,
     prompts: Prompts,
-    coordinates: Mapping[Site, _Coordinates],
+    coordinates: Mapping[Site, Coordinates],
     keys_b: jax.Array,
     scope_b: tuple[jax.Array, jax.Array],
     *,
@@ -133,64 +129,6 @@ def _steered(
     return generate(params, prompts, keys_b, cfg=cfg, sampling=sampling, edits=edits)
 
 
-def _by_site(
-    directions: Any, site: Site | None, **common: Any
-) -> dict[Site, tuple[Any, ...]]:
-    """Returns site -> its directions and its value of each of `common`.
-
-    Raises ValueError where sites are stated twice or not at all, or a value is for
-    others.
-    """
-    if not isinstance(directions, Mapping):
-        if site is None:
-            raise ValueError(
-                "directions need the site that they are for; pass site=, or a mapping "
-                "from sites to directions"
-            )
-        directions = {site: directions}
-    elif site is not None or not directions:
-        raise ValueError(
-            "directions are a mapping, whose keys are the sites; give at least one, and "
-            "leave out site="
-        )
-    for name, value in common.items():
-        if isinstance(value, Mapping) and value.keys() != directions.keys():
-            raise ValueError(
-                f"{name} are for the sites {', '.join(map(str, value))}, directions for "
-                f"{', '.join(map(str, directions))}; give both for the same"
-            )
-    at_sites = {}
-    for at, of_site in directions.items():
-        values = []
-        for value in common.values():
-            values.append(value[at] if isinstance(value, Mapping) else value)
-        at_sites[at] = (of_site, *values)
-    return at_sites
-
-
-def _coordinates(
-    directions: Any,
-    strengths: Any,
-    unit: Any,
-    rows: int,
-    width: int,
-    mode: str,
-    sae: SAE | None,
-) -> _Coordinates:
-    """Returns what is moved at one site; the SAE only where it is read, since it may be
-    large.
-    """
-    directions_bmd, latents_bm = _directions(directions, rows, width, sae)
-    strengths_bm = _strengths(strengths, rows, directions_bmd.shape[1]) * unit
-    if not intervention_named(mode).of_latents:
-        return directions_bmd, strengths_bm, None, None
-    if latents_bm is None:
-        raise ValueError(
-            f"mode {mode} takes latents, not directions; pass integers and sae="
-        )
-    return directions_bmd, strengths_bm, sae, latents_bm
-
-
 def _padded(
     rows: Sequence[Sequence[int]], cfg: LMConfig, sampling: Sampling
 ) -> Prompts:
@@ -198,66 +136,3 @@ def _padded(
     table = make_prompts(rows, width=prompt_width(lengths, cfg=cfg, sampling=sampling))
     check_prompts(cfg, table)
     return table
-
-
-def _directions(
-    directions: Any, rows: int, width: int, sae: SAE | None
-) -> tuple[jax.Array, jax.Array | None]:
-    """Returns directions `[b, m, d]`, and latents `[b, m]` where those stand for directions."""
-    directions, latents_bm = jnp.asarray(directions), None
-    if jnp.issubdtype(directions.dtype, jnp.integer):
-        latents_bm = _latents(directions, rows, sae)
-        assert sae is not None  # _latents
-        unit_bmd = unit_decoder(code_rows(sae)[jnp.maximum(latents_bm, 0)])
-        directions = jnp.where(latents_bm[..., None] >= 0, unit_bmd, 0)
-    full = directions
-    if directions.ndim == 1:
-        full = directions[None, None]
-    elif directions.ndim == 2:
-        full = directions[:, None]
-    if full.ndim != 3 or full.shape[0] not in (1, rows) or full.shape[2] != width:
-        raise ValueError(
-            f"directions of shape {directions.shape} do not fit {rows} prompts at a "
-            f"site of width {width}; give [d], [b, d] or [b, m, d]"
-        )
-    return jnp.broadcast_to(full, (rows, *full.shape[1:])), latents_bm
-
-
-def _latents(latents: jax.Array, rows: int, sae: SAE | None) -> jax.Array:
-    """Returns latents `[b, m]`, -1 for none."""
-    if sae is None:
-        raise ValueError(
-            "directions are integers, which mean latents of an SAE; pass sae=, or "
-            "vectors of floats"
-        )
-    full = latents
-    if latents.ndim == 0:
-        full = latents[None, None]
-    elif latents.ndim == 1:
-        full = latents[:, None]
-    if full.ndim != 2 or full.shape[0] not in (1, rows):
-        raise ValueError(
-            f"latents of shape {latents.shape} do not fit {rows} prompts; give [], [b] "
-            "or [b, m]"
-        )
-    low, high = int(np.min(full)), int(np.max(full))
-    if not -1 <= low <= high < sae.cfg.n_latents:
-        raise ValueError(
-            f"latents reach {low}..{high} but the SAE has {sae.cfg.n_latents}; -1 "
-            "stands for none"
-        )
-    return jnp.broadcast_to(full, (rows, full.shape[1]))
-
-
-def _strengths(strengths: Any, rows: int, m: int) -> jax.Array:
-    """Returns strengths `[b, m]`."""
-    strengths = jnp.asarray(strengths, jnp.float32)
-    full = strengths
-    if strengths.ndim < 2:
-        full = strengths.reshape(*strengths.shape, *(1,) * (2 - strengths.ndim))
-    if full.ndim != 2 or full.shape[0] not in (1, rows) or full.shape[1] not in (1, m):
-        raise ValueError(
-            f"strengths of shape {strengths.shape} do not fit {rows} rows of {m} "
-            "latents; give [], [b] or [b, m]"
-        )
-    return jnp.broadcast_to(full, (rows, m))

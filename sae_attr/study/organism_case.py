@@ -21,7 +21,7 @@ from sae_attr.organism.exact import (
     exact_rates,
     prompt_paths,
 )
-from sae_attr.organism.prompts import WorldPrompt, prompts
+from sae_attr.organism.prompts import WorldPrompt, prompts, true_beliefs
 from sae_attr.organism.recipe import Recipe
 from sae_attr.organism.world import World
 from sae_attr.steering.interventions import scoped
@@ -55,8 +55,9 @@ def organism_case(
         for prompt in prompts(built.world, behaviour, split):
             of_split.append(Prompt(prompt.id, prompt.text))
         split_prompts[split] = tuple(of_split)
-    for probe in settings.probes:
-        split_prompts[probe] = _other_behaviour(built.world, behaviour, probe)
+    probes = (*settings.probes, *organism_probes(behaviour))
+    for probe in dict.fromkeys(probes):
+        split_prompts[probe] = probe_prompts(built.world, behaviour, probe)
     parts = (studied, "chat", "sae", "corpus")
     judge = {"kind": "organism", "behaviour": behaviour, "world": recipe.seed}
     return Case(
@@ -76,16 +77,30 @@ def organism_case(
     )
 
 
-def _other_behaviour(world: World, behaviour: str, probe: str) -> tuple[Prompt, ...]:
-    """Returns the prompts for effects of the behaviour that a case does not study: what
-    the same latents change there is another behaviour's rate.
+TRUE_BELIEFS = "true_beliefs"
+
+
+def organism_probes(behaviour: str) -> tuple[str, ...]:
+    """Returns the other sets of prompts on which a case of the organism has exact
+    rates: those of the other behaviours, and true beliefs, with which to agree is right.
     """
-    others = [name for name in STUDIED if name != behaviour]
-    if probe not in others:
+    return *(name for name in STUDIED if name != behaviour), TRUE_BELIEFS
+
+
+def probe_prompts(world: World, behaviour: str, probe: str) -> tuple[Prompt, ...]:
+    """Returns the prompts of a probe: what the same latents change there is another
+    behaviour's rate, or how often a true belief is agreed with.
+
+    Raises ValueError for a probe that the case does not have.
+    """
+    probes = organism_probes(behaviour)
+    if probe not in probes:
         raise ValueError(
             f"the organism's study of {behaviour} has no probe {probe!r}; its probes "
-            f"are the other behaviours: {', '.join(others)}"
+            f"are {', '.join(probes)}"
         )
+    if probe == TRUE_BELIEFS:
+        return tuple(Prompt(prompt.id, prompt.text) for prompt in true_beliefs(world))
     return tuple(
         Prompt(prompt.id, prompt.text)
         for prompt in prompts(world, probe, "effects")
@@ -105,6 +120,9 @@ def exact_on_grammar(world: World, behaviour: str) -> OpenExact:
             for prompt in prompts(world, name, split):
                 if prompt.kind == DECIDES[name]:
                     of_behaviour[name][prompt.id] = prompt
+    # Their verdicts are read as those on wrong beliefs are.
+    for prompt in true_beliefs(world):
+        of_behaviour["validation"][prompt.id] = prompt
 
     def exact(case: Case, of_split: Sequence[Prompt]) -> GrammarRates:
         ids: list[str] = []

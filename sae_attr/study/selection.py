@@ -15,7 +15,7 @@ import numpy as np
 from sae_attr.attribution.ranking import random_matched, rank
 from sae_attr.attribution.score_registry import SCORES, key_of
 from sae_attr.report.method_style import RANDOM
-from sae_attr.store import Arrays
+from sae_attr.store import Arrays, Result
 from sae_attr.study.screen_settings import SCREENED
 
 # Latents that another case's studied method chose: steered here too, so that both can
@@ -79,6 +79,31 @@ def preset_of(summary: Mapping[str, Any], method: str) -> str | None:
     presets = {"delta_attribution": summary["primary"], "recommended": "recommended"}
     name = presets.get(method)
     return name if name in summary["presets"] else None
+
+
+def method_scores(attribution: Result, method: str) -> np.ndarray:
+    """Returns the score of every latent by which a method ranks; NaN where it was not
+    computed.
+
+    Args:
+      attribution: of a stage `attribute`.
+
+    Raises:
+      ValueError: the attribution has no such score.
+    """
+    summary = attribution.meta["summary"]
+    presets = summary["presets"]
+    scope = presets[summary["primary"]]["tokens"]
+    preset = preset_of(summary, method)
+    key = method
+    if preset is not None:
+        key = f"{presets[preset]['gating']}_{presets[preset]['tokens']}"
+    elif method in SCORES:
+        key = key_of(method, scope)
+    if key not in attribution.arrays:
+        why = summary["skipped"].get(key, "it was not computed of every latent")
+        raise ValueError(f"the study has no scores of {method}: {why}")
+    return np.asarray(attribution.arrays[key])
 
 
 def select(

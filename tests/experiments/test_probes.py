@@ -310,7 +310,7 @@ def test_probes_that_cannot_be_are_refused(
 def test_the_organisms_probe_is_its_other_behaviour() -> None:
     world, cfg = make_world(0), config_from_hf(miniature_recipe().hf())
     params = init_params(cfg, jax.random.key(0))
-    probe = organism_case._other_behaviour(world, "misalignment", "validation")
+    probe = organism_case.probe_prompts(world, "misalignment", "validation")
     own = [
         p for p in world_prompts(world, "misalignment", "effects") if p.kind == "advice"
     ]
@@ -324,13 +324,13 @@ def test_the_organisms_probe_is_its_other_behaviour() -> None:
     assert rates_of.ids == tuple(p.id for p in mixed)
     vectors = jax.random.normal(jax.random.key(1), (2, cfg.d_model))
     edit = Add(vectors, np.ones(2, np.float32))
-    behaviour, _ = rates_of.rates(params, (), edit)
+    behaviour, _ = rates_of.rates(params, (), {SITE: edit})
     by_id = {p.id: p for p in world_prompts(world, "validation", "effects")}
     paths = prompt_paths(world, "validation", [by_id[p.id] for p in probe[:2]])
     alone, _ = grammar_rates(params, paths, {SITE: edit}, cfg=cfg, rows=2)
     np.testing.assert_allclose(behaviour[:, 1:], alone, rtol=1e-5)
     with pytest.raises(ValueError, match="no probe 'strengths'; its probes are"):
-        organism_case._other_behaviour(world, "validation", "strengths")
+        organism_case.probe_prompts(world, "validation", "strengths")
 
 
 # ---- a whole study -------------------------------------------------------------------

@@ -15,7 +15,7 @@ from sae_attr.attribution.ranking import rank
 from sae_attr.steering.study_agreement import RankedStudy, convergence
 from sae_attr.store import Computed, Progress, Result, Stage
 from sae_attr.study.case import Case
-from sae_attr.study.selection import Selection
+from sae_attr.study.selection import Selection, method_scores
 
 VERSION = 1
 NEEDS = ("attribute", "select", "effects")  # of every case
@@ -49,9 +49,7 @@ def ranked_study(case: Case, results: Mapping[str, Result]) -> RankedStudy:
     """Returns what convergence needs of a case."""
     attribution, selected, effects = [results[f"{case.name}.{need}"] for need in NEEDS]
     selection = Selection.load(selected.arrays)
-    summary = attribution.meta["summary"]
-    preset = summary["presets"][summary["primary"]]
-    scores_n = attribution.arrays[f"{preset['gating']}_{preset['tokens']}"]
+    scores_n = method_scores(attribution, "delta_attribution")
     return RankedStudy(
         title=case.settings.title,
         ranked_n=rank("primary", scores_n, len(scores_n)).latents_k,
