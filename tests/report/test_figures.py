@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from matplotlib import image
+from matplotlib.figure import Figure
 
 from sae_attr.report.figures import (
     Drawing,
@@ -19,6 +20,8 @@ from sae_attr.report.figures import (
     plane_figure,
     render,
 )
+from sae_attr.report.figures.labels import name_points
+from sae_attr.report.figures.output import INK
 from sae_attr.report.figures.strips import limits, swarm, ticks
 from sae_attr.report.method_style import method_colors
 from tests.report._sample import effects_numbers, plane_numbers
@@ -145,7 +148,7 @@ def test_a_strip_shows_its_means_interval_and_how_many_lie_beyond_the_band() -> 
     known = int(np.isfinite(strip["change"]).sum())
     strip |= {"outside": 3, "expected": 0.4, "q": 0.012}
     drawn = render(Drawing(effects_figure, numbers))["svg"].decode()
-    for words in (f"3 of {known} beyond", "(0.4 by chance)", "q = 0.012"):
+    for words in (f"3 of {known} below", "(0.4 by chance)", "q = 0.012"):
         assert words in drawn
         assert words not in bare
     # The interval alone reaches so far down: it is within the axes.
@@ -210,3 +213,42 @@ def test_ticks_are_round_and_within() -> None:
 def test_methods_have_a_colour_each() -> None:
     colors = method_colors(["delta_attribution", "x", "y", "random"])
     assert len(set(colors.values())) == 4
+
+
+def test_numbers_lie_on_no_point_and_on_no_words() -> None:
+    figure = Figure(figsize=(4, 4))
+    ax = figure.subplots()
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    places = [(0.5, 0.5), (0.55, 0.53), (0.98, 0.5), (0.2, 0.2)]
+    named = list(zip((11111, 22222, 33333, 44444), places, strict=True))
+    name_points(ax, named, points=places, reserved=[(0.15, 0.1, 0.6, 0.4)])
+    sides = {text.get_text(): text.get_ha() + text.get_va() for text in ax.texts}
+    # Right of the first lies the second; right of the third the frame ends; the last has
+    # words on every side but one.
+    assert sides["11111"] == "rightbottom"
+    assert sides["22222"] == "leftbottom"
+    assert sides["33333"] == "rightbottom"
+    assert "44444" not in sides
+
+
+def test_a_position_far_from_the_others_does_not_press_them_together() -> None:
+    numbers = made()
+    numbers["single"] = {
+        "first_order": [0.001, 0.002, 2.0],
+        "exact": [0.001, 0.002, 2.0],
+    }
+    ax = ablation_figure(numbers, ("single",)).axes[0]
+    assert (ax.get_xscale(), ax.get_yscale()) == ("asinh", "asinh")
+    labels = [ax.xaxis.get_major_formatter()(tick) for tick in ax.get_xticks()]
+    assert labels == ["−0.01", "0", "0.01", "0.1", "1"]
+    assert ablation_figure(made(), ("single",)).axes[0].get_xscale() == "linear"
+
+
+def test_a_point_of_the_plane_whose_rate_rises_has_an_edge() -> None:
+    numbers = plane_numbers()
+    ax = plane_figure(numbers, ("steering",)).axes[0]
+    edges = {line.get_gid(): line.get_markeredgecolor() for line in ax.lines}
+    for point in numbers["points"]:
+        edge = edges[f"steering-{point['group']}-{point['latent']}"]
+        if point["steering"] is not None and point["steering"] == point["steering"]:
+            assert (edge == INK) == (point["steering"] > 0)

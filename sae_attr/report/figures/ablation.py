@@ -17,6 +17,7 @@ from sae_attr.report.figures.output import (
     draw_equality,
     open_axes,
     styled,
+    use_asinh,
 )
 
 PANELS = ("joint", "single")
@@ -29,6 +30,8 @@ _UP = {
     "single": "exact mean ablation: ΔL (nats)",
 }
 _COLORS = {"random": GREY, "candidate": BLUE}
+_MARKERS = {"random": "^", "candidate": "o"}
+_FAR = 20  # medians from 0 beyond which a position would press the others together
 
 
 @styled
@@ -62,7 +65,7 @@ def ablation_figure(
             f"Pearson {_unsigned(pearson)}, Spearman {_unsigned(spearman)}",
         )
         ax.set_title("\n".join(lines), fontsize=10, loc="left")
-        ax.set_xlabel("first order: Σ δ (nats)")
+        ax.set_xlabel("first-order estimate: Σ δ (nats)", fontsize=9)
         ax.set_ylabel(_UP[name], fontsize=9)
         open_axes(ax)
     return figure
@@ -75,7 +78,8 @@ def _unsigned(value: float | None) -> str:
 def _draw_latents(ax: Axes, latents: Sequence[Mapping[str, Any]]) -> None:
     for group, color in _COLORS.items():
         # An artist a point, so that each has an id of its own; the legend needs one more.
-        style = {"marker": "o", "ls": "", "ms": 5.1, "mew": 0, "color": color}
+        style = {"marker": _MARKERS[group], "ls": "", "ms": 5.4}
+        style |= {"mew": 0, "color": color}
         ax.plot([], [], label=f"{group} latents", **style)
         for point in _measured_points(latents, group):
             ax.plot(
@@ -89,14 +93,37 @@ def _draw_latents(ax: Axes, latents: Sequence[Mapping[str, Any]]) -> None:
     best = sorted(
         _measured_points(latents, "candidate"), key=lambda p: -abs(p["exact"])
     )
-    name_points(ax, [(p["latent"], (p["first_order"], p["exact"])) for p in best])
-    ax.legend(frameon=False, loc="upper left")
+    named = [(p["latent"], (p["first_order"], p["exact"])) for p in best]
+    others = _measured_points(latents, "random")
+    places = [place for _, place in named]
+    places += [(p["first_order"], p["exact"]) for p in others]
+    # Below the line of equality: what matters lies along it.
+    reserved = ((0.55, 0.0, 1.0, 0.16),)
+    name_points(ax, named, points=places, reserved=reserved)
+    ax.legend(frameon=False, loc="lower right", fontsize=8.5)
 
 
 def _draw_positions(ax: Axes, single: Mapping[str, Sequence[float]]) -> None:
     x, y = np.array(single["first_order"]), np.array(single["exact"])
     ax.scatter(x, y, s=14, color=BLUE, alpha=0.7, linewidths=0)
+    sizes = np.abs([*x, *y])
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
     draw_equality(ax)
+    if len(sizes) and sizes.max() > _FAR * np.median(sizes):
+        _spread_out(ax, float(np.median(sizes)))
+
+
+def _spread_out(ax: Axes, middle: float) -> None:
+    """Gives both axes a scale that is the logarithm's beyond a size, with powers of ten
+    as ticks.
+    """
+    low, high = ax.get_xlim()
+    first = np.ceil(np.log10(middle))
+    powers = 10.0 ** np.arange(first, np.ceil(np.log10(max(-low, high))))
+    ticks = [tick for tick in (*-powers[::-1], 0.0, *powers) if low <= tick <= high]
+    for axis in ("x", "y"):
+        use_asinh(ax, axis, ticks, linear_width=middle)
+    ax.set(xlim=(low, high), ylim=(low, high))
 
 
 def _measured_points(

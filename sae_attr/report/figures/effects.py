@@ -40,6 +40,8 @@ from sae_attr.report.numbers import is_known, p_value, signed, span
 _HEIGHT, _STRIP, _DIAMETER = 4.9, 1.15, 5.6  # inches, inches, points
 _PLOT = 0.72  # share of the height that the axes get
 _INCH = 72  # points
+# Strips are 1 apart: half the width of one, and from its leftmost point to its mean.
+_HALF, _MEAN = 0.36, 0.12
 _TICK = 16  # characters of a line below a strip
 
 
@@ -48,11 +50,11 @@ def effects_figure(numbers: Mapping[str, Any]) -> Figure:
     """Draws a strip of points per method, a point a latent: the change in the rate of
     the behaviour under steering.
 
-    × is the mean, with its bootstrap interval as a line; the grey band is the typical range of random latents.
-    Below a strip stand the number of its latents beyond the band on the side that
-    matters, of those with at least one graded pair, and the q-value of that count.
-    Points and means have the ids that
-    `effect_marks` explains.
+    × is the mean, with its bootstrap interval as a line, left of the strip, where it
+    hides no point; the grey band is the typical range of random latents. Below a strip
+    stand the number of its latents beyond the band on the side that matters, of those
+    with at least one graded pair, and the q-value of that count. Points and means have
+    the ids that `effect_marks` explains.
 
     Args:
       numbers: `behaviour`: what is counted, in words; `signed`: true where each latent
@@ -99,10 +101,11 @@ def _draw_panel(ax: Axes, panel: Mapping[str, Any]) -> None:
         rows = list(measured(strip))
         prefix = _strip_id(panel, at)
         if rows:
-            _draw_strip(ax, at, rows, colors[strip["method"]], high - low, prefix)
-            _draw_mean(ax, at, strip, rows, prefix)
+            color = colors[strip["method"]]
+            left = _draw_strip(ax, at, rows, color, high - low, prefix)
+            _draw_mean(ax, left - _MEAN, strip, rows, prefix)
         ax.annotate(
-            _count_text(strip, len(rows)),
+            _count_text(strip, len(rows), panel["direction"]),
             (at, 0),
             xycoords=("data", "axes fraction"),
             xytext=(0, -33),
@@ -121,8 +124,8 @@ def _draw_panel(ax: Axes, panel: Mapping[str, Any]) -> None:
 
 def _draw_strip(
     ax: Axes, at: int, rows: list[Measured], color: str, height: float, prefix: str
-) -> None:
-    """Draws the points of one method around x = `at`.
+) -> float:
+    """Draws the points of one method around x = `at`; returns where the leftmost is.
 
     Args:
       height: of the axes, in percentage points.
@@ -132,7 +135,7 @@ def _draw_strip(
     # In diameters of a point, so that a distance is the same in both directions. The
     # layout is fixed only when the figure is drawn: the axes' height is an estimate.
     diameters = _INCH * _HEIGHT * _PLOT / _DIAMETER
-    half_width = 0.4 * _INCH * _STRIP / _DIAMETER
+    half_width = _HALF * _INCH * _STRIP / _DIAMETER
     offsets = swarm(changes / height * diameters, half_width=half_width)
     x = at + offsets * _DIAMETER / (_INCH * _STRIP)
     point = {
@@ -148,16 +151,17 @@ def _draw_strip(
     # An artist a point, so that each has an id of its own.
     for row, place in zip(rows, x, strict=True):
         ax.plot([place], [row.change], gid=f"{prefix}-{row.latent}", **point)
+    return float(x.min())
 
 
 def _draw_mean(
-    ax: Axes, at: int, strip: Mapping[str, Any], rows: list[Measured], prefix: str
+    ax: Axes, at: float, strip: Mapping[str, Any], rows: list[Measured], prefix: str
 ) -> None:
-    """Draws the × of a strip's mean, and its bootstrap interval as a line."""
+    """Draws the × of a strip's mean at x = `at`, and its bootstrap interval as a line."""
     mean = float(np.mean([row.change for row in rows]))
     interval = _mean_interval(strip)
     if interval:
-        # Wide and pale beneath: the line is seen on a full strip too.
+        # Wide and pale beneath: the line is seen beside a full strip too.
         for width, color in ((4.0, PAPER), (2.0, INK)):
             line = {"color": color, "lw": width, "solid_capstyle": "butt"}
             ax.plot([at, at], interval, zorder=3, **line)
@@ -172,14 +176,15 @@ def _mean_interval(strip: Mapping[str, Any]) -> tuple[float, float] | None:
     return (low, high) if is_known(low) and is_known(high) else None
 
 
-def _count_text(strip: Mapping[str, Any], measured_here: int) -> str:
+def _count_text(strip: Mapping[str, Any], measured_here: int, direction: str) -> str:
     """Returns the count of latents beyond the band with its q-value, as it stands below
     a strip; the number of points where there is none.
     """
     if strip["method"] == RANDOM or not is_known(strip.get("expected")):
         return f"n = {measured_here}"
+    side = "below" if direction == "away" else "above"
     lines = [
-        f"{strip['outside']} of {measured_here} beyond",
+        f"{strip['outside']} of {measured_here} {side}",
         f"({strip['expected']:.1f} by chance)",
         f"q {p_value(strip['q'])}",
     ]
@@ -187,20 +192,23 @@ def _count_text(strip: Mapping[str, Any], measured_here: int) -> str:
 
 
 def _explain(figure: Figure) -> None:
-    """Adds the legend of the cross and the band below the panels."""
+    """Adds the legend of the cross, the band and q below the panels."""
     mean = Line2D(
-        [], [], color=INK, marker="x", ls="", mew=2, label="mean and its 95 % interval"
+        [], [], color=INK, marker="x", ls="", mew=2, label="mean, 95 % interval"
     )
     band = Patch(
         color=GREY,
         alpha=0.25,
         lw=0,
-        label="range of random latents (5th to 95th percentile)",
+        label="band: random latents (5th to 95th percentile)",
+    )
+    rate = Line2D(
+        [], [], ls="", label="counts: latents beyond the band; q: false discovery rate"
     )
     figure.legend(
-        handles=[mean, band],
+        handles=[mean, band, rate],
         loc="outside lower center",
-        ncols=2,
+        ncols=3,
         frameon=False,
         fontsize=8.5,
     )

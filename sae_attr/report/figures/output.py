@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 _DPI = {"svg": 72, "png": 150}  # the first is what matplotlib takes
 INK, BLUE, GREY, PAPER = "#22303c", "#1f77b4", "#9aa5b1", "#ffffff"
@@ -20,6 +22,8 @@ STYLE = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "xtick.color": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
     "ytick.color": INK,
     "figure.facecolor": PAPER,
     "axes.facecolor": PAPER,
@@ -44,6 +48,28 @@ class Mark:
 def open_axes(axes: Axes) -> None:
     """Takes away the frame's upper and right lines."""
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def write_plainly(ax: Axes, axis: str) -> None:
+    """Writes an axis' ticks ("x" or "y") without the powers of a scale's formulas."""
+    plain = FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−"))
+    getattr(ax, f"{axis}axis").set_major_formatter(plain)
+
+
+def use_asinh(
+    ax: Axes, axis: str, ticks: Sequence[float], *, linear_width: float = 1.0
+) -> None:
+    """Gives an axis a scale that is the logarithm's beyond a size on either side of 0.
+
+    Args:
+      axis: "x" or "y".
+      ticks: the scale's own crowd about 0, where it is nearly straight.
+      linear_width: the size.
+    """
+    getattr(ax, f"set_{axis}scale")("asinh", linear_width=linear_width)
+    getattr(ax, f"set_{axis}ticks")(ticks)
+    getattr(ax, f"{axis}axis").set_minor_locator(NullLocator())
+    write_plainly(ax, axis)
 
 
 def draw_equality(ax: Axes) -> None:

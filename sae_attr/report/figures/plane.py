@@ -10,10 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter
 
 from sae_attr.report.figures.labels import name_points
-from sae_attr.report.figures.output import GREY, INK, Mark, open_axes, styled
+from sae_attr.report.figures.output import (
+    GREY,
+    INK,
+    Mark,
+    open_axes,
+    styled,
+    use_asinh,
+    write_plainly,
+)
 from sae_attr.report.figures.strips import points as percentage_points
 from sae_attr.report.numbers import is_known, signed
 from sae_attr.report.safe_text import one_line
@@ -36,6 +44,13 @@ _PLACES = {
     "steers, did not act": (0.015, 0.985),
     "neither": (0.015, 0.02),
 }
+# Left, low, right, high of these words, in shares of the axes.
+_RESERVED = (
+    (0.0, 0.9, 0.4, 1.0),
+    (0.6, 0.9, 1.0, 1.0),
+    (0.0, 0.0, 0.4, 0.1),
+    (0.6, 0.0, 1.0, 0.1),
+)
 
 
 @styled
@@ -70,28 +85,41 @@ def _draw_panel(ax: Axes, numbers: Mapping[str, Any], effect: str) -> None:
     for point in _drawn(numbers["points"]):
         change = percentage_points(point[effect])
         measured = is_known(change)
+        # Both ends of the colours are equally dark: without colours the edge tells.
+        rises = measured and change > 0
         ax.plot(
             [point["cause_z"]],
             [point["lever_z"]],
             marker=_MARKERS[point["group"]],
             ls="",
             ms=5.2 if point["group"] == "random" else 6.2,
-            mew=0 if measured else 1,
-            mec=GREY,
+            mew=0.9 if rises or not measured else 0,
+            mec=INK if rises else GREY,
             mfc=_COLORS(norm(change)) if measured else "none",
             gid=_point_id(point, effect),
             zorder=2 + (point["group"] == "selected"),
         )
-    name_points(ax, _most_affected(numbers["points"], effect), count=_NAMED)
+    places = [(point["cause_z"], point["lever_z"]) for point in numbers["points"]]
+    name_points(
+        ax,
+        _most_affected(numbers["points"], effect),
+        points=places,
+        reserved=_RESERVED,
+        count=_NAMED,
+    )
     for group, marker in _MARKERS.items():
         style = {"marker": marker, "ls": "", "ms": 6, "mew": 0, "color": GREY}
         ax.plot([], [], label=f"{group} latents", **style)
+    style |= {"marker": "o", "mew": 0.9, "mec": INK, "mfc": "none"}
+    ax.plot([], [], label="edge: the rate rises", **style)
     ax.legend(
         frameon=False,
         loc="upper center",
         bbox_to_anchor=(0.5, -0.13),
-        ncols=2,
-        fontsize=8.5,
+        ncols=3,
+        columnspacing=1.2,
+        handletextpad=0.3,
+        fontsize=8,
     )
     _draw_scale(ax, norm)
     ax.set_title(_title(numbers, effect), fontsize=9.5, loc="left")
@@ -124,16 +152,12 @@ def _scale_axes(ax: Axes, numbers: Mapping[str, Any]) -> None:
         room = 0.14 * (high - low)
         if max(-low, high) > 8:
             low, high = low * 1.3, high * 1.3
-            # The scale's own ticks crowd about 0, where it is nearly straight.
             ticks = [place for place in _TICKS if low <= place <= high]
-            ax.set(**{f"{axis}scale": "asinh", f"{axis}ticks": ticks})
-            getattr(ax, f"{axis}axis").set_minor_locator(NullLocator())
+            use_asinh(ax, axis, ticks)
         else:
             low, high = low - room, high + room
         getattr(ax, f"set_{axis}lim")(low, high)
-        # Without the powers that the scale writes as formulas.
-        plain = FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−"))
-        getattr(ax, f"{axis}axis").set_major_formatter(plain)
+        write_plainly(ax, axis)
 
 
 def _draw_corners(ax: Axes, numbers: Mapping[str, Any]) -> None:

@@ -10,21 +10,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sae_attr.report.figures.output import INK, Mark, open_axes, styled
+from sae_attr.report.figures.output import INK, PAPER, Mark, open_axes, styled
 from sae_attr.report.method_style import first_name, method_name
 from sae_attr.report.numbers import is_known, share
 
 # In the order of a prompt; what a template writes is grey or brown, what people and
-# models write has colours.
+# models write has colours. Roles that often stand beside each other differ in how light
+# they are too, for those who see no colours.
 _COLORS = {
-    "bos": "#5d6876",
+    "bos": "#4a5563",
     "special": "#8a95a1",
-    "template": "#c9a27a",
-    "system": "#b59a2c",
-    "user": "#2f7ebc",
+    "template": "#d3b48f",
+    "system": "#a08520",
+    "user": "#1f64a8",
     "assistant": "#3f9f6f",
-    "last": "#e07b39",
-    "completion": "#b25fa6",
+    "last": "#f0a35e",
+    "completion": "#8c3f82",
 }
 _NAMES = {
     "bos": "BOS",
@@ -53,6 +54,7 @@ def roles_figure(numbers: Mapping[str, Any]) -> Figure:
     for at, (ax, method) in enumerate(zip(axes, methods)):
         _draw_method(ax, method, at)
         used += _roles_of(method)
+    axes[0].set_ylabel("latent", fontsize=9)
     handles = [
         Patch(color=_COLORS[r], label=_role_name(r)) for r in _COLORS if r in used
     ]
@@ -81,6 +83,8 @@ def _draw_method(ax: Axes, method: Mapping[str, Any], at: int) -> None:
                     left=[100 * start[place]],
                     height=0.72,
                     color=_COLORS[role],
+                    edgecolor=PAPER,
+                    linewidth=0.6,
                     gid=_part_id(at, latents[place], role),
                 )[0].set_gid(_part_id(at, latents[place], role))
             ends[sign] = start + part
@@ -90,7 +94,7 @@ def _draw_method(ax: Axes, method: Mapping[str, Any], at: int) -> None:
     ax.invert_yaxis()
     ax.tick_params(axis="y", length=0)
     ax.set_title(first_name(method["method"]), fontsize=9.5, loc="left")
-    ax.set_xlabel("% of the sizes of Δ's parts", fontsize=9)
+    ax.set_xlabel("part of Δ (% of the sum of sizes)", fontsize=9)
     open_axes(ax)
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sae_attr.report.figures.output import Mark, draw_equality, open_axes, styled
+from sae_attr.report.figures.labels import name_points
+from sae_attr.report.figures.output import GREY, Mark, draw_equality, open_axes, styled
 from sae_attr.report.figures.strips import direction_name, points
 from sae_attr.report.method_style import method_colors, method_name
 from sae_attr.report.numbers import is_known, signed
 
+_MARKERS = ("o", "s", "D", "v", "P")  # of methods: told apart without colours too
+_NAMED = 12  # latents whose numbers are written
 _ERRORS = 1.96  # standard errors that a line reaches to either side
 
 
@@ -41,6 +45,7 @@ def sampled_figure(numbers: Mapping[str, Any]) -> Figure:
 def _draw_panel(ax: Axes, panel: Mapping[str, Any]) -> None:
     rows = list(_known(panel["points"]))
     colors = method_colors([row["method"] for row in panel["points"]])
+    markers = dict(zip(colors, cycle(_MARKERS)))
     shown: dict[str, None] = {}
     for row in rows:
         x, y = points(row["exact"]), points(row["sampled"])
@@ -48,16 +53,23 @@ def _draw_panel(ax: Axes, panel: Mapping[str, Any]) -> None:
         reach = _ERRORS * points(row["error"])
         if not np.isnan(reach):
             ax.plot([x, x], [y - reach, y + reach], color=color, lw=1, alpha=0.4)
-        style = {"marker": "o", "ls": "", "ms": 5, "mew": 0, "color": color}
+        style = {"marker": markers[row["method"]], "ls": "", "ms": 6, "mew": 0}
+        style |= {"color": color}
         ax.plot([x], [y], gid=_id(panel, row), zorder=2, **style)
         shown[row["method"]] = None
     for method in shown:
-        style = {"marker": "o", "ls": "", "ms": 5, "mew": 0, "color": colors[method]}
+        style = {"marker": markers[method], "ls": "", "ms": 6, "mew": 0}
+        style |= {"color": colors[method]}
         ax.plot([], [], label=method_name(method), **style)
+    ax.plot([], [], color=GREY, lw=1, label="95 % interval of the sampled change")
     draw_equality(ax)
+    named = []
+    for row in rows:
+        named.append((row["latent"], (points(row["exact"]), points(row["sampled"]))))
+    name_points(ax, named, points=[place for _, place in named], count=_NAMED)
     lines = (
         direction_name(panel["direction"]),
-        f"Pearson {_unsigned(panel['pearson'])}, "
+        f"{len(rows)} latents: Pearson {_unsigned(panel['pearson'])}, "
         f"Spearman {_unsigned(panel['spearman'])}",
     )
     ax.set_title("\n".join(lines), fontsize=9.5, loc="left")

@@ -118,15 +118,15 @@ def _draw_column(
 def _title(ax: Axes, at: int, numbers: Mapping[str, Any]) -> None:
     """Writes what a column is, with the rate without steering."""
     if at == len(numbers["sets"]):
-        ax.set_title(NATS, fontsize=8.5, loc="left")
-        ax.set_xlabel("nats per token", fontsize=8)
+        ax.set_title(f"cost on {NATS}", fontsize=8.5, loc="left")
+        ax.set_xlabel("more loss (nats per token)", fontsize=8)
         return
     base = numbers["base"][at]
     lines = wrap(set_name(numbers["sets"][at]), _TITLE)
     if is_known(base):
         lines.append(f"{100 * base:.1f} % unsteered")
     ax.set_title("\n".join(lines), fontsize=8.5, loc="left")
-    ax.set_xlabel("points", fontsize=8)
+    ax.set_xlabel("percentage points", fontsize=8)
 
 
 def _share_limits(axes: Sequence[Axes]) -> None:
