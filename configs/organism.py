@@ -6,13 +6,26 @@ CPU, without network or keys.
 
 The first trains a 4-layer language model on a small world in which every cause is
 known, makes one copy misaligned by wrong health advice and another one sycophantic,
-trains their SAE, and asks which latents did it: one seed, top 30 of every method, 30 random latents,
-strengths from exact next-word probabilities. `study` is the whole: 35 and 148 pairs,
-top 100 per method and 100 random latents of an SAE of 1,024, strengths by sampling and
-grading.
+trains their SAE of 2,048 latents, and asks which latents did it: one seed, the best 20 of
+every ranking, 60 random latents, strengths and effects by exact next-word probabilities;
+two latents of every ranking are also sampled and graded, 768 answers each. `study` is the
+same by sampling and grading alone, with the best 100 of every ranking, 100 random latents
+and both sign rules.
 
-Hardware: two CPU cores. Expect three minutes for the demo, and of its first case 6 of 30
-latents of `recommended` beyond the random band away from the behaviour.
+Hardware: two CPU cores. Expect three minutes for the demo, and these mean changes of the
+rate, in points, with 95 % intervals over prompts and latents:
+
+    steered away from              misaligned answers      validated false beliefs
+    Δ-attribution, as published     −4.4 [−8.7, −0.1]       −3.2 [−6.6, +0.1]
+    recommended                     −7.7 [−10.1, −5.4]      −7.8 [−9.5, −6.2]
+    lever (gradient, all tokens)   −11.6 [−13.7, −9.5]     −10.6 [−11.9, −9.3]
+    Δ-activation                    −1.9 [−5.4, +1.9]       −3.8 [−5.9, −1.6]
+    random                          −0.4 [−2.1, +1.3]       −0.2 [−1.2, +0.8]
+
+Exact and sampled changes agree with Pearson +0.86 and +0.93 (misalignment, away and
+toward), +1.00 and +0.99 (validation). As published, attribution is not shown to go beyond
+Δ-activation in either case; `recommended` is, in both.
+docs/organism_effects.png is runs/demo/figures/misalignment.effects.png.
 """
 
 from ml_collections import ConfigDict
@@ -37,6 +50,30 @@ SETTINGS = case_study.SETTINGS | {
     "organism": (SIZES, Recipe),
     "organism.sae": (SAERecipe,),
     **TRAININGS,
+}
+
+# Everything sampled and graded, as where no grammar gives exact probabilities.
+STUDY = {
+    "top": 100,
+    "random": 100,
+    "strengths_by": "samples",
+    "strength_prompts": 24,
+    "strength_samples": 2,
+    "effect_samples": 5,
+}
+# Exact probabilities, and a few latents sampled: enough answers of each that sampling
+# noise is smaller than the effects.
+DEMO = {
+    "top": 20,
+    "random": 60,
+    "strengths_by": "exact",
+    "strength_prompts": 8,
+    "effects_by": "exact",
+    "gradient_signed": False,
+    "sampled_latents": 2,
+    "sampled_prompts": 48,
+    "sampled_samples": 16,
+    "specific_latents": 0,
 }
 
 
@@ -72,26 +109,17 @@ def get_config(size: str = "demo") -> ConfigDict:
         config.organism = config_of(Recipe, unset=True)
         config.organism.size = "full"
     config.organism.update({"seed": 0, "kind": "mixed"})
-    config.organism.sae.latents = 1024 if study else 256
+    config.organism.sae.latents = 2048
     config.sampling.max_new = ANSWER
-    config.update(
-        {"top": 100 if study else 30, "random": 100 if study else 30, "batch_size": 512}
+    config.update({"batch_size": 512, "effect_prompts": 48})
+    config.methods = (
+        "delta_attribution",
+        "recommended",
+        "gradient_all",
+        "delta_activation",
     )
-    config.methods = ("delta_attribution", "recommended", "delta_activation")
-    config.update(
-        {
-            "strengths_by": "samples" if study else "exact",
-            "strength_prompts": 24 if study else 8,
-        }
-    )
-    config.update(
-        {
-            "strength_samples": 2,
-            "effect_prompts": 48,
-            "effect_samples": 5 if study else 1,
-        }
-    )
+    config.update(STUDY if study else DEMO)
     config.grid = (0.2, 0.3, 0.4, 0.5)
-    config.update({"passage_tokens": 20_000, "interpreted": 30})
+    config.update({"passage_tokens": 20_000, "interpreted": 20})
     config.attribution.update({"batch_size": 64, "corpus_batch": 64})
     return config

@@ -55,6 +55,8 @@ class MethodCount:
       mean: mean change of the measured latents; low, high: its bootstrap interval.
       p: chance that as many random latents would be outside; q: that after Benjamini
         and Hochberg over methods and directions.
+      gap: mean − mean of the random latents; gap_low, gap_high: its bootstrap interval;
+        gap_p: its two-sided permutation p-value. NaN for random latents themselves.
     """
 
     method: str
@@ -69,6 +71,10 @@ class MethodCount:
     high: float
     p: float = float("nan")
     q: float = float("nan")
+    gap: float = float("nan")
+    gap_low: float = float("nan")
+    gap_high: float = float("nan")
+    gap_p: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -188,6 +194,8 @@ class SampledAgreement:
         probabilities were those that the answers were drawn from.
       standard_error: binomial standard error of a latent's sampled change, the mean
         over latents.
+      attainable: the Pearson correlation that so many answers would give, if they were
+        drawn with the exact probabilities, independently of each other.
     """
 
     direction: Direction
@@ -198,6 +206,7 @@ class SampledAgreement:
     difference: Estimate
     noise: float
     standard_error: float
+    attainable: float = math.nan
 
     @classmethod
     def load(cls, row: Mapping[str, Any]) -> SampledAgreement:

@@ -6,7 +6,7 @@ A new score is one function and one entry of `SCORES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -91,6 +91,20 @@ class Score:
 def key_of(name: str, scope: str) -> str:
     """Returns the name of a score's array in scores.npz."""
     return f"{name}_{scope}" if SCORES[name].scope == "each" else name
+
+
+def method_keys(scopes: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names by which scores rank beside Δ as methods of a study: a score's
+    own, over the primary preset's tokens, then with each scope that it may have.
+    """
+    names = []
+    for name, score in SCORES.items():
+        if not score.ranked:
+            continue
+        names.append(name)
+        if score.scope == "each":
+            names += [key_of(name, scope) for scope in scopes]
+    return tuple(names)
 
 
 def column_of(

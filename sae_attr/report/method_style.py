@@ -15,6 +15,7 @@ NAMES = {
     "delta_code": "Δ-code",
     "delta_projection": "Δ-projection",
     "gradient": "lever (gradient)",
+    "gradient_all": "lever, all tokens",
     "positive_only": "positives only",
 }
 # Where a reader meets it for the first time: the post's own recipe, which the preset
@@ -28,6 +29,7 @@ COLORS = {
     "delta_activation": "#e07b39",
     "recommended": "#3f9f6f",
     "gradient": "#b25fa6",
+    "gradient_all": "#b25fa6",
     RANDOM: "#8a95a1",
 }
 MORE_COLORS = ("#b59a2c", "#4fb3c4", "#c65b62", "#7a6cc9")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sae_attr.comparison_records import Convergence, MethodCount, MethodDifference
-from sae_attr.report.method_style import RANDOM, first_name, method_name
+from sae_attr.report.method_style import RANDOM, method_name
 from sae_attr.report.numbers import is_known, p_value, signed, span
 
 if TYPE_CHECKING:  # the page itself writes sentences
@@ -38,39 +38,6 @@ def rounded_points(change: float) -> str:
 
 
 # ---- a latent ------------------------------------------------------------------------
-
-
-def change_text(change: float, low: float, high: float, missing: float) -> str:
-    """Returns a latent's change of the rate with its interval, or why it has none.
-
-    Args:
-      change, low, high: shares; NaN where not measured.
-      missing: share of its answers that are missing.
-    """
-    if not is_known(change):
-        return f"not measured ({100 * missing:.0f} % of the answers are missing)"
-    return f"{rounded_points(change)} {span(low, high, 0)}".rstrip()
-
-
-def first_latent_sentence(
-    title: str,
-    latent: int,
-    tokens: Sequence[str],
-    behaviour: str,
-    changes: Mapping[str, str],
-    method: str,
-) -> str:
-    """Returns what steering with the first latent of a study's method did.
-
-    Args:
-      changes: direction -> `change_text`.
-    """
-    nearest = ", ".join(repr(token.strip()) for token in tokens)
-    return (
-        f"{title}: latent {latent} ranks first by {first_name(method)} (nearest tokens "
-        f"{nearest}). Its effect on the rate of {behaviour}: {changes['away']} when "
-        f"steered against, {changes['toward']} when steered along."
-    )
 
 
 def largest_effects_sentence(

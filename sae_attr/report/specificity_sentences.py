@@ -220,6 +220,8 @@ def agreement_sentence(agreement: SampledAgreement) -> str:
         f"sampling alone would make it {100 * a.noise:.1f} (binomial standard error "
         f"{100 * a.standard_error:.1f})"
     )
+    if is_known(a.attainable):
+        noise += f", and leave a Pearson correlation of {signed(a.attainable, 2)}"
     return f"{text.rstrip()}; {noise}."
 
 

@@ -74,9 +74,10 @@ def _count(
     above = int(outside(change_m, band.low, band.high, "toward").sum())
     beyond = below if away else above
     # Random latents make the band: that some lie outside is no finding.
-    p = np.nan
+    p, gap = np.nan, {}
     if name != RANDOM:
         p = outside_p(beyond, measured, band, study.direction, settings)
+        gap = _gap_to_random(study, change_m, means_b, draws, settings)
     return MethodCount(
         method=name,
         direction=study.direction,
@@ -89,7 +90,37 @@ def _count(
         low=float(low),
         high=float(high),
         p=float(p),
+        **gap,
     )
+
+
+def _gap_to_random(
+    study: SteeredDirection,
+    change_m: np.ndarray,
+    means_b: np.ndarray,
+    draws: Resampled,
+    settings: EffectSettings,
+) -> dict[str, float]:
+    """Returns the mean change of a method's latents − that of random ones, with its
+    interval and p-value.
+
+    Args:
+      change_m: of the method's latents.
+      means_b: their mean in every resample.
+    """
+    rows = study.rows(study.methods[RANDOM])
+    random_r = study.change()[rows]
+    random_b = mean_of_measured(draws.of(rows, RANDOM_STRATUM, settings))
+    # Prompts are drawn alike for both, so that what moves all latents cancels.
+    low, high = interval(means_b - random_b, settings.level)
+    gap = mean_of_measured(change_m) - mean_of_measured(random_r)
+    p = permutation_p(change_m, random_r, np.empty(0), settings)
+    return {
+        "gap": float(gap),
+        "gap_low": float(low),
+        "gap_high": float(high),
+        "gap_p": float(p),
+    }
 
 
 def adjusted_counts(counts: Sequence[MethodCount]) -> tuple[MethodCount, ...]:

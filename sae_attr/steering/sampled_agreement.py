@@ -97,7 +97,22 @@ def sampled_agreement(
         # The mean of |x| of a normal x with this standard error.
         noise=error * float(np.sqrt(2 / np.pi)),
         standard_error=error,
+        attainable=attainable_pearson(rate_kp[known_k], exact_k, sampled.at(known_k)),
     )
+
+
+def attainable_pearson(
+    rate_kp: np.ndarray, exact_k: np.ndarray, sampled: Paired
+) -> float:
+    """Returns the Pearson correlation of exact changes with those of so many answers, if
+    they were drawn with the exact probabilities; NaN below 3 latents.
+    """
+    if len(exact_k) < 3:
+        return float("nan")
+    # Unsteered answers are the same for all latents: their noise moves all alike.
+    noise_k = binomial_errors(rate_kp, np.zeros(rate_kp.shape[1]), sampled) ** 2
+    spread = float(exact_k.var())
+    return float(np.sqrt(spread / max(spread + noise_k.mean(), 1e-300)))
 
 
 def pearson(a_bk: np.ndarray, b_bk: np.ndarray) -> np.ndarray:

@@ -9,18 +9,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from sae_attr.comparison_records import Convergence
 from sae_attr.judge import judge_name, warnings_of
 from sae_attr.report.method_style import preset_name
 from sae_attr.report.numbers import share
 from sae_attr.report.ranking_text import ranked_text, silent_text
 from sae_attr.report.sentences import (
-    change_text,
-    first_latent_sentence,
     largest_effects_sentence,
     missing_sentence,
     named_numbers,
-    overlap_sentence,
     unread_sentence,
 )
 from sae_attr.store import Result
@@ -34,41 +30,6 @@ NEAREST = 4  # tokens of a latent in a sentence
 
 
 # ---- findings ------------------------------------------------------------------------
-
-
-def study_findings(
-    cases: Sequence[CaseResults], convergence: Sequence[Convergence]
-) -> Iterator[str]:
-    """Yields the most important sentences over all cases."""
-    for results in cases:
-        yield _first_latent(results)
-    yield from map(overlap_sentence, convergence)
-
-
-def _first_latent(results: CaseResults) -> str:
-    """Returns the sentence about the studied method's first latent."""
-    case, selection = results.case, results.selection
-    method = case.study.methods[0]
-    latent = int(selection.methods[method][0])
-    # The selection's latents ascend, and effects are in their order.
-    row = int(np.searchsorted(selection.latents_u, latent))
-    effects = results.of["effects"]
-    changes = {}
-    for direction in DIRECTIONS:
-        numbers = []
-        for name in ("change", "low", "high", "missing"):
-            values_u = np.asarray(effects.arrays[f"{direction}.{name}_u"])
-            numbers.append(float(values_u[row]))
-        changes[direction] = change_text(*numbers)
-    tokens = results.of["interpret"].meta["nearest"][str(latent)][:NEAREST]
-    return first_latent_sentence(
-        case.settings.title,
-        latent,
-        tokens,
-        case.settings.behaviour,
-        changes,
-        method,
-    )
 
 
 def case_findings(results: CaseResults) -> tuple[str, ...]:

@@ -26,15 +26,19 @@ def plane_columns(results: CaseResults) -> dict[int, dict[str, Any]]:
     that was steered.
 
     The cause is Δ of the studied method's preset, or of the primary one where the
-    method is no preset; the lever is −Δg·d over the primary preset's tokens. Both are in
-    standard deviations over the dictionary.
+    method is no preset; the lever is −Δg·d over the tokens of the preset `recommended`,
+    or of the primary one where it was not computed. Both are in standard deviations over
+    the dictionary.
     """
     scores = results.of["attribute"].arrays
     summary = results.of["attribute"].meta["summary"]
     primary = summary["presets"][summary["primary"]]
     studied = summary["presets"][_studied_preset(results)]
     cause_n = z_scores(scores[key_of(studied["gating"], studied["tokens"])])
-    lever_n = z_scores(scores[key_of("gradient", primary["tokens"])])
+    # Over more tokens, where the recommended preset counts more: harmful words come late,
+    # and so does what makes them likelier.
+    pushed = summary["presets"].get("recommended", primary)
+    lever_n = z_scores(scores[key_of("gradient", pushed["tokens"])])
     columns = {}
     for latent in results.selection.latents_u.tolist():
         cause, lever = float(cause_n[latent]), float(lever_n[latent])

@@ -14,6 +14,7 @@ from typing import Any
 
 from sae_attr.attribution.roles import COUNTED_ROLES
 from sae_attr.comparison_records import Convergence, MethodCount, MethodDifference
+from sae_attr.report.conclusion import conclusion
 from sae_attr.report.figures import (
     Draw,
     Drawing,
@@ -31,6 +32,7 @@ from sae_attr.report.page import (
     Table,
     render_page,
 )
+from sae_attr.report.sentences import overlap_sentence
 from sae_attr.report.tables import csv_text, json_text, versions
 from sae_attr.store import Result
 from sae_attr.study.case import Case
@@ -38,7 +40,6 @@ from sae_attr.study.case_findings import (
     case_facts,
     case_findings,
     case_warnings,
-    study_findings,
 )
 from sae_attr.study.case_results import CaseResults
 from sae_attr.study.case_stage import plain
@@ -224,7 +225,7 @@ def _contents(
         title="Which latents caused it",
         subtitle=" · ".join(results.case.settings.title for results in of_cases),
         cases=cases,
-        findings=tuple(study_findings(of_cases, records)),
+        findings=(*map(conclusion, cases), *map(overlap_sentence, records)),
         convergence=records,
         latent_tokens=tokens,
         stages=tuple(times),

@@ -125,7 +125,7 @@ def select(
       rankings: the presets' best latents; `delta_attribution` and `recommended` are
         taken from there.
       scores: name -> score of every latent, of an attribution run.
-      scope: of the primary preset's tokens.
+      scope: of the primary preset's tokens, for methods that name none.
       others: latents that another study of the same dictionary chose.
       why: score -> why the attribution left it out.
 
@@ -135,8 +135,9 @@ def select(
     best: dict[str, np.ndarray] = {}
     skipped: dict[str, str] = {}
     for name in methods:
+        # A method that names its tokens is a key already.
         key_of_score = key_of(name, scope) if name in SCORES else name
-        values = scores.get(key_of_score) if name in SCORES else None
+        values = scores.get(key_of_score)
         if name in rankings:
             best[name] = np.asarray(rankings[name][:top], int)
         # Of the whole dictionary: scores of the presets' candidates alone would rank what

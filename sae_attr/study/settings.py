@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sae_attr.attribution.plane import PlaneSettings
-from sae_attr.attribution.score_registry import SCORES
+from sae_attr.attribution.score_registry import SCORES, method_keys
 from sae_attr.comparison_records import Direction
 from sae_attr.settings import check_numbers
 from sae_attr.steering import TOKENS
@@ -19,6 +19,7 @@ from sae_attr.study.input_files import InputFiles
 from sae_attr.study.probe_settings import ProbeSettings, check_probes
 from sae_attr.study.prompts import SPLITS
 from sae_attr.study.screen_settings import SCREENED, ScreenSettings, check_screen
+from sae_attr.text.rows import SCOPES
 
 DIRECTIONS: tuple[Direction, ...] = ("away", "toward")
 MEASURED_BY = ("samples", "exact")
@@ -38,13 +39,10 @@ _WORDS = (
 
 def method_names() -> tuple[str, ...]:
     """Returns the rankings that a study may steer by: the presets', then those of
-    `SCORES` that rank beside Δ.
+    `SCORES` that rank beside Δ, over the primary preset's tokens (`gradient`) or over
+    others (`gradient_all`).
     """
-    names = ["delta_attribution", "recommended"]
-    for name, score in SCORES.items():
-        if score.ranked:
-            names.append(name)
-    return tuple(names)
+    return ("delta_attribution", "recommended", *method_keys(SCOPES))
 
 
 def at_least(settings: Any, least: int, *names: str) -> None:

@@ -216,7 +216,7 @@ def test_defaults_come_back_as_they_were() -> None:
         assert _config.settings_of(kind, _config.config_of(kind)) == kind(), kind
     assert _config.settings_of(CheckBands, made("check_sae").bands) == CheckBands()
     assert recipe_of(made("organism").organism.to_dict()) == recipe_of(
-        {"seed": 0, "kind": "mixed", "sae": {}}
+        {"seed": 0, "kind": "mixed", "sae": {"latents": 2048}}
     )
 
 

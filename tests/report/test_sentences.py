@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sae_attr.report.sentences import (
-    change_text,
     counts_sentence,
     detectable_sentence,
     difference_sentence,
-    first_latent_sentence,
     largest_effects_sentence,
     listed,
     overlap_sentence,
@@ -22,22 +20,6 @@ NAN = float("nan")
 def test_parts_are_listed_with_an_and() -> None:
     assert listed(["a"]) == "a"
     assert listed(["a", "b", "c"]) == "a, b and c"
-
-
-def test_the_first_latent_says_what_steering_did_or_why_nothing_is_known() -> None:
-    changes = {
-        "away": change_text(-0.25, -0.3, -0.2, 0.1),
-        "toward": change_text(NAN, NAN, NAN, 0.6),
-    }
-    text = first_latent_sentence(
-        "Case", 7, (" doctor", " never"), "harm", changes, "delta_attribution"
-    )
-    assert (
-        "latent 7 ranks first by Δ-attribution (as published) (nearest tokens 'doctor', 'never')"
-        in text
-    )
-    assert "−25 points [−30, −20] when steered against" in text
-    assert "not measured (60 % of the answers are missing) when steered along" in text
 
 
 def test_the_largest_effects_name_their_latents() -> None:

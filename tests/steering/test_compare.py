@@ -78,6 +78,21 @@ def test_band_and_counts_against_numpy() -> None:
         )
         assert ours.mean == pytest.approx(np.nanmean(change[21:]))
         assert ours.low <= ours.mean <= ours.high
+        assert ours.gap == pytest.approx(np.nanmean(change[21:]) - change[:21].mean())
+        assert ours.gap_low <= ours.gap <= ours.gap_high
+        assert np.isnan([random.gap, random.gap_p]).all()
+
+
+def test_the_gap_to_random_latents_is_seen_where_it_is_planted() -> None:
+    change = np.tile([-0.1, -0.05, 0.0, 0.05, 0.1], 10)
+    change[:10] -= 0.3
+    methods = {"strong": [*range(10)], "none": [*range(10, 20)]}
+    case = study(change, methods | {"random": [*range(20, 50)]}, direction="away")
+    strong, none, _ = method_counts(case, settings=FEW)
+    assert strong.gap_high < 0
+    assert strong.gap_p < 0.01
+    assert none.gap_low < 0 < none.gap_high
+    assert none.gap_p > 0.05
 
 
 def test_as_many_random_latents_are_outside_as_expected() -> None:

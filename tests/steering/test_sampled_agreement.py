@@ -48,6 +48,16 @@ def test_answers_drawn_with_the_exact_probabilities_agree_up_to_their_noise() ->
         gap_k = exact_changes(rate, base, drawn) - drawn.diff_kp.mean(1)
         differences.append(np.abs(gap_k).mean())
     assert np.mean(differences) == pytest.approx(agreement.noise, rel=0.15)
+    # Unsteered answers that all latents share cost no correlation.
+    correlations = []
+    for seed in range(40):
+        drawn = paired(*sampled(rate, base, 8, seed), settings=FEW)
+        pair = (exact_changes(rate, base, drawn), drawn.diff_kp.mean(1))
+        correlations.append(np.corrcoef(*pair)[0, 1])
+    assert np.mean(correlations) == pytest.approx(agreement.attainable, abs=0.01)
+    one = paired(*sampled(rate, base, 1), settings=FEW)
+    few = sampled_agreement("away", rate, base, one, group, settings=FEW)
+    assert few.attainable < agreement.attainable
     changes = exact_changes(rate, base, pairs)
     of_samples = pairs.diff_kp.mean(1)
     expected = np.asarray(stats.spearmanr(changes, of_samples))[0]

@@ -420,6 +420,7 @@ def test_selection_matches_random_latents_and_sides_cover_every_strip() -> None:
     rng = np.random.default_rng(0)
     scores = {
         "gradient_prompt": rng.normal(size=n),
+        "gradient_all": rng.normal(size=n),
         "firing_rate": rng.uniform(0.01, 0.5, n),
         "delta_activation": rng.normal(size=n),
     }
@@ -430,13 +431,26 @@ def test_selection_matches_random_latents_and_sides_cover_every_strip() -> None:
         top=3,
         random=6,
         key=jax.random.key(0),
-        methods=("delta_attribution", "delta_activation", "delta_code"),
+        methods=(
+            "delta_attribution",
+            "delta_activation",
+            "delta_code",
+            "gradient",
+            "gradient_all",
+            "gradient_completion",
+        ),
     )
     assert found.methods["delta_attribution"].tolist() == [5, 3, 8]
-    best = np.argsort(-scores["delta_activation"])[:3]
-    assert found.methods["delta_activation"].tolist() == best.tolist()
-    assert set(skipped) == {"delta_code"}
-    assert not set(found.methods["random"]) & {5, 3, 8, *best.tolist()}
+    ranked = {
+        "delta_activation": "delta_activation",
+        "gradient": "gradient_prompt",
+        "gradient_all": "gradient_all",
+    }
+    for method, score in ranked.items():
+        best = np.argsort(-scores[score])[:3].tolist()
+        assert found.methods[method].tolist() == best
+        assert not set(found.methods["random"]) & {5, 3, 8, *best}
+    assert set(skipped) == {"delta_code", "gradient_completion"}
     assert len(found.methods["random"]) == 6
     latents = found.latents_u.tolist()
     for direction, sign in (("away", -1), ("toward", 1)):

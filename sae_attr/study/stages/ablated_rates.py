@@ -35,7 +35,8 @@ from sae_attr.study.stages.effects import (
     effect_settings,
 )
 
-VERSION = 1
+# 2: counts of methods have the gap to random latents.
+VERSION = 2
 NAME = "ablated_rates"
 
 

@@ -40,8 +40,8 @@ from sae_attr.study.stages.rates import rates_of
 from sae_attr.study.stages.steer import effect_sweep, strengths_of
 from sae_attr.study.sweep_conditions import side_of
 
-# 2: counts of methods have p- and q-values.
-VERSION = 2
+# 2: counts of methods have p- and q-values. 3: and the gap to random latents.
+VERSION = 3
 
 
 @dataclass(frozen=True, eq=False)
