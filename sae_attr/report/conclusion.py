@@ -67,17 +67,18 @@ def _rates(case: CaseReport, direction: Direction) -> str:
     counts = _counts(case, direction)
     base = share(_base_rate(case, direction), 0)
     text = f"without steering, the rate of {case.behaviour} is {base}."
-    if not counts:
+    if all(count.method == RANDOM for count in counts):
         return f"{text} No latent could be measured when steered {direction}."
     parts = []
     for count in counts:
-        latents = f"the best {count.measured} of {first_name(count.method)}"
+        name = first_name(count.method)
         if count.method == RANDOM:
-            latents = f"{count.measured} random latents"
-        parts.append(f"{_mean(count)} with {latents}")
+            name = f"{count.measured} random latents"
+        parts.append(f"{_mean(count)} ({name})")
+    top = max(count.measured for count in counts if count.method != RANDOM)
     return (
-        f"{text} Steering {direction} with one latent changes it, on average, by "
-        f"{listed(parts)}."
+        f"{text} Steering {direction} with one of the best {top} latents of a ranking "
+        f"changes it, on average, by {listed(parts)}."
     )
 
 
@@ -92,19 +93,28 @@ def moves(count: MethodCount) -> bool:
 
 def _beyond_random(case: CaseReport, direction: Direction) -> str:
     """Returns which rankings' latents change more than random ones, and which do not."""
-    yes, no = [], []
+    yes, no, outside = [], [], []
     for count in _counts(case, direction):
-        if is_known(count.gap):
-            name = method_name(count.method)
-            (yes if moves(count) else no).append(name)
+        if not is_known(count.gap):
+            continue
+        name = method_name(count.method)
+        if moves(count):
+            yes.append(name)
+        else:
+            no.append(name)
+            outside.append(f"{count.outside} of {count.measured}")
     sentences = []
     if yes:
         verb = "lower" if direction == "away" else "raise"
         sentences.append(
-            f"Latents of {listed(yes)} {verb} it further than random latents do."
+            f"On average, latents of {listed(yes)} {verb} it further than random ones do."
         )
     if no:
-        sentences.append(f"Those of {listed(no)} cannot be told from random latents.")
+        # A mean near that of random latents may hide a few that move much.
+        sentences.append(
+            f"The average of {listed(no)} cannot be told from that of random latents; "
+            f"of single ones {listed(outside)} lie beyond their range."
+        )
     return " ".join(sentences)
 
 
@@ -155,12 +165,12 @@ def _ablated(case: CaseReport) -> str:
     parts = []
     for count in case.ablated_counts:
         if is_known(count.mean):
-            parts.append(f"{method_name(count.method)} {_mean(count)}")
+            parts.append(f"{_mean(count)} ({method_name(count.method)})")
     if not parts:
         return ""
     return (
         "Set to its mean alone, which shows what a latent did rather than what it can "
-        f"do, a latent changes the rate by {listed(parts)}."
+        f"do, a latent changes the rate, on average, by {listed(parts)}."
     )
 
 
@@ -202,14 +212,27 @@ def _candidates(panel: Mapping[str, Any]) -> Iterator[StrongLatent]:
 
 
 def strongest(case: CaseReport) -> StrongLatent | None:
-    """Returns the selected latent whose steering lowers the rate most; None where none
-    leaves the range of random latents.
+    """Returns the selected latent whose steering lowers the rate most, of those whose
+    ablation lowers it too where there are such; None where none leaves the range of
+    random latents.
     """
     candidates: list[StrongLatent] = []
     for panel in case.effects["panels"]:
         if panel["direction"] == "away":
             candidates += _candidates(panel)
-    return min(candidates, key=lambda latent: latent.change, default=None)
+    # One that acted and steers: a latent that only steers did not cause the answers.
+    acted = [latent for latent in candidates if _acted(_row(case, latent.latent))]
+    return min(acted or candidates, key=lambda latent: latent.change, default=None)
+
+
+def _acted(row: Mapping[str, Any]) -> bool:
+    """Returns whether the ablation of a latent alone clearly lowers the rate."""
+    return _number(row, "ablated") < 0 and _number(row, "ablated_q") < LEVEL
+
+
+def _number(row: Mapping[str, Any], name: str) -> float:
+    value = row.get(name)
+    return float("nan") if value is None else float(value)
 
 
 def strongest_sentence(case: CaseReport) -> str:
@@ -227,15 +250,18 @@ def strongest_sentence(case: CaseReport) -> str:
     if nearest:
         who += f" (nearest tokens {nearest})"
     base = share(_base_rate(case, "away"), 0)
+    what = "does most when steered"
+    if _acted(row):
+        what = "does most, by steering and by ablation,"
     text = (
-        f"The single latent that does most is {who}, among the best of "
+        f"The single latent that {what} is {who}, among the best of "
         f"{listed(list(map(method_name, latent.methods)))}: steered away it takes the "
         f"rate from {base} to {share(_base_rate(case, 'away') + latent.change, 0)} "
         f"({signed(100 * latent.change)} points {span(latent.low, latent.high)})"
     )
-    ablated = row.get("ablated")
+    ablated = _number(row, "ablated")
     if is_known(ablated):
-        text += f"; ablated alone it changes it by {signed(100 * float(ablated))}"
+        text += f"; ablated alone it changes it by {signed(100 * ablated)}"
     return f"{text}."
 
 

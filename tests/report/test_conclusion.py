@@ -42,12 +42,14 @@ def _case(**changes: Any) -> CaseReport:
     # Latent 3 ranks first and moves nothing; 5 is random and moves most.
     strips = [
         _strip("delta_attribution", [3, 7], [0.0, -0.25]),
-        _strip("recommended", [7], [-0.25]),
+        _strip("recommended", [7, 8], [-0.25, -0.3]),
         _strip("random", [5], [-0.4]),
     ]
     away = {"direction": "away", "base_rate": 0.6, "band": [-0.1, 0.1]}
     toward = {"direction": "toward", "base_rate": 0.02, "band": [-0.1, 0.1]}
-    rows = ({"latent": 7, "tokens": (" harm", "bad"), "ablated": -0.04},)
+    # Of the two that steer, 8 did not act: without it the rate is higher.
+    acted = {"latent": 7, "tokens": (" harm", "bad"), "ablated": -0.04}
+    rows = (acted | {"ablated_q": 0.01}, {"latent": 8, "ablated": 0.1})
     case = CaseReport(
         "c",
         "Case",
@@ -72,9 +74,11 @@ def _case(**changes: Any) -> CaseReport:
 def test_it_says_what_moves_the_rate_and_what_does_not() -> None:
     text = conclusion(_case())
     assert "the rate of bad answers is 60 %" in text
-    assert "−10.0 points [−11.0, −9.0] with the best 20 of recommended" in text
-    assert "Latents of recommended lower it further than random latents do." in text
-    assert "Those of Δ-attribution cannot be told from random latents." in text
+    assert "one of the best 20 latents of a ranking" in text
+    assert "−10.0 points [−11.0, −9.0] (recommended)" in text
+    assert "latents of recommended lower it further than random ones do." in text
+    assert "average of Δ-attribution cannot be told from that of random" in text
+    assert "of single ones 9 of 20 lie beyond their range" in text
     assert "Steering toward it, from 2 %, adds +1.1 points" in text
 
 
@@ -105,6 +109,10 @@ def test_the_latent_that_it_names_does_something() -> None:
     assert "latent 7 (nearest tokens 'harm', 'bad')" in text
     assert "from 60 % to 35 % (−25.0 points [−27.0, −23.0])" in text
     assert "ablated alone it changes it by −4.0" in text
+    rows = ({"latent": 8, "ablated": 0.1},)
+    only_steers = strongest(_case(latents=Table((), rows)))
+    assert only_steers is not None
+    assert only_steers.latent == 8
     idle = [_strip("delta_attribution", [3], [-0.01]), _strip("random", [5], [-0.4])]
     panel = {"direction": "away", "base_rate": 0.6, "band": [-0.1, 0.1]}
     case = _case(effects={"panels": [panel | {"strips": idle}]})

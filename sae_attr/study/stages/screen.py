@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.attribution.ranking import rank
-from sae_attr.attribution.score_registry import SCORES, key_of
+from sae_attr.attribution.score_registry import SCORES, key_of, method_keys
 from sae_attr.hooks import Add
 from sae_attr.lm.sites import suffix_start
 from sae_attr.report.method_style import RANDOM
@@ -32,6 +32,7 @@ from sae_attr.study.selection import Selection, preset_of
 from sae_attr.study.stages.select import by_score, other_attributions
 from sae_attr.study.stages.strengths import norm_of
 from sae_attr.study.sweep_conditions import FIXED_SIGN, Side, side_condition
+from sae_attr.text.rows import SCOPES
 
 VERSION = 1
 _ODDS = "odds_kp"
@@ -102,6 +103,8 @@ def score_of_all(attribution: Result, by: str) -> np.ndarray:
     preset = summary["presets"][summary["primary"]]
     if by in SCORES:
         key = key_of(by, preset["tokens"])
+    elif by in method_keys(SCOPES):
+        key = by  # it names its tokens
     else:
         preset = summary["presets"][preset_of(summary, by) or summary["primary"]]
         key = key_of(preset["gating"], preset["tokens"])
