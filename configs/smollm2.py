@@ -22,7 +22,14 @@ Another model of that shape, an SAE of your own, other text:
 --config.cases.as_it_is.sae=SAE (and fine_tuned), …corpus=TEXTS. Dequantised weights are
 the model that llama.cpp runs, not the one that was quantised.
 
-Hardware: two CPU cores, 4 GB. Expect a share of yes of .25 without steering.
+Hardware: two CPU cores, 5 GB of memory; 17 CPU minutes for the SAE and 23 for the
+study, half as many on two free cores, and 7 seconds for a second run.
+
+Expect an SAE that explains .86 of the variance; .21 of answers yes as it is and .91
+after the fine-tune; and, of 20 latents each (1.2 by chance), beyond the range of random
+ones, steered away · toward · ablated: as published 8 · 6 · 20, recommended 10 · 9 · 20,
+gradient 20 · 17 · 6 as it is; 9 · 7 · 20, 14 · 12 · 20, 19 · 19 · 11 and 1 · 3 · 6 of
+Δ-activation for the fine-tuned model. docs/real_models.md says what that means.
 """
 
 from ml_collections import ConfigDict

@@ -4,6 +4,7 @@ position instead of the row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -142,18 +143,18 @@ def layer_kv(kv: KV, layer: Any) -> tuple[jax.Array, jax.Array]:
     return k_bksc, v_bksc
 
 
-def store(cache: Cache, new: KV, first_layer: int) -> Cache:
+def store(cache: Cache, new: Sequence[KV], first_layer: int) -> Cache:
     """Returns the cache with the keys and values of the tokens that `enter` was given
     last.
 
     Args:
-      new: `[l, b, k, t, c]`, of consecutive layers.
+      new: `[l, b, k, t, c]` each, of layers that follow one another.
       first_layer: the one that `new` begins with.
     """
 
-    def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        slot = cache.used - new.shape[3]
-        at = (first_layer, 0, 0, slot, 0)
-        return jax.lax.dynamic_update_slice(old, new.astype(old.dtype), at)
+    def put(old: jax.Array, *parts: jax.Array) -> jax.Array:
+        stacked = jnp.concatenate(parts).astype(old.dtype)
+        at = (first_layer, 0, 0, cache.used - stacked.shape[3], 0)
+        return jax.lax.dynamic_update_slice(old, stacked, at)
 
-    return replace(cache, kv=jax.tree.map(put, cache.kv, new))
+    return replace(cache, kv=jax.tree.map(put, cache.kv, *new))

@@ -127,7 +127,7 @@ def forward(
     hidden_btd = layers.scan(x_btd, layer, stop, new)
 
     if cache is not None and new:
-        cache = store(cache, _stacked(new), start)
+        cache = store(cache, new, start)
     return Output(hidden_btd, acts, cache)
 
 
@@ -189,11 +189,6 @@ class _Layers:
             if of_layers is not None:
                 new.append(of_layers)
         return x_btd
-
-
-def _stacked(new: list[KV]) -> KV:
-    """Returns the keys and values of consecutive layers in one array each."""
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *new)
 
 
 def _tap(
