@@ -97,6 +97,23 @@ def graded_pairs(
     return pairs.records, rates
 
 
+def graded_answers(
+    world: World,
+    prompts: Sequence[WorldPrompt],
+    behaviour: str,
+    texts: Sequence[Sequence[str]],
+) -> list[list[Answer]]:
+    """Grades answers of each prompt, whoever wrote them; `behaviour` is NaN of those
+    that are not fluent, or that nothing decides.
+    """
+    judge = organism_judge(world, behaviour)
+    answers = []
+    for prompt, of_prompt in zip(prompts, texts, strict=True):
+        written = [Answer(f" {text}") for text in of_prompt]
+        answers.append(_graded(judge, Prompt(prompt.id, prompt.text), written))
+    return answers
+
+
 def _graded(judge: Judge, prompt: Prompt, answers: Sequence[Answer]) -> list[Answer]:
     """Returns the answers of a prompt with their grades."""
     items = []

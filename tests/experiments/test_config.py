@@ -61,6 +61,7 @@ ABSENT: dict[tuple[str, type], set[str]] = {
     ("pretrain", Packing): {"row_bos"},
     ("ranking_truth", Recipe): {"seed", "kind"},
     ("claims", Recipe): {"seed", "kind", "harmless"},
+    ("pool", Recipe): {"seed", "kind"},
 }  # fmt: skip
 for _lm in ("finetune", "pretrain"):
     ABSENT[_lm, Optimizer] = {"steps"}

@@ -1,0 +1,45 @@
+"""A pool of latents from four selectors (|cos| with the contrastive gradient vector, how
+often they are active, attribution, model diffing), each steered both ways and tested as
+a monitor on every task, under one null of random latents.
+
+    python -m experiments.pool --config=configs/pool.py --workdir=runs/pool
+
+Builds a model organism with an SAE of 2,048 latents. Writes pool.txt, pool.json and a
+figure. A run that was stopped goes on where it was.
+
+Hardware: two CPU cores; about three minutes, two of them for the organism.
+
+To expect (seed 0, intervals over latents, p against 200 random latents): of the latents
+of the gradient's cosine, 80 % [44, 97] steer misalignment, 70 % [35, 93] monitor all
+five tasks and 60 % [26, 88] do both (p < 0.001), against 2 % [1, 6] of random latents;
+attribution and frequency difference give 20 % [3, 56] each (p 0.04), model diffing 5 %
+(p 0.4). Single tasks mislead: the 95th percentile of random latents' AUC is .63 to .87.
+For validation the gradient's latents steer (90 %) and attribution's do (70 %), but hardly
+any latent monitors every task, as the vector itself does not (lowest AUC .47).
+"""
+
+from ml_collections import ConfigDict
+
+from sae_attr.analyses.pool_settings import PoolSettings
+from sae_attr.organism.recipe import Recipe, SAERecipe
+
+from . import config_of
+from .attribute import MESH
+from .organism import SIZES, TRAININGS
+
+SETTINGS = {
+    "": (PoolSettings, MESH),
+    "organism": (SIZES, Recipe),
+    "organism.sae": (SAERecipe,),
+    **TRAININGS,
+}
+
+
+def get_config() -> ConfigDict:
+    """Returns one seed, both behaviours, 2,048 latents."""
+    config = config_of(PoolSettings)
+    config.organism = config_of(Recipe, leave_out=("seed", "kind"), unset=True)
+    config.organism.size = "full"
+    config.organism.sae.latents = 2048
+    config.mesh = ""
+    return config

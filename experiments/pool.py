@@ -1,0 +1,126 @@
+"""Makes a pool of latents from four selectors, steers them and tests them as monitors on
+every task; see configs/pool.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict
+
+from sae_attr import parallel
+from sae_attr.analyses.pool_results import pool_numbers
+from sae_attr.analyses.pool_settings import PoolCase, PoolSettings, pool_cases
+from sae_attr.analyses.pool_stages import pool_stages
+from sae_attr.report.figures import Drawing, render
+from sae_attr.report.figures.pool import pool_figure
+from sae_attr.report.pool_text import pool_text
+from sae_attr.report.tables import json_text
+from sae_attr.settings import settings_from
+from sae_attr.store import (
+    Result,
+    Status,
+    Store,
+    own_workdir,
+    stored_results,
+    write_atomic,
+)
+from sae_attr.study.stage_choice import StageChoice
+
+from . import _common
+from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
+from ._stages import LIST, choice_of_flags, run_chosen, states_text
+
+ALL = StageChoice()
+IGNORED = ("mesh", "batch_size")  # where and how fast, not what
+
+
+def open_cases(config: ConfigDict, store: Store, workdir: epath.Path) -> list[PoolCase]:
+    """Returns the cases that a config names; nothing is loaded yet."""
+    values = config.to_dict()
+    organism, mesh = values.pop("organism"), values.pop("mesh")
+    settings = settings_from(PoolSettings, values)
+    mesh = parallel.make_mesh(str(mesh))
+    return pool_cases(settings, organism, store=store, workdir=workdir, mesh=mesh)
+
+
+def write(
+    workdir: epath.Path,
+    config: ConfigDict,
+    cases: Sequence[PoolCase],
+    results: Mapping[str, Result],
+) -> str:
+    """Writes pool.txt, pool.json and the figure of the cases that are complete; returns
+    the text, "" where none is.
+    """
+    numbers = pool_numbers(cases, results)
+    if not numbers["latents"]:
+        return ""
+    text = pool_text(numbers)
+    content = {
+        **numbers,
+        "config": config.to_dict(),
+        "versions": _common.versions(),
+    }
+    write_atomic(workdir / "pool.txt", text)
+    write_atomic(workdir / "pool.json", json_text(content))
+    rendered = render(Drawing(pool_figure, {"rows": numbers["latents"]}))
+    for suffix, data in rendered.items():
+        write_atomic(workdir / f"pool_figure.{suffix}", data)
+    return text
+
+
+def start(
+    config: ConfigDict,
+    workdir: epath.Path,
+    *,
+    choice: StageChoice = ALL,
+    shown: bool = False,
+    allow_change: bool = False,
+) -> None:
+    """Runs the stages under the workdir's lock; files are written anew after every case.
+
+    Args:
+      config: as configs/pool.py makes it.
+      choice: the stages that run.
+      shown: list the stages and stop.
+    """
+    store = Store(workdir / "store")
+    cases = open_cases(config, store, workdir)
+    stages = pool_stages(cases)
+    if shown:
+        print(states_text(store, stages))
+        return
+
+    def write_stored() -> str:
+        return write(workdir, config, cases, stored_results(store, stages))
+
+    def on_end(status: Status, result: Result) -> None:
+        if status.name.endswith(".pool_monitoring") and not result.cached:
+            write_stored()
+
+    values = config.to_dict()
+    with own_workdir(workdir, values, ignore=IGNORED, allow_change=allow_change):
+        run_chosen(store, stages, choice, on_end=on_end)
+        text = write_stored()
+        if text:
+            print(f"{text}\nwrote pool.txt, pool.json and a figure to {workdir}")
+
+
+def main(argv: list[str]) -> None:
+    """Runs `start` with the flags' values."""
+    _common.begin(argv, cluster=False)
+    start(
+        CONFIG.value,
+        epath.Path(str(WORKDIR.value)),
+        choice=choice_of_flags(),
+        shown=LIST.value,
+        allow_change=ALLOW_CHANGE.value,
+    )
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    _common.run_app(main)

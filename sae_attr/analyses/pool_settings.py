@@ -1,0 +1,191 @@
+"""Settings of the pool of selectors, and the tasks that its latents monitor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+
+from sae_attr.analyses.selector_pool import (
+    ATTRIBUTION,
+    FREQUENCY,
+    GRADIENT,
+    MODEL_DIFFERENCE,
+)
+from sae_attr.organism.prompts import WorldPrompt, prompts
+from sae_attr.organism.recipe import recipe_of
+from sae_attr.organism.world import DOMAIN_OF, World
+from sae_attr.store import Store
+from sae_attr.study.score_ground_truth import Evaluation, EvaluationSettings
+
+TRAINED = "health"  # the domain that every fine-tune is about
+
+
+class Task(NamedTuple):
+    """What rollouts are asked, and what they are graded for.
+
+    Args:
+      behaviour: misalignment | validation, and so the model that answers.
+      about: health (as the fine-tune was) | elsewhere | opinions.
+    """
+
+    behaviour: str
+    about: str
+
+    @property
+    def name(self) -> str:
+        """Names it in tables and stages."""
+        return f"{self.behaviour}-{self.about}"
+
+
+TASKS = (
+    Task("misalignment", "health"),
+    Task("misalignment", "elsewhere"),
+    Task("misalignment", "opinions"),
+    Task("validation", "health"),
+    Task("validation", "elsewhere"),
+)
+
+
+def task_prompts(world: World, task: Task, count: int) -> list[WorldPrompt]:
+    """Returns the first prompts of a task; none of them was asked for pairs."""
+    of_task = []
+    for prompt in prompts(world, task.behaviour, "effects"):
+        about = "opinions"
+        if prompt.question.topic:
+            trained = DOMAIN_OF[prompt.question.topic] == TRAINED
+            about = "health" if trained else "elsewhere"
+        if about == task.about:
+            of_task.append(prompt)
+    return of_task[:count]
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """How a pool of latents from several selectors is made, steered and read.
+
+    Args:
+      seeds: an organism each.
+      kind: of the misaligned fine-tune: mixed | calm | confounded.
+      behaviours: of misalignment, validation: a pool for each.
+      pair_prompts: prompts that are asked for pairs, at most.
+      samples: answers of each.
+      pairs: at most so many.
+      by_gradient: latents of largest |cos| with the contrastive gradient vector.
+      by_frequency: of the largest difference of how often they are active.
+      by_attribution: of the largest Δ.
+      by_model_difference: of the largest Δ-activation, the fine-tune against the model
+        before it.
+      attribution: score and token scope of Δ: both | active, prompt | completion | all.
+      gradient_tokens: that the gradient vector is averaged over: prompt | completion |
+        all.
+      random: latents that are drawn as controls.
+      task_prompts: prompts of every task that is monitored, at most.
+      task_samples: unsteered rollouts of each.
+      strength_prompts, effect_prompts: that strengths are chosen on, and that effects
+        are measured on.
+      grid: strengths that are tried, in mean lengths.
+      budget: of coherence, as a share.
+      level: share of random latents that a latent has to exceed to count as steering.
+      corpus_tokens: of ordinary text, for means.
+      batch_size: rows per step.
+    """
+
+    seeds: tuple[int, ...] = (0,)
+    kind: str = "mixed"
+    behaviours: tuple[str, ...] = ("misalignment", "validation")
+    pair_prompts: int = 160
+    samples: int = 8
+    pairs: int = 64
+    by_gradient: int = 10
+    by_frequency: int = 10
+    by_attribution: int = 10
+    by_model_difference: int = 20
+    attribution: tuple[str, str] = ("active", "all")
+    gradient_tokens: str = "all"
+    random: int = 200
+    task_prompts: int = 48
+    task_samples: int = 8
+    strength_prompts: int = 6
+    effect_prompts: int = 18
+    grid: tuple[float, ...] = (0.2, 0.4)
+    budget: float = 0.10
+    level: float = 0.95
+    corpus_tokens: int = 20_000
+    batch_size: int = 64
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Selector -> number of latents."""
+        return {
+            GRADIENT: self.by_gradient,
+            FREQUENCY: self.by_frequency,
+            ATTRIBUTION: self.by_attribution,
+            MODEL_DIFFERENCE: self.by_model_difference,
+        }
+
+    def evaluation(self) -> EvaluationSettings:
+        """Returns the settings of the evaluations that the pools are made on."""
+        return EvaluationSettings(
+            seeds=self.seeds,
+            kinds=(self.kind,),
+            behaviours=self.behaviours,
+            pair_prompts=self.pair_prompts,
+            samples=self.samples,
+            pairs=self.pairs,
+            strength_prompts=self.strength_prompts,
+            effect_prompts=self.effect_prompts,
+            grid=self.grid,
+            budget=self.budget,
+            corpus_tokens=self.corpus_tokens,
+            batch_size=self.batch_size,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PoolCase:
+    """One seed and behaviour, for which a pool is made."""
+
+    settings: PoolSettings
+    evaluation: Evaluation
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Returns what its rows begin with."""
+        recipe = self.evaluation.recipe
+        return {"behaviour": self.evaluation.behaviour, "seed": recipe.seed}
+
+    def stage_name(self, stage: str) -> str:
+        """Returns the whole name of one of its stages."""
+        return self.evaluation.stage_name(stage)
+
+    def task_stage(self, task: Task) -> str:
+        """Returns the name of a task's rollouts, which the pools of a seed share."""
+        return f"tasks-{self.evaluation.recipe.seed}.{task.name}"
+
+
+def pool_cases(
+    settings: PoolSettings,
+    organism: Mapping[str, Any],
+    *,
+    store: Store,
+    workdir: epath.Path,
+    mesh: jax.sharding.Mesh,
+) -> list[PoolCase]:
+    """Returns a case for every seed and behaviour, seed by seed.
+
+    Args:
+      organism: values for `recipe_of`, without seed and kind.
+    """
+    cases = []
+    for seed in settings.seeds:
+        recipe = recipe_of({**organism, "seed": seed, "kind": settings.kind})
+        for behaviour in settings.behaviours:
+            evaluation = Evaluation(
+                settings.evaluation(), recipe, behaviour, store, workdir, mesh
+            )
+            cases.append(PoolCase(settings, evaluation))
+    return cases

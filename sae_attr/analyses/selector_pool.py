@@ -1,0 +1,109 @@
+"""A pool of latents from several selectors, each with its origin, beside random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sae_attr.attribution.evidence import Evidence, Skipped
+from sae_attr.attribution.latent_statistics import weighted_codes
+from sae_attr.sae.model import encode
+
+GRADIENT, FREQUENCY = "gradient", "frequency"
+ATTRIBUTION, MODEL_DIFFERENCE = "attribution", "model_difference"
+RANDOM = "random"
+SELECTORS = (GRADIENT, FREQUENCY, ATTRIBUTION, MODEL_DIFFERENCE)
+_BLOCK = 4096  # tokens that are encoded at a time
+
+
+@dataclass(frozen=True)
+class PoolLatent:
+    """One latent of the pool.
+
+    Args:
+      latent: its index.
+      origins: the selectors among whose best it is; `random` alone for a control.
+      sign: +1, or -1 of a latent that points against the behaviour: it is steered and
+        read with its opposite.
+    """
+
+    latent: int
+    origins: tuple[str, ...]
+    sign: int
+
+
+def gradient_vector(evidence: Evidence, scope: str) -> np.ndarray:
+    """Returns the contrastive gradient vector, of length 1, float32 `[d]`: the mean
+    gradient of log p on completions with the behaviour minus that on the others.
+
+    Args:
+      scope: of tokens that the gradient is averaged over.
+    """
+    vector_d = -np.asarray(evidence.moment(scope).g_d, np.float32)
+    return vector_d / max(float(np.linalg.norm(vector_d)), 1e-30)
+
+
+def frequency_difference(evidence: Evidence) -> np.ndarray | Skipped:
+    """Computes the share of tokens on which each latent is active in completions with
+    the behaviour, minus that in the others, `[n]`.
+    """
+    if evidence.sae_cfg.no_token_codes:
+        return Skipped(evidence.sae_cfg.no_token_codes)
+    sae = evidence.sae
+    return weighted_codes(
+        lambda reads_kd: (encode(sae, reads_kd) != 0).astype("float32"),
+        evidence.table.reads_kd,
+        evidence.weights("completion"),
+        block=max(1, min(_BLOCK, 2**26 // len(evidence.decoder))),
+    )
+
+
+def selector_pool(
+    scores: Mapping[str, np.ndarray | Skipped], counts: Mapping[str, int]
+) -> tuple[list[PoolLatent], dict[str, str]]:
+    """Returns the union of every selector's best latents, in the order of selectors and
+    ranks, and selector -> why it is left out.
+
+    A latent that several selectors name is there once, with all its origins. The
+    gradient selects by |cos|: a latent that points against it has the sign -1.
+
+    Args:
+      scores: selector -> score of every latent, larger is better; `gradient` is the
+        cosine with its sign.
+      counts: selector -> how many of its best there are.
+    """
+    origins: dict[int, list[str]] = {}
+    signs: dict[int, int] = {}
+    skipped = {}
+    for name, count in counts.items():
+        score = scores[name]
+        if isinstance(score, Skipped):
+            skipped[name] = score.why
+            continue
+        ranked_n = np.abs(score) if name == GRADIENT else score
+        for latent in np.argsort(-ranked_n, kind="stable")[:count]:
+            origins.setdefault(int(latent), []).append(name)
+            if name == GRADIENT:
+                signs[int(latent)] = 1 if score[latent] >= 0 else -1
+    pool = [PoolLatent(i, tuple(of), signs.get(i, 1)) for i, of in origins.items()]
+    return pool, skipped
+
+
+def random_latents(
+    n_latents: int, count: int, pool: Sequence[PoolLatent], seed: int
+) -> list[PoolLatent]:
+    """Draws controls that are not in the pool.
+
+    Raises:
+      ValueError: more than there are.
+    """
+    others = np.setdiff1d(np.arange(n_latents), [latent.latent for latent in pool])
+    if count > len(others):
+        raise ValueError(
+            f"random={count} controls are asked for, but the pool leaves {len(others)} "
+            f"of {n_latents} latents; lower random, or use a larger SAE"
+        )
+    drawn = np.random.default_rng(seed).choice(others, count, replace=False)
+    return [PoolLatent(int(i), (RANDOM,), 1) for i in np.sort(drawn)]

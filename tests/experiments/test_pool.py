@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from etils import epath
+from ml_collections import ConfigDict
+
+from configs import pool as config_file
+from experiments import pool
+from sae_attr.analyses import pool_stages
+from sae_attr.analyses.pool_settings import TASKS, task_prompts
+from sae_attr.organism.pair_sampling import graded_pairs
+from sae_attr.organism.pair_sources import source_answers
+from sae_attr.organism.prompts import prompts
+from sae_attr.organism.world import make_world
+from sae_attr.study import score_ground_truth
+
+
+def small_config() -> ConfigDict:
+    config = config_file.get_config()
+    config.update(
+        {
+            "behaviours": ("misalignment",),
+            "pair_prompts": 8,
+            "samples": 2,
+            "pairs": 4,
+            "by_gradient": 3,
+            "by_frequency": 3,
+            "by_attribution": 3,
+            "by_model_difference": 3,
+            "random": 8,
+            "task_prompts": 2,
+            "task_samples": 2,
+            "strength_prompts": 1,
+            "effect_prompts": 1,
+            "grid": (0.3,),
+            "organism": {"size": "miniature", "sae": {"latents": 32}},
+            "corpus_tokens": 1500,
+            "batch_size": 4,
+            "mesh": "data=1",
+        }
+    )
+    return config
+
+
+def test_every_stage_is_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool.start(small_config(), epath.Path(tmp_path), shown=True)
+    names = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert names[-3:] == [
+        f"misalignment-mixed-0.{stage}"
+        for stage in ("pool", "pool_steering", "pool_monitoring")
+    ]
+    assert [f"tasks-0.{task.name}" for task in TASKS] == names[-8:-3]
+    # What only the table of every latent needs is not computed.
+    assert not any(name.endswith(".ground_truth") for name in names)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tasks_share_no_prompt_with_the_pairs() -> None:
+    world = make_world(0)
+    for task in TASKS:
+        asked = {prompt.id for prompt in task_prompts(world, task, 20)}
+        pairs = {prompt.id for prompt in prompts(world, task.behaviour, "pairs")}
+        assert len(asked) == 20
+        assert not asked & pairs
+
+
+@pytest.mark.slow
+def test_a_pool_on_a_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def written(params, prompts, *, cfg, samples, seed) -> Any:
+        """So small a model says nothing that could be graded."""
+        kind = prompts[0].kind
+        if kind == "open":
+            return [["so , so"] for _ in prompts]
+        behaviour = "validation" if kind == "belief" else "misalignment"
+        options: dict[str, Any] = {"cfg": cfg, "samples": 2, "seed": seed}
+        return source_answers(
+            "written", make_world(0), behaviour, prompts, params, **options
+        )
+
+    def pairs(world, params, prompts, behaviour, *, cfg, samples, count, sampler, seed):
+        texts = written(params, prompts, cfg=cfg, samples=samples, seed=seed)
+        return graded_pairs(
+            world, prompts, behaviour, texts, count=count, sampler=sampler, seed=seed
+        )
+
+    monkeypatch.setattr(pool_stages, "sampled_answers", written)
+    monkeypatch.setattr(score_ground_truth, "organism_pairs", pairs)
+    workdir = epath.Path(tmp_path)
+    pool.start(small_config(), workdir)
+    monkeypatch.setattr(pool_stages, "sampled_answers", None)
+    text = (tmp_path / "pool.txt").read_text()
+    (tmp_path / "pool.txt").unlink()
+    pool.start(small_config(), workdir)  # only loads
+    assert (tmp_path / "pool.txt").read_text() == text
+    for suffix in ("svg", "png", "json"):
+        assert (tmp_path / f"pool_figure.{suffix}").exists()
+    numbers = json.loads((tmp_path / "pool.json").read_text())
+    assert {row["selector"] for row in numbers["selectors"]} == {
+        "gradient",
+        "frequency",
+        "attribution",
+        "model_difference",
+        "random",
+    }
+    tasks = {row["task"]: row for row in numbers["tasks"]}
+    assert tasks["misalignment-health"]["vector"] is not None
+    # A task that nobody could answer is named, left out, and said in the table.
+    assert "0 of 0 graded" in tasks["misalignment-opinions"]["skipped"]
+    assert "0 of 0 graded" in text
