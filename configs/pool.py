@@ -1,6 +1,8 @@
 """A pool of latents from four selectors (|cos| with the contrastive gradient vector, how
 often they are active, attribution, model diffing), each steered both ways and tested as
-a monitor on every task, under one null of random latents.
+a monitor on every task, under one null of random latents; and followed over checkpoints
+of the fine-tune: attribution with its standard error and split half, steering diffing,
+activation diffing.
 
     python -m experiments.pool --config=configs/pool.py --workdir=runs/pool
 
@@ -16,6 +18,12 @@ attribution and frequency difference give 20 % [3, 56] each (p 0.04), model diff
 (p 0.4). Single tasks mislead: the 95th percentile of random latents' AUC is .63 to .87.
 For validation the gradient's latents steer (90 %) and attribution's do (70 %), but hardly
 any latent monitors every task, as the vector itself does not (lowest AUC .47).
+
+Over checkpoints (0, 10, 20, 30 and 70 steps; rate 1, 3, 9, 18, 58 %), on the same 64
+pairs: steering diffing of the gradient's latents grows 1.0, 2.7, 6.5, 12.5, 20.5 points
+(random 0.0 to 1.2). Attribution is not unstable by the model: Δ of all latents correlates
+.83, .91, .95, .97 with the last checkpoint's once the sample's noise is taken out; two
+halves of one checkpoint's prompts correlate .73 to .81, which is the sample.
 """
 
 from ml_collections import ConfigDict

@@ -1,5 +1,5 @@
 """Makes a pool of latents from four selectors, steers them and tests them as monitors on
-every task; see configs/pool.py.
+every task, and follows them over the fine-tune's checkpoints; see configs/pool.py.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
+from sae_attr.analyses.checkpoint_results import checkpoint_rows
+from sae_attr.analyses.checkpoint_stages import checkpoint_stages
 from sae_attr.analyses.pool_results import pool_numbers
 from sae_attr.analyses.pool_settings import PoolCase, PoolSettings, pool_cases
 from sae_attr.analyses.pool_stages import pool_stages
+from sae_attr.report.checkpoint_text import checkpoints_text
 from sae_attr.report.figures import Drawing, render
 from sae_attr.report.figures.pool import pool_figure
 from sae_attr.report.pool_text import pool_text
@@ -58,9 +61,11 @@ def write(
     numbers = pool_numbers(cases, results)
     if not numbers["latents"]:
         return ""
-    text = pool_text(numbers)
+    checkpoints = [row for case in cases for row in checkpoint_rows(case, results)]
+    text = "\n".join([pool_text(numbers), checkpoints_text(checkpoints)])
     content = {
         **numbers,
+        "checkpoints": checkpoints,
         "config": config.to_dict(),
         "versions": _common.versions(),
     }
@@ -90,6 +95,8 @@ def start(
     store = Store(workdir / "store")
     cases = open_cases(config, store, workdir)
     stages = pool_stages(cases)
+    for case in cases:
+        stages += checkpoint_stages(case)
     if shown:
         print(states_text(store, stages))
         return

@@ -90,6 +90,11 @@ class PoolSettings:
       grid: strengths that are tried, in mean lengths.
       budget: of coherence, as a share.
       level: share of random latents that a latent has to exceed to count as steering.
+      checkpoints: steps of the fine-tune at which the pool is followed, 0 for the model
+        before it; the last step always is. () for none.
+      checkpoint_strength: that every latent is steered with at every step.
+      checkpoint_prompts: that effects are measured on at every step, at most.
+      splits: random halvings of the prompts.
       corpus_tokens: of ordinary text, for means.
       batch_size: rows per step.
     """
@@ -114,6 +119,10 @@ class PoolSettings:
     grid: tuple[float, ...] = (0.2, 0.4)
     budget: float = 0.10
     level: float = 0.95
+    checkpoints: tuple[int, ...] = (0, 10, 20, 30)
+    checkpoint_strength: float = 0.2
+    checkpoint_prompts: int = 6
+    splits: int = 50
     corpus_tokens: int = 20_000
     batch_size: int = 64
 

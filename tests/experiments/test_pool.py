@@ -32,6 +32,7 @@ def small_config() -> ConfigDict:
             "by_attribution": 3,
             "by_model_difference": 3,
             "random": 8,
+            "checkpoints": (0, 2),
             "task_prompts": 2,
             "task_samples": 2,
             "strength_prompts": 1,
@@ -51,11 +52,19 @@ def test_every_stage_is_listed(
 ) -> None:
     pool.start(small_config(), epath.Path(tmp_path), shown=True)
     names = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
-    assert names[-3:] == [
+    assert names[-7:] == [
         f"misalignment-mixed-0.{stage}"
-        for stage in ("pool", "pool_steering", "pool_monitoring")
+        for stage in (
+            "pool",
+            "pool_steering",
+            "pool_monitoring",
+            "checkpoint-0.measured",
+            "checkpoint-2.model",
+            "checkpoint-2.measured",
+            "checkpoint-5.measured",
+        )
     ]
-    assert [f"tasks-0.{task.name}" for task in TASKS] == names[-8:-3]
+    assert [f"tasks-0.{task.name}" for task in TASKS] == names[-12:-7]
     # What only the table of every latent needs is not computed.
     assert not any(name.endswith(".ground_truth") for name in names)
     assert not list(tmp_path.iterdir())
@@ -108,6 +117,8 @@ def test_a_pool_on_a_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "model_difference",
         "random",
     }
+    assert [row["step"] for row in numbers["checkpoints"]] == [0, 2, 5]
+    assert numbers["checkpoints"][-1]["same"] == pytest.approx(1)
     tasks = {row["task"]: row for row in numbers["tasks"]}
     assert tasks["misalignment-health"]["vector"] is not None
     # A task that nobody could answer is named, left out, and said in the table.
