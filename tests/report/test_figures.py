@@ -21,7 +21,7 @@ from sae_attr.report.figures import (
     render,
 )
 from sae_attr.report.figures.labels import name_points
-from sae_attr.report.figures.output import INK
+from sae_attr.report.figures.output import INK, save
 from sae_attr.report.figures.strips import limits, swarm, ticks
 from sae_attr.report.method_style import method_colors
 from tests.report._sample import effects_numbers, plane_numbers
@@ -252,3 +252,16 @@ def test_a_point_of_the_plane_whose_rate_rises_has_an_edge() -> None:
         edge = edges[f"steering-{point['group']}-{point['latent']}"]
         if point["steering"] is not None and point["steering"] == point["steering"]:
             assert (edge == INK) == (point["steering"] > 0)
+
+
+@pytest.mark.parametrize("panels", [1, 2])
+def test_the_legend_of_effects_is_not_cut_off(panels: int) -> None:
+    numbers = effects_numbers(n=3)
+    numbers["panels"] = numbers["panels"][:panels]
+    figure = effects_figure(numbers)
+    assert save(figure, "svg")
+    figure.set_dpi(72)
+    legend = figure.legends[0].get_tightbbox()
+    assert legend is not None
+    assert legend.x0 >= 0
+    assert legend.x1 <= figure.bbox.width

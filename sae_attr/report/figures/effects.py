@@ -38,6 +38,7 @@ from sae_attr.report.method_style import (
 from sae_attr.report.numbers import is_known, p_value, signed, span
 
 _HEIGHT, _STRIP, _DIAMETER = 4.9, 1.15, 5.6  # inches, inches, points
+_WIDE, _LINES = 8.4, 0.4  # inches that the legend needs as one line; of two lines more
 _PLOT = 0.72  # share of the height that the axes get
 _INCH = 72  # points
 # Strips are 1 apart: half the width of one, and from its leftmost point to its mean.
@@ -69,7 +70,9 @@ def effects_figure(numbers: Mapping[str, Any]) -> Figure:
     """
     panels = numbers["panels"]
     widths = [_panel_width(panel) for panel in panels]
-    figure = Figure(figsize=(sum(widths), _HEIGHT), layout="constrained")
+    is_wide = sum(widths) >= _WIDE
+    height = _HEIGHT if is_wide else _HEIGHT + _LINES
+    figure = Figure(figsize=(sum(widths), height), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
     for ax, panel, width in zip(axes, panels, widths, strict=True):
         _draw_panel(ax, panel)
@@ -78,7 +81,7 @@ def effects_figure(numbers: Mapping[str, Any]) -> Figure:
             lines += wrap(line, int(13 * width))
         ax.set_title("\n".join(lines), fontsize=9.5, loc="left")
     axes[0].set_ylabel("change in rate (percentage points)", fontsize=9)
-    _explain(figure)
+    _explain(figure, columns=3 if is_wide else 1)
     return figure
 
 
@@ -191,7 +194,7 @@ def _count_text(strip: Mapping[str, Any], measured_here: int, direction: str) ->
     return "\n".join(lines)
 
 
-def _explain(figure: Figure) -> None:
+def _explain(figure: Figure, columns: int) -> None:
     """Adds the legend of the cross, the band and q below the panels."""
     mean = Line2D(
         [], [], color=INK, marker="x", ls="", mew=2, label="mean, 95 % interval"
@@ -208,7 +211,7 @@ def _explain(figure: Figure) -> None:
     figure.legend(
         handles=[mean, band, rate],
         loc="outside lower center",
-        ncols=3,
+        ncols=columns,
         frameon=False,
         fontsize=8.5,
     )

@@ -107,6 +107,17 @@ def _draw_panel(ax: Axes, numbers: Mapping[str, Any], effect: str) -> None:
         reserved=_RESERVED,
         count=_NAMED,
     )
+    _explain(ax)
+    _draw_scale(ax, norm)
+    ax.set_title(_title(numbers, effect), fontsize=9.5, loc="left")
+    ax.set_xlabel("cause: Δ (standard deviations over the dictionary)", fontsize=9)
+    ax.set_ylabel("lever: −Δg·d (standard deviations)", fontsize=9)
+    open_axes(ax)
+
+
+def _explain(ax: Axes) -> None:
+    """Adds the legend of markers and edges below the axes."""
+    style: dict[str, Any] = {}
     for group, marker in _MARKERS.items():
         style = {"marker": marker, "ls": "", "ms": 6, "mew": 0, "color": GREY}
         ax.plot([], [], label=f"{group} latents", **style)
@@ -121,11 +132,6 @@ def _draw_panel(ax: Axes, numbers: Mapping[str, Any], effect: str) -> None:
         handletextpad=0.3,
         fontsize=8,
     )
-    _draw_scale(ax, norm)
-    ax.set_title(_title(numbers, effect), fontsize=9.5, loc="left")
-    ax.set_xlabel("cause: Δ (standard deviations over the dictionary)", fontsize=9)
-    ax.set_ylabel("lever: −Δg·d (standard deviations)", fontsize=9)
-    open_axes(ax)
 
 
 def _title(numbers: Mapping[str, Any], effect: str) -> str:

@@ -44,28 +44,18 @@ def sampled_figure(numbers: Mapping[str, Any]) -> Figure:
 
 def _draw_panel(ax: Axes, panel: Mapping[str, Any]) -> None:
     rows = list(_known(panel["points"]))
-    colors = method_colors([row["method"] for row in panel["points"]])
-    markers = dict(zip(colors, cycle(_MARKERS)))
-    shown: dict[str, None] = {}
-    for row in rows:
-        x, y = points(row["exact"]), points(row["sampled"])
-        color = colors[row["method"]]
-        reach = _ERRORS * points(row["error"])
-        if not np.isnan(reach):
-            ax.plot([x, x], [y - reach, y + reach], color=color, lw=1, alpha=0.4)
-        style = {"marker": markers[row["method"]], "ls": "", "ms": 6, "mew": 0}
-        style |= {"color": color}
-        ax.plot([x], [y], gid=_id(panel, row), zorder=2, **style)
-        shown[row["method"]] = None
-    for method in shown:
-        style = {"marker": markers[method], "ls": "", "ms": 6, "mew": 0}
-        style |= {"color": colors[method]}
-        ax.plot([], [], label=method_name(method), **style)
-    ax.plot([], [], color=GREY, lw=1, label="95 % interval of the sampled change")
-    draw_equality(ax)
+    styles = _styles([row["method"] for row in panel["points"]])
     named = []
     for row in rows:
-        named.append((row["latent"], (points(row["exact"]), points(row["sampled"]))))
+        x, y = points(row["exact"]), points(row["sampled"])
+        style = styles[row["method"]]
+        reach = _ERRORS * points(row["error"])
+        if not np.isnan(reach):
+            line = {"color": style["color"], "lw": 1, "alpha": 0.4}
+            ax.plot([x, x], [y - reach, y + reach], **line)
+        ax.plot([x], [y], gid=_id(panel, row), zorder=2, **style)
+        named.append((row["latent"], (x, y)))
+    draw_equality(ax)
     name_points(ax, named, points=[place for _, place in named], count=_NAMED)
     lines = (
         direction_name(panel["direction"]),
@@ -76,8 +66,26 @@ def _draw_panel(ax: Axes, panel: Mapping[str, Any]) -> None:
     ax.set_xlabel("exact change (percentage points)", fontsize=9)
     ax.set_ylabel("sampled change (percentage points)", fontsize=9)
     open_axes(ax)
-    if shown:
-        ax.legend(frameon=False, fontsize=8)
+    if rows:
+        shown = {row["method"] for row in rows}
+        _explain(ax, {name: styles[name] for name in styles if name in shown})
+
+
+def _styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Returns how the points of each method are drawn."""
+    markers, styles = cycle(_MARKERS), {}
+    for method, color in method_colors(methods).items():
+        style = {"marker": next(markers), "ls": "", "ms": 6, "mew": 0}
+        styles[method] = style | {"color": color}
+    return styles
+
+
+def _explain(ax: Axes, styles: Mapping[str, Mapping[str, Any]]) -> None:
+    """Adds the legend of methods and of the intervals."""
+    for method, style in styles.items():
+        ax.plot([], [], label=method_name(method), **style)
+    ax.plot([], [], color=GREY, lw=1, label="95 % interval of the sampled change")
+    ax.legend(frameon=False, fontsize=8)
 
 
 def _unsigned(value: float | None) -> str:
