@@ -11,7 +11,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
-from sae_attr.analyses.claim_results import claim_numbers, headline_count
+from sae_attr.analyses.claim_results import claim_numbers
+from sae_attr.analyses.claim_rows import headline_count
 from sae_attr.analyses.claim_settings import ClaimCase, ClaimSettings, claim_cases
 from sae_attr.analyses.claim_stages import claim_stages
 from sae_attr.report.claim_text import claims_text

@@ -42,6 +42,11 @@ def claims_text(numbers: Mapping[str, Rows], *, pairs: int, top: int) -> str:
     """
     parts = [
         _part(
+            f"Exact effects (all measured latents, and the best {top} that any score "
+            "could name)",
+            list(_effect_lines(numbers)),
+        ),
+        _part(
             f"1. Pairs against positives alone and shuffled partners ({pairs} pairs, "
             f"mean effect of the best {top}; {_SEEDS})",
             list(_design_lines(numbers, pairs)),
@@ -68,6 +73,19 @@ def _part(title: str, lines: Sequence[str]) -> str:
     if not lines:
         lines = ["not measured"]
     return "\n".join([title, *(f"  {line}" for line in lines)])
+
+
+def _effect_lines(numbers: Mapping[str, Rows]) -> Iterator[str]:
+    for row in numbers["effects"]:
+        changes = ""
+        if row["changes"]:
+            changes = f", {row['changes']} harmless changes"
+        yield (
+            f"{row['behaviour']}, seed {row['seed']}{changes}: rate "
+            f"{share(row['base'])}; {EFFECT_NAMES[row['truth']]}: mean of "
+            f"{row['latents']:,} latents {signed(100 * row['mean_effect'], 2)}, best "
+            f"{signed(100 * row['best_effect'])} points"
+        )
 
 
 def _points(row: Row) -> str:

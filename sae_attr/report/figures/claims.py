@@ -102,7 +102,8 @@ def sources_figure(numbers: Mapping[str, Any]) -> Figure:
             )
             for row in panel:
                 _bar(ax, row, names.index(row["source"]))
-            ax.set_yticks(range(len(names)), list(SOURCE_NAMES.values()), fontsize=7.5)
+            shown = list(SOURCE_NAMES.values()) if j == 0 else [""] * len(names)
+            ax.set_yticks(range(len(names)), shown)
             ax.invert_yaxis()
             ax.set_title(f"{behaviour}, {SCORE_NAMES[score]}", fontsize=8.5, loc="left")
             ax.set_xlabel(f"{EFFECT_NAMES[effect]}, points", fontsize=8)
