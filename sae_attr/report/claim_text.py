@@ -48,7 +48,8 @@ def claims_text(numbers: Mapping[str, Rows], *, pairs: int, top: int) -> str:
         ),
         _part(
             f"1. Pairs against positives alone and shuffled partners ({pairs} pairs, "
-            f"mean effect of the best {top}; {_SEEDS})",
+            f"mean effect of the best {top}, Spearman of all "
+            f"latents' scores with their effects; {_SEEDS})",
             list(_design_lines(numbers, pairs)),
         ),
         _part(
@@ -57,7 +58,7 @@ def claims_text(numbers: Mapping[str, Rows], *, pairs: int, top: int) -> str:
             list(_count_lines(numbers)),
         ),
         _part(
-            "3. Pairs of the studied model against other sources",
+            "3. Pairs of the studied model against other sources (as many of each)",
             [*_source_lines(numbers), *_fact_lines(numbers)],
         ),
         _part(
@@ -113,10 +114,8 @@ def _design_lines(numbers: Mapping[str, Rows], pairs: int) -> Iterator[str]:
             means.append(f"{DESIGN_NAMES[row['design']]} {_points(row)}")
         yield f"{behaviour}, {SCORE_NAMES[score]}, {EFFECT_NAMES[effect]}: {', '.join(means)}"
         for row in _of(numbers["design_differences"], **values):
-            yield (
-                f"  pairs minus {DESIGN_NAMES[row['against']]}: {_points(row)} points: "
-                f"{VERDICTS[row['claim']]}"
-            )
+            name = f"pairs minus {DESIGN_NAMES[row['against']]}"
+            yield f"  {name}: {_gain(row, numbers['design_differences'])}"
 
 
 def _count_lines(numbers: Mapping[str, Rows]) -> Iterator[str]:
@@ -147,6 +146,18 @@ def _count_lines(numbers: Mapping[str, Rows]) -> Iterator[str]:
             )
 
 
+def _gain(row: Row, rows: Rows) -> str:
+    """Returns the gain in the mean effect of the best, and the one in the rank
+    correlation with the effects of all latents, each with its verdict.
+    """
+    keys = ("behaviour", "score", "against", "truth", "pairs")
+    same = {key: row[key] for key in keys if key in row}
+    parts = [f"{_points(row)} points: {VERDICTS[row['claim']]}"]
+    for ranks in _of(rows, **same, number="spearman"):
+        parts.append(f"Spearman {_plain(ranks)}: {VERDICTS[ranks['claim']]}")
+    return "; ".join(parts)
+
+
 def _plain(row: Row) -> str:
     return f"{signed(row['mean'], 2)} {span(row['low'], row['high'], 2, scale=1)}"
 
@@ -161,10 +172,8 @@ def _source_lines(numbers: Mapping[str, Rows]) -> Iterator[str]:
             means.append(f"{SOURCE_NAMES[row['source']]} {_points(row)}")
         yield f"{behaviour}, {SCORE_NAMES[score]}, {EFFECT_NAMES[effect]}: {', '.join(means)}"
         for row in _of(numbers["source_differences"], **values):
-            yield (
-                f"  the studied model minus {SOURCE_NAMES[row['against']]}: "
-                f"{_points(row)} points: {VERDICTS[row['claim']]}"
-            )
+            name = f"the studied model minus {SOURCE_NAMES[row['against']]}"
+            yield f"  {name}: {_gain(row, numbers['source_differences'])}"
 
 
 def _fact_lines(numbers: Mapping[str, Rows]) -> Iterator[str]:

@@ -57,6 +57,7 @@ def test_pairs_against_others_are_told_with_numbers_and_a_verdict() -> None:
         "designs": design_rows(),
         "design_differences": [
             difference(against="positives"),
+            difference(against="positives", number="spearman", mean=-0.07),
             difference(against="shuffled", mean=0.0, low=-0.01, claim="undecided"),
             difference(against="positives", pairs=5, mean=0.09),
         ],
@@ -64,8 +65,8 @@ def test_pairs_against_others_are_told_with_numbers_and_a_verdict() -> None:
     _, first, *_ = claims_text(numbers, pairs=35, top=20).split("\n\n")
     assert "positives alone +2.0 [+1.0, +3.0]" in first
     assert (
-        "pairs minus positives alone: +2.0 [+1.0, +3.0] points: the claim holds"
-        in first
+        "pairs minus positives alone: +2.0 [+1.0, +3.0] points: the claim holds; "
+        "Spearman −0.07 [+0.01, +0.03]" in first
     )
     assert "pairs minus shuffled partners: 0.0 [−1.0, +3.0] points: not" in first
     assert "+9.0" not in first
