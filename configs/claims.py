@@ -6,10 +6,17 @@ harmless changes of a fine-tune do to Δ-activation.
 
 Builds the model organism of every seed with an SAE of 2,048 latents, draws many sets of
 pairs, and compares each one's ranking with the exact effects of all latents. Writes
-claims.txt, claims.json and a figure per claim. A run that was stopped goes on where it
-was.
+claims.txt, claims.json and a figure per claim (claim_pairs, claim_counts,
+claim_sources, claim_harmless). A run that was stopped goes on where it was; --list
+shows every stage.
 
-Hardware: two CPU cores.
+Hardware: two CPU cores. A seed takes a little more than two minutes of a core for the
+organism, and two to three for the measurements; --config.seeds=0 runs one. Expect with
+the default five: 35 pairs beat positives alone by .03 to .30 in Spearman with the
+effects and do as well as shuffled partners; rankings of 35 and of all other pairs
+correlate .76 to .97; pairs of the studied model beat written ones by .05 to .20; with
+five harmless changes Δ-activation on answers falls from 13 to 6 % of the rate, Δ and
+the gradient do not fall (docs/claims.md).
 """
 
 from ml_collections import ConfigDict
@@ -30,7 +37,7 @@ SETTINGS = {
 
 
 def get_config() -> ConfigDict:
-    """Returns three seeds, both behaviours, 2,048 latents."""
+    """Returns five seeds, both behaviours, 2,048 latents."""
     config = config_of(ClaimSettings)
     config.organism = config_of(
         Recipe, leave_out=("seed", "kind", "harmless"), unset=True

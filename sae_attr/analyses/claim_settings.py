@@ -56,7 +56,7 @@ class ClaimSettings:
       batch_size: rows per step.
     """
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     kind: str = "mixed"
     behaviours: tuple[str, ...] = ("misalignment", "validation")
     counts: tuple[int, ...] = (1, 2, 5, 10, 35, 148)

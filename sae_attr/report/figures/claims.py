@@ -89,7 +89,8 @@ def sources_figure(numbers: Mapping[str, Any]) -> Figure:
     rows = numbers["rows"]
     behaviours, scores = _values(rows, "behaviour"), _values(rows, "score")
     figure, axes = _grid(len(behaviours), len(scores))
-    names = list(SOURCE_NAMES)
+    names = _values(rows, "source")
+    words = [SOURCE_NAMES[name] for name in names]
     for i, behaviour in enumerate(behaviours):
         for j, score in enumerate(scores):
             effect, ax = OWN_EFFECT[score], axes[i][j]
@@ -102,8 +103,7 @@ def sources_figure(numbers: Mapping[str, Any]) -> Figure:
             )
             for row in panel:
                 _bar(ax, row, names.index(row["source"]))
-            shown = list(SOURCE_NAMES.values()) if j == 0 else [""] * len(names)
-            ax.set_yticks(range(len(names)), shown)
+            ax.set_yticks(range(len(names)), words if j == 0 else [""] * len(names))
             ax.invert_yaxis()
             ax.set_title(f"{behaviour}, {SCORE_NAMES[score]}", fontsize=8.5, loc="left")
             ax.set_xlabel(f"{EFFECT_NAMES[effect]}, points", fontsize=8)
