@@ -32,7 +32,7 @@ class ScreenSettings:
     screen: int = 0
     screen_by: str = "gradient"
     screen_strength: float = 0.2
-    screen_pairs: int = 16
+    screen_pairs: int = 32
     screen_per_token: bool = False
     screen_rank: str = "both"
 
