@@ -222,10 +222,12 @@ def test_a_study_finds_the_planted_latent_without_sampling_or_a_judge(
     assert not {"judge", "missing answers", "rate in sampled answers"} & set(facts)
     assert result["cost"].pop("exact rows") > 400
     assert not any(result["cost"].values())
-    # Without the latent the model is less rude; none of the others did as much.
+    # Without the latent the model is less rude; none of the others did a quarter as much.
+    #   It acts on few of the prompts, which limits what sign flips over them can tell.
     ablated = [float(row["ablated"]) for row in table]
-    assert min(ablated) == ablated[0] < -0.05
-    assert 0 < float(table[0]["ablated_q"]) <= 1
+    assert ablated[0] < -0.05
+    assert min(ablated[1:]) > ablated[0] / 4
+    assert 0 < float(table[0]["ablated_q"]) < 0.5
     assert result["cases"]["rude"]["ablated"][0]["method"] == "delta_attribution"
     assert (exact_studied / "figures/rude.effects_of_ablation.svg").exists()
     plane = json.loads((exact_studied / "figures/rude.plane.json").read_text())
