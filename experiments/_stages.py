@@ -20,6 +20,7 @@ from sae_attr.store import (
 )
 from sae_attr.study.stage_choice import StageChoice
 
+from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
 from ._progress import StageMetrics, StageProgress
 
 ONLY = flags.DEFINE_list(
@@ -37,6 +38,22 @@ LIST = flags.DEFINE_bool(
     "Say which stages are done, stale, in part or missing, and what is left; run "
     "nothing.",
 )
+
+
+ALL = StageChoice()
+
+
+def start_from_flags(start: Callable[..., None]) -> None:
+    """Calls a program's `start` with the config, the workdir and the stages that the
+    flags state.
+    """
+    start(
+        CONFIG.value,
+        epath.Path(str(WORKDIR.value)),
+        choice=choice_of_flags(),
+        shown=LIST.value,
+        allow_change=ALLOW_CHANGE.value,
+    )
 
 
 def choice_of_flags() -> StageChoice:

@@ -10,7 +10,6 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from sae_attr import parallel
 from sae_attr.analyses.claim_results import claim_numbers
 from sae_attr.analyses.claim_rows import headline_count
 from sae_attr.analyses.claim_settings import ClaimCase, ClaimSettings, claim_cases
@@ -19,23 +18,13 @@ from sae_attr.report.claim_text import claims_text
 from sae_attr.report.figures import Drawing, render
 from sae_attr.report.figures import claims as figures
 from sae_attr.report.tables import json_text
-from sae_attr.settings import settings_from
-from sae_attr.store import (
-    Result,
-    Status,
-    Store,
-    own_workdir,
-    stored_results,
-    write_atomic,
-)
+from sae_attr.store import Result, Store, write_atomic
 from sae_attr.study.stage_choice import StageChoice
 
 from . import _common
-from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
-from ._stages import LIST, choice_of_flags, run_chosen, states_text
+from ._organism_study import cases_of_config, run_study
+from ._stages import ALL, start_from_flags
 
-ALL = StageChoice()
-IGNORED = ("mesh", "batch_size")  # where and how fast, not what
 # File -> function that draws it, and the rows that it draws.
 FIGURES = {
     "pairs": (figures.designs_figure, "designs"),
@@ -49,11 +38,9 @@ def open_cases(
     config: ConfigDict, store: Store, workdir: epath.Path
 ) -> list[ClaimCase]:
     """Returns the cases that a config names; nothing is loaded yet."""
-    values = config.to_dict()
-    organism, mesh = values.pop("organism"), values.pop("mesh")
-    settings = settings_from(ClaimSettings, values)
-    mesh = parallel.make_mesh(str(mesh))
-    return claim_cases(settings, organism, store=store, workdir=workdir, mesh=mesh)
+    return cases_of_config(
+        config, ClaimSettings, claim_cases, store=store, workdir=workdir
+    )
 
 
 def write(
@@ -94,8 +81,7 @@ def start(
     shown: bool = False,
     allow_change: bool = False,
 ) -> None:
-    """Runs the stages under the workdir's lock; files are written anew after every case,
-    so that the first is seen early.
+    """Runs the stages and writes their files.
 
     Args:
       config: as configs/claims.py makes it.
@@ -104,36 +90,24 @@ def start(
     """
     store = Store(workdir / "store")
     cases = open_cases(config, store, workdir)
-    stages = claim_stages(cases)
-    if shown:
-        print(states_text(store, stages))
-        return
-
-    def write_stored() -> str:
-        return write(workdir, config, cases, stored_results(store, stages))
-
-    def on_end(status: Status, result: Result) -> None:
-        if status.name.endswith((".draws", ".dilution")) and not result.cached:
-            write_stored()
-
-    values = config.to_dict()
-    with own_workdir(workdir, values, ignore=IGNORED, allow_change=allow_change):
-        run_chosen(store, stages, choice, on_end=on_end)
-        text = write_stored()
-        if text:
-            print(f"{text}\nwrote claims.txt, claims.json and figures to {workdir}")
+    run_study(
+        config,
+        workdir,
+        store,
+        claim_stages(cases),
+        write=lambda results: write(workdir, config, cases, results),
+        last=(".draws", ".dilution"),
+        wrote=f"wrote claims.txt, claims.json and figures to {workdir}",
+        choice=choice,
+        shown=shown,
+        allow_change=allow_change,
+    )
 
 
 def main(argv: list[str]) -> None:
     """Runs `start` with the flags' values."""
     _common.begin(argv, cluster=False)
-    start(
-        CONFIG.value,
-        epath.Path(str(WORKDIR.value)),
-        choice=choice_of_flags(),
-        shown=LIST.value,
-        allow_change=ALLOW_CHANGE.value,
-    )
+    start_from_flags(start)
 
 
 if __name__ == "__main__":

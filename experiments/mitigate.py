@@ -25,10 +25,8 @@ from sae_attr.study.stage_choice import StageChoice
 
 from . import _common
 from ._config import settings_of
-from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
-from ._stages import LIST, choice_of_flags, run_chosen, states_text
+from ._stages import ALL, run_chosen, start_from_flags, states_text
 
-ALL = StageChoice()
 IGNORED = ("mesh",)  # where, not what
 INPUTS = ("study", "case", "mesh")
 
@@ -114,13 +112,7 @@ def start(
 def main(argv: list[str]) -> None:
     """Runs `start` with the flags' values."""
     _common.begin(argv)
-    start(
-        CONFIG.value,
-        epath.Path(str(WORKDIR.value)),
-        choice=choice_of_flags(),
-        shown=LIST.value,
-        allow_change=ALLOW_CHANGE.value,
-    )
+    start_from_flags(start)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from sae_attr import parallel
 from sae_attr.analyses.checkpoint_results import checkpoint_rows
 from sae_attr.analyses.checkpoint_stages import checkpoint_stages
 from sae_attr.analyses.pool_results import pool_numbers
@@ -21,32 +20,19 @@ from sae_attr.report.figures import Drawing, render
 from sae_attr.report.figures.pool import pool_figure
 from sae_attr.report.pool_text import pool_text
 from sae_attr.report.tables import json_text
-from sae_attr.settings import settings_from
-from sae_attr.store import (
-    Result,
-    Status,
-    Store,
-    own_workdir,
-    stored_results,
-    write_atomic,
-)
+from sae_attr.store import Result, Store, write_atomic
 from sae_attr.study.stage_choice import StageChoice
 
 from . import _common
-from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
-from ._stages import LIST, choice_of_flags, run_chosen, states_text
-
-ALL = StageChoice()
-IGNORED = ("mesh", "batch_size")  # where and how fast, not what
+from ._organism_study import cases_of_config, run_study
+from ._stages import ALL, start_from_flags
 
 
 def open_cases(config: ConfigDict, store: Store, workdir: epath.Path) -> list[PoolCase]:
     """Returns the cases that a config names; nothing is loaded yet."""
-    values = config.to_dict()
-    organism, mesh = values.pop("organism"), values.pop("mesh")
-    settings = settings_from(PoolSettings, values)
-    mesh = parallel.make_mesh(str(mesh))
-    return pool_cases(settings, organism, store=store, workdir=workdir, mesh=mesh)
+    return cases_of_config(
+        config, PoolSettings, pool_cases, store=store, workdir=workdir
+    )
 
 
 def write(
@@ -85,7 +71,7 @@ def start(
     shown: bool = False,
     allow_change: bool = False,
 ) -> None:
-    """Runs the stages under the workdir's lock; files are written anew after every case.
+    """Runs the stages and writes their files.
 
     Args:
       config: as configs/pool.py makes it.
@@ -97,35 +83,24 @@ def start(
     stages = pool_stages(cases)
     for case in cases:
         stages += checkpoint_stages(case)
-    if shown:
-        print(states_text(store, stages))
-        return
-
-    def write_stored() -> str:
-        return write(workdir, config, cases, stored_results(store, stages))
-
-    def on_end(status: Status, result: Result) -> None:
-        if status.name.endswith(".pool_monitoring") and not result.cached:
-            write_stored()
-
-    values = config.to_dict()
-    with own_workdir(workdir, values, ignore=IGNORED, allow_change=allow_change):
-        run_chosen(store, stages, choice, on_end=on_end)
-        text = write_stored()
-        if text:
-            print(f"{text}\nwrote pool.txt, pool.json and a figure to {workdir}")
+    run_study(
+        config,
+        workdir,
+        store,
+        stages,
+        write=lambda results: write(workdir, config, cases, results),
+        last=(".pool_monitoring",),
+        wrote=f"wrote pool.txt, pool.json and a figure to {workdir}",
+        choice=choice,
+        shown=shown,
+        allow_change=allow_change,
+    )
 
 
 def main(argv: list[str]) -> None:
     """Runs `start` with the flags' values."""
     _common.begin(argv, cluster=False)
-    start(
-        CONFIG.value,
-        epath.Path(str(WORKDIR.value)),
-        choice=choice_of_flags(),
-        shown=LIST.value,
-        allow_change=ALLOW_CHANGE.value,
-    )
+    start_from_flags(start)
 
 
 if __name__ == "__main__":

@@ -6,22 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from absl import flags, logging
+from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from sae_attr import parallel
 from sae_attr.report.ground_truth_table import summary_rows, table_text
 from sae_attr.report.tables import csv_text, json_text
-from sae_attr.settings import settings_from
-from sae_attr.store import (
-    Result,
-    Status,
-    Store,
-    own_workdir,
-    stored_results,
-    write_atomic,
-)
+from sae_attr.store import Result, Store, write_atomic
 from sae_attr.study.dry_run.organism_report import evaluation_dry_run
 from sae_attr.study.score_ground_truth import (
     Evaluation,
@@ -36,11 +27,10 @@ from sae_attr.study.stage_choice import StageChoice
 
 from . import _common
 from ._dry_run import DryRun, RatesOf, run_dry
-from ._flags import ALLOW_CHANGE, CONFIG, DRY_RUN, TOKENS_PER_SECOND, WORKDIR
-from ._stages import LIST, choice_of_flags, run_chosen, states_text
+from ._flags import CONFIG, DRY_RUN, TOKENS_PER_SECOND, WORKDIR
+from ._organism_study import cases_of_config, run_study
+from ._stages import ALL, start_from_flags
 
-ALL = StageChoice()
-IGNORED = ("mesh", "batch_size")  # where and how fast, not what
 FILES = ("truth.csv", "truth.json", "truth.txt")
 
 
@@ -48,11 +38,9 @@ def open_evaluations(
     config: ConfigDict, store: Store, workdir: epath.Path
 ) -> list[Evaluation]:
     """Returns the evaluations that a config names; nothing is loaded yet."""
-    values = config.to_dict()
-    organism, mesh = values.pop("organism"), values.pop("mesh")
-    settings = settings_from(EvaluationSettings, values)
-    mesh = parallel.make_mesh(str(mesh))
-    return evaluations_of(settings, organism, store=store, workdir=workdir, mesh=mesh)
+    return cases_of_config(
+        config, EvaluationSettings, evaluations_of, store=store, workdir=workdir
+    )
 
 
 def write(
@@ -92,8 +80,7 @@ def start(
     shown: bool = False,
     allow_change: bool = False,
 ) -> None:
-    """Runs the stages under the workdir's lock; files are written anew after every
-    evaluation, so that the first is seen early.
+    """Runs the stages and writes their files.
 
     Args:
       config: as configs/ranking_truth.py makes it.
@@ -102,25 +89,18 @@ def start(
     """
     store = Store(workdir / "store")
     evaluations = open_evaluations(config, store, workdir)
-    stages = evaluation_stages(evaluations)
-    if shown:
-        print(states_text(store, stages))
-        return
-
-    def write_stored() -> str:
-        return write(workdir, config, evaluations, stored_results(store, stages))
-
-    def on_end(status: Status, result: Result) -> None:
-        if status.name.endswith(".agreement") and not result.cached:
-            write_stored()
-            logging.info("%s is done", status.name.removesuffix(".agreement"))
-
-    values = config.to_dict()
-    with own_workdir(workdir, values, ignore=IGNORED, allow_change=allow_change):
-        run_chosen(store, stages, choice, on_end=on_end)
-        text = write_stored()
-        if text:
-            print(f"{text}\nwrote to {workdir}: {', '.join(FILES)}")
+    run_study(
+        config,
+        workdir,
+        store,
+        evaluation_stages(evaluations),
+        write=lambda results: write(workdir, config, evaluations, results),
+        last=(".agreement",),
+        wrote=f"wrote to {workdir}: {', '.join(FILES)}",
+        choice=choice,
+        shown=shown,
+        allow_change=allow_change,
+    )
 
 
 def dry_run(config: ConfigDict, workdir: epath.Path, rates_of: RatesOf) -> DryRun:
@@ -132,16 +112,10 @@ def dry_run(config: ConfigDict, workdir: epath.Path, rates_of: RatesOf) -> DryRu
 def main(argv: list[str]) -> None:
     """Runs `start` with the flags' values."""
     _common.begin(argv, cluster=False)
-    workdir = epath.Path(str(WORKDIR.value))
     if DRY_RUN.value:
+        workdir = epath.Path(str(WORKDIR.value))
         run_dry(dry_run, CONFIG.value, workdir, TOKENS_PER_SECOND.value)
-    start(
-        CONFIG.value,
-        workdir,
-        choice=choice_of_flags(),
-        shown=LIST.value,
-        allow_change=ALLOW_CHANGE.value,
-    )
+    start_from_flags(start)
 
 
 if __name__ == "__main__":

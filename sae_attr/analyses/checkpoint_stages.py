@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -162,18 +163,9 @@ def _measured(case: PoolCase, step: int) -> Stage:
         if e.store.writer:
             records = [dict(r) for r in results[pairs_name].meta["records"]]
             write_atomic(setup.settings.pairs, jsonl(records))
-        rows = setup.encoded.rows
-        model: dict[str, Any] = {"cfg": cfg, "site": setup.site}
-        table = collect(params, rows, mesh=e.mesh, batch_size=s.batch_size, **model)
-        kind = ScoreKind(*s.attribution)
-        mean_d = jnp.asarray(mean.mean_d, jnp.float32)
-        scores_rn = completion_scores(table, dec_nd, mean_d, kind, setup.exclude)
         dec_kd = directions_of(e, results[pool_name])
-        acts_rd = token_means(rows, np.asarray(table.acts_kd), "completion")
-        arrays = {
-            "delta_pn": sided(scores_rn, rows).difference_pn,
-            "cosine_k": cosines(acts_rd, dec_kd).mean(0),
-        }
+        model: dict[str, Any] = {"cfg": cfg, "site": setup.site}
+        arrays = _attributed(case, params, model, dec_nd, dec_kd, mean.mean_d)
         effects, base = _steered(case, params, model, dec_kd, mean.norm)
         return arrays | effects, {"base": base}
 
@@ -184,6 +176,35 @@ def _measured(case: PoolCase, step: int) -> Stage:
     }
     needs = (model_name, pairs_name, pool_name, mean_name, e.organism.stages["sae"])
     return Stage(measured_stage(case, step), run, fields, needs, VERSIONS["measured"])
+
+
+def _attributed(
+    case: PoolCase,
+    params: Params,
+    model: Mapping[str, Any],
+    dec_nd: jax.Array,
+    dec_kd: np.ndarray,
+    mean_d: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Returns what a checkpoint shows of the pairs: `delta_pn` of every latent and
+    `cosine_k` of the pool's directions.
+
+    Args:
+      model: `cfg` and `site`.
+      dec_nd, dec_kd: rows of all latents, and the pool's directions.
+    """
+    s, setup = case.settings, case.evaluation.setup
+    rows = setup.encoded.rows
+    table = collect(
+        params, rows, mesh=case.evaluation.mesh, batch_size=s.batch_size, **model
+    )
+    kind, mean = ScoreKind(*s.attribution), jnp.asarray(mean_d, jnp.float32)
+    scores_rn = completion_scores(table, dec_nd, mean, kind, setup.exclude)
+    acts_rd = token_means(rows, np.asarray(table.acts_kd), "completion")
+    return {
+        "delta_pn": sided(scores_rn, rows).difference_pn,
+        "cosine_k": cosines(acts_rd, dec_kd).mean(0),
+    }
 
 
 def _steered(

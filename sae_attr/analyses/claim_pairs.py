@@ -63,12 +63,12 @@ def pair_stage(case: ClaimCase, e: Evaluation, source: str) -> Stage:
     def run(results: Results, progress: Progress) -> Computed:
         folder = getattr(e.organism, part)
         cfg, params = load_lm(folder, mesh=e.mesh)
-        world, asked = e.organism.world, e.deciding_prompts("pairs", prompts)
+        world, to_answer = e.organism.world, e.deciding_prompts("pairs", prompts)
         texts = source_answers(
             source,
             world,
             e.behaviour,
-            asked,
+            to_answer,
             params,
             cfg=cfg,
             samples=s.samples,
@@ -76,14 +76,14 @@ def pair_stage(case: ClaimCase, e: Evaluation, source: str) -> Stage:
         )
         records, rates = graded_pairs(
             world,
-            asked,
+            to_answer,
             e.behaviour,
             texts,
             count=pairs,
             sampler="generator" if sampler is None else fingerprint(folder),
             seed=e.recipe.seed,
         )
-        return {}, {"records": records, "rates": dict(rates), "asked": len(asked)}
+        return {}, {"records": records, "rates": dict(rates), "asked": len(to_answer)}
 
     fields = {
         "source": source,

@@ -46,12 +46,12 @@ def source_rows(of: BehaviourResults) -> list[Row]:
 
 def source_differences(of: BehaviourResults) -> list[Row]:
     """Returns pairs of the studied model minus those of every other source."""
-    own = of.stacked("draws", f"source.{ON_POLICY}")
+    on_policy = of.stacked("draws", f"source.{ON_POLICY}")
     rows = []
     for source in measured_sources(of):
         if source != ON_POLICY:
             values = of.stacked("draws", f"source.{source}")
-            rows += differences(of, own - values, {"against": source})
+            rows += differences(of, on_policy - values, {"against": source})
     return rows
 
 

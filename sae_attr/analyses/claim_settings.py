@@ -13,7 +13,11 @@ from sae_attr.analyses.completion_scores import ScoreKind
 from sae_attr.organism.pair_sources import SOURCES
 from sae_attr.organism.recipe import recipe_of
 from sae_attr.store import Store
-from sae_attr.study.score_ground_truth import Evaluation, EvaluationSettings
+from sae_attr.study.score_ground_truth import (
+    Evaluation,
+    EvaluationSettings,
+    evaluation_settings,
+)
 
 # Δ as published, Δ of the preset `recommended`, and the lever.
 KINDS = (
@@ -99,21 +103,7 @@ class ClaimSettings:
 
     def evaluation(self) -> EvaluationSettings:
         """Returns the settings of the evaluations that the measurements are made on."""
-        return EvaluationSettings(
-            seeds=self.seeds,
-            kinds=(self.kind,),
-            behaviours=self.behaviours,
-            pair_prompts=self.pair_prompts,
-            samples=self.samples,
-            pairs=self.pairs,
-            strength_prompts=self.strength_prompts,
-            effect_prompts=self.effect_prompts,
-            grid=self.grid,
-            budget=self.budget,
-            top=self.top,
-            corpus_tokens=self.corpus_tokens,
-            batch_size=self.batch_size,
-        )
+        return evaluation_settings(self, kinds=(self.kind,))
 
 
 @dataclass(frozen=True, eq=False)

@@ -130,8 +130,8 @@ def _measured(e: Evaluation, mean_result: Result, latents: np.ndarray) -> Comput
         ("strengths", s.strength_prompts),
         ("effects", s.effect_prompts),
     ):
-        asked = e.deciding_prompts(split, count)
-        paths[split] = prompt_paths(e.organism.world, e.behaviour, asked)
+        deciding = e.deciding_prompts(split, count)
+        paths[split] = prompt_paths(e.organism.world, e.behaviour, deciding)
     dec_kd = np.asarray(decoder_rows(setup.decoder, latents))
     model = {"cfg": setup.cfg, "site": setup.site}
     truths = {

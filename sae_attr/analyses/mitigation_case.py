@@ -53,9 +53,9 @@ class Mitigation:
     @cached_property
     def sets(self) -> tuple[str, ...]:
         """The sets of prompts that are measured: the effects' first, then benign ones."""
-        wanted = (*self.settings.benign_present, *self.settings.benign_absent)
+        sets = (*self.settings.benign_present, *self.settings.benign_absent)
         names = [EFFECTS]
-        for name in dict.fromkeys(wanted):
+        for name in dict.fromkeys(sets):
             if name in self.case.split_prompts:
                 names.append(name)
         return tuple(names)

@@ -69,8 +69,8 @@ def _numbers(
 ) -> Row:
     """Returns the numbers of one row."""
     mass_c = np.asarray(result.arrays[f"{EFFECTS}.coherence_cp"]).mean(1)
-    kept = bool(mass_c[places].mean() >= m.settings.least_coherence * mass_c[0])
-    numbers: Row = {"draws": len(places), "coherent": kept}
+    coherent = bool(mass_c[places].mean() >= m.settings.least_coherence * mass_c[0])
+    numbers: Row = {"draws": len(places), "coherent": coherent}
     for name in m.sets:
         rate_cp = np.asarray(result.arrays[f"{name}.behaviour_cp"])
         mass_cp = np.asarray(result.arrays[f"{name}.coherence_cp"])

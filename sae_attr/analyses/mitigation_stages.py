@@ -146,7 +146,7 @@ def _block_fields(m: Mitigation, block: str) -> dict[str, Any]:
     }
     if block in (AT_SITE, AT_LAYERS):
         return {**fields, "project_to": s.project_to}
-    chosen = {"counts": s.counts, "cause": s.cause, "lever": s.lever}
+    declared = {"counts": s.counts, "cause": s.cause, "lever": s.lever}
     if block == "steer":
-        chosen["strength"] = m.strength
-    return {**fields, **chosen}
+        declared["strength"] = m.strength
+    return {**fields, **declared}

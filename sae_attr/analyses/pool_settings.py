@@ -19,7 +19,11 @@ from sae_attr.organism.prompts import WorldPrompt, prompts
 from sae_attr.organism.recipe import recipe_of
 from sae_attr.organism.world import DOMAIN_OF, World
 from sae_attr.store import Store
-from sae_attr.study.score_ground_truth import Evaluation, EvaluationSettings
+from sae_attr.study.score_ground_truth import (
+    Evaluation,
+    EvaluationSettings,
+    evaluation_settings,
+)
 
 TRAINED = "health"  # the domain that every fine-tune is about
 
@@ -138,20 +142,7 @@ class PoolSettings:
 
     def evaluation(self) -> EvaluationSettings:
         """Returns the settings of the evaluations that the pools are made on."""
-        return EvaluationSettings(
-            seeds=self.seeds,
-            kinds=(self.kind,),
-            behaviours=self.behaviours,
-            pair_prompts=self.pair_prompts,
-            samples=self.samples,
-            pairs=self.pairs,
-            strength_prompts=self.strength_prompts,
-            effect_prompts=self.effect_prompts,
-            grid=self.grid,
-            budget=self.budget,
-            corpus_tokens=self.corpus_tokens,
-            batch_size=self.batch_size,
-        )
+        return evaluation_settings(self, kinds=(self.kind,))
 
 
 @dataclass(frozen=True, eq=False)

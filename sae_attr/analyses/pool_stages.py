@@ -30,12 +30,14 @@ from sae_attr.lm.weights import load_lm
 from sae_attr.organism.exact import STUDIED, prompt_paths
 from sae_attr.organism.ground_truth import steering_ground_truth
 from sae_attr.organism.pair_sampling import graded_answers, sampled_answers
+from sae_attr.organism.prompts import WorldPrompt
 from sae_attr.organism.tokens import BOS_ID
 from sae_attr.organism.world import vocabulary
 from sae_attr.store import Computed, Progress, Result, Stage
 from sae_attr.study.score_ground_truth import Evaluation, evaluation_stages
 from sae_attr.study.stages import evidence, mean_activation
 from sae_attr.study.stages.context import Context, Inputs
+from sae_attr.text.pairing import Answer
 
 # A stage's number is raised when its code gives other numbers than before.
 VERSIONS: Mapping[str, int] = {
@@ -54,13 +56,13 @@ def pool_stages(cases: Sequence[PoolCase]) -> list[Stage]:
     stages: dict[str, Stage] = {}
     for case in cases:
         e = case.evaluation
-        own = [_pool(case), _steering(case), _monitoring(case)]
+        of_pool = [_pool(case), _steering(case), _monitoring(case)]
         available = evaluation_stages([e])
         tasks = [_rollouts(case, task) for task in TASKS]
         parts = tuple(e.organism.stages.values())
-        required = {need for stage in (*own, *tasks) for need in stage.needs}
+        required = {need for stage in (*of_pool, *tasks) for need in stage.needs}
         before = with_needs(available, {*required, *parts})
-        for stage in (*before, *tasks, *own):
+        for stage in (*before, *tasks, *of_pool):
             stages.setdefault(stage.name, stage)
     return list(stages.values())
 
@@ -87,27 +89,18 @@ def _rollouts(case: PoolCase, task: Task) -> Stage:
     def run(results: Results, progress: Progress) -> Computed:
         cfg, params = load_lm(getattr(e.organism, part), mesh=e.mesh)
         world = e.organism.world
-        asked = task_prompts(world, task, s.task_prompts)
+        task_set = task_prompts(world, task, s.task_prompts)
         texts = sampled_answers(
-            params, asked, cfg=cfg, samples=s.task_samples, seed=e.recipe.seed
+            params, task_set, cfg=cfg, samples=s.task_samples, seed=e.recipe.seed
         )
-        index = {word: i for i, word in enumerate(vocabulary())}
-        rows, n_prompts, shows = [], [], []
-        graded = graded_answers(world, asked, task.behaviour, texts)
-        for prompt, answers in zip(asked, graded, strict=True):
-            prompt_words = prompt.text.split()
-            for answer in answers:
-                if not np.isnan(answer.behaviour):
-                    words = [*prompt_words, *answer.text.split()]
-                    rows.append([BOS_ID, *(index[word] for word in words)])
-                    n_prompts.append(1 + len(prompt_words))
-                    shows.append(answer.behaviour > 0)
+        graded = graded_answers(world, task_set, task.behaviour, texts)
+        rows, n_prompts, shows = _graded_rows(task_set, graded)
         mean_rd = np.zeros((0, cfg.d_model), np.float32)
         if rows:
             site = e.recipe.site
             mean_rd = completion_means(params, rows, n_prompts, cfg=cfg, site=site)
         arrays = {"mean_rd": mean_rd, "behaviour_r": np.array(shows, bool)}
-        return arrays, {"asked": len(asked), "graded": len(rows)}
+        return arrays, {"asked": len(task_set), "graded": len(rows)}
 
     fields = {
         "task": list(task),
@@ -117,6 +110,25 @@ def _rollouts(case: PoolCase, task: Task) -> Stage:
     }
     needs = (e.organism.stages[part],)
     return Stage(case.task_stage(task), run, fields, needs, VERSIONS["rollouts"])
+
+
+def _graded_rows(
+    prompts: Sequence[WorldPrompt], graded: Sequence[Sequence[Answer]]
+) -> tuple[list[list[int]], list[int], list[bool]]:
+    """Returns the token rows of all answers that have a grade, tokens of their prompts,
+    and whether they show the behaviour.
+    """
+    index = {word: i for i, word in enumerate(vocabulary())}
+    rows, n_prompts, shows = [], [], []
+    for prompt, answers in zip(prompts, graded, strict=True):
+        prompt_words = prompt.text.split()
+        for answer in answers:
+            if not np.isnan(answer.behaviour):
+                words = [*prompt_words, *answer.text.split()]
+                rows.append([BOS_ID, *(index[word] for word in words)])
+                n_prompts.append(1 + len(prompt_words))
+                shows.append(answer.behaviour > 0)
+    return rows, n_prompts, shows
 
 
 def rollouts_of(result: Result) -> Rollouts:

@@ -117,15 +117,10 @@ def forward(
     layers = _Layers(params, cfg, ctx, check_rules(rules), remat, unroll, past)
 
     acts: dict[Site, jax.Array] = {}
-    new: list[KV] = []
-    layer = start
-    for of_site in sorted({site.layer for site in sites}):
-        x_btd = layers.scan(x_btd, layer, of_site, new)
-        tap = _tap(of_site, edits, keep, acts, pos_bt)
-        x_btd = layers.one(x_btd, of_site, tap, new)
-        layer = of_site + 1
-    hidden_btd = layers.scan(x_btd, layer, stop, new)
-
+    taps = {}
+    for layer in sorted({site.layer for site in sites}):
+        taps[layer] = _tap(layer, edits, keep, acts, pos_bt)
+    hidden_btd, new = layers.run(x_btd, start, stop, taps)
     if cache is not None and new:
         cache = store(cache, new, start)
     return Output(hidden_btd, acts, cache)
@@ -144,6 +139,19 @@ class _Layers:
     remat: bool
     unroll: bool
     past: KV | None
+
+    def run(
+        self, x_btd: jax.Array, start: int, stop: int, taps: Mapping[int, Tap]
+    ) -> tuple[jax.Array, list[KV]]:
+        """Runs a span: up to each layer with a tap, that layer, and on. Returns the
+        residual, and where there is a cache new keys and values of consecutive layers.
+        """
+        new: list[KV] = []
+        for layer, tap in taps.items():
+            x_btd = self.scan(x_btd, start, layer, new)
+            x_btd = self.one(x_btd, layer, tap, new)
+            start = layer + 1
+        return self.scan(x_btd, start, stop, new), new
 
     def block(
         self, x_btd: jax.Array, layer: Any, kind_of: int, tap: Tap = no_tap

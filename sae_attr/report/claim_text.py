@@ -105,17 +105,38 @@ def _of(rows: Rows, **values: Any) -> list[Row]:
 
 
 def _design_lines(numbers: Mapping[str, Rows], pairs: int) -> Iterator[str]:
-    for behaviour, score in _cases(numbers["designs"]):
+    return _compared_lines(numbers, "design", DESIGN_NAMES, "pairs", pairs=pairs)
+
+
+def _source_lines(numbers: Mapping[str, Rows]) -> Iterator[str]:
+    return _compared_lines(numbers, "source", SOURCE_NAMES, "the studied model")
+
+
+def _compared_lines(
+    numbers: Mapping[str, Rows],
+    name: str,
+    titles: Mapping[str, str],
+    studied: str,
+    **values: Any,
+) -> Iterator[str]:
+    """Yields the mean effects of every design, or source, and below them what the
+    studied one gains over each of the others.
+
+    Args:
+      name: of the column that tells them apart.
+      values: of other columns, to which rows are limited.
+    """
+    differences = numbers[f"{name}_differences"]
+    for behaviour, score in _cases(numbers[f"{name}s"]):
         effect = OWN_EFFECT[score]
-        values = {"behaviour": behaviour, "score": score, "pairs": pairs}
-        values |= {"truth": effect, "number": "effect"}
+        of_case = {"behaviour": behaviour, "score": score, **values}
+        of_case |= {"truth": effect, "number": "effect"}
         means = []
-        for row in _of(numbers["designs"], **values):
-            means.append(f"{DESIGN_NAMES[row['design']]} {_points(row)}")
+        for row in _of(numbers[f"{name}s"], **of_case):
+            means.append(f"{titles[row[name]]} {_points(row)}")
         yield f"{behaviour}, {SCORE_NAMES[score]}, {EFFECT_NAMES[effect]}: {', '.join(means)}"
-        for row in _of(numbers["design_differences"], **values):
-            name = f"pairs minus {DESIGN_NAMES[row['against']]}"
-            yield f"  {name}: {_gain(row, numbers['design_differences'])}"
+        for row in _of(differences, **of_case):
+            yield f"  {studied} minus {titles[row['against']]}: {_gain(row, differences)}"
 
 
 def _count_lines(numbers: Mapping[str, Rows]) -> Iterator[str]:
@@ -160,20 +181,6 @@ def _gain(row: Row, rows: Rows) -> str:
 
 def _plain(row: Row) -> str:
     return f"{signed(row['mean'], 2)} {span(row['low'], row['high'], 2, scale=1)}"
-
-
-def _source_lines(numbers: Mapping[str, Rows]) -> Iterator[str]:
-    for behaviour, score in _cases(numbers["sources"]):
-        effect = OWN_EFFECT[score]
-        values = {"behaviour": behaviour, "score": score}
-        values |= {"truth": effect, "number": "effect"}
-        means = []
-        for row in _of(numbers["sources"], **values):
-            means.append(f"{SOURCE_NAMES[row['source']]} {_points(row)}")
-        yield f"{behaviour}, {SCORE_NAMES[score]}, {EFFECT_NAMES[effect]}: {', '.join(means)}"
-        for row in _of(numbers["source_differences"], **values):
-            name = f"the studied model minus {SOURCE_NAMES[row['against']]}"
-            yield f"  {name}: {_gain(row, numbers['source_differences'])}"
 
 
 def _fact_lines(numbers: Mapping[str, Rows]) -> Iterator[str]:

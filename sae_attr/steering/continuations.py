@@ -72,9 +72,11 @@ def run_unsteered(
     padding = _padding(shared + width, layout.rows_prc.shape[2], cfg)
     prompts_pt = jnp.pad(prompts_pt, ((0, 0), (0, padding)))
     parts = (prompts_pt, *_by_prompt(layout)[1:])
-    entering_ptd, rows_prcd, *said = _run_rows(params, parts, cfg=cfg, start=start)
+    entering_ptd, rows_prcd, *answers = _run_rows(params, parts, cfg=cfg, start=start)
     rest_ptd = entering_ptd[:, shared : shared + width]
-    return Unsteered(entering_ptd[0, :shared], rest_ptd, rows_prcd, *said, start=start)
+    return Unsteered(
+        entering_ptd[0, :shared], rest_ptd, rows_prcd, *answers, start=start
+    )
 
 
 def _padding(length: int, behind: int, cfg: LMConfig) -> int:

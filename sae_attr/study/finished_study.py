@@ -35,14 +35,14 @@ class FinishedStudy:
         """Returns all cases, or the one of a name; ValueError where there is none."""
         if not name:
             return self.study.cases
-        chosen = [case for case in self.study.cases if case.name == name]
-        if not chosen:
+        cases = [case for case in self.study.cases if case.name == name]
+        if not cases:
             names = ", ".join(case.name for case in self.study.cases)
             raise ValueError(
                 f"{self.workdir} has no case {one_line(repr(name))}; its cases are "
                 f"{names}"
             )
-        return tuple(chosen)
+        return tuple(cases)
 
     def result(self, case: Case, stage: str) -> Result:
         """Returns the result of a stage of a case.

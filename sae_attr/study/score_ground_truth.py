@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
@@ -86,6 +86,21 @@ class EvaluationSettings:
     top: int = 20
     corpus_tokens: int = 30_000
     batch_size: int = 64
+
+
+def evaluation_settings(study: Any, **changes: Any) -> EvaluationSettings:
+    """Returns the settings of the evaluations that another study is made on.
+
+    Args:
+      study: settings of a dataclass; its fields that have the name of one here are
+        taken over.
+      changes: fields of other names.
+    """
+    shared = {}
+    for field in fields(EvaluationSettings):
+        if hasattr(study, field.name):
+            shared[field.name] = getattr(study, field.name)
+    return EvaluationSettings(**shared | changes)
 
 
 @dataclass(frozen=True, eq=False)

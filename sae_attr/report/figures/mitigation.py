@@ -88,27 +88,36 @@ def _draw_counts(ax: Axes, way: str, rows: Sequence[Mapping[str, Any]]) -> None:
             ax.axhline(value, color=color, lw=1.2, ls="--", label=label)
             ends = [100 * row["rate_low"], 100 * row["rate_high"]]
             ax.axhspan(*ends, color=color, alpha=0.12, lw=0)
-    for method, (label, color, marker) in METHODS.items():
+    for method, style in METHODS.items():
         of_method = _of(rows, way, method)
-        counts = [row["count"] for row in of_method]
-        values = [100 * row["rate"] for row in of_method]
-        lows = [100 * row["rate_low"] for row in of_method]
-        highs = [100 * row["rate_high"] for row in of_method]
-        ax.fill_between(counts, lows, highs, color=color, alpha=0.18, lw=0)
-        ax.plot(counts, values, color=color, lw=1.4)
-        ax.plot([], [], color=color, marker=marker, ms=4, lw=1.4, label=label)
-        for row, count, value in zip(of_method, counts, values, strict=True):
-            face = color if row["coherent"] else PAPER
-            style = {"marker": marker, "ms": 4.5, "color": color, "mfc": face}
-            ax.plot([count], [value], **style)
+        _draw_method(ax, of_method, *style)
         if method == "random":
-            _draw_draws(ax, of_method, color)
+            _draw_draws(ax, of_method, style[1])
     for row in _of(rows, "", "unedited"):
         ax.axhline(100 * row["rate"], color=INK, lw=0.8, label="the model as it is")
     ax.set_xscale("log", base=2)
     ax.set_xlabel("latents suppressed together", fontsize=8.5)
     counts = sorted({row["count"] for row in _of(rows, way, "cause")})
     ax.set_xticks(counts, [str(count) for count in counts])
+
+
+def _draw_method(
+    ax: Axes, rows: Sequence[Mapping[str, Any]], label: str, color: str, marker: str
+) -> None:
+    """Draws a rate against the number of latents; hollow where the model is not
+    coherent.
+    """
+    counts = [row["count"] for row in rows]
+    values = [100 * row["rate"] for row in rows]
+    lows = [100 * row["rate_low"] for row in rows]
+    highs = [100 * row["rate_high"] for row in rows]
+    ax.fill_between(counts, lows, highs, color=color, alpha=0.18, lw=0)
+    ax.plot(counts, values, color=color, lw=1.4)
+    ax.plot([], [], color=color, marker=marker, ms=4, lw=1.4, label=label)
+    for row, count, value in zip(rows, counts, values, strict=True):
+        face = color if row["coherent"] else PAPER
+        style = {"marker": marker, "ms": 4.5, "color": color, "mfc": face}
+        ax.plot([count], [value], **style)
 
 
 def _draw_draws(ax: Axes, rows: Sequence[Mapping[str, Any]], color: str) -> None:

@@ -4,11 +4,12 @@ screen has them below each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from sae_attr.report.figures.ablation import (
     PANELS,
@@ -17,6 +18,7 @@ from sae_attr.report.figures.ablation import (
 )
 from sae_attr.report.figures.drawing import Draw, Drawing, draw_anew
 from sae_attr.report.figures.effects import effect_marks, effects_figure
+from sae_attr.report.figures.output import Mark
 from sae_attr.report.figures.plane import plane_figure, plane_marks
 from sae_attr.report.figures.roles import role_marks, roles_figure
 from sae_attr.report.figures.sampled import sampled_figure, sampled_marks
@@ -189,19 +191,10 @@ def sampled_panels(
       case: id of the case study.
       draw: draws a panel, unless that was done before.
     """
-    for panel in numbers["panels"]:
-        alone = {"panels": [panel]}
-        svg = inline_svg(
-            _svg(draw, Drawing(sampled_figure, alone)),
-            sampled_marks(alone),
-            case=case,
-            name=f"{case}-sampled-{panel['direction']}",
-            alt=(
-                "A point per latent: sampled against exact change, steering "
-                f"{panel['direction']}, in percentage points."
-            ),
-        )
-        yield Panel(svg, "square")
+    what = "sampled against exact change, steering {}, in percentage points"
+    yield from _point_panels(
+        numbers, sampled_figure, sampled_marks, what, f"{case}-sampled", case, draw
+    )
 
 
 def screen_panels(
@@ -214,16 +207,36 @@ def screen_panels(
       case: id of the case study.
       draw: draws a panel, unless that was done before.
     """
+    what = (
+        "measured change of the rate against the change of held-out pairs, steering {}"
+    )
+    yield from _point_panels(
+        numbers, screen_figure, screen_marks, what, f"{case}-screen", case, draw
+    )
+
+
+def _point_panels(
+    numbers: Mapping[str, Any],
+    figure: Callable[..., Figure],
+    marks: Callable[[Mapping[str, Any]], Mapping[str, Mark]],
+    what: str,
+    name: str,
+    case: str,
+    draw: Draw,
+) -> Iterator[Panel]:
+    """Yields a square panel per direction, a point per latent.
+
+    Args:
+      what: its axes in words, with {} for the direction.
+      name: that the panels' names begin with.
+    """
     for panel in numbers["panels"]:
-        alone = {"panels": [panel]}
+        alone, direction = {"panels": [panel]}, panel["direction"]
         svg = inline_svg(
-            _svg(draw, Drawing(screen_figure, alone)),
-            screen_marks(alone),
+            _svg(draw, Drawing(figure, alone)),
+            marks(alone),
             case=case,
-            name=f"{case}-screen-{panel['direction']}",
-            alt=(
-                "A point per latent: measured change of the rate against the change of "
-                f"held-out pairs, steering {panel['direction']}."
-            ),
+            name=f"{name}-{direction}",
+            alt=f"A point per latent: {what.format(direction)}.",
         )
         yield Panel(svg, "square")
