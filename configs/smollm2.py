@@ -22,8 +22,8 @@ Another model of that shape, an SAE of your own, other text:
 --config.cases.as_it_is.sae=SAE (and fine_tuned), …corpus=TEXTS. Dequantised weights are
 the model that llama.cpp runs, not the one that was quantised.
 
-Hardware: two CPU cores, 5 GB of memory; 17 CPU minutes for the SAE and 23 for the
-study, half as many on two free cores, and 7 seconds for a second run.
+Hardware: two CPU cores, 5 GB of memory; 17 CPU minutes for the SAE, which is made once,
+14 minutes for all the rest, and 7 seconds for a second run.
 
 Expect an SAE that explains .86 of the variance; .21 of answers yes as it is and .91
 after the fine-tune; and, of 20 latents each (1.2 by chance), beyond the range of random

@@ -1,4 +1,4 @@
-"""What a reader may conclude from a case, in one paragraph: every judgement follows from
+"""What a reader may conclude from a case, in two paragraphs: every judgement follows from
 the numbers, and what does not hold is said as plainly as what does.
 """
 
@@ -22,20 +22,24 @@ ATTRIBUTIONS = ("delta_attribution", "recommended")
 _TOKENS = 4  # nearest tokens of a latent in a sentence
 
 
-def conclusion(case: CaseReport) -> str:
-    """Returns the paragraph: what steering away and toward changed with each ranking,
-    whether attribution goes beyond random latents and beyond Δ-activation, and the
-    latent that changes most.
+def conclusion(case: CaseReport) -> tuple[str, ...]:
+    """Returns the paragraphs: first what steering away changed with each ranking, the
+    latent that changes most, and whether attribution goes beyond random latents and
+    beyond Δ-activation; then what ablation and steering toward changed.
     """
-    sentences = [
+    first = [
         _rates(case, "away"),
+        strongest_sentence(case),
         _beyond_random(case, "away"),
         _beyond_activation(case),
-        strongest_sentence(case),
-        _ablated(case),
-        _toward(case),
     ]
-    return f"{case.title}: {' '.join(filter(None, sentences))}"
+    paragraphs = [f"{case.title}: {_joined(first)}"]
+    paragraphs.append(_joined([_ablated(case), _toward(case)]))
+    return tuple(filter(None, paragraphs))
+
+
+def _joined(sentences: Sequence[str]) -> str:
+    return " ".join(filter(None, sentences))
 
 
 # ---- rankings ------------------------------------------------------------------------

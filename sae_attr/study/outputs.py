@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from sae_attr.attribution.roles import COUNTED_ROLES
@@ -225,7 +226,10 @@ def _contents(
         title="Which latents caused it",
         subtitle=" · ".join(results.case.settings.title for results in of_cases),
         cases=cases,
-        findings=(*map(conclusion, cases), *map(overlap_sentence, records)),
+        findings=(
+            *chain.from_iterable(map(conclusion, cases)),
+            *map(overlap_sentence, records),
+        ),
         convergence=records,
         latent_tokens=tokens,
         stages=tuple(times),

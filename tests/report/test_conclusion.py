@@ -71,8 +71,21 @@ def _case(**changes: Any) -> CaseReport:
     return replace(case, **changes)
 
 
+def concluded(case: CaseReport) -> str:
+    """All paragraphs of a case."""
+    return " ".join(conclusion(case))
+
+
+def test_the_first_paragraph_names_the_latent_and_the_second_tells_what_acted() -> None:
+    first, second = conclusion(_case())
+    assert first.startswith("Case: without steering")
+    assert "The single latent that does most" in first
+    assert "The post's claim" in first
+    assert second.startswith("Steering toward it, from 2 %")
+
+
 def test_it_says_what_moves_the_rate_and_what_does_not() -> None:
-    text = conclusion(_case())
+    text = concluded(_case())
     assert "the rate of bad answers is 60 %" in text
     assert "one of the best 20 latents of a ranking" in text
     assert "−10.0 points [−11.0, −9.0] (recommended)" in text
@@ -83,20 +96,20 @@ def test_it_says_what_moves_the_rate_and_what_does_not() -> None:
 
 
 def test_the_posts_claim_is_judged_by_the_numbers() -> None:
-    text = conclusion(_case())
+    text = concluded(_case())
     assert (
         "Δ-attribution (as published) cannot be told from Δ-activation (−1.4 points "
         "[−4.4, +1.6]) and recommended goes beyond Δ-activation" in text
     )
     behind = _difference("recommended", 0.061, 0.0005)
-    assert "recommended falls behind Δ-activation" in conclusion(
+    assert "recommended falls behind Δ-activation" in concluded(
         _case(differences=(behind,))
     )
     swapped = replace(
         behind, first="delta_activation", second="recommended", mean=0.061
     )
     assert "recommended goes beyond Δ-activation (−6.1 points [−9.1, −3.1])" in (
-        conclusion(_case(differences=(swapped,)))
+        concluded(_case(differences=(swapped,)))
     )
 
 
@@ -105,7 +118,7 @@ def test_the_latent_that_it_names_does_something() -> None:
     assert latent is not None
     assert latent.latent == 7
     assert latent.methods == ("delta_attribution", "recommended")
-    text = conclusion(_case())
+    text = concluded(_case())
     assert "latent 7 (nearest tokens 'harm', 'bad')" in text
     assert "from 60 % to 35 % (−25.0 points [−27.0, −23.0])" in text
     assert "ablated alone it changes it by −4.0" in text
@@ -117,10 +130,10 @@ def test_the_latent_that_it_names_does_something() -> None:
     panel = {"direction": "away", "base_rate": 0.6, "band": [-0.1, 0.1]}
     case = _case(effects={"panels": [panel | {"strips": idle}]})
     assert strongest(case) is None
-    assert "No selected latent lowers the rate of bad answers" in conclusion(case)
+    assert "No selected latent lowers the rate of bad answers" in concluded(case)
 
 
 def test_a_case_without_numbers_says_so() -> None:
-    text = conclusion(_case(counts=(), differences=()))
+    text = concluded(_case(counts=(), differences=()))
     assert "No latent could be measured when steered away" in text
     assert "post's claim" not in text
