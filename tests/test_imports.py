@@ -18,7 +18,8 @@ MAY_IMPORT = (
     | {"activations": BASE | {"lm"}}
     | {"beliefs": {"store"}}
     | {"comparison_records": set(), "report": {"comparison_records"}}
-    | {"steering": CORE | {"comparison_records"}, "interpret": CORE | {"activations"}}
+    | {"steering": CORE | {"comparison_records"}}
+    | dict.fromkeys(("interpret", "logit_effects"), CORE | {"activations"})
     | {"sae_check": CORE | {"activations", "report"}}
     | {"lm_eval": CORE | {"steering"}}
     | {"notebook": CORE | {"activations", "attribution"}}
@@ -31,6 +32,7 @@ MAY_IMPORT = (
             "attribution",
             "interpret",
             "judge",
+            "logit_effects",
             "organism",
             "comparison_records",
             "report",

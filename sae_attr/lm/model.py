@@ -243,12 +243,26 @@ def logits(
     """Applies final norm, unembedding and soft-cap to residuals `[..., d]`; returns
     `[..., v]` in float32 (float64 if hidden is).
     """
-    norm = Norm(cfg, weights_dtype(params), check_rules(rules))
-    normed = norm.apply({"params": params["final_norm"]}, hidden)
-    out = wide(jnp.einsum("...d,vd->...v", normed, _head(params, cfg)))
+    dtype = weights_dtype(params)
+    normed = final_norm(params, hidden, cfg=cfg, dtype=dtype, rules=rules)
+    out = wide(jnp.einsum("...d,vd->...v", normed, output_table(params, cfg=cfg)))
     if cfg.final_softcap:
         return cfg.final_softcap * jnp.tanh(out / cfg.final_softcap)
     return out
+
+
+def final_norm(
+    params: Params,
+    hidden: jax.Array,
+    *,
+    cfg: LMConfig,
+    dtype: Any,
+    rules: Rules = PLAIN,
+) -> jax.Array:
+    """Returns residuals `[..., d]` after the final norm, in `dtype`."""
+    norm = Norm(cfg, dtype, check_rules(rules))
+    normed = norm.apply({"params": params["final_norm"]}, hidden)
+    return jnp.asarray(normed)
 
 
 def unembedding(params: Params, *, cfg: LMConfig) -> jax.Array:
@@ -256,8 +270,9 @@ def unembedding(params: Params, *, cfg: LMConfig) -> jax.Array:
     in.
     """
     scale_d = wide(params["final_norm"]["scale"]) + (1 if cfg.norm_plus_one else 0)
-    return wide(_head(params, cfg)) * scale_d
+    return wide(output_table(params, cfg=cfg)) * scale_d
 
 
-def _head(params: Params, cfg: LMConfig) -> jax.Array:
+def output_table(params: Params, *, cfg: LMConfig) -> jax.Array:
+    """Returns the rows `[v, d]` that make logits of what the final norm gives."""
     return params["embed" if cfg.tied_head else "head"]["table"]

@@ -56,7 +56,10 @@ _AFTER: Mapping[str, str] = {
     "outside": "true: outside the random band on the side that matters, in either direction",
     "tokens": "tokens whose unembedding vectors are nearest to it, quoted",
     "token_cosine": "cosine of the nearest of them",
+    "raised": "tokens whose logits it raises most, added before the final norm, quoted; of a study's first latents",
+    "lowered": "tokens whose logits it lowers most, quoted",
 }
+_TOKENS = ("tokens", "raised", "lowered")
 
 
 def schema() -> dict[str, str]:
@@ -103,5 +106,5 @@ def _place(name: str, names: Sequence[str]) -> int:
 
 def _value(name: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return quoted(value) if name == "tokens" else " ".join(map(str, value))
+        return quoted(value) if name in _TOKENS else " ".join(map(str, value))
     return float("nan") if value is None else value

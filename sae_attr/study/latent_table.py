@@ -107,6 +107,7 @@ def _rows(results: CaseResults) -> Iterator[dict[str, Any]]:
             "firing_rate": _finite(scores["firing_rate"][latent]),
             "exact": _finite(columns.get("exact")),
             "tokens": results.of["interpret"].meta["nearest"][str(latent)],
+            **_on_tokens(results, latent),
             **_effects_of(results.of["effects"], place),
         }
 
@@ -130,6 +131,12 @@ def _effects_of(effects: Result, place: int) -> dict[str, Any]:
         band = effects.meta["panels"][direction]["band"]
         row["outside"] |= outside(row[direction], band, direction)
     return row
+
+
+def _on_tokens(results: CaseResults, latent: int) -> dict[str, list[str]]:
+    """Returns the tokens whose logits a latent changes most, where they were looked up."""
+    effects = results.of["interpret"].meta["effects"].get(str(latent), {})
+    return {side: [token for token, _ in pairs] for side, pairs in effects.items()}
 
 
 def _ablated(results: CaseResults, place: int) -> dict[str, Any]:

@@ -61,6 +61,7 @@ from sae_attr.study.probe_files import (
 )
 from sae_attr.study.probe_results import specificity, unsteered_rates
 from sae_attr.study.reading import first_latents
+from sae_attr.study.reading_files import reading_files
 from sae_attr.study.role_numbers import role_numbers
 from sae_attr.study.sampled_results import sampled_check
 from sae_attr.study.screen_results import screen_section, screen_table
@@ -195,8 +196,9 @@ def page(
     files: Files = {"report.html": render_page(contents, draw)}
     for case_results, report in zip(of_cases, contents.cases, strict=True):
         files |= _tables(case_results, report.latents)
-        for name, table in probe_tables(report).items():
-            files[f"{report.id}/{name}"] = table
+        beside = {**probe_tables(report), **reading_files(report)}
+        for name, content in beside.items():
+            files[f"{report.id}/{name}"] = content
     files["result.json"] = json_text(_summary(of_cases, convergence, contents))
     sentences = list(contents.findings)
     for report in contents.cases:
@@ -301,8 +303,10 @@ def _tables(results: CaseResults, table: Table) -> Files:
     """
     name = results.case.settings.name
     keys = [column.key for column in table.columns]
-    # Eight columns that a page has no room for: there they are a figure.
+    # Columns that a page has no room for: there they are a figure, and in the section
+    # on reading.
     keys += [f"from_{ROLES[role]}" for role in COUNTED_ROLES]
+    keys += ["raised", "lowered"]
     columns = {key: [row.get(key) for row in table.rows] for key in keys}
     files: Files = {f"{name}/latents.csv": csv_text(written(columns))}
     if results.has("screen"):

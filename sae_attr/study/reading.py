@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sae_attr.report.method_style import RANDOM
-from sae_attr.report.page import LatentReading, ShadedPassage
+from sae_attr.report.page import LatentReading, ShadedPassage, TokenEffect
 from sae_attr.study.case_results import CaseResults
 
 FIRST = 6  # latents of every method
@@ -15,27 +15,42 @@ _LEVELS = 4
 
 def first_latents(results: CaseResults) -> Iterator[LatentReading]:
     """Yields the first latents of every method but the random one, each once."""
-    interpreted, selection = results.of["interpret"].meta, results.selection
+    compared = results.selection.compared()
     seen: set[int] = set()
-    for name, latents in selection.compared().items():
+    for name, latents in compared.items():
         if name == RANDOM:
             continue
         for latent in latents[:FIRST].tolist():
-            passages = interpreted["passages"].get(str(latent), [])
-            if latent in seen or not passages:
+            reading = _reading(results, latent)
+            if latent in seen or not (reading.passages or reading.raised):
                 continue
             seen.add(latent)
-            methods = []
-            for other, of_method in selection.compared().items():
-                if latent in of_method:
-                    methods.append(other)
-            yield LatentReading(
-                latent,
-                tuple(methods),
-                tuple(interpreted["nearest"][str(latent)]),
-                tuple(map(shaded, passages)),
-                activity_note(passages),
-            )
+            yield reading
+
+
+def _reading(results: CaseResults, latent: int) -> LatentReading:
+    """Returns what was looked up of a latent."""
+    interpreted = results.of["interpret"].meta
+    passages = interpreted["passages"].get(str(latent), [])
+    effects = interpreted["effects"].get(str(latent), {})
+    methods = []
+    for name, latents in results.selection.compared().items():
+        if latent in latents:
+            methods.append(name)
+    return LatentReading(
+        latent,
+        tuple(methods),
+        tuple(interpreted["nearest"][str(latent)]),
+        tuple(map(shaded, passages)),
+        activity_note(passages),
+        raised=_effects(effects.get("raised", ())),
+        lowered=_effects(effects.get("lowered", ())),
+        address=results.case.setup.sae_files.latent_page(latent),
+    )
+
+
+def _effects(pairs: Sequence[Sequence[Any]]) -> tuple[TokenEffect, ...]:
+    return tuple(TokenEffect(token, change) for token, change in pairs)
 
 
 def shaded(passage: Mapping[str, Any]) -> ShadedPassage:

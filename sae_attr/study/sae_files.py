@@ -56,6 +56,13 @@ class SAEFiles:
             check_model(named, self.settings.lm, layers=lm.n_layers, width=width)
         return pinned(sae) if is_remote(sae) else sae
 
+    def latent_page(self, latent: int) -> str:
+        """Returns the address of a latent's page on Neuronpedia; "" where the SAE is
+        not named, or has none.
+        """
+        named = named_sae(self.settings.sae)
+        return named.page(latent) if named else ""
+
     @functools.cached_property
     def cfg(self) -> Any:
         """The SAE's config."""

@@ -18,6 +18,7 @@ from sae_attr.steering.strengths import PICKS, RULES
 from sae_attr.study.input_files import InputFiles
 from sae_attr.study.probe_settings import ProbeSettings, check_probes
 from sae_attr.study.prompts import SPLITS
+from sae_attr.study.reading_settings import ReadingSettings
 from sae_attr.study.screen_settings import SCREENED, ScreenSettings, check_screen
 from sae_attr.text.rows import SCOPES
 
@@ -186,7 +187,7 @@ class SampleSettings:
 
 
 @dataclass(frozen=True)
-class StudySettings(ProbeSettings, ScreenSettings):
+class StudySettings(ProbeSettings, ScreenSettings, ReadingSettings):
     """What all case studies of a run share.
 
     Args:
@@ -223,10 +224,6 @@ class StudySettings(ProbeSettings, ScreenSettings):
         the tokens that are steered; `none`: not at all.
       plane: where the corners of the plane of cause and lever begin.
       resamples: of bootstrap and permutation tests.
-      passages, passage_tokens: top passages per latent, and how much corpus is
-        searched; 0 leaves them out.
-      interpreted: latents per method for which passages are looked for.
-      shown: steered completions per latent and direction that the page shows.
       dtype, resid_dtype: of weights and residual stream.
       seed: of everything that is drawn.
     """
@@ -254,10 +251,6 @@ class StudySettings(ProbeSettings, ScreenSettings):
     ablate_by: str = "projection"
     plane: PlaneSettings = PlaneSettings()
     resamples: int = 2000
-    passages: int = 4
-    passage_tokens: int = 100_000
-    interpreted: int = 20
-    shown: int = 2
     dtype: str = "float32"
     resid_dtype: str | None = None
     seed: int = 0
@@ -309,9 +302,8 @@ class StudySettings(ProbeSettings, ScreenSettings):
             "effect_prompts",
             "resamples",
         )
-        at_least(
-            self, 0, "passages", "passage_tokens", "interpreted", "shown", "steer_skip"
-        )
+        at_least(self, 0, "passages", "passage_tokens", "interpreted", "logit_tokens")
+        at_least(self, 0, "shown", "steer_skip")
         at_least(self, 1, "sampled_prompts", "sampled_samples", "probe_prompts")
         at_least(self, 0, "sampled_latents", "specific_latents", "specific_random")
         at_least(self, 0, "specific_tokens", "random_directions")

@@ -120,6 +120,7 @@ def test_the_planted_latent_is_first_and_steering_proves_it(studied: Path) -> No
     assert min(away, key=lambda latent: away[latent]) == PLANTED
     assert away[PLANTED] < -0.4
     assert "nonsense" in table[PLANTED]["tokens"]
+    assert "nonsense" in table[PLANTED]["raised"]
     assert (
         float(latents(studied, "kind")[PLANTED]["toward"]) < 0
     )  # steered in both studies, the other way there

@@ -12,6 +12,7 @@ from sae_attr.comparison_records import (
     MethodCount,
     MethodDifference,
 )
+from sae_attr.report.page.reading_records import TokenEffect
 from sae_attr.report.page.records import (
     CaseReport,
     Choice,
@@ -388,6 +389,9 @@ def case(
                 _tokens(np.random.default_rng(seed)),
                 (PASSAGE,),
                 "Most active at the row's first token in 1 of 1 passages.",
+                raised=(TokenEffect(HOSTILE[1], 0.5), TokenEffect(" harm", 0.25)),
+                lowered=(TokenEffect(HOSTILE[0], -0.5),),
+                address="https://www.neuronpedia.org/model/sae/7",
             ),
         ),
         warnings=(

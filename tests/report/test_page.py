@@ -108,12 +108,18 @@ def test_planted_markup_is_text_and_only_text() -> None:
         assert visible(text) in shown
 
 
-def test_nothing_points_outside() -> None:
-    for _, attrs in tree().tags:
+def test_nothing_points_outside_but_a_link_to_a_page_of_a_latent() -> None:
+    links = []
+    for tag, attrs in tree().tags:
+        if tag == "a" and (attrs.get("href") or "").startswith("https:"):
+            links.append(attrs)
+            continue
         for name in ("src", "href", "action", "data", "xlink:href"):
             assert (attrs.get(name) or "#").startswith(("#", "data:")), attrs
     assert "@import" not in html()
     assert "url(" not in html().replace("url(#", "")
+    page = "https://www.neuronpedia.org/model/sae/7"
+    assert links == 2 * [{"href": page, "rel": "noopener noreferrer"}]  # of two cases
 
 
 def test_the_policy_allows_this_script_and_style_alone() -> None:

@@ -4,11 +4,13 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sae_attr.parallel import make_mesh
 from sae_attr.sae.formats import FORMATS, load_sae, pinned, read_config
 from sae_attr.sae.model import encode
 from sae_attr.sae.registry.make_registry import installed_registry, table_text
@@ -19,7 +21,10 @@ from sae_attr.sae.registry.search import Query, search
 from sae_attr.sae.registry.table import TABLE, releases, weights_of
 from sae_attr.site_names import parse_site
 from sae_attr.store import fingerprint
+from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.input_files import InputFiles, fingerprints
+from sae_attr.study.model_files import ModelFiles
+from sae_attr.study.sae_files import SAEFiles
 from tests._hub import COMMIT, Hub
 from tests.sae._formulas import Case, Maker, keep, standard_tensors
 from tests.sae._layouts import LAYOUTS, saelens
@@ -104,6 +109,24 @@ def test_the_table_is_made_from_the_registry_file() -> None:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     registry = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)
     assert table_text(registry).encode() == gzip.decompress(TABLE.read_bytes())
+
+
+def test_a_latent_has_a_page_only_where_the_registry_names_one_for_its_sae(
+    tmp_path: Path,
+) -> None:
+    named = named_sae(GEMMA)
+    assert named is not None
+    page = "https://www.neuronpedia.org/gemma-3-270m-it/12-gemmascope-2-res-16k/7"
+    assert named.page(7) == page
+    for name in ("", 'a/b"onclick=', "a/b/../c", "javascript:a/b"):
+        entry = replace(named.sae, neuronpedia=name)
+        assert replace(named, sae=entry).page(7) == "", name
+    # A folder with the same weights says nothing of who knows them.
+    settings = Settings(lm="lm", sae=GEMMA, pairs="pairs", corpus="corpus")
+    files = SAEFiles(settings, ModelFiles(settings, make_mesh("data=1")))
+    assert files.latent_page(7) == page
+    nameless = replace(settings, sae=str(tmp_path))
+    assert replace(files, settings=nameless).latent_page(7) == ""
 
 
 # ---- loading by name -----------------------------------------------------------------

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from sae_attr.report.page import LatentReading, TokenEffect
+from sae_attr.report.reading_text import reading_text
 from sae_attr.study.reading import activity_note, shaded
 
 
@@ -38,3 +41,25 @@ def test_the_note_counts_first_and_template_tokens() -> None:
         "chat template in 2 of 3 passages."
     )
     assert activity_note([passage()]) == ""
+
+
+def test_the_text_marks_active_tokens_and_shows_control_characters_by_name() -> None:
+    reading = LatentReading(
+        7,
+        ("gradient",),
+        ("a\x1b[2J",),
+        (shaded(passage(tokens=["a", "b\u202e", "c", "d"])),),
+        raised=(TokenEffect("\x07", 0.5),),
+        lowered=(TokenEffect("n", -0.25),),
+        address="https://www.neuronpedia.org/m/s/7",
+    )
+    text = reading_text([reading])
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", text)
+    for part in (
+        "nearest tokens: 'a⟨U+001B⟩[2J'",
+        "it raises: '⟨U+0007⟩' +0.50",
+        "it lowers: 'n' −0.25",
+        "https://www.neuronpedia.org/m/s/7",
+        "| a «b⟨U+202E⟩» c d\n",
+    ):
+        assert part in text

@@ -1,14 +1,17 @@
 """One self-contained HTML page of case studies: `render_page(PageContents(...))`."""
 
+from sae_attr.report.page.reading_records import (
+    LatentReading,
+    ShadedPassage,
+    TokenEffect,
+)
 from sae_attr.report.page.records import (
     CaseReport,
     Choice,
     Column,
     Comparison,
     Completion,
-    LatentReading,
     PageContents,
-    ShadedPassage,
     StageTime,
     SteeredLatent,
     Table,
@@ -27,5 +30,6 @@ __all__ = [
     "StageTime",
     "SteeredLatent",
     "Table",
+    "TokenEffect",
     "render_page",
 ]

@@ -23,6 +23,7 @@ from sae_attr.report.page.probe_records import (
     Specificity,
     UnsteeredRates,
 )
+from sae_attr.report.page.reading_records import LatentReading, ShadedPassage
 
 Kind = Literal[
     "text", "integer", "number", "percent", "points", "tokens", "methods", "flag"
@@ -94,41 +95,6 @@ class Comparison:
     prompt: str
     unsteered: Completion
     steered: Completion
-
-
-@dataclass(frozen=True)
-class ShadedPassage:
-    """Tokens of a text with how active a latent is on each.
-
-    Args:
-      tokens: as the tokenizer writes them.
-      levels: of each token, 0 (not active) to 4 (as active as anywhere in the passage).
-      at: index of the most active one.
-      gap: what stands between two tokens: nothing where they bring their own spaces.
-    """
-
-    tokens: tuple[str, ...]
-    levels: tuple[int, ...]
-    at: int
-    gap: str = " "
-
-
-@dataclass(frozen=True)
-class LatentReading:
-    """One of the first latents of a method, to be read.
-
-    Args:
-      methods: those that selected it.
-      tokens: its nearest unembedding tokens.
-      passages: top-activating passages of the corpus, each text once.
-      note: a sentence on where it is active.
-    """
-
-    latent: int
-    methods: tuple[str, ...]
-    tokens: tuple[str, ...]
-    passages: tuple[ShadedPassage, ...]
-    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from sae_attr.sae.registry.table import RegisteredSAE, Release, releases
 from sae_attr.site_names import parse_site
 
 _NEAREST = 3  # names that a message suggests
+_PAGE = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)  # MODEL/SAE on Neuronpedia
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,16 @@ class NamedSAE:
         slash = "" if self.release.loader.is_file else "/"
         revision = f"@{self.revision}" if self.revision else ""
         return f"hf://{self.release.repo}/{self.sae.path}{slash}{revision}"
+
+    def page(self, latent: int) -> str:
+        """Returns the address of a latent's page on Neuronpedia; "" where the registry
+        knows none for the SAE.
+        """
+        name = self.sae.neuronpedia
+        # It becomes a link that readers follow: nothing but a plain id does.
+        if not _PAGE.fullmatch(name):
+            return ""
+        return f"https://www.neuronpedia.org/{name}/{latent}"
 
     def pinned(self, commit: str) -> str:
         """Returns the name with a commit for its revision."""

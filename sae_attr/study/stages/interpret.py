@@ -1,5 +1,5 @@
-"""The stage that looks up what latents stand for: nearest tokens, and top passages of
-the corpus.
+"""The stage that looks up what latents stand for: nearest tokens, tokens whose logits
+they change, and top passages of the corpus.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from sae_attr.attribution.presets import decoder_rows
-from sae_attr.interpret import Passage, nearest_tokens, top_passages
-from sae_attr.lm.model import unembedding
+from sae_attr.interpret import Passage, top_passages
 from sae_attr.store import Computed, Progress
 from sae_attr.study.case import Case
 from sae_attr.study.case_stage import CaseStage, StageInputs
+from sae_attr.study.latent_tokens import effects_on_tokens, nearest_of
 from sae_attr.study.selection import Selection
 from sae_attr.study.setup import Setup
 from sae_attr.study.stages.norm_limits import NAME as NORM_LIMITS
@@ -22,20 +21,27 @@ from sae_attr.text.chat import in_template, template_ids
 from sae_attr.text.tokenizer import token_strings
 
 # 2: tokens that count nowhere begin no passage. 3: codes of all tokens, and which
-# passages are the row's first token or the template's.
-VERSION = 3
+# passages are the row's first token or the template's. 4: effects on the logits.
+VERSION = 4
 
 
 def interpret(inputs: StageInputs, progress: Progress) -> Computed:
-    """Looks up the nearest tokens of every steered latent, and the top passages of the
-    best ones of every method.
+    """Looks up the nearest tokens of every steered latent, and of the best ones of every
+    method the tokens whose logits they change and the top passages.
     """
     setup, study = inputs.case.setup, inputs.case.study
     selection = Selection.load(inputs["select"].arrays)
     nearest = nearest_of(setup, selection.latents_u)
     best = best_of_methods(selection, study.interpreted)
+    limits = limits_of(inputs[NORM_LIMITS])
+    effects = {}
+    if study.logit_tokens and len(best):
+        effects = effects_on_tokens(
+            setup, best, count=study.logit_tokens, limits=limits
+        )
+    tokens = {"nearest": nearest, "effects": effects}
     if not (study.passages and study.passage_tokens and len(best)):
-        return {}, {"nearest": nearest, "passages": {}}
+        return {}, {**tokens, "passages": {}}
     lists = top_passages(
         setup.params,
         setup.sae,
@@ -45,24 +51,14 @@ def interpret(inputs: StageInputs, progress: Progress) -> Computed:
         site=setup.read_site,
         mesh=setup.mesh,
         count=study.passages,
-        limits=limits_of(inputs[NORM_LIMITS]),
+        limits=limits,
         progress=setup.progress,
     )
     passages, written = {}, template_ids(setup.tokenizer)
-    for latent, found_here in zip(best.tolist(), lists, strict=True):
-        records = [_record(setup, passage, written) for passage in found_here]
+    for latent, of_latent in zip(best.tolist(), lists, strict=True):
+        records = [_record(setup, passage, written) for passage in of_latent]
         passages[str(latent)] = records
-    return {}, {"nearest": nearest, "passages": passages}
-
-
-def nearest_of(setup: Setup, latents: np.ndarray) -> dict[str, list[str]]:
-    """Returns latent -> tokens whose unembedding vectors have the largest cosine."""
-    dec_kd = decoder_rows(setup.decoder, latents)
-    ids_kc, _ = nearest_tokens(dec_kd, unembedding(setup.params, cfg=setup.cfg))
-    nearest = {}
-    for latent, ids_c in zip(latents.tolist(), np.asarray(ids_kc), strict=True):
-        nearest[str(latent)] = token_strings(setup.tokenizer, ids_c)
-    return nearest
+    return {}, {**tokens, "passages": passages}
 
 
 def best_of_methods(selection: Selection, count: int) -> np.ndarray:
@@ -94,6 +90,7 @@ def fields(case: Case) -> dict[str, Any]:
         "passages": study.passages,
         "tokens": study.passage_tokens,
         "best": study.interpreted,
+        "logit_tokens": study.logit_tokens,
     }
 
 
