@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -146,14 +147,13 @@ def after_cache(cfg: LMConfig, pos_bt: jax.Array, cache: Cache) -> Context:
     """Returns the context of new tokens that `cache` knows of already: the order of its
     slots is that of time.
     """
-    t = pos_bt.shape[1]
-    first, slots = cache.used - t, past_slots(cache, t)
+    b, t = pos_bt.shape
+    first_b, slots = jnp.broadcast_to(cache.used - t, b), past_slots(cache, t)
     # The new tokens' own slots are not filled yet: their keys come behind the slots.
-    past_s = jnp.arange(slots) < first
-    past_bts = jnp.broadcast_to(
-        (past_s & cache.valid_bs[:, :slots])[:, None, :], (*pos_bt.shape, slots)
-    )
-    new_bt = jax.lax.dynamic_slice_in_dim(cache.valid_bs, first, t, axis=1)
+    past_bs = (jnp.arange(slots) < first_b[:, None]) & cache.valid_bs[:, :slots]
+    past_bts = jnp.broadcast_to(past_bs[:, None, :], (b, t, slots))
+    cut = partial(jax.lax.dynamic_slice_in_dim, slice_size=t)
+    new_bt = jax.vmap(cut)(cache.valid_bs, first_b)
     new_btt = jnp.tril(jnp.ones((t, t), bool)) & new_bt[:, None, :]
     mask_bts = jnp.concatenate([past_bts, new_btt], axis=2)
     key_pos_bs = jnp.concatenate([cache.pos_bs[:, :slots], pos_bt], axis=1)
@@ -210,14 +210,15 @@ def rotate(x_bthc: jax.Array, cos_btm: jax.Array, sin_btm: jax.Array) -> jax.Arr
     )
 
 
-Keys = tuple[jax.Array, ...]
-"""Keys, or values, `[b, k, s, c]`: of a cache and of new tokens, or of whole rows."""
+Parts = tuple[jax.Array, ...]
+"""Keys `[b, k, c, s]` or values `[b, k, s, c]`: of a cache and of new tokens, or of
+whole rows."""
 
 
 def attend(
     q_bthc: jax.Array,
-    keys: Keys,
-    values: Keys,
+    keys: Parts,
+    values: Parts,
     mask_bts: jax.Array,
     softcap: float,
     sinks_h: jax.Array | None = None,
@@ -239,40 +240,29 @@ def attend(
     b, t, h, c = q_bthc.shape
     kv_heads = keys[0].shape[1]
     q_bkgtc = jnp.moveaxis(q_bthc.reshape(b, t, kv_heads, -1, c), 1, 3)
-    scores = _joined(
-        [wide(jnp.einsum("bkgtc,bksc->bkgts", q_bkgtc, k_bksc)) for k_bksc in keys]
-    )
-    if softcap:
-        scores = softcap * jnp.tanh(scores / softcap)
-    scores = scores + jnp.where(mask_bts, 0, jnp.finfo(scores.dtype).min)[:, None, None]
-    scores = hold(scores, fixed_pattern)
-    top = jnp.max(scores, axis=-1, keepdims=True)
+    bias_bts = jnp.where(mask_bts, 0, jnp.finfo(wide(q_bthc).dtype).min)
+    scores, start = [], 0
+    for k_bkcs in keys:
+        stop = start + k_bkcs.shape[3]
+        part = wide(jnp.einsum("bkgtc,bkcs->bkgts", q_bkgtc, k_bkcs))
+        if softcap:
+            part = softcap * jnp.tanh(part / softcap)
+        part = part + bias_bts[:, None, None, :, start:stop]
+        scores.append(hold(part, fixed_pattern))
+        start = stop
+    tops = [jnp.max(part, axis=-1, keepdims=True) for part in scores]
     if sinks_h is not None:
         sinks_kg11 = hold(wide(sinks_h), fixed_pattern)
         sinks_kg11 = sinks_kg11.reshape(kv_heads, -1, 1, 1)
-        top = jnp.maximum(top, sinks_kg11)
-    top = jax.lax.stop_gradient(top)
-    powers = jnp.exp(scores - top)
-    total = jnp.sum(powers, axis=-1, keepdims=True)
+        tops.append(sinks_kg11)
+    top = jax.lax.stop_gradient(reduce(jnp.maximum, tops))
+    powers = [jnp.exp(part - top) for part in scores]
+    totals = [jnp.sum(part, axis=-1, keepdims=True) for part in powers]
     if sinks_h is not None:
-        total = total + jnp.exp(sinks_kg11 - top)
+        totals.append(jnp.exp(sinks_kg11 - top))
     dtype = values[0].dtype
-    z_bkgtc = _weighted_sum(powers.astype(dtype), values)
-    z_bkgtc = (z_bkgtc / total).astype(dtype)
+    sums = []
+    for part, v_bksc in zip(powers, values, strict=True):
+        sums.append(jnp.einsum("bkgts,bksc->bkgtc", part.astype(dtype), v_bksc))
+    z_bkgtc = (reduce(jnp.add, sums) / reduce(jnp.add, totals)).astype(dtype)
     return jnp.moveaxis(z_bkgtc, 3, 1).reshape(b, t, h, c)
-
-
-def _joined(scores: list[jax.Array]) -> jax.Array:
-    return scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=-1)
-
-
-def _weighted_sum(powers_bkgts: jax.Array, values: Keys) -> jax.Array:
-    """Returns the values' sum `[b, k, g, t, c]`, weighted by `powers_bkgts`."""
-    total, start = None, 0
-    for v_bksc in values:
-        stop = start + v_bksc.shape[2]
-        part = jnp.einsum("bkgts,bksc->bkgtc", powers_bkgts[..., start:stop], v_bksc)
-        total = part if total is None else total + part
-        start = stop
-    assert total is not None
-    return total

@@ -55,7 +55,7 @@ class Block(nn.Module):
     and may change every site point.
 
     Returns the residual stream and, where `past` are the keys and values of a cache,
-    those of the new tokens in this layer, `[b, k, t, c]`.
+    those of the new tokens in this layer, `[b, k, c, t]` and `[b, k, t, c]`.
 
     Args:
       dtype: of the weights and of the activations between the residual additions.
@@ -114,14 +114,16 @@ class Block(nn.Module):
         if ctx.rotation is not None:
             cos, sin = (table[facts.rope] for table in ctx.rotation)
             q_bthc, k_btkc = rotate(q_bthc, cos, sin), rotate(k_btkc, cos, sin)
-        k_bktc, v_bktc = jnp.moveaxis(k_btkc, 1, 2), jnp.moveaxis(v_btkc, 1, 2)
-        keys, values, new = (k_bktc,), (v_bktc,), None
+        k_bkct, v_bktc = jnp.moveaxis(k_btkc, 1, 3), jnp.moveaxis(v_btkc, 1, 2)
+        keys, values, new = (k_bkct,), (v_bktc,), None
         if past is not None:
             # Rounded as the cache keeps them: later tokens see these same numbers.
-            dtype = past.k_lbksc.dtype
-            new = KV(k_bktc.astype(dtype), v_bktc.astype(dtype))
-            past_k_bksc, past_v_bksc = layer_kv(past, facts.layer)
-            keys, values = (past_k_bksc, new.k_lbksc), (past_v_bksc, new.v_lbksc)
+            dtype = past.k_lbkcs.dtype
+            new = KV(k_bkct.astype(dtype), v_bktc.astype(dtype))
+            keys, values = (new.k_lbkcs,), (new.v_lbksc,)
+            if past.k_lbkcs.shape[-1]:
+                past_k_bkcs, past_v_bksc = layer_kv(past, facts.layer)
+                keys, values = (past_k_bkcs, *keys), (past_v_bksc, *values)
 
         mask_bts = ctx.mask_bts
         if ctx.gap_bts is not None:

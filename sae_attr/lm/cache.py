@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,15 +18,16 @@ from sae_attr.lm.config import LMConfig
 
 @struct.dataclass
 class KV:
-    """Keys and values of all layers, `[l, b, k, s, c]`: kv-heads k before slots s, as
-    the attention product reads them.
+    """Keys `[l, b, k, c, s]` and values `[l, b, k, s, c]` of all layers: kv-heads k
+    before channels c and slots s, in the order in which the attention products read
+    them without turning them first.
 
     The loop over layers only reads it, and returns the new tokens' keys and values,
     which are written behind the loop, all layers at once. A loop that writes its layer
     as well as reading it has XLA copy the whole array, layer by layer.
     """
 
-    k_lbksc: jax.Array
+    k_lbkcs: jax.Array
     v_lbksc: jax.Array
 
 
@@ -38,8 +40,8 @@ class Cache:
         as it was for it (see `outgrown`).
       pos_bs: position of the token in every slot.
       valid_bs: False where a slot holds padding, or nothing yet.
-      used: slots that were written, the same number for all rows: `[]` int32, or a
-        plain integer, and then the slots behind are not even read.
+      used: slots that were written, int32: `[b]`, or `[]` where all rows have as many;
+        a plain integer, and then the slots behind are not even read.
     """
 
     kv: KV
@@ -56,8 +58,9 @@ def init_cache(cfg: LMConfig, *, rows: int, slots: int, dtype: Any) -> Cache:
       slots: tokens that a row may come to hold, padding included.
       dtype: of the weights, which keys and values have too.
     """
-    shape = (cfg.n_layers, rows, cfg.n_kv_heads, slots, cfg.head_dim)
-    kv = KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    heads = (cfg.n_layers, rows, cfg.n_kv_heads)
+    k_lbkcs = jnp.zeros((*heads, cfg.head_dim, slots), dtype)
+    kv = KV(k_lbkcs, jnp.zeros((*heads, slots, cfg.head_dim), dtype))
     return Cache(
         kv,
         jnp.zeros((rows, slots), jnp.int32),
@@ -68,11 +71,15 @@ def init_cache(cfg: LMConfig, *, rows: int, slots: int, dtype: Any) -> Cache:
 
 def with_room(cache: Cache, count: int) -> Cache:
     """Returns the cache with `count` empty slots more."""
-    kv = jax.tree.map(
-        lambda x_lbksc: jnp.pad(x_lbksc, [(0, 0)] * 3 + [(0, count), (0, 0)]), cache.kv
-    )
-    pad = lambda x_bs: jnp.pad(x_bs, ((0, 0), (0, count)))
-    return replace(cache, kv=kv, pos_bs=pad(cache.pos_bs), valid_bs=pad(cache.valid_bs))
+
+    def pad(x: jax.Array, axis: int) -> jax.Array:
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, count)
+        return jnp.pad(x, widths)
+
+    kv = KV(pad(cache.kv.k_lbkcs, 4), pad(cache.kv.v_lbksc, 3))
+    pos_bs, valid_bs = pad(cache.pos_bs, 1), pad(cache.valid_bs, 1)
+    return replace(cache, kv=kv, pos_bs=pos_bs, valid_bs=valid_bs)
 
 
 def outgrown(cfg: LMConfig, length_b: jax.Array, *, slots: int) -> jax.Array | None:
@@ -109,9 +116,9 @@ def enter(cache: Cache, pos_bt: jax.Array, valid_bt: jax.Array | None) -> Cache:
             "slots; make it so large"
         )
     valid_bt = jnp.ones((b, t), bool) if valid_bt is None else valid_bt
-    put = lambda old, new: jax.lax.dynamic_update_slice(
-        old, new.astype(old.dtype), (0, cache.used)
-    )
+    used_b = jnp.broadcast_to(cache.used, rows)
+    put_row = partial(jax.lax.dynamic_update_slice_in_dim, axis=0)
+    put = lambda old, new: jax.vmap(put_row)(old, new.astype(old.dtype), used_b)
     return replace(
         cache,
         pos_bs=put(cache.pos_bs, pos_bt),
@@ -131,16 +138,16 @@ def past_slots(cache: Cache, count: int) -> int:
 def past_kv(cache: Cache) -> KV:
     """Returns the keys and values that tokens which have not entered may see."""
     slots = past_slots(cache, 0)
-    return jax.tree.map(lambda x_lbksc: x_lbksc[:, :, :, :slots], cache.kv)
+    return KV(cache.kv.k_lbkcs[..., :slots], cache.kv.v_lbksc[:, :, :, :slots])
 
 
 def layer_kv(kv: KV, layer: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns one layer's keys and values, `[b, k, s, c]` each."""
-    k_bksc, v_bksc = jax.tree.map(
+    """Returns one layer's keys `[b, k, c, s]` and values `[b, k, s, c]`."""
+    k_bkcs, v_bksc = jax.tree.map(
         lambda stack: jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False),
-        (kv.k_lbksc, kv.v_lbksc),
+        (kv.k_lbkcs, kv.v_lbksc),
     )
-    return k_bksc, v_bksc
+    return k_bkcs, v_bksc
 
 
 def store(cache: Cache, new: Sequence[KV], first_layer: int) -> Cache:
@@ -148,13 +155,29 @@ def store(cache: Cache, new: Sequence[KV], first_layer: int) -> Cache:
     last.
 
     Args:
-      new: `[l, b, k, t, c]` each, of layers that follow one another.
+      new: keys `[l, b, k, c, t]` and values `[l, b, k, t, c]`, of layers that follow
+        one another.
       first_layer: the one that `new` begins with.
     """
+    join = lambda old, *parts: jnp.concatenate(parts).astype(old.dtype)
+    added = jax.tree.map(join, cache.kv, *new)
+    first = cache.used - added.v_lbksc.shape[3]
+    if jnp.ndim(first) == 0:
+        return replace(cache, kv=_written(added, cache.kv, first_layer, 0, first))
 
-    def put(old: jax.Array, *parts: jax.Array) -> jax.Array:
-        stacked = jnp.concatenate(parts).astype(old.dtype)
-        at = (first_layer, 0, 0, cache.used - stacked.shape[3], 0)
-        return jax.lax.dynamic_update_slice(old, stacked, at)
+    def row(b: jax.Array, kv: KV) -> KV:
+        # Slices in place: a scatter would be given the whole cache anew on CPUs.
+        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=b, slice_size=1, axis=1)
+        return _written(jax.tree.map(cut, added), kv, first_layer, b, first[b])
 
-    return replace(cache, kv=jax.tree.map(put, cache.kv, *new))
+    rows = cache.pos_bs.shape[0]
+    return replace(cache, kv=jax.lax.fori_loop(0, rows, row, cache.kv))
+
+
+def _written(new: KV, kv: KV, layer: Any, row: Any, slot: Any) -> KV:
+    """Returns `kv` with new keys and values from a layer, row and slot on."""
+    put = jax.lax.dynamic_update_slice
+    return KV(
+        put(kv.k_lbkcs, new.k_lbkcs, (layer, row, 0, 0, slot)),
+        put(kv.v_lbksc, new.v_lbksc, (layer, row, 0, slot, 0)),
+    )

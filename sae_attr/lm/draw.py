@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from sae_attr.lm.mlp import wide
 
+_BLOCK = 256  # weights whose sum is one step of the search for a token
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -69,7 +71,9 @@ def draw(logits_bv: jax.Array, keys_b: jax.Array, *, sampling: Sampling) -> jax.
     # A Gumbel draw would need a random number for every token of the vocabulary, which
     # costs as much as a small model's whole step.
     if not sampling.temperature:
-        return jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
+        top_bv = logits_bv == jnp.max(logits_bv, axis=-1, keepdims=True)
+        first_b = jnp.zeros(len(logits_bv))
+        return pick(top_bv.astype(jnp.float32), first_b)
     ids_bk = None
     if 0 < sampling.top_k < logits_bv.shape[-1]:
         logits_bv, ids_bk = jax.lax.top_k(logits_bv, sampling.top_k)
@@ -78,16 +82,49 @@ def draw(logits_bv: jax.Array, keys_b: jax.Array, *, sampling: Sampling) -> jax.
     weights_bv = weights_bv.astype(jnp.float32)
     if sampling.top_p < 1:
         weights_bv = nucleus(weights_bv, sampling.top_p)
-    sums_bv = jnp.cumsum(weights_bv, axis=-1)
     uniform_b = jax.vmap(jax.random.uniform)(keys_b)
-    # Sums of different lengths are rounded apart: the weight itself says whether a
-    # token may be drawn at all.
-    hit_bv = (sums_bv > (uniform_b * sums_bv[:, -1])[:, None]) & (weights_bv > 0)
-    place_b = jnp.argmax(hit_bv, axis=-1).astype(jnp.int32)
+    place_b = pick(weights_bv, uniform_b)
     if ids_bk is None:
         return place_b
     token_b1 = jnp.take_along_axis(ids_bk, place_b[:, None], axis=1)
     return token_b1[:, 0].astype(jnp.int32)
+
+
+def pick(weights_bv: jax.Array, uniform_b: jax.Array) -> jax.Array:
+    """Returns the place of the weight, `[b]` int32, in which a share `uniform_b` of
+    the row's sum ends; never that of a weight of 0.
+    """
+    # Sums of blocks first, then one block alone: a cumulative sum of a whole vocabulary
+    # takes several times as long as everything else that a draw does.
+    weights_bmk = _blocks(weights_bv)
+    sums_bm = jnp.sum(weights_bmk, axis=-1)
+    ends_bm = jnp.cumsum(sums_bm, axis=-1)
+    target_b1 = uniform_b[:, None] * ends_bm[:, -1:]
+    block_b1 = _first(ends_bm, sums_bm, target_b1)
+    before_b1 = jnp.take_along_axis(ends_bm - sums_bm, block_b1, axis=1)
+    inside_bk = jnp.take_along_axis(weights_bmk, block_b1[..., None], axis=1)[:, 0]
+    place_b1 = _first(jnp.cumsum(inside_bk, axis=-1), inside_bk, target_b1 - before_b1)
+    return (block_b1 * _BLOCK + place_b1)[:, 0].astype(jnp.int32)
+
+
+def _blocks(weights_bv: jax.Array) -> jax.Array:
+    """Weights in blocks `[b, m, k]`, the last one filled up with 0."""
+    b, v = weights_bv.shape
+    filled = jnp.pad(weights_bv, ((0, 0), (0, -v % _BLOCK)))
+    return filled.reshape(b, -1, _BLOCK)
+
+
+def _first(ends_bm: jax.Array, weights_bm: jax.Array, target_b1: jax.Array) -> Any:
+    """First place `[b, 1]` with a weight whose cumulative sum exceeds the target; the
+    last one with a weight where rounding leaves none.
+    """
+    positive_bm = weights_bm > 0
+    hit_bm = (ends_bm > target_b1) & positive_bm
+    last_b1 = jnp.max(
+        jnp.where(positive_bm, jnp.arange(weights_bm.shape[1]), 0), 1, keepdims=True
+    )
+    first_b1 = jnp.argmax(hit_bm, axis=1, keepdims=True)
+    return jnp.where(jnp.any(hit_bm, axis=1, keepdims=True), first_b1, last_b1)
 
 
 def nucleus(weights_bv: jax.Array, top_p: float) -> jax.Array:

@@ -169,17 +169,17 @@ class _Layers:
         return block.apply(variables, x_btd, self.ctx, facts, tap, self.past)  # type: ignore[return-value]
 
     def one(self, x_btd: jax.Array, layer: int, tap: Tap, new: list[KV]) -> jax.Array:
-        """Runs the layer of a site; adds its keys and values `[1, b, k, t, c]` to `new`
+        """Runs the layer of a site; adds its keys and values to `new`
         where there is a cache.
         """
         x_btd, of_layer = self.block(x_btd, layer, kind_of=layer, tap=tap)
         if of_layer is not None:
-            new.append(jax.tree.map(lambda x_bktc: x_bktc[None], of_layer))
+            new.append(jax.tree.map(lambda x: x[None], of_layer))
         return x_btd
 
     def scan(self, x_btd: jax.Array, start: int, stop: int, new: list[KV]) -> jax.Array:
         """Runs the layers of a span that nobody reads or changes; adds their keys and
-        values `[l, b, k, t, c]` to `new` where there is a cache.
+        values to `new` where there is a cache.
         """
         # Products are kept, the rest is cheap to repeat: plain reverse mode would also
         # keep a copy of every sliced weight.

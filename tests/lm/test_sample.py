@@ -17,7 +17,7 @@ from scipy import stats
 
 from sae_attr.lm import cache as caches
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.draw import Sampling, draw, nucleus
+from sae_attr.lm.draw import Sampling, draw, nucleus, pick
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.params import init_params
@@ -294,13 +294,13 @@ def test_no_step_copies_the_cache() -> None:
     keys_b = keys_of(list(range(rows)))
     program = sample.lower(params, prompts, keys_b).compile().as_text()
     slots = 8 + new - 1
-    shape = (cfg.n_layers, rows, cfg.n_kv_heads, slots, cfg.head_dim)
-    of_cache = f"f32[{','.join(map(str, shape))}]"
     lines = [line.strip() for line in program.splitlines()]
-    assert any(f"= {of_cache}" in line for line in lines)
-    assert [
-        line for line in lines if f"= {of_cache}" in line and " copy(" in line
-    ] == []
+    for axes in ((cfg.head_dim, slots), (slots, cfg.head_dim)):
+        shape = (cfg.n_layers, rows, cfg.n_kv_heads, *axes)
+        of_cache = f"= f32[{','.join(map(str, shape))}]"
+        of_shape = [line for line in lines if of_cache in line]
+        assert of_shape
+        assert [line for line in of_shape if " copy(" in line] == []
 
 
 def test_the_loop_ends_with_the_last_row(
@@ -362,6 +362,20 @@ def test_draws_follow_the_distribution(
     counts_v = np.bincount(drawn, minlength=40)
     assert not counts_v[~may_v].any()
     assert stats.chisquare(counts_v[may_v], 40_000 * want_v[may_v]).pvalue > 1e-3
+
+
+def test_a_token_is_picked_by_the_cumulative_sum_of_all_blocks() -> None:
+    rng = np.random.default_rng(4)
+    weights_v = (rng.random(700) * (rng.random(700) < 0.3)).astype(np.float32)
+    weights_v[256:512] = 0  # a block without a token that may be drawn
+    uniform_b = np.linspace(0, 1, 999, endpoint=False, dtype=np.float32)
+    got_b = pick(jnp.tile(jnp.asarray(weights_v), (999, 1)), jnp.asarray(uniform_b))
+    ends_v = np.cumsum(weights_v.astype(np.float64))
+    want_b = np.searchsorted(ends_v, uniform_b * ends_v[-1], side="right")
+    assert (np.asarray(got_b) == want_b).all()
+    # A target that rounding puts at the sum itself takes the last weight, not the end.
+    last = pick(jnp.asarray(weights_v)[None], jnp.ones(1))
+    assert last.tolist() == [np.flatnonzero(weights_v)[-1]]
 
 
 @pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 0.999999])
