@@ -55,13 +55,17 @@ def _data(path: Path) -> bytes:
     """Returns the contents of a file without times; a large one as its checksum."""
     data = path.read_bytes()
     if path.suffix == ".json":
-        data = json.dumps(_timeless(json.loads(data)), ensure_ascii=False).encode()
+        data = _timeless_json(data)
     elif path.suffix == ".jsonl":
         # Of answers that arrive side by side any may be first.
-        data = b"\n".join(sorted(data.split(b"\n")))
+        data = b"\n".join(sorted(map(_timeless_json, data.splitlines())))
     elif path.suffix == ".html":
         data = _DURATION.sub(b"(time)", data)
     return data if len(data) < _LARGE else hashlib.sha256(data).digest()
+
+
+def _timeless_json(data: bytes) -> bytes:
+    return json.dumps(_timeless(json.loads(data)), ensure_ascii=False).encode()
 
 
 def _timeless(value: Any) -> Any:

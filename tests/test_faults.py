@@ -40,6 +40,8 @@ def made(
     (folder / "result.json").write_text(
         json.dumps({"timings": {"a": seconds}, "value": value})
     )
+    line = {"stage": "case.sample", "seconds": seconds, "tokens": value}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     (folder / ".lock").write_text(str(seconds))
     return folder
 
@@ -49,7 +51,7 @@ def test_times_do_not_count_whatever_stands_over_them(tmp_path: Path) -> None:
     for i, time in enumerate(("59.9 s", "3 min 20 s", "1 h 7 min", "12 min 0 s")):
         other = made(tmp_path / f"b{i}", seconds=100.0 + i, time=time)
         assert compared(calm, other) == []
-    assert len(contents(calm)) == 6
+    assert len(contents(calm)) == 7
 
 
 def test_every_number_word_and_array_counts(tmp_path: Path) -> None:
@@ -59,6 +61,7 @@ def test_every_number_word_and_array_counts(tmp_path: Path) -> None:
     other = made(tmp_path / "c", seconds=1.0, time="1.0 s", value=3.6)
     assert compared(calm, other) == sorted(
         [
+            "metrics.jsonl",
             "report.html",
             "result.json",
             "store/case.sample-1/meta.json",
