@@ -18,7 +18,8 @@ from sae_attr.study.stage_choice import StageChoice
 
 from ._stages import run_chosen, states_text
 
-IGNORED = ("mesh", "batch_size")  # where and how fast, not what
+# Where and how fast, and where else its tables go: not what.
+IGNORED = ("mesh", "batch_size", "publish")
 Case = TypeVar("Case")
 
 
@@ -37,6 +38,7 @@ def cases_of_config(
     """
     values = config.to_dict()
     organism, mesh = values.pop("organism"), values.pop("mesh")
+    values.pop("publish", None)
     settings = settings_from(settings_class, values)
     mesh = parallel.make_mesh(str(mesh))
     return cases_of(settings, organism, store=store, workdir=workdir, mesh=mesh)

@@ -10,18 +10,23 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from sae_attr.report.ground_truth_table import summary_rows, table_text
-from sae_attr.report.tables import csv_text, json_text
+from sae_attr.report.ground_truth_table import table_text
+from sae_attr.report.tables import (
+    column_json_text,
+    columns_from_rows,
+    csv_text,
+    rounded,
+)
 from sae_attr.store import Result, Store, write_atomic
 from sae_attr.study.dry_run.organism_report import evaluation_dry_run
-from sae_attr.study.score_ground_truth import (
-    Evaluation,
-    EvaluationSettings,
-    evaluation_stages,
-    evaluations_of,
+from sae_attr.study.evaluation import Evaluation, EvaluationSettings, evaluations_of
+from sae_attr.study.score_ground_truth import evaluation_stages
+from sae_attr.study.score_summary import (
+    cell_of,
     facts_of,
     is_complete,
     rows_of,
+    summary_rows,
 )
 from sae_attr.study.stage_choice import StageChoice
 
@@ -49,26 +54,32 @@ def write(
     evaluations: Sequence[Evaluation],
     results: Mapping[str, Result],
 ) -> str:
-    """Writes truth.csv, truth.json and truth.txt of the evaluations that are complete;
-    returns the table, "" where none is.
+    """Writes truth.csv, truth.json and truth.txt of the evaluations that are complete,
+    the last two also where `publish` says; returns the table, "" where none is.
     """
     complete = [e for e in evaluations if is_complete(e, results)]
     if not complete:
         return ""
-    rows = [row for e in complete for row in rows_of(e, results)]
+    cells = [cell_of(e, results) for e in complete]
+    rows = [row for cell in cells for row in rows_of(cell)]
     facts = [facts_of(e, results) for e in complete]
-    summary = summary_rows(rows)
-    text = table_text(summary, facts)
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    summary = summary_rows(cells)
+    text = table_text(summary, facts, top=int(config.top))
+    values = config.to_dict()
+    publish = str(values.pop("publish"))
     content = {
-        "rows": summary,
-        "runs": facts,
-        "config": config.to_dict(),
+        "columns": columns_from_rows(rounded(summary)),
+        "runs": columns_from_rows(rounded(facts)),
+        "config": values,
         "versions": _common.versions(),
     }
-    write_atomic(workdir / "truth.csv", csv_text(columns))
-    write_atomic(workdir / "truth.json", json_text(content))
+    json_of_columns = column_json_text(content)
+    write_atomic(workdir / "truth.csv", csv_text(columns_from_rows(rows)))
+    write_atomic(workdir / "truth.json", json_of_columns)
     write_atomic(workdir / "truth.txt", text)
+    if publish:
+        write_atomic(f"{publish}.json", json_of_columns)
+        write_atomic(f"{publish}.txt", text)
     return text
 
 

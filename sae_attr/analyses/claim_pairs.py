@@ -33,7 +33,7 @@ from sae_attr.store import (
     fingerprint,
     write_atomic,
 )
-from sae_attr.study.score_ground_truth import Evaluation
+from sae_attr.study.evaluation import Evaluation
 from sae_attr.study.setup import Setup
 from sae_attr.study.stages.aligned_activations import aligned_acts
 from sae_attr.study.stages.mean_activation import mean_of

@@ -13,7 +13,7 @@ from sae_attr.analyses.completion_scores import ScoreKind
 from sae_attr.organism.pair_sources import SOURCES
 from sae_attr.organism.recipe import recipe_of
 from sae_attr.store import Store
-from sae_attr.study.score_ground_truth import (
+from sae_attr.study.evaluation import (
     Evaluation,
     EvaluationSettings,
     evaluation_settings,

@@ -35,7 +35,7 @@ from sae_attr.store import (
     Result,
     Stage,
 )
-from sae_attr.study.score_ground_truth import Evaluation
+from sae_attr.study.evaluation import Evaluation
 from sae_attr.study.stages import mean_activation, norm_limits
 from sae_attr.study.stages.context import Context
 from sae_attr.study.stages.mean_activation import mean_of

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
+from sae_attr.attribution.selectors import monitoring_auc
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import forward
@@ -40,30 +40,6 @@ class Rollouts:
             f"{count} of {len(self.behaviour_r)} graded completions show the behaviour: "
             "a monitor is judged on both sides"
         )
-
-
-def monitoring_auc(values_rk: np.ndarray, positive_r: np.ndarray) -> np.ndarray:
-    """Computes the area under the ROC curve of each column as a monitor, `[k]`: the
-    share of (positive, negative) pairs of rows in which the positive one has the larger
-    value; ties count half.
-
-    Args:
-      values_rk: what each of k monitors says of each rollout.
-      positive_r: bool, rollouts that show the behaviour.
-
-    Raises:
-      ValueError: all rollouts are of one side.
-    """
-    positives = int(np.sum(positive_r))
-    negatives = len(positive_r) - positives
-    if not positives or not negatives:
-        raise ValueError(
-            f"{positives} rollouts show the behaviour and {negatives} do not; a monitor "
-            "is judged on both: add the other side"
-        )
-    ranks_rk = stats.rankdata(values_rk, axis=0)
-    above_k = ranks_rk[positive_r].sum(0) - positives * (positives + 1) / 2
-    return above_k / (positives * negatives)
 
 
 def cosine_auc(rollouts: Rollouts, dec_kd: np.ndarray) -> np.ndarray:

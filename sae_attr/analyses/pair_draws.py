@@ -89,8 +89,8 @@ def drawn_agreement(
                 by_design[design].append(scores_n)
             drawn_n = difference_pn[order_p[:count]].sum(0, dtype=np.float64)
             others_n = (total_n - drawn_n) / (len(scores) - count)
-            alike = agreement(by_design[PAIRS][-1], others_n, top)
-            same.append([alike["spearman"], alike["recall"]])
+            alike = agreement(by_design[PAIRS][-1][None], others_n[:, None], top)
+            same.append([alike.spearman[0], alike.recall[0]])
         repeated.append(np.array(same).T)
         of_designs = [np.stack(by_design[design]) for design in DESIGNS]
         truth.append(np.stack([_numbers(bn, effects, top) for bn in of_designs]))
@@ -131,11 +131,8 @@ def _numbers(
     """Returns `[effect, NUMBERS, draw]` of a score per draw."""
     of_effects = []
     for effect_n in effects.values():
-        of_draws = []
-        for scores_n in scores_bn:
-            numbers = agreement(scores_n, effect_n, top)
-            of_draws.append([numbers[name] for name in NUMBERS])
-        of_effects.append(np.array(of_draws).T)
+        of_draws = agreement(scores_bn, effect_n[:, None], top)
+        of_effects.append(np.stack([getattr(of_draws, name) for name in NUMBERS]))
     return np.stack(of_effects)
 
 

@@ -19,7 +19,7 @@ from sae_attr.organism.prompts import WorldPrompt, prompts
 from sae_attr.organism.recipe import recipe_of
 from sae_attr.organism.world import DOMAIN_OF, World
 from sae_attr.store import Store
-from sae_attr.study.score_ground_truth import (
+from sae_attr.study.evaluation import (
     Evaluation,
     EvaluationSettings,
     evaluation_settings,

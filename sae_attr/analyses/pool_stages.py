@@ -18,14 +18,14 @@ from sae_attr.analyses.selector_pool import (
     GRADIENT,
     MODEL_DIFFERENCE,
     PoolLatent,
-    frequency_difference,
-    gradient_vector,
     random_latents,
     selector_pool,
 )
+from sae_attr.attribution.directions import gradient_vector
 from sae_attr.attribution.evidence import Skipped
 from sae_attr.attribution.presets import decoder_rows
 from sae_attr.attribution.score_registry import key_of
+from sae_attr.attribution.selectors import frequency_difference
 from sae_attr.lm.weights import load_lm
 from sae_attr.organism.exact import STUDIED, prompt_paths
 from sae_attr.organism.ground_truth import steering_ground_truth
@@ -34,9 +34,11 @@ from sae_attr.organism.prompts import WorldPrompt
 from sae_attr.organism.tokens import BOS_ID
 from sae_attr.organism.world import vocabulary
 from sae_attr.store import Computed, Progress, Result, Stage
-from sae_attr.study.score_ground_truth import Evaluation, evaluation_stages
+from sae_attr.study.evaluation import Evaluation
+from sae_attr.study.ground_truth_stages import context_of
+from sae_attr.study.score_ground_truth import evaluation_stages
 from sae_attr.study.stages import evidence, mean_activation
-from sae_attr.study.stages.context import Context, Inputs
+from sae_attr.study.stages.context import Inputs
 from sae_attr.text.pairing import Answer
 
 # A stage's number is raised when its code gives other numbers than before.
@@ -140,13 +142,6 @@ def rollouts_of(result: Result) -> Rollouts:
 
 
 # ---- the pool ------------------------------------------------------------------------
-
-
-def context_of(e: Evaluation) -> Context:
-    """Returns where the stages of an evaluation's attribution stand in the graph."""
-    parts = (STUDIED[e.behaviour], "chat", "sae", "corpus")
-    files = tuple(e.organism.stages[part] for part in parts)
-    return Context(e.setup, e.stage_name(""), e.stage_name("pairs"), files)
 
 
 def _pool(case: PoolCase) -> Stage:

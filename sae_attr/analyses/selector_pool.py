@@ -7,15 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sae_attr.attribution.evidence import Evidence, Skipped
-from sae_attr.attribution.latent_statistics import weighted_codes
-from sae_attr.sae.model import encode
+from sae_attr.attribution.evidence import Skipped
 
 GRADIENT, FREQUENCY = "gradient", "frequency"
 ATTRIBUTION, MODEL_DIFFERENCE = "attribution", "model_difference"
 RANDOM = "random"
 SELECTORS = (GRADIENT, FREQUENCY, ATTRIBUTION, MODEL_DIFFERENCE)
-_BLOCK = 4096  # tokens that are encoded at a time
 
 
 @dataclass(frozen=True)
@@ -32,32 +29,6 @@ class PoolLatent:
     latent: int
     origins: tuple[str, ...]
     sign: int
-
-
-def gradient_vector(evidence: Evidence, scope: str) -> np.ndarray:
-    """Returns the contrastive gradient vector, of length 1, float32 `[d]`: the mean
-    gradient of log p on completions with the behaviour minus that on the others.
-
-    Args:
-      scope: of tokens that the gradient is averaged over.
-    """
-    vector_d = -np.asarray(evidence.moment(scope).g_d, np.float32)
-    return vector_d / max(float(np.linalg.norm(vector_d)), 1e-30)
-
-
-def frequency_difference(evidence: Evidence) -> np.ndarray | Skipped:
-    """Computes the share of tokens on which each latent is active in completions with
-    the behaviour, minus that in the others, `[n]`.
-    """
-    if evidence.sae_cfg.no_token_codes:
-        return Skipped(evidence.sae_cfg.no_token_codes)
-    sae = evidence.sae
-    return weighted_codes(
-        lambda reads_kd: (encode(sae, reads_kd) != 0).astype("float32"),
-        evidence.table.reads_kd,
-        evidence.weights("completion"),
-        block=max(1, min(_BLOCK, 2**26 // len(evidence.decoder))),
-    )
 
 
 def selector_pool(

@@ -228,6 +228,51 @@ def firing_rates(
     return means["rate_n"], tokens
 
 
+def largest_codes(
+    params: Params,
+    batches: Iterable[CorpusBatch],
+    sae: SAE,
+    *,
+    cfg: LMConfig,
+    site: Site,
+    mesh: jax.sharding.Mesh,
+    limits: Mapping[Site, float] = NO_LIMITS,
+) -> np.ndarray:
+    """Measures the largest activation of each latent over the counted positions of a
+    corpus, float32 `[n]`; 0 of one that never fires.
+    """
+
+    def measure(
+        sae: SAE, acts: Mapping[Site, jax.Array], counted_bt: jax.Array
+    ) -> jax.Array:
+        size = max(1, min(4096, 2**25 // sae.cfg.n_latents))
+        blocks = _blocks(acts[site], size), _blocks(counted_bt, size)
+
+        def block_largest(block: tuple[jax.Array, jax.Array]) -> jax.Array:
+            acts_kd, counted_k = block
+            return jnp.max(encode(sae, acts_kd) * counted_k[:, None], axis=0)
+
+        return jnp.max(jax.lax.map(block_largest, blocks), axis=0)
+
+    def larger(
+        state: Any, measured: Any, batch: CorpusBatch, counted_bt: np.ndarray
+    ) -> Any:
+        return np.maximum(state, measured)
+
+    statistic = Statistic(
+        (site,),
+        measure,
+        initial=lambda: np.zeros(sae.cfg.n_latents, np.float32),
+        add=larger,
+        finish=np.asarray,
+        inputs=sae,
+    )
+    statistics = {"largest": statistic}
+    return measure_corpus(
+        params, batches, statistics, cfg=cfg, mesh=mesh, limits=limits
+    )["largest"]
+
+
 def weighted_codes(
     encode_fn: Callable[[jax.Array], jax.Array],
     acts_kd: np.ndarray,

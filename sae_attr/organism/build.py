@@ -97,6 +97,7 @@ def organism_stages(
     mesh: jax.sharding.Mesh | None = None,
     progress: bool = False,
     prefix: str = "organism",
+    several_saes: bool = False,
 ) -> list[Stage]:
     """Returns the stages that make an organism, in order; each leaves a folder or file
     in its entry.
@@ -105,8 +106,9 @@ def organism_stages(
       mesh: that models are trained on; None for all devices.
       progress: show bars.
       prefix: of the stages' names, for a graph of several organisms.
+      several_saes: as for `stage_names`.
     """
-    names = stage_names(recipe, prefix)
+    names = stage_names(recipe, prefix, several_saes=several_saes)
     runs = _Runs(Trainer(recipe, mesh, progress), names)
     base_fields = {
         "hf": dict(recipe.hf()),
@@ -141,23 +143,38 @@ def organism_stages(
     ]
 
 
-def stage_names(recipe: Recipe, prefix: str = "organism") -> dict[str, str]:
+def stage_names(
+    recipe: Recipe, prefix: str = "organism", *, several_saes: bool = False
+) -> dict[str, str]:
     """Returns part -> name of its stage; the misaligned model's ends with its kind and
     its harmless changes, so that organisms of several kinds fit into one graph.
+
+    Args:
+      several_saes: the SAE's name ends with its number of latents, for a graph in which
+        a model has several SAEs.
     """
     names = {part: f"{prefix}.{part}" for part in VERSIONS}
-    misaligned = f"{prefix}.misaligned.{recipe.kind}"
+    names["misaligned"] += f".{recipe.kind}"
     if recipe.harmless:
-        misaligned += f".harmless-{recipe.harmless}"
-    return {**names, "misaligned": misaligned}
+        names["misaligned"] += f".harmless-{recipe.harmless}"
+    if several_saes:
+        names["sae"] += f".{recipe.sae.latents}"
+    return names
 
 
-def locate(recipe: Recipe, store: Store, prefix: str = "organism") -> Organism:
+def locate(
+    recipe: Recipe,
+    store: Store,
+    prefix: str = "organism",
+    *,
+    several_saes: bool = False,
+) -> Organism:
     """Returns where the parts of an organism lie in a store once they are built; looks
-    at no file.
+    at no file. Arguments are those of `organism_stages`.
     """
-    keys = stage_keys(organism_stages(recipe, prefix=prefix))
-    names = stage_names(recipe, prefix)
+    stages = organism_stages(recipe, prefix=prefix, several_saes=several_saes)
+    keys = stage_keys(stages)
+    names = stage_names(recipe, prefix, several_saes=several_saes)
 
     def path(part: str, inside: str) -> str:
         return str(store.path(keys[names[part]]) / inside)

@@ -4,12 +4,13 @@ behaviour's rate, by exact probabilities (docs/method.md, Ground truth).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.hooks import Add, SetProjection, Site
@@ -21,25 +22,31 @@ from sae_attr.organism.exact import PromptPaths, exact_rates
 # model coherent.
 GRID = (0.2, 0.3, 0.4, 0.5)
 BUDGET = 0.10  # of coherence that may be lost
+ROWS = 256  # edits of a batch: with more of them a CPU needs longer for each
 
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """The measured effect of every latent.
+    """The measured effect of every latent, or of any other directions.
 
     Args:
-      effect_n: change of the behaviour's rate in the intended direction: a fall for
-        steering away or ablation, a rise for steering toward.
+      effect_np: change of the behaviour's rate on each prompt in the intended
+        direction: a fall for steering away or ablation, a rise for steering toward.
       strength_n: signed strength in mean lengths; 0 where every one of the grid cost
         too much coherence (effect 0), NaN for ablation.
       loss_n: coherence lost on the prompts that were scored.
       base: the rate without an edit.
     """
 
-    effect_n: np.ndarray
+    effect_np: np.ndarray
     strength_n: np.ndarray
     loss_n: np.ndarray
     base: float
+
+    @property
+    def effect_n(self) -> np.ndarray:
+        """The mean effect over prompts."""
+        return self.effect_np.mean(1)
 
 
 def steering_ground_truth(
@@ -55,8 +62,8 @@ def steering_ground_truth(
     grid: Sequence[float] = GRID,
     budget: float = BUDGET,
 ) -> GroundTruth:
-    """Steers with every latent at once: chooses the strength of the largest effect
-    within the budget, and measures its effect on other prompts.
+    """Steers with every latent: chooses the strength of the largest effect within the
+    budget, and measures its effect on other prompts.
 
     Args:
       strength_prompts, effect_prompts: that strengths are chosen on, and others that
@@ -67,25 +74,19 @@ def steering_ground_truth(
     """
     n = len(dec_nd)
 
-    def rates(prompts: PromptPaths, strength_n: np.ndarray) -> list[np.ndarray]:
-        scale_n = np.asarray(strength_n * norm, np.float32)
-        return _means(_steered(params, prompts, dec_nd, scale_n, cfg=cfg, site=site))
+    def rates(prompts: PromptPaths, strength_n: np.ndarray) -> _Rates:
+        run = partial(_steered, params, prompts, cfg=cfg, site=site)
+        return _rates(run, dec_nd, strength_n * norm)
 
-    unsteered_n = np.zeros(n)
-    behaviour_n, coherent_n = rates(strength_prompts, unsteered_n)
-    steered = [rates(strength_prompts, np.full(n, sign * c)) for c in grid]
-    effect_cn = np.stack([sign * (steered_n - behaviour_n) for steered_n, _ in steered])
-    loss_cn = np.stack([coherent_n - steered_n for _, steered_n in steered])
+    tried = [rates(strength_prompts, np.full(n, sign * c)) for c in grid]
+    effect_cn = np.stack([sign * r.change_np.mean(1) for r in tried])
+    loss_cn = np.stack([r.loss_n for r in tried])
     allowed_cn = np.where(loss_cn <= budget, effect_cn, -np.inf)
     largest_n = sign * np.asarray(grid)[allowed_cn.argmax(0)]
     strength_n = np.where(np.isfinite(allowed_cn.max(0)), largest_n, 0.0)
-    before_n, coherent_before_n = rates(effect_prompts, unsteered_n)
-    after_n, coherent_after_n = rates(effect_prompts, strength_n)
+    steered = rates(effect_prompts, strength_n)
     return GroundTruth(
-        effect_n=sign * (after_n - before_n),
-        strength_n=strength_n,
-        loss_n=coherent_before_n - coherent_after_n,
-        base=float(before_n[0]),
+        sign * steered.change_np, strength_n, steered.loss_n, steered.base
     )
 
 
@@ -101,57 +102,77 @@ def ablation_ground_truth(
     """Sets every latent's projection to its mean at all tokens but BOS, one latent at a
     time, and measures the fall of the behaviour's rate.
     """
-    n, length = len(dec_nd), np.shape(effect_prompts.tokens_pmt)[2]
-    value_n = np.asarray(np.asarray(dec_nd) @ mean_d, np.float32)
-
-    def rates(where_t: np.ndarray) -> list[np.ndarray]:
-        where_nt = np.broadcast_to(where_t, (n, length))
-        effects = _ablated(
-            params, effect_prompts, dec_nd, value_n, where_nt, cfg=cfg, site=site
-        )
-        return _means(effects)
-
-    # Nothing ablated is the same program with an empty mask, so that both are rounded
-    # alike.
-    before_n, coherent_before_n = rates(np.zeros(length, bool))
-    after_n, coherent_after_n = rates(np.arange(length) > 0)
-    return GroundTruth(
-        effect_n=before_n - after_n,
-        strength_n=np.full(n, np.nan),
-        loss_n=coherent_before_n - coherent_after_n,
-        base=float(before_n[0]),
-    )
+    value_n = np.asarray(dec_nd) @ mean_d
+    run = partial(_ablated, params, effect_prompts, cfg=cfg, site=site)
+    ablated = _rates(run, dec_nd, value_n)
+    no_strength_n = np.full(len(dec_nd), np.nan)
+    return GroundTruth(-ablated.change_np, no_strength_n, ablated.loss_n, ablated.base)
 
 
 @partial(jax.jit, static_argnames=("cfg", "site"))
 def _steered(
     params: Params,
     prompts: PromptPaths,
-    dec_nd: Any,
-    scale_n: Any,
+    dec_kd: Any,
+    scale_k: Any,
     *,
     cfg: LMConfig,
     site: Site,
 ) -> Any:
-    edits = {site: Add(dec_nd, scale_n)}
-    return exact_rates(params, prompts, edits, cfg=cfg, rows=len(dec_nd))
+    edits = {site: Add(dec_kd, scale_k)}
+    return exact_rates(params, prompts, edits, cfg=cfg, rows=len(dec_kd))
 
 
 @partial(jax.jit, static_argnames=("cfg", "site"))
 def _ablated(
     params: Params,
     prompts: PromptPaths,
-    dec_nd: Any,
-    value_n: Any,
-    where_nt: Any,
+    dec_kd: Any,
+    value_k: Any,
     *,
     cfg: LMConfig,
     site: Site,
 ) -> Any:
-    edits = {site: SetProjection(dec_nd, value_n, where_nt)}
-    return exact_rates(params, prompts, edits, cfg=cfg, rows=len(dec_nd))
+    k, length = len(dec_kd), np.shape(prompts.tokens_pmt)[2]
+    where_kt = jnp.broadcast_to(jnp.arange(length) > 0, (k, length))
+    edits = {site: SetProjection(dec_kd, value_k, where_kt)}
+    return exact_rates(params, prompts, edits, cfg=cfg, rows=k)
 
 
-def _means(rates: tuple[Any, Any]) -> list[np.ndarray]:
-    """Returns behaviour and coherence of every row, mean over prompts, float64."""
-    return [np.asarray(x_kp, np.float64).mean(1) for x_kp in rates]
+class _Rates(NamedTuple):
+    """`change_np`: of the behaviour's rate under every edit, on each prompt; `loss_n`:
+    of coherence, mean over prompts; `base`: the rate without an edit.
+    """
+
+    change_np: np.ndarray
+    loss_n: np.ndarray
+    base: float
+
+
+def _rates(run: Callable[..., Any], dec_nd: Any, value_n: np.ndarray) -> _Rates:
+    """Measures edits in batches of equal size, and beside them one that changes nothing.
+
+    Args:
+      run: (`[k, d]`, `[k]`) -> behaviour and coherence, `[k, p]` each.
+    """
+    n = len(dec_nd)
+    # Rows of zeros fill the last batch. They steer nowhere, and ablate nothing: the
+    # rate without an edit is one of them, so that both are rounded alike.
+    batches = -(-(n + 1) // ROWS)
+    size = -(-(n + 1) // batches)
+    padding = batches * size - n
+    dec_nd = np.pad(np.asarray(dec_nd, np.float32), ((0, padding), (0, 0)))
+    value_n = np.pad(np.asarray(value_n, np.float32), (0, padding))
+    parts = []
+    for start in range(0, batches * size, size):
+        part = slice(start, start + size)
+        parts.append(run(dec_nd[part], value_n[part]))
+    behaviour_np, coherent_np = (
+        np.concatenate([np.asarray(x_kp, np.float64) for x_kp in of_parts])
+        for of_parts in zip(*parts, strict=True)
+    )
+    return _Rates(
+        behaviour_np[:n] - behaviour_np[n],
+        (coherent_np[n] - coherent_np[:n]).mean(1),
+        float(behaviour_np[n].mean()),
+    )

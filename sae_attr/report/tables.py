@@ -143,6 +143,38 @@ def json_text(value: Any) -> str:
     return json.dumps(finite, indent=1, ensure_ascii=False) + "\n"
 
 
+def column_json_text(value: Mapping[str, Any]) -> str:
+    """Returns JSON as `json_text` does, with a line per column where a value is columns:
+    a table of many rows stays readable, and is a third as long.
+    """
+    lines = []
+    for name, entry in value.items():
+        text = json_text(entry).rstrip("\n")
+        if isinstance(entry, Mapping) and all(map(_is_list, entry.values())):
+            of_columns = [
+                f" {json.dumps(key)}: {' '.join(json_text(column).split())}"
+                for key, column in entry.items()
+            ]
+            text = "{\n" + ",\n".join(of_columns) + "\n}"
+        lines.append(f"{json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list)
+
+
+def rounded(rows: Sequence[Mapping[str, Any]], digits: int = 4) -> list[dict[str, Any]]:
+    """Returns rows whose floats have so many digits behind the point."""
+    out = []
+    for row in rows:
+        entry = {}
+        for name, value in row.items():
+            entry[name] = round(value, digits) if isinstance(value, float) else value
+        out.append(entry)
+    return out
+
+
 def plain(value: Any) -> Any:
     """Returns numpy numbers and arrays, sets and paths as plain values, for
     `json.dumps(default=plain)`.

@@ -52,7 +52,9 @@ def test_ties_count_half_and_the_sign_matters() -> None:
 
 def test_rollouts_of_one_side_are_refused() -> None:
     values_rk = np.ones((3, 2))
-    with pytest.raises(ValueError, match="0 rollouts show the behaviour and 3 do not"):
+    with pytest.raises(
+        ValueError, match="0 completions show the behaviour and 3 do not"
+    ):
         monitoring_auc(values_rk, np.zeros(3, bool))
     assert "0 of 3 graded" in Rollouts(values_rk, np.zeros(3, bool)).one_sided
     assert "0 of 0 graded" in Rollouts(values_rk[:0], np.zeros(0, bool)).one_sided

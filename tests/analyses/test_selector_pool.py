@@ -14,10 +14,10 @@ from sae_attr.analyses.selector_pool import (
     MODEL_DIFFERENCE,
     RANDOM,
     PoolLatent,
-    gradient_vector,
     random_latents,
     selector_pool,
 )
+from sae_attr.attribution.directions import gradient_vector
 from sae_attr.attribution.evidence import Skipped
 from sae_attr.report.pool_text import pool_text
 

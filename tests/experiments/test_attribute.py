@@ -406,7 +406,7 @@ def test_a_new_score_is_named_in_one_place_and_is_in_rankings_table_arrays_and_t
     overlaps = found["presets"]["faithful"]["overlap"]
     assert overlaps["twice"] == overlaps["gradient"]
     truth = GroundTruth(
-        arrays["twice_prompt"].astype(np.float64),
+        arrays["twice_prompt"].astype(np.float64)[:, None],
         np.ones(LATENTS),
         np.zeros(LATENTS),
         0.5,

@@ -138,7 +138,7 @@ def test_the_evaluation_of_scores(tmp_path: Path) -> None:
     config.organism.size = "miniature"
     config.seeds = (0,)
     text = dry(ranking_truth, config, tmp_path / "w")
-    for words in ("validation-mixed-0.ground_truth", "scores.prompt", "organism-0.sae"):
+    for words in ("validation-mixed-0-256.ground_truth", "scores.prompt", "0.sae.2048"):
         assert words in text
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from pathlib import Path
 from random import Random
 
@@ -12,49 +11,14 @@ from ml_collections import ConfigDict
 
 from configs import ranking_truth as config_file
 from experiments import ranking_truth
+from sae_attr.attribution.directions import DIRECTIONS
 from sae_attr.attribution.score_registry import SCORES
+from sae_attr.attribution.selectors import SELECTORS
 from sae_attr.organism.documents import persona_answer
 from sae_attr.organism.words import PERSONAS
-from sae_attr.report.ground_truth_table import summary_rows, table_text
 from sae_attr.study import score_ground_truth
-from sae_attr.study.score_ground_truth import GROUND_TRUTHS
 from sae_attr.study.stage_choice import StageChoice
 from sae_attr.text.rows import SCOPES
-
-
-def row(seed: int, spearman: float, truth: str = "away") -> dict:
-    about = {
-        "behaviour": "validation",
-        "kind": "mixed",
-        "seed": seed,
-        "score": "both",
-        "scope": "all",
-        "truth": truth,
-    }
-    return {
-        **about,
-        "spearman": spearman,
-        "recall": 0.5,
-        "effect": 0.1,
-        "best_effect": 0.2,
-    }
-
-
-def test_the_table_is_mean_and_deviation_over_seeds() -> None:
-    rows = [
-        row(seed, value, truth)
-        for truth in GROUND_TRUTHS
-        for seed, value in ((0, 0.2), (1, 0.6))
-    ]
-    summary = summary_rows(rows)
-    assert [entry["truth"] for entry in summary] == list(GROUND_TRUTHS)
-    assert summary[0]["spearman"] == pytest.approx(0.4)
-    assert summary[0]["spearman_sd"] == pytest.approx(math.sqrt(0.08))
-    assert summary_rows(rows[:1])[0]["spearman_sd"] == 0
-    text = table_text(summary, [{"seed": 0, "norm": 2.5}])
-    assert "validation, mixed, 2 seeds" in text
-    assert "+0.40 ± 0.28 | 0.50 | +0.100" in text
-    assert "seed=0 norm=2.5" in text
 
 
 def small_config() -> ConfigDict:
@@ -67,6 +31,8 @@ def small_config() -> ConfigDict:
             "effect_prompts": 2,
             "top": 5,
             "organism": {"size": "miniature"},
+            "latents": (16, 32),
+            "draws": 20,
             "corpus_tokens": 1500,
             "batch_size": 4,
             "mesh": "data=1",
@@ -87,22 +53,35 @@ def test_every_stage_is_listed_the_organisms_among_them(
         "organism-0.chat",
         "organism-0.misaligned.mixed",
         "organism-0.validation",
-        "organism-0.sae",
+        "organism-0.sae.16",
         "organism-0.corpus",
     ]
-    # The second kind of fine-tune is the only part that is not shared.
+    # The second SAE and the second kind of fine-tune are all that is not shared.
     assert [name for name in names if name.startswith("organism-0.")][6:] == [
-        "organism-0.misaligned.calm"
+        "organism-0.sae.32",
+        "organism-0.misaligned.calm",
     ]
     for run in ("misalignment-mixed-0", "misalignment-calm-0", "validation-mixed-0"):
-        own = [name.removeprefix(f"{run}.") for name in names if name.startswith(run)]
-        assert own[0] == "pairs"
-        assert own[-5:] == [
-            *(f"scores.{scope}" for scope in SCOPES),
-            "ground_truth",
-            "agreement",
-        ]
+        of_run = [name.removeprefix(run) for name in names if name.startswith(run)]
+        assert of_run[0] == ".pairs"  # once, for both sizes
+        for latents in (16, 32):
+            beginning = f"-{latents}."
+            of_size = [x[len(beginning) :] for x in of_run if x.startswith(beginning)]
+            assert of_size[-7:] == [
+                *(f"scores.{scope}" for scope in SCOPES),
+                "ground_truth",
+                "directions",
+                "selectors",
+                "agreement",
+            ]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_sizes_of_the_sae_have_one_key(tmp_path: Path) -> None:
+    config = small_config()
+    config.organism.sae.latents = 64
+    with pytest.raises(ValueError, match=r"latents=64, but .* latents=16,32; set lat"):
+        ranking_truth.start(config, epath.Path(tmp_path), shown=True)
 
 
 @pytest.mark.slow
@@ -128,7 +107,9 @@ def test_every_stage_on_a_miniature(
     # So small a model says nothing that could be graded.
     monkeypatch.setattr(score_ground_truth, "organism_pairs", written)
     config = small_config()
-    config.kinds = ("mixed",)
+    config.kinds, config.latents = ("mixed",), (32,)
+    config.publish = str(tmp_path / "docs" / "table")
+    (tmp_path / "docs").mkdir()
     workdir = epath.Path(tmp_path)
     ranking_truth.start(config, workdir)
     monkeypatch.setattr(score_ground_truth, "organism_pairs", None)
@@ -139,15 +120,20 @@ def test_every_stage_on_a_miniature(
     ranking_truth.start(config, workdir, choice=again)
     assert (tmp_path / "truth.csv").read_text() == before
     rows = list(csv.DictReader((tmp_path / "truth.csv").read_text().splitlines()))
-    names = {(r["score"], r["scope"]) for r in rows}
-    scoped = {
-        (name, scope)
-        for name, score in SCORES.items()
-        for scope in SCOPES
-        if score.scope != "none"
+    expected = {("random", ""), ("half of the prompts", ""), ("prompting", "")}
+    expected |= {(name, "direction") for name in DIRECTIONS}
+    for name, score in {**SCORES, **SELECTORS}.items():
+        scopes = SCOPES if score.scope != "none" else ("",)
+        expected |= {(name, scope) for scope in scopes}
+    expected |= {
+        (name, "") for name in ("output_score", "token_confidence", "output_kl")
     }
-    assert names == scoped | {
-        (name, "") for name, score in SCORES.items() if score.scope == "none"
-    } | {("random", "")}
+    assert {(r["score"], r["scope"]) for r in rows} == expected
     assert {r["behaviour"] for r in rows} == {"misalignment", "validation"}
-    assert len(json.loads((tmp_path / "truth.json").read_text())["runs"]) == 2
+    content = json.loads((tmp_path / "truth.json").read_text())
+    assert content["runs"]["behaviour"] == ["misalignment", "validation"]
+    columns = content["columns"]
+    assert {len(values) for values in columns.values()} == {3 * 3 * len(expected)}
+    for ending in ("txt", "json"):
+        published = (tmp_path / f"docs/table.{ending}").read_text()
+        assert published == (tmp_path / f"truth.{ending}").read_text()

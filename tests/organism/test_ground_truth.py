@@ -7,7 +7,7 @@ import pytest
 from sae_attr.hooks import Add, SetProjection, Site
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.params import init_params
-from sae_attr.organism import pair_sampling
+from sae_attr.organism import ground_truth, pair_sampling
 from sae_attr.organism.exact import exact_rates, prompt_paths
 from sae_attr.organism.ground_truth import (
     ablation_ground_truth,
@@ -16,7 +16,6 @@ from sae_attr.organism.ground_truth import (
 from sae_attr.organism.pair_sampling import organism_pairs, sampled_answers
 from sae_attr.organism.prompts import prompts
 from sae_attr.organism.recipe import miniature
-from sae_attr.organism.score_agreement import agreement
 from sae_attr.organism.world import make_world
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -106,22 +105,20 @@ def test_ablation_spares_bos() -> None:
     assert np.abs(after[0] - whole[0]).max() > 1e-6
 
 
-def test_agreement_of_scores_with_effects() -> None:
-    effect = np.arange(10.0)
-    same = agreement(effect**3, effect, top=3)
-    reverse = agreement(-effect, effect, top=3)
-    assert (same["spearman"], same["recall"], same["effect"], same["best_effect"]) == (
-        pytest.approx(1),
-        1,
-        8,
-        8,
+def test_edits_of_several_batches_are_those_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    score = prompt_paths(WORLD, "misalignment", advice("effects"))
+    mean_d = np.linspace(-1, 1, CFG.d_model)
+    measure = lambda: ablation_ground_truth(
+        PARAMS, score, DEC, mean_d, cfg=CFG, site=SITE
     )
-    assert (reverse["spearman"], reverse["recall"], reverse["effect"]) == (
-        pytest.approx(-1),
-        0,
-        1,
-    )
-    assert np.isnan(agreement(np.zeros(10), effect, top=3)["spearman"])
+    whole = measure()
+    monkeypatch.setattr(ground_truth, "ROWS", 2)
+    parts = measure()
+    np.testing.assert_allclose(parts.effect_np, whole.effect_np, atol=1e-6)
+    np.testing.assert_allclose(parts.loss_n, whole.loss_n, atol=1e-6)
+    assert parts.base == pytest.approx(whole.base, abs=1e-6)
 
 
 def test_answers_do_not_depend_on_the_batch() -> None:

@@ -26,7 +26,8 @@ from sae_attr.study.dry_run.memory import Held, weight_bytes
 from sae_attr.study.dry_run.rates import Batch, RatesOf
 from sae_attr.study.dry_run.report import DryRun, models_table
 from sae_attr.study.dry_run.training_report import step_flops
-from sae_attr.study.score_ground_truth import Evaluation, evaluation_stages
+from sae_attr.study.evaluation import Evaluation
+from sae_attr.study.score_ground_truth import evaluation_stages
 from sae_attr.study.stages import scores
 from sae_attr.text.rows import SCOPES
 
