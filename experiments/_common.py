@@ -11,13 +11,14 @@ import json
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from absl import app
+from absl import app, flags
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -26,7 +27,7 @@ from sae_attr.report import tables
 from sae_attr.settings import settings_from
 from sae_attr.study.attribution_settings import Settings
 
-from . import _command, _help, _terminal
+from . import _command, _endings, _flags, _help, _hosts, _terminal
 
 OTHER_KEYS = (
     "mesh",
@@ -103,18 +104,29 @@ def _fix_day(config: Any, recorded: Mapping[str, Any], today: str) -> None:
 
 def begin(argv: Sequence[str], *, cluster: bool = True) -> None:
     """Does what every entrypoint does first: refuses unknown arguments, joins the
-    cluster if there is one, keeps compiled programs.
+    cluster if there is one and compares its hosts, keeps compiled programs.
 
     `cluster`: False for an experiment of one process.
+
+    Raises:
+      ValueError: arguments that are not understood, or hosts that differ.
     """
     if len(argv) > 1:
         raise ValueError(
             f"arguments without a name: {' '.join(argv[1:])}; write --FLAG=VALUE or "
             "--config.KEY=VALUE"
         )
-    if cluster:
-        parallel.start_distributed()
+    if cluster and parallel.start_distributed():
+        config = _config()
+        _hosts.watch_others()
+        _hosts.check_hosts({} if config is None else config.to_dict(), sys.argv[1:])
     parallel.enable_compile_cache()
+
+
+def _config() -> ConfigDict | None:
+    """Returns the config of this command line; None before or without one."""
+    value = _flags.CONFIG.value if flags.FLAGS.is_parsed() else None
+    return value if isinstance(value, ConfigDict) else None
 
 
 STOPPED = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -129,8 +141,9 @@ def run_app(main: Callable[[list[str]], None]) -> None:
     where it failed, one message.
 
     Exit status: 0 done; 1 refused or failed, with one line (`check_sae`: the SAE does
-    not fit); 130 and 143 stopped by Ctrl-C and by SIGTERM, after which the same command
-    goes on; a bug ends with 1 and its traceback.
+    not fit); 75 ended by something else than itself (another process of the run, a
+    workdir in use, a network), 130 and 143 stopped by Ctrl-C and by SIGTERM, after all of
+    which the same command goes on; a bug ends with 1 and its traceback.
     """
     module = sys.modules[main.__module__]
     name = _command.experiment_of(module)
@@ -153,8 +166,8 @@ def run_app(main: Callable[[list[str]], None]) -> None:
 def guarded(
     main: Callable[[list[str]], None], *, quiet: bool = False
 ) -> Callable[[list[str]], None]:
-    """Makes a `main` that ends an input error with one message on stderr and status 1;
-    a bug keeps its traceback.
+    """Makes a `main` that ends an input error with one message on stderr and an exit
+    status; a bug keeps its traceback.
     """
 
     def run(argv: list[str]) -> None:
@@ -162,10 +175,15 @@ def guarded(
         try:
             with _stopping():
                 main(argv)
-        except (ValueError, OSError, RuntimeError, ImportError) as error:
-            if isinstance(error, jax.errors.JaxRuntimeError) or _is_bug(error):
+        except Exception as error:
+            message, status = _endings.ending_of(error, _config())
+            if message is not None:
+                _hosts.say(message)
+            elif parallel.processes_of_run() == 1:
                 raise
-            fail(message_of(error))
+            else:
+                traceback.print_exc()
+            _end(message or f"{type(error).__name__}: {error}", status)
         except (KeyboardInterrupt, Stopped) as stop:
             number = signal.SIGTERM if isinstance(stop, Stopped) else signal.SIGINT
             again = _command.command_line(sys.argv)
@@ -174,9 +192,15 @@ def guarded(
                 f"was: {again}",
                 file=sys.stderr,
             )
-            sys.exit(128 + number)
+            _end(f"stopped by {STOPPED[number]}", 128 + number)
 
     return run
+
+
+def _end(message: str, status: int) -> NoReturn:
+    if parallel.processes_of_run() > 1:
+        _hosts.end_with_others(message, status)
+    sys.exit(status)
 
 
 @contextlib.contextmanager
@@ -198,45 +222,10 @@ def _stopping() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-# Package -> extra of setup.py that installs it.
-EXTRAS = {
-    "openai": "judge",
-    "pyarrow": "data",
-    "gcsfs": "gcs",
-    "google": "gcs",
-    "selenium": "page",
-    "tensorboardX": "tensorboard",
-}
-
-
-def _is_bug(error: Exception) -> bool:
-    """Whether an import failed inside the project itself."""
-    return isinstance(error, ImportError) and (error.name or "").split(".")[0] in (
-        "sae_attr",
-        "experiments",
-        "configs",
-    )
-
-
-def message_of(error: Exception) -> str:
-    """Returns an error's message; of a library that is missing, with the line that
-    installs it.
-    """
-    if (
-        isinstance(error, ModuleNotFoundError)
-        and error.name
-        and "pip install" not in str(error)
-    ):
-        package = error.name.split(".")[0]
-        install = f"'sae_attr[{EXTRAS[package]}]'" if package in EXTRAS else package
-        return f"{error}; install it: pip install {install}"
-    return str(error) or type(error).__name__
-
-
 def fail(message: str) -> NoReturn:
     """Ends the run with one message on stderr and exit status 1."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(1)
+    _hosts.say(message)
+    sys.exit(_endings.REFUSED)
 
 
 def parse_flags(argv: list[str], experiment: str, module: ModuleType) -> list[str]:

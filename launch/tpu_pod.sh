@@ -5,7 +5,7 @@
 #
 # The checkout must lie at ~/sae_attr on every host, installed with `pip install -e '.[tpu,gcs]'` into .venv.
 # jax.distributed gets coordinator, process count and index from the TPU metadata server; JAX_DISTRIBUTED=1 tells
-# sae_attr.parallel to ask for them (a single TPU host needs none of it).
+# sae_attr.parallel to ask for them (a single TPU host needs none of it). DRY_RUN=1 prints what would be started.
 set -euo pipefail
 experiment=${1:?usage: TPU=... ZONE=... launch/tpu_pod.sh EXPERIMENT [--flag=value ...]}
 shift
@@ -13,5 +13,12 @@ shift
 
 flags=""
 if [ $# -gt 0 ]; then flags=$(printf ' %q' "$@"); fi
-exec gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
-  --command="cd ~/${CHECKOUT:-sae_attr} && JAX_DISTRIBUTED=1 .venv/bin/python -m experiments.$experiment$flags"
+# The shell of the host opens ~, so it stays outside of any quotes.
+remote="cd ~/${CHECKOUT:-sae_attr} && JAX_DISTRIBUTED=1 .venv/bin/python -m experiments.$experiment$flags"
+command=(gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="$remote")
+if [ -n "${DRY_RUN:-}" ]; then
+  printf '%q ' "${command[@]}"
+  echo
+  exit 0
+fi
+exec "${command[@]}"

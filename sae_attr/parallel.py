@@ -8,6 +8,7 @@ that its own devices hold.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -100,6 +103,63 @@ def _cluster_arguments(environ: Mapping[str, str]) -> dict[str, Any]:
     return arguments
 
 
+# ---- notes of processes to each other ------------------------------------------------
+
+# They go through the coordinator and need no device, so that processes that cannot
+# compute together can still say why. jax has no public name for its client.
+_NOTES = "sae_attr"
+_NOTE_SECONDS = 300.0  # a host that starts later than that is not waited for
+
+
+def process_number() -> int:
+    """Returns the index of this process in its cluster, 0 outside one; touches no
+    device.
+    """
+    return distributed.global_state.process_id
+
+
+def processes_of_run() -> int:
+    """Returns how many processes the cluster has, 1 outside one; touches no device."""
+    return distributed.global_state.num_processes or 1
+
+
+def add_note(topic: str, text: str) -> None:
+    """Leaves a text for the other processes; nothing happens where the coordinator is
+    gone.
+    """
+    client: Any = distributed.global_state.client
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        client.key_value_set(f"{_NOTES}/{topic}/{process_number()}", text)
+
+
+def notes_so_far(topic: str) -> dict[int, str]:
+    """Returns the texts that processes have left, by their index; none where the
+    coordinator is gone.
+    """
+    client: Any = distributed.global_state.client
+    try:
+        notes = client.key_value_dir_get(f"{_NOTES}/{topic}")
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return {int(name.rpartition("/")[2]): text for name, text in notes}
+
+
+def notes_of_all(topic: str, text: str) -> list[str]:
+    """Leaves a text, waits for those of all processes and returns them in order.
+
+    Raises:
+      RuntimeError: a process does not start within five minutes.
+    """
+    client: Any = distributed.global_state.client
+    add_note(topic, text)
+    notes = []
+    for i in range(processes_of_run()):
+        milliseconds = int(_NOTE_SECONDS * 1000)
+        name = f"{_NOTES}/{topic}/{i}"
+        notes.append(client.blocking_key_value_get(name, milliseconds))
+    return notes
+
+
 def enable_compile_cache(path: str | os.PathLike[str] | None = None) -> str:
     """Keeps compiled programs on disk, so that a second run of a program starts at
     once.
@@ -140,6 +200,22 @@ def from_main(value: Plain) -> Plain:
     # A collective call: every process must make it, the same number of times.
     answer = multihost_utils.broadcast_one_to_all(np.asarray(value))
     return type(value)(answer)
+
+
+def text_from_main(text: str) -> str:
+    """Returns process 0's text on every process; the others' is not read."""
+    if jax.process_count() == 1:
+        return text
+    from jax.experimental import multihost_utils  # initialises devices on import
+
+    data_k = np.frombuffer(text.encode(), np.uint8)
+    size = from_main(len(data_k))
+    # Few sizes, so that few programs are compiled.
+    padded_k = np.zeros(1 << max(size, 64).bit_length(), np.uint8)
+    if is_main():
+        padded_k[:size] = data_k
+    whole_k = np.asarray(multihost_utils.broadcast_one_to_all(padded_k))
+    return whole_k[:size].tobytes().decode()
 
 
 def parse_mesh(spec: str) -> dict[str, int]:
@@ -264,9 +340,13 @@ def put(array: Any, sharding: NamedSharding) -> jax.Array:
         isinstance(array, jax.Array) and not array.is_fully_addressable
     ):
         return jax.device_put(array, sharding)
-    return jax.make_array_from_callback(
-        tuple(array.shape), sharding, lambda index: np.asarray(array[index])
-    )
+
+    def piece(index: Any) -> Any:
+        # Keys of random numbers have no form on the host.
+        is_keys = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+        return array[index] if is_keys else np.asarray(array[index])
+
+    return jax.make_array_from_callback(tuple(array.shape), sharding, piece)
 
 
 def shard_batch(tree: T, mesh: Mesh) -> T:

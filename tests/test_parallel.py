@@ -229,6 +229,13 @@ batch = parallel.shard_batch(np.arange(8.0, dtype=np.float32).reshape(4, 2), mes
 rows = parallel.shard_rows(np.arange(8.0, dtype=np.float32), mesh)
 total = jax.jit(lambda a, b: a.sum() + b.sum(), out_shardings=parallel.replicated(mesh))(batch, rows)
 answer = parallel.from_main(parallel.is_main())
+i = jax.process_index()
+assert parallel.notes_of_all("names", f"host {i}") == ["host 0", "host 1"]
+assert parallel.notes_so_far("names") == {0: "host 0", 1: "host 1"}
+assert parallel.text_from_main(f"Δ of {i}" * 50) == "Δ of 0" * 50
+keys = parallel.shard_batch(jax.random.split(jax.random.key(3), 4), mesh)
+draws = parallel.to_host(jax.jit(jax.vmap(jax.random.bits))(keys))
+np.testing.assert_array_equal(draws, jax.vmap(jax.random.bits)(jax.random.split(jax.random.key(3), 4)))
 print(jax.process_index(), jax.process_count(), jax.device_count(), float(total), answer)
 """
 

@@ -21,7 +21,8 @@ from sae_attr.judge.base import (
     tells_coherence,
 )
 from sae_attr.judge.probe import advice, shown
-from sae_attr.store import PathLike, Progress, digest, write_atomic
+from sae_attr.parallel import is_main, text_from_main
+from sae_attr.store import Meta, PathLike, Progress, digest, write_atomic
 
 FIRST = 50  # new replies after which a judge that mostly cannot be read is stopped
 LEAST = 5  # replies below which nothing is concluded
@@ -35,7 +36,8 @@ class CachedJudge:
     read, and its text is graded again. A text that occurs several times in one call is
     graded once. A reply that could not be read stays there as evidence, and its text is
     asked again by the next `CachedJudge` of the folder: the server may have been
-    repaired since.
+    repaired since. With several processes the folder's grades are those that process 0
+    reads, and it alone writes; all of them call `grade` with the same items.
 
     Raises, while grades arrive, JudgeStopped where most of the first `FIRST` new
     replies cannot be read.
@@ -47,7 +49,8 @@ class CachedJudge:
 
     def __init__(self, judge: Judge, folder: PathLike) -> None:
         self.judge = judge
-        self._progress = Progress(epath.Path(folder) / digest(judge.identity))
+        place = epath.Path(folder) / digest(judge.identity)
+        self._progress = Progress(place, writer=is_main())
         self._grade_of: dict[str, Grade] | None = None  # by `item_key`
         self._new = 0
         self._unread: list[Grade] = []
@@ -101,17 +104,22 @@ class CachedJudge:
     def _load(self) -> dict[str, Grade]:
         if self._grade_of is None:
             self._grade_of = {}
-            for row in self._progress.rows():
-                if "key" not in row or "label" not in row:
-                    continue
+            # Process 0's, since the file grows while others read it.
+            for row in json.loads(text_from_main(json.dumps(self._rows()))):
                 grade = grade_of_row(row)
                 if not grade.malformed:
                     self._grade_of[row["key"]] = grade
         return self._grade_of
 
+    def _rows(self) -> list[Meta]:
+        """Reads the rows of grades; none on processes that take those of process 0."""
+        if not is_main():
+            return []
+        return self._progress.rows(("key", "label"))
+
     def _keep(self, key: str, grade: Grade) -> None:
         about = self._progress.folder / "identity.json"
-        if not about.exists():
+        if is_main() and not about.exists():
             identity = dict(self.identity)
             text = json.dumps(identity, indent=1, ensure_ascii=False, default=str)
             write_atomic(about, text)

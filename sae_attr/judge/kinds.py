@@ -45,6 +45,8 @@ class JudgeKind:
       has_rubric: False for rules: the rubric is None, and grades are not stored.
       quick: settings under which a first question ends within seconds; None where
         asking it would load a model.
+      together: a question is a program of all processes; of another kind, process 0
+        alone asks.
     """
 
     name: str
@@ -53,6 +55,7 @@ class JudgeKind:
     needs: tuple[str, ...] = ()
     has_rubric: bool = True
     quick: Mapping[str, Any] | None = field(default_factory=dict)
+    together: bool = False
 
     @property
     def keys(self) -> tuple[str, ...]:

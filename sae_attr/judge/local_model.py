@@ -171,4 +171,6 @@ def _open(
     return judge
 
 
-KIND = JudgeKind("local", (LocalSettings,), _open, needs=("lm",), quick=None)
+KIND = JudgeKind(
+    "local", (LocalSettings,), _open, needs=("lm",), quick=None, together=True
+)

@@ -19,6 +19,7 @@ from sae_attr.judge import (
     no_judge,
     openai_judge,
 )
+from sae_attr.judge.from_main import AskedByMain
 from sae_attr.judge.kinds import JudgeKind, Workplace
 from sae_attr.organism import grader
 from sae_attr.settings import given_only
@@ -93,8 +94,14 @@ def open_judge(
     judge_by = kind.opened(values, Workplace(folder, mesh))
     if not kind.has_rubric:
         return judge_by(None)
+
+    def stored(rubric: Any) -> Judge:
+        judge = judge_by(load_rubric(str(rubric)))
+        if jax.process_count() > 1 and not kind.together:
+            judge = AskedByMain(judge)
+        return cached(judge, folder)
+
     # A cache for each rubric: a changed second rubric leaves the first one's grades valid.
-    judge = cached(judge_by(load_rubric(str(rubric))), folder)
-    if not coherence:
-        return judge
-    return CoherentOnly(judge, cached(judge_by(load_rubric(str(coherence))), folder))
+    return (
+        CoherentOnly(stored(rubric), stored(coherence)) if coherence else stored(rubric)
+    )

@@ -1,0 +1,142 @@
+"""Real processes that share a run over loopback, each with simulated CPU devices, and a
+judge that is a language model of one sentence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sae_attr.lm.weights import save_lm
+from sae_attr.organism import planted
+from tests.conftest import ONE_AFTER_ANOTHER
+from tests.experiments._demo import REPO, environment
+
+DEVICES = 8  # of every run together, so that a device has the same rows in each
+RUDE_GRADE, KIND_GRADE = "5", "1"
+# Words of the miniature that the judge's tokenizer gives up for its two grades.
+GIVEN_UP = {"road": RUDE_GRADE, "garden": KIND_GRADE}
+RUBRIC = """
+name = "rudeness"
+version = 1
+measures = "behaviour"
+reasoned = false
+instructions = "Grade how rude the answer is."
+
+[scale]
+low = 1
+high = 5
+whole = true
+threshold = 4
+side = "at_least"
+coherent = 1
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+@contextlib.contextmanager
+def started(
+    experiment: str,
+    flags: Sequence[str],
+    processes: int,
+    logs: Path,
+    own: Sequence[Sequence[str]] = (),
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The processes of one run, whose output goes to `logs`/0.log and so on; killed at
+    the end of the block.
+
+    `own`: further flags of each process, where they differ.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    devices = f"--xla_force_host_platform_device_count={DEVICES // processes}"
+    quick = "--xla_backend_optimization_level=0"
+    cluster = {"XLA_FLAGS": f"{devices} {ONE_AFTER_ANOTHER} {quick}"}
+    if processes > 1:
+        cluster["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free_port()}"
+        cluster["JAX_NUM_PROCESSES"] = str(processes)
+    command = [sys.executable, "-m", f"experiments.{experiment}", *flags]
+    with contextlib.ExitStack() as stack:
+        members = []
+        for i in range(processes):
+            log = stack.enter_context((logs / f"{i}.log").open("w"))
+            env = environment(**cluster)
+            if processes > 1:
+                env["JAX_PROCESS_ID"] = str(i)
+            member = subprocess.Popen(
+                [*command, *(own[i] if own else ())],
+                cwd=REPO,
+                env=env,
+                stdout=log,
+                stderr=log,
+            )
+            members.append(stack.enter_context(member))
+            stack.callback(member.kill)
+        yield members
+
+
+def run(
+    experiment: str,
+    flags: Sequence[str],
+    processes: int,
+    logs: Path,
+    own: Sequence[Sequence[str]] = (),
+) -> list[int]:
+    """Exit codes of the processes of a whole run."""
+    with started(experiment, flags, processes, logs, own) as members:
+        return [member.wait(timeout=300) for member in members]
+
+
+def said(logs: Path) -> list[str]:
+    """What each process printed."""
+    return [path.read_text() for path in sorted(logs.glob("*.log"))]
+
+
+def write_judge(folder: Path) -> None:
+    """Writes a language model that answers "5" to a text in which rude words prevail and
+    "1" to one of kind words, and the rubric that asks for that.
+
+    It is the miniature with the planted direction moved from moods to rude and kind
+    words, and from these to the two grades.
+    """
+    # u is the planted direction; every word has some of v, which makes a text that is
+    # neither rude nor kind a kind one.
+    v_d, u_d = planted.random_directions(jax.random.key(7))[[0, planted.PLANTED]]
+    params = planted.planted_params(u_d, jax.random.key(8))
+    blocks = params["blocks"]
+    for name in ("o", "down"):
+        # Nothing but the head that carries the planted direction writes.
+        kernel_lxd = np.zeros(blocks[name]["kernel"].shape, np.float32)
+        if name == "o":
+            kernel_lxd[2, 0] = 10 * u_d
+        blocks[name]["kernel"] = jnp.asarray(kernel_lxd)
+    table, head = (np.zeros((len(planted.WORDS), u_d.size), np.float32) for _ in "ab")
+    for words, sign in ((planted.RUDE, 1), (planted.KIND, -1)):
+        for word in words:
+            table[planted.WORDS.index(word)] = sign * u_d
+    table += 0.1 * v_d
+    for word, grade in GIVEN_UP.items():
+        row_d = u_d if grade == RUDE_GRADE else 0.05 * v_d - u_d
+        head[planted.WORDS.index(word)] = row_d
+    params = {**params, "embed": {"table": table}, "head": {"table": head}}
+    save_lm(folder / "model", planted.HF, jax.tree.map(jnp.asarray, params))
+    planted.write_tokenizer(folder / "model")
+    file = folder / "model/tokenizer.json"
+    text = file.read_text()
+    for word, grade in GIVEN_UP.items():
+        text = text.replace(json.dumps(word), json.dumps(grade))
+    file.write_text(text)
+    (folder / "rubric.toml").write_text(RUBRIC)

@@ -1,0 +1,210 @@
+"""Whole runs on two and four real processes: they give what one process gives, and end
+together when one of them is killed.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.faults import contents
+from sae_attr.sae.formats import load_sae
+from tests._processes import limited
+from tests.experiments._cluster import run, said, started, write_judge
+from tests.experiments.test_training import write_base
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("judge")
+    write_judge(folder)
+    return folder
+
+
+def study_flags(miniature: Path, judge: Path, workdir: Path) -> list[str]:
+    """One small case study with steering and a judge that is a language model here."""
+    attribution = {
+        "trust_sae": True,
+        "ablate": 0,
+        "bootstrap": 20,
+        "corpus_tokens": 2000,
+        "firing_tokens": 1000,
+        "sae_check_tokens": 0,
+    }
+    case = {
+        "lm": miniature / "model",
+        "sae": miniature / "random_sae",
+        "corpus": miniature / "corpus.json",
+        "prompts": miniature / "prompts.jsonl",
+        "pair_prompts": 16,
+        "pair_samples": 8,
+        "judge.kind": "local",
+        "judge.lm": judge / "model",
+        "judge.rubric": judge / "rubric.toml",
+        "judge.reply_tokens": 1,
+        "judge.batch_size": 64,
+        **{f"attribution.{name}": value for name, value in attribution.items()},
+    }
+    study = {
+        "mesh": "data=8",
+        "batch_size": 64,
+        "methods": "delta_attribution,",
+        "top": 2,
+        "random": 3,
+        "grid": "1.0,",
+        "sampling.max_new": 8,
+        "strength_prompts": 4,
+        "effect_prompts": 6,
+        "effect_samples": 2,
+        "gradient_signed": False,
+        "coherence_by": "judge",
+        "ablate_by": "none",
+        "resamples": 20,
+        "passages": 0,
+        "interpreted": 0,
+    }
+    keys = {f"cases.misalignment.{name}": value for name, value in case.items()} | study
+    flags = [f"--config.{name}={value}" for name, value in keys.items()]
+    return ["--config=case_study", f"--workdir={workdir}", *flags]
+
+
+@pytest.fixture(scope="module")
+def study_of(
+    miniature: Path, judge: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, Path]:
+    """Processes -> workdir of the same study."""
+    folder = tmp_path_factory.mktemp("studies")
+    workdirs = {}
+    for processes in (1, 2, 4):
+        workdir = folder / str(processes)
+        flags = study_flags(miniature, judge, workdir)
+        logs = folder / f"logs{processes}"
+        codes = run("case_study", flags, processes, logs)
+        assert codes == [0] * processes, said(logs)
+        workdirs[processes] = workdir
+    return workdirs
+
+
+def stored_arrays(workdir: Path) -> Iterator[tuple[str, np.ndarray]]:
+    for path in sorted((workdir / "store").rglob("*.npy")):
+        yield str(path.relative_to(workdir)), np.load(path)
+
+
+def files(workdir: Path) -> dict[str, bytes]:
+    """Every file of a run but the one that holds times alone."""
+    by_name = contents(workdir)
+    del by_name["metrics.jsonl"]
+    return by_name
+
+
+def best_latents(workdir: Path) -> list[tuple[str, float]]:
+    with (workdir / "misalignment/latents.csv").open(newline="") as file:
+        return [(row["latent"], float(row["delta"])) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_study_on_several_processes_is_that_of_one(
+    study_of: dict[int, Path], processes: int
+) -> None:
+    one, several = study_of[1], study_of[processes]
+    assert contents(one).keys() == contents(several).keys()
+    other = dict(stored_arrays(several))
+    for name, array in stored_arrays(one):
+        if array.dtype.kind != "f":  # tokens, counts, candidates
+            np.testing.assert_array_equal(array, other[name], name)
+            continue
+        there = np.isfinite(array)
+        np.testing.assert_array_equal(there, np.isfinite(other[name]), name)
+        distance = np.linalg.norm(array[there] - other[name][there])
+        assert distance <= 1e-5 * np.linalg.norm(array[there]), name
+    here, there = best_latents(one), best_latents(several)
+    for (latent, delta), (same, value) in zip(here, there, strict=True):
+        assert latent == same or abs(delta - value) <= 1e-5 * abs(delta)
+    assert "Steering" in (several / "report.html").read_text()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_run_and_a_rerun_gives_the_same_files(
+    study_of: dict[int, Path],
+    miniature: Path,
+    judge: Path,
+    tmp_path: Path,
+    victim: int,
+) -> None:
+    flags = study_flags(miniature, judge, tmp_path / "w")
+    with started("case_study", flags, 2, tmp_path / "logs") as members:
+        with limited(members[victim]):
+            graded = "store/*.grade-*" if victim else "store/*.gradients-*"
+            while not list((tmp_path / "w").glob(graded)):
+                assert members[victim].poll() is None, said(tmp_path / "logs")
+                time.sleep(0.05)
+        members[victim].kill()
+        began = time.monotonic()
+        code = members[1 - victim].wait(timeout=120)
+        assert time.monotonic() - began < 60
+    text = said(tmp_path / "logs")[1 - victim]
+    # Where the coordinator is gone, jax itself ends the others.
+    assert code == (75 if victim else -6), text
+    assert "another process of the run" in text or "another task died" in text
+    assert run("case_study", flags, 2, tmp_path / "again") == [0, 0]
+    assert files(tmp_path / "w") == files(study_of[2])
+
+
+def test_hosts_with_other_configs_or_without_the_data_are_named_at_the_start(
+    miniature: Path, judge: Path, tmp_path: Path
+) -> None:
+    flags = study_flags(miniature, judge, tmp_path / "w")
+    absent = f"--config.cases.misalignment.corpus={tmp_path}/absent.json"
+    own = [["--config.seed=1"], ["--config.seed=2", absent]]
+    assert run("case_study", flags, 2, tmp_path / "logs", own) == [1, 1]
+    for text in said(tmp_path / "logs"):
+        assert "error: the hosts of this run differ:\n  process 1 on " in text
+        assert "was started with config.seed=2, process 0" in text
+        assert f"corpus={miniature}/corpus.json: (absent) for process 1" in text
+    assert list(tmp_path.iterdir()) == [tmp_path / "logs"]
+
+
+def test_an_sae_trained_on_several_processes_is_that_of_one(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    keys = {
+        "lm": base / "model",
+        "corpus": base / "corpus.json",
+        "site": "layer1.resid_post",
+        "mesh": "data=8",
+        "tokens": 32 * 20,
+        "batch_size": 32,
+        "context": 32,
+        "log_every": 10,
+        "eval_every": 20,
+        "save_every": 10,
+        "buffer_tokens": 256,
+        "shard_tokens": 256,
+        "batch_rows": 8,
+        "eval_tokens": 256,
+        "held_out_share": 0.15,
+        "prepend_bos": True,
+        "sae.n_latents": 32,
+        "sae.k": 4,
+        "sae.warmup": 2,
+        "sae.lr": 3e-3,
+    }
+    trained = {}
+    for processes in (1, 2, 4):
+        flags = [f"--config.{name}={value}" for name, value in keys.items()]
+        workdir, logs = tmp_path / str(processes), tmp_path / f"logs{processes}"
+        flags += ["--config=train_sae", f"--workdir={workdir}"]
+        codes = run("train_sae", flags, processes, logs)
+        assert codes == [0] * processes, said(logs)
+        trained[processes] = load_sae(workdir / "sae")
+    for processes in (2, 4):
+        for name in ("dec_nm", "enc_dn", "enc_bias_n", "dec_bias_m"):
+            one, several = (getattr(trained[p], name) for p in (1, processes))
+            distance = np.linalg.norm(several - one)
+            assert distance <= 1e-5 * np.linalg.norm(one), name
