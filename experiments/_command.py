@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from absl import flags
@@ -279,9 +279,15 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def flags_of(module: ModuleType) -> dict[str, Any]:
-    """Returns the flags that an entrypoint defines or imports, by name."""
-    own = [*vars(module).values(), _flags.QUIET]
-    holders = [value for value in own if isinstance(value, flags.FlagHolder)]
+    """Returns the flags that an entrypoint defines or imports, by name; those too that
+    a function which it imports reads.
+    """
+    holders = [_flags.QUIET]
+    for value in vars(module).values():
+        if isinstance(value, flags.FlagHolder):
+            holders.append(value)
+        elif isinstance(value, FunctionType):
+            holders += vars(value).get("flags", ())
     return {holder.name: flags.FLAGS[holder.name] for holder in holders}
 
 

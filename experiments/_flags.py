@@ -2,9 +2,12 @@
 several of them.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from absl import flags
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # The value is a ConfigDict with all overrides in it, which `_command.read_command`
 # sets.
@@ -45,3 +48,15 @@ TOKENS_PER_SECOND = flags.DEFINE_list(
     "For --dry_run, two numbers in place of a short measurement: tokens per second that "
     "the model reads, and that a batch of completions is sampled with (1781,107).",
 )
+
+
+def reads(*holders: flags.FlagHolder[Any]) -> Callable[[Function], Function]:
+    """Marks a function that reads flags, so that an entrypoint which imports it has
+    them, on its command line and in its --help.
+    """
+
+    def mark(function: Function) -> Function:
+        vars(function)["flags"] = holders
+        return function
+
+    return mark

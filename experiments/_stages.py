@@ -20,7 +20,7 @@ from sae_attr.store import (
 )
 from sae_attr.study.stage_choice import StageChoice
 
-from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR
+from ._flags import ALLOW_CHANGE, CONFIG, WORKDIR, reads
 from ._progress import StageMetrics, StageProgress
 
 ONLY = flags.DEFINE_list(
@@ -38,11 +38,10 @@ LIST = flags.DEFINE_bool(
     "Say which stages are done, stale, in part or missing, and what is left; run "
     "nothing.",
 )
-
-
 ALL = StageChoice()
 
 
+@reads(CONFIG, WORKDIR, ONLY, UNTIL, FORCE, LIST, ALLOW_CHANGE)
 def start_from_flags(start: Callable[..., None]) -> None:
     """Calls a program's `start` with the config, the workdir and the stages that the
     flags state.
@@ -56,6 +55,7 @@ def start_from_flags(start: Callable[..., None]) -> None:
     )
 
 
+@reads(ONLY, UNTIL, FORCE)
 def choice_of_flags() -> StageChoice:
     """Returns the choice that the flags --only, --until and --force state."""
     return StageChoice(ONLY.value, UNTIL.value, FORCE.value)
