@@ -396,7 +396,7 @@ def test_help_shows_flags_keys_defaults_and_meaning() -> None:
     assert re.search(r"  top=100 +candidates per ranking\.", text)
     assert re.search(r"  prepend_bos=BOOL +None: as the SAE was trained", text)
     assert re.search(r"  sae_options\.k=INT +latents per token", text)
-    assert "--only" not in text
+    assert "--out" not in text
 
 
 # ---- the two functions
