@@ -5,7 +5,8 @@ suppressed together, and what that costs.
         --config.effects_by=exact "--config.methods=('delta_attribution','recommended','gradient','delta_activation')"
     python -m experiments.mitigate --config=mitigate --config.study=runs/sparse --workdir=runs/mitigate
 
-    python -m experiments.mitigate --config=mitigate --config.study=runs/real/study --config.case=as_it_is \\
+    make real
+    python -m experiments.mitigate --config=mitigate --config.study=runs/real --config.case=as_it_is \\
         --workdir=runs/mitigate_real --config.draws=3 --config.text_tokens=600 --config.layer_tokens=2000
 
 The study is read and not run again, so that its paths must hold: start from the folder
@@ -18,9 +19,9 @@ beliefs 71.7 % are validated [71.3, 72.1]; with the first latent by cause set to
 lever 58.4 %, at random 72.6 %. Misaligned answers 55.0 % [49.6, 60.5]; steered against
 sixteen latents by lever 34.3 % [28.3, 40.5], at random 53.0 %. The mean-difference
 direction projected out at every layer: 72.3 % and 58.7 %, no lower than random ones.
-In SmolLM2 as it is, one latent by cause set to its mean takes the share of yes from
-22.8 % [20.3, 25.5] to 12.1 % [10.6, 13.8], sixteen to 3.1 % [2.8, 3.5]; that of yes to
-true beliefs from 23.9 % to 15.5 % and 3.3 %.
+In SmolLM2 as it is, in 4 minutes: four latents by cause set to their mean take the share of
+yes from 21.5 % [18.9, 24.0] to 4.4 % [3.9, 4.9], four steered against by lever to .6 %
+[.6, .7]; that of yes to true beliefs from 23.9 % to 6.0 % and .8 %.
 """
 
 from ml_collections import ConfigDict
