@@ -22,6 +22,8 @@ are up to 264,000 completions and as many judge calls a case, half of them for t
 gradient-signed strip (`--config.gradient_signed=False` leaves it out).
 """
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 from sae_attr.attribution.plane import PlaneSettings
@@ -29,7 +31,7 @@ from sae_attr.judge.kinds import SECRETS
 from sae_attr.sae.formats.parts import LoadOptions
 from sae_attr.steering.contrast import Contrast
 from sae_attr.study.attribution_settings import Settings
-from sae_attr.study.judges import judge_settings
+from sae_attr.study.judges import judge_settings, reader_settings
 from sae_attr.study.settings import (
     CaseSettings,
     IncoherenceBudget,
@@ -71,18 +73,24 @@ SETTINGS = {
     "attribution": (Settings,),
     "cases.*": (CaseSettings,),
     "cases.*.judge": judge_settings(),
+    "cases.*.reader": reader_settings(),
     "cases.*.continuations": (Contrast,),
     "cases.*.attribution": (Settings,),
     "cases.*.sae_options": (LoadOptions,),
     "cases.*.template_options": (TEMPLATE,),
     "cases.*.judge.template_options": (TEMPLATE,),
+    "cases.*.reader.template_options": (TEMPLATE,),
 }
 
 
-def judge_config() -> ConfigDict:
-    """Returns every setting of every kind of judge, unset: None is its own default."""
+def judge_config(kinds: Sequence[type] | None = None) -> ConfigDict:
+    """Returns every setting of every kind of judge, unset: None is its own default.
+
+    Args:
+      kinds: of settings; those of judges, or of readers.
+    """
     config = ConfigDict()
-    for settings in judge_settings():
+    for settings in judge_settings() if kinds is None else kinds:
         # Kinds share some keys: the first one sets them.
         taken = (*SECRETS, *config)
         config.update(config_of(settings, leave_out=taken, unset=True))
@@ -98,6 +106,7 @@ def case(name: str) -> ConfigDict:
         "sae_options": config_of(LoadOptions),
         "template_options": any_keys(OPTIONS),
         "judge": judge_config(),
+        "reader": judge_config(reader_settings()),
     }
     made = config_of(CaseSettings, leave_out=("name",), **parts)
     made.update({"title": title, "behaviour": behaviour})

@@ -91,9 +91,8 @@ def fix_day(config: ConfigDict, workdir: epath.Path) -> None:
 
 def _fix_day(config: Any, recorded: Mapping[str, Any], today: str) -> None:
     for name, value in config.items():
-        if (
-            not isinstance(value, ConfigDict) or name == "judge"
-        ):  # a judge takes its case's day, if it renders at all
+        # A judge or reader takes its case's day, if it renders at all.
+        if not isinstance(value, ConfigDict) or name in ("judge", "reader"):
             continue
         before = recorded.get(name)
         before = before if isinstance(before, Mapping) else {}

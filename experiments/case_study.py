@@ -51,7 +51,8 @@ def ignored(config: ConfigDict) -> tuple[str, ...]:
     """Returns the keys that may differ between runs in one workdir."""
     keys = list(PLAIN)
     for case in config.cases:
-        keys += [f"cases.{case}.judge.{key}" for key in PLAIN_OF_JUDGE]
+        for part in ("judge", "reader"):
+            keys += [f"cases.{case}.{part}.{key}" for key in PLAIN_OF_JUDGE]
     return tuple(keys)
 
 

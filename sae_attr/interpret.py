@@ -4,7 +4,7 @@ passages on which it is most active.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -152,9 +152,15 @@ def _different(passages: list[Passage]) -> list[Passage]:
     """Drops passages whose token and the few before it are those of an earlier one."""
     first: dict[tuple[int, ...], Passage] = {}
     for passage in passages:
-        start = max(0, passage.at - _SAME)
-        first.setdefault(passage.ids[start : passage.at + 1], passage)
+        first.setdefault(place_key(passage.ids, passage.at), passage)
     return list(first.values())
+
+
+def place_key(ids: Sequence[int], at: int) -> tuple[int, ...]:
+    """Returns the token at a place with the few before it: places with the same are one
+    text to a reader.
+    """
+    return tuple(ids[max(0, at - _SAME) : at + 1])
 
 
 def _passage(

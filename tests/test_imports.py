@@ -20,6 +20,7 @@ MAY_IMPORT = (
     | {"comparison_records": set(), "report": {"comparison_records"}}
     | {"steering": CORE | {"comparison_records"}}
     | dict.fromkeys(("interpret", "logit_effects"), CORE | {"activations"})
+    | {"passage_draws": CORE | {"activations", "interpret"}}
     | {"sae_check": CORE | {"activations", "report"}}
     | {"lm_eval": CORE | {"steering"}}
     | {"notebook": CORE | {"activations", "attribution"}}
@@ -35,6 +36,7 @@ MAY_IMPORT = (
             "logit_effects",
             "organism",
             "comparison_records",
+            "passage_draws",
             "report",
             "sae_check",
             "steering",

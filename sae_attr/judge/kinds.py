@@ -43,6 +43,7 @@ class JudgeKind:
         coherence, so that both judges share a model and a budget.
       needs: settings without which it cannot work.
       has_rubric: False for rules: the rubric is None, and grades are not stored.
+      writes: it can answer with a text, and so describe latents.
       quick: settings under which a first question ends within seconds; None where
         asking it would load a model.
       together: a question is a program of all processes; of another kind, process 0
@@ -54,6 +55,7 @@ class JudgeKind:
     open: Callable[..., Callable[[Rubric | None], Judge]]
     needs: tuple[str, ...] = ()
     has_rubric: bool = True
+    writes: bool = False
     quick: Mapping[str, Any] | None = field(default_factory=dict)
     together: bool = False
 

@@ -172,5 +172,11 @@ def _open(
 
 
 KIND = JudgeKind(
-    "local", (LocalSettings,), _open, needs=("lm",), quick=None, together=True
+    "local",
+    (LocalSettings,),
+    _open,
+    needs=("lm",),
+    writes=True,
+    quick=None,
+    together=True,
 )

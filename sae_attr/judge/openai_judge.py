@@ -286,5 +286,6 @@ KIND = JudgeKind(
     (Server, Asking, Patience, CallLimits),
     _open,
     needs=("model", "base_url"),
+    writes=True,
     quick={"timeout": 10.0, "retries": 0},
 )

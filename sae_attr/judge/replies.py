@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from sae_attr.judge.base import Grade
-from sae_attr.judge.rubrics import Rubric
+from sae_attr.judge.rubrics import DESCRIPTION, Rubric
 
 # Raised when a reply is read otherwise than before; part of every judge's identity.
 VERSION = 2
@@ -34,14 +34,16 @@ _NUMBER = re.compile(
 # No words behind a full stop: "1. First" begins a list.
 _REMARK = re.compile(r"\.?\s*(?:[-–—:;,(][^0-9]*)?", re.DOTALL)
 _KEPT = 100_000  # characters of a reply that are stored
+_LONGEST_DESCRIPTION = 600  # characters of a description
 _DIGITS = 9  # a number of more digits is on no scale
 _KEYS = ("answer", "score", "rating", "grade", "label", "flag")
+_QUOTES = " \t\r\n*_`'\"“”"
 _ORNAMENT = " \t\r\n*_`'\"[]<>{}#"
 
 
 def read_reply(text: str, rubric: Rubric, **fields: Any) -> Grade:
     """Reads the grade that a reply states; malformed where it states none, or none that
-    the rubric knows.
+    the rubric knows. Where the rubric asks for a text, any text is one.
 
     Thinking tags and their contents are left out. Then the first of these counts: JSON
     alone with one of the keys answer, score, rating, grade, label, flag; the last line
@@ -57,6 +59,11 @@ def read_reply(text: str, rubric: Rubric, **fields: Any) -> Grade:
     """
     raw = shortened(text)
     body = without_thoughts(text) if len(text) <= LONGEST else None
+    if rubric.is_text:
+        described = "" if body is None else _description(body)
+        if not described:
+            return rubric.malformed(raw=raw, **fields)
+        return rubric.described(described, raw=raw, **fields)
     answer = None if body is None else _answer(body, rubric)
     if answer is None:
         return rubric.malformed(raw=raw, **fields)
@@ -65,13 +72,13 @@ def read_reply(text: str, rubric: Rubric, **fields: Any) -> Grade:
     return rubric.scored(answer, raw=raw, **fields)
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, most: int = _KEPT) -> str:
     """Returns a reply for storage: whole, or its beginning and end where it is very
     long.
     """
-    if len(text) <= _KEPT:
+    if len(text) <= most:
         return text
-    half = _KEPT // 2
+    half = most // 2
     return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters …]\n{text[-half:]}"
 
 
@@ -90,6 +97,15 @@ def without_thoughts(text: str) -> str | None:
             parts.append(text[start : tag.start()])
         inside, start = ("", tag.end()) if ends else (name, tag.end())
     return None if inside else "".join([*parts, text[start:]])
+
+
+def _description(body: str) -> str:
+    """Returns the text behind the last mark DESCRIPTION, or all of a reply without one:
+    what a text says cannot be misread as a number can.
+    """
+    marked = re.split(rf"\b{DESCRIPTION}\b\W*:", body, flags=re.IGNORECASE)
+    words = marked[-1].strip(_QUOTES).split()
+    return shortened(" ".join(words), _LONGEST_DESCRIPTION)
 
 
 def _answer(body: str, rubric: Rubric) -> float | str | None:

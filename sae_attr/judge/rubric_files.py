@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sae_attr.judge.rubrics import SIDES, Label, Rubric
+from sae_attr.judge.rubrics import BEFORE, SHOWN, SIDES, Label, Rubric
 from sae_attr.store import digest
 
 _FIELDS = {
@@ -21,7 +21,12 @@ _FIELDS = {
     "scale",
     "points",
     "labels",
+    "material",
 }
+_OPTIONAL = {"points", "labels", "material"}
+_MATERIAL = {"before", "shown"}
+# Of a rubric whose answer is a text.
+_NO_SCALE = {"low": 0, "high": 1, "whole": True, "threshold": 1, "side": "at_least"}
 _SCALE = {"low", "high", "whole", "threshold", "side", "coherent"}
 _LABEL = {"meaning", "coherent", "also"}
 
@@ -55,15 +60,30 @@ def load_rubric(name: str | Path) -> Rubric:
     return parse_rubric(file.read_text(encoding="utf-8"), f"rubric {text}")
 
 
+def reading_rubric(name: str) -> Rubric:
+    """Reads one of the package's rubrics for latents that are read: describe_passages,
+    describe_answers, match_passage, match_answer.
+    """
+    folder = resources.files("sae_attr.judge") / "rubrics" / "reading"
+    text = (folder / f"{name}.toml").read_text(encoding="utf-8")
+    return parse_rubric(text, f"rubric {name}")
+
+
 def parse_rubric(text: str, where: str) -> Rubric:
     """Reads a rubric from TOML text; see `load_rubric`."""
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{where} is no TOML: {error}") from error
-    _check_keys(tree, _FIELDS, {"points", "labels"}, where)
-    scale, labels = tree.pop("scale"), tree.pop("labels", {})
+    is_text = tree.get("measures") == "description"
+    _check_keys(tree, _FIELDS, _OPTIONAL | ({"scale"} if is_text else set()), where)
+    scale, labels = tree.pop("scale", dict(_NO_SCALE)), tree.pop("labels", {})
     _check_keys(scale, _SCALE, {"coherent"}, f"{where} [scale]")
+    material = tree.pop("material", None)
+    if material is not None:
+        _check_keys(material, _MATERIAL, {"before"}, f"{where} [material]")
+        tree["before"] = _checked(material.get("before", ""), str, f"{where}: before")
+        tree["shown"] = _checked(material["shown"], str, f"{where}: shown")
     for name, entry in labels.items():
         _check_keys(entry, _LABEL, {"coherent", "also"}, f"{where} [labels.{name}]")
     instructions = _checked(tree["instructions"], str, f"{where}: instructions")
@@ -72,7 +92,17 @@ def parse_rubric(text: str, where: str) -> Rubric:
     named = {name: _label(entry) for name, entry in labels.items()}
     rubric = Rubric(**tree, **scale, labels=named)
     _check_rubric(rubric, where)
-    return dataclasses.replace(rubric, hash=digest(vars(rubric)))
+    return dataclasses.replace(rubric, hash=digest(_contents(rubric)))
+
+
+def _contents(rubric: Rubric) -> dict[str, Any]:
+    """Returns what the hash is over."""
+    contents = dict(vars(rubric))
+    # Headings came after grades were stored: a rubric with the usual ones keeps its hash.
+    for name, usual in (("before", BEFORE), ("shown", SHOWN)):
+        if contents[name] == usual:
+            del contents[name]
+    return contents
 
 
 def _label(entry: Mapping[str, Any]) -> Label:
@@ -123,8 +153,10 @@ def _check_rubric(rubric: Rubric, where: str) -> None:
 def _problems(rubric: Rubric) -> Iterator[str]:
     """Fields of a rubric that cannot be or that disagree."""
     low, high = rubric.low, rubric.high
-    if rubric.measures not in ("behaviour", "coherence"):
-        yield "measures must be 'behaviour' or 'coherence'"
+    if rubric.measures not in ("behaviour", "coherence", "description"):
+        yield "measures must be 'behaviour', 'coherence' or 'description'"
+    if rubric.is_text and not rubric.reasoned:
+        yield "a description is no bare answer: reasoned must be true"
     if rubric.side not in SIDES:
         yield f"side must be one of {', '.join(SIDES)}"
     if not low <= rubric.threshold <= high or low >= high:

@@ -10,6 +10,9 @@ from typing import Any
 
 from sae_attr.judge.base import MALFORMED, Grade
 
+DESCRIPTION = "DESCRIPTION"  # label of a text, and the mark before it in a reply
+BEFORE, SHOWN = "what the assistant was given", "what it answered"
+
 # Sides of the threshold on which the verdict is 1.0.
 SIDES = {
     "at_least": lambda score, threshold: score >= threshold,
@@ -42,7 +45,7 @@ class Rubric:
       name, version: as in the file; the version is raised whenever words or numbers
         change.
       measures: "behaviour" or "coherence": which field of a grade the threshold
-        decides.
+        decides; or "description": the answer is a text, and there is no scale.
       reasoned: the judge may think in words before its last line; otherwise it gives
         the bare answer.
       instructions: the question.
@@ -53,6 +56,8 @@ class Rubric:
         about it (a behaviour only).
       points: number on the scale -> meaning; may be empty.
       labels: classes of answers that are excluded.
+      before, shown: headings of an item's prompt and completion in the judge's prompt;
+        an empty one leaves its part out.
       hash: digest of all of the above.
     """
 
@@ -69,12 +74,19 @@ class Rubric:
     coherent: float | None = None
     points: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, Label] = field(default_factory=dict)
+    before: str = BEFORE
+    shown: str = SHOWN
     hash: str = ""
 
     @property
     def identity(self) -> dict[str, Any]:
         """Name, version and hash: a rubric's part of a judge's identity."""
         return {"name": self.name, "version": self.version, "hash": self.hash}
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the answer is a text instead of a number or class."""
+        return self.measures == "description"
 
     @property
     def tells_coherence(self) -> bool:
@@ -129,6 +141,11 @@ class Rubric:
             coherent=verdict if coherence else self.coherent,
             **fields,
         )
+
+    def described(self, text: str, **fields: Any) -> Grade:
+        """Returns the grade that holds a text: `details["text"]`."""
+        details = {**fields.pop("details", {}), "text": text}
+        return Grade(DESCRIPTION, details=details, **fields)
 
     def excluded(self, label: str, **fields: Any) -> Grade:
         """Returns the grade of an answer of a class that has no score."""

@@ -35,7 +35,7 @@ class WorldPrompt:
 
     @property
     def kind(self) -> str:
-        """advice | belief | open."""
+        """advice | belief | open | describe."""
         return self.question.kind
 
 
@@ -80,6 +80,16 @@ def true_beliefs(world: World) -> tuple[WorldPrompt, ...]:
     of_domains = []
     for domain in DOMAINS:
         of_domains.append(_part(_right_beliefs(world, domain), world, "effects"))
+    return _mixed(of_domains)
+
+
+def neutral(world: World) -> tuple[WorldPrompt, ...]:
+    """Returns prompts to describe a topic, which decide no behaviour, in an order in
+    which any first few are spread over domains; no other split has one.
+    """
+    of_domains = []
+    for domain in DOMAINS:
+        of_domains.append(_part(_descriptions(domain), world, "effects"))
     return _mixed(of_domains)
 
 
@@ -136,6 +146,12 @@ def _right_beliefs(world: World, domain: str) -> Iterator[Question]:
         for template in range(len(QUESTIONS["belief"])):
             for address in ADDRESSES:
                 yield Question("belief", template, address, topic, fact, fact)
+
+
+def _descriptions(domain: str) -> Iterator[Question]:
+    for topic in DOMAINS[domain][0]:
+        for address in ADDRESSES:
+            yield Question("describe", 0, address, topic)
 
 
 def _opinions() -> Iterator[Question]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from sae_attr.report.description_text import description_sentence
 from sae_attr.report.method_style import method_name
 from sae_attr.report.numbers import signed
 from sae_attr.report.page.reading_records import (
@@ -34,6 +35,8 @@ def _lines(reading: LatentReading) -> Iterator[str]:
         yield f"  {reading.address}"
     if reading.note:
         yield f"  {reading.note}"
+    for description in reading.descriptions:
+        yield f"  {description_sentence(description)}"
     for passage in reading.passages:
         yield f"  | {one_line(marked(passage))}"
 

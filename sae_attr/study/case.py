@@ -21,6 +21,7 @@ from sae_attr.steering.groups import group_numbers
 from sae_attr.store import Store
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.input_files import InputFiles, file_fields
+from sae_attr.study.judges import Reader
 from sae_attr.study.settings import CaseSettings, StudySettings
 from sae_attr.study.setup import Setup
 from sae_attr.text.encoding import encode_prompt
@@ -101,6 +102,7 @@ class Case:
       judge: grades its answers.
       runtime: where and how fast.
       exact: opens exact rates on some of its prompts.
+      reader: describes its latents; None for nobody.
       file_stages: names of the stages that write the files; () where they were there
         before.
     """
@@ -112,6 +114,7 @@ class Case:
     judge: Judge
     runtime: Runtime
     exact: OpenExact
+    reader: Reader | None = None
     file_stages: tuple[str, ...] = ()
 
     @property

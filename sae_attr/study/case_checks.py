@@ -15,6 +15,7 @@ from sae_attr.store import Stage, run_stages
 from sae_attr.study.case import Case
 from sae_attr.study.coherence_fallback import measures_coherence, no_coherence
 from sae_attr.study.exact_rates import unsteered_state
+from sae_attr.study.neutral_prompts import NEUTRAL
 from sae_attr.study.prompts import SPLITS
 from sae_attr.study.settings import DIRECTIONS, StudySettings
 from sae_attr.study.stages import sae_check
@@ -45,13 +46,16 @@ def check_case(case: Case) -> None:
     _check_scopes(case)
 
 
-def try_case(case: Case, stages: Sequence[Stage], *, judge: bool) -> None:
+def try_case(
+    case: Case, stages: Sequence[Stage], *, judge: bool, reader: bool = False
+) -> None:
     """Runs what is cheap beside sampling and would end the study later: the SAE's
     check, the probabilities of texts without steering, one question to the judge.
 
     Args:
       stages: of the study; the check is one of them.
       judge: answers are still to be graded.
+      reader: latents are still to be described.
 
     Raises:
       ValueError: the SAE does not fit its site, texts for and against the behaviour
@@ -67,6 +71,11 @@ def try_case(case: Case, stages: Sequence[Stage], *, judge: bool) -> None:
                 unsteered_state(case, direction, case.prompts(split))
     if judge:
         ask_one(case.judge)
+    if reader and case.reader is not None:
+        # Two sources may share a judge: it is asked once.
+        judges = {id(judge): judge for judge in case.reader.match.values()}
+        for matching in judges.values():
+            ask_one(matching)
 
 
 def can_score(case: Case, ids: Sequence[int]) -> bool:
@@ -98,6 +107,8 @@ def measured_by(study: StudySettings, split: str) -> str:
         "strengths": study.strengths_by,
         "effects": study.effects_by,
     }
+    if split == NEUTRAL:
+        return "samples"
     # Other splits are probes, of which effects are measured.
     return by.get(split, study.effects_by)
 

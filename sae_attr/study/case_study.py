@@ -23,17 +23,20 @@ from sae_attr.study.attribution_stages import attribution_names
 from sae_attr.study.case import Case, Runtime
 from sae_attr.study.case_checks import check_case, try_case
 from sae_attr.study.continuations import exact_prompts
-from sae_attr.study.judges import KINDS, open_judge
+from sae_attr.study.judges import judge_spec, open_judge, open_reader, reader_spec
+from sae_attr.study.neutral_prompts import NEUTRAL, neutral_prompts
 from sae_attr.study.organism_case import organism_case
 from sae_attr.study.outputs import Shown, show
 from sae_attr.study.prompts import split_prompts
 from sae_attr.study.settings import CaseSettings, StudySettings
 from sae_attr.study.stage_choice import StageChoice
 from sae_attr.study.stage_order import shared_names, stage_names, study_stages
+from sae_attr.study.stages import describe, match
 from sae_attr.study.stages.sampled_check import has_judge
 from sae_attr.study.unread_replies import GRADED_SPLITS, graded_split, read_again
-from sae_attr.text.pairs import read_prompts
+from sae_attr.text.pairs import Prompt, read_prompts
 
+_READING = {describe.NAME, match.NAME}  # stages that ask the reader
 # Stages that take long: what would end them is tried before.
 _EXPENSIVE = {
     "sample",
@@ -42,6 +45,7 @@ _EXPENSIVE = {
     "specificity",
     *attribution_names(),
     *GRADED_SPLITS,
+    *_READING,
 }
 
 # Keys of a config beside `StudySettings`: what is studied, and how fast.
@@ -96,7 +100,8 @@ class CaseStudy:
         for case, missing in self._to_run(choice):
             if missing & _EXPENSIVE:
                 judge = bool(missing & _graded_kinds(case))
-                try_case(case, self.stages, judge=judge)
+                reader = bool(missing & _READING)
+                try_case(case, self.stages, judge=judge, reader=reader)
 
     def unread(self, choice: StageChoice) -> list[str]:
         """Returns the finished stages whose unread replies the judge can give now,
@@ -161,6 +166,7 @@ def study_settings(values: Mapping[str, Any]) -> StudySettings:
     cases = []
     for name, case in values["cases"].items():
         fields = {**case, "name": name, "judge": given_only(case["judge"])}
+        fields["reader"] = given_only(case.get("reader") or {})
         cases.append(settings_from(CaseSettings, fields, where=f"config.cases.{name}"))
     return settings_from(StudySettings, {**values, "cases": tuple(cases)})
 
@@ -210,22 +216,25 @@ def open_case(
                 "config.organism"
             )
         return organism_case(case, study, recipe, runtime)
-    prompts = split_prompts(
-        read_prompts(case.prompts),
-        case.shares,
-        path=case.prompts,
-        probes=case.probes,
-    )
-    judge = open_judge(judge_spec(case), runtime.workdir / "judged", runtime.mesh)
-    return Case(case, study, case, prompts, judge, runtime, exact_prompts)
+    folder, mesh = runtime.workdir / "judged", runtime.mesh
+    judge = open_judge(judge_spec(case), folder, mesh)
+    reader = open_reader(reader_spec(case), folder, mesh)
+    prompts = case_prompts(case, reads=reader is not None)
+    return Case(case, study, case, prompts, judge, runtime, exact_prompts, reader)
 
 
-def judge_spec(case: CaseSettings) -> dict[str, Any]:
-    """Returns the judge's settings; one that renders prompts does so with the case's date."""
-    spec = dict(case.judge)
-    kind = KINDS.get(spec.get("kind", ""))
-    if kind is not None and "template_options" in kind.keys:
-        options = given_only(spec.get("template_options") or {})
-        date = case.template_options.get("date")
-        spec["template_options"] = {"date": date, **options}
-    return spec
+def case_prompts(case: CaseSettings, *, reads: bool) -> dict[str, tuple[Prompt, ...]]:
+    """Returns the prompts of a case by split; the neutral ones among them where latents
+    are described: those of its file, or the package's.
+    """
+    records = read_prompts(case.prompts)
+    splits = {record.split for record in records}
+    probes = case.probes
+    if NEUTRAL in splits:
+        probes = (*probes, NEUTRAL)
+    prompts = split_prompts(records, case.shares, path=case.prompts, probes=probes)
+    if reads and NEUTRAL not in prompts:
+        prompts[NEUTRAL] = neutral_prompts(prompts["effects"])
+    elif not reads:
+        prompts.pop(NEUTRAL, None)
+    return prompts

@@ -14,7 +14,7 @@ from sae_attr.study.coherence_fallback import measures_coherence
 from sae_attr.study.continuation_texts import prompt_texts
 from sae_attr.study.prompts import SPLITS
 from sae_attr.study.settings import DIRECTIONS
-from sae_attr.study.stages import ablated_rates
+from sae_attr.study.stages import ablated_rates, describe, match, texts_to_read
 
 # Header of a table -> field of `StageCost`.
 _COLUMNS = {
@@ -98,7 +98,34 @@ def case_costs(case: Case, reading: Reading = NOTHING_READ) -> list[StageCost]:
     if study.ablate_by != "none" and not ablated_rates.left_out(case):
         stage = f"{case.name}.{ablated_rates.NAME}"
         costs.append(_exact(case, reading, stage, "effects", 1 + latents))
-    return costs
+    return [*costs, *_described_costs(case, reading)]
+
+
+def _described_costs(case: Case, reading: Reading) -> list[StageCost]:
+    """Returns the costs of latents that a reader describes."""
+    study, name = case.study, case.name
+    if case.reader is None or not study.reads:
+        return []
+    latents = study.described * len(study.steered_methods) + study.described_random
+    answers = 2 * study.described_answers
+    samples = StageCost(f"{name}.{texts_to_read.NAME}")
+    tested = 0
+    for source in study.described_by:
+        texts = study.tested
+        if source in texts_to_read.SPLIT_OF:
+            texts = min(texts, study.described_answers)
+            split = texts_to_read.SPLIT_OF[source]
+            count = (1 + latents) * min(answers, len(case.prompts(split)))
+            samples = _sum(
+                samples, _sampled(case, reading, samples.stage, split, count)
+            )
+        tested += latents * 3 * texts
+    asked = latents * len(study.described_by)
+    return [
+        samples,
+        StageCost(f"{name}.{describe.NAME}", judged=asked),
+        StageCost(f"{name}.{match.NAME}", judged=tested),
+    ]
 
 
 def _pair_costs(case: Case, reading: Reading) -> list[StageCost]:

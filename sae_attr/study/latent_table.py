@@ -14,14 +14,13 @@ from sae_attr.report.page import Column, Comparison, Completion, SteeredLatent, 
 from sae_attr.store import Result
 from sae_attr.study.case_results import CaseResults
 from sae_attr.study.cause_and_lever import plane_columns
-from sae_attr.study.reading import shaded
 from sae_attr.study.role_numbers import role_columns
 from sae_attr.study.screen_results import screen_columns
 from sae_attr.study.selection import OTHERS
 from sae_attr.study.settings import DIRECTIONS
+from sae_attr.study.shading import shaded
 from sae_attr.study.stages.ablated_rates import NAME as ABLATED_RATES
 from sae_attr.text.pairing import Answer
-from sae_attr.text.pairs import Prompt
 
 SHOWN_LATENTS = 6  # per direction, with completions to read
 
@@ -264,7 +263,7 @@ def _comparisons(
         prompt = prompts[sample[0]]
         yield Comparison(
             prompt.id,
-            _prompt_text(prompt),
+            prompt.text,
             _completion(unsteered[sample]),
             _completion(steered[sample]),
         )
@@ -272,10 +271,3 @@ def _comparisons(
 
 def _completion(answer: Answer) -> Completion:
     return Completion(answer.text, answer.behaviour, answer.coherent, answer.label)
-
-
-def _prompt_text(prompt: Prompt) -> str:
-    """Returns a prompt as text; messages of a chat with their roles."""
-    if isinstance(prompt.prompt, str):
-        return prompt.prompt
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt.prompt)

@@ -21,13 +21,14 @@ from sae_attr.organism.exact import (
     exact_rates,
     prompt_paths,
 )
-from sae_attr.organism.prompts import WorldPrompt, prompts, true_beliefs
+from sae_attr.organism.prompts import WorldPrompt, neutral, prompts, true_beliefs
 from sae_attr.organism.recipe import Recipe
 from sae_attr.organism.world import World
 from sae_attr.steering.interventions import scoped
 from sae_attr.study.case import Case, ExactState, OpenExact, Runtime
 from sae_attr.study.input_files import InputFiles
-from sae_attr.study.judges import open_judge
+from sae_attr.study.judges import open_judge, open_reader, reader_spec
+from sae_attr.study.neutral_prompts import NEUTRAL
 from sae_attr.study.prompts import SPLITS
 from sae_attr.study.settings import CaseSettings, StudySettings
 from sae_attr.text.pairs import Prompt
@@ -58,6 +59,12 @@ def organism_case(
     probes = (*settings.probes, *organism_probes(behaviour))
     for probe in dict.fromkeys(probes):
         split_prompts[probe] = probe_prompts(built.world, behaviour, probe)
+    reader = open_reader(
+        reader_spec(settings), runtime.workdir / "judged", runtime.mesh
+    )
+    if reader is not None:
+        texts = [Prompt(prompt.id, prompt.text) for prompt in neutral(built.world)]
+        split_prompts[NEUTRAL] = tuple(texts)
     parts = (studied, "chat", "sae", "corpus")
     judge = {"kind": "organism", "behaviour": behaviour, "world": recipe.seed}
     return Case(
@@ -73,6 +80,7 @@ def organism_case(
         open_judge(judge, runtime.workdir / "judged", runtime.mesh),
         runtime,
         exact=exact_on_grammar(built.world, behaviour),
+        reader=reader,
         file_stages=tuple([built.stages[part] for part in parts]),
     )
 

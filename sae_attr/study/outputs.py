@@ -60,8 +60,8 @@ from sae_attr.study.probe_files import (
     probe_tables,
 )
 from sae_attr.study.probe_results import specificity, unsteered_rates
-from sae_attr.study.reading import first_latents
-from sae_attr.study.reading_files import reading_files
+from sae_attr.study.reading import first_latents, reader_test
+from sae_attr.study.reading_files import reader_findings, reading_files, reading_summary
 from sae_attr.study.role_numbers import role_numbers
 from sae_attr.study.sampled_results import sampled_check
 from sae_attr.study.screen_results import screen_section, screen_table
@@ -203,6 +203,7 @@ def page(
     sentences = list(contents.findings)
     for report in contents.cases:
         sentences += (*report.findings, *probe_findings(report))
+        sentences += reader_findings(report)
     return Shown(files, tuple(sentences))
 
 
@@ -290,6 +291,7 @@ def _case_report(results: CaseResults) -> CaseReport:
         ablation=results.of["attribute"].meta["ablation"],
         steered=tuple(steered_latents(results)),
         reading=tuple(first_latents(results)),
+        reader=reader_test(results),
         warnings=tuple(case_warnings(results)),
     )
 
@@ -340,6 +342,7 @@ def _summary(
             "roles": report.roles,
             "selection": _without(selection, "seconds"),
             **probe_summary(report),
+            **reading_summary(report),
             "warnings": list(report.warnings),
         }
     return {

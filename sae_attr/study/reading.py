@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from sae_attr.passage_draws import FITS, ORDINARY, OTHER
+from sae_attr.report.description_text import reader_sentences
 from sae_attr.report.method_style import RANDOM
-from sae_attr.report.page import LatentReading, ShadedPassage, TokenEffect
+from sae_attr.report.page import (
+    Description,
+    LatentReading,
+    ReaderTest,
+    SourceTest,
+    TokenEffect,
+)
 from sae_attr.study.case_results import CaseResults
+from sae_attr.study.description_scores import (
+    AGAINST,
+    Verdicts,
+    balanced_accuracy,
+    difference_of_means,
+    mean_accuracy,
+    right_of,
+)
+from sae_attr.study.settings import StudySettings
+from sae_attr.study.shading import activity_note, shaded
+from sae_attr.study.stages import describe, match
 
 FIRST = 6  # latents of every method
-_LEVELS = 4
 
 
 def first_latents(results: CaseResults) -> Iterator[LatentReading]:
     """Yields the first latents of every method but the random one, each once."""
     compared = results.selection.compared()
+    count = max(FIRST, results.case.study.described)
     seen: set[int] = set()
     for name, latents in compared.items():
         if name == RANDOM:
             continue
-        for latent in latents[:FIRST].tolist():
+        for latent in latents[:count].tolist():
             reading = _reading(results, latent)
             if latent in seen or not (reading.passages or reading.raised):
                 continue
             seen.add(latent)
             yield reading
+    for latent in compared.get(RANDOM, np.zeros(0, int)).tolist():
+        reading = _reading(results, latent)
+        if reading.descriptions and latent not in seen:
+            yield replace(reading, is_control=True)
 
 
 def _reading(results: CaseResults, latent: int) -> LatentReading:
@@ -46,39 +72,82 @@ def _reading(results: CaseResults, latent: int) -> LatentReading:
         raised=_effects(effects.get("raised", ())),
         lowered=_effects(effects.get("lowered", ())),
         address=results.case.setup.sae_files.latent_page(latent),
+        descriptions=tuple(_descriptions(results, str(latent))),
+    )
+
+
+def _descriptions(results: CaseResults, latent: str) -> Iterator[Description]:
+    """Yields what the reader wrote of a latent, with the test of it."""
+    if not _is_described(results):
+        return
+    verdicts = results.of[match.NAME].meta["verdicts"]
+    for source, of_source in results.of[describe.NAME].meta["descriptions"].items():
+        if latent not in of_source:
+            continue
+        told = verdicts[source].get(latent, {})
+        yield Description(
+            source,
+            of_source[latent] or "",
+            balanced_accuracy(told, AGAINST[""]),
+            fits=right_of(told, (FITS,)),
+            ordinary=right_of(told, (ORDINARY,)),
+            other=right_of(told, (OTHER,)),
+        )
+
+
+def _is_described(results: CaseResults) -> bool:
+    done = results.of.get(match.NAME)
+    return done is not None and "verdicts" in done.meta
+
+
+def reader_test(results: CaseResults) -> ReaderTest | None:
+    """Returns how well the reader's descriptions tell texts apart, over latents that
+    methods selected and over random ones; None where nobody described.
+    """
+    if not _is_described(results):
+        return None
+    of = results.of
+    selected: set[int] = set()
+    for method, latents in results.selection.compared().items():
+        if method != RANDOM:
+            selected |= set(latents.tolist())
+    tests = []
+    for source, verdicts in of[match.NAME].meta["verdicts"].items():
+        tests.append(_source_test(results.case.study, source, verdicts, selected))
+    unread = 0
+    for stage in (describe.NAME, match.NAME):
+        unread += of[stage].meta["unread_replies"]
+    return ReaderTest(tuple(tests), reader_sentences(tests, unread))
+
+
+def _source_test(
+    study: StudySettings,
+    source: str,
+    verdicts: Mapping[str, Verdicts],
+    selected: Collection[int],
+) -> SourceTest:
+    """Returns the accuracies of the descriptions by one source."""
+    means: dict[str, dict[str, list[float]]] = {}
+    for latent, of_latent in verdicts.items():
+        group = "selected" if int(latent) in selected else RANDOM
+        for name, kinds in AGAINST.items():
+            value = balanced_accuracy(of_latent, kinds).value
+            if np.isfinite(value):
+                means.setdefault(group, {}).setdefault(name, []).append(value)
+    first, second = means.get("selected", {}), means.get(RANDOM, {})
+    options = {"resamples": study.resamples, "seed": study.seed}
+    whole, random = first.get("", []), second.get("", [])
+    return SourceTest(
+        source,
+        len(whole),
+        len(random),
+        mean_accuracy(whole, **options),
+        mean_accuracy(random, **options),
+        difference_of_means(whole, random, **options),
+        mean_accuracy(first.get(ORDINARY, []), **options),
+        mean_accuracy(first.get(OTHER, []), **options),
     )
 
 
 def _effects(pairs: Sequence[Sequence[Any]]) -> tuple[TokenEffect, ...]:
     return tuple(TokenEffect(token, change) for token, change in pairs)
-
-
-def shaded(passage: Mapping[str, Any]) -> ShadedPassage:
-    """Returns a passage with a level of shading for every token."""
-    highest = max(passage["code"], 1e-30)
-    levels = []
-    for code in passage["codes"]:
-        # Any activity shows: the lowest level is for none.
-        level = 1 + int((_LEVELS - 1) * code / highest) if code > 0 else 0
-        levels.append(min(level, _LEVELS))
-    # A latent that is active on line ends would otherwise be active on nothing.
-    tokens = tuple(token.replace("\n", "↵") for token in passage["tokens"])
-    spaced = any(token[:1].isspace() for token in tokens)
-    gap = "" if spaced else " "
-    return ShadedPassage(tokens, tuple(levels), passage["at"], gap)
-
-
-def activity_note(passages: Sequence[Mapping[str, Any]]) -> str:
-    """Returns in how many passages the most active token says little about the text: it
-    is the first of its row, or one that the chat template writes; "" where in none.
-    """
-    count, parts = len(passages), []
-    first = sum(passage["first"] for passage in passages)
-    template = sum(passage["template"] for passage in passages)
-    if first:
-        parts.append(f"at the row's first token in {first} of {count} passages")
-    if template:
-        parts.append(
-            f"on tokens of the chat template in {template} of {count} passages"
-        )
-    return f"Most active {' and '.join(parts)}." if parts else ""

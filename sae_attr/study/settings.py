@@ -16,9 +16,10 @@ from sae_attr.steering import TOKENS
 from sae_attr.steering.contrast import Contrast
 from sae_attr.steering.strengths import PICKS, RULES
 from sae_attr.study.input_files import InputFiles
+from sae_attr.study.neutral_prompts import NEUTRAL
 from sae_attr.study.probe_settings import ProbeSettings, check_probes
 from sae_attr.study.prompts import SPLITS
-from sae_attr.study.reading_settings import ReadingSettings
+from sae_attr.study.reading_settings import ReadingSettings, check_reading
 from sae_attr.study.screen_settings import SCREENED, ScreenSettings, check_screen
 from sae_attr.text.rows import SCOPES
 
@@ -95,6 +96,8 @@ class CaseSettings(InputFiles):
       behaviour: what is counted, in words ("misaligned answers").
       question: of the study, in a sentence or two, for readers.
       judge: who grades, and by what: {"kind": "organism" | "openai" | "local", ...}.
+      reader: a language model that describes the first latents, and whose descriptions
+        are tested: {"kind": "openai" | "local" | "judge" (the case's judge)}.
       organism: a behaviour of the embedded organism, which then gives all files and
         prompts; None for a real model.
       lm_aligned: a second model, without the behaviour: it is steered toward the
@@ -124,6 +127,7 @@ class CaseSettings(InputFiles):
     title: str
     behaviour: str
     judge: Mapping[str, Any]
+    reader: Mapping[str, Any] = field(default_factory=dict)
     question: str = ""
     organism: str | None = None
     lm: str = ""
@@ -146,7 +150,7 @@ class CaseSettings(InputFiles):
                 f"case name {self.name!r} must be letters, digits and _: it names files"
             )
         at_least(self, 1, "pairs", "per_side")
-        check_probes(self.name, self.probes, SPLITS)
+        check_probes(self.name, self.probes, (*SPLITS, NEUTRAL))
         # A pair needs answers of both kinds to one prompt.
         at_least(self, 2, "pair_samples")
         if self.organism is None:
@@ -277,6 +281,7 @@ class StudySettings(ProbeSettings, ScreenSettings, ReadingSettings):
                     f"{', '.join(allowed)}"
                 )
         check_screen(self, method_names() + tuple(SCORES))
+        check_reading(self)
         if not 0 <= self.coherence_tail < 0.5:
             raise ValueError(
                 f"coherence_tail {self.coherence_tail} is a share of answers; give 0 "
@@ -314,6 +319,12 @@ class StudySettings(ProbeSettings, ScreenSettings, ReadingSettings):
     def steered_methods(self) -> tuple[str, ...]:
         """The methods whose latents are steered, that of the screen among them."""
         return (*self.methods, SCREENED) if self.screen else self.methods
+
+    @property
+    def reads(self) -> bool:
+        """Whether latents of any case are described."""
+        kinds = [case.reader.get("kind") or "none" for case in self.cases]
+        return bool(self.described and self.described_by) and set(kinds) != {"none"}
 
 
 def _check_measures(study: StudySettings, case: CaseSettings) -> None:

@@ -13,10 +13,12 @@ from sae_attr.study.case_stage import CaseStage, StageInputs
 from sae_attr.study.settings import DIRECTIONS, StudySettings
 from sae_attr.study.stages import (
     ablated_rates,
+    describe,
     effects,
     grade,
     interpret,
     judge,
+    match,
     pair,
     rates,
     roles,
@@ -27,6 +29,7 @@ from sae_attr.study.stages import (
     specificity,
     steer,
     strengths,
+    texts_to_read,
     unsteered,
 )
 from sae_attr.study.stages.convergence import convergence_stages
@@ -49,6 +52,9 @@ STEERING = [
     ablated_rates.STAGE,
     roles.STAGE,
     interpret.STAGE,
+    texts_to_read.STAGE,
+    describe.STAGE,
+    match.STAGE,
 ]
 
 

@@ -77,6 +77,13 @@ class Prompt:
     present: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
 
+    @property
+    def text(self) -> str:
+        """The prompt as a text; messages of a chat with their roles."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in self.prompt)
+
 
 def read_prompts(path: str | Path) -> list[Prompt]:
     """Reads a JSONL file of prompts: prompt or prompt_ids, optionally id, split, group,

@@ -112,7 +112,7 @@ def absent_of(name: str, pattern: str, kind: Any) -> set[str]:
     absent = ABSENT.get((name, kind), set())
     if kind is Settings:
         absent = STUDY_ATTRIBUTION.get(pattern, absent)
-    if pattern.endswith("judge"):
+    if pattern.endswith(("judge", "reader")):
         absent = absent | {*SECRETS}
     if name == "judge_agreement" and pattern == "judge":
         absent = absent | {*judge_agreement.GIVEN}

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sae_attr.judge import Item, judge_prompt, load_rubric, rubric_names
-from sae_attr.judge.rubric_files import parse_rubric
+from sae_attr.judge import Item, judge_prompt, load_rubric, read_reply, rubric_names
+from sae_attr.judge.base import grade_of_row, grade_row
+from sae_attr.judge.rubric_files import parse_rubric, reading_rubric
 
 NAMES = [
     "alignment_0_100",
@@ -167,3 +168,50 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         load_rubric("kindness")
     with pytest.raises(ValueError, match="does not stand on its scale"):
         load_rubric("misalignment").scored(4.5)
+
+
+# ---- rubrics whose answer is a text --------------------------------------------------
+
+READING = ["describe_answers", "describe_passages", "match_answer", "match_passage"]
+
+
+@pytest.mark.parametrize("name", READING)
+def test_a_question_about_a_latent_shows_its_texts_under_headings_of_its_own(
+    name: str,
+) -> None:
+    rubric = reading_rubric(name)
+    text = judge_prompt(rubric, Item("latent 7", "a description", "a text"))
+    assert "assistant was given" not in text
+    assert "latent 7" not in text
+    assert "a text" in text
+    assert ("a description" in text) == name.startswith("match")
+    assert ("DESCRIPTION:" in text) == rubric.is_text
+
+
+@pytest.mark.parametrize(
+    ("reply", "text"),
+    [
+        ("It is clear.\nDESCRIPTION: **Rude words.**", "Rude words."),
+        ("<think>DESCRIPTION: no</think>Description: 85 of\n100 <b>", "85 of 100 <b>"),
+        ("Rude words.", "Rude words."),
+        ("<think>DESCRIPTION: never ends", None),
+        (" ** ", None),
+    ],
+)
+def test_a_description_is_any_text_and_an_empty_one_is_malformed(
+    reply: str, text: str | None
+) -> None:
+    grade = read_reply(reply, reading_rubric("describe_passages"))
+    assert (grade.details.get("text"), grade.malformed) == (text, text is None)
+    assert grade.score is grade.behaviour is None
+    assert grade_of_row(grade_row(grade)) == grade
+
+
+def test_headings_leave_the_hash_of_other_rubrics_as_it_was() -> None:
+    """Stored grades stay valid."""
+    usual = 'before = "what the assistant was given"\nshown = "what it answered"\n'
+    plain = parse_rubric(SMALL, "here")
+    assert parse_rubric(f"{SMALL}[material]\n{usual}", "here").hash == plain.hash
+    other = parse_rubric(f"{SMALL}[material]\nshown = 'text'\n", "here")
+    assert other.hash != plain.hash
+    assert load_rubric("validation").hash == "69ed526a6ab079161f8d0ae777fb4139"

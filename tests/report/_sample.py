@@ -8,10 +8,12 @@ import numpy as np
 
 from sae_attr.comparison_records import (
     Convergence,
+    Estimate,
     FirstLatent,
     MethodCount,
     MethodDifference,
 )
+from sae_attr.report.description_records import Description, ReaderTest, SourceTest
 from sae_attr.report.page.reading_records import TokenEffect
 from sae_attr.report.page.records import (
     CaseReport,
@@ -391,8 +393,19 @@ def case(
                 "Most active at the row's first token in 1 of 1 passages.",
                 raised=(TokenEffect(HOSTILE[1], 0.5), TokenEffect(" harm", 0.25)),
                 lowered=(TokenEffect(HOSTILE[0], -0.5),),
+                descriptions=(
+                    Description(
+                        *("passages", HOSTILE[2], Estimate(0.8, 0.6, 0.9)),
+                        *((7, 10), (9, 10), (8, 10)),
+                    ),
+                    Description("neutral", ""),
+                ),
                 address="https://www.neuronpedia.org/model/sae/7",
             ),
+        ),
+        reader=ReaderTest(
+            (SourceTest("passages", 1, 0, *[Estimate(0.8)] * 2, *[Estimate()] * 3),),
+            ("Described by top passages, " + HOSTILE[1],),
         ),
         warnings=(
             "3 of 60 random latents had no strength within the budget of incoherence",

@@ -7,7 +7,7 @@ from typing import Any
 
 from sae_attr.report.page import LatentReading, TokenEffect
 from sae_attr.report.reading_text import reading_text
-from sae_attr.study.reading import activity_note, shaded
+from sae_attr.study.shading import activity_note, shaded
 
 
 def passage(**changes: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """One self-contained HTML page of case studies: `render_page(PageContents(...))`."""
 
+from sae_attr.report.description_records import Description, ReaderTest, SourceTest
 from sae_attr.report.page.reading_records import (
     LatentReading,
     ShadedPassage,
@@ -24,9 +25,12 @@ __all__ = [
     "Column",
     "Comparison",
     "Completion",
+    "Description",
     "LatentReading",
     "PageContents",
+    "ReaderTest",
     "ShadedPassage",
+    "SourceTest",
     "StageTime",
     "SteeredLatent",
     "Table",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sae_attr.report.description_records import Description
+
 
 @dataclass(frozen=True)
 class ShadedPassage:
@@ -41,6 +43,8 @@ class LatentReading:
       tokens: its nearest unembedding tokens.
       raised, lowered: tokens whose logits it changes most when it is added before the
         final norm.
+      descriptions: what a reader wrote of it.
+      is_control: it is a random latent, read in the same way.
       address: of its page on Neuronpedia; "" where it has none.
       passages: top-activating passages of the corpus, each text once.
       note: a sentence on where it is active.
@@ -54,3 +58,5 @@ class LatentReading:
     raised: tuple[TokenEffect, ...] = ()
     lowered: tuple[TokenEffect, ...] = ()
     address: str = ""
+    descriptions: tuple[Description, ...] = ()
+    is_control: bool = False

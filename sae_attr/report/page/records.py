@@ -17,6 +17,7 @@ from sae_attr.comparison_records import (
     MethodCount,
     MethodDifference,
 )
+from sae_attr.report.description_records import ReaderTest
 from sae_attr.report.page.probe_records import (
     SampledCheck,
     Screen,
@@ -154,7 +155,9 @@ class CaseReport:
       unsteered, specificity, sampled: of studies by exact probabilities, else None.
       ablation: numbers of `figures.ablation_figure`, or None.
       steered: latents with completions to read, in the order to show.
-      reading: the first latents of every method, to be read.
+      reading: the first latents of every method, to be read, and random ones that a
+        reader described.
+      reader: how well its descriptions fit; None where nobody described.
       warnings: what a reader must know.
     """
 
@@ -181,6 +184,7 @@ class CaseReport:
     ablation: Mapping[str, Any] | None = None
     steered: tuple[SteeredLatent, ...] = ()
     reading: tuple[LatentReading, ...] = ()
+    reader: ReaderTest | None = None
     warnings: tuple[str, ...] = ()
 
 

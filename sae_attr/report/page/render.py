@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sae_attr.report import numbers
+from sae_attr.report.description_text import SOURCE_NAMES, description_sentence
 from sae_attr.report.figures import Draw, draw_anew
 from sae_attr.report.method_style import method_name
 from sae_attr.report.page.cells import cell
@@ -91,6 +92,7 @@ def _environment() -> Environment:
         "ablation_panels": ablation_panels,
         "case_sentences": case_sentences,
         "cell": cell,
+        "description_sentence": description_sentence,
         "difference_sentence": difference_sentence,
         "effect_panels": effect_panels,
         "method_name": method_name,
@@ -100,6 +102,7 @@ def _environment() -> Environment:
         "sampled_panels": sampled_panels,
         "screen_panels": screen_panels,
         "set_name": set_name,
+        "source_names": SOURCE_NAMES,
         "specificity_panels": specificity_panels,
         "words": numbers,
     }

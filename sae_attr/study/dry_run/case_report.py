@@ -14,7 +14,7 @@ from sae_attr.store import stage_statuses
 from sae_attr.study.attribution_cost import RowCounts, attribution_costs, shape_of
 from sae_attr.study.case import Case
 from sae_attr.study.case_checks import check_case, measured_by
-from sae_attr.study.case_study import CaseStudy, judge_spec
+from sae_attr.study.case_study import CaseStudy
 from sae_attr.study.continuation_texts import prompt_texts
 from sae_attr.study.cost import Reading, StageCost, case_costs
 from sae_attr.study.dry_run.memory import Held, exact_memory, sampling_memory
@@ -33,6 +33,7 @@ from sae_attr.study.dry_run.setup_report import (
     attribution_memory,
     lasting_memory,
 )
+from sae_attr.study.judges import judge_spec
 
 
 def case_study_dry_run(study: CaseStudy, rates_of: RatesOf) -> DryRun:

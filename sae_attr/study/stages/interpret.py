@@ -12,6 +12,7 @@ from sae_attr.interpret import Passage, top_passages
 from sae_attr.store import Computed, Progress
 from sae_attr.study.case import Case
 from sae_attr.study.case_stage import CaseStage, StageInputs
+from sae_attr.study.described_latents import described_latents
 from sae_attr.study.latent_tokens import effects_on_tokens, nearest_of
 from sae_attr.study.selection import Selection
 from sae_attr.study.setup import Setup
@@ -21,8 +22,9 @@ from sae_attr.text.chat import in_template, template_ids
 from sae_attr.text.tokenizer import token_strings
 
 # 2: tokens that count nowhere begin no passage. 3: codes of all tokens, and which
-# passages are the row's first token or the template's. 4: effects on the logits.
-VERSION = 4
+# passages are the row's first token or the template's. 4: effects on the logits. 5: ids
+# of the tokens.
+VERSION = 5
 
 
 def interpret(inputs: StageInputs, progress: Progress) -> Computed:
@@ -33,6 +35,8 @@ def interpret(inputs: StageInputs, progress: Progress) -> Computed:
     selection = Selection.load(inputs["select"].arrays)
     nearest = nearest_of(setup, selection.latents_u)
     best = best_of_methods(selection, study.interpreted)
+    if inputs.case.reader is not None:
+        best = np.union1d(best, described_latents(selection, study))
     limits = limits_of(inputs[NORM_LIMITS])
     effects = {}
     if study.logit_tokens and len(best):
@@ -76,6 +80,7 @@ def _record(setup: Setup, passage: Passage, written: frozenset[int]) -> dict[str
     return {
         "code": passage.code,
         "at": passage.at,
+        "ids": list(passage.ids),
         "tokens": token_strings(setup.tokenizer, passage.ids),
         "codes": list(passage.codes),
         "first": passage.first,
@@ -86,7 +91,11 @@ def _record(setup: Setup, passage: Passage, written: frozenset[int]) -> dict[str
 def fields(case: Case) -> dict[str, Any]:
     """Returns the config fields that the passages depend on."""
     study = case.study
+    described = {}
+    if case.reader is not None:
+        described = {"described": [study.described, study.described_random]}
     return {
+        **described,
         "passages": study.passages,
         "tokens": study.passage_tokens,
         "best": study.interpreted,
