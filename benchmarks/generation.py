@@ -24,7 +24,8 @@ from sae_attr.lm.draw import Sampling
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.params import init_params
-from sae_attr.lm.sample import generate, make_prompts
+from sae_attr.lm.prompts import make_prompts
+from sae_attr.lm.sample import generate
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 

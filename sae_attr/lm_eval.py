@@ -23,7 +23,8 @@ from sae_attr.files.vectors import read_vectors
 from sae_attr.hooks import Add, Edit, Site, Within
 from sae_attr.lm.draw import Sampling
 from sae_attr.lm.end_tokens import ending_ids, turn_ends
-from sae_attr.lm.sample import generate, make_prompts
+from sae_attr.lm.prompts import make_prompts
+from sae_attr.lm.sample import generate
 from sae_attr.lm.sites import check_site
 from sae_attr.lm.weights import load_lm, resolve_model
 from sae_attr.sae.formats import load_sae

@@ -83,8 +83,8 @@ def with_room(cache: Cache, count: int) -> Cache:
 
 
 def outgrown(cfg: LMConfig, length_b: jax.Array, *, slots: int) -> jax.Array | None:
-    """Checks whether a row of one of these lengths has just become too long for its
-    cache (`[]`); None if none ever does.
+    """Returns which rows, of these lengths, have just become too long for their cache,
+    `[b]`; None if none ever does.
 
     longrope turns all tokens of a row by other angles once the row is longer than the
     original context. Every activation of the earlier tokens changes with that, so the
@@ -95,9 +95,9 @@ def outgrown(cfg: LMConfig, length_b: jax.Array, *, slots: int) -> jax.Array | N
         for rope in cfg.ropes
         if rope.kind == "longrope" and rope.original_len < slots
     }
-    return (
-        jnp.any(jnp.isin(length_b, jnp.asarray(sorted(limits)) + 1)) if limits else None
-    )
+    if not limits:
+        return None
+    return jnp.isin(length_b, jnp.asarray(sorted(limits)) + 1)
 
 
 def enter(cache: Cache, pos_bt: jax.Array, valid_bt: jax.Array | None) -> Cache:
@@ -166,10 +166,10 @@ def store(cache: Cache, new: Sequence[KV], first_layer: int) -> Cache:
         return replace(cache, kv=_written(added, cache.kv, first_layer, 0, first))
 
     def row(b: jax.Array, kv: KV) -> KV:
-        # Slices in place: a scatter would be given the whole cache anew on CPUs.
         cut = partial(jax.lax.dynamic_slice_in_dim, start_index=b, slice_size=1, axis=1)
         return _written(jax.tree.map(cut, added), kv, first_layer, b, first[b])
 
+    # Slice by slice, in place: a scatter has XLA copy the whole cache on CPUs.
     rows = cache.pos_bs.shape[0]
     return replace(cache, kv=jax.lax.fori_loop(0, rows, row, cache.kv))
 

@@ -122,8 +122,19 @@ def forward(
         taps[layer] = _tap(layer, edits, keep, acts, pos_bt)
     hidden_btd, new = layers.run(x_btd, start, stop, taps)
     if cache is not None and new:
-        cache = store(cache, new, start)
+        cache = store(cache, _behind(hidden_btd, new), start)
     return Output(hidden_btd, acts, cache)
+
+
+def _behind(hidden_btd: jax.Array, new: list[KV]) -> list[KV]:
+    """Returns new keys and values, in a row without a finite residual NaN as well.
+
+    Such a row ends in any case. What matters is that they can be written only when all
+    layers have read: XLA would else copy the cache to be safe, where the last layers
+    are no loop, and drops barriers before it decides.
+    """
+    broken_b = jnp.isnan(hidden_btd[:, -1, 0])[:, None, None, None]
+    return jax.tree.map(lambda x: jnp.where(broken_b, jnp.nan, x), new)
 
 
 @dataclass(frozen=True)

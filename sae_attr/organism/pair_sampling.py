@@ -16,9 +16,11 @@ import numpy as np
 
 from sae_attr.judge import Item, Judge
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.decode import check_finite
 from sae_attr.lm.draw import Sampling
 from sae_attr.lm.params import Params
-from sae_attr.lm.sample import check_finite, generate, make_prompts
+from sae_attr.lm.prompts import make_prompts
+from sae_attr.lm.sample import generate
 from sae_attr.organism.grader import organism_judge
 from sae_attr.organism.prompts import WorldPrompt
 from sae_attr.organism.tokens import BOS_ID, EOS_ID

@@ -1,5 +1,5 @@
 """A sweep's plan: conditions, prompts and samples, the rows that they make, their
-random keys, and batches of one shape.
+random keys.
 
 A row's key depends on prompt, sample and attempt alone: the same sample with and
 without steering, at every strength and of every latent, is drawn with the same random
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -232,24 +232,6 @@ class Plan:
             prompt_tokens=per_prompt * prompt_tokens,
             new_tokens=len(self.rows) * max_new,
         )
-
-
-def batches(rows: Sequence[SweepRow], size: int) -> Iterator[list[SweepRow | None]]:
-    """Yields rows in order, `size` at a time and of one token scope; None fills up, so
-    that all batches have one shape.
-    """
-    # The scope is a part of the compiled program, latents and strengths are data.
-    scopes = list(dict.fromkeys(row.condition.tokens for row in rows))
-    # Rows that steer nothing fit any scope: they run with the first one.
-    first = next(filter(None, scopes), "")
-    for scope in dict.fromkeys(scope or first for scope in scopes):
-        members = []
-        for row in rows:
-            if (row.condition.tokens or first) == scope:
-                members.append(row)
-        for start in range(0, len(members), size):
-            part = members[start : start + size]
-            yield [*part, *[None] * (size - len(part))]
 
 
 def stable_hash(text: str) -> int:

@@ -13,18 +13,17 @@ import jax.numpy as jnp
 
 from sae_attr.hooks import Site, Within
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.decode import Completions, check_finite
 from sae_attr.lm.draw import Sampling
 from sae_attr.lm.model import Params
-from sae_attr.lm.sample import (
-    Completions,
+from sae_attr.lm.prompts import (
     Prompts,
-    check_finite,
     check_prompts,
-    generate,
     make_prompts,
     prompt_lengths,
     prompt_width,
 )
+from sae_attr.lm.sample import generate
 from sae_attr.lm.sites import check_site
 from sae_attr.parallel import to_host
 from sae_attr.sae.model import SAE

@@ -1,5 +1,5 @@
-"""Sampling the rows of a plan, batch by batch in one compiled program, and going on
-after a kill.
+"""Sampling the rows of a plan, one taking the place of another that ended, and going
+on after a kill.
 """
 
 from __future__ import annotations
@@ -12,45 +12,20 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from sae_attr.hooks import Site
-from sae_attr.lm.config import LMConfig
-from sae_attr.lm.draw import Sampling
-from sae_attr.lm.model import Params
-from sae_attr.lm.sample import check_prompts, make_prompts, prompt_width
-from sae_attr.parallel import from_main, shard_batch
-from sae_attr.sae.model import SAE
-from sae_attr.steering.plan import NO_LATENT, SweepRow, batches, row_keys
-from sae_attr.steering.steered import steer
+from sae_attr.lm.decode import Rows, check_finite
+from sae_attr.lm.params import weights_dtype
+from sae_attr.parallel import from_main, shard_batch, to_host
+from sae_attr.steering.plan import SweepRow, row_keys
+from sae_attr.steering.rolling import (
+    admit,
+    decode,
+    empty_rows,
+)
+from sae_attr.steering.sampler import Sampler
+from sae_attr.steering.waiting import Waiting
 from sae_attr.store import Progress
 
-
-@dataclass(frozen=True, eq=False)
-class Sampler:
-    """What turns rows into completions.
-
-    Args:
-      prompts: token ids by prompt id; all batches are as wide as the longest of them,
-        whichever rows are left, so that a continued run computes what an uninterrupted
-        one would.
-      vectors: direction `[d]` of every latent that occurs; or an SAE, for its unit
-        decoder rows, and for modes that set latent activations.
-      key: typed random key; a row folds its own numbers into it.
-      batch_size: rows at a time; a multiple of the mesh's data axis.
-      mode, unit, skip: as for `steer`.
-    """
-
-    params: Params
-    prompts: Mapping[str, Sequence[int]]
-    vectors: Mapping[int, Any] | SAE
-    key: jax.Array
-    cfg: LMConfig
-    site: Site
-    mesh: jax.sharding.Mesh
-    batch_size: int
-    mode: str = "add"
-    sampling: Sampling = Sampling()
-    unit: float = 1.0
-    skip: int = 0
+_REFILL = 8  # a sweep stops to fill its places when one in so many is free
 
 
 @dataclass(frozen=True)
@@ -77,85 +52,85 @@ SampleBatches = Callable[[Sequence[SweepRow]], Iterable[list[SampledRow]]]
 def sample_batches(
     sampler: Sampler, rows: Sequence[SweepRow]
 ) -> Iterator[list[SampledRow]]:
-    """Yields the completions of rows, a batch at a time, in the order of
-    `plan.batches`.
+    """Yields the completions of rows, as they end: the place of one that ended is taken
+    by the next, so that a long answer keeps no others waiting.
+
+    Rows are taken prompt by prompt. A prompt is read once below the edited layer, and
+    once from there on for all samples of an arm.
 
     Raises:
-      ValueError: from `steer`; a latent without a vector.
+      ValueError: from `steer`; a latent without a vector; a batch that the mesh does
+        not divide.
     """
-    # Of all prompts, not of those in the batch: one width is one compiled program, and
-    # sums over another width differ in their last bits, which can change a drawn token.
-    width = prompt_width(
-        [len(ids) for ids in sampler.prompts.values()],
-        cfg=sampler.cfg,
-        sampling=sampler.sampling,
+    if not rows:
+        return
+    programs = sampler.programs
+    places: list[SweepRow | None] = [None] * sampler.batch_size
+    state = empty_rows(
+        programs,
+        rows=len(places),
+        dtype=weights_dtype(sampler.params),
     )
-    for batch in batches(rows, sampler.batch_size):
-        yield _sampled_batch(sampler, batch, width)
-
-
-def _sampled_batch(
-    sampler: Sampler, batch: Sequence[SweepRow | None], width: int
-) -> list[SampledRow]:
-    """Samples the completions of one batch, `width` tokens of prompt wide."""
-    prompts = [list(sampler.prompts[row.prompt]) if row else [] for row in batch]
-    table = make_prompts(prompts, width=width)
-    check_prompts(sampler.cfg, table)
-    latents_b = np.full(len(batch), NO_LATENT)
-    strengths_b = np.zeros(len(batch), np.float32)
-    scope = ""
-    for b, row in enumerate(batch):
-        if row is not None:
-            latents_b[b] = row.condition.latent
-            strengths_b[b] = row.condition.strength
-            scope = scope or row.condition.tokens  # one per batch: `plan.batches`
-    sae = sampler.vectors if isinstance(sampler.vectors, SAE) else None
-    directions = latents_b if sae is not None else _stacked(sampler, latents_b)
-    table, strengths_b, keys_b = shard_batch(
-        (table, strengths_b, row_keys(sampler.key, batch)), sampler.mesh
-    )
-    out = steer(
-        sampler.params,
-        table,
-        directions,
-        strengths_b,
-        keys_b,
-        cfg=sampler.cfg,
-        site=sampler.site,
-        mode=sampler.mode,
-        tokens=scope or "all",
-        sampling=sampler.sampling,
-        unit=sampler.unit,
-        skip=sampler.skip,
-        sae=sae,
-        names=[row and row.id for row in batch],
-    )
-    sampled = []
-    for b, row in enumerate(batch):
-        if row is not None:
-            stopped = bool(out.stopped_b[b])
-            length = int(out.length_b[b]) - stopped  # without the stop token
-            ids = tuple(out.tokens_bn[b, :length].tolist())
-            sampled.append(SampledRow(row, ids, stopped, float(out.logp_bn[b].sum())))
-    return sampled
-
-
-def _stacked(sampler: Sampler, latents_b: np.ndarray) -> np.ndarray:
-    """Returns the direction of every row `[b, d]`, zeros where nothing is steered."""
-    vectors = sampler.vectors
-    assert not isinstance(vectors, SAE)  # _sampled_batch
-    absent = sorted(set(latents_b.tolist()) - {NO_LATENT, *vectors})
-    if absent:
-        names = ", ".join(map(str, sorted(vectors)))
-        raise ValueError(
-            f"latent {absent[0]} has no vector; there are {names or 'none'}"
+    waiting = Waiting(sampler, rows)
+    while True:
+        state = _fill(sampler, state, places, waiting)
+        if not any(places):
+            return
+        # With rows that wait, some free places are worth a stop; else all must end.
+        few = len(places) - max(1, len(places) // _REFILL) if waiting else 0
+        state = decode(
+            sampler.params,
+            state,
+            sampler.steering(places),
+            few,
+            programs=programs,
         )
-    width = sampler.cfg.width(sampler.site.point)
-    rows_bd = np.zeros((len(latents_b), width), np.float32)
-    for b, latent in enumerate(latents_b.tolist()):
-        if latent != NO_LATENT:
-            rows_bd[b] = vectors[latent]
-    return rows_bd
+        ended = _ended(state, places)
+        if ended:
+            yield ended
+
+
+def _fill(
+    sampler: Sampler, state: Rows, places: list[SweepRow | None], waiting: Waiting
+) -> Rows:
+    """Returns the state with waiting rows in all free places; `places` says which."""
+    free = [b for b, row in enumerate(places) if row is None]
+    while free and waiting:
+        arms, taken = waiting.take(len(free))
+        fresh_b = np.zeros(len(places), bool)
+        arm_b = np.zeros(len(places), np.int32)
+        for row, arm in taken:
+            b = free.pop(0)
+            places[b], fresh_b[b], arm_b[b] = row, True, arm
+        keys_b = row_keys(sampler.key, places)
+        state = admit(
+            state,
+            arms,
+            sampler.table(places),
+            *shard_batch((keys_b, fresh_b, arm_b), sampler.mesh),
+            programs=sampler.programs,
+        )
+    return state
+
+
+def _ended(state: Rows, places: list[SweepRow | None]) -> list[SampledRow]:
+    """Returns the completions of rows that ended, whose places are free from now on."""
+    done, alive_b = jax.tree.map(to_host, (state.done, state.alive_b))
+    ended_b = [row is not None and not alive_b[b] for b, row in enumerate(places)]
+    names = []
+    for row, ended in zip(places, ended_b, strict=True):
+        names.append(row.id if row is not None and ended else None)
+    check_finite(done, names)
+    sampled = []
+    for b, row in enumerate(places):
+        if row is not None and ended_b[b]:
+            stopped = bool(done.stopped_b[b])
+            length = int(done.length_b[b]) - stopped  # without the stop token
+            ids = tuple(done.tokens_bn[b, :length].tolist())
+            logp = float(done.logp_bn[b].sum())
+            sampled.append(SampledRow(row, ids, stopped, logp))
+            places[b] = None
+    return sampled
 
 
 # ---- going on after a kill -----------------------------------------------------------

@@ -17,18 +17,14 @@ from scipy import stats
 
 from sae_attr.lm import cache as caches
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.decode import Completions, check_finite
 from sae_attr.lm.draw import Sampling, draw, nucleus, pick
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.params import init_params
+from sae_attr.lm.prompts import Prompts, make_prompts
 from sae_attr.lm.rope import Rope
-from sae_attr.lm.sample import (
-    Completions,
-    Prompts,
-    check_finite,
-    generate,
-    make_prompts,
-)
+from sae_attr.lm.sample import generate
 from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.text.tokenizer import decode, encode_many
@@ -174,7 +170,11 @@ def test_log_probabilities_at_every_length_of_a_row(rope: Rope) -> None:
             out.logp_bn[b], logp_nv[np.arange(12), row[len(prompt) :]], atol=1e-4
         )
     outgrown = caches.outgrown(cfg, jnp.asarray([3, 13]), slots=25)
-    assert outgrown is None if rope.original_len == 32 else bool(outgrown)
+    if rope.original_len == 32:
+        assert outgrown is None
+    else:
+        assert outgrown is not None
+        assert outgrown.tolist() == [False, True]
 
 
 def test_a_cache_needs_positions_and_room() -> None:
@@ -310,7 +310,7 @@ def test_the_loop_ends_with_the_last_row(
     tokens, however many are allowed.
     """
     steps: list[int] = []
-    import sae_attr.lm.sample as module
+    import sae_attr.lm.decode as module
 
     def counting(*args: Any, **kwargs: Any) -> jax.Array:
         jax.debug.callback(lambda: steps.append(1))

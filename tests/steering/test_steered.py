@@ -20,7 +20,8 @@ from sae_attr.lm.draw import Sampling
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.params import init_params
-from sae_attr.lm.sample import generate, make_prompts
+from sae_attr.lm.prompts import make_prompts
+from sae_attr.lm.sample import generate
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.model import SAE, decode, encode
 from sae_attr.steering import INTERVENTIONS, TOKENS, intervention, scope, steer

@@ -8,7 +8,7 @@ from statistics import median
 from etils import epath
 
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.sample import prompt_width
+from sae_attr.lm.prompts import prompt_width
 from sae_attr.organism.build import stage_names
 from sae_attr.store import stage_statuses
 from sae_attr.study.attribution_cost import RowCounts, attribution_costs, shape_of

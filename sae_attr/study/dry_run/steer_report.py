@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sae_attr.lm.sample import prompt_width
+from sae_attr.lm.prompts import prompt_width
 from sae_attr.steering.interventions import INTERVENTIONS
 from sae_attr.study.cost import StageCost
 from sae_attr.study.dry_run.memory import Held, sae_bytes, sampling_memory, weight_bytes
@@ -54,8 +54,7 @@ def _costs(job: SteeringJob, *, rows: int, width: int) -> list[StageCost]:
     if s.corpus and in_norms and job.settings.unit is None:
         read = s.corpus_tokens * (job.setup.site.layer + 1)
         costs.append(StageCost(mean_activation.NAME, read=read))
-    # Each scope of tokens is a program of its own, with batches of its own.
-    batches = len(job.settings.tokens) + len(job.plan.rows) // rows
+    batches = -(-len(job.plan.rows) // rows)
     return [
         *costs,
         StageCost(
