@@ -36,7 +36,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.operations import GPT2
+from benchmarks._shapes import GPT2
 from sae_attr.activations import (
     ActivationBlock,
     BlockStream,

@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks._shapes import GPT2
 from sae_attr.attribution.gradients import act_and_grad
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
@@ -33,14 +34,6 @@ from sae_attr.lm.params import init_params
 from sae_attr.text.batching import RowBatch
 
 LIMIT = 1.15
-GPT2 = {
-    "model_type": "gpt2",
-    "n_embd": 768,
-    "n_layer": 12,
-    "n_head": 12,
-    "n_positions": 1024,
-    "vocab_size": 50257,
-}
 
 
 def least_operations(
@@ -50,11 +43,13 @@ def least_operations(
     gradient at the site.
     """
     t = prompt + completion
-    weights = 4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_mlp
-    forward = 2 * t * weights + 4 * t**2 * cfg.d_model
-    backward = (
-        2 * t * weights + 8 * t**2 * cfg.d_model
-    )  # attention: gradients of queries, keys, values, weights
+    width = cfg.n_heads * cfg.head_dim
+    attention = 2 * cfg.d_model * (width + cfg.n_kv_heads * cfg.head_dim)
+    matrices = 3 if cfg.gated_mlp else 2
+    weights = attention + matrices * cfg.d_model * cfg.d_mlp
+    forward = 2 * t * weights + 4 * t**2 * width
+    # Of attention: gradients of queries, keys, values and weights.
+    backward = 2 * t * weights + 8 * t**2 * width
     head = 2 * (2 * completion * cfg.d_model * cfg.vocab)
     return float(
         rows
