@@ -46,24 +46,39 @@ def score_rows(
     return quadratic_qc, linear_kc
 
 
+CHUNK_NUMBERS = 2**25  # of a chunk of rows: 134 MB in float32
+
+
+def rows_at_a_time(n: int, d: int) -> int:
+    """Returns how many of n rows of d numbers are scored at a time: a power of two, which
+    meshes divide, unless it is all of them.
+    """
+    rows = 1 << max(CHUNK_NUMBERS // d, 1).bit_length() - 1
+    return min(rows, n)
+
+
 def score_dictionary(
     source: RowSource,
     forms: Mapping[str, jax.Array],
     vectors: Mapping[str, jax.Array],
     *,
     mesh: jax.sharding.Mesh | None = None,
-    chunk: int = 65536,
+    chunk: int | None = None,
     progress: bool = False,
 ) -> dict[str, np.ndarray]:
     """Scores a whole dictionary by every quadratic form and every vector, in one pass
     over its rows.
 
+    While a chunk is scored the next one is read; the pages of a mapped file are given
+    back as it goes.
+
     Args:
-      source: decoder rows, in memory or on disk; only `chunk` of them are in memory at
-        a time.
+      source: decoder rows, in memory or on disk; two chunks of them are in memory at a
+        time.
       forms: name -> symmetric `[d, d]`; the score is −dᵀ M d for unit d.
       vectors: name -> `[d]`; the score is v·d for unit d.
       mesh: rows of a chunk are spread over all its devices.
+      chunk: rows of a chunk; None for `rows_at_a_time`.
 
     Returns:
       name -> float32 `[n]`.
@@ -79,24 +94,42 @@ def score_dictionary(
     forms_qdd = jnp.stack(list(forms.values())) if forms else jnp.zeros((0, d, d))
     vectors_kd = jnp.stack(list(vectors.values())) if vectors else jnp.zeros((0, d))
     out = {name: np.empty(n, np.float32) for name in (*forms, *vectors)}
-    chunk = min(chunk, n)
+    chunk = rows_at_a_time(n, d) if chunk is None else min(chunk, n)
     score = jax.jit(score_rows)
+
+    def store(start: int, scored: tuple[jax.Array, jax.Array]) -> None:
+        scores = np.concatenate([to_host(part) for part in scored])
+        end = min(start + chunk, n)
+        for name, values_c in zip(out, scores, strict=True):
+            out[name][start:end] = values_c[: end - start]
+
+    waiting: tuple[int, tuple[jax.Array, jax.Array]] | None = None
     bar = tqdm(
         range(0, n, chunk), desc="score latents", unit="chunk", disable=not progress
     )
     for start in bar:
-        rows_cd = source.rows(start, min(start + chunk, n))
-        count = len(rows_cd)
-        if count < chunk:  # the last one: one compiled shape serves all
-            rows_cd = np.pad(rows_cd, ((0, chunk - count), (0, 0)))
-        if mesh is not None:
-            rows_cd = shard_rows(rows_cd, mesh)
-        quadratic_qc, linear_kc = score(rows_cd, forms_qdd, vectors_kd)
-        scores = np.concatenate([to_host(quadratic_qc), to_host(linear_kc)])
-        for name, values_c in zip(out, scores, strict=True):
-            out[name][start : start + count] = values_c[:count]
+        rows_cd = _chunk(source, start, chunk, mesh)
+        if waiting is not None:
+            store(*waiting)
+        waiting = start, score(rows_cd, forms_qdd, vectors_kd)
+    if waiting is not None:
+        store(*waiting)
     check_finite(out)
     return out
+
+
+def _chunk(
+    source: RowSource, start: int, chunk: int, mesh: jax.sharding.Mesh | None
+) -> np.ndarray | jax.Array:
+    """Reads a chunk of rows, padded with zeros behind the last one: one compiled shape
+    serves all.
+    """
+    end = min(start + chunk, len(source))
+    rows_cd = source.rows(start, end)
+    source.release(start, end)
+    if end - start < chunk:
+        rows_cd = np.pad(rows_cd, ((0, chunk - end + start), (0, 0)))
+    return rows_cd if mesh is None else shard_rows(rows_cd, mesh)
 
 
 def check_finite(scores: Mapping[str, np.ndarray]) -> None:

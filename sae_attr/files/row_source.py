@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sae_attr.files.mapped import release_pages
+
 
 @dataclass(frozen=True)
 class RowSource:
@@ -68,6 +70,12 @@ class RowSource:
             if self.scale_n is not None:
                 rows *= np.asarray(self.scale_n[i:j], np.float32)[:, None]
             return rows / _nonzero(row_norms(rows))[:, None] if self.unit else rows
+
+    def release(self, i: int, j: int) -> None:
+        """Lets the system take back the memory of rows i..j of a mapped file, which are
+        not needed again soon.
+        """
+        release_pages(self.matrix[i:j])
 
 
 def row_norms(rows_nm: np.ndarray) -> np.ndarray:
