@@ -27,7 +27,7 @@ from sae_attr.report import tables
 from sae_attr.settings import settings_from
 from sae_attr.study.attribution_settings import Settings
 
-from . import _command, _endings, _flags, _help, _hosts, _terminal
+from . import _command, _endings, _flags, _help, _hosts, _notes, _terminal
 
 OTHER_KEYS = (
     "mesh",
@@ -178,7 +178,7 @@ def guarded(
             message, status = _endings.ending_of(error, _config())
             if message is not None:
                 _hosts.say(message)
-            elif parallel.processes_of_run() == 1:
+            elif _notes.processes_of_run() == 1:
                 raise
             else:
                 traceback.print_exc()
@@ -197,7 +197,7 @@ def guarded(
 
 
 def _end(message: str, status: int) -> NoReturn:
-    if parallel.processes_of_run() > 1:
+    if _notes.processes_of_run() > 1:
         _hosts.end_with_others(message, status)
     sys.exit(status)
 

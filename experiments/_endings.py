@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from sae_attr import parallel
 from sae_attr.store.lease import InUse
+
+from . import _notes
 
 REFUSED = 1
 TEMPORARY = 75
@@ -55,7 +56,7 @@ def ending_of(error: Exception, config: ConfigDict | None) -> Ending:
     if isinstance(error, MemoryError) or _is_full(error):
         return Ending(memory_message(error, config), REFUSED)
     if isinstance(error, jax.errors.JaxRuntimeError):
-        if parallel.processes_of_run() == 1:
+        if _notes.processes_of_run() == 1:
             return Ending(None, REFUSED)
         text = (
             f"another process of the run ended, or cannot be reached: {_first(error)}; "

@@ -18,8 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sae_attr import parallel
 from sae_attr.report import tables
+
+from . import _notes
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("sae_attr", "experiments", "configs")
@@ -64,7 +65,7 @@ def check_hosts(config: Mapping[str, Any], arguments: Sequence[str]) -> None:
 
 
 def _exchange(name: str, facts: Mapping[str, Any]) -> list[str]:
-    return parallel.notes_of_all(name, json.dumps(facts))
+    return _notes.notes_of_all(name, json.dumps(facts))
 
 
 def differences(of_all: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -202,7 +203,7 @@ class _Probe:
 
     def write(self) -> str:
         """Writes the file on process 0; returns its path, or "" where there is none."""
-        if self.folder is None or parallel.process_number() != 0:
+        if self.folder is None or _notes.process_number() != 0:
             return ""
         path = self.folder / f".hosts-{uuid.uuid4().hex}"
         try:
@@ -243,8 +244,8 @@ def watch_others() -> None:
 def _watch() -> None:
     while True:
         time.sleep(LOOK)
-        for index, text in parallel.notes_so_far(_ENDED).items():
-            if index != parallel.process_number():
+        for index, text in _notes.notes_so_far(_ENDED).items():
+            if index != _notes.process_number():
                 _leave_with_others(index, json.loads(text))
 
 
@@ -254,7 +255,7 @@ def _leave_with_others(index: int, record: Mapping[str, Any]) -> None:
         return
     say(
         f"process {index} on {record['host']} ended: {record['message']}\n"
-        f"process {parallel.process_number()} ends too, since the run needs all"
+        f"process {_notes.process_number()} ends too, since the run needs all"
     )
     # What ended it is no fault of this process.
     _exit_now(record["status"])
@@ -271,12 +272,12 @@ def end_with_others(message: str, status: int) -> NoReturn:
     _ending.set()
     host = ascii(socket.gethostname())[1:-1]
     record = {"host": host, "message": message, "status": status}
-    parallel.add_note(_ENDED, json.dumps(record))
+    _notes.add_note(_ENDED, json.dumps(record))
     # Process 0 keeps the notes, and goes last.
-    last = parallel.process_number() == 0
+    last = _notes.process_number() == 0
     end = time.monotonic() + (PATIENCE if last else PATIENCE / 2)
     while time.monotonic() < end:
-        if len(parallel.notes_so_far(_ENDED)) == parallel.processes_of_run():
+        if len(_notes.notes_so_far(_ENDED)) == _notes.processes_of_run():
             sys.exit(status)
         time.sleep(0.1)
     _exit_now(status)

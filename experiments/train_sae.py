@@ -193,11 +193,8 @@ def checked(
     _training.metrics_log(config, workdir)  # refuses what it cannot write
     settings = part_of(SAETrainingSettings, config)
     jobs = sae_jobs(settings, config.sae.to_dict(), load_config(config.lm))
-    if config.batch_size % parallel.make_mesh(config.mesh).shape["data"]:
-        raise ValueError(
-            f"batches of {config.batch_size} tokens cannot be split over "
-            f"mesh={config.mesh!r}; change one"
-        )
+    mesh = parallel.make_mesh(config.mesh)
+    parallel.check_rows(config.batch_size, mesh, "batch_size")
     return settings, jobs
 
 

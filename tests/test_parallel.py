@@ -146,6 +146,15 @@ def test_shard_batch_splits_rows_and_replicates_scalars() -> None:
         shard_batch(np.zeros((5, 3)), mesh)
 
 
+@pytest.mark.parametrize("rows", [3, 6])
+def test_rows_that_the_data_axis_does_not_split(rows: int) -> None:
+    mesh = make_mesh("data=4")
+    parallel.check_rows(8, mesh, "batch_size")
+    words = f"batch_size={rows} rows cannot be split over data=4 .*4 × 1.*={rows // 4 * 4 + 4}"
+    with pytest.raises(ValueError, match=words):
+        parallel.check_rows(rows, mesh, "batch_size")
+
+
 @pytest.mark.parametrize(("rows", "held"), [(8, 2), (6, 3), (7, 7)])
 def test_shard_rows_uses_all_the_devices_that_divide(rows: int, held: int) -> None:
     mesh = make_mesh("data=2,model=2")
@@ -222,6 +231,7 @@ def test_compile_cache_lies_where_the_environment_says(
 
 TWO_HOSTS = """
 import sys, numpy as np, jax
+from experiments import _notes
 from sae_attr import parallel
 assert parallel.start_distributed() and parallel.start_distributed()
 mesh = parallel.make_mesh("data=2,model=2")
@@ -230,8 +240,8 @@ rows = parallel.shard_rows(np.arange(8.0, dtype=np.float32), mesh)
 total = jax.jit(lambda a, b: a.sum() + b.sum(), out_shardings=parallel.replicated(mesh))(batch, rows)
 answer = parallel.from_main(parallel.is_main())
 i = jax.process_index()
-assert parallel.notes_of_all("names", f"host {i}") == ["host 0", "host 1"]
-assert parallel.notes_so_far("names") == {0: "host 0", 1: "host 1"}
+assert _notes.notes_of_all("names", f"host {i}") == ["host 0", "host 1"]
+assert _notes.notes_so_far("names") == {0: "host 0", 1: "host 1"}
 assert parallel.text_from_main(f"Δ of {i}" * 50) == "Δ of 0" * 50
 keys = parallel.shard_batch(jax.random.split(jax.random.key(3), 4), mesh)
 draws = parallel.to_host(jax.jit(jax.vmap(jax.random.bits))(keys))

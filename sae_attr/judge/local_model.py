@@ -59,7 +59,7 @@ class LocalAnswers:
       lm: folder or hub id, with a chat template; without one the messages' texts are
         joined by blank lines.
       max_new: longest answer in tokens.
-      batch_size: answers at a time.
+      batch_size: answers at a time; as many more as the mesh's data axis divides.
       template_options: as for `chat.with_options`.
       stop_ids: ids that end an answer; None for those that the model's files, tokenizer
         and chat template state.
@@ -83,7 +83,8 @@ class LocalAnswers:
         self.lm = lm
         self.mesh = mesh
         self.max_new = max_new
-        self.batch_size = batch_size
+        data = mesh.shape["data"]
+        self.batch_size = -(-batch_size // data) * data
         self.dtype = dtype
         cfg = load_config(lm)
         self.family = cfg.family

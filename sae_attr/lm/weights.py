@@ -110,11 +110,26 @@ def _for_mesh(
     cfg: LMConfig, resid_dtype: str, mesh: jax.sharding.Mesh | None
 ) -> LMConfig:
     cfg = replace(cfg, resid_dtype=resid_dtype)
+    if mesh is not None:
+        _check_heads(cfg, mesh)
     return (
         replace(cfg, token_groups=mesh.shape["data"])
         if mesh is not None and cfg.n_experts
         else cfg
     )
+
+
+def _check_heads(cfg: LMConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError where the model axis would cut heads apart."""
+    model = mesh.shape["model"]
+    if cfg.n_heads % model:
+        fits = [m for m in range(1, cfg.n_heads + 1) if cfg.n_heads % m == 0]
+        raise ValueError(
+            f"mesh data × model = {mesh.shape['data']} × {model} cannot split the "
+            f"model's {cfg.n_heads} heads ({cfg.n_kv_heads} for keys) over "
+            f"model={model}; choose one of {', '.join(map(str, fits))}, and data × "
+            f"model for {mesh.size} devices"
+        )
 
 
 def _wanted(cfg: LMConfig) -> dict[str, jax.ShapeDtypeStruct]:

@@ -17,6 +17,7 @@ from sae_attr.judge import Item, Judge
 from sae_attr.lm.draw import Sampling
 from sae_attr.lm.end_tokens import ending_ids
 from sae_attr.lm.model import Params
+from sae_attr.parallel import check_rows
 from sae_attr.steering.groups import group_numbers
 from sae_attr.store import Store
 from sae_attr.study.attribution_settings import Settings
@@ -89,6 +90,9 @@ class Runtime:
     batch_size: int = 32
     progress: bool = True
     attribution: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_rows(self.batch_size, self.mesh, "batch_size")
 
 
 @dataclass(frozen=True, eq=False)

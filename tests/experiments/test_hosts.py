@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import attribute as attribute_config
-from experiments import _common, _endings, _hosts
-from sae_attr import parallel
+from experiments import _common, _endings, _hosts, _notes
 from sae_attr.store.lease import InUse
 
 FACTS: dict[str, Any] = {
@@ -59,7 +58,7 @@ def test_a_workdir_that_another_host_does_not_see(
             json.dumps({**other, "sees": shared} if "sees" in other else other),
         ]
 
-    monkeypatch.setattr(parallel, "notes_of_all", notes_of_all)
+    monkeypatch.setattr(_notes, "notes_of_all", notes_of_all)
     arguments = [f"--workdir={tmp_path}/not/there"]
     if shared:
         _hosts.check_hosts({}, arguments)
@@ -120,7 +119,7 @@ def test_an_error_of_a_collective_is_another_process_that_ended(
 ) -> None:
     error = jax.errors.JaxRuntimeError("INTERNAL: connection closed by peer\nat ...")
     assert _endings.ending_of(error, None) == (None, 1)
-    monkeypatch.setattr(parallel, "processes_of_run", lambda: 2)
+    monkeypatch.setattr(_notes, "processes_of_run", lambda: 2)
     message, status = _endings.ending_of(error, None)
     assert status == 75
     assert message is not None

@@ -237,7 +237,7 @@ def test_a_transcoder(base: Path, tmp_path: Path) -> None:
             {"held_out_share": 1e-9, "context": 8},
             "no whole document lies in the last 1 of",
         ),
-        ({"mesh": "data=3"}, "cannot be split over mesh='data=3'"),
+        ({"mesh": "data=3"}, "batch_size=32 rows cannot be split over data=3"),
         ({"save_every": 15}, "save_every=15 is no multiple of log_every=10"),
     ],
 )

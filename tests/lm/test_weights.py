@@ -374,6 +374,14 @@ def test_weights_lie_where_the_rules_say(tmp_path: Path, path: str) -> None:
     )
 
 
+def test_a_mesh_that_would_cut_heads_apart_is_refused(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path)
+    words = r"1 × 3 cannot split the model's 4 heads \(2 for keys\).*one of 1, 2, 4,"
+    for load in (load_config, load_lm):
+        with pytest.raises(ValueError, match=words):
+            load(str(folder), mesh=make_mesh("model=3"))
+
+
 @pytest.mark.parametrize("spec", ["model=4", "data=2,model=2", "data=4"])
 def test_values_do_not_depend_on_the_mesh(
     tmp_path: Path, spec: str, monkeypatch: pytest.MonkeyPatch
