@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import predictions, report
 
 
 def test_a_page_has_every_benchmarks_text_and_plot(tmp_path: Path) -> None:
@@ -46,3 +46,20 @@ def test_a_run_keeps_text_numbers_and_status(
 
 def test_plots_and_arguments_are_those_of_benchmarks() -> None:
     assert {*report.PLOTS, *report.ARGUMENTS} <= {*report.names()}
+
+
+def test_predictions_count_the_shapes_that_they_name() -> None:
+    small, large = predictions.MODELS
+    one, eight, _ = predictions.MACHINES
+    assert small.weights == pytest.approx(7.6e9, rel=0.02)
+    assert large.weights == pytest.approx(70.6e9, rel=0.02)
+    assert predictions.costs(large, one) == []
+    alone = {cost.stage: cost for cost in predictions.costs(small, one)}
+    spread = {cost.stage: cost for cost in predictions.costs(small, eight)}
+    assert alone["steering"].operations == pytest.approx(
+        2 * small.weights * predictions.STEERED * predictions.COMPLETION, rel=0.01
+    )
+    ratio = alone["steering"].seconds / spread["steering"].seconds
+    assert ratio == pytest.approx(8, rel=0.01)
+    assert {cost.collective_bytes for cost in spread.values()} == {0}
+    assert predictions.costs(large, eight)[-1].collective_bytes > 0
