@@ -73,9 +73,10 @@ def try_case(
         ask_one(case.judge)
     if reader and case.reader is not None:
         # Two sources may share a judge: it is asked once.
-        judges = {id(judge): judge for judge in case.reader.match.values()}
-        for matching in judges.values():
-            ask_one(matching)
+        asked = case.reader.match if case.study.tested else case.reader.write
+        judges = {id(judge): judge for judge in asked.values()}
+        for judge_of_texts in judges.values():
+            ask_one(judge_of_texts)
 
 
 def can_score(case: Case, ids: Sequence[int]) -> bool:

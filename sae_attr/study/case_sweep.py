@@ -5,7 +5,7 @@ or measured by exact probabilities.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -46,6 +46,7 @@ class CaseSweep:
       limits: coherence is measured against these answers of the unsteered model; None
         leaves it to the judge.
       most_prompts: that are answered; None for all of the split.
+      max_new: tokens of an answer at most; None as the settings say.
     """
 
     case: Case
@@ -56,6 +57,7 @@ class CaseSweep:
     samples: int
     limits: CoherenceLimits | None = None
     most_prompts: int | None = None
+    max_new: int | None = None
 
     @cached_property
     def plan(self) -> Plan:
@@ -83,7 +85,7 @@ class CaseSweep:
             site=setup.site,
             mesh=case.runtime.mesh,
             batch_size=case.runtime.batch_size,
-            sampling=case.sampling,
+            sampling=replace(case.sampling, max_new=self._longest),
             unit=self.norm,
             skip=case.study.steer_skip,
         )
@@ -104,7 +106,12 @@ class CaseSweep:
         )
         ids = [row.ids for row in sampled]
         counts = {"samples": len(ids), "tokens": sum(map(len, ids))}
-        return padded(ids, self.case.study.sampling.max_new), counts
+        return padded(ids, self._longest), counts
+
+    @property
+    def _longest(self) -> int:
+        """Tokens of an answer at most."""
+        return self.max_new or self.case.study.sampling.max_new
 
     def _sample_later(self, rows: Sequence[SweepRow]) -> Any:
         """Loads the weights only where a row is left to sample."""

@@ -120,6 +120,10 @@ def _described_costs(case: Case, reading: Reading) -> list[StageCost]:
                 samples, _sampled(case, reading, samples.stage, split, count)
             )
         tested += latents * 3 * texts
+    longest = study.described_tokens or study.sampling.max_new
+    batches = samples.steps // study.sampling.max_new
+    tokens, steps = samples.samples * longest, batches * longest
+    samples = replace(samples, tokens=tokens, steps=steps)
     asked = latents * len(study.described_by)
     return [
         samples,

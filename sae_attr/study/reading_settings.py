@@ -27,6 +27,8 @@ class ReadingSettings:
         answers to `neutral` prompts.
       described_answers: prompts of either kind for that, and as many others that test
         the description.
+      described_tokens: of these answers at most; None for `sampling.max_new`, which a
+        study of first words may have set too low to tell anything.
       tested: texts that fit and as many that do not, of either of two kinds, by which a
         description is tested; 0 leaves the test out.
       test_tokens: tokens of ordinary text, behind `passage_tokens`, that passages for
@@ -45,6 +47,7 @@ class ReadingSettings:
     described_random: int = 6
     described_by: tuple[str, ...] = SOURCES
     described_answers: int = 6
+    described_tokens: int | None = None
     tested: int = 10
     test_tokens: int = 100_000
     test_fires: str = "all"
@@ -69,6 +72,12 @@ def check_reading(settings: ReadingSettings) -> None:
             raise ValueError(
                 f"{name} is {getattr(settings, name)}; give a number from 0"
             )
+    longest = settings.described_tokens
+    if longest is not None and longest < 1:
+        raise ValueError(
+            f"described_tokens is {longest}; give at least 1, or None for "
+            "sampling.max_new"
+        )
     if settings.described_answers < 1:
         raise ValueError(
             f"described_answers is {settings.described_answers}; give at least 1, or "

@@ -42,7 +42,8 @@ from sae_attr.study.sweep_conditions import side_of
 from sae_attr.text.tokenizer import decode
 
 NAME = "texts_to_read"
-VERSION = 1
+# 2: answers may be longer than those for effects.
+VERSION = 2
 DIRECTION = "toward"  # the latents are added: what more of them says of them
 SPLIT_OF = {"answers": "effects", "neutral": NEUTRAL}
 NO_READER = "the case has no reader"
@@ -156,6 +157,7 @@ def _answers(
         norm_of(inputs["attribute"]),
         1,
         most_prompts=2 * study.described_answers,
+        max_new=study.described_tokens,
     )
     tokens_rn, counts = sweep.sample(progress, f"answers to read, {split}")
     prompts = case.prompts_by_id(split)
@@ -208,7 +210,7 @@ def fields(case: Case) -> dict[str, Any]:
     return {
         "described": [study.described, study.described_random],
         "by": study.described_by,
-        "answers": study.described_answers,
+        "answers": [study.described_answers, study.described_tokens],
         "tested": study.tested,
         "tokens": [study.passage_tokens, study.test_tokens],
         "fires": study.test_fires,
