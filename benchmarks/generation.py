@@ -1,162 +1,191 @@
-"""Tokens per second of generation: with our cache, without it, and transformers'
-generate where it is installed.
+"""A sweep's tokens per second, beside transformers' `generate` with a forward hook.
 
-    python -m benchmarks.generation --model=PATH/stories260K            # or --model=gpt2-small: random weights of that shape
-
-All sides run in this process on the same prompts, greedily, and draw the same number of
-tokens.
+Command: python -m benchmarks.generation --model=smollm2-135m
+Measured: the sweep of `--latents` vectors at a middle layer on `--prompts` prompts of
+`--prompt` tokens, `--new` tokens each at temperature 1 without top-k or top-p, in
+float32 with random weights: ours (`steering.sample_batches`, `--rows` places), and
+transformers' generate with a forward hook that adds each row's vector, at the fastest
+of `--torch_rows` (one batch of each in a first round). Then both take turns, and the
+shortest time counts; transformers' is of one batch, times the batches of the sweep.
+With `--stop_every=N` every N-th token ends an answer on both sides: then places are
+filled again here, and a batch of transformers runs until its longest row ends.
+`share` is the time of the blocks', the unembedding's and the draw's products for as
+many tokens, measured alone, over the sweep's time. `cpu` is processor time.
+Expect: some 10 minutes on 2 idle cores; `--latents=8` takes one. On a busy machine set
+OMP_NUM_THREADS=1 and read processor time: torch's threads spin while they wait.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from benchmarks._shapes import SHAPES, random_model, torch_model
+from benchmarks.decode_step import parts_alone, timed
+from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.draw import Sampling
-from sae_attr.lm.hf_config import config_from_hf
-from sae_attr.lm.model import Params, forward, logits
-from sae_attr.lm.params import init_params
-from sae_attr.lm.prompts import make_prompts
-from sae_attr.lm.sample import generate
-from sae_attr.lm.weights import load_lm
+from sae_attr.lm.model import Params
 from sae_attr.parallel import make_mesh
+from sae_attr.steering import Plan, Sampler, every_condition, sample_batches
 
-GPT2 = {
-    "model_type": "gpt2",
-    "vocab_size": 50257,
-    "n_embd": 768,
-    "n_layer": 12,
-    "n_head": 12,
-    "n_positions": 1024,
-}
+Seconds = tuple[float, float]
+"""On the clock, and of processor time over all threads."""
 
 
-def without_cache(
-    params: Params, tokens_bt: jax.Array, *, cfg: LMConfig, first: int
-) -> jax.Array:
-    """Generates greedily from whole rows: one forward pass over the full width per
-    token.
-    """
-
-    def step(t: jax.Array, tokens_bt: jax.Array) -> jax.Array:
-        hidden_bd = jax.lax.dynamic_index_in_dim(
-            forward(params, tokens_bt, cfg=cfg).hidden_btd, t - 1, 1, keepdims=False
-        )
-        return tokens_bt.at[:, t].set(
-            jnp.argmax(logits(params, hidden_bd, cfg=cfg), axis=-1).astype(
-                tokens_bt.dtype
-            )
-        )
-
-    return jax.lax.fori_loop(first, tokens_bt.shape[1], step, tokens_bt)
+def measured(run: Callable[[], Any]) -> Seconds:
+    """Returns the seconds of one run."""
+    clock, processor = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - clock, time.process_time() - processor
 
 
-def best(run: Callable[[], Any], repeats: int) -> float:
-    """Returns the seconds of the fastest of some runs after one that compiles."""
-    jax.block_until_ready(run())
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - began)
-    return min(times)
-
-
-def torch_model(path: str) -> Any:
-    """Returns the same model in transformers, None where that is not installed."""
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        return None
-    torch.manual_seed(0)
-    if path == "gpt2-small":
-        return transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
-    return transformers.AutoModelForCausalLM.from_pretrained(path).eval()
-
-
-def torch_seconds(model: Any, prompt_bt: np.ndarray, new: int, repeats: int) -> float:
-    """Times the fastest greedy `generate` of transformers with its cache."""
-    import torch
-
-    ids = torch.tensor(prompt_bt, dtype=torch.long)
-    options = {
-        "max_new_tokens": new,
-        "min_new_tokens": new,
-        "do_sample": False,
-        "pad_token_id": 0,
-        "use_cache": True,
-    }
-    return best(
-        lambda: model.generate(
-            ids, attention_mask=torch.ones_like(ids), **options
-        ).numpy(),
-        repeats,
+def our_sweep(
+    args: argparse.Namespace, cfg: LMConfig, params: Params, sampling: Sampling
+) -> Callable[[], int]:
+    """Returns a function that samples the sweep and counts its tokens."""
+    rng = np.random.default_rng(0)
+    vectors = {}
+    for latent in range(args.latents):
+        row_d = rng.standard_normal(cfg.d_model).astype(np.float32)
+        vectors[latent] = row_d / np.linalg.norm(row_d)
+    prompts = {}
+    for number in range(args.prompts):
+        prompts[str(number)] = rng.integers(3, cfg.vocab, args.prompt).tolist()
+    conditions = every_condition(range(args.latents), [1.0], tokens=[args.tokens])[1:]
+    plan = Plan(conditions, tuple(prompts), 1)
+    sampler = Sampler(
+        params=params,
+        prompts=prompts,
+        vectors=vectors,
+        key=jax.random.key(0),
+        cfg=cfg,
+        site=Site(cfg.n_layers // 2),
+        mesh=make_mesh("data=1"),
+        batch_size=args.rows,
+        sampling=sampling,
     )
 
+    def run() -> int:
+        tokens = 0
+        for batch in sample_batches(sampler, plan.rows):
+            tokens += sum([len(row.ids) + row.stopped for row in batch])
+        return tokens
 
-def our_sides(
-    args: argparse.Namespace, cfg: LMConfig, params: Params, prompt_bt: np.ndarray
-) -> dict[str, Callable[[], float]]:
-    """Returns name -> function that times this package's ways to generate."""
-    prompts = make_prompts(prompt_bt.tolist())
-    keys = jax.random.split(jax.random.key(0), args.rows)
-    greedy_sampling = Sampling(temperature=0, max_new=args.new)
-    drawn_sampling = Sampling(top_p=0.95, max_new=args.new)
-    greedy = jax.jit(partial(generate, cfg=cfg, sampling=greedy_sampling))
-    drawn = jax.jit(partial(generate, cfg=cfg, sampling=drawn_sampling))
-    whole = jax.jit(partial(without_cache, cfg=cfg, first=args.prompt))
-    padded = jnp.pad(jnp.asarray(prompt_bt), ((0, 0), (0, args.new)))
-    return {
-        "cache, greedy": lambda: best(
-            lambda: greedy(params, prompts, keys), args.repeats
-        ),
-        "cache, top-p 0.95": lambda: best(
-            lambda: drawn(params, prompts, keys), args.repeats
-        ),
-        # Once: with a whole forward pass for each token it takes the longest by far.
-        "no cache, greedy": lambda: best(lambda: whole(params, padded), 1),
+    return run
+
+
+def torch_batch(
+    args: argparse.Namespace, model: Any, rows: int, stop_ids: tuple[int, ...]
+) -> Callable[[], int]:
+    """Returns a function that generates one batch under a hook and counts its tokens."""
+    import torch
+
+    cfg = model.config
+    ids = torch.randint(3, cfg.vocab_size, (rows, args.prompt))
+    vectors = torch.nn.functional.normalize(torch.randn(rows, cfg.hidden_size), dim=1)
+    blocks = (
+        model.transformer.h if hasattr(model, "transformer") else model.model.layers
+    )
+    block = blocks[len(blocks) // 2]
+
+    def hook(module: Any, inputs: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if args.tokens == "all" or hidden.shape[1] == 1:
+            hidden = hidden + vectors[:, None]
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    options = {
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "max_new_tokens": args.new,
+        "pad_token_id": 0,
+        "eos_token_id": list(stop_ids) or None,
+        "use_cache": True,
     }
+
+    def run() -> int:
+        handle = block.register_forward_hook(hook)
+        try:
+            with torch.no_grad():
+                mask = torch.ones_like(ids)
+                out = model.generate(ids, attention_mask=mask, **options)
+        finally:
+            handle.remove()
+        new = out[:, args.prompt :].numpy()
+        stopped = np.isin(new, stop_ids)
+        lengths = np.where(stopped.any(1), stopped.argmax(1) + 1, new.shape[1])
+        return int(lengths.sum())
+
+    return run
+
+
+def torch_rows(
+    args: argparse.Namespace, model: Any, stop_ids: tuple[int, ...]
+) -> tuple[int, Callable[[], int]]:
+    """Returns the batch size at which transformers is fastest, and its run."""
+    rates, runs = {}, {}
+    for rows in map(int, args.torch_rows.split(",")):
+        runs[rows] = torch_batch(args, model, rows, stop_ids)
+        seconds, _ = measured(runs[rows])
+        rates[rows] = rows / seconds
+        print(f"  transformers at {rows} rows: {rates[rows]:.2f} answers/s", flush=True)
+    best = max(rates, key=lambda rows: rates[rows])
+    return best, runs[best]
 
 
 def main() -> None:
-    """Prints one line per side."""
+    """Prints one line a side, the ratio and the share of products."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("rows", 8), ("prompt", 32), ("new", 96), ("repeats", 2)):
+    numbers = {"latents": 100, "prompts": 4, "prompt": 64, "new": 48, "rows": 64}
+    for name, default in (numbers | {"rounds": 2, "stop_every": 0}).items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", default="smollm2-135m", choices=list(SHAPES))
+    parser.add_argument("--tokens", default="all", choices=("all", "generated"))
+    parser.add_argument("--torch_rows", default="32,64,128")
     args = parser.parse_args()
-    if args.model == "gpt2-small":
-        cfg = config_from_hf(GPT2)
-        params = jax.jit(partial(init_params, cfg))(jax.random.key(0))
-    else:
-        cfg, params = load_lm(args.model, mesh=make_mesh("data=1"), progress=False)
-    prompt_bt = (
-        np.random.default_rng(0)
-        .integers(3, cfg.vocab, (args.rows, args.prompt))
-        .astype(np.int32)
-    )
-    sides = our_sides(args, cfg, params, prompt_bt)
-    if (model := torch_model(args.model)) is not None:
-        sides["transformers, cache, greedy"] = lambda: torch_seconds(
-            model, prompt_bt, args.new, args.repeats
-        )
-    tokens = args.rows * args.new
-    for name, side in sides.items():
-        seconds = side()
+    cfg, params = random_model(args.model)
+    every = args.stop_every
+    stop_ids = tuple(range(every - 1, cfg.vocab, every)) if every else ()
+    sampling = Sampling(max_new=args.new, stop_ids=stop_ids)
+    answers = args.latents * args.prompts
+    sides: dict[str, tuple[Callable[[], int], float]] = {
+        "sweep": (our_sweep(args, cfg, params, sampling), 1)
+    }
+    model = torch_model(args.model)
+    if model is not None:
+        rows, run = torch_rows(args, model, stop_ids)
+        sides["transformers"] = run, math.ceil(answers / rows)
+    sides["sweep"][0]()  # compiles
+    best = dict.fromkeys(sides, (math.inf, math.inf))
+    tokens = dict.fromkeys(sides, 0)
+    for _ in range(args.rounds):
+        for name, (run, times) in sides.items():
+            took = measured(lambda run=run, name=name: tokens.update({name: run()}))
+            best[name] = tuple(map(min, best[name], (s * times for s in took)))  # type: ignore[assignment]
+    for name, (wall, cpu) in best.items():
+        count = tokens[name] * sides[name][1]
         print(
-            f"{name:<28} {tokens / seconds:10,.0f} tokens/s  ({seconds:.3f} s for "
-            f"{args.rows} x {args.new})",
+            f"{name:<14} {wall:8.1f} s  {cpu:8.1f} cpu s  {answers / wall:7.2f} answers/s"
+            f"  {count / wall:8.0f} tokens/s",
             flush=True,
         )
+    if model is not None:
+        ratios = [best["transformers"][i] / best["sweep"][i] for i in (0, 1)]
+        print(f"sweep over transformers: {ratios[0]:.2f}, of cpu s {ratios[1]:.2f}")
+    parts = timed(parts_alone(cfg, params, args.rows), args.rounds + 1)
+    for clock, name in enumerate(("wall", "cpu")):
+        step = sum([milliseconds[clock] for milliseconds in parts.values()]) / 1000
+        share = tokens["sweep"] / args.rows * step / best["sweep"][clock]
+        print(f"share of the steps' products, {name}: {share:.2f}")
 
 
 if __name__ == "__main__":

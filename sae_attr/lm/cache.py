@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 
 from sae_attr.lm.config import LMConfig
 
@@ -67,6 +68,31 @@ def init_cache(cfg: LMConfig, *, rows: int, slots: int, dtype: Any) -> Cache:
         jnp.zeros((rows, slots), bool),
         0,
     )
+
+
+def check_room(cfg: LMConfig, *, rows: int, slots: int, dtype: Any, mesh: Mesh) -> None:
+    """Raises ValueError for a cache that is larger than the memory of its devices, with
+    the numbers; where a device does not say how much it has, nothing is checked.
+
+    Args:
+      rows, slots: of the whole cache; rows lie over the mesh's `data` axis, kv-heads
+        over `model` where that divides them.
+    """
+    limit = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
+    across = mesh.shape["data"]
+    heads = mesh.shape["model"]
+    if cfg.n_kv_heads % heads == 0:
+        across *= heads
+    shapes = jax.eval_shape(
+        partial(init_cache, cfg, rows=rows, slots=slots, dtype=dtype)
+    )
+    size = sum([leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.kv)])
+    if limit is not None and size // across > limit:
+        raise ValueError(
+            f"a cache of {rows} rows and {slots} tokens takes "
+            f"{size / across / 2**30:.1f} GiB on each of {across} devices, which have "
+            f"{limit / 2**30:.1f}; lower the batch size, max_new or the prompts' length"
+        )
 
 
 def with_room(cache: Cache, count: int) -> Cache:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from sae_attr.lm.cache import check_room
 from sae_attr.lm.decode import Rows, check_finite
 from sae_attr.lm.params import weights_dtype
 from sae_attr.parallel import from_main, shard_batch, to_host
@@ -60,16 +61,24 @@ def sample_batches(
 
     Raises:
       ValueError: from `steer`; a latent without a vector; a batch that the mesh does
-        not divide.
+        not divide; a cache that its devices cannot hold.
     """
     if not rows:
         return
     programs = sampler.programs
     places: list[SweepRow | None] = [None] * sampler.batch_size
+    dtype = weights_dtype(sampler.params)
+    check_room(
+        sampler.cfg,
+        rows=len(places),
+        slots=programs.slots,
+        dtype=dtype,
+        mesh=sampler.mesh,
+    )
     state = empty_rows(
         programs,
         rows=len(places),
-        dtype=weights_dtype(sampler.params),
+        dtype=dtype,
     )
     waiting = Waiting(sampler, rows)
     while True:

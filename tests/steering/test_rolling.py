@@ -5,6 +5,8 @@ order, prompts read once, one program, no copy of the cache.
 from __future__ import annotations
 
 import random
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 import sae_attr.steering.waiting as waiting_module
+from sae_attr.lm.cache import check_room
 from sae_attr.lm.draw import Sampling
 from sae_attr.parallel import make_mesh
 from sae_attr.steering import SweepRow, row_keys, steer
@@ -114,3 +117,18 @@ def test_a_batch_that_the_mesh_does_not_divide() -> None:
     ):
         swept(planned().rows, batch_size=3)
     assert sampler().programs.width == 16
+
+
+def test_a_cache_larger_than_its_devices() -> None:
+    device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 2**30})
+    mesh: Any = SimpleNamespace(
+        devices=np.array([device]), shape={"data": 2, "model": 1}
+    )
+    room = partial(check_room, CFG, slots=4096, dtype="float32", mesh=mesh)
+    room(rows=64)
+    with pytest.raises(
+        ValueError,
+        match=r"4096 rows and 4096 tokens takes 1\.5 GiB on each of 2 devices, which "
+        r"have 1\.0; lower the batch size",
+    ):
+        room(rows=4096)
