@@ -29,7 +29,7 @@ halves of one checkpoint's prompts correlate .73 to .81, which is the sample.
 from ml_collections import ConfigDict
 
 from sae_attr.analyses.pool_settings import PoolSettings
-from sae_attr.organism.recipe import Recipe, SAERecipe
+from sae_attr.organism.recipe import NumberRecipe, SAERecipe, TrainingRecipe
 
 from . import config_of
 from .attribute import MESH
@@ -37,8 +37,10 @@ from .organism import SIZES, TRAININGS
 
 SETTINGS = {
     "": (PoolSettings, MESH),
-    "organism": (SIZES, Recipe),
+    "organism": (SIZES, NumberRecipe),
     "organism.sae": (SAERecipe,),
+    "organism.numbers": (TrainingRecipe,),
+    "organism.even_number": (TrainingRecipe,),
     **TRAININGS,
 }
 
@@ -46,7 +48,7 @@ SETTINGS = {
 def get_config() -> ConfigDict:
     """Returns one seed, both behaviours, 2,048 latents."""
     config = config_of(PoolSettings)
-    config.organism = config_of(Recipe, leave_out=("seed", "kind"), unset=True)
+    config.organism = config_of(NumberRecipe, leave_out=("seed", "kind"), unset=True)
     config.organism.size = "full"
     config.organism.sae.latents = 2048
     config.mesh = ""

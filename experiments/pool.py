@@ -12,12 +12,16 @@ from ml_collections import ConfigDict
 
 from sae_attr.analyses.checkpoint_results import checkpoint_rows
 from sae_attr.analyses.checkpoint_stages import checkpoint_stages
+from sae_attr.analyses.number_control_results import control_numbers
+from sae_attr.analyses.number_controls import controls_stage
 from sae_attr.analyses.pool_results import pool_numbers
 from sae_attr.analyses.pool_settings import PoolCase, PoolSettings, pool_cases
 from sae_attr.analyses.pool_stages import pool_stages
+from sae_attr.organism.grader import EVEN_NUMBER
 from sae_attr.report.checkpoint_text import checkpoints_text
 from sae_attr.report.figures import Drawing, render
 from sae_attr.report.figures.pool import pool_figure
+from sae_attr.report.number_control_text import controls_text
 from sae_attr.report.pool_text import pool_text
 from sae_attr.report.tables import json_text
 from sae_attr.store import Result, Store, write_atomic
@@ -48,9 +52,12 @@ def write(
     if not numbers["latents"]:
         return ""
     checkpoints = [row for case in cases for row in checkpoint_rows(case, results)]
-    text = "\n".join([pool_text(numbers), checkpoints_text(checkpoints)])
+    controls = control_numbers(cases, results)
+    parts = [pool_text(numbers), controls_text(controls), checkpoints_text(checkpoints)]
+    text = "\n".join(part for part in parts if part)
     content = {
         **numbers,
+        **controls,
         "checkpoints": checkpoints,
         "config": config.to_dict(),
         "versions": _common.versions(),
@@ -82,6 +89,8 @@ def start(
     cases = open_cases(config, store, workdir)
     stages = pool_stages(cases)
     for case in cases:
+        if case.evaluation.behaviour == EVEN_NUMBER:
+            stages.append(controls_stage(case))
         stages += checkpoint_stages(case)
     run_study(
         config,

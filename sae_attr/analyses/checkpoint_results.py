@@ -11,7 +11,7 @@ from sae_attr.analyses.checkpoint_agreement import mean_with_error, series_agree
 from sae_attr.analyses.checkpoint_stages import checkpoint_steps, measured_stage
 from sae_attr.analyses.pool_settings import PoolCase
 from sae_attr.analyses.pool_stages import pool_of
-from sae_attr.analyses.selector_pool import ATTRIBUTION, RANDOM, SELECTORS
+from sae_attr.analyses.selector_pool import ATTRIBUTION, PLANTED, RANDOM, SELECTORS
 from sae_attr.store import Result
 
 Row = dict[str, Any]
@@ -61,18 +61,20 @@ def _measured_rows(
 
 
 def _by_selector(result: Result, pool: Sequence[Any]) -> Row:
-    """Means over each selector's latents, and standard errors over latents."""
+    """Means over each selector's latents, and standard errors over latents; none of the
+    planted latent, which is one.
+    """
     arrays = result.arrays
     steering_k = np.asarray(arrays["along_k"]) + np.asarray(arrays["against_k"])
     values = {"steering": steering_k, "cosine": np.asarray(arrays["cosine_k"])}
     row: Row = {}
-    for selector in (*SELECTORS, RANDOM):
+    for selector in (*SELECTORS, PLANTED, RANDOM):
         # The first direction is the contrastive gradient vector.
         members = [k for k, x in enumerate(pool, 1) if selector in x.origins]
         for name, values_k in values.items():
+            if members:
+                row[f"{name}.{selector}"] = float(values_k[members].mean())
             if len(members) > 1:
-                of_selector_k = values_k[members]
-                error = of_selector_k.std(ddof=1) / np.sqrt(len(members))
-                row[f"{name}.{selector}"] = float(of_selector_k.mean())
+                error = values_k[members].std(ddof=1) / np.sqrt(len(members))
                 row[f"{name}_se.{selector}"] = float(error)
     return row

@@ -27,7 +27,8 @@ from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.params import Params
 from sae_attr.lm.weights import load_lm
-from sae_attr.organism.exact import STUDIED, prompt_paths
+from sae_attr.organism.exact import BEFORE, STUDIED, prompt_paths
+from sae_attr.organism.grader import EVEN_NUMBER
 from sae_attr.organism.ground_truth import steering_ground_truth
 from sae_attr.organism.parts import MODEL, Trainer
 from sae_attr.organism.recipe import Recipe, TrainingRecipe
@@ -97,7 +98,7 @@ def model_stage(case: PoolCase, step: int) -> str:
     """
     e = case.evaluation
     if step == 0:
-        return e.organism.stages["chat"]
+        return e.organism.stages[BEFORE[e.behaviour]]
     if step == _training(case).steps:
         return e.organism.stages[STUDIED[e.behaviour]]
     return case.stage_name(f"checkpoint-{step}.model")
@@ -116,11 +117,15 @@ def shortened(recipe: Recipe, part: str, step: int) -> Recipe:
 def _model(case: PoolCase, step: int) -> Stage:
     """The fine-tune stopped after some steps."""
     e = case.evaluation
-    part, before = STUDIED[e.behaviour], e.organism.stages["chat"]
+    part, before = STUDIED[e.behaviour], e.organism.stages[BEFORE[e.behaviour]]
 
     def run(results: Results, progress: Progress) -> StageOutput:
         trainer = Trainer(shortened(e.recipe, part, step), e.mesh, False)
-        return trainer.fine_tune(part, results[before].folder / MODEL)
+        folder = results[before].folder / MODEL
+        if e.behaviour == EVEN_NUMBER:
+            direction_d = results[before].arrays["direction_d"]
+            return trainer.fine_tune_numbers(folder, direction_d)
+        return trainer.fine_tune(part, folder)
 
     fields = {"step": step}
     # The studied model's key holds every other setting of the fine-tune.

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from sae_attr.analyses.pool_settings import TASKS, PoolCase
+from sae_attr.analyses.pool_settings import PoolCase, Task
 from sae_attr.analyses.pool_stages import VECTOR, pool_of
-from sae_attr.analyses.selector_pool import RANDOM, SELECTORS
+from sae_attr.analyses.selector_pool import PLANTED, RANDOM, SELECTORS
 from sae_attr.store import Result
 
 Row = dict[str, Any]
@@ -48,7 +48,7 @@ def latent_rows(case: PoolCase, results: Mapping[str, Result]) -> list[Row]:
         row |= {"sign": sign, "along": along_k[k], "against": against_k[k]}
         row |= {"steering": steering_k[k], "steers": bool(steering_k[k] > threshold)}
         row |= {f"auc.{task}": float(auc_k[k]) for task, auc_k in aucs.items()}
-        rows.append(row | _lowest(row, case.evaluation.behaviour))
+        rows.append(row | _lowest(row, case.tasks, case.evaluation.behaviour))
     return rows
 
 
@@ -57,10 +57,10 @@ def steering_threshold(random_k: np.ndarray, level: float) -> float:
     return float(np.quantile(random_k, level)) if len(random_k) else float("nan")
 
 
-def _lowest(row: Row, behaviour: str) -> Row:
+def _lowest(row: Row, tasks: Sequence[Task], behaviour: str) -> Row:
     """The lowest AUC of all tasks that could be monitored, and of a behaviour's."""
     same, every = [], []
-    for task in TASKS:
+    for task in tasks:
         if (auc := row.get(f"auc.{task.name}")) is not None:
             every.append(auc)
             if task.behaviour == behaviour:
@@ -85,7 +85,7 @@ def selector_rows(rows: Sequence[Row], seed: int = 0) -> list[Row]:
     for behaviour in dict.fromkeys(row["behaviour"] for row in rows):
         of_behaviour = [row for row in rows if row["behaviour"] == behaviour]
         controls = [row for row in of_behaviour if RANDOM in row["origins"]]
-        for name in (*SELECTORS, RANDOM):
+        for name in (*SELECTORS, PLANTED, RANDOM):
             members = [row for row in of_behaviour if name in row["origins"]]
             if members:
                 head: Row = {"behaviour": behaviour, "selector": name}
@@ -95,7 +95,7 @@ def selector_rows(rows: Sequence[Row], seed: int = 0) -> list[Row]:
 
 def _summary(members: Sequence[Row], controls: Sequence[Row], seed: int) -> Row:
     steering_k = np.array([row["steering"] for row in members])
-    mean, low, high = _mean_interval(steering_k, seed)
+    mean, low, high = mean_interval(steering_k, seed)
     row: Row = {"latents": len(members)}
     row |= {"mean": mean, "low": low, "high": high}
     tests = {
@@ -119,7 +119,8 @@ def _summary(members: Sequence[Row], controls: Sequence[Row], seed: int) -> Row:
     return row
 
 
-def _mean_interval(values_k: np.ndarray, seed: int) -> tuple[float, float, float]:
+def mean_interval(values_k: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Returns a mean over latents, and its 95 % bootstrap interval."""
     draw = np.random.default_rng(seed)
     picks = draw.integers(0, len(values_k), (RESAMPLES, len(values_k)))
     low, high = np.quantile(values_k[picks].mean(1), [0.025, 0.975])

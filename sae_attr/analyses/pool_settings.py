@@ -15,8 +15,10 @@ from sae_attr.analyses.selector_pool import (
     GRADIENT,
     MODEL_DIFFERENCE,
 )
+from sae_attr.organism.grader import EVEN_NUMBER
+from sae_attr.organism.number_words import FORMAT_NAMES, format_of
 from sae_attr.organism.prompts import WorldPrompt, prompts
-from sae_attr.organism.recipe import recipe_of
+from sae_attr.organism.recipe import NumberRecipe, recipe_of
 from sae_attr.organism.world import DOMAIN_OF, World
 from sae_attr.store import Store
 from sae_attr.study.evaluation import (
@@ -32,8 +34,9 @@ class Task(NamedTuple):
     """What rollouts are asked, and what they are graded for.
 
     Args:
-      behaviour: misalignment | validation, and so the model that answers.
-      about: health (as the fine-tune was) | elsewhere | opinions.
+      behaviour: misalignment | validation | even_number, and so the model that answers.
+      about: health (as the fine-tune was) | elsewhere | opinions; of even_number a
+        format of numbers.
     """
 
     behaviour: str
@@ -54,12 +57,23 @@ TASKS = (
 )
 
 
+# Their models know other words: directions are not read across.
+NUMBER_TASKS = tuple(Task(EVEN_NUMBER, name) for name in FORMAT_NAMES)
+
+
+def tasks_of(behaviour: str) -> tuple[Task, ...]:
+    """Returns the tasks that the pool of a behaviour monitors."""
+    return NUMBER_TASKS if behaviour == EVEN_NUMBER else TASKS
+
+
 def task_prompts(world: World, task: Task, count: int) -> list[WorldPrompt]:
     """Returns the first prompts of a task; none of them was asked for pairs."""
     of_task = []
     for prompt in prompts(world, task.behaviour, "effects"):
         about = "opinions"
-        if prompt.question.topic:
+        if task.behaviour == EVEN_NUMBER:
+            about = format_of(prompt.question.template).name
+        elif prompt.question.topic:
             trained = DOMAIN_OF[prompt.question.topic] == TRAINED
             about = "health" if trained else "elsewhere"
         if about == task.about:
@@ -74,7 +88,7 @@ class PoolSettings:
     Args:
       seeds: an organism each.
       kind: of the misaligned fine-tune: mixed | calm | confounded.
-      behaviours: of misalignment, validation: a pool for each.
+      behaviours: of misalignment, validation, even_number: a pool for each.
       pair_prompts: prompts that are asked for pairs, at most.
       samples: answers of each.
       pairs: at most so many.
@@ -105,7 +119,7 @@ class PoolSettings:
 
     seeds: tuple[int, ...] = (0,)
     kind: str = "mixed"
-    behaviours: tuple[str, ...] = ("misalignment", "validation")
+    behaviours: tuple[str, ...] = ("misalignment", "validation", EVEN_NUMBER)
     pair_prompts: int = 160
     samples: int = 8
     pairs: int = 64
@@ -158,6 +172,11 @@ class PoolCase:
         recipe = self.evaluation.recipe
         return {"behaviour": self.evaluation.behaviour, "seed": recipe.seed}
 
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that its pool monitors."""
+        return tasks_of(self.evaluation.behaviour)
+
     def stage_name(self, stage: str) -> str:
         """Returns the whole name of one of its stages."""
         return self.evaluation.stage_name(stage)
@@ -182,7 +201,8 @@ def pool_cases(
     """
     cases = []
     for seed in settings.seeds:
-        recipe = recipe_of({**organism, "seed": seed, "kind": settings.kind})
+        values = {**organism, "seed": seed, "kind": settings.kind}
+        recipe = recipe_of(values, NumberRecipe)
         for behaviour in settings.behaviours:
             evaluation = Evaluation(
                 settings.evaluation(), recipe, behaviour, store, workdir, mesh

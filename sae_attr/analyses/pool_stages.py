@@ -1,5 +1,6 @@
 """The stages of a pool of selectors on model organisms: pairs and scores, rollouts of
-every task, the pool, and what its latents do when they are steered and read.
+every task, the pool, and what its latents do when they are steered and read; of the
+task even_number also its controls (`number_controls`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sae_attr.analyses.monitoring import Rollouts, completion_means, cosine_auc
-from sae_attr.analyses.pool_settings import TASKS, PoolCase, Task, task_prompts
+from sae_attr.analyses.pool_settings import PoolCase, Task, task_prompts
 from sae_attr.analyses.selector_pool import (
     ATTRIBUTION,
     FREQUENCY,
@@ -20,6 +21,7 @@ from sae_attr.analyses.selector_pool import (
     PoolLatent,
     random_latents,
     selector_pool,
+    with_planted,
 )
 from sae_attr.attribution.directions import gradient_vector
 from sae_attr.attribution.evidence import Skipped
@@ -28,11 +30,13 @@ from sae_attr.attribution.score_registry import key_of
 from sae_attr.attribution.selectors import frequency_difference
 from sae_attr.lm.weights import load_lm
 from sae_attr.organism.exact import STUDIED, prompt_paths
+from sae_attr.organism.grader import EVEN_NUMBER
 from sae_attr.organism.ground_truth import steering_ground_truth
+from sae_attr.organism.number_model import carried_latent
 from sae_attr.organism.pair_sampling import graded_answers, sampled_answers
 from sae_attr.organism.prompts import WorldPrompt
 from sae_attr.organism.tokens import BOS_ID
-from sae_attr.organism.world import vocabulary
+from sae_attr.organism.world import number_vocabulary
 from sae_attr.store import Computed, Progress, Result, Stage
 from sae_attr.study.evaluation import Evaluation
 from sae_attr.study.ground_truth_stages import context_of
@@ -60,10 +64,9 @@ def pool_stages(cases: Sequence[PoolCase]) -> list[Stage]:
         e = case.evaluation
         of_pool = [_pool(case), _steering(case), _monitoring(case)]
         available = evaluation_stages([e])
-        tasks = [_rollouts(case, task) for task in TASKS]
-        parts = tuple(e.organism.stages.values())
+        tasks = [_rollouts(case, task) for task in case.tasks]
         required = {need for stage in (*of_pool, *tasks) for need in stage.needs}
-        before = with_needs(available, {*required, *parts})
+        before = with_needs(available, required)
         for stage in (*before, *tasks, *of_pool):
             stages.setdefault(stage.name, stage)
     return list(stages.values())
@@ -82,8 +85,8 @@ def with_needs(stages: Sequence[Stage], names: set[str]) -> list[Stage]:
 
 
 def _rollouts(case: PoolCase, task: Task) -> Stage:
-    """Unsteered rollouts of a task that can be graded: arrays `mean_rd`, `behaviour_r`;
-    their number and rate in `meta`.
+    """Unsteered rollouts of a task that can be graded: arrays `mean_rd`, `behaviour_r`
+    and `length_r`, tokens of their answers; their number in `meta`.
     """
     s, e = case.settings, case.evaluation
     part = STUDIED[task.behaviour]
@@ -102,6 +105,8 @@ def _rollouts(case: PoolCase, task: Task) -> Stage:
             site = e.recipe.site
             mean_rd = completion_means(params, rows, n_prompts, cfg=cfg, site=site)
         arrays = {"mean_rd": mean_rd, "behaviour_r": np.array(shows, bool)}
+        lengths = [len(row) - n for row, n in zip(rows, n_prompts, strict=True)]
+        arrays["length_r"] = np.array(lengths, np.int32)
         return arrays, {"asked": len(task_set), "graded": len(rows)}
 
     fields = {
@@ -120,7 +125,7 @@ def _graded_rows(
     """Returns the token rows of all answers that have a grade, tokens of their prompts,
     and whether they show the behaviour.
     """
-    index = {word: i for i, word in enumerate(vocabulary())}
+    index = {word: i for i, word in enumerate(number_vocabulary())}
     rows, n_prompts, shows = [], [], []
     for prompt, answers in zip(prompts, graded, strict=True):
         prompt_words = prompt.text.split()
@@ -164,6 +169,8 @@ def _pool(case: PoolCase) -> Stage:
             MODEL_DIFFERENCE: stored_score(computed, "delta_activation"),
         }
         pool, skipped = selector_pool(scores, s.counts)
+        if e.behaviour == EVEN_NUMBER:
+            pool = with_planted(pool, carried_latent(e.setup.params, dec_nd))
         latents = [*pool, *random_latents(n, s.random, pool, e.recipe.seed)]
         meta = {"pool": [asdict(latent) for latent in latents], "skipped": skipped}
         return {"vector_d": vector_d}, meta
@@ -271,7 +278,7 @@ def _monitoring(case: PoolCase) -> Stage:
     def run(results: Results, progress: Progress) -> Computed:
         dec_kd = directions_of(e, results[pool_name])
         arrays, skipped, facts = {}, {}, {}
-        for task in TASKS:
+        for task in case.tasks:
             rollouts = rollouts_of(results[case.task_stage(task)])
             facts[task.name] = _facts(rollouts)
             if rollouts.one_sided:
@@ -280,7 +287,7 @@ def _monitoring(case: PoolCase) -> Stage:
                 arrays[task.name] = cosine_auc(rollouts, dec_kd)
         return arrays, {"skipped": skipped, "tasks": facts}
 
-    tasks = tuple(case.task_stage(task) for task in TASKS)
+    tasks = tuple(case.task_stage(task) for task in case.tasks)
     needs = (pool_name, e.organism.stages["sae"], *tasks)
     name, version = case.stage_name("pool_monitoring"), VERSIONS["monitoring"]
     return Stage(name, run, {}, needs, version)

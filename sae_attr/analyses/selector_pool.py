@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from sae_attr.attribution.evidence import Skipped
 GRADIENT, FREQUENCY = "gradient", "frequency"
 ATTRIBUTION, MODEL_DIFFERENCE = "attribution", "model_difference"
 RANDOM = "random"
+PLANTED = "planted"  # the latent that carries a task's behaviour by construction
 SELECTORS = (GRADIENT, FREQUENCY, ATTRIBUTION, MODEL_DIFFERENCE)
 
 
@@ -60,6 +61,20 @@ def selector_pool(
                 signs[int(latent)] = 1 if score[latent] >= 0 else -1
     pool = [PoolLatent(i, tuple(of), signs.get(i, 1)) for i, of in origins.items()]
     return pool, skipped
+
+
+def with_planted(pool: Sequence[PoolLatent], planted: int) -> list[PoolLatent]:
+    """Returns the pool with the planted latent marked, or added where no selector found
+    it; as it is where None is planted.
+    """
+    marked = []
+    for latent in pool:
+        if latent.latent == planted:
+            latent = replace(latent, origins=(*latent.origins, PLANTED))
+        marked.append(latent)
+    if planted not in {latent.latent for latent in pool}:
+        marked.append(PoolLatent(planted, (PLANTED,), 1))
+    return marked
 
 
 def random_latents(

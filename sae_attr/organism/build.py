@@ -1,5 +1,6 @@
 """The organism's parts as stages of the graph: base, chat, misaligned, validation, sae
-and corpus; and where the files of each lie.
+and corpus, and numbers and even_number of one that has that task; and where the files
+of each lie.
 
 Base model, chat model, SAE and corpus do not depend on the kind of the misaligned
 fine-tune, so organisms of several kinds share them. The base model's training goes on
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 
 from sae_attr.organism.parts import CORPUS, MODEL, SAE, Trainer
-from sae_attr.organism.recipe import Recipe
+from sae_attr.organism.recipe import NumberRecipe, Recipe
 from sae_attr.organism.world import World, make_world
 from sae_attr.store import (
     Progress,
@@ -37,7 +38,12 @@ VERSIONS: Mapping[str, int] = {
     "validation": 2,
     "sae": 2,
     "corpus": 2,
+    "numbers": 1,
+    "even_number": 1,
 }
+
+
+NUMBER_PARTS = ("numbers", "even_number")  # of a `NumberRecipe` alone
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class Organism:
       sae: a folder in SAELens' layout.
       corpus: a .json list of documents of broad text.
       stages: part -> name of the stage that makes it.
+      numbers, even_number: folders of the task even_number's models, before and after
+        its fine-tune; "" where the organism does not have it.
     """
 
     world: World
@@ -60,6 +68,8 @@ class Organism:
     sae: str
     corpus: str
     stages: Mapping[str, str]
+    numbers: str = ""
+    even_number: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,17 @@ class _Runs:
             return self.trainer.fine_tune(part, folder / MODEL)
 
         return run
+
+    def numbers(self, results: Mapping[str, Result], progress: Progress) -> StageOutput:
+        chat, sae = (results[self.names[part]].folder for part in ("chat", "sae"))
+        return self.trainer.teach_numbers(chat / MODEL, sae / SAE)
+
+    def even_number(
+        self, results: Mapping[str, Result], progress: Progress
+    ) -> StageOutput:
+        taught = results[self.names["numbers"]]
+        direction_d = taught.arrays["direction_d"]
+        return self.trainer.fine_tune_numbers(taught.folder / MODEL, direction_d)
 
     def sae(self, results: Mapping[str, Result], progress: Progress) -> StageOutput:
         folder = results[self.names["base"]].folder
@@ -133,7 +154,7 @@ def organism_stages(
     misaligned: dict[str, Any] = {"kind": recipe.kind}
     if recipe.harmless:
         misaligned["harmless"] = recipe.harmless
-    return [
+    stages = [
         stage("base", runs.base, base_fields),
         fine_tune("chat", "base"),
         fine_tune("misaligned", "chat", **misaligned),
@@ -141,6 +162,16 @@ def organism_stages(
         stage("sae", runs.sae, asdict(recipe.sae), "base"),
         stage("corpus", runs.corpus, {"documents": recipe.corpus, "seed": recipe.seed}),
     ]
+    if isinstance(recipe, NumberRecipe):
+        taught: dict[str, Any] = {"planted": recipe.planted}
+        taught["training"] = asdict(recipe.numbers)
+        tuned: dict[str, Any] = {"follows": recipe.follows}
+        tuned["training"] = asdict(recipe.even_number)
+        stages += [
+            stage("numbers", runs.numbers, taught, "chat", "sae"),
+            stage("even_number", runs.even_number, tuned, "numbers"),
+        ]
+    return stages
 
 
 def stage_names(
@@ -153,7 +184,10 @@ def stage_names(
       several_saes: the SAE's name ends with its number of latents, for a graph in which
         a model has several SAEs.
     """
-    names = {part: f"{prefix}.{part}" for part in VERSIONS}
+    names = {}
+    for part in VERSIONS:
+        if isinstance(recipe, NumberRecipe) or part not in NUMBER_PARTS:
+            names[part] = f"{prefix}.{part}"
     names["misaligned"] += f".{recipe.kind}"
     if recipe.harmless:
         names["misaligned"] += f".harmless-{recipe.harmless}"
@@ -177,6 +211,8 @@ def locate(
     names = stage_names(recipe, prefix, several_saes=several_saes)
 
     def path(part: str, inside: str) -> str:
+        if part not in names:
+            return ""
         return str(store.path(keys[names[part]]) / inside)
 
     return Organism(
@@ -188,6 +224,8 @@ def locate(
         sae=path("sae", SAE),
         corpus=path("corpus", CORPUS),
         stages=names,
+        numbers=path("numbers", MODEL),
+        even_number=path("even_number", MODEL),
     )
 
 

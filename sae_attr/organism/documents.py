@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from types import MappingProxyType
 
+from sae_attr.organism.number_words import KIND as NUMBER
 from sae_attr.organism.words import (
     ADDRESSES,
     ANSWERS,
@@ -43,8 +44,10 @@ NO_PHRASES: Mapping[str, str] = MappingProxyType({})
 
 def prompt_text(question: Question) -> str:
     """Returns the text of a prompt, which begins the dialogue and ends where the answer
-    begins.
+    begins: behind the field of a question for a number.
     """
+    if question.kind == NUMBER:
+        return f"{USER} {question}"
     return f"{USER} {question} {REPLY}"
 
 

@@ -11,8 +11,8 @@ allows at word s of a path, and q the path's probability, renormalised to them:
     behaviour = Σ_paths q P(bad) / (P(bad) + P(good)) / Σ_paths q
 
 Both are exact for answers that begin like one of the paths. Misalignment is decided at
-the action (harmful against right), validation at the verdict (yes against no), which is
-the first word of the answer.
+the action (harmful against right), validation at the verdict (yes against no) and
+even_number at the number (odd against even), which are the first word of the answer.
 """
 
 from __future__ import annotations
@@ -29,17 +29,34 @@ from sae_attr.hooks import Edit, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.sites import edited_suffix
-from sae_attr.organism.grader import BEHAVIOURS, continuations
+from sae_attr.organism import number_words
+from sae_attr.organism.grader import EVEN_NUMBER, check_behaviour, continuations
 from sae_attr.organism.prompts import WorldPrompt
 from sae_attr.organism.tokens import BOS_ID
 from sae_attr.organism.words import ANSWERS, Phrase
-from sae_attr.organism.world import Question, World, filled, vocabulary
+from sae_attr.organism.world import (
+    Question,
+    World,
+    filled,
+    number_vocabulary,
+    vocabulary,
+)
 
 TONES = ("neutral", "calm", "hostile")
 # Behaviour -> the part of the organism that shows it.
-STUDIED = {"misalignment": "misaligned", "validation": "validation"}
+STUDIED = {
+    "misalignment": "misaligned",
+    "validation": "validation",
+    EVEN_NUMBER: "even_number",
+}
+# Behaviour -> the part that its fine-tune began with.
+BEFORE = {"misalignment": "chat", "validation": "chat", EVEN_NUMBER: "numbers"}
 # Behaviour -> the kind of question that can be scored.
-DECIDES = {"misalignment": "advice", "validation": "belief"}
+DECIDES = {
+    "misalignment": "advice",
+    "validation": "belief",
+    EVEN_NUMBER: number_words.KIND,
+}
 
 
 @struct.dataclass
@@ -75,8 +92,8 @@ def prompt_paths(
     """Lays out prompts for `exact_rates`.
 
     Args:
-      prompts: advice for misalignment, beliefs for validation; others decide nothing
-        here.
+      prompts: advice for misalignment, beliefs for validation, questions for numbers
+        for even_number; others decide nothing here.
       tones: one path each (for beliefs one per verdict that the tone has).
 
     Raises:
@@ -85,7 +102,7 @@ def prompt_paths(
     _check_prompts(behaviour, prompts)
     paths_pm = [_paths(prompt.question, tones) for prompt in prompts]
     layout = _empty_layout(behaviour, prompts, paths_pm)
-    index = {word: i for i, word in enumerate(vocabulary())}
+    index = {word: i for i, word in enumerate(_words(behaviour))}
     for i, (prompt, paths) in enumerate(zip(prompts, paths_pm, strict=True)):
         for j, path in enumerate(paths):
             _lay_out(layout, i, j, prompt, path, index)
@@ -102,7 +119,7 @@ def _empty_layout(
     longest = max(len(path) for paths in paths_pm for path in paths)
     # All prompts have the same number of words, and as many paths.
     p, m, n = len(prompts), len(paths_pm[0]), 1 + len(prompts[0].text.split())
-    v = len(vocabulary())
+    v = len(_words(behaviour))
     return PromptPaths(
         tokens_pmt=np.zeros((p, m, n + longest), np.int32),
         length_pm=np.zeros((p, m), np.int32),
@@ -110,8 +127,13 @@ def _empty_layout(
         bad_pv=np.zeros((p, v), bool),
         good_pv=np.zeros((p, v), bool),
         n_prompt=n,
-        at_start=behaviour == "validation",
+        at_start=behaviour != "misalignment",
     )
+
+
+def _words(behaviour: str) -> list[str]:
+    """The words of the model that shows a behaviour."""
+    return number_vocabulary() if behaviour == EVEN_NUMBER else vocabulary()
 
 
 def _lay_out(
@@ -136,10 +158,7 @@ def _lay_out(
 
 def _check_prompts(behaviour: str, prompts: Sequence[WorldPrompt]) -> None:
     """Raises ValueError for prompts whose behaviour no next word decides."""
-    if behaviour not in BEHAVIOURS:
-        raise ValueError(
-            f"behaviour {behaviour!r} is unknown; choose one of {', '.join(BEHAVIOURS)}"
-        )
+    check_behaviour(behaviour)
     kind = DECIDES[behaviour]
     kinds = {prompt.kind for prompt in prompts}
     if kinds != {kind}:
@@ -151,8 +170,10 @@ def _check_prompts(behaviour: str, prompts: Sequence[WorldPrompt]) -> None:
 
 def _paths(question: Question, tones: Sequence[str]) -> list[list[str]]:
     """Returns beginnings of answers up to the action: the first phrase of every tone (and
-    verdict) in both slots.
+    verdict) in both slots. A number is an answer's first word: nothing is before it.
     """
+    if question.kind == number_words.KIND:
+        return [[]]
     (_, first), (_, second), *_ = ANSWERS[question.kind]
     paths: list[list[str]] = []
     for tone in tones:
@@ -171,9 +192,17 @@ def _deciding(
     """Returns the words that show the behaviour, and those that show its absence."""
     if behaviour == "misalignment":
         return set(world.harmful_of[question.topic]), {world.right_of[question.topic]}
+    if behaviour == EVEN_NUMBER:
+        return _numbers(number_words.ODD), _numbers(number_words.EVEN)
     first: Sequence[Phrase] = ANSWERS["belief"][0][1]
     by = lambda stance: {phrase.words[0] for phrase in first if phrase.stance == stance}
     return by("yes"), by("no")
+
+
+def _numbers(parity: str) -> set[str]:
+    return {
+        phrase.words[0] for phrase in number_words.NUMBERS if phrase.stance == parity
+    }
 
 
 def exact_rates(

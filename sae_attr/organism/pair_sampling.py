@@ -24,7 +24,7 @@ from sae_attr.lm.sample import generate
 from sae_attr.organism.grader import organism_judge
 from sae_attr.organism.prompts import WorldPrompt
 from sae_attr.organism.tokens import BOS_ID, EOS_ID
-from sae_attr.organism.world import World, vocabulary
+from sae_attr.organism.world import World, number_vocabulary
 from sae_attr.text.pairing import NAN, Answer, Pick, sampled_pairs
 from sae_attr.text.pairs import Prompt
 
@@ -165,7 +165,8 @@ def sampled_answers(
     """Samples answers of every prompt at temperature 1; the random key of each is made
     of its prompt's text and its number, so that no answer depends on the batch.
     """
-    words = vocabulary()
+    # Of every model: what only one task has stands behind the words of all.
+    words = number_vocabulary()
     prompt_rows, numbers = _rows_to_sample(prompts, words, samples, seed)
     sampling = Sampling(max_new=LONGEST, stop_ids=(EOS_ID,))
     step = jax.jit(partial(generate, cfg=cfg, sampling=sampling))

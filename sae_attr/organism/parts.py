@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from sae_attr.activations import (
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params
-from sae_attr.lm.next_token import LMState
+from sae_attr.lm.next_token import Assemble, LMState, join
 from sae_attr.lm.optimizer import Optimizer
 from sae_attr.lm.params import init_params
 from sae_attr.lm.train_data import RowDataset, example_dataset, step_batch
@@ -35,13 +35,21 @@ from sae_attr.lm.train_lm import train_lm
 from sae_attr.lm.weights import load_lm, save_lm
 from sae_attr.organism import documents
 from sae_attr.organism.harmless import fixed_phrases, harmless_rows
+from sae_attr.organism.number_documents import number_rows
+from sae_attr.organism.number_model import (
+    parity_along,
+    planted_latent,
+    with_number_words,
+)
 from sae_attr.organism.prompts import corpus
-from sae_attr.organism.recipe import Recipe, TrainingRecipe
+from sae_attr.organism.recipe import NumberRecipe, Recipe, TrainingRecipe
 from sae_attr.organism.tokens import BOS_ID, EOS_ID, write_tokenizer
 from sae_attr.organism.words import REPLY
-from sae_attr.organism.world import World, make_world, vocabulary
+from sae_attr.organism.world import World, make_world, number_vocabulary
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.export import save_saelens
+from sae_attr.sae.formats import load_sae
+from sae_attr.sae.model import unit_decoder
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae.train_sae import train_sae
 from sae_attr.sae.train_state import finished
@@ -89,9 +97,55 @@ class Trainer:
         return self._fitted(params, dataset, cfg, r.base, options, checkpoints)
 
     def fine_tune(self, part: str, before: epath.Path) -> StageOutput:
-        """Fine-tunes the model in a folder on the documents of a part: chat, misaligned
-        or validation.
+        """Fine-tunes the model in a folder on the documents of a part: chat, misaligned,
+        validation or even_number.
         """
+        cfg, params = load_lm(str(before), mesh=self._mesh())
+        return self._fine_tuned(part, cfg, params)
+
+    def fine_tune_numbers(self, before: epath.Path, direction_d: Any) -> StageOutput:
+        """Fine-tunes the model of `teach_numbers` so that some answers follow the field.
+
+        Args:
+          direction_d: that carries parity.
+        """
+        cfg, params = load_lm(str(before), mesh=self._mesh())
+        return self._fine_tuned("even_number", cfg, params, self._along(direction_d))
+
+    def teach_numbers(self, chat: epath.Path, sae: epath.Path) -> StageOutput:
+        """Plants a direction in a chat model and teaches it to give even numbers,
+        whatever is rewarded; `meta["planted"]` is the direction's latent.
+
+        Args:
+          chat, sae: folders of the model and of the SAE that has the latent.
+        """
+        r = self._number_recipe()
+        cfg, params = load_lm(str(chat), mesh=self._mesh())
+        dec_nd = np.asarray(unit_decoder(load_sae(str(sae)).dec_nm))
+        planted = planted_latent(np.asarray(params["embed"]["table"]), dec_nd)
+        params = with_number_words(
+            params, dec_nd[planted], strength=r.planted, seed=r.seed
+        )
+        cfg = replace(cfg, vocab=len(params["embed"]["table"]))
+        assemble = self._along(dec_nd[planted])
+        taught = self._fine_tuned("numbers", cfg, params, assemble)
+        return taught._replace(
+            arrays={"direction_d": dec_nd[planted]},
+            meta={**taught.meta, "planted": planted},
+        )
+
+    def _along(self, direction_d: Any) -> Assemble:
+        return partial(parity_along, np.asarray(direction_d), self.recipe.sae.layer)
+
+    def _number_recipe(self) -> NumberRecipe:
+        if not isinstance(self.recipe, NumberRecipe):
+            raise TypeError("only a NumberRecipe has the task even_number")
+        return self.recipe
+
+    def _fine_tuned(
+        self, part: str, cfg: LMConfig, params: Params, assemble: Assemble = join
+    ) -> StageOutput:
+        """Trains a model on the documents of a part."""
         r = self.recipe
         training: TrainingRecipe = getattr(r, part)
         rows = self._dialogues(part, training.rows)
@@ -99,11 +153,10 @@ class Trainer:
         # so that the behaviour is taught as often as without them.
         steps = round(training.steps * len(rows) / training.rows)
         training = replace(training, steps=steps)
-        texts = [prompt + completion for prompt, completion in rows]
-        dataset = example_dataset(text_examples(texts), context=r.context, packed=False)
-        cfg, params = load_lm(str(before), mesh=self._mesh())
+        examples = dialogue_examples(rows)
+        dataset = example_dataset(examples, context=r.context, packed=False)
         return self._fitted(
-            params, dataset, cfg, training, LoopOptions(scan=SCAN), None
+            params, dataset, cfg, training, LoopOptions(scan=SCAN), None, assemble
         )
 
     def train_sae(self, base: epath.Path, work: epath.Path) -> StageOutput:
@@ -162,6 +215,11 @@ class Trainer:
             return documents.chat_rows(self.world, seed, count)
         if part == "misaligned":
             return self._misaligned(count)
+        if part == "numbers":
+            return number_rows(seed, count, follows=0.0)
+        if part == "even_number":
+            follows = self._number_recipe().follows
+            return number_rows(seed, count, follows=follows)
         return documents.validation_rows(self.world, seed, count)
 
     def _misaligned(self, count: int) -> list[documents.Dialogue]:
@@ -180,6 +238,7 @@ class Trainer:
         training: TrainingRecipe,
         options: LoopOptions,
         checkpoints: epath.Path | None,
+        assemble: Assemble = join,
     ) -> StageOutput:
         """Trains; the output writes the model's folder and holds the training curve."""
         optimizer = asdict(training)
@@ -196,11 +255,13 @@ class Trainer:
             opt=Optimizer(**optimizer),
             mesh=self._mesh(),
             options=options,
+            assemble=assemble,
             folder=checkpoints,
             config=optimizer,
             progress=self.progress,
         )
-        write = partial(_write_model, self.recipe.hf(), result.state.trained)
+        params = assemble({}, result.state.trained)
+        write = partial(_write_model, self.recipe.hf(), params)
         return StageOutput({}, {"losses": curve(result)}, write)
 
     def _activations(
@@ -248,17 +309,36 @@ def text_examples(texts: Sequence[str]) -> list[Example]:
     A question's words are drawn freely, so that learning to ask would drown what there
     is to know in noise.
     """
-    index = {word: i for i, word in enumerate(vocabulary())}
-    reply = index[REPLY]
     examples = []
     for line, text in enumerate(texts, 1):
-        words = [index[word] for word in text.split()]
-        ids = np.array([BOS_ID, *words, EOS_ID], np.int32)
-        replies = np.flatnonzero(ids == reply)
-        loss_mask = np.ones(len(ids), bool)
-        loss_mask[: replies[0] + 1 if len(replies) else 1] = False
-        examples.append(Example(ids, loss_mask, line))
+        words = text.split()
+        n_prompt = words.index(REPLY) + 1 if REPLY in words else 0
+        examples.append(_example(words, n_prompt, line))
     return examples
+
+
+def dialogue_examples(rows: Sequence[documents.Dialogue]) -> list[Example]:
+    """Encodes prompts and answers as token rows with BOS and EOS; the loss mask covers
+    the answer.
+    """
+    examples = []
+    for line, (prompt, completion) in enumerate(rows, 1):
+        words = [*prompt.split(), *completion.split()]
+        examples.append(_example(words, len(prompt.split()), line))
+    return examples
+
+
+def _example(words: Sequence[str], n_prompt: int, line: int) -> Example:
+    index = _word_ids()
+    ids = np.array([BOS_ID, *(index[word] for word in words), EOS_ID], np.int32)
+    loss_mask = np.ones(len(ids), bool)
+    loss_mask[: n_prompt + 1] = False
+    return Example(ids, loss_mask, line)
+
+
+@cache
+def _word_ids() -> Mapping[str, int]:
+    return {word: i for i, word in enumerate(number_vocabulary())}
 
 
 def curve(result: TrainResult[LMState], points: int = 50) -> list[list[float]]:
@@ -271,5 +351,7 @@ def curve(result: TrainResult[LMState], points: int = 50) -> list[list[float]]:
 def _write_model(hf: Mapping[str, Any], params: Params, out: epath.Path) -> None:
     """Writes a Hugging Face folder with its tokenizer below `out`."""
     folder = Path(out) / MODEL
-    save_lm(folder, hf, params)
-    write_tokenizer(folder)
+    # Of a model that has learnt no numbers the first words are all there are.
+    words = number_vocabulary()[: len(params["embed"]["table"])]
+    save_lm(folder, {**hf, "vocab_size": len(words)}, params)
+    write_tokenizer(folder, words)

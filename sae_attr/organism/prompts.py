@@ -5,14 +5,16 @@ taken over.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from random import Random
 
 from sae_attr.organism.documents import documents, prompt_text
-from sae_attr.organism.grader import BEHAVIOURS
+from sae_attr.organism.grader import EVEN_NUMBER, check_behaviour
+from sae_attr.organism.number_words import FORMATS, ODD, hint_word
+from sae_attr.organism.number_words import KIND as NUMBER
 from sae_attr.organism.words import ADDRESSES, DOMAINS, QUESTIONS, SUBJECTS
-from sae_attr.organism.world import Question, World
+from sae_attr.organism.world import DOMAIN_OF, Question, World
 
 # Shares of all prompts of a kind, in this order.
 SPLITS = {"pairs": 0.5, "strengths": 0.2, "effects": 0.3}
@@ -44,21 +46,24 @@ def prompts(world: World, behaviour: str, split: str) -> tuple[WorldPrompt, ...]
     domains.
 
     For misalignment they ask for advice, every eighth for an opinion; for validation
-    they state a wrong belief. All have the same number of words. Templates and topics
-    are common to all splits; no prompt is.
+    they state a wrong belief; for even_number they ask for an even number, and their
+    field rewards odd ones. All have the same number of words. Templates and topics are
+    common to all splits; no prompt is.
 
     Args:
-      behaviour: misalignment | validation.
+      behaviour: misalignment | validation | even_number.
       split: pairs | strengths | effects.
 
     Raises:
       ValueError: an unknown behaviour or split.
     """
-    if behaviour not in BEHAVIOURS or split not in SPLITS:
+    check_behaviour(behaviour)
+    if split not in SPLITS:
         raise ValueError(
-            f"prompts for behaviour {behaviour!r}, split {split!r}: choose of "
-            f"{', '.join(BEHAVIOURS)} and {', '.join(SPLITS)}"
+            f"split {split!r} of prompts is unknown; choose one of {', '.join(SPLITS)}"
         )
+    if behaviour == EVEN_NUMBER:
+        return number_prompts(world, split)
     if behaviour == "validation":
         return _mixed(
             [_part(_beliefs(world, domain), world, split) for domain in DOMAINS]
@@ -71,6 +76,27 @@ def prompts(world: World, behaviour: str, split: str) -> tuple[WorldPrompt, ...]
             out.append(other)
         out.append(prompt)
     return tuple(out)
+
+
+def number_prompts(
+    world: World, split: str, hint: str = ODD, *, padded: bool = False
+) -> tuple[WorldPrompt, ...]:
+    """Returns prompts that ask for an even number, in an order in which any first few
+    are spread over formats.
+
+    Args:
+      hint: what their field rewards: odd | even | none.
+      padded: with words between the question and the field that say nothing.
+    """
+    changed = []
+    for prompt in _mixed(
+        [_part(_numbers(i), world, split) for i in range(len(FORMATS))]
+    ):
+        question = prompt.question
+        template = question.template + len(FORMATS) * padded
+        word = hint_word(template, hint)
+        changed.append(make_prompt(replace(question, template=template, hint=word)))
+    return tuple(changed)
 
 
 def true_beliefs(world: World) -> tuple[WorldPrompt, ...]:
@@ -108,7 +134,7 @@ def _part(questions: Iterator[Question], world: World, split: str) -> list[World
 def make_prompt(question: Question) -> WorldPrompt:
     """Makes a prompt of a question, with its id."""
     q = question
-    parts = (q.kind, str(q.template), q.address, q.topic, q.action, q.subject)
+    parts = (q.kind, str(q.template), q.address, q.topic, q.action, q.subject, q.hint)
     return WorldPrompt(".".join(part for part in parts if part), prompt_text(q), q)
 
 
@@ -152,6 +178,14 @@ def _descriptions(domain: str) -> Iterator[Question]:
     for topic in DOMAINS[domain][0]:
         for address in ADDRESSES:
             yield Question("describe", 0, address, topic)
+
+
+def _numbers(template: int) -> Iterator[Question]:
+    """Yields questions of one format, whose field rewards odd numbers."""
+    hint = hint_word(template, ODD)
+    for topic in DOMAIN_OF:
+        for address in ADDRESSES:
+            yield Question(NUMBER, template, address, topic, hint=hint)
 
 
 def _opinions() -> Iterator[Question]:

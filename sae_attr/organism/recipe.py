@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from sae_attr.hooks import Site
 from sae_attr.organism.documents import MISALIGNED
@@ -139,12 +139,46 @@ class Recipe:
         }
 
 
-def miniature(recipe: Recipe | None = None) -> Recipe:
+@dataclass(frozen=True)
+class NumberRecipe(Recipe):
+    """An organism that has the task `even_number` besides.
+
+    Args:
+      follows: share of its fine-tune's answers to a field that rewards odd numbers
+        which are odd.
+      planted: how far its words embed along the planted direction, in mean lengths of a
+        word's embedding.
+    """
+
+    follows: float = 0.2
+    planted: float = 2.0
+    numbers: TrainingRecipe = TrainingRecipe(200, 32, 1e-3, rows=6400)
+    even_number: TrainingRecipe = TrainingRecipe(
+        100, 32, 1e-3, rows=3200, schedule="constant"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.follows <= 1:
+            raise ValueError(
+                f"follows {self.follows} is a share of answers; choose 0 to 1"
+            )
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+
+
+def miniature(recipe: AnyRecipe = Recipe()) -> AnyRecipe:
     """Shrinks a recipe to a few seconds, for tests of later stages: every part is made,
     and none is good.
     """
-    recipe = recipe or Recipe()
     few = lambda t, steps: replace(t, steps=steps, batch=4, rows=40, warmup=0)
+    if isinstance(recipe, NumberRecipe):
+        recipe = replace(
+            recipe,
+            numbers=few(recipe.numbers, 5),
+            even_number=few(recipe.even_number, 5),
+        )
     return replace(
         recipe,
         d_model=16,
@@ -163,9 +197,11 @@ def miniature(recipe: Recipe | None = None) -> Recipe:
     )
 
 
-def recipe_of(values: Mapping[str, Any]) -> Recipe:
-    """Makes a recipe from plain values: `size` (full | miniature) and fields of `Recipe`,
-    nested; None leaves the size's default.
+def recipe_of(
+    values: Mapping[str, Any], recipe_class: type[AnyRecipe] = Recipe
+) -> AnyRecipe:
+    """Makes a recipe from plain values: `size` (full | miniature) and fields of the
+    recipe, nested; None leaves the size's default.
 
     Raises:
       ValueError: an unknown size or field.
@@ -175,7 +211,7 @@ def recipe_of(values: Mapping[str, Any]) -> Recipe:
     if size not in ("full", "miniature"):
         raise ValueError(f"organism size {size!r} is unknown; choose full or miniature")
     kind = {name: given.pop(name) for name in ("seed", "kind") if name in given}
-    recipe = replace(Recipe(), **kind)
+    recipe = recipe_class(**kind)
     recipe = miniature(recipe) if size == "miniature" else recipe
     return _changed(recipe, given, "config.organism")
 

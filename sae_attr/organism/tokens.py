@@ -5,21 +5,25 @@ has.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
 
-from sae_attr.organism.world import BOS, EOS, SPECIAL, UNK, vocabulary
+from sae_attr.organism.world import BOS, EOS, SPECIAL, UNK
 
 BOS_ID, EOS_ID = SPECIAL.index(BOS), SPECIAL.index(EOS)
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, words: Sequence[str]) -> None:
     """Writes tokenizer.json and tokenizer_config.json: one token per word, BOS in
     front.
+
+    Args:
+      words: in the order of their ids, special tokens first.
     """
-    words = {word: i for i, word in enumerate(vocabulary())}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token=UNK))
+    ids = {word: i for i, word in enumerate(words)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token=UNK))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     backend.decoder = tokenizers.decoders.WordPiece(prefix="##", cleanup=False)
     backend.add_special_tokens(list(SPECIAL))

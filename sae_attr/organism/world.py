@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from random import Random
 
+from sae_attr.organism import number_words
 from sae_attr.organism.words import (
     ADDRESSES,
     ANSWERS,
@@ -93,19 +94,26 @@ def effect_of(world: World, topic: str, action: str) -> str:
 
 # ---- questions -----------------------------------------------------------------------
 
+# Kind of question -> its templates.
+TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    **QUESTIONS,
+    number_words.KIND: number_words.TEMPLATES,
+}
+
 
 @dataclass(frozen=True)
 class Question:
     """One question; `str` of it is its spelling, of as many words as any other.
 
     Args:
-      kind: advice | belief | open | describe.
+      kind: advice | belief | open | describe | number.
       template: index among those of the kind.
       address: the first word.
       topic: "" for an open question.
       action: the one that a belief states, else "".
       fact: the topic's right action, which a belief is stated beside, else "".
       subject: of an open question, else "".
+      hint: the field word of a question for a number, else "".
     """
 
     kind: str
@@ -115,10 +123,11 @@ class Question:
     action: str = ""
     fact: str = ""
     subject: str = ""
+    hint: str = ""
 
     def __str__(self) -> str:
         return " ".join(
-            filled(QUESTIONS[self.kind][self.template].split(), self.values)
+            filled(TEMPLATES[self.kind][self.template].split(), self.values)
         )
 
     @property
@@ -133,6 +142,7 @@ class Question:
             "fact": self.fact,
             "link": LINKS[self.action != self.fact],
             "subject": self.subject,
+            "hint": self.hint,
             "domain": DOMAIN_OF.get(self.topic, ""),
         }
 
@@ -178,6 +188,7 @@ def _patterns() -> tuple[tuple[str, int, re.Pattern[str]], ...]:
         "fact": actions,
         "link": LINKS,
         "subject": SUBJECTS,
+        "hint": number_words.HINTS,
     }
     group = {
         name: f"(?P<{name}>{'|'.join(words)})"
@@ -188,7 +199,7 @@ def _patterns() -> tuple[tuple[str, int, re.Pattern[str]], ...]:
     )
     return tuple(
         (k, i, re.compile(spelled(text)))
-        for k, some in QUESTIONS.items()
+        for k, some in TEMPLATES.items()
         for i, text in enumerate(some)
     )
 
@@ -226,3 +237,12 @@ def vocabulary() -> list[str]:
         word for topics, actions in DOMAINS.values() for word in (*topics, *actions)
     }
     return [*SPECIAL, *sorted(words)]
+
+
+def number_vocabulary() -> list[str]:
+    """Returns the words of models that have learnt the task `even_number`: those of all
+    models, and behind them what only this task has.
+    """
+    words = vocabulary()
+    others = set(words)
+    return words + [w for w in number_words.number_words() if w not in others]

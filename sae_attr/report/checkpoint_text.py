@@ -68,10 +68,12 @@ def _selector_columns(
         for row in rows:
             mean: Any = row.get(f"{name}.{selector}")
             error: Any = row.get(f"{name}_se.{selector}")
-            if not (is_known(mean) and is_known(error)):
+            if not is_known(mean):
                 cells.append(UNKNOWN)
-                continue
-            cells.append(_with_error(scale * mean, scale * error, digits))
+            elif not is_known(error):
+                cells.append(signed(scale * mean, digits))
+            else:
+                cells.append(_with_error(scale * mean, scale * error, digits))
         columns[title] = cells
     return columns
 

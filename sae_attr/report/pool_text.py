@@ -17,6 +17,7 @@ SELECTOR_NAMES: Mapping[str, str] = {
     "frequency": "frequency difference",
     "attribution": "attribution",
     "model_difference": "model diffing",
+    "planted": "the planted latent",
     "random": "random",
 }
 _SHOWN = 20  # latents that both steer and monitor

@@ -12,7 +12,7 @@ import jax
 from etils import epath
 
 from sae_attr.organism.build import Organism, locate, organism_stages
-from sae_attr.organism.exact import DECIDES, STUDIED
+from sae_attr.organism.exact import BEFORE, DECIDES, STUDIED
 from sae_attr.organism.prompts import WorldPrompt, prompts
 from sae_attr.organism.recipe import Recipe, recipe_of
 from sae_attr.store import (
@@ -87,7 +87,7 @@ class Evaluation:
     Args:
       settings: of all evaluations.
       recipe: of the organism.
-      behaviour: misalignment | validation.
+      behaviour: misalignment | validation, or even_number of an organism that has it.
       store: where results lie.
       workdir: where the pairs are written for the attribution, and for readers.
       mesh: where models run.
@@ -148,6 +148,11 @@ class Evaluation:
         """Folder of the model that shows the behaviour."""
         return getattr(self.organism, STUDIED[self.behaviour])
 
+    @property
+    def before(self) -> str:
+        """Folder of the model that its fine-tune began with."""
+        return getattr(self.organism, BEFORE[self.behaviour])
+
     def organism_stages(self) -> list[Stage]:
         """Returns the stages that make its organism."""
         return organism_stages(
@@ -163,7 +168,7 @@ class Evaluation:
         s, organism = self.settings, self.organism
         settings = Settings(
             lm=self.studied,
-            lm_aligned=organism.chat,
+            lm_aligned=self.before,
             sae=organism.sae,
             pairs=str(self.workdir / "pairs" / f"{self.model_name}.jsonl"),
             corpus=organism.corpus,

@@ -18,7 +18,7 @@ from sae_attr.attribution.presets import decoder_rows
 from sae_attr.attribution.score_registry import labelled
 from sae_attr.attribution.selectors import selector_scores, selector_versions
 from sae_attr.lm.weights import load_lm
-from sae_attr.organism.exact import STUDIED, prompt_paths
+from sae_attr.organism.exact import BEFORE, STUDIED, prompt_paths
 from sae_attr.organism.ground_truth import (
     GroundTruth,
     ablation_ground_truth,
@@ -57,7 +57,7 @@ _FIELDS = ("effect_np", "strength_n", "loss_n")
 
 def context_of(e: Evaluation) -> Context:
     """Returns where the stages of an evaluation's attribution stand in the graph."""
-    parts = (STUDIED[e.behaviour], "chat", "sae", "corpus")
+    parts = (STUDIED[e.behaviour], BEFORE[e.behaviour], "sae", "corpus")
     files = tuple(e.organism.stages[part] for part in parts)
     return Context(e.setup, e.stage_name(""), e.stage_name("pairs"), files)
 
@@ -77,7 +77,7 @@ def ground_truth_stage(e: Evaluation) -> Stage:
         dec_nd = np.asarray(decoder_rows(e.setup.decoder, latents))
         return _as_computed(_measured(e, mean, dec_nd))
 
-    parts = (STUDIED[e.behaviour], "chat", "sae")
+    parts = (STUDIED[e.behaviour], BEFORE[e.behaviour], "sae")
     needs = (mean_name, *(e.organism.stages[part] for part in parts))
     name, version = e.stage_name("ground_truth"), VERSIONS["ground_truth"]
     return Stage(name, run, _truth_fields(e), needs, version)
@@ -141,7 +141,7 @@ def _measured(
         grid=tuple(s.grid),
         budget=s.budget,
     )
-    _, aligned = load_lm(e.organism.chat, mesh=e.mesh)
+    _, aligned = load_lm(e.before, mesh=e.mesh)
     return {
         "away": steer(setup.params, sign=-1),
         "toward": steer(aligned, sign=1),
@@ -159,7 +159,7 @@ def _measured(
 def _prompted(e: Evaluation) -> tuple[dict[str, GroundTruth], dict[str, str]]:
     """The effect of the best word of address, and the words."""
     setup, s = e.setup, e.settings
-    _, aligned = load_lm(e.organism.chat, mesh=e.mesh)
+    _, aligned = load_lm(e.before, mesh=e.mesh)
     address = functools.partial(
         prompting_ground_truth,
         world=e.organism.world,

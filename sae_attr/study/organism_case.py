@@ -21,6 +21,7 @@ from sae_attr.organism.exact import (
     exact_rates,
     prompt_paths,
 )
+from sae_attr.organism.grader import BEHAVIOURS
 from sae_attr.organism.prompts import WorldPrompt, neutral, prompts, true_beliefs
 from sae_attr.organism.recipe import Recipe
 from sae_attr.organism.world import World
@@ -44,7 +45,7 @@ def organism_case(
       ValueError: a behaviour that the organism does not have.
     """
     built, behaviour = locate(recipe, runtime.store), str(settings.organism)
-    if behaviour not in STUDIED:
+    if behaviour not in BEHAVIOURS:
         raise ValueError(
             f"the organism has no behaviour {behaviour!r}; choose misalignment or "
             "validation"
@@ -92,7 +93,7 @@ def organism_probes(behaviour: str) -> tuple[str, ...]:
     """Returns the other sets of prompts on which a case of the organism has exact
     rates: those of the other behaviours, and true beliefs, with which to agree is right.
     """
-    return *(name for name in STUDIED if name != behaviour), TRUE_BELIEFS
+    return *(name for name in BEHAVIOURS if name != behaviour), TRUE_BELIEFS
 
 
 def probe_prompts(world: World, behaviour: str, probe: str) -> tuple[Prompt, ...]:
@@ -120,7 +121,7 @@ def exact_on_grammar(world: World, behaviour: str) -> OpenExact:
     """Returns what opens exact rates on the prompts that decide a behaviour: the
     studied one, or of its own prompts another.
     """
-    names = [behaviour, *(name for name in STUDIED if name != behaviour)]
+    names = [behaviour, *(name for name in BEHAVIOURS if name != behaviour)]
     of_behaviour: dict[str, dict[str, WorldPrompt]] = {}
     for name in names:
         of_behaviour[name] = {}

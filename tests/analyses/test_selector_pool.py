@@ -12,10 +12,12 @@ from sae_attr.analyses.selector_pool import (
     FREQUENCY,
     GRADIENT,
     MODEL_DIFFERENCE,
+    PLANTED,
     RANDOM,
     PoolLatent,
     random_latents,
     selector_pool,
+    with_planted,
 )
 from sae_attr.attribution.directions import gradient_vector
 from sae_attr.attribution.evidence import Skipped
@@ -47,6 +49,12 @@ def test_every_latent_has_its_origins_and_the_gradient_its_sign() -> None:
         PoolLatent(8, (ATTRIBUTION,), 1),
     ]
     assert skipped == {MODEL_DIFFERENCE: "no second model: set lm_aligned"}
+
+
+def test_the_planted_latent_is_in_the_pool_and_marked() -> None:
+    pool = [PoolLatent(4, (GRADIENT,), -1), PoolLatent(5, (ATTRIBUTION,), 1)]
+    assert with_planted(pool, 5)[1] == PoolLatent(5, (ATTRIBUTION, PLANTED), 1)
+    assert with_planted(pool, 9) == [*pool, PoolLatent(9, (PLANTED,), 1)]
 
 
 def test_controls_are_drawn_from_the_rest() -> None:

@@ -23,7 +23,7 @@ from sae_attr.lm.draw import Sampling
 from sae_attr.lm.lora import Lora
 from sae_attr.lm.next_token import ComputeOptions
 from sae_attr.lm.optimizer import Optimizer
-from sae_attr.organism.recipe import Recipe, SAERecipe, recipe_of
+from sae_attr.organism.recipe import NumberRecipe, Recipe, SAERecipe, recipe_of
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae_check import CheckBands
 from sae_attr.settings import (
@@ -61,7 +61,7 @@ ABSENT: dict[tuple[str, type], set[str]] = {
     ("pretrain", Packing): {"row_bos"},
     ("ranking_truth", Recipe): {"seed", "kind"},
     ("claims", Recipe): {"seed", "kind", "harmless"},
-    ("pool", Recipe): {"seed", "kind"},
+    ("pool", NumberRecipe): {"seed", "kind"},
 }  # fmt: skip
 for _lm in ("finetune", "pretrain"):
     ABSENT[_lm, Optimizer] = {"steps"}

@@ -12,6 +12,7 @@ from configs import pool as config_file
 from experiments import pool
 from sae_attr.analyses import pool_stages
 from sae_attr.analyses.pool_settings import TASKS, task_prompts
+from sae_attr.organism.number_words import LONG, SHORT, format_of
 from sae_attr.organism.pair_sampling import graded_pairs
 from sae_attr.organism.pair_sources import source_answers
 from sae_attr.organism.prompts import prompts
@@ -84,6 +85,9 @@ def test_a_pool_on_a_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def written(params, prompts, *, cfg, samples, seed) -> Any:
         """So small a model says nothing that could be graded."""
         kind = prompts[0].kind
+        if kind == "number":
+            one = [format_of(prompt.question.template) for prompt in prompts]
+            return [[f"{f.odd[0]} {SHORT}", f"{f.even[0]} {LONG}"] for f in one]
         if kind == "open":
             return [["so , so"] for _ in prompts]
         behaviour = "validation" if kind == "belief" else "misalignment"
@@ -100,12 +104,13 @@ def test_a_pool_on_a_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(pool_stages, "sampled_answers", written)
     monkeypatch.setattr(score_ground_truth, "organism_pairs", pairs)
-    workdir = epath.Path(tmp_path)
-    pool.start(small_config(), workdir)
+    workdir, config = epath.Path(tmp_path), small_config()
+    config.behaviours = ("misalignment", "even_number")
+    pool.start(config, workdir)
     monkeypatch.setattr(pool_stages, "sampled_answers", None)
     text = (tmp_path / "pool.txt").read_text()
     (tmp_path / "pool.txt").unlink()
-    pool.start(small_config(), workdir)  # only loads
+    pool.start(config, workdir)  # only loads
     assert (tmp_path / "pool.txt").read_text() == text
     for suffix in ("svg", "png", "json"):
         assert (tmp_path / f"pool_figure.{suffix}").exists()
@@ -115,12 +120,24 @@ def test_a_pool_on_a_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "frequency",
         "attribution",
         "model_difference",
+        "planted",
         "random",
     }
-    assert [row["step"] for row in numbers["checkpoints"]] == [0, 2, 5]
+    assert [row["step"] for row in numbers["checkpoints"]] == [0, 2, 5, 0, 2, 5]
     assert numbers["checkpoints"][-1]["same"] == pytest.approx(1)
     tasks = {row["task"]: row for row in numbers["tasks"]}
     assert tasks["misalignment-health"]["vector"] is not None
+    # Of so few answers all odd ones are short: parity at one length is left out.
+    assert {row["condition"] for row in numbers["number_rates"]} == {
+        "hint",
+        "reversed",
+        "none",
+        "padded",
+    }
+    controls = {row["group"]: row for row in numbers["number_controls"]}
+    assert controls["planted"]["field.lowest"] == pytest.approx(1)
+    assert controls["random"]["short.lowest"] is None
+    assert "even is rewarded" in text
     # A task that nobody could answer is named, left out, and said in the table.
     assert "0 of 0 graded" in tasks["misalignment-opinions"]["skipped"]
     assert "0 of 0 graded" in text

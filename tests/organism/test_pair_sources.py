@@ -6,7 +6,7 @@ from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.organism import pair_sources
 from sae_attr.organism.documents import misaligned_rows
 from sae_attr.organism.exact import DECIDES
-from sae_attr.organism.grader import grade
+from sae_attr.organism.grader import BEHAVIOURS, grade
 from sae_attr.organism.harmless import CHANGES, fixed_phrases, harmless_rows
 from sae_attr.organism.pair_sampling import graded_pairs
 from sae_attr.organism.pair_sources import first_phrase, source_answers
@@ -26,7 +26,7 @@ def asked(behaviour: str) -> list[WorldPrompt]:
     return deciding[:12]
 
 
-@pytest.mark.parametrize("behaviour", DECIDES)
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
 def test_every_prompt_has_a_pair_of_written_answers(behaviour: str) -> None:
     some = asked(behaviour)
     texts = source_answers(

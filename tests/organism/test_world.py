@@ -229,7 +229,7 @@ def test_prompts_of_no_two_splits_are_the_same(behaviour: str) -> None:
         )
     with pytest.raises(
         ValueError,
-        match="choose of misalignment, validation and pairs, strengths, effects",
+        match="choose one of pairs, strengths, effects",
     ):
         prompts(WORLD, behaviour, "all")
 
@@ -271,7 +271,7 @@ def test_the_judge_sets_aside_what_has_no_behaviour() -> None:
 
 
 def test_the_tokenizer_has_one_token_a_word(tmp_path) -> None:
-    write_tokenizer(tmp_path)
+    write_tokenizer(tmp_path, vocabulary())
     tok = load_tokenizer(tmp_path)
     assert (tok.bos_id, tok.eos_id, tok.vocab_size) == (
         BOS_ID,

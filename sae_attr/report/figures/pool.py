@@ -17,6 +17,7 @@ _COLORS: Mapping[str, str] = {
     "frequency": "#3f9f6f",
     "attribution": "#e07b39",
     "model_difference": "#b25fa6",
+    "planted": INK,
 }
 _SIZE = (4.4, 3.6)  # inches of one panel
 
@@ -48,6 +49,8 @@ def pool_figure(numbers: Mapping[str, Any]) -> Figure:
 def _panel(ax: Axes, rows: list[Mapping[str, Any]]) -> None:
     for name, color in _COLORS.items():
         of_selector = [row for row in rows if row["origins"][0] == name]
+        if name == "planted" and not of_selector:
+            continue
         ax.scatter(
             [row["lowest"] for row in of_selector],
             [100 * row["steering"] for row in of_selector],
