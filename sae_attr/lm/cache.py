@@ -78,7 +78,7 @@ def check_room(cfg: LMConfig, *, rows: int, slots: int, dtype: Any, mesh: Mesh) 
       rows, slots: of the whole cache; rows lie over the mesh's `data` axis, kv-heads
         over `model` where that divides them.
     """
-    limit = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
+    limit = (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
     across = mesh.shape["data"]
     heads = mesh.shape["model"]
     if cfg.n_kv_heads % heads == 0:

@@ -121,9 +121,7 @@ def test_a_batch_that_the_mesh_does_not_divide() -> None:
 
 def test_a_cache_larger_than_its_devices() -> None:
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 2**30})
-    mesh: Any = SimpleNamespace(
-        devices=np.array([device]), shape={"data": 2, "model": 1}
-    )
+    mesh: Any = SimpleNamespace(local_devices=[device], shape={"data": 2, "model": 1})
     room = partial(check_room, CFG, slots=4096, dtype="float32", mesh=mesh)
     room(rows=64)
     with pytest.raises(
