@@ -9,7 +9,7 @@ activation diffing.
 Builds a model organism with an SAE of 2,048 latents. Writes pool.txt, pool.json and a
 figure. A run that was stopped goes on where it was.
 
-Hardware: two CPU cores; about three minutes, two of them for the organism.
+Hardware: two CPU cores; about four minutes, two of them for the organism.
 
 To expect (seed 0, intervals over latents, p against 200 random latents): of the latents
 of the gradient's cosine, 80 % [44, 97] steer misalignment, 70 % [35, 93] monitor all
@@ -24,6 +24,11 @@ pairs: steering diffing of the gradient's latents grows 1.0, 2.7, 6.5, 12.5, 20.
 (random 0.0 to 1.2). Attribution is not unstable by the model: Δ of all latents correlates
 .83, .91, .95, .97 with the last checkpoint's once the sample's noise is taken out; two
 halves of one checkpoint's prompts correlate .73 to .81, which is the sample.
+
+even_number (three seeds): 100 % [88, 100] of the gradient's latents steer and 47 % [28,
+66] monitor all four formats; of attribution's 47 % [28, 66] and 100 % [88, 100]; of
+random ones 5 % and 32 %. The planted latent's AUC is 1.00 everywhere. Odd numbers: 15 to
+24 % where they are rewarded, 0.2 to 0.8 % where even ones are.
 """
 
 from ml_collections import ConfigDict

@@ -79,8 +79,8 @@ def _latent_rows(controls: Result, pool: Result) -> list[Row]:
 def _group_row(group: str, members: Sequence[Row]) -> Row:
     """Means with bootstrap intervals over latents, and shares with exact ones:
     `field` tells fields apart (AUC of `HIGH` or more on all formats), `short` and `long`
-    monitor parity at one length on all formats, `length` tells lengths apart on all
-    formats, in one direction.
+    monitor parity at one length on all formats, `length` tells lengths apart (`HIGH` or
+    more on all formats, or as far below).
     """
     row: Row = {"group": group, "latents": len(members)}
     for condition in CONDITIONS:
@@ -91,10 +91,7 @@ def _group_row(group: str, members: Sequence[Row]) -> Row:
         "field": lambda m: m["field.low"] >= HIGH,
         "short": lambda m: m["short.low"] > 0.5,
         "long": lambda m: m["long.low"] > 0.5,
-        "length": lambda m: m["length.low"] > 0.5 or m["length.high"] < 0.5,
-        "length_high": lambda m: (
-            m["length.low"] >= HIGH or m["length.high"] <= 1 - HIGH
-        ),
+        "length": lambda m: m["length.low"] >= HIGH or m["length.high"] <= 1 - HIGH,
     }
     for name, passes in tests.items():
         count = sum(bool(passes(member)) for member in members)

@@ -33,7 +33,8 @@ def controls_text(numbers: Mapping[str, Rows]) -> str:
         _steering_table(rows),
         "even_number: what latents tell apart on all formats (share, exact interval; "
         "lowest AUC of the formats, mean):\nthe field (AUC .95 or more), odd answers "
-        "from even ones of the same length, long answers from short ones",
+        "from even ones of the same length (above .5), long answers from short ones "
+        "(.95 or more, or .05 or less)",
         _auc_table(rows),
     ]
     return "\n\n".join(parts) + "\n"
