@@ -17,6 +17,7 @@ from sae_attr.organism.pair_sampling import graded_pairs
 from sae_attr.organism.pair_sources import source_answers
 from sae_attr.organism.prompts import prompts
 from sae_attr.organism.world import make_world
+from sae_attr.store import Store
 from sae_attr.study import score_ground_truth
 
 
@@ -78,6 +79,24 @@ def test_tasks_share_no_prompt_with_the_pairs() -> None:
         pairs = {prompt.id for prompt in prompts(world, task.behaviour, "pairs")}
         assert len(asked) == 20
         assert not asked & pairs
+
+
+def test_a_behaviour_that_no_pair_shows_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, workdir = small_config(), epath.Path(tmp_path)
+    config.behaviours = ("even_number",)
+    (case,) = pool.open_cases(config, Store(workdir / "store"), workdir)
+    stages = {stage.name: stage for stage in pool_stages.pool_stages([case])}
+    never = lambda *args, **options: ([], {"behaviour": 0.0})
+    monkeypatch.setattr(score_ground_truth, "load_lm", lambda *a, **o: (None, None))
+    monkeypatch.setattr(score_ground_truth, "fingerprint", lambda path: "")
+    monkeypatch.setattr(score_ground_truth, "organism_pairs", never)
+    run: Any = stages["even_number-mixed-0.pairs"].run
+    with pytest.raises(
+        ValueError, match="even_number-mixed-0: no prompt of 8 gave both sides"
+    ):
+        run({}, None)
 
 
 @pytest.mark.slow
