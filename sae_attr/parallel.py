@@ -71,6 +71,8 @@ def start_distributed(environ: Mapping[str, str] | None = None) -> bool:
         return True
     if not _in_cluster(environ):
         return False
+    # It would take SIGTERM for itself, and a run could not be stopped any more.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(**_cluster_arguments(environ))
     return True
 

@@ -230,9 +230,11 @@ def test_compile_cache_lies_where_the_environment_says(
 
 
 TWO_HOSTS = """
-import sys, numpy as np, jax
+import os, signal, sys, numpy as np, jax
 from experiments import _notes
 from sae_attr import parallel
+stops = []
+signal.signal(signal.SIGTERM, lambda *of_signal: stops.append(of_signal))
 assert parallel.start_distributed() and parallel.start_distributed()
 mesh = parallel.make_mesh("data=2,model=2")
 batch = parallel.shard_batch(np.arange(8.0, dtype=np.float32).reshape(4, 2), mesh)
@@ -240,6 +242,8 @@ rows = parallel.shard_rows(np.arange(8.0, dtype=np.float32), mesh)
 total = jax.jit(lambda a, b: a.sum() + b.sum(), out_shardings=parallel.replicated(mesh))(batch, rows)
 answer = parallel.from_main(parallel.is_main())
 i = jax.process_index()
+os.kill(os.getpid(), signal.SIGTERM)
+assert len(stops) == 1
 assert _notes.notes_of_all("names", f"host {i}") == ["host 0", "host 1"]
 assert _notes.notes_so_far("names") == {0: "host 0", 1: "host 1"}
 assert parallel.text_from_main(f"Δ of {i}" * 50) == "Δ of 0" * 50
