@@ -26,7 +26,7 @@ def description_sentence(description: Description) -> str:
     text = f"{head} “{one_line(description.text)}”"
     accuracy = description.accuracy
     if not is_known(accuracy.value):
-        return f"{text} (not tested: too few held-out texts)"
+        return f"{text} (not tested)"
     return f"{text} (balanced accuracy {_estimate(accuracy)}; {_counts(description)})"
 
 
@@ -55,8 +55,8 @@ def _sentences(tests: Sequence[SourceTest], unread: int) -> Iterator[str]:
     for test in tests:
         if not test.latents:
             yield (
-                f"Described by {SOURCE_NAMES[test.source]}, no latent could be tested: "
-                "too few held-out texts."
+                f"Described by {SOURCE_NAMES[test.source]}, no latent was tested: "
+                "`tested` is 0, or there are too few held-out texts."
             )
             continue
         yield (
