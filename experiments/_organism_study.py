@@ -50,7 +50,7 @@ def run_study(
     store: Store,
     stages: Sequence[Stage],
     *,
-    write: Callable[[Mapping[str, Result]], str],
+    write: Callable[[Mapping[str, Result], Sequence[str]], str],
     last: tuple[str, ...],
     wrote: str,
     choice: StageChoice,
@@ -58,21 +58,31 @@ def run_study(
     allow_change: bool,
 ) -> None:
     """Runs the stages under the workdir's lock; files are written anew after every case,
-    so that the first is seen early.
+    so that the first is seen early. A case that has nothing to compute is left out.
 
     Args:
-      write: from results by stage, those that are there; writes the files and returns
-        the text to print, "" where no case is complete.
+      write: from results by stage, those that are there, and the reasons for cases that
+        are left out; writes the files and returns the text to print, "" where no case
+        is complete.
       last: how the names of those stages end that complete a case.
       wrote: what is said behind the text.
       shown: list the stages and stop.
+
+    Raises:
+      ValueError: every case that could be complete is left out.
     """
     if shown:
         print(states_text(store, stages))
         return
 
+    left_out: list[str] = []
+
     def write_stored() -> str:
-        return write(stored_results(store, stages))
+        return write(stored_results(store, stages), left_out)
+
+    def on_skip(status: Status, why: str) -> None:
+        left_out.append(why)
+        logging.warning("left out: %s", why)
 
     def on_end(status: Status, result: Result) -> None:
         if status.name.endswith(last) and not result.cached:
@@ -81,7 +91,14 @@ def run_study(
 
     values = config.to_dict()
     with own_workdir(workdir, values, ignore=IGNORED, allow_change=allow_change):
-        run_chosen(store, stages, choice, on_end=on_end)
+        run_chosen(store, stages, choice, on_end=on_end, on_skip=on_skip)
         text = write_stored()
+        if left_out and not text:
+            raise ValueError("; ".join(left_out))
         if text:
             print(f"{text}\n{wrote}")
+
+
+def left_out_text(left_out: Sequence[str]) -> str:
+    """Returns the cases that are left out, a line each."""
+    return "".join(f"\nLeft out: {why}" for why in left_out)

@@ -72,12 +72,14 @@ def run_chosen(
     stages: Sequence[Stage],
     choice: StageChoice,
     on_end: Callable[[Status, Result], None] = lambda status, result: None,
+    on_skip: Callable[[Status, str], None] | None = None,
 ) -> dict[str, Result]:
     """Runs the chosen stages, and shows on the main process how they go; what each took
     is written to metrics.jsonl beside the store.
 
     Args:
       on_end: called after every stage, on the main process.
+      on_skip: see `run_stages`; called on every process.
     """
     names = {
         stage.name
@@ -97,5 +99,10 @@ def run_chosen(
 
         hooks = {"on_start": course.start, "on_end": end}
     return run_stages(
-        store, stages, agree=parallel.from_main, **choice.options(), **hooks
+        store,
+        stages,
+        agree=parallel.from_main,
+        on_skip=on_skip,
+        **choice.options(),
+        **hooks,
     )

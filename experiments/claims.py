@@ -5,6 +5,7 @@ configs/claims.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from absl import flags
 from etils import epath
@@ -22,7 +23,7 @@ from sae_attr.store import Result, Store, write_atomic
 from sae_attr.study.stage_choice import StageChoice
 
 from . import _common
-from ._organism_study import cases_of_config, run_study
+from ._organism_study import cases_of_config, left_out_text, run_study
 from ._stages import ALL, start_from_flags
 
 # File -> function that draws it, and the rows that it draws.
@@ -48,6 +49,7 @@ def write(
     config: ConfigDict,
     cases: Sequence[ClaimCase],
     results: Mapping[str, Result],
+    left_out: Sequence[str] = (),
 ) -> str:
     """Writes claims.txt, claims.json and the figures of the cases that are complete;
     returns the text, "" where none is.
@@ -58,8 +60,10 @@ def write(
     settings = cases[0].settings
     count = headline_count(settings.counts)
     text = claims_text(numbers, pairs=count, top=settings.top)
+    text += left_out_text(left_out)
     content = {
         **numbers,
+        "left_out": list(left_out),
         "config": config.to_dict(),
         "versions": _common.versions(),
     }
@@ -95,7 +99,7 @@ def start(
         workdir,
         store,
         claim_stages(cases),
-        write=lambda results: write(workdir, config, cases, results),
+        write=partial(write, workdir, config, cases),
         last=(".draws", ".dilution"),
         wrote=f"wrote claims.txt, claims.json and figures to {workdir}",
         choice=choice,

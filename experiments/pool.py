@@ -5,6 +5,7 @@ every task, and follows them over the fine-tune's checkpoints; see configs/pool.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from absl import flags
 from etils import epath
@@ -28,7 +29,7 @@ from sae_attr.store import Result, Store, write_atomic
 from sae_attr.study.stage_choice import StageChoice
 
 from . import _common
-from ._organism_study import cases_of_config, run_study
+from ._organism_study import cases_of_config, left_out_text, run_study
 from ._stages import ALL, start_from_flags
 
 
@@ -44,6 +45,7 @@ def write(
     config: ConfigDict,
     cases: Sequence[PoolCase],
     results: Mapping[str, Result],
+    left_out: Sequence[str] = (),
 ) -> str:
     """Writes pool.txt, pool.json and the figure of the cases that are complete; returns
     the text, "" where none is.
@@ -54,9 +56,10 @@ def write(
     checkpoints = [row for case in cases for row in checkpoint_rows(case, results)]
     controls = control_numbers(cases, results)
     parts = [pool_text(numbers), controls_text(controls), checkpoints_text(checkpoints)]
-    text = "\n".join(part for part in parts if part)
+    text = "\n".join(part for part in parts if part) + left_out_text(left_out)
     content = {
         **numbers,
+        "left_out": list(left_out),
         **controls,
         "checkpoints": checkpoints,
         "config": config.to_dict(),
@@ -97,7 +100,7 @@ def start(
         workdir,
         store,
         stages,
-        write=lambda results: write(workdir, config, cases, results),
+        write=partial(write, workdir, config, cases),
         last=(".pool_monitoring",),
         wrote=f"wrote pool.txt, pool.json and a figure to {workdir}",
         choice=choice,

@@ -5,6 +5,7 @@ can be steered with and ablated; see configs/ranking_truth.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from absl import flags
 from etils import epath
@@ -33,7 +34,7 @@ from sae_attr.study.stage_choice import StageChoice
 from . import _common
 from ._dry_run import DryRun, RatesOf, run_dry
 from ._flags import CONFIG, DRY_RUN, TOKENS_PER_SECOND, WORKDIR
-from ._organism_study import cases_of_config, run_study
+from ._organism_study import cases_of_config, left_out_text, run_study
 from ._stages import ALL, start_from_flags
 
 FILES = ("truth.csv", "truth.json", "truth.txt")
@@ -53,6 +54,7 @@ def write(
     config: ConfigDict,
     evaluations: Sequence[Evaluation],
     results: Mapping[str, Result],
+    left_out: Sequence[str] = (),
 ) -> str:
     """Writes truth.csv, truth.json and truth.txt of the evaluations that are complete,
     the last two also where `publish` says; returns the table, "" where none is.
@@ -64,12 +66,13 @@ def write(
     rows = [row for cell in cells for row in rows_of(cell)]
     facts = [facts_of(e, results) for e in complete]
     summary = summary_rows(cells)
-    text = table_text(summary, facts, top=int(config.top))
+    text = table_text(summary, facts, top=int(config.top)) + left_out_text(left_out)
     values = config.to_dict()
     publish = str(values.pop("publish"))
     content = {
         "columns": columns_from_rows(rounded(summary)),
         "runs": columns_from_rows(rounded(facts)),
+        "left_out": list(left_out),
         "config": values,
         "versions": _common.versions(),
     }
@@ -105,7 +108,7 @@ def start(
         workdir,
         store,
         evaluation_stages(evaluations),
-        write=lambda results: write(workdir, config, evaluations, results),
+        write=partial(write, workdir, config, evaluations),
         last=(".agreement",),
         wrote=f"wrote to {workdir}: {', '.join(FILES)}",
         choice=choice,

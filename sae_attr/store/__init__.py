@@ -8,6 +8,7 @@ from sae_attr.store.entries import Store
 from sae_attr.store.files import Arrays, Meta, PathLike, write_atomic
 from sae_attr.store.graph import (
     Computed,
+    NothingToCompute,
     Result,
     Stage,
     StageOutput,
@@ -35,6 +36,7 @@ __all__ = [
     "Damaged",
     "LockLost",
     "Meta",
+    "NothingToCompute",
     "PathLike",
     "Progress",
     "Result",

@@ -27,6 +27,12 @@ Computed: TypeAlias = tuple[Mapping[str, Any], Mapping[str, Any]]
 """Arrays by name, and meta: plain values that become JSON."""
 
 
+class NothingToCompute(ValueError):
+    """Raised by a stage whose inputs leave it nothing to compute, with the reason. What
+    does not read it can go on; see `on_skip` of `run_stages`.
+    """
+
+
 class StageOutput(NamedTuple):
     """What a stage returns that also leaves files, which others read by their path.
 
@@ -234,6 +240,7 @@ def run_stages(
     agree: Callable[[bool], bool] = bool,
     on_start: Callable[[Status], None] = lambda status: None,
     on_end: Callable[[Status, Result], None] = lambda status, result: None,
+    on_skip: Callable[[Status, str], None] | None = None,
 ) -> dict[str, Result]:
     """Loads every stage that is done and computes the others, in order.
 
@@ -243,6 +250,8 @@ def run_stages(
       force: compute these again, and what reads them.
       agree: with several processes, process 0's answer for all (`parallel.from_main`).
       on_start, on_end: called around every stage.
+      on_skip: called with the reason for a stage that has nothing to compute; those
+        that read it are left out, and the others go on. Without it the run ends.
 
     Returns:
       name -> result of every stage that ran, or was read by one.
@@ -250,6 +259,7 @@ def run_stages(
     Raises:
       ValueError: a word that stands for no stage; `only` a stage whose needs are not
         done.
+      NothingToCompute: by a stage, without `on_skip`.
     """
     selected = select_stages(stages, only=only, until=until)
     statuses = {status.name: status for status in stage_statuses(store, stages)}
@@ -281,9 +291,22 @@ def run_stages(
         stage.accept(results[name])
         return results[name]
 
+    left_out: set[str] = set()
     for stage in selected:
-        on_start(statuses[stage.name])
-        on_end(statuses[stage.name], result_of(stage.name))
+        status = statuses[stage.name]
+        if left_out & set(stage.needs):
+            left_out.add(stage.name)
+            continue
+        on_start(status)
+        try:
+            result = result_of(stage.name)
+        except NothingToCompute as error:
+            if on_skip is None:
+                raise
+            left_out.add(stage.name)
+            on_skip(status, str(error))
+            continue
+        on_end(status, result)
     return results
 
 

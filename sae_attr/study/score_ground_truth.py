@@ -17,6 +17,7 @@ from sae_attr.organism.exact import STUDIED
 from sae_attr.organism.pair_sampling import organism_pairs
 from sae_attr.store import (
     Computed,
+    NothingToCompute,
     Progress,
     Result,
     Stage,
@@ -79,7 +80,7 @@ def _pair_stage(e: Evaluation) -> Stage:
             seed=e.recipe.seed,
         )
         if not records:
-            raise ValueError(
+            raise NothingToCompute(
                 f"{e.model_name}: no prompt of {len(prompts)} gave both sides ({dict(rates)}); "
                 "ask more prompts"
             )

@@ -12,6 +12,7 @@ import pytest
 from etils import epath
 
 from sae_attr.store import (
+    NothingToCompute,
     Stage,
     StageOutput,
     Store,
@@ -229,3 +230,22 @@ def test_a_result_that_is_refused_is_kept_and_can_be_accepted(tmp_path: Path) ->
     results = run_stages(store, [Stage("check", run)])
     assert results["check"].cached
     assert computed == ["check"]
+
+
+def test_a_stage_with_nothing_to_compute_leaves_out_its_readers_alone(
+    tmp_path: Path,
+) -> None:
+    def nothing(inputs: Any, progress: Any) -> Any:
+        raise NothingToCompute("b.one: no rows; give more")
+
+    log: list[str] = []
+    store, stages = Store(tmp_path), chain(log)
+    stages[1] = replace(stages[1], run=nothing)
+    with pytest.raises(NothingToCompute, match="no rows"):
+        run_stages(store, stages)
+    left_out: list[tuple[str, str]] = []
+    skip = lambda status, why: left_out.append((status.name, why))
+    results = run_stages(store, stages, on_skip=skip)
+    assert left_out == [("b.one", "b.one: no rows; give more")]
+    assert set(results) == {"a", "b.two"}
+    assert log == ["a", "b.two"]
