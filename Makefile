@@ -73,8 +73,9 @@ lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+# Every benchmark, two hours of two idle cores → runs/benchmarks/report.html
 bench: $(TOOLS)
-	@set -e; for file in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); done
+	$(BIN)/python -m benchmarks.report
 
 clean:
 	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache .cache

@@ -92,7 +92,8 @@ class PlainGPT2(Plain):
         b, t, d = x.shape
         qkv = F.linear(self._norm("attn_norm", x, i), self.qkv[0][i], self.qkv[1][i])
         heads = qkv.view(b, t, 3, self.shape["n_head"], -1).permute(2, 0, 3, 1, 4)
-        z = F.scaled_dot_product_attention(*heads, is_causal=True)
+        q, k, v = heads
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self._linear("o", z.transpose(1, 2).reshape(b, t, d), i)
         hidden = self._linear("up", self._norm("mlp_norm", x, i), i)
         return x + self._linear("down", F.gelu(hidden, approximate="tanh"), i)

@@ -36,7 +36,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks._shapes import GPT2
+from benchmarks._shapes import GPT2, random_model
 from sae_attr.activations import (
     ActivationBlock,
     BlockStream,
@@ -304,8 +304,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="rows of one forward pass")
     parser.add_argument("--out", help="write the numbers here as JSON")
     args = parser.parse_args()
-    cfg = config_from_hf(GPT2)
-    params = jax.jit(lambda: init_params(cfg, jax.random.key(0)))()
+    cfg, params = random_model("gpt2-small")
     found = {"cache": measure_cache(params, cfg, args.tokens, args.buffer)}
     found["live"] = measure_live(params, cfg, args.live_buffer, args.rows)
     found["order"] = measure_order(corpus(1 << 21, cfg.vocab), args.buffer)

@@ -23,13 +23,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +36,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks._shapes import SHAPES
+from benchmarks._peer import Peer
+from benchmarks._shapes import SHAPES, random_model
 from benchmarks.operations import least_operations
 from sae_attr.attribution.gradients import act_and_grad
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params
-from sae_attr.lm.params import init_params
 from sae_attr.text.batching import RowBatch
 
 PROMPT, COMPLETION = 128, 128
@@ -56,56 +54,6 @@ Run = Callable[[int], tuple[float, float]]
 """Batch size -> seconds of one call: on the clock, and of processor time over all
 threads.
 """
-
-
-class Peer:
-    """The torch process: started once, asked one thing at a time, idle while this side
-    runs.
-    """
-
-    def __init__(
-        self, python: str, folder: Path, threads: int, shape: str, site: Site
-    ) -> None:
-        program = str(Path(__file__).with_name("_torch_gradients.py"))
-        (folder / "shape.json").write_text(json.dumps(dict(SHAPES[shape])))
-        numbers = map(str, (threads, PROMPT, site.layer))
-        command = [python, program, str(folder), *numbers]
-        environ = os.environ | {
-            "OMP_NUM_THREADS": str(threads),
-            "OMP_WAIT_POLICY": "PASSIVE",
-        }
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environ,
-        )
-        self.version = self._answer()["torch"]
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(
-                f"{self.process.args[0]} ended; does it have torch and transformers? "
-                "See its error above"
-            )
-        return json.loads(line)
-
-    def ask(self, **request: Any) -> tuple[float, float]:
-        """Returns the seconds of a request, on the clock and of processor time."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = self._answer()
-        return answer["seconds"], answer["cpu_seconds"]
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def rows_of(tokens_bt: np.ndarray) -> RowBatch:
@@ -133,9 +81,8 @@ def write_weights(params: Params, folder: Path) -> None:
     if "pos" in params:
         arrays["pos"] = params["pos"]["table"]
     arrays |= {f"final.{leaf}": w for leaf, w in params["final_norm"].items()}
-    np.savez(
-        folder / "weights.npz", **{name: np.asarray(w) for name, w in arrays.items()}
-    )
+    named: Any = {name: np.asarray(w) for name, w in arrays.items()}
+    np.savez(folder / "weights.npz", **named)
 
 
 def seconds(run: Callable[[], Any]) -> tuple[float, float]:
@@ -203,7 +150,7 @@ def time_sides(
     shape = [ROWS_OF_PRODUCT, cfg.d_model, cfg.d_mlp]
     for _ in range(args.repeats):
         times.products["jax"].append(product_seconds(cfg))
-        times.products["torch"].append(peer.ask(side="product", shape=shape)[0])
+        times.products["torch"].append(peer.ask(side="product", shape=shape)["seconds"])
         for name, run in runs.items():
             times.calls[name].append(run(times.sizes[name]))
     return times
@@ -229,6 +176,12 @@ def row_of_side(
     }
 
 
+def asked(peer: Peer, side: str, rows: int) -> tuple[float, float]:
+    """Returns the seconds of a peer's call, on the clock and of processor time."""
+    answer = peer.ask(side=side, rows=rows)
+    return answer["seconds"], answer["cpu_seconds"]
+
+
 def difference(peer: Peer, name: str, ours: np.ndarray, folder: Path) -> float:
     """Returns the relative distance of our gradients to a peer's on the same rows."""
     peer.ask(side=name, rows=len(ours), save="grads.npy")
@@ -240,9 +193,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measures all sides; returns per side seconds a row, rate, share of its library's
     product and difference to ours.
     """
-    cfg = config_from_hf(SHAPES[args.shape])
+    cfg, params = random_model(args.shape)
     site = Site(cfg.n_layers // 2)
-    params = jax.jit(lambda: init_params(cfg, jax.random.key(0)))()
     shape = (max(args.batch), PROMPT + COMPLETION)
     tokens_bt = np.random.default_rng(0).integers(0, cfg.vocab, shape, dtype=np.int32)
     write_weights(params, folder)
@@ -251,12 +203,19 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     grad = jax.jit(
         lambda p, batch: act_and_grad(p, batch, cfg=cfg, sites=(site,)).grads[site]
     )
-    peer = Peer(args.torch_python, folder, args.threads, args.shape, site)
+    (folder / "shape.json").write_text(json.dumps(SHAPES[args.shape]))
+    peer = Peer(
+        args.torch_python,
+        "_torch_gradients.py",
+        *(folder, args.threads, PROMPT, site.layer),
+        threads=args.threads,
+        needs="torch and transformers",
+    )
     runs: dict[str, Run] = {
         "sae_attr": lambda size: seconds(lambda: grad(params, batches[size]))
     }
     for name in args.peers:
-        runs[name] = lambda size, name=name: peer.ask(side=name, rows=size)
+        runs[name] = partial(asked, peer, name)
     times = time_sides(runs, peer, args, cfg)
     least = least_operations(cfg, site, 1, PROMPT, COMPLETION)
     product = 2 * ROWS_OF_PRODUCT * cfg.d_model * cfg.d_mlp
@@ -267,7 +226,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         sides[name]["difference"] = difference(peer, name, ours, folder)
     peer.close()
     return {
-        "torch": peer.version,
+        "torch": peer.versions["torch"],
         "product_flops_per_s": rates,
         "least_operations": least,
         "sides": sides,

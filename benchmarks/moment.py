@@ -64,6 +64,13 @@ def tokens(count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     return acts, grads, jnp.full((1, count), 1 / count)
 
 
+def temporary_bytes(program: Any) -> int:
+    """Returns the memory that a compiled program needs beside its arguments."""
+    memory = program.memory_analysis()
+    assert memory is not None
+    return memory.temp_size_in_bytes
+
+
 def measure_moment(repeats: int) -> dict[str, float]:
     """Times adding all tokens to a moment, and measures the memory of one step, which
     no number of tokens changes.
@@ -81,10 +88,7 @@ def measure_moment(repeats: int) -> dict[str, float]:
         return total
 
     best = min(seconds(every_token) for _ in range(repeats))
-    return {
-        "seconds": best,
-        "temporary_bytes": step.memory_analysis().temp_size_in_bytes,
-    }
+    return {"seconds": best, "temporary_bytes": temporary_bytes(step)}
 
 
 def best_times(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -129,7 +133,7 @@ def measure_scores(
         repeats,
     )
     difference = jnp.linalg.norm(by_token - by_moment) / jnp.linalg.norm(by_moment)
-    memory = score.memory_analysis().temp_size_in_bytes
+    memory = temporary_bytes(score)
     return {
         **rates_of(best, len(dec_nd), chunk, slices),
         "temporary_bytes": memory,

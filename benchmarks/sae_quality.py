@@ -64,7 +64,7 @@ from sae_attr.sae.sparse import kth_largest
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae.train_sae import train_sae
 from sae_attr.sae.train_state import finished
-from sae_attr.text.batching import corpus_batches
+from sae_attr.text.batching import TextBatch, corpus_batches
 from sae_attr.text.corpus_files import read_corpus
 from sae_attr.text.tokenizer_folder import load_tokenizer
 from sae_attr.training import LoopOptions
@@ -136,7 +136,7 @@ class Bench(NamedTuple):
     params: Any
     train_kd: np.ndarray
     valid_kd: np.ndarray
-    test: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    test: list[TextBatch]
     test_kd: np.ndarray
     mean_d: np.ndarray
 

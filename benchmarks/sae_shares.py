@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks._shapes import SMOLLM2
+from benchmarks._shapes import random_model
 from benchmarks.activations import corpus
 from sae_attr.activations import (
     ActivationSource,
@@ -43,9 +43,7 @@ from sae_attr.activations import (
 )
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params, forward
-from sae_attr.lm.params import init_params
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae.train_sae import train_sae
@@ -111,8 +109,7 @@ def step_cost(x_bd: np.ndarray, cfg: TrainConfig) -> Cost:
 
 def measure(sizes: list[int]) -> dict[str, Any]:
     """Returns the cost of each part, and the rows of a pass that were best."""
-    cfg = config_from_hf(SMOLLM2)
-    params = jax.jit(lambda: init_params(cfg, jax.random.key(0)))()
+    cfg, params = random_model("smollm2-135m")
     mesh = make_mesh("data=1")
     by_rows = {rows: model_cost(params, cfg, rows) for rows in sizes}
     rows = min(by_rows, key=by_rows.__getitem__)

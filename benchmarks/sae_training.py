@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,55 +31,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks._peer import Peer
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae.train_state import first_state
 from sae_attr.sae.update import compiled_step
 
 GOAL = 2.0
 LR = 1e-4
-
-
-class Peer:
-    """The torch process: asked one thing at a time, idle while this side runs."""
-
-    def __init__(self, python: str, threads: int) -> None:
-        program = str(Path(__file__).with_name("_torch_sae.py"))
-        environ = os.environ | {
-            "OMP_NUM_THREADS": str(threads),
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "WANDB_MODE": "disabled",
-        }
-        self.process = subprocess.Popen(
-            [python, program, str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environ,
-        )
-        self.versions = self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(
-                f"{self.process.args[0]} ended; does it have sae-lens and "
-                "dictionary-learning?"
-            )
-        return json.loads(line)
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Returns what the torch side answers."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def least_operations(b: int, d: int, n: int, k: int) -> float:
@@ -120,11 +76,11 @@ def our_steps(objective: str, x: np.ndarray, n: int, k: int, count: int) -> list
         dead_tokens=10_000_000,
     )
     state = first_state(cfg, x[:64], x.mean(0))
-    step, x = compiled_step(cfg, None, state), jnp.asarray(x)
+    step, x_kd = compiled_step(cfg, None, state), jnp.asarray(x)
     times = []
     for _ in range(count + 2):
         start = time.perf_counter()
-        state, report = step(state, x, x)
+        state, report = step(state, x_kd, x_kd)
         jax.block_until_ready((state, report))
         times.append(time.perf_counter() - start)
     return times[2:]
@@ -161,7 +117,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measures tokens a second of every side by objective."""
     b, d, n, k = args.batch, args.d, args.n, args.k
     x = np.random.default_rng(0).standard_normal((b, d)).astype(np.float32)
-    peer = Peer(args.torch_python, args.threads)
+    peer = Peer(
+        args.torch_python,
+        "_torch_sae.py",
+        args.threads,
+        threads=args.threads,
+        needs="sae-lens and dictionary-learning",
+        environ={"WANDB_MODE": "disabled"},
+    )
     measured: dict[str, Any] = {"batch": b, "d": d, "n": n, "k": k, "sides": {}}
     measured["versions"] = peer.versions | {"jax": jax.__version__}
     with tempfile.TemporaryDirectory() as folder:
