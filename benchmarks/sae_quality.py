@@ -50,7 +50,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.sae_training import Peer
+from benchmarks.sae_training import sae_peer
 from sae_attr.activations import site_acts
 from sae_attr.hooks import Replace, Site
 from sae_attr.lm.loss import target_nll
@@ -527,7 +527,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         args.data = str(Path(folder) / "acts.npy")
         np.save(args.data, bench.train_kd)
-        args.peer = Peer(args.torch_python, args.threads)
+        args.peer = sae_peer(args.torch_python, args.threads)
         found = measure(bench, args)
         args.peer.close()
     good = show(found, args.l0)

@@ -40,6 +40,18 @@ GOAL = 2.0
 LR = 1e-4
 
 
+def sae_peer(python: str, threads: int) -> Peer:
+    """Starts the torch side of SAE training."""
+    return Peer(
+        python,
+        "_torch_sae.py",
+        threads,
+        threads=threads,
+        needs="sae-lens and dictionary-learning",
+        environ={"WANDB_MODE": "disabled"},
+    )
+
+
 def least_operations(b: int, d: int, n: int, k: int) -> float:
     """Multiplications and additions of a step: one dense product, four with k latents a
     token.
@@ -117,14 +129,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measures tokens a second of every side by objective."""
     b, d, n, k = args.batch, args.d, args.n, args.k
     x = np.random.default_rng(0).standard_normal((b, d)).astype(np.float32)
-    peer = Peer(
-        args.torch_python,
-        "_torch_sae.py",
-        args.threads,
-        threads=args.threads,
-        needs="sae-lens and dictionary-learning",
-        environ={"WANDB_MODE": "disabled"},
-    )
+    peer = sae_peer(args.torch_python, args.threads)
     measured: dict[str, Any] = {"batch": b, "d": d, "n": n, "k": k, "sides": {}}
     measured["versions"] = peer.versions | {"jax": jax.__version__}
     with tempfile.TemporaryDirectory() as folder:
