@@ -27,13 +27,17 @@ MODEL, SAE = "model/model.safetensors", "random_sae/sae_weights.safetensors"
 
 
 def refused(
-    config: ConfigDict, workdir: Path, capsys: pytest.CaptureFixture[str], match: str
+    config: ConfigDict,
+    workdir: Path,
+    capsys: pytest.CaptureFixture[str],
+    match: str,
+    status: int = 1,
 ) -> str:
     """Runs as the command line does; the message, which must be all there is."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         _common.guarded(lambda _: attribute.start(config, epath.Path(workdir)))([])
-    assert stop.value.code == 1
+    assert stop.value.code == status
     said = capsys.readouterr().err
     message = said[said.index("error: ") :]  # progress bars may stand before it
     assert re.search(match, message, re.S), message
@@ -239,9 +243,9 @@ def test_two_runs_at_once_in_one_workdir(
 ) -> None:
     workdir = copied(done, tmp_path / "w")
     with lock_workdir(workdir):
-        refused(
-            config(miniature), workdir, capsys, rf"is in use by process {os.getpid()} "
-        )
+        message = rf"is in use by process {os.getpid()} "
+        # It is free later: a scheduler may start the run again.
+        refused(config(miniature), workdir, capsys, message, status=75)
     run(config(miniature), workdir)  # and afterwards it is free
 
 

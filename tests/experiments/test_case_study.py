@@ -376,11 +376,15 @@ def test_a_stage_of_the_attribution_that_changed_is_in_the_keys_of_what_reads_it
     assert "rude.select" in expected
 
 
+# Of studies with exact effects, with a screen, or with a reader.
+OPTIONAL_KINDS = (
+    *("rates", "unsteered", "specificity", "sampled_check"),
+    *("screen", "texts_to_read", "describe", "match"),
+)
 KINDS = [
     kind.name
     for kind in (*stage_order.PAIRING, *stage_order.STEERING)
-    # The others are of studies with exact effects, or with a screen.
-    if kind.name not in ("rates", "unsteered", "specificity", "sampled_check", "screen")
+    if kind.name not in OPTIONAL_KINDS
 ]
 
 
