@@ -7,7 +7,9 @@ TEXTS is whatever `read_corpus` reads (.json, .jsonl, .txt, parquet, a dataset f
 or a folder that `write_tokens` made. `site` may name several, separated by commas:
 their activations come from one pass, and each gets an SAE of its own in WORKDIR/SITE.
 `site_out` makes a transcoder. `config.sae` are the fields of
-`sae_attr.sae.train_config.TrainConfig`; `--help` lists all keys. A run that
+`sae_attr.sae.train_config.TrainConfig`; `--help` lists all keys.
+`--config=configs/train_sae.py:jumprelu` (gemma_scope_2, batch_topk, matryoshka) trains
+as the paper does: its settings take the place of ours (docs/training.md). A run that
 was killed goes on at its last checkpoint with the same result.
 
 Written: `sae/` (SAELens' layout, read by `load_sae`, by SAELens and by
@@ -28,6 +30,7 @@ stories260K, 1,000 TinyStories and
 from ml_collections import ConfigDict
 
 from sae_attr.activations import Masks
+from sae_attr.sae.published import PUBLISHED
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.store.metrics_log import MetricsOptions
 from sae_attr.study.sae_training_data import SAETrainingSettings
@@ -35,7 +38,7 @@ from sae_attr.text.chat import OPTIONS
 from sae_attr.text.packed_rows import Packing
 from sae_attr.training import LoopOptions
 
-from . import any_keys, config_of
+from . import any_keys, config_of, one_of
 from .attribute import MESH, TEMPLATE
 
 # Fields of TrainConfig that follow from the rest.
@@ -48,9 +51,13 @@ SETTINGS = {
 }
 
 
-def get_config() -> ConfigDict:
+def get_config(as_published: str = "") -> ConfigDict:
     """Returns BatchTopK on a cache of activations; the inputs are left to the command
     line.
+
+    Args:
+      as_published: jumprelu | gemma_scope_2 | batch_topk | matryoshka, with the
+        paper's settings in the place of ours.
     """
     config = config_of(SAETrainingSettings)
     config.update(config_of(LoopOptions, leave_out=("scan",)))
@@ -62,5 +69,9 @@ def get_config() -> ConfigDict:
     config.template_options = any_keys(OPTIONS)
     config.sae = config_of(TrainConfig, leave_out=DERIVED)
     config.sae.n_latents = 4096
+    if as_published:
+        one_of("as_published", as_published, tuple(PUBLISHED))
+        with config.sae.ignore_type():
+            config.sae.update(PUBLISHED[as_published])
     config.mesh = ""
     return config

@@ -57,7 +57,7 @@ def row_topk(pre_bn: jax.Array, k: int, shards: int = 1) -> tuple[jax.Array, jax
     return values_bk, jnp.take_along_axis(latents_bsk.reshape(b, -1), places_bk, axis=1)
 
 
-def kth_largest(values: jax.Array, k: int) -> jax.Array:
+def kth_largest(values: jax.Array, k: int | jax.Array) -> jax.Array:
     """Returns the k-th largest of values at or above 0, exactly and without sorting; 0 where
     fewer than k are positive.
 
@@ -80,7 +80,7 @@ def kth_largest(values: jax.Array, k: int) -> jax.Array:
     return jax.lax.bitcast_convert_type(answer, jnp.float32)
 
 
-def _at_least(mask: jax.Array, k: int) -> jax.Array:
+def _at_least(mask: jax.Array, k: int | jax.Array) -> jax.Array:
     """Returns whether k entries are true; counted in halves of 16 bits, since 4096 × 2^20
     entries overflow 32.
     """

@@ -4,7 +4,8 @@ recorded with the result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 OBJECTIVES = (
     "relu",
@@ -16,10 +17,28 @@ OBJECTIVES = (
     "matryoshka",
 )
 RANKED = ("topk", "multi_topk", "batch_topk", "matryoshka")
-PENALTIES = ("step", "tanh")
-SCALES = ("rms", "none")
+ANNEALED = ("batch_topk", "matryoshka")
+QUADRATIC = ("quadratic", "quadratic_mean")
+PENALTIES = ("step", "tanh", *QUADRATIC)
+SCALES = ("rms", "unit", "none")
+RISES = ("linear", "cosine")
 CENTRES = ("mean", "median", "zero")
 _LONG_RUN = 20_000  # steps
+_GROUP_SHARES = (1 / 16, 1 / 8, 1 / 4)
+# Fields that runs of earlier versions did not have: at their defaults they change
+# nothing and are not recorded, so that such runs go on.
+_LATER = (
+    "k_start",
+    "k_anneal",
+    "group_shares",
+    "empty_prefix",
+    "dead_batches",
+    "sparsity_warmup_steps",
+    "log_threshold",
+    "warmup_shape",
+    "enc_bias",
+    "subtract_b_dec",
+)
 
 
 @dataclass(frozen=True)
@@ -38,9 +57,16 @@ class TrainConfig:
       transcoder: the target is another site: decoder not tied to the encoder, b_dec not
         taken from the input.
       k: latents per token (per token on average for batch_topk and matryoshka).
+      k_start: batch_topk and matryoshka, latents per token at the first step, which fall
+        linearly to `k`; None for `k` from the start.
+      k_anneal: share of the steps over which they fall.
       multi: multi_topk adds the loss at `multi * k` latents, times 1/8.
       groups: matryoshka, sizes of the nested groups in order, which add up to
         n_latents; () for n/16, n/8, n/4, rest.
+      group_shares: the same as shares of n_latents, without the last, which gets the
+        rest; () for none.
+      empty_prefix: matryoshka's mean has one more term, the error of b_dec alone, as
+        the authors' code has.
       candidates: batch_topk and matryoshka look at the `candidates * k` best latents of
         a token first. Tokens that need more are searched whole, and where they are many
         the whole matrix is: slower, same result.
@@ -49,16 +75,20 @@ class TrainConfig:
       aux_coef: weight of that loss.
       dead_tokens: a latent that fired on none of so many tokens is dead; None for a
         tenth of the run's, at most 10 million, so that AuxK can act in short runs too.
+      dead_batches: the same in batches, in the place of `dead_tokens`.
       sparsity: coefficient of the penalty (relu, gated, jumprelu), where `target_l0` is
         given the first guess.
       sparsity_warmup: share of the steps over which it rises from 0.
+      sparsity_warmup_steps: the same in steps, in the place of the share.
       target_l0: latents per token that a controller aims at by moving the coefficient;
-        None leaves it alone.
+        None leaves it alone. A quadratic penalty has it as its target and no controller.
       controller_gain: change of log(coefficient) per step and unit of log(L0 / target).
       controller_damping: power of (L0 / target) that multiplies the coefficient at
         once.
       penalty: of jumprelu: "step" counts active latents, "tanh" is Σ tanh(tanh_scale ·
-        code · |dec row|).
+        code · |dec row|). "quadratic" is 2 / target_l0 · (active latents - target_l0)²
+        of each token (Gemma Scope 2, as SAELens writes it), "quadratic_mean" is (mean
+        active latents / target_l0 - 1)² (dictionary_learning).
       gate_coef: of gated, weight of what its gates learn from (penalty and error of the
         gates' own code); 1 in the paper. Below 1 the encoder, which both paths share,
         follows the error of the codes more. Biases of gates see nothing else, and Adam
@@ -67,6 +97,7 @@ class TrainConfig:
         normalised units.
       threshold_init: first threshold of jumprelu and of gated's gates (minus their
         bias); None takes from the data the one that leaves 2 target_l0 (or 2 k) active.
+      log_threshold: log(threshold) is trained, as in the paper, and not the threshold.
       tanh_scale: see `penalty`.
       pre_act: jumprelu, weight of Σ relu(threshold - pre) over dead latents, which
         revives them.
@@ -75,10 +106,14 @@ class TrainConfig:
         appendix) in runs of 20,000 steps or more, times sqrt(20,000 / steps), at most
         8, in shorter ones.
       warmup: steps of linear rise; None for a tenth of the steps, at most 100.
+      warmup_shape: "linear" from lr / warmup, or "cosine" from lr / 10.
       decay: share of the steps, at the end, of linear fall to 0.
       b1, b2, eps: of Adam.
       clip: gradients are scaled down to this global norm; None for never.
-      scale: "rms" normalises, "none" takes the activations as they are.
+      scale: "rms" normalises to E|x|² = d, "unit" to E|x|² = 1, "none" takes the
+        activations as they are.
+      enc_bias: the encoder's bias is trained; else it stays 0.
+      subtract_b_dec: an autoencoder's encoder sees x - b_dec; else x.
       enc_scale: first norm of the encoder's columns where they are tied; None takes
         from the data the one with the least error.
       centre: first b_dec: mean or geometric median of the targets, or zero.
@@ -96,14 +131,20 @@ class TrainConfig:
     d_out: int | None = None
     transcoder: bool = False
     k: int = 32
+    k_start: int | None = None
+    k_anneal: float = 0.25
     multi: int = 4
     groups: tuple[int, ...] = ()
+    group_shares: tuple[float, ...] = ()
+    empty_prefix: bool = False
     candidates: int = 4
     aux_k: int | None = None
     aux_coef: float = 1 / 32
     dead_tokens: int | None = None
+    dead_batches: int | None = None
     sparsity: float = 1e-3
     sparsity_warmup: float = 0.05
+    sparsity_warmup_steps: int | None = None
     target_l0: float | None = None
     controller_gain: float = 0.02
     controller_damping: float = 2.0
@@ -111,17 +152,21 @@ class TrainConfig:
     gate_coef: float = 0.25
     bandwidth: float = 0.1
     threshold_init: float | None = None
+    log_threshold: bool = False
     tanh_scale: float = 4.0
     pre_act: float = 1e-4
     threshold_decay: float = 0.99
     lr: float | None = None
     warmup: int | None = None
+    warmup_shape: str = "linear"
     decay: float = 0.2
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
     clip: float | None = None
     scale: str = "rms"
+    enc_bias: bool = True
+    subtract_b_dec: bool = True
     enc_scale: float | None = None
     centre: str = "mean"
     init_batches: int = 4
@@ -132,6 +177,7 @@ class TrainConfig:
             "objective": OBJECTIVES,
             "penalty": PENALTIES,
             "scale": SCALES,
+            "warmup_shape": RISES,
             "centre": CENTRES,
         }
         for name, choices in names.items():
@@ -152,6 +198,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; give 1 or more")
         _check_sizes(self)
+        _check_published(self)
         _check_shares(self)
 
     @property
@@ -162,8 +209,11 @@ class TrainConfig:
     @property
     def group_sizes(self) -> tuple[int, ...]:
         """Returns the sizes of matryoshka's groups."""
+        if self.groups:
+            return self.groups
         n = self.n_latents
-        return self.groups or (n // 16, n // 8, n // 4, n - n // 16 - n // 8 - n // 4)
+        sizes = [int(n * share) for share in self.group_shares or _GROUP_SHARES]
+        return (*sizes, n - sum(sizes))
 
     @property
     def dead_k(self) -> int:
@@ -190,10 +240,27 @@ class TrainConfig:
         """Returns the steps of linear rise."""
         return min(100, self.steps // 10) if self.warmup is None else self.warmup
 
+    @property
+    def largest_k(self) -> int:
+        """Returns the most latents per token that any step selects."""
+        return max(self.k, self.k_start or 0)
+
+    @property
+    def controlled(self) -> bool:
+        """Returns whether a controller moves the penalty's coefficient."""
+        return self.target_l0 is not None and not self.quadratic
+
+    @property
+    def quadratic(self) -> bool:
+        """Returns whether the penalty itself aims at `target_l0`."""
+        return self.objective == "jumprelu" and self.penalty in QUADRATIC
+
     def dead_after(self, batch_size: int) -> int:
         """Returns the tokens of silence after which a latent is dead, in a run whose steps have
         `batch_size` tokens.
         """
+        if self.dead_batches is not None:
+            return self.dead_batches * batch_size
         if self.dead_tokens is not None:
             return self.dead_tokens
         return max(1, min(10_000_000, self.steps * batch_size // 10))
@@ -235,8 +302,54 @@ def _check_sizes(cfg: TrainConfig) -> None:
         )
 
 
+def recorded(cfg: TrainConfig) -> dict[str, Any]:
+    """Returns the fields that identify a run: all but those that came later and have
+    their defaults.
+    """
+    values = asdict(cfg)
+    for field in fields(cfg):
+        if field.name in _LATER and values[field.name] == field.default:
+            del values[field.name]
+    return values
+
+
+def _check_published(cfg: TrainConfig) -> None:
+    if cfg.k_start is not None:
+        if cfg.objective not in ANNEALED:
+            raise ValueError(
+                f"k_start={cfg.k_start} means nothing for {cfg.objective}; leave it out"
+            )
+        if not cfg.k <= cfg.k_start <= cfg.n_latents:
+            raise ValueError(
+                f"k_start={cfg.k_start} is not in k={cfg.k}..n_latents={cfg.n_latents}"
+                "; give one that is"
+            )
+    if cfg.quadratic and cfg.target_l0 is None:
+        raise ValueError(
+            f"penalty={cfg.penalty!r} is the distance from target_l0, which is unset; "
+            "give it"
+        )
+    if cfg.groups and cfg.group_shares:
+        raise ValueError("groups and group_shares both say the sizes; leave out one")
+    if (cfg.group_shares or cfg.empty_prefix) and cfg.objective != "matryoshka":
+        raise ValueError(
+            f"group_shares and empty_prefix mean nothing for {cfg.objective}; leave "
+            "them out"
+        )
+    if cfg.dead_batches is not None and cfg.dead_tokens is not None:
+        raise ValueError(
+            "dead_batches and dead_tokens both say when a latent is dead; leave out one"
+        )
+    for name in ("dead_batches", "sparsity_warmup_steps"):
+        value = getattr(cfg, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}; give 1 or more")
+    if cfg.log_threshold and cfg.threshold_init == 0:
+        raise ValueError("log_threshold needs threshold_init above 0")
+
+
 def _check_shares(cfg: TrainConfig) -> None:
-    for name in ("decay", "sparsity_warmup"):
+    for name in ("decay", "sparsity_warmup", "k_anneal"):
         if not 0 <= getattr(cfg, name) <= 1:
             raise ValueError(
                 f"{name}={getattr(cfg, name)} is a share of the steps; give 0..1"

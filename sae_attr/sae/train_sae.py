@@ -5,7 +5,7 @@ records of its curves.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from sae_attr.parallel import is_main, shard_batch
 from sae_attr.sae.metrics import FitSums, explained_variance
-from sae_attr.sae.train_config import TrainConfig
+from sae_attr.sae.train_config import TrainConfig, recorded
 from sae_attr.sae.train_state import ActBatch, SAEState, as_pair, init_state
 from sae_attr.sae.update import SAEMetrics, compiled_step
 from sae_attr.store.files import PathLike
@@ -85,7 +85,7 @@ def train_sae(
         options=replace(options, scan=1),
         curves=curves,
         folder=folder,
-        config={**inputs, **asdict(cfg)},
+        config={**inputs, **recorded(cfg)},
         metrics_log=metrics_log,
         progress=progress and is_main(),
     )

@@ -94,14 +94,19 @@ def as_pair(batch: ActBatch, cfg: TrainConfig) -> tuple[Any, Any]:
 
 
 def schedule(cfg: TrainConfig) -> optax.Schedule:
-    """Returns the learning rate of a step: linear rise over `warmup` steps, flat,
-    linear fall to 0 over the last `decay` of the steps.
+    """Returns the learning rate of a step: rise over `warmup` steps, flat, linear fall
+    to 0 over the last `decay` of the steps.
     """
     peak = cfg.learning_rate
     rise, fall = cfg.warmup_steps, round(cfg.decay * cfg.steps)
+    # Begins at peak / rise: at a rate of 0 the first step would be lost.
+    start = optax.linear_schedule(peak / max(rise, 1), peak, max(rise - 1, 1))
+    if cfg.warmup_shape == "cosine":
+        # A cosine decay of the part that is missing, from 0.9 of the peak to 0.
+        missing = optax.cosine_decay_schedule(0.9 * peak, max(rise, 1))
+        start = lambda step: peak - missing(step)
     parts = [
-        # Begins at peak / rise: at a rate of 0 the first step would be lost.
-        optax.linear_schedule(peak / max(rise, 1), peak, max(rise - 1, 1)),
+        start,
         optax.constant_schedule(peak),
         optax.linear_schedule(peak, 0.0, max(fall, 1)),
     ]
@@ -217,7 +222,11 @@ def _scale(cfg: TrainConfig, x_bd: np.ndarray, name: str) -> float:
             f"the mean square of the first {len(x_bd)} {name} is {square}; check where "
             "they come from"
         )
-    return square**-0.5 if cfg.scale == "rms" else 1.0
+    if cfg.scale == "none":
+        return 1.0
+    if cfg.scale == "unit":
+        square *= x_bd.shape[1]
+    return square**-0.5
 
 
 # ---- the SAE of a state --------------------------------------------------------------

@@ -81,11 +81,16 @@ def train_step(
     x_bd = x_bd.astype(jnp.float32) * state.scale_in
     y_bm = y_bm.astype(jnp.float32) * state.scale_out
     dead_n = state.quiet_n >= cfg.dead_after(len(x_bd))
-    signals = Signals(dead_n, coefficient(state, cfg), shards)
+    k = annealed_k(state, cfg)
+    signals = Signals(dead_n, coefficient(state, cfg), shards, k)
     total, outcome, grads = _gradient(state.sae, x_bd, y_bm, cfg, signals)
     params: Any = state.sae
+    updates: Any
     updates, opt = make_adam(cfg).update(grads, state.opt, params)
     moved: Any = optax.apply_updates(params, updates)
+    if cfg.log_threshold and state.sae.threshold_n is not None:
+        factor_n = jnp.exp(updates.threshold_n)
+        moved = replace(moved, threshold_n=state.sae.threshold_n * factor_n)
     sae = OBJECTIVES[cfg.objective].post_step(moved)
     counted = _counted(state, outcome, len(x_bd), cfg)
     after = replace(counted, sae=sae, opt=opt)
@@ -120,6 +125,12 @@ def _gradient(
     (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(sae)
     if objective.unit:
         grads = without_parallel(sae, grads)
+    if not cfg.enc_bias:
+        grads = replace(grads, enc_bias_n=jnp.zeros_like(grads.enc_bias_n))
+    if cfg.log_threshold and sae.threshold_n is not None:
+        # d/d log θ = θ d/dθ; `train_step` applies the update to log θ.
+        by_threshold_n: Any = grads.threshold_n
+        grads = replace(grads, threshold_n=by_threshold_n * sae.threshold_n)
     return total, outcome, grads
 
 
@@ -170,17 +181,31 @@ def coefficient(state: SAEState, cfg: TrainConfig) -> jax.Array:
     coefficient by 2^damping at once, and raises it by the gain · log 2 a step. Without
     the first part thresholds, which follow slowly, swing about the target.
     """
-    rise = jnp.minimum(1.0, (state.step + 1) / max(cfg.sparsity_warmup * cfg.steps, 1))
+    steps = cfg.sparsity_warmup_steps
+    if steps is None:
+        steps = max(cfg.sparsity_warmup * cfg.steps, 1)
+    rise = jnp.minimum(1.0, (state.step + 1) / steps)
     damping = cfg.controller_damping * _off_target(state.l0, cfg)
     return jnp.exp(state.log_sparsity + damping) * rise
 
 
 def _off_target(l0: jax.Array, cfg: TrainConfig) -> jax.Array:
-    """Returns log(L0 / target), within ±1; 0 without a target."""
-    if cfg.target_l0 is None:
+    """Returns log(L0 / target), within ±1; 0 without a controller."""
+    if cfg.target_l0 is None or not cfg.controlled:
         return jnp.float32(0)
     # Bounded: at the start L0 is far off, and the coefficient must not run away.
     return jnp.clip(jnp.log(jnp.maximum(l0, 1e-3) / cfg.target_l0), -1, 1)
+
+
+def annealed_k(state: SAEState, cfg: TrainConfig) -> jax.Array | None:
+    """Returns the latents per token at this step, int32, which fall linearly from
+    `k_start` to `k`; None where they do not change.
+    """
+    if cfg.k_start is None:
+        return None
+    share = jnp.minimum(1.0, state.step / max(cfg.k_anneal * cfg.steps, 1))
+    k = cfg.k_start + (cfg.k - cfg.k_start) * share
+    return jnp.round(k).astype(jnp.int32)
 
 
 def compiled_step(

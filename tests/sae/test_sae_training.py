@@ -5,7 +5,7 @@ what is refused.
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from sae_attr.files.checkpoints import latest, restore
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.model import reconstruct
 from sae_attr.sae.objectives import OBJECTIVES, Signals
-from sae_attr.sae.train_config import TrainConfig
+from sae_attr.sae.train_config import TrainConfig, recorded
 from sae_attr.sae.train_sae import train_sae
 from sae_attr.sae.train_state import (
     SAEState,
@@ -311,7 +311,7 @@ def test_a_nan_stops_the_run_and_leaves_the_checkpoint(tmp_path: Path) -> None:
         match=r"step 10 .* NaN or infinity.*checkpoint of step 8 is whole",
     ):
         quick(config(), broken, folder=tmp_path)
-    state, _ = restore(tmp_path, init_state(config(), batch), config=asdict(config()))
+    state, _ = restore(tmp_path, init_state(config(), batch), config=recorded(config()))
     assert int(state.step) == 8
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     huge = lambda step: batch(step) * (np.float32(1e30) if step == 5 else 1)

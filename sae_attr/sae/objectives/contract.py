@@ -22,11 +22,14 @@ class Signals(NamedTuple):
       dead_n: bool, latents that have not fired for `TrainConfig.dead_tokens` tokens.
       sparsity: the penalty's coefficient at this step.
       shards: parts of the latent axis, static; 1 unless the mesh has a `model` axis.
+      k: latents per token at this step where it is annealed; None for
+        `TrainConfig.largest_k`.
     """
 
     dead_n: jax.Array
     sparsity: jax.Array
     shards: int = 1
+    k: jax.Array | None = None
 
 
 class Outcome(NamedTuple):
@@ -96,7 +99,7 @@ def sae_config(cfg: TrainConfig, gate: str) -> SAEConfig:
         gate=gate,
         k=k,
         # A transcoder's b_dec lies in the space of its output.
-        subtract_b_dec=not cfg.transcoder,
+        subtract_b_dec=cfg.subtract_b_dec and not cfg.transcoder,
         source="sae_attr",
     )
 

@@ -82,23 +82,35 @@ def jumprelu_loss(
     latents that are dead.
 
     penalty "step": the number of active latents (arXiv:2407.14435, equations 9 to 12).
-    "tanh": Σ tanh(c · code · |row|).
+    "tanh": Σ tanh(c · code · |row|). "quadratic": 2 / target · (active - target)² of each
+    token (Gemma Scope 2). "quadratic_mean": (mean active / target - 1)².
     """
     assert sae.threshold_n is not None
     pre_bn = dense_codes(sae, x_bd)
     codes_bn = jump(pre_bn, sae.threshold_n, cfg.bandwidth)
     out_bm = codes_bn @ sae.dec_nm + sae.dec_bias_m
-    if cfg.penalty == "step":
-        count_bn = step(pre_bn, sae.threshold_n, cfg.bandwidth)
-    else:
+    if cfg.penalty == "tanh":
         count_bn = jnp.tanh(cfg.tanh_scale * codes_bn * safe_norm(sae.dec_nm)[:, 0])
+    else:
+        count_bn = step(pre_bn, sae.threshold_n, cfg.bandwidth)
+    penalty = _penalty(jnp.sum(count_bn, axis=1), cfg)
     below_n = jnp.sum(jax.nn.relu(sae.threshold_n - pre_bn), axis=0) / len(x_bd)
     terms = {
         "error": squared_error(out_bm, y_bm),
-        "l0": signals.sparsity * jnp.mean(jnp.sum(count_bn, axis=1)),
+        "l0": signals.sparsity * penalty,
         "pre_act": cfg.pre_act * jnp.sum(jnp.where(signals.dead_n, below_n, 0)),
     }
     return dense_outcome(terms, out_bm, codes_bn)
+
+
+def _penalty(count_b: jax.Array, cfg: TrainConfig) -> jax.Array:
+    """Returns jumprelu's penalty from the count of each token's active latents."""
+    if not cfg.quadratic:
+        return jnp.mean(count_b)
+    assert cfg.target_l0 is not None
+    if cfg.penalty == "quadratic":
+        return jnp.mean(jnp.square(count_b - cfg.target_l0)) * 2 / cfg.target_l0
+    return jnp.square(jnp.mean(count_b) / cfg.target_l0 - 1)
 
 
 @jax.custom_vjp

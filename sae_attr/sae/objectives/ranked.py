@@ -23,11 +23,13 @@ from sae_attr.sae.objectives.contract import (
     unit_rows,
 )
 from sae_attr.sae.sparse import (
+    BatchChoice,
     Slots,
     batch_topk,
     decode_slots,
     encoded,
     fired,
+    kth_largest,
     row_topk,
 )
 from sae_attr.sae.train_config import TrainConfig
@@ -75,7 +77,7 @@ def batch_topk_loss(
 ) -> Outcome:
     """Returns the error of the b·k largest latents of the batch, and AuxK."""
     pre_bn, bias_n = _project(sae, x_bd)
-    choice = batch_topk(pre_bn, cfg.k, cfg.candidates * cfg.k, signals.shards)
+    choice = _choice(pre_bn, cfg, signals)
     slots = encoded(choice.slots, x_bd, sae.enc_dn, bias_n)
     out_bm = decode_slots(slots, sae.dec_nm, len(x_bd)) + sae.dec_bias_m
     terms = {"error": squared_error(out_bm, y_bm)}
@@ -91,11 +93,13 @@ def matryoshka_loss(
     """Returns the mean over nested groups of the error that the latents up to the group's end
     leave; selection as for BatchTopK.
 
+    With `empty_prefix` the mean has one more term, the error of b_dec alone.
+
     "error" is the whole dictionary's; "nested" is what has to be added to give the mean
     over the groups.
     """
     pre_bn, bias_n = _project(sae, x_bd)
-    choice = batch_topk(pre_bn, cfg.k, cfg.candidates * cfg.k, signals.shards)
+    choice = _choice(pre_bn, cfg, signals)
     slots = encoded(choice.slots, x_bd, sae.enc_dn, bias_n)
     ends = jnp.asarray(list(itertools.accumulate(cfg.group_sizes)), jnp.int32)
     group_sb = jnp.searchsorted(ends, slots.latents_sb, side="right").astype(jnp.int32)
@@ -107,11 +111,32 @@ def matryoshka_loss(
     nested_gbm = jnp.cumsum(parts_gbm, axis=0) + sae.dec_bias_m
     out_bm = nested_gbm[-1]
     error = squared_error(out_bm, y_bm)
-    terms = {"error": error, "nested": jnp.mean(jnp.square(nested_gbm - y_bm)) - error}
+    mean = jnp.mean(jnp.square(nested_gbm - y_bm))
+    if cfg.empty_prefix:
+        empty = squared_error(sae.dec_bias_m, y_bm)
+        mean = (groups * mean + empty) / (groups + 1)
+    terms = {"error": error, "nested": mean - error}
     terms |= _aux(sae, x_bd, y_bm - out_bm, pre_bn, bias_n, cfg, signals)
     return _outcome(terms, out_bm, slots, cfg)._replace(
         threshold=choice.threshold, spilled=choice.spilled
     )
+
+
+def _choice(pre_bn: jax.Array, cfg: TrainConfig, signals: Signals) -> BatchChoice:
+    """Returns the batch's selection at this step's k.
+
+    Shapes are those of the largest k; entries below a smaller one's threshold are
+    emptied. Where several equal it all stay.
+    """
+    largest = cfg.largest_k
+    choice = batch_topk(pre_bn, largest, cfg.candidates * largest, signals.shards)
+    if signals.k is None:
+        return choice
+    values_sb = choice.slots.values_sb
+    threshold = kth_largest(values_sb, len(pre_bn) * signals.k)
+    values_sb = jnp.where(values_sb >= threshold, values_sb, 0)
+    slots = choice.slots._replace(values_sb=values_sb)
+    return choice._replace(slots=slots, threshold=threshold)
 
 
 def as_jumprelu(sae: SAE, cfg: TrainConfig, threshold: jax.Array) -> SAE:
