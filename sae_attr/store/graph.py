@@ -265,10 +265,9 @@ def run_stages(
     statuses = {status.name: status for status in stage_statuses(store, stages)}
     _check_needs(selected, statuses)
     forced = with_readers(stages, matching_names(stages, force))
-    if store.writer:
-        for name in forced & {stage.name for stage in selected}:
-            store.discard(statuses[name].key)
-            store.progress(statuses[name].key).clear()
+    _discard(
+        store, [statuses[stage.name] for stage in selected if stage.name in forced]
+    )
     results: dict[str, Result] = {}
     by_name = {stage.name: stage for stage in stages}
 
@@ -308,6 +307,14 @@ def run_stages(
             continue
         on_end(status, result)
     return results
+
+
+def _discard(store: Store, statuses: Iterable[Status]) -> None:
+    """Removes what is stored of stages, and what a stopped run left of them."""
+    if store.writer:
+        for status in statuses:
+            store.discard(status.key)
+            store.progress(status.key).clear()
 
 
 def run_stage(
