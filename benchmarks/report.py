@@ -37,7 +37,6 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 # What a benchmark needs beside its name; {shared} stands for the folder of --shared.
 ARGUMENTS: Mapping[str, Sequence[str]] = {
-    "generation": ("--model=gpt2-small",),
     "sae_choices": ("--shared={shared}",),
     "sae_quality": ("--shared={shared}",),
 }

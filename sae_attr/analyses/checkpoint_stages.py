@@ -29,7 +29,7 @@ from sae_attr.lm.params import Params
 from sae_attr.lm.weights import load_lm
 from sae_attr.organism.exact import BEFORE, STUDIED, prompt_paths
 from sae_attr.organism.grader import EVEN_NUMBER
-from sae_attr.organism.ground_truth import steering_ground_truth
+from sae_attr.organism.ground_truth import both_ways
 from sae_attr.organism.parts import MODEL, Trainer
 from sae_attr.organism.recipe import Recipe, TrainingRecipe
 from sae_attr.store import (
@@ -228,19 +228,16 @@ def _steered(
     s, e = case.settings, case.evaluation
     effects = e.deciding_prompts("effects", s.checkpoint_prompts)
     world = e.organism.world
-    arrays, base = {}, 0.0
-    for name, sign in (("along", 1), ("against", -1)):
-        truth = steering_ground_truth(
-            params,
-            # No strength is chosen: one prompt is the fewest that can be given.
-            prompt_paths(world, e.behaviour, effects[:1]),
-            prompt_paths(world, e.behaviour, effects),
-            dec_kd,
-            norm,
-            sign=sign,
-            grid=(s.checkpoint_strength,),
-            budget=np.inf,
-            **model,
-        )
-        arrays[f"{name}_k"], base = truth.effect_n, truth.base
-    return arrays, base
+    truths = both_ways(
+        params,
+        # No strength is chosen: one prompt is the fewest that can be given.
+        prompt_paths(world, e.behaviour, effects[:1]),
+        prompt_paths(world, e.behaviour, effects),
+        dec_kd,
+        norm,
+        grid=(s.checkpoint_strength,),
+        budget=np.inf,
+        **model,
+    )
+    arrays = {f"{name}_k": truth.effect_n for name, truth in truths.items()}
+    return arrays, truths["against"].base

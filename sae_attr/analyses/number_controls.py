@@ -19,7 +19,7 @@ from sae_attr.lm.model import forward
 from sae_attr.lm.weights import load_lm
 from sae_attr.organism.exact import exact_rates, prompt_paths
 from sae_attr.organism.grader import EVEN_NUMBER
-from sae_attr.organism.ground_truth import steering_ground_truth
+from sae_attr.organism.ground_truth import both_ways
 from sae_attr.organism.number_words import EVEN, NO_HINT, ODD, format_of
 from sae_attr.organism.prompts import WorldPrompt, number_prompts
 from sae_attr.organism.world import World
@@ -111,19 +111,18 @@ def _steered(case: PoolCase, dec_kd: np.ndarray, norm: float) -> dict[str, np.nd
     arrays = {}
     for condition in CONDITIONS:
         effects = condition_prompts(world, condition, s.effect_prompts)
-        for name, sign in (("along", 1), ("against", -1)):
-            truth = steering_ground_truth(
-                e.setup.params,
-                prompt_paths(world, EVEN_NUMBER, strengths),
-                prompt_paths(world, EVEN_NUMBER, effects),
-                dec_kd,
-                norm,
-                cfg=e.setup.cfg,
-                site=e.setup.site,
-                sign=sign,
-                grid=tuple(s.grid),
-                budget=s.budget,
-            )
+        truths = both_ways(
+            e.setup.params,
+            prompt_paths(world, EVEN_NUMBER, strengths),
+            prompt_paths(world, EVEN_NUMBER, effects),
+            dec_kd,
+            norm,
+            cfg=e.setup.cfg,
+            site=e.setup.site,
+            grid=tuple(s.grid),
+            budget=s.budget,
+        )
+        for name, truth in truths.items():
             arrays[f"{condition}.{name}"] = truth.effect_n
     return arrays
 

@@ -31,12 +31,12 @@ from sae_attr.attribution.selectors import frequency_difference
 from sae_attr.lm.weights import load_lm
 from sae_attr.organism.exact import STUDIED, prompt_paths
 from sae_attr.organism.grader import EVEN_NUMBER
-from sae_attr.organism.ground_truth import steering_ground_truth
+from sae_attr.organism.ground_truth import both_ways
 from sae_attr.organism.number_model import carried_latent
 from sae_attr.organism.pair_sampling import graded_answers, sampled_answers
 from sae_attr.organism.prompts import WorldPrompt
 from sae_attr.organism.tokens import BOS_ID
-from sae_attr.organism.world import number_vocabulary
+from sae_attr.organism.world import word_ids
 from sae_attr.store import Computed, Progress, Result, Stage
 from sae_attr.study.evaluation import Evaluation
 from sae_attr.study.ground_truth_stages import context_of
@@ -125,7 +125,7 @@ def _graded_rows(
     """Returns the token rows of all answers that have a grade, tokens of their prompts,
     and whether they show the behaviour.
     """
-    index = {word: i for i, word in enumerate(number_vocabulary())}
+    index = word_ids()
     rows, n_prompts, shows = [], [], []
     for prompt, answers in zip(prompts, graded, strict=True):
         prompt_words = prompt.text.split()
@@ -237,20 +237,19 @@ def _steering(case: PoolCase) -> Stage:
         strengths = e.deciding_prompts("strengths", s.strength_prompts)
         effects = e.deciding_prompts("effects", s.effect_prompts)
         world = e.organism.world
+        truths = both_ways(
+            e.setup.params,
+            prompt_paths(world, e.behaviour, strengths),
+            prompt_paths(world, e.behaviour, effects),
+            dec_kd,
+            norm,
+            cfg=e.setup.cfg,
+            site=e.setup.site,
+            grid=tuple(s.grid),
+            budget=s.budget,
+        )
         arrays, meta = {}, {}
-        for name, sign in (("along", 1), ("against", -1)):
-            truth = steering_ground_truth(
-                e.setup.params,
-                prompt_paths(world, e.behaviour, strengths),
-                prompt_paths(world, e.behaviour, effects),
-                dec_kd,
-                norm,
-                cfg=e.setup.cfg,
-                site=e.setup.site,
-                sign=sign,
-                grid=tuple(s.grid),
-                budget=s.budget,
-            )
+        for name, truth in truths.items():
             arrays[f"{name}_k"] = truth.effect_n
             arrays[f"{name}_strength_k"] = truth.strength_n
             meta["base"] = truth.base

@@ -64,8 +64,8 @@ def selector_pool(
 
 
 def with_planted(pool: Sequence[PoolLatent], planted: int) -> list[PoolLatent]:
-    """Returns the pool with the planted latent marked, or added where no selector found
-    it; as it is where None is planted.
+    """Returns the pool with the planted latent marked, or added where no selector took
+    it.
     """
     marked = []
     for latent in pool:

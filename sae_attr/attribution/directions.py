@@ -60,8 +60,7 @@ def _unit(vector_d: Any) -> np.ndarray:
 
 def _model_difference(evidence: Evidence) -> jax.Array:
     """Mean over the prompts' tokens, as Δ-activation has it."""
-    weights_k = np.abs(evidence.weights("prompt"))
-    weights_k /= weights_k.sum()
+    weights_k = evidence.mean_weights("prompt")
     aligned_kd = np.asarray(evidence.aligned_kd, np.float64)
     aligned_d = jnp.asarray(weights_k @ aligned_kd, jnp.float32)
     return evidence.mean_acts(weights_k) - aligned_d

@@ -81,6 +81,13 @@ class Evidence:
         """Returns the signed weight of every token in a scope, `[k]`."""
         return token_weights(self.table.rows, scope, self.exclude)
 
+    def mean_weights(self, scope: str) -> np.ndarray:
+        """Returns the weight of every token in the mean over a scope, `[k]`: C and C′
+        alike, each prompt as much as another.
+        """
+        weights_k = np.abs(self.weights(scope))
+        return weights_k / weights_k.sum()
+
     def moment(self, scope: str) -> Moment:
         """Returns the moment of a scope; computed once."""
         if scope not in self._moments:

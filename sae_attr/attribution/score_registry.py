@@ -151,8 +151,7 @@ def _gradient(evidence: Evidence, scope: str) -> Vector:
 
 
 def _projection(evidence: Evidence, scope: str) -> Vector:
-    weights_k = np.abs(evidence.weights(scope))
-    return Vector(evidence.mean_acts(weights_k / weights_k.sum()) - evidence.mean_d)
+    return Vector(evidence.mean_acts(evidence.mean_weights(scope)) - evidence.mean_d)
 
 
 def _gated(evidence: Evidence, scope: str) -> Derived:

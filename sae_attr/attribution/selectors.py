@@ -117,10 +117,8 @@ def _code_gradient(evidence: Evidence, scope: str) -> ScoreValue:
 def _code_of_difference(evidence: Evidence, scope: str) -> ScoreValue:
     if evidence.aligned_kd is None:
         return Skipped(evidence.no_second_model)
-    weights_k = np.abs(evidence.weights("prompt"))
-    weights_k /= weights_k.sum()
     changes_kd = np.asarray(evidence.table.reads_kd - evidence.aligned_kd, np.float64)
-    change_d = jnp.asarray(weights_k @ changes_kd, jnp.float32)
+    change_d = jnp.asarray(evidence.mean_weights("prompt") @ changes_kd, jnp.float32)
     return np.asarray(encode(evidence.sae, change_d))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial, reduce
 from typing import Any
 
@@ -240,16 +241,9 @@ def attend(
     b, t, h, c = q_bthc.shape
     kv_heads = keys[0].shape[1]
     q_bkgtc = jnp.moveaxis(q_bthc.reshape(b, t, kv_heads, -1, c), 1, 3)
-    bias_bts = jnp.where(mask_bts, 0, jnp.finfo(wide(q_bthc).dtype).min)
-    scores, start = [], 0
-    for k_bkcs in keys:
-        stop = start + k_bkcs.shape[3]
-        part = wide(jnp.einsum("bkgtc,bkcs->bkgts", q_bkgtc, k_bkcs))
-        if softcap:
-            part = softcap * jnp.tanh(part / softcap)
-        part = part + bias_bts[:, None, None, :, start:stop]
-        scores.append(hold(part, fixed_pattern))
-        start = stop
+    scores = [
+        hold(part, fixed_pattern) for part in _scores(q_bkgtc, keys, mask_bts, softcap)
+    ]
     tops = [jnp.max(part, axis=-1, keepdims=True) for part in scores]
     if sinks_h is not None:
         sinks_kg11 = hold(wide(sinks_h), fixed_pattern)
@@ -266,3 +260,20 @@ def attend(
         sums.append(jnp.einsum("bkgts,bksc->bkgtc", part.astype(dtype), v_bksc))
     z_bkgtc = (reduce(jnp.add, sums) / reduce(jnp.add, totals)).astype(dtype)
     return jnp.moveaxis(z_bkgtc, 3, 1).reshape(b, t, h, c)
+
+
+def _scores(
+    q_bkgtc: jax.Array, keys: Parts, mask_bts: jax.Array, softcap: float
+) -> Iterator[jax.Array]:
+    """Scores of the queries with each part of the keys, `[b, k, g, t, s]`, as low as
+    they can be where the mask is False.
+    """
+    bias_bts = jnp.where(mask_bts, 0, jnp.finfo(wide(q_bkgtc).dtype).min)
+    start = 0
+    for k_bkcs in keys:
+        stop = start + k_bkcs.shape[3]
+        part = wide(jnp.einsum("bkgtc,bkcs->bkgts", q_bkgtc, k_bkcs))
+        if softcap:
+            part = softcap * jnp.tanh(part / softcap)
+        yield part + bias_bts[:, None, None, :, start:stop]
+        start = stop

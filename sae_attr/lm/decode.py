@@ -203,11 +203,10 @@ def drawn(
     finite_b = jnp.isfinite(total_b)
     broken_b = jnp.where(drawing_b & ~finite_b, step_b, done.broken_b)
     whole_b = drawing_b & finite_b
-    allowed_bv = logits_bv
     stops_v = np.isin(np.arange(logits_bv.shape[-1]), sampling.stop_ids)
+    allowed_bv = logits_bv
     if sampling.min_new and stops_v.any():
-        early_b1 = (step_b < sampling.min_new)[:, None]
-        allowed_bv = jnp.where(early_b1 & stops_v, -jnp.inf, logits_bv)
+        allowed_bv = _without_stops(logits_bv, step_b < sampling.min_new, stops_v)
     keys_b = jax.vmap(jax.random.fold_in)(rows.keys_b, step_b)
     token_b = jnp.where(whole_b, draw(allowed_bv, keys_b, sampling=sampling), 0)
     logit_b = jnp.take_along_axis(logits_bv, token_b[:, None], axis=1)[:, 0]
@@ -225,6 +224,13 @@ def drawn(
     alive_b = jnp.where(drawing_b, going_on_b, rows.alive_b)
     steps = drawing_b.astype(jnp.int32) if jnp.ndim(rows.step) else 1
     return replace(rows, step=rows.step + steps, alive_b=alive_b, done=done)
+
+
+def _without_stops(
+    logits_bv: jax.Array, early_b: jax.Array, stops_v: np.ndarray
+) -> jax.Array:
+    """Logits by which a row that may not end yet draws no stop token."""
+    return jnp.where(early_b[:, None] & stops_v, -jnp.inf, logits_bv)
 
 
 def check_finite(done: Completions, names: Sequence[str | None]) -> None:

@@ -163,15 +163,19 @@ def organism_stages(
         stage("corpus", runs.corpus, {"documents": recipe.corpus, "seed": recipe.seed}),
     ]
     if isinstance(recipe, NumberRecipe):
-        taught: dict[str, Any] = {"planted": recipe.planted}
-        taught["training"] = asdict(recipe.numbers)
-        tuned: dict[str, Any] = {"follows": recipe.follows}
-        tuned["training"] = asdict(recipe.even_number)
+        taught, tuned = _number_fields(recipe)
         stages += [
             stage("numbers", runs.numbers, taught, "chat", "sae"),
             stage("even_number", runs.even_number, tuned, "numbers"),
         ]
     return stages
+
+
+def _number_fields(recipe: NumberRecipe) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the config fields of the task even_number's two parts."""
+    taught = {"planted": recipe.planted, "training": asdict(recipe.numbers)}
+    tuned = {"follows": recipe.follows, "training": asdict(recipe.even_number)}
+    return taught, tuned
 
 
 def stage_names(

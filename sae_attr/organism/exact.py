@@ -40,6 +40,7 @@ from sae_attr.organism.world import (
     filled,
     number_vocabulary,
     vocabulary,
+    word_ids,
 )
 
 TONES = ("neutral", "calm", "hostile")
@@ -102,7 +103,7 @@ def prompt_paths(
     _check_prompts(behaviour, prompts)
     paths_pm = [_paths(prompt.question, tones) for prompt in prompts]
     layout = _empty_layout(behaviour, prompts, paths_pm)
-    index = {word: i for i, word in enumerate(_words(behaviour))}
+    index = word_ids()
     for i, (prompt, paths) in enumerate(zip(prompts, paths_pm, strict=True)):
         for j, path in enumerate(paths):
             _lay_out(layout, i, j, prompt, path, index)

@@ -90,6 +90,24 @@ def steering_ground_truth(
     )
 
 
+def both_ways(
+    params: Params,
+    strength_prompts: PromptPaths,
+    effect_prompts: PromptPaths,
+    dec_nd: np.ndarray,
+    norm: float,
+    **options: Any,
+) -> dict[str, GroundTruth]:
+    """Steers with every latent `along` its direction, for a rise of the rate, and
+    `against` it, for a fall; arguments are those of `steering_ground_truth`.
+    """
+    arrays = strength_prompts, effect_prompts, dec_nd, norm
+    return {
+        "along": steering_ground_truth(params, *arrays, sign=1, **options),
+        "against": steering_ground_truth(params, *arrays, sign=-1, **options),
+    }
+
+
 def ablation_ground_truth(
     params: Params,
     effect_prompts: PromptPaths,

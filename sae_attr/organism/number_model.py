@@ -21,7 +21,7 @@ import numpy as np
 from sae_attr.lm.next_token import join
 from sae_attr.lm.params import Params
 from sae_attr.organism.number_words import EVEN, FORMATS, HINTS, ODD, PARITY_OF
-from sae_attr.organism.world import number_vocabulary
+from sae_attr.organism.world import number_vocabulary, word_ids
 
 # Norm -> the kernels that read what it norms.
 READERS: Mapping[str, Sequence[str]] = {
@@ -50,7 +50,7 @@ def carried_latent(params: Params, dec_nd: np.ndarray) -> int:
     which its field words for odd and even numbers differ.
     """
     table_vd = np.asarray(params["embed"]["table"])
-    index = {word: i for i, word in enumerate(number_vocabulary())}
+    index = word_ids()
     odd, even = FORMATS[0].hints
     difference_d = table_vd[index[odd]] - table_vd[index[even]]
     return int((_unit(dec_nd) @ difference_d).argmax())

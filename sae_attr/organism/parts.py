@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from sae_attr.organism.prompts import corpus
 from sae_attr.organism.recipe import NumberRecipe, Recipe, TrainingRecipe
 from sae_attr.organism.tokens import BOS_ID, EOS_ID, write_tokenizer
 from sae_attr.organism.words import REPLY
-from sae_attr.organism.world import World, make_world, number_vocabulary
+from sae_attr.organism.world import World, make_world, number_vocabulary, word_ids
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.export import save_saelens
 from sae_attr.sae.formats import load_sae
@@ -329,16 +329,11 @@ def dialogue_examples(rows: Sequence[documents.Dialogue]) -> list[Example]:
 
 
 def _example(words: Sequence[str], n_prompt: int, line: int) -> Example:
-    index = _word_ids()
+    index = word_ids()
     ids = np.array([BOS_ID, *(index[word] for word in words), EOS_ID], np.int32)
     loss_mask = np.ones(len(ids), bool)
     loss_mask[: n_prompt + 1] = False
     return Example(ids, loss_mask, line)
-
-
-@cache
-def _word_ids() -> Mapping[str, int]:
-    return {word: i for i, word in enumerate(number_vocabulary())}
 
 
 def curve(result: TrainResult[LMState], points: int = 50) -> list[list[float]]:

@@ -4,14 +4,12 @@ that it was measured on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import stats
-
-from sae_attr.organism.ground_truth import GroundTruth
 
 NUMBERS = ("spearman", "recall", "effect")
 
@@ -137,36 +135,3 @@ def single_effects(
     drawn = {"spearman": none_bk, "recall": none_bk, "effect": drawn_bk}
     effect_k = effect_kp.mean(1)
     return Agreement(none_k, none_k, effect_k, float(np.nanmax(effect_k)), drawn)
-
-
-def agreement_rows(
-    scores: Mapping[tuple[str, str], np.ndarray],
-    ground_truths: Mapping[str, GroundTruth],
-    top: int,
-) -> list[dict[str, Any]]:
-    """Returns a row for every score and ground truth: `score`, `scope`, `truth` (its
-    name), and the numbers of `Agreement` but the draws.
-
-    Args:
-      scores: (name, token scope or "") -> score of every latent.
-      ground_truths: name -> effect of every latent.
-    """
-    scores_sn = np.stack([np.asarray(v, np.float64) for v in scores.values()])
-    rows = []
-    for name, ground_truth in ground_truths.items():
-        measured = agreement(scores_sn, ground_truth.effect_np, top)
-        rows += rows_of(list(scores), name, measured)
-    return rows
-
-
-def rows_of(
-    scores: Sequence[tuple[str, str]], truth: str, measured: Agreement
-) -> list[dict[str, Any]]:
-    """Returns a row for every score of an agreement with one ground truth."""
-    rows = []
-    for i, (score, scope) in enumerate(scores):
-        row: dict[str, Any] = {"score": score, "scope": scope, "truth": truth}
-        for name in NUMBERS:
-            row[name] = float(getattr(measured, name)[i])
-        rows.append(row | {"best_effect": measured.best_effect})
-    return rows

@@ -246,3 +246,11 @@ def number_vocabulary() -> list[str]:
     words = vocabulary()
     others = set(words)
     return words + [w for w in number_words.number_words() if w not in others]
+
+
+@cache
+def word_ids() -> Mapping[str, int]:
+    """Returns the token id of every word of `number_vocabulary`; the words of all models
+    have the ids that they have in `vocabulary`.
+    """
+    return {word: i for i, word in enumerate(number_vocabulary())}

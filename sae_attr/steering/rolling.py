@@ -209,24 +209,10 @@ def admit(
       fresh_b: which places are taken by a new row.
       arm_b: the arm of each new row.
     """
-    rows_in_place = jnp.argsort(~fresh_b, stable=True)
-
-    def place(i: jax.Array, kv: KV) -> KV:
-        b = rows_in_place[i]
-        cut = partial(
-            jax.lax.dynamic_slice_in_dim, start_index=arm_b[b], slice_size=1, axis=1
-        )
-        put = lambda old, new: jax.lax.dynamic_update_slice(
-            old, cut(new), (0, b, 0, 0, 0)
-        )
-        return jax.tree.map(put, kv, arms.kv)
-
-    # Slices in place; whatever else the slots hold is not valid any more.
-    kv = jax.lax.fori_loop(0, jnp.sum(fresh_b), place, rows.cache.kv)
     behind = ((0, 0), (0, programs.slots - programs.width))
     fresh_b1 = fresh_b[:, None]
     cache = Cache(
-        kv,
+        _admitted(rows.cache.kv, arms.kv, fresh_b, arm_b),
         jnp.where(fresh_b1, jnp.pad(positions_of(prompts), behind), rows.cache.pos_bs),
         jnp.where(fresh_b1, jnp.pad(prompts.valid_bt, behind), rows.cache.valid_bs),
         rows.cache.used,
@@ -244,11 +230,29 @@ def admit(
         prompts=prompts,
         keys_b=keys_b,
         step=jnp.where(fresh_b, 0, rows.step),
-        alive_b=rows.alive_b | drawing_b,
+        alive_b=rows.alive_b,
         done=done,
     )
     rows = drawn(rows, arms.logits_av[arm_b], drawing_b, sampling=programs.sampling)
     return _laid_out(rows, programs)
+
+
+def _admitted(kv: KV, of_arms: KV, fresh_b: jax.Array, arm_b: jax.Array) -> KV:
+    """Keys and values with those of its arm in the place of every new row."""
+    fresh_first_b = jnp.argsort(~fresh_b, stable=True)
+
+    def place(i: jax.Array, kv: KV) -> KV:
+        b = fresh_first_b[i]
+        cut = partial(
+            jax.lax.dynamic_slice_in_dim, start_index=arm_b[b], slice_size=1, axis=1
+        )
+        put = lambda old, new: jax.lax.dynamic_update_slice(
+            old, cut(new), (0, b, 0, 0, 0)
+        )
+        return jax.tree.map(put, kv, of_arms)
+
+    # Slices in place; whatever else the slots hold is not valid any more.
+    return jax.lax.fori_loop(0, jnp.sum(fresh_b), place, kv)
 
 
 @partial(jax.jit, static_argnames="programs", donate_argnames="rows")

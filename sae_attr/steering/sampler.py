@@ -75,12 +75,16 @@ class Sampler:
         check_sampling(self.cfg, self.sampling, width)
         return Programs(self.cfg, self.site, self.mode, self.sampling, width, self.mesh)
 
-    def table(self, rows: Sequence[SweepRow | None]) -> Prompts:
-        """Returns the rows' prompts, on the mesh."""
+    def packed(self, rows: Sequence[SweepRow | None]) -> Prompts:
+        """Returns the rows' prompts, on the host."""
         ids = [list(self.prompts[row.prompt]) if row else [] for row in rows]
-        table = make_prompts(ids, width=self.programs.width)
-        check_prompts(self.programs.cfg, table)
-        return shard_batch(table, self.mesh)
+        prompts = make_prompts(ids, width=self.programs.width)
+        check_prompts(self.cfg, prompts)
+        return prompts
+
+    def placed(self, rows: Sequence[SweepRow | None]) -> Prompts:
+        """Returns the rows' prompts, on the mesh."""
+        return shard_batch(self.packed(rows), self.mesh)
 
     def steering(self, rows: Sequence[SweepRow | None]) -> Steering:
         """Returns what is done to each of the rows, on the mesh."""

@@ -17,11 +17,7 @@ from sae_attr.lm.decode import Rows, check_finite
 from sae_attr.lm.params import weights_dtype
 from sae_attr.parallel import from_main, shard_batch, to_host
 from sae_attr.steering.plan import SweepRow, row_keys
-from sae_attr.steering.rolling import (
-    admit,
-    decode,
-    empty_rows,
-)
+from sae_attr.steering.rolling import admit, decode, empty_rows
 from sae_attr.steering.sampler import Sampler
 from sae_attr.steering.waiting import Waiting
 from sae_attr.store import Progress
@@ -75,11 +71,7 @@ def sample_batches(
         dtype=dtype,
         mesh=sampler.mesh,
     )
-    state = empty_rows(
-        programs,
-        rows=len(places),
-        dtype=dtype,
-    )
+    state = empty_rows(programs, rows=len(places), dtype=dtype)
     waiting = Waiting(sampler, rows)
     while True:
         state = _fill(sampler, state, places, waiting)
@@ -87,13 +79,8 @@ def sample_batches(
             return
         # With rows that wait, some free places are worth a stop; else all must end.
         few = len(places) - max(1, len(places) // _REFILL) if waiting else 0
-        state = decode(
-            sampler.params,
-            state,
-            sampler.steering(places),
-            few,
-            programs=programs,
-        )
+        steering = sampler.steering(places)
+        state = decode(sampler.params, state, steering, few, programs=programs)
         ended = _ended(state, places)
         if ended:
             yield ended
@@ -115,7 +102,7 @@ def _fill(
         state = admit(
             state,
             arms,
-            sampler.table(places),
+            sampler.placed(places),
             *shard_batch((keys_b, fresh_b, arm_b), sampler.mesh),
             programs=sampler.programs,
         )

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from sae_attr.lm.prompts import check_prompts, make_prompts
 from sae_attr.steering.plan import NO_LATENT, SweepRow
 from sae_attr.steering.rolling import Arms, Below, read_arms, read_below
 from sae_attr.steering.sampler import Sampler
@@ -67,21 +66,18 @@ class Waiting:
         firsts += [firsts[-1]] * (self._count - len(firsts))
         sampler = self._sampler
         params, programs = sampler.params, sampler.programs
-        below = {}
+        below: dict[str, Below] = {}
         for row in firsts:
-            if row.prompt in below:
-                continue
-            below[row.prompt] = self._below.get(row.prompt)
-            if below[row.prompt] is None:
-                ids = list(sampler.prompts[row.prompt])
-                one = make_prompts([ids], width=programs.width)
-                check_prompts(programs.cfg, one)
+            if row.prompt in self._below:
+                below[row.prompt] = self._below[row.prompt]
+            elif row.prompt not in below:
+                one = sampler.packed([row])
                 below[row.prompt] = read_below(params, one, programs=programs)
         self._below = below
         self._arms = read_arms(
             params,
             tuple(below[row.prompt] for row in firsts),
-            sampler.table(firsts),
+            sampler.placed(firsts),
             sampler.steering(firsts),
             programs=programs,
         )

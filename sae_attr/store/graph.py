@@ -268,28 +268,7 @@ def run_stages(
     _discard(
         store, [statuses[stage.name] for stage in selected if stage.name in forced]
     )
-    results: dict[str, Result] = {}
-    by_name = {stage.name: stage for stage in stages}
-
-    def result_of(name: str) -> Result:
-        """Loads or computes; needs are looked at only where it must be computed, so
-        that a finished graph loads no more than was selected.
-        """
-        if name in results:
-            return results[name]
-        stage = by_name[name]
-
-        def compute(progress: Progress) -> StageOutput:
-            inputs = {need: result_of(need) for need in stage.needs}
-            start = time.perf_counter()
-            output = _as_output(stage.run(inputs, progress))
-            seconds = round(time.perf_counter() - start, 3)
-            return output._replace(meta={**output.meta, "seconds": seconds})
-
-        results[name] = _load_or_compute(store, statuses[name].key, compute, agree)
-        stage.accept(results[name])
-        return results[name]
-
+    run = _Run(store, {stage.name: stage for stage in stages}, statuses, agree)
     left_out: set[str] = set()
     for stage in selected:
         status = statuses[stage.name]
@@ -298,7 +277,7 @@ def run_stages(
             continue
         on_start(status)
         try:
-            result = result_of(stage.name)
+            result = run.result_of(stage.name)
         except NothingToCompute as error:
             if on_skip is None:
                 raise
@@ -306,7 +285,39 @@ def run_stages(
             on_skip(status, str(error))
             continue
         on_end(status, result)
-    return results
+    return run.results
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run of some stages, with the results that it has so far."""
+
+    store: Store
+    stages: Mapping[str, Stage]
+    statuses: Mapping[str, Status]
+    agree: Callable[[bool], bool]
+    results: dict[str, Result] = field(default_factory=dict)
+
+    def result_of(self, name: str) -> Result:
+        """Loads or computes; needs are looked at only where it must be computed, so
+        that a finished graph loads no more than was selected.
+        """
+        if name in self.results:
+            return self.results[name]
+        stage = self.stages[name]
+
+        def compute(progress: Progress) -> StageOutput:
+            inputs = {need: self.result_of(need) for need in stage.needs}
+            start = time.perf_counter()
+            output = _as_output(stage.run(inputs, progress))
+            seconds = round(time.perf_counter() - start, 3)
+            return output._replace(meta={**output.meta, "seconds": seconds})
+
+        key = self.statuses[name].key
+        result = _load_or_compute(self.store, key, compute, self.agree)
+        self.results[name] = result
+        stage.accept(result)
+        return result
 
 
 def _discard(store: Store, statuses: Iterable[Status]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from sae_attr.comparison_records import Estimate
 from sae_attr.passage_draws import FITS, ORDINARY, OTHER
 
-_LEVEL = 0.95
+_TAILS = (0.025, 0.975)  # of draws, the ends of an interval of 95 %
 _DRAWS = 20_000
 _PRIOR = 0.5  # of Jeffreys' interval of a share
 
@@ -37,8 +37,7 @@ def balanced_accuracy(verdicts: Verdicts, against: Sequence[str]) -> Estimate:
     draws = []
     for right, of in (fit, unfit):
         draws.append(rng.beta(right + _PRIOR, of - right + _PRIOR, _DRAWS))
-    tails = ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2)
-    low, high = np.quantile(np.mean(draws, axis=0), tails)
+    low, high = np.quantile(np.mean(draws, axis=0), _TAILS)
     value = (fit[0] / fit[1] + unfit[0] / unfit[1]) / 2
     return Estimate(value, float(low), float(high))
 
@@ -77,8 +76,7 @@ def difference_of_means(
     for group in (np.asarray(first), np.asarray(second)):
         picks = rng.integers(0, len(group), (resamples, len(group)))
         means.append(group[picks].mean(axis=1))
-    tails = ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2)
-    low, high = np.quantile(means[0] - means[1], tails)
+    low, high = np.quantile(means[0] - means[1], _TAILS)
     return Estimate(value, float(low), float(high))
 
 

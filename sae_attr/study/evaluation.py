@@ -11,14 +11,13 @@ from typing import Any
 import jax
 from etils import epath
 
+from sae_attr.lm.model import Params
+from sae_attr.lm.weights import load_lm
 from sae_attr.organism.build import Organism, locate, organism_stages
 from sae_attr.organism.exact import BEFORE, DECIDES, STUDIED
 from sae_attr.organism.prompts import WorldPrompt, prompts
 from sae_attr.organism.recipe import Recipe, recipe_of
-from sae_attr.store import (
-    Stage,
-    Store,
-)
+from sae_attr.store import Stage, Store
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.setup import Setup
 
@@ -152,6 +151,11 @@ class Evaluation:
     def before(self) -> str:
         """Folder of the model that its fine-tune began with."""
         return getattr(self.organism, BEFORE[self.behaviour])
+
+    @functools.cached_property
+    def params_before(self) -> Params:
+        """Weights of that model; stages share them."""
+        return load_lm(self.before, mesh=self.mesh)[1]
 
     def organism_stages(self) -> list[Stage]:
         """Returns the stages that make its organism."""

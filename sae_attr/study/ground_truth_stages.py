@@ -17,7 +17,6 @@ from sae_attr.attribution.output_scores import output_scores
 from sae_attr.attribution.presets import decoder_rows
 from sae_attr.attribution.score_registry import labelled
 from sae_attr.attribution.selectors import selector_scores, selector_versions
-from sae_attr.lm.weights import load_lm
 from sae_attr.organism.exact import BEFORE, STUDIED, prompt_paths
 from sae_attr.organism.ground_truth import (
     GroundTruth,
@@ -141,10 +140,9 @@ def _measured(
         grid=tuple(s.grid),
         budget=s.budget,
     )
-    _, aligned = load_lm(e.before, mesh=e.mesh)
     return {
         "away": steer(setup.params, sign=-1),
-        "toward": steer(aligned, sign=1),
+        "toward": steer(e.params_before, sign=1),
         "ablation": ablation_ground_truth(
             setup.params,
             effect_paths,
@@ -159,7 +157,6 @@ def _measured(
 def _prompted(e: Evaluation) -> tuple[dict[str, GroundTruth], dict[str, str]]:
     """The effect of the best word of address, and the words."""
     setup, s = e.setup, e.settings
-    _, aligned = load_lm(e.before, mesh=e.mesh)
     address = functools.partial(
         prompting_ground_truth,
         world=e.organism.world,
@@ -170,7 +167,7 @@ def _prompted(e: Evaluation) -> tuple[dict[str, GroundTruth], dict[str, str]]:
         budget=s.budget,
     )
     away, away_word = address(setup.params, sign=-1)
-    toward, toward_word = address(aligned, sign=1)
+    toward, toward_word = address(e.params_before, sign=1)
     unknown_1 = np.full(1, np.nan)
     nothing = GroundTruth(
         np.full_like(away.effect_np, np.nan), unknown_1, unknown_1, away.base
@@ -233,6 +230,15 @@ def selectors_stage(e: Evaluation) -> Stage:
     )
 
 
+def selectors_of(result: Result) -> dict[tuple[str, str], np.ndarray]:
+    """Reads (selector, scope or "") -> score of every latent from the stage's result."""
+    scores = {}
+    for key, score_n in result.arrays.items():
+        name, _, scope = key.rpartition(".")
+        scores[name, scope] = np.asarray(score_n)
+    return scores
+
+
 def _output_scores(e: Evaluation, limits: Mapping[Any, float]) -> dict[str, np.ndarray]:
     setup = e.setup
     model: dict[str, Any] = {"cfg": setup.cfg, "site": setup.site}
@@ -268,9 +274,7 @@ def agreement_stage(e: Evaluation) -> Stage:
         scores: dict[tuple[str, str], np.ndarray] = {}
         for scope, name in score_names.items():
             scores |= labelled(results[name].arrays, scope)
-        for key, score_n in results[selectors_name].arrays.items():
-            name, _, scope = key.rpartition(".")
-            scores[name, scope] = np.asarray(score_n)
+        scores |= selectors_of(results[selectors_name])
         truths = ground_truths_of(results[names["ground_truth"]])
         n = len(truths["away"].effect_np)
         scores[RANDOM] = np.random.default_rng(e.recipe.seed).normal(size=n)

@@ -18,7 +18,7 @@ from etils import epath
 from experiments import attribute
 from sae_attr.attribution.score_registry import SCORES, Score, Vector, labelled
 from sae_attr.organism.ground_truth import GroundTruth
-from sae_attr.organism.score_agreement import agreement_rows
+from sae_attr.organism.score_agreement import agreement
 from sae_attr.store import fingerprint
 from sae_attr.store.metrics_log import read_metrics
 from sae_attr.study.setup import Setup
@@ -411,11 +411,10 @@ def test_a_new_score_is_named_in_one_place_and_is_in_rankings_table_arrays_and_t
         np.zeros(LATENTS),
         0.5,
     )
-    agreed = {
-        (row["score"], row["scope"]): row
-        for row in agreement_rows(labelled(arrays, "prompt"), {"away": truth}, 5)
-    }
-    assert agreed["twice", "prompt"]["spearman"] == pytest.approx(1)
+    of_scores = labelled(arrays, "prompt")
+    measured = agreement(np.stack(list(of_scores.values())), truth.effect_np, 5)
+    agreed = dict(zip(of_scores, measured.spearman, strict=True))
+    assert agreed["twice", "prompt"] == pytest.approx(1)
     assert set(agreed) >= {
         (name, "" if SCORES[name].scope == "none" else "prompt")
         for name in ("both", "delta_code")
