@@ -74,7 +74,7 @@ class StageProgress:
                 left += sum(times) / len(times)
             else:
                 unknown += 1
-        if unknown == len(to_do):
+        if unknown == len(to_do) or (unknown and left < 0.5):
             return spent
         relation = "more than" if unknown else "about"
         return f"{spent}, {relation} {rounded_time(left)} left"
@@ -121,6 +121,15 @@ def numbers_of(meta: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return numbers
 
 
+def _counts_text(counts: Mapping[str, Any]) -> str:
+    """Returns counts as text, those within one of them in brackets."""
+    parts = []
+    for name, value in counts.items():
+        text = f"({_counts_text(value)})" if isinstance(value, Mapping) else str(value)
+        parts.append(f"{name} {text}")
+    return ", ".join(parts)
+
+
 def ending(
     states: Sequence[Status],
     results: Mapping[str, Result],
@@ -141,8 +150,7 @@ def ending(
     for name, result in results.items():
         counts = result.meta.get("counts")
         if isinstance(counts, Mapping):
-            numbers = (f"{key} {value}" for key, value in counts.items())
-            lines.append(f"{name}: {', '.join(numbers)}")
+            lines.append(f"{name}: {_counts_text(counts)}")
     missing = [status.name for status in states if status.state != "done"]
     if missing:
         done = len(states) - len(missing)
