@@ -68,12 +68,18 @@ def _reading(results: CaseResults, latent: int) -> LatentReading:
         tuple(methods),
         tuple(interpreted["nearest"][str(latent)]),
         tuple(map(shaded, passages)),
-        activity_note(passages),
+        activity_note(passages) if passages else _silence(results, latent),
         raised=_effects(effects.get("raised", ())),
         lowered=_effects(effects.get("lowered", ())),
         address=results.case.setup.sae_files.latent_page(latent),
         descriptions=tuple(_descriptions(results, str(latent))),
     )
+
+
+def _silence(results: CaseResults, latent: int) -> str:
+    """Returns that a latent has no passage, where passages were looked for."""
+    looked_for = str(latent) in results.of["interpret"].meta["passages"]
+    return "Active nowhere in the text that was searched." if looked_for else ""
 
 
 def _descriptions(results: CaseResults, latent: str) -> Iterator[Description]:
