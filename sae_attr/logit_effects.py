@@ -1,5 +1,6 @@
 """Reading a latent by what it does to the next token: the first-order effect on every
-logit of a direction that is added to the residual stream directly before the final norm.
+logit, and on the entropy, of a direction that is added to the residual stream directly
+before the final norm.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from sae_attr.activations import CorpusBatch, Statistic, measure_corpus
 from sae_attr.activations.corpus_pass import NO_LIMITS
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.lrp import PLAIN, Rules
 from sae_attr.lm.mlp import wide
 from sae_attr.lm.model import Params, final_norm, output_table
+from sae_attr.lm.model import logits as next_logits
 
 # Of neighbouring positions one is taken: they say nearly the same.
 STRIDE = 8
@@ -62,6 +65,38 @@ def logit_effects(
     mean = total / len(states_xd)
     effects_kv = mean if cfg.final_softcap else logits(mean)
     return effects_kv - jnp.mean(effects_kv, axis=-1, keepdims=True)
+
+
+def entropy_effects(
+    params: Params,
+    directions_kd: jax.Array,
+    states_xd: jax.Array,
+    *,
+    cfg: LMConfig,
+    rules: Rules = PLAIN,
+) -> jax.Array:
+    """Returns the change of the next token's entropy per unit of a direction that is
+    added directly before the final norm, in nats, to first order and as a mean over
+    states, `[k]`.
+
+    Args:
+      directions_kd: directions in the residual stream.
+      states_xd: residuals that enter the final norm, of ordinary tokens.
+      rules: `norm` holds the scale of the final norm: what is left is the effect
+        through the logits' differences alone.
+    """
+
+    def entropy(x_d: jax.Array) -> jax.Array:
+        log_v = jax.nn.log_softmax(next_logits(params, x_d, cfg=cfg, rules=rules))
+        return -jnp.sum(jnp.exp(log_v) * log_v)
+
+    def of_state(total_d: jax.Array, x_d: jax.Array) -> tuple[jax.Array, None]:
+        return total_d + jax.grad(entropy)(x_d), None
+
+    states_xd = wide(states_xd)
+    total_d, _ = jax.lax.scan(of_state, jnp.zeros_like(states_xd[0]), states_xd)
+    mean_d = total_d / len(states_xd)
+    return jnp.einsum("kd,d->k", directions_kd, mean_d, precision="highest")
 
 
 def final_states(

@@ -49,10 +49,13 @@ MAY_IMPORT = (
             "activations",
             "attribution",
             "comparison_records",
+            "interpret",
+            "logit_effects",
             "organism",
             "report",
             "steering",
             "study",
+            "training",
         }
     }
 )

@@ -123,8 +123,7 @@ def _batch_sums(
     counted_bt: jax.Array,
 ) -> dict[str, jax.Array]:
     """The sums over one batch, a block of positions at a time."""
-    # Codes of 2**25 numbers are in memory at once, whatever the size of the SAE.
-    size = max(1, min(4096, 2**25 // sae.cfg.n_latents))
+    size = _block_size(sae)
     arrays = acts_btd, reads_btd, counted_bt
     blocks = tuple(_blocks(array, size) for array in arrays)
     by_block = jax.lax.map(lambda block: _block_sums(sae, sums, *block), blocks)
@@ -245,7 +244,7 @@ def largest_codes(
     def measure(
         sae: SAE, acts: Mapping[Site, jax.Array], counted_bt: jax.Array
     ) -> jax.Array:
-        size = max(1, min(4096, 2**25 // sae.cfg.n_latents))
+        size = _block_size(sae)
         blocks = _blocks(acts[site], size), _blocks(counted_bt, size)
 
         def block_largest(block: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -271,6 +270,40 @@ def largest_codes(
     return measure_corpus(
         params, batches, statistics, cfg=cfg, mesh=mesh, limits=limits
     )["largest"]
+
+
+def codes_statistic(sae: SAE, latents_k: np.ndarray, *, site: Site) -> Statistic:
+    """Returns the statistic whose result is the activations of some latents at counted
+    positions, float32 `[x, k]`, batch after batch: for a sample, since it keeps all.
+
+    Args:
+      site: what the SAE encodes.
+    """
+
+    def measure(
+        sae: SAE, acts: Mapping[Site, jax.Array], counted_bt: jax.Array
+    ) -> jax.Array:
+        # All latents are encoded: whether one passes a top-k depends on the others.
+        encoded = lambda acts_kd: encode(sae, acts_kd)[:, latents_k]
+        blocks = _blocks(acts[site], _block_size(sae))
+        codes_mk = jnp.concatenate(jax.lax.map(encoded, blocks))
+        codes_xk = codes_mk[: counted_bt.size].astype(jnp.float32)
+        return codes_xk.reshape(*counted_bt.shape, len(latents_k))
+
+    def add(
+        parts: tuple[np.ndarray, ...],
+        codes_btk: np.ndarray,
+        batch: CorpusBatch,
+        counted_bt: np.ndarray,
+    ) -> tuple[np.ndarray, ...]:
+        return *parts, codes_btk[counted_bt]
+
+    return Statistic((site,), measure, tuple, add, np.concatenate, inputs=sae)
+
+
+def _block_size(sae: SAE) -> int:
+    # Codes of 2**25 numbers are in memory at once, whatever the size of the SAE.
+    return max(1, min(4096, 2**25 // sae.cfg.n_latents))
 
 
 def weighted_codes(

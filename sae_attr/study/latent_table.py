@@ -35,6 +35,7 @@ _AFTER = (
     Column("lever_z", "lever", "number", "−Δg·d in standard deviations over the dictionary", 2),
     Column("corner", "corner", "text", "of the plane of cause and lever"),
     Column("firing_rate", "fires", "percent", "share of corpus tokens on which it is active", 2),
+    Column("dense", "dense", "flag", "fires on a larger share of corpus tokens than dense_rate, by default a tenth"),
     Column("fires_on_pairs", "fires on pairs", "percent", "share of the pairs' prompts that activate it; of a few latents", 0),
     Column("away", "away", "points", "change of the behaviour's rate when steering against it"),
     Column("away_strength", "c away", "number", "strength in units of the mean norm; 0: none was coherent enough", 2),
@@ -92,6 +93,7 @@ def _rows(results: CaseResults) -> Iterator[dict[str, Any]]:
     screens = screen_columns(results)
     for place, latent in enumerate(map(int, selection.latents_u)):
         columns = statistics.get(latent, {})
+        rate = _finite(scores["firing_rate"][latent])
         yield {
             "latent": latent,
             "methods": selection.methods_of(latent),
@@ -103,7 +105,8 @@ def _rows(results: CaseResults) -> Iterator[dict[str, Any]]:
             **_ablated(results, place),
             **screens.get(latent, {}),
             "fires_on_pairs": _finite(columns.get("fires_on_pairs")),
-            "firing_rate": _finite(scores["firing_rate"][latent]),
+            "firing_rate": rate,
+            "dense": None if rate is None else rate > results.case.study.dense_rate,
             "exact": _finite(columns.get("exact")),
             "tokens": results.of["interpret"].meta["nearest"][str(latent)],
             **_on_tokens(results, latent),

@@ -227,6 +227,8 @@ class StudySettings(ProbeSettings, ScreenSettings, ReadingSettings):
         `projection` or their `activation` is set to its mean over ordinary text, at
         the tokens that are steered; `none`: not at all.
       plane: where the corners of the plane of cause and lever begin.
+      dense_rate: a latent that fires on a larger share of ordinary tokens is dense
+        (arXiv:2506.15679); the tables say so, and nothing else depends on it.
       resamples: of bootstrap and permutation tests.
       dtype, resid_dtype: of weights and residual stream.
       seed: of everything that is drawn.
@@ -254,6 +256,7 @@ class StudySettings(ProbeSettings, ScreenSettings, ReadingSettings):
     gradient_signed: bool = True
     ablate_by: str = "projection"
     plane: PlaneSettings = PlaneSettings()
+    dense_rate: float = 0.1
     resamples: int = 2000
     dtype: str = "float32"
     resid_dtype: str | None = None
@@ -282,6 +285,11 @@ class StudySettings(ProbeSettings, ScreenSettings, ReadingSettings):
                 )
         check_screen(self, method_names() + tuple(SCORES))
         check_reading(self)
+        if not 0 < self.dense_rate < 1:
+            raise ValueError(
+                f"dense_rate {self.dense_rate} is a share of tokens; give one above 0 "
+                "and below 1"
+            )
         if not 0 <= self.coherence_tail < 0.5:
             raise ValueError(
                 f"coherence_tail {self.coherence_tail} is a share of answers; give 0 "

@@ -1,6 +1,7 @@
 """Figures of results: functions of their numbers, saved as SVG, PNG and JSON."""
 
 from sae_attr.report.figures.ablation import ablation_figure
+from sae_attr.report.figures.dense import dense_figure
 from sae_attr.report.figures.drawing import Draw, Drawing, draw_anew, render
 from sae_attr.report.figures.effects import effects_figure
 from sae_attr.report.figures.mitigation import mitigation_figure
@@ -12,6 +13,7 @@ __all__ = [
     "Draw",
     "Drawing",
     "ablation_figure",
+    "dense_figure",
     "draw_anew",
     "effects_figure",
     "loss_figure",
