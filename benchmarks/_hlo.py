@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 KINDS = (
@@ -42,16 +43,17 @@ class Collective:
     bytes: int
 
 
-def collectives(text: str) -> list[Collective]:
+def collectives(text: str, *, most: bool = True) -> list[Collective]:
     """Returns the collectives of a program, those of one kind and size together, the
     largest total first.
 
     Args:
       text: of the optimised program, `compiled.as_text()`.
+      most: of a conditional's branches, that with the most bytes counts; else that
+        with the fewest.
     """
     bodies, entry = _computations(text)
-    counts: Counter[tuple[str, int]] = Counter()
-    _count(entry, 1, bodies, counts)
+    counts = _counts(entry, bodies, max if most else min)
     found = [Collective(kind, times, size) for (kind, size), times in counts.items()]
     return sorted(found, key=lambda one: (-one.times * one.bytes, one.kind))
 
@@ -74,25 +76,37 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _count(
-    name: str,
-    times: int,
-    bodies: dict[str, list[str]],
-    counts: Counter[tuple[str, int]],
-) -> None:
+Counts = Counter[tuple[str, int]]
+"""(kind, bytes) -> times."""
+
+
+def _counts(
+    name: str, bodies: dict[str, list[str]], pick: Callable[..., Counts]
+) -> Counts:
+    """Returns what one run of a computation executes; `pick` takes a branch."""
+    counts: Counts = Counter()
     for line in bodies.get(name, ()):
         match = _COLLECTIVE.match(line)
         if match is not None:
-            counts[match[2], _bytes(match[1], bool(match[3]))] += times
+            counts[match[2], _bytes(match[1], bool(match[3]))] += 1
             continue  # what it applies adds two numbers
-        trips = _TRIPS.search(line)
-        inside = times * (int(trips[1]) if trips and " while(" in line else 1)
+        called = [_counts(other, bodies, pick) for other in _CALLED.findall(line)]
         branches = _BRANCHES.search(line)
-        called = _CALLED.findall(line)
         if branches is not None:
-            called += [branch.strip(" %") for branch in branches[1].split(",")]
-        for other in called:
-            _count(other, inside, bodies, counts)
+            names = [branch.strip(" %") for branch in branches[1].split(",")]
+            called += [_counts(other, bodies, pick) for other in names]
+        if " conditional(" in line:
+            called = [pick(called, key=_total_bytes)]
+        trips = _TRIPS.search(line)
+        times = int(trips[1]) if trips and " while(" in line else 1
+        for inside in called:
+            for kind, number in inside.items():
+                counts[kind] += times * number
+    return counts
+
+
+def _total_bytes(counts: Counts) -> int:
+    return sum(times * size for (_, size), times in counts.items())
 
 
 def _bytes(shape: str, starts: bool) -> int:

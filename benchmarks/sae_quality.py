@@ -60,7 +60,7 @@ from sae_attr.parallel import make_mesh
 from sae_attr.sae.formats import load_sae
 from sae_attr.sae.metrics import dead_share, explained_variance, fit, l0
 from sae_attr.sae.model import SAE, encode, reconstruct
-from sae_attr.sae.sparse import kth_largest
+from sae_attr.sae.selection import kth_largest
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae.train_sae import train_sae
 from sae_attr.sae.train_state import finished

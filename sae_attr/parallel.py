@@ -227,6 +227,13 @@ def _fitting(entry: Any, dim: int, mesh: Mesh) -> Any:
     return None if dim % _parts(entry, mesh) else entry
 
 
+def split_axis(axis: str, dim: int, mesh: Mesh) -> str | None:
+    """Returns the axis of the mesh if it splits a dimension of this size; None where it
+    has one part alone, or does not divide it.
+    """
+    return _fitting(axis, dim, mesh) if mesh.shape[axis] > 1 else None
+
+
 def _parts(entry: Any, mesh: Mesh) -> int:
     """Returns into how many parts an entry of a spec splits a dimension."""
     return math.prod(mesh.shape[axis] for axis in _axes_of(entry))

@@ -26,6 +26,20 @@ SMALL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
 }
+BRANCHES = """HloModule branches
+%small (a: f32[2]) -> f32[2] {
+  ROOT %sum = f32[2] all-reduce(f32[2] %a), to_apply=%add
+}
+%large (a: f32[2]) -> f32[8] {
+  ROOT %all = f32[8] all-gather(f32[2] %a), dimensions={0}
+}
+%body (p: s32[]) -> s32[] {
+  %case = f32[8] conditional(s32[] %p, f32[2] %x, f32[2] %x), branch_computations={%small, %large}
+}
+ENTRY %main (p: s32[]) -> s32[] {
+  ROOT %loop = s32[] while(s32[] %p), condition=%less, body=%body, backend_config={"known_trip_count":{"n":"2"}}
+}
+"""
 SHAPE = benchmark.Shape(
     config_from_hf(SMALL), Site(0), rows=4, prompt=6, completion=2, latents=64
 )
@@ -100,3 +114,20 @@ def test_layers_talk_as_little_as_their_layout_allows(data: int, model: int) -> 
     assert number == (0 if model == 1 else 1 + 2 * SHAPE.cfg.n_layers)
     assert np.sum([one.times for one in of_program]) == number
     assert np.sum([one.times * one.bytes for one in of_program]) == size
+
+
+@pytest.mark.parametrize(("data", "model"), [(4, 1), (1, 4), (2, 2)])
+def test_training_an_sae_has_no_collective_in_its_loops(data: int, model: int) -> None:
+    """Winners, sums and gradients cross once each, however many latents are active."""
+    text = benchmark.sae_training(SHAPE, {}, make_mesh(f"data={data},model={model}"))
+    of_program = collectives(text, most=False)
+    assert sum(one.times for one in of_program) <= 12
+    _, size = benchmark.least("SAE training", SHAPE, data, model)
+    parameters = (2 * SHAPE.latents * SHAPE.cfg.d_model + SHAPE.latents) // model * 4
+    gradients = [one for one in of_program if parameters <= one.bytes < 2 * parameters]
+    assert data == 1 or [one.times for one in gradients] == [1], (size, of_program)
+
+
+def test_of_branches_the_one_with_the_most_bytes_counts() -> None:
+    assert collectives(BRANCHES) == [Collective("all-gather", 2, 32)]
+    assert collectives(BRANCHES, most=False) == [Collective("all-reduce", 2, 8)]

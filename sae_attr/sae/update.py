@@ -66,23 +66,23 @@ def train_step(
     y_bm: jax.Array,
     *,
     cfg: TrainConfig,
-    shards: int = 1,
+    mesh: Mesh | None = None,
 ) -> tuple[SAEState, SAEMetrics]:
     """Makes one optimiser step on raw activations; pure, to be jitted by the caller
-    with `cfg` and `shards` static.
+    with `cfg` and `mesh` static.
 
     Args:
       state: before the step.
       x_bd, y_bm: input and target, the same array for an autoencoder.
       cfg: the run.
-      shards: size of the mesh's `model` axis.
+      mesh: where tokens lie over `data` and latents over `model`; None on one device.
     """
     # Activations may come in bfloat16 or float16; training is in float32.
     x_bd = x_bd.astype(jnp.float32) * state.scale_in
     y_bm = y_bm.astype(jnp.float32) * state.scale_out
     dead_n = state.quiet_n >= cfg.dead_after(len(x_bd))
     k = annealed_k(state, cfg)
-    signals = Signals(dead_n, coefficient(state, cfg), shards, k)
+    signals = Signals(dead_n, coefficient(state, cfg), mesh, k)
     total, outcome, grads = _gradient(state.sae, x_bd, y_bm, cfg, signals)
     params: Any = state.sae
     updates: Any
@@ -212,8 +212,7 @@ def compiled_step(
     cfg: TrainConfig, mesh: Mesh | None, state: SAEState
 ) -> Callable[..., tuple[SAEState, SAEMetrics]]:
     """Returns `train_step` jitted for this run; the state that goes in is donated."""
-    shards = 1 if mesh is None else mesh.shape["model"]
-    step = partial(train_step, cfg=cfg, shards=shards)
+    step = partial(train_step, cfg=cfg, mesh=mesh)
     if mesh is None:
         return jax.jit(step, donate_argnums=0)
     out = shardings(state, SAE_RULES, mesh), NamedSharding(mesh, P())

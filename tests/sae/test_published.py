@@ -93,7 +93,7 @@ def test_k_falls_from_its_start_to_its_end() -> None:
     for step, k in ((0, 12), (1000, 8), (2000, K), (3999, K)):
         assert annealed_k(replace(state, step=jnp.int32(step)), cfg) == k
     wide = replace(state.sae, enc_bias_n=jnp.full(N, 9.0))
-    signals = Signals(jnp.zeros(N, bool), jnp.float32(0), 1, jnp.int32(8))
+    signals = Signals(jnp.zeros(N, bool), jnp.float32(0), k=jnp.int32(8))
     outcome = OBJECTIVES["batch_topk"].loss(wide, X, X, cfg, signals)
     assert float(outcome.l0) == 8
     pre, _ = codes_and_output(cfg, wide)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from sae_attr.sae.model import SAE, SAEConfig, unit_decoder
 from sae_attr.sae.train_config import TrainConfig
@@ -21,14 +22,14 @@ class Signals(NamedTuple):
     Args:
       dead_n: bool, latents that have not fired for `TrainConfig.dead_tokens` tokens.
       sparsity: the penalty's coefficient at this step.
-      shards: parts of the latent axis, static; 1 unless the mesh has a `model` axis.
+      mesh: where tokens lie over `data` and latents over `model`; None on one device.
       k: latents per token at this step where it is annealed; None for
         `TrainConfig.largest_k`.
     """
 
     dead_n: jax.Array
     sparsity: jax.Array
-    shards: int = 1
+    mesh: Mesh | None = None
     k: jax.Array | None = None
 
 

@@ -25,7 +25,7 @@ from sae_attr.sae.objectives.contract import (
     squared_error,
     unit_rows,
 )
-from sae_attr.sae.sparse import kth_largest
+from sae_attr.sae.selection import kth_largest
 from sae_attr.sae.train_config import TrainConfig
 
 

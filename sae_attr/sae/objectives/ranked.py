@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from sae_attr.sae.model import SAE
 from sae_attr.sae.objectives.contract import (
@@ -22,16 +23,8 @@ from sae_attr.sae.objectives.contract import (
     squared_error,
     unit_rows,
 )
-from sae_attr.sae.sparse import (
-    BatchChoice,
-    Slots,
-    batch_topk,
-    decode_slots,
-    encoded,
-    fired,
-    kth_largest,
-    row_topk,
-)
+from sae_attr.sae.selection import BatchChoice, batch_topk, kth_largest, row_topk
+from sae_attr.sae.slots import Slots, decode_slots, encoded, fired
 from sae_attr.sae.train_config import TrainConfig
 
 _MULTI_WEIGHT = 1 / 8
@@ -42,8 +35,10 @@ def topk_loss(
 ) -> Outcome:
     """Returns the error of the k largest latents of every token, and AuxK."""
     pre_bn, bias_n = _project(sae, x_bd)
-    slots = encoded(_rows(pre_bn, cfg.k, signals.shards), x_bd, sae.enc_dn, bias_n)
-    out_bm = decode_slots(slots, sae.dec_nm, len(x_bd)) + sae.dec_bias_m
+    slots = encoded(
+        _rows(pre_bn, cfg.k, signals.mesh), x_bd, sae.enc_dn, bias_n, signals.mesh
+    )
+    out_bm = decode_slots(slots, sae.dec_nm, len(x_bd), signals.mesh) + sae.dec_bias_m
     terms = {"error": squared_error(out_bm, y_bm)}
     terms |= _aux(sae, x_bd, y_bm - out_bm, pre_bn, bias_n, cfg, signals)
     return _outcome(terms, out_bm, slots, cfg)
@@ -57,13 +52,17 @@ def multi_topk_loss(
     """
     pre_bn, bias_n = _project(sae, x_bd)
     slots = encoded(
-        _rows(pre_bn, cfg.k * cfg.multi, signals.shards), x_bd, sae.enc_dn, bias_n
+        _rows(pre_bn, cfg.k * cfg.multi, signals.mesh),
+        x_bd,
+        sae.enc_dn,
+        bias_n,
+        signals.mesh,
     )
     # Slots are in falling order, so the first k rows are the k largest.
     first = Slots(slots.values_sb[: cfg.k], slots.latents_sb[: cfg.k])
     rest = Slots(slots.values_sb[cfg.k :], slots.latents_sb[cfg.k :])
-    out_bm = decode_slots(first, sae.dec_nm, len(x_bd)) + sae.dec_bias_m
-    more_bm = out_bm + decode_slots(rest, sae.dec_nm, len(x_bd))
+    out_bm = decode_slots(first, sae.dec_nm, len(x_bd), signals.mesh) + sae.dec_bias_m
+    more_bm = out_bm + decode_slots(rest, sae.dec_nm, len(x_bd), signals.mesh)
     terms = {
         "error": squared_error(out_bm, y_bm),
         "multi": _MULTI_WEIGHT * squared_error(more_bm, y_bm),
@@ -78,8 +77,8 @@ def batch_topk_loss(
     """Returns the error of the b·k largest latents of the batch, and AuxK."""
     pre_bn, bias_n = _project(sae, x_bd)
     choice = _choice(pre_bn, cfg, signals)
-    slots = encoded(choice.slots, x_bd, sae.enc_dn, bias_n)
-    out_bm = decode_slots(slots, sae.dec_nm, len(x_bd)) + sae.dec_bias_m
+    slots = encoded(choice.slots, x_bd, sae.enc_dn, bias_n, signals.mesh)
+    out_bm = decode_slots(slots, sae.dec_nm, len(x_bd), signals.mesh) + sae.dec_bias_m
     terms = {"error": squared_error(out_bm, y_bm)}
     terms |= _aux(sae, x_bd, y_bm - out_bm, pre_bn, bias_n, cfg, signals)
     return _outcome(terms, out_bm, slots, cfg)._replace(
@@ -100,14 +99,16 @@ def matryoshka_loss(
     """
     pre_bn, bias_n = _project(sae, x_bd)
     choice = _choice(pre_bn, cfg, signals)
-    slots = encoded(choice.slots, x_bd, sae.enc_dn, bias_n)
+    slots = encoded(choice.slots, x_bd, sae.enc_dn, bias_n, signals.mesh)
     ends = jnp.asarray(list(itertools.accumulate(cfg.group_sizes)), jnp.int32)
     group_sb = jnp.searchsorted(ends, slots.latents_sb, side="right").astype(jnp.int32)
     b, groups = len(x_bd), len(cfg.group_sizes)
     assert slots.rows_sb is not None
     # One pass decodes every group into rows of its own.
     apart = slots._replace(rows_sb=slots.rows_sb + b * group_sb)
-    parts_gbm = decode_slots(apart, sae.dec_nm, groups * b).reshape(groups, b, -1)
+    parts_gbm = decode_slots(apart, sae.dec_nm, groups * b, signals.mesh).reshape(
+        groups, b, -1
+    )
     nested_gbm = jnp.cumsum(parts_gbm, axis=0) + sae.dec_bias_m
     out_bm = nested_gbm[-1]
     error = squared_error(out_bm, y_bm)
@@ -129,7 +130,7 @@ def _choice(pre_bn: jax.Array, cfg: TrainConfig, signals: Signals) -> BatchChoic
     emptied. Where several equal it all stay.
     """
     largest = cfg.largest_k
-    choice = batch_topk(pre_bn, largest, cfg.candidates * largest, signals.shards)
+    choice = batch_topk(pre_bn, largest, cfg.candidates * largest, signals.mesh)
     if signals.k is None:
         return choice
     values_sb = choice.slots.values_sb
@@ -166,8 +167,8 @@ def _project(sae: SAE, x_bd: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.lax.stop_gradient(x_bd @ sae.enc_dn + bias_n), bias_n
 
 
-def _rows(pre_bn: jax.Array, k: int, shards: int) -> Slots:
-    values_bk, latents_bk = row_topk(pre_bn, k, shards)
+def _rows(pre_bn: jax.Array, k: int, mesh: Mesh | None) -> Slots:
+    values_bk, latents_bk = row_topk(pre_bn, k, mesh)
     return Slots(jax.nn.relu(values_bk).T, latents_bk.T)
 
 
@@ -195,9 +196,15 @@ def _aux(
         # Where fewer are dead than are asked for, the relu turns -inf to empty slots.
         masked_bn = jnp.where(signals.dead_n, pre_bn, -jnp.inf)
         slots = encoded(
-            _rows(masked_bn, cfg.dead_k, signals.shards), x_bd, sae.enc_dn, bias_n
+            _rows(masked_bn, cfg.dead_k, signals.mesh),
+            x_bd,
+            sae.enc_dn,
+            bias_n,
+            signals.mesh,
         )
-        return squared_error(decode_slots(slots, sae.dec_nm, len(x_bd)), rest_bm)
+        return squared_error(
+            decode_slots(slots, sae.dec_nm, len(x_bd), signals.mesh), rest_bm
+        )
 
     # A branch, not a mask: without dead latents a second search of [b, n] is saved.
     any_dead = jnp.any(signals.dead_n)

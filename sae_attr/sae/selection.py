@@ -1,60 +1,64 @@
-"""Products with codes of which few are not zero, forward and backward, without a matrix
-of batch × latents.
-
-A step of a TopK SAE needs one dense product, the encoder's. All the rest touches the
-active latents alone: the decoder, its gradient, the gradient of the codes and of the
-encoder are k·d per token each instead of n·d.
-
-Active codes come in `slots`: arrays `[s, b]` of values, latents and rows (the token
-that an entry belongs to; None where entry (s, i) belongs to token i). A scan goes over
-the slots, so that temporaries are `[b, d]`.
+"""Selects the largest pre-activations, of every token or of a whole batch, exactly and
+without a sort of the matrix.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from sae_attr.parallel import replicated, split_axis
+from sae_attr.sae.slots import Slots
 
 _WIDE_SHARE = 16  # one row in so many may be searched whole
 
 
-class Slots(NamedTuple):
-    """Where codes are: `latents_sb` int32, `rows_sb` int32 or None, and the value
-    there, `values_sb`.
-
-    An entry that stands for nothing has value 0 and any valid place.
-    """
-
-    values_sb: jax.Array
-    latents_sb: jax.Array
-    rows_sb: jax.Array | None = None
-
-
-def row_topk(pre_bn: jax.Array, k: int, shards: int = 1) -> tuple[jax.Array, jax.Array]:
+def row_topk(
+    pre_bn: jax.Array, k: int, mesh: Mesh | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Values and latents `[b, k]` of the k largest of every row, falling; of equal ones
     the lower latent comes first.
 
     Args:
       pre_bn: any values.
       k: how many.
-      shards: parts that the latents are split into; each is ranked by itself, then the
-        winners, with the same result. With latents over a mesh axis no device then sees
-        more than its part and the winners.
+      mesh: where rows lie over `data` and latents over `model`: each device ranks its
+        part, then the winners of all parts, with the same result. Left to the
+        compiler, every device would be sent the whole matrix.
     """
+    if mesh is None:
+        values_bk, latents_bk = jax.lax.top_k(pre_bn, k)
+        return values_bk, latents_bk
     b, n = pre_bn.shape
-    width = n // shards
-    if shards == 1 or n % shards or width < k:
-        return jax.lax.top_k(pre_bn, k)
-    values_bsk, latents_bsk = jax.lax.top_k(pre_bn.reshape(b, shards, width), k)
-    first_latent_s = width * jnp.arange(shards, dtype=jnp.int32)
-    latents_bsk = latents_bsk + first_latent_s[:, None]
-    # Shards lie in the order of their latents, so that equal values still rank by
-    # latent.
-    values_bk, places_bk = jax.lax.top_k(values_bsk.reshape(b, -1), k)
-    return values_bk, jnp.take_along_axis(latents_bsk.reshape(b, -1), places_bk, axis=1)
+    data, model = split_axis("data", b, mesh), split_axis("model", n, mesh)
+
+    def ranked(pre_bn: jax.Array) -> tuple[jax.Array, jax.Array]:
+        width = pre_bn.shape[1]
+        values_bk, latents_bk = jax.lax.top_k(pre_bn, min(k, width))
+        if model is None:
+            return values_bk, latents_bk
+        latents_bk = latents_bk + width * jax.lax.axis_index(model)
+        gather = partial(jax.lax.all_gather, axis_name=model, axis=1, tiled=True)
+        values_bw, latents_bw = gather(values_bk), gather(latents_bk)
+        # Parts lie in the order of their latents, so that equal values still rank by
+        # latent.
+        values_bk, places_bk = jax.lax.top_k(values_bw, k)
+        return values_bk, jnp.take_along_axis(latents_bw, places_bk, axis=1)
+
+    parts = jax.shard_map(
+        ranked,
+        mesh=mesh,
+        in_specs=P(data, model),
+        out_specs=(P(data), P(data)),
+        check_vma=False,
+    )
+    values_bk, latents_bk = parts(pre_bn)
+    return values_bk, latents_bk
 
 
 def kth_largest(values: jax.Array, k: int | jax.Array) -> jax.Array:
@@ -111,7 +115,7 @@ class _Part(NamedTuple):
 
 
 def batch_topk(
-    pre_bn: jax.Array, k: int, candidates: int, shards: int = 1
+    pre_bn: jax.Array, k: int, candidates: int, mesh: Mesh | None = None
 ) -> BatchChoice:
     """Selects the `b * k` largest positive entries of a matrix, exactly, by a threshold
     and not by a sort.
@@ -126,13 +130,17 @@ def batch_topk(
       candidates: entries of a row that are looked at first. A row that may have more
         among the best is searched whole; if more than a sixteenth of the rows are such,
         the matrix is.
-      shards: as for `row_topk`.
+      mesh: as for `row_topk`; the candidates go to every device, and what follows is
+        done on each.
     """
     b, n = pre_bn.shape
     candidates = min(candidates, n)
     max_whole_rows = -(-b // _WIDE_SHARE)
     every_b = jnp.arange(b)
-    values_bc, latents_bc = row_topk(pre_bn, candidates, shards)
+    values_bc, latents_bc = row_topk(pre_bn, candidates, mesh)
+    if mesh is not None:
+        whole = partial(jax.lax.with_sharding_constraint, shardings=replicated(mesh))
+        values_bc, latents_bc = whole(values_bc), whole(latents_bc)
     best = _Part(jax.nn.relu(values_bc), every_b, latents_bc)
     # Of some of the entries: the matrix's own threshold is as large or larger.
     low = kth_largest(best.values_rc, b * k)
@@ -237,122 +245,3 @@ def _selected(
         ordinal = earlier_b[part.rows_r][:, None] + within_row
         selected.append(larger | (same & (ordinal <= left)))
     return selected
-
-
-def decode_slots(slots: Slots, dec_nm: jax.Array, rows: int) -> jax.Array:
-    """Returns `codes @ dec_nm` `[rows, m]` for the codes that the slots stand for; gradients of
-    values and decoder are sparse.
-    """
-    return _decode(
-        slots.values_sb, jnp.asarray(dec_nm), slots.latents_sb, slots.rows_sb, rows
-    )
-
-
-def encoded(
-    slots: Slots, x_bd: jax.Array, enc_dn: jax.Array, bias_n: jax.Array
-) -> Slots:
-    """Returns the same slots, whose values now have the gradients of `x @ enc_dn + bias_n` at
-    their places.
-
-    The caller has computed the product and chosen entries from it, outside the
-    gradient; nothing is computed twice.
-    """
-    is_entry_sb = slots.values_sb != 0  # padding has no gradient
-    values_sb = _attach(
-        jax.lax.stop_gradient(slots.values_sb),
-        jnp.asarray(x_bd),
-        enc_dn,
-        bias_n,
-        is_entry_sb,
-        *slots[1:],
-    )
-    return slots._replace(values_sb=values_sb)
-
-
-def fired(slots: Slots, n: int) -> jax.Array:
-    """Returns whether each latent has a code above 0 in any slot, `[n]`."""
-    hits = (slots.values_sb > 0).astype(jnp.int32).reshape(-1)
-    return jnp.zeros(n, jnp.int32).at[slots.latents_sb.reshape(-1)].max(hits) > 0
-
-
-def _zero(x: Any) -> Any:
-    """Returns the cotangent of an integer argument, which JAX wants as float0."""
-    return None if x is None else np.zeros(x.shape, jax.dtypes.float0)
-
-
-@jax.custom_vjp
-def _attach(values_sb, x_bd, enc_dn, bias_n, is_entry_sb, latents_sb, rows_sb):
-    return values_sb
-
-
-def _attach_forward(values_sb, x_bd, enc_dn, bias_n, is_entry_sb, latents_sb, rows_sb):
-    return values_sb, (x_bd, enc_dn, is_entry_sb, latents_sb, rows_sb)
-
-
-def _attach_backward(saved, grads_sb):
-    x_bd, enc_dn, is_entry_sb, latents_sb, rows_sb = saved
-    grads_sb = jnp.where(is_entry_sb, grads_sb, 0)
-    enc_nd = enc_dn.T  # a latent is a row, as gather and scatter need it
-
-    def enc_step(sum_nd, slot):
-        grads_b, latents_b, rows_b = slot
-        x = x_bd if rows_b is None else x_bd[rows_b]
-        return sum_nd.at[latents_b].add(grads_b[:, None] * x), None
-
-    def x_step(sum_bd, slot):
-        grads_b, latents_b, rows_b = slot
-        part = grads_b[:, None] * enc_nd[latents_b]
-        return _add_rows(sum_bd, part, rows_b), None
-
-    slots = (grads_sb, latents_sb, rows_sb)
-    enc_grad_nd, _ = jax.lax.scan(enc_step, jnp.zeros_like(enc_nd), slots)
-    x_grad_bd, _ = jax.lax.scan(x_step, jnp.zeros_like(x_bd), slots)
-    bias_grad_n = jnp.zeros(enc_dn.shape[1], grads_sb.dtype)
-    bias_grad_n = bias_grad_n.at[latents_sb.reshape(-1)].add(grads_sb.reshape(-1))
-    integer_grads = (_zero(is_entry_sb), _zero(latents_sb), _zero(rows_sb))
-    return (grads_sb, x_grad_bd, enc_grad_nd.T, bias_grad_n, *integer_grads)
-
-
-def _add_rows(sum_bm, part_bm, rows_b):
-    """Adds to the rows that are named, or to all of them in order."""
-    if rows_b is None:
-        return sum_bm + part_bm
-    return sum_bm.at[rows_b].add(part_bm)
-
-
-_attach.defvjp(_attach_forward, _attach_backward)
-
-
-def _decode_slots(values_sb, dec_nm, latents_sb, rows_sb, rows):
-    def step(sum_bm, slot):
-        values_b, latents_b, rows_b = slot
-        part = values_b[:, None] * dec_nm[latents_b]
-        return _add_rows(sum_bm, part, rows_b), None
-
-    start = jnp.zeros((rows, dec_nm.shape[1]), dec_nm.dtype)
-    return jax.lax.scan(step, start, (values_sb, latents_sb, rows_sb))[0]
-
-
-_decode = jax.custom_vjp(_decode_slots, nondiff_argnums=(4,))
-
-
-def _decode_forward(values_sb, dec_nm, latents_sb, rows_sb, rows):
-    decoded = _decode_slots(values_sb, dec_nm, latents_sb, rows_sb, rows)
-    return decoded, (values_sb, dec_nm, latents_sb, rows_sb)
-
-
-def _decode_backward(rows, saved, grad_bm):
-    values_sb, dec_nm, latents_sb, rows_sb = saved
-
-    def step(sum_nm, slot):
-        values_b, latents_b, rows_b = slot
-        grad = grad_bm if rows_b is None else grad_bm[rows_b]
-        dec_sum_nm = sum_nm.at[latents_b].add(values_b[:, None] * grad)
-        return dec_sum_nm, jnp.sum(grad * dec_nm[latents_b], axis=1)
-
-    slots = (values_sb, latents_sb, rows_sb)
-    dec_grad, values_grad = jax.lax.scan(step, jnp.zeros_like(dec_nm), slots)
-    return values_grad, dec_grad, _zero(latents_sb), _zero(rows_sb)
-
-
-_decode.defvjp(_decode_forward, _decode_backward)

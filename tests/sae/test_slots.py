@@ -7,16 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae_attr.sae.sparse import (
-    Slots,
-    _at_least,
-    batch_topk,
-    decode_slots,
-    encoded,
-    fired,
-    kth_largest,
-    row_topk,
-)
+from sae_attr.parallel import make_mesh
+from sae_attr.sae.selection import _at_least, batch_topk, kth_largest, row_topk
+from sae_attr.sae.slots import Slots, decode_slots, encoded, fired
 
 B, D, N, K = 6, 5, 16, 3
 
@@ -47,10 +40,11 @@ def test_counts_beyond_32_bits() -> None:
     assert bool(_at_least(full, 1))
 
 
-@pytest.mark.parametrize("shards", [2, 4])
-def test_ranking_by_shards_changes_nothing(shards: int) -> None:
+@pytest.mark.parametrize("parts", [2, 4])
+def test_ranking_by_parts_changes_nothing(parts: int) -> None:
     pre = np.round(draw(B, N) * 2)  # many ties
-    for whole, split in zip(row_topk(pre, K), row_topk(pre, K, shards), strict=True):
+    mesh = make_mesh(f"model={parts}")
+    for whole, split in zip(row_topk(pre, K), row_topk(pre, K, mesh), strict=True):
         np.testing.assert_array_equal(whole, split)
 
 
@@ -115,7 +109,10 @@ def test_batch_topk_with_a_few_rows_of_many_latents(wide: int) -> None:
 
 
 @pytest.mark.parametrize("with_rows", [False, True])
-def test_gradients_are_those_of_dense_products(with_rows: bool) -> None:
+@pytest.mark.parametrize("parts", ["", "data=2,model=2", "model=4", "data=4"])
+def test_gradients_are_those_of_dense_products(with_rows: bool, parts: str) -> None:
+    """On four devices rows do not divide, all that they have goes to each."""
+    mesh = make_mesh(parts) if parts else None
     x = draw(B, D)
     enc = draw(D, N, seed=1)
     bias = draw(N, seed=2)
@@ -123,14 +120,14 @@ def test_gradients_are_those_of_dense_products(with_rows: bool) -> None:
     target = draw(B, D, seed=4)
     pre = x @ enc + bias
     if with_rows:
-        slots = batch_topk(jnp.asarray(pre), K, N).slots
+        slots = batch_topk(jnp.asarray(pre), K, N, mesh).slots
     else:
-        values, latents = row_topk(jnp.asarray(pre), K)
+        values, latents = row_topk(jnp.asarray(pre), K, mesh)
         slots = Slots(jax.nn.relu(values).T, latents.T)
     mask = dense(slots, B, N) > 0
 
     def sparse_loss(x, enc, bias, dec):
-        y = decode_slots(encoded(slots, x, enc, bias), dec, B)
+        y = decode_slots(encoded(slots, x, enc, bias, mesh), dec, B, mesh)
         return jnp.sum((y - target) ** 2)
 
     def dense_loss(x, enc, bias, dec):
