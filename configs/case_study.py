@@ -32,6 +32,7 @@ from sae_attr.sae.formats.parts import LoadOptions
 from sae_attr.steering.contrast import Contrast
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.judges import judge_settings, reader_settings
+from sae_attr.study.serving_settings import SampleServer
 from sae_attr.study.settings import (
     CaseSettings,
     IncoherenceBudget,
@@ -74,6 +75,7 @@ SETTINGS = {
     "cases.*": (CaseSettings,),
     "cases.*.judge": judge_settings(),
     "cases.*.reader": reader_settings(),
+    "cases.*.server": (SampleServer,),
     "cases.*.continuations": (Contrast,),
     "cases.*.attribution": (Settings,),
     "cases.*.sae_options": (LoadOptions,),
@@ -107,6 +109,8 @@ def case(name: str) -> ConfigDict:
         "template_options": any_keys(OPTIONS),
         "judge": judge_config(),
         "reader": judge_config(reader_settings()),
+        # A grade may be missing, a completion may not.
+        "server": config_of(SampleServer, leave_out=("unanswered",)),
     }
     made = config_of(CaseSettings, leave_out=("name",), **parts)
     made.update({"title": title, "behaviour": behaviour})

@@ -38,7 +38,7 @@ from ._progress import ending
 from ._stages import FORCE, LIST, ONLY, UNTIL, run_chosen, states_text
 
 PLAIN = ("mesh", "batch_size", "attribution")  # where and how fast, not what
-# Of a judge: where it is served, how it is waited for, and what it may cost. Its
+# Of a judge or server: where it is served, how it is waited for, and what it may cost. Its
 # identity is its model and rubric.
 PLAIN_OF_JUDGE = (
     "base_url", "name", "timeout", "concurrency", "retries", "first_wait", "longest_wait", "failures",
@@ -51,7 +51,7 @@ def ignored(config: ConfigDict) -> tuple[str, ...]:
     """Returns the keys that may differ between runs in one workdir."""
     keys = list(PLAIN)
     for case in config.cases:
-        for part in ("judge", "reader"):
+        for part in ("judge", "reader", "server"):
             keys += [f"cases.{case}.{part}.{key}" for key in PLAIN_OF_JUDGE]
     return tuple(keys)
 

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from sae_attr import parallel
 from sae_attr.judge import Patience
-from sae_attr.judge.budget import CallLimits
 from sae_attr.judge.published import REPLIES, count_replies_read, read_published
 from sae_attr.report.tables import columns_from_rows, csv_text, json_text, text_table
+from sae_attr.server.budget import CallLimits
 from sae_attr.store import digest, own_workdir, write_atomic
 from sae_attr.study.judge_agreement import (
     Comparison,

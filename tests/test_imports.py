@@ -13,12 +13,13 @@ MAY_IMPORT = (
     dict.fromkeys(BASE, BASE)
     # The ten names of `import sae_attr`, which no module below may import from there.
     | {"": CORE | {"attribution", "steering"}}
-    | {"training": {"files", "store"}, "judge": BASE | {"lm", "comparison_records"}}
+    | {"training": {"files", "store"}, "server": BASE}
+    | {"judge": BASE | {"lm", "comparison_records", "server"}}
     | {"lm": BASE | {"training"}, "sae": BASE | {"training"}}
     | {"activations": BASE | {"lm"}}
     | {"beliefs": {"store"}}
     | {"comparison_records": set(), "report": {"comparison_records"}}
-    | {"steering": CORE | {"comparison_records"}}
+    | {"steering": CORE | {"comparison_records", "server"}}
     | dict.fromkeys(("interpret", "logit_effects"), CORE | {"activations"})
     | {"passage_draws": CORE | {"activations", "interpret"}}
     | {"sae_check": CORE | {"activations", "report"}}
@@ -39,6 +40,7 @@ MAY_IMPORT = (
             "passage_draws",
             "report",
             "sae_check",
+            "server",
             "steering",
             "training",
         }

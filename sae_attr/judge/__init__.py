@@ -18,7 +18,6 @@ from sae_attr.judge.base import (
     tells_coherence,
     values,
 )
-from sae_attr.judge.budget import CallBudget
 from sae_attr.judge.cache import CachedJudge, cached
 from sae_attr.judge.combine import CoherentOnly, warnings_of
 from sae_attr.judge.keywords import KeywordJudge
@@ -29,8 +28,9 @@ from sae_attr.judge.prompt import judge_prompt
 from sae_attr.judge.replies import read_reply
 from sae_attr.judge.rubric_files import load_rubric, rubric_names
 from sae_attr.judge.rubrics import Rubric
-from sae_attr.judge.server import Patience, Server
 from sae_attr.judge.weighing import weighted_score
+from sae_attr.server.address import Patience, Server
+from sae_attr.server.budget import CallBudget
 
 __all__ = [
     "MALFORMED",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,11 +13,7 @@ from sae_attr.judge.base import (
     grade_row,
 )
 from sae_attr.judge.model_judge import ModelJudge
-from sae_attr.parallel import is_main, text_from_main
-
-# Seconds between two messages to the processes that wait: a collective that none joins
-# for many minutes would be ended.
-EVERY = 20.0
+from sae_attr.server.relay import relayed
 
 
 class AskedByMain(ModelJudge):
@@ -51,39 +45,13 @@ class AskedByMain(ModelJudge):
         """Yields (id, grade) as they arrive; raises on every process what the judge
         raises.
         """
-        messages = self._sent(items) if is_main() else _received()
-        for message in messages:
-            for name, row in message["grades"]:
-                yield name, grade_of_row(row)
 
-    def _sent(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
-        grades: list[tuple[str, Any]] = []
-        began = time.monotonic()
-        try:
+        def rows() -> Iterator[tuple[str, Any]]:
             for name, grade in self.asked.grade(items):
-                grades.append((name, grade_row(grade)))
-                if time.monotonic() - began > EVERY:
-                    yield _send({"grades": grades, "more": True})
-                    grades, began = [], time.monotonic()
-        except Exception as error:
-            yield _send({"grades": grades, "error": _error_record(error)})
-            raise
-        yield _send({"grades": grades, "more": False})
+                yield name, grade_row(grade)
 
-
-def _send(message: dict[str, Any]) -> dict[str, Any]:
-    text_from_main(json.dumps(message))
-    return message
-
-
-def _received() -> Iterator[dict[str, Any]]:
-    more = True
-    while more:
-        message = json.loads(text_from_main(""))
-        yield message
-        if "error" in message:
-            raise _error_of(message["error"])
-        more = message["more"]
+        for name, row in relayed(rows, record=_error_record, error=_error_of):
+            yield name, grade_of_row(row)
 
 
 def _error_record(error: Exception) -> dict[str, Any]:

@@ -9,24 +9,31 @@ import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from sae_attr.judge.asking import Asking, request_of
-from sae_attr.judge.base import Grade, Item, Judge, check_items
-from sae_attr.judge.budget import CallBudget, CallLimits
-from sae_attr.judge.faults import Fatal, Filtered, NoLogprobs, Refused
+from sae_attr.judge.base import (
+    BudgetExhausted,
+    Grade,
+    Item,
+    Judge,
+    JudgeStopped,
+    check_items,
+)
 from sae_attr.judge.kinds import JudgeKind, Workplace
 from sae_attr.judge.logprobs import LogprobSupport
 from sae_attr.judge.model_judge import ModelJudge
 from sae_attr.judge.prompt import judge_prompt
-from sae_attr.judge.question import ask
 from sae_attr.judge.replies import VERSION, read_reply
-from sae_attr.judge.reply import Reply
 from sae_attr.judge.rubrics import Rubric
-from sae_attr.judge.server import Patience, Server, openai_client
-from sae_attr.judge.tally import Tally
 from sae_attr.judge.weighing import can_weigh, weighted_reply
+from sae_attr.server.address import Patience, Server, openai_client
+from sae_attr.server.attempts import Endpoint
+from sae_attr.server.budget import CallBudget, CallLimits
+from sae_attr.server.faults import Fatal, Filtered, NoLogprobs, Refused
+from sae_attr.server.many import ask_many
+from sae_attr.server.reply import Reply
+from sae_attr.server.tally import Stop, Tally
 
 
 class OpenAIJudge(ModelJudge):
@@ -71,7 +78,9 @@ class OpenAIJudge(ModelJudge):
         self.served: Counter[tuple[str, str]] = Counter()
         self._weighs = asking.answers != "text" and can_weigh(rubric)
         self._logprobs = LogprobSupport(asking.top_logprobs)
-        self._client = openai_client(server, patience)
+        client = openai_client(server, patience)
+        create = client.chat.completions.create
+        self._endpoint = Endpoint(create, server.api_key, patience, self.budget)
         self._lock = threading.Lock()
 
     @property
@@ -100,30 +109,18 @@ class OpenAIJudge(ModelJudge):
         return self._grades(items)
 
     def _grades(self, items: Sequence[Item]) -> Iterator[tuple[str, Grade]]:
-        spent = (self.budget.calls, self.budget.tokens)
-        tally = Tally(deque(items), len(items), self.patience, begun=spent)
-        running = dict[Future[Grade], Item]()
-        halt = threading.Event()
-        with ThreadPoolExecutor(
-            self.patience.concurrency, thread_name_prefix="judge"
-        ) as pool:
-            try:
-                while True:
-                    while len(running) < self.patience.concurrency:
-                        if not tally.waiting or tally.ended:
-                            break
-                        item = tally.next_item()
-                        running[pool.submit(self._one, item, halt)] = item
-                    if not running:
-                        break
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        item = running.pop(future)
-                        grade = tally.take(future, item)
-                        if grade is not None:
-                            yield item.id, grade
-            finally:
-                halt.set()  # where the caller asks for no more, nothing is sent again
-        tally.raise_if_stopped(self.budget)
+        tally = Tally[Item, Grade](
+            deque(items),
+            len(items),
+            self.patience,
+            begun=(self.budget.calls, self.budget.tokens),
+            about=lambda item: str(item.prompt),
+        )
+        for item, grade in ask_many(tally, self._one, name="judge"):
+            yield item.id, grade
+        stop = tally.stop(self.budget)
+        if stop is not None:
+            raise _stopped(stop)
         for item, reason in tally.unanswered:
             yield item.id, self.rubric.malformed(raw="", details={"error": reason})
         if tally.unanswered:
@@ -191,13 +188,7 @@ class OpenAIJudge(ModelJudge):
             top_logprobs=self._logprobs.top if weigh else None,
         )
         try:
-            reply = ask(
-                self._client,
-                request,
-                patience=self.patience,
-                budget=self.budget,
-                halt=halt,
-            )
+            reply = self._endpoint.ask(request, halt)
         except Filtered as error:
             details = {"error": "content_filter"}
             return self.rubric.malformed(raw=str(error), details=details)
@@ -260,6 +251,19 @@ class OpenAIJudge(ModelJudge):
         with self._lock:
             if text not in self.warnings:
                 self.warnings.append(text)
+
+
+def _stopped(stop: Stop) -> JudgeStopped:
+    """Returns the error that ends grading early."""
+    progress = (
+        f"graded {stop.answered} of {stop.answered + stop.left} items, {stop.left} are "
+        f"left: {stop.reason}. What is graded is kept; run again"
+    )
+    counts = {"graded": stop.answered, "left": stop.left}
+    if not stop.spent:
+        return JudgeStopped(f"{progress} to go on", **counts)
+    text = f"{progress} with a larger budget to go on{stop.estimate}"
+    return BudgetExhausted(text, **counts)
 
 
 def _open(

@@ -254,6 +254,15 @@ def row_keys(key: jax.Array, rows: Sequence[SweepRow | None]) -> jax.Array:
     return _folded(key, numbers_b3)
 
 
+def row_seeds(key: jax.Array, rows: Sequence[SweepRow]) -> list[int]:
+    """Returns a seed from 0 to 2³¹ - 1 for each row, of its key: for engines that draw
+    with random numbers of their own.
+    """
+    bits_b = jax.vmap(lambda row_key: jax.random.bits(row_key))(row_keys(key, rows))
+    # Servers read seeds as signed.
+    return (np.asarray(bits_b) >> 1).tolist()
+
+
 @jax.jit
 def _folded(key: jax.Array, numbers_b3: jax.Array) -> jax.Array:
     fold = lambda numbers_3: jax.lax.fori_loop(

@@ -166,11 +166,13 @@ def sample_rows(
         total=total, initial=total - len(left), desc=name, unit="row", disable=not bar
     ) as shown:
         for batch in sample(left) if left else ():
-            records = [_record(sampled) for sampled in batch]
+            records = [record_of(sampled) for sampled in batch]
             progress.append(records)
             finished |= {record["id"]: record for record in records}
             shown.update(len(records))
-    return [_sampled(row, finished[name]) for row, name in zip(rows, ids, strict=True)]
+    return [
+        sampled_of(row, finished[name]) for row, name in zip(rows, ids, strict=True)
+    ]
 
 
 def _agreed(done: Sequence[bool]) -> list[bool]:
@@ -183,7 +185,7 @@ def _agreed(done: Sequence[bool]) -> list[bool]:
     return [from_main(is_done) for is_done in done]
 
 
-def _record(sampled: SampledRow) -> dict[str, Any]:
+def record_of(sampled: SampledRow) -> dict[str, Any]:
     """Returns a completion as progress keeps it."""
     return {
         "id": sampled.row.id,
@@ -193,6 +195,6 @@ def _record(sampled: SampledRow) -> dict[str, Any]:
     }
 
 
-def _sampled(row: SweepRow, record: Mapping[str, Any]) -> SampledRow:
-    """Returns a completion from its record; the inverse of `_record`."""
+def sampled_of(row: SweepRow, record: Mapping[str, Any]) -> SampledRow:
+    """Returns a completion from its record; the inverse of `record_of`."""
     return SampledRow(row, tuple(record["ids"]), record["stopped"], record["logp"])

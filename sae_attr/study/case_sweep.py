@@ -16,7 +16,7 @@ import numpy as np
 from sae_attr.attribution.presets import decoder_rows
 from sae_attr.hooks import Add
 from sae_attr.steering.coherence import CoherenceLimits, coherence_limits, coherent
-from sae_attr.steering.plan import NO_LATENT, Condition, Plan, SweepRow
+from sae_attr.steering.plan import NO_LATENT, UNSTEERED, Condition, Plan, SweepRow
 from sae_attr.steering.sweep import SampleBatches, Sampler, sample_batches, sample_rows
 from sae_attr.store import Progress
 from sae_attr.study.case import Case
@@ -29,6 +29,7 @@ from sae_attr.study.grading import (
     padded,
     unpadded,
 )
+from sae_attr.study.sample_sources import from_server, served_model
 
 _SAMPLES_KEY = 11  # the purpose of the study's seed that samples draw from
 
@@ -73,19 +74,28 @@ class CaseSweep:
 
     @cached_property
     def sample_batches(self) -> SampleBatches:
-        """Samples rows of this sweep; weights are loaded when it is first called for."""
+        """Samples rows of this sweep; weights are loaded, or a server is asked, when it
+        is first called for.
+        """
         case, setup = self.case, self.case.setup
         seed = jax.random.key(case.study.seed)
+        key = jax.random.fold_in(seed, _SAMPLES_KEY)
+        sampling = replace(case.sampling, max_new=self._longest)
+        # Beside steered answers of the model here, unsteered ones of another engine would
+        # differ from them by more than the steering.
+        alone = set(self.conditions) == {UNSTEERED}
+        if alone and served_model(case, self.direction):
+            return from_server(case, self.direction, self.split, key, sampling)
         sampler = Sampler(
             params=case.params(self.direction),
             prompts=case.prompt_ids(self.split),
             vectors=_vectors(case, self.conditions),
-            key=jax.random.fold_in(seed, _SAMPLES_KEY),
+            key=key,
             cfg=setup.cfg,
             site=setup.site,
             mesh=case.runtime.mesh,
             batch_size=case.runtime.batch_size,
-            sampling=replace(case.sampling, max_new=self._longest),
+            sampling=sampling,
             unit=self.norm,
             skip=case.study.steer_skip,
         )

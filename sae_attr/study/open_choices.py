@@ -85,6 +85,11 @@ def _steering_choices(case: Case) -> tuple[Choice, ...]:
 def _sampling_choices(case: Case) -> tuple[Choice, ...]:
     study = case.study
     return (
+        Choice(
+            "sampled by",
+            sampled_by(case),
+            "the model here, or a server where nothing is steered",
+        ),
         Choice("ends of a completion", list(case.stop_ids), _ends(case)),
         Choice(
             "temperature, top-p",
@@ -97,6 +102,15 @@ def _sampling_choices(case: Case) -> tuple[Choice, ...]:
             "then missing, never a score",
         ),
     )
+
+
+def sampled_by(case: Case) -> str:
+    """Returns which engines sample."""
+    server = case.settings.server
+    served = [name for name in (server.model, server.model_aligned) if name]
+    if not served:
+        return "the model here"
+    return f"the model here; without steering, {', '.join(served)} of a server"
 
 
 def _coherence_choice(case: Case) -> Choice:

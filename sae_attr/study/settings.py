@@ -21,6 +21,7 @@ from sae_attr.study.probe_settings import ProbeSettings, check_probes
 from sae_attr.study.prompts import SPLITS
 from sae_attr.study.reading_settings import ReadingSettings, check_reading
 from sae_attr.study.screen_settings import SCREENED, ScreenSettings, check_screen
+from sae_attr.study.serving_settings import SampleServer
 from sae_attr.text.rows import SCOPES
 
 DIRECTIONS: tuple[Direction, ...] = ("away", "toward")
@@ -98,6 +99,7 @@ class CaseSettings(InputFiles):
       judge: who grades, and by what: {"kind": "organism" | "openai" | "local", ...}.
       reader: a language model that describes the first latents, and whose descriptions
         are tested: {"kind": "openai" | "local" | "judge" (the case's judge)}.
+      server: that samples completions without steering; none: the model here does.
       organism: a behaviour of the embedded organism, which then gives all files and
         prompts; None for a real model.
       lm_aligned: a second model, without the behaviour: it is steered toward the
@@ -128,6 +130,7 @@ class CaseSettings(InputFiles):
     behaviour: str
     judge: Mapping[str, Any]
     reader: Mapping[str, Any] = field(default_factory=dict)
+    server: SampleServer = field(default_factory=SampleServer)
     question: str = ""
     organism: str | None = None
     lm: str = ""

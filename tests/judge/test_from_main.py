@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from sae_attr.judge import JudgeStopped, from_main
+from sae_attr.judge import JudgeStopped
 from sae_attr.judge.from_main import AskedByMain
+from sae_attr.server import relay
 from tests.judge._rule import RuleJudge, items
 
 
@@ -28,8 +29,8 @@ def test_others_get_the_grades_and_the_error_of_process_0(
             return grades, f"{error} {error.graded} {error.left}"
         return grades, ""
 
-    monkeypatch.setattr(from_main, "EVERY", every)
-    monkeypatch.setattr(from_main, "text_from_main", lambda text: sent.append(text))
+    monkeypatch.setattr(relay, "EVERY", every)
+    monkeypatch.setattr(relay, "text_from_main", lambda text: sent.append(text))
     rule = RuleJudge(limit=limit)
     of_main = graded(rule)
     assert len(of_main[0]) == (limit or 3)
@@ -37,8 +38,8 @@ def test_others_get_the_grades_and_the_error_of_process_0(
     assert (len(sent) > 1) == (every < 0)
 
     waiting = list(sent)
-    monkeypatch.setattr(from_main, "is_main", lambda: False)
-    monkeypatch.setattr(from_main, "text_from_main", lambda text: waiting.pop(0))
+    monkeypatch.setattr(relay, "is_main", lambda: False)
+    monkeypatch.setattr(relay, "text_from_main", lambda text: waiting.pop(0))
     other = RuleJudge()
     assert graded(other) == of_main
     assert other.asked == waiting == []

@@ -26,12 +26,11 @@ from sae_attr.judge import (
     Server,
     cached,
 )
-from sae_attr.judge.budget import Spent
-from sae_attr.judge.faults import Failed, retry_after
 from sae_attr.judge.openai_judge import OpenAIJudge
-from sae_attr.judge.question import ask
-from sae_attr.judge.reply import hider
 from sae_attr.judge.rubric_files import load_rubric
+from sae_attr.server.budget import Spent
+from sae_attr.server.faults import Failed, retry_after
+from sae_attr.server.reply import hider
 from tests.judge._server import Answer, LoopbackServer, completion, serving
 
 if importlib.util.find_spec("openai") is None:
@@ -626,7 +625,7 @@ def test_the_back_off_doubles_with_jitter_and_gives_way_to_retry_after(
         j = judge(server, patience=patience)
         request = {"model": "judge-1", "messages": [{"role": "user", "content": "hi"}]}
         with pytest.raises(Failed, match=r"429.*sent 5 times"):
-            ask(j._client, request, patience=patience, budget=j.budget, halt=halt)
+            j._endpoint.ask(request, halt)
     if stated is not None:
         assert halt.waits == [7.0] * 4
     else:

@@ -16,6 +16,7 @@ from sae_attr.study.case_stage import (
 )
 from sae_attr.study.case_sweep import CaseSweep
 from sae_attr.study.input_files import fingerprints
+from sae_attr.study.sample_sources import declared_server
 
 VERSION = 1
 
@@ -41,6 +42,7 @@ def fields(case: Case) -> dict[str, Any]:
         "samples": case.settings.pair_samples,
         "sampling": declared_sampling(case),
         "seed": case.study.seed,
+        **declared_server(case),
     }
 
 

@@ -1,4 +1,4 @@
-"""HTTP for judges: one request is one request, and a reply ends, in time and in size,
+"""HTTP: one request is one request, and a reply ends, in time and in size,
 whatever the server sends.
 """
 

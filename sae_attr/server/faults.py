@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sae_attr.judge.transport import Endless
+from sae_attr.server.transport import Endless
 
 _PASSING = {408, 409, 425, 429}  # and 5xx: another try may succeed
 _OF_ONE = {400, 403, 413, 414, 422, 451}  # one question alone may be at fault
@@ -74,9 +74,7 @@ def fault_of(error: Exception, hide: Callable[[str], str]) -> Exception:
     # A body that is no JSON, nested beyond all bounds, of another encoding: the client
     # raises whatever its parser does.
     kind = type(error).__name__
-    return Passing(
-        f"the server sent no chat completion ({kind}: {words}); check base_url"
-    )
+    return Passing(f"the server sent no completion ({kind}: {words}); check base_url")
 
 
 def _of_status(error: Any, words: str) -> Exception:

@@ -1,4 +1,6 @@
-"""Reads the body of a chat completion as plain values, without the server's key."""
+"""Reads the body of a completion, of a chat or plain, as plain values without the
+server's key.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sae_attr.judge.faults import Passing
-from sae_attr.judge.server import Server
+from sae_attr.server.address import Server
+from sae_attr.server.faults import Passing
 
 TOKEN_CHARS = 4  # characters per token, where the server does not count
 _SHORTEST_KEY = 4  # a shorter "key" would be cut out of ordinary words
@@ -37,6 +39,7 @@ class Reply:
       text: the message's content.
       tokens: (token, alternatives as (token, natural logarithm of its probability)) in
         order; empty where not given.
+      ids: token ids of the text, of a server that states them; else None.
       finish: why it ended ("stop", "length", ...).
       model, fingerprint: the server's names for itself.
       used: tokens of question and answer; `counted` is False where this is our
@@ -45,6 +48,7 @@ class Reply:
 
     text: str
     tokens: tuple[tuple[str, Alternatives], ...]
+    ids: tuple[int, ...] | None
     finish: str
     model: str
     fingerprint: str
@@ -60,27 +64,31 @@ class Reply:
 def reply_of(
     completion: Any, request: Mapping[str, Any], hide: Callable[[str], str]
 ) -> Reply:
-    """Reads a chat completion of the openai client.
+    """Reads a completion of the openai client.
+
+    Args:
+      request: with `messages`, of a chat; with `prompt`, a plain one.
+      hide: of `hider`.
 
     Raises:
-      Passing: the body is no chat completion.
+      Passing: the body is no completion of the kind.
     """
+    chat = "messages" in request
     try:
         choice = completion.choices[0]
-        text = _text(choice.message)
-        tokens = _tokens(choice, hide)
+        text = _text(choice.message) if chat else choice.text + ""
+        tokens = _tokens(choice, hide) if chat else ()
     except _NO_COMPLETION as error:
+        kind = "chat completion" if chat else "completion"
         body = hide(str(completion))[:200]
         raise Passing(
-            f"the server sent no chat completion but {body!r}; check base_url"
+            f"the server sent no {kind} but {body!r}; check base_url"
         ) from error
     # The client's classes do not check what they are built from: any field may be absent
     # or of another type.
     usage = getattr(completion, "usage", None)
     counted = _count(getattr(usage, "total_tokens", None))
-    characters = len(text)
-    for message in request["messages"]:
-        characters += len(message["content"])
+    used = counted or prompt_tokens(request) + len(text) // TOKEN_CHARS
 
     def name(value: Any) -> str:
         return hide(str(value or ""))[:_LONGEST_NAME]
@@ -88,12 +96,42 @@ def reply_of(
     return Reply(
         text=hide(text),
         tokens=tokens,
+        ids=_ids(choice),
         finish=name(choice.finish_reason),
         model=name(completion.model),
         fingerprint=name(getattr(completion, "system_fingerprint", None)),
-        used=counted or characters // TOKEN_CHARS,
+        used=used,
         counted=bool(counted),
     )
+
+
+def prompt_tokens(request: Mapping[str, Any]) -> int:
+    """Returns the tokens of a request's prompt, those of a text estimated."""
+    prompt = request.get("prompt")
+    if isinstance(prompt, str):
+        return len(prompt) // TOKEN_CHARS
+    if prompt is not None:
+        return len(prompt)
+    characters = sum([len(message["content"]) for message in request["messages"]])
+    return characters // TOKEN_CHARS
+
+
+def expected_tokens(request: Mapping[str, Any]) -> int:
+    """Returns the tokens that a request may need: its prompt, and the longest answer that
+    it allows.
+    """
+    longest = request.get("max_tokens", request.get("max_completion_tokens", 0))
+    return prompt_tokens(request) + int(longest)
+
+
+def _ids(choice: Any) -> tuple[int, ...] | None:
+    """Returns the token ids that a server states beside a text; None where it states
+    none.
+    """
+    ids = getattr(choice, "token_ids", None)
+    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+        return None
+    return tuple(ids)
 
 
 def _text(message: Any) -> str:

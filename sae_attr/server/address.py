@@ -1,6 +1,4 @@
-"""The address of a judge's server, its timeouts and retries, and its HTTP
-client.
-"""
+"""The address of a server, its timeouts and retries, and its HTTP client."""
 
 from __future__ import annotations
 
@@ -8,22 +6,22 @@ import importlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from sae_attr.judge.transport import bounded_client
+from sae_attr.server.transport import bounded_client
 
-FEW = 4  # unanswered questions that never stop a judge
+FEW = 4  # unanswered questions that never stop a run
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where a judge is served.
+    """Where a model is served.
 
     Args:
       base_url: for instance http://127.0.0.1:8000/v1.
       model: the server's name for the model.
       api_key: sent as the bearer token; never shown or stored.
       name: of the server, for readers. Neither it nor the address is part of the
-        judge's identity: the same model behind another address gives the same grades,
-        and stored ones stay valid.
+        identity: the same model behind another address gives the same answers, and
+        stored ones stay valid.
     """
 
     base_url: str
@@ -39,20 +37,20 @@ class Server:
 
 @dataclass(frozen=True)
 class Patience:
-    """How a server is asked; none of it changes a grade.
+    """How a server is asked; none of it changes an answer.
 
     Args:
       concurrency: questions under way at once.
       timeout: seconds until a request counts as lost, its whole reply included.
       retries: how often a question is sent again after 408, 409, 425, 429, 5xx, a
-        timeout, a broken connection or a body that is no chat completion.
+        timeout, a broken connection or a body that is no completion.
       first_wait, longest_wait: seconds of the back-off, doubled each time, of which a
         random half to all is waited. A Retry-After of the server is waited in full; one
         longer than `longest_wait` ends the question.
       failures: questions in a row that may fail before no more are sent; where they are
         all about one prompt, a question about another prompt decides.
       unanswered: share of questions that may stay without an answer, or `FEW` questions
-        where that is more; beyond it the judge is stopped.
+        where that is more; beyond it the run is stopped.
     """
 
     concurrency: int = 8
@@ -87,7 +85,7 @@ def openai_client(server: Server, patience: Patience) -> Any:
         openai = importlib.import_module("openai")
     except ImportError as error:
         raise ImportError(
-            "a judge behind a server needs openai; run: pip install 'sae_attr[judge]'"
+            "asking a server needs openai; run: pip install 'sae_attr[judge]'"
         ) from error
     return openai.OpenAI(
         base_url=server.base_url,

@@ -1,0 +1,120 @@
+"""Which engine samples a sweep: the model here, or a server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+
+from sae_attr.lm.draw import Sampling
+from sae_attr.server.address import Server, openai_client
+from sae_attr.server.attempts import Endpoint
+from sae_attr.server.budget import CallBudget
+from sae_attr.server.relay import relayed
+from sae_attr.steering.plan import SweepRow
+from sae_attr.steering.served import (
+    SamplesStopped,
+    ServedSampler,
+    served_batches,
+)
+from sae_attr.steering.sweep import SampleBatches, SampledRow, record_of, sampled_of
+from sae_attr.study.case import Case
+from sae_attr.text.chat import Message
+from sae_attr.text.pairs import Prompt
+
+
+def served_model(case: Case, direction: str) -> str:
+    """Returns the server's name of the model that a direction steers; "" where it is
+    sampled here.
+    """
+    aligned = bool(case.files.lm_aligned)
+    return case.settings.server.model_of(direction, aligned=aligned)
+
+
+def declared_server(case: Case) -> dict[str, Any]:
+    """Returns what completions of a server depend on, for stages that ask one."""
+    server = case.settings.server
+    if not server.model and not server.model_aligned:
+        return {}
+    return {"server": server.identity}
+
+
+def from_server(
+    case: Case, direction: str, split: str, key: jax.Array, sampling: Sampling
+) -> SampleBatches:
+    """Returns what samples rows of a case's model, without steering, from its server.
+
+    With several processes, process 0 asks for all.
+
+    Args:
+      key: typed random key of the sweep.
+
+    Raises:
+      ImportError: openai is not installed.
+      ValueError: a prompt that the server's kind of request cannot hold.
+    """
+    settings = case.settings.server
+    prompts = case.prompts(split)
+    messages = chats_of(prompts) if settings.api == "chat" else None
+    sampler = ServedSampler(
+        endpoint_of(case),
+        served_model(case, direction),
+        case.prompt_ids(split),
+        key,
+        sampling,
+        case.setup.tokenizer,
+        messages,
+        case.study.sampling.stop,
+        settings.token_field,
+        settings.extra,
+    )
+    return partial(_asked_by_main, partial(served_batches, sampler))
+
+
+def endpoint_of(case: Case) -> Endpoint:
+    """Returns the server of a case; its key comes from the environment, and is neither
+    stored nor shown.
+    """
+    settings = case.settings.server
+    key = os.environ.get(settings.key_variable) or Server.api_key
+    server = Server(settings.base_url, settings.model, api_key=key)
+    client = openai_client(server, settings.patience)
+    create = client.completions.create
+    if settings.api == "chat":
+        create = client.chat.completions.create
+    return Endpoint(create, key, settings.patience, CallBudget())
+
+
+def chats_of(prompts: Sequence[Prompt]) -> dict[str, Sequence[Message]]:
+    """Returns prompt id -> messages.
+
+    Raises ValueError for a prompt that is a text or token ids: a server would put its
+    chat template around it.
+    """
+    messages: dict[str, Sequence[Message]] = {}
+    for prompt in prompts:
+        if isinstance(prompt.prompt, str) or prompt.prompt_ids is not None:
+            raise ValueError(
+                f"prompt {prompt.id!r} is no list of messages, and server.api=chat "
+                "would put a chat template around it; set server.api=completions"
+            )
+        messages[prompt.id] = prompt.prompt
+    return messages
+
+
+def _asked_by_main(
+    sample: SampleBatches, rows: Sequence[SweepRow]
+) -> Iterator[list[SampledRow]]:
+    """Yields on every process what process 0 alone samples."""
+    by_id = {row.id: row for row in rows}
+
+    def records() -> Iterable[Mapping[str, Any]]:
+        for batch in sample(rows):
+            for sampled in batch:
+                yield record_of(sampled)
+
+    for record in relayed(records, record=str, error=SamplesStopped):
+        yield [sampled_of(by_id[record["id"]], record)]
