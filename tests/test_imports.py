@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-BASE = {"hooks", "parallel", "site_names", "settings", "store", "files", "text"}
+BASE = {
+    "device_memory",
+    "hooks",
+    "parallel",
+    "site_names",
+    "settings",
+    "store",
+    "files",
+    "text",
+}
 CORE = BASE | {"lm", "sae"}
 MAY_IMPORT = (
     dict.fromkeys(BASE, BASE)

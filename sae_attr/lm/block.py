@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sae_attr.lm.attention import Context, LayerFacts, attend, rotate
-from sae_attr.lm.cache import KV, layer_kv
+from sae_attr.lm.cache import KV, on_layer
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.lrp import PLAIN, Rules, hold
 from sae_attr.lm.mlp import Experts, activation, wide
@@ -75,7 +75,7 @@ class Block(nn.Module):
         ctx: Context,
         facts: LayerFacts,
         tap: Tap = no_tap,
-        past: KV | None = None,
+        past: tuple[KV, ...] | None = None,
     ) -> tuple[jax.Array, KV | None]:
         cfg, resid = self.cfg, x_btd.dtype
         x_btd = tap("resid_pre", x_btd)
@@ -107,23 +107,18 @@ class Block(nn.Module):
         ctx: Context,
         facts: LayerFacts,
         tap: Tap,
-        past: KV | None,
+        past: tuple[KV, ...] | None,
     ) -> tuple[jax.Array, KV | None]:
         cfg = self.cfg
         q_bthc, k_btkc, v_btkc = self._heads(h_btd)
         if ctx.rotation is not None:
             cos, sin = (table[facts.rope] for table in ctx.rotation)
             q_bthc, k_btkc = rotate(q_bthc, cos, sin), rotate(k_btkc, cos, sin)
-        k_bkct, v_bktc = jnp.moveaxis(k_btkc, 1, 3), jnp.moveaxis(v_btkc, 1, 2)
-        keys, values, new = (k_bkct,), (v_bktc,), None
+        here = KV(jnp.moveaxis(k_btkc, 1, 3), jnp.moveaxis(v_btkc, 1, 2))
         if past is not None:
             # Rounded as the cache keeps them: later tokens see these same numbers.
-            dtype = past.k_lbkcs.dtype
-            new = KV(k_bkct.astype(dtype), v_bktc.astype(dtype))
-            keys, values = (new.k_lbkcs,), (new.v_lbksc,)
-            if past.k_lbkcs.shape[-1]:
-                past_k_bkcs, past_v_bksc = layer_kv(past, facts.layer)
-                keys, values = (past_k_bkcs, *keys), (past_v_bksc, *values)
+            dtype = past[0].k_bkcs.dtype
+            here = jax.tree.map(lambda x: x.astype(dtype), here)
 
         mask_bts = ctx.mask_bts
         if ctx.gap_bts is not None:
@@ -134,17 +129,26 @@ class Block(nn.Module):
         scale = cfg.query_scale
         if cfg.inverse_layer_scale:
             scale = scale / (facts.layer + 1)
-        z_bthc = attend(
-            q_bthc * jnp.asarray(scale, q_bthc.dtype),
-            keys,
-            values,
-            mask_bts,
-            cfg.attn_softcap,
-            sinks_h,
-            fixed_pattern="attention" in self.rules,
-        )
+        q_bthc = q_bthc * jnp.asarray(scale, q_bthc.dtype)
+
+        def attended(*parts: KV) -> jax.Array:
+            return attend(
+                q_bthc,
+                tuple([part.k_bkcs for part in parts]),
+                tuple([part.v_bksc for part in parts]),
+                mask_bts,
+                cfg.attn_softcap,
+                sinks_h,
+                fixed_pattern="attention" in self.rules,
+            )
+
+        if past is not None and past[0].k_bkcs.shape[3]:
+            z_bthc = on_layer(past, facts.layer, lambda kv: attended(kv, here))
+        else:
+            z_bthc = attended(here)
         z = tap("attn_z", z_bthc.reshape(*h_btd.shape[:2], -1))
-        return self._dense(z, cfg.d_model, cfg.out_bias, "o"), new
+        out_btd = self._dense(z, cfg.d_model, cfg.out_bias, "o")
+        return out_btd, None if past is None else here
 
     def _heads(self, h_btd: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries `[b, t, h, c]`, keys and values `[b, t, k, c]`, not rotated yet."""

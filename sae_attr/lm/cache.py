@@ -4,32 +4,31 @@ position instead of the row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
+from sae_attr.device_memory import device_memory
 from sae_attr.lm.config import LMConfig
+
+T = TypeVar("T")
 
 
 @struct.dataclass
 class KV:
-    """Keys `[l, b, k, c, s]` and values `[l, b, k, s, c]` of all layers: kv-heads k
-    before channels c and slots s, in the order in which the attention products read
-    them without turning them first.
-
-    The loop over layers only reads it, and returns the new tokens' keys and values,
-    which are written behind the loop, all layers at once. A loop that writes its layer
-    as well as reading it has XLA copy the whole array, layer by layer.
+    """Keys `[b, k, c, s]` and values `[b, k, s, c]` of one layer: kv-heads k before
+    channels c and slots s, in the order in which the attention products read them
+    without turning them first.
     """
 
-    k_lbkcs: jax.Array
-    v_lbksc: jax.Array
+    k_bkcs: jax.Array
+    v_bksc: jax.Array
 
 
 @struct.dataclass
@@ -37,15 +36,17 @@ class Cache:
     """What `forward` has seen; the next tokens go to the slots from `used` on.
 
     Args:
-      kv: keys, rotated, and values. With longrope they hold while a row stays as long
-        as it was for it (see `outgrown`).
+      kv: keys, rotated, and values of every layer, each layer's arrays by themselves: a
+        layer's part of one array for all would be copied out of it before attention
+        reads it. With longrope they hold while a row stays as long as it was for it
+        (see `outgrown`).
       pos_bs: position of the token in every slot.
       valid_bs: False where a slot holds padding, or nothing yet.
       used: slots that were written, int32: `[b]`, or `[]` where all rows have as many;
         a plain integer, and then the slots behind are not even read.
     """
 
-    kv: KV
+    kv: tuple[KV, ...]
     pos_bs: jax.Array
     valid_bs: jax.Array
     used: jax.Array | int
@@ -59,11 +60,14 @@ def init_cache(cfg: LMConfig, *, rows: int, slots: int, dtype: Any) -> Cache:
       slots: tokens that a row may come to hold, padding included.
       dtype: of the weights, which keys and values have too.
     """
-    heads = (cfg.n_layers, rows, cfg.n_kv_heads)
-    k_lbkcs = jnp.zeros((*heads, cfg.head_dim, slots), dtype)
-    kv = KV(k_lbkcs, jnp.zeros((*heads, slots, cfg.head_dim), dtype))
+    heads = rows, cfg.n_kv_heads
+
+    def layer() -> KV:
+        k_bkcs = jnp.zeros((*heads, cfg.head_dim, slots), dtype)
+        return KV(k_bkcs, jnp.zeros((*heads, slots, cfg.head_dim), dtype))
+
     return Cache(
-        kv,
+        tuple([layer() for _ in range(cfg.n_layers)]),
         jnp.zeros((rows, slots), jnp.int32),
         jnp.zeros((rows, slots), bool),
         0,
@@ -78,7 +82,7 @@ def check_room(cfg: LMConfig, *, rows: int, slots: int, dtype: Any, mesh: Mesh) 
       rows, slots: of the whole cache; rows lie over the mesh's `data` axis, kv-heads
         over `model` where that divides them.
     """
-    limit = (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
+    limit = device_memory(mesh)
     across = mesh.shape["data"]
     heads = mesh.shape["model"]
     if cfg.n_kv_heads % heads == 0:
@@ -103,7 +107,7 @@ def with_room(cache: Cache, count: int) -> Cache:
         widths[axis] = (0, count)
         return jnp.pad(x, widths)
 
-    kv = KV(pad(cache.kv.k_lbkcs, 4), pad(cache.kv.v_lbksc, 3))
+    kv = tuple([KV(pad(one.k_bkcs, 3), pad(one.v_bksc, 2)) for one in cache.kv])
     pos_bs, valid_bs = pad(cache.pos_bs, 1), pad(cache.valid_bs, 1)
     return replace(cache, kv=kv, pos_bs=pos_bs, valid_bs=valid_bs)
 
@@ -161,19 +165,24 @@ def past_slots(cache: Cache, count: int) -> int:
     return cache.used - count if isinstance(cache.used, int) else slots
 
 
-def past_kv(cache: Cache) -> KV:
+def past_kv(cache: Cache) -> tuple[KV, ...]:
     """Returns the keys and values that tokens which have not entered may see."""
     slots = past_slots(cache, 0)
-    return KV(cache.kv.k_lbkcs[..., :slots], cache.kv.v_lbksc[:, :, :, :slots])
+    cut = lambda one: KV(one.k_bkcs[..., :slots], one.v_bksc[:, :, :slots])
+    return tuple(map(cut, cache.kv))
 
 
-def layer_kv(kv: KV, layer: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns one layer's keys `[b, k, c, s]` and values `[b, k, s, c]`."""
-    k_bkcs, v_bksc = jax.tree.map(
-        lambda stack: jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False),
-        (kv.k_lbkcs, kv.v_lbksc),
-    )
-    return k_bkcs, v_bksc
+def on_layer(kv: tuple[KV, ...], layer: Any, use: Callable[[KV], T]) -> T:
+    """Returns `use` of one layer's keys and values, which it reads where they lie.
+
+    Args:
+      layer: its number; where it is traced, in a loop over layers, each layer has a
+        branch of its own: to pick the arrays first would copy them.
+    """
+    if isinstance(layer, int):
+        return use(kv[layer])
+    branches = [partial(use, one) for one in kv]
+    return jax.lax.switch(layer, branches)
 
 
 def store(cache: Cache, new: Sequence[KV], first_layer: int) -> Cache:
@@ -181,29 +190,38 @@ def store(cache: Cache, new: Sequence[KV], first_layer: int) -> Cache:
     last.
 
     Args:
-      new: keys `[l, b, k, c, t]` and values `[l, b, k, t, c]`, of layers that follow
-        one another.
+      new: keys `[b, k, c, t]` and values `[b, k, t, c]` of layers that follow one
+        another.
       first_layer: the one that `new` begins with.
     """
-    join = lambda old, *parts: jnp.concatenate(parts).astype(old.dtype)
-    added = jax.tree.map(join, cache.kv, *new)
-    first = cache.used - added.v_lbksc.shape[3]
-    if jnp.ndim(first) == 0:
-        return replace(cache, kv=_written(added, cache.kv, first_layer, 0, first))
+    behind = first_layer + len(new)
+    old = cache.kv[first_layer:behind]
+    added = jax.tree.map(lambda x, old: x.astype(old.dtype), tuple(new), old)
+    first = jnp.asarray(cache.used - new[0].v_bksc.shape[2])
+    if first.ndim == 0:
+        written = _written(added, old, 0, first)
+    else:
 
-    def row(b: jax.Array, kv: KV) -> KV:
-        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=b, slice_size=1, axis=1)
-        return _written(jax.tree.map(cut, added), kv, first_layer, b, first[b])
+        def row(b: jax.Array, kv: tuple[KV, ...]) -> tuple[KV, ...]:
+            cut = partial(jax.lax.dynamic_slice_in_dim, start_index=b, slice_size=1)
+            return _written(jax.tree.map(cut, added), kv, b, first[b])
 
-    # Slice by slice, in place: a scatter has XLA copy the whole cache on CPUs.
-    rows = cache.pos_bs.shape[0]
-    return replace(cache, kv=jax.lax.fori_loop(0, rows, row, cache.kv))
+        # Slice by slice, in place: a scatter has XLA copy the whole cache on CPUs.
+        rows = cache.pos_bs.shape[0]
+        written = jax.lax.fori_loop(0, rows, row, old)
+    return replace(cache, kv=(*cache.kv[:first_layer], *written, *cache.kv[behind:]))
 
 
-def _written(new: KV, kv: KV, layer: Any, row: Any, slot: Any) -> KV:
-    """Returns `kv` with new keys and values from a layer, row and slot on."""
+def _written(
+    new: tuple[KV, ...], kv: tuple[KV, ...], row: Any, slot: Any
+) -> tuple[KV, ...]:
+    """Returns `kv` with new keys and values from a row and slot on."""
     put = jax.lax.dynamic_update_slice
-    return KV(
-        put(kv.k_lbkcs, new.k_lbkcs, (layer, row, 0, 0, slot)),
-        put(kv.v_lbksc, new.v_lbksc, (layer, row, 0, slot, 0)),
-    )
+
+    def one(new: KV, old: KV) -> KV:
+        return KV(
+            put(old.k_bkcs, new.k_bkcs, (row, 0, 0, slot)),
+            put(old.v_bksc, new.v_bksc, (row, 0, slot, 0)),
+        )
+
+    return tuple(map(one, new, kv))

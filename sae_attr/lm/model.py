@@ -31,8 +31,7 @@ from sae_attr.lm.lrp import PLAIN, Rules, check_rules
 from sae_attr.lm.mlp import wide
 from sae_attr.lm.params import (
     Params,
-    layer_of,
-    layer_of_kind,
+    layer_variables,
     spans_of_one_kind,
     weights_dtype,
 )
@@ -73,7 +72,8 @@ def forward(
     applied and sites kept.
 
     Args:
-      params: as `sae_attr.lm.params` describes them.
+      params: as `sae_attr.lm.params` describes them; those of `unstacked` run layer by
+        layer instead of in a loop.
       tokens_bt: token ids `[b, t]`; may be None if `x_btd` is given.
       pos_bt: positions; default 0, 1, ... along the row (right padding).
       valid_bt: False where a token is padding and may not be attended to.
@@ -149,7 +149,7 @@ class _Layers:
     rules: Rules
     remat: bool
     unroll: bool
-    past: KV | None
+    past: tuple[KV, ...] | None
 
     def run(
         self, x_btd: jax.Array, start: int, stop: int, taps: Mapping[int, Tap]
@@ -158,6 +158,10 @@ class _Layers:
         residual, and where there is a cache new keys and values of consecutive layers.
         """
         new: list[KV] = []
+        if isinstance(self.params["blocks"], tuple):
+            for layer in range(start, stop):
+                x_btd = self.one(x_btd, layer, taps.get(layer, no_tap), new)
+            return x_btd, new
         for layer, tap in taps.items():
             x_btd = self.scan(x_btd, start, layer, new)
             x_btd = self.one(x_btd, layer, tap, new)
@@ -173,9 +177,7 @@ class _Layers:
         cfg, params = self.cfg, self.params
         dense = kind_of in cfg.dense_layers
         block = Block(cfg, weights_dtype(params), self.rules, dense)
-        variables = {"params": layer_of_kind(cfg, params["blocks"], layer, kind_of)}
-        if "lora" in params:
-            variables["lora"] = layer_of(params["lora"], layer)
+        variables = layer_variables(cfg, params, layer, kind_of)
         facts = layer_facts(cfg, layer)
         return block.apply(variables, x_btd, self.ctx, facts, tap, self.past)  # type: ignore[return-value]
 
@@ -185,7 +187,7 @@ class _Layers:
         """
         x_btd, of_layer = self.block(x_btd, layer, kind_of=layer, tap=tap)
         if of_layer is not None:
-            new.append(jax.tree.map(lambda x: x[None], of_layer))
+            new.append(of_layer)
         return x_btd
 
     def scan(self, x_btd: jax.Array, start: int, stop: int, new: list[KV]) -> jax.Array:
@@ -206,7 +208,8 @@ class _Layers:
             layers = jnp.arange(first, end)
             x_btd, of_layers = jax.lax.scan(run, x_btd, layers, unroll=self.unroll)
             if of_layers is not None:
-                new.append(of_layers)
+                for i in range(end - first):
+                    new.append(jax.tree.map(lambda x, i=i: x[i], of_layers))
         return x_btd
 
 

@@ -3,17 +3,20 @@
     {embed, pos?, blocks, final_norm, head?, lora?}
 
 Every leaf of `blocks` and of `lora`, an adapter that was kept apart, has the layers as
-its first axis.
+its first axis. `unstacked` gives each layer its own arrays instead.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from sae_attr.device_memory import device_memory
 from sae_attr.lm.attention import layer_facts, whole_rows
 from sae_attr.lm.block import Block, Norm
 from sae_attr.lm.config import LMConfig
@@ -48,6 +51,54 @@ def layer_of_kind(cfg: LMConfig, blocks: Params, layer: Any, first: int) -> Para
         if first in holders:
             out[name] = layer_of(leaves, layer - first + holders.index(first))
     return out
+
+
+def layer_variables(cfg: LMConfig, params: Params, layer: Any, first: int) -> Params:
+    """Returns the collections that the block of one layer is applied with: "params",
+    and "lora" where there is an adapter.
+
+    Args:
+      layer, first: as for `layer_of_kind`.
+    """
+    if isinstance(params["blocks"], tuple):
+        out = {"params": params["blocks"][layer]}
+        return out | ({"lora": params["lora"][layer]} if "lora" in params else {})
+    out = {"params": layer_of_kind(cfg, params["blocks"], layer, first)}
+    return out | ({"lora": layer_of(params["lora"], layer)} if "lora" in params else {})
+
+
+def unstacked(params: Params, *, cfg: LMConfig) -> Params:
+    """Returns a copy of the parameters in which `blocks` and `lora` are tuples with one
+    tree a layer; what is no block is shared.
+
+    A loop over layers copies each layer's weights out of the stack before it multiplies
+    by them. A step of sampling, one token a row, is a tenth faster with arrays by
+    themselves, where memory has room for both (see `room_for_copy`).
+    """
+    layers = []
+    adapters = []
+    for first, end in spans_of_one_kind(cfg, 0, cfg.n_layers):
+        for layer in range(first, end):
+            variables = _layer_copy(params, jnp.int32(layer), cfg=cfg, kind_of=first)
+            layers.append(variables["params"])
+            adapters.append(variables.get("lora"))
+    out = {**params, "blocks": tuple(layers)}
+    return {**out, "lora": tuple(adapters)} if "lora" in params else out
+
+
+@partial(jax.jit, static_argnames=("cfg", "kind_of"))
+def _layer_copy(
+    params: Params, layer: jax.Array, *, cfg: LMConfig, kind_of: int
+) -> Params:
+    return layer_variables(cfg, params, layer, kind_of)
+
+
+def room_for_copy(size: int, mesh: Mesh) -> bool:
+    """Returns whether blocks of so many bytes on each device may lie there twice: they
+    take a quarter of its memory at most.
+    """
+    memory = device_memory(mesh)
+    return memory is not None and size <= memory // 4
 
 
 def spans_of_one_kind(cfg: LMConfig, start: int, stop: int) -> list[tuple[int, int]]:

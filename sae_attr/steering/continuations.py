@@ -331,7 +331,7 @@ class _Suffix:
 
 def _repeated(cache: Cache, r: int) -> Cache:
     """Returns a cache in which every row stands r times in succession."""
-    kv = jax.tree.map(lambda x: jnp.repeat(x, r, axis=1), cache.kv)
+    kv = jax.tree.map(lambda x: jnp.repeat(x, r, axis=0), cache.kv)
     return Cache(
         kv,
         jnp.repeat(cache.pos_bs, r, axis=0),

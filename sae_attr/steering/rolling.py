@@ -74,7 +74,7 @@ class Below:
     residual `[1, t, d]` that enters it.
     """
 
-    kv: KV
+    kv: tuple[KV, ...]
     x_btd: jax.Array
 
 
@@ -84,7 +84,7 @@ class Arms:
     `[a, v]` of the first new token.
     """
 
-    kv: KV
+    kv: tuple[KV, ...]
     logits_av: jax.Array
 
 
@@ -115,8 +115,7 @@ def read_below(params: Params, prompt: Prompts, *, programs: Programs) -> Below:
         span=(0, start),
     )
     assert out.cache is not None
-    kv = jax.tree.map(lambda stack: stack[:start], out.cache.kv)
-    return Below(kv, out.hidden_btd)
+    return Below(out.cache.kv[:start], out.hidden_btd)
 
 
 @partial(jax.jit, static_argnames="programs")
@@ -150,10 +149,9 @@ def read_arms(
         x_btd=jnp.concatenate([one.x_btd for one in below]),
     )
     assert out.cache is not None
-    stack = lambda *parts: jnp.concatenate(parts, axis=1)
-    lower = jax.tree.map(stack, *[one.kv for one in below])
-    join = lambda low, high: jnp.concatenate([low, high[start:]])
-    kv = jax.tree.map(join, lower, out.cache.kv)
+    join = lambda *parts: jnp.concatenate(parts)
+    lower = jax.tree.map(join, *[one.kv for one in below])
+    kv = (*lower, *out.cache.kv[start:])
     return Arms(kv, logits(params, out.hidden_btd[:, -1], cfg=cfg))
 
 
@@ -184,7 +182,7 @@ def _laid_out(rows: Rows, programs: Programs) -> Rows:
     def of_rows(x: jax.Array, *axes: str | None) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*axes)))
 
-    kv = jax.tree.map(lambda x: of_rows(x, None, "data", heads), rows.cache.kv)
+    kv = jax.tree.map(lambda x: of_rows(x, "data", heads), rows.cache.kv)
     rows = jax.tree.map(
         lambda x: of_rows(x, "data"), replace(rows, cache=replace(rows.cache, kv=None))
     )
@@ -237,18 +235,16 @@ def admit(
     return _laid_out(rows, programs)
 
 
-def _admitted(kv: KV, of_arms: KV, fresh_b: jax.Array, arm_b: jax.Array) -> KV:
+def _admitted(
+    kv: tuple[KV, ...], of_arms: tuple[KV, ...], fresh_b: jax.Array, arm_b: jax.Array
+) -> tuple[KV, ...]:
     """Keys and values with those of its arm in the place of every new row."""
     fresh_first_b = jnp.argsort(~fresh_b, stable=True)
 
-    def place(i: jax.Array, kv: KV) -> KV:
+    def place(i: jax.Array, kv: tuple[KV, ...]) -> tuple[KV, ...]:
         b = fresh_first_b[i]
-        cut = partial(
-            jax.lax.dynamic_slice_in_dim, start_index=arm_b[b], slice_size=1, axis=1
-        )
-        put = lambda old, new: jax.lax.dynamic_update_slice(
-            old, cut(new), (0, b, 0, 0, 0)
-        )
+        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=arm_b[b], slice_size=1)
+        put = lambda old, new: jax.lax.dynamic_update_slice(old, cut(new), (b, 0, 0, 0))
         return jax.tree.map(put, kv, of_arms)
 
     # Slices in place; whatever else the slots hold is not valid any more.

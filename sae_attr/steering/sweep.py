@@ -4,6 +4,7 @@ on after a kill.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from sae_attr.lm.cache import check_room
 from sae_attr.lm.decode import Rows, check_finite
-from sae_attr.lm.params import weights_dtype
+from sae_attr.lm.params import Params, room_for_copy, unstacked, weights_dtype
 from sae_attr.parallel import from_main, shard_batch, to_host
 from sae_attr.steering.plan import SweepRow, row_keys
 from sae_attr.steering.rolling import admit, decode, empty_rows
@@ -72,6 +73,7 @@ def sample_batches(
         mesh=sampler.mesh,
     )
     state = empty_rows(programs, rows=len(places), dtype=dtype)
+    params = _for_steps(sampler)
     waiting = Waiting(sampler, rows)
     while True:
         state = _fill(sampler, state, places, waiting)
@@ -80,10 +82,23 @@ def sample_batches(
         # With rows that wait, some free places are worth a stop; else all must end.
         few = len(places) - max(1, len(places) // _REFILL) if waiting else 0
         steering = sampler.steering(places)
-        state = decode(sampler.params, state, steering, few, programs=programs)
+        state = decode(params, state, steering, few, programs=programs)
         ended = _ended(state, places)
         if ended:
             yield ended
+
+
+def _for_steps(sampler: Sampler) -> Params:
+    """The parameters that steps of one token run with: a copy with each layer's arrays
+    by themselves, where the devices have room for it.
+    """
+    size = 0
+    for leaf in jax.tree.leaves(sampler.params["blocks"]):
+        shape = leaf.sharding.shard_shape(leaf.shape)
+        size += math.prod(shape) * leaf.dtype.itemsize
+    if room_for_copy(size, sampler.mesh):
+        return unstacked(sampler.params, cfg=sampler.cfg)
+    return sampler.params
 
 
 def _fill(

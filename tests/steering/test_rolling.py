@@ -17,6 +17,7 @@ import pytest
 import sae_attr.steering.waiting as waiting_module
 from sae_attr.lm.cache import check_room
 from sae_attr.lm.draw import Sampling
+from sae_attr.lm.params import room_for_copy, unstacked
 from sae_attr.parallel import make_mesh
 from sae_attr.steering import SweepRow, row_keys, steer
 from sae_attr.steering.rolling import (
@@ -93,18 +94,20 @@ def test_a_sweep_draws_the_tokens_of_steer_and_reads_each_prompt_once(
     assert [program._cache_size() for program in programs] == [n + 1 for n in before]
 
 
-def test_rows_at_steps_of_their_own_copy_no_cache() -> None:
+@pytest.mark.parametrize("by_layer", [True, False])
+def test_rows_at_steps_of_their_own_copy_no_cache(by_layer: bool) -> None:
     rows = 3
+    params = unstacked(PARAMS, cfg=CFG) if by_layer else PARAMS
     programs = Programs(CFG, SITE, "add", SAMPLING, 8, make_mesh("data=1"))
     state = empty_rows(programs, rows=rows, dtype="float32")
     coordinates = (jnp.zeros((rows, 1, CFG.d_model)), jnp.zeros((rows, 1)), None, None)
     scope_b = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.int32)
     lowered = decode.lower(
-        PARAMS, state, Steering(coordinates, scope_b), 0, programs=programs
+        params, state, Steering(coordinates, scope_b), 0, programs=programs
     )
     lines = lowered.compile().as_text().splitlines()
     for axes in ((CFG.head_dim, programs.slots), (programs.slots, CFG.head_dim)):
-        shape = (CFG.n_layers, rows, CFG.n_kv_heads, *axes)
+        shape = (rows, CFG.n_kv_heads, *axes)
         of_cache = f"= f32[{','.join(map(str, shape))}]"
         of_shape = [line for line in lines if of_cache in line]
         assert of_shape
@@ -120,7 +123,9 @@ def test_a_batch_that_the_mesh_does_not_divide() -> None:
 
 
 def test_a_cache_larger_than_its_devices() -> None:
-    device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 2**30})
+    device = SimpleNamespace(
+        platform="gpu", memory_stats=lambda: {"bytes_limit": 2**30}
+    )
     mesh: Any = SimpleNamespace(local_devices=[device], shape={"data": 2, "model": 1})
     room = partial(check_room, CFG, slots=4096, dtype="float32", mesh=mesh)
     room(rows=64)
@@ -130,3 +135,5 @@ def test_a_cache_larger_than_its_devices() -> None:
         r"have 1\.0; lower the batch size",
     ):
         room(rows=4096)
+    assert room_for_copy(2**28, mesh)
+    assert not room_for_copy(2**28 + 1, mesh)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from sae_attr.device_memory import host_memory
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.parallel import make_mesh
@@ -105,7 +106,7 @@ def test_what_does_not_fit_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_memory_of_this_machine_is_known() -> None:
-    whole = memory.host_memory()
+    whole = host_memory()
     assert whole is not None
     assert whole > 1e8
 

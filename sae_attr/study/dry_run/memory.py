@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,12 +13,11 @@ import jax.numpy as jnp
 
 from sae_attr.lm.cache import init_cache
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.params import init_params
+from sae_attr.lm.params import init_params, room_for_copy
 from sae_attr.parallel import LM_RULES, Rules, shardings
 from sae_attr.sae.config import SAEConfig
 
 ALWAYS = ""  # the phase of what stays for the whole run
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,12 @@ def sampling_memory(
     cache = cache_bytes(cfg, mesh, dtype, rows=rows, slots=slots)
     per_device = max(rows // mesh.shape["data"], 1)
     phase = "completions are sampled"
+    blocks = device_bytes(
+        {"blocks": param_shapes(cfg, dtype)["blocks"]}, LM_RULES, mesh
+    )
+    copied = [Held("a copy of the weights by layer", blocks, phase)]
     return [
+        *(copied if room_for_copy(blocks, mesh) else []),
         Held("keys and values", cache, phase),
         # Logits, their weights and the sums that a draw compares.
         Held("next-token numbers", 3 * 4 * per_device * cfg.vocab, phase),
@@ -177,32 +179,3 @@ def most_held(parts: Sequence[Held]) -> tuple[str, int]:
         return ALWAYS, always
     phase = max(by_phase, key=lambda name: by_phase[name])
     return phase, always + by_phase[phase]
-
-
-def device_memory(mesh: jax.sharding.Mesh) -> int | None:
-    """Returns the bytes that each device of a mesh has; None where nothing says so.
-
-    Devices of the host share its memory, which a container may limit.
-    """
-    device = mesh.devices.flat[0]
-    if device.platform == "cpu":
-        whole = host_memory()
-        return None if whole is None else whole // mesh.devices.size
-    stats: Mapping[str, int] = device.memory_stats() or {}
-    return stats.get("bytes_limit")
-
-
-def host_memory() -> int | None:
-    """Returns the bytes of this host's memory, or those that its container may use; None
-    where the system does not say.
-    """
-    try:
-        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-    for name in _LIMITS:
-        file = Path(name)
-        text = file.read_text().strip() if file.is_file() else ""
-        if text.isdigit():
-            limit = min(limit, int(text))
-    return limit

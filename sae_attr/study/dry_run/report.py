@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from sae_attr.device_memory import device_memory
 from sae_attr.lm.config import LMConfig
 from sae_attr.report.safe_text import one_line
 from sae_attr.report.tables import text_table
@@ -22,7 +23,6 @@ from sae_attr.study.dry_run.addresses import StandIn
 from sae_attr.study.dry_run.judge_trial import try_judge
 from sae_attr.study.dry_run.memory import (
     Held,
-    device_memory,
     most_held,
     param_shapes,
     parameter_count,
