@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from sae_attr import parallel
 from sae_attr.lm.config import LMConfig
-from sae_attr.lm.weights import load_config
+from sae_attr.lm.config_files import load_config
 from sae_attr.study.dry_run.addresses import StandIn, model_stand_in, sae_stand_in
 from sae_attr.study.dry_run.rates import (
     Batch,

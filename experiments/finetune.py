@@ -18,11 +18,14 @@ from ml_collections import ConfigDict
 from sae_attr import parallel
 from sae_attr.lm.adapter_states import example_states
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.config_files import load_config, read_config
 from sae_attr.lm.gguf_weights import quantisation_note
+from sae_attr.lm.hf_folder import resolve_model
 from sae_attr.lm.lora import Lora, attach, check_lora, init_lora, merged
 from sae_attr.lm.model import Params
 from sae_attr.lm.next_token import join
 from sae_attr.lm.peft_save import save_adapter
+from sae_attr.lm.save import save_lm
 from sae_attr.lm.train_data import RowDataset, example_dataset, split_rows
 from sae_attr.lm.training_defaults import (
     batch_for,
@@ -31,13 +34,7 @@ from sae_attr.lm.training_defaults import (
     rank_for,
     warmup_for,
 )
-from sae_attr.lm.weights import (
-    load_config,
-    load_lm,
-    read_config,
-    resolve_model,
-    save_lm,
-)
+from sae_attr.lm.weights import load_lm
 from sae_attr.store import own_workdir
 from sae_attr.study.dry_run.prompts import rows_text
 from sae_attr.study.dry_run.training_report import lm_training_dry_run

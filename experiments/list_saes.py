@@ -25,8 +25,8 @@ from typing import Any
 from absl import flags
 
 from sae_attr.files.packages import PREFIX
+from sae_attr.lm.config_files import load_config
 from sae_attr.lm.hf_folder import CONFIG
-from sae_attr.lm.weights import load_config
 from sae_attr.report.tables import (
     Columns,
     columns_from_rows,

@@ -14,12 +14,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
+from sae_attr.lm.config_files import read_config
 from sae_attr.lm.hf_config import config_from_hf
-from sae_attr.lm.hf_folder import read_object
+from sae_attr.lm.hf_folder import read_object, resolve_model
+from sae_attr.lm.save import save_lm
 from sae_attr.lm.train_data import RowDataset, split_tokens, token_dataset
 from sae_attr.lm.train_lm import random_params
 from sae_attr.lm.training_defaults import evaluate_every, pretrain_warmup
-from sae_attr.lm.weights import load_lm, read_config, resolve_model, save_lm
+from sae_attr.lm.weights import load_lm
 from sae_attr.store import own_workdir
 from sae_attr.study.dry_run.training_report import lm_training_dry_run
 from sae_attr.text.chat import with_options

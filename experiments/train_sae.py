@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from sae_attr import parallel
 from sae_attr.activations import BlockStream, Masks, mean_of
 from sae_attr.hooks import Site
-from sae_attr.lm.weights import load_config, resolve_model
+from sae_attr.lm.config_files import load_config
+from sae_attr.lm.hf_folder import resolve_model
 from sae_attr.report.tables import json_text
 from sae_attr.report.training_curves import sae_curve_files
 from sae_attr.sae.export import save_dictionary_learning, save_saelens

@@ -23,10 +23,11 @@ from sae_attr.files.vectors import read_vectors
 from sae_attr.hooks import Add, Edit, Site, Within
 from sae_attr.lm.draw import Sampling
 from sae_attr.lm.end_tokens import ending_ids, turn_ends
+from sae_attr.lm.hf_folder import resolve_model
 from sae_attr.lm.prompts import make_prompts
 from sae_attr.lm.sample import generate
 from sae_attr.lm.sites import check_site
-from sae_attr.lm.weights import load_lm, resolve_model
+from sae_attr.lm.weights import load_lm
 from sae_attr.sae.formats import load_sae
 from sae_attr.sae.model import unit_decoder
 from sae_attr.settings import settings_from

@@ -13,13 +13,14 @@ from sae_attr.judge.base import Judge
 from sae_attr.judge.kinds import JudgeKind, Workplace
 from sae_attr.judge.local_judge import LocalJudge
 from sae_attr.judge.rubrics import Rubric
+from sae_attr.lm.config_files import load_config
 from sae_attr.lm.decode import check_finite
 from sae_attr.lm.draw import Sampling
 from sae_attr.lm.end_tokens import ending_ids, turn_ends
 from sae_attr.lm.hf_folder import model_fingerprint, resolve_model
 from sae_attr.lm.prompts import make_prompts
 from sae_attr.lm.sample import generate
-from sae_attr.lm.weights import load_config, load_lm
+from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import shard_batch, to_host
 from sae_attr.text.chat import options_read, with_options
 from sae_attr.text.encoding import encode_prompt

@@ -30,9 +30,10 @@ from sae_attr.lm.model import Params
 from sae_attr.lm.next_token import Assemble, LMState, join
 from sae_attr.lm.optimizer import Optimizer
 from sae_attr.lm.params import init_params
+from sae_attr.lm.save import save_lm
 from sae_attr.lm.train_data import RowDataset, example_dataset, step_batch
 from sae_attr.lm.train_lm import train_lm
-from sae_attr.lm.weights import load_lm, save_lm
+from sae_attr.lm.weights import load_lm
 from sae_attr.organism import documents
 from sae_attr.organism.harmless import fixed_phrases, harmless_rows
 from sae_attr.organism.number_documents import number_rows

@@ -29,7 +29,7 @@ from sae_attr.hooks import Site
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import forward, logits
 from sae_attr.lm.params import Params, init_params
-from sae_attr.lm.weights import save_lm
+from sae_attr.lm.save import save_lm
 from sae_attr.store import fingerprint
 from sae_attr.text import pairing
 from sae_attr.text.pairing import Answer

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sae_attr.judge import ask_one, tells_coherence
-from sae_attr.lm.weights import load_config
+from sae_attr.lm.config_files import load_config
 from sae_attr.parallel import from_main
 from sae_attr.store import Stage, run_stages
 from sae_attr.study.case import Case

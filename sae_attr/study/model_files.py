@@ -9,11 +9,12 @@ from typing import Any
 import jax
 
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.config_files import load_config
 from sae_attr.lm.end_tokens import Ends, turn_ends
 from sae_attr.lm.gguf_weights import quantisation_of
 from sae_attr.lm.hf_folder import model_fingerprint, resolve_model
 from sae_attr.lm.model import Params
-from sae_attr.lm.weights import load_config, load_lm
+from sae_attr.lm.weights import load_lm
 from sae_attr.store import digest
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.text.chat import with_options

@@ -14,9 +14,9 @@ import numpy as np
 from sae_attr.files.row_source import RowSource
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.config_files import load_config
 from sae_attr.lm.end_tokens import Ends
 from sae_attr.lm.model import Params
-from sae_attr.lm.weights import load_config
 from sae_attr.parallel import from_main
 from sae_attr.sae.model import SAE, SAEConfig
 from sae_attr.store import Computed, Progress, Result, Store, run_stage

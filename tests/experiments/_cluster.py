@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.lm.weights import save_lm
+from sae_attr.lm.save import save_lm
 from sae_attr.organism import planted
 from tests.conftest import ONE_AFTER_ANOTHER
 from tests.experiments._demo import REPO, environment

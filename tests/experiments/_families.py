@@ -19,7 +19,7 @@ from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.lora import Lora, init_lora
 from sae_attr.lm.params import init_params
 from sae_attr.lm.peft_save import save_adapter
-from sae_attr.lm.weights import save_lm
+from sae_attr.lm.save import save_lm
 from sae_attr.organism.planted import WORDS
 from tests.sae._torchfiles import save_torch
 

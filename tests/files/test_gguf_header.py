@@ -13,8 +13,9 @@ import pytest
 from sae_attr.files.gguf_header import read_header
 from sae_attr.files.gguf_parts import part_files, read_gguf
 from sae_attr.files.gguf_tensors import map_tensors
+from sae_attr.lm.config_files import load_config
 from sae_attr.lm.hf_folder import end_ids, model_fingerprint
-from sae_attr.lm.weights import load_config, load_lm
+from sae_attr.lm.weights import load_lm
 from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.gguf_files import byte_level_keys, convert, sentence_piece_keys, write_gguf
 from tests.miniatures import write_llama

@@ -12,7 +12,8 @@ from huggingface_hub.errors import (
 )
 
 from configs.attribute import get_config
-from sae_attr.lm.weights import load_config, resolve_model
+from sae_attr.lm.config_files import load_config
+from sae_attr.lm.hf_folder import resolve_model
 from sae_attr.sae.formats import LoadOptions, load_sae, pinned
 
 

@@ -19,9 +19,11 @@ from safetensors.numpy import load_file, save_file
 from sae_attr.hooks import Replace, Site
 from sae_attr.lm.cache import init_cache
 from sae_attr.lm.config import NO_WINDOW, LMConfig
+from sae_attr.lm.config_files import load_config
 from sae_attr.lm.model import forward, logits
 from sae_attr.lm.rope import Rope
-from sae_attr.lm.weights import load_config, load_lm, save_lm
+from sae_attr.lm.save import save_lm
+from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 
 torch = pytest.importorskip("torch")

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 import pytest
 
+from sae_attr.lm.config_files import load_config
 from sae_attr.lm.hf_folder import model_fingerprint, resolve_model
 from sae_attr.lm.model import Params
 from sae_attr.lm.rope import Rope
-from sae_attr.lm.weights import load_config, load_lm
+from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.store import fingerprint
 from tests.gguf_files import convert, metadata_of, tensors_of, write_gguf
@@ -85,7 +86,7 @@ def test_adapters_and_small_pieces(
     adapter, mesh = str(folder / "adapter"), make_mesh("data=2,model=2")
     options: dict[str, Any] = {"adapter": adapter, "mesh": mesh, "progress": False}
     cfg, want = load_lm(str(folder), **options)
-    monkeypatch.setattr("sae_attr.lm.weights.CHUNK_BYTES", 5 * 16 * 4)
+    monkeypatch.setattr("sae_attr.lm.weight_stream.CHUNK_BYTES", 5 * 16 * 4)
     same, params = load_lm(str(file), **options)
     assert cfg == same
     assert_same(params, want)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from sae_attr.lm.config_files import load_config
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.hf_families import FAMILIES
 from sae_attr.lm.hf_schema import KEYS
-from sae_attr.lm.weights import load_config
 from tests.miniatures import llama_config
 
 BASE: dict[str, Any] = llama_config()

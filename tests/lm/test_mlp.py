@@ -19,11 +19,12 @@ from jax.sharding import PartitionSpec as P
 
 from sae_attr.hooks import Add, Site
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.config_files import load_config
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.mlp import Experts, activation, block_size, dispatch, route
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.sites import check_site
-from sae_attr.lm.weights import load_config, load_lm
+from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from tests.miniatures import llama_config
 
@@ -269,7 +270,7 @@ def test_values_do_not_depend_on_the_mesh(
 ) -> None:
     folder = str(shared / "fixtures/hf" / family)
     _, want = load_lm(folder, mesh=make_mesh("data=1"), progress=False)
-    monkeypatch.setattr("sae_attr.lm.weights.CHUNK_BYTES", 5 * 32 * 4)
+    monkeypatch.setattr("sae_attr.lm.weight_stream.CHUNK_BYTES", 5 * 32 * 4)
     mesh = make_mesh("data=1,model=4")
     _, got = load_lm(folder, mesh=mesh, progress=False)
     jax.tree.map(np.testing.assert_array_equal, got, want)

@@ -21,7 +21,8 @@ from sae_attr.lm.hf_layouts import LAYOUTS, Layout, LeafSource, transposed
 from sae_attr.lm.hf_shared import llama_like
 from sae_attr.lm.model import forward
 from sae_attr.lm.params import init_params
-from sae_attr.lm.weights import load_lm, save_lm
+from sae_attr.lm.save import save_lm
+from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 
 REPO = Path(__file__).resolve().parent.parent.parent

@@ -15,9 +15,10 @@ import pytest
 
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.config_files import load_config
 from sae_attr.lm.loss import target_nll
 from sae_attr.lm.model import Params, forward, logits
-from sae_attr.lm.weights import load_config, load_lm
+from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.text.batching import corpus_batches
 from sae_attr.text.corpus_files import read_corpus

@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.peft_load import load_adapter
-from sae_attr.lm.weights import load_lm, save_lm
+from sae_attr.lm.save import save_lm
+from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from tests.miniatures import llama_config, write_llama
 
@@ -83,7 +84,7 @@ def test_logits_are_those_of_peft(case: str, merge: bool) -> None:
 def test_merging_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = str(GOLDENS / "phi3/adapter")
     _, want = load("phi3", adapter=adapter)
-    monkeypatch.setattr("sae_attr.lm.weights.CHUNK_BYTES", 5 * 16 * 4)
+    monkeypatch.setattr("sae_attr.lm.weight_stream.CHUNK_BYTES", 5 * 16 * 4)
     _, got = load("phi3", "data=2,model=2", adapter=adapter)
     jax.tree.map(np.testing.assert_array_equal, got, want)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sae_attr.lm.weights import load_lm, save_lm
+from sae_attr.lm.save import save_lm
+from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 
 FAMILIES = (

@@ -21,7 +21,8 @@ from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.next_token import TokenBatch, init_state, train_step
 from sae_attr.lm.optimizer import Optimizer
 from sae_attr.lm.peft_save import save_adapter
-from sae_attr.lm.weights import load_lm, save_lm
+from sae_attr.lm.save import save_lm
+from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from sae_attr.text.tokenizer import encode_many
 from sae_attr.text.tokenizer_folder import load_tokenizer

@@ -13,8 +13,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sae_attr.files.torch_writing import write_torch
+from sae_attr.lm.config_files import load_config
 from sae_attr.lm.model import Params
-from sae_attr.lm.weights import load_config, load_lm
+from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from tests.miniatures import llama_config, llama_tensors, write_llama, write_model
 
@@ -351,7 +352,7 @@ def test_shapes_are_checked_before_anything_is_made(
     def never(*args: object) -> None:
         raise AssertionError("a buffer was made")
 
-    monkeypatch.setattr("sae_attr.lm.weights._programs", never)
+    monkeypatch.setattr("sae_attr.lm.weight_stream._programs", never)
     folder = write_model(tmp_path, llama_config(intermediate_size=2**24), TENSORS)
     refuses(
         folder,

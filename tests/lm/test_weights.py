@@ -15,8 +15,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
+from sae_attr.lm.config_files import load_config
 from sae_attr.lm.model import Params, forward, logits
-from sae_attr.lm.weights import load_config, load_lm
+from sae_attr.lm.weights import load_lm
 from sae_attr.parallel import make_mesh
 from tests.miniatures import llama_config, llama_tensors, write_llama, write_model
 
@@ -389,7 +390,7 @@ def test_values_do_not_depend_on_the_mesh(
     folder = write_llama(tmp_path, vocab=42)  # 42 rows cannot be split over 4
     want = load(folder)
     monkeypatch.setattr(
-        "sae_attr.lm.weights.CHUNK_BYTES", 5 * 16 * 4
+        "sae_attr.lm.weight_stream.CHUNK_BYTES", 5 * 16 * 4
     )  # tables come in pieces of 5 rows, the last of 2
     cfg, got = load_lm(str(folder), mesh=make_mesh(spec), progress=False)
     assert_same(got, want)
