@@ -49,12 +49,36 @@ _MATRYOSHKA = _BATCH_TOPK | {
     "dead_batches": 20,
 }
 
+# arXiv:2504.02922 and the authors' code: base model and fine-tune side by side.
+_CROSSCODER = {
+    "objective": "crosscoder",
+    "k": 100,
+    "error": "norm",
+    "aux_normalised": True,
+    "subtract_b_dec": False,
+    "centre": "median",
+    "threshold_decay": 0.999,
+    "threshold_start": 1000,
+    "lr": 1e-4,
+    "clip": 1.0,
+}
+# The same paper's L1 crosscoder, ½|e|² + μ Σ code · norm: μ is ours times the width of
+# one stream.
+_CROSSCODER_L1 = {
+    "objective": "crosscoder_l1",
+    "subtract_b_dec": False,
+    "lr": 1e-4,
+    "clip": 1.0,
+}
+
 PUBLISHED: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
     {
         "jumprelu": _JUMPRELU,
         "gemma_scope_2": _JUMPRELU | {"penalty": "quadratic"},
         "batch_topk": _BATCH_TOPK,
         "matryoshka": _MATRYOSHKA,
+        "crosscoder": _CROSSCODER,
+        "crosscoder_l1": _CROSSCODER_L1,
     }
 )
 

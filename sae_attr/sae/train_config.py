@@ -15,9 +15,13 @@ OBJECTIVES = (
     "batch_topk",
     "jumprelu",
     "matryoshka",
+    "crosscoder",
+    "crosscoder_l1",
 )
-RANKED = ("topk", "multi_topk", "batch_topk", "matryoshka")
-ANNEALED = ("batch_topk", "matryoshka")
+RANKED = ("topk", "multi_topk", "batch_topk", "matryoshka", "crosscoder")
+ANNEALED = ("batch_topk", "matryoshka", "crosscoder")
+CROSSCODERS = ("crosscoder", "crosscoder_l1")
+ERRORS = ("squared", "norm")
 QUADRATIC = ("quadratic", "quadratic_mean")
 PENALTIES = ("step", "tanh", *QUADRATIC)
 SCALES = ("rms", "unit", "none")
@@ -38,6 +42,10 @@ _LATER = (
     "warmup_shape",
     "enc_bias",
     "subtract_b_dec",
+    "streams",
+    "error",
+    "aux_normalised",
+    "threshold_start",
 )
 
 
@@ -56,9 +64,14 @@ class TrainConfig:
       d_out: width of the target of a transcoder; None for `d_in`.
       transcoder: the target is another site: decoder not tied to the encoder, b_dec not
         taken from the input.
-      k: latents per token (per token on average for batch_topk and matryoshka).
-      k_start: batch_topk and matryoshka, latents per token at the first step, which fall
-        linearly to `k`; None for `k` from the start.
+      streams: crosscoder and crosscoder_l1, models whose activations lie side by side in
+        the input; `d_in` is the width of all.
+      error: crosscoder and crosscoder_l1: "squared" is the mean squared error of a
+        coordinate, "norm" the mean length of a token's error, summed over streams.
+      k: latents per token (per token on average for batch_topk, matryoshka and
+        crosscoder).
+      k_start: batch_topk, matryoshka and crosscoder, latents per token at the first
+        step, which fall linearly to `k`; None for `k` from the start.
       k_anneal: share of the steps over which they fall.
       multi: multi_topk adds the loss at `multi * k` latents, times 1/8.
       groups: matryoshka, sizes of the nested groups in order, which add up to
@@ -67,16 +80,17 @@ class TrainConfig:
         rest; () for none.
       empty_prefix: matryoshka's mean has one more term, the error of b_dec alone, as
         the authors' code has.
-      candidates: batch_topk and matryoshka look at the `candidates * k` best latents of
+      candidates: batch_topk, matryoshka and crosscoder look at the `candidates * k` best latents of
         a token first. Tokens that need more are searched whole, and where they are many
         the whole matrix is: slower, same result.
-      aux_k: dead latents that explain the residual (AuxK); None for d_out / 2. 0 turns
-        it off.
+      aux_k: dead latents that explain the residual (AuxK); None for half the width of
+        the target, of a crosscoder for half that of one stream. 0 turns it off.
       aux_coef: weight of that loss.
+      aux_normalised: that loss is divided by the residual's variance over the batch.
       dead_tokens: a latent that fired on none of so many tokens is dead; None for a
         tenth of the run's, at most 10 million, so that AuxK can act in short runs too.
       dead_batches: the same in batches, in the place of `dead_tokens`.
-      sparsity: coefficient of the penalty (relu, gated, jumprelu), where `target_l0` is
+      sparsity: coefficient of the penalty (relu, gated, jumprelu, crosscoder_l1), where `target_l0` is
         given the first guess.
       sparsity_warmup: share of the steps over which it rises from 0.
       sparsity_warmup_steps: the same in steps, in the place of the share.
@@ -102,6 +116,7 @@ class TrainConfig:
       pre_act: jumprelu, weight of Σ relu(threshold - pre) over dead latents, which
         revives them.
       threshold_decay: of the running mean of batch_topk's threshold.
+      threshold_start: the step that this mean begins with.
       lr: learning rate of Adam; None for 2e-4 / sqrt(n / 2^14) (arXiv:2406.04093,
         appendix) in runs of 20,000 steps or more, times sqrt(20,000 / steps), at most
         8, in shorter ones.
@@ -130,6 +145,8 @@ class TrainConfig:
     objective: str = "batch_topk"
     d_out: int | None = None
     transcoder: bool = False
+    streams: int = 1
+    error: str = "squared"
     k: int = 32
     k_start: int | None = None
     k_anneal: float = 0.25
@@ -140,6 +157,7 @@ class TrainConfig:
     candidates: int = 4
     aux_k: int | None = None
     aux_coef: float = 1 / 32
+    aux_normalised: bool = False
     dead_tokens: int | None = None
     dead_batches: int | None = None
     sparsity: float = 1e-3
@@ -156,6 +174,7 @@ class TrainConfig:
     tanh_scale: float = 4.0
     pre_act: float = 1e-4
     threshold_decay: float = 0.99
+    threshold_start: int = 0
     lr: float | None = None
     warmup: int | None = None
     warmup_shape: str = "linear"
@@ -175,6 +194,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         names = {
             "objective": OBJECTIVES,
+            "error": ERRORS,
             "penalty": PENALTIES,
             "scale": SCALES,
             "warmup_shape": RISES,
@@ -194,10 +214,12 @@ class TrainConfig:
             "multi",
             "candidates",
             "init_batches",
+            "streams",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; give 1 or more")
         _check_sizes(self)
+        _check_streams(self)
         _check_published(self)
         _check_shares(self)
 
@@ -218,9 +240,8 @@ class TrainConfig:
     @property
     def dead_k(self) -> int:
         """Returns the number of dead latents per token of the AuxK loss."""
-        return min(
-            self.width_out // 2 if self.aux_k is None else self.aux_k, self.n_latents
-        )
+        half = self.width_out // (2 * self.streams)
+        return min(half if self.aux_k is None else self.aux_k, self.n_latents)
 
     @property
     def learning_rate(self) -> float:
@@ -299,6 +320,29 @@ def _check_sizes(cfg: TrainConfig) -> None:
     if cfg.target_l0 is not None and not 0 < cfg.target_l0 <= n:
         raise ValueError(
             f"target_l0={cfg.target_l0} is not among 0..{n} latents; give another"
+        )
+
+
+def _check_streams(cfg: TrainConfig) -> None:
+    is_crosscoder = cfg.objective in CROSSCODERS
+    if not is_crosscoder and (cfg.streams > 1 or cfg.error != "squared"):
+        raise ValueError(
+            f"streams={cfg.streams}, error={cfg.error!r} mean nothing for "
+            f"{cfg.objective}; leave them out, or give objective crosscoder"
+        )
+    if is_crosscoder and cfg.transcoder:
+        raise ValueError(
+            f"a {cfg.objective} reconstructs what it reads; leave transcoder out"
+        )
+    if cfg.d_in % cfg.streams:
+        raise ValueError(
+            f"d_in={cfg.d_in} is no multiple of streams={cfg.streams}; d_in is the "
+            "width of all streams side by side"
+        )
+    if not 0 <= cfg.threshold_start < cfg.steps:
+        raise ValueError(
+            f"threshold_start={cfg.threshold_start} is no step of {cfg.steps}; at the "
+            "end there would be no threshold: give an earlier one"
         )
 
 

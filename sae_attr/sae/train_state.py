@@ -233,10 +233,11 @@ def _scale(cfg: TrainConfig, x_bd: np.ndarray, name: str) -> float:
 
 
 def running_threshold(state: SAEState, cfg: TrainConfig) -> jax.Array:
-    """Returns the mean of the batch thresholds with weights that fall by
-    `threshold_decay` a step, corrected for the start.
+    """Returns the mean of the batch thresholds since `threshold_start`, with weights that
+    fall by `threshold_decay` a step, corrected for the start; 0 before it.
     """
-    return state.threshold / (1 - cfg.threshold_decay ** jnp.maximum(state.step, 1))
+    steps = jnp.maximum(state.step - cfg.threshold_start, 1)
+    return state.threshold / (1 - cfg.threshold_decay**steps)
 
 
 def finished(cfg: TrainConfig, state: SAEState, **fields: Any) -> SAE:

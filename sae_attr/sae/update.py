@@ -141,10 +141,13 @@ def _counted(
     l0 = _CONTROLLER_MEMORY * state.l0 + (1 - _CONTROLLER_MEMORY) * outcome.l0
     quiet_n = jnp.minimum(state.quiet_n + tokens, _QUIET_MAX)
     decay = cfg.threshold_decay
+    threshold = decay * state.threshold + (1 - decay) * outcome.threshold
+    if cfg.threshold_start:
+        threshold = jnp.where(state.step < cfg.threshold_start, 0, threshold)
     return replace(
         state,
         quiet_n=jnp.where(outcome.fired_n, 0, quiet_n),
-        threshold=decay * state.threshold + (1 - decay) * outcome.threshold,
+        threshold=threshold,
         # The integral part of the controller; `coefficient` adds the proportional one.
         log_sparsity=state.log_sparsity + cfg.controller_gain * _off_target(l0, cfg),
         l0=l0,

@@ -71,9 +71,14 @@ def formula(
         v >= np.sort(v, axis=1)[:, -k][:, None], np.maximum(v, 0), 0
     )
     relu = np.maximum(pre, 0)
-    norms = np.linalg.norm(w["dec_nm"], axis=1)
-    if cfg.objective == "relu":
-        return {"error": mse(decode(relu), y), "l1": lam * float(np.mean(relu @ norms))}
+    streams = lambda v: np.linalg.norm(v.reshape(len(v), cfg.streams, -1), axis=2)
+    norms = streams(w["dec_nm"]).sum(1)
+    error = mse
+    if cfg.error == "norm":
+        error = lambda a, b: float(streams(a - b).sum(1).mean())
+    if cfg.objective in ("relu", "crosscoder_l1"):
+        l1 = lam * float(np.mean(relu @ norms))
+        return {"error": error(decode(relu), y), "l1": l1}
     if cfg.objective == "gated":
         gate = pre + w["gate_bias_n"]
         codes = np.where(
@@ -107,7 +112,8 @@ def formula(
             else {}
         )
     else:
-        codes = np.where(relu >= np.sort(relu.ravel())[-cfg.k * len(x)], relu, 0)
+        rank = relu * (norms if cfg.objective == "crosscoder" else 1)
+        codes = np.where(rank >= np.sort(rank.ravel())[-cfg.k * len(x)], relu, 0)
         ends = np.cumsum(cfg.group_sizes)
         nested = np.mean([mse(decode(codes * (np.arange(N) < end)), y) for end in ends])
         more = (
@@ -116,17 +122,23 @@ def formula(
             else {}
         )
     rest = y - decode(codes)
-    aux = best(np.where(dead, pre, -np.inf), cfg.dead_k) @ w["dec_nm"]
-    return {
-        "error": mse(decode(codes), y),
-        **more,
-        "aux": cfg.aux_coef * mse(aux, rest),
-    }
+    scale = norms if cfg.objective == "crosscoder" else np.ones(N)
+    ranked = best(np.where(dead, pre * scale, -np.inf), cfg.dead_k)
+    aux = mse((ranked / scale) @ w["dec_nm"], rest)
+    if cfg.aux_normalised:
+        aux /= np.mean((rest - rest.mean(0)) ** 2)
+    return {"error": error(decode(codes), y), **more, "aux": cfg.aux_coef * aux}
 
 
+# Five models of width 1, side by side.
+MODELS = {"streams": D, "error": "norm"}
 CASES = [
-    *({"objective": name} for name in NAMES),
+    *({"objective": name} for name in NAMES if "crosscoder" not in name),
     {"objective": "jumprelu", "penalty": "tanh"},
+]
+CASES += [
+    {"objective": "crosscoder_l1", "streams": D},
+    {"objective": "crosscoder", **MODELS, "aux_normalised": True},
 ]
 CASES += [
     {"objective": name, "transcoder": True, "d_out": 4}
@@ -168,7 +180,7 @@ def test_losses_are_their_formulas(case: dict[str, Any]) -> None:
 COMPOSED = [
     case
     for case in CASES
-    if case["objective"] == "multi_topk" or case.get("transcoder")
+    if case["objective"] == "multi_topk" or {"transcoder", "streams"} & case.keys()
 ]
 SLOW_COMPOSED = [
     pytest.param(case, marks=pytest.mark.slow) if case in COMPOSED else case
@@ -320,8 +332,8 @@ def test_every_objective_finds_a_planted_dictionary(case: dict[str, Any]) -> Non
     )
 
 
-# multi_topk ends as topk does, and matryoshka as batch_topk.
-ENDS_ALIKE = ("multi_topk", "matryoshka")
+# multi_topk ends as topk does, matryoshka as batch_topk, a crosscoder of one stream so.
+ENDS_ALIKE = ("multi_topk", "matryoshka", "crosscoder", "crosscoder_l1")
 SLOW_ALIKE = [
     pytest.param(name, marks=pytest.mark.slow) if name in ENDS_ALIKE else name
     for name in NAMES

@@ -24,7 +24,7 @@ X: Any = RNG.standard_normal((B, D)).astype(np.float32)
 
 
 def config(name: str, **fields: Any) -> TrainConfig:
-    return TrainConfig(D, N, 4000, k=K, **(as_published(name) | fields))
+    return TrainConfig(D, N, 4000, **({"k": K} | as_published(name) | fields))
 
 
 def weights(cfg: TrainConfig) -> SAE:
@@ -123,6 +123,39 @@ def test_rises_are_the_papers() -> None:
     assert float(coefficient(state, cfg)) == pytest.approx(cfg.sparsity / 4, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["crosscoder", "crosscoder_l1"])
+def test_crosscoders_are_the_papers_formulas(name: str) -> None:
+    """Σ over models of the mean length of the error, with AuxK as a share of the
+    residual's variance; ½|e|² with the norms of both models in the penalty.
+    """
+    cfg = config(name, streams=2, k=K)
+    sae = weights(cfg)
+    rows = np.asarray(sae.dec_nm, np.float64).reshape(N, 2, D // 2)
+    norm = np.linalg.norm(rows, axis=2).sum(1)
+    pre, decode = codes_and_output(cfg, sae)
+    codes = np.maximum(pre, 0)
+    lengths = lambda e: np.linalg.norm(e.reshape(B, 2, D // 2), axis=2).sum(1)
+    dead = jnp.arange(N) % 2 == 0
+    terms = OBJECTIVES[name].loss(sae, X, X, cfg, Signals(dead, jnp.float32(LAM))).terms
+    if name == "crosscoder_l1":
+        half = np.square(decode(codes) - X).sum(1).mean() / 2
+        penalty = (codes @ norm).mean()
+        ours = sum(float(term) for term in terms.values()) * D / 2
+        assert ours == pytest.approx(half + LAM * D / 2 * penalty, rel=1e-6)
+        return
+    rank = codes * norm
+    codes = np.where(rank >= np.sort(rank.ravel())[-K * B], codes, 0)
+    rest = X - decode(codes)
+    assert float(terms["error"]) == pytest.approx(lengths(rest).mean(), rel=1e-6)
+    masked = np.where(np.asarray(dead), np.maximum(pre, 0) * norm, 0)
+    assert cfg.dead_k == D // 4
+    largest = np.sort(masked, axis=1)[:, -cfg.dead_k][:, None]
+    aux = np.where(masked >= largest, masked, 0) / norm
+    left = np.square(rest - aux @ rows.reshape(N, D)).sum(1).mean()
+    share = left / np.square(rest - rest.mean(0)).sum(1).mean()
+    assert float(terms["aux"]) == pytest.approx(share / 32, rel=1e-6)
+
+
 def test_presets_set_what_the_papers_fix() -> None:
     for name in PUBLISHED:
         values = get_config(name).sae.to_dict()
@@ -152,6 +185,10 @@ def test_runs_of_earlier_versions_go_on() -> None:
         ({"k_start": 2}, "k_start=2"),
         ({"objective": "jumprelu", "penalty": "quadratic"}, "target_l0"),
         ({"empty_prefix": True}, "empty_prefix"),
+        ({"streams": 2}, "streams=2.*objective crosscoder"),
+        ({"objective": "crosscoder", "streams": 4}, "no multiple of streams=4"),
+        ({"objective": "crosscoder", "transcoder": True}, "leave transcoder out"),
+        ({"threshold_start": 10}, "threshold_start=10"),
         ({"dead_batches": 5, "dead_tokens": 9}, "dead_batches"),
     ],
 )

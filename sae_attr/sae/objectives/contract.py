@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from sae_attr.sae.gates import safe_norm
 from sae_attr.sae.model import SAE, SAEConfig, unit_decoder
 from sae_attr.sae.train_config import TrainConfig
 
@@ -38,12 +39,12 @@ class Outcome(NamedTuple):
 
     Args:
       terms: name -> scalar; their sum is the loss. "error" is the mean squared error of
-        a coordinate.
+        a coordinate, of a crosscoder what `TrainConfig.error` says.
       y_bm: the reconstruction, in the units of the target.
       fired_n: bool, latents with a code above 0 on some token of the batch.
       l0: mean number of codes above 0.
       threshold: smallest value that the batch's selection holds (batch_topk,
-        matryoshka); else 0.
+        matryoshka, crosscoder); else 0.
       spilled: whether that selection had to look beyond the candidates of some token.
     """
 
@@ -128,6 +129,27 @@ def first_weights(
 def squared_error(y_bm: jax.Array, target_bm: jax.Array) -> jax.Array:
     """Returns the squared error, averaged over tokens and coordinates."""
     return jnp.mean(jnp.square(y_bm - target_bm))
+
+
+def stream_norms(dec_nm: jax.Array, streams: int) -> jax.Array:
+    """Returns the sum over streams of the norms of each latent's rows, `[n]`."""
+    dec_nsd = dec_nm.reshape(len(dec_nm), streams, -1)
+    return jnp.sum(safe_norm(dec_nsd)[..., 0], axis=1)
+
+
+def stream_error(y_bm: jax.Array, target_bm: jax.Array, cfg: TrainConfig) -> jax.Array:
+    """Returns the error that `TrainConfig.error` names."""
+    if cfg.error == "squared":
+        return squared_error(y_bm, target_bm)
+    error_bsd = (y_bm - target_bm).reshape(len(y_bm), cfg.streams, -1)
+    return jnp.mean(jnp.sum(safe_norm(error_bsd)[..., 0], axis=1))
+
+
+def as_streams(sae: SAE, cfg: TrainConfig, *_: object) -> SAE:
+    """Gives the SAE of models side by side an axis for them: widths of one stream."""
+    width = cfg.d_in // cfg.streams
+    widths = replace(sae.cfg, d_in=width, d_out=width, streams=cfg.streams)
+    return replace(sae, cfg=widths)
 
 
 def dense_codes(sae: SAE, x_bd: jax.Array) -> jax.Array:

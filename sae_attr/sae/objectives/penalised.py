@@ -1,4 +1,5 @@
-"""Objectives that penalise active latents: ReLU + L1, Gated, JumpReLU.
+"""Objectives that penalise active latents: ReLU + L1, Gated, JumpReLU, and the L1
+crosscoder.
 
 ReLU with the decoder norm in the penalty: Anthropic, "Circuits updates, April 2024".
 Gated: Rajamanoharan et al. 2024, arXiv:2404.16014. JumpReLU: Rajamanoharan et al. 2024,
@@ -19,10 +20,13 @@ from sae_attr.sae.objectives.contract import (
     Objective,
     Outcome,
     Signals,
+    as_streams,
     dense_codes,
     dense_outcome,
     keep,
     squared_error,
+    stream_error,
+    stream_norms,
     unit_rows,
 )
 from sae_attr.sae.selection import kth_largest
@@ -33,13 +37,13 @@ def relu_loss(
     sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals
 ) -> Outcome:
     """Returns error + λ · mean over tokens of Σ code · |dec row|: with the norm in it,
-    shrinking codes gains nothing.
+    shrinking codes gains nothing. Of a crosscoder the norms of all streams are summed.
     """
     codes_bn = jax.nn.relu(dense_codes(sae, x_bd))
     out_bm = codes_bn @ sae.dec_nm + sae.dec_bias_m
-    l1 = jnp.mean(codes_bn @ safe_norm(sae.dec_nm)[:, 0])
+    l1 = jnp.mean(codes_bn @ stream_norms(sae.dec_nm, cfg.streams))
     return dense_outcome(
-        {"error": squared_error(out_bm, y_bm), "l1": signals.sparsity * l1},
+        {"error": stream_error(out_bm, y_bm, cfg), "l1": signals.sparsity * l1},
         out_bm,
         codes_bn,
     )
@@ -201,6 +205,7 @@ def _jump_post(sae: SAE) -> SAE:
     return replace(unit_rows(sae), threshold_n=jnp.maximum(sae.threshold_n, 0))
 
 
+CROSSCODER_L1 = Objective("relu", keep, relu_loss, keep, False, as_streams, True)
 RELU = Objective("relu", keep, relu_loss, keep, False, keep, True)
 GATED = Objective("gated", _gated_start, gated_loss, _gated_post, True, keep, True)
 JUMPRELU = Objective(

@@ -1,8 +1,9 @@
-"""Objectives that keep a fixed number of latents: TopK, multi-TopK, BatchTopK and
-Matryoshka, all with AuxK.
+"""Objectives that keep a fixed number of latents: TopK, multi-TopK, BatchTopK,
+Matryoshka and the BatchTopK crosscoder, all with AuxK.
 
 TopK, AuxK and multi-TopK: Gao et al. 2024, arXiv:2406.04093. BatchTopK: Bussmann et al.
-2024, arXiv:2412.06410. Matryoshka: Bussmann et al. 2025, arXiv:2503.17547.
+2024, arXiv:2412.06410. Matryoshka: Bussmann et al. 2025, arXiv:2503.17547. Crosscoder:
+Minder et al. 2025, arXiv:2504.02922.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from sae_attr.sae.objectives.contract import (
     Objective,
     Outcome,
     Signals,
+    as_streams,
     keep,
     squared_error,
+    stream_error,
+    stream_norms,
     unit_rows,
 )
 from sae_attr.sae.selection import BatchChoice, batch_topk, kth_largest, row_topk
@@ -81,6 +85,25 @@ def batch_topk_loss(
     out_bm = decode_slots(slots, sae.dec_nm, len(x_bd), signals.mesh) + sae.dec_bias_m
     terms = {"error": squared_error(out_bm, y_bm)}
     terms |= _aux(sae, x_bd, y_bm - out_bm, pre_bn, bias_n, cfg, signals)
+    return _outcome(terms, out_bm, slots, cfg)._replace(
+        threshold=choice.threshold, spilled=choice.spilled
+    )
+
+
+def crosscoder_loss(
+    sae: SAE, x_bd: jax.Array, y_bm: jax.Array, cfg: TrainConfig, signals: Signals
+) -> Outcome:
+    """Returns `batch_topk_loss` of models side by side, whose selection compares code
+    times the sum of the latent's row norms; rows have any length.
+    """
+    pre_bn, bias_n = _project(sae, x_bd)
+    norm_n = jax.lax.stop_gradient(stream_norms(sae.dec_nm, cfg.streams))
+    choice = _choice(pre_bn * norm_n, cfg, signals)
+    chosen = _by_norm(choice.slots, norm_n)
+    slots = encoded(chosen, x_bd, sae.enc_dn, bias_n, signals.mesh)
+    out_bm = decode_slots(slots, sae.dec_nm, len(x_bd), signals.mesh) + sae.dec_bias_m
+    terms = {"error": stream_error(out_bm, y_bm, cfg)}
+    terms |= _aux(sae, x_bd, y_bm - out_bm, pre_bn, bias_n, cfg, signals, norm_n)
     return _outcome(terms, out_bm, slots, cfg)._replace(
         threshold=choice.threshold, spilled=choice.spilled
     )
@@ -154,6 +177,18 @@ def as_jumprelu(sae: SAE, cfg: TrainConfig, threshold: jax.Array) -> SAE:
     )
 
 
+def as_crosscoder(sae: SAE, cfg: TrainConfig, threshold: jax.Array) -> SAE:
+    """Returns `as_jumprelu` with an axis for streams: the threshold of code times norm,
+    divided by the latent's norm.
+    """
+    sae = as_jumprelu(sae, cfg, threshold)
+    assert sae.threshold_n is not None
+    norm_n = stream_norms(sae.dec_nm, cfg.streams)
+    # A latent without rows is never selected.
+    threshold_n = jnp.where(norm_n > 0, sae.threshold_n / norm_n, jnp.inf)
+    return as_streams(replace(sae, threshold_n=threshold_n), cfg)
+
+
 def _project(sae: SAE, x_bd: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns pre-activations outside the gradient, and the bias `[n]` that makes them
     `x @ enc_dn + bias`.
@@ -172,6 +207,13 @@ def _rows(pre_bn: jax.Array, k: int, mesh: Mesh | None) -> Slots:
     return Slots(jax.nn.relu(values_bk).T, latents_bk.T)
 
 
+def _by_norm(slots: Slots, norm_n: jax.Array) -> Slots:
+    """Returns slots of codes from slots of codes times their latents' norms."""
+    # Where the norm is 0 so is the product, and the slot is empty.
+    norm_sb = jnp.where(norm_n > 0, norm_n, 1)[slots.latents_sb]
+    return slots._replace(values_sb=slots.values_sb / norm_sb)
+
+
 def _aux(
     sae: SAE,
     x_bd: jax.Array,
@@ -180,13 +222,18 @@ def _aux(
     bias_n: jax.Array,
     cfg: TrainConfig,
     signals: Signals,
+    norm_n: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """Returns AuxK: the dead latents with the largest pre-activations explain what is
     left, which itself gets no gradient.
 
     As in the paper they go through the relu: a latent that is negative on every token
     of a batch learns nothing from it. The loss is the squared error of a coordinate, as
-    "error" is, so that `aux_coef` weighs two numbers of one unit.
+    "error" is, so that `aux_coef` weighs two numbers of one unit; with `aux_normalised`
+    it is a share of the residual's variance.
+
+    Args:
+      norm_n: by which pre-activations are multiplied to be compared.
     """
     if cfg.dead_k == 0:
         return {}
@@ -194,17 +241,18 @@ def _aux(
 
     def explain() -> jax.Array:
         # Where fewer are dead than are asked for, the relu turns -inf to empty slots.
-        masked_bn = jnp.where(signals.dead_n, pre_bn, -jnp.inf)
-        slots = encoded(
-            _rows(masked_bn, cfg.dead_k, signals.mesh),
-            x_bd,
-            sae.enc_dn,
-            bias_n,
-            signals.mesh,
-        )
-        return squared_error(
-            decode_slots(slots, sae.dec_nm, len(x_bd), signals.mesh), rest_bm
-        )
+        rank_bn = pre_bn if norm_n is None else pre_bn * norm_n
+        masked_bn = jnp.where(signals.dead_n, rank_bn, -jnp.inf)
+        slots = _rows(masked_bn, cfg.dead_k, signals.mesh)
+        if norm_n is not None:
+            slots = _by_norm(slots, norm_n)
+        slots = encoded(slots, x_bd, sae.enc_dn, bias_n, signals.mesh)
+        aux_bm = decode_slots(slots, sae.dec_nm, len(x_bd), signals.mesh)
+        error = squared_error(aux_bm, rest_bm)
+        if not cfg.aux_normalised:
+            return error
+        variance = squared_error(rest_bm, jnp.mean(rest_bm, axis=0))
+        return error / jnp.maximum(variance, jnp.finfo(jnp.float32).tiny)
 
     # A branch, not a mask: without dead latents a second search of [b, n] is saved.
     any_dead = jnp.any(signals.dead_n)
@@ -229,3 +277,4 @@ BATCH_TOPK = Objective(
 MATRYOSHKA = Objective(
     "relu", keep, matryoshka_loss, unit_rows, True, as_jumprelu, False
 )
+CROSSCODER = Objective("relu", keep, crosscoder_loss, keep, False, as_crosscoder, False)
