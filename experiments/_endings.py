@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from sae_attr.store import InputAwaited
 from sae_attr.store.lease import InUse
 
 from . import _notes
@@ -18,6 +19,11 @@ REFUSED = 1
 TEMPORARY = 75
 """The run did not fail by itself, and the same command goes on: EX_TEMPFAIL of
 sysexits.h.
+"""
+
+AWAITS = 3
+"""A stage wrote what another program must answer; the same command goes on once the
+answers are there.
 """
 
 # Package -> extra of setup.py that installs it.
@@ -63,6 +69,8 @@ def ending_of(error: Exception, config: ConfigDict | None) -> Ending:
             "the same command goes on from what is stored"
         )
         return Ending(text, TEMPORARY)
+    if isinstance(error, InputAwaited):
+        return Ending(message_of(error), AWAITS)
     if isinstance(error, InUse | ConnectionError | TimeoutError):
         return Ending(message_of(error), TEMPORARY)
     known = (ValueError, OSError, RuntimeError, ImportError)

@@ -8,6 +8,7 @@ from sae_attr.store.entries import Store
 from sae_attr.store.files import Arrays, Meta, PathLike, write_atomic
 from sae_attr.store.graph import (
     Computed,
+    InputAwaited,
     NothingToCompute,
     Result,
     Stage,
@@ -34,6 +35,7 @@ __all__ = [
     "Arrays",
     "Computed",
     "Damaged",
+    "InputAwaited",
     "LockLost",
     "Meta",
     "NothingToCompute",

@@ -33,6 +33,12 @@ class NothingToCompute(ValueError):
     """
 
 
+class InputAwaited(Exception):
+    """Raised by a stage that wrote what another program must answer, and has no answer
+    yet. What does not read the stage goes on; then the run ends with this error.
+    """
+
+
 class StageOutput(NamedTuple):
     """What a stage returns that also leaves files, which others read by their path.
 
@@ -260,6 +266,7 @@ def run_stages(
       ValueError: a word that stands for no stage; `only` a stage whose needs are not
         done.
       NothingToCompute: by a stage, without `on_skip`.
+      InputAwaited: by stages; names all of them, after the others have run.
     """
     selected = select_stages(stages, only=only, until=until)
     statuses = {status.name: status for status in stage_statuses(store, stages)}
@@ -270,6 +277,7 @@ def run_stages(
     )
     run = _Run(store, {stage.name: stage for stage in stages}, statuses, agree)
     left_out: set[str] = set()
+    awaited: list[str] = []
     for stage in selected:
         status = statuses[stage.name]
         if left_out & set(stage.needs):
@@ -284,7 +292,13 @@ def run_stages(
             left_out.add(stage.name)
             on_skip(status, str(error))
             continue
+        except InputAwaited as error:
+            left_out.add(stage.name)
+            awaited.append(f"{stage.name} {error}")
+            continue
         on_end(status, result)
+    if awaited:
+        raise InputAwaited("\n".join(awaited))
     return run.results
 
 

@@ -4,6 +4,7 @@ or measured by exact probabilities.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -15,9 +16,11 @@ import numpy as np
 
 from sae_attr.attribution.presets import decoder_rows
 from sae_attr.hooks import Add
+from sae_attr.lm.draw import Sampling
 from sae_attr.steering.coherence import CoherenceLimits, coherence_limits, coherent
 from sae_attr.steering.plan import NO_LATENT, UNSTEERED, Condition, Plan, SweepRow
 from sae_attr.steering.sweep import SampleBatches, Sampler, sample_batches, sample_rows
+from sae_attr.steering.sweep_export import SweepExport
 from sae_attr.store import Progress
 from sae_attr.study.case import Case
 from sae_attr.study.coherence_fallback import answer_measures
@@ -29,7 +32,7 @@ from sae_attr.study.grading import (
     padded,
     unpadded,
 )
-from sae_attr.study.sample_sources import from_server, served_model
+from sae_attr.study.sample_sources import from_files, from_server, served_model
 
 _SAMPLES_KEY = 11  # the purpose of the study's seed that samples draw from
 
@@ -86,6 +89,8 @@ class CaseSweep:
         alone = set(self.conditions) == {UNSTEERED}
         if alone and served_model(case, self.direction):
             return from_server(case, self.direction, self.split, key, sampling)
+        if not alone and case.study.sweeps_by == "export":
+            return from_files(self._export(key, sampling), case, self._name)
         sampler = Sampler(
             params=case.params(self.direction),
             prompts=case.prompt_ids(self.split),
@@ -100,6 +105,28 @@ class CaseSweep:
             skip=case.study.steer_skip,
         )
         return partial(sample_batches, sampler)
+
+    @property
+    def _name(self) -> str:
+        """Names the sweep among others of the study."""
+        return f"{self.case.name}.{self.split}.{self.direction}"
+
+    def _export(self, key: jax.Array, sampling: Sampling) -> SweepExport:
+        """Returns the sweep as another engine takes it; loads no weights."""
+        case, setup = self.case, self.case.setup
+        aligned = self.direction == "toward" and case.files.lm_aligned
+        return SweepExport(
+            (),
+            case.prompt_ids(self.split),
+            _vectors(case, self.conditions),
+            setup.tokenizer,
+            key,
+            sampling,
+            setup.site,
+            unit=self.norm,
+            skip=case.study.steer_skip,
+            model=os.path.basename(str(aligned or case.files.lm)),
+        )
 
     def sample(
         self, progress: Progress, name: str

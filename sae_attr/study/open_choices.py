@@ -88,7 +88,7 @@ def _sampling_choices(case: Case) -> tuple[Choice, ...]:
         Choice(
             "sampled by",
             sampled_by(case),
-            "the model here, or a server where nothing is steered",
+            "the model here, a server where nothing is steered, or exported files",
         ),
         Choice("ends of a completion", list(case.stop_ids), _ends(case)),
         Choice(
@@ -108,9 +108,13 @@ def sampled_by(case: Case) -> str:
     """Returns which engines sample."""
     server = case.settings.server
     served = [name for name in (server.model, server.model_aligned) if name]
-    if not served:
-        return "the model here"
-    return f"the model here; without steering, {', '.join(served)} of a server"
+    alone = "the model here"
+    if served:
+        alone = f"{', '.join(served)} of a server"
+    steered = "the model here"
+    if case.study.sweeps_by == "export":
+        steered = "another engine, from exported files"
+    return f"without steering: {alone}; sweeps that steer: {steered}"
 
 
 def _coherence_choice(case: Case) -> Choice:

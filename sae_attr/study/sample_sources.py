@@ -1,4 +1,6 @@
-"""Which engine samples a sweep: the model here, or a server."""
+"""Which engine samples a sweep in place of the model here: a server, or one that takes
+files.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from etils import epath
 
 from sae_attr.lm.draw import Sampling
 from sae_attr.server.address import Server, openai_client
@@ -21,6 +24,10 @@ from sae_attr.steering.served import (
     served_batches,
 )
 from sae_attr.steering.sweep import SampleBatches, SampledRow, record_of, sampled_of
+from sae_attr.steering.sweep_completions import completion_files, read_completions
+from sae_attr.steering.sweep_export import SweepExport, write_export
+from sae_attr.store import InputAwaited
+from sae_attr.store.files import is_local
 from sae_attr.study.case import Case
 from sae_attr.text.chat import Message
 from sae_attr.text.pairs import Prompt
@@ -118,3 +125,71 @@ def _asked_by_main(
 
     for record in relayed(records, record=str, error=SamplesStopped):
         yield [sampled_of(by_id[record["id"]], record)]
+
+
+# ---- sweeps that leave as files ------------------------------------------------------
+
+EXPORTS = "sweeps"  # in the workdir
+
+
+def declared_engine(case: Case) -> dict[str, Any]:
+    """Returns who samples sweeps that steer, for their stages; {} for the model here."""
+    by = case.study.sweeps_by
+    return {} if by == "here" else {"sweeps_by": by}
+
+
+def from_files(export: SweepExport, case: Case, name: str) -> SampleBatches:
+    """Returns what writes rows as an export, and reads their completions.
+
+    Args:
+      export: of the sweep; its rows are replaced by those that are asked for.
+      name: of the sweep, for the folder's name.
+
+    Raises:
+      ValueError: a workdir in a bucket.
+    """
+    workdir = case.runtime.workdir
+    if not is_local(workdir):
+        raise ValueError(
+            f"sweeps_by=export writes to {os.fspath(workdir)}, which is no folder of "
+            "this machine; use a local --workdir, or sweeps_by=here"
+        )
+    return partial(_answered, export, workdir / EXPORTS, name)
+
+
+def _answered(
+    export: SweepExport, folder: epath.Path, name: str, rows: Sequence[SweepRow]
+) -> Iterator[list[SampledRow]]:
+    """Yields all completions of rows at once, so that none is kept of files that do not
+    fit.
+
+    Raises:
+      InputAwaited: there are none yet; the export is written.
+      ValueError: completions that do not fit the rows.
+    """
+    by_id = {row.id: row for row in rows}
+
+    def records() -> Iterable[Mapping[str, Any]]:
+        of_rows = export.of(rows)
+        place = folder / f"{name}-{of_rows.digest[:12]}"
+        files = completion_files(place)
+        if not files:
+            write_export(of_rows, place)
+            raise InputAwaited(
+                f"waits for completions of {len(rows):,} rows: {os.fspath(place)} holds "
+                "the sweep (docs/serving.md); put completions.jsonl there, and run the "
+                "same command again"
+            )
+        return [record_of(sampled) for sampled in read_completions(of_rows, files)]
+
+    answers = relayed(records, record=_error_record, error=_error_of)
+    yield [sampled_of(by_id[record["id"]], record) for record in answers]
+
+
+def _error_record(error: Exception) -> dict[str, Any]:
+    return {"text": str(error), "awaited": isinstance(error, InputAwaited)}
+
+
+def _error_of(record: Mapping[str, Any]) -> Exception:
+    kind = InputAwaited if record["awaited"] else ValueError
+    return kind(record["text"])

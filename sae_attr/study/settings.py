@@ -21,7 +21,7 @@ from sae_attr.study.probe_settings import ProbeSettings, check_probes
 from sae_attr.study.prompts import SPLITS
 from sae_attr.study.reading_settings import ReadingSettings, check_reading
 from sae_attr.study.screen_settings import SCREENED, ScreenSettings, check_screen
-from sae_attr.study.serving_settings import SampleServer
+from sae_attr.study.serving_settings import SWEEPS_BY, SampleServer
 from sae_attr.text.rows import SCOPES
 
 DIRECTIONS: tuple[Direction, ...] = ("away", "toward")
@@ -37,6 +37,7 @@ _WORDS = (
     ("coherence_by", COHERENCE_BY),
     ("steer_tokens", TOKENS),
     ("ablate_by", ABLATE_BY),
+    ("sweeps_by", SWEEPS_BY),
 )
 
 
@@ -205,6 +206,8 @@ class StudySettings(ProbeSettings, ScreenSettings, ReadingSettings):
       random: random latents beside them, matched on firing rate, through the same
         strength search.
       sampling: of all completions.
+      sweeps_by: sweeps that steer are sampled `here`, or left to another engine: `export`
+        writes each as files in the workdir, and takes its completions from there.
       steer_tokens: which tokens are steered: all | prompt | generated.
       steer_skip: tokens at the start of every prompt that are never steered: 1 spares
         BOS, or another first token that serves as a sink of attention.
@@ -242,6 +245,7 @@ class StudySettings(ProbeSettings, ScreenSettings, ReadingSettings):
     top: int = 100
     random: int = 100
     sampling: SampleSettings = SampleSettings()
+    sweeps_by: str = "here"
     steer_tokens: str = "all"
     steer_skip: int = 0
     grid: tuple[float, ...] = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)

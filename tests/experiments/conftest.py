@@ -35,6 +35,18 @@ def done(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> Path:
         )
 
 
+@pytest.fixture(scope="session")
+def studied(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> Path:
+    """The workdir of a finished case study; not to be changed."""
+    from tests.experiments.test_case_study import config, run
+
+    with quick_compile():
+        return _demo.once(
+            shared_folder(tmp_path_factory) / "studied",
+            lambda workdir: run(config(miniature), workdir),
+        )
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _quick(quick: None) -> None:
     """Runs in this process, like the finished one, compile quickly; those in processes

@@ -54,10 +54,8 @@ from sae_attr.study.stages import (
     convergence,
 )
 from sae_attr.text.rows import ROLES
-from tests._compile import quick_compile
 from tests._processes import limited
 from tests.experiments import _demo
-from tests.experiments.conftest import shared_folder
 
 PLANTED = _demo.PLANTED
 
@@ -92,16 +90,6 @@ def states(
     run(made, workdir, shown=True)
     lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
     return {name: state for state, name in (line.split() for line in lines)}
-
-
-@pytest.fixture(scope="session")
-def studied(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> Path:
-    """The workdir of a finished study; not to be changed."""
-    with quick_compile():
-        return _demo.once(
-            shared_folder(tmp_path_factory) / "studied",
-            lambda workdir: run(config(miniature), workdir),
-        )
 
 
 def latents(workdir: Path, case: str) -> dict[int, dict[str, str]]:

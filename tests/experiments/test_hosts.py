@@ -14,6 +14,7 @@ import pytest
 
 from configs import attribute as attribute_config
 from experiments import _common, _endings, _hosts, _notes
+from sae_attr.store import InputAwaited
 from sae_attr.store.lease import InUse
 
 FACTS: dict[str, Any] = {
@@ -100,6 +101,7 @@ def test_full_memory_says_which_keys_to_change() -> None:
         (ValueError("no such key"), 1),
         (InUse("w is in use by process 7 on b"), 75),
         (ConnectionResetError("reset by peer"), 75),
+        (InputAwaited("em.steer.away waits for completions"), 3),
     ],
 )
 def test_a_scheduler_is_told_whether_to_start_again(

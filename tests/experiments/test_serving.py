@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from benchmarks.faults import contents
+from sae_attr.store import InputAwaited
 from sae_attr.study import model_files
 from sae_attr.text.tokenizer import decode
 from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.experiments.test_case_study import config, run
 from tests.judge._server import Answer, serving
+from tests.steering._sweep_answers import answer
 
 
 def entry(workdir: Path, stage: str, array: str = "tokens_rn") -> np.ndarray:
@@ -66,3 +70,44 @@ def test_samples_for_pairs_come_from_a_server_without_loading_the_model(
     assert texts == {"fool", "thanks"}
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(b"sk-secret" in path.read_bytes() for path in written)
+
+
+# ---- exported sweeps -----------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_study_whose_sweeps_are_answered_elsewhere_is_the_study_that_samples_here(
+    studied: Path, miniature: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "exported"
+    shutil.copytree(studied, workdir)
+    made = config(miniature, sweeps_by="export")
+    answered: set[Path] = set()
+    while (error := waits(made, workdir)) is not None:
+        waiting = set((workdir / "sweeps").iterdir()) - answered
+        assert len(waiting) == str(error).count("waits for completions") > 0
+        for folder in waiting:
+            answer(folder, miniature / "model")
+        answered |= waiting
+    fresh = contents(workdir / "store").keys() - contents(studied / "store").keys()
+    arrays = [name for name in fresh if name.endswith(".npy")]
+    assert {name.split("-")[0] for name in arrays} >= {
+        "rude.steer.away",
+        "kind.judge.toward",
+    }
+    for name in arrays:
+        stage, _, file = name.partition("-")
+        (other,) = (studied / "store").glob(f"{stage}-*/{Path(file).name}")
+        assert other.read_bytes() == (workdir / "store" / name).read_bytes(), stage
+    for path in sorted(studied.glob("*/*.csv")):
+        same = workdir / path.relative_to(studied)
+        assert same.read_bytes() == path.read_bytes()
+
+
+def waits(made: ConfigDict, workdir: Path) -> InputAwaited | None:
+    """Runs a study; returns what it waits for, None where it ends."""
+    try:
+        run(made, workdir, allow_change=True)
+    except InputAwaited as error:
+        return error
+    return None

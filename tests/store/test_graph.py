@@ -12,6 +12,7 @@ import pytest
 from etils import epath
 
 from sae_attr.store import (
+    InputAwaited,
     NothingToCompute,
     Stage,
     StageOutput,
@@ -249,3 +250,24 @@ def test_a_stage_with_nothing_to_compute_leaves_out_its_readers_alone(
     assert left_out == [("b.one", "b.one: no rows; give more")]
     assert set(results) == {"a", "b.two"}
     assert log == ["a", "b.two"]
+
+
+def test_a_run_whose_stages_wait_does_the_rest_and_ends_with_all_of_them(
+    tmp_path: Path,
+) -> None:
+    def waits(inputs: Any, progress: Any) -> Any:
+        raise InputAwaited("waits for completions")
+
+    log: list[str] = []
+    store, stages = Store(tmp_path), chain(log)
+    waiting = list(stages)
+    for place, stage in enumerate(stages):
+        if stage.name in ("b.one", "b.two"):
+            waiting[place] = replace(stage, run=waits)
+    with pytest.raises(InputAwaited) as error:
+        run_stages(store, waiting)
+    text = "waits for completions"
+    assert str(error.value) == f"b.one {text}\nb.two {text}"
+    assert log == ["a"]
+    run_stages(store, stages)
+    assert sorted(log) == ["a", "b.one", "b.two", "c"]

@@ -18,6 +18,7 @@ from sae_attr.study.case_stage import (
     steered_scope,
 )
 from sae_attr.study.case_sweep import CaseSweep
+from sae_attr.study.sample_sources import declared_engine
 from sae_attr.study.selection import Selection
 from sae_attr.study.settings import StudySettings
 from sae_attr.study.stages.specificity import best_and_random, steered_conditions
@@ -96,6 +97,7 @@ def fields(case: Case) -> dict[str, Any]:
         "judge": declared_judge(case),
         "attempts": study.sampling.attempts,
         **steered_scope(case),
+        **declared_engine(case),
     }
 
 

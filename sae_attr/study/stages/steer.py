@@ -18,6 +18,7 @@ from sae_attr.study.case_stage import (
 )
 from sae_attr.study.case_sweep import CaseSweep
 from sae_attr.study.coherence_fallback import measures_coherence
+from sae_attr.study.sample_sources import declared_engine
 from sae_attr.study.stages.strengths import norm_of
 from sae_attr.study.sweep_conditions import SideStrengths
 
@@ -68,6 +69,7 @@ def fields(case: Case) -> dict[str, Any]:
         **steered_scope(case),
         "samples": study.effect_samples,
         "sampling": declared_sampling(case),
+        **declared_engine(case),
     }
 
 

@@ -27,7 +27,7 @@ from sae_attr.study.case_stage import (
 from sae_attr.study.case_sweep import CaseSweep
 from sae_attr.study.coherence_fallback import measures_coherence, no_coherence
 from sae_attr.study.grading import mean_of_known
-from sae_attr.study.sample_sources import declared_server
+from sae_attr.study.sample_sources import declared_engine, declared_server
 from sae_attr.study.selection import Selection
 from sae_attr.study.sweep_conditions import (
     Side,
@@ -191,6 +191,7 @@ def fields(case: Case) -> dict[str, Any]:
         "samples": study.strength_samples,
         "sampling": declared_sampling(case),
         "judge": declared_judge(case),
+        **declared_engine(case),
     }
     if measures_coherence(case):
         declared["coherence"] = {

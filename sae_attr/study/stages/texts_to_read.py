@@ -33,6 +33,7 @@ from sae_attr.study.case_sweep import CaseSweep
 from sae_attr.study.described_latents import alike_latents, described_latents
 from sae_attr.study.grading import unpadded
 from sae_attr.study.neutral_prompts import NEUTRAL
+from sae_attr.study.sample_sources import declared_engine
 from sae_attr.study.selection import Selection
 from sae_attr.study.stages.norm_limits import NAME as NORM_LIMITS
 from sae_attr.study.stages.norm_limits import limits_of
@@ -218,6 +219,7 @@ def fields(case: Case) -> dict[str, Any]:
         "sampling": declared_sampling(case),
         "seed": study.seed,
         **steered_scope(case),
+        **declared_engine(case),
     }
 
 
