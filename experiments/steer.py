@@ -23,10 +23,9 @@ from sae_attr.study.steering_job import (
     completions,
     open_job,
     setup_of_vectors,
-    shown_completions,
-    summary,
     unit_of,
 )
+from sae_attr.study.steering_results import shown_completions, summary
 from sae_attr.study.steering_settings import SteerSettings
 
 from . import _common
@@ -87,7 +86,8 @@ def start(
     """
     _common.fix_day(config, workdir)
     job = job_of(config, Store(workdir / "store", writer=parallel.is_main()))
-    if parallel.from_main(not (workdir / "config.json").exists()):
+    sampled_here = job.settings.sweeps_by == "here"
+    if sampled_here and parallel.from_main(not (workdir / "config.json").exists()):
         # What is wrong with the weights is said before anything is written.
         _ = job.setup.params
     logging.info(

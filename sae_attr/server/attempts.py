@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sae_attr.server.address import Patience
@@ -35,7 +35,7 @@ class Endpoint:
     """
 
     create: Callable[..., Any]
-    key: str
+    key: str = field(repr=False)
     patience: Patience
     budget: CallBudget
 

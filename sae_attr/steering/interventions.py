@@ -73,7 +73,7 @@ def clamp(rows: SteeredCoordinates) -> Edit:
             "mode clamp needs the SAE and, instead of directions, its latents; pass "
             "sae= and integers"
         )
-    _check_clamp(rows.sae)
+    check_clamp(rows.sae)
     present_bm = rows.latents_bm >= 0
     latents_bm = jnp.maximum(rows.latents_bm, 0)
     dec_bmd = jnp.where(present_bm[..., None], code_rows(rows.sae)[latents_bm], 0)
@@ -100,7 +100,7 @@ def set_activations(
     Raises:
       ValueError: as `clamp`.
     """
-    _check_clamp(sae)
+    check_clamp(sae)
 
     def gap(state: tuple[jax.Array, jax.Array], x_btd: jax.Array) -> jax.Array:
         latents_b1, value_b1 = state
@@ -255,7 +255,10 @@ def row_codes(sae: SAE, x_btd: jax.Array, latents_bm: jax.Array) -> jax.Array:
     return jnp.take_along_axis(encode(sae, x_btd), latents_bm[:, None, :], axis=2)
 
 
-def _check_clamp(sae: SAE) -> None:
+def check_clamp(sae: SAE) -> None:
+    """Raises ValueError for a transcoder or crosscoder, whose latent activations are no
+    functions of one site alone.
+    """
     cfg = sae.cfg
     if (
         cfg.streams > 1

@@ -18,7 +18,13 @@ from safetensors.numpy import save
 from sae_attr.files.vectors import check_vectors
 from sae_attr.hooks import NO_END, Site
 from sae_attr.lm.draw import Sampling
+from sae_attr.sae.model import SAE
 from sae_attr.site_names import lens_name
+from sae_attr.steering.exported_latents import (
+    ExportedLatent,
+    check_exportable,
+    exported_latent,
+)
 from sae_attr.steering.interventions import intervention_named, scope
 from sae_attr.steering.plan import NO_LATENT, SweepRow, row_keys, row_seeds
 from sae_attr.store import digest, write_atomic
@@ -35,7 +41,8 @@ class SweepExport:
     Args:
       rows: to be sampled.
       prompts: token ids by prompt id.
-      vectors: direction `[d]` of every latent that occurs.
+      vectors: direction `[d]` of every latent that occurs; or the SAE, for modes that
+        set latent activations.
       tokenizer: of the model.
       key: typed random key; a row folds its own numbers into it.
       sampling: of all rows.
@@ -44,12 +51,13 @@ class SweepExport:
       model: name of the model, for readers.
 
     Raises:
-      ValueError: a mode that reads more than a direction.
+      ValueError: a mode that reads latents without their SAE, or one whose latents
+        cannot be stated.
     """
 
     rows: Sequence[SweepRow]
     prompts: Mapping[str, Sequence[int]]
-    vectors: Mapping[int, np.ndarray]
+    vectors: Mapping[int, np.ndarray] | SAE
     tokenizer: Tokenizer
     key: jax.Array
     sampling: Sampling
@@ -60,11 +68,12 @@ class SweepExport:
     model: str = ""
 
     def __post_init__(self) -> None:
-        if intervention_named(self.mode).of_latents:
-            raise ValueError(
-                f"mode {self.mode} reads the encoder of an SAE, which an exported sweep "
-                "does not hold; sample it here, or use add, set or project_out"
-            )
+        of_latents = intervention_named(self.mode).of_latents
+        if of_latents != isinstance(self.vectors, SAE):
+            needs = "the SAE" if of_latents else "directions"
+            raise ValueError(f"mode {self.mode} needs {needs} as vectors")
+        if isinstance(self.vectors, SAE):
+            check_exportable(self.vectors)
 
     @cached_property
     def files(self) -> dict[str, bytes]:
@@ -155,24 +164,38 @@ class SweepExport:
         end = int(stop[0])
         # Multiplied in float32, as the sampler here does.
         coefficient = np.float32(condition.strength) * np.float32(self.unit)
-        return [
-            {
-                "site": str(self.site),
-                "kind": self.mode,
-                "vector": vector_name(condition.latent),
-                "coefficient": float(coefficient),
-                "start": int(start[0]),
-                "stop": None if end == NO_END else end,
-            }
-        ]
+        name = vector_name(condition.latent)
+        edit: dict[str, Any] = {
+            "site": str(self.site),
+            "kind": self.mode,
+            "vector": name,
+            "coefficient": float(coefficient),
+            "start": int(start[0]),
+            "stop": None if end == NO_END else end,
+        }
+        if isinstance(self.vectors, SAE):
+            edit["encoder"] = f"{name}.encoder"
+            edit |= self._latents[condition.latent].parameters
+        return [edit]
+
+    @cached_property
+    def _latents(self) -> dict[int, ExportedLatent]:
+        """What the file of vectors holds of every latent that occurs."""
+        latents = {}
+        for latent in sorted({row.condition.latent for row in self.rows} - {NO_LATENT}):
+            if isinstance(self.vectors, SAE):
+                latents[latent] = exported_latent(self.vectors, latent)
+            else:
+                vector_d = np.asarray(self.vectors[latent], np.float32)
+                latents[latent] = ExportedLatent({"": vector_d}, {})
+        return latents
 
     @cached_property
     def _named_vectors(self) -> dict[str, np.ndarray]:
-        latents = {row.condition.latent for row in self.rows} - {NO_LATENT}
         arrays = {}
-        for latent in sorted(latents):
-            vector_d = np.asarray(self.vectors[latent], np.float32)
-            arrays[vector_name(latent)] = np.ascontiguousarray(vector_d)
+        for latent, exported in self._latents.items():
+            for end, array_d in exported.arrays.items():
+                arrays[vector_name(latent) + end] = np.ascontiguousarray(array_d)
         return arrays
 
     @property

@@ -90,7 +90,8 @@ class CaseSweep:
         if alone and served_model(case, self.direction):
             return from_server(case, self.direction, self.split, key, sampling)
         if not alone and case.study.sweeps_by == "export":
-            return from_files(self._export(key, sampling), case, self._name)
+            export = self._export(key, sampling)
+            return from_files(export, case.runtime.workdir, self._name)
         sampler = Sampler(
             params=case.params(self.direction),
             prompts=case.prompt_ids(self.split),

@@ -132,23 +132,27 @@ def _asked_by_main(
 EXPORTS = "sweeps"  # in the workdir
 
 
-def declared_engine(case: Case) -> dict[str, Any]:
-    """Returns who samples sweeps that steer, for their stages; {} for the model here."""
-    by = case.study.sweeps_by
+def declared_engine(settings: Any) -> dict[str, Any]:
+    """Returns who samples sweeps that steer, for their stages; {} for the model here.
+
+    Args:
+      settings: of a study or of one sweep, which have `sweeps_by`.
+    """
+    by = settings.sweeps_by
     return {} if by == "here" else {"sweeps_by": by}
 
 
-def from_files(export: SweepExport, case: Case, name: str) -> SampleBatches:
+def from_files(export: SweepExport, workdir: epath.Path, name: str) -> SampleBatches:
     """Returns what writes rows as an export, and reads their completions.
 
     Args:
       export: of the sweep; its rows are replaced by those that are asked for.
+      workdir: of the run.
       name: of the sweep, for the folder's name.
 
     Raises:
       ValueError: a workdir in a bucket.
     """
-    workdir = case.runtime.workdir
     if not is_local(workdir):
         raise ValueError(
             f"sweeps_by=export writes to {os.fspath(workdir)}, which is no folder of "

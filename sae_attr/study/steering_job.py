@@ -4,12 +4,15 @@ completions, and what they add up to.
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from sae_attr.activations import CorpusBatch, mean_activation, norm_limits
 from sae_attr.files.vectors import read_vectors
@@ -18,13 +21,14 @@ from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.model import SAE, unit_decoder
 from sae_attr.site_names import parse_site
 from sae_attr.steering.interventions import INTERVENTIONS
-from sae_attr.steering.plan import NO_LATENT, Plan, every_condition
+from sae_attr.steering.plan import Plan, every_condition
 from sae_attr.steering.sweep import SampledRow, Sampler, sample_batches, sample_rows
+from sae_attr.steering.sweep_export import SweepExport
 from sae_attr.store import Computed, Progress, Result, digest, fingerprint
 from sae_attr.study.attribution_stages import ordinary_mean
+from sae_attr.study.sample_sources import declared_engine, from_files
 from sae_attr.study.setup import Setup
 from sae_attr.study.steering_settings import SteerSettings
-from sae_attr.text.chat import options_read
 from sae_attr.text.encoding import encode_prompt
 from sae_attr.text.pairs import read_prompts
 from sae_attr.text.rows import corpus_mask
@@ -250,6 +254,7 @@ def completions(job: SteeringJob, unit: float) -> Result:
         "sampling": asdict(job.sampling),
         "unit": unit,
         "rows": digest([row.id for row in job.plan.rows]),
+        **declared_engine(settings),
     }
     inputs = {
         "lm": setup.lm_key,
@@ -261,13 +266,12 @@ def completions(job: SteeringJob, unit: float) -> Result:
 
 
 def _sampled_records(job: SteeringJob, unit: float, progress: Progress) -> Computed:
-    sampler = sampler_of(job, unit)
-    rows = sample_rows(
-        job.plan.rows,
-        partial(sample_batches, sampler),
-        progress,
-        bar=job.setup.progress,
-    )
+    if job.settings.sweeps_by == "export":
+        workdir = epath.Path(job.setup.store.root).parent
+        sample = from_files(export_of(job, unit), workdir, "steer")
+    else:
+        sample = partial(sample_batches, sampler_of(job, unit))
+    rows = sample_rows(job.plan.rows, sample, progress, bar=job.setup.progress)
     return {}, {"rows": [completion_record(job, row) for row in rows]}
 
 
@@ -275,13 +279,10 @@ def sampler_of(job: SteeringJob, unit: float) -> Sampler:
     """Returns what samples the plan's rows; loads the weights."""
     setup, settings = job.setup, job.settings
     across = setup.mesh.shape["data"]
-    vectors: SAE | dict[int, np.ndarray] = job.vectors
-    if INTERVENTIONS[settings.mode].of_latents:
-        vectors = setup.sae
     return Sampler(
         params=setup.params,
         prompts=job.prompts,
-        vectors=vectors,
+        vectors=steered_by(job),
         key=setup.key(0),
         cfg=setup.cfg,
         site=setup.site,
@@ -294,11 +295,40 @@ def sampler_of(job: SteeringJob, unit: float) -> Sampler:
     )
 
 
+def steered_by(job: SteeringJob) -> SAE | dict[int, np.ndarray]:
+    """Returns the directions that are steered, or the SAE whose latents are set."""
+    if INTERVENTIONS[job.settings.mode].of_latents:
+        return job.setup.sae
+    return job.vectors
+
+
+def export_of(job: SteeringJob, unit: float) -> SweepExport:
+    """Returns the plan's rows as another engine takes them; loads no weights of the
+    model.
+    """
+    setup, settings = job.setup, job.settings
+    return SweepExport(
+        job.plan.rows,
+        job.prompts,
+        steered_by(job),
+        setup.tokenizer,
+        setup.key(0),
+        job.sampling,
+        setup.site,
+        settings.mode,
+        unit,
+        settings.skip,
+        os.path.basename(setup.settings.lm),
+    )
+
+
 def completion_record(job: SteeringJob, sampled: SampledRow) -> dict[str, Any]:
     """Returns a completion as completions.jsonl has it; with prompt_ids, ids and
     sampler it can become one side of a pair.
     """
     drawn = len(sampled.ids) + sampled.stopped
+    # Another engine's completions come without log-probabilities.
+    has_logp = math.isfinite(sampled.logp)
     return {
         "id": sampled.row.id,
         **sampled.row.record(),
@@ -306,72 +336,7 @@ def completion_record(job: SteeringJob, sampled: SampledRow) -> dict[str, Any]:
         "ids": list(sampled.ids),
         "prompt_ids": job.prompts[sampled.row.prompt],
         "stopped": sampled.stopped,
-        "logp": sampled.logp,
-        "nats_per_token": -sampled.logp / drawn,
+        "logp": sampled.logp if has_logp else None,
+        "nats_per_token": -sampled.logp / drawn if has_logp else None,
         "sampler": job.setup.lm_key,
     }
-
-
-# ---- what is shown -------------------------------------------------------------------
-
-
-def shown_completions(job: SteeringJob, records: list[dict[str, Any]]) -> str:
-    """Returns the unsteered completion of every prompt and sample as text, and the
-    steered ones below it.
-    """
-    by_sample: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for record in records:
-        key = (record["prompt"], record["sample"])
-        by_sample.setdefault(key, []).append(record)
-    lines = []
-    for (prompt, sample), of_sample in by_sample.items():
-        text = decode(job.setup.tokenizer, job.prompts[prompt])
-        lines.append(f"\n{prompt}, sample {sample}: {text!r}")
-        for record in of_sample:
-            lines.append(f"  {_condition_text(record):<28} {record['text']!r}")
-    return "\n".join(lines)
-
-
-def _condition_text(record: dict[str, Any]) -> str:
-    if record["latent"] == NO_LATENT:
-        return "unsteered"
-    return f"latent {record['latent']}, {record['strength']:+g}, {record['tokens']}"
-
-
-def summary(job: SteeringJob, unit: dict[str, Any], result: Result) -> dict[str, Any]:
-    """Returns what result.json holds beside the config: the files' names by contents,
-    counts and what it cost.
-    """
-    records = result.meta["rows"]
-    lengths = {name: len(ids) for name, ids in job.prompts.items()}
-    cost = job.plan.cost(lengths, max_new=job.sampling.max_new)
-    return {
-        "site": str(job.setup.site),
-        "unit": unit,
-        "latents": sorted(job.vectors),
-        "sampling": asdict(job.sampling),
-        "template_options": options_read(job.setup.tokenizer),
-        "scopes": "prompt: positions of the prompt, its last token's too; generated: "
-        "those of drawn tokens; all: both",
-        "inputs": {
-            "lm": job.setup.lm_key,
-            "vectors": job.origin,
-            "stage": result.key,
-        },
-        "completions": len(records),
-        "stopped": sum(record["stopped"] for record in records),
-        "cost": asdict(cost),
-        "nats_per_token": {
-            "unsteered": _mean_nats(records, steered=False),
-            "steered": _mean_nats(records, steered=True),
-        },
-    }
-
-
-def _mean_nats(records: list[dict[str, Any]], *, steered: bool) -> float | None:
-    """The mean nats per token of steered or of unsteered completions."""
-    nats = []
-    for record in records:
-        if (record["latent"] != NO_LATENT) == steered:
-            nats.append(record["nats_per_token"])
-    return float(np.mean(nats)) if nats else None

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sae_attr.steering.interventions import INTERVENTIONS, TOKENS
+from sae_attr.study.serving_settings import SWEEPS_BY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class SteerSettings:
       skip: first positions of a row that are never changed; 1 spares BOS.
       samples: completions per prompt, latent and strength.
       batch_size: completions at a time.
+      sweeps_by: completions are sampled `here`, or left to another engine: `export` writes
+        the sweep as files in the workdir, and takes its completions from there.
     """
 
     vectors: str | None = None
@@ -37,11 +40,13 @@ class SteerSettings:
     skip: int = 0
     samples: int = 1
     batch_size: int = 16
+    sweeps_by: str = "here"
 
     def __post_init__(self) -> None:
         for what, values, allowed in (
             ("mode", [self.mode], INTERVENTIONS),
             ("tokens", self.tokens, TOKENS),
+            ("sweeps_by", [self.sweeps_by], SWEEPS_BY),
         ):
             unknown = [value for value in values if value not in allowed]
             if unknown:

@@ -20,11 +20,12 @@ from experiments import _common, steer
 from sae_attr.hooks import Edit
 from sae_attr.steering import INTERVENTIONS, Intervention, sample_batches
 from sae_attr.steering.interventions import SteeredCoordinates, project_out
-from sae_attr.store import Store
+from sae_attr.store import InputAwaited, Store
 from sae_attr.study import steering_job
 from sae_attr.text.tokenizer import decode
 from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.miniatures import write_lines, write_llama, write_tokenizer
+from tests.steering._sweep_answers import answer
 
 pytestmark = pytest.mark.usefixtures("quick")
 PROMPTS = [
@@ -349,3 +350,23 @@ def test_latent_activations_can_be_clamped(miniature: Path, tmp_path: Path) -> N
     for row in rows[4:]:
         counts[row["strength"]] += sum(word in rude for word in row["text"].split())
     assert counts[30.0] > 12 > counts[0.0]
+
+
+def test_a_sweep_that_left_as_files_comes_back_as_it_would_be_here(
+    folder: Path, tmp_path: Path
+) -> None:
+    made = config(folder, unit=2.0, tokens=("generated",), skip=1)
+    result, rows = run(made, tmp_path / "here")
+    made.sweeps_by = "export"
+    with pytest.raises(InputAwaited, match="waits for completions of 30 rows"):
+        run(made, tmp_path / "away")
+    assert not (tmp_path / "away/completions.jsonl").exists()
+    (sweep,) = (tmp_path / "away/sweeps").iterdir()
+    answer(sweep, folder / "model")
+    returned, others = run(made, tmp_path / "away")
+    for row, other in zip(rows, others, strict=True):
+        assert (other.pop("logp"), other.pop("nats_per_token")) == (None, None)
+        assert other.items() <= row.items()
+    assert len({row["text"] for row in rows if row["prompt"] == "a"}) > made.samples
+    assert returned["stopped"] == result["stopped"]
+    assert returned["nats_per_token"] == {"unsteered": None, "steered": None}

@@ -1,5 +1,5 @@
-"""A sweep that leaves as files: the same tokens when it comes back, and nothing taken over
-that does not fit.
+"""A sweep that leaves as files: what they say, and nothing taken over that does not
+fit; its tokens are compared in tests/experiments.
 """
 
 from __future__ import annotations
@@ -11,23 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
 from safetensors import safe_open
+from safetensors.numpy import load
 
 from sae_attr.hooks import Site
 from sae_attr.lm.draw import Sampling
-from sae_attr.lm.weights import load_lm
-from sae_attr.parallel import make_mesh
+from sae_attr.sae.config import SAEConfig
+from sae_attr.sae.model import SAE
+from sae_attr.server import relay
+from sae_attr.steering.interventions import intervention
 from sae_attr.steering.plan import Plan, every_condition
-from sae_attr.steering.sampler import Sampler
-from sae_attr.steering.sweep import SampledRow, sample_batches
 from sae_attr.steering.sweep_completions import completion_files, read_completions
 from sae_attr.steering.sweep_export import SweepExport, write_export
+from sae_attr.store import InputAwaited
+from sae_attr.study.sample_sources import from_files
 from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.miniatures import write_llama, write_tokenizer
-from tests.steering._sweep_answers import answer
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -62,42 +65,6 @@ def export(model: Path) -> SweepExport:
     )
 
 
-def tokens_of(sampled: list[SampledRow]) -> dict[str, Any]:
-    return {row.row.id: (row.ids, row.stopped) for row in sampled}
-
-
-def test_an_engine_that_reads_the_files_draws_the_tokens_of_the_sweep(
-    model: Path, export: SweepExport, tmp_path: Path
-) -> None:
-    write_export(export, epath.Path(tmp_path))
-    answer(tmp_path, model)
-    read = read_completions(export, completion_files(epath.Path(tmp_path)))
-    mesh = make_mesh("data=1")
-    cfg, params = load_lm(model, mesh=mesh)
-    sampler = Sampler(
-        params,
-        PROMPTS,
-        export.vectors,
-        export.key,
-        cfg,
-        SITE,
-        mesh,
-        8,
-        sampling=export.sampling,
-        unit=export.unit,
-        skip=1,
-    )
-    here = [row for batch in sample_batches(sampler, PLAN.rows) for row in batch]
-    assert tokens_of(read) == tokens_of(here)
-    assert [row.row for row in read] == list(PLAN.rows)
-    by_condition: dict[Any, list[Any]] = {}
-    for row in read:
-        by_condition.setdefault(row.row.condition, []).append(row.ids)
-    assert (
-        len({str(ids) for ids in by_condition.values()}) > 1
-    )  # steering does something
-
-
 def test_the_files_say_what_they_are_and_name_themselves_by_their_contents(
     export: SweepExport, tmp_path: Path
 ) -> None:
@@ -126,8 +93,65 @@ def test_the_files_say_what_they_are_and_name_themselves_by_their_contents(
     assert (manifest["format"], manifest["version"]) == ("sae_attr.sweep", 1)
     assert manifest["digest"] == export.digest == export.of(PLAN.rows).digest
     assert export.of(PLAN.rows[1:]).digest != export.digest
-    with pytest.raises(ValueError, match="mode clamp reads the encoder"):
+    with pytest.raises(ValueError, match="mode clamp needs the SAE"):
         replace(export, mode="clamp")
+
+
+@pytest.mark.parametrize("gate", ["relu", "jumprelu", "gated"])
+def test_a_clamp_states_what_sets_the_activation_without_the_sae(
+    export: SweepExport, gate: str
+) -> None:
+    draw = np.random.default_rng(1).standard_normal
+    cfg = SAEConfig(16, 16, 12, gate=gate, subtract_b_dec=True)
+    threshold_n = jnp.full(12, 0.4) if gate == "jumprelu" else None
+    matrix = lambda *shape: jnp.asarray(draw(shape), jnp.float32)
+    sae = SAE(
+        matrix(16, 12),
+        matrix(12),
+        matrix(12, 16),
+        matrix(16),
+        threshold_n,
+        cfg=cfg,
+    )
+    if gate == "gated":
+        with pytest.raises(ValueError, match="gate gated and norm none"):
+            replace(export, mode="clamp", vectors=sae)
+        return
+    clamp = replace(export, mode="clamp", vectors=sae, rows=PLAN.rows[-1:])
+    edit = json.loads(clamp.files["rows.jsonl"])["edits"][0]
+    vectors = load(clamp.files["vectors.safetensors"])
+    x_td = draw((1, 40, 16)).astype(np.float32)
+    pre_t = x_td[0] @ vectors[edit["encoder"]] + edit["bias"]
+    code_t = np.where(pre_t > edit.get("threshold", 0.0), np.maximum(pre_t, 0), 0)
+    set_to = edit["coefficient"] - code_t
+    expected_td = x_td[0] + set_to[:, None] * vectors[edit["vector"]]
+    here = intervention(
+        jnp.zeros((1, 1, 16)),
+        jnp.full((1, 1), edit["coefficient"]),
+        mode="clamp",
+        sae=sae,
+        latents_bm=jnp.array([[9]]),
+    )
+    np.testing.assert_allclose(
+        expected_td, here(jnp.asarray(x_td), jnp.zeros((1, 40), int))[0], atol=1e-5
+    )
+    assert (code_t == 0).any()
+    assert (code_t > 0).any()
+
+
+@pytest.mark.parametrize("kind", ["add", "set", "project_out"])
+def test_the_pages_formulas_are_those_of_the_edits(kind: str) -> None:
+    x_td, v_d = np.random.default_rng(2).standard_normal((2, 3, 8)).astype(np.float32)
+    v_d, c = v_d[0], 0.6
+    along_t = x_td @ v_d
+    by_page = {
+        "add": x_td + c * v_d,
+        "set": x_td + np.outer(c - along_t, v_d) / (v_d @ v_d),
+        "project_out": x_td - c * np.outer(along_t, v_d) / (v_d @ v_d),
+    }
+    edit = intervention(jnp.asarray(v_d)[None, None], jnp.full((1, 1), c), mode=kind)
+    here = edit(jnp.asarray(x_td)[None], jnp.zeros((1, 3), int))
+    np.testing.assert_allclose(here[0], by_page[kind], atol=1e-5)
 
 
 Lines = list[dict[str, Any]]
@@ -209,3 +233,35 @@ def test_several_files_answer_one_sweep(export: SweepExport, tmp_path: Path) -> 
     read = read_completions(export, completion_files(epath.Path(tmp_path)))
     # 0 is a stop token.
     assert {(row.ids, row.stopped) for row in read} == {((10,), True)}
+
+
+def test_other_processes_get_what_process_0_alone_reads(
+    export: SweepExport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outcome() -> str:
+        try:
+            return str(list(from_files(export, epath.Path(tmp_path), "s")(PLAN.rows)))
+        except (InputAwaited, ValueError) as error:
+            return f"{type(error).__name__} {error}"
+
+    def of_both() -> str:
+        sent: list[str] = []
+        monkeypatch.setattr(relay, "is_main", lambda: True)
+        monkeypatch.setattr(relay, "text_from_main", sent.append)
+        of_main = outcome()
+        monkeypatch.setattr(relay, "is_main", lambda: False)
+        monkeypatch.setattr(relay, "text_from_main", lambda text: sent.pop(0))
+        assert outcome() == of_main
+        assert not sent
+        return of_main
+
+    assert of_both().startswith("InputAwaited waits for completions of 20 rows")
+    (folder,) = (tmp_path / "sweeps").iterdir()
+    file = folder / "completions.jsonl"
+    file.write_text("{}\n")
+    assert of_both().startswith("ValueError the completions do not fit")
+    lines: Lines = [{"sweep": export.digest, "sampling": export.sampling_record}]
+    for row in PLAN.rows:
+        lines.append({"id": row.id, "ids": [10], "finish_reason": "length"})
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert of_both().count("SampledRow(") == len(PLAN.rows)

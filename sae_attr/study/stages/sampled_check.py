@@ -97,7 +97,7 @@ def fields(case: Case) -> dict[str, Any]:
         "judge": declared_judge(case),
         "attempts": study.sampling.attempts,
         **steered_scope(case),
-        **declared_engine(case),
+        **declared_engine(case.study),
     }
 
 

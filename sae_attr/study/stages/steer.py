@@ -69,7 +69,7 @@ def fields(case: Case) -> dict[str, Any]:
         **steered_scope(case),
         "samples": study.effect_samples,
         "sampling": declared_sampling(case),
-        **declared_engine(case),
+        **declared_engine(case.study),
     }
 
 

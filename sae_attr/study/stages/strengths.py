@@ -191,7 +191,7 @@ def fields(case: Case) -> dict[str, Any]:
         "samples": study.strength_samples,
         "sampling": declared_sampling(case),
         "judge": declared_judge(case),
-        **declared_engine(case),
+        **declared_engine(case.study),
     }
     if measures_coherence(case):
         declared["coherence"] = {

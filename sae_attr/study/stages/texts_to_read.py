@@ -219,7 +219,7 @@ def fields(case: Case) -> dict[str, Any]:
         "sampling": declared_sampling(case),
         "seed": study.seed,
         **steered_scope(case),
-        **declared_engine(case),
+        **declared_engine(case.study),
     }
 
 
