@@ -74,7 +74,7 @@ def save_saelens(folder: str | os.PathLike[str], sae: SAE) -> None:
     """
     folder = Path(folder)
     architecture = _architecture(sae)
-    _make_folder(folder, saelens.WEIGHTS, saelens.CONFIG)
+    make_folder(folder, saelens.WEIGHTS, saelens.CONFIG)
     tensors = _saelens_tensors(sae, architecture)
     save_file(tensors, folder / saelens.WEIGHTS)
     raw = _saelens_config(sae.cfg, architecture, tensors["W_dec"].dtype.name)
@@ -161,7 +161,7 @@ def _saelens_config(cfg: SAEConfig, architecture: str, dtype: str) -> dict[str, 
         "masks": None if cfg.masks is None else cfg.masks.to_dict(),
         "l0": cfg.expected_l0,
     }
-    raw["metadata"] = _stated(metadata)
+    raw["metadata"] = stated(metadata)
     if cfg.gate in ("topk", "abs_topk"):
         raw["k"] = cfg.k
         raw["rescale_acts_by_decoder_norm"] = cfg.rescale_by_dec_norm
@@ -194,7 +194,7 @@ def save_dictionary_learning(folder: str | os.PathLike[str], sae: SAE) -> None:
     folder, cfg = Path(folder), sae.cfg
     name, tensors = _dictionary(sae)
     weights = dictionary_learning.WEIGHTS[0]
-    _make_folder(folder, weights, dictionary_learning.CONFIG)
+    make_folder(folder, weights, dictionary_learning.CONFIG)
     trainer = {
         "dict_class": name,
         "activation_dim": cfg.d_in,
@@ -211,7 +211,7 @@ def save_dictionary_learning(folder: str | os.PathLike[str], sae: SAE) -> None:
         "masks": None if cfg.masks is None else cfg.masks.to_dict(),
     }
     write_torch(folder / weights, tensors)
-    raw = {"trainer": trainer, "buffer": _stated(buffer)}
+    raw = {"trainer": trainer, "buffer": stated(buffer)}
     (folder / dictionary_learning.CONFIG).write_text(json.dumps(raw, indent=1))
 
 
@@ -281,13 +281,13 @@ def _check_dictionary(cfg: SAEConfig) -> None:
         )
 
 
-def _make_folder(folder: Path, *files: str) -> None:
+def make_folder(folder: Path, *files: str) -> None:
     if any((folder / name).exists() for name in files):
         raise FileExistsError(f"{folder} holds an SAE already; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _stated(values: dict[str, Any]) -> dict[str, Any]:
+def stated(values: dict[str, Any]) -> dict[str, Any]:
     """The values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
