@@ -294,7 +294,7 @@ def run_stages(
             continue
         except InputAwaited as error:
             left_out.add(stage.name)
-            awaited.append(f"{stage.name} {error}")
+            awaited.append(f"{stage.name}: {error}")
             continue
         on_end(status, result)
     if awaited:

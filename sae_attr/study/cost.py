@@ -13,6 +13,7 @@ from sae_attr.study.case import Case
 from sae_attr.study.coherence_fallback import measures_coherence
 from sae_attr.study.continuation_texts import prompt_texts
 from sae_attr.study.prompts import SPLITS
+from sae_attr.study.sample_sources import sampled_here
 from sae_attr.study.settings import DIRECTIONS
 from sae_attr.study.stages import ablated_rates, describe, match, texts_to_read
 
@@ -139,7 +140,7 @@ def _pair_costs(case: Case, reading: Reading) -> list[StageCost]:
     samples = len(case.prompts("pairs")) * case.settings.pair_samples
     again = samples * study.sampling.attempts
     return [
-        _sampled(case, reading, f"{name}.sample", "pairs", samples),
+        _sampled(case, reading, f"{name}.sample", "pairs", samples, steered=False),
         StageCost(f"{name}.grade", judged=samples, resampled=again),
     ]
 
@@ -276,10 +277,20 @@ def _common_beginning(rows: Sequence[Sequence[int]]) -> int:
 
 
 def _sampled(
-    case: Case, reading: Reading, stage: str, split: str, samples: int
+    case: Case,
+    reading: Reading,
+    stage: str,
+    split: str,
+    samples: int,
+    *,
+    steered: bool = True,
 ) -> StageCost:
-    """Returns the cost of sampling completions of a split's prompts."""
+    """Returns the cost of sampling completions of a split's prompts, without the work of
+    another engine.
+    """
     max_new, rows = case.study.sampling.max_new, case.runtime.batch_size
+    if not sampled_here(case, steered=steered):
+        return StageCost(stage, samples=samples, tokens=samples * max_new)
     batches = -(-samples // rows)  # the last one is filled up
     return StageCost(
         stage,

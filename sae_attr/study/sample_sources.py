@@ -13,7 +13,7 @@ import jax
 from etils import epath
 
 from sae_attr.lm.draw import Sampling
-from sae_attr.server.address import Server, openai_client
+from sae_attr.server.address import Patience, Server, openai_client
 from sae_attr.server.attempts import Endpoint
 from sae_attr.server.budget import CallBudget
 from sae_attr.server.relay import relayed
@@ -49,15 +49,42 @@ def declared_server(case: Case) -> dict[str, Any]:
     return {"server": server.identity}
 
 
+def sampled_here(case: Case, *, steered: bool) -> bool:
+    """Returns whether the model here samples a case's sweeps that steer, or its
+    completions for pairs.
+    """
+    if steered:
+        return case.study.sweeps_by == "here"
+    return not served_model(case, "away")
+
+
 def from_server(
     case: Case, direction: str, split: str, key: jax.Array, sampling: Sampling
 ) -> SampleBatches:
-    """Returns what samples rows of a case's model, without steering, from its server.
+    """Returns what samples rows of a case's model, without steering, from its server;
+    with several processes, process 0 asks for all. Arguments are those of
+    `server_sampler`.
+    """
+    sampler = server_sampler(case, direction, split, key, sampling)
+    return partial(_asked_by_main, partial(served_batches, sampler))
 
-    With several processes, process 0 asks for all.
+
+def server_sampler(
+    case: Case,
+    direction: str,
+    split: str,
+    key: jax.Array,
+    sampling: Sampling,
+    *,
+    patience: Patience | None = None,
+) -> ServedSampler:
+    """Returns what asks the server of a case for completions of one of its models.
 
     Args:
+      direction: that steers the model.
+      split: of the prompts.
       key: typed random key of the sweep.
+      patience: None as the settings say.
 
     Raises:
       ImportError: openai is not installed.
@@ -66,8 +93,8 @@ def from_server(
     settings = case.settings.server
     prompts = case.prompts(split)
     messages = chats_of(prompts) if settings.api == "chat" else None
-    sampler = ServedSampler(
-        endpoint_of(case),
+    return ServedSampler(
+        endpoint_of(case, patience or settings.patience),
         served_model(case, direction),
         case.prompt_ids(split),
         key,
@@ -78,21 +105,20 @@ def from_server(
         settings.token_field,
         settings.extra,
     )
-    return partial(_asked_by_main, partial(served_batches, sampler))
 
 
-def endpoint_of(case: Case) -> Endpoint:
+def endpoint_of(case: Case, patience: Patience) -> Endpoint:
     """Returns the server of a case; its key comes from the environment, and is neither
     stored nor shown.
     """
     settings = case.settings.server
     key = os.environ.get(settings.key_variable) or Server.api_key
     server = Server(settings.base_url, settings.model, api_key=key)
-    client = openai_client(server, settings.patience)
+    client = openai_client(server, patience)
     create = client.completions.create
     if settings.api == "chat":
         create = client.chat.completions.create
-    return Endpoint(create, key, settings.patience, CallBudget())
+    return Endpoint(create, key, patience, CallBudget())
 
 
 def chats_of(prompts: Sequence[Prompt]) -> dict[str, Sequence[Message]]:
@@ -180,7 +206,7 @@ def _answered(
         if not files:
             write_export(of_rows, place)
             raise InputAwaited(
-                f"waits for completions of {len(rows):,} rows: {os.fspath(place)} holds "
+                f"a sweep waits for completions of {len(rows):,} rows: {os.fspath(place)} holds "
                 "the sweep (docs/serving.md); put completions.jsonl there, and run the "
                 "same command again"
             )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from benchmarks.faults import contents
+from experiments import _dry_run, case_study
 from sae_attr.store import InputAwaited
 from sae_attr.study import model_files
 from sae_attr.text.tokenizer import decode
@@ -19,6 +22,8 @@ from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.experiments.test_case_study import config, run
 from tests.judge._server import Answer, serving
 from tests.steering._sweep_answers import answer
+
+RATES = _dry_run.rates_of_flags(("2000", "100"), "data=1")
 
 
 def entry(workdir: Path, stage: str, array: str = "tokens_rn") -> np.ndarray:
@@ -60,6 +65,9 @@ def test_samples_for_pairs_come_from_a_server_without_loading_the_model(
     with serving(rule) as server:
         made = served(config(miniature, ("rude",), batch_size=8), server.url)
         made.cases.rude.update({"pair_prompts": 3, "pair_samples": 2})
+        report = case_study.dry_run(made, epath.Path(tmp_path / "dry"), RATES)
+        assert report.faults == []
+        assert re.search(r"rude: served +ok +answered in", report.text())
         run(made, tmp_path, until="pair")
         calls = server.calls
         # A server that moved is the same model.

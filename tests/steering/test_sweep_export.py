@@ -255,7 +255,7 @@ def test_other_processes_get_what_process_0_alone_reads(
         assert not sent
         return of_main
 
-    assert of_both().startswith("InputAwaited waits for completions of 20 rows")
+    assert of_both().startswith("InputAwaited a sweep waits for completions of 20 rows")
     (folder,) = (tmp_path / "sweeps").iterdir()
     file = folder / "completions.jsonl"
     file.write_text("{}\n")

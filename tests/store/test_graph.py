@@ -267,7 +267,7 @@ def test_a_run_whose_stages_wait_does_the_rest_and_ends_with_all_of_them(
     with pytest.raises(InputAwaited) as error:
         run_stages(store, waiting)
     text = "waits for completions"
-    assert str(error.value) == f"b.one {text}\nb.two {text}"
+    assert str(error.value) == f"b.one: {text}\nb.two: {text}"
     assert log == ["a"]
     run_stages(store, stages)
     assert sorted(log) == ["a", "b.one", "b.two", "c"]

@@ -17,6 +17,7 @@ from sae_attr.study.case_checks import check_case, measured_by
 from sae_attr.study.case_study import CaseStudy
 from sae_attr.study.continuation_texts import prompt_texts
 from sae_attr.study.cost import Reading, StageCost, case_costs
+from sae_attr.study.dry_run.judge_trial import Trial
 from sae_attr.study.dry_run.memory import Held, exact_memory, sampling_memory
 from sae_attr.study.dry_run.organism_report import (
     WIDTH,
@@ -28,6 +29,7 @@ from sae_attr.study.dry_run.organism_report import (
 from sae_attr.study.dry_run.prompts import ends_text, example_text, prompts_table
 from sae_attr.study.dry_run.rates import Batch, Rates, RatesOf
 from sae_attr.study.dry_run.report import DryRun
+from sae_attr.study.dry_run.server_trial import try_servers
 from sae_attr.study.dry_run.setup_report import (
     add_inputs,
     attribution_memory,
@@ -46,6 +48,7 @@ def case_study_dry_run(study: CaseStudy, rates_of: RatesOf) -> DryRun:
     costs: list[StageCost] = []
     rates: dict[str, Rates] = {}
     known: dict[LMConfig, Rates] = {}
+    servers: dict[str, Trial] = {}
 
     def of_cfg(cfg: LMConfig, width: int) -> Rates:
         slots = width + study.settings.sampling.max_new
@@ -66,6 +69,7 @@ def case_study_dry_run(study: CaseStudy, rates_of: RatesOf) -> DryRun:
         if not _checked(case, report):
             continue
         _add_case(case, report)
+        servers |= {f"{case.name}: {k}": v for k, v in try_servers(case).items()}
         of_case = whole_costs(case)
         costs += of_case
         of_case_rates = of_cfg(case.setup.cfg, max(_widths(case).values()))
@@ -78,6 +82,7 @@ def case_study_dry_run(study: CaseStudy, rates_of: RatesOf) -> DryRun:
             [cost.stage for cost in made], of_cfg(organism_cfg(study.recipe), WIDTH)
         )
     _add_judges(study, costs, report)
+    report.add_trials("server", servers)
     statuses = stage_statuses(study.runtime.store, study.stages)
     report.add_stages(costs, rates, statuses)
     return report

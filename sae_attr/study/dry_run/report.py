@@ -20,7 +20,7 @@ from sae_attr.sae.config import SAEConfig
 from sae_attr.store import Status
 from sae_attr.study.cost import StageCost, cost_table
 from sae_attr.study.dry_run.addresses import StandIn
-from sae_attr.study.dry_run.judge_trial import try_judge
+from sae_attr.study.dry_run.judge_trial import Trial, try_judge
 from sae_attr.study.dry_run.memory import (
     Held,
     most_held,
@@ -90,18 +90,34 @@ class DryRun:
           specs: name -> settings, as for `try_judge`.
         """
         trials = {name: try_judge(spec, mesh) for name, spec in specs.items()}
+        kinds = [str(spec.get("kind")) for spec in specs.values()]
+        self.add_trials("judge", trials, {"kind": kinds})
+
+    def add_trials(
+        self,
+        what: str,
+        trials: Mapping[str, Trial],
+        columns: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Adds what came of one question each; a fault where there was no answer.
+
+        Args:
+          what: was asked, "judge" or "server".
+          trials: whose it is -> outcome.
+          columns: further ones of the table.
+        """
         for name, trial in trials.items():
             if not trial.answered:
-                self.add_fault(f"{name}: its judge: {trial.words}")
+                self.add_fault(f"{name}: its {what}: {trial.words}")
         if not trials:
             return
-        columns = {
-            "judge of": [one_line(name) for name in trials],
-            "kind": [str(spec.get("kind")) for spec in specs.values()],
+        table = {
+            f"{what} of": [one_line(name) for name in trials],
+            **(columns or {}),
             "state": ["ok" if t.answered else "error" for t in trials.values()],
             "one question": [trial.words for trial in trials.values()],
         }
-        self.add("judges", text_table(columns))
+        self.add(f"{what}s", text_table(table))
 
     def add_stages(
         self,
