@@ -206,9 +206,9 @@ def _answered(
         if not files:
             write_export(of_rows, place)
             raise InputAwaited(
-                f"a sweep waits for completions of {len(rows):,} rows: {os.fspath(place)} holds "
-                "the sweep (docs/serving.md); put completions.jsonl there, and run the "
-                "same command again"
+                f"a sweep waits for completions of {len(rows):,} rows: it is in "
+                f"{os.fspath(place)} (docs/serving.md); put completions.jsonl there, "
+                "and run the same command again"
             )
         return [record_of(sampled) for sampled in read_completions(of_rows, files)]
 
