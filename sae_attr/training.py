@@ -87,8 +87,8 @@ class LoopOptions:
                 )
 
 
-def _no_action(state: Any, history: list[Record]) -> None:
-    pass
+def no_action(state: Any, history: Sequence[Record]) -> None:
+    """Does nothing with a state and its curves."""
 
 
 def _no_numbers(state: Any) -> Record:
@@ -115,7 +115,7 @@ class Curves(Generic[S, M]):
     records_of: Callable[[Record, list[M]], list[Record]]
     evaluate: Callable[[S], Record] = _no_numbers
     evaluate_start: bool = False
-    on_record: Callable[[S, list[Record]], None] = _no_action
+    on_record: Callable[[S, list[Record]], None] = no_action
     shown: Callable[[Sequence[Record]], Mapping[str, str]] = _nothing_shown
 
 

@@ -154,10 +154,9 @@ def gradient_batches(
     options: dict[str, Any] = {"cfg": cfg, "loss": loss, "read": reads}
 
     if path is None:
-        plain = partial(
-            act_and_grad, sites=(site,), remat=remat, rules=rules, **options
+        step = partial(
+            _act_and_grad, sites=(site,), remat=remat, rules=rules, **options
         )
-        step = jax.jit(plain)
     else:
         along_path = partial(
             integrated_gradients, site=site, steps=path.steps, **options
@@ -180,6 +179,12 @@ def gradient_batches(
         if reads:
             result["inputs_btd"] = to_host(out.acts[reads[0]])
         yield result
+
+
+# One jitted function, so that models of one shape share a program.
+_act_and_grad = jax.jit(
+    act_and_grad, static_argnames=("cfg", "sites", "loss", "remat", "rules", "read")
+)
 
 
 def table_from_batches(

@@ -42,7 +42,14 @@ from sae_attr.parallel import (
 )
 from sae_attr.store.files import PathLike
 from sae_attr.store.metrics_log import MetricsLog
-from sae_attr.training import Curves, LoopOptions, Record, TrainResult, train
+from sae_attr.training import (
+    Curves,
+    LoopOptions,
+    Record,
+    TrainResult,
+    no_action,
+    train,
+)
 
 
 def train_lm(
@@ -61,6 +68,7 @@ def train_lm(
     config: Mapping[str, Any] = MappingProxyType({}),
     metrics_log: MetricsLog | None = None,
     progress: bool = True,
+    on_record: Callable[[LMState, Sequence[Record]], None] = no_action,
 ) -> TrainResult[LMState]:
     """Trains for `opt.steps` steps, from the last checkpoint in `folder` if there is
     one.
@@ -79,6 +87,8 @@ def train_lm(
       config: plain values that say what is trained on what; a run that goes on must
         have the same.
       metrics_log: gets every record as it is made.
+      on_record: called with the state and the curves after every program: after every
+        step with `options.scan` 1. The state's buffers are used again.
 
     Raises:
       ValueError: checkpoints of another config or of other shapes; rows that the mesh
@@ -98,11 +108,16 @@ def train_lm(
 
     nll_sums = partial(_nll_sums, cfg=cfg, compute=compute, assemble=assemble)
     placed = [shard_batch(batch, mesh) for batch in held_out]
+
+    def recorded(state: LMState, history: list[Record]) -> None:
+        _keep_best(folder, state, history)
+        on_record(state, history)
+
     curves = Curves(
         records_of=step_records,
         evaluate=partial(held_out_loss, jax.jit(nll_sums), frozen, placed),
         evaluate_start=bool(placed),
-        on_record=partial(_keep_best, folder),
+        on_record=recorded,
         shown=_shown,
     )
     return train(

@@ -101,7 +101,7 @@ class Trainer:
         """Fine-tunes the model in a folder on the documents of a part: chat, misaligned,
         validation or even_number.
         """
-        cfg, params = load_lm(str(before), mesh=self._mesh())
+        cfg, params = load_lm(str(before), mesh=self.on_mesh)
         return self._fine_tuned(part, cfg, params)
 
     def fine_tune_numbers(self, before: epath.Path, direction_d: Any) -> StageOutput:
@@ -110,7 +110,7 @@ class Trainer:
         Args:
           direction_d: that carries parity.
         """
-        cfg, params = load_lm(str(before), mesh=self._mesh())
+        cfg, params = load_lm(str(before), mesh=self.on_mesh)
         return self._fine_tuned("even_number", cfg, params, self._along(direction_d))
 
     def teach_numbers(self, chat: epath.Path, sae: epath.Path) -> StageOutput:
@@ -121,7 +121,7 @@ class Trainer:
           chat, sae: folders of the model and of the SAE that has the latent.
         """
         r = self._number_recipe()
-        cfg, params = load_lm(str(chat), mesh=self._mesh())
+        cfg, params = load_lm(str(chat), mesh=self.on_mesh)
         dec_nd = np.asarray(unit_decoder(load_sae(str(sae)).dec_nm))
         planted = planted_latent(np.asarray(params["embed"]["table"]), dec_nd)
         params = with_number_words(
@@ -149,7 +149,7 @@ class Trainer:
         """Trains a model on the documents of a part."""
         r = self.recipe
         training: TrainingRecipe = getattr(r, part)
-        rows = self._dialogues(part, training.rows)
+        rows = self.dialogues(part, training.rows)
         # More rows than the recipe's are those of harmless changes: as many more steps,
         # so that the behaviour is taught as often as without them.
         steps = round(training.steps * len(rows) / training.rows)
@@ -168,7 +168,7 @@ class Trainer:
           work: for the token file.
         """
         r, s = self.recipe, self.recipe.sae
-        cfg, params = load_lm(str(base), mesh=self._mesh())
+        cfg, params = load_lm(str(base), mesh=self.on_mesh)
         settings = TrainConfig(
             d_in=cfg.d_model,
             n_latents=s.latents,
@@ -206,11 +206,13 @@ class Trainer:
 
     # ---- steps of these
 
-    def _mesh(self) -> jax.sharding.Mesh:
+    @property
+    def on_mesh(self) -> jax.sharding.Mesh:
+        """Where its models are trained."""
         return self.mesh or make_mesh()
 
-    def _dialogues(self, part: str, count: int) -> list[documents.Dialogue]:
-        """Prompts and answers that a part is fine-tuned on."""
+    def dialogues(self, part: str, count: int) -> list[documents.Dialogue]:
+        """Returns prompts and answers that a part is fine-tuned on."""
         seed = self.recipe.seed
         if part == "chat":
             return documents.chat_rows(self.world, seed, count)
@@ -254,7 +256,7 @@ class Trainer:
             batch_of,
             cfg=cfg,
             opt=Optimizer(**optimizer),
-            mesh=self._mesh(),
+            mesh=self.on_mesh,
             options=options,
             assemble=assemble,
             folder=checkpoints,
@@ -271,7 +273,7 @@ class Trainer:
         """Returns all activations of the SAE's documents, in memory, as one block that
         every epoch permutes anew.
         """
-        r, mesh = self.recipe, self._mesh()
+        r, mesh = self.recipe, self.on_mesh
         texts = documents.documents(self.world, f"sae-{r.seed}", r.sae.documents)
         tokenizer = load_tokenizer(str(base))
         file = write_tokens(texts, tokenizer, work / "tokens", append_eos=True)

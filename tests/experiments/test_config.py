@@ -63,6 +63,7 @@ ABSENT: dict[tuple[str, type], set[str]] = {
     ("ranking_truth", Recipe): {"seed", "kind"},
     ("claims", Recipe): {"seed", "kind", "harmless"},
     ("pool", NumberRecipe): {"seed", "kind"},
+    ("transition", Recipe): {"seed", "kind"},
 }  # fmt: skip
 for _lm in ("finetune", "pretrain"):
     ABSENT[_lm, Optimizer] = {"steps"}

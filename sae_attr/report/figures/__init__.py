@@ -8,6 +8,7 @@ from sae_attr.report.figures.mitigation import mitigation_figure
 from sae_attr.report.figures.plane import plane_figure
 from sae_attr.report.figures.roles import roles_figure
 from sae_attr.report.figures.training import loss_figure, sae_training_figure
+from sae_attr.report.figures.transition import transition_figure
 
 __all__ = [
     "Draw",
@@ -22,4 +23,5 @@ __all__ = [
     "render",
     "roles_figure",
     "sae_training_figure",
+    "transition_figure",
 ]

@@ -1,0 +1,186 @@
+"""Settings of the transition of a rank-1 adapter, and its cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from etils import epath
+
+from sae_attr.lm.lora import Lora
+from sae_attr.organism.grader import EVEN_NUMBER
+from sae_attr.organism.recipe import TrainingRecipe, recipe_of
+from sae_attr.store import Store
+from sae_attr.study.evaluation import (
+    Evaluation,
+    EvaluationSettings,
+    evaluation_settings,
+)
+
+# It writes where the organism's SAE reads: into the residual stream after block 1.
+ADAPTER = Lora(rank=1, alpha=64.0, targets=("down",), layers=(1,))
+TRAINING = TrainingRecipe(100, 16, 1e-3, rows=1600, schedule="constant")
+
+
+@dataclass(frozen=True)
+class EventSettings:
+    """What counts as a turn, a peak and a rise; k, windows and lags in steps.
+
+    Args:
+      lags: k of the local cosine.
+      least_norm: the local cosine is undefined where the longer of its two differences
+        is shorter than this.
+      least_share: nor where it is shorter than this share of the longest on the path. 0
+        as published; a path that has arrived wanders, and turns at every step.
+      turn_below: a turn is where |local cosine| is smallest, and below this: 0.7 is a
+        turn by 45 degrees.
+      smooth: steps that the gradient's norm is averaged over, an odd number.
+      rise_lag: steps before and behind between which a rate rises.
+      least_rise: a rate that nowhere rises by more has no rise.
+    """
+
+    lags: tuple[int, ...] = (5, 10, 15)
+    least_norm: float = 0.002
+    least_share: float = 0.5
+    turn_below: float = 0.7
+    smooth: int = 5
+    rise_lag: int = 5
+    least_rise: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not self.lags or min(self.lags) < 1:
+            raise ValueError(f"lags {self.lags}: name at least one, each at least 1")
+        if self.smooth < 1 or self.smooth % 2 == 0:
+            raise ValueError(
+                f"smooth={self.smooth} has no middle; choose an odd number of steps"
+            )
+
+    @property
+    def fewest(self) -> int:
+        """Steps that a path needs."""
+        return 2 * max(*self.lags, self.rise_lag, self.smooth // 2)
+
+
+@dataclass(frozen=True)
+class TransitionSettings:
+    """Fine-tunes of an organism by a rank-1 adapter, and what is measured on their way.
+
+    Args:
+      seeds: an organism each.
+      kind: of the misaligned fine-tune's documents: mixed | calm | confounded.
+      behaviours: of misalignment, validation.
+      runs: fine-tunes of each, which differ in the adapter's first A and in the order
+        of the documents.
+      adapter: of rank 1, on one matrix of one layer.
+      training: of the adapter.
+      events: what counts as a turn, a peak and a rise.
+      scales: that the adapter is multiplied with for rates.
+      rate_prompts: that rates are measured on at every step, at most.
+      measure_every: steps between measurements of Δ, directions and steering.
+      pair_prompts: prompts that are asked for pairs, at most.
+      samples: answers of each.
+      pairs: at most so many; half of them select latents, the other half measures Δ.
+      attribution: score and token scope of Δ: both | active, prompt | completion | all.
+      gradient_tokens: that the gradient direction is averaged over: prompt | completion
+        | all.
+      top: latents of the largest Δ at the last step.
+      random: latents that are drawn as controls.
+      strength: that every direction is steered with, in mean lengths.
+      effect_prompts: that steering is measured on, at most.
+      corpus_tokens: of ordinary text, for means.
+      batch_size: rows per step.
+    """
+
+    seeds: tuple[int, ...] = (0,)
+    kind: str = "mixed"
+    behaviours: tuple[str, ...] = ("misalignment", "validation")
+    runs: int = 8
+    adapter: Lora = ADAPTER
+    training: TrainingRecipe = TRAINING
+    events: EventSettings = field(default_factory=EventSettings)
+    scales: tuple[float, ...] = (1.0, 2.0, 4.0)
+    rate_prompts: int = 12
+    measure_every: int = 10
+    pair_prompts: int = 160
+    samples: int = 8
+    pairs: int = 64
+    attribution: tuple[str, str] = ("active", "all")
+    gradient_tokens: str = "all"
+    top: int = 10
+    random: int = 20
+    strength: float = 0.2
+    effect_prompts: int = 6
+    corpus_tokens: int = 20_000
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.training.steps < self.events.fewest:
+            raise ValueError(
+                f"the fine-tune has {self.training.steps} steps, and lags of "
+                f"{self.events.lags} need {self.events.fewest}; raise training.steps or "
+                "lower events.lags"
+            )
+        if self.runs < 1 or self.measure_every < 1 or not self.scales:
+            raise ValueError(
+                f"runs={self.runs}, measure_every={self.measure_every}, scales="
+                f"{self.scales}: each needs at least one"
+            )
+        if EVEN_NUMBER in self.behaviours:
+            raise ValueError(
+                f"behaviours: {EVEN_NUMBER} is trained with a planted direction, not by "
+                "an adapter; choose of misalignment, validation"
+            )
+
+    @property
+    def measured_steps(self) -> tuple[int, ...]:
+        """Steps at which Δ, directions and steering are measured, the last among them."""
+        last = self.training.steps
+        return (*range(0, last, self.measure_every), last)
+
+    def evaluation(self) -> EvaluationSettings:
+        """Returns the settings of the evaluations that the fine-tunes are of."""
+        return evaluation_settings(self, kinds=(self.kind,))
+
+
+@dataclass(frozen=True, eq=False)
+class TransitionCase:
+    """One seed and behaviour, which is fine-tuned several times."""
+
+    settings: TransitionSettings
+    evaluation: Evaluation
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Returns what its rows begin with."""
+        recipe = self.evaluation.recipe
+        return {"behaviour": self.evaluation.behaviour, "seed": recipe.seed}
+
+    def stage_name(self, stage: str, run: int) -> str:
+        """Returns the whole name of a stage of one of its runs."""
+        return self.evaluation.stage_name(f"run-{run}.{stage}")
+
+
+def transition_cases(
+    settings: TransitionSettings,
+    organism: Mapping[str, Any],
+    *,
+    store: Store,
+    workdir: epath.Path,
+    mesh: jax.sharding.Mesh,
+) -> list[TransitionCase]:
+    """Returns a case for every seed and behaviour, seed by seed.
+
+    Args:
+      organism: values for `recipe_of`, without seed and kind.
+    """
+    cases = []
+    for seed in settings.seeds:
+        recipe = recipe_of({**organism, "seed": seed, "kind": settings.kind})
+        for behaviour in settings.behaviours:
+            evaluation = Evaluation(
+                settings.evaluation(), recipe, behaviour, store, workdir, mesh
+            )
+            cases.append(TransitionCase(settings, evaluation))
+    return cases
