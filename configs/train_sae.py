@@ -8,9 +8,14 @@ or a folder that `write_tokens` made. `site` may name several, separated by comm
 their activations come from one pass, and each gets an SAE of its own in WORKDIR/SITE.
 `site_out` makes a transcoder. `config.sae` are the fields of
 `sae_attr.sae.train_config.TrainConfig`; `--help` lists all keys.
-`--config=configs/train_sae.py:jumprelu` (gemma_scope_2, batch_topk, matryoshka) trains
-as the paper does: its settings take the place of ours (docs/training.md). A run that
-was killed goes on at its last checkpoint with the same result.
+`--config=configs/train_sae.py:jumprelu` (gemma_scope_2, batch_topk, matryoshka,
+crosscoder, crosscoder_l1) trains as the paper does: its settings take the place of ours
+(docs/training.md). A run that was killed goes on at its last checkpoint with the same
+result.
+
+`lm_base` is the model that `lm` was fine-tuned from: with the objectives crosscoder and
+crosscoder_l1 both are reconstructed (WORKDIR/crosscoder), with any other one the
+difference of their activations (docs/crosscoders.md).
 
 Written: `sae/` (SAELens' layout, read by `load_sae`, by SAELens and by
 experiments.attribute), `dictionary_learning/`, `mean.npz` (ā over the training text),
@@ -42,7 +47,7 @@ from . import any_keys, config_of, one_of
 from .attribute import MESH, TEMPLATE
 
 # Fields of TrainConfig that follow from the rest.
-DERIVED = ("d_in", "d_out", "steps", "transcoder", "seed")
+DERIVED = ("d_in", "d_out", "steps", "transcoder", "streams", "seed")
 
 SETTINGS = {
     "": (SAETrainingSettings, LoopOptions, MetricsOptions, Masks, Packing, MESH),
@@ -56,8 +61,8 @@ def get_config(as_published: str = "") -> ConfigDict:
     line.
 
     Args:
-      as_published: jumprelu | gemma_scope_2 | batch_topk | matryoshka, with the
-        paper's settings in the place of ours.
+      as_published: jumprelu | gemma_scope_2 | batch_topk | matryoshka | crosscoder |
+        crosscoder_l1, with the paper's settings in the place of ours.
     """
     config = config_of(SAETrainingSettings)
     config.update(config_of(LoopOptions, leave_out=("scan",)))

@@ -21,6 +21,7 @@ from sae_attr.lm.config_files import load_config
 from sae_attr.lm.hf_folder import resolve_model
 from sae_attr.report.tables import json_text
 from sae_attr.report.training_curves import sae_curve_files
+from sae_attr.sae.crosscoder_export import save_crosscoder
 from sae_attr.sae.export import save_dictionary_learning, save_saelens
 from sae_attr.sae.metrics import density
 from sae_attr.sae.model import SAE
@@ -96,10 +97,14 @@ def prepare(
 
 
 def write_sae(folder: Path, sae: SAE) -> list[str]:
-    """Writes both layouts, each whole or not at all, in place of what is there; returns
+    """Writes the layouts that can hold it, each whole or not at all, in place of what is there; returns
     the names of those that were written.
     """
-    layouts = {"sae": save_saelens, "dictionary_learning": save_dictionary_learning}
+    layouts = {
+        "sae": save_saelens,
+        "dictionary_learning": save_dictionary_learning,
+        "crosscoder": save_crosscoder,
+    }
     written = []
     for name, save in layouts.items():
         draft = folder / f".{name}.draft"
@@ -159,7 +164,7 @@ def run(
     }
     files = sae_curve_files(trained.history, histogram)
     files["result.json"] = json_text(results)
-    if config.cache:
+    if config.cache and not data.join:
         files["mean.npz"] = mean_file(data.blocks, job.sites.write)
     for name, content in files.items():
         write_atomic(folder / name, content)
@@ -169,9 +174,12 @@ def run(
 def show(site: str, results: Mapping[str, Any]) -> None:
     """Prints the measurements of one SAE."""
     held_out, silent = results["held_out"], results["silent_share"]
+    recovered = ""
+    if not results["join"]:
+        recovered = f", CE recovered {held_out['ce_recovered']:.4f}"
     print(
         f"\n{site}: explained variance {held_out['explained_variance']:.4f}, L0 "
-        f"{held_out['l0']:.2f}, CE recovered {held_out['ce_recovered']:.4f}; "
+        f"{held_out['l0']:.2f}{recovered}; "
         f"{held_out['dead_share']:.1%} of {held_out['latents']:,} latents never fired "
         f"on {held_out['tokens']:,} tokens, {silent['share']:.1%} on the last "
         f"{silent['tokens']:,} of training"

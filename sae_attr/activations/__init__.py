@@ -28,9 +28,12 @@ from sae_attr.activations.statistics import (
     rows_beyond,
     site_acts,
 )
+from sae_attr.activations.two_models import DIFFERENCE, SIDE_BY_SIDE, joined_collector
 from sae_attr.text.masks import Masks
 
 __all__ = [
+    "DIFFERENCE",
+    "SIDE_BY_SIDE",
     "ActivationBlock",
     "ActivationSource",
     "BatchFunction",
@@ -45,6 +48,7 @@ __all__ = [
     "collector",
     "describe",
     "inputs",
+    "joined_collector",
     "live_blocks",
     "mean_activation",
     "mean_of",

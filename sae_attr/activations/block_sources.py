@@ -7,6 +7,7 @@ import numpy as np
 
 from sae_attr.activations.blocks import (
     ActivationSource,
+    Collect,
     collector,
     count_tokens,
     describe,
@@ -28,6 +29,7 @@ def live_blocks(
     buffer_tokens: int,
     batch_rows: int = 16,
     seed: int = 0,
+    collect: Collect | None = None,
 ) -> BlockStream:
     """Returns blocks that the model computes when they are read: a random set of rows
     each, other sets in other epochs.
@@ -37,8 +39,10 @@ def live_blocks(
         sites, beside one forward pass. More mix better: of two tokens of one batch,
         about context / buffer_tokens come from the same row.
       batch_rows: rows of one forward pass.
+      collect: in the place of the model's own `collector`, such as that of two models.
     """
-    collect = collector(params, source, cfg=cfg, mesh=mesh, batch_rows=batch_rows)
+    if collect is None:
+        collect = collector(params, source, cfg=cfg, mesh=mesh, batch_rows=batch_rows)
     per_epoch, rows = blocks_of_rows(source, buffer_tokens)
 
     def read(g: int) -> ActivationBlock:

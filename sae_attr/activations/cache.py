@@ -59,6 +59,7 @@ def write_cache(
     batch_rows: int = 16,
     seed: int = 0,
     progress: bool = False,
+    collect: Collect | None = None,
 ) -> Meta:
     """Computes the activations of a source once into shards of random rows; shards that
     are there already stay.
@@ -75,6 +76,7 @@ def write_cache(
         the source; a later call that needs more adds shards.
       shard_tokens: positions of a shard; about the same number of tokens × the width of
         each site lie in one file.
+      collect: as for `live_blocks`; `lm` names all models in it.
 
     Returns:
       The index: tokens of each shard, counts by reason, the source.
@@ -102,7 +104,10 @@ def write_cache(
         # The forward pass runs on all processes or none: process 0 decides for all.
         if from_main(_has_index(store, folder, config, tokens, per_epoch)):
             return read_index(folder)
-        collect = collector(params, source, cfg=cfg, mesh=mesh, batch_rows=batch_rows)
+        if collect is None:
+            collect = collector(
+                params, source, cfg=cfg, mesh=mesh, batch_rows=batch_rows
+            )
         shards, total = 0, 0
         with _progress_bar(per_epoch, shard_tokens, tokens, progress) as bar:
             while shards < per_epoch and (tokens is None or total < tokens):

@@ -72,20 +72,28 @@ def reconstruct_tokens(sae: SAE, acts_kd: np.ndarray) -> Reconstruction:
     large dictionary do not fit in memory.
 
     Args:
-      acts_kd: what the SAE reads. A transcoder's output stands for the activation of
-        another site.
+      acts_kd: what the SAE reads, of a crosscoder `[k, streams, d]` or the streams side
+        by side. A transcoder's output stands for the activation of another site.
 
     Raises:
-      ValueError: a crosscoder, which reads several streams.
+      ValueError: activations of another width.
     """
-    if sae.cfg.streams > 1:
+    streams, d_in = sae.cfg.streams, sae.cfg.d_in
+    acts_kd = np.asarray(acts_kd, np.float32)
+    if sae.cfg.decoupled:
         raise ValueError(
-            f"a crosscoder reads {sae.cfg.streams} streams of every token; measure it "
-            "with all of them"
+            "a decoupled crosscoder has a code of every stream; a latent has no rate"
         )
-    acts_kd = np.asarray(acts_kd, np.float32).reshape(-1, sae.cfg.d_in)
+    if streams > 1:
+        acts_kd = acts_kd.reshape(len(acts_kd), -1)
+        if acts_kd.shape[1] != streams * d_in:
+            raise ValueError(
+                f"a crosscoder reads {streams} streams of every token, each of width "
+                f"{d_in}, but the activations have width {acts_kd.shape[1]}; give all"
+            )
+    acts_kd = acts_kd.reshape(-1, streams * d_in)
     block = max(1, min(1024, _BLOCK // sae.cfg.n_latents))
-    recon_kd = np.empty((len(acts_kd), sae.cfg.d_out), np.float32)
+    recon_kd = np.empty((len(acts_kd), streams * sae.cfg.d_out), np.float32)
     active_k = np.empty(len(acts_kd), np.int64)
     fired_n = np.zeros(sae.cfg.n_latents, np.int64)
     plain = bare(sae)
@@ -104,10 +112,12 @@ def reconstruct_tokens(sae: SAE, acts_kd: np.ndarray) -> Reconstruction:
 def _block(
     sae: SAE, x_kd: jax.Array, valid_k: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    if sae.cfg.streams > 1:
+        x_kd = x_kd.reshape(-1, sae.cfg.streams, sae.cfg.d_in)
     codes_kn = encode(sae, x_kd)
     active_kn = (codes_kn != 0) & valid_k[:, None]
     return (
-        decode(sae, codes_kn, x_kd),
+        decode(sae, codes_kn, x_kd).reshape(len(x_kd), -1),
         jnp.sum(active_kn, axis=1),
         jnp.sum(active_kn, axis=0),
     )

@@ -100,7 +100,7 @@ def collect_held_out(
     for site, limit in source.limits.items():
         counted_k &= np.linalg.norm(collected.acts[site], axis=-1) <= limit
     acts = {site: x_kd[counted_k][:tokens] for site, x_kd in collected.acts.items()}
-    _check_enough(int(counted_k.sum()), len(documents))
+    check_enough(int(counted_k.sum()), len(documents))
     samples = {}
     for place in places:
         samples[place.write] = collect_sample(
@@ -130,11 +130,12 @@ def documents_with(
     while stop < len(documents) and counted < tokens:
         part = documents[stop : stop + _AT_ONCE]
         counted, stop = counted + count_tokens(measured, part), stop + len(part)
-    _check_enough(counted, len(documents))
+    check_enough(counted, len(documents))
     return documents[:stop]
 
 
-def _check_enough(counted: int, documents: int) -> None:
+def check_enough(counted: int, documents: int) -> None:
+    """Raises ValueError where too few held-out tokens count to measure on."""
     if counted < MIN_TOKENS:
         raise ValueError(
             f"{counted} tokens of {documents} held-out documents count, too few to "

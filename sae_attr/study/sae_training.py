@@ -13,7 +13,13 @@ import jax
 from etils import epath
 
 from sae_attr import parallel
-from sae_attr.activations import batch_function, describe, inputs
+from sae_attr.activations import (
+    DIFFERENCE,
+    SIDE_BY_SIDE,
+    batch_function,
+    describe,
+    inputs,
+)
 from sae_attr.files.hub import public_name
 from sae_attr.lm.gguf_weights import quantisation_note
 from sae_attr.sae.metrics import (
@@ -98,8 +104,12 @@ def sae_fields(data: SAETrainingData, job: SAEJob) -> dict[str, Any]:
     site_out = None
     if job.target:
         site_out = lens_name(job.sites.write)
+    names = ("base", "fine_tuned") if data.join == SIDE_BY_SIDE else ()
+    # No site of one model has what a difference's SAE reads: a user has to name one.
+    site = None if data.join == DIFFERENCE else lens_name(job.sites.read)
     return {
-        "site": lens_name(job.sites.read),
+        "site": site,
+        "stream_names": names,
         "site_out": site_out,
         "layer": job.sites.read.layer,
         "model_name": public_name(str(data.settings.lm)),
@@ -111,7 +121,12 @@ def sae_fields(data: SAETrainingData, job: SAEJob) -> dict[str, Any]:
 
 
 def held_out_record(data: SAETrainingData, job: SAEJob, state: SAEState) -> Record:
-    """Measures a state of training on the held-out documents."""
+    """Measures a state of training on the held-out documents; of two models without the
+    loss, which would be of neither.
+    """
+    if data.join:
+        sums = held_out_sums(data, job, finished(job.cfg, state))
+        return _fit_record(sums, float("nan"))
     measured = held_out_fit(
         data.params,
         finished(job.cfg, state),
@@ -120,11 +135,15 @@ def held_out_record(data: SAETrainingData, job: SAEJob, state: SAEState) -> Reco
         cfg=data.cfg,
         mesh=data.mesh,
     )
+    return _fit_record(measured.sums, measured.ce_recovered)
+
+
+def _fit_record(sums: FitSums, ce_recovered: float) -> Record:
     return {
-        "held_out_explained_variance": explained_variance(measured.sums),
-        "held_out_l0": l0(measured.sums),
-        "held_out_dead_share": dead_share(measured.sums),
-        "held_out_ce_recovered": measured.ce_recovered,
+        "held_out_explained_variance": explained_variance(sums),
+        "held_out_l0": l0(sums),
+        "held_out_dead_share": dead_share(sums),
+        "held_out_ce_recovered": ce_recovered,
     }
 
 
@@ -138,6 +157,9 @@ def check_trained(data: SAETrainingData, job: SAEJob, sae: SAE) -> dict[str, Any
     """Measures the SAE on the held-out texts as every later run of it does, and judges
     it; returns what is recorded.
     """
+    if data.join:
+        why = "one model's loss does not say how well two models are reconstructed"
+        return {"verdict": "left out", "why": why}
     stated_metrics = StatedMetrics(
         l0=sae.cfg.expected_l0, excludes_special=sae.cfg.exclude_special
     )
@@ -184,6 +206,11 @@ def training_facts(
         "activations": describe(data.source),
         "masked": data.masked,
         "held_out_documents": [data.documents.start, data.documents.stop],
-        "inputs": {"lm": data.lm_hash, "corpus": fingerprint(str(settings.corpus))},
+        "join": data.join,
+        "inputs": {
+            "lm": data.lm_hash,
+            "lm_base": data.base_hash,
+            "corpus": fingerprint(str(settings.corpus)),
+        },
         **quantisation_note(str(settings.lm)),
     }

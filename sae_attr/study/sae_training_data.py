@@ -4,8 +4,9 @@ activations that they share.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,18 +14,23 @@ from etils import epath
 
 from sae_attr import parallel
 from sae_attr.activations import (
+    SIDE_BY_SIDE,
     ActivationSource,
     BlockStream,
     Masks,
     cached_blocks,
+    collector,
     describe,
+    joined_collector,
     live_blocks,
     open_source,
     read_index,
     write_cache,
 )
+from sae_attr.activations.blocks import Collect, measure_limits
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
+from sae_attr.lm.config_files import load_config
 from sae_attr.lm.hf_folder import model_fingerprint
 from sae_attr.lm.model import Params
 from sae_attr.lm.sites import site_named
@@ -33,6 +39,12 @@ from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae_check import HeldOut, SitePair, collect_held_out
 from sae_attr.sae_check.measure import TRIAL
 from sae_attr.settings import settings_from
+from sae_attr.study.two_model_data import (
+    check_base,
+    held_out_source,
+    join_of,
+    joined_held_out,
+)
 from sae_attr.text.packed_rows import Packing, hold_out
 from sae_attr.text.token_file import TokenFile
 
@@ -45,6 +57,9 @@ class SAETrainingSettings:
 
     Args:
       lm: a Hugging Face folder or hub id.
+      lm_base: the model that `lm` was fine-tuned from, read on the same tokens: the
+        objectives crosscoder and crosscoder_l1 reconstruct both, any other one the
+        difference lm - lm_base.
       corpus: text, or a folder that `write_tokens` made.
       site: where the SAE reads, for instance layer2.resid_post; several, separated by
         commas, get an SAE each.
@@ -69,6 +84,7 @@ class SAETrainingSettings:
     """
 
     lm: str | None = None
+    lm_base: str | None = None
     corpus: str | None = None
     site: str | None = None
     site_out: str | None = None
@@ -130,6 +146,13 @@ def sae_jobs(
             f"{settings.tokens} tokens are no batch of {settings.batch_size}; give "
             "more tokens"
         )
+    join = join_of(str(sae.get("objective", TrainConfig.objective)), settings.lm_base)
+    if join and settings.site_out:
+        raise ValueError(
+            f"site_out={settings.site_out!r} with lm_base: two models are compared at "
+            "one site; leave one of the two out"
+        )
+    models = 2 if join == SIDE_BY_SIDE else 1
     jobs = []
     for read in sites:
         write = read
@@ -137,9 +160,10 @@ def sae_jobs(
             write = site_named(cfg, settings.site_out)
         fields = {
             **sae,
-            "d_in": cfg.width(read.point),
-            "d_out": cfg.width(write.point),
+            "d_in": models * cfg.width(read.point),
+            "d_out": models * cfg.width(write.point),
             "transcoder": read != write,
+            "streams": models,
             "steps": settings.tokens // settings.batch_size,
             "seed": settings.seed,
         }
@@ -161,6 +185,8 @@ class SAETrainingData:
       blocks: the stream of activations.
       masked: counts of tokens by mask; None where activations are not stored.
       documents: of the corpus that are held out.
+      join: how activations of two models are joined; "" for one model.
+      base_hash: fingerprint of the model before the fine-tune, or "".
     """
 
     settings: SAETrainingSettings
@@ -173,6 +199,8 @@ class SAETrainingData:
     masked: dict[str, int] | None
     documents: range
     held_out: HeldOut
+    join: str = ""
+    base_hash: str = ""
 
 
 def open_training_data(
@@ -192,6 +220,10 @@ def open_training_data(
       workdir: where the cache of activations lies, if there is one.
     """
     rows, documents = hold_out(file, packing, settings.held_out_share)
+    join = join_of(jobs[0].cfg.objective, settings.lm_base)
+    if join:
+        tuned = load_config(str(settings.lm))
+        check_base(str(settings.lm_base), tuned, str(settings.lm), file)
     cfg, params = load_lm(str(settings.lm), mesh=mesh, dtype=settings.dtype)
     pairs = [job.sites for job in jobs]
     # Not a set: the order is part of `stream_identity`, and must not change from run to
@@ -210,23 +242,41 @@ def open_training_data(
         batch_rows=settings.batch_rows,
         seed=settings.seed,
     )
-    held_out = collect_held_out(
-        params,
-        source,
-        documents,
-        pairs,
-        cfg=cfg,
-        mesh=mesh,
-        tokens=settings.eval_tokens,
-        batch_rows=settings.batch_rows,
-        beside=TRIAL,
-    )
     lm_hash = model_fingerprint(str(settings.lm))
+    collect, base_hash = None, ""
+    if join:
+        base_hash = model_fingerprint(str(settings.lm_base))
+        collector_of = _joined_collectors(settings, params, source, join, mesh)
+        collect = collector_of(source)
+        held = held_out_source(source, documents)
+        held_out = joined_held_out(
+            collector_of(held), held, documents, settings.eval_tokens
+        )
+    else:
+        held_out = collect_held_out(
+            params,
+            source,
+            documents,
+            pairs,
+            cfg=cfg,
+            mesh=mesh,
+            tokens=settings.eval_tokens,
+            batch_rows=settings.batch_rows,
+            beside=TRIAL,
+        )
     masked = None
     if settings.cache:
         folder = workdir / CACHE
+        both = f"{lm_hash} {join} {base_hash}".strip()
         blocks = _cached(
-            settings, params, source, folder, cfg=cfg, mesh=mesh, lm_hash=lm_hash
+            settings,
+            params,
+            source,
+            folder,
+            cfg=cfg,
+            mesh=mesh,
+            lm_hash=both,
+            collect=collect,
         )
         masked = read_index(folder)["counts"]
     else:
@@ -238,6 +288,7 @@ def open_training_data(
             buffer_tokens=settings.buffer_tokens,
             batch_rows=settings.batch_rows,
             seed=settings.seed,
+            collect=collect,
         )
     return SAETrainingData(
         settings=settings,
@@ -250,7 +301,37 @@ def open_training_data(
         masked=masked,
         documents=documents,
         held_out=held_out,
+        join=join,
+        base_hash=base_hash,
     )
+
+
+def _joined_collectors(
+    settings: SAETrainingSettings,
+    params: Params,
+    source: ActivationSource,
+    join: str,
+    mesh: jax.sharding.Mesh,
+) -> Callable[[ActivationSource], Collect]:
+    """Returns what makes the collector of both models from a source of the fine-tuned
+    one; the base model has norm limits of its own.
+    """
+    cfg, base_params = load_lm(str(settings.lm_base), mesh=mesh, dtype=settings.dtype)
+    limits = measure_limits(
+        base_params,
+        source,
+        cfg=cfg,
+        mesh=mesh,
+        batch_rows=settings.batch_rows,
+        seed=settings.seed,
+    )
+
+    def collector_of(source: ActivationSource) -> Collect:
+        one = partial(collector, cfg=cfg, mesh=mesh, batch_rows=settings.batch_rows)
+        base = one(base_params, replace(source, limits=limits))
+        return joined_collector(base, one(params, source), join)
+
+    return collector_of
 
 
 def _cached(
@@ -262,6 +343,7 @@ def _cached(
     cfg: LMConfig,
     mesh: jax.sharding.Mesh,
     lm_hash: str,
+    collect: Collect | None,
 ) -> BlockStream:
     """Writes what is missing of the cache of activations, and returns its stream."""
     write_cache(
@@ -276,6 +358,7 @@ def _cached(
         batch_rows=settings.batch_rows,
         seed=settings.seed,
         progress=parallel.is_main(),
+        collect=collect,
     )
     return cached_blocks(
         folder, buffer_tokens=settings.buffer_tokens, seed=settings.seed
@@ -292,8 +375,12 @@ def stream_identity(data: SAETrainingData) -> dict[str, Any]:
     masks = dict(facts["masks"])
     masks.pop("norm_limits", None)
     settings = data.settings
+    two_models = {}
+    if data.join:
+        two_models = {"lm_base": data.base_hash, "join": data.join}
     return {
         **facts,
+        **two_models,
         "masks": masks,
         "lm": data.lm_hash,
         "lm_dtype": settings.dtype,

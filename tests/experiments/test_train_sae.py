@@ -347,3 +347,31 @@ def test_a_kill_at_any_moment_changes_nothing(base: Path, tmp_path: Path) -> Non
             (tmp_path / run / name).read_bytes() for run in ("killed", "whole")
         )
         assert ours == theirs, name
+
+
+@pytest.mark.slow
+def test_two_models_are_read_side_by_side_or_as_a_difference(
+    base: Path, tmp_path: Path
+) -> None:
+    """With the model itself as the base: both halves are the same, and a difference of
+    nothing is refused.
+    """
+    both = {"lm_base": str(base / "model"), "tokens": 32 * 20, "eval_every": 20}
+    config = settings(base, **both)
+    config.sae.objective = "crosscoder"
+    result = run(config, tmp_path / "cc")["layer1.resid_post"]
+    assert result["written"] == ["crosscoder"]
+    assert result["join"] == "side_by_side"
+    sae = load_sae(tmp_path / "cc/crosscoder", model=1)
+    assert (sae.cfg.streams, sae.cfg.n_latents) == (2, 32)
+    acts_kd = shard_acts(tmp_path / "cc", 1)
+    width = sae.cfg.d_in
+    np.testing.assert_array_equal(acts_kd[:, :width], acts_kd[:, width:])
+    assert 0 < result["held_out"]["explained_variance"] < 1
+    config = settings(base, **both)
+    with pytest.raises(ValueError, match="mean square"):
+        run(config, tmp_path / "difference")
+    config = settings(base)
+    config.sae.objective = "crosscoder"
+    with pytest.raises(ValueError, match="lm_base is unset"):
+        run(config, tmp_path / "one")
