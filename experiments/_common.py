@@ -177,7 +177,8 @@ def guarded(
         except Exception as error:
             message, status = _endings.ending_of(error, _config())
             if message is not None:
-                _hosts.say(message)
+                awaits = status == _endings.AWAITS
+                _hosts.say(message, "waiting" if awaits else "error")
             elif _notes.processes_of_run() == 1:
                 raise
             else:

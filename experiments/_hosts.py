@@ -283,9 +283,9 @@ def end_with_others(message: str, status: int) -> NoReturn:
     _exit_now(status)
 
 
-def say(message: str) -> None:
-    """Prints an error."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+def say(message: str, kind: str = "error") -> None:
+    """Prints why a run ends."""
+    print(f"{kind}: {message}", file=sys.stderr, flush=True)
 
 
 def _exit_now(status: int) -> NoReturn:

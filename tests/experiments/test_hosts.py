@@ -113,7 +113,8 @@ def test_a_scheduler_is_told_whether_to_start_again(
     with pytest.raises(SystemExit) as stop:
         _common.guarded(main)([])
     assert stop.value.code == status
-    assert capsys.readouterr().err == f"error: {error}\n"
+    kind = "waiting" if status == 3 else "error"
+    assert capsys.readouterr().err == f"{kind}: {error}\n"
 
 
 def test_an_error_of_a_collective_is_another_process_that_ended(
