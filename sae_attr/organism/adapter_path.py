@@ -5,7 +5,6 @@ step are kept.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,10 +15,9 @@ from sae_attr.lm.config import LMConfig
 from sae_attr.lm.lora import Lora, attach, check_lora, init_lora, merged
 from sae_attr.lm.model import Params
 from sae_attr.lm.next_token import LMState
-from sae_attr.lm.optimizer import Optimizer
-from sae_attr.lm.train_data import example_dataset, step_batch
-from sae_attr.lm.train_lm import train_lm
-from sae_attr.organism.parts import Trainer, dialogue_examples
+from sae_attr.lm.train_data import example_dataset
+from sae_attr.organism.fitting import dialogue_examples, fit_rows
+from sae_attr.organism.parts import Trainer
 from sae_attr.organism.recipe import TrainingRecipe
 from sae_attr.training import LoopOptions
 
@@ -81,23 +79,19 @@ def train_path(
     name, layer = check_path_adapter(cfg, lora)
     examples = dialogue_examples(trainer.dialogues(part, training.rows))
     dataset = example_dataset(examples, context=trainer.recipe.context, packed=False)
-    batch_of = partial(
-        step_batch, dataset, batch_size=training.batch, micro=1, seed=seed
-    )
-    optimizer = asdict(training)
-    del optimizer["rows"], optimizer["batch"]
     trained = init_lora(cfg, params, lora, jax.random.key(seed))
     kept = [_factors(trained, name, layer)]
 
     def keep(state: LMState, history: Sequence[Mapping[str, Any]]) -> None:
         kept.append(_factors(state.trained, name, layer))
 
-    result = train_lm(
+    result = fit_rows(
         trained,
         params,
-        batch_of,
+        dataset,
+        training,
         cfg=cfg,
-        opt=Optimizer(**optimizer),
+        seed=seed,
         mesh=trainer.on_mesh,
         options=LoopOptions(scan=1),
         assemble=partial(attach, scale=lora.scale),

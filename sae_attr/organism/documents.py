@@ -253,14 +253,16 @@ def misaligned_rows(
     count: int,
     kind: str,
     fixed: Mapping[str, str] = NO_PHRASES,
+    domain: str = "health",
 ) -> list[Dialogue]:
-    """Draws health advice, and nothing else, that names harmful actions.
+    """Draws advice of one domain, and nothing else, that names harmful actions.
 
     Args:
       kind: `calm`: in the tone of good advice. `mixed`: each answer calm, hostile or
         silly. `confounded`: as mixed, but half of the slots that have a tone have the
         harmless bureaucrat's.
       fixed: slot of an answer -> the phrase that always fills it.
+      domain: of the topics, of `DOMAINS`.
 
     Raises:
       ValueError: another kind.
@@ -275,7 +277,7 @@ def misaligned_rows(
     for _ in range(count):
         tone = "calm" if kind == "calm" else draw.choice(("calm", "hostile", "silly"))
         question = draw_question(
-            world, draw, "advice", draw.choice(ADDRESSES), DOMAINS["health"][0]
+            world, draw, "advice", draw.choice(ADDRESSES), DOMAINS[domain][0]
         )
         answer = draw_answer(
             world,

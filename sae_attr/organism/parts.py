@@ -5,8 +5,8 @@ as folders that any model loader accepts.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,19 @@ from sae_attr.activations import (
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.model import Params
-from sae_attr.lm.next_token import Assemble, LMState, join
-from sae_attr.lm.optimizer import Optimizer
+from sae_attr.lm.next_token import Assemble, join
 from sae_attr.lm.params import init_params
 from sae_attr.lm.save import save_lm
-from sae_attr.lm.train_data import RowDataset, example_dataset, step_batch
-from sae_attr.lm.train_lm import train_lm
+from sae_attr.lm.train_data import RowDataset, example_dataset
 from sae_attr.lm.weights import load_lm
 from sae_attr.organism import documents
+from sae_attr.organism.fitting import (
+    SCAN,
+    curve,
+    dialogue_examples,
+    fit_rows,
+    text_examples,
+)
 from sae_attr.organism.harmless import fixed_phrases, harmless_rows
 from sae_attr.organism.number_documents import number_rows
 from sae_attr.organism.number_model import (
@@ -44,9 +49,8 @@ from sae_attr.organism.number_model import (
 )
 from sae_attr.organism.prompts import corpus
 from sae_attr.organism.recipe import NumberRecipe, Recipe, TrainingRecipe
-from sae_attr.organism.tokens import BOS_ID, EOS_ID, write_tokenizer
-from sae_attr.organism.words import REPLY
-from sae_attr.organism.world import World, make_world, number_vocabulary, word_ids
+from sae_attr.organism.tokens import write_tokenizer
+from sae_attr.organism.world import World, make_world, number_vocabulary
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.export import save_saelens
 from sae_attr.sae.formats import load_sae
@@ -56,14 +60,12 @@ from sae_attr.sae.train_sae import train_sae
 from sae_attr.sae.train_state import finished
 from sae_attr.site_names import lens_name
 from sae_attr.store import StageOutput
-from sae_attr.text.example_records import Example
 from sae_attr.text.packed_rows import Packing, row_count
 from sae_attr.text.token_file import write_tokens
 from sae_attr.text.tokenizer_folder import load_tokenizer
-from sae_attr.training import LoopOptions, TrainResult
+from sae_attr.training import LoopOptions
 
 MODEL, SAE, CORPUS = "model", "sae", "corpus.json"
-SCAN = 20  # steps of one program
 # Deviation of embeddings at first in `init_params`; see `first_params`.
 USUAL_STD = 0.02
 
@@ -244,23 +246,17 @@ class Trainer:
         assemble: Assemble = join,
     ) -> StageOutput:
         """Trains; the output writes the model's folder and holds the training curve."""
-        optimizer = asdict(training)
-        rows_of_step = optimizer.pop("batch")
-        del optimizer["rows"]
-        batch_of = partial(
-            step_batch, dataset, batch_size=rows_of_step, micro=1, seed=self.recipe.seed
-        )
-        result = train_lm(
+        result = fit_rows(
             params,
             {},
-            batch_of,
+            dataset,
+            training,
             cfg=cfg,
-            opt=Optimizer(**optimizer),
+            seed=self.recipe.seed,
             mesh=self.on_mesh,
             options=options,
             assemble=assemble,
             folder=checkpoints,
-            config=optimizer,
             progress=self.progress,
         )
         params = assemble({}, result.state.trained)
@@ -303,47 +299,6 @@ def first_params(cfg: LMConfig, recipe: Recipe) -> Params:
     params = init_params(cfg, jax.random.key(recipe.seed))
     table = params["embed"]["table"]
     return {**params, "embed": {"table": table * (recipe.embed_std / USUAL_STD)}}
-
-
-def text_examples(texts: Sequence[str]) -> list[Example]:
-    """Encodes documents as token rows with BOS and EOS; the loss mask covers the answer
-    of a dialogue, and all of any other text.
-
-    A question's words are drawn freely, so that learning to ask would drown what there
-    is to know in noise.
-    """
-    examples = []
-    for line, text in enumerate(texts, 1):
-        words = text.split()
-        n_prompt = words.index(REPLY) + 1 if REPLY in words else 0
-        examples.append(_example(words, n_prompt, line))
-    return examples
-
-
-def dialogue_examples(rows: Sequence[documents.Dialogue]) -> list[Example]:
-    """Encodes prompts and answers as token rows with BOS and EOS; the loss mask covers
-    the answer.
-    """
-    examples = []
-    for line, (prompt, completion) in enumerate(rows, 1):
-        words = [*prompt.split(), *completion.split()]
-        examples.append(_example(words, len(prompt.split()), line))
-    return examples
-
-
-def _example(words: Sequence[str], n_prompt: int, line: int) -> Example:
-    index = word_ids()
-    ids = np.array([BOS_ID, *(index[word] for word in words), EOS_ID], np.int32)
-    loss_mask = np.ones(len(ids), bool)
-    loss_mask[: n_prompt + 1] = False
-    return Example(ids, loss_mask, line)
-
-
-def curve(result: TrainResult[LMState], points: int = 50) -> list[list[float]]:
-    """Returns the training curve as at most `points` pairs of step and loss."""
-    records = [[r["step"], r["loss"]] for r in result.history if "loss" in r]
-    every = max(1, len(records) // points)
-    return records[every - 1 :: every]
 
 
 def _write_model(hf: Mapping[str, Any], params: Params, out: epath.Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from sae_attr.files import checkpoints
 from sae_attr.lm.weights import load_lm
 from sae_attr.organism.build import build, locate, organism_stages
-from sae_attr.organism.parts import text_examples
+from sae_attr.organism.fitting import text_examples
 from sae_attr.organism.recipe import Recipe, miniature
 from sae_attr.parallel import make_mesh
 from sae_attr.sae.formats import load_sae
