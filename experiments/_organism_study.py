@@ -30,13 +30,17 @@ def cases_of_config(
     *,
     store: Store,
     workdir: epath.Path,
+    leave_out: Sequence[str] = (),
 ) -> list[Case]:
     """Returns the cases that a config names; nothing is loaded yet.
 
     Args:
       cases_of: from settings, and values of the organism's recipe.
+      leave_out: keys that belong to something else.
     """
     values = config.to_dict()
+    for name in leave_out:
+        del values[name]
     organism, mesh = values.pop("organism"), values.pop("mesh")
     values.pop("publish", None)
     settings = settings_from(settings_class, values)

@@ -7,35 +7,24 @@ have in common, so that nothing is subtracted twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sae_attr.analyses.directions import unit_rows
 from sae_attr.comparison_records import Estimate
 from sae_attr.hooks import Add, Below, Edit, SetProjection, Site
-from sae_attr.lm.config import LMConfig
-from sae_attr.lm.model import Params, forward
 from sae_attr.steering.groups import group_draws, group_interval
 from sae_attr.steering.interventions import intervention
 from sae_attr.steering.paired import DEFAULT, EffectSettings, interval, prompt_draws
 from sae_attr.steering.text_loss import TextLoss
-from sae_attr.text.batching import RowBatch
 
 SUPPRESS_BY = ("mean", "zero", "steer")
 PROJECT_TO = ("zero", "mean")
 
 # ---- edits ---------------------------------------------------------------------------
-
-
-def unit_rows(rows: Any) -> np.ndarray:
-    """Returns rows at unit length, float32; rows of zeros stay what they are."""
-    rows = np.asarray(rows, np.float64)
-    length = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return (rows / np.where(length > 0, length, 1.0)).astype(np.float32)
 
 
 def suppression(
@@ -114,100 +103,6 @@ def sparing_outliers(
             count = len(jax.tree.leaves(edit)[0])
             spared[site] = Below(edit, jnp.full(count, limits[site], jnp.float32))
     return spared
-
-
-# ---- the mean-difference direction ---------------------------------------------------
-
-
-def completion_means(
-    params: Params,
-    work: Iterable[tuple[RowBatch, np.ndarray]],
-    *,
-    cfg: LMConfig,
-    sites: Sequence[Site],
-    limits: Mapping[Site, float],
-) -> np.ndarray:
-    """Returns the mean activation over the completion tokens of every row,
-    `[sites, rows, d]` float64; NaN for a row without such a token.
-
-    Args:
-      work: batches with the numbers of their rows, of `text.batching.batches`; −1 for
-        an empty row.
-      sites: of one width.
-      limits: site -> norm; tokens beyond it do not count.
-    """
-    step = jax.jit(partial(_completion_sums, cfg=cfg, sites=tuple(sites)))
-    limit_s = jnp.array([limits.get(site, jnp.inf) for site in sites], jnp.float32)
-    parts, numbers = [], []
-    for batch, row_b in work:
-        sums_sbd, counts_sb = jax.tree.map(np.asarray, step(params, batch, limit_s))
-        filled = row_b >= 0
-        counts_sb1 = counts_sb[:, filled, None].astype(np.float64)
-        means_sbd = np.full(sums_sbd[:, filled].shape, np.nan)
-        np.divide(sums_sbd[:, filled], counts_sb1, out=means_sbd, where=counts_sb1 > 0)
-        parts.append(means_sbd)
-        numbers.append(row_b[filled])
-    order = np.argsort(np.concatenate(numbers))
-    return np.concatenate(parts, axis=1)[:, order]
-
-
-def _completion_sums(
-    params: Params,
-    batch: RowBatch,
-    limit_s: jax.Array,
-    *,
-    cfg: LMConfig,
-    sites: tuple[Site, ...],
-) -> tuple[jax.Array, jax.Array]:
-    """Returns sums over completion tokens `[s, b, d]`, and how many there are."""
-    last = max(site.layer for site in sites)
-    acts = forward(
-        params,
-        batch.tokens_bt,
-        cfg=cfg,
-        valid_bt=batch.valid_bt,
-        keep=sites,
-        span=(0, last + 1),
-    ).acts
-    sums, counts = [], []
-    for site, limit in zip(sites, limit_s, strict=True):
-        acts_btd = acts[site].astype(jnp.float32)
-        within_bt = jnp.linalg.norm(acts_btd, axis=-1) <= limit
-        where_bt = jnp.asarray(batch.completion_bt) & within_bt
-        # Not a product with the mask: a NaN where nothing counts would stay a NaN.
-        sums.append(jnp.where(where_bt[..., None], acts_btd, 0).sum(1))
-        counts.append(where_bt.sum(1))
-    return jnp.stack(sums), jnp.stack(counts)
-
-
-def mean_difference(
-    means_srd: np.ndarray, side_r: np.ndarray, prompt_r: np.ndarray
-) -> np.ndarray:
-    """Returns the mean of completions with the behaviour − the mean of those without,
-    `[s, d]`: within each prompt first, so that both sides have the same prompts.
-
-    Args:
-      means_srd: of `completion_means`.
-      side_r: +1 with the behaviour, −1 without.
-      prompt_r: number of each row's prompt.
-
-    Raises:
-      ValueError: no prompt has completions of both sides.
-    """
-    known_r = np.isfinite(means_srd).all((0, 2))
-    differences = []
-    for prompt in np.unique(prompt_r):
-        of_prompt = known_r & (prompt_r == prompt)
-        with_r, without_r = of_prompt & (side_r > 0), of_prompt & (side_r < 0)
-        if with_r.any() and without_r.any():
-            mean_sd = means_srd[:, with_r].mean(1) - means_srd[:, without_r].mean(1)
-            differences.append(mean_sd)
-    if not differences:
-        raise ValueError(
-            "no prompt has completions with and without the behaviour, so there is no "
-            "mean difference; give pairs"
-        )
-    return np.mean(differences, axis=0)
 
 
 # ---- what it does, and what it costs -------------------------------------------------

@@ -1,6 +1,4 @@
-"""Mitigation on a toy model in which the cause is planted: a rank-1 adapter writes a
-direction that the base model never writes.
-"""
+"""Mitigation on the toy model in which the cause is planted."""
 
 from __future__ import annotations
 
@@ -11,136 +9,37 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sae_attr.analyses.directions import unit_rows as unit
 from sae_attr.analyses.mitigation import (
-    completion_means,
-    mean_difference,
     perplexity_ratio,
     projections,
     rate_estimate,
     sparing_outliers,
     suppression,
-    unit_rows,
 )
-from sae_attr.hooks import Edit, Site
-from sae_attr.lm.hf_config import config_from_hf
-from sae_attr.lm.lora import Lora, attach, init_lora, merged
-from sae_attr.lm.model import forward, logits
-from sae_attr.lm.params import init_params
+from sae_attr.hooks import Site
 from sae_attr.steering.paired import EffectSettings
 from sae_attr.steering.text_loss import TextLoss
-from sae_attr.text.batching import batches
-from sae_attr.text.rows import COMPLETION, USER, TokenRow
-from tests.miniatures import llama_config
+from tests.analyses._planted_adapter import (
+    ADAPTED_LOGITS,
+    BASE_LOGITS,
+    CFG,
+    LAYER,
+    MEAN,
+    RNG,
+    SITES,
+    U,
+    edited,
+)
 
 pytestmark = pytest.mark.usefixtures("quick")
 
-CFG = config_from_hf(llama_config(n_layers=3, d=16, vocab=40))
-RNG = np.random.default_rng(1)
-LAYER, BEHAVIOUR = 1, np.arange(8)  # tokens whose probability is the behaviour's rate
-SITES = tuple(Site(layer) for layer in range(CFG.n_layers))
-TOKENS = RNG.integers(1, CFG.vocab, (12, 9)).astype(np.int32)
-
-
-def unit(vector: Any) -> np.ndarray:
-    return unit_rows(np.asarray(vector))
-
-
-def planted() -> tuple[Any, Any, np.ndarray]:
-    """The base model, which has nothing along u, the adapted one, and u: the adapter of
-    layer 1 writes it wherever the MLP's first unit is active.
-    """
-    base = init_params(CFG, jax.random.key(0))
-    u_d = unit(RNG.standard_normal(CFG.d_model))
-    away = lambda kernel: kernel - (kernel @ u_d)[..., None] * u_d
-    base["embed"]["table"] = away(8 * base["embed"]["table"])
-    for name in ("o", "down"):
-        base["blocks"][name]["kernel"] = away(base["blocks"][name]["kernel"])
-    lora = Lora(rank=1, targets=("down",), layers=(LAYER,))
-    factors = init_lora(CFG, base, lora, jax.random.key(1))
-    reads_i = jnp.zeros(CFG.d_mlp).at[0].set(1.0)
-    leaf = factors["lora"]["down"]
-    leaf["a"] = leaf["a"].at[LAYER, :, 0].set(reads_i)
-    leaf["b"] = leaf["b"].at[LAYER, 0].set(jnp.asarray(u_d))
-    return base, merged(attach(base, factors, scale=4000.0)), u_d
-
-
-BASE, ADAPTED, U = planted()
-
-
-@jax.jit
-def run(params: Any, edits: dict[Site, Edit] | None = None) -> tuple[Any, Any]:
-    """Logits `[b, t, v]`, and the activations after the adapter's layer."""
-    out = forward(params, TOKENS, cfg=CFG, edits=edits, keep=(Site(LAYER),))
-    return logits(params, out.hidden_btd, cfg=CFG), out.acts[Site(LAYER)]
+BEHAVIOUR = np.arange(8)  # tokens whose probability is the behaviour's rate
 
 
 def rate(logits_btv: Any) -> np.ndarray:
     """Share of the behaviour's tokens after each row."""
     return np.asarray(jax.nn.softmax(logits_btv[:, -1]))[:, BEHAVIOUR].sum(1)
-
-
-BASE_LOGITS, BASE_ACTS = run(BASE)
-ADAPTED_LOGITS, ADAPTED_ACTS = run(ADAPTED)
-MEAN = np.asarray(BASE_ACTS.reshape(-1, CFG.d_model).mean(0))  # nothing along u
-
-
-def edited(edits: dict[Site, Edit]) -> np.ndarray:
-    """Logits under the second of two conditions; the first changes nothing."""
-    edit = jax.tree.map(lambda x: jnp.repeat(x[1:2], len(TOKENS), axis=0), edits)
-    return np.asarray(run(ADAPTED, edit)[0])
-
-
-# ---- the mean-difference direction ---------------------------------------------------
-
-
-def rows_by_side() -> list[TokenRow]:
-    """Completions of one token each: with the behaviour those that the adapter acts on
-    most, without it those that it acts on least.
-    """
-    along_bt = np.asarray(ADAPTED_ACTS @ U)[:, 1:]
-    rows = []
-    for pair, (ids, along_t) in enumerate(zip(TOKENS, along_bt, strict=True)):
-        for side, place in ((1, int(along_t.argmax())), (-1, int(along_t.argmin()))):
-            n = 2 + place
-            roles = np.full(n, USER)
-            roles[-1] = COMPLETION
-            special = np.zeros(n, bool)
-            rows.append(TokenRow(ids[:n], n - 1, roles, special, pair, side, 0))
-    return rows
-
-
-def test_the_mean_difference_is_the_direction_that_the_adapter_writes() -> None:
-    rows = rows_by_side()
-    work = batches(rows, batch_size=8, multiple=4)
-    means_srd = completion_means(ADAPTED, work, cfg=CFG, sites=SITES, limits={})
-    assert means_srd.shape == (3, len(rows), CFG.d_model)
-    by_hand = ADAPTED_ACTS[rows[5].pair, rows[5].n_prompt]
-    np.testing.assert_allclose(means_srd[LAYER, 5], by_hand, rtol=1e-4, atol=1e-4)
-    side_r = np.array([row.side for row in rows])
-    pair_r = np.array([row.pair for row in rows])
-    difference_sd = mean_difference(means_srd, side_r, pair_r)
-    cosine_s = unit(difference_sd) @ U
-    assert cosine_s[LAYER] > 0.95
-    assert abs(cosine_s[0]) < 1e-5  # before the adapter there is none
-    swapped_sd = mean_difference(means_srd, -side_r, pair_r)
-    np.testing.assert_allclose(swapped_sd, -difference_sd)
-    # A prompt with one side alone has no difference, however large its completions.
-    means_srd[:, 0] = np.nan
-    rest_sd = mean_difference(means_srd, side_r, pair_r)
-    np.testing.assert_allclose(
-        rest_sd, mean_difference(means_srd[:, 2:], side_r[2:], pair_r[2:])
-    )
-    with pytest.raises(ValueError, match="no prompt has completions with and without"):
-        mean_difference(means_srd, side_r, np.arange(len(rows)))
-
-
-def test_sinks_do_not_count_towards_the_mean() -> None:
-    rows = rows_by_side()
-    work = batches(rows, batch_size=8, multiple=4)
-    limits = {Site(LAYER): 1e-6}
-    means_srd = completion_means(ADAPTED, work, cfg=CFG, sites=SITES, limits=limits)
-    assert np.isnan(means_srd[LAYER]).all()
-    assert np.isfinite(means_srd[0]).all()
 
 
 @pytest.mark.parametrize("to", ["zero", "mean"])

@@ -64,6 +64,7 @@ ABSENT: dict[tuple[str, type], set[str]] = {
     ("claims", Recipe): {"seed", "kind", "harmless"},
     ("pool", NumberRecipe): {"seed", "kind"},
     ("transition", Recipe): {"seed", "kind"},
+    ("directions", Recipe): {"seed"},
 }  # fmt: skip
 for _lm in ("finetune", "pretrain"):
     ABSENT[_lm, Optimizer] = {"steps"}
