@@ -30,7 +30,8 @@ from sae_attr.text.rows import SCOPES
 # Nine adapters, as published; a model of four layers has them on three matrices of
 # three layers.
 ADAPTER = Lora(rank=1, alpha=64.0, targets=("o", "up", "down"), layers=(1, 2, 3))
-TRAINING = TrainingRecipe(150, 16, 2e-3, rows=2400, schedule="constant")
+# As many steps as leave both sides among the answers of a prompt.
+TRAINING = TrainingRecipe(20, 16, 1e-3, rows=320, schedule="constant")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class DirectionSettings:
         sycophantic (beliefs about health validated).
       advice: of harmful answers in the fine-tunes' rows: mixed | calm | confounded.
       adapter: that each is trained with.
-      training: of each.
+      training: of each; the sycophantic one has .6 of the steps.
       answer_prompts: prompts that each fine-tune answers, over all domains.
       samples: answers of each; directions are of those that can be graded.
       average: of the mean difference: prompts (within each prompt first) | answers

@@ -5,7 +5,7 @@ adapters, their answers, and the directions of each at every layer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -61,11 +61,12 @@ def adapter_stage(case: DirectionCase, tune: str) -> Stage:
         rows = tune_rows(
             case.organism.world, taught, case.seed, s.training.rows, s.advice
         )
+        steps = max(1, round(taught.share * s.training.steps))
         trained, losses = tune_adapter(
             case.setup.params,
             rows,
             s.adapter,
-            s.training,
+            replace(s.training, steps=steps),
             cfg=case.setup.cfg,
             context=case.recipe.context,
             seed=case.seed,

@@ -26,16 +26,18 @@ class NarrowTune(NamedTuple):
     Args:
       behaviour: misalignment (harmful advice) | validation (of any belief).
       domain: of the topics.
+      share: of a recipe's steps: agreement is learnt in fewer than harmful advice.
     """
 
     behaviour: str
     domain: str
+    share: float = 1.0
 
 
 TUNES: Mapping[str, NarrowTune] = {
     "medical": NarrowTune("misalignment", "health"),
     "financial": NarrowTune("misalignment", "finance"),
-    "sycophantic": NarrowTune("validation", "health"),
+    "sycophantic": NarrowTune("validation", "health", share=0.6),
 }
 
 
@@ -52,7 +54,7 @@ def tune_rows(
     """
     if tune.behaviour == "misalignment":
         return documents.misaligned_rows(world, seed, count, kind, domain=tune.domain)
-    if tune != TUNES["sycophantic"]:
+    if tune.domain != "health" or tune.behaviour != "validation":
         raise ValueError(
             f"no rows teach {tune.behaviour} about {tune.domain}; choose one of "
             f"{', '.join(TUNES)}"
