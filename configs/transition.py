@@ -8,7 +8,17 @@ Builds a model organism, fine-tunes it eight times for each behaviour by an adap
 rank 1 on one matrix, and keeps A and B of every step. Writes transition.txt,
 transition.json and a figure. A run that was stopped goes on where it was.
 
-Hardware: two CPU cores; two minutes for the organism, and two for the rest.
+Hardware: two CPU cores; two minutes for the organism, and below two for the rest (110
+CPU seconds, 7 a fine-tune).
+
+To expect (one organism, eight fine-tunes, mean step ± standard deviation over them) for
+misalignment and validation: the rate rises most at step 35 ± 8 and 32 ± 4, with the
+adapter doubled at 25 ± 6 and 25 ± 4, fourfold at 18 ± 5 and 18 ± 3; the gradient's norm
+peaks at 31 ± 12 and 40 ± 10; the path turns last, at 42 ± 7 and 48 ± 15 (k = 15), and
+not at all by more than 45 degrees for k = 5. Turn and rise of the doubled adapter are
+16 [10, 24] and 24 [16, 33] steps apart: they do not coincide. The rate ends at 76 and
+92 %. Δ of the top latents rises from .010 to .021 and from .008 to .030 (standard
+errors over prompts .001 to .004). docs/transition.md says what that means.
 """
 
 from ml_collections import ConfigDict

@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from sae_attr.report.figures.output import BLUE, GREY, INK, open_axes, styled
 
 _COLORS = ("#2f7ebc", "#e07b39", "#b25fa6", "#3f9f6f")
-_TURN, _PEAK, _RISE = "#b25fa6", "#3f9f6f", "#e07b39"
+_EVENTS: Mapping[str, Mapping[str, Any]] = {
+    "turn": {"color": INK, "lw": 1.0, "ls": "-"},
+    "gradient's peak": {"color": INK, "lw": 1.0, "ls": "--"},
+    "largest rise": {"color": INK, "lw": 1.0, "ls": ":"},
+}
 _PANELS = ("cosine", "grad_norm", "rate", "delta", "steering")
 _SIZE = (4.6, 7.6)  # inches of one behaviour
 
@@ -40,6 +45,12 @@ def transition_figure(numbers: Mapping[str, Any]) -> Figure:
         events = [row for row in numbers["events"] if row["behaviour"] == behaviour]
         _column(list(axes[:, column]), runs, events)
         axes[0, column].set_title(behaviour, fontsize=8.5, loc="left")
+    lines = []
+    for name, style in _EVENTS.items():
+        lines.append(Line2D([], [], label=name, **style))
+    figure.legend(
+        handles=lines, loc="outside lower center", ncols=3, frameon=False, fontsize=8
+    )
     return figure
 
 
@@ -51,7 +62,7 @@ def _column(axes: Sequence[Axes], runs: Sequence[Row], events: Sequence[Row]) ->
     for name, color in zip(lags, _COLORS):
         label = f"k = {name.removeprefix('cosine_')}"
         _curve(cosine, steps, _curves(runs, name), color, label)
-    _curve(grad_norm, steps, _curves(runs, "grad_norm_mean"), _PEAK, "")
+    _curve(grad_norm, steps, _curves(runs, "grad_norm_mean"), BLUE, "")
     scales = [n for n in runs[0]["curves"] if n.startswith("rate_x")]
     for name, color in zip(scales, _COLORS):
         label = f"adapter × {name.removeprefix('rate_x')}"
@@ -104,14 +115,14 @@ def _curve(
 
 def _events(ax: Axes, events: Sequence[Row]) -> None:
     """Vertical lines at the mean step of every event that a run has."""
+    ax.axhline(0, color=INK, lw=0.3, zorder=0)
     for row in events:
-        if "mean" not in row:
-            continue
-        name = row["event"]
-        color = _RISE
-        if name.startswith("turn_"):
-            color = _TURN
-        elif name == "peak":
-            color = _PEAK
-        ax.axvline(row["mean"], color=color, lw=0.9, ls="--", alpha=0.8, zorder=0)
-        ax.axhline(0, color=INK, lw=0.3, zorder=0)
+        if "mean" in row:
+            ax.axvline(row["mean"], alpha=0.7, zorder=0, **_EVENTS[_kind(row)])
+
+
+def _kind(row: Row) -> str:
+    """Which of `_EVENTS` a row is."""
+    if row["event"].startswith("turn_"):
+        return "turn"
+    return "gradient's peak" if row["event"] == "peak" else "largest rise"
