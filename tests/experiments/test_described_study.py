@@ -18,7 +18,7 @@ from configs import miniature as configs
 from experiments import case_study
 from sae_attr.study.cost import case_costs
 from tests.experiments import _demo
-from tests.experiments.test_case_study import config, latents, run, studied  # noqa: F401
+from tests.experiments.test_case_study import config, latents, run
 from tests.judge._server import Answer, LoopbackServer, completion, serving
 
 MARKUP = "<script>alert(1)</script>"
@@ -55,7 +55,7 @@ def reading(server: LoopbackServer, miniature: Path, **changes: Any) -> Any:
 def described(
     tmp_path_factory: pytest.TempPathFactory,
     miniature: Path,
-    studied: Path,  # noqa: F811
+    studied: Path,
 ) -> Iterator[Run]:
     """A finished study whose latents are then described, and the server."""
     workdir = _demo.copied(studied, tmp_path_factory.mktemp("described") / "studied")
