@@ -6,7 +6,20 @@ reads.
 
     python -m experiments.directions --config=configs/directions.py --workdir=runs/directions
 
-What the numbers mean: docs/directions.md.
+    make real
+    python -m experiments.directions --config=configs/directions.py --config.study=runs/real \\
+        --config.draws=3 --config.corpus_tokens=2000 --config.batch_size=8 --workdir=runs/directions_real
+
+The first makes a model organism (a minute and a half of a core) and its fine-tunes. The
+second reads a finished study, whose paths must hold: start from the folder that it was
+run in. What the numbers mean: docs/directions.md.
+
+Hardware: two CPU cores; beside the organism 36 seconds of a core. Expect with seed 0: of
+medical advice 58.6 % [53.8, 64.1] is harmful, with its own mean difference projected out
+at every layer 50.1 % [43.6, 57.0], with that of the financial fine-tune 51.0 %, with
+random ones 50 to 65 %; with what the fine-tune added 33.9 % [27.9, 40.3], with what the
+financial one added 37.4 %. The mean differences of the two have a cosine of .93 to .98,
+with that of the sycophantic one −.12 to −.54.
 """
 
 from ml_collections import ConfigDict

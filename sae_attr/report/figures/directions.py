@@ -9,6 +9,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from sae_attr.report.direction_text import kind_name
 from sae_attr.report.figures.output import GREY, INK, open_axes, styled
@@ -32,8 +34,9 @@ Rows = Sequence[Mapping[str, Any]]
 @styled
 def directions_figure(numbers: Mapping[str, Any]) -> Figure:
     """Draws three rows of panels, of the first seed: the rate of every fine-tune with
-    directions projected out; cosines of the mean difference with other directions and
-    with that of other fine-tunes, by layer; the AUC of what every adapter reads.
+    directions projected out; cosines of the mean difference with other directions, with
+    that of other fine-tunes, and of its two halves, by layer; the AUC of what every
+    adapter reads.
 
     Args:
       numbers: of `analyses.direction_results.direction_numbers`.
@@ -56,11 +59,30 @@ def directions_figure(numbers: Mapping[str, Any]) -> Figure:
         open_axes(ax)
         ax.tick_params(labelsize=7.5)
     axes[0, 0].set_xlabel("rate in %", fontsize=8)
+    axes[0, 0].set_ylabel("projected out, of", fontsize=8)
     axes[1, 0].set_ylabel("cosine with the mean difference", fontsize=8)
     axes[2, 0].set_xlabel("AUC of what an adapter reads", fontsize=8)
-    for ax in axes[1:, -1]:
-        ax.legend(fontsize=6.5, frameon=False, loc="best")
+    _add_legend(figure, axes)
     return figure
+
+
+def _add_legend(figure: Figure, axes: Any) -> None:
+    """Says below the panels what every colour and mark is."""
+    marks: dict[str, Any] = {}
+    for kind, color in COLORS.items():
+        marks[kind_name(kind)] = Patch(color=color)
+    for ax in axes[1:].flat:
+        handles, labels = ax.get_legend_handles_labels()
+        for label, handle in zip(labels, handles, strict=True):
+            marks.setdefault(label, handle)
+    figure.legend(
+        marks.values(),
+        marks.keys(),
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=7.5,
+    )
 
 
 def _of(rows: Rows, tune: str) -> Rows:
@@ -95,8 +117,7 @@ def _draw_transfer(ax: Axes, rows: Rows) -> None:
 def _name(row: Mapping[str, Any]) -> str:
     if row["relation"] in ("", "random"):
         return kind_name(row["removed"])
-    whose = "own" if row["relation"] == "own" else row["of"]
-    return f"{kind_name(row['removed'])}, {whose}"
+    return "its own" if row["relation"] == "own" else row["of"]
 
 
 def _draw_cosines(ax: Axes, rows: Rows, between: Rows, tune: str) -> None:
@@ -105,10 +126,7 @@ def _draw_cosines(ax: Axes, rows: Rows, between: Rows, tune: str) -> None:
         for row in rows:
             if {row["first"], row["second"]} == {"mean_difference", kind}:
                 points.append((row["layer"], row["cosine"]))
-        if kind == "mean_difference":
-            label = "itself, two halves"
-        else:
-            label = kind_name(kind)
+        label = kind_name(kind)
         style = {"color": COLORS.get(kind, INK), "marker": "o", "ms": 3, "lw": 1.2}
         if kind not in COLORS:
             style |= {"ls": ":", "marker": "s" if kind.endswith("o") else "v"}
@@ -120,11 +138,12 @@ def _draw_cosines(ax: Axes, rows: Rows, between: Rows, tune: str) -> None:
                 (r["layer"], r["cosine"]) for r in others if _other(r, tune) == name
             ]
             style = {"color": "#c65b62", "lw": 1.2, "ls": "--", "marker": "D", "ms": 3}
-            ax.plot(*_columns(points), label=f"that of {name}", **style)
+            ax.plot(*_columns(points), label="another fine-tune's", **style)
     if rows:
         ax.axhspan(-rows[0]["random"], rows[0]["random"], color=GREY, alpha=0.2, lw=0)
     ax.set_ylim(-1.05, 1.05)
     ax.set_xlabel("layer", fontsize=8)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _columns(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
