@@ -63,6 +63,7 @@ ABSENT: dict[tuple[str, type], set[str]] = {
     ("ranking_truth", Recipe): {"seed", "kind"},
     ("claims", Recipe): {"seed", "kind", "harmless"},
     ("pool", NumberRecipe): {"seed", "kind"},
+    ("crosscoders", Recipe): {"seed", "kind"},
     ("transition", Recipe): {"seed", "kind"},
     ("directions", Recipe): {"seed"},
 }  # fmt: skip
