@@ -7,6 +7,11 @@ predictions; and what steering with them does, beside random latents.
 
 Builds a model organism. Writes crosscoders.txt, crosscoders.json and a figure. A run that
 was stopped goes on where it was. What the numbers mean: docs/crosscoders.md.
+
+Hardware: two CPU cores; a minute for the organism, and one minute of both cores for the
+rest (94 seconds in all). Expect no latent of the fine-tune's own (Δ_norm .30 to .67),
+explained variances of .985, .967 and .982, a KL in answers of .099, and .064 with the
+half of low ν of the 64 latents of largest Δ_norm; 1 to 4 of 20 latents beyond random.
 """
 
 from ml_collections import ConfigDict

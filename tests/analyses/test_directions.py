@@ -60,7 +60,7 @@ ROWS = rows_by_side()
 def sums_on(
     rows: Sequence[TokenRow], params: Any = ADAPTED, **options: Any
 ) -> SideSums:
-    work = batches(rows, batch_size=8, multiple=4)
+    work = batches(rows, batch_size=8, multiple=16)
     model: dict[str, Any] = {"cfg": CFG, "sites": SITES, "limits": {}}
     return side_sums(params, rows, work, **model | options)
 
@@ -131,7 +131,7 @@ def test_moments_of_all_layers_are_those_of_the_table_of_tokens() -> None:
     weights_k = token_weights(rows, "all")
     halved_hk = halves_of(rows)
     assert (halved_hk.sum(0) == 1).all()
-    work = batches(rows, batch_size=8, multiple=4)
+    work = batches(rows, batch_size=8, multiple=16)
     parts = layer_moments(
         ADAPTED, rows, work, halved_hk * weights_k, cfg=CFG, sites=SITES
     )
@@ -150,7 +150,7 @@ def test_moments_of_all_layers_are_those_of_the_table_of_tokens() -> None:
 
 def test_an_adapter_reads_what_decides_whether_it_writes() -> None:
     """The planted adapter reads one hidden unit, by which the sides were sorted."""
-    work = batches(ROWS, batch_size=8, multiple=4)
+    work = batches(ROWS, batch_size=8, multiple=16)
     states = answer_states(ATTACHED, work, len(ROWS), cfg=CFG, layers=(0, LAYER))
     hidden = Site(LAYER, "mlp_hidden")
     acts_bti = forward(ADAPTED, TOKENS, cfg=CFG, keep=(hidden,)).acts[hidden]
