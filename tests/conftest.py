@@ -2,6 +2,7 @@
 shared fixtures where they exist.
 """
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -26,10 +27,12 @@ CACHE = os.environ.get("SAE_ATTR_CACHE") or os.path.join(
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(CACHE, "xla_tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from tests._compile import quick_compile  # noqa: E402
 
+MOST_MEMORY = 3 << 30  # bytes
 REPO = Path(__file__).resolve().parent.parent
 
 
@@ -54,6 +57,20 @@ def stories(shared: Path) -> Path:
     if not path.is_dir():
         pytest.skip(f"needs the stories260K model, which is not at {path}")
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """Forgets compiled programs between modules once they fill gigabytes: a process that
+    runs half of the tests would end above six.
+    """
+    yield
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        resident = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        if resident > MOST_MEMORY:
+            jax.clear_caches()
+            gc.collect()
 
 
 @pytest.fixture(scope="module")
