@@ -23,6 +23,7 @@ KIND_NAMES: Mapping[str, str] = {
     "random": "random",
 }
 _ADAPTED = ("topic", "inside", "elsewhere")
+_MOST_LAYERS = 8  # that a line of a table shows, spread evenly
 
 
 def directions_text(numbers: Mapping[str, Rows]) -> str:
@@ -45,10 +46,13 @@ def directions_text(numbers: Mapping[str, Rows]) -> str:
         "latents of the highest Δ: largest cosine in size with each direction at the "
         "SAE's layer, and the\nshare of all latents that are as near",
         latent_table(numbers["latents"]),
-        "adapters: AUC of what each reads, and the rate without it or with it alone, in "
-        "the taught domain\nand elsewhere",
-        adapter_table(numbers["adapters"]),
     ]
+    if numbers["adapters"]:
+        parts += [
+            "adapters: AUC of what each reads, and the rate without it or with it alone, in "
+            "the taught domain\nand elsewhere",
+            adapter_table(numbers["adapters"]),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -146,7 +150,7 @@ def _by_layer(rows: Rows, heads: tuple[str, ...], cell: Any) -> str:
         lines.setdefault(tuple(row[head] for head in heads), {})[row["layer"]] = cell(
             row
         )
-    layers = sorted({row["layer"] for row in rows})
+    layers = _shown_layers({row["layer"] for row in rows})
     columns: dict[str, list[Any]] = {}
     for place, head in enumerate(heads):
         values = [line[place] for line in lines]
@@ -156,6 +160,18 @@ def _by_layer(rows: Rows, heads: tuple[str, ...], cell: Any) -> str:
     for layer in layers:
         columns[f"layer {layer}"] = [cells.get(layer, "") for cells in lines.values()]
     return text_table(columns, right=tuple(columns)[len(heads) :])
+
+
+def _shown_layers(layers: set[int]) -> list[int]:
+    """Returns the layers that tables show: all of a shallow model, else some, the first
+    and the last among them.
+    """
+    ordered = sorted(layers)
+    if len(ordered) <= _MOST_LAYERS:
+        return ordered
+    last = len(ordered) - 1
+    places = [round(i * last / (_MOST_LAYERS - 1)) for i in range(_MOST_LAYERS)]
+    return [ordered[place] for place in places]
 
 
 def latent_table(rows: Rows) -> str:
