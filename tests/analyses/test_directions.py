@@ -73,6 +73,10 @@ def test_the_mean_difference_is_the_direction_that_the_adapter_writes() -> None:
     np.testing.assert_allclose(
         sums.sums_p2sd[2, 0, LAYER], by_hand, rtol=1e-4, atol=1e-4
     )
+    longer = replace(first, n_prompt=first.n_prompt - 1)  # an answer of two tokens
+    two_td = ADAPTED_ACTS[first.pair, longer.n_prompt : len(first.ids)]
+    of_two_sd = sums_on([longer, ROWS[5]]).sums_p2sd[0, 0]
+    np.testing.assert_allclose(of_two_sd[LAYER], two_td.mean(0), rtol=1e-4, atol=1e-4)
     difference_sd = mean_difference(sums)
     cosine_s = unit_rows(difference_sd) @ U
     assert cosine_s[LAYER] > 0.95
@@ -128,7 +132,7 @@ def test_answers_that_give_no_direction_are_named() -> None:
 def test_moments_of_all_layers_are_those_of_the_table_of_tokens() -> None:
     rows = of_both_sides(ROWS[1:])  # the first prompt has one side left
     assert {row.pair for row in rows} == set(range(1, len(TOKENS)))
-    weights_k = token_weights(rows, "all")
+    weights_k = token_weights(rows, "prompt")  # others than those of the answer
     halved_hk = halves_of(rows)
     assert (halved_hk.sum(0) == 1).all()
     work = batches(rows, batch_size=8, multiple=16)
