@@ -10,7 +10,12 @@ from sae_attr.steering.plan import NO_LATENT, SweepRow
 from sae_attr.steering.rolling import Arms, Below, read_arms, read_below
 from sae_attr.steering.sampler import Sampler
 
-_ARMS = 4  # whose prompts are read at a time, on each part of the mesh's data axis
+# Arms whose prompts are read at a time, on each part of the mesh's data axis: a quarter of
+# the places, so that products are large and places are filled in few rounds. Of long
+# prompts fewer, since attention's scores grow with the square of their length.
+_PLACES_PER_ARM = 4
+_FEW_ARMS = 4
+_TOKENS = 2048
 
 
 def _arm(row: SweepRow) -> tuple[Any, ...]:
@@ -21,6 +26,17 @@ def _arm(row: SweepRow) -> tuple[Any, ...]:
     return row.prompt, condition.latent, condition.strength, condition.tokens
 
 
+def _arms_at_a_time(sampler: Sampler) -> int:
+    """Returns how many arms are read at a time: as many in every process and every
+    sweep, and never more than places.
+    """
+    data = sampler.mesh.shape["data"]
+    places = sampler.batch_size // data
+    arms = max(_FEW_ARMS, places // _PLACES_PER_ARM)
+    within_tokens = max(1, _TOKENS // sampler.programs.width)
+    return min(arms, within_tokens, places) * data
+
+
 class Waiting:
     """Rows that have no place yet, prompt by prompt and arm by arm, some arms at a time
     read.
@@ -28,9 +44,7 @@ class Waiting:
 
     def __init__(self, sampler: Sampler, rows: Sequence[SweepRow]) -> None:
         self._sampler = sampler
-        # Never more than places, always as many in every process and every sweep.
-        data = sampler.mesh.shape["data"]
-        self._count = min(_ARMS * data, sampler.batch_size)
+        self._count = _arms_at_a_time(sampler)
         by_prompt: dict[str, dict[tuple[Any, ...], list[SweepRow]]] = {}
         for row in rows:
             of_prompt = by_prompt.setdefault(row.prompt, {})
