@@ -5,6 +5,7 @@ files that are written anew while they run.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from absl import logging
@@ -12,11 +13,22 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
+from sae_attr.report.figures import Drawing, render
+from sae_attr.report.tables import json_text
 from sae_attr.settings import settings_from
-from sae_attr.store import Result, Stage, Status, Store, own_workdir, stored_results
+from sae_attr.store import (
+    Result,
+    Stage,
+    Status,
+    Store,
+    own_workdir,
+    stored_results,
+    write_atomic,
+)
 from sae_attr.study.stage_choice import StageChoice
 
-from ._stages import run_chosen, states_text
+from . import _common
+from ._stages import ALL, run_chosen, states_text
 
 # Where and how fast, and where else its tables go: not what.
 IGNORED = ("mesh", "batch_size", "publish")
@@ -48,6 +60,55 @@ def cases_of_config(
     return cases_of(settings, organism, store=store, workdir=workdir, mesh=mesh)
 
 
+@dataclass(frozen=True)
+class StudyReport:
+    """What a study shows.
+
+    Args:
+      text: its tables.
+      numbers: that they and the figures show; plain values.
+      figures: the name of each file, without its ending, and what it draws.
+    """
+
+    text: str
+    numbers: Mapping[str, Any]
+    figures: Mapping[str, Drawing]
+
+
+def write_report(
+    name: str,
+    config: ConfigDict,
+    workdir: epath.Path,
+    report: Callable[[Mapping[str, Result]], StudyReport | None],
+    results: Mapping[str, Result],
+    left_out: Sequence[str] = (),
+) -> str:
+    """Writes NAME.txt, NAME.json and the figures of a study's report; returns the text,
+    "" where there is no report yet.
+
+    Args:
+      report: from results by stage, those that are there; None where no case is
+        complete.
+      left_out: why cases are left out.
+    """
+    reported = report(results)
+    if reported is None:
+        return ""
+    text = reported.text + left_out_text(left_out)
+    content = {
+        **reported.numbers,
+        "left_out": list(left_out),
+        "config": config.to_dict(),
+        "versions": _common.versions(),
+    }
+    write_atomic(workdir / f"{name}.txt", text)
+    write_atomic(workdir / f"{name}.json", json_text(content))
+    for figure, drawing in reported.figures.items():
+        for suffix, data in render(drawing).items():
+            write_atomic(workdir / f"{figure}.{suffix}", data)
+    return text
+
+
 def run_study(
     config: ConfigDict,
     workdir: epath.Path,
@@ -57,9 +118,9 @@ def run_study(
     write: Callable[[Mapping[str, Result], Sequence[str]], str],
     last: tuple[str, ...],
     wrote: str,
-    choice: StageChoice,
-    shown: bool,
-    allow_change: bool,
+    choice: StageChoice = ALL,
+    shown: bool = False,
+    allow_change: bool = False,
 ) -> None:
     """Runs the stages under the workdir's lock; files are written anew after every case,
     so that the first is seen early. A case that has nothing to compute is left out.
@@ -70,6 +131,7 @@ def run_study(
         is complete.
       last: how the names of those stages end that complete a case.
       wrote: what is said behind the text.
+      choice: the stages that run.
       shown: list the stages and stop.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from absl import flags
 from etils import epath
@@ -39,6 +39,16 @@ LIST = flags.DEFINE_bool(
     "nothing.",
 )
 ALL = StageChoice()
+
+
+class RunOptions(TypedDict, total=False):
+    """How the stages of a program run, as the flags state it: those that are chosen;
+    whether they are only listed; whether a workdir of another config is taken over.
+    """
+
+    choice: StageChoice
+    shown: bool
+    allow_change: bool
 
 
 @reads(CONFIG, WORKDIR, ONLY, UNTIL, FORCE, LIST, ALLOW_CHANGE)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Unpack
 
 from absl import flags
 from etils import epath
@@ -16,15 +17,13 @@ from sae_attr.analyses.claim_rows import headline_count
 from sae_attr.analyses.claim_settings import ClaimCase, ClaimSettings, claim_cases
 from sae_attr.analyses.claim_stages import claim_stages
 from sae_attr.report.claim_text import claims_text
-from sae_attr.report.figures import Drawing, render
+from sae_attr.report.figures import Drawing
 from sae_attr.report.figures import claims as figures
-from sae_attr.report.tables import json_text
-from sae_attr.store import Result, Store, write_atomic
-from sae_attr.study.stage_choice import StageChoice
+from sae_attr.store import Result, Store
 
 from . import _common
-from ._organism_study import cases_of_config, left_out_text, run_study
-from ._stages import ALL, start_from_flags
+from ._organism_study import StudyReport, cases_of_config, run_study, write_report
+from ._stages import RunOptions, start_from_flags
 
 # File -> function that draws it, and the rows that it draws.
 FIGURES = {
@@ -44,53 +43,30 @@ def open_cases(
     )
 
 
-def write(
-    workdir: epath.Path,
-    config: ConfigDict,
-    cases: Sequence[ClaimCase],
-    results: Mapping[str, Result],
-    left_out: Sequence[str] = (),
-) -> str:
-    """Writes claims.txt, claims.json and the figures of the cases that are complete;
-    returns the text, "" where none is.
-    """
+def report(
+    cases: Sequence[ClaimCase], results: Mapping[str, Result]
+) -> StudyReport | None:
+    """Returns what the cases that are complete show; None where none is."""
     numbers = claim_numbers(cases, results)
     if not numbers["designs"]:
-        return ""
+        return None
     settings = cases[0].settings
     count = headline_count(settings.counts)
     text = claims_text(numbers, pairs=count, top=settings.top)
-    text += left_out_text(left_out)
-    content = {
-        **numbers,
-        "left_out": list(left_out),
-        "config": config.to_dict(),
-        "versions": _common.versions(),
-    }
-    write_atomic(workdir / "claims.txt", text)
-    write_atomic(workdir / "claims.json", json_text(content))
+    drawings = {}
     for name, (draw, rows) in FIGURES.items():
         if numbers[rows]:
-            rendered = render(Drawing(draw, {"rows": numbers[rows]}))
-            for suffix, data in rendered.items():
-                write_atomic(workdir / f"claim_{name}.{suffix}", data)
-    return text
+            drawings[f"claim_{name}"] = Drawing(draw, {"rows": numbers[rows]})
+    return StudyReport(text, numbers, drawings)
 
 
 def start(
-    config: ConfigDict,
-    workdir: epath.Path,
-    *,
-    choice: StageChoice = ALL,
-    shown: bool = False,
-    allow_change: bool = False,
+    config: ConfigDict, workdir: epath.Path, **options: Unpack[RunOptions]
 ) -> None:
     """Runs the stages and writes their files.
 
     Args:
       config: as configs/claims.py makes it.
-      choice: the stages that run.
-      shown: list the stages and stop.
     """
     store = Store(workdir / "store")
     cases = open_cases(config, store, workdir)
@@ -99,12 +75,10 @@ def start(
         workdir,
         store,
         claim_stages(cases),
-        write=partial(write, workdir, config, cases),
+        write=partial(write_report, "claims", config, workdir, partial(report, cases)),
         last=(".draws", ".dilution"),
         wrote=f"wrote claims.txt, claims.json and figures to {workdir}",
-        choice=choice,
-        shown=shown,
-        allow_change=allow_change,
+        **options,
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Unpack
 
 from absl import flags
 from etils import epath
@@ -19,61 +20,40 @@ from sae_attr.analyses.crosscoder_settings import (
 )
 from sae_attr.analyses.crosscoder_stages import STEERING, crosscoder_stages
 from sae_attr.report.crosscoder_text import crosscoder_text
-from sae_attr.report.figures import Drawing, render
+from sae_attr.report.figures import Drawing
 from sae_attr.report.figures.crosscoders import crosscoder_figure
-from sae_attr.report.tables import json_text
-from sae_attr.store import Result, Store, write_atomic
-from sae_attr.study.stage_choice import StageChoice
+from sae_attr.store import Result, Store
 
 from . import _common
-from ._organism_study import cases_of_config, left_out_text, run_study
-from ._stages import ALL, start_from_flags
+from ._organism_study import StudyReport, cases_of_config, run_study, write_report
+from ._stages import RunOptions, start_from_flags
 
 
-def write(
-    workdir: epath.Path,
-    config: ConfigDict,
-    cases: Sequence[CrosscoderCase],
-    results: Mapping[str, Result],
-    left_out: Sequence[str] = (),
-) -> str:
-    """Writes crosscoders.txt, crosscoders.json and the figure of the cases that are
-    complete; returns the text, "" where none is.
-    """
+def report(
+    cases: Sequence[CrosscoderCase], results: Mapping[str, Result]
+) -> StudyReport | None:
+    """Returns what the organisms that are complete show; None where none is."""
     numbers = crosscoder_numbers(cases, results)
     if not numbers["dictionaries"]:
-        return ""
-    text = crosscoder_text(numbers) + left_out_text(left_out)
-    content = {
-        **numbers,
-        "left_out": list(left_out),
-        "config": config.to_dict(),
-        "versions": _common.versions(),
+        return None
+    specificity = cases[0].settings.specificity
+    drawn = {
+        "rows": numbers["latents"],
+        "ft_only": specificity.ft_only,
+        "error": specificity.error,
+        "reconstruction": specificity.reconstruction,
     }
-    write_atomic(workdir / "crosscoders.txt", text)
-    write_atomic(workdir / "crosscoders.json", json_text(content))
-    s = cases[0].settings.specificity
-    drawn = {"rows": numbers["latents"], "ft_only": s.ft_only, "error": s.error}
-    drawn["reconstruction"] = s.reconstruction
-    for suffix, data in render(Drawing(crosscoder_figure, drawn)).items():
-        write_atomic(workdir / f"crosscoders_figure.{suffix}", data)
-    return text
+    figures = {"crosscoders_figure": Drawing(crosscoder_figure, drawn)}
+    return StudyReport(crosscoder_text(numbers), numbers, figures)
 
 
 def start(
-    config: ConfigDict,
-    workdir: epath.Path,
-    *,
-    choice: StageChoice = ALL,
-    shown: bool = False,
-    allow_change: bool = False,
+    config: ConfigDict, workdir: epath.Path, **options: Unpack[RunOptions]
 ) -> None:
     """Runs the stages and writes their files.
 
     Args:
       config: as configs/crosscoders.py makes it.
-      choice: the stages that run.
-      shown: list the stages and stop.
     """
     store = Store(workdir / "store")
     cases = cases_of_config(
@@ -84,12 +64,12 @@ def start(
         workdir,
         store,
         crosscoder_stages(cases),
-        write=partial(write, workdir, config, cases),
+        write=partial(
+            write_report, "crosscoders", config, workdir, partial(report, cases)
+        ),
         last=(f".{STEERING}",),
         wrote=f"wrote crosscoders.txt, crosscoders.json and a figure to {workdir}",
-        choice=choice,
-        shown=shown,
-        allow_change=allow_change,
+        **options,
     )
 
 

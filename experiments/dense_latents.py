@@ -5,13 +5,13 @@ holds without them; see configs/dense_latents.py for the command.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Unpack
 
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from sae_attr import parallel
 from sae_attr.analyses.dense_case import DenseCase
 from sae_attr.analyses.dense_results import dense_numbers
 from sae_attr.analyses.dense_settings import DenseSettings
@@ -23,30 +23,17 @@ from sae_attr.report.dense_text import (
 )
 from sae_attr.report.figures import Drawing, dense_figure, render
 from sae_attr.report.tables import csv_text, json_text
-from sae_attr.store import Result, Store, own_workdir, write_atomic
+from sae_attr.store import Result, write_atomic
 from sae_attr.study.columns import schema, written
-from sae_attr.study.finished_study import open_finished
-from sae_attr.study.stage_choice import StageChoice
 
 from . import _common
-from ._config import settings_of
-from ._stages import ALL, run_chosen, start_from_flags, states_text
-
-IGNORED = ("mesh",)  # where, not what
-INPUTS = ("study", "case", "mesh")
+from ._finished_study import cases_of_finished, run_on_finished
+from ._stages import RunOptions, start_from_flags
 
 
-def opened(config: ConfigDict) -> tuple[list[DenseCase], DenseSettings]:
+def opened(config: ConfigDict) -> list[DenseCase]:
     """Opens the cases of the finished study that a config names."""
-    _common.require(config, "study")
-    settings = settings_of(DenseSettings, config, leave_out=INPUTS)
-    finished = open_finished(
-        str(config.study), mesh=str(config.mesh), progress=parallel.is_main()
-    )
-    cases = []
-    for case in finished.cases(config.case):
-        cases.append(DenseCase(finished, case, settings))
-    return cases, settings
+    return cases_of_finished(config, DenseSettings, DenseCase)
 
 
 def write(
@@ -95,36 +82,17 @@ def _latents_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def start(
-    config: ConfigDict,
-    workdir: epath.Path,
-    *,
-    choice: StageChoice = ALL,
-    shown: bool = False,
-    allow_change: bool = False,
+    config: ConfigDict, workdir: epath.Path, **options: Unpack[RunOptions]
 ) -> None:
     """Runs the stages under the workdir's lock and writes their files.
 
     Args:
       config: as configs/dense_latents.py makes it.
-      choice: the stages that run.
-      shown: list the stages and stop.
     """
-    cases, settings = opened(config)
-    stages = dense_stages(cases, settings)
-    store = Store(workdir / "store", writer=parallel.is_main())
-    if shown:
-        print(states_text(store, stages))
-        return
-    with own_workdir(
-        workdir,
-        config.to_dict(),
-        ignore=IGNORED,
-        allow_change=allow_change,
-        writer=parallel.is_main(),
-    ):
-        results = run_chosen(store, stages, choice)
-        if parallel.is_main() and len(results) == len(stages):
-            write(workdir, config, cases, results)
+    cases = opened(config)
+    stages = dense_stages(cases, cases[0].settings)
+    write_cases = partial(write, workdir, config, cases)
+    run_on_finished(config, workdir, stages, write_cases, **options)
 
 
 def main(argv: list[str]) -> None:

@@ -4,15 +4,14 @@ all, and compares them; see configs/directions.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from sae_attr import parallel
 from sae_attr.analyses.direction_numbers import direction_numbers
 from sae_attr.analyses.direction_settings import (
     DirectionCase,
@@ -22,17 +21,15 @@ from sae_attr.analyses.direction_settings import (
 from sae_attr.analyses.direction_study import StudiedDirections, study_numbers
 from sae_attr.analyses.direction_transfer import direction_stages
 from sae_attr.report.direction_text import directions_text
-from sae_attr.report.figures import Drawing, render
+from sae_attr.report.figures import Drawing
 from sae_attr.report.figures.directions import directions_figure
-from sae_attr.report.tables import json_text
-from sae_attr.store import Result, Store, write_atomic
-from sae_attr.study.finished_study import open_finished
-from sae_attr.study.stage_choice import StageChoice
+from sae_attr.store import Result, Store
 
 from . import _common
 from ._config import settings_of
-from ._organism_study import cases_of_config, left_out_text, run_study
-from ._stages import ALL, start_from_flags
+from ._finished_study import finished_of_config
+from ._organism_study import StudyReport, cases_of_config, run_study, write_report
+from ._stages import RunOptions, start_from_flags
 
 STUDY = ("study", "case")  # keys of what is read instead of an organism
 
@@ -59,58 +56,35 @@ def open_study(config: ConfigDict) -> StudiedDirections:
     settings = settings_of(
         DirectionSettings, config, leave_out=(*STUDY, "organism", "mesh")
     )
-    finished = open_finished(
-        str(config.study), mesh=str(config.mesh), progress=parallel.is_main()
-    )
+    finished = finished_of_config(config)
     studied = StudiedDirections(finished, finished.cases(config.case), settings)
     studied.check()
     return studied
 
 
-def write(
-    workdir: epath.Path,
-    config: ConfigDict,
+def report(
     numbers_of: Callable[[Mapping[str, Result]], dict[str, Any]],
     results: Mapping[str, Result],
-    left_out: Sequence[str] = (),
-) -> str:
-    """Writes directions.txt, directions.json and the figure of what is complete; returns
-    the text, "" where nothing is.
+) -> StudyReport | None:
+    """Returns what is complete; None where nothing is.
 
     Args:
       numbers_of: rows of the tables, from the results that are there.
     """
     numbers = numbers_of(results)
     if not numbers:
-        return ""
-    text = directions_text(numbers) + left_out_text(left_out)
-    content = {
-        **numbers,
-        "left_out": list(left_out),
-        "config": config.to_dict(),
-        "versions": _common.versions(),
-    }
-    write_atomic(workdir / "directions.txt", text)
-    write_atomic(workdir / "directions.json", json_text(content))
-    for suffix, data in render(Drawing(directions_figure, numbers)).items():
-        write_atomic(workdir / f"directions_figure.{suffix}", data)
-    return text
+        return None
+    figures = {"directions_figure": Drawing(directions_figure, numbers)}
+    return StudyReport(directions_text(numbers), numbers, figures)
 
 
 def start(
-    config: ConfigDict,
-    workdir: epath.Path,
-    *,
-    choice: StageChoice = ALL,
-    shown: bool = False,
-    allow_change: bool = False,
+    config: ConfigDict, workdir: epath.Path, **options: Unpack[RunOptions]
 ) -> None:
     """Runs the stages and writes their files.
 
     Args:
       config: as configs/directions.py makes it.
-      choice: the stages that run.
-      shown: list the stages and stop.
     """
     store = Store(workdir / "store")
     if config.study:
@@ -126,12 +100,12 @@ def start(
         workdir,
         store,
         stages,
-        write=partial(write, workdir, config, numbers_of),
+        write=partial(
+            write_report, "directions", config, workdir, partial(report, numbers_of)
+        ),
         last=(last,),
         wrote=f"wrote directions.txt, directions.json and a figure to {workdir}",
-        choice=choice,
-        shown=shown,
-        allow_change=allow_change,
+        **options,
     )
 
 

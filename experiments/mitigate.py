@@ -5,13 +5,13 @@ mean-difference direction out; see configs/mitigate.py for the command.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Unpack
 
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from sae_attr import parallel
 from sae_attr.analyses.mitigation_case import Mitigation
 from sae_attr.analyses.mitigation_results import mitigation_numbers
 from sae_attr.analyses.mitigation_settings import MitigationSettings
@@ -19,29 +19,16 @@ from sae_attr.analyses.mitigation_stages import mitigation_stages
 from sae_attr.report.figures import Drawing, mitigation_figure, render
 from sae_attr.report.mitigation_text import mitigation_sentences, mitigation_table
 from sae_attr.report.tables import columns_from_rows, csv_text, json_text
-from sae_attr.store import Result, Stage, Store, own_workdir, write_atomic
-from sae_attr.study.finished_study import open_finished
-from sae_attr.study.stage_choice import StageChoice
+from sae_attr.store import Result, Stage, write_atomic
 
 from . import _common
-from ._config import settings_of
-from ._stages import ALL, run_chosen, start_from_flags, states_text
-
-IGNORED = ("mesh",)  # where, not what
-INPUTS = ("study", "case", "mesh")
+from ._finished_study import cases_of_finished, run_on_finished
+from ._stages import RunOptions, start_from_flags
 
 
 def opened(config: ConfigDict) -> list[Mitigation]:
     """Opens the cases of the finished study that a config names."""
-    _common.require(config, "study")
-    settings = settings_of(MitigationSettings, config, leave_out=INPUTS)
-    finished = open_finished(
-        str(config.study), mesh=str(config.mesh), progress=parallel.is_main()
-    )
-    mitigations = []
-    for case in finished.cases(config.case):
-        mitigations.append(Mitigation(finished, case, settings))
-    return mitigations
+    return cases_of_finished(config, MitigationSettings, Mitigation)
 
 
 def write(
@@ -74,39 +61,19 @@ def write(
 
 
 def start(
-    config: ConfigDict,
-    workdir: epath.Path,
-    *,
-    choice: StageChoice = ALL,
-    shown: bool = False,
-    allow_change: bool = False,
+    config: ConfigDict, workdir: epath.Path, **options: Unpack[RunOptions]
 ) -> None:
     """Runs the stages under the workdir's lock and writes their files.
 
     Args:
       config: as configs/mitigate.py makes it.
-      choice: the stages that run.
-      shown: list the stages and stop.
     """
     mitigations = opened(config)
     stages: list[Stage] = []
     for m in mitigations:
         stages += mitigation_stages(m)
-    store = Store(workdir / "store", writer=parallel.is_main())
-    if shown:
-        print(states_text(store, stages))
-        return
-    values = config.to_dict()
-    with own_workdir(
-        workdir,
-        values,
-        ignore=IGNORED,
-        allow_change=allow_change,
-        writer=parallel.is_main(),
-    ):
-        results = run_chosen(store, stages, choice)
-        if parallel.is_main() and len(results) == len(stages):
-            write(workdir, config, mitigations, results)
+    write_cases = partial(write, workdir, config, mitigations)
+    run_on_finished(config, workdir, stages, write_cases, **options)
 
 
 def main(argv: list[str]) -> None:

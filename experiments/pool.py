@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Unpack
 
 from absl import flags
 from etils import epath
@@ -20,17 +21,15 @@ from sae_attr.analyses.pool_settings import PoolCase, PoolSettings, pool_cases
 from sae_attr.analyses.pool_stages import pool_stages
 from sae_attr.organism.grader import EVEN_NUMBER
 from sae_attr.report.checkpoint_text import checkpoints_text
-from sae_attr.report.figures import Drawing, render
+from sae_attr.report.figures import Drawing
 from sae_attr.report.figures.pool import pool_figure
 from sae_attr.report.number_control_text import controls_text
 from sae_attr.report.pool_text import pool_text
-from sae_attr.report.tables import json_text
-from sae_attr.store import Result, Store, write_atomic
-from sae_attr.study.stage_choice import StageChoice
+from sae_attr.store import Result, Store
 
 from . import _common
-from ._organism_study import cases_of_config, left_out_text, run_study
-from ._stages import ALL, start_from_flags
+from ._organism_study import StudyReport, cases_of_config, run_study, write_report
+from ._stages import RunOptions, start_from_flags
 
 
 def open_cases(config: ConfigDict, store: Store, workdir: epath.Path) -> list[PoolCase]:
@@ -40,53 +39,29 @@ def open_cases(config: ConfigDict, store: Store, workdir: epath.Path) -> list[Po
     )
 
 
-def write(
-    workdir: epath.Path,
-    config: ConfigDict,
-    cases: Sequence[PoolCase],
-    results: Mapping[str, Result],
-    left_out: Sequence[str] = (),
-) -> str:
-    """Writes pool.txt, pool.json and the figure of the cases that are complete; returns
-    the text, "" where none is.
-    """
+def report(
+    cases: Sequence[PoolCase], results: Mapping[str, Result]
+) -> StudyReport | None:
+    """Returns what the cases that are complete show; None where none is."""
     numbers = pool_numbers(cases, results)
     if not numbers["latents"]:
-        return ""
+        return None
     checkpoints = [row for case in cases for row in checkpoint_rows(case, results)]
     controls = control_numbers(cases, results)
     parts = [pool_text(numbers), controls_text(controls), checkpoints_text(checkpoints)]
-    text = "\n".join(part for part in parts if part) + left_out_text(left_out)
-    content = {
-        **numbers,
-        "left_out": list(left_out),
-        **controls,
-        "checkpoints": checkpoints,
-        "config": config.to_dict(),
-        "versions": _common.versions(),
-    }
-    write_atomic(workdir / "pool.txt", text)
-    write_atomic(workdir / "pool.json", json_text(content))
-    rendered = render(Drawing(pool_figure, {"rows": numbers["latents"]}))
-    for suffix, data in rendered.items():
-        write_atomic(workdir / f"pool_figure.{suffix}", data)
-    return text
+    text = "\n".join(part for part in parts if part)
+    figures = {"pool_figure": Drawing(pool_figure, {"rows": numbers["latents"]})}
+    shown = {**numbers, **controls, "checkpoints": checkpoints}
+    return StudyReport(text, shown, figures)
 
 
 def start(
-    config: ConfigDict,
-    workdir: epath.Path,
-    *,
-    choice: StageChoice = ALL,
-    shown: bool = False,
-    allow_change: bool = False,
+    config: ConfigDict, workdir: epath.Path, **options: Unpack[RunOptions]
 ) -> None:
     """Runs the stages and writes their files.
 
     Args:
       config: as configs/pool.py makes it.
-      choice: the stages that run.
-      shown: list the stages and stop.
     """
     store = Store(workdir / "store")
     cases = open_cases(config, store, workdir)
@@ -100,12 +75,10 @@ def start(
         workdir,
         store,
         stages,
-        write=partial(write, workdir, config, cases),
+        write=partial(write_report, "pool", config, workdir, partial(report, cases)),
         last=(".pool_monitoring",),
         wrote=f"wrote pool.txt, pool.json and a figure to {workdir}",
-        choice=choice,
-        shown=shown,
-        allow_change=allow_change,
+        **options,
     )
 
 

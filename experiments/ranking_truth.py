@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Unpack
 
 from absl import flags
 from etils import epath
@@ -29,13 +30,12 @@ from sae_attr.study.score_summary import (
     rows_of,
     summary_rows,
 )
-from sae_attr.study.stage_choice import StageChoice
 
 from . import _common
 from ._dry_run import DryRun, RatesOf, run_dry
 from ._flags import CONFIG, DRY_RUN, TOKENS_PER_SECOND, WORKDIR
 from ._organism_study import cases_of_config, left_out_text, run_study
-from ._stages import ALL, start_from_flags
+from ._stages import RunOptions, start_from_flags
 
 FILES = ("truth.csv", "truth.json", "truth.txt")
 
@@ -87,19 +87,12 @@ def write(
 
 
 def start(
-    config: ConfigDict,
-    workdir: epath.Path,
-    *,
-    choice: StageChoice = ALL,
-    shown: bool = False,
-    allow_change: bool = False,
+    config: ConfigDict, workdir: epath.Path, **options: Unpack[RunOptions]
 ) -> None:
     """Runs the stages and writes their files.
 
     Args:
       config: as configs/ranking_truth.py makes it.
-      choice: the stages that run.
-      shown: list the stages and stop.
     """
     store = Store(workdir / "store")
     evaluations = open_evaluations(config, store, workdir)
@@ -111,9 +104,7 @@ def start(
         write=partial(write, workdir, config, evaluations),
         last=(".agreement",),
         wrote=f"wrote to {workdir}: {', '.join(FILES)}",
-        choice=choice,
-        shown=shown,
-        allow_change=allow_change,
+        **options,
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Unpack
 
 from absl import flags
 from etils import epath
@@ -18,15 +19,13 @@ from sae_attr.analyses.transition_settings import (
     transition_cases,
 )
 from sae_attr.analyses.transition_stages import MEASURED, transition_stages
-from sae_attr.report.figures import Drawing, render, transition_figure
-from sae_attr.report.tables import json_text
+from sae_attr.report.figures import Drawing, transition_figure
 from sae_attr.report.transition_text import transition_text
-from sae_attr.store import Result, Store, write_atomic
-from sae_attr.study.stage_choice import StageChoice
+from sae_attr.store import Result, Store
 
 from . import _common
-from ._organism_study import cases_of_config, left_out_text, run_study
-from ._stages import ALL, start_from_flags
+from ._organism_study import StudyReport, cases_of_config, run_study, write_report
+from ._stages import RunOptions, start_from_flags
 
 
 def open_cases(
@@ -38,47 +37,24 @@ def open_cases(
     )
 
 
-def write(
-    workdir: epath.Path,
-    config: ConfigDict,
-    cases: Sequence[TransitionCase],
-    results: Mapping[str, Result],
-    left_out: Sequence[str] = (),
-) -> str:
-    """Writes transition.txt, transition.json and the figure of the cases that are
-    complete; returns the text, "" where none is.
-    """
+def report(
+    cases: Sequence[TransitionCase], results: Mapping[str, Result]
+) -> StudyReport | None:
+    """Returns what the runs that are complete show; None where none is."""
     numbers = transition_numbers(cases, results)
     if not numbers["runs"]:
-        return ""
-    text = transition_text(numbers) + left_out_text(left_out)
-    content = {
-        **numbers,
-        "left_out": list(left_out),
-        "config": config.to_dict(),
-        "versions": _common.versions(),
-    }
-    write_atomic(workdir / "transition.txt", text)
-    write_atomic(workdir / "transition.json", json_text(content))
-    for suffix, data in render(Drawing(transition_figure, numbers)).items():
-        write_atomic(workdir / f"transition_figure.{suffix}", data)
-    return text
+        return None
+    figures = {"transition_figure": Drawing(transition_figure, numbers)}
+    return StudyReport(transition_text(numbers), numbers, figures)
 
 
 def start(
-    config: ConfigDict,
-    workdir: epath.Path,
-    *,
-    choice: StageChoice = ALL,
-    shown: bool = False,
-    allow_change: bool = False,
+    config: ConfigDict, workdir: epath.Path, **options: Unpack[RunOptions]
 ) -> None:
     """Runs the stages and writes their files.
 
     Args:
       config: as configs/transition.py makes it.
-      choice: the stages that run.
-      shown: list the stages and stop.
     """
     store = Store(workdir / "store")
     cases = open_cases(config, store, workdir)
@@ -87,12 +63,12 @@ def start(
         workdir,
         store,
         transition_stages(cases),
-        write=partial(write, workdir, config, cases),
+        write=partial(
+            write_report, "transition", config, workdir, partial(report, cases)
+        ),
         last=(f".{MEASURED}",),
         wrote=f"wrote transition.txt, transition.json and a figure to {workdir}",
-        choice=choice,
-        shown=shown,
-        allow_change=allow_change,
+        **options,
     )
 
 

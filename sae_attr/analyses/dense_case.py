@@ -25,9 +25,7 @@ from sae_attr.attribution.latent_statistics import (
     latent_statistic,
 )
 from sae_attr.lm.model import unembedding
-from sae_attr.store import Result
-from sae_attr.study.case import Case
-from sae_attr.study.finished_study import FinishedStudy
+from sae_attr.study.finished_study import FinishedCase
 from sae_attr.study.stages import mean_activation, norm_limits
 from sae_attr.text.tokenizer import token_strings
 
@@ -36,20 +34,10 @@ WRITTEN = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 
 @dataclass(frozen=True, eq=False)
-class DenseCase:
-    """A case of a finished study whose SAE's dense latents are looked at.
+class DenseCase(FinishedCase):
+    """A case of a finished study whose SAE's dense latents are looked at."""
 
-    Args:
-      finished: the study; only results that are done are read.
-    """
-
-    finished: FinishedStudy
-    case: Case
     settings: DenseSettings
-
-    def result(self, stage: str) -> Result:
-        """Returns the result of a stage of the study."""
-        return self.finished.result(self.case, stage)
 
     def stage_name(self, part: str) -> str:
         """Returns the whole name of a stage of the case."""

@@ -24,9 +24,8 @@ from sae_attr.analyses.mitigation_settings import (
 from sae_attr.attribution.presets import decoder_rows
 from sae_attr.attribution.ranking import random_matched, rank
 from sae_attr.hooks import Site
-from sae_attr.store import Result
 from sae_attr.study.case import Case
-from sae_attr.study.finished_study import FinishedStudy
+from sae_attr.study.finished_study import FinishedCase
 from sae_attr.study.selection import Selection, method_scores
 from sae_attr.study.stages.specificity import median_strength
 from sae_attr.study.stages.steer import strengths_of
@@ -35,20 +34,10 @@ EFFECTS = "effects"
 
 
 @dataclass(frozen=True, eq=False)
-class Mitigation:
-    """A case of a finished study, and what is done to it.
+class Mitigation(FinishedCase):
+    """A case of a finished study, and what is done to it."""
 
-    Args:
-      finished: the study; only results that are done are read.
-    """
-
-    finished: FinishedStudy
-    case: Case
     settings: MitigationSettings
-
-    def result(self, stage: str) -> Result:
-        """Returns the result of a stage of the study."""
-        return self.finished.result(self.case, stage)
 
     @cached_property
     def sets(self) -> tuple[str, ...]:

@@ -57,6 +57,18 @@ class FinishedStudy:
         raise ValueError(_not_finished(self.workdir, name, states.get(name)))
 
 
+@dataclass(frozen=True, eq=False)
+class FinishedCase:
+    """A case of a finished study; only results that are done are read."""
+
+    finished: FinishedStudy
+    case: Case
+
+    def result(self, stage: str) -> Result:
+        """Returns the result of a stage of the study."""
+        return self.finished.result(self.case, stage)
+
+
 def _not_finished(workdir: epath.Path, name: str, state: str | None) -> str:
     """Says why a stage cannot be read, and what to do."""
     where = one_line(str(workdir))
