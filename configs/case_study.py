@@ -109,8 +109,7 @@ def case(name: str) -> ConfigDict:
         "template_options": any_keys(OPTIONS),
         "judge": judge_config(),
         "reader": judge_config(reader_settings()),
-        # A grade may be missing, a completion may not.
-        "server": config_of(SampleServer, leave_out=("unanswered",)),
+        "server": config_of(SampleServer),
     }
     made = config_of(CaseSettings, leave_out=("name",), **parts)
     made.update({"title": title, "behaviour": behaviour})

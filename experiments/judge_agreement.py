@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from sae_attr import parallel
 from sae_attr.judge import Patience
+from sae_attr.judge.missing import MissingGrades
 from sae_attr.judge.published import REPLIES, count_replies_read, read_published
 from sae_attr.report.tables import columns_from_rows, csv_text, json_text, text_table
 from sae_attr.server.budget import CallLimits
@@ -33,7 +34,7 @@ from ._flags import ALLOW_CHANGE, CONFIG, DRY_RUN, TOKENS_PER_SECOND, WORKDIR
 
 # Keys of a judge that change where and how fast it works, not its grades.
 SPEED = ["batch_size"]
-for _settings in (CallLimits, Patience):
+for _settings in (CallLimits, MissingGrades, Patience):
     SPEED += [field.name for field in dataclasses.fields(_settings)]
 WHERE = ("mesh", "judges", *(f"judge.{name}" for name in SPEED))
 

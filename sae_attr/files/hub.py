@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sae_attr.files.text import printable
+
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")  # of the hub's cache
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _SAYS_NOTHING = (
@@ -149,4 +151,4 @@ def public_name(model: str | None) -> str | None:
     while len(parts) > 1 and parts[-1].lower() in _SAYS_NOTHING:
         parts.pop()
     name = parts[-1] if parts else Path(model).resolve().name
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+    return printable(name)

@@ -15,6 +15,16 @@ _LFS_START = b"version https://git-lfs"
 LINE = 1 << 26
 
 
+def printable(text: str, most: int | None = None) -> str:
+    """Returns a name of unknown origin for a message: control characters as Python writes
+    them, and no more than `most` characters.
+    """
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if most is None or len(shown) <= most:
+        return shown
+    return f"{shown[:most]}..."
+
+
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Yields (line number from 1, value) of every line of a JSONL file that is not blank.
 
@@ -24,6 +34,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         end).
     """
     check_regular(path)
+    name = printable(str(path))
     # As bytes: only \n ends a line, and a bad byte is named with its line. Bounded: a
     # file of one endless line would fill the memory before anybody could refuse it.
     with open(path, "rb") as file:
@@ -32,12 +43,12 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             number += 1
             if len(raw) > LINE:
                 raise ValueError(
-                    f"{path}:{number} is longer than {LINE:,} bytes; write one record "
+                    f"{name}:{number} is longer than {LINE:,} bytes; write one record "
                     "a line"
                 )
-            text = utf8(raw, f"{path}:{number}")
+            text = utf8(raw, f"{name}:{number}")
             if text.strip():
-                yield number, json_value(text, f"{path}:{number}")
+                yield number, json_value(text, f"{name}:{number}")
 
 
 def check_regular(path: Path) -> None:
@@ -49,7 +60,7 @@ def check_regular(path: Path) -> None:
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "a device, pipe or socket"
         raise ValueError(
-            f"{path} is {what} where a regular file is expected; write the text into a "
+            f"{printable(str(path))} is {what} where a regular file is expected; write the text into a "
             "file"
         )
     if path.exists():
@@ -65,12 +76,12 @@ def check_pointer(path: str | os.PathLike[str]) -> None:
             start = stream.read(len(_LFS_START))
     except OSError as error:
         raise ValueError(
-            f"{path} cannot be read ({error.strerror}); check its permissions and the "
+            f"{printable(str(path))} cannot be read ({error.strerror}); check its permissions and the "
             "disk"
         ) from None
     if start == _LFS_START:
         raise ValueError(
-            f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in "
+            f"{printable(str(path))} is a Git LFS pointer, not the file itself; run `git lfs pull` in "
             "its folder, or download it again"
         )
 

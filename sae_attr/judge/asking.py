@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sae_attr.judge.rubrics import Rubric
+from sae_attr.server.extra_fields import check_extra
 
 ANSWERS = ("auto", "logprobs", "text")
 _OMITTABLE = {"temperature", "seed"}
+_STATED = ("model", "messages", "seed", "temperature", "logprobs", "top_logprobs")
 _SHORT, _LONG = 8, 600  # tokens of a bare answer and of a reasoned one
 
 
 @dataclass(frozen=True)
 class Asking:
-    """How a question is put; all of it may change a grade, so all of it is part of the
+    """Sets how a question is put; all of it may change a grade, so all of it is part of the
     judge's identity.
 
     Args:
@@ -36,7 +38,8 @@ class Asking:
       extra: further fields of the request body.
 
     Raises:
-      ValueError: another kind of answers, or a field that cannot be left out.
+      ValueError: another kind of answers, a field that cannot be left out, or an extra
+        field that the request states itself.
     """
 
     answers: str = "auto"
@@ -59,6 +62,13 @@ class Asking:
                 f"omit names {sorted(unknown)[0]!r}; only "
                 f"{', '.join(sorted(_OMITTABLE))} can be left out"
             )
+        check_extra(
+            self.extra,
+            (*_STATED, self.token_field),
+            setting="judge.extra",
+            instead="the judge's settings model, temperature, seed, reply_tokens and "
+            "top_logprobs",
+        )
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from sae_attr.judge.base import (
 )
 from sae_attr.judge.kinds import JudgeKind, Workplace
 from sae_attr.judge.logprobs import LogprobSupport
+from sae_attr.judge.missing import MissingGrades
 from sae_attr.judge.model_judge import ModelJudge
 from sae_attr.judge.prompt import judge_prompt
 from sae_attr.judge.replies import VERSION, read_reply
@@ -45,6 +46,7 @@ class OpenAIJudge(ModelJudge):
       asking: settings of the question, on which grades depend.
       patience: concurrency, timeouts, retries.
       budget: calls and tokens that may be used; may be shared between judges.
+      missing: how many grades may be missing.
 
     Attributes:
       warnings: what a reader of the grades must know, each once, in the order in which
@@ -63,6 +65,7 @@ class OpenAIJudge(ModelJudge):
         asking: Asking = Asking(),  # noqa: B008 (frozen)
         patience: Patience = Patience(),  # noqa: B008 (frozen)
         budget: CallBudget | None = None,
+        missing: MissingGrades = MissingGrades(),  # noqa: B008 (frozen)
     ) -> None:
         if asking.answers == "logprobs" and rubric.reasoned:
             raise ValueError(
@@ -73,6 +76,7 @@ class OpenAIJudge(ModelJudge):
         self.rubric = rubric
         self.asking = asking
         self.patience = patience
+        self.missing = missing
         self.budget = CallBudget() if budget is None else budget
         self.warnings: list[str] = []
         self.served: Counter[tuple[str, str]] = Counter()
@@ -115,14 +119,19 @@ class OpenAIJudge(ModelJudge):
             self.patience,
             begun=(self.budget.calls, self.budget.tokens),
             about=lambda item: str(item.prompt),
+            allowed=self.missing.of(len(items)),
         )
         for item, grade in ask_many(tally, self._one, name="judge"):
             yield item.id, grade
         stop = tally.stop(self.budget)
         if stop is not None:
+            if not tally.ended:
+                limit = self.missing.stated(len(items))
+                stop = dataclasses.replace(stop, reason=f"{stop.reason}; {limit}")
             raise _stopped(stop)
-        for item, reason in tally.unanswered:
-            yield item.id, self.rubric.malformed(raw="", details={"error": reason})
+        for item, error in tally.unanswered:
+            details = {"error": str(error)}
+            yield item.id, self.rubric.malformed(raw="", details=details)
         if tally.unanswered:
             self._warn(
                 f"{len(tally.unanswered)} of {len(items)} questions got no answer, the "
@@ -270,6 +279,7 @@ def _open(
     server: Server,
     asking: Asking,
     patience: Patience,
+    missing: MissingGrades,
     limits: CallLimits,
     workplace: Workplace,
 ) -> Callable[[Rubric | None], Judge]:
@@ -280,14 +290,14 @@ def _open(
 
     def judge(rubric: Rubric | None) -> Judge:
         assert rubric is not None
-        return OpenAIJudge(server, rubric, asking, patience, budget)
+        return OpenAIJudge(server, rubric, asking, patience, budget, missing)
 
     return judge
 
 
 KIND = JudgeKind(
     "openai",
-    (Server, Asking, Patience, CallLimits),
+    (Server, Asking, Patience, MissingGrades, CallLimits),
     _open,
     needs=("model", "base_url"),
     writes=True,

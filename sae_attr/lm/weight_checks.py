@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 
 from sae_attr.files.gguf_header import is_gguf
+from sae_attr.files.text import printable
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.hf_folder import CONFIG
 from sae_attr.lm.hf_layouts import source_of
 from sae_attr.lm.leaf_places import names, places
 from sae_attr.lm.weight_files import (
     Weights,
-    printable,
     quantised_names,
     same_numbers,
 )
+
+_SHOWN = 200  # characters of a tensor's name in a message
 
 
 def check_weights(
@@ -31,10 +33,11 @@ def check_weights(
     expected = {name for leaf in shapes for name in names(cfg, leaf)}
     spare = {name for name in _HEADS if name in tensors} if cfg.tied_head else set()
     lines = [
-        f"- {printable(name)} (missing)" for name in sorted(expected - set(tensors))
+        f"- {printable(name, _SHOWN)} (missing)"
+        for name in sorted(expected - set(tensors))
     ]
     lines += [
-        f"+ {printable(name)} (unexpected)"
+        f"+ {printable(name, _SHOWN)} (unexpected)"
         for name in sorted(set(tensors) - expected - spare)
     ]
     if len(lines) > 20:
@@ -46,7 +49,7 @@ def check_weights(
             cure = "Fetch the file again, or convert the model anew."
         if quantised:
             cure = (
-                f"{printable(quantised[0])} belongs to quantised weights, whose "
+                f"{printable(quantised[0], _SHOWN)} belongs to quantised weights, whose "
                 "config.json has a quantization_config; take "
                 "the unquantised model."
             )

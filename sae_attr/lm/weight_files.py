@@ -115,13 +115,6 @@ def same_numbers(a: np.ndarray, b: np.ndarray) -> bool:
     )
 
 
-def printable(name: str) -> str:
-    """Returns a tensor's name for a message, which may come from a file that means
-    harm.
-    """
-    return name if name.isprintable() and len(name) <= 200 else f"{name[:200]!a}..."
-
-
 def quantised_names(names: Any) -> list[str]:
     """Returns the names among some that belong to quantised weights."""
     return sorted(name for name in names if _QUANTISED.search(name))

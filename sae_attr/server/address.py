@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from sae_attr.server.transport import bounded_client
 
-FEW = 4  # unanswered questions that never stop a run
-
 
 @dataclass(frozen=True)
 class Server:
-    """Where a model is served.
+    """Names a model and where it is served.
 
     Args:
       base_url: for instance http://127.0.0.1:8000/v1.
@@ -37,7 +36,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Patience:
-    """How a server is asked; none of it changes an answer.
+    """Sets how a server is asked; none of it changes an answer.
 
     Args:
       concurrency: questions under way at once.
@@ -49,8 +48,10 @@ class Patience:
         longer than `longest_wait` ends the question.
       failures: questions in a row that may fail before no more are sent; where they are
         all about one prompt, a question about another prompt decides.
-      unanswered: share of questions that may stay without an answer, or `FEW` questions
-        where that is more; beyond it the run is stopped.
+
+    Raises:
+      ValueError: a number of questions below 1, a negative number of retries, or
+        seconds that are no positive number.
     """
 
     concurrency: int = 8
@@ -59,19 +60,17 @@ class Patience:
     first_wait: float = 1.0
     longest_wait: float = 120.0
     failures: int = 5
-    unanswered: float = 0.1
 
     def __post_init__(self) -> None:
-        counts_fit = min(self.concurrency, self.failures) >= 1 and self.retries >= 0
-        if not counts_fit or self.timeout <= 0:
-            raise ValueError(
-                f"{self}: concurrency and failures must be at least 1, timeout above "
-                "0, retries from 0"
-            )
-        if not 0 <= self.unanswered <= 1:
-            raise ValueError(
-                f"unanswered {self.unanswered} is a share of questions; give 0 to 1"
-            )
+        for name, least in (("concurrency", 1), ("failures", 1), ("retries", 0)):
+            count = getattr(self, name)
+            # Written so that a NaN fails too.
+            if not count >= least:
+                raise ValueError(f"{name} is {count}; give a number from {least}")
+        for name in ("timeout", "first_wait", "longest_wait"):
+            seconds = getattr(self, name)
+            if not (math.isfinite(seconds) and seconds > 0):
+                raise ValueError(f"{name} is {seconds:g}; give seconds above 0")
 
 
 def openai_client(server: Server, patience: Patience) -> Any:

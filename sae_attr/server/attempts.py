@@ -18,26 +18,30 @@ from typing import Any
 
 from sae_attr.server.address import Patience
 from sae_attr.server.budget import CallBudget
-from sae_attr.server.faults import Failed, Passing, fault_of
-from sae_attr.server.reply import Reply, expected_tokens, hider, reply_of
+from sae_attr.server.faults import Failed, Fatal, Passing, fault_of
+from sae_attr.server.reply import Reply, expected_tokens, reply_of
+from sae_attr.server.secret import contains_key, hider
 from sae_attr.server.transport import within
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One way to ask a server, and what an attempt may cost.
+    """Asks a server one way, within limits.
 
     Args:
       create: of the openai client: `chat.completions.create`, or `completions.create`.
       key: of the server, which is taken out of every text of the server's.
       patience: limits.
       budget: that every attempt counts in.
+      verbatim: answers are data, which are never rewritten; one that holds the key ends
+        the asking instead.
     """
 
     create: Callable[..., Any]
     key: str = field(repr=False)
     patience: Patience
     budget: CallBudget
+    verbatim: bool = False
 
     def ask(self, request: Mapping[str, Any], halt: threading.Event) -> Reply:
         """Returns the reply to one request, sent again where that may help.
@@ -81,13 +85,26 @@ class Endpoint:
         used = 0
         try:
             completion = within(self.patience.timeout, lambda: self.create(**request))
-            reply = reply_of(completion, request, hide)
+            reply = reply_of(completion, request, hide, verbatim=self.verbatim)
             used = reply.used
+            if self.verbatim:
+                self.check_without_key(reply.text)
             return reply
-        except Passing:
+        except (Passing, Fatal):
             raise
         except Exception as error:
             # The original's text may hold the key.
             raise fault_of(error, hide) from None
         finally:
             self.budget.settle(call, used)
+
+    def check_without_key(self, text: str) -> None:
+        """Raises Fatal for a text that holds the key: with the key it may not reach a
+        file, and without it, it is another text.
+        """
+        if contains_key(self.key, text):
+            raise Fatal(
+                "a completion holds the server's key, and is neither changed nor kept; "
+                "a key that is an ordinary word is no secret: unset the environment "
+                "variable that holds it, or name another one in server.key_variable"
+            )

@@ -15,14 +15,21 @@ from sae_attr.store import PathLike, Progress
 
 @dataclass(frozen=True)
 class CallLimits:
-    """Limits of a budget over all runs of a workdir.
+    """Limits what a server is asked over all runs of a workdir.
 
     Args:
       max_calls, max_tokens: budget over all runs of a workdir; None for none.
+
+    Raises:
+      ValueError: a limit below 0.
     """
 
     max_calls: int | None = None
     max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_limit("max_calls", self.max_calls)
+        _check_limit("max_tokens", self.max_tokens)
 
 
 class Spent(Exception):
@@ -51,12 +58,8 @@ class CallBudget:
         tokens: int | None = None,
         ledger: PathLike | None = None,
     ) -> None:
-        for name, limit in (("calls", calls), ("tokens", tokens)):
-            if limit is not None and limit < 0:
-                raise ValueError(
-                    f"a budget of {limit} {name} is below 0; give a limit from 0, or "
-                    "None for none"
-                )
+        _check_limit("calls", calls)
+        _check_limit("tokens", tokens)
         self.max_calls, self.max_tokens = calls, tokens
         self._ledger = None if ledger is None else Progress(epath.Path(ledger))
         rows: Iterable[Mapping[str, Any]] = ()
@@ -116,6 +119,14 @@ class CallBudget:
     def describe(self) -> str:
         """Returns in words how much is spent."""
         return f"used so far: {self.calls:,} calls, {self.tokens:,} tokens"
+
+
+def _check_limit(name: str, limit: int | None) -> None:
+    if limit is not None and not limit >= 0:
+        raise ValueError(
+            f"a budget of {limit} {name} is no number from 0; give one, or None for "
+            "no limit"
+        )
 
 
 def _spent(rows: Iterable[Mapping[str, Any]]) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sae_attr.files.text import printable
 from sae_attr.server.transport import Endless
 
 _PASSING = {408, 409, 425, 429}  # and 5xx: another try may succeed
@@ -59,15 +60,19 @@ def fault_of(error: Exception, hide: Callable[[str], str]) -> Exception:
       hide: takes the key out of a text.
     """
     openai = importlib.import_module("openai")
-    words = hide(str(error))[:_SHOWN]
+
+    def words_of(cause: object) -> str:
+        return printable(hide(str(cause)), _SHOWN)
+
+    words = words_of(error)
     if isinstance(error, Endless):
         return Passing(words)
     if isinstance(error, openai.APITimeoutError):
         return Passing("the server did not answer in time")
     if isinstance(error, openai.APIConnectionError):
         if isinstance(error.__cause__, Endless):
-            return Passing(hide(str(error.__cause__))[:_SHOWN])
-        cause = hide(str(error.__cause__ or error))[:_SHOWN]
+            return Passing(words_of(error.__cause__))
+        cause = words_of(error.__cause__ or error)
         return Passing(f"no connection to the server ({cause})")
     if isinstance(error, openai.APIStatusError):
         return _of_status(error, words)
@@ -115,6 +120,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         pass
     try:
         date = email.utils.parsedate_to_datetime(headers["retry-after"])
-    except (KeyError, ValueError):
+        return max(0.0, date.timestamp() - time.time())
+    # Also where the last day of the calendar has no time in the machine's zone.
+    except (KeyError, ValueError, OverflowError):
         return None
-    return max(0.0, date.timestamp() - time.time())

@@ -4,18 +4,14 @@ server's key.
 
 from __future__ import annotations
 
-import base64
-import json
-import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sae_attr.server.address import Server
+from sae_attr.files.text import printable
 from sae_attr.server.faults import Passing
 
 TOKEN_CHARS = 4  # characters per token, where the server does not count
-_SHORTEST_KEY = 4  # a shorter "key" would be cut out of ordinary words
 _ROUNDING = 1e-3  # servers round log-probabilities of 0 up
 _MOST_TOKENS = 10**9
 _LONGEST_NAME = 200  # characters of a server's own names, kept beside every grade
@@ -62,13 +58,18 @@ class Reply:
 
 
 def reply_of(
-    completion: Any, request: Mapping[str, Any], hide: Callable[[str], str]
+    completion: Any,
+    request: Mapping[str, Any],
+    hide: Callable[[str], str],
+    *,
+    verbatim: bool = False,
 ) -> Reply:
     """Reads a completion of the openai client.
 
     Args:
       request: with `messages`, of a chat; with `prompt`, a plain one.
-      hide: of `hider`.
+      hide: of `secret.hider`.
+      verbatim: leaves the text as it came, which may then hold the key.
 
     Raises:
       Passing: the body is no completion of the kind.
@@ -91,10 +92,10 @@ def reply_of(
     used = counted or prompt_tokens(request) + len(text) // TOKEN_CHARS
 
     def name(value: Any) -> str:
-        return hide(str(value or ""))[:_LONGEST_NAME]
+        return printable(hide(str(value or "")), _LONGEST_NAME)
 
     return Reply(
-        text=hide(text),
+        text=_with_whole_characters(text) if verbatim else hide(text),
         tokens=tokens,
         ids=_ids(choice),
         finish=name(choice.finish_reason),
@@ -140,6 +141,13 @@ def _text(message: Any) -> str:
     return str(getattr(message, "refusal", None) or "")
 
 
+def _with_whole_characters(text: str) -> str:
+    """Returns a text with U+FFFD, which tokenizers write for a character that was cut, in
+    place of half a surrogate pair.
+    """
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def _tokens(
     choice: Any, hide: Callable[[str], str]
 ) -> tuple[tuple[str, Alternatives], ...]:
@@ -165,33 +173,3 @@ def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return 0
     return int(value) if 0 < value < _MOST_TOKENS else 0
-
-
-def hider(key: str) -> Callable[[str], str]:
-    """Returns a function that makes a server's text fit for files: without the key, in
-    any of its spellings, and in UTF-8.
-
-    Half of a surrogate pair, which JSON can hold and no file, becomes a question mark.
-    """
-    is_secret = len(key) >= _SHORTEST_KEY and key != Server.api_key
-    spellings = _spellings(key) if is_secret else ()
-
-    def hide(text: str) -> str:
-        for spelling in spellings:
-            text = text.replace(spelling, "[key]")
-        return text.encode("utf-8", "replace").decode()
-
-    return hide
-
-
-def _spellings(key: str) -> tuple[str, ...]:
-    """Returns a key in plain text, in an address, in JSON and in base64, longest first."""
-    spellings = {
-        key,
-        urllib.parse.quote(key, safe=""),
-        json.dumps(key)[1:-1],
-        key.replace("/", "\\/"),
-        base64.b64encode(key.encode()).decode(),
-    }
-    # Longest first: a shorter one within it would leave the rest of the key standing.
-    return tuple(sorted(spellings, key=len, reverse=True))

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from sae_attr.server.address import FEW, Patience
+from sae_attr.server.address import Patience
 from sae_attr.server.budget import CallBudget, Spent
 from sae_attr.server.faults import Failed, Fatal, Refused
 
@@ -20,7 +20,7 @@ A = TypeVar("A")  # its answer
 
 @dataclass(frozen=True)
 class Stop:
-    """Why another run should ask the questions that are left.
+    """Says why another run should ask the questions that are left.
 
     Args:
       answered, left: questions.
@@ -38,7 +38,7 @@ class Stop:
 
 @dataclass
 class Tally(Generic[Q, A]):
-    """The state of asking many questions, and the reason for an early end.
+    """Keeps the state of asking many questions, and the reason for an early end.
 
     Args:
       waiting: questions that are not sent yet.
@@ -47,6 +47,7 @@ class Tally(Generic[Q, A]):
       begun: calls and tokens that the budget had spent before.
       about: names what a question is about; a server may fail on all questions about one
         thing, and answer the rest.
+      allowed: questions that may stay without an answer.
       answered: questions with an answer.
       in_a_row: questions that failed since the last answer.
       failed_about: what those questions are about.
@@ -60,12 +61,13 @@ class Tally(Generic[Q, A]):
     patience: Patience
     begun: tuple[int, int]
     about: Callable[[Q], str]
+    allowed: int = 0
     answered: int = 0
     in_a_row: int = 0
     failed_about: set[str] = field(default_factory=set)
     spent: str = ""
     fatal: str = ""
-    unanswered: list[tuple[Q, str]] = field(default_factory=list)
+    unanswered: list[tuple[Q, Failed | Refused]] = field(default_factory=list)
 
     @property
     def ended(self) -> bool:
@@ -110,7 +112,7 @@ class Tally(Generic[Q, A]):
         except Fatal as error:
             self.fatal = str(error)
         except (Failed, Refused) as error:
-            self.unanswered.append((question, str(error)))
+            self.unanswered.append((question, error))
             # A refusal comes from a living server; before the first answer it may be
             # one of every question.
             if isinstance(error, Failed) or not self.answered:
@@ -141,14 +143,9 @@ class Tally(Generic[Q, A]):
         if self.fatal:
             return self.fatal
         lost = len(self.unanswered)
-        limit = max(FEW, self.patience.unanswered * self.total)
-        if not self.ended and lost <= limit:
+        if not self.ended and lost <= self.allowed:
             return ""
-        reason = f"{lost} got no answer, the last because {self.unanswered[-1][1]}"
-        if self.ended:
-            return reason
-        share = f"unanswered={self.patience.unanswered:g}"
-        return f"{reason}; at most {limit:.0f} may stay without one ({share})"
+        return f"{lost} got no answer, the last because {self.unanswered[-1][1]}"
 
     def _estimate(self, budget: CallBudget, left: int) -> str:
         """Returns the cost of the rest, by that of the answers; "" where it has none."""

@@ -15,7 +15,7 @@ _SHOWN = 60  # characters of a text in a message
 
 @dataclass(frozen=True)
 class Answer:
-    """What an engine returned for one row.
+    """Holds what an engine returned for one row.
 
     Args:
       text: of the completion; read where there are no ids.
@@ -49,7 +49,7 @@ def answer_ids(
     """
     if answer.finish not in FINISHES:
         raise ValueError(
-            f"it ended with {answer.finish!r}, which is neither {STOP} nor {LENGTH}; "
+            f"it ended with {answer.finish[:_SHOWN]!r}, which is neither {STOP} nor {LENGTH}; "
             "such an answer is no sample"
         )
     stopped = answer.finish == STOP

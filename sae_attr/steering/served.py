@@ -15,13 +15,14 @@ from sae_attr.server.attempts import Endpoint
 from sae_attr.server.faults import Filtered, NoLogprobs, Refused
 from sae_attr.server.many import ask_many
 from sae_attr.server.reply import Reply
-from sae_attr.server.tally import Stop, Tally
+from sae_attr.server.tally import Tally
 from sae_attr.steering.answer_tokens import Answer, answer_ids
 from sae_attr.steering.plan import UNSTEERED, SweepRow, row_seeds
 from sae_attr.steering.sweep import SampledRow
 from sae_attr.text.chat import Message
-from sae_attr.text.tokenizer import Tokenizer
+from sae_attr.text.tokenizer import Tokenizer, decode
 
+_SHOWN_PROMPTS = 3  # in a message
 UNKNOWN = float("nan")  # log-probability of an answer that was sampled elsewhere
 
 
@@ -33,10 +34,11 @@ class SamplesStopped(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class ServedSampler:
-    """What asks a server for completions of rows.
+    """Asks a server for completions of rows.
 
     Args:
-      endpoint: the server; of chat completions where `messages` are given.
+      endpoint: the server, whose answers come verbatim; of chat completions where
+        `messages` are given.
       model: the server's name for the model.
       prompts: token ids by prompt id, which are sent as they are.
       key: typed random key; a row folds its own numbers into it.
@@ -46,6 +48,9 @@ class ServedSampler:
       stop: texts that end a completion.
       token_field: the request's name for the most new tokens.
       extra: further fields of every request.
+
+    Raises:
+      ValueError: an endpoint that rewrites answers.
     """
 
     endpoint: Endpoint
@@ -58,6 +63,13 @@ class ServedSampler:
     stop: Sequence[str] = ()
     token_field: str = "max_tokens"
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.endpoint.verbatim:
+            raise ValueError(
+                "samples need answers as they were sent; make the endpoint with "
+                "verbatim=True"
+            )
 
     def request(self, row: SweepRow, seed: int) -> dict[str, Any]:
         """Returns the fields of one request."""
@@ -84,6 +96,7 @@ class ServedSampler:
 
         Raises:
           Refused: the reply cannot be read as tokens of the model.
+          Fatal: its tokens write the server's key.
         """
         answer = Answer(reply.text, reply.ids, reply.finish)
         try:
@@ -96,6 +109,8 @@ class ServedSampler:
             )
         except ValueError as error:
             raise Refused(f"the answer cannot be used: {error}") from error
+        if reply.ids is not None:  # the text was looked at, these may write another
+            self.endpoint.check_without_key(decode(self.tokenizer, ids))
         return SampledRow(row, ids, stopped, UNKNOWN)
 
 
@@ -133,23 +148,33 @@ def served_batches(
     )
     for _, sampled in ask_many(tally, one, name="samples"):
         yield [sampled]
-    stop = tally.stop(budget) or _incomplete(tally)
+    stop = tally.stop(budget)
     if stop is not None:
+        remedy = "run again to ask for the rest"
+        if stop.spent:
+            remedy = f"run again with a larger budget to go on{stop.estimate}"
+        refused = [row for row, error in tally.unanswered if isinstance(error, Refused)]
+        if refused:
+            remedy = _remedy_of_refusals(refused)
         raise SamplesStopped(
             f"the server of {sampler.model} gave {stop.answered} of {len(rows)} "
             f"completions, {stop.left} are left: {stop.reason}. What arrived is kept; "
-            "run again to ask for the rest"
+            f"{remedy}"
         )
 
 
-def _incomplete(tally: Tally[SweepRow, SampledRow]) -> Stop | None:
-    """Returns the reason why a sample is not whole; None where it is.
+def _remedy_of_refusals(rows: Sequence[SweepRow]) -> str:
+    """Returns what to do about rows that a server refuses.
 
     A grade may be missing, a completion may not: whatever cannot be answered, a long
     prompt or one that a filter refuses, is no random part of the prompts.
     """
-    if not tally.unanswered:
-        return None
-    lost = len(tally.unanswered)
-    reason = f"{lost} got none, the last because {tally.unanswered[-1][1]}"
-    return Stop(tally.answered, lost, reason)
+    prompts = list(dict.fromkeys([row.prompt for row in rows]))
+    shown = ", ".join([repr(prompt) for prompt in prompts[:_SHOWN_PROMPTS]])
+    if len(prompts) > _SHOWN_PROMPTS:
+        shown += ", …"
+    return (
+        f"but a server refuses again what it refused ({len(rows)} rows of "
+        f"{len(prompts)} prompts: {shown}): leave these prompts out, or sample them here "
+        "(an empty server.model)"
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from sae_attr.files.text import json_lines
+from sae_attr.files.text import json_lines, printable
 from sae_attr.steering.answer_tokens import Answer, answer_ids
 from sae_attr.steering.plan import SweepRow
 from sae_attr.steering.sweep import SampledRow
@@ -21,7 +21,9 @@ _SHOWN = 120  # characters of a name or value in a message
 
 
 def completion_files(folder: epath.Path) -> list[Path]:
-    """Returns the files of completions beside an export, in the order of their names."""
+    """Returns the files of completions beside an export, in the order of their names, and
+    whatever else has such a name.
+    """
     if not folder.is_dir():
         return []
     return sorted(Path(str(path)) for path in folder.glob(PATTERN))
@@ -46,7 +48,7 @@ def read_completions(export: SweepExport, files: Sequence[Path]) -> list[Sampled
 
 @dataclass
 class _Faults:
-    """Faults of one kind: how many, and the first of them."""
+    """Counts faults of one kind, and keeps the first of them."""
 
     count: int = 0
     first: str = ""
@@ -58,7 +60,7 @@ class _Faults:
 
 @dataclass
 class _Reading:
-    """What was read so far, and what is wrong with it."""
+    """Collects completions of an export, and what is wrong with them."""
 
     export: SweepExport
     sampled: dict[str, SampledRow] = field(default_factory=dict)
@@ -66,29 +68,34 @@ class _Reading:
 
     def read(self, path: Path) -> None:
         """Reads one file; one of another sweep is not read beyond its first line."""
+        # Whoever wrote the file named it.
+        name = printable(path.name, _SHOWN)
+        if not path.is_file():
+            self._fault("names of completions are no files", name)
+            return
         lines = iter(json_lines(path))
         _, header = next(lines, (0, None))
-        if self._belongs(path, header):
+        if self._belongs(name, header):
             rows = {row.id: row for row in self.export.rows}
             for number, record in lines:
-                self._add(rows, record, f"{path.name}:{number}")
+                self._add(rows, record, f"{name}:{number}")
 
-    def _belongs(self, path: Path, header: Any) -> bool:
+    def _belongs(self, name: str, header: Any) -> bool:
         """Returns whether a file answers this sweep, as its first line says."""
         if not isinstance(header, Mapping) or "sweep" not in header:
-            self._fault("files do not begin with the record of their sweep", path.name)
+            self._fault("files do not begin with the record of their sweep", name)
             return False
         if header["sweep"] != self.export.digest:
             self._fault(
                 "files answer another sweep",
-                f"{path.name} that of {_short(header['sweep'])}",
+                f"{name} that of {_short(header['sweep'])}",
             )
             return False
         stated = header.get("sampling")
-        for name, value in self.export.sampling_record.items():
-            other = stated.get(name) if isinstance(stated, Mapping) else None
+        for key, value in self.export.sampling_record.items():
+            other = stated.get(key) if isinstance(stated, Mapping) else None
             if other != value:
-                example = f"{path.name}: {name} {_short(other)}, not {value!r}"
+                example = f"{name}: {key} {_short(other)}, not {value!r}"
                 self._fault("files were sampled with other settings", example)
                 return False
         return True

@@ -36,7 +36,7 @@ ROWS, VECTORS, MANIFEST = "rows.jsonl", "vectors.safetensors", "sweep.json"
 
 @dataclass(frozen=True, eq=False)
 class SweepExport:
-    """Rows for another engine, with all that is done to them.
+    """Describes rows to another engine, with all that is done to them.
 
     Args:
       rows: to be sampled.
@@ -82,7 +82,7 @@ class SweepExport:
         return {
             ROWS: self._rows_file,
             VECTORS: self._vectors_file,
-            MANIFEST: json.dumps(manifest, indent=1).encode(),
+            MANIFEST: json.dumps(manifest, indent=1, allow_nan=False).encode(),
         }
 
     @cached_property
@@ -93,7 +93,7 @@ class SweepExport:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """What holds for all rows."""
+        """Facts that hold for all rows, in plain values."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -142,7 +142,7 @@ class SweepExport:
                 "sampling": self.sampling_record,
                 "edits": self._edits(row),
             }
-            lines.append(json.dumps(record) + "\n")
+            lines.append(_json_of(row, record) + "\n")
         return "".join(lines).encode()
 
     def _row_record(self, row: SweepRow) -> dict[str, Any]:
@@ -162,8 +162,10 @@ class SweepExport:
         length = len(self.prompts[row.prompt])
         start, stop = scope(condition.tokens, np.array([length]), skip=self.skip)
         end = int(stop[0])
-        # Multiplied in float32, as the sampler here does.
-        coefficient = np.float32(condition.strength) * np.float32(self.unit)
+        # Multiplied in float32, as the sampler here does; what exceeds it is refused when
+        # the row becomes JSON.
+        with np.errstate(over="ignore"):
+            coefficient = np.float32(condition.strength) * np.float32(self.unit)
         name = vector_name(condition.latent)
         edit: dict[str, Any] = {
             "site": str(self.site),
@@ -213,6 +215,19 @@ class SweepExport:
     def of(self, rows: Sequence[SweepRow]) -> SweepExport:
         """Returns the export of other rows."""
         return replace(self, rows=tuple(rows))
+
+
+def _json_of(row: SweepRow, record: Mapping[str, Any]) -> str:
+    """Returns a row's record as JSON, which has no infinity; raises ValueError for a row
+    that needs one.
+    """
+    try:
+        return json.dumps(record, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(
+            f"row {row.id!r} cannot be exported: {record['edits']} holds a number that "
+            "is not finite; give smaller strengths, or sample it here (sweeps_by=here)"
+        ) from error
 
 
 def vector_name(latent: int) -> str:

@@ -174,10 +174,19 @@ def _strengths_cost(
         return _exact(case, reading, stage, "strengths", conditions)
     prompts = len(case.prompts("strengths"))
     tried = conditions * prompts * study.strength_samples
-    unsteered = 0  # answers that coherence is measured against
+    cost = _sampled(case, reading, stage, "strengths", tried)
     if measures_coherence(case):
-        unsteered = prompts * study.coherence_samples
-    cost = _sampled(case, reading, stage, "strengths", tried + unsteered)
+        # Answers that coherence is measured against; a server may sample them.
+        unsteered = _sampled(
+            case,
+            reading,
+            stage,
+            "strengths",
+            prompts * study.coherence_samples,
+            direction=direction,
+            steered=False,
+        )
+        cost = _sum(cost, unsteered)
     return replace(cost, judged=tried)
 
 
@@ -283,13 +292,18 @@ def _sampled(
     split: str,
     samples: int,
     *,
+    direction: str = "away",
     steered: bool = True,
 ) -> StageCost:
     """Returns the cost of sampling completions of a split's prompts, without the work of
     another engine.
+
+    Args:
+      direction: that steers the model.
+      steered: the completions belong to a sweep that steers.
     """
     max_new, rows = case.study.sampling.max_new, case.runtime.batch_size
-    if not sampled_here(case, steered=steered):
+    if not sampled_here(case, direction, steered=steered):
         return StageCost(stage, samples=samples, tokens=samples * max_new)
     batches = -(-samples // rows)  # the last one is filled up
     return StageCost(

@@ -32,6 +32,8 @@ from sae_attr.study.case import Case
 from sae_attr.text.chat import Message
 from sae_attr.text.pairs import Prompt
 
+SERVED = "served"  # the ledgers of servers in the workdir
+
 
 def served_model(case: Case, direction: str) -> str:
     """Returns the server's name of the model that a direction steers; "" where it is
@@ -49,13 +51,13 @@ def declared_server(case: Case) -> dict[str, Any]:
     return {"server": server.identity}
 
 
-def sampled_here(case: Case, *, steered: bool) -> bool:
-    """Returns whether the model here samples a case's sweeps that steer, or its
-    completions for pairs.
+def sampled_here(case: Case, direction: str, *, steered: bool) -> bool:
+    """Returns whether the model here samples what a direction steers: the sweeps that
+    steer it, or its completions without steering.
     """
     if steered:
         return case.study.sweeps_by == "here"
-    return not served_model(case, "away")
+    return not served_model(case, direction)
 
 
 def from_server(
@@ -76,7 +78,7 @@ def server_sampler(
     key: jax.Array,
     sampling: Sampling,
     *,
-    patience: Patience | None = None,
+    endpoint: Endpoint | None = None,
 ) -> ServedSampler:
     """Returns what asks the server of a case for completions of one of its models.
 
@@ -84,7 +86,7 @@ def server_sampler(
       direction: that steers the model.
       split: of the prompts.
       key: typed random key of the sweep.
-      patience: None as the settings say.
+      endpoint: None as the settings say.
 
     Raises:
       ImportError: openai is not installed.
@@ -94,7 +96,7 @@ def server_sampler(
     prompts = case.prompts(split)
     messages = chats_of(prompts) if settings.api == "chat" else None
     return ServedSampler(
-        endpoint_of(case, patience or settings.patience),
+        endpoint or _endpoint(case),
         served_model(case, direction),
         case.prompt_ids(split),
         key,
@@ -107,7 +109,16 @@ def server_sampler(
     )
 
 
-def endpoint_of(case: Case, patience: Patience) -> Endpoint:
+def _endpoint(case: Case) -> Endpoint:
+    """Returns the server of a case, within the budget of the workdir."""
+    settings = case.settings.server
+    # Of all runs of the workdir, as for judges; process 0 alone asks, and writes.
+    ledger = case.runtime.workdir / SERVED / case.name
+    budget = CallBudget(settings.max_calls, settings.max_tokens, ledger=ledger)
+    return endpoint_of(case, settings.patience, budget)
+
+
+def endpoint_of(case: Case, patience: Patience, budget: CallBudget) -> Endpoint:
     """Returns the server of a case; its key comes from the environment, and is neither
     stored nor shown.
     """
@@ -118,7 +129,7 @@ def endpoint_of(case: Case, patience: Patience) -> Endpoint:
     create = client.completions.create
     if settings.api == "chat":
         create = client.chat.completions.create
-    return Endpoint(create, key, patience, CallBudget())
+    return Endpoint(create, key, patience, budget, verbatim=True)
 
 
 def chats_of(prompts: Sequence[Prompt]) -> dict[str, Sequence[Message]]:

@@ -37,7 +37,6 @@ from sae_attr.settings import (
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.case_study import NO_SETTINGS, study_settings
 from sae_attr.study.judges import KINDS
-from sae_attr.study.serving_settings import SampleServer
 from sae_attr.study.settings import (
     CaseSettings,
     IncoherenceBudget,
@@ -83,7 +82,6 @@ STUDIES = (
 for _study in STUDIES:
     ABSENT[_study, StudySettings] = {"cases"}
     ABSENT[_study, CaseSettings] = {"name"}
-    ABSENT[_study, SampleServer] = {"unanswered"}
 # Settings of an attribution are in two groups of a study.
 STUDY_ATTRIBUTION = {
     "attribution": ATTRIBUTION - {*case_study.SPEED},

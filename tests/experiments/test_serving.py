@@ -15,8 +15,11 @@ from ml_collections import ConfigDict
 
 from benchmarks.faults import contents
 from experiments import _dry_run, case_study
+from sae_attr.server.budget import CallBudget
+from sae_attr.steering.served import SamplesStopped
 from sae_attr.store import InputAwaited
 from sae_attr.study import model_files
+from sae_attr.study.sample_sources import SERVED
 from sae_attr.text.tokenizer import decode
 from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.experiments.test_case_study import config, run
@@ -68,8 +71,16 @@ def test_samples_for_pairs_come_from_a_server_without_loading_the_model(
         report = case_study.dry_run(made, epath.Path(tmp_path / "dry"), RATES)
         assert report.faults == []
         assert re.search(r"rude: served +ok +answered in", report.text())
+        assert not (tmp_path / "dry" / SERVED).exists()
+        made.cases.rude.server.max_calls = 2
+        with pytest.raises(
+            SamplesStopped, match=r"2 of 6.* budget of 2 calls is spent"
+        ):
+            run(made, tmp_path, until="pair")
+        made.cases.rude.server.max_calls = None
         run(made, tmp_path, until="pair")
         calls = server.calls
+        assert CallBudget(ledger=tmp_path / SERVED / "rude").calls == calls - 1
         # A server that moved is the same model.
         run(served(made, f"{server.url}/moved"), tmp_path, until="pair")
         assert server.calls == calls >= 6

@@ -30,7 +30,7 @@ from sae_attr.judge.openai_judge import OpenAIJudge
 from sae_attr.judge.rubric_files import load_rubric
 from sae_attr.server.budget import Spent
 from sae_attr.server.faults import Failed, retry_after
-from sae_attr.server.reply import hider
+from sae_attr.server.secret import hider
 from tests.judge._server import Answer, LoopbackServer, completion, serving
 
 if importlib.util.find_spec("openai") is None:
@@ -223,6 +223,8 @@ def test_temperature_and_seed_can_be_left_out_and_other_fields_put_in() -> None:
         graded(judge(server, asking=asking), items(1))
         with pytest.raises(ValueError, match="only seed, temperature can be left out"):
             judge(server, asking=Asking(omit=("model",)))
+        with pytest.raises(ValueError, match=r"judge\.extra holds messages, seed"):
+            judge(server, asking=Asking(extra={"seed": 1, "messages": [], "x": 1}))
     request = server.requests[0]
     assert not {"temperature", "seed", "max_tokens"} & set(request)
     assert request["reasoning_effort"] == "low"
@@ -478,7 +480,7 @@ KEY_ECHOES = {
     "400": Answer(
         400, {"error": {"message": "Authorization: Bearer secret-key is odd"}}
     ),
-    "401": Answer(401, {"error": {"message": "bad key secret-key"}}),
+    "401": Answer(401, {"error": {"message": "bad \x1b[31m key secret-key"}}),
     "500": Answer(500, {"error": {"message": f"{'x' * 290} secret-key"}}),
     "html": Answer(200, "<html>secret-key</html>", kind="text/html"),
     "other-json": Answer(200, {"headers": {"authorization": "Bearer secret-key"}}),
@@ -504,6 +506,7 @@ def test_the_key_is_nowhere_whatever_the_server_sends(
     output = capsys.readouterr()
     everything = f"{found} {error!r} {error and error.__cause__!r} {j.warnings} {j.served} {output} {caplog.text}"
     assert "secret-" not in everything + files.decode()
+    assert str(error).isprintable()
 
 
 FATAL = {
@@ -601,6 +604,17 @@ def test_retry_after_is_waited_for() -> None:
     assert (retry_after({"retry-after": "Wed, 21 Oct 2105 07:28:00 GMT"}) or 0) > 1e6
     assert retry_after({"retry-after": "soon"}) is None
     assert retry_after({}) is None
+
+
+def test_a_date_that_is_beyond_the_calendar_here_asks_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Etc/GMT-14")
+        time.tzset()
+        wait = retry_after({"retry-after": "Fri, 31 Dec 9999 23:59:59 -0000"})
+    time.tzset()
+    assert wait is None
 
 
 class Watched(threading.Event):

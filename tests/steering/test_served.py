@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -20,6 +23,8 @@ from sae_attr.steering.plan import UNSTEERED, Condition, Plan, row_seeds
 from sae_attr.steering.served import SamplesStopped, ServedSampler, served_batches
 from sae_attr.steering.sweep import sample_rows
 from sae_attr.store import Progress
+from sae_attr.study import cost
+from sae_attr.study.serving_settings import SampleServer
 from sae_attr.text.tokenizer import Tokenizer, encode
 from sae_attr.text.tokenizer_folder import load_tokenizer
 from tests.judge._server import Answer as Sent
@@ -51,16 +56,17 @@ def sampler(
     server: LoopbackServer,
     tokenizer: Tokenizer,
     patience: Patience = QUICK,
+    key: str = KEY,
     **more: Any,
 ) -> ServedSampler:
-    client = openai_client(Server(server.url, "m", api_key=KEY), patience)
+    client = openai_client(Server(server.url, "m", api_key=key), patience)
     create = client.completions.create
     if "messages" in more:
         create = client.chat.completions.create
-    endpoint = Endpoint(create, KEY, patience, CallBudget())
+    endpoint = Endpoint(create, key, patience, CallBudget(), verbatim=True)
     sampling = Sampling(max_new=20, top_p=0.9, stop_ids=(1, 3))
-    key = jax.random.key(5)
-    return ServedSampler(endpoint, "m", PROMPTS, key, sampling, tokenizer, **more)
+    seed = jax.random.key(5)
+    return ServedSampler(endpoint, "m", PROMPTS, seed, sampling, tokenizer, **more)
 
 
 def sent(text: str, finish: str = "stop", **fields: Any) -> Sent:
@@ -149,7 +155,8 @@ def test_an_answer_that_is_no_sample_ends_the_stage_and_chats_send_messages(
     with serving(rule) as server:
         ask = sampler(server, tokenizer)
         with pytest.raises(
-            SamplesStopped, match=r"gave 2 of 6 .*4 are left: 4 got none"
+            SamplesStopped,
+            match=r"gave 2 of 6 .*4 are left: 4 got .*4 rows of 2 prompts: '.', '.'\)",
         ):
             list(served_batches(ask, PLAN.rows))
         steered = PLAN.rows[0]._replace(condition=Condition.steered(7, 1.0))
@@ -166,6 +173,86 @@ def test_an_answer_that_is_no_sample_ends_the_stage_and_chats_send_messages(
         assert server.requests[0]["stop"] == ["\n"]
     assert sampled.ids == tuple(encode(tokenizer, "yes", add_bos=False)[0])
     assert not sampled.stopped
+
+
+@needs_openai
+@pytest.mark.parametrize("key", ["test", "sk-Ab/1", "none"])
+@pytest.mark.parametrize("by_ids", [False, True])
+def test_a_sample_is_kept_word_for_word_or_not_at_all(
+    tokenizer: Tokenizer, key: str, by_ids: bool
+) -> None:
+    texts = [key, base64.b64encode(key.encode()).decode()]
+    for text in texts:
+        ids, _ = encode(tokenizer, text, add_bos=False)
+        answer = sent("", token_ids=ids) if by_ids else sent(text)
+        with serving(lambda number, request, answer=answer: answer) as server:
+            ask = sampler(server, tokenizer, key=key)
+            if key == "none":  # what is sent where there is no key
+                ((sampled,),) = served_batches(ask, PLAN.rows[:1])
+                assert sampled.ids == tuple(ids)
+                continue
+            with pytest.raises(SamplesStopped, match="holds the server's key") as error:
+                list(served_batches(ask, PLAN.rows[:1]))
+        assert text not in str(error.value)
+
+
+def test_samples_are_taken_from_no_endpoint_that_rewrites_answers(
+    tokenizer: Tokenizer,
+) -> None:
+    endpoint = Endpoint(lambda: None, KEY, QUICK, CallBudget())
+    with pytest.raises(ValueError, match="verbatim=True"):
+        ServedSampler(endpoint, "m", PROMPTS, jax.random.key(5), Sampling(), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"extra": {"model": "x", "n": 2, "min_p": 0.1}}, "holds model, n, which"),
+        ({"extra": {"max_completion_tokens": 9}}, "holds max_completion_tokens"),
+        ({"extra": {"most": 9}, "token_field": "most"}, "holds most, which"),
+        ({"timeout": math.nan}, "timeout is nan; give seconds above 0"),
+        ({"longest_wait": math.inf}, "longest_wait is inf"),
+        ({"first_wait": 0.0}, "first_wait is 0"),
+        ({"failures": 0}, "failures is 0; give a number from 1"),
+        ({"retries": -1}, "retries is -1; give a number from 0"),
+        ({"concurrency": math.nan}, "concurrency is nan"),
+        ({"max_calls": -1}, "budget of -1 max_calls"),
+    ],
+)
+def test_settings_of_a_server_are_refused_with_their_names(
+    values: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        SampleServer(**values)
+
+
+def test_costs_count_what_each_direction_samples_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = SimpleNamespace(
+        strengths_by="samples",
+        strength_samples=2,
+        coherence_samples=3,
+        sampling=SimpleNamespace(max_new=10),
+        sweeps_by="here",
+    )
+    case: Any = SimpleNamespace(
+        name="a",
+        study=study,
+        files=SimpleNamespace(lm_aligned="aligned"),
+        settings=SimpleNamespace(server=SampleServer(model="m", base_url="http://x")),
+        runtime=SimpleNamespace(batch_size=4),
+        prompts=lambda split: ("p", "q"),
+    )
+    monkeypatch.setattr(cost, "measures_coherence", lambda case: True)
+    reading = cost.Reading(layers=1, above=1, widths={"strengths": 5})
+    steps = {}
+    for direction in ("away", "toward"):
+        of_direction = cost._strengths_cost(case, reading, direction, 5)
+        assert (of_direction.samples, of_direction.judged) == (26, 20)
+        steps[direction] = of_direction.steps
+    # The server has the model with the behaviour alone: 20 rows are 5 batches, 6 are 2.
+    assert steps == {"away": 50, "toward": 70}
 
 
 def test_ids_end_at_a_stop_token_and_at_the_limit(tokenizer: Tokenizer) -> None:

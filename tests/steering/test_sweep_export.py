@@ -95,6 +95,9 @@ def test_the_files_say_what_they_are_and_name_themselves_by_their_contents(
     assert export.of(PLAN.rows[1:]).digest != export.digest
     with pytest.raises(ValueError, match="mode clamp needs the SAE"):
         replace(export, mode="clamp")
+    with pytest.raises(ValueError, match=r"row '.*smaller strengths"):
+        write_export(replace(export, unit=3e38), epath.Path(tmp_path / "overflowing"))
+    assert not (tmp_path / "overflowing").exists()
 
 
 @pytest.mark.parametrize("gate", ["relu", "jumprelu", "gated"])
@@ -220,6 +223,22 @@ def test_what_does_not_fit_is_one_message_with_counts(
     with pytest.raises(ValueError, match=words) as error:
         read_completions(export, [file])
     assert "\n" not in str(error.value)
+
+
+def test_names_beside_a_sweep_are_shown_printable(
+    export: SweepExport, tmp_path: Path
+) -> None:
+    (tmp_path / "completions-\x1b[31m.jsonl").write_text("{}\n")
+    (tmp_path / "completions-2.jsonl").mkdir()
+    with pytest.raises(
+        ValueError, match=r"\\x1b\[31m.*\(first completions-2.jsonl\)"
+    ) as error:
+        read_completions(export, completion_files(epath.Path(tmp_path)))
+    assert str(error.value).isprintable()
+    (tmp_path / "completions-\x1b[31m.jsonl").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON") as error:
+        read_completions(export, completion_files(epath.Path(tmp_path)))
+    assert str(error.value).isprintable()
 
 
 def test_several_files_answer_one_sweep(export: SweepExport, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from sae_attr.files.tensors import is_float
-from sae_attr.files.text import check_pointer
+from sae_attr.files.text import check_pointer, printable
 from sae_attr.sae.formats.parts import LoadOptions
 from sae_attr.sae.formats.schema import WHOLE, brief, check_kinds
 from sae_attr.text.masks import Masks, masks_from
@@ -148,7 +148,7 @@ def escaped(text: str) -> str:
     """Returns a message in which the control characters that names in a file may hold
     are shown as Python writes them; line ends stay.
     """
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return "\n".join([printable(line) for line in text.split("\n")])
 
 
 _WEIGHTS = (

@@ -11,11 +11,12 @@ import jax
 
 from sae_attr.report.numbers import duration
 from sae_attr.report.safe_text import one_line
+from sae_attr.server.budget import CallBudget
 from sae_attr.steering.plan import SweepRow
 from sae_attr.steering.served import SamplesStopped, served_batches
 from sae_attr.study.case import Case
 from sae_attr.study.dry_run.judge_trial import Trial
-from sae_attr.study.sample_sources import served_model, server_sampler
+from sae_attr.study.sample_sources import endpoint_of, served_model, server_sampler
 
 _TOKENS = 8
 _SECONDS = 10.0
@@ -46,7 +47,13 @@ def _trial(case: Case, direction: str) -> Trial:
     start = time.perf_counter()
     try:
         sampler = server_sampler(
-            case, direction, "pairs", jax.random.key(0), sampling, patience=quick
+            case,
+            direction,
+            "pairs",
+            jax.random.key(0),
+            sampling,
+            # A trial is in no ledger: a dry run leaves no files.
+            endpoint=endpoint_of(case, quick, CallBudget()),
         )
         list(served_batches(sampler, [row]))
     except (ValueError, ImportError, SamplesStopped) as error:
