@@ -234,7 +234,7 @@ def test_an_unknown_tensor_is_listed(tmp_path: Path) -> None:
     file.write_bytes(data.replace(b"blk.1.attn_q.weight", b"blk.1.attn_\x1b.weight"))
     with pytest.raises(ValueError, match="missing") as caught:
         load_lm(str(file), progress=False)
-    assert r"+ 'blk.1.attn_\x1b.weight'" in str(caught.value)
+    assert r"+ blk.1.attn_\x1b.weight (un" in str(caught.value)
 
 
 # ---- several files ---------------------------------------------------------------------
