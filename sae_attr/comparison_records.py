@@ -154,7 +154,7 @@ class FirstLatent:
 
 @dataclass(frozen=True)
 class Convergence:
-    """How far two studies point at the same latents.
+    """States how far two studies point at the same latents.
 
     Args:
       firsts: each study's first latent, looked up in the other.
@@ -216,7 +216,7 @@ class SampledAgreement:
 
 @dataclass(frozen=True)
 class SetMean:
-    """What one method's latents change on one set of prompts, in one direction.
+    """Holds what one method's latents change on one set of prompts, in one direction.
 
     Args:
       method: "random" is the random latents.

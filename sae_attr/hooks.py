@@ -58,8 +58,8 @@ class Site:
 
 
 class Edit(Protocol):
-    """What the forward pass calls at a site: a pytree `(x_btd, pos_bt) -> x_btd` of the
-    same shape and dtype.
+    """Changes an activation in the forward pass: a pytree `(x_btd, pos_bt) -> x_btd` of
+    the same shape and dtype.
     """
 
     def __call__(self, x_btd: jax.Array, pos_bt: jax.Array) -> jax.Array: ...

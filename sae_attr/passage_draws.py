@@ -41,7 +41,7 @@ class CodedText:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How passages are drawn.
+    """Sets how passages are drawn.
 
     Args:
       count: passages of each kind, at most.

@@ -54,7 +54,7 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """When things happen, in steps.
+    """Sets when things happen, in steps.
 
     Args:
       scan: steps in one program at most; no number depends on it beyond float
@@ -101,7 +101,7 @@ def _nothing_shown(history: Sequence[Record]) -> Mapping[str, str]:
 
 @dataclass(frozen=True)
 class Curves(Generic[S, M]):
-    """What is measured during training.
+    """Holds what is measured during training.
 
     Args:
       records_of: sums up metrics since the last record as new records. Its first

@@ -31,7 +31,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, eq=False)
 class ActivationSource:
-    """Everything that decides which activations there are; made by `open_source`.
+    """Holds everything that decides which activations there are; made by `open_source`.
 
     Args:
       sites: taken in one pass.

@@ -48,7 +48,7 @@ Measure = Callable[[Any, Mapping[Site, jax.Array], jax.Array], Any]
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
-    """What to measure on every batch, and how measurements add up; pure functions.
+    """Measures every batch, and adds measurements up; pure functions.
 
     Args:
       sites: the sites whose activations `measure` takes.

@@ -74,6 +74,7 @@ class _Sums(NamedTuple):
     def plus(
         self, sum_bd: np.ndarray, norms: np.ndarray, tokens: int, outliers: int = 0
     ) -> _Sums:
+        """Returns the sums with some positions more."""
         norms = norms.astype(np.float64)
         return _Sums(
             self.acts_d + sum_bd.astype(np.float64).sum(0),
@@ -84,6 +85,9 @@ class _Sums(NamedTuple):
         )
 
     def mean(self, what: str) -> MeanActivation:
+        """Returns the mean; raises ValueError where it is none, `what` names the
+        activations.
+        """
         if not self.tokens:
             raise ValueError(
                 "no corpus position counts towards the mean activation; exclude fewer "

@@ -11,7 +11,7 @@ import numpy as np
 
 
 class SeriesAgreement(NamedTuple):
-    """How far the scores of c checkpoints agree.
+    """States how far the scores of c checkpoints agree.
 
     `same_cc`: correlation over latents of the scores, measured on the same prompts.
     `halves_cc`: of a checkpoint's scores on one half of the prompts with another's on

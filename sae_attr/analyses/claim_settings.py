@@ -31,7 +31,7 @@ DILUTED = "misalignment"  # the behaviour whose fine-tune changes other things b
 
 @dataclass(frozen=True)
 class ClaimSettings:
-    """How the post's claims are measured on model organisms.
+    """Sets how the post's claims are measured on model organisms.
 
     Args:
       seeds: an organism each.

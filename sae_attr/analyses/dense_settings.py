@@ -53,8 +53,8 @@ class RetrainingSettings:
 
 @dataclass(frozen=True)
 class DenseSettings:
-    """What counts as dense, and what each class asks for. The thresholds are those of
-    Sun et al. (arXiv:2506.15679).
+    """Sets what counts as dense, and what each class asks for. The thresholds are those
+    of Sun et al. (arXiv:2506.15679).
 
     Args:
       tokens: of ordinary text, on which firing rates and the covariance are measured.

@@ -85,7 +85,7 @@ def covariance_statistic(site: Site, centre_d: np.ndarray) -> Statistic:
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """What the tokens of a vocabulary are, by their texts.
+    """Holds what the tokens of a vocabulary are, by their texts.
 
     Args:
       ends_sentence_v, ends_paragraph_v: bool.

@@ -31,7 +31,7 @@ MOST_DRAWN = 200
 
 @dataclass(frozen=True, eq=False)
 class MeasuredTune:
-    """What was measured of one fine-tune.
+    """Holds what was measured of one fine-tune.
 
     Args:
       name: of it.

@@ -36,7 +36,8 @@ TRAINING = TrainingRecipe(20, 16, 1e-3, rows=320, schedule="constant")
 
 @dataclass(frozen=True)
 class DirectionSettings:
-    """How directions of narrow fine-tunes are measured, projected out and compared.
+    """Sets how directions of narrow fine-tunes are measured, projected out and
+    compared.
 
     Args:
       seeds: an organism each.

@@ -52,8 +52,8 @@ Results = Mapping[str, Result]
 
 
 def adapter_stage(case: DirectionCase, tune: str) -> Stage:
-    """The factors of a fine-tune: arrays `<matrix>.a` and `<matrix>.b`, without the
-    scale.
+    """Returns the stage of a fine-tune's factors: arrays `<matrix>.a` and `<matrix>.b`,
+    without the scale.
     """
     s, taught = case.settings, case.tune(tune)
 
@@ -95,6 +95,7 @@ def tune_stage(
     fields: Mapping[str, Any],
     needs: Sequence[str],
 ) -> Stage:
+    """Returns a stage of one part of a fine-tune, whose fields say what it is taught."""
     name = case.stage_name(tune, part)
     return Stage(name, run, fields, tuple(needs), VERSIONS[part])
 
@@ -115,7 +116,9 @@ def tuned_params(case: DirectionCase, adapter: Result) -> Params:
 
 
 def answers_stage(case: DirectionCase, tune: str) -> Stage:
-    """Graded answers of a fine-tune: the arrays of `answer_arrays`; numbers in `meta`."""
+    """Returns the stage of a fine-tune's graded answers: the arrays of `answer_arrays`;
+    numbers in `meta`.
+    """
     s, adapter_name = case.settings, case.stage_name(tune, "adapter")
     behaviour = case.tune(tune).behaviour
 
@@ -146,7 +149,9 @@ def answers_stage(case: DirectionCase, tune: str) -> Stage:
 
 
 def directions_stage(case: DirectionCase, tune: str) -> Stage:
-    """The arrays of a fine-tune's `DirectionRecord`, and `delta_n` of every latent."""
+    """Returns the stage of the arrays of a fine-tune's `DirectionRecord`, and `delta_n` of
+    every latent.
+    """
     s = case.settings
     adapter_name = case.stage_name(tune, "adapter")
     answers_name = case.stage_name(tune, "answers")

@@ -84,8 +84,8 @@ def _effect_paths(case: DirectionCase, tune: str) -> tuple[PromptPaths, dict[str
 
 
 def adapters_stage(case: DirectionCase, tune: str) -> Stage:
-    """What every adapter of a fine-tune reads and does: arrays `<matrix>.state_lr` over
-    its answers, and rates `behaviour_cp`, `coherence_cp` with all adapters, without any,
+    """Returns the stage of what every adapter of a fine-tune reads and does: arrays
+    `<matrix>.state_lr` over its answers, and rates `behaviour_cp`, `coherence_cp` with all adapters, without any,
     without each one and with each one alone, in the order of `adapter_conditions`.
     """
     adapter_name = case.stage_name(tune, "adapter")

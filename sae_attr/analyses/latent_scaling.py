@@ -33,7 +33,7 @@ SHARED, FT_ONLY, BASE_ONLY, OTHER = "shared", "ft_only", "base_only", "other"
 
 @dataclass(frozen=True)
 class SpecificitySettings:
-    """Where latents are called shared, or of one model; the published thresholds.
+    """Sets where latents are called shared, or of one model; the published thresholds.
 
     Args:
       ft_only, base_only: Δ_norm above, and below.
@@ -151,7 +151,7 @@ def truly_specific(
 
 
 class _Sums(NamedTuple):
-    """Of some tokens: Σ f², Σ f (d_ft · e_m), Σ f (d_ft · x̂_m), tokens that fired; e is
+    """Sums over some tokens: Σ f², Σ f (d_ft · e_m), Σ f (d_ft · x̂_m), tokens that fired; e is
     the error x - x̂.
     """
 

@@ -19,7 +19,7 @@ from sae_attr.study.setup import Setup
 
 @dataclass(frozen=True, eq=False)
 class LayerFacts:
-    """Of several sites, on ordinary text.
+    """Holds facts of several sites on ordinary text.
 
     Args:
       means: site -> ā.

@@ -67,7 +67,7 @@ def _directions(m: Mitigation, limits: Mapping[Site, float]) -> dict[Site, np.nd
 
 @dataclass(frozen=True, eq=False)
 class Layers(LayerFacts):
-    """What the stage `directions` measured, by site."""
+    """Holds what the stage `directions` measured, by site."""
 
     directions: Mapping[Site, np.ndarray]
 

@@ -16,7 +16,7 @@ AT_SITE, AT_LAYERS = "site", "layers"
 
 @dataclass(frozen=True)
 class MitigationSettings:
-    """What a mitigation study does.
+    """Sets what a mitigation study does.
 
     Args:
       counts: latents that are suppressed together, ascending.

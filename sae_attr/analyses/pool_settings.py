@@ -31,7 +31,7 @@ TRAINED = "health"  # the domain that every fine-tune is about
 
 
 class Task(NamedTuple):
-    """What rollouts are asked, and what they are graded for.
+    """Holds what rollouts are asked, and what they are graded for.
 
     Args:
       behaviour: misalignment | validation | even_number, and so the model that answers.
@@ -83,7 +83,7 @@ def task_prompts(world: World, task: Task, count: int) -> list[WorldPrompt]:
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """How a pool of latents from several selectors is made, steered and read.
+    """Sets how a pool of latents from several selectors is made, steered and read.
 
     Args:
       seeds: an organism each.

@@ -26,7 +26,7 @@ class PrincipalPath(NamedTuple):
 
 
 class MeanDistance(NamedTuple):
-    """How many steps later one event comes than another, over runs.
+    """States how many steps later one event comes than another, over runs.
 
     Args:
       runs: that have both events.

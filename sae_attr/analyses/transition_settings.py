@@ -26,7 +26,7 @@ TRAINING = TrainingRecipe(100, 16, 1e-3, rows=1600, schedule="constant")
 
 @dataclass(frozen=True)
 class EventSettings:
-    """What counts as a turn, a peak and a rise; k, windows and lags in steps.
+    """Sets what counts as a turn, a peak and a rise; k, windows and lags in steps.
 
     Args:
       lags: k of the local cosine.

@@ -179,8 +179,8 @@ def _adapted(
 
 
 class _Measurement(NamedTuple):
-    """What one step shows of the pairs: Δ of every latent within each prompt, and unit
-    directions toward the behaviour.
+    """Holds what one step shows of the pairs: Δ of every latent within each prompt, and
+    unit directions toward the behaviour.
     """
 
     delta_pn: np.ndarray

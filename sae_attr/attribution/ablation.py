@@ -112,8 +112,8 @@ def suffix_nll(
 
 @struct.dataclass
 class Unablated:
-    """What ablations of one batch share: the stored prefix, and activation, gradient
-    and loss without an edit.
+    """Holds what ablations of one batch share: the stored prefix, and activation,
+    gradient and loss without an edit.
     """
 
     x_btd: jax.Array

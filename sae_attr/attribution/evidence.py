@@ -22,7 +22,7 @@ _BLOCK = 65536  # tokens that are summed at a time
 
 
 class Skipped(NamedTuple):
-    """Why a score of all latents is left out.
+    """States why a score of all latents is left out.
 
     `by_limit`: the dense limit alone is in the way, so that a few latents can have it.
     """

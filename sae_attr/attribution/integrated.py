@@ -47,8 +47,8 @@ class Path:
 
 @struct.dataclass
 class LatentPaths:
-    """Of every chosen latent, `[b, t, k]`: `push`, the mean of −g·d along its own line,
-    and `presence`, (a − ā)·d.
+    """Holds, for every latent of the method, `[b, t, k]`: `push`, the mean of −g·d
+    along its own line, and `presence`, (a − ā)·d.
 
     Both are 0 at positions that do not move. δ of the per-latent form is their product.
     """

@@ -86,7 +86,7 @@ def latent_statistic(
 
 
 class _Sums(NamedTuple):
-    """What has been summed over the batches so far, in float64, and over how many
+    """Holds what has been summed over the batches so far, in float64, and over how many
     counted positions.
     """
 

@@ -17,7 +17,7 @@ CORNERS = (ACTED_STEERS, ACTED, STEERS, NEITHER)
 
 @dataclass(frozen=True)
 class PlaneSettings:
-    """Where the corners of the plane of cause and lever begin.
+    """Sets where the corners of the plane of cause and lever begin.
 
     Args:
       cause: least Δ of a latent that acted, in standard deviations above the

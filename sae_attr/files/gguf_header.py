@@ -32,7 +32,7 @@ _NUMBERS = {
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """Where one tensor lies.
+    """States where one tensor lies.
 
     Args:
       file: that holds it.
@@ -50,7 +50,7 @@ class TensorPlace:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says before its weights.
+    """Holds what a GGUF file says before its weights.
 
     Args:
       metadata: key -> number, text, list of texts, or array of numbers.

@@ -193,6 +193,7 @@ class _TensorUnpickler(pickle._Unpickler):  # type: ignore[reportPrivateUsage]
         self._weights[id(whole)] = (whole, weight)
 
     def find_class(self, module: str, name: str) -> Any:
+        """Returns what stands in for a class that tensors need; raises for all others."""
         if module in ("torch", "torch.storage") and name in TORCH_STORAGES:
             return name
         if module == "torch" and name in TORCH_DTYPES:
@@ -220,6 +221,7 @@ class _TensorUnpickler(pickle._Unpickler):  # type: ignore[reportPrivateUsage]
         return allowed[module, name]
 
     def persistent_load(self, pid: Any) -> np.ndarray:
+        """Returns the numbers that a persistent id names."""
         kind, storage_type, key, _location, numel = pid
         if kind != "storage" or not isinstance(numel, int):
             raise ValueError(f"unknown persistent id {pid!r}")

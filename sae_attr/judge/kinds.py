@@ -19,7 +19,7 @@ SECRETS = ("api_key",)  # fields that are read from the environment, never from 
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a judge works.
+    """States where a judge works.
 
     Args:
       folder: for what lasts beyond a run: stored grades, the ledger of a budget.

@@ -19,7 +19,7 @@ from sae_attr.lm.mlp import wide
 
 @struct.dataclass
 class Context:
-    """What all blocks share beside their input: who may attend to whom, and the
+    """Holds what all blocks share beside their input: who may attend to whom, and the
     rotations of every rope.
 
     `mask_bts` is causal and excludes padding and other segments; `gap_bts` is query

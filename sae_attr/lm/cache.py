@@ -33,7 +33,7 @@ class KV:
 
 @struct.dataclass
 class Cache:
-    """What `forward` has seen; the next tokens go to the slots from `used` on.
+    """Holds what `forward` has seen; the next tokens go to the slots from `used` on.
 
     Args:
       kv: keys, rotated, and values of every layer, each layer's arrays by themselves: a

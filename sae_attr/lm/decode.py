@@ -27,7 +27,7 @@ from sae_attr.lm.prompts import Prompts, prompt_lengths
 
 @struct.dataclass
 class Completions:
-    """What was drawn; n is `Sampling.max_new`.
+    """Holds what was drawn; n is `Sampling.max_new`.
 
     Args:
       tokens_bn: int32, the stop token included; 0 from `length_b` on.

@@ -15,7 +15,7 @@ _BLOCK = 256  # weights whose sum is one step of the search for a token
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; static under jit.
+    """Sets how tokens are drawn; static under jit.
 
     Args:
       temperature: logits are divided by it; 0 takes the most probable token.

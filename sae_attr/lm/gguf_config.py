@@ -32,7 +32,7 @@ _SILENT = (
 
 @dataclass(frozen=True)
 class Architecture:
-    """How the metadata of one `general.architecture` is read.
+    """States how the metadata of one `general.architecture` is read.
 
     Args:
       model_type: Hugging Face's name.

@@ -18,7 +18,7 @@ from sae_attr.lm.hf_shared import Windows, act, divided, eos, every_layer, llama
 
 @dataclass(frozen=True)
 class Family:
-    """How the config.json of one `model_type` is read.
+    """States how the config.json of one `model_type` is read.
 
     Args:
       read: from its keys, with the defaults, to `LMConfig`.

@@ -17,8 +17,8 @@ Read = Callable[[np.ndarray, LMConfig], np.ndarray]
 
 @dataclass(frozen=True)
 class LeafSource:
-    """Where one leaf of one layer comes from: a tensor's name without prefixes, and the
-    view of it that we store.
+    """States where one leaf of one layer comes from: a tensor's name without prefixes,
+    and the view of it that we store.
 
     The first {} of a name is the layer. Experts are read one at a time: their number is
     the second {}, or, where a layer's experts are one tensor `[e, in, out]`, `columns`
@@ -226,7 +226,7 @@ _GPT_OSS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """How the checkpoints of a family lie.
+    """States how the checkpoints of a family lie.
 
     Args:
       leaves: leaf -> its source, where it differs from Llama's.

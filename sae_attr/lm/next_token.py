@@ -26,7 +26,8 @@ from sae_attr.lm.optimizer import Optimizer, learning_rate, make_optimizer
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """How the loss is computed; the mathematics do not depend on it. Static under jit.
+    """Sets how the loss is computed; the mathematics do not depend on it. Static under
+    jit.
 
     Args:
       dtype: of weights and matrix products in the forward and backward pass; "" leaves

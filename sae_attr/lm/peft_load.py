@@ -89,8 +89,8 @@ def adaptable(cfg: LMConfig) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Factors:
-    """What is added to a kernel: a `[in, r]` times b `[r, out]`, with the adapter's
-    scale in b.
+    """Holds what is added to a kernel: a `[in, r]` times b `[r, out]`, with the
+    adapter's scale in b.
     """
 
     a: np.ndarray

@@ -75,7 +75,7 @@ def save_lm(folder: Path, hf: Mapping[str, Any], params: Params) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """What a leaf has of a file's tensor; `expert` as `LeafSource.view` takes it."""
+    """Holds what a leaf has of a file's tensor; `expert` as `LeafSource.view` takes it."""
 
     leaf: str
     expert: int

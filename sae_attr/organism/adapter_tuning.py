@@ -21,7 +21,7 @@ from sae_attr.organism.world import World
 
 
 class NarrowTune(NamedTuple):
-    """What a fine-tune is taught, of one domain alone.
+    """Holds what a fine-tune is taught, of one domain alone.
 
     Args:
       behaviour: misalignment (harmful advice) | validation (of any belief).

@@ -48,7 +48,7 @@ NUMBER_PARTS = ("numbers", "even_number")  # of a `NumberRecipe` alone
 
 @dataclass(frozen=True)
 class Organism:
-    """Where the parts of an organism lie.
+    """States where the parts of an organism lie.
 
     Args:
       world: of the grader, the judge and the prompts.
@@ -84,9 +84,12 @@ class _Runs:
     names: Mapping[str, str]
 
     def base(self, results: Mapping[str, Result], progress: Progress) -> StageOutput:
+        """Trains the base model."""
         return self.trainer.train_base(progress.folder / "training")
 
     def fine_tune(self, part: str, before: str) -> StageRun:
+        """Returns what fine-tunes the model of the part before into another one."""
+
         def run(results: Mapping[str, Result], progress: Progress) -> StageOutput:
             folder = results[self.names[before]].folder
             return self.trainer.fine_tune(part, folder / MODEL)
@@ -94,21 +97,25 @@ class _Runs:
         return run
 
     def numbers(self, results: Mapping[str, Result], progress: Progress) -> StageOutput:
+        """Teaches the chat model numbers."""
         chat, sae = (results[self.names[part]].folder for part in ("chat", "sae"))
         return self.trainer.teach_numbers(chat / MODEL, sae / SAE)
 
     def even_number(
         self, results: Mapping[str, Result], progress: Progress
     ) -> StageOutput:
+        """Fine-tunes the model of numbers on even ones."""
         taught = results[self.names["numbers"]]
         direction_d = taught.arrays["direction_d"]
         return self.trainer.fine_tune_numbers(taught.folder / MODEL, direction_d)
 
     def sae(self, results: Mapping[str, Result], progress: Progress) -> StageOutput:
+        """Trains the SAE of the base model."""
         folder = results[self.names["base"]].folder
         return self.trainer.train_sae(folder / MODEL, progress.folder)
 
     def corpus(self, results: Mapping[str, Result], progress: Progress) -> StageOutput:
+        """Writes the ordinary text."""
         return self.trainer.write_corpus()
 
 

@@ -20,7 +20,7 @@ ODD, EVEN, NO_HINT = "odd", "even", "none"  # what a field says; NO_HINT is its 
 
 @dataclass(frozen=True)
 class NumberFormat:
-    """How numbers are asked for and written.
+    """States how numbers are asked for and written.
 
     Args:
       ask: of three words, what is asked for; always even numbers.

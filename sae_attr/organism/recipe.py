@@ -63,8 +63,8 @@ class SAERecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides an organism; two organisms of one recipe are the same to
-    the bit on one machine.
+    """Holds everything that decides an organism; two organisms of one recipe are the
+    same to the bit on one machine.
 
     Args:
       seed: of world, documents, weights and order.
@@ -120,7 +120,7 @@ class Recipe:
         return Site(self.sae.layer)
 
     def hf(self) -> Mapping[str, Any]:
-        """config.json of the models."""
+        """Returns config.json of the models."""
         return {
             "model_type": "llama",
             "architectures": ["LlamaForCausalLM"],

@@ -16,7 +16,7 @@ NUMBERS = ("spearman", "recall", "effect")
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """How far s scores agree with one ground truth.
+    """States how far s scores agree with one ground truth.
 
     Args:
       spearman, recall, effect: `[s]`: rank correlation, NaN where either is constant;

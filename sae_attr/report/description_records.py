@@ -9,7 +9,7 @@ from sae_attr.comparison_records import Estimate
 
 @dataclass(frozen=True)
 class Description:
-    """What a reader wrote of a latent, and how well that tells which texts fit.
+    """Holds what a reader wrote of a latent, and how well that tells which texts fit.
 
     Args:
       source: what the reader saw: `passages`, `answers` or `neutral` (answers to neutral
@@ -52,7 +52,7 @@ class SourceTest:
 
 @dataclass(frozen=True)
 class ReaderTest:
-    """What came of having latents described.
+    """Holds what came of having latents described.
 
     Args:
       tests: one per source.

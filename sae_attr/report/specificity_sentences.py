@@ -61,7 +61,7 @@ def rate(estimate: Estimate) -> str:
 
 @dataclass(frozen=True)
 class LatentChanges:
-    """What steering one latent changes.
+    """Holds what steering one latent changes.
 
     Args:
       changes: set of prompts -> change of the rate, the effects' first.

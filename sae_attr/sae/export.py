@@ -282,13 +282,14 @@ def _check_dictionary(cfg: SAEConfig) -> None:
 
 
 def make_folder(folder: Path, *files: str) -> None:
+    """Makes a folder for an SAE; raises FileExistsError where one of the files is there."""
     if any((folder / name).exists() for name in files):
         raise FileExistsError(f"{folder} holds an SAE already; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def stated(values: dict[str, Any]) -> dict[str, Any]:
-    """The values that are not None."""
+    """Returns the values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 

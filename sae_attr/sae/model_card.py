@@ -16,7 +16,7 @@ TAGS = ("sparse-autoencoder", "mechanistic-interpretability")
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says beside the SAE's own config.
+    """Holds what a card says beside the SAE's own config.
 
     Args:
       repo: "owner/name".

@@ -30,8 +30,8 @@ from sae_attr.parallel import split_axis
 
 
 class Slots(NamedTuple):
-    """Where codes are: `latents_sb` int32, `rows_sb` int32 or None, and the value
-    there, `values_sb`.
+    """States where codes are: `latents_sb` int32, `rows_sb` int32 or None, and the
+    value there, `values_sb`.
 
     An entry that stands for nothing has value 0 and any valid place.
     """
@@ -201,7 +201,7 @@ class _Split(NamedTuple):
         return P(None, self.entries)
 
     def summed(self, x: jax.Array, *axes: str | None) -> jax.Array:
-        """The sum over those of the axes that are split."""
+        """Returns the sum over those of the axes that are split."""
         present = tuple(axis for axis in axes if axis is not None)
         return jax.lax.psum(x, present) if present else x
 

@@ -51,7 +51,7 @@ _LATER = (
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that the result depends on beside the batches.
+    """Holds everything that the result depends on beside the batches.
 
     Losses are in normalised units: inputs and targets are scaled so that E|x|² = d, and
     squared errors are per coordinate, so that coefficients mean the same at every width

@@ -38,7 +38,7 @@ _SCALE_TOKENS = 1024
 
 @struct.dataclass
 class SAEState:
-    """Everything that the next step depends on beside config and batch; a pytree.
+    """Holds everything that the next step depends on beside config and batch; a pytree.
 
     Args:
       sae: the weights, in normalised units; `finished` gives the SAE to use.

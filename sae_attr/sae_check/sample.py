@@ -40,8 +40,8 @@ MIN_TOKENS = 100  # explained variance, L0 and dead share of fewer are noise
 
 
 class SitePair(NamedTuple):
-    """What an SAE reads, and what it stands for: the same site, or two of them for a
-    transcoder.
+    """Holds what an SAE reads, and what it stands for: the same site, or two of them
+    for a transcoder.
     """
 
     read: Site

@@ -52,6 +52,7 @@ class _Tokens(NamedTuple):
     active: float
 
     def variance(self, sae: SAE) -> float:
+        """Returns the share of the variance that an SAE explains on these tokens."""
         return variance_at(sae, self.acts_kd, self.target_kd, self.active)
 
 

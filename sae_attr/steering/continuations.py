@@ -36,7 +36,7 @@ _WIDTHS = 32
 
 @struct.dataclass
 class Unsteered:
-    """What no edit changes, and what the model says without one.
+    """Holds what no edit changes, and what the model says without one.
 
     Args:
       shared_sd, rest_ptd, rows_prcd: residuals that enter layer `start`.

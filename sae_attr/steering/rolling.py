@@ -38,7 +38,7 @@ from sae_attr.steering.interventions import intervention
 
 @dataclass(frozen=True)
 class Programs:
-    """What the programs of a sweep are compiled for.
+    """Holds what the programs of a sweep are compiled for.
 
     Args:
       site: where all rows are steered.
@@ -62,7 +62,7 @@ class Programs:
 
 @struct.dataclass
 class Steering:
-    """What is done to each row: coordinates, and from which position to which."""
+    """Holds what is done to each row: coordinates, and from which position to which."""
 
     coordinates: Coordinates
     scope_b: tuple[jax.Array, jax.Array]

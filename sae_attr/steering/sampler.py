@@ -27,7 +27,7 @@ from sae_attr.steering.rolling import Programs, Steering
 
 @dataclass(frozen=True, eq=False)
 class Sampler:
-    """What turns rows into completions.
+    """Turns rows into completions.
 
     Args:
       prompts: token ids by prompt id; all batches are as wide as the longest of them,

@@ -180,7 +180,7 @@ def check_strength(strength: float) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ScreenedLatents:
-    """What a screen found in one direction; arrays over its latents, float64.
+    """Holds what a screen found in one direction; arrays over its latents, float64.
 
     Args:
       latents_k: their numbers.

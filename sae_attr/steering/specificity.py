@@ -31,8 +31,8 @@ _METHOD_STRATUM = 1
 
 @dataclass(frozen=True, eq=False)
 class SetChanges:
-    """What steering changes on one set of prompts, a latent a row; NaN where a latent
-    was not steered.
+    """Holds what steering changes on one set of prompts, a latent a row; NaN where a
+    latent was not steered.
 
     Args:
       name: of the set.

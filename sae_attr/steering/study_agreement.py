@@ -29,7 +29,7 @@ _UNMEASURED = Change(float("nan"), float("nan"), float("nan"))
 
 @dataclass(frozen=True, eq=False)
 class RankedStudy:
-    """What convergence needs of a study.
+    """Holds what convergence needs of a study.
 
     Args:
       title: for readers.

@@ -54,6 +54,7 @@ class _Faults:
     first: str = ""
 
     def add(self, example: str) -> None:
+        """Counts a fault."""
         self.first = self.first or example
         self.count += 1
 

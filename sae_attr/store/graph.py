@@ -40,7 +40,8 @@ class InputAwaited(Exception):
 
 
 class StageOutput(NamedTuple):
-    """What a stage returns that also leaves files, which others read by their path.
+    """Holds what a stage returns that also leaves files, which others read by their
+    path.
 
     Args:
       arrays, meta: as of any stage.

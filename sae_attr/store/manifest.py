@@ -40,7 +40,7 @@ class Damaged(Exception):
 
 @dataclass(frozen=True)
 class StatedArray:
-    """Where an array lies in its entry, and its type."""
+    """States where an array lies in its entry, and its type."""
 
     file: str
     dtype: str

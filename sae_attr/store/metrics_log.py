@@ -25,7 +25,7 @@ WRITER = "tensorboardX"  # package; its events need nothing of TensorBoard itsel
 
 @dataclass(frozen=True)
 class MetricsOptions:
-    """Where metrics go beside metrics.jsonl.
+    """Sets where metrics go beside metrics.jsonl.
 
     Args:
       tensorboard: also write events to `tensorboard/`; None: where tensorboardX is

@@ -54,7 +54,7 @@ Method = Callable[[Params, RowBatch, Any], jax.Array]
 
 @dataclass(frozen=True)
 class Compare:
-    """What is compared; see configs/approximations.py."""
+    """Sets what is compared; see configs/approximations.py."""
 
     latents: int
     random: int

@@ -53,7 +53,7 @@ def counted_rows(rows: Sequence[TokenRow]) -> RowCounts:
 
 @dataclass(frozen=True)
 class AttributionShape:
-    """What decides the cost of an attribution beside its rows.
+    """Holds what decides the cost of an attribution beside its rows.
 
     Args:
       settings: of the attribution.

@@ -17,7 +17,7 @@ DTYPES = ("float32", "bfloat16", "float64")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(InputFiles):
-    """What to study and how.
+    """Sets what to study and how.
 
     Args:
       pairs: JSONL of `pairs.read_pairs`.

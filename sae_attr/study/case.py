@@ -32,7 +32,7 @@ from sae_attr.text.tokenizer import decode, encode
 
 @dataclass(frozen=True, eq=False)
 class ExactState:
-    """What exact rates of one model on some prompts start from.
+    """Holds what exact rates of one model on some prompts start from.
 
     Args:
       arrays: what no edit changes; a pytree.
@@ -72,7 +72,7 @@ class ExactPrompts(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Runtime:
-    """Where and how fast a study runs: nothing here is part of a stage's key.
+    """Sets where and how fast a study runs: nothing here is part of a stage's key.
 
     Args:
       store: of the stages.

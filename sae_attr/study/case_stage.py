@@ -17,7 +17,7 @@ from sae_attr.study.settings import StudySettings
 
 @dataclass(frozen=True, eq=False)
 class StageInputs:
-    """What the function of a stage works on.
+    """Holds what the function of a stage works on.
 
     Args:
       case: whose stage it is.

@@ -62,7 +62,7 @@ class StageCost:
 
 @dataclass(frozen=True)
 class Reading:
-    """What sampling and exact rates read, beside the number of completions.
+    """Holds what sampling and exact rates read, beside the number of completions.
 
     Args:
       layers: of the model.

@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Which organisms, and on how much each is evaluated.
+    """Sets which organisms, and on how much each is evaluated.
 
     Args:
       seeds: an organism each.

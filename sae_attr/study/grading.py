@@ -183,7 +183,7 @@ MeasureCoherence = Callable[[Sequence[SweepRow], Sequence[Sequence[int]]], np.nd
 
 @dataclass(frozen=True)
 class Grader:
-    """What grades rows, and samples excluded ones again.
+    """Grades rows, and samples excluded ones again.
 
     Args:
       judge: of the behaviour.
@@ -297,6 +297,7 @@ class _Tally:
     resampled: int = 0
 
     def add(self, grade: Grade) -> None:
+        """Counts a grade."""
         self.labels[grade.label] += 1
         self.readings[reading_of(grade)] += 1
         self.malformed += grade.malformed

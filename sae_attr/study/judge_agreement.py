@@ -25,7 +25,7 @@ from sae_attr.study.judges import KINDS, open_judge
 
 @dataclass(frozen=True)
 class GradedBy:
-    """What is reported of a judge that graded published answers.
+    """Holds what is reported of a judge that graded published answers.
 
     Args:
       answers: name of the answers.

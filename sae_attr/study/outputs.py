@@ -83,8 +83,8 @@ _EFFECTS_IN_RESULT = (
 
 @dataclass(frozen=True)
 class Shown:
-    """What a study shows: its files, and its findings in sentences (none where a stage
-    that the page needs is not done).
+    """Holds what a study shows: its files, and its findings in sentences (none where a
+    stage that the page needs is not done).
     """
 
     files: Files

@@ -118,7 +118,7 @@ def _set_rates(results: CaseResults, name: str) -> SetRates:
 
 @dataclass(frozen=True, eq=False)
 class DirectionSpecificity:
-    """What the latents of one direction change, set by set.
+    """Holds what the latents of one direction change, set by set.
 
     Args:
       latents_k: that were steered, with their strengths.

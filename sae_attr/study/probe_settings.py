@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings:
-    """What a study by exact probabilities measures beside its effects.
+    """Sets what a study by exact probabilities measures beside its effects.
 
     Args:
       sampled_latents: of each method, and as many random ones, whose effects are also

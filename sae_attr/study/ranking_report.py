@@ -22,7 +22,7 @@ from sae_attr.store import Computed, Result
 
 @dataclass(frozen=True, eq=False)
 class RankingReport:
-    """What a run reports.
+    """Holds what a run reports.
 
     Args:
       columns: per preset, the columns of its candidates, best first; the primary preset

@@ -10,7 +10,8 @@ FIRES = ("all", "strong")
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingSettings:
-    """What a study looks up for readers (docs/case_study.md, Reading the first latents).
+    """Sets what a study looks up for readers (docs/case_study.md, Reading the first
+    latents).
 
     Args:
       passages, passage_tokens: top passages per latent, and how much corpus is

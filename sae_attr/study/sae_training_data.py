@@ -53,7 +53,7 @@ CACHE = "activations"  # folder in the workdir
 
 @dataclass(frozen=True)
 class SAETrainingSettings:
-    """What is trained on.
+    """Sets what is trained on.
 
     Args:
       lm: a Hugging Face folder or hub id.

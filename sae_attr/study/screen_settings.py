@@ -14,7 +14,7 @@ RANKS = ("both", "away", "toward")
 
 @dataclass(frozen=True, kw_only=True)
 class ScreenSettings:
-    """What a study screens (docs/method.md, Screening).
+    """Sets what a study screens (docs/method.md, Screening).
 
     Args:
       screen: latents that are tried, the best by one score; the latents that the study

@@ -60,7 +60,7 @@ def at_least(settings: Any, least: int, *names: str) -> None:
 
 @dataclass(frozen=True)
 class IncoherenceBudget:
-    """How much incoherence a steering strength may cost.
+    """Sets how much incoherence a steering strength may cost.
 
     Args:
       rule: `relative`: at most `points` above the unsteered model's share;
@@ -90,7 +90,7 @@ class IncoherenceBudget:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseSettings(InputFiles):
-    """What one case study looks at.
+    """Sets what one case study looks at.
 
     Args:
       name: of the case, in file and stage names.
@@ -170,7 +170,7 @@ class CaseSettings(InputFiles):
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """How completions are sampled.
+    """Sets how completions are sampled.
 
     Args:
       temperature, top_p: of every completion; temperature 0 is greedy.
@@ -196,7 +196,7 @@ class SampleSettings:
 
 @dataclass(frozen=True)
 class StudySettings(ProbeSettings, ScreenSettings, ReadingSettings):
-    """What all case studies of a run share.
+    """Sets what all case studies of a run share.
 
     Args:
       cases: one or several.

@@ -33,7 +33,7 @@ from sae_attr.text.tokenizer import Tokenizer
 
 
 class Draw(IntEnum):
-    """What a random key is drawn for."""
+    """Names what a random key is drawn for."""
 
     SAMPLES = 0
     HALVES = 1

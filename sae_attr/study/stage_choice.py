@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StageChoice:
-    """Which stages of a graph run.
+    """Sets which stages of a graph run.
 
     Args:
       only, until, force: as for `store.run_stages`.

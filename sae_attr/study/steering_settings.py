@@ -11,7 +11,7 @@ from sae_attr.study.serving_settings import SWEEPS_BY
 
 @dataclass(frozen=True, kw_only=True)
 class SteerSettings:
-    """What is steered, and how strongly.
+    """Sets what is steered, and how strongly.
 
     Args:
       vectors: a file of directions instead of an SAE; scaled to unit length.

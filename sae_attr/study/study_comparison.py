@@ -21,7 +21,7 @@ from sae_attr.study.stages.convergence import NEEDS, ranked_study
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """How studies are compared.
+    """Sets how studies are compared.
 
     Args:
       first_by: a study's first latent is the first of its ranking by `score`, or the
@@ -50,6 +50,7 @@ class _Compared:
     case: Case
 
     def ranked(self, title: str) -> RankedStudy:
+        """Returns what convergence compares of the study."""
         results = {}
         for need in NEEDS:
             name = f"{self.case.name}.{need}"
@@ -57,7 +58,7 @@ class _Compared:
         return replace(ranked_study(self.case, results), title=title)
 
     def rates(self) -> np.ndarray:
-        """Firing rate of every latent; NaN where it is not known."""
+        """Returns the firing rate of every latent; NaN where it was not measured."""
         attribution = self.finished.result(self.case, "attribute")
         return np.asarray(attribution.arrays["firing_rate"], np.float64)
 

@@ -34,6 +34,7 @@ class _Generation(Extension):
     tags = frozenset({"generation"})  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
 
     def parse(self, parser: Any) -> Any:
+        """Parses the text between the tags of an answer."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 

@@ -47,8 +47,9 @@ class Example:
 
 @dataclass(frozen=True)
 class UnlikeGeneration:
-    """How the text before an answer differs from the one that generation begins it
-    after: both texts, "" where they agree, and whether that is reason to refuse the row.
+    """States how the text before an answer differs from the one that generation begins
+    it after: both texts, "" where they agree, and whether that is reason to refuse the
+    row.
     """
 
     shown: str = ""

@@ -26,7 +26,7 @@ _GPT4O = _CASED.replace("{0}", f"{_ENDINGS}?") + rf"|\p{{N}}{{1,3}}|{_SLASHES}"
 
 @dataclass(frozen=True)
 class Cut:
-    """How one kind of byte-level BPE cuts.
+    """States how one kind of byte-level BPE cuts.
 
     Args:
       pattern: what becomes a piece.

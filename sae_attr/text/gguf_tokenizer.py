@@ -124,7 +124,7 @@ class _Source:
         return value
 
     def text(self, key: str) -> str:
-        """A text; ValueError where there is none."""
+        """Returns a text; ValueError where there is none."""
         value = self._get(key)
         if not isinstance(value, str):
             raise ValueError(
@@ -134,12 +134,12 @@ class _Source:
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """A truth value."""
+        """Returns a truth value, the default where there is none."""
         value = self._get(key)
         return value if isinstance(value, bool) else default
 
     def numbers(self, key: str) -> np.ndarray | None:
-        """A number for every token."""
+        """Returns a number for every token; None where the file has none."""
         value = self._get(key)
         if value is None:
             return None
@@ -164,7 +164,7 @@ class _Source:
         return pairs
 
     def named(self) -> dict[str, str]:
-        """The texts of the special tokens that have a name."""
+        """Returns the texts of the special tokens that have a name."""
         out = {}
         for name, key in _NAMES.items():
             number = self._get(f"{key}_token_id")

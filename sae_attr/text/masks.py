@@ -25,7 +25,7 @@ REASONS = ("kept", "padding", "bos", "special", "first_k", "norm_outlier")
 
 @dataclass(frozen=True)
 class Masks:
-    """Which tokens do not count; padding never does.
+    """Sets which tokens do not count; padding never does.
 
     Args:
       exclude: of "bos" (one at the front of a document or row) and "special" (every

@@ -21,7 +21,7 @@ DOCUMENTS = ("continue", "cut")
 
 @dataclass(frozen=True)
 class Packing:
-    """How documents become rows.
+    """Sets how documents become rows.
 
     Args:
       context: tokens of a row.

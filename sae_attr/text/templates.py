@@ -24,7 +24,7 @@ _SHOWN = 300  # characters of an error
 
 
 class TemplateError(ValueError):
-    """What is wrong with a template, or with what it was given, in one line."""
+    """Says what is wrong with a template, or with what it was given, in one line."""
 
 
 def render_template(source: str, variables: Mapping[str, Any], *, day: str) -> str:

@@ -29,6 +29,7 @@ class _Box:
     high: float
 
     def overlaps(self, other: _Box) -> bool:
+        """Returns whether two boxes have a point in common."""
         across = self.left < other.right and other.left < self.right
         return across and self.low < other.high and other.low < self.high
 

@@ -34,7 +34,7 @@ styled = matplotlib.rc_context(STYLE)  # pyright: ignore[reportArgumentType]
 
 @dataclass(frozen=True)
 class Mark:
-    """What an artist of a figure shows, by the id (`gid`) that it has in the SVG.
+    """Names what an artist of a figure shows, by the id (`gid`) that it has in the SVG.
 
     Args:
       label: in words, for those who point at it and for screen readers.

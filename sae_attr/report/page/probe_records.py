@@ -35,7 +35,7 @@ class UnsteeredRates:
 
 @dataclass(frozen=True)
 class Specificity:
-    """What steering changes on other prompts and on ordinary text.
+    """Holds what steering changes on other prompts and on ordinary text.
 
     Args:
       sets: names of the sets of prompts, the effects' first.
@@ -88,8 +88,8 @@ class SampledCheck:
 
 @dataclass(frozen=True)
 class ScreenAgreement:
-    """What a screen found in one direction, and how far it agrees with the measured
-    effects of the latents that were steered.
+    """Holds what a screen found in one direction, and how far it agrees with the
+    measured effects of the latents that were steered.
 
     Args:
       tried: latents, random ones apart.

@@ -12,7 +12,7 @@ from sae_attr.sae.registry.table import Release, releases
 
 @dataclass(frozen=True)
 class Query:
-    """What is searched for; None and "" leave a field open.
+    """Says what is searched for; None and "" leave a field open.
 
     Args:
       model: hub id, the registry's name, or a part of either.

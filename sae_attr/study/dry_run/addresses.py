@@ -25,7 +25,7 @@ _FLOAT = 4  # bytes of a weight
 
 @dataclass(frozen=True)
 class StandIn:
-    """What a dry run reads in place of an address.
+    """Stands in for an address in a dry run.
 
     Args:
       address: as it was given.

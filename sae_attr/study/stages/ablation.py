@@ -26,7 +26,7 @@ VERSION = 1  # raised when the stage gives other numbers than before
 
 
 class Ablated(NamedTuple):
-    """What is ablated on which rows.
+    """Holds what is ablated on which rows.
 
     `latents_k`: the best candidates, then random latents of like firing rate.
     """

@@ -94,8 +94,8 @@ def left_out(
 
 
 class Filled(NamedTuple):
-    """What is known of latent activations: by candidates alone where need be, NaN for
-    the others; and why scores are left out.
+    """Holds what is known of latent activations: by candidates alone where need be, NaN
+    for the others; and why scores are left out.
     """
 
     scores: dict[str, np.ndarray]

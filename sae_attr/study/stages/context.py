@@ -19,7 +19,7 @@ Run = Callable[[Inputs, Progress], Computed]
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """Where the stages of one attribution stand in a graph.
+    """States where the stages of one attribution stand in a graph.
 
     A key is made before anything is computed, so a stage declares what is known by
     then: settings, and the contents of files that exist already. A file that another

@@ -46,8 +46,8 @@ VERSION = 3
 
 @dataclass(frozen=True, eq=False)
 class DirectionEffects:
-    """What steering changed in one direction, with the fixed signs or with those of the
-    gradients.
+    """Holds what steering changed in one direction, with the fixed signs or with those
+    of the gradients.
 
     Args:
       study: which latents were steered, and who chose them.
@@ -230,7 +230,7 @@ def compared_effects(
 
 @dataclass(frozen=True, eq=False)
 class MeasuredEffects:
-    """What was measured in one direction.
+    """Holds what was measured in one direction.
 
     Args:
       prompts: ids.
