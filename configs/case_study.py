@@ -31,6 +31,7 @@ from sae_attr.judge.kinds import SECRETS
 from sae_attr.sae.formats.parts import LoadOptions
 from sae_attr.steering.contrast import Contrast
 from sae_attr.study.attribution_settings import Settings
+from sae_attr.study.dictionary_settings import DictionarySettings
 from sae_attr.study.judges import judge_settings, reader_settings
 from sae_attr.study.serving_settings import SampleServer
 from sae_attr.study.settings import (
@@ -79,6 +80,7 @@ SETTINGS = {
     "cases.*.continuations": (Contrast,),
     "cases.*.attribution": (Settings,),
     "cases.*.sae_options": (LoadOptions,),
+    "cases.*.dictionaries.*": (DictionarySettings,),
     "cases.*.template_options": (TEMPLATE,),
     "cases.*.judge.template_options": (TEMPLATE,),
     "cases.*.reader.template_options": (TEMPLATE,),

@@ -168,7 +168,7 @@ def override(config: ConfigDict, path: str, text: str | None) -> None:
     *parents, name = path.split(".")
     part: Any = config
     for parent in parents:
-        part = part[parent] if isinstance(part, ConfigDict) and parent in part else None
+        part = _inner(part, parent)
     if isinstance(part, AnyKeysDict) and name not in part:
         with part.unlocked():
             part[name] = True if text is None else literal(text)
@@ -186,6 +186,16 @@ def override(config: ConfigDict, path: str, text: str | None) -> None:
         _override_part(inner, path, text)
         return
     part[name] = parsed(part.get_type(name), text, f"config.{path}")
+
+
+def _inner(part: Any, name: str) -> Any:
+    """Returns a group within a group, None where there is none; one that takes keys of
+    any name gets it.
+    """
+    if isinstance(part, AnyKeysDict) and name not in part:
+        with part.unlocked():
+            part[name] = AnyKeysDict()
+    return part[name] if isinstance(part, ConfigDict) and name in part else None
 
 
 def _override_part(part: ConfigDict, path: str, text: str) -> None:

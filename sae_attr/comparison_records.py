@@ -16,6 +16,11 @@ Direction = Literal["away", "toward"]
 without it is steered along the latent. Where there is one model, it is both.
 """
 
+LatentName = int | str
+"""A latent as readers see it: its number in the studied SAE, or NAME:NUMBER of a further
+dictionary.
+"""
+
 
 @dataclass(frozen=True)
 class Estimate:

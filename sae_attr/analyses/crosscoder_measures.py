@@ -14,14 +14,13 @@ from sae_attr.analyses.kl_patch import patch_kl
 from sae_attr.analyses.latent_scaling import (
     LatentScaling,
     latent_scaling,
-    relative_norms,
-    stream_rows,
 )
 from sae_attr.sae.metrics import explained_variance, fit, l0, reconstruct_tokens
 from sae_attr.sae.model import SAE, encode, unit_decoder
 from sae_attr.sae.train_config import CROSSCODERS, TrainConfig
 from sae_attr.sae.train_sae import train_sae
 from sae_attr.sae.train_state import finished
+from sae_attr.sae.two_models import relative_norms, stream_rows
 from sae_attr.training import LoopOptions
 
 

@@ -191,13 +191,16 @@ def effect_rows(c: DenseCase, rate_n: np.ndarray) -> list[Row]:
     """
     effects = c.result("effects")
     selection = Selection.load(c.result("select").arrays)
+    dense = np.flatnonzero(rate_n > c.settings.dense)
     out = []
     for direction in DIRECTIONS:
         change_u = np.asarray(effects.arrays[f"{direction}.change_u"], np.float64)
         band = effects.meta["panels"][direction]["band"]
         for method, latents in selection.compared().items():
+            if (latents >= len(rate_n)).any():
+                continue  # of a further dictionary, whose rates are not known
             of_method_u = np.isin(selection.latents_u, latents) & np.isfinite(change_u)
-            dense_u = rate_n[selection.latents_u] > c.settings.dense
+            dense_u = np.isin(selection.latents_u, dense)
             row: Row = {"direction": direction, "method": method}
             row["dense"] = int((of_method_u & dense_u).sum())
             for suffix, where_u in (

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_attr.analyses.latent_scaling import BASE, FINE_TUNED, check_two_models
 from sae_attr.hooks import Replace, Site
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.model import Params, forward, logits
 from sae_attr.lm.sites import edited_suffix
 from sae_attr.sae.metrics import bare
 from sae_attr.sae.model import SAE, encode
+from sae_attr.sae.two_models import BASE, FINE_TUNED, check_two_models
 
 
 def patch_kl(

@@ -1,8 +1,7 @@
-"""Which latents of a crosscoder belong to one of its two models: the relative norm of
-their decoder rows, and Latent Scaling (arXiv:2504.02922), which tells latents that are
-specific from those that only look it.
+"""Which latents of a crosscoder belong to one of its two models: classes by the relative
+norm of their decoder rows (`sae.two_models`), and Latent Scaling (arXiv:2504.02922),
+which tells latents that are specific from those that only look it.
 
-    Δ_norm = ½ ((|d_ft| - |d_base|) / max(|d_ft|, |d_base|) + 1)
     β(y)   = Σ_t f (d_ft · y) / (Σ_t f² |d_ft|²)      least squares of y by f · d_ft
     ν_ε    = β(ε_base) / β(ε_ft),   ε_m = x_m - (x̂_m - f d_m)
     ν_r    = β(x̂_base) / β(x̂_ft)
@@ -26,8 +25,14 @@ import numpy as np
 from sae_attr.sae.config import SAEConfig
 from sae_attr.sae.metrics import bare
 from sae_attr.sae.model import SAE, decode, encode
+from sae_attr.sae.two_models import (
+    BASE,
+    FINE_TUNED,
+    check_two_models,
+    ratio,
+    stream_rows,
+)
 
-BASE, FINE_TUNED = 0, 1  # order of the streams
 SHARED, FT_ONLY, BASE_ONLY, OTHER = "shared", "ft_only", "base_only", "other"
 
 
@@ -77,48 +82,12 @@ class LatentScaling:
     @property
     def nu_error_n(self) -> np.ndarray:
         """ν_ε of every latent."""
-        return _ratio(self.error_mn[BASE], self.error_mn[FINE_TUNED])
+        return ratio(self.error_mn[BASE], self.error_mn[FINE_TUNED])
 
     @property
     def nu_reconstruction_n(self) -> np.ndarray:
         """ν_r of every latent."""
-        return _ratio(self.reconstruction_mn[BASE], self.reconstruction_mn[FINE_TUNED])
-
-
-def check_two_models(cfg: SAEConfig) -> None:
-    """Raises ValueError for a dictionary that is no crosscoder of two models."""
-    if cfg.streams != 2:
-        raise ValueError(
-            f"the dictionary has {cfg.streams} streams; a comparison of a base model "
-            "and its fine-tune needs a crosscoder of 2"
-        )
-    if cfg.decoupled or cfg.block_encoder:
-        kind = "gated stream by stream" if cfg.decoupled else "in blocks of one stream"
-        raise ValueError(
-            f"the crosscoder's latents are {kind}, so that a latent has no activation "
-            "that both models share; give one whose encoder sums over the streams"
-        )
-    if cfg.d_in != cfg.d_out:
-        raise ValueError(
-            f"the crosscoder reads width {cfg.d_in} and writes {cfg.d_out}; give one "
-            "that reconstructs what it reads"
-        )
-
-
-def stream_rows(sae: SAE) -> np.ndarray:
-    """Returns the decoder rows of both models, `[2, n, d]`, float64."""
-    check_two_models(sae.cfg)
-    dec_nmd = np.asarray(sae.dec_nm, np.float64).reshape(-1, 2, sae.cfg.d_out)
-    return dec_nmd.transpose(1, 0, 2)
-
-
-def relative_norms(sae: SAE) -> np.ndarray:
-    """Returns Δ_norm of every latent, `[n]`: 1 where the fine-tuned model alone has it,
-    0 where the base model alone has, ½ where the rows are equally long; NaN where both
-    are zero.
-    """
-    base_n, tuned_n = np.linalg.norm(stream_rows(sae), axis=-1)
-    return (_ratio(tuned_n - base_n, np.maximum(base_n, tuned_n)) + 1) / 2
+        return ratio(self.reconstruction_mn[BASE], self.reconstruction_mn[FINE_TUNED])
 
 
 def latent_classes(
@@ -247,14 +216,8 @@ def _scaling(sae: SAE, sums: _Sums, tokens: int) -> LatentScaling:
     # ε leaves the latent's own part f d_m in: it adds d_ft · d_m for every f².
     own_mn = np.einsum("nd,mnd->mn", tuned_nd, rows_mnd) * sums.squares_n
     return LatentScaling(
-        error_mn=_ratio(sums.error_mn + own_mn, length_n),
-        reconstruction_mn=_ratio(sums.reconstruction_mn, length_n),
+        error_mn=ratio(sums.error_mn + own_mn, length_n),
+        reconstruction_mn=ratio(sums.reconstruction_mn, length_n),
         active_n=sums.active_n.astype(np.int64),
         tokens=tokens,
     )
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Returns above / below, NaN where that has no value."""
-    shape = np.broadcast_shapes(np.shape(above), np.shape(below))
-    return np.divide(above, below, out=np.full(shape, np.nan), where=below != 0)

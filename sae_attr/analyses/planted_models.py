@@ -21,14 +21,13 @@ from sae_attr.analyses.latent_scaling import (
     SHARED,
     SpecificitySettings,
     latent_scaling,
-    relative_norms,
-    stream_rows,
     truly_specific,
 )
 from sae_attr.sae.model import SAE
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae.train_sae import train_sae
 from sae_attr.sae.train_state import finished
+from sae_attr.sae.two_models import relative_norms, stream_rows
 from sae_attr.study.settings import at_least
 from sae_attr.training import LoopOptions
 

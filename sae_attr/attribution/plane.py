@@ -38,18 +38,23 @@ class PlaneSettings:
                 )
 
 
-def z_scores(values_n: np.ndarray) -> np.ndarray:
+def z_scores(values_k: np.ndarray, of_n: np.ndarray | None = None) -> np.ndarray:
     """Returns scores in standard deviations from the mean of those that are known,
-    float64 `[n]`; NaN where a score is not known, and 0 where all are equal.
+    float64 `[k]`; NaN where a score is not known, and 0 where all are equal.
+
+    Args:
+      of_n: scores whose mean and deviation are taken; None for the same.
     """
-    values_n = np.asarray(values_n, np.float64)
-    known = np.isfinite(values_n)
-    z_n = np.full(values_n.shape, np.nan)
-    if known.any():
-        centred = values_n[known] - values_n[known].mean()
-        spread = centred.std()
-        z_n[known] = centred / spread if spread > 0 else 0.0
-    return z_n
+    values_k = np.asarray(values_k, np.float64)
+    all_n = values_k if of_n is None else np.asarray(of_n, np.float64)
+    all_n = all_n[np.isfinite(all_n)]
+    z_k = np.full(values_k.shape, np.nan)
+    if len(all_n):
+        known = np.isfinite(values_k)
+        mean = all_n.mean()
+        spread = (all_n - mean).std()
+        z_k[known] = (values_k[known] - mean) / spread if spread > 0 else 0.0
+    return z_k
 
 
 def corner(

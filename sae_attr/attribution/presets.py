@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,6 @@ from sae_attr.attribution.evidence import Evidence
 from sae_attr.attribution.ranking import Ranking, random_matched, rank
 from sae_attr.attribution.score_registry import SCORES, Candidates, column_of, key_of
 from sae_attr.attribution.scores import GATINGS
-from sae_attr.files.row_source import RowSource
 from sae_attr.sae.model import unit_decoder
 from sae_attr.text.rows import SCOPES
 
@@ -64,7 +64,15 @@ POOL = 10
 POOL_BY = ("both", "gradient")
 
 
-def decoder_rows(source: RowSource, latents: np.ndarray) -> jax.Array:
+class DecoderRows(Protocol):
+    """Rows of one dictionary or of several."""
+
+    def rows(self, i: int, j: int) -> np.ndarray:
+        """Returns rows i..j, float32."""
+        ...
+
+
+def decoder_rows(source: DecoderRows, latents: np.ndarray) -> jax.Array:
     """Reads unit decoder rows `[k, d]` of some latents."""
     rows = [source.rows(int(i), int(i) + 1) for i in latents]
     return unit_decoder(jnp.asarray(np.concatenate(rows)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sae_attr.comparison_records import Direction, MethodCount
+from sae_attr.comparison_records import Direction, LatentName, MethodCount
 from sae_attr.report.method_style import RANDOM, first_name, method_name
 from sae_attr.report.numbers import is_known, share, signed, span
 from sae_attr.report.sentences import listed
@@ -189,7 +189,7 @@ class StrongLatent(NamedTuple):
       change, low, high: of steering away.
     """
 
-    latent: int
+    latent: LatentName
     methods: tuple[str, ...]
     change: float
     low: float
@@ -202,7 +202,7 @@ def _candidates(panel: Mapping[str, Any]) -> Iterator[StrongLatent]:
     """
     band = panel.get("band")
     lowest = float("-inf") if band is None else band[0]
-    methods: dict[int, list[str]] = {}
+    methods: dict[LatentName, list[str]] = {}
     for strip in panel["strips"]:
         for latent in strip["latents"]:
             methods.setdefault(latent, []).append(strip["method"])
@@ -269,7 +269,7 @@ def strongest_sentence(case: CaseReport) -> str:
     return f"{text}."
 
 
-def _row(case: CaseReport, latent: int) -> Mapping[str, Any]:
+def _row(case: CaseReport, latent: LatentName) -> Mapping[str, Any]:
     for row in case.latents.rows:
         if row.get("latent") == latent:
             return row

@@ -12,6 +12,7 @@ from sae_attr.comparison_records import (
     Direction,
     DirectionsControl,
     Estimate,
+    LatentName,
     SampledAgreement,
     SetMean,
     TopicRate,
@@ -68,7 +69,7 @@ class LatentChanges:
       nats: cost on ordinary text, nats per token; NaN where it was not measured.
     """
 
-    latent: int
+    latent: LatentName
     method: str
     direction: Direction
     changes: Mapping[str, Estimate]

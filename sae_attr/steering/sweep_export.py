@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -49,6 +49,7 @@ class SweepExport:
       site: where all are steered.
       mode, unit, skip: as for `steer`.
       model: name of the model, for readers.
+      labels: how readers see latents that are not known by their number alone.
 
     Raises:
       ValueError: a mode that reads latents without their SAE, or one whose latents
@@ -66,6 +67,7 @@ class SweepExport:
     unit: float = 1.0
     skip: int = 0
     model: str = ""
+    labels: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         of_latents = intervention_named(self.mode).of_latents
@@ -151,7 +153,8 @@ class SweepExport:
         if row.condition.latent == NO_LATENT:
             return record | {"latent": None, "tokens": None}
         condition = row.condition
-        arm = f"latent {condition.latent}, {condition.strength:+g}, {condition.tokens}"
+        who = self.labels.get(condition.latent, condition.latent)
+        arm = f"latent {who}, {condition.strength:+g}, {condition.tokens}"
         return record | {"arm": arm}
 
     def _edits(self, row: SweepRow) -> list[dict[str, Any]]:

@@ -21,6 +21,11 @@ from sae_attr.parallel import check_rows
 from sae_attr.steering.groups import group_numbers
 from sae_attr.store import Store
 from sae_attr.study.attribution_settings import Settings
+from sae_attr.study.further_dictionaries import (
+    FurtherDictionary,
+    StudyLatents,
+    further_dictionaries,
+)
 from sae_attr.study.input_files import InputFiles, file_fields
 from sae_attr.study.judges import Reader
 from sae_attr.study.settings import CaseSettings, StudySettings
@@ -151,6 +156,16 @@ class Case:
             self.runtime.progress,
             f"cases.{self.name}.attribution.",
         )
+
+    @functools.cached_property
+    def dictionaries(self) -> tuple[FurtherDictionary, ...]:
+        """Its further dictionaries; their files are read when first needed."""
+        return further_dictionaries(self.settings.further_dictionaries, self.name)
+
+    @functools.cached_property
+    def latents(self) -> StudyLatents:
+        """The latents of its SAE and of its further dictionaries, numbered through."""
+        return StudyLatents(self.setup, self.dictionaries)
 
     # ---- models ----------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from sae_attr.store import Stage, run_stages
 from sae_attr.study.case import Case
 from sae_attr.study.coherence_fallback import measures_coherence, no_coherence
 from sae_attr.study.exact_rates import unsteered_state
+from sae_attr.study.further_dictionaries import check_kind, check_place
 from sae_attr.study.neutral_prompts import NEUTRAL
 from sae_attr.study.prompts import SPLITS
 from sae_attr.study.settings import DIRECTIONS, StudySettings
@@ -35,6 +36,9 @@ def check_case(case: Case) -> None:
     if case.files.lm_aligned:
         aligned = load_config(case.files.lm_aligned, mesh=case.runtime.mesh)
         setup.model_files.same_architecture(case.files.lm_aligned, aligned)
+    for dictionary in case.dictionaries:
+        check_kind(dictionary, two_models=bool(case.files.lm_aligned))
+        check_place(dictionary, setup)
     next(iter(setup.corpus.texts()))  # it can be read, and has a text
     by_judge = case.study.strengths_by == "samples" and not measures_coherence(case)
     if by_judge and not tells_coherence(case.judge):

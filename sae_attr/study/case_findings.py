@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from sae_attr.judge import judge_name, warnings_of
-from sae_attr.report.method_style import preset_name
+from sae_attr.report.method_style import method_name, preset_name
 from sae_attr.report.numbers import share
 from sae_attr.report.ranking_text import ranked_text, silent_text
 from sae_attr.report.sentences import (
@@ -21,7 +21,9 @@ from sae_attr.report.sentences import (
 )
 from sae_attr.store import Result
 from sae_attr.study.case_results import CaseResults
+from sae_attr.study.dictionary_settings import by_name
 from sae_attr.study.settings import DIRECTIONS
+from sae_attr.study.stages import dictionaries
 from sae_attr.study.stages.ablated_rates import NAME as ABLATED_RATES
 
 ONE_SIDED = 0.05  # difference in shares of unread replies from which a reader is warned
@@ -77,6 +79,7 @@ def case_facts(results: CaseResults) -> dict[str, Any]:
         **_ablation_facts(results),
         "SAE": summary["sae_check"].get("verdict", "not tested"),
         **_ranking_facts(summary),
+        **_dictionary_facts(results),
     }
 
 
@@ -168,6 +171,24 @@ def _ranking_facts(summary: Mapping[str, Any]) -> dict[str, str]:
         or "not computed",
         "overlap between halves of the pairs": f"{overlap} of the top",
     }
+
+
+def _dictionary_facts(results: CaseResults) -> dict[str, str]:
+    """Returns how the latents of each further dictionary were ranked."""
+    facts = {}
+    if not results.case.dictionaries:
+        return facts
+    for name, about in results.of[dictionaries.NAME].meta["dictionaries"].items():
+        text = (
+            f"{about['architecture']}, the best {about['steered']} of "
+            f"{about['latents']:,} by {by_name(about['by'])}"
+        )
+        if about.get("silent") is not None:
+            text += f" that fire on the pairs ({about['silent']:,} do not)"
+        facts[f"dictionary {method_name(name)}"] = (
+            f"{text}; random latents are those of the SAE, matched on its firing rates"
+        )
+    return facts
 
 
 def _graded(results: CaseResults) -> list[Result]:

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sae_attr.comparison_records import Direction
+from sae_attr.comparison_records import Direction, LatentName
 from sae_attr.steering.plan import UNSTEERED, Condition
 from sae_attr.store import Result
 from sae_attr.study.case import Case
 from sae_attr.study.grading import GradedAnswers
+from sae_attr.study.latent_scores import LatentScores
 from sae_attr.study.selection import Selection
 from sae_attr.study.settings import DIRECTIONS
+from sae_attr.study.stages import dictionaries
 from sae_attr.study.stages.rates import rates_of
 from sae_attr.study.stages.steer import effect_sweep, strengths_of
 from sae_attr.study.sweep_conditions import side_of
@@ -30,6 +32,15 @@ class CaseResults:
     def selection(self) -> Selection:
         """Its latents."""
         return Selection.load(self.of["select"].arrays)
+
+    @property
+    def scores(self) -> LatentScores:
+        """Scores of its latents."""
+        return LatentScores.load(self.of["attribute"], self.of.get(dictionaries.NAME))
+
+    def label(self, latent: int) -> LatentName:
+        """Returns how readers see a latent."""
+        return self.case.latents.label(latent)
 
     def has(self, stage: str) -> bool:
         """Returns True if a stage that runs for either direction is done in both."""

@@ -115,11 +115,13 @@ class CaseSweep:
     def _export(self, key: jax.Array, sampling: Sampling) -> SweepExport:
         """Returns the sweep as another engine takes it; loads no weights."""
         case, setup = self.case, self.case.setup
+        vectors = _vectors(case, self.conditions)
+        labels = {latent: str(case.latents.label(latent)) for latent in vectors}
         aligned = self.direction == "toward" and case.files.lm_aligned
         return SweepExport(
             (),
             case.prompt_ids(self.split),
-            _vectors(case, self.conditions),
+            vectors,
             setup.tokenizer,
             key,
             sampling,
@@ -127,6 +129,7 @@ class CaseSweep:
             unit=self.norm,
             skip=case.study.steer_skip,
             model=os.path.basename(str(aligned or case.files.lm)),
+            labels=labels,
         )
 
     def sample(
@@ -244,5 +247,5 @@ def _vectors(case: Case, conditions: Sequence[Condition]) -> dict[int, np.ndarra
     if not latents:
         return {}
     named = np.array(sorted(latents))
-    rows_kd = np.asarray(decoder_rows(case.setup.decoder, named))
+    rows_kd = np.asarray(decoder_rows(case.latents, named))
     return dict(zip(named.tolist(), rows_kd, strict=True))

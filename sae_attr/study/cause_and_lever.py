@@ -28,20 +28,23 @@ def plane_columns(results: CaseResults) -> dict[int, dict[str, Any]]:
     The cause is Δ of the studied method's preset, or of the primary one where the
     method is no preset; the lever is −Δg·d over the tokens of the preset `recommended`,
     or of the primary one where it was not computed. Both are in standard deviations over
-    the dictionary.
+    the case's SAE, also of latents of further dictionaries.
     """
     scores = results.of["attribute"].arrays
     summary = results.of["attribute"].meta["summary"]
     primary = summary["presets"][summary["primary"]]
     studied = summary["presets"][_studied_preset(results)]
-    cause_n = z_scores(scores[key_of(studied["gating"], studied["tokens"])])
+    cause_key = key_of(studied["gating"], studied["tokens"])
     # Over more tokens, where the recommended preset counts more: harmful words come late,
     # and so does what makes them likelier.
     pushed = summary["presets"].get("recommended", primary)
-    lever_n = z_scores(scores[key_of("gradient", pushed["tokens"])])
+    lever_key = key_of("gradient", pushed["tokens"])
+    latents_u, coordinates = results.selection.latents_u, []
+    for key in (cause_key, lever_key):
+        values_u = results.scores.of(key, latents_u)
+        coordinates.append(z_scores(values_u, scores[key]).tolist())
     columns = {}
-    for latent in results.selection.latents_u.tolist():
-        cause, lever = float(cause_n[latent]), float(lever_n[latent])
+    for latent, cause, lever in zip(latents_u.tolist(), *coordinates, strict=True):
         columns[latent] = {
             "cause_z": cause,
             "lever_z": lever,
@@ -68,7 +71,7 @@ def plane_numbers(results: CaseResults) -> dict[str, Any]:
         group = _group(results, latent)
         if columns["corner"] is None or group is None:
             continue
-        point = {"latent": latent, "group": group, **columns}
+        point = {"latent": results.label(latent), "group": group, **columns}
         for name, changes in effects.items():
             point[name] = changes[latent]
         points.append(point)

@@ -17,7 +17,7 @@ from sae_attr.text.rows import ROLES
 _BEFORE: Mapping[str, str] = {
     "rank": "place in the ranking, 1 is best",
     "site": "where the latent's SAE reads; of a ranking over several SAEs",
-    "latent": "number in the SAE; error: what the SAE does not reconstruct, as an entry of its own",
+    "latent": "number in the SAE, NAME:NUMBER of a further dictionary, or error: what the SAE does not reconstruct",
     "methods": "methods among whose best it is, or random; of a case study",
     "delta": "Δ as the ranking has it",
     "se": "standard error of Δ over prompts",
@@ -63,6 +63,8 @@ _AFTER: Mapping[str, str] = {
     "ablated_q": "false discovery rate of no change at all",
     "screen_away": "change of log p(C) − log p(C′) on held-out pairs when steering against it, nats; of a screen",
     "screen_toward": "change of log p(C) − log p(C′) on held-out pairs when steering along it, nats; of a screen",
+    "delta_norm": "½ ((|d_ft| − |d_base|) / max + 1) of its decoder rows; of a crosscoder beside the SAE",
+    "mean_code": "mean latent activation on the pairs' tokens; of a dictionary beside the SAE that ranks by it",
     "main_role": "role of the tokens that the largest part of Δ comes from",
     "main_share": "that part's share of the sizes of all parts; below 0 it speaks against the latent",
     "cause_z": "cause: Δ of the studied method in standard deviations over the dictionary",

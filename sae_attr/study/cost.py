@@ -88,6 +88,8 @@ def case_costs(case: Case, reading: Reading = NOTHING_READ) -> list[StageCost]:
     study = case.study
     costs = [*_unsteered_costs(case, reading), *_pair_costs(case, reading)]
     latents = study.top * len(study.steered_methods) + study.random
+    for dictionary in case.dictionaries:
+        latents += dictionary.settings.top or study.top
     sides = 2 * latents if study.gradient_signed else latents
     if study.screen:
         costs += [_screen_cost(case, reading, direction) for direction in DIRECTIONS]
@@ -220,9 +222,8 @@ def _probe_costs(case: Case, reading: Reading, direction: str) -> list[StageCost
     if study.effects_by != "exact":
         return []
     if study.specific_latents:
-        latents = (
-            study.specific_latents * len(study.steered_methods) + study.specific_random
-        )
+        methods = len(study.steered_methods) + len(case.dictionaries)
+        latents = study.specific_latents * methods + study.specific_random
         stage = f"{name}.specificity.{direction}"
         cost = _sum(
             _exact_on(case, reading, stage, case.settings.probes, 1 + latents),
@@ -232,7 +233,8 @@ def _probe_costs(case: Case, reading: Reading, direction: str) -> list[StageCost
         text_read = float(text * reading.above)
         costs.append(replace(cost, read=cost.read + text_read, heads=cost.heads + text))
     if study.sampled_latents and case.judge.identity.get("kind") != "none":
-        conditions = 1 + study.sampled_latents * (len(study.steered_methods) + 1)
+        methods = len(study.steered_methods) + len(case.dictionaries)
+        conditions = 1 + study.sampled_latents * (methods + 1)
         prompts = min(study.sampled_prompts, len(case.prompts("effects")))
         samples = conditions * prompts * study.sampled_samples
         stage = f"{name}.sampled_check.{direction}"

@@ -9,28 +9,28 @@ from collections.abc import Sequence
 import numpy as np
 
 from sae_attr.report.method_style import RANDOM
-from sae_attr.study.reading_settings import ReadingSettings
+from sae_attr.study.case import Case
 from sae_attr.study.selection import Selection
 
 _NEAREST = 20  # latents nearest in firing rate, of which one is drawn
 
 
-def described_by_method(
-    selection: Selection, settings: ReadingSettings
-) -> dict[str, list[int]]:
-    """Returns method -> its latents that are described, random ones among them."""
-    latents = {}
+def described_by_method(case: Case, selection: Selection) -> dict[str, list[int]]:
+    """Returns method -> its latents that are described, random ones among them; those of
+    further dictionaries are not, since passages are looked for by the case's SAE.
+    """
+    latents, settings = {}, case.study
     for method, of_method in selection.compared().items():
         is_random = method == RANDOM
         count = settings.described_random if is_random else settings.described
-        latents[method] = of_method[:count].tolist()
+        latents[method] = case.latents.of_sae(of_method)[:count].tolist()
     return latents
 
 
-def described_latents(selection: Selection, settings: ReadingSettings) -> np.ndarray:
+def described_latents(case: Case, selection: Selection) -> np.ndarray:
     """Returns the latents that are described, each once, ascending."""
     latents: set[int] = set()
-    for of_method in described_by_method(selection, settings).values():
+    for of_method in described_by_method(case, selection).values():
         latents |= set(of_method)
     return np.array(sorted(latents), int)
 

@@ -75,6 +75,7 @@ def _completed(
     for strip in panel["strips"]:
         count = of_methods[strip["method"]]
         shown = {name: count[key] for name, key in _COUNTS_IN_STRIPS.items()}
-        strips.append({**strip, **shown})
+        labels = case.latents.labels(strip["latents"])
+        strips.append({**strip, **shown, "latents": labels})
     model = case.steered_model(panel["direction"])
     return {**panel, "model": model, "strips": strips}

@@ -14,6 +14,7 @@ from sae_attr.report.page import Column, Comparison, Completion, SteeredLatent, 
 from sae_attr.store import Result
 from sae_attr.study.case_results import CaseResults
 from sae_attr.study.cause_and_lever import plane_columns
+from sae_attr.study.dictionary_settings import DELTA_NORM, MEAN_CODE
 from sae_attr.study.role_numbers import role_columns
 from sae_attr.study.screen_results import screen_columns
 from sae_attr.study.selection import OTHERS
@@ -25,7 +26,7 @@ from sae_attr.text.pairing import Answer
 SHOWN_LATENTS = 6  # per direction, with completions to read
 
 _BEFORE = (
-    Column("latent", "latent", "integer", "number in the SAE"),
+    Column("latent", "latent", "integer", "number in the SAE, or NAME:NUMBER of a further dictionary"),
     Column("methods", "selected by", "methods", "methods among whose best it is"),
     Column("delta", "Δ", "number", "attribution of the studied preset, nats per token, mean over prompts"),
     Column("se", "± se", "number", "standard error of Δ over prompts", 2),
@@ -45,6 +46,8 @@ _AFTER = (
     Column("toward_q", "q toward", "number", "FDR over the latents of no change at all (sign flips over prompts)", 2),
     Column("ablated", "ablated", "points", "exact change of the behaviour's rate when the latent alone is set to its mean"),
     Column("ablated_q", "q ablated", "number", "FDR over the latents of no change at all (sign flips over prompts)", 2),
+    Column(DELTA_NORM, "Δ_norm", "number", "above .5: the fine-tune's decoder row is the longer one; of a crosscoder", 3),
+    Column(MEAN_CODE, "mean code", "number", "mean latent activation on the pairs' tokens; of a further dictionary", 3),
     Column("screen_away", "screen away", "number", "of log p(C) − log p(C′) on held-out pairs, nats", 2),
     Column("screen_toward", "screen toward", "number", "of log p(C) − log p(C′) on held-out pairs, nats", 2),
     Column("main_role", "role", "text", "of the tokens that the largest part of Δ comes from"),
@@ -54,6 +57,10 @@ _AFTER = (
     Column("outside", "outside", "flag", "outside the random band on the side that matters, in either direction"),
     Column("tokens", "nearest tokens", "tokens", "unembedding vectors of largest cosine"),
 )  # fmt: skip
+
+
+# Columns of a study that has further dictionaries which rank by them.
+_FURTHER = (DELTA_NORM, MEAN_CODE)
 
 
 def table_columns() -> tuple[Column, ...]:
@@ -71,35 +78,39 @@ def latent_table(results: CaseResults) -> Table:
     """Returns every latent that was steered, the studied method's best first."""
     best = next(iter(results.selection.methods.values()))
     order = {int(latent): place for place, latent in enumerate(best)}
-    rows = sorted(
-        _rows(results),
-        key=lambda row: (order.get(row["latent"], len(order)), row["latent"]),
-    )
+    latents = results.selection.latents_u.tolist()
+    rows = dict(zip(latents, _rows(results), strict=True))
+    latents.sort(key=lambda latent: (order.get(latent, len(order)), latent))
     columns = table_columns()
     if not results.has("screen"):
         columns = tuple(c for c in columns if not c.key.startswith("screen_"))
-    return Table(columns, tuple(rows))
+    used = {dictionary.by for dictionary in results.case.dictionaries}
+    columns = tuple(c for c in columns if c.key not in _FURTHER or c.key in used)
+    return Table(columns, tuple([rows[latent] for latent in latents]))
 
 
 def _rows(results: CaseResults) -> Iterator[dict[str, Any]]:
     """Yields a row per steered latent."""
     attribution, selection = results.of["attribute"], results.selection
-    scores, summary = attribution.arrays, attribution.meta["summary"]
+    summary = attribution.meta["summary"]
     preset = summary["presets"][summary["primary"]]
-    delta_n = scores[f"{preset['gating']}_{preset['tokens']}"]
+    latents_u = selection.latents_u
+    delta_u = results.scores.of(f"{preset['gating']}_{preset['tokens']}", latents_u)
+    rate_u = results.scores.of("firing_rate", latents_u)
+    shown = _scores_of(results, preset["tokens"])
     statistics = _statistics(attribution.meta["columns"])
     planes = plane_columns(results)
     roles = role_columns(results)
     screens = screen_columns(results)
-    for place, latent in enumerate(map(int, selection.latents_u)):
+    for place, latent in enumerate(latents_u.tolist()):
         columns = statistics.get(latent, {})
-        rate = _finite(scores["firing_rate"][latent])
+        rate = _finite(rate_u[place])
         yield {
-            "latent": latent,
+            "latent": results.label(latent),
             "methods": selection.methods_of(latent),
-            "delta": _finite(delta_n[latent]),
+            "delta": _finite(delta_u[place]),
             "se": _finite(columns.get("se")),
-            **_scores_of(scores, preset["tokens"], latent),
+            **{name: _finite(score_u[place]) for name, score_u in shown.items()},
             **planes[latent],
             **roles[latent],
             **_ablated(results, place),
@@ -164,16 +175,21 @@ def outside(change: float | None, band: Sequence[float] | None, direction: str) 
     return change < low if direction == "away" else change > high
 
 
-def _scores_of(
-    scores: Mapping[str, np.ndarray], scope: str, latent: int
-) -> dict[str, float | None]:
-    """Returns the scores of a latent that the page shows; None where not computed."""
-    row = {}
+def _scores_of(results: CaseResults, scope: str) -> dict[str, np.ndarray]:
+    """Returns the scores of the steered latents that the page shows, by name; NaN where
+    not computed.
+    """
+    latents_u, scores = results.selection.latents_u, {}
     for name, score in SCORES.items():
+        if not score.on_page:
+            continue
         key = key_of(name, scope)
-        if score.on_page:
-            row[name] = _finite(scores[key][latent]) if key in scores else None
-    return row
+        scores[name] = np.full(len(latents_u), np.nan)
+        if key in results.of["attribute"].arrays:
+            scores[name] = results.scores.of(key, latents_u)
+    for name in _FURTHER:
+        scores[name] = results.scores.further(name, latents_u)
+    return scores
 
 
 def _statistics(
@@ -223,7 +239,7 @@ def _steered(results: CaseResults, direction: Direction, place: int) -> SteeredL
         values = results.of["effects"].arrays[f"{direction}.{name}_u"]
         numbers[name] = float(values[place])
     return SteeredLatent(
-        latent=latent,
+        latent=results.label(latent),
         direction=direction,
         strength=numbers["strength"],
         change=numbers["change"],

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sae_attr.attribution.presets import decoder_rows
+from sae_attr.attribution.presets import DecoderRows, decoder_rows
 from sae_attr.hooks import Site
 from sae_attr.interpret import nearest_tokens
 from sae_attr.lm.model import unembedding
@@ -22,9 +22,11 @@ from sae_attr.text.tokenizer import token_strings
 SHOWN = 5  # tokens a latent raises, and as many that it lowers
 
 
-def nearest_of(setup: Setup, latents: np.ndarray) -> dict[str, list[str]]:
+def nearest_of(
+    setup: Setup, source: DecoderRows, latents: np.ndarray
+) -> dict[str, list[str]]:
     """Returns latent -> tokens whose unembedding vectors have the largest cosine."""
-    dec_kd = decoder_rows(setup.decoder, latents)
+    dec_kd = decoder_rows(source, latents)
     ids_kc, _ = nearest_tokens(dec_kd, unembedding(setup.params, cfg=setup.cfg))
     nearest = {}
     for latent, ids_c in zip(latents.tolist(), np.asarray(ids_kc), strict=True):
@@ -33,13 +35,19 @@ def nearest_of(setup: Setup, latents: np.ndarray) -> dict[str, list[str]]:
 
 
 def effects_on_tokens(
-    setup: Setup, latents: np.ndarray, *, count: int, limits: Mapping[Site, float]
+    setup: Setup,
+    source: DecoderRows,
+    latents: np.ndarray,
+    *,
+    count: int,
+    limits: Mapping[Site, float],
 ) -> dict[str, dict[str, list[Any]]]:
     """Returns latent -> `raised` and `lowered`, lists of (token, change of its logit in
     nats): where the latent's direction is added directly before the final norm, to first
     order, per mean norm of the residuals there.
 
     Args:
+      source: of the latents' decoder rows.
       count: tokens of ordinary text over which the effect is averaged.
       limits: as for `final_states`.
     """
@@ -52,7 +60,7 @@ def effects_on_tokens(
         limits=limits,
         progress=setup.progress,
     )
-    dec_kd = decoder_rows(setup.decoder, latents)
+    dec_kd = decoder_rows(source, latents)
     effects = jax.jit(partial(logit_effects, cfg=setup.cfg))
     per_unit_kv = effects(setup.params, dec_kd, states_xd)
     unit = float(np.linalg.norm(states_xd, axis=-1).mean())

@@ -222,7 +222,7 @@ def _contents(
             hashes[name] = result.key.rpartition("-")[2]
     for case in cases:
         for row in case.latents.rows:
-            tokens[int(row["latent"])] = tuple(row["tokens"])
+            tokens[row["latent"]] = tuple(row["tokens"])
     totals = {name: sum(int(t.cost.get(name, 0)) for t in times) for name in _COSTS}
     records = tuple(map(Convergence.load, convergence))
     return PageContents(

@@ -298,7 +298,7 @@ def _sentences(
     sentences, row = [], side.first(method)
     if row is not None:
         latent = LatentChanges(
-            int(side.latents_k[row]),
+            case.latents.label(int(side.latents_k[row])),
             method,
             side.direction,
             side.changes_of(row),
@@ -310,7 +310,7 @@ def _sentences(
     return sentences
 
 
-def specificity_rows(side: DirectionSpecificity) -> list[dict[str, Any]]:
+def specificity_rows(case: Case, side: DirectionSpecificity) -> list[dict[str, Any]]:
     """Returns a row per method and latent: numbers of the figure, and of the table."""
     rows = []
     for method, rows_m in side.rows.items():
@@ -318,7 +318,7 @@ def specificity_rows(side: DirectionSpecificity) -> list[dict[str, Any]]:
             changes = list(side.changes_of(row).values())
             numbers = {
                 "method": method,
-                "latent": int(side.latents_k[row]),
+                "latent": case.latents.label(int(side.latents_k[row])),
                 "strength": float(side.strengths_k[row]),
                 "change": [change.value for change in changes],
                 "low": [change.low for change in changes],
@@ -337,7 +337,7 @@ def figure_numbers(case: Case, side: DirectionSpecificity) -> dict[str, Any]:
         "model": case.steered_model(side.direction),
         "sets": [of_set.name for of_set in side.sets],
         "base": [of_set.base.value for of_set in side.sets],
-        "rows": specificity_rows(side),
+        "rows": specificity_rows(case, side),
         "directions": side.directions.change_k.tolist(),
         "directions_strength": side.directions_strength,
     }

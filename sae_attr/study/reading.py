@@ -63,15 +63,18 @@ def _reading(results: CaseResults, latent: int) -> LatentReading:
     for name, latents in results.selection.compared().items():
         if latent in latents:
             methods.append(name)
+    address = ""
+    if results.case.latents.is_of_sae(latent):
+        address = results.case.setup.sae_files.latent_page(latent)
     return LatentReading(
-        latent,
+        results.label(latent),
         tuple(methods),
         tuple(interpreted["nearest"][str(latent)]),
         tuple(map(shaded, passages)),
         activity_note(passages) if passages else _silence(results, latent),
         raised=_effects(effects.get("raised", ())),
         lowered=_effects(effects.get("lowered", ())),
-        address=results.case.setup.sae_files.latent_page(latent),
+        address=address,
         descriptions=tuple(_descriptions(results, str(latent))),
     )
 

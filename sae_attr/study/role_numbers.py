@@ -36,7 +36,9 @@ def role_columns(results: CaseResults) -> dict[int, dict[str, Any]]:
         if main is not None:
             row["main_role"] = ROLES[main]
             row["main_share"] = float(shares_ru[main, place])
-        row["rank_user_only"] = None if ranks_n is None else int(ranks_n[latent])
+        row["rank_user_only"] = None
+        if ranks_n is not None and latent < len(ranks_n):
+            row["rank_user_only"] = int(ranks_n[latent])
         columns[latent] = row
     return columns
 
@@ -65,7 +67,8 @@ def role_numbers(results: CaseResults) -> dict[str, Any]:
         places = np.searchsorted(latents_u, first)
         shares_rk = role_shares(parts[preset][:, places])
         shares = {ROLES[role]: shares_rk[role].tolist() for role in COUNTED_ROLES}
-        methods.append({"method": name, "latents": first.tolist(), "shares": shares})
+        labels = results.case.latents.labels(first.tolist())
+        methods.append({"method": name, "latents": labels, "shares": shares})
     return {"methods": methods, "user_only": _user_only(results)}
 
 

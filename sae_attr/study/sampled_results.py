@@ -125,7 +125,7 @@ def _compared(
     points = []
     for k, condition in enumerate(conditions):
         point = {
-            "latent": condition.latent,
+            "latent": results.label(condition.latent),
             "method": _method_of(results, condition.latent),
             "exact": float(exact_k[k]),
             "sampled": float(sampled_k[k]),

@@ -103,8 +103,9 @@ def _steered_rows(
     strength_u = np.asarray(effects[f"{direction}.strength_u"])
     rows = []
     for place, latent in enumerate(selection.latents_u.tolist()):
-        # Without a coherent strength it was not steered: its 0 says nothing.
-        if strength_u[place]:
+        # Without a coherent strength it was not steered: its 0 says nothing. Latents of
+        # further dictionaries are not screened.
+        if strength_u[place] and latent in change_of:
             row = {
                 "latent": latent,
                 "method": selection.methods_of(latent)[0],

@@ -16,11 +16,9 @@ from sae_attr.attribution.ranking import random_matched, rank
 from sae_attr.attribution.score_registry import SCORES, key_of
 from sae_attr.report.method_style import RANDOM
 from sae_attr.store import Arrays, Result
+from sae_attr.study.dictionary_settings import OTHERS
+from sae_attr.study.latent_scores import LatentScores
 from sae_attr.study.screen_settings import SCREENED
-
-# Latents that another case's studied method chose: steered here too, so that both can
-# be compared.
-OTHERS = "other_studies"
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +26,9 @@ class Selection:
     """The latents that are steered.
 
     Args:
-      methods: method -> its latents, best first; "random" is among them.
+      methods: method -> its latents, best first; "random" is among them, and
+        `OTHERS`, which another case's studied method chose: steered here too, so that
+        both can be compared. Latents are numbered as `StudyLatents` says.
       latents_u: all of them, each once, ascending.
       push_u: −Δg·d of each; above 0: more of the latent makes the behaviour likelier.
     """
@@ -188,6 +188,29 @@ def with_screened(
     methods.setdefault(SCREENED, best)
     latents_u = np.union1d(selection.latents_u, best)
     return Selection(methods, latents_u, np.asarray(push_n)[latents_u])
+
+
+def with_further(
+    selection: Selection,
+    methods: Mapping[str, np.ndarray],
+    scores: LatentScores,
+    key: str,
+) -> Selection:
+    """Returns a selection with the best latents of further dictionaries as methods of
+    their own, beside the others and before the random latents.
+
+    Args:
+      methods: dictionary -> numbers of its latents, best first.
+      scores: of the selection's latents and of these.
+      key: of −Δg·d among them.
+    """
+    best = dict(selection.methods)
+    last = {}
+    for name in (RANDOM, OTHERS):
+        if name in best:
+            last[name] = best.pop(name)
+    latents_u = np.unique(np.concatenate([selection.latents_u, *methods.values()]))
+    return Selection({**best, **methods, **last}, latents_u, scores.of(key, latents_u))
 
 
 def _why_skipped(values: np.ndarray | None, why: str | None) -> str:

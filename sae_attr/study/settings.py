@@ -15,6 +15,11 @@ from sae_attr.settings import check_numbers
 from sae_attr.steering import TOKENS
 from sae_attr.steering.contrast import Contrast
 from sae_attr.steering.strengths import PICKS, RULES
+from sae_attr.study.dictionary_settings import (
+    DictionarySettings,
+    check_dictionaries,
+    dictionaries_from,
+)
 from sae_attr.study.input_files import InputFiles
 from sae_attr.study.neutral_prompts import NEUTRAL
 from sae_attr.study.probe_settings import ProbeSettings, check_probes
@@ -124,6 +129,8 @@ class CaseSettings(InputFiles):
         measured where nothing is sampled.
       attribution: further fields of `attribution.Settings` (tokens, gating, gradient,
         exclude, ...).
+      dictionaries: name -> fields of `DictionarySettings`: crosscoders and SAEs of the
+        studied site whose best latents are steered as one more method each.
     """
 
     name: str
@@ -147,8 +154,16 @@ class CaseSettings(InputFiles):
     per_side: int = 1
     continuations: Contrast = field(default_factory=Contrast)
     attribution: Mapping[str, Any] = field(default_factory=dict)
+    dictionaries: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def further_dictionaries(self) -> tuple[DictionarySettings, ...]:
+        """The settings of its further dictionaries."""
+        where = f"config.cases.{self.name}.dictionaries"
+        return dictionaries_from(self.dictionaries, where=where)
 
     def __post_init__(self) -> None:
+        check_dictionaries(self.further_dictionaries, method_names())
         if not self.name.replace("_", "").isalnum():
             raise ValueError(
                 f"case name {self.name!r} must be letters, digits and _: it names files"
@@ -344,6 +359,12 @@ class StudySettings(ProbeSettings, ScreenSettings, ReadingSettings):
 
 def _check_measures(study: StudySettings, case: CaseSettings) -> None:
     """Raises ValueError where a case cannot be measured as the study says."""
+    if study.ablate_by == "activation" and case.dictionaries:
+        raise ValueError(
+            f"ablate_by=activation sets latent activations of the case's SAE, which "
+            f"latents of {', '.join(case.dictionaries)} do not have; set "
+            "ablate_by=projection, or none"
+        )
     if study.pairs_by == "continuations" and case.organism is not None:
         raise ValueError(
             f"pairs_by=continuations, but case {case.name} is the organism's, which "

@@ -14,6 +14,7 @@ from sae_attr.study.settings import DIRECTIONS, StudySettings
 from sae_attr.study.stages import (
     ablated_rates,
     describe,
+    dictionaries,
     effects,
     grade,
     interpret,
@@ -41,6 +42,7 @@ from sae_attr.study.stages.convergence import convergence_stages
 PAIRING = [unsteered.STAGE, sample.STAGE, grade.STAGE, pair.STAGE]
 STEERING = [
     screen.STAGE,
+    dictionaries.STAGE,
     select.STAGE,
     strengths.STAGE,
     steer.STAGE,

@@ -12,10 +12,10 @@ from sae_attr.analyses.latent_scaling import (
     SpecificitySettings,
     latent_classes,
     latent_scaling,
-    relative_norms,
     truly_specific,
 )
 from sae_attr.sae.model import SAE, SAEConfig
+from sae_attr.sae.two_models import relative_norms
 
 WIDTH = 12
 # What the base model really has of each latent, what the crosscoder's base row says,

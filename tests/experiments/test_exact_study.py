@@ -52,7 +52,11 @@ def exact_config(folder: Path, **changes: Any) -> ConfigDict:
 
 
 def opened(folder: Path, workdir: Path, **changes: Any) -> Case:
-    values = exact_config(folder, **changes).to_dict()
+    return opened_from(exact_config(folder, **changes), workdir)
+
+
+def opened_from(made: ConfigDict, workdir: Path) -> Case:
+    """The first case of a config's study."""
     runtime = Runtime(
         Store(workdir / "store"),
         epath.Path(workdir),
@@ -60,7 +64,7 @@ def opened(folder: Path, workdir: Path, **changes: Any) -> Case:
         batch_size=48,
         progress=False,
     )
-    return opening.open_study(values, runtime).cases[0]
+    return opening.open_study(made.to_dict(), runtime).cases[0]
 
 
 @pytest.fixture

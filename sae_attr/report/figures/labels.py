@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
+from sae_attr.comparison_records import LatentName
+
 Place = tuple[float, float]
 
 _SIZE = 8  # points
@@ -44,7 +46,7 @@ class _Box:
 
 def name_points(
     ax: Axes,
-    latents: Iterable[tuple[int, Place]],
+    latents: Iterable[tuple[LatentName, Place]],
     *,
     points: Sequence[Place] = (),
     reserved: Sequence[tuple[float, float, float, float]] = (),

@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from sae_attr.comparison_records import LatentName
+
 _DPI = {"svg": 72, "png": 150}  # the first is what matplotlib takes
 INK, BLUE, GREY, PAPER = "#22303c", "#1f77b4", "#9aa5b1", "#ffffff"
 
@@ -42,7 +44,7 @@ class Mark:
     """
 
     label: str
-    latent: int | None = None
+    latent: LatentName | None = None
 
 
 def open_axes(axes: Axes) -> None:

@@ -12,6 +12,7 @@ from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from sae_attr.comparison_records import LatentName
 from sae_attr.report.figures.labels import name_points
 from sae_attr.report.figures.output import (
     GREY,
@@ -216,7 +217,7 @@ def _drawn(points: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
 
 def _most_affected(
     points: Sequence[Mapping[str, Any]], effect: str
-) -> list[tuple[int, tuple[float, float]]]:
+) -> list[tuple[LatentName, tuple[float, float]]]:
     """Returns the selected latents whose effect is known, the largest first."""
     known = []
     for point in points:
@@ -227,7 +228,7 @@ def _most_affected(
 
 
 def _point_id(point: Mapping[str, Any], effect: str) -> str:
-    return f"{effect}-{point['group']}-{int(point['latent'])}"
+    return f"{effect}-{point['group']}-{point['latent']}"
 
 
 def plane_marks(numbers: Mapping[str, Any]) -> dict[str, Mark]:
@@ -235,7 +236,7 @@ def plane_marks(numbers: Mapping[str, Any]) -> dict[str, Mark]:
     marks = {}
     for effect in numbers["effects"]:
         for point in _drawn(numbers["points"]):
-            latent = int(point["latent"])
+            latent = point["latent"]
             parts = [
                 f"cause {signed(point['cause_z'])}",
                 f"lever {signed(point['lever_z'])}",

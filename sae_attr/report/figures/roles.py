@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from sae_attr.comparison_records import LatentName
 from sae_attr.report.figures.output import INK, PAPER, Mark, open_axes, styled
 from sae_attr.report.method_style import first_name, method_name
 from sae_attr.report.numbers import is_known, share
@@ -114,8 +115,8 @@ def _role_name(role: str) -> str:
     return _NAMES.get(role, role)
 
 
-def _part_id(at: int, latent: int, role: str) -> str:
-    return f"role-{at}-{int(latent)}-{role}"
+def _part_id(at: int, latent: LatentName, role: str) -> str:
+    return f"role-{at}-{latent}-{role}"
 
 
 def role_marks(numbers: Mapping[str, Any]) -> dict[str, Mark]:
@@ -127,8 +128,8 @@ def role_marks(numbers: Mapping[str, Any]) -> dict[str, Mark]:
                 if part == 0 or not is_known(part):
                     continue
                 label = (
-                    f"latent {int(latent)}, {method_name(method['method'])}: "
+                    f"latent {latent}, {method_name(method['method'])}: "
                     f"{share(part, 0)} from {_role_name(role)}"
                 )
-                marks[_part_id(at, latent, role)] = Mark(label, int(latent))
+                marks[_part_id(at, latent, role)] = Mark(label, latent)
     return marks

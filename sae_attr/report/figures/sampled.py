@@ -100,7 +100,7 @@ def _known(rows: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
 
 
 def _id(panel: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    return f"sampled-{panel['direction']}-{int(row['latent'])}"
+    return f"sampled-{panel['direction']}-{row['latent']}"
 
 
 def sampled_marks(numbers: Mapping[str, Any]) -> dict[str, Mark]:
@@ -113,5 +113,5 @@ def sampled_marks(numbers: Mapping[str, Any]) -> dict[str, Mark]:
                 f"{signed(points(row['exact']))}, sampled "
                 f"{signed(points(row['sampled']))} points"
             )
-            marks[_id(panel, row)] = Mark(label, int(row["latent"]))
+            marks[_id(panel, row)] = Mark(label, row["latent"])
     return marks

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from sae_attr.comparison_records import LatentName
 from sae_attr.report.safe_text import one_line
 
 _LONGEST = 80  # characters of a name in a heading
@@ -18,7 +19,7 @@ _LONGEST = 80  # characters of a name in a heading
 class Measured:
     """A latent's change in percentage points, with its interval; NaN where unknown."""
 
-    latent: int
+    latent: LatentName
     change: float
     low: float
     high: float
@@ -41,7 +42,7 @@ def measured(strip: Mapping[str, Any]) -> Iterator[Measured]:
     )
     for latent, change, low, high in rows:
         if not np.isnan(points(change)):
-            yield Measured(int(latent), points(change), points(low), points(high))
+            yield Measured(latent, points(change), points(low), points(high))
 
 
 def swarm(y: np.ndarray, *, half_width: float) -> np.ndarray:

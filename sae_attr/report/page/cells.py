@@ -41,6 +41,8 @@ def cell(column: Column, value: Any) -> Cell:
     if column.kind == "flag":
         order = "" if value is None else str(int(bool(value)))
         return Cell("●" if value else "", order)
+    if isinstance(value, str):
+        return Cell(value, "")  # a latent of a further dictionary comes behind numbers
     if not is_known(value):
         return Cell(UNKNOWN, "")  # an empty order comes last, whichever way one sorts
     return Cell(_number(column, value), repr(float(value)))

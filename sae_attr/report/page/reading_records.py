@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sae_attr.comparison_records import LatentName
 from sae_attr.report.description_records import Description
 
 
@@ -50,7 +51,7 @@ class LatentReading:
       note: a sentence on where it is active.
     """
 
-    latent: int
+    latent: LatentName
     methods: tuple[str, ...]
     tokens: tuple[str, ...]
     passages: tuple[ShadedPassage, ...]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from sae_attr.comparison_records import (
     Convergence,
     Direction,
+    LatentName,
     MethodCount,
     MethodDifference,
 )
@@ -61,7 +62,7 @@ class Table:
     """Rows of named values: a value is a bool, int, float, str, sequence of str, or
     None (not known).
 
-    Keys that have a meaning to the page where rows hold them: `latent` (int; links a
+    Keys that have a meaning to the page where rows hold them: `latent` (a name; links a
     row to its points and completions), `methods` (sequence of str; rows can be filtered
     by it), `outside` (bool; rows can be restricted to these).
     """
@@ -113,7 +114,7 @@ class SteeredLatent:
       note: how they were picked.
     """
 
-    latent: int
+    latent: LatentName
     direction: Direction
     strength: float
     change: float
@@ -230,7 +231,7 @@ class PageContents:
     subtitle: str = ""
     findings: tuple[str, ...] = ()
     convergence: tuple[Convergence, ...] = ()
-    latent_tokens: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    latent_tokens: Mapping[LatentName, tuple[str, ...]] = field(default_factory=dict)
     stages: tuple[StageTime, ...] = ()
     cost: Mapping[str, int | float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

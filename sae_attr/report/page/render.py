@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from sae_attr.comparison_records import LatentName
 from sae_attr.report import numbers
 from sae_attr.report.description_text import SOURCE_NAMES, description_sentence
 from sae_attr.report.figures import Draw, draw_anew
@@ -155,10 +156,10 @@ def _hash(text: str) -> str:
     return f"'sha256-{digest}'"
 
 
-def _latent_tokens(case: CaseReport) -> dict[int, list[str]]:
+def _latent_tokens(case: CaseReport) -> dict[LatentName, list[str]]:
     """Returns latent -> nearest tokens, for the card beside a point."""
     tokens = {}
     for row in case.latents.rows:
         if row.get("latent") is not None:
-            tokens[int(row["latent"])] = list(row.get("tokens") or ())
+            tokens[row["latent"]] = list(row.get("tokens") or ())
     return tokens

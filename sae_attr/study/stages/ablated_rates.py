@@ -94,7 +94,7 @@ def _ablations(inputs: StageInputs, latents_u: np.ndarray) -> Edit:
     whose norm is an outlier are spared.
     """
     setup, study = inputs.case.setup, inputs.case.study
-    rows_ud = decoder_rows(setup.decoder, latents_u)
+    rows_ud = decoder_rows(inputs.case.latents, latents_u)
     if study.ablate_by == "projection":
         mean_d = mean_activation.mean_of(inputs[mean_activation.NAME]).mean_d
         values_u = np.asarray(rows_ud) @ np.asarray(mean_d, np.float32)

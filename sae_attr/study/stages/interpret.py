@@ -31,19 +31,21 @@ def interpret(inputs: StageInputs, progress: Progress) -> Computed:
     """Looks up the nearest tokens of every steered latent, and of the best ones of every
     method the tokens whose logits they change and the top passages.
     """
-    setup, study = inputs.case.setup, inputs.case.study
+    case, setup, study = inputs.case, inputs.case.setup, inputs.case.study
     selection = Selection.load(inputs["select"].arrays)
-    nearest = nearest_of(setup, selection.latents_u)
+    nearest = nearest_of(setup, case.latents, selection.latents_u)
     best = best_of_methods(selection, study.interpreted)
-    if inputs.case.reader is not None:
-        best = np.union1d(best, described_latents(selection, study))
+    if case.reader is not None:
+        best = np.union1d(best, described_latents(case, selection))
     limits = limits_of(inputs[NORM_LIMITS])
     effects = {}
     if study.logit_tokens and len(best):
         effects = effects_on_tokens(
-            setup, best, count=study.logit_tokens, limits=limits
+            setup, case.latents, best, count=study.logit_tokens, limits=limits
         )
     tokens = {"nearest": nearest, "effects": effects}
+    # Of further dictionaries decoder rows are known to belong here, not what they read.
+    best = case.latents.of_sae(best)
     if not (study.passages and study.passage_tokens and len(best)):
         return {}, {**tokens, "passages": {}}
     lists = top_passages(

@@ -12,11 +12,13 @@ import numpy as np
 from sae_attr.attribution.evidence import Evidence, Skipped
 from sae_attr.attribution.presets import Preset, decoder_rows
 from sae_attr.attribution.roles import role_parts, scores_of_roles
-from sae_attr.attribution.score_registry import Candidates
+from sae_attr.attribution.score_registry import Candidates, key_of
 from sae_attr.store import Arrays, Computed, Progress
 from sae_attr.study.case import Case
 from sae_attr.study.case_stage import CaseStage, StageInputs
+from sae_attr.study.latent_scores import LatentScores
 from sae_attr.study.selection import Selection, preset_of
+from sae_attr.study.stages import dictionaries
 from sae_attr.study.stages.evidence import NEEDS, evidence_of
 from sae_attr.text.rows import USER
 
@@ -32,13 +34,19 @@ def split_by_role(inputs: StageInputs, progress: Progress) -> Computed:
     attribution = inputs["attribute"]
     summary = attribution.meta["summary"]
     latents_u = Selection.load(inputs["select"].arrays).latents_u
-    dec_ud = decoder_rows(setup.decoder, latents_u)
-    few = Candidates(latents_u, dec_ud, attribution.arrays)
+    dec_ud = decoder_rows(inputs.case.latents, latents_u)
     evidence = evidence_of(setup, {name: inputs[name] for name in NEEDS})
     presets = {preset.name: preset for preset in setup.settings.presets()}
     used = [summary["primary"]]
     for method in study.methods:
         used.append(preset_of(summary, method) or summary["primary"])
+    further = inputs[dictionaries.NAME] if inputs.case.dictionaries else None
+    scores = LatentScores.load(attribution, further)
+    pushes = {}
+    for name in dict.fromkeys(used):
+        key = key_of("gradient", presets[name].tokens)
+        pushes[key] = scores.of(key, latents_u)
+    few = Candidates(np.arange(len(latents_u)), dec_ud, pushes)
     arrays: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(used):
         arrays[f"parts.{name}"] = role_parts(evidence, presets[name], few)
@@ -80,6 +88,6 @@ STAGE = CaseStage(
     "roles",
     split_by_role,
     fields,
-    needs=("select", "attribute", *NEEDS),
+    needs=("select", "attribute", dictionaries.NAME, *NEEDS),
     version=VERSION,
 )

@@ -12,14 +12,17 @@ from sae_attr.attribution.score_registry import key_of
 from sae_attr.store import Arrays, Computed, Progress, Result
 from sae_attr.study.case import Case
 from sae_attr.study.case_stage import CaseStage, StageInputs
+from sae_attr.study.latent_scores import LatentScores
 from sae_attr.study.selection import (
     Selection,
     about,
     preset_of,
     select,
+    with_further,
     with_screened,
 )
 from sae_attr.study.settings import DIRECTIONS
+from sae_attr.study.stages import dictionaries
 from sae_attr.study.sweep_conditions import FIXED_SIGN
 
 # 2: rates of candidates alone match no random latents.
@@ -64,7 +67,9 @@ def by_score(inputs: StageInputs) -> tuple[Selection, dict[str, str]]:
 
 
 def select_latents(inputs: StageInputs, progress: Progress) -> Computed:
-    """Selects latents by score, and by the screen where the study has one."""
+    """Selects latents by score, by the screen where the study has one, and those of the
+    case's further dictionaries.
+    """
     study, (selection, skipped) = inputs.case.study, by_score(inputs)
     if study.screen:
         attribution = inputs["attribute"]
@@ -78,7 +83,22 @@ def select_latents(inputs: StageInputs, progress: Progress) -> Computed:
             study.top,
             attribution.arrays[key_of("gradient", scope)],
         )
+    if inputs.case.dictionaries:
+        selection = _with_dictionaries(inputs, selection)
     return selection.arrays(), about(selection, skipped)
+
+
+def _with_dictionaries(inputs: StageInputs, selection: Selection) -> Selection:
+    """Returns a selection with the best latents of the case's further dictionaries."""
+    attribution, ranked = inputs["attribute"], inputs[dictionaries.NAME]
+    summary = attribution.meta["summary"]
+    scope = summary["presets"][summary["primary"]]["tokens"]
+    return with_further(
+        selection,
+        dictionaries.methods_of(ranked.arrays),
+        LatentScores.load(attribution, ranked),
+        key_of("gradient", scope),
+    )
 
 
 def screen_gain(screened: Mapping[str, Arrays], by: str) -> np.ndarray:
@@ -118,7 +138,7 @@ STAGE = CaseStage(
     "select",
     select_latents,
     fields,
-    needs=("screen", "attribute"),
+    needs=("screen", dictionaries.NAME, "attribute"),
     also_needs=other_attributions,
     version=VERSION,
 )

@@ -62,7 +62,7 @@ def gather(inputs: StageInputs, progress: Progress) -> Computed:
     if case.reader is None:
         return {}, {"left_out_since": NO_READER}
     selection = Selection.load(inputs["select"].arrays)
-    latents = described_latents(selection, study).tolist()
+    latents = described_latents(case, selection).tolist()
     texts: dict[str, dict[str, Texts]] = {}
     if "passages" in study.described_by:
         texts["passages"] = _passages(inputs, latents)
