@@ -25,7 +25,7 @@ from sae_attr.attribution.score_registry import (
 from sae_attr.sae.model import SAE, encode
 from sae_attr.sae.two_models import FINE_TUNED, relative_norms
 from sae_attr.study.dictionary_settings import DELTA_NORM, DIFFERENCE, MEAN_CODE, SITE
-from sae_attr.study.further_dictionaries import BOTH, NOT_KNOWN, FurtherDictionary
+from sae_attr.study.further_dictionaries import NOT_KNOWN, FurtherDictionary
 
 # Scores of decoder rows alone, which every dictionary of the site has; the others need
 # codes of the studied SAE's input, or statistics of ordinary text.
@@ -76,11 +76,14 @@ def ranked(
     scores = row_scores(own, scopes)
     facts: dict[str, Any] = {}
     if dictionary.by in (DELTA_NORM, MEAN_CODE):
-        inputs_kd = _inputs(dictionary, evidence, same_site)
+        aligned_kd = evidence.aligned_kd if same_site else None
+        acts_kd = evidence.table.acts_kd
+        inputs_kd = encoder_inputs(dictionary, acts_kd, aligned_kd)
         codes = None
         if inputs_kd is not None:
-            codes = pair_codes(dictionary, evidence, inputs_kd, scopes[0])
-        score_n, facts = _by_codes(dictionary, codes)
+            weights_k = evidence.mean_weights(scopes[0])
+            codes = pair_codes(dictionary, inputs_kd, weights_k)
+        score_n, facts = score_by_codes(dictionary, codes)
         latents_k = rank(dictionary.name, score_n, top).latents_k
     else:
         latents_k = _by_rows(dictionary, own, presets, scores, top)
@@ -181,23 +184,23 @@ class PairCodes:
     rate_n: np.ndarray
 
 
-def _inputs(
-    dictionary: FurtherDictionary, evidence: Evidence, same_site: bool
+def encoder_inputs(
+    dictionary: FurtherDictionary, acts_kd: np.ndarray, aligned_kd: np.ndarray | None
 ) -> np.ndarray | None:
-    """Returns what a dictionary encodes on the pairs' tokens, `[k, d]`, of a crosscoder
-    both models side by side `[k, 2d]`; None where that is not known.
+    """Returns what a dictionary encodes, `[k, d]`, of a crosscoder both models side by
+    side `[k, 2d]`; None where that is not known.
+
+    Args:
+      acts_kd: activations of the studied model.
+      aligned_kd: of the model without the behaviour on the same tokens and at the same
+        site; None where there is none.
     """
-    reads, acts_kd = dictionary.reads, evidence.table.acts_kd
-    if reads == NOT_KNOWN:
-        return None
-    if reads == SITE:
+    if dictionary.reads == SITE:
         return acts_kd
-    aligned_kd = evidence.aligned_kd
-    if aligned_kd is None or not same_site:
+    if dictionary.reads == NOT_KNOWN or aligned_kd is None:
         return None
-    if reads == DIFFERENCE:
+    if dictionary.reads == DIFFERENCE:
         return np.asarray(acts_kd, np.float32) - np.asarray(aligned_kd, np.float32)
-    assert reads == BOTH
     models = [aligned_kd, acts_kd]
     if dictionary.cfg.stream != FINE_TUNED:
         models.reverse()
@@ -205,12 +208,13 @@ def _inputs(
 
 
 def pair_codes(
-    dictionary: FurtherDictionary, evidence: Evidence, inputs_kd: np.ndarray, scope: str
+    dictionary: FurtherDictionary, inputs_kd: np.ndarray, weights_k: np.ndarray
 ) -> PairCodes:
-    """Encodes the pairs' tokens of a scope.
+    """Encodes the tokens of pairs.
 
     Args:
       inputs_kd: what the dictionary encodes.
+      weights_k: of every token in the mean.
 
     Raises:
       ValueError: a dictionary whose codes depend on other tokens.
@@ -221,7 +225,6 @@ def pair_codes(
             f"--{dictionary.where}.by=delta_attribution"
         )
     sae = dictionary.sae()
-    weights_k = evidence.mean_weights(scope)
     block = max(1, min(4096, _CODES // sae.cfg.n_latents))
 
     def codes(x_kd: jax.Array) -> jax.Array:
@@ -231,7 +234,8 @@ def pair_codes(
         return (codes(x_kd) != 0).astype(jnp.float32)
 
     mean_n = weighted_codes(codes, inputs_kd, weights_k, block=block)
-    return PairCodes(mean_n, weighted_codes(fires, inputs_kd, weights_k, block=block))
+    rate_n = weighted_codes(fires, inputs_kd, weights_k, block=block)
+    return PairCodes(mean_n, rate_n)
 
 
 def _streams_apart(sae: SAE, x_kd: jax.Array) -> jax.Array:
@@ -240,7 +244,7 @@ def _streams_apart(sae: SAE, x_kd: jax.Array) -> jax.Array:
     return x_kd.reshape(len(x_kd), sae.cfg.streams, sae.cfg.d_in)
 
 
-def _by_codes(
+def score_by_codes(
     dictionary: FurtherDictionary, codes: PairCodes | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns Δ_norm or the mean latent activation of every latent, NaN for those that

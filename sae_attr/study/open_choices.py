@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from sae_attr.report.page import Choice
 from sae_attr.study.case import Case
+from sae_attr.study.dictionary_settings import by_name
 
 
 def choices(case: Case) -> tuple[Choice, ...]:
@@ -73,6 +76,7 @@ def _steering_choices(case: Case) -> tuple[Choice, ...]:
             study.random,
             "matched on firing rate, same strength search; 5th to 95th percentile",
         ),
+        *_dictionary_choices(case),
         _effects_choice(case),
         Choice(
             "tests",
@@ -80,6 +84,16 @@ def _steering_choices(case: Case) -> tuple[Choice, ...]:
             "Benjamini-Hochberg; bootstrap by prompt",
         ),
     )
+
+
+def _dictionary_choices(case: Case) -> Iterator[Choice]:
+    """Yields what ranks the latents of each further dictionary."""
+    for dictionary in case.dictionaries:
+        yield Choice(
+            f"dictionary {dictionary.name}",
+            by_name(dictionary.by),
+            "beside random latents of the SAE, not matched on its own firing rates",
+        )
 
 
 def _sampling_choices(case: Case) -> tuple[Choice, ...]:

@@ -65,6 +65,7 @@ from sae_attr.study.reading_files import reader_findings, reading_files, reading
 from sae_attr.study.role_numbers import role_numbers
 from sae_attr.study.sampled_results import sampled_check
 from sae_attr.study.screen_results import screen_section, screen_table
+from sae_attr.study.stages import dictionaries
 from sae_attr.text.rows import ROLES
 
 Files = dict[str, bytes | str]
@@ -341,6 +342,7 @@ def _summary(
             "ablated": [dataclasses.asdict(count) for count in report.ablated_counts],
             "roles": report.roles,
             "selection": _without(selection, "seconds"),
+            **_dictionaries(results),
             **probe_summary(report),
             **reading_summary(report),
             "warnings": list(report.warnings),
@@ -355,6 +357,13 @@ def _summary(
         "versions": contents.versions,
         "stages": dict(contents.hashes),
     }
+
+
+def _dictionaries(results: CaseResults) -> dict[str, Any]:
+    """Returns how further dictionaries were ranked; {} without any."""
+    if not results.case.dictionaries:
+        return {}
+    return _fields_of(results.of[dictionaries.NAME].meta, (dictionaries.NAME,))
 
 
 def _fields_of(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
