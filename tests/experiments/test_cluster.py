@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from benchmarks.faults import contents
 from sae_attr.sae.formats import load_sae
 from tests._processes import limited
 from tests.experiments._cluster import run, said, started, write_judge
+from tests.experiments._demo import once
+from tests.experiments.conftest import shared_folder
 from tests.experiments.test_training import write_base
 
 pytestmark = pytest.mark.slow
@@ -23,9 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("judge")
-    write_judge(folder)
-    return folder
+    return once(shared_folder(tmp_path_factory) / "judge", write_judge)
 
 
 def study_flags(miniature: Path, judge: Path, workdir: Path) -> list[str]:
@@ -78,18 +79,20 @@ def study_flags(miniature: Path, judge: Path, workdir: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def study_of(
     miniature: Path, judge: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, Path]:
-    """Processes -> workdir of the same study."""
-    folder = tmp_path_factory.mktemp("studies")
-    workdirs = {}
-    for processes in (1, 2, 4):
-        workdir = folder / str(processes)
-        flags = study_flags(miniature, judge, workdir)
-        logs = folder / f"logs{processes}"
+) -> Callable[[int], Path]:
+    """Processes -> workdir of the same study, run once for all workers of a session."""
+
+    def study(folder: Path, processes: int) -> None:
+        logs = folder / "logs"
+        flags = study_flags(miniature, judge, folder / "workdir")
         codes = run("case_study", flags, processes, logs)
         assert codes == [0] * processes, said(logs)
-        workdirs[processes] = workdir
-    return workdirs
+
+    def workdir(processes: int) -> Path:
+        folder = shared_folder(tmp_path_factory) / f"study_of_{processes}"
+        return once(folder, partial(study, processes=processes)) / "workdir"
+
+    return workdir
 
 
 def stored_arrays(workdir: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -111,9 +114,9 @@ def best_latents(workdir: Path) -> list[tuple[str, float]]:
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_a_study_on_several_processes_is_that_of_one(
-    study_of: dict[int, Path], processes: int
+    study_of: Callable[[int], Path], processes: int
 ) -> None:
-    one, several = study_of[1], study_of[processes]
+    one, several = study_of(1), study_of(processes)
     assert contents(one).keys() == contents(several).keys()
     other = dict(stored_arrays(several))
     for name, array in stored_arrays(one):
@@ -132,7 +135,7 @@ def test_a_study_on_several_processes_is_that_of_one(
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_run_and_a_rerun_gives_the_same_files(
-    study_of: dict[int, Path],
+    study_of: Callable[[int], Path],
     miniature: Path,
     judge: Path,
     tmp_path: Path,
@@ -154,7 +157,7 @@ def test_a_killed_process_ends_the_run_and_a_rerun_gives_the_same_files(
     assert code == (75 if victim else -6), text
     assert "another process of the run" in text or "another task died" in text
     assert run("case_study", flags, 2, tmp_path / "again") == [0, 0]
-    assert files(tmp_path / "w") == files(study_of[2])
+    assert files(tmp_path / "w") == files(study_of(2))
 
 
 def test_hosts_with_other_configs_or_without_the_data_are_named_at_the_start(
