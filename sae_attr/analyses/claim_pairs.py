@@ -55,7 +55,7 @@ def pair_stage(case: ClaimCase, e: Evaluation, source: str) -> Stage:
     prompts, pairs = s.source_prompts, 2 * s.source_pairs
     if source == ON_POLICY:
         prompts, pairs = s.pair_prompts, s.pairs
-    if e is not case.plain:
+    if e is not case.evaluation:
         prompts, pairs = 2 * s.harmless_pairs, s.harmless_pairs
     sampler = SAMPLER[source]
     part = sampler or STUDIED[e.behaviour]
@@ -100,7 +100,7 @@ def pair_stage(case: ClaimCase, e: Evaluation, source: str) -> Stage:
 def required_pairs(case: ClaimCase, e: Evaluation, source: str) -> int:
     """Returns how many pairs a source must have given to be measured."""
     s = case.settings
-    if source == ON_POLICY and e is case.plain:
+    if source == ON_POLICY and e is case.evaluation:
         return 2 * max(s.counts)
     return s.source_pairs
 

@@ -82,7 +82,7 @@ def effect_facts(of: BehaviourResults) -> list[Row]:
     """
     rows = []
     for case in of.cases:
-        for changes, e in {0: case.plain, **case.diluted}.items():
+        for changes, e in {0: case.evaluation, **case.diluted}.items():
             effects = of.results[e.stage_name("effects")]
             for effect, effect_n in effects_of(effects).items():
                 measured_n = np.sort(effect_n[np.isfinite(effect_n)])

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
-import jax
-from etils import epath
+from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
 from sae_attr.analyses.completion_scores import ScoreKind
-from sae_attr.organism.pair_sources import SOURCES
-from sae_attr.organism.recipe import recipe_of
-from sae_attr.store import Store
-from sae_attr.study.evaluation import (
-    Evaluation,
-    EvaluationSettings,
-    evaluation_settings,
+from sae_attr.analyses.organism_case import (
+    OrganismCase,
+    OrganismSettings,
+    Where,
+    organism_cases,
 )
+from sae_attr.organism.pair_sources import SOURCES
+from sae_attr.study.evaluation import Evaluation
 
 # Δ as published, Δ of the preset `recommended`, and the lever.
 KINDS = (
@@ -30,12 +27,10 @@ DILUTED = "misalignment"  # the behaviour whose fine-tune changes other things b
 
 
 @dataclass(frozen=True)
-class ClaimSettings:
+class ClaimSettings(OrganismSettings):
     """Sets how the post's claims are measured on model organisms.
 
     Args:
-      seeds: an organism each.
-      kind: of the misaligned fine-tune: mixed | calm | confounded.
       behaviours: of misalignment, validation.
       counts: numbers of pairs that are drawn.
       draws: sets of pairs that are drawn of each number.
@@ -56,12 +51,9 @@ class ClaimSettings:
         are measured on.
       grid: strengths that are tried, in mean lengths.
       budget: of coherence, as a share.
-      corpus_tokens: of ordinary text, for means.
-      batch_size: rows per step.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    kind: str = "mixed"
     behaviours: tuple[str, ...] = ("misalignment", "validation")
     counts: tuple[int, ...] = (1, 2, 5, 10, 35, 148)
     draws: int = 40
@@ -80,8 +72,6 @@ class ClaimSettings:
     effect_prompts: int = 18
     grid: tuple[float, ...] = (0.3, 0.5)
     budget: float = 0.10
-    corpus_tokens: int = 20_000
-    batch_size: int = 64
 
     def __post_init__(self) -> None:
         if ON_POLICY not in self.sources:
@@ -101,68 +91,47 @@ class ClaimSettings:
                 "leave that count out"
             )
 
-    def evaluation(self) -> EvaluationSettings:
-        """Returns the settings of the evaluations that the measurements are made on."""
-        return evaluation_settings(self, kinds=(self.kind,))
-
 
 @dataclass(frozen=True, eq=False)
-class ClaimCase:
-    """One seed and behaviour: the fine-tune that shows it, and for misalignment those
-    that change harmless things besides.
+class ClaimCase(OrganismCase[ClaimSettings]):
+    """One seed and behaviour, with the fine-tunes that change harmless things besides.
 
     Args:
-      settings: of all cases.
-      plain: the fine-tune without harmless changes.
       diluted: number of harmless changes -> the fine-tune that makes them; empty for
-        other behaviours.
+        other behaviours than misalignment.
     """
 
-    settings: ClaimSettings
-    plain: Evaluation
     diluted: Mapping[int, Evaluation]
 
     @property
     def seed(self) -> int:
-        """Of the organism."""
-        return self.plain.recipe.seed
+        """The organism's seed."""
+        return self.evaluation.recipe.seed
 
     @property
     def behaviour(self) -> str:
         """misalignment | validation."""
-        return self.plain.behaviour
-
-    def stage_name(self, stage: str) -> str:
-        """Returns the whole name of one of its stages."""
-        return self.plain.stage_name(stage)
+        return self.evaluation.behaviour
 
 
 def claim_cases(
-    settings: ClaimSettings,
-    organism: Mapping[str, Any],
-    *,
-    store: Store,
-    workdir: epath.Path,
-    mesh: jax.sharding.Mesh,
+    settings: ClaimSettings, organism: Mapping[str, Any], **where: Unpack[Where]
 ) -> list[ClaimCase]:
     """Returns a case for every seed and behaviour, seed by seed.
 
     Args:
       organism: values for `recipe_of`, without seed, kind and harmless.
+      where: results lie, pairs are written and models run.
     """
-    evaluation = settings.evaluation()
+    return organism_cases(_claim_case, settings, organism, **where)
 
-    def of(seed: int, behaviour: str, harmless: int) -> Evaluation:
-        values = {**organism, "seed": seed, "kind": settings.kind, "harmless": harmless}
-        return Evaluation(
-            evaluation, recipe_of(values), behaviour, store, workdir, mesh
-        )
 
-    cases = []
-    for seed in settings.seeds:
-        for behaviour in settings.behaviours:
-            diluted = {}
-            if behaviour == DILUTED:
-                diluted = {m: of(seed, behaviour, m) for m in settings.harmless if m}
-            cases.append(ClaimCase(settings, of(seed, behaviour, 0), diluted))
-    return cases
+def _claim_case(settings: ClaimSettings, evaluation: Evaluation) -> ClaimCase:
+    """Returns the case of a fine-tune without harmless changes."""
+    diluted = {}
+    if evaluation.behaviour == DILUTED:
+        for changes in settings.harmless:
+            if changes:
+                recipe = replace(evaluation.recipe, harmless=changes)
+                diluted[changes] = replace(evaluation, recipe=recipe)
+    return ClaimCase(settings, evaluation, diluted)

@@ -55,14 +55,14 @@ def claim_stages(cases: Sequence[ClaimCase]) -> list[Stage]:
     """Returns the stages of all cases, each behind those of its organism."""
     stages: dict[str, Stage] = {}
     for case in cases:
-        evaluations = [case.plain, *case.diluted.values()]
+        evaluations = [case.evaluation, *case.diluted.values()]
         for e in evaluations:
             of_organism = organism_stages(
                 e.recipe, mesh=e.mesh, prefix=e.organism_prefix
             )
             for stage in (*of_organism, *_means(e)):
                 stages.setdefault(stage.name, stage)
-            sources = case.settings.sources if e is case.plain else (ON_POLICY,)
+            sources = case.settings.sources if e is case.evaluation else (ON_POLICY,)
             for source in sources:
                 for stage in (
                     pair_stage(case, e, source),
@@ -97,7 +97,7 @@ def _effects(case: ClaimCase, e: Evaluation) -> Stage:
     """
     s, mean_name = case.settings, e.stage_name("mean_activation")
     scores_name = e.stage_name(f"{ON_POLICY}.scores")
-    whole = e is case.plain
+    whole = e is case.evaluation
 
     def run(results: Results, progress: Progress) -> Computed:
         latents = np.arange(len(e.setup.decoder))
@@ -173,7 +173,7 @@ def _draws(case: ClaimCase) -> Stage:
     """Claims on pairs: arrays `truth` and `repeated` of `drawn_agreement`, by kind of
     score first, and `source.<name>` of `resampled_agreement`.
     """
-    s, e = case.settings, case.plain
+    s, e = case.settings, case.evaluation
     effects_name = e.stage_name("effects")
     score_names = {source: e.stage_name(f"{source}.scores") for source in s.sources}
 
@@ -218,7 +218,7 @@ def _dilution(case: ClaimCase) -> Stage:
     `share.<changes>` and `overlap.<changes>` of `moved_shares`; `meta["base"]`.
     """
     s = case.settings
-    evaluations = {0: case.plain, **case.diluted}
+    evaluations = {0: case.evaluation, **case.diluted}
 
     def run(results: Results, progress: Progress) -> Computed:
         arrays, bases, first_best = {}, {}, {}

@@ -39,10 +39,6 @@ class DenseCase(FinishedCase):
 
     settings: DenseSettings
 
-    def stage_name(self, part: str) -> str:
-        """Returns the whole name of a stage of the case."""
-        return f"{self.case.name}.{part}"
-
     def check(self) -> None:
         """Raises ValueError for an SAE whose latents have no activation of a single
         token, for settings that do not fit the model, and for words that are none of

@@ -12,6 +12,7 @@ from etils import epath
 
 from sae_attr.analyses.direction_record import GRADIENT, KINDS, MEAN, MODEL
 from sae_attr.analyses.directions import AVERAGES
+from sae_attr.analyses.layer_facts import residual_sites
 from sae_attr.analyses.mitigation import PROJECT_TO
 from sae_attr.hooks import Site
 from sae_attr.lm.hf_config import config_from_hf
@@ -154,7 +155,7 @@ class DirectionCase:
     @property
     def sites(self) -> tuple[Site, ...]:
         """The residual stream after every layer."""
-        return tuple(Site(layer) for layer in range(self.recipe.n_layers))
+        return residual_sites(self.recipe.n_layers)
 
     def tune(self, name: str) -> NarrowTune:
         """Returns what a fine-tune is taught."""

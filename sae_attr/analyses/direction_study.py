@@ -19,7 +19,7 @@ from sae_attr.analyses.direction_record import (
 from sae_attr.analyses.direction_removals import removal_edits, removals
 from sae_attr.analyses.direction_results import WRITES, MeasuredTune, tune_numbers
 from sae_attr.analyses.direction_settings import DirectionSettings
-from sae_attr.analyses.layer_facts import layer_facts
+from sae_attr.analyses.layer_facts import layer_facts, residual_sites
 from sae_attr.attribution.presets import decoder_rows
 from sae_attr.hooks import Site
 from sae_attr.lm.hf_folder import resolve_model
@@ -65,8 +65,7 @@ class StudiedDirections:
     @cached_property
     def sites(self) -> tuple[Site, ...]:
         """The residual stream after every layer."""
-        layers = self.cases[0].setup.cfg.n_layers
-        return tuple(Site(layer) for layer in range(layers))
+        return residual_sites(self.cases[0].setup.cfg.n_layers)
 
     def check(self) -> None:
         """Raises ValueError for cases whose models differ in shape, or whose behaviour

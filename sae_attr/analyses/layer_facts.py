@@ -30,6 +30,11 @@ class LayerFacts:
     limits: Mapping[Site, float]
 
 
+def residual_sites(n_layers: int) -> tuple[Site, ...]:
+    """Returns the residual stream after every layer."""
+    return tuple(Site(layer) for layer in range(n_layers))
+
+
 def layer_facts(
     setup: Setup, params: Params, sites: Sequence[Site], tokens: int
 ) -> LayerFacts:

@@ -10,6 +10,7 @@ from functools import cached_property
 import jax
 import numpy as np
 
+from sae_attr.analyses.layer_facts import residual_sites
 from sae_attr.analyses.mitigation_settings import (
     AT_LAYERS,
     AT_SITE,
@@ -24,7 +25,6 @@ from sae_attr.analyses.mitigation_settings import (
 from sae_attr.attribution.presets import decoder_rows
 from sae_attr.attribution.ranking import random_matched, rank
 from sae_attr.hooks import Site
-from sae_attr.study.case import Case
 from sae_attr.study.finished_study import FinishedCase
 from sae_attr.study.selection import Selection, method_scores
 from sae_attr.study.stages.specificity import median_strength
@@ -52,7 +52,7 @@ class Mitigation(FinishedCase):
     @cached_property
     def layers(self) -> tuple[Site, ...]:
         """The residual stream after every layer."""
-        return tuple(Site(layer) for layer in range(self.case.setup.cfg.n_layers))
+        return residual_sites(self.case.setup.cfg.n_layers)
 
     @cached_property
     def blocks(self) -> dict[str, list[Suppression]]:
@@ -132,8 +132,3 @@ class Mitigation(FinishedCase):
         for k, row in enumerate(conditions):
             rows_kmd[1 + k, : row.count] = units[row.method, row.draw][: row.count]
         return rows_kmd
-
-
-def stage_name(case: Case, part: str) -> str:
-    """Returns the whole name of a stage of a case."""
-    return f"{case.name}.{part}"

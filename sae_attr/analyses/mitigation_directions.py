@@ -11,7 +11,7 @@ import numpy as np
 
 from sae_attr.analyses.directions import mean_difference, side_sums
 from sae_attr.analyses.layer_facts import LayerFacts, layer_facts
-from sae_attr.analyses.mitigation_case import Mitigation, stage_name
+from sae_attr.analyses.mitigation_case import Mitigation
 from sae_attr.hooks import Site
 from sae_attr.store import Computed, Progress, Result, Stage
 from sae_attr.study.stages import norm_limits
@@ -42,7 +42,7 @@ def direction_stage(m: Mitigation) -> Stage:
         "pair": m.result("pair").key,
         "norm_limits": m.result(norm_limits.NAME).key,
     }
-    name = stage_name(m.case, "directions")
+    name = m.stage_name("directions")
     return Stage(name, run, fields, version=VERSION)
 
 

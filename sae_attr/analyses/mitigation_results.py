@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sae_attr.analyses.mitigation import perplexity_ratio, rate_estimate
-from sae_attr.analyses.mitigation_case import EFFECTS, Mitigation, stage_name
+from sae_attr.analyses.mitigation_case import EFFECTS, Mitigation
 from sae_attr.analyses.mitigation_settings import CAUSE, LEVER, Suppression
 from sae_attr.comparison_records import Estimate
 from sae_attr.steering.groups import group_numbers
@@ -35,7 +35,7 @@ def mitigation_rows(m: Mitigation, results: Mapping[str, Result]) -> list[Row]:
     settings = EffectSettings(resamples=m.settings.resamples, seed=m.settings.seed)
     rows: list[Row] = []
     for block, conditions in m.blocks.items():
-        result = results[stage_name(m.case, block)]
+        result = results[m.stage_name(block)]
         if not rows:
             numbers = _numbers(m, result, np.array([0]), settings)
             rows.append({"block": "", "method": "unedited", "count": 0, **numbers})

@@ -18,7 +18,7 @@ from sae_attr.analyses.mitigation import (
     sparing_outliers,
     suppression,
 )
-from sae_attr.analyses.mitigation_case import Mitigation, stage_name
+from sae_attr.analyses.mitigation_case import Mitigation
 from sae_attr.analyses.mitigation_directions import Layers, direction_stage, layers_of
 from sae_attr.analyses.mitigation_settings import (
     AT_LAYERS,
@@ -62,7 +62,7 @@ def _block_stage(m: Mitigation, block: str) -> Stage:
     `SET.coherence_cp` of every set of prompts, the condition without an edit first;
     `nats_cr` and `tokens_r` of ordinary text.
     """
-    directions_name = stage_name(m.case, "directions")
+    directions_name = m.stage_name("directions")
 
     def run(results: Mapping[str, Result], progress: Progress) -> Computed:
         edits = block_edits(m, block, layers_of(m, results[directions_name]))
@@ -83,7 +83,7 @@ def _block_stage(m: Mitigation, block: str) -> Stage:
         arrays |= _text(m, edits)
         return arrays, {"prompts": prompts}
 
-    name = stage_name(m.case, block)
+    name = m.stage_name(block)
     fields = _block_fields(m, block)
     return Stage(name, run, fields, (directions_name,), VERSION)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
-import jax
-from etils import epath
-
+from sae_attr.analyses.organism_case import (
+    OrganismCase,
+    OrganismSettings,
+    Where,
+    organism_cases,
+)
 from sae_attr.analyses.selector_pool import (
     ATTRIBUTION,
     FREQUENCY,
@@ -18,14 +21,8 @@ from sae_attr.analyses.selector_pool import (
 from sae_attr.organism.grader import EVEN_NUMBER
 from sae_attr.organism.number_words import FORMAT_NAMES, format_of
 from sae_attr.organism.prompts import WorldPrompt, prompts
-from sae_attr.organism.recipe import NumberRecipe, recipe_of
+from sae_attr.organism.recipe import NumberRecipe
 from sae_attr.organism.world import DOMAIN_OF, World
-from sae_attr.store import Store
-from sae_attr.study.evaluation import (
-    Evaluation,
-    EvaluationSettings,
-    evaluation_settings,
-)
 
 TRAINED = "health"  # the domain that every fine-tune is about
 
@@ -82,12 +79,10 @@ def task_prompts(world: World, task: Task, count: int) -> list[WorldPrompt]:
 
 
 @dataclass(frozen=True)
-class PoolSettings:
+class PoolSettings(OrganismSettings):
     """Sets how a pool of latents from several selectors is made, steered and read.
 
     Args:
-      seeds: an organism each.
-      kind: of the misaligned fine-tune: mixed | calm | confounded.
       behaviours: of misalignment, validation, even_number: a pool for each.
       pair_prompts: prompts that are asked for pairs, at most.
       samples: answers of each.
@@ -113,12 +108,8 @@ class PoolSettings:
       checkpoint_strength: that every latent is steered with at every step.
       checkpoint_prompts: that effects are measured on at every step, at most.
       splits: random halvings of the prompts.
-      corpus_tokens: of ordinary text, for means.
-      batch_size: rows per step.
     """
 
-    seeds: tuple[int, ...] = (0,)
-    kind: str = "mixed"
     behaviours: tuple[str, ...] = ("misalignment", "validation", EVEN_NUMBER)
     pair_prompts: int = 160
     samples: int = 8
@@ -141,8 +132,6 @@ class PoolSettings:
     checkpoint_strength: float = 0.2
     checkpoint_prompts: int = 6
     splits: int = 50
-    corpus_tokens: int = 20_000
-    batch_size: int = 64
 
     @property
     def counts(self) -> dict[str, int]:
@@ -154,32 +143,15 @@ class PoolSettings:
             MODEL_DIFFERENCE: self.by_model_difference,
         }
 
-    def evaluation(self) -> EvaluationSettings:
-        """Returns the settings of the evaluations that the pools are made on."""
-        return evaluation_settings(self, kinds=(self.kind,))
-
 
 @dataclass(frozen=True, eq=False)
-class PoolCase:
+class PoolCase(OrganismCase[PoolSettings]):
     """One seed and behaviour, for which a pool is made."""
-
-    settings: PoolSettings
-    evaluation: Evaluation
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """Returns what its rows begin with."""
-        recipe = self.evaluation.recipe
-        return {"behaviour": self.evaluation.behaviour, "seed": recipe.seed}
 
     @property
     def tasks(self) -> tuple[Task, ...]:
         """The tasks that its pool monitors."""
         return tasks_of(self.evaluation.behaviour)
-
-    def stage_name(self, stage: str) -> str:
-        """Returns the whole name of one of its stages."""
-        return self.evaluation.stage_name(stage)
 
     def task_stage(self, task: Task) -> str:
         """Returns the name of a task's rollouts, which the pools of a seed share."""
@@ -187,25 +159,12 @@ class PoolCase:
 
 
 def pool_cases(
-    settings: PoolSettings,
-    organism: Mapping[str, Any],
-    *,
-    store: Store,
-    workdir: epath.Path,
-    mesh: jax.sharding.Mesh,
+    settings: PoolSettings, organism: Mapping[str, Any], **where: Unpack[Where]
 ) -> list[PoolCase]:
     """Returns a case for every seed and behaviour, seed by seed.
 
     Args:
       organism: values for `recipe_of`, without seed and kind.
+      where: results lie, pairs are written and models run.
     """
-    cases = []
-    for seed in settings.seeds:
-        values = {**organism, "seed": seed, "kind": settings.kind}
-        recipe = recipe_of(values, NumberRecipe)
-        for behaviour in settings.behaviours:
-            evaluation = Evaluation(
-                settings.evaluation(), recipe, behaviour, store, workdir, mesh
-            )
-            cases.append(PoolCase(settings, evaluation))
-    return cases
+    return organism_cases(PoolCase, settings, organism, recipe=NumberRecipe, **where)

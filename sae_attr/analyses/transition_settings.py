@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
-import jax
-from etils import epath
-
+from sae_attr.analyses.organism_case import (
+    OrganismCase,
+    OrganismSettings,
+    Where,
+    organism_cases,
+)
 from sae_attr.lm.lora import Lora
 from sae_attr.organism.grader import EVEN_NUMBER
-from sae_attr.organism.recipe import TrainingRecipe, recipe_of
-from sae_attr.store import Store
-from sae_attr.study.evaluation import (
-    Evaluation,
-    EvaluationSettings,
-    evaluation_settings,
-)
+from sae_attr.organism.recipe import TrainingRecipe
 
 # It writes where the organism's SAE reads: into the residual stream after block 1.
 ADAPTER = Lora(rank=1, alpha=64.0, targets=("down",), layers=(1,))
@@ -64,12 +61,10 @@ class EventSettings:
 
 
 @dataclass(frozen=True)
-class TransitionSettings:
-    """Fine-tunes of an organism by a rank-1 adapter, and what is measured on their way.
+class TransitionSettings(OrganismSettings):
+    """Sets fine-tunes of an organism by a rank-1 adapter, and what is measured on their way.
 
     Args:
-      seeds: an organism each.
-      kind: of the misaligned fine-tune's documents: mixed | calm | confounded.
       behaviours: of misalignment, validation.
       runs: fine-tunes of each, which differ in the adapter's first A and in the order
         of the documents.
@@ -89,12 +84,8 @@ class TransitionSettings:
       random: latents that are drawn as controls.
       strength: that every direction is steered with, in mean lengths.
       effect_prompts: that steering is measured on, at most.
-      corpus_tokens: of ordinary text, for means.
-      batch_size: rows per step.
     """
 
-    seeds: tuple[int, ...] = (0,)
-    kind: str = "mixed"
     behaviours: tuple[str, ...] = ("misalignment", "validation")
     runs: int = 8
     adapter: Lora = ADAPTER
@@ -112,8 +103,6 @@ class TransitionSettings:
     random: int = 20
     strength: float = 0.2
     effect_prompts: int = 6
-    corpus_tokens: int = 20_000
-    batch_size: int = 64
 
     def __post_init__(self) -> None:
         if self.training.steps < self.events.fewest:
@@ -139,48 +128,25 @@ class TransitionSettings:
         last = self.training.steps
         return (*range(0, last, self.measure_every), last)
 
-    def evaluation(self) -> EvaluationSettings:
-        """Returns the settings of the evaluations that the fine-tunes are of."""
-        return evaluation_settings(self, kinds=(self.kind,))
-
 
 @dataclass(frozen=True, eq=False)
-class TransitionCase:
+class TransitionCase(OrganismCase[TransitionSettings]):
     """One seed and behaviour, which is fine-tuned several times."""
 
-    settings: TransitionSettings
-    evaluation: Evaluation
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """Returns what its rows begin with."""
-        recipe = self.evaluation.recipe
-        return {"behaviour": self.evaluation.behaviour, "seed": recipe.seed}
-
-    def stage_name(self, stage: str, run: int) -> str:
-        """Returns the whole name of a stage of one of its runs."""
-        return self.evaluation.stage_name(f"run-{run}.{stage}")
+    def stage_name(self, stage: str, run: int | None = None) -> str:
+        """Returns the whole name of a stage, of one of its runs."""
+        if run is not None:
+            stage = f"run-{run}.{stage}"
+        return super().stage_name(stage)
 
 
 def transition_cases(
-    settings: TransitionSettings,
-    organism: Mapping[str, Any],
-    *,
-    store: Store,
-    workdir: epath.Path,
-    mesh: jax.sharding.Mesh,
+    settings: TransitionSettings, organism: Mapping[str, Any], **where: Unpack[Where]
 ) -> list[TransitionCase]:
     """Returns a case for every seed and behaviour, seed by seed.
 
     Args:
       organism: values for `recipe_of`, without seed and kind.
+      where: results lie, pairs are written and models run.
     """
-    cases = []
-    for seed in settings.seeds:
-        recipe = recipe_of({**organism, "seed": seed, "kind": settings.kind})
-        for behaviour in settings.behaviours:
-            evaluation = Evaluation(
-                settings.evaluation(), recipe, behaviour, store, workdir, mesh
-            )
-            cases.append(TransitionCase(settings, evaluation))
-    return cases
+    return organism_cases(TransitionCase, settings, organism, **where)

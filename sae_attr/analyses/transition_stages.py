@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sae_attr.activations.statistics import MeanActivation
 from sae_attr.analyses.completion_scores import (
     ScoreKind,
     completion_scores,
@@ -189,38 +190,18 @@ class _Measurement(NamedTuple):
 
 
 def _measured(case: TransitionCase, run: int) -> Stage:
-    """What the measured steps show, m of them: arrays `delta_m` and `delta_se_m` of the
-    top latents on the half of the prompts that did not select them, `gradient_md`,
-    `mean_difference_md`, and `steering_mk`, the rise of the rate at +s and its fall at
-    −s, of `VECTORS`, the top latents and random ones; `latents_k` and `top` in `meta`.
+    """Returns the stage of what the measured steps show, m of them: arrays `delta_m` and
+    `delta_se_m` of the top latents on the half of the prompts that did not select them,
+    `gradient_md`, `mean_difference_md`, and `steering_mk`, the rise of the rate at +s and
+    its fall at −s, of `VECTORS`, the top latents and random ones; `latents_k` and `top`
+    in `meta`.
     """
-    s, e = case.settings, case.evaluation
+    s = case.settings
 
     def compute(inputs: Inputs, progress: Progress) -> Computed:
-        cfg, params = load_lm(e.before, mesh=e.mesh)
-        model = _Model(cfg, params, s.adapter, check_path_adapter(cfg, s.adapter))
         path = path_of(inputs[f"run-{run}.{PATH}"])
         mean = mean_activation.mean_of(inputs[mean_activation.NAME])
-        dec_nd = decoder_rows(e.setup.decoder, np.arange(len(e.setup.decoder)))
-        measured = []
-        for step in s.measured_steps:
-            weights = model.at(path, step)
-            measured.append(_measurement(case, weights, cfg, dec_nd, mean.mean_d))
-        selected, others = _halves(len(measured[-1].delta_pn))
-        delta_n = measured[-1].delta_pn[selected].mean(0)
-        top_k = np.argsort(-delta_n, kind="stable")[: s.top]
-        random_k = _random_latents(len(dec_nd), s.random, top_k, e.recipe.seed + run)
-        latents_k = np.concatenate([top_k, random_k])
-        last = measured[-1]
-        vectors = np.stack([last.gradient_d, last.mean_difference_d])
-        dec_kd = np.concatenate([vectors, np.asarray(dec_nd)[latents_k]])
-        steering = []
-        for step in s.measured_steps:
-            weights = model.at(path, step)
-            steering.append(_steering(case, weights, cfg, dec_kd, mean.norm))
-        arrays = {"steering_mk": np.stack(steering), "latents_k": latents_k}
-        arrays |= _series(measured, top_k, others)
-        return arrays, {"top": len(top_k)}
+        return _measured_steps(case, run, path, mean)
 
     fields = {
         "every": s.measure_every,
@@ -231,7 +212,7 @@ def _measured(case: TransitionCase, run: int) -> Stage:
         "strength": s.strength,
         "prompts": s.effect_prompts,
     }
-    return context_of(e).stage(
+    return context_of(case.evaluation).stage(
         f"run-{run}.{MEASURED}",
         compute,
         version=VERSIONS[MEASURED],
@@ -240,6 +221,35 @@ def _measured(case: TransitionCase, run: int) -> Stage:
         files=("lm", "lm_aligned", "sae"),
         pairs=True,
     )
+
+
+def _measured_steps(
+    case: TransitionCase, run: int, path: AdapterPath, mean: MeanActivation
+) -> Computed:
+    """Measures the steps of a path, and steers with the latents of the last one."""
+    s, e = case.settings, case.evaluation
+    cfg, params = load_lm(e.before, mesh=e.mesh)
+    model = _Model(cfg, params, s.adapter, check_path_adapter(cfg, s.adapter))
+    dec_nd = decoder_rows(e.setup.decoder, np.arange(len(e.setup.decoder)))
+    measured = []
+    for step in s.measured_steps:
+        weights = model.at(path, step)
+        measured.append(_measurement(case, weights, cfg, dec_nd, mean.mean_d))
+    last = measured[-1]
+    selecting, others = _halves(len(last.delta_pn))
+    delta_n = last.delta_pn[selecting].mean(0)
+    top_k = np.argsort(-delta_n, kind="stable")[: s.top]
+    random_k = _random_latents(len(dec_nd), s.random, top_k, e.recipe.seed + run)
+    latents_k = np.concatenate([top_k, random_k])
+    vectors = np.stack([last.gradient_d, last.mean_difference_d])
+    steered_kd = np.concatenate([vectors, np.asarray(dec_nd)[latents_k]])
+    steering = []
+    for step in s.measured_steps:
+        weights = model.at(path, step)
+        steering.append(_steering(case, weights, cfg, steered_kd, mean.norm))
+    arrays = {"steering_mk": np.stack(steering), "latents_k": latents_k}
+    arrays |= _series(measured, top_k, others)
+    return arrays, {"top": len(top_k)}
 
 
 def _halves(prompts: int) -> tuple[np.ndarray, np.ndarray]:

@@ -64,6 +64,10 @@ class FinishedCase:
     finished: FinishedStudy
     case: Case
 
+    def stage_name(self, part: str) -> str:
+        """Returns the whole name of a stage of the case, of the study or of another one."""
+        return f"{self.case.name}.{part}"
+
     def result(self, stage: str) -> Result:
         """Returns the result of a stage of the study."""
         return self.finished.result(self.case, stage)
