@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from etils import epath
 
 from sae_attr.judge import ask_one, tells_coherence
 from sae_attr.lm.config_files import load_config
@@ -36,9 +37,6 @@ def check_case(case: Case) -> None:
     if case.files.lm_aligned:
         aligned = load_config(case.files.lm_aligned, mesh=case.runtime.mesh)
         setup.model_files.same_architecture(case.files.lm_aligned, aligned)
-    for dictionary in case.dictionaries:
-        check_kind(dictionary, two_models=bool(case.files.lm_aligned))
-        check_place(dictionary, setup)
     next(iter(setup.corpus.texts()))  # it can be read, and has a text
     by_judge = case.study.strengths_by == "samples" and not measures_coherence(case)
     if by_judge and not tells_coherence(case.judge):
@@ -48,6 +46,25 @@ def check_case(case: Case) -> None:
         if measured_by(case.study, split) != "samples":
             case.exact(case, case.prompts(split))
     _check_scopes(case)
+
+
+def check_dictionaries(case: Case) -> None:
+    """Looks at the further dictionaries of any case, as far as its own files exist.
+
+    Raises:
+      ValueError: a folder that is no SAE, or one of another model, site or kind.
+    """
+    for dictionary in case.dictionaries:
+        check_kind(dictionary, two_models=bool(case.files.lm_aligned))
+        if has_files(case):
+            check_place(dictionary, case.setup)
+
+
+def has_files(case: Case) -> bool:
+    """Returns whether the files of a case exist: the organism's are made by the run."""
+    if not case.file_stages:
+        return True
+    return epath.Path(case.files.lm).exists() and epath.Path(case.files.sae).exists()
 
 
 def try_case(

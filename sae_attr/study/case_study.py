@@ -21,7 +21,7 @@ from sae_attr.store import (
 )
 from sae_attr.study.attribution_stages import attribution_names
 from sae_attr.study.case import Case, Runtime
-from sae_attr.study.case_checks import check_case, try_case
+from sae_attr.study.case_checks import check_case, check_dictionaries, try_case
 from sae_attr.study.continuations import exact_prompts
 from sae_attr.study.judges import judge_spec, open_judge, open_reader, reader_spec
 from sae_attr.study.neutral_prompts import NEUTRAL, neutral_prompts
@@ -89,6 +89,8 @@ class CaseStudy:
         Raises:
           ValueError: words that name no stage; files that do not fit each other.
         """
+        for case in self.cases:
+            check_dictionaries(case)
         for case, missing in self._to_run(choice):
             if missing:
                 check_case(case)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from statistics import median
-
-from etils import epath
 
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.prompts import prompt_width
@@ -13,7 +12,12 @@ from sae_attr.organism.build import stage_names
 from sae_attr.store import stage_statuses
 from sae_attr.study.attribution_cost import RowCounts, attribution_costs, shape_of
 from sae_attr.study.case import Case
-from sae_attr.study.case_checks import check_case, measured_by
+from sae_attr.study.case_checks import (
+    check_case,
+    check_dictionaries,
+    has_files,
+    measured_by,
+)
 from sae_attr.study.case_study import CaseStudy
 from sae_attr.study.continuation_texts import prompt_texts
 from sae_attr.study.cost import Reading, StageCost, case_costs
@@ -58,7 +62,10 @@ def case_study_dry_run(study: CaseStudy, rates_of: RatesOf) -> DryRun:
         return known[cfg]
 
     for case in study.cases:
-        if study.recipe is not None and not _is_there(case):
+        if case.dictionaries:
+            of = f"case {case.name}"
+            report.attempt(partial(check_dictionaries, case), of)
+        if study.recipe is not None and not has_files(case):
             of_case = unbuilt_case_costs(case, study.recipe)
             costs += of_case
             rates |= dict.fromkeys(
@@ -139,11 +146,6 @@ def _widths(case: Case) -> dict[str, int]:
 
 
 # ---- a case --------------------------------------------------------------------------
-
-
-def _is_there(case: Case) -> bool:
-    """Returns whether the files of a case exist: the organism's are made by the run."""
-    return not case.file_stages or epath.Path(case.files.lm).exists()
 
 
 def _checked(case: Case, report: DryRun) -> bool:
