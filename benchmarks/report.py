@@ -38,6 +38,7 @@ ROOT = HERE.parent
 # What a benchmark needs beside its name; {shared} stands for the folder of --shared.
 ARGUMENTS: Mapping[str, Sequence[str]] = {
     "sae_choices": ("--shared={shared}",),
+    "sae_published": ("--shared={shared}",),
     "sae_quality": ("--shared={shared}",),
 }
 

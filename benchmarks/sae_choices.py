@@ -38,6 +38,8 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import sae_quality
+from benchmarks._sae_match import matched
+from benchmarks._sae_stories import TOKENS, Bench, collect
 from sae_attr.sae.metrics import dead_share, explained_variance, fit
 
 RATES = (6e-3, 1.2e-2, 2.4e-2)
@@ -57,7 +59,7 @@ UNDONE: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 
 def trained(
-    bench: sae_quality.Bench,
+    bench: Bench,
     args: argparse.Namespace,
     objective: str,
     fields: Mapping[str, Any],
@@ -69,8 +71,8 @@ def trained(
     """
     recipe = sae_quality.OURS[objective][0]._replace(fields=dict(fields))
     run = partial(sae_quality.ours, bench, args, objective, recipe, lr, seed)
-    sae, _, matched = sae_quality.matched(
-        run, objective, recipe, bench, args.l0, recipe.first
+    sae, _, is_matched = matched(
+        run, objective, recipe, bench.valid_kd, args.l0, recipe.first
     )
     sums = fit(sae, bench.valid_kd)
     return {
@@ -78,7 +80,7 @@ def trained(
         "seed": seed,
         "ev": explained_variance(sums),
         "dead": dead_share(sums),
-        "matched": matched,
+        "matched": is_matched,
     }
 
 
@@ -135,7 +137,7 @@ def main() -> None:
     )
     parser.add_argument("--out", help="write the numbers here as JSON")
     given = parser.parse_args()
-    bench = sae_quality.collect(given.shared, sae_quality.TOKENS)
+    bench = collect(given.shared, TOKENS)
     args = argparse.Namespace(**sae_quality.SIZES)
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for objective in given.objectives:

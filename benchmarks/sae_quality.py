@@ -40,57 +40,24 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from benchmarks._sae_match import OFF, Recipe, matched
+from benchmarks._sae_stories import TOKENS, Bench, collect, losses, test_row, trained
 from benchmarks.sae_training import sae_peer
-from sae_attr.activations import site_acts
-from sae_attr.hooks import Replace, Site
-from sae_attr.lm.loss import target_nll
-from sae_attr.lm.model import forward
-from sae_attr.lm.weights import load_lm
-from sae_attr.parallel import make_mesh
 from sae_attr.sae.formats import load_sae
-from sae_attr.sae.metrics import dead_share, explained_variance, fit, l0
-from sae_attr.sae.model import SAE, encode, reconstruct
-from sae_attr.sae.selection import kth_largest
+from sae_attr.sae.metrics import explained_variance, fit, l0
+from sae_attr.sae.model import SAE
 from sae_attr.sae.train_config import TrainConfig
-from sae_attr.sae.train_sae import train_sae
-from sae_attr.sae.train_state import finished
-from sae_attr.text.batching import TextBatch, corpus_batches
-from sae_attr.text.corpus_files import read_corpus
-from sae_attr.text.tokenizer_folder import load_tokenizer
-from sae_attr.training import LoopOptions
 
-SITE, CONTEXT, ROWS = Site(2), 256, 25
-VALID_ROWS, TEST_ROWS = 125, 150
-OFF, TRIES = 0.02, 5
 OBJECTIVES = ("topk", "batch_topk", "jumprelu", "gated")
 RATES = (1e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)
 SELECTION_SEED = 100
 SIZES = {"n": 512, "l0": 16, "steps": 1000, "batch": 512, "dead_steps": 200}
-TOKENS = 200_000  # to train on; more steps go round again
-
-
-class Recipe(NamedTuple):
-    """One way to train: settings of the side's config, and the knob that moves L0, None
-    where k sets it.
-
-    `up`: a larger knob raises L0.
-    """
-
-    name: str
-    fields: dict[str, Any]
-    knob: str | None = None
-    first: float = 0.0
-    up: bool = False
 
 
 NORM = {
@@ -127,78 +94,6 @@ OURS = {
 }
 
 
-class Bench(NamedTuple):
-    """Model, its tokens and what was collected from them: rows to train on, to choose
-    with, and to measure on.
-    """
-
-    cfg: Any
-    params: Any
-    train_kd: np.ndarray
-    valid_kd: np.ndarray
-    test: list[TextBatch]
-    test_kd: np.ndarray
-    mean_d: np.ndarray
-
-
-def collect(shared: Path, limit: int) -> Bench:
-    """Activations of the training stories, shuffled, of the 125 after them, and of the
-    last 150.
-    """
-    cfg, params = load_lm(str(shared / "models/stories260K"), mesh=make_mesh("data=1"))
-    tok = load_tokenizer(str(shared / "models/stories260K"))
-    batches = list(
-        corpus_batches(
-            read_corpus(shared / "corpora/tinystories_1000.json"),
-            tok,
-            context=CONTEXT,
-            batch_size=ROWS,
-        )
-    )
-    run = jax.jit(lambda t, v: site_acts(params, t, v, cfg=cfg, site=SITE))
-    acts = [np.asarray(run(t, v))[v & ~s].astype(np.float32) for t, v, s in batches]
-    test = len(batches) - TEST_ROWS // ROWS
-    valid = test - VALID_ROWS // ROWS
-    train_kd = np.concatenate(acts[:valid])
-    train_kd = train_kd[np.random.default_rng(0).permutation(len(train_kd))][:limit]
-    valid_kd, test_kd = np.concatenate(acts[valid:test]), np.concatenate(acts[test:])
-    return Bench(
-        cfg, params, train_kd, valid_kd, batches[test:], test_kd, train_kd.mean(0)
-    )
-
-
-def losses(bench: Bench, value: Callable[[jax.Array], jax.Array] | None) -> float:
-    """Nats a token on the test stories with the site's plain tokens replaced by `value`
-    of them.
-    """
-
-    @jax.jit
-    def one(
-        tokens: jax.Array, valid: jax.Array, special: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        edits = {}
-        if value is not None:
-            acts = site_acts(bench.params, tokens, valid, cfg=bench.cfg, site=SITE)
-            edits = {
-                SITE: Replace(
-                    jnp.where((valid & ~special)[..., None], value(acts), acts)
-                )
-            }
-        hidden = forward(
-            bench.params, tokens, cfg=bench.cfg, valid_bt=valid, edits=edits
-        ).hidden_btd
-        at = jnp.broadcast_to(
-            jnp.arange(1, tokens.shape[1]), (len(tokens), tokens.shape[1] - 1)
-        )
-        nll = target_nll(bench.params, hidden, tokens, at, valid[:, 1:], cfg=bench.cfg)
-        return nll.sum(), valid[:, 1:].sum()
-
-    sums = np.sum(
-        [[float(part) for part in one(*batch)] for batch in bench.test], axis=0
-    )
-    return float(sums[0] / sums[1])
-
-
 def ours(
     bench: Bench,
     args: argparse.Namespace,
@@ -223,11 +118,7 @@ def ours(
         target_l0=knob if recipe.knob else None,
         **recipe.fields,
     )
-    count = len(bench.train_kd) // args.batch
-    batch = lambda step: bench.train_kd[step % count * args.batch :][: args.batch]
-    options = LoopOptions(log_every=100)
-    result = train_sae(cfg, batch, progress=False, options=options)
-    return finished(cfg, result.state)
+    return trained(bench, cfg, args.batch)
 
 
 def theirs(
@@ -272,69 +163,6 @@ def theirs(
 SIDES = {"ours": (ours, OURS), "saelens": (theirs, LENS)}
 
 
-def matched(
-    run: Callable[[float], SAE],
-    objective: str,
-    recipe: Recipe,
-    bench: Bench,
-    target: float,
-    knob: float,
-) -> tuple[SAE, float, bool]:
-    """Returns an SAE whose L0 on the validation tokens is the target, the knob that
-    gave it, and whether it is within 2 %.
-
-    TopK needs nothing; BatchTopK's threshold is set on those tokens; for the others the
-    knob is searched, by the secant through the two nearest points on logarithms, until
-    L0 is within 1 % or the tries are used up.
-    """
-    if recipe.knob is None:
-        sae = run(knob)
-        if objective == "batch_topk":
-            sae = _with_l0(sae, bench.valid_kd, target)
-        return sae, knob, True
-    tried: list[tuple[float, float, float, SAE]] = []
-    for _ in range(TRIES):
-        sae = run(knob)
-        off = float(np.log(max(l0(fit(sae, bench.valid_kd)), 1e-2) / target))
-        tried = sorted(
-            [*tried, (abs(off), off, float(np.log(knob)), sae)], key=lambda one: one[0]
-        )
-        if tried[0][0] < OFF / 2:
-            break
-        knob = _next_knob([(at, off) for _, off, at, _ in tried], recipe.up)
-        if any(abs(np.log(knob) - at) < 1e-3 for _, _, at, _ in tried):
-            break  # the knob does not move L0 any more
-    return tried[0][3], float(np.exp(tried[0][2])), tried[0][0] <= OFF
-
-
-def _with_l0(sae: SAE, acts_kd: np.ndarray, target: float) -> SAE:
-    """With the one threshold that leaves `target` latents a token on the first 16 384
-    of these tokens.
-    """
-    assert sae.threshold_n is not None
-    open_sae = replace(sae, threshold_n=jnp.zeros_like(sae.threshold_n))
-    codes_kn = encode(open_sae, jnp.asarray(acts_kd[:16384]))
-    value = kth_largest(codes_kn, round(len(codes_kn) * target))
-    return replace(sae, threshold_n=jnp.full_like(sae.threshold_n, value))
-
-
-def _next_knob(points: list[tuple[float, float]], up: bool) -> float:
-    """From (log knob, log of L0 over target), the nearest first: between the two sides
-    of 0 if there are points on both.
-    """
-    at, off = points[0]
-    slope, usual = None, 1.0 if up else -0.6
-    other = next(
-        (p for p in points[1:] if p[1] * off < 0),
-        points[1] if len(points) > 1 else None,
-    )
-    if other is not None and other[0] != at:
-        slope = (other[1] - off) / (other[0] - at)
-    if slope is None or slope * usual <= 0.01:
-        slope = usual
-    return float(np.exp(at - np.clip(off / slope, -2, 2)))
-
-
 def choose(
     bench: Bench, args: argparse.Namespace, objective: str, side: str
 ) -> list[dict[str, Any]]:
@@ -348,7 +176,9 @@ def choose(
         knob = recipe.first
         for lr in args.rates:
             run = partial(make, bench, short, objective, recipe, lr, SELECTION_SEED)
-            sae, knob, good = matched(run, objective, recipe, bench, args.l0, knob)
+            sae, knob, good = matched(
+                run, objective, recipe, bench.valid_kd, args.l0, knob
+            )
             sums = fit(sae, bench.valid_kd)
             row = {
                 "recipe": recipe.name,
@@ -363,30 +193,12 @@ def choose(
     return rows
 
 
-def test_row(
-    bench: Bench, sae: SAE, seed: int, knob: float, plain: float, mean: float
-) -> dict[str, float]:
-    """Measures one SAE on the test tokens; `plain` and `mean` are the losses without it
-    and with the site's mean.
-    """
-    sums = fit(sae, bench.test_kd)
-    loss = losses(bench, lambda acts: reconstruct(sae, acts))
-    return {
-        "seed": seed,
-        "ev": explained_variance(sums),
-        "ce": (mean - loss) / (mean - plain),
-        "l0": l0(sums),
-        "dead": dead_share(sums),
-        "knob": knob,
-    }
-
-
 def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     """Returns per objective and side the trials, the chosen one, and a list of test
     rows, one per seed.
     """
     plain = losses(bench, None)
-    mean = losses(bench, lambda acts: jnp.asarray(bench.mean_d))
+    mean = losses(bench, bench.mean_d)
     found: dict[str, Any] = {
         "loss_plain": plain,
         "loss_mean": mean,
@@ -406,8 +218,10 @@ def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
         found["chosen"].setdefault(objective, {})[side] = best
         for seed in range(args.seeds):
             run = partial(make, bench, args, objective, recipe, best["lr"], seed)
-            sae, knob, _ = matched(run, objective, recipe, bench, args.l0, knob)
-            row = test_row(bench, sae, seed, knob, plain, mean)
+            sae, knob, _ = matched(
+                run, objective, recipe, bench.valid_kd, args.l0, knob
+            )
+            row = {"seed": seed, "knob": knob} | test_row(bench, sae, plain, mean)
             found["rows"].setdefault(objective, {}).setdefault(side, []).append(row)
             _say("test", objective, side, row)
     return found

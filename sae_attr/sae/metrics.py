@@ -250,8 +250,32 @@ def encoder_decoder_cosine(sae: SAE, fired_n: np.ndarray) -> float:
     return float(np.median(dots_k / np.where(norms_k > 0, norms_k, 1)))
 
 
+def max_decoder_cosine(sae: SAE, fired_n: np.ndarray) -> float:
+    """Returns the mean, over latents that fired, of the largest |cosine| between a
+    latent's decoder row and that of another one that fired.
+
+    Near 1 latents come in copies (or in opposite pairs), as where concepts are split or
+    absorbed (arXiv:2503.17547). Rows of norm 0 count as 0; NaN with fewer than two
+    latents that fired. Takes n² · d operations, and a block of rows of memory.
+    """
+    dec_kf = np.asarray(sae.dec_nm, np.float32).reshape(sae.cfg.n_latents, -1)
+    dec_kf = dec_kf[np.flatnonzero(fired_n)]
+    if len(dec_kf) < 2:
+        return float("nan")
+    norms_k = np.linalg.norm(dec_kf, axis=1, keepdims=True)
+    unit_kf = dec_kf / np.where(norms_k > 0, norms_k, 1)
+    largest_k = np.empty(len(unit_kf))
+    block = max(1, _BLOCK // len(unit_kf))
+    for start in range(0, len(unit_kf), block):
+        rows = np.arange(start, min(start + block, len(unit_kf)))
+        cosines_rk = np.abs(unit_kf[rows] @ unit_kf.T)
+        cosines_rk[rows - start, rows] = 0  # with itself
+        largest_k[rows] = cosines_rk.max(axis=1)
+    return float(largest_k.mean())
+
+
 def summary(sae: SAE, sums: FitSums) -> dict[str, Any]:
-    """Returns every number of this module by name."""
+    """Returns the numbers of this module by name, but those that take n² operations."""
     numbers = {f.__name__: f(sums) for f in (explained_variance, l0, mse, dead_share)}
     return {
         "tokens": sums.tokens,

@@ -16,6 +16,7 @@ _JUMPRELU = {
     "centre": "zero",
     "subtract_b_dec": False,
     "log_threshold": True,
+    "enc_scale": 1.0,
     "threshold_init": 1e-3,
     "bandwidth": 1e-3,
     "pre_act": 0.0,

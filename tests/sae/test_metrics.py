@@ -12,6 +12,7 @@ from sae_attr.sae.metrics import (
     explained_variance,
     fit,
     l0,
+    max_decoder_cosine,
     mse,
     reconstruct_tokens,
     summary,
@@ -114,3 +115,28 @@ def test_the_histogram_of_firing_rates_holds_every_latent_once(sae: SAE) -> None
     assert found.counts[-1] == (rates >= 10**-0.25).sum()
     with pytest.raises(ValueError, match="no token to count firings on"):
         density(fit(sae, ACTS[:0]))
+
+
+def test_the_largest_cosine_is_with_another_latent_that_fired() -> None:
+    """Planted: an opposite pair of other lengths, a pair at cosine 0.6, a latent alone,
+    a copy of it that never fired, and a row of norm 0.
+    """
+    rows = np.array(
+        [
+            [2, 0, 0, 0],
+            [-0.5, 0, 0, 0],
+            [0, 3, 0, 0],
+            [0, 0.6, 0.8, 0],
+            [0, 0, 0, 1],
+            [0, 0, 0, 1],
+            [0, 0, 0, 0],
+        ],
+        np.float32,
+    )
+    cfg = SAEConfig(d_in=4, d_out=4, n_latents=7)
+    sae = SAE(rows.T, np.zeros(7), rows, np.zeros(4), cfg=cfg)
+    fired_n = np.array([3, 1, 1, 1, 9, 0, 2])
+    # The third row's best is the fourth, 0.6, and the other way round.
+    expected = np.mean([1, 1, 0.6, 0.6, 0, 0])
+    assert max_decoder_cosine(sae, fired_n) == pytest.approx(expected, abs=1e-6)
+    assert np.isnan(max_decoder_cosine(sae, fired_n > 8))

@@ -71,6 +71,14 @@ def test_jumprelu_is_the_papers_formula(penalty: str) -> None:
     assert loss(cfg, sae) == pytest.approx(error + LAM * penalties[penalty], rel=1e-6)
 
 
+def test_jumprelu_starts_as_published() -> None:
+    """The encoder is the decoder's transpose, and every threshold 0.001."""
+    sae = first_state(config("jumprelu"), X, np.zeros(D)).sae
+    np.testing.assert_allclose(sae.enc_dn, sae.dec_nm.T, rtol=1e-6)
+    assert sae.threshold_n is not None
+    np.testing.assert_allclose(sae.threshold_n, 1e-3, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["batch_topk", "matryoshka"])
 def test_ranked_losses_are_the_papers_formulas(name: str) -> None:
     """Matryoshka's is a mean over five prefixes and the empty one."""
