@@ -38,7 +38,7 @@ from sae_attr.activations import Masks
 from sae_attr.sae.published import PUBLISHED
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.store.metrics_log import MetricsOptions
-from sae_attr.study.sae_training_data import SAETrainingSettings
+from sae_attr.study.sae_jobs import SAETrainingSettings
 from sae_attr.text.chat import OPTIONS
 from sae_attr.text.packed_rows import Packing
 from sae_attr.training import LoopOptions

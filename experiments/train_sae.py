@@ -27,14 +27,9 @@ from sae_attr.sae.metrics import density
 from sae_attr.sae.model import SAE
 from sae_attr.store import Store, own_workdir, write_atomic
 from sae_attr.study.dry_run.training_report import sae_training_dry_run
+from sae_attr.study.sae_jobs import SAEJob, SAETrainingSettings, sae_jobs
 from sae_attr.study.sae_training import held_out_sums, train_job, training_facts
-from sae_attr.study.sae_training_data import (
-    SAEJob,
-    SAETrainingData,
-    SAETrainingSettings,
-    open_training_data,
-    sae_jobs,
-)
+from sae_attr.study.sae_training_data import SAETrainingData, open_training_data
 from sae_attr.text.chat import with_options
 from sae_attr.text.masks import count_text
 from sae_attr.text.packed_rows import Packing

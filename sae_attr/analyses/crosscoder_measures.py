@@ -17,7 +17,8 @@ from sae_attr.analyses.latent_scaling import (
 )
 from sae_attr.sae.metrics import explained_variance, fit, l0, reconstruct_tokens
 from sae_attr.sae.model import SAE, encode, unit_decoder
-from sae_attr.sae.train_config import CROSSCODERS, TrainConfig
+from sae_attr.sae.train_choices import CROSSCODERS
+from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae.train_sae import train_sae
 from sae_attr.sae.train_state import finished
 from sae_attr.sae.two_models import relative_norms, stream_rows

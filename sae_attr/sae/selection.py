@@ -136,12 +136,7 @@ def batch_topk(
     b, n = pre_bn.shape
     candidates = min(candidates, n)
     max_whole_rows = -(-b // _WIDE_SHARE)
-    every_b = jnp.arange(b)
-    values_bc, latents_bc = row_topk(pre_bn, candidates, mesh)
-    if mesh is not None:
-        whole = partial(jax.lax.with_sharding_constraint, shardings=replicated(mesh))
-        values_bc, latents_bc = whole(values_bc), whole(latents_bc)
-    best = _Part(jax.nn.relu(values_bc), every_b, latents_bc)
+    best = _best_of_rows(pre_bn, candidates, mesh)
     # Of some of the entries: the matrix's own threshold is as large or larger.
     low = kth_largest(best.values_rc, b * k)
     spilled_b = _may_have_more(best, low) & (candidates < n)
@@ -161,7 +156,8 @@ def batch_topk(
     def from_the_matrix() -> tuple[Slots, jax.Array]:
         values_bn = jax.nn.relu(pre_bn)
         threshold = kth_largest(values_bn, b * k)
-        return _entries([_Part(values_bn, every_b)], threshold, b, k), threshold
+        part = _Part(values_bn, jnp.arange(b))
+        return _entries([part], threshold, b, k), threshold
 
     # All three searches have static shapes; the number of spilled rows, known only on
     # the device, picks the one that runs.
@@ -170,6 +166,15 @@ def batch_topk(
     searches = [from_candidates, from_whole_rows, from_the_matrix]
     slots, threshold = jax.lax.switch(case, searches)
     return BatchChoice(slots, threshold, count > 0)
+
+
+def _best_of_rows(pre_bn: jax.Array, candidates: int, mesh: Mesh | None) -> _Part:
+    """Returns the best entries of every row, on every device."""
+    values_bc, latents_bc = row_topk(pre_bn, candidates, mesh)
+    if mesh is not None:
+        whole = partial(jax.lax.with_sharding_constraint, shardings=replicated(mesh))
+        values_bc, latents_bc = whole(values_bc), whole(latents_bc)
+    return _Part(jax.nn.relu(values_bc), jnp.arange(len(pre_bn)), latents_bc)
 
 
 def _may_have_more(best: _Part, low: jax.Array) -> jax.Array:

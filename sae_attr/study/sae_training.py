@@ -43,7 +43,8 @@ from sae_attr.sae_check import (
 from sae_attr.site_names import lens_name
 from sae_attr.store import Store, fingerprint
 from sae_attr.store.metrics_log import MetricsLog
-from sae_attr.study.sae_training_data import SAEJob, SAETrainingData, stream_identity
+from sae_attr.study.sae_jobs import SAEJob
+from sae_attr.study.sae_training_data import SAETrainingData, stream_identity
 from sae_attr.training import LoopOptions, Record
 
 

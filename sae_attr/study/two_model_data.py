@@ -14,7 +14,7 @@ from sae_attr.lm.config import LMConfig
 from sae_attr.lm.config_files import load_config
 from sae_attr.lm.hf_folder import resolve_model
 from sae_attr.report.safe_text import one_line
-from sae_attr.sae.train_config import CROSSCODERS
+from sae_attr.sae.train_choices import CROSSCODERS
 from sae_attr.sae_check import HeldOut
 from sae_attr.sae_check.held_out import check_enough, documents_with
 from sae_attr.text.packed_rows import Packing

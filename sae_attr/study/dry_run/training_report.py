@@ -30,7 +30,7 @@ from sae_attr.study.dry_run.memory import (
 )
 from sae_attr.study.dry_run.rates import Batch, RatesOf
 from sae_attr.study.dry_run.report import DryRun, models_table, size
-from sae_attr.study.sae_training_data import SAEJob, SAETrainingSettings
+from sae_attr.study.sae_jobs import SAEJob, SAETrainingSettings
 
 _PASSES = 3  # forward, and backward to inputs and weights
 _STATE = 3  # gradient and Adam's two means, beside what is trained
