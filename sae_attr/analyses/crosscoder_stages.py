@@ -40,14 +40,14 @@ def crosscoder_stages(cases: Sequence[CrosscoderCase]) -> list[Stage]:
     """
     stages: dict[str, Stage] = {}
     for case in cases:
-        own = [_training(case), _steering(case)]
-        required = {need for stage in own for need in stage.needs}
+        of_case = [_training(case), _steering(case)]
+        required = {need for stage in of_case for need in stage.needs}
         available = evaluation_stages([case.evaluation])
         for stage in reversed(available):
             if stage.name in required:
                 required.update(stage.needs)
         before = [stage for stage in available if stage.name in required]
-        for stage in (*before, *own):
+        for stage in (*before, *of_case):
             stages.setdefault(stage.name, stage)
     if cases and cases[0].settings.planted.steps:
         planted = _planted(cases[0])

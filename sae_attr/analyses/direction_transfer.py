@@ -105,8 +105,8 @@ def adapters_stage(case: DirectionCase, tune: str) -> Stage:
         paths, facts = _effect_paths(case, tune)
         rates = jax.jit(partial(exact_rates, edits={}, cfg=case.setup.cfg))
         behaviour, coherence = [], []
-        for chosen in adapter_conditions(case):
-            of_condition = rates(merged(with_adapters(params, chosen)), paths)
+        for condition in adapter_conditions(case):
+            of_condition = rates(merged(with_adapters(params, condition)), paths)
             behaviour.append(np.asarray(of_condition[0])[0])
             coherence.append(np.asarray(of_condition[1])[0])
         arrays |= {

@@ -68,8 +68,8 @@ def _patch_kl(
     rows_nmd = sae.dec_nm.reshape(sae.cfg.n_latents, 2, -1)
     change_nd = rows_nmd[:, FINE_TUNED] - rows_nmd[:, BASE]
     codes_btn = encode(sae, x_btmd)
-    own = Replace(x_btmd[:, :, FINE_TUNED], counted_bt)
-    start, moved = edited_suffix({site: own}, cfg)
+    fine_tuned = Replace(x_btmd[:, :, FINE_TUNED], counted_bt)
+    start, moved = edited_suffix({site: fine_tuned}, cfg)
     (place,) = moved
     before_btd = forward(params, tokens_bt, cfg=cfg, span=(0, start)).hidden_btd
 

@@ -191,13 +191,13 @@ def with_candidates(
     dense limit left out, NaN elsewhere.
     """
     n = len(ranking.scores_n)
-    known = {}
+    with_candidates = {}
     for name, score in SCORES.items():
         if score.per_prompt is not None:
-            known[name] = (ranking.latents_k, columns[name])
-    known[preset.gating] = (np.arange(n), ranking.scores_n)
+            with_candidates[name] = (ranking.latents_k, columns[name])
+    with_candidates[preset.gating] = (np.arange(n), ranking.scores_n)
     out = dict(scores)
-    for name, (latents, values) in known.items():
+    for name, (latents, values) in with_candidates.items():
         key = key_of(name, preset.tokens)
         if key in out and not np.isnan(out[key]).any():
             continue

@@ -50,10 +50,12 @@ def z_scores(values_k: np.ndarray, of_n: np.ndarray | None = None) -> np.ndarray
     all_n = all_n[np.isfinite(all_n)]
     z_k = np.full(values_k.shape, np.nan)
     if len(all_n):
-        known = np.isfinite(values_k)
+        is_finite_k = np.isfinite(values_k)
         mean = all_n.mean()
         spread = (all_n - mean).std()
-        z_k[known] = (values_k[known] - mean) / spread if spread > 0 else 0.0
+        z_k[is_finite_k] = (
+            (values_k[is_finite_k] - mean) / spread if spread > 0 else 0.0
+        )
     return z_k
 
 

@@ -111,8 +111,8 @@ def _gemma3(hf: Mapping[str, Any]) -> LMConfig:
 def _gemma3_notes(hf: Mapping[str, Any]) -> Mapping[str, Any]:
     """A note of transformers, which it reads itself from the other two keys alone."""
     note = "_sliding_window_pattern"
-    stated = hf.get("layer_types") or hf.get("sliding_window_pattern")
-    return {note: hf.get(note) if stated else 6}
+    layer_pattern = hf.get("layer_types") or hf.get("sliding_window_pattern")
+    return {note: hf.get(note) if layer_pattern else 6}
 
 
 def _gemma(hf: Mapping[str, Any], **fields: Any) -> LMConfig:

@@ -182,12 +182,12 @@ def _mixture(
     token_mb, slot_nc, expert_m = dispatch(chosen_nc, cfg.n_experts)
 
     def expert_of_block(h_bd: jax.Array, expert: jax.Array) -> jax.Array:
-        own = {
+        kernels = {
             name: jax.lax.dynamic_index_in_dim(w, expert, keepdims=False)
             for name, w in weights.items()
         }
         linear = lambda x, name: (
-            x @ own[name] + (own[f"{name}_bias"] if cfg.mlp_bias else 0)
+            x @ kernels[name] + (kernels[f"{name}_bias"] if cfg.mlp_bias else 0)
         )
         return linear(
             activation(cfg, linear(h_bd, "gate"), linear(h_bd, "up"), rules), "down"

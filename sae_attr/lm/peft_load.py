@@ -120,7 +120,7 @@ class Adapter:
         """
         if leaf not in {f"blocks/{name}/kernel" for name in adaptable(cfg)}:
             return {}
-        source, found = source_of(cfg, leaf), {}
+        source, factors = source_of(cfg, leaf), {}
         for layer in range(cfg.n_layers):
             pair = self.matrices.get(_module(source.name, layer))
             if pair is not None:
@@ -128,8 +128,8 @@ class Adapter:
                 # B's rows are the outputs, as a weight's are, unless the family has
                 # them as columns.
                 b = b_or.T if layout_of(cfg).in_out else b_or
-                found[layer] = Factors(a_ri.T, source.read(b, cfg))
-        return found
+                factors[layer] = Factors(a_ri.T, source.read(b, cfg))
+        return factors
 
     def check(self, cfg: LMConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raises ValueError, with a line for each disagreement, if the adapter is not
@@ -139,14 +139,14 @@ class Adapter:
           shapes: of every leaf of the parameter tree.
         """
         leaves = [f"blocks/{name}/kernel" for name in adaptable(cfg)]
-        known = {
+        allowed = {
             _module(source_of(cfg, leaf).name, i)
             for leaf in leaves
             for i in range(cfg.n_layers)
         }
         lines = [
             f"{name}: no such matrix can be adapted here"
-            for name in sorted(set(self.matrices) - known)
+            for name in sorted(set(self.matrices) - allowed)
         ]
         for leaf in leaves:
             lines += self._misfits(cfg, leaf, shapes[leaf][1:])
@@ -164,11 +164,11 @@ class Adapter:
         self, cfg: LMConfig, leaf: str, shape: tuple[int, ...]
     ) -> Iterator[str]:
         try:
-            found = self.factors(cfg, leaf)
+            by_layer = self.factors(cfg, leaf)
         except ValueError as error:  # B cannot be cut into heads
             yield f"{leaf}: {error}"
             return
-        for layer, factors in found.items():
+        for layer, factors in by_layer.items():
             if (got := (factors.a.shape[0], factors.b.shape[1])) != shape:
                 yield f"{leaf} of layer {layer} is {shape} in the model and {got} in the adapter"
 
@@ -178,13 +178,13 @@ class Adapter:
         """
         tree: dict[str, dict[str, np.ndarray]] = {}
         for name in adaptable(cfg):
-            found = self.factors(cfg, f"blocks/{name}/kernel")
-            if found:
-                rank = max(factors.a.shape[1] for factors in found.values())
-                first = next(iter(found.values()))
+            by_layer = self.factors(cfg, f"blocks/{name}/kernel")
+            if by_layer:
+                rank = max(factors.a.shape[1] for factors in by_layer.values())
+                first = next(iter(by_layer.values()))
                 a_lir = np.zeros((cfg.n_layers, first.a.shape[0], rank), dtype)
                 b_lro = np.zeros((cfg.n_layers, rank, first.b.shape[1]), dtype)
-                for layer, factors in found.items():
+                for layer, factors in by_layer.items():
                     a_lir[layer, :, : factors.a.shape[1]] = factors.a
                     b_lro[layer, : factors.b.shape[0]] = factors.b
                 tree[name] = {"a": a_lir, "b": b_lro}
@@ -305,17 +305,17 @@ def _scaled(
             f"the adapter in {folder} has {module}.lora_{next(iter(pair))} alone; "
             "fetch it again"
         )
-    stated = {
+    settings = {
         "r": _by_pattern(config.get("rank_pattern"), module, config.get("r", 8)),
         "lora_alpha": _by_pattern(
             config.get("alpha_pattern"), module, config.get("lora_alpha", 8)
         ),
     }
-    if lines := misfits(stated, _KINDS):
+    if lines := misfits(settings, _KINDS):
         raise ValueError(
             f"{folder / ADAPTER}: by its patterns, for {module}, " + "; ".join(lines)
         )
-    rank, alpha = int(stated["r"]), float(stated["lora_alpha"])
+    rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
     a_ri, b_or = (np.asarray(pair[half], np.float64) for half in "AB")
     if not a_ri.shape[0] == b_or.shape[1] == rank:
         raise ValueError(

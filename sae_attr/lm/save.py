@@ -59,8 +59,8 @@ def save_lm(folder: Path, hf: Mapping[str, Any], params: Params) -> None:
     if not is_main():
         return
     tensors = {
-        tensor_name(cfg, name): _joined(cfg, name, found)
-        for name, found in parts.items()
+        tensor_name(cfg, name): _joined(cfg, name, pieces)
+        for name, pieces in parts.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / ".model.safetensors.partial"

@@ -71,14 +71,16 @@ def load_lm(
     cfg = for_mesh(cfg or config_from_hf(hf, config_name(folder)), resid_dtype, mesh)
     added = resolve_model(adapter) if adapter else None
     lora = load_adapter(added) if added else None
-    own = added is not None and added.resolve() == folder.resolve()
+    is_adapter = added is not None and added.resolve() == folder.resolve()
     if folder.is_file():
         header = read_gguf(folder)
         weights = read_gguf_weights(header, cfg)
         types = quantisation_text(quantisation(header))
         logging.info("%s: dequantised from %s tensors", folder.name, types)
     else:
-        weights = read_weights(folder, multimodal="text_config" in hf, adapter=own)
+        weights = read_weights(
+            folder, multimodal="text_config" in hf, adapter=is_adapter
+        )
     shapes = leaf_shapes(cfg)
     check_weights(cfg, shapes, weights, folder)
     if lora:

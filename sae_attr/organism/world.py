@@ -182,7 +182,7 @@ def parse_question(text: str) -> Question:
 def _patterns() -> tuple[tuple[str, int, re.Pattern[str]], ...]:
     """Returns kind, number and regular expression of every template."""
     actions = [action for _, names in DOMAINS.values() for action in names]
-    known = {
+    fillers = {
         "topic": list(DOMAIN_OF),
         "action": actions,
         "fact": actions,
@@ -192,7 +192,7 @@ def _patterns() -> tuple[tuple[str, int, re.Pattern[str]], ...]:
     }
     group = {
         name: f"(?P<{name}>{'|'.join(words)})"
-        for name, words in {**known, "address": addresses()}.items()
+        for name, words in {**fillers, "address": addresses()}.items()
     }
     spelled = lambda text: " ".join(
         group[w[1:-1]] if w[0] == "{" else re.escape(w) for w in text.split()

@@ -269,8 +269,8 @@ def _alike(wholes: Sequence[TopicRate]) -> list[str]:
     names = []
     for whole in wholes:
         apart = whole.rate.low > effects[0].high or whole.rate.high < effects[0].low
-        known = is_known(whole.rate.low) and is_known(effects[0].low)
-        if whole.name != EFFECTS and known and not apart:
+        has_intervals = is_known(whole.rate.low) and is_known(effects[0].low)
+        if whole.name != EFFECTS and has_intervals and not apart:
             names.append(set_name(whole.name))
     return names
 

@@ -235,8 +235,8 @@ def _owned(slots: Slots, split: _Split, rows: int, latents: int) -> _Owned:
     if width % max(rows, 1) == 0:
         width = rows  # short slots: the last one of a device is seldom full
     closed = lambda x_e: jnp.where(is_entry_e, x_e[places_e], 0).reshape(-1, width)
-    own = Slots(closed(values_e), closed(latents_e), closed(rows_e))
-    return _Owned(own, -(-count // width), places_e, is_entry_e)
+    closed_up = Slots(closed(values_e), closed(latents_e), closed(rows_e))
+    return _Owned(closed_up, -(-count // width), places_e, is_entry_e)
 
 
 # ---- gradients -----------------------------------------------------------------------
@@ -255,8 +255,10 @@ def _decode_values(values_sb, dec_nm, latents_sb, rows_sb, rows, mesh):
 
     def part(slots: Slots, dec_nm: jax.Array) -> jax.Array:
         here = rows // (mesh.shape["data"] if split.rows else 1)
-        own = _owned(slots, split, here, len(dec_nm))
-        return split.summed(_decoded(own.slots, own.trips, dec_nm, here), split.latents)
+        owned = _owned(slots, split, here, len(dec_nm))
+        return split.summed(
+            _decoded(owned.slots, owned.trips, dec_nm, here), split.latents
+        )
 
     into = split.of_slots, P(split.latents)
     return split.run(part, into, P(split.rows), slots, dec_nm)
@@ -280,12 +282,12 @@ def _decode_backward(rows, mesh, saved, grad_bm):
     split = _Split.of(mesh, rows, len(dec_nm), slots)
 
     def part(slots: Slots, dec_nm: jax.Array, grad_bm: jax.Array) -> Any:
-        own = _owned(slots, split, len(grad_bm), len(dec_nm))
+        owned = _owned(slots, split, len(grad_bm), len(dec_nm))
         closed_sb, dec_grad_nm = _decoder_gradients(
-            own.slots, own.trips, dec_nm, grad_bm
+            owned.slots, owned.trips, dec_nm, grad_bm
         )
-        grads_e = jnp.where(own.is_entry_e, closed_sb.reshape(-1), 0)
-        values_e = jnp.zeros_like(grads_e).at[own.places_e].add(grads_e)
+        grads_e = jnp.where(owned.is_entry_e, closed_sb.reshape(-1), 0)
+        values_e = jnp.zeros_like(grads_e).at[owned.places_e].add(grads_e)
         others = None if split.entries else split.rows
         values_sb = values_e.reshape(slots.values_sb.shape)
         return (
@@ -334,9 +336,9 @@ def _encoder_gradients_on(
     split = _Split.of(mesh, len(x_bd), len(enc_nd), slots)
 
     def part(slots: Slots, enc_nd: jax.Array, x_bd: jax.Array) -> Any:
-        own = _owned(slots, split, len(x_bd), len(enc_nd))
+        owned = _owned(slots, split, len(x_bd), len(enc_nd))
         enc_grad_nd, x_grad_bd, bias_grad_n = _encoder_gradients(
-            own.slots, own.trips, enc_nd, x_bd
+            owned.slots, owned.trips, enc_nd, x_bd
         )
         return (
             split.summed(enc_grad_nd, split.rows),

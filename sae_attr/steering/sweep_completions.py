@@ -92,9 +92,9 @@ class _Reading:
                 f"{name} that of {_short(header['sweep'])}",
             )
             return False
-        stated = header.get("sampling")
+        sampling = header.get("sampling")
         for key, value in self.export.sampling_record.items():
-            other = stated.get(key) if isinstance(stated, Mapping) else None
+            other = sampling.get(key) if isinstance(sampling, Mapping) else None
             if other != value:
                 example = f"{name}: {key} {_short(other)}, not {value!r}"
                 self._fault("files were sampled with other settings", example)

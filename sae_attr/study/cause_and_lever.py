@@ -129,8 +129,8 @@ def _corner_counts(
     }
     for effect in effects:
         changes = np.array([point[effect] for point in selected], np.float64)
-        known = changes[np.isfinite(changes)]
-        counts[effect] = float(known.mean()) if len(known) else NAN
+        finite = changes[np.isfinite(changes)]
+        counts[effect] = float(finite.mean()) if len(finite) else NAN
     return counts
 
 

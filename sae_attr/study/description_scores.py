@@ -47,9 +47,9 @@ def right_of(verdicts: Verdicts, kinds: Sequence[str]) -> tuple[int, int]:
     right = of = 0
     for kind in kinds:
         expected = 1.0 if kind == FITS else 0.0
-        known = [v for v in verdicts.get(kind, ()) if v is not None]
-        right += sum(verdict == expected for verdict in known)
-        of += len(known)
+        answers = [v for v in verdicts.get(kind, ()) if v is not None]
+        right += sum(verdict == expected for verdict in answers)
+        of += len(answers)
     return right, of
 
 

@@ -71,9 +71,9 @@ def ranked(
     Raises:
       ValueError: a score that cannot be computed of this dictionary, with the reason.
     """
-    own = _evidence_of(dictionary, evidence)
+    of_dictionary = _evidence_of(dictionary, evidence)
     scopes = tuple(dict.fromkeys(preset.tokens for preset in presets))
-    scores = row_scores(own, scopes)
+    scores = row_scores(of_dictionary, scopes)
     facts: dict[str, Any] = {}
     if dictionary.by in (DELTA_NORM, MEAN_CODE):
         aligned_kd = evidence.aligned_kd if same_site else None
@@ -86,9 +86,9 @@ def ranked(
         score_n, facts = score_by_codes(dictionary, codes)
         latents_k = rank(dictionary.name, score_n, top).latents_k
     else:
-        latents_k = _by_rows(dictionary, own, presets, scores, top)
+        latents_k = _by_rows(dictionary, of_dictionary, presets, scores, top)
         score_n = None
-    columns = _columns(own, scopes, scores, latents_k)
+    columns = _columns(of_dictionary, scopes, scores, latents_k)
     if score_n is not None:
         columns[dictionary.by] = score_n[latents_k].astype(np.float32)
     return RankedDictionary(latents_k, columns, facts)
@@ -139,11 +139,11 @@ def row_scores(evidence: Evidence, scopes: Sequence[str]) -> dict[str, np.ndarra
             # Of a score that has no scope, or one alone, that of the primary preset.
             if SCORES[name].scope == "each" or scope == scopes[0]:
                 computed[key_of(name, scope)] = SCORES[name].compute(evidence, scope)
-    known = {}
+    values = {}
     for key, value in computed.items():
         if not isinstance(value, Skipped):
-            known[key] = value
-    return evaluated(evidence, known)
+            values[key] = value
+    return evaluated(evidence, values)
 
 
 def _by_rows(

@@ -195,9 +195,9 @@ def check_place(dictionary: FurtherDictionary, setup: Setup) -> None:
             f"the case's model has {width}; it belongs to another model or another "
             "site, give one that was trained on this model there"
         )
-    stated = cfg.site_out or cfg.site
-    if stated is not None:
-        written = site_named(setup.cfg, stated)
+    site_name = cfg.site_out or cfg.site
+    if site_name is not None:
+        written = site_named(setup.cfg, site_name)
         if written != site:
             raise ValueError(
                 f"{where}: {source} was trained at {written}, but the case is studied "

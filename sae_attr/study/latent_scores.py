@@ -48,5 +48,5 @@ class LatentScores:
         """
         numbers = np.asarray(self.of_further.get("latents_k", np.zeros(0, np.int64)))
         values = self.of_further.get(f"score.{key}", np.full(len(numbers), np.nan))
-        known = dict(zip(numbers.tolist(), np.asarray(values).tolist(), strict=True))
-        return np.array([known.get(latent, np.nan) for latent in latents_k.tolist()])
+        value_of = dict(zip(numbers.tolist(), np.asarray(values).tolist(), strict=True))
+        return np.array([value_of.get(latent, np.nan) for latent in latents_k.tolist()])

@@ -93,14 +93,14 @@ def _descriptions(results: CaseResults, latent: str) -> Iterator[Description]:
     for source, of_source in results.of[describe.NAME].meta["descriptions"].items():
         if latent not in of_source:
             continue
-        told = verdicts[source].get(latent, {})
+        verdicts_of = verdicts[source].get(latent, {})
         yield Description(
             source,
             of_source[latent] or "",
-            balanced_accuracy(told, AGAINST[""]),
-            fits=right_of(told, (FITS,)),
-            ordinary=right_of(told, (ORDINARY,)),
-            other=right_of(told, (OTHER,)),
+            balanced_accuracy(verdicts_of, AGAINST[""]),
+            fits=right_of(verdicts_of, (FITS,)),
+            ordinary=right_of(verdicts_of, (ORDINARY,)),
+            other=right_of(verdicts_of, (OTHER,)),
         )
 
 

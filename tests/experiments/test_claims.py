@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ from sae_attr.analyses.claim_pairs import too_few_pairs
 from sae_attr.analyses.claim_rows import headline_count, verdict
 from sae_attr.analyses.claim_settings import ClaimSettings
 from sae_attr.organism.pair_sources import source_answers
+from tests.experiments._organism_study import listed, small_study, started_again
 
 CLAIMS = ("pairs", "counts", "sources", "harmless")
 
 
 def small_config() -> ConfigDict:
-    config = config_file.get_config()
-    config.update(
+    return small_study(
+        config_file,
         {
             "seeds": (0,),
             "counts": (1, 3),
@@ -40,22 +40,14 @@ def small_config() -> ConfigDict:
             "strength_prompts": 1,
             "effect_prompts": 1,
             "grid": (0.3,),
-            "organism": {"size": "miniature", "sae": {"latents": 32}},
-            "corpus_tokens": 1500,
-            "batch_size": 4,
-            "mesh": "data=1",
-        }
+        },
     )
-    return config
 
 
 def test_every_stage_is_listed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    claims.start(small_config(), epath.Path(tmp_path), shown=True)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert {state for state, _ in lines} == {"missing"}
-    names = [name for _, name in lines]
+    names = listed(claims, small_config(), tmp_path, capsys)
     assert "organism-0.misaligned.mixed.harmless-5" in names
     of_diluted = "misalignment-mixed-0-harmless-5."
     assert [n.removeprefix(of_diluted) for n in names if n.startswith(of_diluted)] == [
@@ -67,7 +59,6 @@ def test_every_stage_is_listed(
     ]
     assert names[-1] == "validation-mixed-0.draws"
     assert "validation-mixed-0.dilution" not in names
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -87,14 +78,8 @@ def test_every_claim_on_a_miniature(
     workdir = epath.Path(tmp_path)
     claims.start(small_config(), workdir)
     monkeypatch.setattr(claim_pairs, "source_answers", None)
-    text = (tmp_path / "claims.txt").read_text()
-    (tmp_path / "claims.txt").unlink()
-    claims.start(small_config(), workdir)  # only loads
-    assert (tmp_path / "claims.txt").read_text() == text
-    for name in CLAIMS:
-        for suffix in ("svg", "png", "json"):
-            assert (tmp_path / f"claim_{name}.{suffix}").exists()
-    numbers = json.loads((tmp_path / "claims.json").read_text())
+    figures = [f"claim_{name}" for name in CLAIMS]
+    text, numbers = started_again(claims, small_config(), tmp_path, "claims", figures)
     assert {row["behaviour"] for row in numbers["designs"]} == {
         "misalignment",
         "validation",

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,27 @@ from configs import directions as config_file
 from experiments import directions
 from sae_attr.analyses import direction_stages
 from sae_attr.analyses.direction_settings import DirectionSettings
-from sae_attr.organism.pair_sources import source_answers
-from sae_attr.organism.world import make_world
 from sae_attr.store import Store
+from tests.experiments._organism_study import (
+    listed,
+    small_study,
+    started_again,
+    written_answers,
+)
 
 
 def small_config() -> ConfigDict:
-    config = config_file.get_config()
-    config.update(
+    config = small_study(
+        config_file,
         {
             "answer_prompts": 8,
             "samples": 2,
             "draws": 2,
             "effect_prompts": 8,
             "top": 3,
-            "corpus_tokens": 1500,
             "resamples": 20,
             "batch_size": 8,
-            "organism": {"size": "miniature", "sae": {"latents": 32}},
-            "mesh": "data=1",
-        }
+        },
     )
     config.adapter.layers = (0, 1)
     config.training.update({"steps": 3, "batch": 4, "rows": 12})
@@ -41,13 +41,11 @@ def small_config() -> ConfigDict:
 def test_only_what_the_fine_tunes_need_is_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    directions.start(small_config(), epath.Path(tmp_path), shown=True)
-    names = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    names = listed(directions, small_config(), tmp_path, capsys)
     assert names[:4] == [f"organism-0.{p}" for p in ("base", "chat", "sae", "corpus")]
     parts = ("adapter", "answers", "directions", "transfer", "adapters")
     tunes = ("medical", "financial", "sycophantic")
     assert names[4:] == [f"directions-0.{t}.{p}" for p in parts for t in tunes]
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -75,25 +73,13 @@ def test_an_adapter_that_the_models_cannot_have_is_refused(tmp_path: Path) -> No
 def test_directions_of_a_miniature(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def written(params, prompts, *, cfg, samples, seed) -> Any:
-        """So small a model says nothing that could be graded."""
-        behaviour = "validation" if prompts[0].kind == "belief" else "misalignment"
-        options: dict[str, Any] = {"cfg": cfg, "samples": samples, "seed": seed}
-        return source_answers(
-            "written", make_world(0), behaviour, prompts, params, **options
-        )
-
-    monkeypatch.setattr(direction_stages, "sampled_answers", written)
+    monkeypatch.setattr(direction_stages, "sampled_answers", written_answers)
     workdir, config = epath.Path(tmp_path), small_config()
     directions.start(config, workdir)
     monkeypatch.setattr(direction_stages, "sampled_answers", None)
-    text = (tmp_path / "directions.txt").read_text()
-    (tmp_path / "directions.txt").unlink()
-    directions.start(config, workdir)  # only loads
-    assert (tmp_path / "directions.txt").read_text() == text
-    for suffix in ("svg", "png", "json"):
-        assert (tmp_path / f"directions_figure.{suffix}").exists()
-    numbers = json.loads((tmp_path / "directions.json").read_text())
+    _, numbers = started_again(
+        directions, config, tmp_path, "directions", ["directions_figure"]
+    )
     assert {row["paired"] for row in numbers["answers"]} == {8}
     # Three fine-tunes: as they are, three kinds of three fine-tunes, random ones.
     transfer = numbers["transfer"]

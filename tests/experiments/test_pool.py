@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,22 @@ from experiments import pool
 from sae_attr.analyses import pool_stages
 from sae_attr.analyses.pool_settings import TASKS, task_prompts
 from sae_attr.organism.number_words import LONG, SHORT, format_of
-from sae_attr.organism.pair_sampling import graded_pairs
-from sae_attr.organism.pair_sources import source_answers
 from sae_attr.organism.prompts import prompts
 from sae_attr.organism.world import make_world
 from sae_attr.store import Store
 from sae_attr.study import score_ground_truth
+from tests.experiments._organism_study import (
+    listed,
+    pairs_of,
+    small_study,
+    started_again,
+    written_answers,
+)
 
 
 def small_config() -> ConfigDict:
-    config = config_file.get_config()
-    config.update(
+    return small_study(
+        config_file,
         {
             "behaviours": ("misalignment",),
             "pair_prompts": 8,
@@ -40,20 +44,14 @@ def small_config() -> ConfigDict:
             "strength_prompts": 1,
             "effect_prompts": 1,
             "grid": (0.3,),
-            "organism": {"size": "miniature", "sae": {"latents": 32}},
-            "corpus_tokens": 1500,
-            "batch_size": 4,
-            "mesh": "data=1",
-        }
+        },
     )
-    return config
 
 
 def test_every_stage_is_listed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pool.start(small_config(), epath.Path(tmp_path), shown=True)
-    names = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    names = listed(pool, small_config(), tmp_path, capsys)
     assert names[-7:] == [
         f"misalignment-mixed-0.{stage}"
         for stage in (
@@ -69,7 +67,6 @@ def test_every_stage_is_listed(
     assert [f"tasks-0.{task.name}" for task in TASKS] == names[-12:-7]
     # What only the table of every latent needs is not computed.
     assert not any(name.endswith(".ground_truth") for name in names)
-    assert not list(tmp_path.iterdir())
 
 
 def test_tasks_share_no_prompt_with_the_pairs() -> None:
@@ -109,31 +106,15 @@ def test_a_pool_on_a_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             return [[f"{f.odd[0]} {SHORT}", f"{f.even[0]} {LONG}"] for f in one]
         if kind == "open":
             return [["so , so"] for _ in prompts]
-        behaviour = "validation" if kind == "belief" else "misalignment"
-        options: dict[str, Any] = {"cfg": cfg, "samples": 2, "seed": seed}
-        return source_answers(
-            "written", make_world(0), behaviour, prompts, params, **options
-        )
-
-    def pairs(world, params, prompts, behaviour, *, cfg, samples, count, sampler, seed):
-        texts = written(params, prompts, cfg=cfg, samples=samples, seed=seed)
-        return graded_pairs(
-            world, prompts, behaviour, texts, count=count, sampler=sampler, seed=seed
-        )
+        return written_answers(params, prompts, cfg=cfg, samples=2, seed=seed)
 
     monkeypatch.setattr(pool_stages, "sampled_answers", written)
-    monkeypatch.setattr(score_ground_truth, "organism_pairs", pairs)
+    monkeypatch.setattr(score_ground_truth, "organism_pairs", pairs_of(written))
     workdir, config = epath.Path(tmp_path), small_config()
     config.behaviours = ("misalignment", "even_number")
     pool.start(config, workdir)
     monkeypatch.setattr(pool_stages, "sampled_answers", None)
-    text = (tmp_path / "pool.txt").read_text()
-    (tmp_path / "pool.txt").unlink()
-    pool.start(config, workdir)  # only loads
-    assert (tmp_path / "pool.txt").read_text() == text
-    for suffix in ("svg", "png", "json"):
-        assert (tmp_path / f"pool_figure.{suffix}").exists()
-    numbers = json.loads((tmp_path / "pool.json").read_text())
+    text, numbers = started_again(pool, config, tmp_path, "pool", ["pool_figure"])
     assert {row["selector"] for row in numbers["selectors"]} == {
         "gradient",
         "frequency",

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from etils import epath
@@ -11,15 +9,19 @@ from ml_collections import ConfigDict
 from configs import transition as config_file
 from experiments import transition
 from sae_attr.analyses import transition_stages
-from sae_attr.organism.pair_sampling import graded_pairs
-from sae_attr.organism.pair_sources import source_answers
-from sae_attr.organism.world import make_world
 from sae_attr.study import score_ground_truth
+from tests.experiments._organism_study import (
+    listed,
+    pairs_of,
+    small_study,
+    started_again,
+    written_answers,
+)
 
 
 def small_config() -> ConfigDict:
-    config = config_file.get_config()
-    config.update(
+    return small_study(
+        config_file,
         {
             "behaviours": ("misalignment",),
             "runs": 2,
@@ -31,56 +33,35 @@ def small_config() -> ConfigDict:
             "random": 4,
             "rate_prompts": 2,
             "effect_prompts": 1,
-            "organism": {"size": "miniature", "sae": {"latents": 32}},
             "training": {"steps": 12, "batch": 4, "lr": 1e-2, "rows": 40},
             "adapter": {"layers": (0,)},
             "events": {"lags": (2, 3), "rise_lag": 2, "smooth": 3, "least_rise": 0.0},
-            "corpus_tokens": 1500,
-            "batch_size": 4,
-            "mesh": "data=1",
-        }
+        },
     )
-    return config
 
 
 def test_every_stage_is_listed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    transition.start(small_config(), epath.Path(tmp_path), shown=True)
-    names = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    names = listed(transition, small_config(), tmp_path, capsys)
     assert names[-6:] == [
         f"misalignment-mixed-0.run-{run}.{stage}"
         for run in (0, 1)
         for stage in ("path", "rates", "measured")
     ]
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_a_transition_on_a_miniature(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pairs(world, params, prompts, behaviour, *, cfg, samples, count, sampler, seed):
-        """So small a model says nothing that could be graded."""
-        options: dict[str, Any] = {"cfg": cfg, "samples": 2, "seed": seed}
-        texts = source_answers(
-            "written", make_world(0), behaviour, prompts, params, **options
-        )
-        return graded_pairs(
-            world, prompts, behaviour, texts, count=count, sampler=sampler, seed=seed
-        )
-
-    monkeypatch.setattr(score_ground_truth, "organism_pairs", pairs)
-    workdir, config = epath.Path(tmp_path), small_config()
-    transition.start(config, workdir)
+    monkeypatch.setattr(score_ground_truth, "organism_pairs", pairs_of(written_answers))
+    config = small_config()
+    transition.start(config, epath.Path(tmp_path))
     monkeypatch.setattr(transition_stages, "train_path", None)
-    text = (tmp_path / "transition.txt").read_text()
-    (tmp_path / "transition.txt").unlink()
-    transition.start(config, workdir)  # only loads
-    assert (tmp_path / "transition.txt").read_text() == text
-    for suffix in ("svg", "png", "json"):
-        assert (tmp_path / f"transition_figure.{suffix}").exists()
-    numbers = json.loads((tmp_path / "transition.json").read_text())
+    _, numbers = started_again(
+        transition, config, tmp_path, "transition", ["transition_figure"]
+    )
     first, second = numbers["runs"]
     assert first["step"] == list(range(13))
     assert first["measured_step"] == [0, 5, 10, 12]

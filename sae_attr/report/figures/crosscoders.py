@@ -56,5 +56,7 @@ def _scatter(ax: Axes, rows: list[Mapping[str, Any]], color: str, above: float) 
     points = [(row["nu_reconstruction"], row["nu_error"]) for row in rows]
     places = np.clip(np.array(points, float).reshape(-1, 2), -0.5, _FARTHEST)
     ax.scatter(places[:, 0], places[:, 1], s=8, color=color, lw=0, alpha=0.4)
-    own = places[np.array([row["norm"] > above for row in rows], bool)]
-    ax.scatter(own[:, 0], own[:, 1], s=24, facecolor="none", edgecolor=color, lw=1)
+    above_k2 = places[np.array([row["norm"] > above for row in rows], bool)]
+    ax.scatter(
+        above_k2[:, 0], above_k2[:, 1], s=24, facecolor="none", edgecolor=color, lw=1
+    )

@@ -219,12 +219,12 @@ def _most_affected(
     points: Sequence[Mapping[str, Any]], effect: str
 ) -> list[tuple[LatentName, tuple[float, float]]]:
     """Returns the selected latents whose effect is known, the largest first."""
-    known = []
+    measured = []
     for point in points:
         if point["group"] == "selected" and is_known(point[effect]):
-            known.append(point)
-    known.sort(key=lambda point: -abs(point[effect]))
-    return [(p["latent"], (p["cause_z"], p["lever_z"])) for p in known]
+            measured.append(point)
+    measured.sort(key=lambda point: -abs(point[effect]))
+    return [(p["latent"], (p["cause_z"], p["lever_z"])) for p in measured]
 
 
 def _point_id(point: Mapping[str, Any], effect: str) -> str:

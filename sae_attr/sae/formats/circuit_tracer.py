@@ -100,12 +100,12 @@ def _gate(
     """The stored threshold decides; without one the config's activation, relu where it
     is silent.
     """
-    said = (
+    activation = (
         str(raw.get("activation", raw.get("activation_function", "relu")))
         .lower()
         .replace("_", "")
     )
-    stored = "jumprelu" if _THRESHOLD in tensors else said
+    stored = "jumprelu" if _THRESHOLD in tensors else activation
     gate = options.get(
         "gate",
         "jumprelu" if "threshold" in options else "topk" if "k" in options else stored,
@@ -114,7 +114,7 @@ def _gate(
         return "relu", None
     if gate not in ("topk", "jumprelu") and "gate" not in options:
         raise ValueError(
-            f"{path.parent / CONFIG}: activation {said!r} is unknown; known: relu, "
+            f"{path.parent / CONFIG}: activation {activation!r} is unknown; known: relu, "
             "jumprelu, topk"
         )
     check_gate(gate)
@@ -146,8 +146,8 @@ def _places(
     path: Path, raw: dict[str, Any]
 ) -> tuple[int | None, str | None, str | None]:
     """Layer, and the hooks of TransformerLens where it reads and writes."""
-    found = re.fullmatch(r"layer_(\d+)", path.stem)
-    layer = int(found[1]) if found else None
+    match = re.fullmatch(r"layer_(\d+)", path.stem)
+    layer = int(match[1]) if match else None
     qwen = _is_qwen(path)
     hooks = (
         raw.get("feature_input_hook", "mlp.hook_in" if qwen else None),

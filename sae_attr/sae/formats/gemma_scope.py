@@ -64,8 +64,8 @@ def read(weights: Path, options: LoadOptions) -> Parts:
     tensors = {
         lower.get(name, name): value for name, value in read_tensors(weights).items()
     }
-    wanted = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-    check_names(weights, "a Gemma Scope SAE", tensors, wanted, ("scaling_factor",))
+    names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    check_names(weights, "a Gemma Scope SAE", tensors, names, ("scaling_factor",))
     cfg = _config(
         weights,
         tensors["W_enc"].shape,

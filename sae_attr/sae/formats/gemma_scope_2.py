@@ -254,13 +254,13 @@ def _skip(
     way = options.get("affine", "in_out" if affine.shape == shape else "out_in")
     if way not in ("in_out", "out_in"):
         raise ValueError(f"affine={way!r}; the option takes 'in_out' or 'out_in'")
-    found = affine if way == "in_out" else affine.T
-    if found.shape != shape:
+    matrix = affine if way == "in_out" else affine.T
+    if matrix.shape != shape:
         raise ValueError(
             f"{path}: {_SKIP} has shape {list(affine.shape)}, not {list(shape)} as "
             f"affine={way!r} needs"
         )
-    return found
+    return matrix
 
 
 def _layer_numbers(path: Path) -> tuple[str, ...]:

@@ -109,9 +109,9 @@ def _of_other_name(folder: Path, fmt: str, formats: Formats) -> list[tuple[str, 
 def _weight_names(fmt: str, formats: Formats) -> list[str]:
     """Names of weight files of one format, or of all for "auto"; each once."""
     names = []
-    for known in formats.values():
-        if fmt in ("auto", known.name):
-            names += known.weights
+    for layout in formats.values():
+        if fmt in ("auto", layout.name):
+            names += layout.weights
     return list(dict.fromkeys(names))
 
 
@@ -204,20 +204,20 @@ def hub_files(repo: str, inside: str, formats: Formats) -> list[str]:
     """Returns the files of a repository that may belong to the SAE at a folder or file:
     exact names, no wildcards. What ends in a slash is a folder whatever its name is.
     """
-    known = formats.values()
+    layouts = formats.values()
     path = PurePosixPath(inside)
     is_file = path.suffix in _SUFFIXES and not inside.endswith("/")
     folder = path.parent if is_file else path
     if is_file:
-        weights = [path.name, *_shards_with(path.name, known)]
+        weights = [path.name, *_shards_with(path.name, layouts)]
     else:
-        weights = [name for f in known for name in (*f.weights, *f.shards)]
-    configs = [name for f in known for name in f.configs]
+        weights = [name for f in layouts for name in (*f.weights, *f.shards)]
+    configs = [name for f in layouts for name in f.configs]
     if is_file:
         configs = [name.format(stem=path.stem) for name in configs]
     names = [folder / name for name in (*configs, *weights) if "{" not in name]
     if folder.parts:
-        names += [folder.parent / name for f in known for name in f.configs_above]
+        names += [folder.parent / name for f in layouts for name in f.configs_above]
     elif not is_file:
         # A repository of one file may give it its own name.
         title = PurePosixPath(repo).name
@@ -227,7 +227,7 @@ def hub_files(repo: str, inside: str, formats: Formats) -> list[str]:
 
 def _shards_with(name: str, formats: Iterable[Format]) -> tuple[str, ...]:
     """All weight files of an SAE of which one is named."""
-    for known in formats:
-        if name in known.shards:
-            return known.shards
+    for layout in formats:
+        if name in layout.shards:
+            return layout.shards
     return ()

@@ -304,10 +304,10 @@ def _architecture(path: Path, raw: dict[str, Any]) -> tuple[str, int | None]:
             f"{_REFUSED[architecture]}"
         )
     if architecture not in _TENSORS:
-        known = ", ".join(_TENSORS)
+        architectures = ", ".join(_TENSORS)
         raise ValueError(
             f"{path.parent / CONFIG}: architecture {architecture!r} is unknown; known: "
-            f"{known}"
+            f"{architectures}"
         )
     activation = raw.get("activation_fn_str", raw.get("activation_fn", "relu"))
     if architecture == "standard" and activation == "topk":
@@ -384,8 +384,8 @@ def _norm(path: Path, raw: dict[str, Any], transcoder: bool) -> str:
     norm = raw.get("normalize_activations")
     if isinstance(norm, bool) or norm is None:  # booleans before version 6
         norm = "expected_average_only_in" if norm else "none"
-    known = ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale")
-    if norm not in known:
+    norms = ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale")
+    if norm not in norms:
         hint = (
             "; it is folded when training ends: save the inference model"
             if norm == "covariance_whitening"
@@ -393,7 +393,7 @@ def _norm(path: Path, raw: dict[str, Any], transcoder: bool) -> str:
         )
         raise ValueError(
             f"{path.parent / CONFIG}: normalize_activations {brief(norm)} is unknown; "
-            f"known: {known}{hint}"
+            f"known: {norms}{hint}"
         )
     if transcoder and norm != "none":
         raise ValueError(

@@ -32,9 +32,9 @@ class StackedRows:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         i, j, _ = rows.indices(self.shape[0])
-        found: list[Any] = [
+        parts: list[Any] = [
             piece[max(i - start, 0) : max(j - start, 0)]
             for piece, start in zip(self._pieces, self._starts.tolist())
             if start < j and i < start + len(piece)
         ]
-        return np.concatenate(found) if found else self._pieces[0][:0]
+        return np.concatenate(parts) if parts else self._pieces[0][:0]

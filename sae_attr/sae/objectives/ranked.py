@@ -99,8 +99,8 @@ def crosscoder_loss(
     pre_bn, bias_n = _project(sae, x_bd)
     norm_n = jax.lax.stop_gradient(stream_norms(sae.dec_nm, cfg.streams))
     choice = _choice(pre_bn * norm_n, cfg, signals)
-    chosen = _by_norm(choice.slots, norm_n)
-    slots = encoded(chosen, x_bd, sae.enc_dn, bias_n, signals.mesh)
+    by_code = _by_norm(choice.slots, norm_n)
+    slots = encoded(by_code, x_bd, sae.enc_dn, bias_n, signals.mesh)
     out_bm = decode_slots(slots, sae.dec_nm, len(x_bd), signals.mesh) + sae.dec_bias_m
     terms = {"error": stream_error(out_bm, y_bm, cfg)}
     terms |= _aux(sae, x_bd, y_bm - out_bm, pre_bn, bias_n, cfg, signals, norm_n)

@@ -51,15 +51,15 @@ def case_study_dry_run(study: CaseStudy, rates_of: RatesOf) -> DryRun:
     report = DryRun()
     costs: list[StageCost] = []
     rates: dict[str, Rates] = {}
-    known: dict[LMConfig, Rates] = {}
+    rates_by_cfg: dict[LMConfig, Rates] = {}
     servers: dict[str, Trial] = {}
 
     def of_cfg(cfg: LMConfig, width: int) -> Rates:
         slots = width + study.settings.sampling.max_new
         batch = Batch(study.runtime.batch_size, slots)
-        if cfg not in known:
-            known[cfg] = rates_of(cfg, batch, study.settings.dtype)
-        return known[cfg]
+        if cfg not in rates_by_cfg:
+            rates_by_cfg[cfg] = rates_of(cfg, batch, study.settings.dtype)
+        return rates_by_cfg[cfg]
 
     for case in study.cases:
         if case.dictionaries:

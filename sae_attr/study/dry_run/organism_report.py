@@ -96,8 +96,8 @@ def unbuilt_case_costs(case: Case, recipe: Recipe) -> list[StageCost]:
             cost = replace(cost, read=float(tokens * above), heads=float(tokens))
         costs.append(cost)
     max_new = case.study.sampling.max_new
-    asked = min(case.settings.pairs, len(case.prompts("pairs")))
-    rows = 2 * case.settings.per_side * asked
+    pairs = min(case.settings.pairs, len(case.prompts("pairs")))
+    rows = 2 * case.settings.per_side * pairs
     counts = RowCounts(rows, rows * (lengths["pairs"] + max_new), rows * max_new)
     shape = organism_shape(case.setup.settings, recipe)
     return [*costs, *attribution_costs(shape, counts, prefix=f"{case.name}.")]
@@ -154,9 +154,9 @@ def evaluation_dry_run(
 def evaluation_costs(e: Evaluation) -> list[StageCost]:
     """Returns the costs of the stages of one evaluation."""
     s, recipe = e.settings, e.recipe
-    asked = e.deciding_prompts("pairs", s.pair_prompts)
-    width = max(len(prompt.text.split()) for prompt in asked) + 1
-    samples = len(asked) * s.samples
+    prompts = e.deciding_prompts("pairs", s.pair_prompts)
+    width = max(len(prompt.text.split()) for prompt in prompts) + 1
+    samples = len(prompts) * s.samples
     batches = -(-samples // ROWS)
     steps = batches * LONGEST * ROWS / _BATCH
     read = batches * ROWS * width * recipe.n_layers
@@ -170,7 +170,7 @@ def evaluation_costs(e: Evaluation) -> list[StageCost]:
             steps=steps,
         )
     ]
-    rows = 2 * min(s.pairs, len(asked))
+    rows = 2 * min(s.pairs, len(prompts))
     counts = RowCounts(rows, rows * (width + LONGEST), rows * LONGEST)
     shape = organism_shape(e.setup.settings, recipe)
     for cost in attribution_costs(shape, counts):

@@ -192,7 +192,7 @@ def attribution_memory(setup: Setup, width: int, scored: int, rows: int) -> list
     """
     cfg, s, mesh = setup.cfg, setup.settings, setup.mesh
     batch = -(-s.batch_size // mesh.shape["data"]) * mesh.shape["data"]
-    kept = backward_bytes(
+    products = backward_bytes(
         cfg,
         mesh,
         s.dtype,
@@ -206,7 +206,7 @@ def attribution_memory(setup: Setup, width: int, scored: int, rows: int) -> list
     taken, scored_now = "gradients are taken", "latents are scored"
     corpus = 4 * s.corpus_batch * setup.corpus_context * d // mesh.shape["data"]
     return [
-        Held("products of the backward pass", kept, taken),
+        Held("products of the backward pass", products, taken),
         Held("next-token numbers", 2 * 4 * per_device * scored * cfg.vocab, taken),
         Held("activations of a corpus batch", corpus, "the corpus is read"),
         Held("moments", 4 * d * d * len(s.presets()), scored_now),

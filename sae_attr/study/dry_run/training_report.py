@@ -102,7 +102,7 @@ def lm_training_memory(run: LMTraining, mesh: jax.sharding.Mesh) -> list[Held]:
         cast = device_bytes(param_shapes(run.cfg, products), LM_RULES, mesh)
         parts.append(Held(f"weights in {products}", cast, _TRAINING))
     rows = max(run.rows // run.micro, 1)
-    kept = backward_bytes(
+    product_bytes = backward_bytes(
         run.cfg,
         mesh,
         products,
@@ -115,7 +115,7 @@ def lm_training_memory(run: LMTraining, mesh: jax.sharding.Mesh) -> list[Held]:
     logits = 2 * 4 * (rows // mesh.shape["data"]) * targets * run.cfg.vocab
     return [
         *parts,
-        Held("products of the backward pass", kept, _TRAINING),
+        Held("products of the backward pass", product_bytes, _TRAINING),
         Held("next-token numbers", logits, _TRAINING),
     ]
 

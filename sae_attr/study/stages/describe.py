@@ -52,8 +52,8 @@ def describe(inputs: StageInputs, progress: Progress) -> Computed:
             of_source[item.id] = grade.details.get("text")
             unread += grade.malformed
         # In the order of the latents, not of the questions.
-        known = [latent for latent in of_latents if latent in of_source]
-        descriptions[source] = {latent: of_source[latent] for latent in known}
+        described = [latent for latent in of_latents if latent in of_source]
+        descriptions[source] = {latent: of_source[latent] for latent in described}
     return {}, {"descriptions": descriptions, "unread_replies": unread}
 
 

@@ -26,14 +26,14 @@ def stage(c: Context) -> Stage:
         limits = norm_limits.limits_of(inputs[norm_limits.NAME])
         beyond_r = [np.zeros(len(row.ids), bool) for row in rows]
         if limits:
-            found = rows_beyond(
+            beyond_rt = rows_beyond(
                 setup.params,
                 setup.batched(rows),
                 limits,
                 cfg=setup.cfg,
                 mesh=setup.mesh,
             )
-            beyond_r = [found[r][: len(row.ids)] for r, row in enumerate(rows)]
+            beyond_r = [beyond_rt[r][: len(row.ids)] for r, row in enumerate(rows)]
         return {"beyond_k": np.concatenate(beyond_r)}, {}
 
     fields = {**c.site_fields(), "masks": c.mask_fields()}

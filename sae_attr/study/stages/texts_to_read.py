@@ -111,8 +111,10 @@ def _passages(inputs: StageInputs, latents: Sequence[int]) -> dict[str, Texts]:
         texts: Texts = {"shown": shown}
         if latent in alike:
             at, other = columns.index(latent), columns.index(alike[latent])
-            known = [place_key(passage["ids"], passage["at"]) for passage in shown]
-            drawn = drawn_passages(coded, at, other, drawing, rng, known=known)
+            shown_places = [
+                place_key(passage["ids"], passage["at"]) for passage in shown
+            ]
+            drawn = drawn_passages(coded, at, other, drawing, rng, known=shown_places)
             for kind, of_kind in drawn.items():
                 texts[kind] = [_text(case, ids) for ids in of_kind]
         of_latents[str(latent)] = texts
