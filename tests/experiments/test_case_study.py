@@ -364,10 +364,10 @@ def test_a_stage_of_the_attribution_that_changed_is_in_the_keys_of_what_reads_it
     assert "rude.select" in expected
 
 
-# Of studies with exact effects, with a screen, or with a reader.
+# Of studies with exact effects, with a screen or further dictionaries, or with a reader.
 OPTIONAL_KINDS = (
     *("rates", "unsteered", "specificity", "sampled_check"),
-    *("screen", "texts_to_read", "describe", "match"),
+    *("screen", "dictionaries", "texts_to_read", "describe", "match"),
 )
 KINDS = [
     kind.name
