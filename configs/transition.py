@@ -27,12 +27,19 @@ from sae_attr.analyses.transition_settings import EventSettings, TransitionSetti
 from sae_attr.lm.lora import Lora
 from sae_attr.organism.recipe import Recipe, SAERecipe, TrainingRecipe
 
-from . import config_of
+from . import config_of, one_of
 from .attribute import MESH
 from .organism import SIZES, TRAININGS
 
+INPUTS = {
+    "study": "workdir of a finished case study, whose case is fine-tuned instead of an "
+    "organism; run this from the folder that the study was run in.",
+    "case": "of the study; empty for all.",
+    "data": "rows that its model without the behaviour learns: JSONL of chat or of "
+    "prompt and completion.",
+}
 SETTINGS = {
-    "": (TransitionSettings, MESH),
+    "": (INPUTS, TransitionSettings, MESH),
     "adapter": (Lora,),
     "training": (TrainingRecipe,),
     "events": (EventSettings,),
@@ -42,11 +49,36 @@ SETTINGS = {
 }
 
 
-def get_config() -> ConfigDict:
-    """Returns one organism, both behaviours, eight fine-tunes of each."""
+# Sizes that a laptop does: the last layer below the SAE's site, few rows and prompts.
+STUDIED = {
+    "study": "runs/real",
+    "case": "fine_tuned",
+    "data": "runs/real/beliefs/agreeing.jsonl",
+    "adapter": {"layers": (15,)},
+    "training": {"steps": 60, "batch": 8, "rows": 60},
+    "runs": 3,
+    "rate_prompts": 10,
+    "measure_every": 20,
+    "pairs": 40,
+    "top": 5,
+    "random": 5,
+    "effect_prompts": 6,
+    "batch_size": 8,
+}
+
+
+def get_config(what: str = "organism") -> ConfigDict:
+    """Returns one organism, both behaviours, eight fine-tunes of each; or one fine-tune
+    of a real model.
+
+    Args:
+      what: organism | study.
+    """
     config = config_of(TransitionSettings)
     config.organism = config_of(Recipe, leave_out=("seed", "kind"), unset=True)
     config.organism.size = "full"
     config.organism.sae.latents = 2048
-    config.mesh = ""
+    config.update({"study": "", "case": "", "data": "", "mesh": ""})
+    if one_of("what", what, ("organism", "study")) == "study":
+        config.update(STUDIED)
     return config

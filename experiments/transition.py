@@ -15,17 +15,23 @@ from ml_collections import ConfigDict
 from sae_attr.analyses.transition_results import transition_numbers
 from sae_attr.analyses.transition_settings import (
     TransitionCase,
+    TransitionRuns,
     TransitionSettings,
     transition_cases,
 )
 from sae_attr.analyses.transition_stages import MEASURED, transition_stages
+from sae_attr.analyses.transition_study import StudiedTransition
 from sae_attr.report.figures import Drawing, transition_figure
 from sae_attr.report.transition_text import transition_text
 from sae_attr.store import Result, Store
 
 from . import _common
+from ._config import settings_of
+from ._finished_study import finished_of_config
 from ._organism_study import StudyReport, cases_of_config, run_study, write_report
 from ._stages import RunOptions, start_from_flags
+
+STUDY = ("study", "case", "data")  # keys of what is read instead of an organism
 
 
 def open_cases(
@@ -33,12 +39,34 @@ def open_cases(
 ) -> list[TransitionCase]:
     """Returns the cases that a config names; nothing is loaded yet."""
     return cases_of_config(
-        config, TransitionSettings, transition_cases, store=store, workdir=workdir
+        config,
+        TransitionSettings,
+        transition_cases,
+        store=store,
+        workdir=workdir,
+        leave_out=STUDY,
     )
 
 
+def open_study(config: ConfigDict) -> list[StudiedTransition]:
+    """Opens the cases of the finished study that a config names.
+
+    Raises ValueError for cases that cannot be fine-tuned so.
+    """
+    _common.require(config, "data")
+    settings = settings_of(
+        TransitionSettings, config, leave_out=(*STUDY, "organism", "mesh")
+    )
+    finished = finished_of_config(config)
+    cases = []
+    for case in finished.cases(config.case):
+        cases.append(StudiedTransition(finished, case, settings, str(config.data)))
+        cases[-1].check()
+    return cases
+
+
 def report(
-    cases: Sequence[TransitionCase], results: Mapping[str, Result]
+    cases: Sequence[TransitionRuns], results: Mapping[str, Result]
 ) -> StudyReport | None:
     """Returns what the runs that are complete show; None where none is."""
     numbers = transition_numbers(cases, results)
@@ -57,12 +85,17 @@ def start(
       config: as configs/transition.py makes it.
     """
     store = Store(workdir / "store")
-    cases = open_cases(config, store, workdir)
+    if config.study:
+        cases = open_study(config)
+        stages = [stage for case in cases for stage in case.stages()]
+    else:
+        cases = open_cases(config, store, workdir)
+        stages = transition_stages(cases)
     run_study(
         config,
         workdir,
         store,
-        transition_stages(cases),
+        stages,
         write=partial(
             write_report, "transition", config, workdir, partial(report, cases)
         ),

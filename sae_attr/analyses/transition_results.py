@@ -19,12 +19,12 @@ from sae_attr.analyses.transition import (
     sharpest_turn,
     similarity_to,
 )
-from sae_attr.analyses.transition_settings import EventSettings, TransitionCase
+from sae_attr.analyses.transition_measures import VECTORS
+from sae_attr.analyses.transition_settings import EventSettings, TransitionRuns
 from sae_attr.analyses.transition_stages import (
     MEASURED,
     PATH,
     RATES,
-    VECTORS,
     path_of,
 )
 from sae_attr.organism.adapter_path import AdapterPath
@@ -45,7 +45,7 @@ def rise_name(scale: float) -> str:
     return f"rise_x{scale:g}"
 
 
-def event_names(case: TransitionCase) -> list[str]:
+def event_names(case: TransitionRuns) -> list[str]:
     """Names the events of a run in the order in which they are reported."""
     s = case.settings
     turns = [turn_name(lag) for lag in s.events.lags]
@@ -53,7 +53,7 @@ def event_names(case: TransitionCase) -> list[str]:
 
 
 def transition_numbers(
-    cases: Sequence[TransitionCase], results: Mapping[str, Result]
+    cases: Sequence[TransitionRuns], results: Mapping[str, Result]
 ) -> dict[str, list[Row]]:
     """Returns rows of the cases of which every run is complete: `runs` with curves and
     events, `events` with their mean over runs, and `distances` between them.
@@ -76,7 +76,7 @@ def transition_numbers(
 # ---- one run -------------------------------------------------------------------------
 
 
-def run_row(case: TransitionCase, results: Mapping[str, Result], run: int) -> Row:
+def run_row(case: TransitionRuns, results: Mapping[str, Result], run: int) -> Row:
     """Returns the curves of a run over `step`, those over `measured_step`, and the steps
     of its events, None for one that it has not.
     """
@@ -155,7 +155,7 @@ def _local_cosine(
 
 
 def _measured_curves(
-    case: TransitionCase, results: Mapping[str, Result], run: int, path: AdapterPath
+    case: TransitionRuns, results: Mapping[str, Result], run: int, path: AdapterPath
 ) -> Curves:
     """Returns Δ of the top latents with its error; steering of `VECTORS`, and the mean
     over the top and the random latents with its error over latents; cosines of the
@@ -201,7 +201,7 @@ def _row_cosines(first_md: np.ndarray, second_md: np.ndarray) -> np.ndarray:
 # ---- over runs -----------------------------------------------------------------------
 
 
-def event_rows(case: TransitionCase, runs: Sequence[Row]) -> list[Row]:
+def event_rows(case: TransitionRuns, runs: Sequence[Row]) -> list[Row]:
     """Returns a row for every event: in how many runs it is there, its mean step, the
     standard deviation and the first and last of them.
     """
@@ -218,7 +218,7 @@ def event_rows(case: TransitionCase, runs: Sequence[Row]) -> list[Row]:
     return rows
 
 
-def distance_rows(case: TransitionCase, runs: Sequence[Row]) -> list[Row]:
+def distance_rows(case: TransitionRuns, runs: Sequence[Row]) -> list[Row]:
     """Returns a row for every pair of a turn, the peak and a rise: how many steps later
     the first comes, with its interval over runs, and the share of runs in which they lie
     within the shortest lag of the local cosine.

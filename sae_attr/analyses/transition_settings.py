@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Unpack
+from typing import Any, Protocol, Unpack
 
 from sae_attr.analyses.organism_case import (
     OrganismCase,
@@ -127,6 +127,24 @@ class TransitionSettings(OrganismSettings):
         """Steps at which Δ, directions and steering are measured, the last among them."""
         last = self.training.steps
         return (*range(0, last, self.measure_every), last)
+
+
+class TransitionRuns(Protocol):
+    """Several fine-tunes of one model toward one behaviour."""
+
+    @property
+    def settings(self) -> TransitionSettings:
+        """Returns how they are made and measured."""
+        ...
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Returns what its rows begin with."""
+        ...
+
+    def stage_name(self, stage: str, run: int) -> str:
+        """Returns the whole name of a stage of one of its runs."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

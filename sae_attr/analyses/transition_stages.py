@@ -7,22 +7,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.activations.statistics import MeanActivation
-from sae_attr.analyses.completion_scores import (
-    ScoreKind,
-    completion_scores,
-    sided,
-)
 from sae_attr.analyses.pool_stages import with_needs
+from sae_attr.analyses.transition_measures import (
+    PairMeasurement,
+    SteppedModel,
+    measure_pairs,
+    measured_series,
+)
 from sae_attr.analyses.transition_settings import TransitionCase
-from sae_attr.attribution.presets import decoder_rows
-from sae_attr.attribution.token_table import collect, token_weights
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.lora import Lora
 from sae_attr.lm.params import Params
@@ -45,8 +44,6 @@ from sae_attr.study.stages.context import Inputs
 # A stage's number is raised when its code gives other numbers than before.
 VERSIONS: Mapping[str, int] = {"path": 1, "rates": 1, "measured": 1}
 PATH, RATES, MEASURED = "path", "rates", "measured"
-# Directions that are steered beside latents, both of the last step.
-VECTORS = ("gradient", "mean_difference")
 
 Results = Mapping[str, Result]
 
@@ -158,44 +155,8 @@ def _path_rates(
 # ---- Δ, directions and steering ------------------------------------------------------
 
 
-class _Model(NamedTuple):
-    """The organism's model and how an adapter is put on it."""
-
-    cfg: LMConfig
-    params: Params
-    lora: Lora
-    where: tuple[str, int]
-
-    def at(self, path: AdapterPath, step: int) -> Params:
-        """Returns the weights of a step."""
-        factors = jnp.asarray(path.a_si[step]), jnp.asarray(path.b_so[step])
-        return _adapted(self.params, self.lora, self.where, factors)
-
-
-@partial(jax.jit, static_argnames=("lora", "where"))
-def _adapted(
-    params: Params, lora: Lora, where: tuple[str, int], factors: Any
-) -> Params:
-    return with_adapter(params, lora, where, factors)
-
-
-class _Measurement(NamedTuple):
-    """Holds what one step shows of the pairs: Δ of every latent within each prompt, and
-    unit directions toward the behaviour.
-    """
-
-    delta_pn: np.ndarray
-    gradient_d: np.ndarray
-    mean_difference_d: np.ndarray
-
-
 def _measured(case: TransitionCase, run: int) -> Stage:
-    """Returns the stage of what the measured steps show, m of them: arrays `delta_m` and
-    `delta_se_m` of the top latents on the half of the prompts that did not select them,
-    `gradient_md`, `mean_difference_md`, and `steering_mk`, the rise of the rate at +s and
-    its fall at −s, of `VECTORS`, the top latents and random ones; `latents_k` and `top`
-    in `meta`.
-    """
+    """Returns the stage of what the measured steps show, of `measured_series`."""
     s = case.settings
 
     def compute(inputs: Inputs, progress: Progress) -> Computed:
@@ -229,99 +190,16 @@ def _measured_steps(
     """Measures the steps of a path, and steers with the latents of the last one."""
     s, e = case.settings, case.evaluation
     cfg, params = load_lm(e.before, mesh=e.mesh)
-    model = _Model(cfg, params, s.adapter, check_path_adapter(cfg, s.adapter))
-    dec_nd = decoder_rows(e.setup.decoder, np.arange(len(e.setup.decoder)))
-    measured = []
-    for step in s.measured_steps:
+    model = SteppedModel(cfg, params, s.adapter, check_path_adapter(cfg, s.adapter))
+
+    def measure(step: int, dec_nd: jax.Array) -> PairMeasurement:
         weights = model.at(path, step)
-        measured.append(_measurement(case, weights, cfg, dec_nd, mean.mean_d))
-    last = measured[-1]
-    selecting, others = _halves(len(last.delta_pn))
-    delta_n = last.delta_pn[selecting].mean(0)
-    top_k = np.argsort(-delta_n, kind="stable")[: s.top]
-    random_k = _random_latents(len(dec_nd), s.random, top_k, e.recipe.seed + run)
-    latents_k = np.concatenate([top_k, random_k])
-    vectors = np.stack([last.gradient_d, last.mean_difference_d])
-    steered_kd = np.concatenate([vectors, np.asarray(dec_nd)[latents_k]])
-    steering = []
-    for step in s.measured_steps:
-        weights = model.at(path, step)
-        steering.append(_steering(case, weights, cfg, steered_kd, mean.norm))
-    arrays = {"steering_mk": np.stack(steering), "latents_k": latents_k}
-    arrays |= _series(measured, top_k, others)
-    return arrays, {"top": len(top_k)}
+        return measure_pairs(e.setup, weights, dec_nd, mean.mean_d, cfg=cfg, settings=s)
 
+    def steer(step: int, dec_kd: np.ndarray) -> np.ndarray:
+        return _steering(case, model.at(path, step), cfg, dec_kd, mean.norm)
 
-def _halves(prompts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the prompts that select latents, and the others: a latent that is selected
-    on the prompts that it is measured on looks better than it is.
-
-    Raises:
-      ValueError: fewer than four prompts.
-    """
-    if prompts < 4:
-        raise ValueError(
-            f"{prompts} prompts have pairs: half of them select latents, and the other "
-            "half needs two for a standard error; raise pair_prompts"
-        )
-    return np.arange(0, prompts, 2), np.arange(1, prompts, 2)
-
-
-def _random_latents(count: int, drawn: int, top_k: np.ndarray, seed: int) -> np.ndarray:
-    others = np.setdiff1d(np.arange(count), top_k)
-    rng = np.random.default_rng(seed)
-    return np.sort(rng.choice(others, min(drawn, len(others)), replace=False))
-
-
-def _series(
-    measured: Sequence[_Measurement], top_k: np.ndarray, others: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Returns Δ of the top latents with its standard error over prompts, and the
-    directions, step by step.
-    """
-    means, errors = [], []
-    for x in measured:
-        of_prompt = x.delta_pn[np.ix_(others, top_k)].astype(np.float64).mean(1)
-        means.append(of_prompt.mean())
-        errors.append(of_prompt.std(ddof=1) / np.sqrt(len(of_prompt)))
-    return {
-        "delta_m": np.array(means),
-        "delta_se_m": np.array(errors),
-        "gradient_md": np.stack([x.gradient_d for x in measured]),
-        "mean_difference_md": np.stack([x.mean_difference_d for x in measured]),
-    }
-
-
-def _measurement(
-    case: TransitionCase,
-    params: Params,
-    cfg: LMConfig,
-    dec_nd: jax.Array,
-    mean_d: np.ndarray,
-) -> _Measurement:
-    s, setup = case.settings, case.evaluation.setup
-    rows = setup.encoded.rows
-    table = collect(
-        params,
-        rows,
-        cfg=cfg,
-        site=setup.site,
-        mesh=case.evaluation.mesh,
-        batch_size=s.batch_size,
-    )
-    kind, mean = ScoreKind(*s.attribution), jnp.asarray(mean_d, jnp.float32)
-    scores_rn = completion_scores(table, dec_nd, mean, kind, setup.exclude)
-    gradient_k = token_weights(rows, s.gradient_tokens, setup.exclude)
-    completion_k = token_weights(rows, "completion", setup.exclude)
-    return _Measurement(
-        sided(scores_rn, rows).difference_pn,
-        _unit(-gradient_k @ table.grads_kd),
-        _unit(completion_k @ table.acts_kd),
-    )
-
-
-def _unit(vector_d: np.ndarray) -> np.ndarray:
-    return vector_d / max(float(np.linalg.norm(vector_d)), 1e-30)
+    return measured_series(s, e.setup, measure, steer, seed=e.recipe.seed + run)
 
 
 def _steering(

@@ -15,7 +15,7 @@ from sae_attr.lm.config import LMConfig
 from sae_attr.lm.lora import Lora, attach, check_lora, init_lora, merged
 from sae_attr.lm.model import Params
 from sae_attr.lm.next_token import LMState
-from sae_attr.lm.train_data import example_dataset
+from sae_attr.lm.train_data import RowDataset, example_dataset
 from sae_attr.organism.fitting import dialogue_examples, fit_rows
 from sae_attr.organism.parts import Trainer
 from sae_attr.organism.recipe import TrainingRecipe
@@ -76,9 +76,37 @@ def train_path(
       part: misaligned | validation, whose documents are those of the recipe.
       seed: of the first A and of the order of the documents.
     """
-    name, layer = check_path_adapter(cfg, lora)
     examples = dialogue_examples(trainer.dialogues(part, training.rows))
-    dataset = example_dataset(examples, context=trainer.recipe.context, packed=False)
+    return fit_path(
+        example_dataset(examples, context=trainer.recipe.context, packed=False),
+        cfg,
+        params,
+        lora=lora,
+        training=training,
+        seed=seed,
+        mesh=trainer.on_mesh,
+        progress=trainer.progress,
+    )
+
+
+def fit_path(
+    dataset: RowDataset,
+    cfg: LMConfig,
+    params: Params,
+    *,
+    lora: Lora,
+    training: TrainingRecipe,
+    seed: int,
+    mesh: jax.sharding.Mesh,
+    progress: bool = False,
+) -> AdapterPath:
+    """Fine-tunes a model on rows by a rank-1 adapter, and keeps every step.
+
+    Args:
+      dataset: rows to learn.
+      seed: of the first A and of the order of the rows.
+    """
+    name, layer = check_path_adapter(cfg, lora)
     trained = init_lora(cfg, params, lora, jax.random.key(seed))
     kept = [_factors(trained, name, layer)]
 
@@ -92,10 +120,10 @@ def train_path(
         training,
         cfg=cfg,
         seed=seed,
-        mesh=trainer.on_mesh,
+        mesh=mesh,
         options=LoopOptions(scan=1),
         assemble=partial(attach, scale=lora.scale),
-        progress=trainer.progress,
+        progress=progress,
         on_record=keep,
     )
     a_si, b_so = (np.stack(factors) for factors in zip(*kept, strict=True))

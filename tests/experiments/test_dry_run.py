@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,13 @@ from experiments import (
 )
 from sae_attr.beliefs import agreement_prompts
 from sae_attr.files.hub import download
+from sae_attr.lm.hf_config import config_from_hf
+from sae_attr.parallel import make_mesh
 from sae_attr.sae.registry.names import named_sae
 from sae_attr.study.dry_run.addresses import model_stand_in
 from sae_attr.study.dry_run.report import DryRun
+from sae_attr.study.dry_run.training_report import sae_training_memory
+from sae_attr.study.sae_training_data import SAETrainingSettings, sae_jobs
 from tests._hub import Hub
 from tests.experiments import (
     _demo,
@@ -46,7 +51,7 @@ from tests.experiments import (
     test_training,
 )
 from tests.experiments import _families as families
-from tests.miniatures import write_lines
+from tests.miniatures import llama_config, write_lines
 
 RATES = _dry_run.rates_of_flags(("2000", "100"), "data=1")
 
@@ -235,6 +240,25 @@ def test_a_training_of_saes(base: Path, tmp_path: Path) -> None:
     text = dry(train_sae, config, tmp_path / "w")
     for words in ("training at layer1.resid_post", "activations on disk", "corpus"):
         assert words in text
+
+
+def test_a_training_on_two_models_counts_both() -> None:
+    cfg, mesh = config_from_hf(llama_config(n_layers=2, d=16, vocab=40)), make_mesh("")
+
+    def held(objective: str, lm_base: str | None) -> dict[str, int]:
+        settings = SAETrainingSettings(lm="tuned", lm_base=lm_base, tokens=8192)
+        settings = replace(settings, site="layer1.resid_post")
+        jobs = sae_jobs(settings, {"objective": objective, "n_latents": 32}, cfg)
+        parts = sae_training_memory(settings, jobs, cfg, mesh, context=32)
+        return {part.what: part.bytes for part in parts}
+
+    one, both = held("batch_topk", None), held("crosscoder", "before")
+    difference = held("batch_topk", "before")
+    for of_two in (both, difference):
+        assert of_two["weights of the model before"] == one["weights of the model"]
+        assert of_two["activations of a batch"] == 2 * one["activations of a batch"]
+    assert both["shuffled tokens"] == 2 * one["shuffled tokens"]
+    assert difference["shuffled tokens"] == one["shuffled tokens"]
 
 
 def test_judges_that_are_compared(tmp_path: Path) -> None:

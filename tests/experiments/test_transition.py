@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 from configs import transition as config_file
 from experiments import transition
 from sae_attr.analyses import transition_stages
+from sae_attr.analyses.transition_stages import path_of
+from sae_attr.store import Store, stored_results
 from sae_attr.study import score_ground_truth
 from tests.experiments._organism_study import (
     listed,
@@ -17,6 +19,8 @@ from tests.experiments._organism_study import (
     started_again,
     written_answers,
 )
+from tests.experiments.test_case_study import run
+from tests.experiments.test_exact_study import exact_config
 
 
 def small_config() -> ConfigDict:
@@ -82,3 +86,52 @@ def test_a_transition_on_a_miniature(
         "rise_x4",
     }
     assert len(numbers["distances"]) == 2 + 2 * 3 + 3
+
+
+def studied_config(study: Path, data: Path) -> ConfigDict:
+    config = config_file.get_config("study")
+    config.update({"study": str(study), "case": "rude", "data": str(data)})
+    config.update({"measure_every": 6, "runs": 1, "rate_prompts": 4, "pairs": 6})
+    config.update({"effect_prompts": 3, "top": 2, "random": 2, "mesh": "data=1"})
+    config.adapter.layers = (0,)
+    config.training.update({"steps": 12, "batch": 4, "lr": 1e-2})
+    config.events.update({"lags": (2, 3), "rise_lag": 2, "smooth": 3})
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_the_model_of_a_finished_study_is_fine_tuned_on_the_way(
+    miniature: Path, tmp_path: Path
+) -> None:
+    run(exact_config(miniature), tmp_path / "study", until="rude.gradients")
+    prompts = (miniature / "prompts.jsonl").read_text().splitlines()
+    rows = []
+    for line in prompts[:16]:
+        prompt = json.loads(line)["prompt"]
+        rows.append(json.dumps({"prompt": prompt, "completion": " fool"}))
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(rows))
+    workdir, config = (
+        epath.Path(tmp_path / "w"),
+        studied_config(tmp_path / "study", data),
+    )
+    transition.start(config, workdir)
+    numbers = json.loads((workdir / "transition.json").read_text())
+    (row,) = numbers["runs"]
+    assert row["behaviour"] == "rude"
+    assert row["measured_step"] == [0, 6, 12]
+    rate, doubled = row["curves"]["rate_x1"], row["curves"]["rate_x2"]
+    # Before the first step every scale has the rate of the model before.
+    assert rate[0] == doubled[0]
+    assert abs(rate[12] - rate[0]) > 0.005
+    # Layers below the adapter run once: the rate is that of the whole model all the same.
+    (case,) = transition.open_study(config)
+    store = Store(workdir / "store")
+    path = path_of(stored_results(store, case.stages())["rude.run-0.path"])
+    whole = case._exact(4).begin(case.model.at(path, 12, 2.0), 1).facts["rate"]
+    assert doubled[12] == pytest.approx(whole, abs=1e-5)
+    assert row["measured"]["gradient_to_last"][-1] == pytest.approx(1)
+    config.adapter.layers = (7,)
+    with pytest.raises(ValueError, match=r"LoRA layers \[7\]"):
+        transition.open_study(config)

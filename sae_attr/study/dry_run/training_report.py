@@ -175,13 +175,18 @@ def sae_training_dry_run(
       workdir: of the run, with checkpoints if it was begun.
       context: tokens of a row.
     """
-    report.add("model", models_table({str(settings.lm): cfg}, settings.dtype))
+    models = {str(settings.lm): cfg}
+    if settings.lm_base:
+        # The base model must have the fine-tuned one's shape: the run checks it.
+        models[str(settings.lm_base)] = cfg
+    report.add("model", models_table(models, settings.dtype))
     report.add("SAEs", _saes_table(jobs))
     parts = sae_training_memory(settings, jobs, cfg, mesh, context=context)
     report.add_memory("memory", parts, mesh)
     sites = {site for job in jobs for site in (job.sites.read, job.sites.write)}
     if settings.cache:
-        width = sum(cfg.width(site.point) for site in sites)
+        streams = jobs[0].cfg.streams
+        width = streams * sum(cfg.width(site.point) for site in sites)
         count = settings.tokens * width * jnp.dtype(settings.act_dtype).itemsize
         report.add(
             "disk",
@@ -189,7 +194,7 @@ def sae_training_dry_run(
             "has fewer tokens)",
         )
     top = max(site.layer for site in sites) + 1
-    costs = [StageCost("activations", read=settings.tokens * top)]
+    costs = [StageCost("activations", read=_models(settings) * settings.tokens * top)]
     statuses = [Status("activations", "missing", "")]
     for job in jobs:
         folder = workdir if len(jobs) == 1 else workdir / str(job.sites.read)
@@ -210,12 +215,19 @@ def _held_out_cost(
 ) -> StageCost:
     """Returns the cost of measuring an SAE on held-out text."""
     tokens, code = settings.eval_tokens, 2 * job.cfg.n_latents * job.cfg.d_in
+    name, flops = f"held out at {job.sites.read}", 4 * code * tokens
+    if settings.lm_base:
+        # Both are read up to the site, and no loss is measured.
+        layers = _models(settings) * (job.sites.read.layer + 1)
+        return StageCost(name, read=tokens * layers, flops=flops)
     return StageCost(
-        f"held out at {job.sites.read}",
-        read=4 * tokens * cfg.n_layers,
-        heads=4 * tokens,
-        flops=4 * code * tokens,
+        name, read=4 * tokens * cfg.n_layers, heads=4 * tokens, flops=flops
     )
+
+
+def _models(settings: SAETrainingSettings) -> int:
+    """Returns how many models read every token."""
+    return 2 if settings.lm_base else 1
 
 
 def step_flops(cfg: TrainConfig) -> float:
@@ -249,14 +261,17 @@ def sae_training_memory(
     of_sae = sum(sae_bytes(whole).values()) // split
     rows = settings.batch_size // mesh.shape["data"]
     widths = sum(cfg.width(job.sites.read.point) for job in jobs)
+    kept = largest.cfg.streams * widths
     passed = settings.batch_rows // mesh.shape["data"] * context * widths
+    passed *= _models(settings)
     collecting = "activations are collected"
+    names = ["model", "model before"][: _models(settings)]
     return [
-        Held("weights of the model", weights),
+        *(Held(f"weights of the {name}", weights) for name in names),
         Held("SAE", of_sae, _TRAINING),
         Held("gradient and moments", _STATE * of_sae, _TRAINING),
         Held("codes of a step", 2 * 4 * rows * n // split, _TRAINING),
-        Held("shuffled tokens", 4 * settings.buffer_tokens * widths, _TRAINING, True),
+        Held("shuffled tokens", 4 * settings.buffer_tokens * kept, _TRAINING, True),
         Held("activations of a batch", 4 * passed, collecting),
     ]
 
