@@ -4,6 +4,9 @@ steering on the same axis.
 
     python -m experiments.transition --config=transition --workdir=runs/transition
 
+    make real
+    python -m experiments.transition --config=configs/transition.py:study --workdir=runs/transition_real
+
 Builds a model organism, fine-tunes it eight times for each behaviour by an adapter of
 rank 1 on one matrix, and keeps A and B of every step. Writes transition.txt,
 transition.json and a figure. A run that was stopped goes on where it was.
@@ -19,6 +22,12 @@ not at all by more than 45 degrees for k = 5. Turn and rise of the doubled adapt
 16 [10, 24] and 24 [16, 33] steps apart: they do not coincide. The rate ends at 76 and
 92 %. Δ of the top latents rises from .010 to .021 and from .008 to .030 (standard
 errors over prompts .001 to .004). docs/transition.md says what that means.
+
+The second command fine-tunes the model before a finished study's fine-tune; paths start
+from the folder that the study was run in. Hardware: two CPU cores, 2.5 GB of memory, seven
+CPU minutes a fine-tune. Expect of SmolLM2-135M-Instruct that the rate rises most at step
+12 (the adapter doubled 9, fourfold 5), from 17 to 100 %, that the path turns at 13 (k = 10),
+and that the gradient's norm rises to the end.
 """
 
 from ml_collections import ConfigDict
@@ -56,7 +65,7 @@ STUDIED = {
     "data": "runs/real/beliefs/agreeing.jsonl",
     "adapter": {"layers": (15,)},
     "training": {"steps": 60, "batch": 8, "rows": 60},
-    "runs": 3,
+    "runs": 1,
     "rate_prompts": 10,
     "measure_every": 20,
     "pairs": 40,
