@@ -65,7 +65,7 @@ def test_the_table_has_means_over_seeds_and_says_where_l0_was_missed() -> None:
         "| jumprelu | ours | 0.9100 ± 0.0141 | 0.8000 ± 0.0000 | 16.0 |"
     )
     assert published.startswith(
-        "| jumprelu | published | 0.9000 | 0.8000 | 16.0 (missed) |"
+        "| jumprelu | published | 0.9000 | 0.8000 | 16.0 (1 of 1 missed) |"
     )
 
 

@@ -75,7 +75,9 @@ class TrainConfig:
       dead_batches: the same in batches, in the place of `dead_tokens`.
       sparsity: coefficient of the penalty (relu, gated, jumprelu, crosscoder_l1), where `target_l0` is
         given the first guess.
-      sparsity_warmup: share of the steps over which it rises from 0.
+      sparsity_warmup: share of the steps over which it rises from 0. A controller makes
+        up for a small coefficient meanwhile, so that a long rise ends early
+        (docs/training.md).
       sparsity_warmup_steps: the same in steps, in the place of the share.
       target_l0: latents per token that a controller aims at by moving the coefficient;
         None leaves it alone. A quadratic penalty has it as its target and no controller.
