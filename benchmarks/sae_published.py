@@ -16,7 +16,7 @@ Columns: explained variance, CE recovered, L0, and the share of latents that are
 on the test tokens; `max cosine` is the mean over the others of the largest |cosine| of
 a decoder row with another one. Mean ± standard deviation over seeds.
 Every SAE is a file in the workdir: a run that was stopped goes on, and `--minutes`
-stops it by itself. Expect the table of docs/training.md, some 45 minutes on one core.
+stops it by itself. Expect the table of docs/training.md, some 40 minutes on one core.
 """
 
 from __future__ import annotations
