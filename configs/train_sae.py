@@ -15,7 +15,7 @@ result.
 
 `lm_base` is the model that `lm` was fine-tuned from: with the objectives crosscoder and
 crosscoder_l1 both are reconstructed (WORKDIR/crosscoder), with any other one the
-difference of their activations (docs/crosscoders.md).
+difference of their activations (docs/crosscoders.md). `adapter` is merged into `lm`.
 
 Written: `sae/` (SAELens' layout, read by `load_sae`, by SAELens and by
 experiments.attribute), `dictionary_learning/`, `mean.npz` (ā over the training text),

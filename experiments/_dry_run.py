@@ -77,7 +77,7 @@ def run_dry(
     end(report)
 
 
-MODELS = ("lm", "lm_aligned", "adapter")  # keys of a config, at any depth
+MODELS = ("lm", "lm_aligned", "lm_base", "adapter")  # keys of a config, at any depth
 
 
 def without_weights(config: ConfigDict, folder: Path) -> list[StandIn]:

@@ -22,6 +22,14 @@ from sae_attr.text.tokenizer import Tokenizer
 from sae_attr.text.tokenizer_folder import folder_template, load_tokenizer
 
 
+def adapted_fingerprint(lm: str, adapter: str | None) -> str:
+    """Returns what names a model, with an adapter that is merged into it, by its files'
+    contents.
+    """
+    name = model_fingerprint(lm)
+    return digest([name, model_fingerprint(adapter)]) if adapter else name
+
+
 @dataclass(frozen=True, eq=False)
 class ModelFiles:
     """The studied model, with its adapter; each file is read when first needed."""
@@ -97,9 +105,7 @@ class ModelFiles:
         """Names the model, with its adapter, by its files' contents: pairs that it
         sampled carry it as their sampler.
         """
-        name = model_fingerprint(self.settings.lm)
-        adapter = self.settings.adapter
-        return digest([name, model_fingerprint(adapter)]) if adapter else name
+        return adapted_fingerprint(self.settings.lm, self.settings.adapter)
 
     @functools.cached_property
     def aligned_key(self) -> str:

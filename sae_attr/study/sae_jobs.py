@@ -22,6 +22,7 @@ class SAETrainingSettings:
 
     Args:
       lm: a Hugging Face folder or hub id.
+      adapter: folder or hub id of a PEFT LoRA adapter, which is merged into `lm`.
       lm_base: the model that `lm` was fine-tuned from, read on the same tokens: the
         objectives crosscoder and crosscoder_l1 reconstruct both, any other one the
         difference lm - lm_base.
@@ -49,6 +50,7 @@ class SAETrainingSettings:
     """
 
     lm: str | None = None
+    adapter: str | None = None
     lm_base: str | None = None
     corpus: str | None = None
     site: str | None = None

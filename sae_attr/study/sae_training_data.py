@@ -32,6 +32,7 @@ from sae_attr.lm.model import Params
 from sae_attr.lm.weights import load_lm
 from sae_attr.sae_check import HeldOut, SitePair, collect_held_out
 from sae_attr.sae_check.measure import TRIAL
+from sae_attr.study.model_files import adapted_fingerprint
 from sae_attr.study.sae_jobs import SAEJob, SAETrainingSettings
 from sae_attr.study.two_model_data import (
     check_base,
@@ -94,7 +95,8 @@ def open_training_data(
     if join:
         tuned = load_config(str(settings.lm))
         check_base(str(settings.lm_base), tuned, str(settings.lm), file)
-    cfg, params = load_lm(str(settings.lm), mesh=mesh, dtype=settings.dtype)
+    lm, adapter = str(settings.lm), settings.adapter
+    cfg, params = load_lm(lm, adapter=adapter, mesh=mesh, dtype=settings.dtype)
     pairs = [job.sites for job in jobs]
     # Not a set: the order is part of `stream_identity`, and must not change from run to
     # run.
@@ -112,7 +114,7 @@ def open_training_data(
         batch_rows=settings.batch_rows,
         seed=settings.seed,
     )
-    lm_hash, base_hash = model_fingerprint(str(settings.lm)), ""
+    lm_hash, base_hash = adapted_fingerprint(lm, adapter), ""
     if join:
         base_hash = model_fingerprint(str(settings.lm_base))
     collect, held_out = _collector_and_held_out(

@@ -24,11 +24,13 @@ from configs import train_sae as train_sae_config
 from experiments import train_sae
 from sae_attr.activations import Masks
 from sae_attr.hooks import Site
+from sae_attr.lm.config_files import load_config
 from sae_attr.sae.formats import load_sae
 from sae_attr.sae.metrics import explained_variance, fit
 from sae_attr.site_names import parse_site
 from tests._compile import quick_compile
 from tests.experiments import _demo
+from tests.experiments._families import write_adapter
 from tests.experiments.test_training import write_base
 
 SMALL = {
@@ -371,6 +373,12 @@ def test_two_models_are_read_side_by_side_or_as_a_difference(
     config = settings(base, **both)
     with pytest.raises(ValueError, match="mean square"):
         run(config, tmp_path / "difference")
+    write_adapter(tmp_path / "adapter", load_config(base / "model"), str(base))
+    config = settings(base, **both, adapter=str(tmp_path / "adapter"))
+    config.sae.objective = "crosscoder"
+    run(config, tmp_path / "adapted")
+    acts_kd = shard_acts(tmp_path / "adapted", 1)
+    assert np.abs(acts_kd[:, :width] - acts_kd[:, width:]).max() > 0.01
     config = settings(base)
     config.sae.objective = "crosscoder"
     with pytest.raises(ValueError, match="lm_base is unset"):
