@@ -42,7 +42,7 @@ from sae_attr.sae.registry.names import named_sae
 from sae_attr.study.dry_run.addresses import model_stand_in
 from sae_attr.study.dry_run.report import DryRun
 from sae_attr.study.dry_run.training_report import sae_training_memory
-from sae_attr.study.sae_training_data import SAETrainingSettings, sae_jobs
+from sae_attr.study.sae_jobs import SAETrainingSettings, sae_jobs
 from tests._hub import Hub
 from tests.experiments import (
     _demo,
