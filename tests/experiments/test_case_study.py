@@ -194,7 +194,7 @@ def test_files_are_summed_up_by_folder() -> None:
 
 
 def test_prompts_of_the_three_uses_are_disjoint(studied: Path, miniature: Path) -> None:
-    case = opening.open_study(config(miniature).to_dict(), _runtime(studied)).cases[0]
+    case = opening.open_study(config(miniature).to_dict(), runtime_in(studied)).cases[0]
     used = [
         {p.id for p in case.prompts(split)}
         for split in ("pairs", "strengths", "effects")
@@ -202,7 +202,7 @@ def test_prompts_of_the_three_uses_are_disjoint(studied: Path, miniature: Path) 
     assert not used[0] & used[1] | used[0] & used[2] | used[1] & used[2]
 
 
-def _runtime(workdir: Path) -> Any:
+def runtime_in(workdir: Path) -> Any:
     from sae_attr import parallel
     from sae_attr.study.case import Runtime
 
@@ -256,7 +256,7 @@ def test_a_change_runs_again_what_depends_on_it(
 def test_a_ranking_over_a_pool_is_on_the_page_and_in_the_result(
     studied: Path, miniature: Path
 ) -> None:
-    study = opening.open_study(config(miniature).to_dict(), _runtime(studied))
+    study = opening.open_study(config(miniature).to_dict(), runtime_in(studied))
     results = stored_results(study.runtime.store, study.stages)
     told = json.loads((studied / "result.json").read_text())["cases"]["rude"]
     assert told["attribution"]["presets"]["recommended"]["ranked"]["latents"] == 256
@@ -307,7 +307,7 @@ def test_a_new_score_is_on_the_page_and_in_its_table_and_may_be_steered_by(
     studied: Path, miniature: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = stage_keys_of(miniature, studied)
-    study = opening.open_study(config(miniature).to_dict(), _runtime(studied))
+    study = opening.open_study(config(miniature).to_dict(), runtime_in(studied))
     results = stored_results(study.runtime.store, study.stages)
     new = Score(
         lambda evidence, scope: Vector(evidence.mean_d), "along the mean", ranked=True
@@ -333,19 +333,19 @@ def test_a_new_score_is_on_the_page_and_in_its_table_and_may_be_steered_by(
         int(row["latent"]) + 0.5 for row in rows
     ]
     opening.open_study(
-        config(miniature, methods=("mean_direction",)).to_dict(), _runtime(studied)
+        config(miniature, methods=("mean_direction",)).to_dict(), runtime_in(studied)
     )
     with pytest.raises(
         ValueError, match=r"method 'other' is unknown; choose of .*, mean_direction"
     ):
         opening.open_study(
-            config(miniature, methods=("other",)).to_dict(), _runtime(studied)
+            config(miniature, methods=("other",)).to_dict(), runtime_in(studied)
         )
 
 
 def stage_keys_of(miniature: Path, workdir: Path) -> dict[str, str]:
     return stage_keys(
-        opening.open_study(config(miniature).to_dict(), _runtime(workdir)).stages
+        opening.open_study(config(miniature).to_dict(), runtime_in(workdir)).stages
     )
 
 
@@ -356,7 +356,9 @@ def test_a_stage_of_the_attribution_that_changed_is_in_the_keys_of_what_reads_it
     before = stage_keys_of(miniature, tmp_path)
     monkeypatch.setattr(stage, "VERSION", 99)
     after = stage_keys_of(miniature, tmp_path)
-    stages = opening.open_study(config(miniature).to_dict(), _runtime(tmp_path)).stages
+    stages = opening.open_study(
+        config(miniature).to_dict(), runtime_in(tmp_path)
+    ).stages
     raised = {f"{case}.{stage.NAME}" for case in ("rude", "kind")}
     expected = with_readers(stages, raised)
     assert {name for name in before if before[name] != after[name]} == expected
@@ -388,7 +390,9 @@ def test_every_stage_of_a_study_has_a_version_of_its_own(
             part.append(dataclasses.replace(stage, version=version))
         monkeypatch.setattr(stage_order, name, part)
     after = stage_keys_of(miniature, tmp_path)
-    stages = opening.open_study(config(miniature).to_dict(), _runtime(tmp_path)).stages
+    stages = opening.open_study(
+        config(miniature).to_dict(), runtime_in(tmp_path)
+    ).stages
     bumped = {
         name
         for name in before
@@ -403,7 +407,7 @@ def test_every_stage_of_a_study_has_a_version_of_its_own(
 def test_the_stage_of_several_cases_has_a_version_of_its_own(
     miniature: Path, tmp_path: Path
 ) -> None:
-    study = opening.open_study(config(miniature).to_dict(), _runtime(tmp_path))
+    study = opening.open_study(config(miniature).to_dict(), runtime_in(tmp_path))
     first, other = (
         convergence.convergence_stages(study.cases, version)[0] for version in (1, 2)
     )
@@ -429,7 +433,7 @@ def test_a_new_stage_is_a_file_and_its_name_in_the_order(
     monkeypatch.setattr(stage_order, "STEERING", [])
     made = config(miniature, ("rude",))
     assert states(made, tmp_path, capsys)["rude.lengths"] == "missing"
-    runtime = _runtime(tmp_path)
+    runtime = runtime_in(tmp_path)
     study = opening.open_study(made.to_dict(), runtime)
     results = run_stages(runtime.store, study.stages, until="lengths")
     assert results["rude.lengths"].arrays["lengths_p"].min() >= 1

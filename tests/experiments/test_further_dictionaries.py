@@ -18,13 +18,14 @@ from experiments import _config
 from sae_attr.organism import planted
 from sae_attr.sae.crosscoder_export import save_crosscoder
 from sae_attr.sae.model import SAE, SAEConfig
-from sae_attr.store import InputAwaited, stored_results
+from sae_attr.store import InputAwaited, stage_keys, stored_results
+from sae_attr.study import case_study as opening
 from sae_attr.study.case_checks import check_dictionaries
 from sae_attr.study.cost import case_costs
 from sae_attr.study.stage_order import study_stages
 from tests._compile import quick_compile
 from tests.experiments import _demo
-from tests.experiments.test_case_study import config, run
+from tests.experiments.test_case_study import config, run, runtime_in
 from tests.experiments.test_exact_study import exact_config, opened_from
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -153,6 +154,24 @@ def test_the_cost_counts_further_latents(miniature: Path, tmp_path: Path) -> Non
         cost[name] = rates.exact / len(case.prompts("effects"))
     signs = 2  # the fixed one and the gradient's
     assert cost["with"] - cost["without"] == signs * (6 + 2)
+
+
+def test_dictionaries_of_a_case_leave_the_stages_of_others_alone(
+    miniature: Path, tmp_path: Path
+) -> None:
+    keys = {}
+    for name, given in (
+        ("before", {}),
+        ("named", {"twin": {"sae": miniature / "sae"}}),
+    ):
+        made = config(miniature)
+        add_dictionaries(made, given)
+        runtime = runtime_in(tmp_path)
+        keys[name] = stage_keys(opening.open_study(made.to_dict(), runtime).stages)
+    before, named = keys["before"], keys["named"]
+    changed = {stage for stage in before if named[stage] != before[stage]}
+    assert "rude.select" in changed
+    assert not [stage for stage in changed if stage.startswith("kind.")]
 
 
 # ---- a whole study -------------------------------------------------------------------

@@ -4,6 +4,7 @@ a difference, or other SAEs of the studied site.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,13 @@ def methods_of(arrays: Arrays) -> dict[str, np.ndarray]:
 def applies(study: StudySettings) -> bool:
     """Returns whether a case of a study has further dictionaries."""
     return any(case.dictionaries for case in study.cases)
+
+
+def of_case(case: Case, cases: Sequence[Case]) -> tuple[str, ...]:
+    """Returns the whole name of the stage where a case has dictionaries: what they need
+    of it others do not, so that a case's dictionaries leave other cases alone.
+    """
+    return (f"{case.name}.{NAME}",) if case.dictionaries else ()
 
 
 def fields(case: Case) -> dict[str, Any]:

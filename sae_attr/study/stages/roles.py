@@ -88,6 +88,7 @@ STAGE = CaseStage(
     "roles",
     split_by_role,
     fields,
-    needs=("select", "attribute", dictionaries.NAME, *NEEDS),
+    needs=("select", "attribute", *NEEDS),
+    also_needs=dictionaries.of_case,
     version=VERSION,
 )

@@ -134,11 +134,15 @@ def other_attributions(case: Case, cases: Sequence[Case]) -> list[str]:
     return names
 
 
+def _also_needs(case: Case, cases: Sequence[Case]) -> list[str]:
+    return [*dictionaries.of_case(case, cases), *other_attributions(case, cases)]
+
+
 STAGE = CaseStage(
     "select",
     select_latents,
     fields,
-    needs=("screen", dictionaries.NAME, "attribute"),
-    also_needs=other_attributions,
+    needs=("screen", "attribute"),
+    also_needs=_also_needs,
     version=VERSION,
 )
