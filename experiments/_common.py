@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ from ml_collections import ConfigDict
 from sae_attr import parallel
 from sae_attr.report import tables
 from sae_attr.settings import settings_from
+from sae_attr.store import own_workdir
 from sae_attr.study.attribution_settings import Settings
 
 from . import _command, _endings, _flags, _help, _hosts, _notes, _terminal
@@ -126,6 +128,25 @@ def _config() -> ConfigDict | None:
     """Returns the config of this command line; None before or without one."""
     value = _flags.CONFIG.value if flags.FLAGS.is_parsed() else None
     return value if isinstance(value, ConfigDict) else None
+
+
+def own_workdir_of(
+    config: ConfigDict,
+    workdir: epath.Path,
+    *,
+    ignore: Sequence[str] = (),
+    allow_change: bool = False,
+) -> AbstractContextManager[None]:
+    """Holds a workdir for a run with this config (`store.own_workdir`); process 0 alone
+    writes.
+    """
+    return own_workdir(
+        workdir,
+        config.to_dict(),
+        ignore=ignore,
+        allow_change=allow_change,
+        writer=parallel.is_main(),
+    )
 
 
 STOPPED = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}

@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sae_attr import parallel
-from sae_attr.store import Result, Stage, Store, own_workdir
+from sae_attr.store import Result, Stage, Store
 from sae_attr.study.finished_study import FinishedStudy, open_finished
 from sae_attr.study.stage_choice import StageChoice
 
@@ -69,12 +69,8 @@ def run_on_finished(
     if shown:
         print(states_text(store, stages))
         return
-    with own_workdir(
-        workdir,
-        config.to_dict(),
-        ignore=IGNORED,
-        allow_change=allow_change,
-        writer=parallel.is_main(),
+    with _common.own_workdir_of(
+        config, workdir, ignore=IGNORED, allow_change=allow_change
     ):
         results = run_chosen(store, stages, choice)
         if parallel.is_main() and len(results) == len(stages):

@@ -21,7 +21,6 @@ from sae_attr.store import (
     Stage,
     Status,
     Store,
-    own_workdir,
     stored_results,
     write_atomic,
 )
@@ -155,8 +154,9 @@ def run_study(
             write_stored()
             logging.info("%s is done", status.name.rpartition(".")[0])
 
-    values = config.to_dict()
-    with own_workdir(workdir, values, ignore=IGNORED, allow_change=allow_change):
+    with _common.own_workdir_of(
+        config, workdir, ignore=IGNORED, allow_change=allow_change
+    ):
         run_chosen(store, stages, choice, on_end=on_end, on_skip=on_skip)
         text = write_stored()
         if left_out and not text:

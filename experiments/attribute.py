@@ -17,7 +17,6 @@ from sae_attr.report.tables import csv_text, json_text
 from sae_attr.store import (
     Result,
     Store,
-    own_workdir,
     stage_statuses,
     stored_results,
     write_atomic,
@@ -137,12 +136,8 @@ def start(
     if listed:
         print(states_text(store, stages))
         return
-    with own_workdir(
-        workdir,
-        config.to_dict(),
-        ignore=PLAIN,
-        allow_change=allow_change,
-        writer=main,
+    with _common.own_workdir_of(
+        config, workdir, ignore=PLAIN, allow_change=allow_change
     ):
         results = run_chosen(store, stages, selection or StageChoice())
         if main:

@@ -17,7 +17,6 @@ from sae_attr import parallel
 from sae_attr.store import (
     Result,
     Store,
-    own_workdir,
     stage_statuses,
     stored_results,
     write_atomic,
@@ -134,12 +133,8 @@ def start(
         return
     choice = StageChoice(only, until, force)
     study.check(choice)
-    with own_workdir(
-        workdir,
-        config.to_dict(),
-        ignore=ignored(config),
-        allow_change=allow_change,
-        writer=parallel.is_main(),
+    with _common.own_workdir_of(
+        config, workdir, ignore=ignored(config), allow_change=allow_change
     ):
         costs = costs_text(study)
         if parallel.is_main() and costs:

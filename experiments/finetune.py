@@ -35,7 +35,6 @@ from sae_attr.lm.training_defaults import (
     warmup_for,
 )
 from sae_attr.lm.weights import load_lm
-from sae_attr.store import own_workdir
 from sae_attr.study.dry_run.prompts import rows_text
 from sae_attr.study.dry_run.training_report import lm_training_dry_run
 from sae_attr.text.chat import with_options
@@ -327,12 +326,8 @@ def start(
         print("\n\n".join(shown_example(row, tok) for row in data.rows[:shown]))
         return
     inputs = prepare(config)
-    with own_workdir(
-        workdir,
-        config.to_dict(),
-        ignore=_training.PLAIN,
-        allow_change=allow_change,
-        writer=parallel.is_main(),
+    with _common.own_workdir_of(
+        config, workdir, ignore=_training.PLAIN, allow_change=allow_change
     ):
         summary = run(config, inputs, workdir)
         if parallel.is_main():

@@ -22,7 +22,6 @@ from sae_attr.lm.train_data import RowDataset, split_tokens, token_dataset
 from sae_attr.lm.train_lm import random_params
 from sae_attr.lm.training_defaults import evaluate_every, pretrain_warmup
 from sae_attr.lm.weights import load_lm
-from sae_attr.store import own_workdir
 from sae_attr.study.dry_run.training_report import lm_training_dry_run
 from sae_attr.text.chat import with_options
 from sae_attr.text.copy_tokenizer import copy_tokenizer
@@ -205,12 +204,8 @@ def start(
     _common.fix_day(config, workdir)
     _training.metrics_log(config, workdir)  # refuses what it cannot write
     inputs = prepare(config, workdir)
-    with own_workdir(
-        workdir,
-        config.to_dict(),
-        ignore=_training.PLAIN,
-        allow_change=allow_change,
-        writer=parallel.is_main(),
+    with _common.own_workdir_of(
+        config, workdir, ignore=_training.PLAIN, allow_change=allow_change
     ):
         summary = run(config, inputs, workdir)
         if parallel.is_main():

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from sae_attr import parallel
 from sae_attr.hooks import Site
 from sae_attr.report.tables import csv_text, json_text, text_table
-from sae_attr.store import Store, own_workdir, write_atomic
+from sae_attr.store import Store, write_atomic
 from sae_attr.study.columns import written
 from sae_attr.study.dry_run.setup_report import sites_dry_run
 from sae_attr.study.setup import Setup
@@ -115,9 +115,7 @@ def start(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     setups = setups_of(config, store, mesh)
     for setup in setups.values():
         setup.check(weights=False)
-    with own_workdir(
-        workdir, config.to_dict(), ignore=PLAIN, writer=parallel.is_main()
-    ):
+    with _common.own_workdir_of(config, workdir, ignore=PLAIN):
         ranking, evidence = rank_setups(setups)
         columns = ranking_columns(ranking, evidence)
         result = ranking_summary(ranking, evidence)

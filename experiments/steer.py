@@ -14,7 +14,7 @@ from sae_attr import parallel
 from sae_attr.lm.draw import Sampling
 from sae_attr.lm.end_tokens import ending_ids
 from sae_attr.report.tables import json_text
-from sae_attr.store import Store, own_workdir, write_atomic
+from sae_attr.store import Store, write_atomic
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.dry_run.steer_report import steer_dry_run
 from sae_attr.study.setup import Setup
@@ -96,12 +96,8 @@ def start(
         len(job.prompts),
         job.setup.site,
     )
-    with own_workdir(
-        workdir,
-        config.to_dict(),
-        ignore=PLAIN,
-        allow_change=allow_change,
-        writer=parallel.is_main(),
+    with _common.own_workdir_of(
+        config, workdir, ignore=PLAIN, allow_change=allow_change
     ):
         unit = unit_of(job)
         result = completions(job, unit["value"])

@@ -25,7 +25,7 @@ from sae_attr.sae.crosscoder_export import save_crosscoder
 from sae_attr.sae.export import save_dictionary_learning, save_saelens
 from sae_attr.sae.metrics import density
 from sae_attr.sae.model import SAE
-from sae_attr.store import Store, own_workdir, write_atomic
+from sae_attr.store import Store, write_atomic
 from sae_attr.study.dry_run.training_report import sae_training_dry_run
 from sae_attr.study.sae_jobs import SAEJob, SAETrainingSettings, sae_jobs
 from sae_attr.study.sae_training import held_out_sums, train_job, training_facts
@@ -211,12 +211,8 @@ def start(
     settings, jobs = checked(config, workdir)
     _training.warn_of_few_steps(jobs[0].cfg.steps, "raise tokens or lower batch_size")
     results = {}
-    with own_workdir(
-        workdir,
-        config.to_dict(),
-        ignore=PLAIN,
-        allow_change=allow_change,
-        writer=parallel.is_main(),
+    with _common.own_workdir_of(
+        config, workdir, ignore=PLAIN, allow_change=allow_change
     ):
         data = prepare(config, settings, jobs, workdir)
         ledger = Store(workdir / "store", writer=parallel.is_main())
