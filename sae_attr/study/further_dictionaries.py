@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,18 +16,8 @@ from sae_attr.files.row_source import RowSource
 from sae_attr.lm.sites import site_named
 from sae_attr.report.safe_text import one_line
 from sae_attr.sae.config import SAEConfig
-from sae_attr.sae.formats import (
-    LoadOptions,
-    identity,
-    load_sae,
-    open_decoder,
-    pinned,
-    read_config,
-)
 from sae_attr.sae.model import SAE
-from sae_attr.sae.registry.names import is_remote
 from sae_attr.sae.two_models import FINE_TUNED, check_two_models
-from sae_attr.store import digest, fingerprint
 from sae_attr.study.dictionary_settings import (
     AUTO,
     DELTA_NORM,
@@ -37,12 +27,11 @@ from sae_attr.study.dictionary_settings import (
     DictionarySettings,
 )
 from sae_attr.study.setup import Setup
+from sae_attr.study.stored_sae import StoredSAE
 
 T = TypeVar("T")
-BOTH, NOT_KNOWN = (
-    "both models",
-    "not known",
-)  # what a dictionary encodes, beside `READS`
+# What a dictionary encodes, beside `READS`.
+BOTH, NOT_KNOWN = "both models", "not known"
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,47 +55,43 @@ class FurtherDictionary:
         return self.settings.name
 
     @functools.cached_property
-    def source(self) -> str:
-        """Where it lies; on the hub with a commit for its revision."""
-        sae = self.settings.sae
-        return self._reading(lambda: pinned(sae)) if is_remote(sae) else sae
+    def _as_stated(self) -> StoredSAE:
+        s = self.settings
+        return StoredSAE(s.sae, s.sae_format, s.sae_options)
 
     @functools.cached_property
-    def _options(self) -> LoadOptions:
-        s = self.settings
-        options = LoadOptions(**s.sae_options)
-        if "model" in options or "layer" in options:
-            return options
-        stated = read_config(self.source, s.sae_format, **options)
-        return {**options, "model": FINE_TUNED} if stated.streams == 2 else options
+    def _stored(self) -> StoredSAE:
+        """Its files, of a crosscoder as the fine-tuned model's dictionary."""
+        stored = self._as_stated
+        if "model" in stored.options or "layer" in stored.options:
+            return stored
+        if stored.config().streams != 2:
+            return stored
+        return replace(stored, options={**stored.options, "model": FINE_TUNED})
+
+    @functools.cached_property
+    def source(self) -> str:
+        """Where it lies; on the hub with a commit for its revision."""
+        return self._reading(lambda: self._as_stated.source)
 
     @functools.cached_property
     def cfg(self) -> SAEConfig:
         """Its config."""
-        fmt = self.settings.sae_format
-        return self._reading(lambda: read_config(self.source, fmt, **self._options))
+        return self._reading(lambda: self._stored.config())
 
     @functools.cached_property
     def decoder(self) -> RowSource:
         """Its decoder rows `[n, d]`, of the fine-tuned model where it has two."""
-        fmt = self.settings.sae_format
-        return self._reading(
-            lambda: open_decoder(self.source, fmt=fmt, **self._options)
-        )
+        return self._reading(lambda: self._stored.decoder)
 
     def sae(self, latents: np.ndarray | None = None) -> SAE:
         """Reads the whole, or the SAE of a few latents."""
-        fmt = self.settings.sae_format
-        return load_sae(self.source, fmt=fmt, latents=latents, **self._options)
+        return self._stored.load(latents)
 
     @functools.cached_property
     def key(self) -> str:
         """Names it by its files' contents and how they are read."""
-        s = self.settings
-        name = self.source
-        if not is_remote(s.sae):
-            name = self._reading(lambda: fingerprint(s.sae))
-        return digest([name, s.sae_format, identity(LoadOptions(**s.sae_options))])
+        return self._reading(lambda: self._as_stated.key)
 
     def _reading(self, read: Callable[[], T]) -> T:
         """Returns what is read, or says whose files cannot be."""

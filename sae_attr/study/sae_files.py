@@ -14,19 +14,11 @@ from sae_attr.files.row_source import RowSource
 from sae_attr.hooks import Site
 from sae_attr.lm.sites import check_site, site_named
 from sae_attr.sae.config import SAEConfig
-from sae_attr.sae.formats import (
-    LoadOptions,
-    identity,
-    load_sae,
-    open_decoder,
-    pinned,
-    read_config,
-)
 from sae_attr.sae.model import SAE
-from sae_attr.sae.registry.names import check_model, is_remote, named_sae
-from sae_attr.store import digest, fingerprint
+from sae_attr.sae.registry.names import check_model, named_sae
 from sae_attr.study.attribution_settings import Settings
 from sae_attr.study.model_files import ModelFiles
+from sae_attr.study.stored_sae import StoredSAE
 from sae_attr.text.masks import Masks
 
 
@@ -44,17 +36,22 @@ class SAEFiles:
     stated: SAEConfig | None = None
 
     @functools.cached_property
-    def source(self) -> str:
-        """Where the SAE lies; on the hub with a commit for its revision, so that a run
-        reads one state of a branch.
+    def stored(self) -> StoredSAE:
+        """Its files.
 
         Raises ValueError for a registered SAE of another model, before it is fetched.
         """
-        sae, lm = self.settings.sae, self.model.cfg
-        if named := named_sae(sae):
+        s = self.settings
+        if named := named_sae(s.sae):
+            lm = self.model.cfg
             width = lm.width(named.site.point)
-            check_model(named, self.settings.lm, layers=lm.n_layers, width=width)
-        return pinned(sae) if is_remote(sae) else sae
+            check_model(named, s.lm, layers=lm.n_layers, width=width)
+        return StoredSAE(s.sae, s.sae_format, s.sae_options)
+
+    @property
+    def source(self) -> str:
+        """Where the SAE lies."""
+        return self.stored.source
 
     def latent_page(self, latent: int) -> str:
         """Returns the address of a latent's page on Neuronpedia; "" where the SAE is
@@ -68,9 +65,7 @@ class SAEFiles:
         """The SAE's config."""
         if self.stated is not None:
             return self.stated
-        cfg = read_config(
-            self.source, self.settings.sae_format, **self.settings.sae_options
-        )
+        cfg = self.stored.config()
         check_width(cfg.d_out, self.model.cfg.width(self.site_of(cfg).point))
         return cfg
 
@@ -114,8 +109,7 @@ class SAEFiles:
         """Reads the SAE of a few latents without the rest of the file, or the whole; see
         `load_sae`.
         """
-        s = self.settings
-        sae = load_sae(self.source, fmt=s.sae_format, latents=latents, **s.sae_options)
+        sae = self.stored.load(latents)
         named = (
             None
             if self.settings.site_in or self.read_site == self.site
@@ -127,25 +121,15 @@ class SAEFiles:
             )
         return sae
 
-    @functools.cached_property
+    @property
     def decoder(self) -> RowSource:
         """Decoder rows, read from disk as they are needed."""
-        return open_decoder(
-            self.source, fmt=self.settings.sae_format, **self.settings.sae_options
-        )
+        return self.stored.decoder
 
-    @functools.cached_property
+    @property
     def key(self) -> str:
         """Names the SAE by its files' contents and how they were read."""
-        sae = self.settings.sae
-        name = self.source if is_remote(sae) else fingerprint(sae)
-        return digest(
-            [
-                name,
-                self.settings.sae_format,
-                identity(LoadOptions(**self.settings.sae_options)),
-            ]
-        )
+        return self.stored.key
 
 
 def training_masks(cfg: SAEConfig) -> Masks:
