@@ -17,6 +17,7 @@ from sae_attr.analyses.crosscoder_settings import (
     DIFFERENCE,
     CrosscoderCase,
 )
+from sae_attr.analyses.organism_case import behind_organism
 from sae_attr.analyses.planted_models import planted_rows
 from sae_attr.attribution.presets import decoder_rows
 from sae_attr.organism.exact import prompt_paths
@@ -41,13 +42,8 @@ def crosscoder_stages(cases: Sequence[CrosscoderCase]) -> list[Stage]:
     stages: dict[str, Stage] = {}
     for case in cases:
         of_case = [_training(case), _steering(case)]
-        required = {need for stage in of_case for need in stage.needs}
         available = evaluation_stages([case.evaluation])
-        for stage in reversed(available):
-            if stage.name in required:
-                required.update(stage.needs)
-        before = [stage for stage in available if stage.name in required]
-        for stage in (*before, *of_case):
+        for stage in behind_organism(of_case, available):
             stages.setdefault(stage.name, stage)
     if cases and cases[0].settings.planted.steps:
         planted = _planted(cases[0])

@@ -23,7 +23,7 @@ from sae_attr.analyses.direction_stages import (
     tune_stage,
     tuned_params,
 )
-from sae_attr.analyses.pool_stages import with_needs
+from sae_attr.analyses.organism_case import behind_organism
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.lora import check_lora, merged
 from sae_attr.lm.params import Params
@@ -85,8 +85,9 @@ def _effect_paths(case: DirectionCase, tune: str) -> tuple[PromptPaths, dict[str
 
 def adapters_stage(case: DirectionCase, tune: str) -> Stage:
     """Returns the stage of what every adapter of a fine-tune reads and does: arrays
-    `<matrix>.state_lr` over its answers, and rates `behaviour_cp`, `coherence_cp` with all adapters, without any,
-    without each one and with each one alone, in the order of `adapter_conditions`.
+    `<matrix>.state_lr` over its answers, and rates `behaviour_cp`, `coherence_cp` with
+    all adapters, without any, without each one and with each one alone, in the order of
+    `adapter_conditions`.
     """
     adapter_name = case.stage_name(tune, "adapter")
     answers_name = case.stage_name(tune, "answers")
@@ -175,6 +176,5 @@ def direction_stages(cases: Sequence[DirectionCase]) -> list[Stage]:
         available = organism_stages(
             case.recipe, mesh=case.mesh, prefix=case.organism_prefix
         )
-        required = {need for stage in of_tunes for need in stage.needs}
-        stages += with_needs(available, required) + of_tunes
+        stages += behind_organism(of_tunes, available)
     return stages

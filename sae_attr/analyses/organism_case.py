@@ -4,7 +4,7 @@ and a case for each seed and behaviour.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Generic, TypedDict, TypeVar, Unpack
@@ -13,7 +13,7 @@ import jax
 from etils import epath
 
 from sae_attr.organism.recipe import Recipe, recipe_of
-from sae_attr.store import Store
+from sae_attr.store import Stage, Store
 from sae_attr.study.evaluation import (
     Evaluation,
     EvaluationSettings,
@@ -105,3 +105,19 @@ def organism_cases(
         of_case = Evaluation(evaluation, recipes[seed], behaviour, **where)
         cases.append(case_of(settings, of_case))
     return cases
+
+
+def behind_organism(
+    of_case: Sequence[Stage], available: Sequence[Stage]
+) -> list[Stage]:
+    """Returns the stages of a case behind those of its organism that they read.
+
+    Args:
+      available: stages of the organism, in order.
+    """
+    required = {need for stage in of_case for need in stage.needs}
+    for stage in reversed(available):
+        if stage.name in required:
+            required.update(stage.needs)
+    before = [stage for stage in available if stage.name in required]
+    return [*before, *of_case]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sae_attr.analyses.monitoring import Rollouts, completion_means, cosine_auc
+from sae_attr.analyses.organism_case import behind_organism
 from sae_attr.analyses.pool_settings import PoolCase, Task, task_prompts
 from sae_attr.analyses.selector_pool import (
     ATTRIBUTION,
@@ -63,22 +64,10 @@ def pool_stages(cases: Sequence[PoolCase]) -> list[Stage]:
     for case in cases:
         e = case.evaluation
         of_pool = [_pool(case), _steering(case), _monitoring(case)]
-        available = evaluation_stages([e])
         tasks = [_rollouts(case, task) for task in case.tasks]
-        required = {need for stage in (*of_pool, *tasks) for need in stage.needs}
-        before = with_needs(available, required)
-        for stage in (*before, *tasks, *of_pool):
+        for stage in behind_organism([*tasks, *of_pool], evaluation_stages([e])):
             stages.setdefault(stage.name, stage)
     return list(stages.values())
-
-
-def with_needs(stages: Sequence[Stage], names: set[str]) -> list[Stage]:
-    """Returns the stages of these names and all that they read, in order."""
-    required = set(names)
-    for stage in reversed(stages):
-        if stage.name in required:
-            required.update(stage.needs)
-    return [stage for stage in stages if stage.name in required]
 
 
 # ---- rollouts ------------------------------------------------------------------------

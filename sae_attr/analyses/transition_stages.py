@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.activations.statistics import MeanActivation
-from sae_attr.analyses.pool_stages import with_needs
+from sae_attr.analyses.organism_case import behind_organism
 from sae_attr.analyses.transition_measures import (
     PairMeasurement,
     SteppedModel,
@@ -55,9 +55,8 @@ def transition_stages(cases: Sequence[TransitionCase]) -> list[Stage]:
         of_case = []
         for run in range(case.settings.runs):
             of_case += [_path(case, run), _rates(case, run), _measured(case, run)]
-        required = {need for stage in of_case for need in stage.needs}
-        before = with_needs(evaluation_stages([case.evaluation]), required)
-        for stage in (*before, *of_case):
+        available = evaluation_stages([case.evaluation])
+        for stage in behind_organism(of_case, available):
             stages.setdefault(stage.name, stage)
     return list(stages.values())
 
