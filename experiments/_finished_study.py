@@ -33,14 +33,19 @@ def finished_of_config(config: ConfigDict) -> FinishedStudy:
 
 
 def cases_of_finished(
-    config: ConfigDict, settings_class: type[Any], case_class: Callable[..., Case]
+    config: ConfigDict,
+    settings_class: type[Any],
+    case_class: Callable[..., Case],
+    *,
+    leave_out: Sequence[str] = (),
 ) -> list[Case]:
     """Opens the cases of the finished study that a config names, with its settings.
 
     Args:
       case_class: from the study, a case of it and the settings.
+      leave_out: keys that are no settings, beside those of the study.
     """
-    settings = settings_of(settings_class, config, leave_out=INPUTS)
+    settings = settings_of(settings_class, config, leave_out=(*INPUTS, *leave_out))
     finished = finished_of_config(config)
     return [
         case_class(finished, case, settings) for case in finished.cases(config.case)

@@ -26,8 +26,7 @@ from sae_attr.report.transition_text import transition_text
 from sae_attr.store import Result, Store
 
 from . import _common
-from ._config import settings_of
-from ._finished_study import finished_of_config
+from ._finished_study import cases_of_finished
 from ._organism_study import StudyReport, cases_of_config, run_study, write_report
 from ._stages import RunOptions, start_from_flags
 
@@ -54,14 +53,14 @@ def open_study(config: ConfigDict) -> list[StudiedTransition]:
     Raises ValueError for cases that cannot be fine-tuned so.
     """
     _common.require(config, "data")
-    settings = settings_of(
-        TransitionSettings, config, leave_out=(*STUDY, "organism", "mesh")
+    cases = cases_of_finished(
+        config,
+        TransitionSettings,
+        partial(StudiedTransition, data=str(config.data)),
+        leave_out=("data", "organism"),
     )
-    finished = finished_of_config(config)
-    cases = []
-    for case in finished.cases(config.case):
-        cases.append(StudiedTransition(finished, case, settings, str(config.data)))
-        cases[-1].check()
+    for case in cases:
+        case.check()
     return cases
 
 

@@ -24,7 +24,7 @@ DICTIONARIES = (CROSSCODER, CROSSCODER_L1, DIFFERENCE)
 
 @dataclass(frozen=True)
 class CrosscoderSettings(OrganismSettings):
-    """Sets dictionaries of an organism's misaligned fine-tune and of the chat model before it.
+    """Sets dictionaries of an organism's misaligned fine-tune and of the model before it.
 
     Args:
       documents: of ordinary text, and as many dialogues of the fine-tune, that

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_attr.analyses.directions import paired_cosines
 from sae_attr.analyses.transition import (
     largest_rise,
     local_cosine,
@@ -176,7 +177,7 @@ def _measured_curves(
             direction_md, direction_md[-1]
         ).tolist()
         if b_mo.shape == direction_md.shape:
-            curves[f"{name}_to_b"] = _row_cosines(direction_md, b_mo).tolist()
+            curves[f"{name}_to_b"] = paired_cosines(direction_md, b_mo).tolist()
     first = len(VECTORS)
     groups = {
         "top": steering_mk[:, first : first + top],
@@ -189,13 +190,6 @@ def _measured_curves(
             curves[f"steering_{name}"] = steering_mg.mean(1).tolist()
             curves[f"steering_{name}_se"] = error_m.tolist()
     return curves
-
-
-def _row_cosines(first_md: np.ndarray, second_md: np.ndarray) -> np.ndarray:
-    """Returns the cosine of each row with the other's, NaN where one is 0."""
-    length_m = np.linalg.norm(first_md, axis=1) * np.linalg.norm(second_md, axis=1)
-    product_m = (first_md.astype(np.float64) * second_md).sum(1)
-    return product_m / np.where(length_m > 0, length_m, np.nan)
 
 
 # ---- over runs -----------------------------------------------------------------------

@@ -70,7 +70,7 @@ class StudiedTransition(FinishedCase):
 
     def stage_name(self, stage: str, run: int) -> str:
         """Returns the whole name of a stage of one of its runs."""
-        return f"{self.case.name}.run-{run}.{stage}"
+        return super().stage_name(f"run-{run}.{stage}")
 
     @cached_property
     def where(self) -> tuple[str, int]:

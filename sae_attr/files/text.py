@@ -58,9 +58,10 @@ def check_regular(path: Path) -> None:
     An absent file is left to `open`.
     """
     if path.exists() and not path.is_file():
+        name = printable(str(path))
         what = "a folder" if path.is_dir() else "a device, pipe or socket"
         raise ValueError(
-            f"{printable(str(path))} is {what} where a regular file is expected; write the text into a "
+            f"{name} is {what} where a regular file is expected; write the text into a "
             "file"
         )
     if path.exists():
@@ -71,17 +72,18 @@ def check_pointer(path: str | os.PathLike[str]) -> None:
     """Raises ValueError if the file is a Git LFS pointer: the few lines that stand for
     a file which was not fetched.
     """
+    name = printable(str(path))
     try:
         with Path(path).open("rb") as stream:
             start = stream.read(len(_LFS_START))
     except OSError as error:
         raise ValueError(
-            f"{printable(str(path))} cannot be read ({error.strerror}); check its permissions and the "
+            f"{name} cannot be read ({error.strerror}); check its permissions and the "
             "disk"
         ) from None
     if start == _LFS_START:
         raise ValueError(
-            f"{printable(str(path))} is a Git LFS pointer, not the file itself; run `git lfs pull` in "
+            f"{name} is a Git LFS pointer, not the file itself; run `git lfs pull` in "
             "its folder, or download it again"
         )
 

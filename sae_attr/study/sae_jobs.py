@@ -40,7 +40,8 @@ class SAETrainingSettings:
       held_out_share: of the rows, at the end; they are what the results are measured
         on.
       eval_tokens: held-out tokens that are measured.
-      cache: activations on disk, no more than `tokens` need; False: the model runs while the SAE trains.
+      cache: activations on disk, no more than `tokens` need; False: the model runs while
+        the SAE trains.
       buffer_tokens: that are shuffled.
       shard_tokens: of a file of the cache.
       batch_rows: rows of a forward pass.
