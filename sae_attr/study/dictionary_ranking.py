@@ -79,11 +79,11 @@ def ranked(
         aligned_kd = evidence.aligned_kd if same_site else None
         acts_kd = evidence.table.acts_kd
         inputs_kd = encoder_inputs(dictionary, acts_kd, aligned_kd)
-        codes = None
+        sae, codes = dictionary.sae(), None
         if inputs_kd is not None:
             weights_k = evidence.mean_weights(scopes[0])
-            codes = pair_codes(dictionary, inputs_kd, weights_k)
-        score_n, facts = score_by_codes(dictionary, codes)
+            codes = pair_codes(dictionary, sae, inputs_kd, weights_k)
+        score_n, facts = score_by_codes(dictionary, sae, codes)
         latents_k = rank(dictionary.name, score_n, top).latents_k
     else:
         latents_k = _by_rows(dictionary, of_dictionary, presets, scores, top)
@@ -208,11 +208,15 @@ def encoder_inputs(
 
 
 def pair_codes(
-    dictionary: FurtherDictionary, inputs_kd: np.ndarray, weights_k: np.ndarray
+    dictionary: FurtherDictionary,
+    sae: SAE,
+    inputs_kd: np.ndarray,
+    weights_k: np.ndarray,
 ) -> PairCodes:
-    """Encodes the tokens of pairs.
+    """Encodes the tokens of pairs, once for both numbers.
 
     Args:
+      sae: the whole dictionary.
       inputs_kd: what the dictionary encodes.
       weights_k: of every token in the mean.
 
@@ -224,18 +228,14 @@ def pair_codes(
             f"{dictionary.where}: a temporal SAE's codes depend on earlier tokens; set "
             f"--{dictionary.where}.by=delta_attribution"
         )
-    sae = dictionary.sae()
-    block = max(1, min(4096, _CODES // sae.cfg.n_latents))
+    block = max(1, min(4096, _CODES // (2 * sae.cfg.n_latents)))
 
-    def codes(x_kd: jax.Array) -> jax.Array:
-        return encode(sae, _streams_apart(sae, x_kd))
+    def codes_and_firing(x_kd: jax.Array) -> jax.Array:
+        codes_kn = encode(sae, _streams_apart(sae, x_kd))
+        return jnp.concatenate([codes_kn, codes_kn != 0], axis=1)
 
-    def fires(x_kd: jax.Array) -> jax.Array:
-        return (codes(x_kd) != 0).astype(jnp.float32)
-
-    mean_n = weighted_codes(codes, inputs_kd, weights_k, block=block)
-    rate_n = weighted_codes(fires, inputs_kd, weights_k, block=block)
-    return PairCodes(mean_n, rate_n)
+    both_m = weighted_codes(codes_and_firing, inputs_kd, weights_k, block=block)
+    return PairCodes(*np.split(both_m, 2))
 
 
 def _streams_apart(sae: SAE, x_kd: jax.Array) -> jax.Array:
@@ -245,7 +245,7 @@ def _streams_apart(sae: SAE, x_kd: jax.Array) -> jax.Array:
 
 
 def score_by_codes(
-    dictionary: FurtherDictionary, codes: PairCodes | None
+    dictionary: FurtherDictionary, sae: SAE, codes: PairCodes | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns Δ_norm or the mean latent activation of every latent, NaN for those that
     fire on no token of the pairs; and how many these are, None where it is not known.
@@ -259,7 +259,7 @@ def score_by_codes(
             )
         score_n = codes.mean_n
     else:
-        score_n = relative_norms(dictionary.sae())
+        score_n = relative_norms(sae)
         if dictionary.cfg.stream != FINE_TUNED:
             score_n = 1 - score_n
     if codes is None:

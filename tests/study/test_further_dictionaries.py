@@ -92,17 +92,17 @@ def test_a_crosscoder_ranks_by_norm_those_that_fire_on_either_model(
     assert inputs_kd is not None
     first = inputs_kd[:, :D]
     np.testing.assert_array_equal(first, aligned_kd if stream else acts_kd)
-    codes = pair_codes(cross, inputs_kd, np.array([0.75, 0.25]))
+    codes = pair_codes(cross, cross.sae(), inputs_kd, np.array([0.75, 0.25]))
     np.testing.assert_allclose(codes.mean_n, [0.75, 0.25, 0.75, 0])
     np.testing.assert_allclose(codes.rate_n, [0.75, 0.25, 0.75, 0])
-    score_n, facts = score_by_codes(cross, codes)
+    score_n, facts = score_by_codes(cross, cross.sae(), codes)
     longer_n = 1 - 0.5 / (1 + np.arange(N))
     norm_n = longer_n if stream else 1 - longer_n
     np.testing.assert_allclose(score_n, [*norm_n[:3], np.nan])
     assert facts == {"silent": 1}
     # Without a second model nobody knows which fire.
     assert encoder_inputs(cross, acts_kd, None) is None
-    np.testing.assert_allclose(score_by_codes(cross, None)[0], norm_n)
+    np.testing.assert_allclose(score_by_codes(cross, cross.sae(), None)[0], norm_n)
 
 
 def test_an_sae_of_the_difference_ranks_by_its_mean_code(tmp_path: Path) -> None:
@@ -117,11 +117,14 @@ def test_an_sae_of_the_difference_ranks_by_its_mean_code(tmp_path: Path) -> None
     aligned_kd = np.array([[5, 0, 1, 0, 0, 0]], np.float32)
     inputs_kd = encoder_inputs(diff, acts_kd, aligned_kd)
     assert inputs_kd is not None
-    score_n, facts = score_by_codes(diff, pair_codes(diff, inputs_kd, np.ones(1)))
+    sae = diff.sae()
+    score_n, facts = score_by_codes(
+        diff, sae, pair_codes(diff, sae, inputs_kd, np.ones(1))
+    )
     np.testing.assert_allclose(score_n, [np.nan, 1, np.nan, 2])
     assert facts == {"silent": 2}
     with pytest.raises(ValueError, match="what it encodes is not known on the pairs"):
-        score_by_codes(diff, None)
+        score_by_codes(diff, sae, None)
 
 
 def test_scores_of_both_dictionaries_by_number() -> None:
