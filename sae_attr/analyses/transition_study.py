@@ -56,11 +56,13 @@ class StudiedTransition(FinishedCase):
     data: str
 
     def check(self) -> None:
-        """Raises ValueError for a case without exact rates, for an adapter that does not
-        fit its model, and for rows that cannot be read.
+        """Raises ValueError for a case without exact rates or not finished, for an adapter
+        that does not fit its model, and for rows that cannot be read.
         """
         if why := left_out(self.case):
             raise ValueError(f"case {self.case.name}: {why}")
+        # Pairs are in the file that is written before this stage.
+        self.result("gradients")
         _ = self.where, self.examples
 
     @property

@@ -99,7 +99,7 @@ def dictionaries_from(
     return tuple(dictionaries)
 
 
-def check_dictionaries(
+def check_dictionary_settings(
     dictionaries: Sequence[DictionarySettings], methods: Sequence[str]
 ) -> None:
     """Raises ValueError for a name or a ranking that cannot be.

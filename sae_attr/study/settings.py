@@ -17,7 +17,7 @@ from sae_attr.steering.contrast import Contrast
 from sae_attr.steering.strengths import PICKS, RULES
 from sae_attr.study.dictionary_settings import (
     DictionarySettings,
-    check_dictionaries,
+    check_dictionary_settings,
     dictionaries_from,
 )
 from sae_attr.study.input_files import InputFiles
@@ -163,7 +163,7 @@ class CaseSettings(InputFiles):
         return dictionaries_from(self.dictionaries, where=where)
 
     def __post_init__(self) -> None:
-        check_dictionaries(self.further_dictionaries, method_names())
+        check_dictionary_settings(self.further_dictionaries, method_names())
         if not self.name.replace("_", "").isalnum():
             raise ValueError(
                 f"case name {self.name!r} must be letters, digits and _: it names files"

@@ -105,6 +105,11 @@ def studied_config(study: Path, data: Path) -> ConfigDict:
 def test_the_model_of_a_finished_study_is_fine_tuned_on_the_way(
     miniature: Path, tmp_path: Path
 ) -> None:
+    run(exact_config(miniature), tmp_path / "study", until="rude.pair")
+    with pytest.raises(
+        ValueError, match=r"not finished: stage rude\.gradients is missing"
+    ):
+        transition.open_study(studied_config(tmp_path / "study", miniature / "none"))
     run(exact_config(miniature), tmp_path / "study", until="rude.gradients")
     prompts = (miniature / "prompts.jsonl").read_text().splitlines()
     rows = []
@@ -125,7 +130,9 @@ def test_the_model_of_a_finished_study_is_fine_tuned_on_the_way(
     rate, doubled = row["curves"]["rate_x1"], row["curves"]["rate_x2"]
     # Before the first step every scale has the rate of the model before.
     assert rate[0] == doubled[0]
-    assert abs(rate[12] - rate[0]) > 0.005
+    # Not step by step: in the first steps the rate falls.
+    assert rate[12] > rate[0] + 0.2
+    assert doubled[12] > rate[12]
     # Layers below the adapter run once: the rate is that of the whole model all the same.
     (case,) = transition.open_study(config)
     store = Store(workdir / "store")
