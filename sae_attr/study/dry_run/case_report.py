@@ -61,33 +61,27 @@ def case_study_dry_run(study: CaseStudy, rates_of: RatesOf) -> DryRun:
             rates_by_cfg[cfg] = rates_of(cfg, batch, study.settings.dtype)
         return rates_by_cfg[cfg]
 
+    def add_costs(added: list[StageCost], cfg: LMConfig, width: int) -> None:
+        costs.extend(added)
+        rates.update(dict.fromkeys([cost.stage for cost in added], of_cfg(cfg, width)))
+
     for case in study.cases:
         if case.dictionaries:
             of = f"case {case.name}"
             report.attempt(partial(check_dictionaries, case), of)
         if study.recipe is not None and not has_files(case):
             of_case = unbuilt_case_costs(case, study.recipe)
-            costs += of_case
-            rates |= dict.fromkeys(
-                [cost.stage for cost in of_case],
-                of_cfg(organism_cfg(study.recipe), WIDTH),
-            )
+            add_costs(of_case, organism_cfg(study.recipe), WIDTH)
             continue
         if not _checked(case, report):
             continue
         _add_case(case, report)
         servers |= {f"{case.name}: {k}": v for k, v in try_servers(case).items()}
-        of_case = whole_costs(case)
-        costs += of_case
-        of_case_rates = of_cfg(case.setup.cfg, max(_widths(case).values()))
-        rates |= dict.fromkeys([cost.stage for cost in of_case], of_case_rates)
+        add_costs(whole_costs(case), case.setup.cfg, max(_widths(case).values()))
     if study.recipe is not None:
         report.add("organism", organism_text(study.recipe))
-        made = organism_costs(study.recipe, stage_names(study.recipe))
-        costs += made
-        rates |= dict.fromkeys(
-            [cost.stage for cost in made], of_cfg(organism_cfg(study.recipe), WIDTH)
-        )
+        of_organism = organism_costs(study.recipe, stage_names(study.recipe))
+        add_costs(of_organism, organism_cfg(study.recipe), WIDTH)
     _add_judges(study, costs, report)
     report.add_trials("server", servers)
     statuses = stage_statuses(study.runtime.store, study.stages)

@@ -185,14 +185,8 @@ def sae_training_dry_run(
     report.add_memory("memory", parts, mesh)
     sites = {site for job in jobs for site in (job.sites.read, job.sites.write)}
     if settings.cache:
-        streams = jobs[0].cfg.streams
-        width = streams * sum(cfg.width(site.point) for site in sites)
-        count = settings.tokens * width * jnp.dtype(settings.act_dtype).itemsize
-        report.add(
-            "disk",
-            f"activations on disk: at most {size(count)} (one epoch, where the corpus "
-            "has fewer tokens)",
-        )
+        width = jobs[0].cfg.streams * sum(cfg.width(site.point) for site in sites)
+        report.add("disk", _disk_text(settings, width))
     top = max(site.layer for site in sites) + 1
     costs = [StageCost("activations", read=_models(settings) * settings.tokens * top)]
     statuses = [Status("activations", "missing", "")]
@@ -208,6 +202,19 @@ def sae_training_dry_run(
     rates = rates_of(cfg, Batch(), settings.dtype)
     report.add_stages(costs, rates, statuses)
     return report
+
+
+def _disk_text(settings: SAETrainingSettings, width: int) -> str:
+    """Says how much the cache of activations takes.
+
+    Args:
+      width: numbers of a token, over sites and models.
+    """
+    count = settings.tokens * width * jnp.dtype(settings.act_dtype).itemsize
+    return (
+        f"activations on disk: at most {size(count)} (one epoch, where the corpus "
+        "has fewer tokens)"
+    )
 
 
 def _held_out_cost(
