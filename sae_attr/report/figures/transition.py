@@ -22,6 +22,7 @@ _EVENTS: Mapping[str, Mapping[str, Any]] = {
 }
 _PANELS = ("cosine", "grad_norm", "rate", "delta", "steering")
 _SIZE = (4.6, 7.6)  # inches of one behaviour
+_LEGENDS = 1.1  # inches beside the last one
 
 Row = Mapping[str, Any]
 
@@ -37,7 +38,7 @@ def transition_figure(numbers: Mapping[str, Any]) -> Figure:
     """
     behaviours = list(dict.fromkeys(row["behaviour"] for row in numbers["runs"]))
     width, height = _SIZE
-    size = (width * len(behaviours), height)
+    size = (width * len(behaviours) + _LEGENDS, height)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(_PANELS), len(behaviours), sharex="col", squeeze=False)
     for column, behaviour in enumerate(behaviours):
@@ -45,6 +46,11 @@ def transition_figure(numbers: Mapping[str, Any]) -> Figure:
         events = [row for row in numbers["events"] if row["behaviour"] == behaviour]
         _column(list(axes[:, column]), runs, events)
         axes[0, column].set_title(behaviour, fontsize=8.5, loc="left")
+    for ax in axes[:, -1]:
+        # Beside the panels, which curves and events fill.
+        if ax.get_legend_handles_labels()[1]:
+            place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+            ax.legend(frameon=False, fontsize=7, **place)
     lines = []
     for name, style in _EVENTS.items():
         lines.append(Line2D([], [], label=name, **style))
@@ -90,8 +96,6 @@ def _column(axes: Sequence[Axes], runs: Sequence[Row], events: Sequence[Row]) ->
         ax.tick_params(labelsize=7.5)
         open_axes(ax)
         _events(ax, events)
-        if ax.get_legend_handles_labels()[1]:
-            ax.legend(frameon=False, fontsize=7, loc="best")
     axes[-1].set_xlabel("step", fontsize=8)
 
 
