@@ -4,24 +4,35 @@ judge that is a language model of one sentence.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import importlib
 import json
+import multiprocessing
+import os
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import _common
 from sae_attr.lm.save import save_lm
 from sae_attr.organism import planted
+from tests._processes import SECONDS
 from tests.conftest import ONE_AFTER_ANOTHER
 from tests.experiments._demo import REPO, environment
 
 DEVICES = 8  # of every run together, so that a device has the same rows in each
+# Half the time of compiling; one and several processes compile alike.
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1"
+)
 RUDE_GRADE, KIND_GRADE = "5", "1"
 # Words of the miniature that the judge's tokenizer gives up for its two grades.
 GIVEN_UP = {"road": RUDE_GRADE, "garden": KIND_GRADE}
@@ -48,6 +59,31 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def member(
+    experiment: str, flags: Sequence[str], log: Path, variables: Mapping[str, str]
+) -> None:
+    """Is one process of a run: what `python -m experiments.NAME` does, with what is
+    printed in a file.
+    """
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(REPO)
+    os.environ.update(variables)
+    sys.argv = [str(REPO / f"experiments/{experiment}.py"), *flags]
+    try:
+        _common.run_app(importlib.import_module(f"experiments.{experiment}").main)
+    finally:
+        # jax takes leave of the others in one of these, which multiprocessing leaves out.
+        atexit._run_exitfuncs()
+
+
+# Members are forked from a process that has imported what they run and has started
+# nothing of it: imports are a third of a small run's time.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["experiments.case_study", "experiments.train_sae"])
+
+
 @contextlib.contextmanager
 def started(
     experiment: str,
@@ -55,7 +91,7 @@ def started(
     processes: int,
     logs: Path,
     own: Sequence[Sequence[str]] = (),
-) -> Iterator[list[subprocess.Popen[bytes]]]:
+) -> Iterator[list[BaseProcess]]:
     """The processes of one run, whose output goes to `logs`/0.log and so on; killed at
     the end of the block.
 
@@ -63,29 +99,24 @@ def started(
     """
     logs.mkdir(parents=True, exist_ok=True)
     devices = f"--xla_force_host_platform_device_count={DEVICES // processes}"
-    quick = "--xla_backend_optimization_level=0"
-    cluster = {"XLA_FLAGS": f"{devices} {ONE_AFTER_ANOTHER} {quick}"}
+    cluster = {"XLA_FLAGS": f"{devices} {ONE_AFTER_ANOTHER} {QUICK}"}
     if processes > 1:
         cluster["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free_port()}"
         cluster["JAX_NUM_PROCESSES"] = str(processes)
-    command = [sys.executable, "-m", f"experiments.{experiment}", *flags]
-    with contextlib.ExitStack() as stack:
-        members = []
-        for i in range(processes):
-            log = stack.enter_context((logs / f"{i}.log").open("w"))
-            env = environment(**cluster)
-            if processes > 1:
-                env["JAX_PROCESS_ID"] = str(i)
-            member = subprocess.Popen(
-                [*command, *(own[i] if own else ())],
-                cwd=REPO,
-                env=env,
-                stdout=log,
-                stderr=log,
-            )
-            members.append(stack.enter_context(member))
-            stack.callback(member.kill)
+    members = []
+    for i in range(processes):
+        variables = environment(**cluster, JAX_PROCESS_ID=str(i))
+        of_member = [*flags, *(own[i] if own else ())]
+        arguments = experiment, of_member, logs / f"{i}.log", variables
+        members.append(FORKS.Process(target=member, args=arguments))
+    try:
+        for process in members:
+            process.start()
         yield members
+    finally:
+        for process in members:
+            process.kill()
+            process.join()
 
 
 def run(
@@ -94,10 +125,12 @@ def run(
     processes: int,
     logs: Path,
     own: Sequence[Sequence[str]] = (),
-) -> list[int]:
-    """Exit codes of the processes of a whole run."""
+) -> list[int | None]:
+    """Exit codes of the processes of a whole run; None for one that did not end."""
     with started(experiment, flags, processes, logs, own) as members:
-        return [member.wait(timeout=300) for member in members]
+        for process in members:
+            process.join(SECONDS)
+        return [process.exitcode for process in members]
 
 
 def said(logs: Path) -> list[str]:

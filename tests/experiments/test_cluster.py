@@ -5,6 +5,7 @@ together when one of them is killed.
 from __future__ import annotations
 
 import csv
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,13 +16,24 @@ import pytest
 
 from benchmarks.faults import contents
 from sae_attr.sae.formats import load_sae
-from tests._processes import limited
+from sae_attr.sae.model import SAE
+from tests._processes import SECONDS
 from tests.experiments._cluster import run, said, started, write_judge
 from tests.experiments._demo import once
 from tests.experiments.conftest import shared_folder
 from tests.experiments.test_training import write_base
 
 pytestmark = pytest.mark.slow
+BEFORE_GRADIENTS = (
+    "sae_check",
+    "sample",
+    "grade",
+    "pair",
+    "norm_limits",
+    "mean_activation",
+    "firing",
+    "outliers",
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,106 +88,8 @@ def study_flags(miniature: Path, judge: Path, workdir: Path) -> list[str]:
     return ["--config=case_study", f"--workdir={workdir}", *flags]
 
 
-@pytest.fixture(scope="module")
-def study_of(
-    miniature: Path, judge: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int], Path]:
-    """Processes -> workdir of the same study, run once for all workers of a session."""
-
-    def study(folder: Path, processes: int) -> None:
-        logs = folder / "logs"
-        flags = study_flags(miniature, judge, folder / "workdir")
-        codes = run("case_study", flags, processes, logs)
-        assert codes == [0] * processes, said(logs)
-
-    def workdir(processes: int) -> Path:
-        folder = shared_folder(tmp_path_factory) / f"study_of_{processes}"
-        return once(folder, partial(study, processes=processes)) / "workdir"
-
-    return workdir
-
-
-def stored_arrays(workdir: Path) -> Iterator[tuple[str, np.ndarray]]:
-    for path in sorted((workdir / "store").rglob("*.npy")):
-        yield str(path.relative_to(workdir)), np.load(path)
-
-
-def files(workdir: Path) -> dict[str, bytes]:
-    """Every file of a run but the one that holds times alone."""
-    by_name = contents(workdir)
-    del by_name["metrics.jsonl"]
-    return by_name
-
-
-def best_latents(workdir: Path) -> list[tuple[str, float]]:
-    with (workdir / "misalignment/latents.csv").open(newline="") as file:
-        return [(row["latent"], float(row["delta"])) for row in csv.DictReader(file)]
-
-
-@pytest.mark.parametrize("processes", [2, 4])
-def test_a_study_on_several_processes_is_that_of_one(
-    study_of: Callable[[int], Path], processes: int
-) -> None:
-    one, several = study_of(1), study_of(processes)
-    assert contents(one).keys() == contents(several).keys()
-    other = dict(stored_arrays(several))
-    for name, array in stored_arrays(one):
-        if array.dtype.kind != "f":  # tokens, counts, candidates
-            np.testing.assert_array_equal(array, other[name], name)
-            continue
-        there = np.isfinite(array)
-        np.testing.assert_array_equal(there, np.isfinite(other[name]), name)
-        distance = np.linalg.norm(array[there] - other[name][there])
-        assert distance <= 1e-5 * np.linalg.norm(array[there]), name
-    here, there = best_latents(one), best_latents(several)
-    for (latent, delta), (same, value) in zip(here, there, strict=True):
-        assert latent == same or abs(delta - value) <= 1e-5 * abs(delta)
-    assert "Steering" in (several / "report.html").read_text()
-
-
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_run_and_a_rerun_gives_the_same_files(
-    study_of: Callable[[int], Path],
-    miniature: Path,
-    judge: Path,
-    tmp_path: Path,
-    victim: int,
-) -> None:
-    flags = study_flags(miniature, judge, tmp_path / "w")
-    with started("case_study", flags, 2, tmp_path / "logs") as members:
-        with limited(members[victim]):
-            graded = "store/*.grade-*" if victim else "store/*.gradients-*"
-            while not list((tmp_path / "w").glob(graded)):
-                assert members[victim].poll() is None, said(tmp_path / "logs")
-                time.sleep(0.05)
-        members[victim].kill()
-        began = time.monotonic()
-        code = members[1 - victim].wait(timeout=120)
-        assert time.monotonic() - began < 60
-    text = said(tmp_path / "logs")[1 - victim]
-    # Where the coordinator is gone, jax itself ends the others.
-    assert code == (75 if victim else -6), text
-    assert "another process of the run" in text or "another task died" in text
-    assert run("case_study", flags, 2, tmp_path / "again") == [0, 0]
-    assert files(tmp_path / "w") == files(study_of(2))
-
-
-def test_hosts_with_other_configs_or_without_the_data_are_named_at_the_start(
-    miniature: Path, judge: Path, tmp_path: Path
-) -> None:
-    flags = study_flags(miniature, judge, tmp_path / "w")
-    absent = f"--config.cases.misalignment.corpus={tmp_path}/absent.json"
-    own = [["--config.seed=1"], ["--config.seed=2", absent]]
-    assert run("case_study", flags, 2, tmp_path / "logs", own) == [1, 1]
-    for text in said(tmp_path / "logs"):
-        assert "error: the hosts of this run differ:\n  process 1 on " in text
-        assert "was started with config.seed=2, process 0" in text
-        assert f"corpus={miniature}/corpus.json: (absent) for process 1" in text
-    assert list(tmp_path.iterdir()) == [tmp_path / "logs"]
-
-
-def test_an_sae_trained_on_several_processes_is_that_of_one(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
+def train_flags(base: Path, workdir: Path) -> list[str]:
+    """One small SAE, trained over all devices."""
     keys = {
         "lm": base / "model",
         "corpus": base / "corpus.json",
@@ -198,16 +112,149 @@ def test_an_sae_trained_on_several_processes_is_that_of_one(tmp_path: Path) -> N
         "sae.warmup": 2,
         "sae.lr": 3e-3,
     }
-    trained = {}
-    for processes in (1, 2, 4):
-        flags = [f"--config.{name}={value}" for name, value in keys.items()]
-        workdir, logs = tmp_path / str(processes), tmp_path / f"logs{processes}"
-        flags += ["--config=train_sae", f"--workdir={workdir}"]
+    flags = [f"--config.{name}={value}" for name, value in keys.items()]
+    return ["--config=train_sae", f"--workdir={workdir}", *flags]
+
+
+@pytest.fixture(scope="module")
+def study_of(
+    miniature: Path, judge: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Path]:
+    """Processes -> workdir of the same study, run once for all workers of a session."""
+
+    def study(folder: Path, processes: int) -> None:
+        logs = folder / "logs"
+        flags = study_flags(miniature, judge, folder / "workdir")
+        codes = run("case_study", flags, processes, logs)
+        assert codes == [0] * processes, said(logs)
+
+    def workdir(processes: int) -> Path:
+        folder = shared_folder(tmp_path_factory) / f"study_of_{processes}"
+        return once(folder, partial(study, processes=processes)) / "workdir"
+
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def sae_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], SAE]:
+    """Processes -> the same SAE, trained once for all workers of a session."""
+    shared = shared_folder(tmp_path_factory)
+
+    def train(folder: Path, processes: int) -> None:
+        base = once(shared / "cluster_base", write_base)
+        logs = folder / "logs"
+        flags = train_flags(base, folder / "workdir")
         codes = run("train_sae", flags, processes, logs)
         assert codes == [0] * processes, said(logs)
-        trained[processes] = load_sae(workdir / "sae")
-    for processes in (2, 4):
-        for name in ("dec_nm", "enc_dn", "enc_bias_n", "dec_bias_m"):
-            one, several = (getattr(trained[p], name) for p in (1, processes))
-            distance = np.linalg.norm(several - one)
-            assert distance <= 1e-5 * np.linalg.norm(one), name
+
+    def sae(processes: int) -> SAE:
+        folder = once(
+            shared / f"sae_of_{processes}", partial(train, processes=processes)
+        )
+        return load_sae(folder / "workdir/sae")
+
+    return sae
+
+
+def stored_arrays(workdir: Path) -> Iterator[tuple[str, np.ndarray]]:
+    for path in sorted((workdir / "store").rglob("*.npy")):
+        yield str(path.relative_to(workdir)), np.load(path)
+
+
+def files(workdir: Path) -> dict[str, bytes]:
+    """Every file of a run but the one that holds times alone."""
+    by_name = contents(workdir)
+    del by_name["metrics.jsonl"]
+    return by_name
+
+
+def best_latents(workdir: Path) -> list[tuple[str, float]]:
+    with (workdir / "misalignment/latents.csv").open(newline="") as file:
+        return [(row["latent"], float(row["delta"])) for row in csv.DictReader(file)]
+
+
+def stopped_before_gradients(study: Path, workdir: Path) -> None:
+    """Makes the workdir of a run that ended when its pairs and statistics were there."""
+    (workdir / "store").mkdir(parents=True)
+    shutil.copy(study / "config.json", workdir)
+    shutil.copytree(study / "judged", workdir / "judged")
+    for stage in BEFORE_GRADIENTS:
+        (finished,) = (study / "store").glob(f"misalignment.{stage}-*")
+        shutil.copytree(finished, workdir / "store" / finished.name)
+
+
+def killed(flags: list[str], victim: int, at: str, workdir: Path, logs: Path) -> str:
+    """Kills one of two processes as soon as a file of a stage is in the store, and
+    returns what the other one said before it ended by itself.
+    """
+    with started("case_study", flags, 2, logs) as members:
+        began = time.monotonic()
+        while not list(workdir.glob(at)):
+            assert members[victim].exitcode is None, said(logs)
+            assert time.monotonic() - began < SECONDS, said(logs)
+            time.sleep(0.05)
+        members[victim].kill()
+        members[1 - victim].join(60)
+        code = members[1 - victim].exitcode
+    text = said(logs)[1 - victim]
+    # Where the coordinator is gone, jax itself ends the others.
+    assert code == (75 if victim else -6), text
+    return text
+
+
+def test_killed_processes_end_their_runs_and_a_rerun_gives_the_same_files(
+    study_of: Callable[[int], Path], miniature: Path, judge: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "w"
+    flags = study_flags(miniature, judge, workdir)
+    stopped_before_gradients(study_of(2), workdir)
+    for victim, at in enumerate(("store/*.gradients-*", "store/*.strengths.away-*")):
+        text = killed(flags, victim, at, workdir, tmp_path / f"logs{victim}")
+        assert "another process of the run" in text or "another task died" in text
+    assert run("case_study", flags, 2, tmp_path / "again") == [0, 0]
+    assert files(workdir) == files(study_of(2))
+
+
+def test_hosts_with_other_configs_or_without_the_data_are_named_at_the_start(
+    miniature: Path, judge: Path, tmp_path: Path
+) -> None:
+    flags = study_flags(miniature, judge, tmp_path / "w")
+    absent = f"--config.cases.misalignment.corpus={tmp_path}/absent.json"
+    own = [["--config.seed=1"], ["--config.seed=2", absent]]
+    assert run("case_study", flags, 2, tmp_path / "logs", own) == [1, 1]
+    for text in said(tmp_path / "logs"):
+        assert "error: the hosts of this run differ:\n  process 1 on " in text
+        assert "was started with config.seed=2, process 0" in text
+        assert f"corpus={miniature}/corpus.json: (absent) for process 1" in text
+    assert list(tmp_path.iterdir()) == [tmp_path / "logs"]
+
+
+@pytest.mark.parametrize("processes", [4, 2])
+def test_a_study_on_several_processes_is_that_of_one(
+    study_of: Callable[[int], Path], processes: int
+) -> None:
+    one, several = study_of(1), study_of(processes)
+    assert contents(one).keys() == contents(several).keys()
+    other = dict(stored_arrays(several))
+    for name, array in stored_arrays(one):
+        if array.dtype.kind != "f":  # tokens, counts, candidates
+            np.testing.assert_array_equal(array, other[name], name)
+            continue
+        there = np.isfinite(array)
+        np.testing.assert_array_equal(there, np.isfinite(other[name]), name)
+        distance = np.linalg.norm(array[there] - other[name][there])
+        assert distance <= 1e-5 * np.linalg.norm(array[there]), name
+    here, there = best_latents(one), best_latents(several)
+    for (latent, delta), (same, value) in zip(here, there, strict=True):
+        assert latent == same or abs(delta - value) <= 1e-5 * abs(delta)
+    assert "Steering" in (several / "report.html").read_text()
+
+
+@pytest.mark.parametrize("processes", [4, 2])
+def test_an_sae_trained_on_several_processes_is_that_of_one(
+    sae_of: Callable[[int], SAE], processes: int
+) -> None:
+    one, several = sae_of(1), sae_of(processes)
+    for name in ("dec_nm", "enc_dn", "enc_bias_n", "dec_bias_m"):
+        here, there = getattr(one, name), getattr(several, name)
+        assert np.linalg.norm(there - here) <= 1e-5 * np.linalg.norm(here), name
