@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from sae_attr.lm.save import save_lm
 from sae_attr.organism import planted
 from tests._processes import SECONDS
 from tests.conftest import ONE_AFTER_ANOTHER
-from tests.experiments._demo import REPO, environment
+from tests.experiments._demo import REPO, environment, once
 
 DEVICES = 8  # of every run together, so that a device has the same rows in each
 # Half the time of compiling; one and several processes compile alike.
@@ -103,20 +103,18 @@ def started(
     if processes > 1:
         cluster["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free_port()}"
         cluster["JAX_NUM_PROCESSES"] = str(processes)
-    members = []
-    for i in range(processes):
-        variables = environment(**cluster, JAX_PROCESS_ID=str(i))
-        of_member = [*flags, *(own[i] if own else ())]
-        arguments = experiment, of_member, logs / f"{i}.log", variables
-        members.append(FORKS.Process(target=member, args=arguments))
-    try:
-        for process in members:
+    with contextlib.ExitStack() as stack:
+        members = []
+        for i in range(processes):
+            variables = environment(**cluster, JAX_PROCESS_ID=str(i))
+            of_member = [*flags, *(own[i] if own else ())]
+            arguments = experiment, of_member, logs / f"{i}.log", variables
+            process = FORKS.Process(target=member, args=arguments)
             process.start()
+            stack.callback(process.join)
+            stack.callback(process.kill)
+            members.append(process)
         yield members
-    finally:
-        for process in members:
-            process.kill()
-            process.join()
 
 
 def run(
@@ -131,6 +129,22 @@ def run(
         for process in members:
             process.join(SECONDS)
         return [process.exitcode for process in members]
+
+
+def run_once(
+    experiment: str, flags_of: Callable[[Path], list[str]], processes: int, folder: Path
+) -> Path:
+    """Workdir of a whole run in `folder`, made once for all workers of a session.
+
+    `flags_of`: workdir -> flags.
+    """
+
+    def make(folder: Path) -> None:
+        logs = folder / "logs"
+        codes = run(experiment, flags_of(folder / "workdir"), processes, logs)
+        assert codes == [0] * processes, said(logs)
+
+    return once(folder, make) / "workdir"
 
 
 def said(logs: Path) -> list[str]:

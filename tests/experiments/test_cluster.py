@@ -18,7 +18,7 @@ from benchmarks.faults import contents
 from sae_attr.sae.formats import load_sae
 from sae_attr.sae.model import SAE
 from tests._processes import SECONDS
-from tests.experiments._cluster import run, said, started, write_judge
+from tests.experiments._cluster import run, run_once, said, started, write_judge
 from tests.experiments._demo import once
 from tests.experiments.conftest import shared_folder
 from tests.experiments.test_training import write_base
@@ -121,16 +121,12 @@ def study_of(
     miniature: Path, judge: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int], Path]:
     """Processes -> workdir of the same study, run once for all workers of a session."""
-
-    def study(folder: Path, processes: int) -> None:
-        logs = folder / "logs"
-        flags = study_flags(miniature, judge, folder / "workdir")
-        codes = run("case_study", flags, processes, logs)
-        assert codes == [0] * processes, said(logs)
+    shared = shared_folder(tmp_path_factory)
+    flags_of = partial(study_flags, miniature, judge)
 
     def workdir(processes: int) -> Path:
-        folder = shared_folder(tmp_path_factory) / f"study_of_{processes}"
-        return once(folder, partial(study, processes=processes)) / "workdir"
+        folder = shared / f"study_of_{processes}"
+        return run_once("case_study", flags_of, processes, folder)
 
     return workdir
 
@@ -139,19 +135,11 @@ def study_of(
 def sae_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], SAE]:
     """Processes -> the same SAE, trained once for all workers of a session."""
     shared = shared_folder(tmp_path_factory)
-
-    def train(folder: Path, processes: int) -> None:
-        base = once(shared / "cluster_base", write_base)
-        logs = folder / "logs"
-        flags = train_flags(base, folder / "workdir")
-        codes = run("train_sae", flags, processes, logs)
-        assert codes == [0] * processes, said(logs)
+    flags_of = partial(train_flags, once(shared / "cluster_base", write_base))
 
     def sae(processes: int) -> SAE:
-        folder = once(
-            shared / f"sae_of_{processes}", partial(train, processes=processes)
-        )
-        return load_sae(folder / "workdir/sae")
+        folder = shared / f"sae_of_{processes}"
+        return load_sae(run_once("train_sae", flags_of, processes, folder) / "sae")
 
     return sae
 
