@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from sae_attr.lm.model import Params
 from sae_attr.sae.model import SAE, encode
 
 
+@partial(jax.jit, static_argnames="count")
 def nearest_tokens(
     directions_kd: jax.Array, unembedding_vd: jax.Array, *, count: int = 5
 ) -> tuple[jax.Array, jax.Array]:

@@ -354,12 +354,37 @@ def shard_rows(array: Any, mesh: Mesh) -> jax.Array:
     return put(array, NamedSharding(mesh, P(best)))
 
 
-def to_host(array: jax.Array) -> np.ndarray:
-    """Returns the whole array on every process's host; with several processes the
-    missing shards are gathered first.
-    """
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        from jax.experimental import multihost_utils  # touches the distributed runtime
+def to_host(arrays: Any) -> Any:
+    """Returns the arrays of a pytree, whole, on every process's host.
 
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    return np.asarray(array)
+    Shards that other processes hold are gathered first, those of all arrays by one
+    program: for a moment every device holds all of them.
+    """
+    leaves, structure = jax.tree.flatten(arrays)
+    missing = {}
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, jax.Array) and not (
+            leaf.is_fully_addressable or leaf.is_fully_replicated
+        ):
+            missing[i] = leaf
+    if missing:
+        there = tuple(replicated(leaf.sharding.mesh) for leaf in missing.values())
+        gather = jax.jit(_unchanged, out_shardings=there)
+        whole = gather(tuple(missing.values()))
+        for i, leaf in zip(missing, whole, strict=True):
+            leaves[i] = leaf
+    host = [np.asarray(leaf) for leaf in jax.device_get(leaves)]
+    return jax.tree.unflatten(structure, host)
+
+
+def with_namespace(array: Any) -> tuple[Any, Any]:
+    """Returns an array and the module of its functions: numpy for one on the host, for
+    which nothing is compiled, else `jax.numpy`.
+    """
+    array = array if isinstance(array, jax.Array) else np.asarray(array)
+    return array, array.__array_namespace__()
+
+
+def _unchanged(arrays: T) -> T:
+    # By name, so that jax compiles it once for the same shapes.
+    return arrays

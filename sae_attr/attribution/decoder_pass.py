@@ -98,7 +98,7 @@ def score_dictionary(
     score = jax.jit(score_rows)
 
     def store(start: int, scored: tuple[jax.Array, jax.Array]) -> None:
-        scores = np.concatenate([to_host(part) for part in scored])
+        scores = np.concatenate(to_host(scored))
         end = min(start + chunk, n)
         for name, values_c in zip(out, scores, strict=True):
             out[name][start:end] = values_c[: end - start]

@@ -20,12 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.attribution.prompt_merge import MergedTokens
+from sae_attr.attribution.token_table import block_length
 from sae_attr.sae.config import LOCAL_GATES
 from sae_attr.sae.model import (
     SAE,
@@ -133,35 +135,33 @@ def encoder_prompt_scores(
     """Computes Δ′ within each prompt, `[p, k]`, of some latents or of all; the mean over
     prompts is Δ′.
     """
-    rows_kd, mean_k, index = code_rows(sae), jnp.asarray(mean_n), None
+    width = sae.cfg.n_latents if latents is None else len(latents)
+    return _by_prompt(merged, sae, _code_scores, (mean_n, latents), width)
+
+
+def _code_scores(
+    sae: SAE, tokens: _Tokens, mean_n: jax.Array, latents: jax.Array | None
+) -> jax.Array:
+    rows_kd, mean_k = code_rows(sae), mean_n
     if latents is not None:
-        index = jnp.asarray(latents)
-        rows_kd, mean_k = rows_kd[index], mean_k[index]
-
-    def score(
-        sae: SAE, reads: jax.Array, acts: jax.Array, grads: jax.Array
-    ) -> jax.Array:
-        codes = contributions(sae, reads, index)
-        return code_scores(codes, grads, rows_kd, mean_k)
-
-    return _by_prompt(merged, sae, score, len(mean_k))
+        rows_kd, mean_k = rows_kd[latents], mean_n[latents]
+    codes = contributions(sae, tokens.reads_jd, latents)
+    return code_scores(codes, tokens.grads_jd, rows_kd, mean_k)
 
 
 def fires_on_pairs(merged: MergedTokens, sae: SAE, latents: np.ndarray) -> np.ndarray:
     """Returns the share of prompts in which each of some latents fires on a counted
     token, `[k]`.
     """
-
-    def score(
-        sae: SAE, reads: jax.Array, acts: jax.Array, grads: jax.Array
-    ) -> jax.Array:
-        # Padding is zeros, and an encoder with a bias may fire on zeros.
-        is_token = jnp.any(reads != 0, axis=-1, keepdims=True)
-        fires = contributions(sae, reads, jnp.asarray(latents)) != 0
-        return (is_token & fires).astype(jnp.float32)
-
-    firings_pk = _by_prompt(merged, sae, score, len(latents))
+    firings_pk = _by_prompt(merged, sae, _fires, (latents,), len(latents))
     return (firings_pk > 0).mean(0)
+
+
+def _fires(sae: SAE, tokens: _Tokens, latents: jax.Array) -> jax.Array:
+    # Padding is zeros, and an encoder with a bias may fire on zeros.
+    is_token = jnp.any(tokens.reads_jd != 0, axis=-1, keepdims=True)
+    fires = contributions(sae, tokens.reads_jd, latents) != 0
+    return (is_token & fires).astype(jnp.float32)
 
 
 def error_prompt_scores(
@@ -170,33 +170,56 @@ def error_prompt_scores(
     """Computes Δ_err and the whole −g·(a − ā) within each prompt, `[p, 2]`: how much of
     the first order lies outside the SAE.
     """
+    return _by_prompt(merged, sae, _error_and_whole, (mean_m, mean_d), 2)
 
-    def score(
-        sae: SAE, reads: jax.Array, acts: jax.Array, grads: jax.Array
-    ) -> jax.Array:
-        error = error_scores(sae, acts, reads, grads, jnp.asarray(mean_m))
-        whole = -jnp.sum(grads * (acts - mean_d), axis=-1)
-        return jnp.stack([error, whole], axis=-1)
 
-    return _by_prompt(merged, sae, score, 2)
+def _error_and_whole(
+    sae: SAE, tokens: _Tokens, mean_m: jax.Array, mean_d: jax.Array
+) -> jax.Array:
+    reads, acts, grads = tokens
+    error = error_scores(sae, acts, reads, grads, mean_m)
+    whole = -jnp.sum(grads * (acts - mean_d), axis=-1)
+    return jnp.stack([error, whole], axis=-1)
+
+
+class _Tokens(NamedTuple):
+    """A block of merged tokens."""
+
+    reads_jd: Any
+    acts_jd: Any
+    grads_jd: Any
+
+
+@partial(jax.jit, static_argnames=("score", "prompts"))
+def _block_sums(
+    sae: SAE,
+    tokens: _Tokens,
+    segments: jax.Array,
+    given: tuple[Any, ...],
+    *,
+    score: Callable[..., jax.Array],
+    prompts: int,
+) -> jax.Array:
+    scores = score(sae, tokens, *given)
+    return jax.ops.segment_sum(scores, segments, num_segments=prompts)
 
 
 def _by_prompt(
-    merged: MergedTokens, sae: SAE, score: Callable[..., jax.Array], width: int
+    merged: MergedTokens,
+    sae: SAE,
+    score: Callable[..., jax.Array],
+    given: tuple[Any, ...],
+    width: int,
 ) -> np.ndarray:
     """Sums of a score over each prompt's tokens, `[p, width]`, float64, a block of
     tokens at a time.
+
+    Args:
+      score: `(sae, tokens, *given) -> [j, width]`; one of this module, so that calls
+        with the same shapes share a program.
     """
     count = len(merged.prompt_j)
-    fits = max(1, NUMBERS // sae.cfg.n_latents)
-    block = min(fits, -(-count // 128) * 128)
-
-    @partial(jax.jit, static_argnames="prompts")
-    def add(
-        sae: SAE, arrays: tuple[jax.Array, ...], segments: jax.Array, prompts: int
-    ) -> jax.Array:
-        return jax.ops.segment_sum(score(sae, *arrays), segments, num_segments=prompts)
-
+    block = block_length(count, max(1, NUMBERS // sae.cfg.n_latents))
     # Blocks are summed in float64: a prompt's tokens may lie in several of them.
     total_pk = np.zeros((merged.prompts, width))
     for start in range(0, count, block):
@@ -204,12 +227,15 @@ def _by_prompt(
         prompt_j = merged.prompt_j[part]
         # Padding goes to prompt 0. Its gradients are zero, and so is every score.
         gap = block - len(prompt_j)
-        arrays = (
-            _rows_padded(merged.reads_jd[part], gap),
-            _rows_padded(merged.acts_jd[part], gap),
-            _rows_padded(merged.grads_jd[part], gap),
+        arrays = (merged.reads_jd, merged.acts_jd, merged.grads_jd)
+        sums_pk = _block_sums(
+            sae,
+            _Tokens(*(_rows_padded(array_jd[part], gap) for array_jd in arrays)),
+            np.pad(prompt_j, (0, gap)),
+            given,
+            score=score,
+            prompts=merged.prompts,
         )
-        sums_pk = add(sae, arrays, np.pad(prompt_j, (0, gap)), merged.prompts)
         total_pk += np.asarray(sums_pk)
     return total_pk
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.attribution.evidence import Evidence
@@ -75,7 +74,7 @@ class DecoderRows(Protocol):
 def decoder_rows(source: DecoderRows, latents: np.ndarray) -> jax.Array:
     """Reads unit decoder rows `[k, d]` of some latents."""
     rows = [source.rows(int(i), int(i) + 1) for i in latents]
-    return unit_decoder(jnp.asarray(np.concatenate(rows)))
+    return unit_decoder(np.concatenate(rows))
 
 
 def preset_ranking(

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.attribution.scores import token_scores
 from sae_attr.attribution.token_table import (
     BLOCK,
     TokenTable,
+    block_length,
     padded,
-    round_up,
     token_weights,
+    zeros,
 )
 from sae_attr.text.rows import ROLES, TokenRow
 
@@ -126,8 +127,8 @@ def prompt_scores(
     """
     groups = len(ROLES) if by_role else 1
     segment_j = merged.prompt_j * groups + (merged.role_j if by_role else 0)
-    total = jnp.zeros((merged.prompts * groups, dec_nd.shape[0]))
-    block = min(BLOCK, round_up(len(segment_j), 128))
+    total: Any = zeros((merged.prompts * groups, dec_nd.shape[0]))
+    block = block_length(len(segment_j), BLOCK)
     for start in range(0, len(segment_j), block):
         part = slice(start, start + block)
         acts, grads = (

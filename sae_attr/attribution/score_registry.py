@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -193,7 +192,7 @@ def _token_by_token(
         rows_cd = evidence.decoder.rows(start, min(start + chunk, n))
         count = len(rows_cd)
         # The last chunk is padded: one compiled shape.
-        rows_cd = jnp.pad(jnp.asarray(rows_cd), ((0, chunk - count), (0, 0)))
+        rows_cd = np.pad(rows_cd, ((0, chunk - count), (0, 0)))
         dec_cd = unit_decoder(rows_cd)
         scores_pc = prompt_scores(merged, dec_cd, evidence.mean_d, gating=gating)
         out_n[start : start + count] = scores_pc.mean(0)[:count]

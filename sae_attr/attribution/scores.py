@@ -146,12 +146,14 @@ def moment(acts: jax.Array, grads: jax.Array, weights: jax.Array) -> Moment:
     return Moment(s_dd, jnp.sum(weighted, axis=tuple(range(weighted.ndim - 1))))
 
 
+@jax.jit
 def quadratic_form(m: Moment, mean_d: jax.Array) -> jax.Array:
     """Returns the symmetric part of ΔM = S − G āᵀ, `[d, d]`: Δ_i = −d_iᵀ ΔM d_i."""
     m_dd = m.s_dd - jnp.outer(m.g_d, mean_d)
     return (m_dd + m_dd.T) / 2
 
 
+@jax.jit
 def best_direction(m: Moment, mean_d: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the highest score that any unit direction could get, −λ_min of ΔM, and
     that direction.

@@ -313,9 +313,9 @@ def table_moment(
     with the number of tokens.
     """
     d = table.acts_kd.shape[1]
-    total = Moment(jnp.zeros((d, d)), jnp.zeros(d))
-    add = jax.jit(lambda m, a, g, w: m + moment(a, g, w))
-    length = min(block, round_up(len(weights_k), 128))
+    nothing: Any = (zeros((d, d)), zeros((d,)))
+    total = Moment(*nothing)
+    length = block_length(len(weights_k), block)
     for start in range(0, len(weights_k), block):
         # Tokens outside the scope have weight 0 and are not read from a memory map.
         used = np.flatnonzero(weights_k[start : start + block]) + start
@@ -324,13 +324,29 @@ def table_moment(
         acts = padded(table.acts_kd[used], length)
         grads = padded(table.grads_kd[used], length)
         weights = padded(weights_k[used], length)
-        total = add(total, acts, grads, weights)
+        total = _add_moment(total, acts, grads, weights)
     return total
 
 
-def round_up(number: int, multiple: int) -> int:
-    """Returns the smallest multiple that is not below a number."""
-    return -(-number // multiple) * multiple
+@jax.jit
+def _add_moment(
+    total: Moment, acts: jax.Array, grads: jax.Array, weights: jax.Array
+) -> Moment:
+    return total + moment(acts, grads, weights)
+
+
+def block_length(tokens: int, most: int) -> int:
+    """Returns how many tokens a block of a table holds: the power of two that is not
+    below their number, so that few programs are compiled, from 128 to `most`.
+    """
+    return min(most, max(128, 1 << (tokens - 1).bit_length()))
+
+
+def zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """Makes zeros of the type that jax computes in; on the host, where nothing is
+    compiled for them.
+    """
+    return np.zeros(shape, jax.dtypes.canonicalize_dtype(np.float64))
 
 
 def padded(array: np.ndarray, length: int) -> np.ndarray:
@@ -338,9 +354,5 @@ def padded(array: np.ndarray, length: int) -> np.ndarray:
 
     A token of zeros adds nothing to a moment.
     """
-    dtype = np.float32
-    if jax.config.read("jax_enable_x64"):
-        dtype = np.float64
-    array = np.asarray(array, dtype)
-    zeros = np.zeros((length - len(array), *array.shape[1:]), dtype)
-    return np.concatenate([array, zeros])
+    rest = zeros((length - len(array), *array.shape[1:]))
+    return np.concatenate([np.asarray(array, rest.dtype), rest])

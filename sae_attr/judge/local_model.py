@@ -115,7 +115,7 @@ class LocalAnswers:
         packed = make_prompts(ids + padding, multiple=64)
         keys_b = jax.random.split(jax.random.key(0), self.batch_size)  # unused: greedy
         batch = shard_batch((packed, keys_b), self.mesh)
-        answers = jax.tree.map(to_host, run(params, *batch))
+        answers = to_host(run(params, *batch))
         names = [f"the judge's answer to prompt {b}" for b in range(len(ids))]
         check_finite(answers, [*names, *[None] * len(padding)])
         texts = []

@@ -279,6 +279,7 @@ def final_norm(
     return jnp.asarray(normed)
 
 
+@partial(jax.jit, static_argnames="cfg")
 def unembedding(params: Params, *, cfg: LMConfig) -> jax.Array:
     """Returns unembedding vectors as rows `[v, d]`, with the final norm's gain folded
     in.

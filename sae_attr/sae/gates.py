@@ -162,6 +162,7 @@ GATES: dict[str, Callable[[SAE, jax.Array, jax.Array], jax.Array]] = {
 }  # fmt: skip
 
 
+@jax.jit
 def safe_norm(x: jax.Array) -> jax.Array:
     """Computes the norm over the last axis, which keeps size 1; its gradient at zero is
     zero and not NaN.

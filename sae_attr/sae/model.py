@@ -151,6 +151,7 @@ def code_scale(sae: SAE, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(scale, (*flat.shape[:-1], 1))
 
 
+@jax.jit
 def unit_decoder(dec_nm: jax.Array) -> jax.Array:
     """Divides decoder rows `[n, m]` by their norms, in float32 at least; a row of zeros
     stays zero.

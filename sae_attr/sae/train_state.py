@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -146,6 +147,7 @@ def init_state(
     return state if mesh is None else shard_tree(state, SAE_RULES, mesh)
 
 
+@partial(jax.jit, static_argnames="cfg")
 def first_state(cfg: TrainConfig, x_bd: Any, b_dec_m: Any) -> SAEState:
     """Returns the state that starts from normalised inputs `x_bd` and a decoder bias,
     with scales of 1.
@@ -253,6 +255,12 @@ def finished(cfg: TrainConfig, state: SAEState, **fields: Any) -> SAE:
       state: of any step.
       **fields: of `SAEConfig` to record, such as site, model_name, layer, context_size.
     """
+    sae = _in_raw_units(cfg, state)
+    return replace(sae, cfg=replace(sae.cfg, **fields))
+
+
+@partial(jax.jit, static_argnames="cfg")
+def _in_raw_units(cfg: TrainConfig, state: SAEState) -> SAE:
     objective = OBJECTIVES[cfg.objective]
     sae = objective.finish(state.sae, cfg, running_threshold(state, cfg))
     over = 1 / state.scale_out
@@ -270,4 +278,4 @@ def finished(cfg: TrainConfig, state: SAEState, **fields: Any) -> SAE:
     if cfg.transcoder:
         # An autoencoder has one scale: there the ratio is 1 but for rounding.
         scaled["enc_dn"] = sae.enc_dn * (state.scale_in / state.scale_out)
-    return replace(sae, **scaled, cfg=replace(sae.cfg, **fields))
+    return replace(sae, **scaled)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.hooks import Site
+from sae_attr.parallel import with_namespace
 from sae_attr.sae.model import SAE, code_rows, unit_decoder
 from sae_attr.steering.interventions import intervention_named
 
@@ -68,7 +69,10 @@ def site_coordinates(
     large.
     """
     directions_bmd, latents_bm = _directions(directions, rows, width, sae)
-    strengths_bm = _strengths(strengths, rows, directions_bmd.shape[1]) * unit
+    strengths_bm, xp = with_namespace(
+        _strengths(strengths, rows, directions_bmd.shape[1])
+    )
+    strengths_bm = strengths_bm * xp.asarray(unit, xp.float32)
     if not intervention_named(mode).of_latents:
         return directions_bmd, strengths_bm, None, None
     if latents_bm is None:
@@ -82,12 +86,11 @@ def _directions(
     directions: Any, rows: int, width: int, sae: SAE | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Returns directions `[b, m, d]`, and latents `[b, m]` where those stand for directions."""
-    directions, latents_bm = jnp.asarray(directions), None
+    (directions, xp), latents_bm = with_namespace(directions), None
     if jnp.issubdtype(directions.dtype, jnp.integer):
         latents_bm = _latents(directions, rows, sae)
         assert sae is not None  # _latents
-        unit_bmd = unit_decoder(code_rows(sae)[jnp.maximum(latents_bm, 0)])
-        directions = jnp.where(latents_bm[..., None] >= 0, unit_bmd, 0)
+        directions, xp = _rows_of(sae, latents_bm), jnp
     full = directions
     if directions.ndim == 1:
         full = directions[None, None]
@@ -98,7 +101,14 @@ def _directions(
             f"directions of shape {directions.shape} do not fit {rows} prompts at a "
             f"site of width {width}; give [d], [b, d] or [b, m, d]"
         )
-    return jnp.broadcast_to(full, (rows, *full.shape[1:])), latents_bm
+    return xp.broadcast_to(full, (rows, *full.shape[1:])), latents_bm
+
+
+@jax.jit
+def _rows_of(sae: SAE, latents_bm: jax.Array) -> jax.Array:
+    """Returns unit decoder rows of latents, zeros for -1."""
+    unit_bmd = unit_decoder(code_rows(sae)[jnp.maximum(latents_bm, 0)])
+    return jnp.where(latents_bm[..., None] >= 0, unit_bmd, 0)
 
 
 def _latents(latents: jax.Array, rows: int, sae: SAE | None) -> jax.Array:
@@ -124,12 +134,13 @@ def _latents(latents: jax.Array, rows: int, sae: SAE | None) -> jax.Array:
             f"latents reach {low}..{high} but the SAE has {sae.cfg.n_latents}; -1 "
             "stands for none"
         )
-    return jnp.broadcast_to(full, (rows, full.shape[1]))
+    return with_namespace(full)[1].broadcast_to(full, (rows, full.shape[1]))
 
 
 def _strengths(strengths: Any, rows: int, m: int) -> jax.Array:
     """Returns strengths `[b, m]`."""
-    strengths = jnp.asarray(strengths, jnp.float32)
+    strengths, xp = with_namespace(strengths)
+    strengths = strengths.astype(xp.float32)
     full = strengths
     if strengths.ndim < 2:
         full = strengths.reshape(*strengths.shape, *(1,) * (2 - strengths.ndim))
@@ -138,4 +149,4 @@ def _strengths(strengths: Any, rows: int, m: int) -> jax.Array:
             f"strengths of shape {strengths.shape} do not fit {rows} rows of {m} "
             "latents; give [], [b] or [b, m]"
         )
-    return jnp.broadcast_to(full, (rows, m))
+    return xp.broadcast_to(full, (rows, m))

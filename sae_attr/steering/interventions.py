@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sae_attr.hooks import NO_END, Add, Edit, Pull, Within
+from sae_attr.parallel import with_namespace
 from sae_attr.sae.config import LOCAL_GATES
 from sae_attr.sae.model import SAE, code_rows, code_scale, encode, encode_latents
 
@@ -194,10 +195,13 @@ def scope(
         raise ValueError(
             f"tokens {tokens!r} is unknown; choose one of {', '.join(TOKENS)}"
         )
-    length_b = jnp.asarray(prompt_lengths_b, jnp.int32)
-    start_b = jnp.maximum(length_b if tokens == "generated" else 0, skip)
-    stop_b = length_b if tokens == "prompt" else jnp.full_like(length_b, NO_END)
-    return jnp.broadcast_to(start_b, length_b.shape), stop_b
+    length_b, xp = with_namespace(prompt_lengths_b)
+    length_b = length_b.astype(xp.int32)
+    start_b = xp.full_like(length_b, skip)
+    if tokens == "generated":
+        start_b = xp.maximum(length_b, skip)
+    stop_b = length_b if tokens == "prompt" else xp.full_like(length_b, NO_END)
+    return start_b, stop_b
 
 
 def scoped(edit: Edit, tokens: str, prompt_lengths_b: Any, *, skip: int = 0) -> Edit:

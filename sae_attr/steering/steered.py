@@ -100,7 +100,7 @@ def steer(
         mode=mode,
         sampling=sampling,
     )
-    done = jax.tree.map(to_host, done)
+    done = to_host(done)
     if names is None:
         names = [f"row {b}" for b in range(rows)]
     check_finite(done, names)

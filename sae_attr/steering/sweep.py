@@ -126,7 +126,7 @@ def _fill(
 
 def _ended(state: Rows, places: list[SweepRow | None]) -> list[SampledRow]:
     """Returns the completions of rows that ended, whose places are free from now on."""
-    done, alive_b = jax.tree.map(to_host, (state.done, state.alive_b))
+    done, alive_b = to_host((state.done, state.alive_b))
     ended_b = [row is not None and not alive_b[b] for b, row in enumerate(places)]
     names = []
     for row, ended in zip(places, ended_b, strict=True):

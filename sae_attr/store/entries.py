@@ -10,6 +10,7 @@ manifest alone tells that an entry is complete.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
 import socket
@@ -96,7 +97,8 @@ class Store:
         """Stores an entry whole: after a kill at any moment it is there with every
         byte, or not at all.
 
-        An entry that is there already and complete is kept; a damaged one is replaced.
+        An entry that is there already and complete is kept, also one that another
+        process has published in the meantime; a damaged one is replaced.
 
         Args:
           key: name of the folder.
@@ -121,7 +123,7 @@ class Store:
         try:
             self._fill(folder, arrays or {}, meta or {}, write)
             if folder != final:
-                _install(folder, final)
+                self._install(folder, key)
         finally:
             if folder != final:
                 folder.rmtree(missing_ok=True)
@@ -192,6 +194,27 @@ class Store:
                 sync(file)
         write_atomic(folder / MANIFEST, manifest_text(index, contents))
 
+    def _install(self, folder: epath.Path, key: str) -> None:
+        """Renames a finished folder to its key, moving a damaged entry away; of several
+        processes that publish the same one, the first to come here does.
+        """
+        sync(folder)
+        final, old = self.path(key), folder.parent / f"{folder.name}-old"
+        while not self.has(key):
+            # A rename cannot replace a folder that has files, so the damaged one goes
+            # first; a kill between the two renames leaves no entry, which counts as not
+            # computed.
+            if os.path.lexists(final):
+                remove(old)
+                os.rename(final, old)
+            try:
+                os.rename(folder, final)
+            except OSError as error:  # another process came first
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+        sync(final.parent)
+        remove(old)
+
     def _sweep(self) -> None:
         """Removes what processes left that were killed while they published: those of
         this host at once, those of others after a day.
@@ -213,14 +236,3 @@ def _abandoned(left: epath.Path) -> bool:
     return time.time() - left.stat().mtime > _ABANDONED
 
 
-def _install(folder: epath.Path, final: epath.Path) -> None:
-    """Renames a finished folder to its key, moving a damaged entry away first."""
-    sync(folder)
-    # A rename cannot replace a folder that has files, so the damaged one goes first; a
-    # kill between the two renames leaves no entry, which counts as not computed.
-    old = folder.parent / f"{folder.name}-old"
-    if os.path.lexists(final):
-        os.rename(final, old)
-    os.rename(folder, final)
-    sync(final.parent)
-    remove(old)

@@ -52,7 +52,7 @@ def in_batches(
                 # The last batch repeats conditions: one compiled shape.
                 rows = np.arange(start, start + size) % count
                 edit = shard_batch(_rows(edits, rows), case.runtime.mesh)
-                part = dict(zip(arrays, map(to_host, measure(edit)), strict=True))
+                part = dict(zip(arrays, to_host(measure(edit)), strict=True))
                 progress.add(shard, part)
             parts.append(dict(part))
             bar.update(min(size, count - start))

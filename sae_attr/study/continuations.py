@@ -87,7 +87,7 @@ class ContinuationRates:
         cfg, contrast = self.case.setup.cfg, self.case.settings.continuations
         states = run_groups(params, self.groups, cfg=cfg, start=start)
         rates = self._contrast([state.log_probs_pn[None] for state in states])
-        behaviour_p, coherence_p = (to_host(x)[0] for x in rates)
+        behaviour_p, coherence_p = (x_kp[0] for x_kp in to_host(rates))
         enough_p = np.ones(len(self.prompts), bool)
         if contrast.measure == "probability":
             enough_p = coherence_p >= contrast.least_mass
@@ -150,8 +150,8 @@ class ContinuationRates:
         for group, state in zip(self.groups, states, strict=True):
             if worst in group.places:
                 row = int(np.flatnonzero(group.places == worst)[0])
-                ids_m = to_host(state.top_ids_pm)[row]
-                probs_m = to_host(state.top_probs_pm)[row]
+                likeliest = to_host((state.top_ids_pm, state.top_probs_pm))
+                ids_m, probs_m = (x_pm[row] for x_pm in likeliest)
                 break
         tokens = token_strings(self.case.setup.tokenizer, ids_m)[:_SHOWN_TOKENS]
         likely = []

@@ -78,10 +78,8 @@ def member(
         atexit._run_exitfuncs()
 
 
-# Members are forked from a process that has imported what they run and has started
-# nothing of it: imports are a third of a small run's time.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["experiments.case_study", "experiments.train_sae"])
+FORKS.set_forkserver_preload(["tests.experiments._members"])
 
 
 @contextlib.contextmanager

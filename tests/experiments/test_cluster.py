@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -34,6 +35,14 @@ BEFORE_GRADIENTS = (
     "firing",
     "outliers",
 )
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model, SAE, corpus and prompts, made by a member, which compiles quickly."""
+    flags_of = lambda out: [f"--out={out}"]
+    folder = shared_folder(tmp_path_factory) / "cluster_miniature"
+    return run_once("make_miniature", flags_of, 1, folder)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +109,8 @@ def train_flags(base: Path, workdir: Path) -> list[str]:
         "context": 32,
         "log_every": 10,
         "eval_every": 20,
-        "save_every": 10,
+        "save_every": 20,
+        "tensorboard": False,  # would import torch where that is installed
         "buffer_tokens": 256,
         "shard_tokens": 256,
         "batch_rows": 8,
@@ -185,8 +195,9 @@ def killed(flags: list[str], victim: int, at: str, workdir: Path, logs: Path) ->
         members[1 - victim].join(60)
         code = members[1 - victim].exitcode
     text = said(logs)[1 - victim]
-    # Where the coordinator is gone, jax itself ends the others.
-    assert code == (75 if victim else -6), text
+    # Where the coordinator is gone, jax itself aborts the others; Python's own handler of
+    # that, which reads what the threads do while they run, may fault before.
+    assert code in ({75} if victim else {-signal.SIGABRT, -signal.SIGSEGV}), text
     return text
 
 
@@ -217,6 +228,17 @@ def test_hosts_with_other_configs_or_without_the_data_are_named_at_the_start(
     assert list(tmp_path.iterdir()) == [tmp_path / "logs"]
 
 
+# Of two workers the second begins here, and waits for nothing of the first.
+@pytest.mark.parametrize("processes", [4, 2])
+def test_an_sae_trained_on_several_processes_is_that_of_one(
+    sae_of: Callable[[int], SAE], processes: int
+) -> None:
+    one, several = sae_of(1), sae_of(processes)
+    for name in ("dec_nm", "enc_dn", "enc_bias_n", "dec_bias_m"):
+        here, there = getattr(one, name), getattr(several, name)
+        assert np.linalg.norm(there - here) <= 1e-5 * np.linalg.norm(here), name
+
+
 @pytest.mark.parametrize("processes", [4, 2])
 def test_a_study_on_several_processes_is_that_of_one(
     study_of: Callable[[int], Path], processes: int
@@ -236,13 +258,3 @@ def test_a_study_on_several_processes_is_that_of_one(
     for (latent, delta), (same, value) in zip(here, there, strict=True):
         assert latent == same or abs(delta - value) <= 1e-5 * abs(delta)
     assert "Steering" in (several / "report.html").read_text()
-
-
-@pytest.mark.parametrize("processes", [4, 2])
-def test_an_sae_trained_on_several_processes_is_that_of_one(
-    sae_of: Callable[[int], SAE], processes: int
-) -> None:
-    one, several = sae_of(1), sae_of(processes)
-    for name in ("dec_nm", "enc_dn", "enc_bias_n", "dec_bias_m"):
-        here, there = getattr(one, name), getattr(several, name)
-        assert np.linalg.norm(there - here) <= 1e-5 * np.linalg.norm(here), name

@@ -286,6 +286,35 @@ def test_a_kill_while_publishing_leaves_no_entry(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["k", "other"]
 
 
+def test_of_processes_that_publish_the_same_the_first_is_kept(tmp_path: Path) -> None:
+    store, reading = Store(tmp_path), []
+
+    def overtaken(_: Any) -> None:
+        Store(tmp_path).publish("k", {"x": np.zeros(3)})
+        reading.append(os.stat(tmp_path / "k").st_ino)
+
+    store.publish("k", {"x": np.zeros(3)}, {}, overtaken)
+    # Who reads it already is not to find it gone, were it for a moment.
+    assert [os.stat(tmp_path / "k").st_ino] == reading
+    assert [p.name for p in tmp_path.iterdir()] == ["k"]
+
+
+def test_a_process_that_comes_first_at_the_last_moment_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def overtaken(folder: Any, final: Any) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        Store(tmp_path).publish("k", {"x": np.zeros(3)})
+        rename(folder, final)
+
+    monkeypatch.setattr(os, "rename", overtaken)
+    Store(tmp_path).publish("k", {"x": np.zeros(3)})
+    np.testing.assert_array_equal(Store(tmp_path).load("k")[0]["x"], np.zeros(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["k"]
+
+
 def test_a_bucket_has_no_rename_but_the_manifest_comes_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

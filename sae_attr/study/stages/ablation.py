@@ -132,7 +132,7 @@ def _joint(setup: Setup, ablated: Ablated, progress: Progress) -> dict[str, np.n
                 ablated.mean_d,
                 where_bt,
             )
-            arrays = {field: to_host(getattr(result, field)) for field in FIELDS}
+            arrays = to_host({field: getattr(result, field) for field in FIELDS})
             progress.add(name, arrays)
         for field in FIELDS:
             out[f"joint_{field}"][row_b[row_b >= 0]] = arrays[field][row_b >= 0]
@@ -162,8 +162,9 @@ def _single(setup: Setup, ablated: Ablated) -> dict[str, np.ndarray]:
             ablated.mean_d,
             where_bt,
         )
+        host = to_host(result)
         for name in FIELDS:
-            out[f"single_{name}"][index_b[used]] = to_host(getattr(result, name))[used]
+            out[f"single_{name}"][index_b[used]] = getattr(host, name)[used]
     return {
         **out,
         "single_row": row_s,
