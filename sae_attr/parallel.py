@@ -357,7 +357,7 @@ def shard_rows(array: Any, mesh: Mesh) -> jax.Array:
 def to_host(arrays: Any) -> Any:
     """Returns the arrays of a pytree, whole, on every process's host.
 
-    Shards that other processes hold are gathered first, those of all arrays by one
+    Arrays of several processes lie on a mesh. Shards that other processes hold are gathered first, those of all arrays by one
     program: for a moment every device holds all of them.
     """
     leaves, structure = jax.tree.flatten(arrays)
@@ -377,12 +377,16 @@ def to_host(arrays: Any) -> Any:
     return jax.tree.unflatten(structure, host)
 
 
-def with_namespace(array: Any) -> tuple[Any, Any]:
-    """Returns an array and the module of its functions: numpy for one on the host, for
-    which nothing is compiled, else `jax.numpy`.
+def with_namespace(*values: Any) -> tuple[Any, ...]:
+    """Returns the module for operations between values, and each of them as its array:
+    numpy where all are on the host, for which nothing is compiled, else `jax.numpy`.
     """
-    array = array if isinstance(array, jax.Array) else np.asarray(array)
-    return array, array.__array_namespace__()
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(values)):
+        return jnp, *map(jnp.asarray, values)
+    arrays = []
+    for array in map(np.asarray, values):
+        arrays.append(array.astype(jax.dtypes.canonicalize_dtype(array.dtype)))
+    return np, *arrays
 
 
 def _unchanged(arrays: T) -> T:

@@ -135,7 +135,9 @@ def encoder_prompt_scores(
     """Computes Δ′ within each prompt, `[p, k]`, of some latents or of all; the mean over
     prompts is Δ′.
     """
-    width = sae.cfg.n_latents if latents is None else len(latents)
+    width = sae.cfg.n_latents
+    if latents is not None:
+        latents, width = np.asarray(latents), len(latents)
     return _by_prompt(merged, sae, _code_scores, (mean_n, latents), width)
 
 
@@ -153,7 +155,8 @@ def fires_on_pairs(merged: MergedTokens, sae: SAE, latents: np.ndarray) -> np.nd
     """Returns the share of prompts in which each of some latents fires on a counted
     token, `[k]`.
     """
-    firings_pk = _by_prompt(merged, sae, _fires, (latents,), len(latents))
+    some = (np.asarray(latents),)
+    firings_pk = _by_prompt(merged, sae, _fires, some, len(latents))
     return (firings_pk > 0).mean(0)
 
 

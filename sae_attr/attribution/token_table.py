@@ -336,10 +336,14 @@ def _add_moment(
 
 
 def block_length(tokens: int, most: int) -> int:
-    """Returns how many tokens a block of a table holds: the power of two that is not
-    below their number, so that few programs are compiled, from 128 to `most`.
+    """Returns how many tokens a block of a table holds, at most `most`.
+
+    Few lengths, so that few programs are compiled: powers of two from 128 to 2,048,
+    then multiples of a sixteenth of one.
     """
-    return min(most, max(128, 1 << (tokens - 1).bit_length()))
+    power = max(128, 1 << (tokens - 1).bit_length())
+    part = power if power <= 2048 else power // 16
+    return min(most, max(1, -(-tokens // part)) * part)
 
 
 def zeros(shape: tuple[int, ...]) -> np.ndarray:

@@ -234,6 +234,7 @@ def _scale(cfg: TrainConfig, x_bd: np.ndarray, name: str) -> float:
 # ---- the SAE of a state --------------------------------------------------------------
 
 
+@partial(jax.jit, static_argnames="cfg")
 def running_threshold(state: SAEState, cfg: TrainConfig) -> jax.Array:
     """Returns the mean of the batch thresholds since `threshold_start`, with weights that
     fall by `threshold_decay` a step, corrected for the start; 0 before it.
@@ -255,12 +256,6 @@ def finished(cfg: TrainConfig, state: SAEState, **fields: Any) -> SAE:
       state: of any step.
       **fields: of `SAEConfig` to record, such as site, model_name, layer, context_size.
     """
-    sae = _in_raw_units(cfg, state)
-    return replace(sae, cfg=replace(sae.cfg, **fields))
-
-
-@partial(jax.jit, static_argnames="cfg")
-def _in_raw_units(cfg: TrainConfig, state: SAEState) -> SAE:
     objective = OBJECTIVES[cfg.objective]
     sae = objective.finish(state.sae, cfg, running_threshold(state, cfg))
     over = 1 / state.scale_out
@@ -278,4 +273,4 @@ def _in_raw_units(cfg: TrainConfig, state: SAEState) -> SAE:
     if cfg.transcoder:
         # An autoencoder has one scale: there the ratio is 1 but for rounding.
         scaled["enc_dn"] = sae.enc_dn * (state.scale_in / state.scale_out)
-    return replace(sae, **scaled)
+    return replace(sae, **scaled, cfg=replace(sae.cfg, **fields))

@@ -16,9 +16,9 @@ from sae_attr.parallel import with_namespace
 from sae_attr.sae.model import SAE, code_rows, unit_decoder
 from sae_attr.steering.interventions import intervention_named
 
-Coordinates = tuple[jax.Array, jax.Array, SAE | None, jax.Array | None]
+Coordinates = tuple[Any, Any, SAE | None, Any]
 """Directions `[b, m, d]` and strengths `[b, m]` at a site; an SAE and its latents
-`[b, m]`, of modes that read them."""
+`[b, m]`, of modes that read them; numpy where all that was given is on the host."""
 
 
 def by_site(
@@ -69,10 +69,7 @@ def site_coordinates(
     large.
     """
     directions_bmd, latents_bm = _directions(directions, rows, width, sae)
-    strengths_bm, xp = with_namespace(
-        _strengths(strengths, rows, directions_bmd.shape[1])
-    )
-    strengths_bm = strengths_bm * xp.asarray(unit, xp.float32)
+    strengths_bm = _strengths(strengths, unit, rows, directions_bmd.shape[1])
     if not intervention_named(mode).of_latents:
         return directions_bmd, strengths_bm, None, None
     if latents_bm is None:
@@ -84,9 +81,9 @@ def site_coordinates(
 
 def _directions(
     directions: Any, rows: int, width: int, sae: SAE | None
-) -> tuple[jax.Array, jax.Array | None]:
+) -> tuple[Any, Any]:
     """Returns directions `[b, m, d]`, and latents `[b, m]` where those stand for directions."""
-    (directions, xp), latents_bm = with_namespace(directions), None
+    (xp, directions), latents_bm = with_namespace(directions), None
     if jnp.issubdtype(directions.dtype, jnp.integer):
         latents_bm = _latents(directions, rows, sae)
         assert sae is not None  # _latents
@@ -111,7 +108,7 @@ def _rows_of(sae: SAE, latents_bm: jax.Array) -> jax.Array:
     return jnp.where(latents_bm[..., None] >= 0, unit_bmd, 0)
 
 
-def _latents(latents: jax.Array, rows: int, sae: SAE | None) -> jax.Array:
+def _latents(latents: Any, rows: int, sae: SAE | None) -> Any:
     """Returns latents `[b, m]`, -1 for none."""
     if sae is None:
         raise ValueError(
@@ -134,12 +131,13 @@ def _latents(latents: jax.Array, rows: int, sae: SAE | None) -> jax.Array:
             f"latents reach {low}..{high} but the SAE has {sae.cfg.n_latents}; -1 "
             "stands for none"
         )
-    return with_namespace(full)[1].broadcast_to(full, (rows, full.shape[1]))
+    xp, full = with_namespace(full)
+    return xp.broadcast_to(full, (rows, full.shape[1]))
 
 
-def _strengths(strengths: Any, rows: int, m: int) -> jax.Array:
-    """Returns strengths `[b, m]`."""
-    strengths, xp = with_namespace(strengths)
+def _strengths(strengths: Any, unit: Any, rows: int, m: int) -> Any:
+    """Returns strengths `[b, m]`, times their unit."""
+    xp, strengths, unit = with_namespace(strengths, unit)
     strengths = strengths.astype(xp.float32)
     full = strengths
     if strengths.ndim < 2:
@@ -149,4 +147,5 @@ def _strengths(strengths: Any, rows: int, m: int) -> jax.Array:
             f"strengths of shape {strengths.shape} do not fit {rows} rows of {m} "
             "latents; give [], [b] or [b, m]"
         )
-    return xp.broadcast_to(full, (rows, m))
+    with np.errstate(over="ignore"):  # infinite, as jax has it
+        return xp.broadcast_to(full, (rows, m)) * unit.astype(xp.float32)

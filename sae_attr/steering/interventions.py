@@ -172,9 +172,7 @@ def intervention(
     return intervention_named(mode).edit(rows)
 
 
-def scope(
-    tokens: str, prompt_lengths_b: Any, *, skip: int = 0
-) -> tuple[jax.Array, jax.Array]:
+def scope(tokens: str, prompt_lengths_b: Any, *, skip: int = 0) -> tuple[Any, Any]:
     """Returns the half-open range of positions `[b]`, `[b]` on which rows that begin
     with a prompt are steered.
 
@@ -188,6 +186,9 @@ def scope(
       prompt_lengths_b: P of every row.
       skip: positions at the start of the row that are never changed (1 spares BOS).
 
+    Returns:
+      Start and stop, int32; numpy where the arguments are on the host.
+
     Raises:
       ValueError: an unknown scope.
     """
@@ -195,11 +196,10 @@ def scope(
         raise ValueError(
             f"tokens {tokens!r} is unknown; choose one of {', '.join(TOKENS)}"
         )
-    length_b, xp = with_namespace(prompt_lengths_b)
+    xp, length_b, first = with_namespace(prompt_lengths_b, skip)
     length_b = length_b.astype(xp.int32)
-    start_b = xp.full_like(length_b, skip)
-    if tokens == "generated":
-        start_b = xp.maximum(length_b, skip)
+    begin_b = length_b if tokens == "generated" else xp.zeros_like(length_b)
+    start_b = xp.maximum(begin_b, first)
     stop_b = length_b if tokens == "prompt" else xp.full_like(length_b, NO_END)
     return start_b, stop_b
 

@@ -9,6 +9,7 @@ manifest alone tells that an entry is complete.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -97,8 +98,8 @@ class Store:
         """Stores an entry whole: after a kill at any moment it is there with every
         byte, or not at all.
 
-        An entry that is there already and complete is kept, also one that another
-        process has published in the meantime; a damaged one is replaced.
+        An entry that is there already and complete is kept, on a local disk also one
+        that another process has published in the meantime; a damaged one is replaced.
 
         Args:
           key: name of the folder.
@@ -200,18 +201,13 @@ class Store:
         """
         sync(folder)
         final, old = self.path(key), folder.parent / f"{folder.name}-old"
-        while not self.has(key):
+        while not _renamed(folder, final) and not self.has(key):
             # A rename cannot replace a folder that has files, so the damaged one goes
             # first; a kill between the two renames leaves no entry, which counts as not
             # computed.
-            if os.path.lexists(final):
-                remove(old)
+            remove(old)
+            with contextlib.suppress(FileNotFoundError):  # another process moved it
                 os.rename(final, old)
-            try:
-                os.rename(folder, final)
-            except OSError as error:  # another process came first
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
         sync(final.parent)
         remove(old)
 
@@ -227,6 +223,17 @@ class Store:
                 remove(left)
 
 
+def _renamed(folder: epath.Path, final: epath.Path) -> bool:
+    """Renames a folder where nothing is in its way; returns whether it did."""
+    try:
+        os.rename(folder, final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        return False
+    return True
+
+
 def _abandoned(left: epath.Path) -> bool:
     """Returns True if the process that made a temporary folder cannot finish it."""
     # The name is that of `owner_tag`: host~pid@start time.
@@ -234,5 +241,3 @@ def _abandoned(left: epath.Path) -> bool:
     if owner is not None and owner[1] == socket.gethostname():
         return not alive(int(owner[2]), owner[3])
     return time.time() - left.stat().mtime > _ABANDONED
-
-

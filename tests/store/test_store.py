@@ -299,20 +299,50 @@ def test_of_processes_that_publish_the_same_the_first_is_kept(tmp_path: Path) ->
     assert [p.name for p in tmp_path.iterdir()] == ["k"]
 
 
-def test_a_process_that_comes_first_at_the_last_moment_is_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rename = os.rename
+def overtake(monkeypatch: pytest.MonkeyPatch, root: Path, renames: int) -> None:
+    """Lets another process publish "k" just before some rename of this one."""
+    rename, left = os.rename, [renames]
 
     def overtaken(folder: Any, final: Any) -> None:
-        monkeypatch.setattr(os, "rename", rename)
-        Store(tmp_path).publish("k", {"x": np.zeros(3)})
+        left[0] -= 1
+        if not left[0]:
+            monkeypatch.setattr(os, "rename", rename)
+            Store(root).publish("k", {"x": np.zeros(3)})
         rename(folder, final)
 
     monkeypatch.setattr(os, "rename", overtaken)
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_process_that_comes_first_at_the_last_moment_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int, damaged: bool
+) -> None:
+    if damaged:
+        Store(tmp_path).publish("k", {"x": np.ones(3)})
+        (tmp_path / "k/manifest.json").unlink()
+    overtake(monkeypatch, tmp_path, renames)
     Store(tmp_path).publish("k", {"x": np.zeros(3)})
     np.testing.assert_array_equal(Store(tmp_path).load("k")[0]["x"], np.zeros(3))
     assert [p.name for p in tmp_path.iterdir()] == ["k"]
+
+
+def test_a_damaged_entry_that_another_process_moved_away_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "k").mkdir()
+    (tmp_path / "k/half").write_text("half of it")
+    rename = os.rename
+
+    def moved(folder: Any, final: Any) -> None:
+        if os.fspath(folder) == str(tmp_path / "k"):
+            monkeypatch.setattr(os, "rename", rename)
+            shutil.rmtree(tmp_path / "k")
+        rename(folder, final)
+
+    monkeypatch.setattr(os, "rename", moved)
+    Store(tmp_path).publish("k", {"x": np.zeros(3)})
+    np.testing.assert_array_equal(Store(tmp_path).load("k")[0]["x"], np.zeros(3))
 
 
 def test_a_bucket_has_no_rename_but_the_manifest_comes_last(
