@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import faulthandler
 import io
 import json
 import signal
@@ -118,6 +119,9 @@ def begin(argv: Sequence[str], *, cluster: bool = True) -> None:
             "--config.KEY=VALUE"
         )
     if cluster and parallel.start_distributed():
+        # jax aborts this process where process 0 is gone. What all threads do then says
+        # nothing of it, and reading it while they run may fault: another status.
+        faulthandler.enable(all_threads=False)
         config = _config()
         _hosts.watch_others()
         _hosts.check_hosts({} if config is None else config.to_dict(), sys.argv[1:])
