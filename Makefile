@@ -73,7 +73,7 @@ lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-# Every benchmark, two hours of two idle cores → runs/benchmarks/report.html
+# Every benchmark, an hour of two idle cores → runs/benchmarks/report.html
 bench: $(TOOLS)
 	$(BIN)/python -m benchmarks.report
 

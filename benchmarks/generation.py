@@ -11,7 +11,8 @@ With `--stop_every=N` every N-th token ends an answer on both sides: then places
 filled again here, and a batch of transformers runs until its longest row ends.
 `share` is the time of the blocks', the unembedding's and the draw's products for as
 many tokens, measured alone, over the sweep's time. `cpu` is processor time.
-Expect: some 10 minutes on 2 idle cores; `--latents=8` takes one. On a busy machine set
+Expect: three times as many tokens a second as transformers, else the status is 1. That
+depends on the machine: see docs/sampling.md. Some 10 minutes on 2 idle cores; `--latents=8` takes one. On a busy machine set
 OMP_NUM_THREADS=1 and read processor time: torch's threads spin while they wait.
 """
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +36,8 @@ from sae_attr.lm.draw import Sampling
 from sae_attr.lm.model import Params
 from sae_attr.parallel import make_mesh
 from sae_attr.steering import Plan, Sampler, every_condition, sample_batches
+
+LEAST = 3.0  # times as many tokens a second as transformers
 
 Seconds = tuple[float, float]
 """On the clock, and of processor time over all threads."""
@@ -207,6 +211,9 @@ def main() -> None:
         step = sum([milliseconds[clock] for milliseconds in parts.values()]) / 1000
         share = tokens["sweep"] / rows * step / best["sweep"][clock]
         print(f"share of the steps' products, {name}: {share:.2f}")
+    if model is not None:
+        ratio = best["transformers"][0] / best["sweep"][0]
+        sys.exit(int(ratio < LEAST))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from benchmarks import predictions, report
 
 def test_a_page_has_every_benchmarks_text_and_plot(tmp_path: Path) -> None:
     runs = []
-    for name, status in (("collectives", 0), ("operations", 1)):
+    for name, status in (("collectives", 0), ("operations", 1), ("moment", 0)):
         (tmp_path / f"{name}.txt").write_text(f"{name} <table> 12 & 13\n")
         runs.append(report.Run(name, f"python -m benchmarks.{name}", status, 3.0))
     row = {"stage": "scoring", "mesh": "1×8", "bytes": 0, "least_bytes": 2}
@@ -20,7 +20,12 @@ def test_a_page_has_every_benchmarks_text_and_plot(tmp_path: Path) -> None:
     page = report.page(runs, tmp_path)
     assert page.count("<svg") == 1
     assert "operations &lt;table&gt; 12 &amp; 13" in page
-    assert "missed (status 1)" in page
+    for name, outcome in (
+        ("collectives", "holds"),
+        ("operations", "missed (status 1)"),
+        ("moment", "measured"),
+    ):
+        assert f'<a href="#{name}">{name}</a><td>{outcome}<td>' in page
     assert "Collectives of one step of every stage" in page
 
 
