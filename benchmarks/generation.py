@@ -12,8 +12,9 @@ filled again here, and a batch of transformers runs until its longest row ends.
 `share` is the time of the blocks', the unembedding's and the draw's products for as
 many tokens, measured alone, over the sweep's time. `cpu` is processor time.
 Expect: three times as many tokens a second as transformers, else the status is 1. That
-depends on the machine: see docs/sampling.md. Some 10 minutes on 2 idle cores; `--latents=8` takes one. On a busy machine set
-OMP_NUM_THREADS=1 and read processor time: torch's threads spin while they wait.
+depends on the machine: see docs/sampling.md. Some 10 minutes on 2 idle cores;
+`--latents=8` takes one. On a busy machine set OMP_NUM_THREADS=1 and read processor
+time: torch's threads spin while they wait.
 """
 
 from __future__ import annotations
@@ -203,17 +204,17 @@ def main() -> None:
             f"  {count / wall:8.0f} tokens/s",
             flush=True,
         )
+    status = 0
     if model is not None:
         ratios = [best["transformers"][i] / best["sweep"][i] for i in (0, 1)]
         print(f"sweep over transformers: {ratios[0]:.2f}, of cpu s {ratios[1]:.2f}")
+        status = int(ratios[0] < LEAST)
     parts = timed(parts_alone(cfg, params, rows), args.rounds + 1)
     for clock, name in enumerate(("wall", "cpu")):
         step = sum([milliseconds[clock] for milliseconds in parts.values()]) / 1000
         share = tokens["sweep"] / rows * step / best["sweep"][clock]
         print(f"share of the steps' products, {name}: {share:.2f}")
-    if model is not None:
-        ratio = best["transformers"][0] / best["sweep"][0]
-        sys.exit(int(ratio < LEAST))
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -357,8 +357,9 @@ def shard_rows(array: Any, mesh: Mesh) -> jax.Array:
 def to_host(arrays: Any) -> Any:
     """Returns the arrays of a pytree, whole, on every process's host.
 
-    Arrays of several processes lie on a mesh. Shards that other processes hold are gathered first, those of all arrays by one
-    program: for a moment every device holds all of them.
+    Arrays of several processes lie on a mesh. Shards that other processes hold are
+    gathered first, those of all arrays by one program: for a moment every device holds
+    all of them, so that large ones are better fetched one by one.
     """
     leaves, structure = jax.tree.flatten(arrays)
     missing = {}

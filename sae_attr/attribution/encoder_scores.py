@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae_attr.attribution.prompt_merge import MergedTokens
-from sae_attr.attribution.token_table import block_length
+from sae_attr.attribution.token_table import block_length, padded
 from sae_attr.sae.config import LOCAL_GATES
 from sae_attr.sae.model import (
     SAE,
@@ -126,6 +126,14 @@ def error_scores(
     return -jnp.sum(grads * (error - mean_m), axis=-1)
 
 
+class _Tokens(NamedTuple):
+    """A block of merged tokens."""
+
+    reads_jd: Any
+    acts_jd: Any
+    grads_jd: Any
+
+
 def encoder_prompt_scores(
     merged: MergedTokens,
     sae: SAE,
@@ -185,14 +193,6 @@ def _error_and_whole(
     return jnp.stack([error, whole], axis=-1)
 
 
-class _Tokens(NamedTuple):
-    """A block of merged tokens."""
-
-    reads_jd: Any
-    acts_jd: Any
-    grads_jd: Any
-
-
 @partial(jax.jit, static_argnames=("score", "prompts"))
 def _block_sums(
     sae: SAE,
@@ -229,19 +229,15 @@ def _by_prompt(
         part = slice(start, start + block)
         prompt_j = merged.prompt_j[part]
         # Padding goes to prompt 0. Its gradients are zero, and so is every score.
-        gap = block - len(prompt_j)
+        segments = np.pad(prompt_j, (0, block - len(prompt_j)))
         arrays = (merged.reads_jd, merged.acts_jd, merged.grads_jd)
         sums_pk = _block_sums(
             sae,
-            _Tokens(*(_rows_padded(array_jd[part], gap) for array_jd in arrays)),
-            np.pad(prompt_j, (0, gap)),
+            _Tokens(*(padded(array_jd[part], block) for array_jd in arrays)),
+            segments,
             given,
             score=score,
             prompts=merged.prompts,
         )
         total_pk += np.asarray(sums_pk)
     return total_pk
-
-
-def _rows_padded(array_jd: np.ndarray, gap: int) -> np.ndarray:
-    return np.pad(np.asarray(array_jd, np.float32), ((0, gap), (0, 0)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
@@ -127,7 +126,7 @@ def prompt_scores(
     """
     groups = len(ROLES) if by_role else 1
     segment_j = merged.prompt_j * groups + (merged.role_j if by_role else 0)
-    total: Any = zeros((merged.prompts * groups, dec_nd.shape[0]))
+    total = zeros((merged.prompts * groups, dec_nd.shape[0]))
     block = block_length(len(segment_j), BLOCK)
     for start in range(0, len(segment_j), block):
         part = slice(start, start + block)

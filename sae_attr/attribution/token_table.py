@@ -313,8 +313,7 @@ def table_moment(
     with the number of tokens.
     """
     d = table.acts_kd.shape[1]
-    nothing: Any = (zeros((d, d)), zeros((d,)))
-    total = Moment(*nothing)
+    total = Moment(zeros((d, d)), zeros((d,)))
     length = block_length(len(weights_k), block)
     for start in range(0, len(weights_k), block):
         # Tokens outside the scope have weight 0 and are not read from a memory map.
@@ -346,7 +345,7 @@ def block_length(tokens: int, most: int) -> int:
     return min(most, max(1, -(-tokens // part)) * part)
 
 
-def zeros(shape: tuple[int, ...]) -> np.ndarray:
+def zeros(shape: tuple[int, ...]) -> Any:
     """Makes zeros of the type that jax computes in; on the host, where nothing is
     compiled for them.
     """

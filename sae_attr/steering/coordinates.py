@@ -131,8 +131,7 @@ def _latents(latents: Any, rows: int, sae: SAE | None) -> Any:
             f"latents reach {low}..{high} but the SAE has {sae.cfg.n_latents}; -1 "
             "stands for none"
         )
-    xp, full = with_namespace(full)
-    return xp.broadcast_to(full, (rows, full.shape[1]))
+    return np.broadcast_to(full, (rows, full.shape[1]))
 
 
 def _strengths(strengths: Any, unit: Any, rows: int, m: int) -> Any:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from sae_attr.attribution.ablation import exact_ablation, row_ablation
+from sae_attr.attribution.ablation import Ablation, exact_ablation, row_ablation
 from sae_attr.attribution.ablation_table import FIELDS, first_prompts
 from sae_attr.attribution.presets import decoder_rows
 from sae_attr.attribution.ranking import random_matched
@@ -132,7 +132,7 @@ def _joint(setup: Setup, ablated: Ablated, progress: Progress) -> dict[str, np.n
                 ablated.mean_d,
                 where_bt,
             )
-            arrays = to_host({field: getattr(result, field) for field in FIELDS})
+            arrays = _on_host(result)
             progress.add(name, arrays)
         for field in FIELDS:
             out[f"joint_{field}"][row_b[row_b >= 0]] = arrays[field][row_b >= 0]
@@ -162,15 +162,20 @@ def _single(setup: Setup, ablated: Ablated) -> dict[str, np.ndarray]:
             ablated.mean_d,
             where_bt,
         )
-        host = to_host(result)
+        arrays = _on_host(result)
         for name in FIELDS:
-            out[f"single_{name}"][index_b[used]] = getattr(host, name)[used]
+            out[f"single_{name}"][index_b[used]] = arrays[name][used]
     return {
         **out,
         "single_row": row_s,
         "single_latent": latent_s,
         "single_position": pos_s,
     }
+
+
+def _on_host(result: Ablation) -> dict[str, np.ndarray]:
+    """Returns the fields of a batch's ablations."""
+    return to_host({name: getattr(result, name) for name in FIELDS})
 
 
 def _triples(setup: Setup, ablated: Ablated) -> tuple[Any, Any, np.ndarray]:
