@@ -37,6 +37,13 @@ SMOLLM2: dict[str, Any] = {
 SHAPES = {"gpt2-small": GPT2, "smollm2-135m": SMOLLM2}
 
 
+def block_weights(cfg: LMConfig) -> int:
+    """Returns the number of weights in the matrices of one block."""
+    of_heads = cfg.head_dim * (cfg.n_heads + cfg.n_kv_heads)
+    matrices = 3 if cfg.gated_mlp else 2
+    return cfg.d_model * (2 * of_heads + matrices * cfg.d_mlp)
+
+
 def random_model(shape: str) -> tuple[LMConfig, Params]:
     """Returns the config and random float32 weights of a shape of `SHAPES`."""
     cfg = config_from_hf(SHAPES[shape])

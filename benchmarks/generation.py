@@ -10,7 +10,10 @@ the sweep). Then both take turns, and the shortest time counts.
 With `--stop_every=N` every N-th token ends an answer on both sides: then places are
 filled again here, and a batch of transformers runs until its longest row ends.
 `share` is the time of the blocks', the unembedding's and the draw's products for as
-many tokens, measured alone, over the sweep's time. `cpu` is processor time.
+many tokens, measured alone, over the sweep's time. `cpu` is processor time. The sweep's
+rate is that of its products with weights alone, each counted once; at a bare large
+product's rate, with nothing else to do, it would be `at most` so many times as fast as
+transformers.
 Expect: three times as many tokens a second as transformers, else the status is 1. That
 depends on the machine: see docs/sampling.md. Some 10 minutes on 2 idle cores;
 `--latents=8` takes one. On a busy machine set OMP_NUM_THREADS=1 and read processor
@@ -29,7 +32,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks._shapes import SHAPES, random_model, torch_model
+from benchmarks._products import product_seconds
+from benchmarks._shapes import SHAPES, block_weights, random_model, torch_model
 from benchmarks.decode_step import parts_alone, timed
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
@@ -90,6 +94,21 @@ def our_sweep(
     return run
 
 
+def sweep_operations(args: argparse.Namespace, cfg: LMConfig, tokens: int) -> float:
+    """Counts multiplications and additions of the products with weights without which
+    there is no sweep of so many tokens.
+    """
+    answers = args.latents * args.prompts
+    above = cfg.n_layers - cfg.n_layers // 2
+    # Below the edited layer a prompt is read once; above it once, or once a vector.
+    arms = answers if args.tokens == "all" else args.prompts
+    prompts = args.prompt * (args.prompts * (cfg.n_layers - above) + arms * above)
+    # The last token of an answer is drawn, and not read.
+    steps = (tokens - answers) * cfg.n_layers
+    weights = (prompts + steps) * block_weights(cfg) + tokens * cfg.d_model * cfg.vocab
+    return 2.0 * weights
+
+
 def torch_batch(
     args: argparse.Namespace, model: Any, rows: int, stop_ids: tuple[int, ...]
 ) -> Callable[[], int]:
@@ -135,6 +154,25 @@ def torch_batch(
         return int(lengths.sum())
 
     return run
+
+
+def show_limit(cfg: LMConfig, operations: float, seconds: dict[str, float]) -> None:
+    """Prints the rate of the sweep's products beside that of one large product of an
+    MLP's shape, and how many times as fast as transformers that one would make it.
+
+    Args:
+      seconds: of each side.
+    """
+    m, k, n = 2048, cfg.d_model, cfg.d_mlp
+    bare = 2 * m * k * n / product_seconds(m, k, n, rounds=30)[0]
+    rate = operations / seconds["sweep"]
+    print(
+        f"products of the sweep: {rate / 1e9:.0f} GF/s, {rate / bare:.2f} of a bare "
+        f"product's {bare / 1e9:.0f}"
+    )
+    if "transformers" in seconds:
+        most = seconds["transformers"] * bare / operations
+        print(f"with nothing but products at that rate: at most {most:.2f}")
 
 
 def fastest(
@@ -209,6 +247,8 @@ def main() -> None:
         ratios = [best["transformers"][i] / best["sweep"][i] for i in (0, 1)]
         print(f"sweep over transformers: {ratios[0]:.2f}, of cpu s {ratios[1]:.2f}")
         status = int(ratios[0] < LEAST)
+    operations = sweep_operations(args, cfg, tokens["sweep"])
+    show_limit(cfg, operations, {name: wall for name, (wall, _) in best.items()})
     parts = timed(parts_alone(cfg, params, rows), args.rounds + 1)
     for clock, name in enumerate(("wall", "cpu")):
         step = sum([milliseconds[clock] for milliseconds in parts.values()]) / 1000

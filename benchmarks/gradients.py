@@ -33,10 +33,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks._peer import Peer
+from benchmarks._products import product_seconds
 from benchmarks._shapes import SHAPES, random_model
 from benchmarks.operations import least_operations
 from sae_attr.attribution.gradients import act_and_grad
@@ -94,14 +94,6 @@ def seconds(run: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - cpu_start
 
 
-def product_seconds(cfg: LMConfig) -> float:
-    """Times one product [1024, d] × [d, f] in JAX, the best of four."""
-    product = jax.jit(jnp.matmul)
-    a, b = jnp.ones((ROWS_OF_PRODUCT, cfg.d_model)), jnp.ones((cfg.d_model, cfg.d_mlp))
-    product(a, b).block_until_ready()
-    return min(seconds(lambda: product(a, b))[0] for _ in range(4))
-
-
 def best_batches(runs: dict[str, Run], sizes: list[int]) -> dict[str, int]:
     """Returns per side the batch size with the least time a row; every size is run once
     unmeasured and twice measured.
@@ -149,7 +141,7 @@ def time_sides(
     )
     shape = [ROWS_OF_PRODUCT, cfg.d_model, cfg.d_mlp]
     for _ in range(args.repeats):
-        times.products["jax"].append(product_seconds(cfg))
+        times.products["jax"].append(product_seconds(*shape)[0])
         times.products["torch"].append(peer.ask(side="product", shape=shape)["seconds"])
         for name, run in runs.items():
             times.calls[name].append(run(times.sizes[name]))

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks._shapes import GPT2
+from benchmarks._shapes import GPT2, block_weights
 from sae_attr.attribution.gradients import act_and_grad
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
@@ -44,9 +44,7 @@ def least_operations(
     """
     t = prompt + completion
     width = cfg.n_heads * cfg.head_dim
-    attention = 2 * cfg.d_model * (width + cfg.n_kv_heads * cfg.head_dim)
-    matrices = 3 if cfg.gated_mlp else 2
-    weights = attention + matrices * cfg.d_model * cfg.d_mlp
+    weights = block_weights(cfg)
     forward = 2 * t * weights + 4 * t**2 * width
     # Of attention: gradients of queries, keys, values and weights.
     backward = 2 * t * weights + 8 * t**2 * width

@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks._peer import Peer
+from benchmarks._products import product_seconds
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae.train_state import first_state
 from sae_attr.sae.update import compiled_step
@@ -98,17 +99,6 @@ def our_steps(objective: str, x: np.ndarray, n: int, k: int, count: int) -> list
     return times[2:]
 
 
-def product_seconds(x: np.ndarray, n: int) -> float:
-    """Times the encoder's product alone, the best of three."""
-    a, w = jnp.asarray(x), jnp.ones((x.shape[1], n))
-    product, times = jax.jit(jnp.matmul), []
-    for _ in range(4):
-        start = time.perf_counter()
-        product(a, w).block_until_ready()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def time_objective(
     peer: Peer, request: dict[str, Any], x: np.ndarray, args: argparse.Namespace
 ) -> dict[str, Any]:
@@ -138,7 +128,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         request: dict[str, Any] = {"do": "time", "data": data, "d": d, "n": n, "k": k}
         request |= {"batch": b, "lr": LR, "steps": 10}
         product = peer.ask(**request, side="product", count=3)["seconds"]
-        measured["product"] = {"jax": product_seconds(x, n), "torch": min(product)}
+        measured["product"] = {
+            "jax": product_seconds(len(x), x.shape[1], n)[0],
+            "torch": min(product),
+        }
         for objective in ("topk", "batch_topk"):
             measured["sides"][objective] = time_objective(
                 peer, {**request, "objective": objective}, x, args

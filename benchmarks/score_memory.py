@@ -26,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,31 +110,12 @@ def disk_rate(file: Path) -> float:
     return rate
 
 
-def product_rates(rows: int, d: int) -> tuple[float, float]:
-    """Measures operations of the bare product of a chunk, per second and per second of
-    all cores' time, which others on the machine do not change.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    product = jax.jit(partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST))
-    operands = jnp.ones((rows, d)), jnp.ones((d, d))
-    product(*operands).block_until_ready()
-    times, of_cores = [], []
-    for _ in range(3):
-        start, before = time.perf_counter(), time.process_time()
-        product(*operands).block_until_ready()
-        times.append(time.perf_counter() - start)
-        of_cores.append(time.process_time() - before)
-    operations = 2 * rows * d**2
-    return operations / min(times), operations / min(of_cores)
-
-
 def measure(folder: str) -> dict[str, Any]:
     """Scores the dictionary of `folder` in this process and says what that took."""
     import jax
     import jax.numpy as jnp
 
+    from benchmarks._products import product_seconds
     from sae_attr.attribution import Moment, score_moment
     from sae_attr.attribution.decoder_pass import rows_at_a_time
     from sae_attr.sae.formats import open_decoder
@@ -148,7 +128,8 @@ def measure(folder: str) -> dict[str, Any]:
     moment, mean_d = Moment(jnp.asarray(s_dd), jnp.asarray(g_d)), jnp.zeros(d)
     chunk = rows_at_a_time(n, d)
     disk = disk_rate(file)
-    product, of_cores = product_rates(chunk, d)
+    on_clock, of_cores = product_seconds(chunk, d, d)
+    product = 2 * chunk * d**2 / on_clock
     # The compiler and its thread pools are there before the count begins.
     score_moment(moment, mean_d, jnp.ones((8, d))).block_until_ready()
     watch, start, before = Watch(), time.perf_counter(), time.process_time()
@@ -166,7 +147,7 @@ def measure(folder: str) -> dict[str, Any]:
         "product": product,
         "limit": limit,
         "share": limit / seconds,
-        "share_of_cores": 2 * n * d**2 / of_cores / cores,
+        "share_of_cores": n / chunk * of_cores / cores,
         "error": _error(source, s_dd, np.asarray(scores_n)),
         "samples": watch.samples,
         "devices": len(jax.devices()),
