@@ -2,6 +2,7 @@
 shared fixtures where they exist.
 """
 
+import ctypes
 import gc
 import os
 import tempfile
@@ -71,6 +72,24 @@ def bounded_memory() -> Iterator[None]:
         if resident > MOST_MEMORY:
             jax.clear_caches()
             gc.collect()
+            _give_back_memory()
+
+
+def _give_back_memory() -> None:
+    """Returns freed memory to the system: the C library would keep it, and the process
+    would count as large after every module from then on.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
+
+
+def pytest_collection_finish() -> None:
+    """Leaves modules and tests out of later garbage collections, of which JAX's tracing
+    causes many.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
