@@ -5,6 +5,7 @@ configs/finetune.py for the command.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -252,15 +253,23 @@ def trained_parameters(cfg: LMConfig, lora: Lora | None, trained: Params) -> int
     return round(count * len(check_lora(cfg, lora)) / cfg.n_layers)
 
 
+def _parts(
+    cfg: LMConfig, params: Params, lora: Lora | None, seed: int
+) -> tuple[Params, Params, Callable[[Params, Params], Params]]:
+    """Returns the leaves that are trained, those that stay, and what makes a model of
+    both: frozen before trained.
+    """
+    if lora is None:
+        return params, {}, join
+    trained = init_lora(cfg, params, lora, jax.random.key(seed))
+    return trained, params, partial(attach, scale=lora.scale)
+
+
 def run(config: ConfigDict, inputs: Inputs, workdir: epath.Path) -> dict[str, Any]:
     """Loads the model, trains, writes; returns the content of result.json."""
     mesh, lora = parallel.make_mesh(config.mesh), inputs.lora
     cfg, params = load_lm(str(inputs.source), mesh=mesh, dtype=config.dtype)
-    if lora is None:
-        trained, frozen, assemble = params, {}, join
-    else:
-        trained = init_lora(cfg, params, lora, jax.random.key(config.seed))
-        frozen, assemble = params, partial(attach, scale=lora.scale)
+    trained, frozen, assemble = _parts(cfg, params, lora, config.seed)
     hashes = _training.hashes(config)
     result = _training.train(
         trained,
@@ -274,17 +283,16 @@ def run(config: ConfigDict, inputs: Inputs, workdir: epath.Path) -> dict[str, An
         inputs=hashes,
         assemble=assemble,
     )
-    trained = result.state.trained
-    whole = assemble(frozen, trained)
-    write_model(Path(workdir), config, cfg, lora, whole, trained)
+    last = result.state.trained
     best, best_text = _training.best_leaves(result, workdir)
-    if best is not None:
-        whole_best = assemble(frozen, best)
-        write_model(Path(workdir), config, cfg, lora, whole_best, best, "-best")
+    for leaves, suffix in ((last, ""), (best, "-best")):
+        if leaves is not None:
+            whole = assemble(frozen, leaves)
+            write_model(Path(workdir), config, cfg, lora, whole, leaves, suffix)
     files = {}
     if lora is not None and inputs.held_out:
         states = example_states(
-            whole,
+            assemble(frozen, last),
             inputs.held_out,
             cfg=cfg,
             layers=check_lora(cfg, lora),
@@ -302,7 +310,7 @@ def run(config: ConfigDict, inputs: Inputs, workdir: epath.Path) -> dict[str, An
         "best": best_text,
         "packs": inputs.datasets[0].count,
         "pack_tokens": inputs.datasets[0].width,
-        "parameters_trained": trained_parameters(cfg, lora, trained),
+        "parameters_trained": trained_parameters(cfg, lora, last),
     }
     return _training.write_results(workdir, result, config, facts, files)
 

@@ -4,7 +4,7 @@ passages on which it is most active.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -133,16 +133,17 @@ def passage_statistic(
     ) -> list[list[Passage]]:
         code_bk, at_bk, near_bwk = measured
         first_b = np.argmax(counted_bt, axis=1)
-        longer = []
-        for k, passages in enumerate(best):
-            more = []
-            for b in np.flatnonzero(code_bk[:, k] > 0):
+
+        def passages_of(k: int) -> Iterator[Passage]:
+            for b in np.flatnonzero(code_bk[:, k] > 0).tolist():
                 place = int(at_bk[b, k])
                 first = place == int(first_b[b])
-                row = (batch, int(b), place)
-                more.append(_passage(*row, near_bwk[b, :, k], window, first))
+                yield _passage(batch, b, place, near_bwk[b, :, k], window, first)
+
+        longer = []
+        for k, passages in enumerate(best):
             # The sort is stable: of equal codes the earlier text comes first.
-            ordered = sorted([*passages, *more], key=lambda passage: -passage.code)
+            ordered = sorted([*passages, *passages_of(k)], key=lambda one: -one.code)
             longer.append(_different(ordered)[:count])
         return longer
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,8 @@ from tqdm import tqdm
 
 from sae_attr.files.row_source import RowSource
 from sae_attr.parallel import shard_rows, to_host
+
+T = TypeVar("T")
 
 
 def check_width(dec_width: int, acts_width: int) -> None:
@@ -103,19 +107,29 @@ def score_dictionary(
         for name, values_c in zip(out, scores, strict=True):
             out[name][start:end] = values_c[: end - start]
 
-    waiting: tuple[int, tuple[jax.Array, jax.Array]] | None = None
     bar = tqdm(
         range(0, n, chunk), desc="score latents", unit="chunk", disable=not progress
     )
-    for start in bar:
-        rows_cd = _chunk(source, start, chunk, mesh)
-        if waiting is not None:
-            store(*waiting)
-        waiting = start, score(rows_cd, forms_qdd, vectors_kd)
-    if waiting is not None:
-        store(*waiting)
+    begun = (
+        (start, score(_chunk(source, start, chunk, mesh), forms_qdd, vectors_kd))
+        for start in bar
+    )
+    for start, scored in _once_the_next_is_begun(begun):
+        store(start, scored)
     check_finite(out)
     return out
+
+
+def _once_the_next_is_begun(items: Iterable[T]) -> Iterator[T]:
+    """Yields items, each after the next was taken: a device works on that one while
+    this one is fetched.
+    """
+    begun: deque[T] = deque()
+    for item in items:
+        begun.append(item)
+        if len(begun) == 2:
+            yield begun.popleft()
+    yield from begun
 
 
 def _chunk(

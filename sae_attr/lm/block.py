@@ -123,13 +123,10 @@ class Block(nn.Module):
         mask_bts = ctx.mask_bts
         if ctx.gap_bts is not None:
             mask_bts = mask_bts & (ctx.gap_bts < facts.window)
+        q_bthc = self._scaled(q_bthc, facts)
         sinks_h = None
         if cfg.sinks:
             sinks_h = self.param("sinks", nn.initializers.zeros, (cfg.n_heads,))
-        scale = cfg.query_scale
-        if cfg.inverse_layer_scale:
-            scale = scale / (facts.layer + 1)
-        q_bthc = q_bthc * jnp.asarray(scale, q_bthc.dtype)
 
         def attended(*parts: KV) -> jax.Array:
             return attend(
@@ -162,6 +159,13 @@ class Block(nn.Module):
         if cfg.qk_norm == "head":
             q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
         return q, k, v
+
+    def _scaled(self, q_bthc: jax.Array, facts: LayerFacts) -> jax.Array:
+        """Queries whose products with keys are the scores of attention."""
+        scale = self.cfg.query_scale
+        if self.cfg.inverse_layer_scale:
+            scale = scale / (facts.layer + 1)
+        return q_bthc * jnp.asarray(scale, q_bthc.dtype)
 
     def _mlp(self, h_btd: jax.Array, tap: Tap) -> jax.Array:
         cfg = self.cfg

@@ -22,7 +22,7 @@ from sae_attr.lm.leaf_places import leaf_shapes
 from sae_attr.lm.model import Params
 from sae_attr.lm.peft_load import load_adapter
 from sae_attr.lm.weight_checks import check_weights
-from sae_attr.lm.weight_files import read_weights
+from sae_attr.lm.weight_files import Weights, read_weights
 from sae_attr.lm.weight_stream import leaf_pieces, streamed
 from sae_attr.parallel import LM_RULES, make_mesh, shard_tree, spec_for
 
@@ -71,13 +71,10 @@ def load_lm(
     cfg = for_mesh(cfg or config_from_hf(hf, config_name(folder)), resid_dtype, mesh)
     added = resolve_model(adapter) if adapter else None
     lora = load_adapter(added) if added else None
-    is_adapter = added is not None and added.resolve() == folder.resolve()
     if folder.is_file():
-        header = read_gguf(folder)
-        weights = read_gguf_weights(header, cfg)
-        types = quantisation_text(quantisation(header))
-        logging.info("%s: dequantised from %s tensors", folder.name, types)
+        weights = _weights_of_gguf(folder, cfg)
     else:
+        is_adapter = added is not None and added.resolve() == folder.resolve()
         weights = read_weights(
             folder, multimodal="text_config" in hf, adapter=is_adapter
         )
@@ -101,3 +98,11 @@ def load_lm(
     if lora and not merge:
         params |= shard_tree({"lora": lora.stacked(cfg, dtype)}, LM_RULES, mesh)
     return cfg, params
+
+
+def _weights_of_gguf(file: Path, cfg: LMConfig) -> Weights:
+    """Maps the tensors of a GGUF file, and logs what they are quantised to."""
+    header = read_gguf(file)
+    types = quantisation_text(quantisation(header))
+    logging.info("%s: dequantised from %s tensors", file.name, types)
+    return read_gguf_weights(header, cfg)

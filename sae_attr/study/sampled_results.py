@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from sae_attr.comparison_records import Direction, SampledAgreement
 from sae_attr.report.page.probe_records import SampledCheck
 from sae_attr.report.specificity_sentences import agreement_sentence
 from sae_attr.steering.groups import group_numbers
-from sae_attr.steering.paired import paired, weighted_mean
+from sae_attr.steering.paired import Paired, paired, weighted_mean
 from sae_attr.steering.plan import UNSTEERED
 from sae_attr.steering.sampled_agreement import (
     binomial_errors,
@@ -119,20 +120,37 @@ def _compared(
     agreement = sampled_agreement(
         direction, rate_kp, base_p, pairs, group_p, settings=settings
     )
+    latents = [condition.latent for condition in conditions]
+    return agreement, _points(results, latents, rate_kp, base_p, pairs)
+
+
+def _points(
+    results: CaseResults,
+    latents: Sequence[int],
+    rate_kp: np.ndarray,
+    base_p: np.ndarray,
+    pairs: Paired,
+) -> list[dict[str, Any]]:
+    """Returns both changes of every latent, with the error of the sampled one.
+
+    Args:
+      rate_kp, base_p: exact rates of each latent's condition, and unsteered.
+      pairs: of the sampled answers.
+    """
     exact_k = exact_changes(rate_kp, base_p, pairs)
     sampled_k = weighted_mean(pairs.diff_kp, pairs.weight_kp)
     error_k = binomial_errors(rate_kp, base_p, pairs)
     points = []
-    for k, condition in enumerate(conditions):
+    for k, latent in enumerate(latents):
         point = {
-            "latent": results.label(condition.latent),
-            "method": _method_of(results, condition.latent),
+            "latent": results.label(latent),
+            "method": _method_of(results, latent),
             "exact": float(exact_k[k]),
             "sampled": float(sampled_k[k]),
             "error": float(error_k[k]),
         }
         points.append(point)
-    return agreement, points
+    return points
 
 
 def _method_of(results: CaseResults, latent: int) -> str:

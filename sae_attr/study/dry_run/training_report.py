@@ -157,6 +157,21 @@ def _status(name: str, done: int, steps: int) -> Status:
 # ---- SAEs ----------------------------------------------------------------------------
 
 
+def _training_cost(
+    settings: SAETrainingSettings, job: SAEJob, folder: epath.Path
+) -> tuple[StageCost, Status]:
+    """Returns what is left of the training of one SAE, and how far it is.
+
+    Args:
+      folder: of the SAE, with checkpoints if its training was begun.
+    """
+    done = checkpoints.latest(folder / "checkpoints") or 0
+    left = max(job.cfg.steps - done, 0) * settings.batch_size
+    name = f"training at {job.sites.read}"
+    cost = StageCost(name, flops=left * step_flops(job.cfg))
+    return cost, _status(name, done, job.cfg.steps)
+
+
 def sae_training_dry_run(
     settings: SAETrainingSettings,
     jobs: Sequence[SAEJob],
@@ -192,13 +207,10 @@ def sae_training_dry_run(
     statuses = [Status("activations", "missing", "")]
     for job in jobs:
         folder = workdir if len(jobs) == 1 else workdir / str(job.sites.read)
-        done = checkpoints.latest(folder / "checkpoints") or 0
-        name = f"training at {job.sites.read}"
-        left = max(job.cfg.steps - done, 0) * settings.batch_size
-        costs.append(StageCost(name, flops=left * step_flops(job.cfg)))
-        costs.append(_held_out_cost(settings, job, cfg))
-        statuses.append(_status(name, done, job.cfg.steps))
-        statuses.append(Status(costs[-1].stage, "missing", ""))
+        training, status = _training_cost(settings, job, folder)
+        held_out = _held_out_cost(settings, job, cfg)
+        costs += [training, held_out]
+        statuses += [status, Status(held_out.stage, "missing", "")]
     rates = rates_of(cfg, Batch(), settings.dtype)
     report.add_stages(costs, rates, statuses)
     return report
