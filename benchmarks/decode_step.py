@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -27,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks._shapes import random_model
+from benchmarks._timing import seconds
 from sae_attr.lm.cache import Cache, init_cache
 from sae_attr.lm.config import LMConfig
 from sae_attr.lm.decode import Rows, drawn, empty_completions, next_tokens
@@ -154,10 +154,7 @@ def timed(runs: Parts, rounds: int) -> dict[str, tuple[float, float]]:
     best = dict.fromkeys(runs, (float("inf"), float("inf")))
     for _ in range(rounds):
         for name, run in runs.items():
-            clock, processor = time.perf_counter(), time.process_time()
-            jax.block_until_ready(run())
-            took = time.perf_counter() - clock, time.process_time() - processor
-            wall, cpu = (1000 * seconds / STEPS for seconds in took)
+            wall, cpu = (1000 * took / STEPS for took in seconds(run))
             best[name] = min(best[name][0], wall), min(best[name][1], cpu)
     return best
 

@@ -25,15 +25,14 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks._products import product_seconds
 from benchmarks._shapes import SHAPES, block_weights, random_model, torch_model
+from benchmarks._timing import product_seconds, seconds
 from benchmarks.decode_step import parts_alone, timed
 from sae_attr.hooks import Site
 from sae_attr.lm.config import LMConfig
@@ -43,16 +42,6 @@ from sae_attr.parallel import make_mesh
 from sae_attr.steering import Plan, Sampler, every_condition, sample_batches
 
 LEAST = 3.0  # times as many tokens a second as transformers
-
-Seconds = tuple[float, float]
-"""On the clock, and of processor time over all threads."""
-
-
-def measured(run: Callable[[], Any]) -> Seconds:
-    """Returns the seconds of one run."""
-    clock, processor = time.perf_counter(), time.process_time()
-    run()
-    return time.perf_counter() - clock, time.process_time() - processor
 
 
 def our_sweep(
@@ -156,22 +145,22 @@ def torch_batch(
     return run
 
 
-def show_limit(cfg: LMConfig, operations: float, seconds: dict[str, float]) -> None:
+def show_limit(cfg: LMConfig, operations: float, walls: dict[str, float]) -> None:
     """Prints the rate of the sweep's products beside that of one large product of an
     MLP's shape, and how many times as fast as transformers that one would make it.
 
     Args:
-      seconds: of each side.
+      walls: seconds of each side.
     """
     m, k, n = 2048, cfg.d_model, cfg.d_mlp
     bare = 2 * m * k * n / product_seconds(m, k, n, rounds=30)[0]
-    rate = operations / seconds["sweep"]
+    rate = operations / walls["sweep"]
     print(
         f"products of the sweep: {rate / 1e9:.0f} GF/s, {rate / bare:.2f} of a bare "
         f"product's {bare / 1e9:.0f}"
     )
-    if "transformers" in seconds:
-        most = seconds["transformers"] * bare / operations
+    if "transformers" in walls:
+        most = walls["transformers"] * bare / operations
         print(f"with nothing but products at that rate: at most {most:.2f}")
 
 
@@ -190,9 +179,9 @@ def fastest(
         run, times = sweep_of(rows)
         if times == 1:
             run()
-        seconds = times * measured(run)[0]
-        print(f"  {side} at {rows} rows: {seconds:.1f} s", flush=True)
-        best = min(best, (seconds, rows, run, times), key=lambda one: one[0])
+        took = times * seconds(run)[0]
+        print(f"  {side} at {rows} rows: {took:.1f} s", flush=True)
+        best = min(best, (took, rows, run, times), key=lambda one: one[0])
     return best[1:]
 
 
@@ -233,7 +222,7 @@ def main() -> None:
     tokens = dict.fromkeys(sides, 0)
     for _ in range(args.rounds):
         for name, (run, times) in sides.items():
-            took = measured(lambda run=run, name=name: tokens.update({name: run()}))
+            took = seconds(lambda run=run, name=name: tokens.update({name: run()}))
             best[name] = tuple(map(min, best[name], (s * times for s in took)))  # type: ignore[assignment]
     for name, (wall, cpu) in best.items():
         count = tokens[name] * sides[name][1]

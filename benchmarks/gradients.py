@@ -25,7 +25,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -36,8 +35,8 @@ import jax
 import numpy as np
 
 from benchmarks._peer import Peer
-from benchmarks._products import product_seconds
 from benchmarks._shapes import SHAPES, random_model
+from benchmarks._timing import product_seconds, seconds
 from benchmarks.operations import least_operations
 from sae_attr.attribution.gradients import act_and_grad
 from sae_attr.hooks import Site
@@ -83,15 +82,6 @@ def write_weights(params: Params, folder: Path) -> None:
     arrays |= {f"final.{leaf}": w for leaf, w in params["final_norm"].items()}
     named: Any = {name: np.asarray(w) for name, w in arrays.items()}
     np.savez(folder / "weights.npz", **named)
-
-
-def seconds(run: Callable[[], Any]) -> tuple[float, float]:
-    """Times one call to the end of its computation, on the clock and of the processor,
-    in seconds.
-    """
-    start, cpu_start = time.perf_counter(), time.process_time()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start, time.process_time() - cpu_start
 
 
 def best_batches(runs: dict[str, Run], sizes: list[int]) -> dict[str, int]:

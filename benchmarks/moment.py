@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -25,19 +24,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks._timing import seconds
 from sae_attr.attribution.scores import Moment, attribute, moment, score_moment
 
 PAIRS, TOKENS, D = 148, 256, 768
 ALL_TOKENS = PAIRS * 2 * TOKENS
 BATCH = 2048  # tokens that are added to the moment at a time
 FILL = 2**14  # rows that are drawn at a time
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """Times one call to the end of its computation, in seconds."""
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
 
 
 def unit_rows_in_place(n: int) -> jax.Array:
@@ -87,7 +80,7 @@ def measure_moment(repeats: int) -> dict[str, float]:
             total = step(total, acts, grads, weights)
         return total
 
-    best = min(seconds(every_token) for _ in range(repeats))
+    best = min(seconds(every_token)[0] for _ in range(repeats))
     return {"seconds": best, "temporary_bytes": temporary_bytes(step)}
 
 
@@ -98,7 +91,7 @@ def best_times(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, fl
         for name, run in runs.items():
             # The bare product takes one chunk, and is short: four calls a turn.
             calls = 4 if name == "bare" else 1
-            times[name] += [seconds(run) for _ in range(calls)]
+            times[name] += [seconds(run)[0] for _ in range(calls)]
     return {name: min(values) for name, values in times.items()}
 
 

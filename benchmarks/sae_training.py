@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks._peer import Peer
-from benchmarks._products import product_seconds
+from benchmarks._timing import product_seconds
 from sae_attr.sae.train_config import TrainConfig
 from sae_attr.sae.train_state import first_state
 from sae_attr.sae.update import compiled_step

@@ -115,7 +115,7 @@ def measure(folder: str) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from benchmarks._products import product_seconds
+    from benchmarks._timing import product_seconds
     from sae_attr.attribution import Moment, score_moment
     from sae_attr.attribution.decoder_pass import rows_at_a_time
     from sae_attr.sae.formats import open_decoder

@@ -13,7 +13,6 @@ touch.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks._timing import seconds
 from sae_attr.lm.hf_config import config_from_hf
 from sae_attr.lm.next_token import TokenBatch, init_state
 from sae_attr.lm.optimizer import Optimizer
@@ -101,13 +101,6 @@ def torchs() -> Callable[[], None]:
     return steps
 
 
-def timed(steps: Callable[[], None]) -> tuple[float, float]:
-    """Seconds on the clock and of processor time."""
-    clock, cpu = time.perf_counter(), time.process_time()
-    steps()
-    return time.perf_counter() - clock, time.process_time() - cpu
-
-
 def main() -> None:
     """Prints a row for each side."""
     sides = {f"{scan} steps a program": ours(scan) for scan in (1, 5, 20)}
@@ -120,7 +113,7 @@ def main() -> None:
         steps()  # compiles
     for _ in range(ROUNDS):
         for name, steps in sides.items():
-            times[name].append(timed(steps))
+            times[name].append(seconds(steps))
     print(f"{'side':<22} {'tokens/s':>9} {'cpu':>9}")
     for name, found in times.items():
         clock, cpu = (min(column) for column in zip(*found))

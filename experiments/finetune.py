@@ -284,15 +284,16 @@ def run(config: ConfigDict, inputs: Inputs, workdir: epath.Path) -> dict[str, An
         assemble=assemble,
     )
     last = result.state.trained
+    whole = assemble(frozen, last)
+    write_model(Path(workdir), config, cfg, lora, whole, last)
     best, best_text = _training.best_leaves(result, workdir)
-    for leaves, suffix in ((last, ""), (best, "-best")):
-        if leaves is not None:
-            whole = assemble(frozen, leaves)
-            write_model(Path(workdir), config, cfg, lora, whole, leaves, suffix)
+    if best is not None:
+        whole_best = assemble(frozen, best)
+        write_model(Path(workdir), config, cfg, lora, whole_best, best, "-best")
     files = {}
     if lora is not None and inputs.held_out:
         states = example_states(
-            assemble(frozen, last),
+            whole,
             inputs.held_out,
             cfg=cfg,
             layers=check_lora(cfg, lora),
